@@ -1,0 +1,146 @@
+"""The student: a plain ViT that turns one RGB frame into the teacher's 14x14 geometric features.
+
+Written so that it exports clean: LayerNorm stays one op, attention is three visible products with the scale on
+the query alone, positions are one constant, and input normalisation is inside the graph (arXiv 2010.11929, 2012.12877).
+"""
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+HEAD_WIDTH = 64  # fused attention in TensorRT wants 16, 32 or 64
+WIDTHS = {"ti": 192, "s": 384, "b": 768}
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    size: Literal["ti", "s", "b"] = "ti"
+    out_dim: int = 256      # D, the teacher's feature width
+    depth: int = 12
+    image_size: int = 224   # px, square; 224 / 16 = the 14x14 grid of the targets
+    patch: int = 16         # px
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch:
+            raise ValueError(f"student.image_size {self.image_size} is no multiple of student.patch {self.patch}")
+
+    @property
+    def width(self) -> int:
+        return WIDTHS[self.size]
+
+    @property
+    def grid(self) -> int:
+        return self.image_size // self.patch
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.heads = width // HEAD_WIDTH
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = (t.reshape(b, n, self.heads, HEAD_WIDTH).transpose(1, 2) for t in self.qkv(x).split(c, dim=-1))
+        if self.training:
+            y = F.scaled_dot_product_attention(q, k, v)             # [B,h,N,64]
+        else:
+            weights = (q * HEAD_WIDTH**-0.5) @ k.transpose(-2, -1)  # [B,h,N,N]
+            y = weights.softmax(-1) @ v                             # [B,h,N,64]
+        return self.proj(y.transpose(1, 2).reshape(b, n, c))        # [B,N,C]
+
+
+class Block(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class Student(nn.Module):
+    """frames [B,3,224,224] in [0,1] -> standardised teacher features [B,D,14,14] (unitless, per-channel mean 0, std 1).
+
+    `target_mean` and `target_std` ([D], from the feature store) undo the standardisation: see `destandardise`.
+    """
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    target_mean: Tensor
+    target_std: Tensor
+
+    def __init__(self, config: StudentConfig):
+        super().__init__()
+        self.config = config
+        width, grid = config.width, config.grid
+        self.register_buffer("pixel_mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+        self.register_buffer("target_mean", torch.zeros(config.out_dim))
+        self.register_buffer("target_std", torch.ones(config.out_dim))
+        self.patch_embed = nn.Conv2d(3, width, config.patch, config.patch)
+        self.positions = nn.Parameter(torch.zeros(1, grid * grid, width))
+        self.blocks = nn.ModuleList(Block(width) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, config.out_dim)
+        self.apply(_init)
+        nn.init.trunc_normal_(self.positions, std=0.02)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = (frames - self.pixel_mean) / self.pixel_std
+        x = self.patch_embed(x).flatten(2).transpose(1, 2) + self.positions  # [B,N,C], N = 196
+        for block in self.blocks:
+            x = block(x)
+        x = self.head(self.norm(x))                                          # [B,N,D]
+        return x.transpose(1, 2).unflatten(2, (self.config.grid, self.config.grid))  # [B,D,14,14]
+
+    def destandardise(self, features: Tensor) -> Tensor:
+        """Standardised [B,D,H,W] back to the teacher's own units."""
+        return features * self.target_std.view(1, -1, 1, 1) + self.target_mean.view(1, -1, 1, 1)
+
+
+def save_student(student: Student, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Writes folder/student.safetensors and folder/student.json, each beside and renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().to("cpu", dtype if k.split(".")[0] in _WEIGHTS else torch.float32).contiguous()
+             for k, v in student.state_dict().items()}
+    weights, about = folder / "student.safetensors", folder / "student.json"
+    beside = weights.with_suffix(f".{os.getpid()}")
+    save_file(state, beside)
+    beside.replace(weights)
+    beside = about.with_suffix(f".{os.getpid()}")
+    beside.write_text(json.dumps(asdict(student.config), indent=2) + "\n")
+    beside.replace(about)
+
+
+def load_student(folder: Path | str) -> Student:
+    """The student that `save_student` wrote, float32, in eval mode. Raises ValueError if the folder holds none."""
+    folder = Path(folder)
+    about, weights = folder / "student.json", folder / "student.safetensors"
+    if not (about.is_file() and weights.is_file()):
+        raise ValueError(f"{folder}: holds no student (student.json, student.safetensors); "
+                         "make one with: vega3d distill run")
+    student = Student(StudentConfig(**json.loads(about.read_text())))
+    student.load_state_dict({k: v.float() for k, v in load_file(weights).items()}, strict=True)
+    return student.eval()
+
+
+_WEIGHTS = {"patch_embed", "positions", "blocks", "norm", "head"}  # what may be stored in half precision
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
