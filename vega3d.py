@@ -51,7 +51,8 @@ def fail(message: str, code: int = 2) -> None:
 def _run(room: str, args: list[str]) -> None:
     import tyro  # after --help: it costs a third of a second
 
-    verbs = importlib.import_module(f"{room}.cli").VERBS
+    module = importlib.import_module(f"{room}.cli")
+    verbs = module.VERBS
     verb = args.pop(0) if args and args[0] in verbs else ""
     if verb not in verbs:
         named = [v for v in verbs if v]
@@ -61,7 +62,10 @@ def _run(room: str, args: list[str]) -> None:
                 f"  {v:10} {(verbs[v].__doc__ or '').strip().splitlines()[0]}" for v in named))
             return
         fail(f"{room}: no verb {asked!r}; there are: {', '.join(named)}")
-    tyro.cli(verbs[verb], prog=f"vega3d {room} {verb}".strip(), args=args)
+    if verb in getattr(module, "PARSES_ITSELF", ()):
+        verbs[verb](args)
+    else:
+        tyro.cli(verbs[verb], prog=f"vega3d {room} {verb}".strip(), args=args)
 
 
 def _one_line(error: Exception) -> str:

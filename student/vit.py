@@ -11,9 +11,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+SHIPPED = Path(__file__).parent / "weights" / "vit-ti"  # distilled from wan-nano; see its card
 HEAD_WIDTH = 64  # fused attention in TensorRT wants 16, 32 or 64
 WIDTHS = {"ti": 192, "s": 384, "b": 768}
 
@@ -25,6 +27,7 @@ class StudentConfig:
     depth: int = 12
     image_size: int = 224   # px, square; 224 / 16 = the 14x14 grid of the targets
     patch: int = 16         # px
+    teacher: str = ""       # digest of the tower spec whose features it speaks; set by the run
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch:
@@ -131,8 +134,11 @@ def load_student(folder: Path | str) -> Student:
     if not (about.is_file() and weights.is_file()):
         raise ValueError(f"{folder}: holds no student (student.json, student.safetensors); "
                          "make one with: vega3d distill run")
-    student = Student(StudentConfig(**json.loads(about.read_text())))
-    student.load_state_dict({k: v.float() for k, v in load_file(weights).items()}, strict=True)
+    try:
+        student = Student(StudentConfig(**json.loads(about.read_text())))
+        student.load_state_dict({k: v.float() for k, v in load_file(weights).items()}, strict=True)
+    except (SafetensorError, RuntimeError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder}: not a whole student ({' '.join(str(error).split())[:200]}); distil it again") from error
     return student.eval()
 
 

@@ -1,0 +1,41 @@
+# make setup   a bare Debian machine -> environment in .venv (apt packages for headless rendering included)
+# make run     the main job: distil, export, benchmark, report
+# make test    everything CI checks
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup run test lint clean
+
+setup: $(STAMP)
+	@$(BIN)/python -m scenes.doctor
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && sh setup-apt.sh || true
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch first and pinned: a bare `torch` would bring several GB of CUDA packages
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt tensorrt-rtx-cu13==1.7.1.116 2>/dev/null \
+		|| echo "setup: TensorRT-RTX could not be installed: engines will not be built here (ONNX and INT8 will)"
+	@$(BIN)/vega3d teacher fetch
+	@touch $@
+
+run: setup
+	$(BIN)/vega3d distill run
+	$(BIN)/vega3d export onnx
+	$(BIN)/vega3d export trt --int8
+	$(BIN)/vega3d bench
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check . --fix
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist *.egg-info

@@ -1,0 +1,131 @@
+"""A run's configuration: frozen dataclasses, filled from YAML and the command line; an unknown key is an error."""
+import difflib
+import types
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from student.vit import StudentConfig
+from teacher.train import HeadsConfig
+from teacher.wan import Tap
+
+
+@dataclass(frozen=True)
+class ScenesConfig:
+    path: Path | None = None      # a folder of rendered clips, a video or a folder of images; None: furnished rooms
+    furniture: Path | None = None  # a furniture pack; None: the CC0 one that ships
+    train: int = 90               # rooms in each split; ignored with a path
+    val: int = 8
+    test: int = 24
+    clips_per_room: int = 2
+    frames: int = 5               # per clip, 4n+1
+    seed: int = 0
+    workers: int = 2              # rendering processes
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.frames % 4 != 1:
+            raise ValueError(f"scenes.frames is {self.frames}, expected 4n+1 (1, 5, 9, 17)")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    generator: str = "wan-nano"   # or a local folder in the diffusers layout
+    tap: Tap = field(default_factory=Tap)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    controls: tuple[Literal["zeros", "noise", "rgb", "vae"], ...] = ("zeros",)
+
+
+@dataclass(frozen=True)
+class StudentTraining:
+    model: StudentConfig = field(default_factory=StudentConfig)
+    init: Literal["shipped", "scratch"] = "shipped"  # shipped: start from the ViT-Ti in student/weights
+    epochs: int = 3
+    batch: int = 32               # frames
+    lr: float = 2e-4
+    weight_decay: float = 0.05
+    l1_weight: float = 0.5        # of the token loss
+    relation_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"student.{name} is {getattr(self, name)}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    name: str | None = None       # runs/NAME; None: the next free runs/001, runs/002 …
+    runs: Path = Path("runs")
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentTraining = field(default_factory=StudentTraining)
+    seeds: tuple[int, ...] = (0,)  # heads and student are trained once for each; the first one is exported
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def load_config(path: Path) -> RunConfig:
+    """Reads YAML. Raises ValueError naming the key: unknown (with the nearest match) or of the wrong type."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such config file")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    return _build(RunConfig, data or {}, str(path))
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML that `load_config` reads back."""
+    return yaml.safe_dump(_plain(config), sort_keys=False)
+
+
+def _build(kind: type, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}: got {data!r}, expected keys and values")
+    hints = get_type_hints(kind)
+    values = {}
+    for key, value in data.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, 1, 0.5)
+            raise ValueError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else
+                             f"; there are: {', '.join(hints)}"))
+        values[key] = _value(hints[key], value, f"{where}: {key}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _value(next(a for a in args if a is not type(None)), value, where)
+    if is_dataclass(kind):
+        return _build(kind, value, where)  # type: ignore[arg-type]
+    if origin is Literal:
+        if value not in args:
+            raise ValueError(f"{where} is {value!r}, expected one of: {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where} is {value!r}, expected a list")
+        return tuple(_value(args[0], v, where) for v in value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{where} is {value!r}, expected {kind.__name__}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value

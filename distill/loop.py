@@ -1,0 +1,134 @@
+"""Distillation: the student regresses the teacher's standardised features, frame by frame."""
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from distill.config import StudentTraining
+from distill.losses import relation_loss, token_loss
+from distill.maps import save_maps
+from student.vit import SHIPPED, Student, load_student, save_student
+from teacher.checkpoint import load_checkpoint, save_checkpoint
+from teacher.examples import Examples
+from teacher.schedule import set_lr
+from teacher.train import Stream
+from teacher.wan import spec_digest
+
+CHECKPOINT_SECONDS = 30.0
+
+
+def build_student(config: StudentTraining, teacher: str, mean: Tensor, std: Tensor, seed: int) -> Student:
+    """A student for the teacher with spec digest `teacher` and feature moments mean, std [D].
+
+    init "shipped" takes the shipped ViT-Ti whole if it was distilled from this very teacher (its moments included),
+    else its trunk alone. Raises ValueError if the sizes differ.
+    """
+    torch.manual_seed(seed)
+    student = Student(replace(config.model, out_dim=len(mean), teacher=teacher))
+    student.target_mean.copy_(mean)
+    student.target_std.copy_(std)
+    if config.init == "scratch":
+        return student
+    shipped = load_student(SHIPPED)
+    if shipped.config.teacher == teacher and shipped.config == student.config:
+        return shipped.train()
+    if replace(shipped.config, out_dim=0, teacher="") != replace(student.config, out_dim=0, teacher=""):
+        raise ValueError(f"student.init=shipped: the shipped student is a ViT-{shipped.config.size.title()}, "
+                         f"asked for {config.model}; use --student.init scratch")
+    trunk = {k: v for k, v in shipped.state_dict().items() if not k.startswith(("head.", "target_"))}
+    student.load_state_dict(trunk, strict=False)
+    return student
+
+
+def train_student(student: Student, train: Examples, held_out: Examples, config: StudentTraining, seed: int,
+                  folder: Path) -> Student:
+    """Trains in place and returns the student in eval mode; writes folder/student.safetensors and .json.
+
+    A killed run resumes from folder/student.ckpt.safetensors and ends at the same weights. Every epoch appends to
+    folder/metrics.jsonl and draws teacher and student side by side into folder/maps.
+    """
+    device = train.device
+    student = student.to(device).train()
+    optimizer = torch.optim.AdamW(_groups(student, config.weight_decay), lr=config.lr, betas=(0.9, 0.98))
+    total = config.epochs * (per_epoch := train.steps(config.batch))
+    path = folder / "student.ckpt.safetensors"
+    key = spec_digest({"seed": seed, "examples": train.ids, **asdict(config), **asdict(student.config),
+                       **{n: s.key for n, s in train.stores.items()}})
+    step = load_checkpoint(path, {"student": student}, optimizer, key)
+    forward = torch.compile(student) if device.type == "cuda" else student
+    saved = time.monotonic()
+    with Progress() as progress:
+        bar = progress.add_task(f"student: seed {seed}", total=total, completed=step)
+        for epoch in range(step // per_epoch, config.epochs):
+            losses = torch.zeros(2, device=device)
+            for batch in train.batches(config.batch, seed, epoch, skip=step - epoch * per_epoch):
+                set_lr(optimizer, config.lr, step, total, warm=max(1, total // 20))
+                losses += _step(student, forward, optimizer, batch["frames"], batch["generative"], config)
+                step += 1
+                progress.update(bar, completed=step)
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    save_checkpoint(path, step, {"student": student}, optimizer, key)
+                    saved = time.monotonic()
+            row = {"seed": seed, "epoch": epoch + 1, "token_loss": losses[0].item() / per_epoch,
+                   "relation_loss": losses[1].item() / per_epoch, **fidelity(student, held_out)}
+            _append(folder / "metrics.jsonl", row)
+            progress.console.print(f"student: epoch {epoch + 1}/{config.epochs}  loss {row['token_loss']:.3f}  "
+                                   f"held-out cosine {row['cosine_mean']:.3f}", highlight=False)
+            if epoch + 1 in (1, config.epochs) or (epoch + 1) % 10 == 0:
+                save_maps(student, held_out, folder / "maps" / f"epoch_{epoch + 1:03d}.png")
+            student.train()
+    save_student(student.cpu(), folder)
+    path.unlink(missing_ok=True)
+    return student.to(device).eval()
+
+
+@torch.inference_mode()
+def fidelity(student: Student, examples: Examples, stream: Stream | None = None) -> dict[str, float]:
+    """Cosine between student and teacher tokens (standardised): mean and 1st percentile over all held-out tokens.
+
+    `stream`: features in raw units that speak for the student, an exported file's; None: the student's own.
+    """
+    student.eval()
+    cosines = []
+    for _, example in examples.in_order():
+        raw = stream(example) if stream else None
+        out = student(example["frames"].float() / 255) if raw is None else standardise(raw, student)
+        target = standardise(example["generative"], student)
+        cosines.append(torch.cosine_similarity(out, target, dim=1).flatten())
+    whole = torch.cat(cosines)
+    return {"cosine_mean": whole.mean().item(), "cosine_p1": whole.cpu().float().quantile(0.01).item()}
+
+
+def standardise(features: Tensor, student: Student) -> Tensor:
+    """Raw teacher features [B,D,14,14] -> zero mean, unit deviation per channel, by the student's own moments."""
+    return (features.float() - student.target_mean.view(1, -1, 1, 1)) / student.target_std.view(1, -1, 1, 1)
+
+
+def _step(student: Student, forward, optimizer: torch.optim.Optimizer, frames: Tensor, raw: Tensor,
+          config: StudentTraining) -> Tensor:
+    target = standardise(raw, student)
+    with torch.autocast(frames.device.type, torch.bfloat16, enabled=frames.device.type == "cuda"):
+        out = forward(frames.float() / 255)
+    token, relation = token_loss(out, target, config.l1_weight), relation_loss(out, target)
+    optimizer.zero_grad(set_to_none=True)
+    (token + config.relation_weight * relation).backward()
+    torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+    optimizer.step()
+    return torch.stack([token.detach(), relation.detach()])
+
+
+def _groups(student: Student, weight_decay: float) -> list[dict]:
+    # norms, biases and positions are not decayed (arXiv 2012.12877)
+    decayed = [p for p in student.parameters() if p.ndim > 1 and p is not student.positions]
+    rest = [p for p in student.parameters() if p.ndim <= 1 or p is student.positions]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def _append(path: Path, row: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")

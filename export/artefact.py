@@ -1,0 +1,85 @@
+"""A file that is shipped: written beside and renamed, its facts inside it (ONNX metadata) and in a JSON next to it."""
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+Facts = dict[str, Any]
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A scratch name in the same folder, renamed to `path` if the block ends well, removed if it does not."""
+    scratch = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield scratch
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def save_onnx(model: onnx.ModelProto, path: Path, facts: Facts) -> Facts:
+    """Writes the model with `facts` as its metadata, and path.json with the same facts, its sha256 and its size.
+
+    The same model and facts give the same bytes. Returns what the JSON holds.
+    """
+    stamped = onnx.ModelProto()
+    stamped.CopyFrom(model)
+    onnx.helper.set_model_props(stamped, {key: _text(facts[key]) for key in sorted(facts)})
+    return save_bytes(stamped.SerializeToString(deterministic=True), path, facts)
+
+
+def save_bytes(content: bytes, path: Path, facts: Facts) -> Facts:
+    """Writes `content` and its sidecar. The sidecar goes last: a file without one is never taken for a finished one."""
+    sidecar_path(path).unlink(missing_ok=True)
+    with beside(path) as scratch:
+        scratch.write_bytes(content)
+    sidecar = {"schema": 1, "file": path.name, "sha256": hashlib.sha256(content).hexdigest(),
+               "size_mb": round(len(content) / 1e6, 3), **facts}
+    write_json(sidecar, sidecar_path(path))
+    return sidecar
+
+
+def up_to_date(path: Path, cache_key: str) -> Facts | None:
+    """The sidecar of `path`, if the file is whole and was made from the same inputs (`cache_key`); else None."""
+    try:
+        sidecar: Facts = json.loads(sidecar_path(path).read_text())
+        whole = sidecar["cache_key"] == cache_key and sidecar["sha256"] == sha256(path)
+    except (OSError, ValueError, KeyError):
+        return None
+    return sidecar if whole else None
+
+
+def discard(path: Path) -> None:
+    """Removes an artefact and its sidecar, if they exist."""
+    path.unlink(missing_ok=True)
+    sidecar_path(path).unlink(missing_ok=True)
+
+
+def sidecar_path(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def write_json(content: Facts, path: Path) -> None:
+    with beside(path) as scratch:
+        scratch.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(*parts: Any) -> str:
+    """A short key of anything JSON can hold: equal parts give equal keys."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _text(fact: Any) -> str:
+    return fact if isinstance(fact, str) else json.dumps(fact, sort_keys=True)

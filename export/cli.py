@@ -1,0 +1,141 @@
+"""`vega3d export …`: thin verbs; what they do lives in pipeline.py, engines.py and qdq.py."""
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from export.engines import Engine
+    from export.pipeline import Exporter, Made
+
+LATEST = Path("runs/latest")
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+def onnx(run: Path = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16", "int8"),
+         batch: int | Literal["dynamic"] = 1, max_drop: float | None = None, layers: bool = False) -> None:
+    """The student as ONNX: FP32, FP16 and INT8 (for TensorRT, and for CPU and web), each gated on held-out frames.
+
+    Args:
+        run: a run folder of `vega3d distill run`
+        precision: which to make
+        batch: frames a call; "dynamic" leaves it open
+        max_drop: budget for 1 - mean token cosine of INT8; the worst layers go back to half until it is kept
+        layers: also print the tensors where INT8 is furthest from FP32
+    """
+    console = _console()
+    exporter = _exporter(run, batch, max_drop, console)
+    made = [file for each in precision for file in _with_status(console, exporter, each)]
+    _print_made(console, made)
+    if layers:
+        _print_layers(console, exporter)
+    console.print(f"in {exporter.run.out}")
+
+
+def trt(run: Path = LATEST, int8: bool = True, sm: tuple[int, ...] = (), target: Literal["auto", "rtx", "trt"] = "auto",
+        batch: int | Literal["dynamic"] = 1, max_drop: float | None = None) -> None:
+    """TensorRT engines: INT8 (or --no-int8: FP16) for this GPU, or TensorRT-RTX for cards that are not here.
+
+    Args:
+        run: a run folder of `vega3d distill run`
+        int8: INT8 linear layers, FP16 elsewhere; --no-int8 for FP16 throughout
+        sm: compute capabilities to build for with TensorRT-RTX (default 86 89 120: RTX 30, 40, 50)
+        target: auto takes TensorRT where there is a GPU, else TensorRT-RTX ahead of time
+        batch: frames a call; "dynamic" builds for 1 to 32
+        max_drop: budget for 1 - mean token cosine of INT8; the worst layers go back to half until it is kept
+    """
+    from export.engines import make_engines, site
+
+    console = _console()
+    where = site(target, sm, console.print)  # before the long work: a missing package is known at once
+    exporter = _exporter(run, batch, max_drop, console)
+    precision: Precision = "int8" if int8 else "fp16"
+    made = _with_status(console, exporter, precision)
+    engines = make_engines(exporter, where, precision)
+    _print_made(console, made)
+    _print_engines(console, engines)
+    console.print(f"in {exporter.run.out}")
+
+
+def check(model: Annotated[Path, tyro.conf.Positional], target: str = "trt10", all: bool = False) -> None:
+    """Where Q/DQ sit in any ONNX model, held against what a target accepts; exit 2 and a line for each broken rule.
+
+    Args:
+        model: an ONNX file, anybody's
+        target: trt10, trt11, rtx, trt8.6, jetson-orin-jp6, jetson-orin-jp62, jetson-orin-jp72, jetson-thor or cpu
+        all: a line for every node, where the same rule breaks at many
+    """
+    from export.qdq import brief, check_qdq, read_onnx, summary
+    from export.targets import target_called
+
+    chosen = target_called(target)
+    proto = read_onnx(model)
+    broken = check_qdq(proto, chosen)
+    for line in map(str, broken) if all else brief(broken):
+        print(line)
+    if broken:
+        raise ValueError(f"{model}: not for {target} ({chosen.what}): rules broken at {len(broken)} places")
+    print(f"{model}: ok for {target} ({chosen.what}); {summary(proto)}")
+
+
+VERBS = {"onnx": onnx, "trt": trt, "check": check}
+
+
+def _console():
+    from rich.console import Console
+    return Console(file=sys.stdout)  # this very stream: the exporter and NNCF are silenced by swapping sys.stdout
+
+
+def _exporter(run: Path, batch, max_drop: float | None, console) -> "Exporter":
+    with console.status("reading the run"):
+        import torch
+
+        from export.pipeline import Exporter, Options
+        from export.source import open_run
+        torch.set_grad_enabled(False)
+        return Exporter(open_run(run), Options(batch=batch, max_drop=max_drop), console.print)
+
+
+def _with_status(console, exporter: "Exporter", precision: Precision) -> "list[Made]":
+    with console.status(f"{precision} …"):
+        return exporter.make(precision)
+
+
+def _print_made(console, made: "list[Made]") -> None:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for name in ("file", "MB", "cosine mean", "p1", "delta1 drop", "verdict"):
+        table.add_column(name, justify="left" if name in ("file", "verdict") else "right", no_wrap=True)
+    in_half = []
+    for file in made:
+        parity = file.parity
+        drop = "-" if parity["delta1_drop"] is None else f"{parity['delta1_drop']:+.2f}"
+        table.add_row(file.kind.file, f"{file.facts['size_mb']:.1f}", f"{parity['cosine_mean']:.6f}",
+                      f"{parity['cosine_p1']:.6f}", drop, "passed")
+        floats = file.facts.get("quantisation", {}).get("float_layers")
+        if floats:
+            in_half.append(f"{file.kind.file}: in half precision: {', '.join(floats)}")
+    console.print(table)
+    for line in in_half:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _print_engines(console, engines: "list[Engine]") -> None:
+    for engine in engines:
+        facts = engine.facts
+        parity = facts["parity"]
+        gated = f"cosine {parity['cosine_mean']:.6f}, passed" if parity else facts["device"]
+        took = "up to date" if engine.reused else f"built in {facts['build_seconds']:.1f} s"
+        line = f"{engine.path.name}  {facts['size_mb']:.1f} MB, {took}; {gated}"
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _print_layers(console, exporter: "Exporter") -> None:
+    from export.layers import layerwise, worst
+    from export.source import to_input
+
+    worst_frame = exporter.gate.heldout.frames[:1]
+    for row in worst(layerwise(exporter.fp32, exporter.signed[0], to_input(worst_frame))):
+        console.print(f"  {row.tensor:50} cosine {row.cosine:.6f}  relative error {row.relative_error:.4f}")

@@ -1,0 +1,137 @@
+"""The gate: an artefact that does not speak like the FP32 student on held-out frames gets no final name.
+
+Three views, because each misses what another sees: token cosine (direction), relative error (size), and a depth
+probe, fitted on FP32 features and asked of the candidate's (what a user would lose).
+"""
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+
+from export.probe import DepthProbe
+from export.source import HELDOUT_FRAMES, Frames, to_input
+
+Precision = Literal["fp32", "fp16", "int8"]
+Model = Callable[[np.ndarray], np.ndarray]  # frames [N,3,H,W] float in [0,1] -> features [N,D,h,w]
+
+
+class GateError(ValueError):
+    """An artefact failed its parity gate."""
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    cosine_mean: float     # mean over tokens, at least
+    cosine_p1: float       # 1st percentile over tokens, at least
+    relative_error: float  # |candidate - reference| / |reference|, at most: a wrong scale has cosine 1
+    delta1_drop: float     # points of depth delta1 lost, at most
+
+
+# fp32 allows for another order of summation, fp16 for 11 bits of mantissa in every layer. int8: an honest trained ViT
+# measures about .999 / .995; Q/DQ on one residual stream, a clipped range or a wrong mean falls far below .99 / .95.
+THRESHOLDS: dict[Precision, Thresholds] = {
+    "fp32": Thresholds(0.99999, 0.9999, 0.005, 0.1),
+    "fp16": Thresholds(0.999, 0.99, 0.05, 0.5),
+    "int8": Thresholds(0.99, 0.95, 0.15, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How a candidate compares with the FP32 student. delta1 in percent, its drop in points; None without depth."""
+    frames: int
+    cosine_mean: float
+    cosine_p1: float
+    relative_error: float
+    delta1_reference: float | None
+    delta1_candidate: float | None
+    delta1_drop: float | None
+    worst_frames: tuple[tuple[int, float], ...]  # (index, mean token cosine), worst first
+
+    def facts(self) -> dict[str, object]:
+        """For JSON, rounded to what 6,000 tokens can tell."""
+        return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(self).items()}
+
+
+class Gate:
+    """What every artefact of one run is held against. The reference runs once, here; every candidate once, when called.
+
+    heldout: the frames judged on, >= 32; calibration: the frames the depth probe is fitted on.
+    """
+
+    def __init__(self, reference: Model, heldout: Frames, calibration: Frames | None = None):
+        if len(heldout) < HELDOUT_FRAMES:
+            raise ValueError(f"Gate: got {len(heldout)} held-out frames, expected >= {HELDOUT_FRAMES}; "
+                             "the 1st percentile of fewer says nothing")
+        self.heldout = heldout
+        self.reference = reference(to_input(heldout.frames))  # [N,D,h,w]
+        self.probe = None
+        if calibration is not None and calibration.depth is not None and heldout.depth is not None:
+            self.probe = DepthProbe.fit(reference(to_input(calibration.frames)), calibration.depth)
+
+    def measure(self, candidate: Model) -> Parity:
+        """Raises GateError if the candidate's features have another shape or are not finite."""
+        features = candidate(to_input(self.heldout.frames))
+        _comparable(self.reference, features)
+        cosine = token_cosine(self.reference, features)  # [N,h*w]
+        per_frame = cosine.mean(1)
+        before, after = self._delta1(self.reference), self._delta1(features)
+        return Parity(
+            frames=len(features), cosine_mean=float(cosine.mean()), cosine_p1=float(np.percentile(cosine, 1)),
+            relative_error=relative_error(self.reference, features), delta1_reference=before, delta1_candidate=after,
+            delta1_drop=None if before is None or after is None else before - after,
+            worst_frames=tuple((int(i), round(float(per_frame[i]), 6)) for i in per_frame.argsort()[:5]))
+
+    def __call__(self, candidate: Model, precision: Precision, name: str, limits: Thresholds | None = None) -> Parity:
+        """The candidate's parity. Raises GateError, naming every threshold missed and the worst frames."""
+        parity = self.measure(candidate)
+        missed = misses(parity, limits or THRESHOLDS[precision])
+        if missed:
+            worst = ", ".join(f"frame {i} ({cosine:.4f})" for i, cosine in parity.worst_frames)
+            raise GateError(f"{name}: failed the {precision} parity gate, and is removed: {'; '.join(missed)}; "
+                            f"worst {worst}")
+        return parity
+
+    def _delta1(self, features: np.ndarray) -> float | None:
+        if self.probe is None or self.heldout.depth is None:
+            return None
+        return self.probe.delta1(features, self.heldout.depth)
+
+
+def misses(parity: Parity, limits: Thresholds) -> list[str]:
+    """Every threshold that `parity` misses, in words; an empty list is a pass. Written so that NaN misses."""
+    missed = []
+    if not parity.cosine_mean >= limits.cosine_mean:
+        missed.append(f"mean token cosine {parity.cosine_mean:.5f} < {limits.cosine_mean}")
+    if not parity.cosine_p1 >= limits.cosine_p1:
+        missed.append(f"1st percentile {parity.cosine_p1:.5f} < {limits.cosine_p1}")
+    if not parity.relative_error <= limits.relative_error:
+        missed.append(f"relative error {parity.relative_error:.4f} > {limits.relative_error}")
+    if parity.delta1_drop is not None and not parity.delta1_drop <= limits.delta1_drop:
+        missed.append(f"depth delta1 down {parity.delta1_drop:.2f} points > {limits.delta1_drop}")
+    return missed
+
+
+def token_cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine of each token of two feature maps [N,D,h,w] -> [N,h*w], in float64 (float32 rounds .999999 away)."""
+    a, b = (x.reshape(*x.shape[:2], -1).astype(np.float64) for x in (a, b))  # [N,D,h*w]
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return (a * b).sum(1) / np.maximum(norms, 1e-12)
+
+
+def relative_error(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """|candidate - reference| / |reference|, Frobenius norms over everything."""
+    reference = reference.astype(np.float64)
+    return float(np.linalg.norm(candidate - reference)) / max(float(np.linalg.norm(reference)), 1e-12)
+
+
+def _comparable(reference: np.ndarray, candidate: np.ndarray) -> None:
+    if candidate.shape != reference.shape:
+        raise GateError(f"gate: got features {list(candidate.shape)}, expected {list(reference.shape)}; "
+                        "the artefact is not of this student")
+    broken = ~np.isfinite(candidate).all((1, 2, 3))  # [N]
+    if broken.any():
+        raise GateError(f"gate: got NaN or infinite features in {broken.sum()} of {len(broken)} frames "
+                        f"(first: {int(broken.argmax())}), expected finite ones; half precision overflowed?")

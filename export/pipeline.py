@@ -1,0 +1,166 @@
+"""Run folder -> its ONNX files, each verified and gated before it takes its name; what is up to date stays."""
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+
+from export.artefact import Facts, digest, discard, save_onnx, sha256, up_to_date, write_json
+from export.dialects import to_flagged, to_unsigned
+from export.half import to_half
+from export.onnx import OPSET, Batch, export_onnx, interface
+from export.parity import Gate, GateError, Parity, Precision
+from export.qdq import brief, check_qdq
+from export.quantize import Recipe, calibration_facts, quantize
+from export.sensitivity import within_budget
+from export.session import OnnxModel, TorchModel
+from export.source import CALIBRATION_FRAMES, Frames, Run, spread
+
+PROBE_FRAMES = 128  # x 196 tokens: the depth probe's weights no longer move
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One file of an export: its name, precision, and the target whose rules its Q/DQ must obey."""
+    file: str
+    precision: Precision
+    what: str
+    target: str | None = None
+    optimise: bool = False  # gate at onnxruntime's full optimisation, as its users run it
+
+
+FP32 = Kind("model.onnx", "fp32", "FP32: parity, mobile, web fallback")
+FP16 = Kind("model.fp16.onnx", "fp16", "FP16: TensorRT 10+ and RTX, web")
+INT8 = Kind("model.int8.onnx", "int8", "INT8 + FP16, typed: TensorRT 10+ and RTX", "trt10")
+INT8_CPU = Kind("model.int8.cpu.onnx", "int8", "uint8 + FP32: onnxruntime on CPU and web", "cpu", optimise=True)
+INT8_FLAGGED = Kind("model.int8.flagged.onnx", "int8", "INT8, flagged: TensorRT 8.6, JetPack 6.0", "trt8.6")
+KINDS: dict[Precision, tuple[Kind, ...]] = {"fp32": (FP32,), "fp16": (FP16,), "int8": (INT8, INT8_CPU, INT8_FLAGGED)}
+
+
+@dataclass(frozen=True)
+class Made:
+    path: Path
+    kind: Kind
+    facts: Facts
+    reused: bool
+
+    @property
+    def parity(self) -> Facts:
+        return self.facts["parity"]
+
+
+@dataclass(frozen=True)
+class Options:
+    batch: Batch = 1
+    recipe: Recipe = field(default_factory=Recipe)
+    max_drop: float | None = None  # of mean token cosine, INT8 against FP32
+
+
+class Exporter:
+    """Makes a run's ONNX files. What is costly (FP32 graph, gate, calibration) is made once, when first needed."""
+
+    def __init__(self, run: Run, options: Options = Options(), say: Say = print):
+        self.run, self.options, self.say = run, options, say
+        self._made: dict[Precision, list[Made]] = {}
+        if len(run.calibration) < CALIBRATION_FRAMES:
+            say(f"only {len(run.calibration)} calibration frames (expected >= {CALIBRATION_FRAMES}): "
+                "INT8 ranges may miss rare activations")
+
+    def make(self, precision: Precision) -> list[Made]:
+        """The files of one precision. Raises GateError (exit 3) if one fails; it is then removed."""
+        if precision not in self._made:
+            self._made[precision] = self._make(precision)
+        return self._made[precision]
+
+    def _make(self, precision: Precision) -> list[Made]:
+        kinds, key = KINDS[precision], self._cache_key(precision)
+        held = [up_to_date(self.run.out / kind.file, key) for kind in kinds]
+        if all(held):
+            self.say(f"{precision}: up to date")
+            return [Made(self.run.out / kind.file, kind, facts, True)
+                    for kind, facts in zip(kinds, held, strict=True) if facts]
+        for kind in kinds:
+            discard(self.run.out / kind.file)  # made from something else: not to be found if what follows fails
+        return [self._finish(kind, self._graph(kind), key) for kind in kinds]
+
+    @cached_property
+    def fp32(self) -> onnx.ModelProto:
+        self.say("exporting the student to ONNX")
+        return export_onnx(self.run.student, self.options.batch)
+
+    @cached_property
+    def gate(self) -> Gate:
+        self.say(f"reference features of {len(self.run.heldout)} held-out frames")
+        calibration = self.run.calibration
+        depth = None if calibration.depth is None else spread(calibration.depth, PROBE_FRAMES)
+        probed = Frames(spread(calibration.frames, PROBE_FRAMES), depth, calibration.digest)
+        return Gate(TorchModel(self.run.student), self.run.heldout, probed)
+
+    @cached_property
+    def signed(self) -> tuple[onnx.ModelProto, Recipe]:
+        """The calibrated signed INT8 graph and the recipe it took: `max_drop` may return layers to half."""
+        recipe, facts = self.options.recipe, calibration_facts(self.run.calibration, self.options.recipe)
+        self.say(f"calibrating INT8 on {facts['frames']} frames")
+        write_json(facts, self.run.out / "calibration.json")
+        model = quantize(self.fp32, self.run.calibration, recipe)
+        if self.options.max_drop is not None:
+            model, floats = within_budget(model, self.options.max_drop, self.gate,
+                                          lambda names: self._requantize(names), self.say)
+            recipe = replace(recipe, float_layers=tuple(floats))
+        return model, recipe
+
+    def _requantize(self, float_layers: list[str]) -> onnx.ModelProto:
+        recipe = replace(self.options.recipe, float_layers=tuple(float_layers))
+        return quantize(self.fp32, self.run.calibration, recipe)
+
+    def _graph(self, kind: Kind) -> onnx.ModelProto:
+        if kind is FP32:
+            return self.fp32
+        if kind is FP16:
+            return to_half(self.fp32)
+        signed, _ = self.signed
+        return {INT8.file: to_half, INT8_CPU.file: to_unsigned, INT8_FLAGGED.file: to_flagged}[kind.file](signed)
+
+    def _finish(self, kind: Kind, model: onnx.ModelProto, key: str) -> Made:
+        """Verifies, gates, and only then writes."""
+        path = self.run.out / kind.file
+        if kind.target:
+            broken = check_qdq(model, kind.target, want_int8=kind.precision == "int8")
+            if broken:
+                raise GateError(f"{path}: breaks the rules of {kind.target}: {'; '.join(brief(broken)[:3])}")
+        self.say(f"gate: {kind.file}")
+        parity = self.gate(OnnxModel(model, optimise=kind.optimise), kind.precision, str(path))
+        facts = save_onnx(model, path, self._facts(kind, parity, key))
+        return Made(path, kind, facts, False)
+
+    def _facts(self, kind: Kind, parity: Parity, key: str) -> Facts:
+        student = self.run.student
+        facts: Facts = {
+            **interface(student, self.options.batch), "precision": kind.precision, "for": kind.what, "cache_key": key,
+            "student": {"size": student.config.size, "depth": student.config.depth, "sha256": self.run.student_sha256},
+            "parity": parity.facts(), "heldout_sha256": self.run.heldout.digest, "versions": _versions()}
+        if student.config.teacher:
+            facts["teacher_digest"] = student.config.teacher
+        if kind.precision == "int8":
+            recipe = self.signed[1]
+            facts["quantisation"] = recipe.facts()
+            facts["calibration_digest"] = calibration_facts(self.run.calibration, recipe)["digest"]
+        return facts
+
+    def _cache_key(self, precision: Precision) -> str:
+        quantised = [self.run.calibration.digest, self.options.recipe.facts(), self.options.max_drop]
+        return digest(self.run.student_sha256, self.run.heldout.digest, self.options.batch, OPSET, _versions(),
+                      _source(), quantised if precision == "int8" else None)
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "onnx", "onnxruntime", "nncf")}
+
+
+def _source() -> str:
+    """This room's own code: a file made by another version of it is made again."""
+    return digest([sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))])
+

@@ -1,0 +1,51 @@
+"""A builder's phases as one rich progress bar; Ctrl-C reaches the builder at its next step."""
+import sys
+from types import ModuleType
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+
+class Monitor:
+    """Shows a TensorRT build where the version reports progress (IProgressMonitor: 8.6 and later). Use as a context."""
+
+    def __init__(self, title: str):
+        self.cancelled = False
+        self.title = title
+        self.bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), transient=True,
+                            disable=not sys.stdout.isatty())
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "Monitor":
+        self.bar.start()
+        self.whole = self.bar.add_task(self.title, total=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def attach(self, trt: ModuleType, config: Any) -> Any:
+        """Hooks this monitor into a builder config; the caller keeps what is returned alive while it builds."""
+        if not (hasattr(trt, "IProgressMonitor") and hasattr(config, "progress_monitor")):
+            return None
+        monitor = self
+
+        class Hook(trt.IProgressMonitor):  # type: ignore[name-defined, misc]
+            def __init__(self) -> None:
+                trt.IProgressMonitor.__init__(self)
+
+            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+                monitor.tasks[phase_name] = monitor.bar.add_task(f"  {phase_name}", total=num_steps)
+
+            def step_complete(self, phase_name: str, step: int) -> bool:
+                try:
+                    monitor.bar.update(monitor.tasks[phase_name], completed=step + 1)
+                except KeyboardInterrupt:  # raised here, inside C++, it would be lost
+                    monitor.cancelled = True
+                return not monitor.cancelled
+
+            def phase_finish(self, phase_name: str) -> None:
+                monitor.bar.remove_task(monitor.tasks.pop(phase_name))
+
+        config.progress_monitor = hook = Hook()
+        return hook

@@ -1,0 +1,164 @@
+"""The libraries of the Debian package sweethome3d-furniture: what each model is, and where in a room it belongs."""
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+CC0 = "CC0-1.0"
+LICENCES = {"BlendSwap-CC-0": CC0, "BlendSwap-CC-BY": "CC-BY-3.0", "KatorLegaz": "CC-BY-3.0-US", "Scopia": "CC-BY-3.0"}
+
+# (category/name, class, role); the first match wins, "" leaves a model out. Roles say where layout.py puts it.
+RULES = tuple((re.compile(pattern), category, role) for pattern, category, role in (
+    (r"^(characters|vehicles|staircases|doors and windows)/", "", ""),
+    (r"^exterior/(cafe chair|rattan armchair|teck chair)", "chair", "chair"),
+    (r"^exterior/cafe table", "table", "dining"),
+    (r"^exterior/rattan sofa", "sofa", "sofa"),
+    (r"^exterior/rattan table", "table", "coffee"),
+    (r"^exterior/(flower box|plant box)", "plant", "floor"),
+    (r"^exterior/", "", ""),
+    (r"table tennis|pool table|football table|wheelchair|shipping|fence|railing|tatami|fork lift|mower|chimney|pallet|"
+     r"cone$|furnace|socket|plug|switch|bill |dress$|jacket|trousers|skirt|short$|glove|sleeping bag|air mattress|"
+     r"blind|shutter|screen door|shower (door|curtain)|camping|flashlight|park light|street|lamppost|outdoor lamp|"
+     r"porch light|trap|ring$|workbench|step ladder|flipper|abdominal|treadmill|fitness|indoor bike|water heater|"
+     r"cutting pliers|grinder|saw$|shovel|rake|hammer|drill|screwdriver|white board|surveillance|clothes horse|"
+     r"hanging clothes|suit$|coathanger|clothes hanger|towel$|emergency|number lock|double vanity|ceiling fan|"
+     r"elevator|urinal|hospital|opened convertible|kitchen tools|knife stand|cctv|smoke|potty|stapler|curtain|"
+     r"induction|cooktop|kitchen/stove|kitchen/hood|iphone|mobile phone|basketball net|technical table|ruler", "", ""),
+    (r"bedside table", "table", "bedside"),
+    (r"dressing table", "table", "desk"),
+    (r"baby bed|crib", "bed", "crib"),
+    (r"couch|sofa", "sofa", "sofa"),
+    (r"\bbed$|bedroom/futon", "bed", "bed"),
+    (r"office/(armchair|chair)|class seat", "chair", "office"),
+    (r"child(ren)? chair", "chair", "stool"),
+    (r"baby high chair|bar stool|bar chair|kitchen/stool", "chair", "bar"),
+    (r"stool|piano bench|living room/bench", "chair", "stool"),
+    (r"armchair|ryokan|puff|leaf chair", "chair", "armchair"),
+    (r"chair", "chair", "chair"),
+    (r"changing table|television cabinet|tv stand", "storage", "low"),
+    (r"table fan|rigged fan", "appliance", "top"),
+    (r"coffee table|children table", "table", "coffee"),
+    (r"bar table", "table", "dining"),
+    (r"desk lamp", "lamp", "top"),
+    (r"office/.*(desk|table)", "table", "desk"),
+    (r"table", "table", "dining"),
+    (r"wardrobe|cupboard|high cabinet|clothes rack", "storage", "tall"),
+    (r"bookcase|shelves|contemporary living|living room/box|office/box|doll house", "storage", "tall"),
+    (r"upper|glass door cabinet", "storage", "upper"),
+    (r"corner cabinet", "", ""),
+    (r"sink cabinet|kitchen/sink", "storage", "sink"),
+    (r"kitchen/.*cabinet|island", "storage", "counter"),
+    (r"dresser|chest$|filing|safe$|locker", "storage", "low"),
+    (r"fridge|refrigerator|freezer", "appliance", "fridge"),
+    (r"washing machine|dryer machine", "appliance", "washer"),
+    (r"large stove|propane", "appliance", "oven"),
+    (r"small oven|microwave", "appliance", "top"),
+    (r"oven", "appliance", "oven"),
+    (r"range hood", "appliance", "hood"),
+    (r"radiator|fireplace", "appliance", "radiator"),
+    (r"air conditioning", "appliance", "wall"),
+    (r"water cooler", "appliance", "floor"),
+    (r"coffee (brewer|maker|machine)|mixer|blender|toaster|cooker|fryer|sandwich|boiler|kettle|scale|squeezer|grill",
+     "appliance", "top"),
+    (r"corner bathtub|island bath|bathroom/bath$", "sanitary", "bath"),
+    (r"shower stall", "sanitary", "bath"),
+    (r"shower head", "", ""),
+    (r"vanity|washbasin|lavatory", "sanitary", "basin"),
+    (r"bathroom/basin", "", ""),
+    (r"toilets unit|bidet", "sanitary", "toilet"),
+    (r"towel rack|toilet paper", "decor", "wall"),
+    (r"wall flat tv", "electronics", "wall"),
+    (r"living room/tv( 16:9)?$", "electronics", "tv"),
+    (r"laptop|imac|ibook", "electronics", "computer"),
+    (r"phone|speaker|stereo|radio|dvd|playstation|printer|projector|mp3|amplifier|tablet|keyboard|joystick|remote|camera",
+     "electronics", "top"),
+    (r"lights/(wall|japanese)", "lamp", "wall"),
+    (r"lights/.*(hanging|chandelier|pendant|ceiling|track|fluorescent)", "lamp", "ceiling"),
+    (r"lights/lamp$|lights/", "lamp", "top"),
+    (r"plant|ficus|bonsai|cactus|orchid|bamboo|yucca|spathi|tulip|lily|flowers|christmas|succulent", "plant", "top"),
+    (r"rug$|carpet|mat$", "rug", "rug"),
+    (r"^kitchen/(broom|bullet|shopping)", "decor", "floor"),
+    (r"dustbin|recycling|extinguisher|umbrella|guitar|rocking|crate|barrel|box$|trunck|suitcase|water|basket|backpack|"
+     r"clothes basket|brush$|briefcase|wood logs|punching|vase5|screen$|piano|toy train|gift|aquarium", "decor", "floor"),
+    (r"intercom|dart|cuckoo|wall hanger|thermometer", "decor", "wall"),
+    (r"^kitchen/", "tableware", "top"),
+    (r"", "decor", "top"),
+))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One catalogue entry. Sizes are metres: width, depth, height; the model's front faces -Y."""
+    id: str
+    library: str
+    name: str
+    category: str                      # one of scenes.furniture.CLASSES
+    role: str
+    path: str                          # of the OBJ inside the library
+    size: tuple[float, float, float]
+    elevation: float                   # of its underside above the floor
+    rotation: np.ndarray               # [3,3], turns the OBJ's axes before scaling
+    creator: str
+    licence: str
+
+
+def read_catalogue(folder: Path, licence: str = "all") -> Iterator[tuple[zipfile.ZipFile, list[Entry]]]:
+    """Each library with the entries that furnish a room; licence "cc0" yields the public-domain library only.
+
+    Raises ValueError if the folder holds no library.
+    """
+    found = [p for p in (folder / f"{name}.sh3f" for name in LICENCES) if p.is_file()]
+    if not found:
+        raise ValueError(f"{folder}: holds no .sh3f library; install the Debian package sweethome3d-furniture, or "
+                         "unpack it with dpkg -x and pass --library DIR/usr/share/sweethome3d/furniture")
+    for path in found:
+        if licence == "all" or LICENCES[path.stem] == CC0:
+            with zipfile.ZipFile(path) as archive:
+                yield archive, list(_entries(archive, path.stem))
+
+
+def _entries(archive: zipfile.ZipFile, library: str) -> Iterator[Entry]:
+    rows: dict[int, dict[str, str]] = {}
+    for line in archive.read("PluginFurnitureCatalog.properties").decode("latin-1").splitlines():
+        key, _, value = line.partition("=")
+        name, _, number = key.strip().partition("#")
+        if number.isdigit():
+            rows.setdefault(int(number), {})[name] = value.strip()
+    for row in rows.values():
+        name = row["name"].encode().decode("unicode_escape").lower()
+        width, depth, height = (float(row[k]) / 100 for k in ("width", "depth", "height"))
+        category, role = _classify(f"{row['category'].lower()}/{name}", (width, depth, height),
+                                   float(row.get("elevation", 0)) / 100)
+        if not category or min(width, depth, height) <= 0.004:
+            continue
+        turn = np.array(row["modelRotation"].split(), float).reshape(3, 3) if "modelRotation" in row else np.eye(3)
+        stem = row["model"].rsplit("/", 1)[-1].removesuffix(".obj")
+        yield Entry(id=f"{library}/{stem}", library=library, name=name.replace("\\", ""), category=category, role=role,
+                    path=row["model"].lstrip("/"), size=(width, depth, height),
+                    elevation=float(row.get("elevation", 0)) / 100, rotation=turn,
+                    creator=row.get("creator", library), licence=LICENCES[library])
+
+
+def _classify(key: str, size: tuple[float, float, float], elevation: float) -> tuple[str, str]:
+    category, role = next((c, r) for pattern, c, r in RULES if pattern.search(key))
+    width, depth, height = size
+    if role == "dining" and height < 0.57:
+        role = "coffee"
+    if role == "dining" and max(width, depth) < 0.6:
+        role = "bedside"
+    if role == "tall" and height < 1.0:
+        role = "low"
+    if category == "lamp" and role == "top" and height > 1.0:
+        role = "floor"
+    if category == "plant" and role == "top" and (height > 0.45 or max(width, depth) > 0.5):
+        role = "floor"
+    if category in ("decor", "electronics", "tableware") and role == "top" and max(size) > 0.75:
+        role = "floor"
+    if category in ("lamp",) and role == "top" and elevation > 1.4:
+        role = "ceiling"
+    if role == "basin" and elevation == 0 and height < 0.6:
+        return "", ""
+    return category, role

@@ -1,0 +1,171 @@
+"""Renders a room on EGL (a GPU's, or Mesa's on a CPU): colour, metric depth, instance ids and normals in one pass."""
+from typing import TypedDict
+
+import moderngl
+import numpy as np
+
+from scenes.furniture import Pack
+from scenes.layout import Light, Room
+from scenes.mesh import RoomMesh, room_mesh
+from scenes.shaders import FRAGMENT_SHADER, SHADOW_FRAGMENT, SHADOW_VERTEX, VERTEX_SHADER
+
+SHADOW_PX = 1024
+SHADOW_REACH = 3.2  # tangent of half the shadow map's angle: 145 degrees
+
+
+class Views(TypedDict):
+    """What the camera saw in T frames."""
+    frames: np.ndarray     # [T,3,H,W] uint8
+    depth: np.ndarray      # [T,H,W] float32, m along the optical axis
+    instances: np.ndarray  # [T,H,W] int32
+    normals: np.ndarray    # [T,3,H,W] int8, 127 * unit, camera axes; of the triangle seen, towards the camera
+
+
+class Renderer:
+    """One EGL context that holds one room at a time, and square pictures of `size` pixels.
+
+    Raises ValueError if there is no EGL device.
+    """
+
+    def __init__(self, size: int = 224):
+        self.size = size
+        try:
+            self._gl = moderngl.create_standalone_context(require=330, backend="egl")
+        except Exception as error:  # glcontext raises bare Exception
+            raise ValueError(f"render: no EGL device ({error}); install libegl1 libgl1-mesa-dri (make setup), or bring "
+                             "your GPU's EGL library") from error
+        self._gl.enable(moderngl.DEPTH_TEST)
+        self._program = self._gl.program(vertex_shader=VERTEX_SHADER, fragment_shader=FRAGMENT_SHADER)
+        self._shadow_program = self._gl.program(vertex_shader=SHADOW_VERTEX, fragment_shader=SHADOW_FRAGMENT)
+        self._shadow = self._gl.texture((SHADOW_PX, SHADOW_PX), 1, dtype="f4")
+        self._shadow.filter = (moderngl.NEAREST, moderngl.NEAREST)
+        self._shadow_target = self._gl.framebuffer([self._shadow], self._gl.depth_renderbuffer((SHADOW_PX, SHADOW_PX)))
+        self._targets: dict[int, moderngl.Framebuffer] = {}
+        self._held: list[moderngl.Buffer | moderngl.VertexArray | moderngl.TextureArray] = []
+        self._room: Room | None = None
+
+    @property
+    def device(self) -> str:
+        return str(self._gl.info["GL_RENDERER"])
+
+    def render(self, room: Room, pack: Pack, poses: np.ndarray, intrinsics: np.ndarray, exposure: float = 1.0,
+               noise: float = 0.0, seed: int = 0) -> Views:
+        """poses [T,4,4] camera to world (OpenCV axes), intrinsics [3,3] in pixels with centres at +0.5.
+
+        exposure multiplies the light; noise is the half-width of the sensor noise in [0,1]; seed fixes that noise.
+        """
+        if self._room is not room:
+            self._upload(room, pack)
+            self._room = room
+        size, t = self.size, len(poses)
+        target = self._target(t)
+        target.use()
+        target.viewport = (0, 0, size, size * t)
+        self._gl.clear(depth=1.0)
+        self._set("exposure", exposure)
+        self._set("noise", noise)
+        self._set("seed", seed & 0xFFFFFFFF)
+        self._set("lens", (2 * intrinsics[0, 0] / size, 2 * intrinsics[1, 1] / size, 2 * intrinsics[0, 2] / size - 1,
+                           2 * intrinsics[1, 2] / size - 1))
+        for i, pose in enumerate(poses):
+            target.viewport = (0, size * i, size, size)
+            self._program["world_to_view"].write(np.linalg.inv(pose).T.astype("<f4").tobytes())
+            self._set("world_turn", tuple(pose[:3, :3].T.reshape(-1)))
+            self._set("eye", tuple(pose[:3, 3]))
+            for first, count in _in_view(pose, intrinsics, size, self._mesh):
+                self._whole.render(vertices=3 * count, first=3 * first)
+        data = np.frombuffer(target.read(components=4, dtype="u4", viewport=(0, 0, size, size * t)), np.uint32)
+        return _unpack(data.reshape(t, size, size, 4))
+
+    def release(self) -> None:
+        """Gives the room's memory back; the next render uploads again."""
+        for held in reversed(self._held):
+            held.release()
+        self._held, self._room = [], None
+
+    def _target(self, frames: int) -> moderngl.Framebuffer:
+        if frames not in self._targets:
+            shape = (self.size, self.size * frames)
+            self._targets[frames] = self._gl.framebuffer([self._gl.texture(shape, 4, dtype="u4")],
+                                                         self._gl.depth_renderbuffer(shape))
+        return self._targets[frames]
+
+    def _upload(self, room: Room, pack: Pack) -> None:
+        self.release()
+        mesh = self._mesh = room_mesh(room, pack)
+        vertices = self._gl.buffer(mesh.vertices.tobytes())
+        indices = self._gl.buffer(mesh.triangles.tobytes())
+        layout = ("3f4 4i1 2f4 4f1 2u2", "position", "normal", "uv", "colour", "layer_id")
+        self._whole = self._gl.vertex_array(self._program, [(vertices, *layout)], indices)
+        casting = self._gl.vertex_array(self._shadow_program, [(vertices, f"3f4 {mesh.vertices.itemsize - 12}x1",
+                                                                "position")], indices)
+        textures = self._gl.texture_array((*mesh.layers.shape[2:0:-1], len(mesh.layers)), 3, mesh.layers.tobytes())
+        textures.filter = (moderngl.LINEAR_MIPMAP_LINEAR, moderngl.LINEAR)
+        textures.build_mipmaps()
+        textures.use(0)
+        self._held = [vertices, indices, self._whole, casting, textures]
+        to_light = _look_along(room.lights[0])
+        self._cast(casting, mesh.casters, to_light)
+        self._set_lights(room, to_light)
+
+    def _cast(self, casting: moderngl.VertexArray, triangles: int, to_light: np.ndarray) -> None:
+        self._shadow_target.use()
+        self._shadow_target.clear(red=100.0)
+        self._shadow_program["world_to_light"].write(to_light.T.astype("<f4").tobytes())
+        self._shadow_program["shadow_reach"].value = SHADOW_REACH
+        casting.render(vertices=3 * triangles)
+        self._shadow.use(1)
+
+    def _set_lights(self, room: Room, to_light: np.ndarray) -> None:
+        dark = Light((0, 0, 0), (0, 0, 0))
+        four = [*room.lights, dark, dark, dark, dark][:4]
+        self._set("textures", 0)
+        self._set("shadow", 1)
+        self._program["world_to_light"].write(to_light.T.astype("<f4").tobytes())
+        self._set("shadow_reach", SHADOW_REACH)
+        self._set("light_at", [light.position for light in four])
+        self._set("light_colour", [light.colour for light in four])
+        self._set("lights", len(room.lights))
+        self._set("above", room.ambient[0])
+        self._set("below", room.ambient[1])
+        self._set("room", room.size)
+
+    def _set(self, name: str, value: object) -> None:
+        self._program[name].value = value  # type: ignore[union-attr]
+
+
+def _in_view(pose: np.ndarray, intrinsics: np.ndarray, size: int, mesh: RoomMesh) -> list[list[int]]:
+    """The spans that may be seen, nearest first (hidden pixels are then never shaded), the shell last."""
+    corners = np.stack([mesh.boxes[:, [0, 1][i], [0, 1, 2][k]] for i in (0, 1) for k in range(3)], 1)
+    x, y, z = np.array(np.meshgrid([0, 3], [1, 4], [2, 5])).reshape(3, -1)
+    points = np.stack([corners[:, x], corners[:, y], corners[:, z]], -1) - pose[:3, 3]       # [N,8,3]
+    points = points @ pose[:3, :3]
+    slope = size / 2 / intrinsics[0, 0]
+    reach = points[..., 2] * slope                                                           # [N,8]
+    outside = ((points[..., 0] > reach).all(1) | (points[..., 0] < -reach).all(1) | (points[..., 1] > reach).all(1)
+               | (points[..., 1] < -reach).all(1) | (points[..., 2] < 0).all(1))
+    near = points[..., 2].min(1)
+    near[-1] = np.inf
+    order = np.argsort(near)
+    return mesh.spans[order[~outside[order]]].tolist()
+
+
+def _look_along(light: Light) -> np.ndarray:
+    """World to light [4,4]: z along the light's direction."""
+    ahead = np.array(light.direction) / np.linalg.norm(light.direction)
+    side = np.cross(ahead, [0.0, 1.0, 0.0] if abs(ahead[1]) < 0.9 else [1.0, 0.0, 0.0])
+    side /= np.linalg.norm(side)
+    turn = np.stack([side, np.cross(ahead, side), ahead])
+    out = np.eye(4)
+    out[:3, :3], out[:3, 3] = turn, -turn @ np.array(light.position)
+    return out
+
+
+def _unpack(data: np.ndarray) -> Views:
+    """data [T,H,W,4] uint32 -> arrays."""
+    colour = np.ascontiguousarray(data[..., 3]).view(np.uint8).reshape(*data.shape[:3], 4)
+    normal = np.ascontiguousarray(data[..., 2]).view(np.int8).reshape(*data.shape[:3], 4)
+    return {"frames": np.ascontiguousarray(colour[..., :3].transpose(0, 3, 1, 2)),
+            "depth": np.ascontiguousarray(data[..., 0]).view(np.float32),
+            "instances": data[..., 1].astype(np.int32),
+            "normals": np.ascontiguousarray(normal[..., :3].transpose(0, 3, 1, 2))}

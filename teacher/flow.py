@@ -1,0 +1,78 @@
+"""wan-nano's transformer: Wan's own video diffusion transformer in a small size, trained by flow matching.
+
+x_t = (1-t) z + t eps, target eps - z (arXiv 2210.02747), t logit-normal (arXiv 2403.03206); clips and single frames
+alternate, so that both frame modes of the tap are what the generator has seen.
+"""
+import torch
+import torch.nn.functional as F
+from diffusers import WanTransformer3DModel
+from torch import Tensor, nn
+
+TEXT_DIM = 32
+
+
+def build_transformer() -> WanTransformer3DModel:
+    """11 M parameters: 10 blocks of width 256, patch (1,2,2); one identity-initialised residual stream."""
+    model = WanTransformer3DModel(num_attention_heads=4, attention_head_dim=64, in_channels=16, out_channels=16,
+                                  text_dim=TEXT_DIM, freq_dim=128, ffn_dim=960, num_layers=10, rope_max_seq_len=64)
+    # adaLN-zero: every block starts as the identity, the output as zero (arXiv 2212.09748)
+    nn.init.zeros_(model.condition_embedder.time_proj.weight)
+    nn.init.zeros_(model.condition_embedder.time_proj.bias)
+    nn.init.zeros_(model.proj_out.weight)
+    nn.init.zeros_(model.proj_out.bias)
+    for module in (model, *model.blocks):
+        nn.init.zeros_(module.scale_shift_table)
+    return model
+
+
+def empty_prompt() -> Tensor:
+    """The one prompt wan-nano knows, [1,1,TEXT_DIM]."""
+    return torch.zeros(1, 1, TEXT_DIM)
+
+
+class FlowLoss(nn.Module):
+    """(normalised latents z [B,16,F,h,w], noise like z, t [B] in (0,1)) -> mean squared velocity error."""
+
+    def __init__(self, transformer: WanTransformer3DModel):
+        super().__init__()
+        self.transformer = transformer
+        self.register_buffer("prompt", empty_prompt())
+
+    def forward(self, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        share = t.view(-1, 1, 1, 1, 1)
+        velocity = self.transformer(hidden_states=(1 - share) * z + share * noise, timestep=1000 * t,
+                                    encoder_hidden_states=self.prompt.expand(len(z), -1, -1), return_dict=False)[0]
+        return F.mse_loss(velocity.float(), (noise - z).float())
+
+
+def flow_batch(clips: Tensor, images: Tensor, batch: int, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Step's (z, noise, t), on the latents' device: clips [N,16,F,h,w] on even steps, else images [M,16,1,h,w].
+
+    An image batch is F times as large, so that every step has the same number of tokens.
+    """
+    z_all, count = (clips, batch) if step % 2 == 0 else (images, batch * clips.shape[2])
+    draw = torch.Generator(device=z_all.device).manual_seed(seed * 1_000_003 + step)
+    z = z_all[torch.randint(len(z_all), (count,), generator=draw, device=z_all.device)].float()
+    noise = torch.randn(z.shape, generator=draw, device=z.device)
+    t = torch.randn(count, generator=draw, device=z.device).sigmoid()
+    return z, noise, t
+
+
+@torch.inference_mode()
+def sample(transformer: WanTransformer3DModel, shape: tuple[int, ...], device: torch.device, steps: int = 60,
+           seed: int = 0) -> Tensor:
+    """Draws normalised latents `shape` [B,16,F,h,w] by integrating the velocity from t=1 to 0 (Heun's method)."""
+    dtype = next(transformer.parameters()).dtype
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    prompt = empty_prompt().to(device, dtype).expand(shape[0], -1, -1)
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        return transformer(hidden_states=x.to(dtype), timestep=torch.full((len(x),), 1000 * t, device=device),
+                           encoder_hidden_states=prompt, return_dict=False)[0].float()
+
+    times = torch.linspace(1, 0, steps + 1).tolist()
+    for now, then in zip(times, times[1:], strict=False):
+        slope = velocity(x, now)
+        ahead = x + (then - now) * slope
+        x = x + (then - now) * (slope + velocity(ahead, max(then, 1e-3))) / 2
+    return x

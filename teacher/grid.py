@@ -1,0 +1,124 @@
+"""`vega3d teacher probe`: the probes over block x noise level x frame mode, beside every control; JSON and a heat map."""
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from scenes.clip import Source
+from teacher.backbones import RGBPatches
+from teacher.probes import ProbeSet, extract, probe, probe_set
+from teacher.wan import NANO, Tap, VAELatents, WanTower, load_wan
+
+LEVELS = (20, 100, 200, 300, 500, 700, 999)
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    generator: Path | None = None        # None: the wan-nano that ships
+    clips: int = 120                     # of each split: val trains the probes, test scores them
+    levels: tuple[int, ...] = LEVELS     # k, in thousandths of pure noise
+    averaged: int = 8                    # noise draws of the second look at the best taps
+    seed: int = 0
+    device: str = "auto"
+
+
+def probe_grid(config: ProbeConfig, source: Source) -> list[dict]:
+    """Rows for bench/results/nano_probe.json, controls first."""
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
+    train, test = (_collect(source, source.ids(split)[: config.clips]) for split in ("val", "test"))
+    rows = list(_controls(config, train, test, device))
+    console = Console(stderr=True)
+    blocks = list(range(_count(config)))
+    for mode in ("image", "video"):
+        for k in config.levels:
+            tap = Tap(block=blocks[-1], k=k, frames=mode, seeds=1, seed=config.seed)
+            rows += _read(_tower(config, tap, device), blocks, train, test, device, f"generator, {mode}")
+            best = max(rows[-len(blocks):], key=lambda r: r["depth_r2_mlp"])
+            console.print(f"{mode} t={k / 1000}: best block {best['block']}  depth R2 {best['depth_r2_ridge']:.3f} ridge, "
+                          f"{best['depth_r2_mlp']:.3f} MLP  normal {best['normal_cos']:.3f}", highlight=False)
+    for mode in ("image", "video"):
+        tried = [r for r in rows if r["features"] == f"generator, {mode}"]
+        best = max(tried, key=lambda r: r["depth_r2_mlp"] + r["normal_cos"])
+        tap = Tap(block=best["block"], k=round(1000 * best["t"]), frames=mode, seeds=config.averaged, seed=config.seed)
+        near = [b for b in (best["block"] - 1, best["block"]) if b >= 0]
+        rows += _read(_tower(config, tap, device), near, train, test, device, f"generator, {mode}")
+    return rows
+
+
+def heat_map(rows: Sequence[dict], path: Path) -> None:
+    """Depth R2 (MLP) by block and noise level, one panel a frame mode, as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    single = [r for r in rows if r["features"].startswith("generator") and r["seeds"] == 1]
+    blocks, levels = sorted({r["block"] for r in single}), sorted({r["t"] for r in single})
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8), constrained_layout=True)
+    for column, (metric, title) in zip(axes.T, (("depth_r2_mlp", "depth R²"), ("normal_cos", "normal cosine")), strict=True):
+        grids = {m: np.full((len(blocks), len(levels)), np.nan) for m in ("image", "video")}
+        for r in single:
+            grids[r["mode"]][blocks.index(r["block"]), levels.index(r["t"])] = r[metric]
+        low, high = np.nanmin([*grids.values()]), np.nanmax([*grids.values()])
+        for axis, (mode, grid) in zip(column, grids.items(), strict=True):
+            picture = axis.imshow(grid, vmin=low, vmax=high, cmap="viridis", aspect="auto", origin="lower")
+            axis.set(title=f"{title}, {mode} mode", xlabel="noise level t", ylabel="block", xticks=range(len(levels)),
+                     xticklabels=levels, yticks=range(len(blocks)), yticklabels=blocks)
+            for (y, x), value in np.ndenumerate(grid):
+                axis.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7,
+                          color="white" if value < (low + high) / 2 else "black")
+            figure.colorbar(picture, ax=axis)
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    figure.savefig(beside, dpi=110)
+    plt.close(figure)
+    beside.replace(path)
+
+
+def _controls(config: ProbeConfig, train: ProbeSet, test: ProbeSet, device: torch.device) -> Iterator[dict]:
+    nothing = {"mode": "-", "t": None, "block": None, "seeds": None}
+    tower = _tower(config, Tap(block=0, seeds=1), device)
+
+    def position(frames: Tensor) -> Tensor:
+        return frames.new_zeros(*frames.shape[:2], 1, 14, 14)
+
+    for name, features in (("position only", position), ("rgb patches", RGBPatches().features),
+                           ("vae latents", VAELatents(tower).features)):
+        pair = [extract(s, lambda f, run=features: run(f)[None], device)[0] for s in (train, test)]
+        row = {"features": name, **nothing, **probe(train, test, *pair, config.seed)}
+        if name == "position only":
+            row |= {"match_exact": None, "match_1": None}  # every token alike: its nearest neighbour means nothing
+        yield row
+    for mode in ("image", "video"):
+        tap = Tap(block=_count(config) - 1, k=300, frames=mode, seeds=1, seed=config.seed)
+        random = _tower(config, tap, device, random_weights=True)
+        yield from _read(random, [_count(config) // 2], train, test, device, "random weights")
+        pure = _tower(config, replace(tap, k=1000), device)
+        yield from _read(pure, [_count(config) // 2], train, test, device, "pure noise")
+
+
+def _read(tower: WanTower, blocks: list[int], train: ProbeSet, test: ProbeSet, device: torch.device,
+          name: str) -> list[dict]:
+    a, b = (extract(s, lambda f: tower.block_features(f, blocks), device) for s in (train, test))
+    tap = tower.tap
+    return [{"features": name, "mode": tap.frames, "t": tap.k / 1000, "block": block, "seeds": tap.seeds,
+             **probe(train, test, a[i], b[i], tap.seed)} for i, block in enumerate(blocks)]
+
+
+def _collect(source: Source, ids: Sequence[str]) -> ProbeSet:
+    clips = [source.clip(i) for i in ids]
+    return probe_set(clips, list(range(0, len(clips[0].frames), 4)))
+
+
+def _tower(config: ProbeConfig, tap: Tap, device: torch.device, random_weights: bool = False) -> WanTower:
+    where = {} if config.generator is None else {"folder": config.generator}
+    return load_wan(tap=tap, random_weights=random_weights, **where).to(device)
+
+
+def _count(config: ProbeConfig) -> int:
+    return json.loads(((config.generator or NANO) / "transformer" / "config.json").read_text())["num_layers"]

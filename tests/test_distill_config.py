@@ -1,0 +1,46 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from distill.config import RunConfig, ScenesConfig, dump_config, load_config
+
+
+def written(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_config_survives_being_written_and_read(tmp_path):
+    config = replace(RunConfig(), name="a", seeds=(1, 2), scenes=replace(ScenesConfig(), path=Path("my/video.mp4")))
+    assert load_config(written(tmp_path, dump_config(config))) == config
+    assert load_config(written(tmp_path, "")) == RunConfig()
+
+
+def test_nested_keys_and_whole_numbers_for_fractions_are_taken(tmp_path):
+    config = load_config(written(tmp_path, "teacher: {tap: {k: 500, frames: video}}\nstudent: {lr: 1}"))
+    assert (config.teacher.tap.k, config.teacher.tap.frames, config.student.lr) == (500, "video", 1.0)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("studnet: {}", "unknown key 'studnet'; did you mean 'student'"),
+    ("student: {epoch: 3}", "student: unknown key 'epoch'; did you mean 'epochs'"),
+    ("student: {epochs: many}", "student: epochs is 'many', expected int"),
+    ("student: {epochs: true}", "epochs is True, expected int"),
+    ("student: 3", "student: got 3, expected keys and values"),
+    ("student: {init: half}", "init is 'half', expected one of: shipped, scratch"),
+    ("seeds: 0", "seeds is 0, expected a list"),
+    ("scenes: {frames: 8}", "expected 4n\\+1"),
+    ("teacher: {tap: {k: 2000}}", "tap.k is 2000"),
+    ("student: {epochs: 0}", "student.epochs is 0, expected at least 1"),
+    ("a: [", "not YAML"),
+])
+def test_a_wrong_config_is_one_line_that_names_the_key(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(written(tmp_path, text))
+
+
+def test_a_missing_config_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no such config file"):
+        load_config(tmp_path / "none.yaml")
