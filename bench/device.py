@@ -43,7 +43,8 @@ def _nvidia() -> dict[str, str]:
     answer = _run(asked)
     if answer is None:
         return {}
-    return {f"gpu_{name.replace('.', '_')}": value.strip() for name, value in zip(NVIDIA, answer.split(","), strict=False)}
+    pairs = zip(NVIDIA, answer.split(","), strict=False)
+    return {f"gpu_{name.replace('.', '_')}": value.strip() for name, value in pairs}
 
 
 def _jetson() -> dict[str, str]:

@@ -24,6 +24,14 @@ def beside(path: Path) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
+def ready(folder: Path) -> None:
+    """Makes `folder` and proves it writable: minutes of work must not end at a read-only disk. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".writable.{os.getpid()}"
+    probe.write_bytes(b"")
+    probe.unlink()
+
+
 def save_onnx(model: onnx.ModelProto, path: Path, facts: Facts) -> Facts:
     """Writes the model with `facts` as its metadata, and path.json with the same facts, its sha256 and its size.
 

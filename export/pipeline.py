@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from export.artefact import Facts, digest, discard, save_onnx, sha256, up_to_date, write_json
+from export.artefact import Facts, digest, discard, ready, save_onnx, sha256, up_to_date, write_json
 from export.dialects import to_flagged, to_unsigned
 from export.half import to_half
 from export.onnx import OPSET, Batch, export_onnx, interface
@@ -64,6 +64,7 @@ class Exporter:
 
     def __init__(self, run: Run, options: Options = Options(), say: Say = print):
         self.run, self.options, self.say = run, options, say
+        ready(run.out)
         self._made: dict[Precision, list[Made]] = {}
         if len(run.calibration) < CALIBRATION_FRAMES:
             say(f"only {len(run.calibration)} calibration frames (expected >= {CALIBRATION_FRAMES}): "

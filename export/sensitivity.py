@@ -67,7 +67,7 @@ def bypassed(model: onnx.ModelProto, layer: str) -> onnx.ModelProto:
         if node.name == layer:
             dequantizer = wiring.source(node.input[0])
             quantizer = dequantizer and wiring.source(dequantizer.input[0])
-            if quantizer is None:
+            if quantizer is None or quantizer.op_type != "QuantizeLinear":
                 raise ValueError(f"bypassed: got {layer}, whose input has no Q/DQ, expected a quantised layer")
             node.input[0] = quantizer.input[0]
     return copy

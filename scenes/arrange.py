@@ -77,9 +77,11 @@ class Arrangement:
 
     def against_wall(self, model: Model | Piece | None, wall: str | None = None, along: float | None = None,
                      tries: int = 12) -> Piece | None:
-        """On the floor with its back to a wall; along: fraction of the wall in [0,1]."""
+        """On the floor with its back to a wall, or above it if the model hangs; along: fraction of the wall in [0,1]."""
         if model is None:
             return None
+        if isinstance(model, Model) and model.elevation > 0.05:
+            return self.on_wall(model, model.elevation, wall, along, tries)
         piece = self.new(model)
         for _ in range(tries if along is None else 1):
             side = wall or WALLS[self.rng.integers(4)]

@@ -15,7 +15,7 @@ _GRID = 14
 
 
 @dataclass(frozen=True)
-class Path:
+class Track:
     """poses [T,4,4] camera to world (OpenCV axes: x right, y down, z ahead); tan_half: of half the field of view."""
     poses: np.ndarray
     tan_half: float
@@ -27,19 +27,20 @@ class Path:
         return np.array([[f, 0, size / 2], [0, f, size / 2], [0, 0, 1.0]])
 
 
-def film(room: Room, frames: int, rng: np.random.Generator, tries: int = 120) -> Path:
+def film(room: Room, frames: int, rng: np.random.Generator, tries: int = 120) -> Track:
     """The first path that is clear and shows enough furniture; failing that, the clear one that shows most.
 
     Nine frames move 0.5 to 1.2 m and turn 10 to 35 degrees; more or fewer frames move in proportion.
     Raises ValueError if the room leaves no place for a camera.
     """
     boxes = np.stack([p.box for p in room.pieces])                     # [N,2,3]
-    best: Path | None = None
-    for _ in range(tries):
-        targets = [p for p in room.pieces if p.bottom < 1.0 and p.category not in ("rug", "door", "window")]
-        weights = np.array([np.prod(p.size) ** 0.5 + 0.05 for p in targets]) if targets else None
-        target = targets[rng.choice(len(targets), p=weights / weights.sum())] if weights is not None else None
-        poses = _move(room, target, frames, rng)
+    best: Track | None = None
+    targets = [p for p in room.pieces if p.bottom < 1.0 and p.category not in ("rug", "door", "window")]
+    weights = np.array([np.prod(p.size) ** 0.5 + 0.05 for p in targets])
+    for i in range(tries):
+        target = targets[rng.choice(len(targets), p=weights / weights.sum())] if targets else None
+        share = (frames - 1) / 8 * min(1.0, 2 * (1 - i / tries))  # a crowded room leaves but short walks
+        poses = _move(room, target, frames, share, rng)
         if poses is None or not _clear(poses[:, :3, 3], boxes, np.array(room.size)):
             continue
         tan_half = float(np.tan(np.radians(rng.uniform(*FOV)) / 2))
@@ -47,19 +48,20 @@ def film(room: Room, frames: int, rng: np.random.Generator, tries: int = 120) ->
         nearest, furnished, seen = _preview(checked, tan_half, boxes, np.array(room.size))
         if nearest < _NEAREST:
             continue
-        path = Path(poses, tan_half, furnished)
+        track = Track(poses, tan_half, furnished)
         if furnished > 0.42 and seen >= 4:
-            return path
+            return track
         if best is None or furnished > best.furnished:
-            best = path
+            best = track
     if best is None:
         raise ValueError(f"film: no clear camera path in {room.kind} room {room.split}/{room.seed} of "
                          f"{room.size[0]:.1f} x {room.size[1]:.1f} m; use fewer pieces or another seed")
     return best
 
 
-def _move(room: Room, target: Piece | None, frames: int, rng: np.random.Generator) -> np.ndarray | None:
-    """One candidate path; None if it starts too near or too far from what it looks at."""
+def _move(room: Room, target: Piece | None, frames: int, share: float, rng: np.random.Generator
+          ) -> np.ndarray | None:
+    """One candidate path, `share` as long as that of nine frames; None if it starts too near or too far from what it looks at."""
     w, d, _ = room.size
     start = np.array([rng.uniform(TO_WALL, w - TO_WALL), rng.uniform(TO_WALL, d - TO_WALL), rng.uniform(*HEIGHT)])
     aim = np.array([*(target.center if target else (w / 2, d / 2)), rng.uniform(0.4, 1.0)])
@@ -67,7 +69,6 @@ def _move(room: Room, target: Piece | None, frames: int, rng: np.random.Generato
     away = float(np.hypot(*(aim - start)[:2]))
     if not 0.9 < away < 4.5:
         return None
-    share = (frames - 1) / 8
     u = np.linspace(0, 1, frames) if frames > 1 else np.zeros(1)
     u = u + 0.06 * np.sin(2 * np.pi * u + rng.uniform(0, 2 * np.pi)) * np.sin(np.pi * u)  # nobody walks evenly
     yaw = np.arctan2(aim[1] - start[1], aim[0] - start[0])

@@ -27,6 +27,9 @@ RULES = tuple((re.compile(pattern), category, role) for pattern, category, role 
      r"hanging clothes|suit$|coathanger|clothes hanger|towel$|emergency|number lock|double vanity|ceiling fan|"
      r"elevator|urinal|hospital|opened convertible|kitchen tools|knife stand|cctv|smoke|potty|stapler|curtain|"
      r"induction|cooktop|kitchen/stove|kitchen/hood|iphone|mobile phone|basketball net|technical table|ruler", "", ""),
+    (r"xylophone|tablet|penbox", "decor", "top"),  # names that other rules would take
+    (r"island bath", "sanitary", "bath"),
+    (r"kitchen/upper shelves", "storage", "upper"),
     (r"bedside table", "table", "bedside"),
     (r"dressing table", "table", "desk"),
     (r"baby bed|crib", "bed", "crib"),
@@ -80,10 +83,11 @@ RULES = tuple((re.compile(pattern), category, role) for pattern, category, role 
     (r"lights/lamp$|lights/", "lamp", "top"),
     (r"plant|ficus|bonsai|cactus|orchid|bamboo|yucca|spathi|tulip|lily|flowers|christmas|succulent", "plant", "top"),
     (r"rug$|carpet|mat$", "rug", "rug"),
+    (r"intercom", "decor", "wall"),
     (r"^kitchen/(broom|bullet|shopping)", "decor", "floor"),
     (r"dustbin|recycling|extinguisher|umbrella|guitar|rocking|crate|barrel|box$|trunck|suitcase|water|basket|backpack|"
      r"clothes basket|brush$|briefcase|wood logs|punching|vase5|screen$|piano|toy train|gift|aquarium", "decor", "floor"),
-    (r"intercom|dart|cuckoo|wall hanger|thermometer", "decor", "wall"),
+    (r"dart|cuckoo|wall hanger|thermometer", "decor", "wall"),
     (r"^kitchen/", "tableware", "top"),
     (r"", "decor", "top"),
 ))
@@ -132,8 +136,8 @@ def _entries(archive: zipfile.ZipFile, library: str) -> Iterator[Entry]:
         width, depth, height = (float(row[k]) / 100 for k in ("width", "depth", "height"))
         category, role = _classify(f"{row['category'].lower()}/{name}", (width, depth, height),
                                    float(row.get("elevation", 0)) / 100)
-        if not category or min(width, depth, height) <= 0.004:
-            continue
+        if not category or sorted((width, depth, height))[1] < 0.045 or min(width, depth, height) < 0.004:
+            continue  # not furniture, or too small to be seen
         turn = np.array(row["modelRotation"].split(), float).reshape(3, 3) if "modelRotation" in row else np.eye(3)
         stem = row["model"].rsplit("/", 1)[-1].removesuffix(".obj")
         yield Entry(id=f"{library}/{stem}", library=library, name=name.replace("\\", ""), category=category, role=role,
@@ -157,7 +161,9 @@ def _classify(key: str, size: tuple[float, float, float], elevation: float) -> t
         role = "floor"
     if category in ("decor", "electronics", "tableware") and role == "top" and max(size) > 0.75:
         role = "floor"
-    if category in ("lamp",) and role == "top" and elevation > 1.4:
+    if category == "decor" and role == "floor" and max(size) < 0.25:
+        role = "top"
+    if category == "lamp" and role == "top" and elevation > 1.4:
         role = "ceiling"
     if role == "basin" and elevation == 0 and height < 0.6:
         return "", ""

@@ -1,4 +1,4 @@
-"""A room as one triangle list, ready for a renderer: the furniture first, then what casts no shadow."""
+"""A room as one triangle list, ready for a renderer: what casts no shadow comes last."""
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,9 @@ _SIDES = np.array([(axis, sign) for axis in range(3) for sign in (-1, 1)])
 class RoomMesh:
     vertices: np.ndarray    # [V] VERTEX, world metres
     triangles: np.ndarray   # [F,3] uint32
-    casters: int            # so many of the first triangles throw shadows
-    spans: np.ndarray       # [N,2] first triangle and number of triangles of each piece; the shell is the last
+    casters: int            # so many of the first triangles throw shadows: all but lamps and windows
+    spans: np.ndarray       # [N,2] first triangle and number of triangles of each piece and of the shell
+    shell: int              # which span is floor, ceiling and walls
     boxes: np.ndarray       # [N,2,3] what each span fills, m
     layers: np.ndarray      # [L,128,128,3] uint8, sRGB
 
@@ -39,12 +40,12 @@ def room_mesh(room: Room, pack: Pack) -> RoomMesh:
                 layers += skin.textures
             part = _modelled(piece, pack, first_layer[piece.model.id])
         (still if piece.category in ("lamp", "window") else casting).append((*part, piece.box))
-    parts = [*casting, *still, (*_shell(room), np.array([[0, 0, 0], room.size]))]
+    parts = [*casting, (*_shell(room), np.array([[0, 0, 0], room.size])), *still]
     firsts = np.cumsum([0] + [len(v) for v, _, _ in parts])
     counts = np.array([len(f) for _, f, _ in parts])
     return RoomMesh(vertices=np.concatenate([v for v, _, _ in parts]),
                     triangles=np.concatenate([f + np.uint32(at) for (_, f, _), at in zip(parts, firsts, strict=False)]),
-                    casters=sum(len(f) for _, f, _ in casting), layers=np.stack(layers),
+                    casters=int(counts[:len(casting) + 1].sum()), shell=len(casting), layers=np.stack(layers),
                     spans=np.stack([np.cumsum(counts) - counts, counts], 1), boxes=np.stack([b for _, _, b in parts]))
 
 

@@ -1,7 +1,7 @@
 """Packs a furniture library into one small zip: fewer triangles, 16-bit positions, 128 px textures, one manifest.
 
-Every model's split is decided here, over the whole library, before anything is left out: so a model has the same
-split in every pack, recolours of one geometry share theirs, and public-domain models come first in each class.
+A model's split was decided once over the whole library and frozen in assets/splits.json, so it is the same in every
+pack; recolours of one geometry share theirs, and public-domain models came first, so each split has every class of them.
 """
 import io
 import json
@@ -22,6 +22,7 @@ from scenes.furniture import TEXTURE_PX, TOP_CELLS
 from scenes.obj import Mesh, read_obj, read_texture
 from scenes.simplify import simplify
 
+SPLITS_FILE = Path(__file__).parent / "assets" / "splits.json"
 SOURCE = "Debian package sweethome3d-furniture 1.8-1, https://www.sweethome3d.com/importModels.jsp"
 _PATTERN: tuple[Split, ...] = ("train", "test", "val", "train", "train")  # 60/20/20, every split early
 _MAX_RAW_TRIANGLES = 120_000
@@ -73,21 +74,32 @@ def notice(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def assign_splits(library: Path, licence: Literal["cc0", "all"] = "all") -> dict[str, Split]:
-    """60/20/20 within each class; public-domain models first, so "cc0" gives them the splits that "all" does."""
-    shapes: dict[str, str] = {}
+    """Every model's split: as SPLITS_FILE froze it, so that weights once trained stay clear of val and test.
+
+    Models it does not know join 60/20/20 within their class and role, public-domain ones first.
+    """
+    frozen: dict[str, Split] = {i: split for split, ids in json.loads(SPLITS_FILE.read_text()).items() for i in ids}
     entries: list[Entry] = []
+    shapes: dict[str, str] = {}
     for archive, some in read_catalogue(library, licence):
         entries += some
         for entry in some:
             vertices = re.findall(rb"^v\s+([^\r\n]*)", archive.read(entry.path), re.MULTILINE)
             shapes[entry.id] = sha256(b"\n".join(b" ".join(v.split()) for v in vertices)).hexdigest()
-    by_shape: dict[str, Split] = {}
+    by_shape: dict[str, Split] = {shapes[e.id]: frozen[e.id] for e in entries if e.id in frozen}
     have: Counter[tuple[str, Split]] = Counter()
+    for entry in entries:
+        if entry.id in frozen:
+            have.update(_counted(entry, frozen[entry.id]))
     for entry in sorted(entries, key=lambda e: (e.licence != CC0, e.role, e.id)):
         if shapes[entry.id] not in by_shape:
-            split = by_shape[shapes[entry.id]] = _neediest(have, entry)
-            have.update([(entry.category, split), (f"{entry.category}/{entry.role}", split)])
+            by_shape[shapes[entry.id]] = _neediest(have, entry)
+            have.update(_counted(entry, by_shape[shapes[entry.id]]))
     return {entry.id: by_shape[shapes[entry.id]] for entry in entries}
+
+
+def _counted(entry: Entry, split: Split) -> list[tuple[str, Split]]:
+    return [(entry.category, split), (f"{entry.category}/{entry.role}", split)]
 
 
 def _neediest(have: Counter[tuple[str, Split]], entry: Entry) -> Split:

@@ -89,12 +89,7 @@ def office(a: Arrangement, textures: Textures) -> None:
 def bath(a: Arrangement, textures: Textures) -> None:
     a.against_wall(a.pick("sanitary/bath"), along=None)
     for role in ("sanitary/basin", "sanitary/toilet", "sanitary/toilet", "sanitary/basin"):
-        model = a.pick(role)
-        if model and model.elevation > 0.1:
-            piece = a.on_wall(model, model.elevation)
-        else:
-            piece = a.against_wall(model)
-        _decorate(a, piece, "decor/top", most=2)
+        _decorate(a, a.against_wall(a.pick(role)), "decor/top", most=2)
     if a.rng.random() < 0.6:
         _decorate(a, a.against_wall(a.pick("appliance/washer")), "decor/top", "plant/top", most=2)
     _decorate(a, a.against_wall(a.pick("storage/low", "storage/tall", max_size=(1.2, 0.5, 2.2))), "decor/top",
@@ -181,7 +176,7 @@ def _finish(a: Arrangement, textures: Textures, pictures: int) -> None:
         _decorate(a, shelf, "decor/top", "plant/top", "decor/top", most=3)
     for _ in range(int(rng.integers(1, 3))):
         model = a.pick("lamp/wall", "decor/wall", "electronics/wall", "appliance/wall")
-        a.on_wall(model, max(1.1, model.elevation) if model else 0)
+        a.on_wall(model, (model.elevation or 1.2) if model else 0)
     for _ in range(int(rng.integers(1, pictures + 1))):
         a.on_wall(built.picture(rng, textures), float(rng.uniform(1.2, 1.55)))
 

@@ -7,7 +7,14 @@ import numpy as np
 from scenes.furniture import Pack
 from scenes.layout import Light, Room
 from scenes.mesh import RoomMesh, room_mesh
-from scenes.shaders import FRAGMENT_SHADER, SHADOW_FRAGMENT, SHADOW_VERTEX, VERTEX_SHADER
+from scenes.shaders import (
+    FINISH_SHADER,
+    FRAGMENT_SHADER,
+    SHADOW_FRAGMENT,
+    SHADOW_VERTEX,
+    VERTEX_SHADER,
+    WHOLE_PICTURE,
+)
 
 SHADOW_PX = 1024
 SHADOW_REACH = 3.2  # tangent of half the shadow map's angle: 145 degrees
@@ -37,10 +44,12 @@ class Renderer:
         self._gl.enable(moderngl.DEPTH_TEST)
         self._program = self._gl.program(vertex_shader=VERTEX_SHADER, fragment_shader=FRAGMENT_SHADER)
         self._shadow_program = self._gl.program(vertex_shader=SHADOW_VERTEX, fragment_shader=SHADOW_FRAGMENT)
-        self._shadow = self._gl.texture((SHADOW_PX, SHADOW_PX), 1, dtype="f4")
-        self._shadow.filter = (moderngl.NEAREST, moderngl.NEAREST)
+        finish = self._gl.program(vertex_shader=WHOLE_PICTURE, fragment_shader=FINISH_SHADER)
+        self._finish = self._gl.vertex_array(finish, [])
+        self._shadow = self._gl.texture((SHADOW_PX, SHADOW_PX), 2, dtype="f4")
+        self._shadow.filter = (moderngl.LINEAR_MIPMAP_LINEAR, moderngl.LINEAR)
         self._shadow_target = self._gl.framebuffer([self._shadow], self._gl.depth_renderbuffer((SHADOW_PX, SHADOW_PX)))
-        self._targets: dict[int, moderngl.Framebuffer] = {}
+        self._targets: dict[int, tuple[moderngl.Framebuffer, moderngl.Framebuffer]] = {}
         self._held: list[moderngl.Buffer | moderngl.VertexArray | moderngl.TextureArray] = []
         self._room: Room | None = None
 
@@ -58,13 +67,11 @@ class Renderer:
             self._upload(room, pack)
             self._room = room
         size, t = self.size, len(poses)
-        target = self._target(t)
+        target, finished = self._target(t)
         target.use()
-        target.viewport = (0, 0, size, size * t)
+        target.viewport = whole = (0, 0, size, size * t)
         self._gl.clear(depth=1.0)
         self._set("exposure", exposure)
-        self._set("noise", noise)
-        self._set("seed", seed & 0xFFFFFFFF)
         self._set("lens", (2 * intrinsics[0, 0] / size, 2 * intrinsics[1, 1] / size, 2 * intrinsics[0, 2] / size - 1,
                            2 * intrinsics[1, 2] / size - 1))
         for i, pose in enumerate(poses):
@@ -74,8 +81,10 @@ class Renderer:
             self._set("eye", tuple(pose[:3, 3]))
             for first, count in _in_view(pose, intrinsics, size, self._mesh):
                 self._whole.render(vertices=3 * count, first=3 * first)
-        data = np.frombuffer(target.read(components=4, dtype="u4", viewport=(0, 0, size, size * t)), np.uint32)
-        return _unpack(data.reshape(t, size, size, 4))
+        self._finish_colour(target, finished, noise, seed)
+        data = np.frombuffer(target.read(components=4, attachment=1, dtype="u4", viewport=whole), np.uint32)
+        colour = np.frombuffer(finished.read(components=3, viewport=whole, alignment=1), np.uint8)
+        return _unpack(data.reshape(t, size, size, 4), colour.reshape(t, size, size, 3))
 
     def release(self) -> None:
         """Gives the room's memory back; the next render uploads again."""
@@ -83,12 +92,23 @@ class Renderer:
             held.release()
         self._held, self._room = [], None
 
-    def _target(self, frames: int) -> moderngl.Framebuffer:
+    def _target(self, frames: int) -> tuple[moderngl.Framebuffer, moderngl.Framebuffer]:
+        """Where all frames are drawn, one below the other, and where their finished colour goes."""
         if frames not in self._targets:
-            shape = (self.size, self.size * frames)
-            self._targets[frames] = self._gl.framebuffer([self._gl.texture(shape, 4, dtype="u4")],
-                                                         self._gl.depth_renderbuffer(shape))
+            shape, gl = (self.size, self.size * frames), self._gl
+            drawn = gl.framebuffer([gl.texture(shape, 4), gl.texture(shape, 4, dtype="u4")], gl.depth_renderbuffer(shape))
+            self._targets[frames] = drawn, gl.framebuffer([gl.renderbuffer(shape, 4)])
         return self._targets[frames]
+
+    def _finish_colour(self, drawn: moderngl.Framebuffer, finished: moderngl.Framebuffer, noise: float, seed: int
+                       ) -> None:
+        finished.use()
+        self._gl.disable(moderngl.DEPTH_TEST)
+        drawn.color_attachments[0].use(2)
+        for name, value in {"picture": 2, "noise": noise, "seed": seed & 0xFFFFFFFF, "rows": float(self.size)}.items():
+            self._finish.program[name].value = value
+        self._finish.render(moderngl.TRIANGLES, vertices=3)
+        self._gl.enable(moderngl.DEPTH_TEST)
 
     def _upload(self, room: Room, pack: Pack) -> None:
         self.release()
@@ -110,10 +130,11 @@ class Renderer:
 
     def _cast(self, casting: moderngl.VertexArray, triangles: int, to_light: np.ndarray) -> None:
         self._shadow_target.use()
-        self._shadow_target.clear(red=100.0)
+        self._shadow_target.clear(red=12.0, green=144.0)
         self._shadow_program["world_to_light"].write(to_light.T.astype("<f4").tobytes())
         self._shadow_program["shadow_reach"].value = SHADOW_REACH
         casting.render(vertices=3 * triangles)
+        self._shadow.build_mipmaps()
         self._shadow.use(1)
 
     def _set_lights(self, room: Room, to_light: np.ndarray) -> None:
@@ -145,7 +166,7 @@ def _in_view(pose: np.ndarray, intrinsics: np.ndarray, size: int, mesh: RoomMesh
     outside = ((points[..., 0] > reach).all(1) | (points[..., 0] < -reach).all(1) | (points[..., 1] > reach).all(1)
                | (points[..., 1] < -reach).all(1) | (points[..., 2] < 0).all(1))
     near = points[..., 2].min(1)
-    near[-1] = np.inf
+    near[mesh.shell] = np.inf
     order = np.argsort(near)
     return mesh.spans[order[~outside[order]]].tolist()
 
@@ -161,11 +182,10 @@ def _look_along(light: Light) -> np.ndarray:
     return out
 
 
-def _unpack(data: np.ndarray) -> Views:
-    """data [T,H,W,4] uint32 -> arrays."""
-    colour = np.ascontiguousarray(data[..., 3]).view(np.uint8).reshape(*data.shape[:3], 4)
+def _unpack(data: np.ndarray, colour: np.ndarray) -> Views:
+    """data [T,H,W,4] uint32, colour [T,H,W,3] uint8 -> arrays."""
     normal = np.ascontiguousarray(data[..., 2]).view(np.int8).reshape(*data.shape[:3], 4)
-    return {"frames": np.ascontiguousarray(colour[..., :3].transpose(0, 3, 1, 2)),
+    return {"frames": np.ascontiguousarray(colour.transpose(0, 3, 1, 2)),
             "depth": np.ascontiguousarray(data[..., 0]).view(np.float32),
             "instances": data[..., 1].astype(np.int32),
             "normals": np.ascontiguousarray(normal[..., :3].transpose(0, 3, 1, 2))}

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from scenes.camera import film
+from scenes.camera import Track, film
 from scenes.clip import SPLITS, Clip, Split
 from scenes.furniture import Pack
 from scenes.layout import CEILING, FLOOR, WALL_IDS, Room, furnish
-from scenes.render import Renderer
+from scenes.render import Renderer, Views
 
 STRUCTURE = (FLOOR, CEILING, *WALL_IDS.values())
 MAX_STRUCTURE = 0.7   # share of the pixels that may show floor, ceiling and walls
@@ -57,22 +57,22 @@ class RoomSource:
         split, number, take = self._parse(clip_id)
         room = self.room(split, number)
         rng = np.random.default_rng([self.seed, SPLITS.index(split), number, take, 1])
-        best: tuple[float, Clip] | None = None
-        for _ in range(_ATTEMPTS):
-            path = film(room, self.frames, rng)
-            intrinsics = path.intrinsics(self.size)
-            views = self.renderer.render(room, self.furniture, path.poses, intrinsics, exposure=2 ** rng.uniform(-0.4, 0.4),
-                                         noise=float(rng.uniform(0.005, 0.03)), seed=int(rng.integers(2**32)))
-            blank = float(np.isin(views["instances"], STRUCTURE).mean(axis=(1, 2)).max())
-            fault = max(blank - MAX_STRUCTURE, 0) + max(MIN_DEPTH - float(views["depth"].min()), 0)
-            if best is None or fault < best[0]:
-                seen = set(np.unique(views["instances"]).tolist())
-                best = fault, Clip(id=clip_id, **views, intrinsics=intrinsics, poses=path.poses, room_size=room.size,
-                                   objects=[o for o in room.objects if o.id in seen])
-            if fault == 0:
+        for left in reversed(range(_ATTEMPTS)):
+            track = film(room, self.frames, rng)
+            glance = self._shoot(room, track.poses[:1], track, 1.0)
+            if left and _fault(glance):
+                continue
+            exposure = _metered(glance["frames"], rng)
+            views = self._shoot(room, track.poses, track, exposure, float(rng.uniform(0.005, 0.03)), int(rng.integers(2**32)))
+            if not _fault(views):
                 break
-        assert best is not None
-        return best[1]
+        seen = set(np.unique(views["instances"]).tolist())
+        return Clip(id=clip_id, **views, intrinsics=track.intrinsics(self.size), poses=track.poses,
+                    room_size=room.size, objects=[o for o in room.objects if o.id in seen])
+
+    def _shoot(self, room: Room, poses: np.ndarray, track: Track, exposure: float, noise: float = 0.0, seed: int = 0
+               ) -> Views:
+        return self.renderer.render(room, self.furniture, poses, track.intrinsics(self.size), exposure, noise, seed)
 
     def room(self, split: Split, number: int) -> Room:
         """The room with this number; the last one asked for is kept."""
@@ -101,6 +101,18 @@ class RoomSource:
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if k not in ("furniture", "renderer")} | {"_held": {}}
+
+
+def _fault(views: Views) -> bool:
+    """Whether a frame shows little but bare room, or something too near."""
+    blank = np.isin(views["instances"], STRUCTURE).mean(axis=(1, 2)).max()
+    return bool(blank > MAX_STRUCTURE or views["depth"].min() < MIN_DEPTH)
+
+
+def _metered(frames: np.ndarray, rng: np.random.Generator) -> float:
+    """The exposure that brings the mean from what it is at exposure 1 to somewhere in the middle, as a phone does."""
+    target = rng.uniform(95, 165)
+    return float(np.clip((target / max(float(frames.mean()), 1.0)) ** 2.2, 0.25, 4.0))
 
 
 def render_clips(source: RoomSource, ids: Sequence[str], workers: int = 0) -> Iterator[Clip]:

@@ -1,4 +1,4 @@
-"""The renderer's programs (GLSL 330). One pass writes colour, depth, instance and normal into one integer texture."""
+"""The renderer's programs (GLSL 330): one pass writes colour, depth, instance and normal; a second smooths the colour."""
 
 VERTEX_SHADER = """
 #version 330
@@ -21,34 +21,25 @@ void main() {
 FRAGMENT_SHADER = """
 #version 330
 uniform sampler2DArray textures;
-uniform sampler2D shadow;             // metres along the main light's axis
+uniform sampler2D shadow;             // metres along the main light's axis, and their square
 uniform mat4 world_to_light;
 uniform vec3 light_at[4]; uniform vec3 light_colour[4]; uniform int lights;
 uniform vec3 above; uniform vec3 below; uniform vec3 room; uniform vec3 eye;
 uniform mat3 world_turn;              // view to world
-uniform float exposure; uniform float noise; uniform uint seed; uniform float shadow_reach;
+uniform float exposure; uniform float shadow_reach;
 in vec3 world; in vec3 view; in vec3 smooth_normal; in vec2 at; in vec4 paint;
 flat in uvec2 tag; flat in float glow;
-out uvec4 data;                       // depth bits, instance, normal (4 x snorm8), colour (4 x unorm8)
+layout(location = 0) out vec4 picture;
+layout(location = 1) out uvec4 data;  // depth bits, instance, normal (3 x snorm8), nothing
 
-uint hash(uint x) { x ^= x >> 16; x *= 0x7feb352du; x ^= x >> 15; x *= 0x846ca68bu; return x ^ (x >> 16); }
-
-float lit(vec3 n) {                   // share of the main light that arrives: four smooth 2x2 lookups
-    vec4 l = world_to_light * vec4(world + 0.02 * n, 1.0);
-    if (l.z < 0.1) return 1.0;
-    vec2 uv = l.xy / (l.z * shadow_reach) * 0.5 + 0.5;
-    if (any(lessThan(uv, vec2(0.005))) || any(greaterThan(uv, vec2(0.995)))) return 1.0;
-    vec2 size = vec2(textureSize(shadow, 0));
-    float sum = 0.0;
-    for (int i = 0; i < 4; i++) {
-        vec2 p = uv * size + 1.6 * vec2(i == 0 ? -1.0 : i == 1 ? 1.0 : 0.4 * float(i - 2) - 0.2, i == 2 ? -1.0 : i == 3 ? 1.0 : 0.2 - 0.4 * float(i)) - 0.5;
-        vec2 f = fract(p); ivec2 b = ivec2(floor(p));
-        vec4 d = vec4(texelFetch(shadow, b, 0).r, texelFetch(shadow, b + ivec2(1, 0), 0).r,
-                      texelFetch(shadow, b + ivec2(0, 1), 0).r, texelFetch(shadow, b + ivec2(1, 1), 0).r);
-        vec4 open = step(vec4(l.z - 0.03), d);
-        sum += mix(mix(open.x, open.y, f.x), mix(open.z, open.w, f.x), f.y);
-    }
-    return sum * 0.25;
+float lit(vec3 n) {                   // share of the main light that arrives: a variance shadow map (Donnelly & Lauritzen)
+    vec4 l = world_to_light * vec4(world + 0.01 * n, 1.0);
+    vec2 uv = l.xy / (max(l.z, 0.1) * shadow_reach) * 0.5 + 0.5;
+    vec2 m = textureLod(shadow, uv, 1.3).rg;
+    float variance = max(m.y - m.x * m.x, 2e-4), past = l.z - m.x;
+    float open = past <= 0.0 ? 1.0 : smoothstep(0.15, 1.0, variance / (variance + past * past));
+    vec2 rim = smoothstep(vec2(0.0), vec2(0.03), uv) * smoothstep(vec2(0.0), vec2(0.03), 1.0 - uv);
+    return l.z < 0.1 ? 1.0 : mix(1.0, open, rim.x * rim.y);
 }
 
 float corner(float d, float side) { float q = max(d, 0.0) / 0.22; return 1.0 - 0.34 * (1.0 - side) / (1.0 + q * q); }
@@ -82,15 +73,47 @@ void main() {
     c = clamp((c * (2.51 * c + 0.03)) / (c * (2.43 * c + 0.59) + 0.14), 0.0, 1.0);   // ACES, Narkowicz's fit
     c = pow(c, vec3(1.0 / 2.2));
 
-    uint h = hash(uint(gl_FragCoord.x) + 4096u * uint(gl_FragCoord.y) + seed * 0x9e3779b9u), h2 = hash(h + 1u);
+    picture = vec4(c, 1.0);
+    ivec3 s = ivec3(round(clamp(flat_normal, -1.0, 1.0) * 127.0)) & 255;
+    data = uvec4(floatBitsToUint(view.z), tag.y, uint(s.x | (s.y << 8) | (s.z << 16)), 0u);
+}
+"""
+
+WHOLE_PICTURE = """
+#version 330
+void main() { gl_Position = vec4(gl_VertexID == 1 ? 3.0 : -1.0, gl_VertexID == 2 ? 3.0 : -1.0, 0.0, 1.0); }
+"""
+
+FINISH_SHADER = """
+#version 330
+uniform sampler2D picture; uniform float noise; uniform uint seed; uniform float rows;  // rows: height of one frame
+out vec4 colour;
+
+uint hash(uint x) { x ^= x >> 16; x *= 0x7feb352du; x ^= x >> 15; x *= 0x846ca68bu; return x ^ (x >> 16); }
+vec2 px, low, high;
+vec3 look(vec2 p) { return textureLod(picture, clamp(p, low, high) * px, 0.0).rgb; }
+float luma(vec2 p) { return dot(look(p), vec3(0.299, 0.587, 0.114)); }
+
+void main() {                         // steps of triangle edges become ramps: FXAA (Lottes 2009), the short form
+    vec2 p = gl_FragCoord.xy;
+    px = 1.0 / vec2(textureSize(picture, 0));
+    low = vec2(0.5, floor(p.y / rows) * rows + 0.5); high = low + vec2(1.0 / px.x - 1.0, rows - 1.0);
+    vec3 middle = look(p);
+    float m = dot(middle, vec3(0.299, 0.587, 0.114));
+    float nw = luma(p + vec2(-1, -1)), ne = luma(p + vec2(1, -1)), sw = luma(p + vec2(-1, 1)), se = luma(p + vec2(1, 1));
+    float least = min(m, min(min(nw, ne), min(sw, se))), most = max(m, max(max(nw, ne), max(sw, se)));
+    vec2 along = vec2(sw + se - nw - ne, nw + sw - ne - se);
+    along /= min(abs(along.x), abs(along.y)) + max((nw + ne + sw + se) * 0.03125, 0.0078);
+    along = clamp(along, -6.0, 6.0);
+    vec3 a = 0.5 * (look(p - along / 6.0) + look(p + along / 6.0));
+    vec3 b = 0.5 * a + 0.25 * (look(p - along / 2.0) + look(p + along / 2.0));
+    float l = dot(b, vec3(0.299, 0.587, 0.114));
+    vec3 c = most - least < max(0.04, most * 0.1) ? middle : l < least || l > most ? a : b;
+
+    uint h = hash(uint(p.x) + 4096u * uint(p.y) + seed * 0x9e3779b9u), h2 = hash(h + 1u);
     vec3 grain = vec3(h & 1023u, (h >> 10) & 1023u, (h >> 20) & 1023u)
                + vec3(h2 & 1023u, (h2 >> 10) & 1023u, (h2 >> 20) & 1023u);
-    c += noise * (grain / 1023.0 - 1.0);
-
-    vec4 small = vec4(flat_normal, 0.0);
-    ivec4 s = ivec4(round(clamp(small, -1.0, 1.0) * 127.0)) & 255;
-    ivec3 k = ivec3(round(clamp(c, 0.0, 1.0) * 255.0));
-    data = uvec4(floatBitsToUint(view.z), tag.y, uint(s.x | (s.y << 8) | (s.z << 16)), uint(k.x | (k.y << 8) | (k.z << 16)));
+    colour = vec4(c + noise * (grain / 1023.0 - 1.0), 1.0);
 }
 """
 
@@ -109,6 +132,6 @@ void main() {
 SHADOW_FRAGMENT = """
 #version 330
 in float ahead;
-out float metres;
-void main() { metres = ahead; }
+out vec2 moments;
+void main() { moments = vec2(ahead, ahead * ahead); }
 """

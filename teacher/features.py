@@ -99,10 +99,13 @@ def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str], 
         raise ValueError(f"{store.folder}: features need {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
                          "use fewer clips or another folder")
     console.print(f"{store.spec['tower']}: {len(missing)} clips x {t} frames, {size / 1e6:.0f} MB -> {store.folder}")
+    group = 16 if device.type == "cuda" else 1
     with Progress(console=console) as progress:
-        for clip_id in progress.track(missing, description=f"{store.spec['tower']} features"):
-            frames = torch.from_numpy(source.clip(clip_id).frames)[None].to(device)     # [1,T,3,H,W]
-            store.put(clip_id, tower.features(frames.float() / 255)[0])
+        for i in progress.track(range(0, len(missing), group), description=f"{store.spec['tower']} features"):
+            clips = missing[i:i + group]
+            frames = torch.stack([torch.from_numpy(source.clip(c).frames) for c in clips]).to(device)  # [B,T,3,H,W]
+            for clip_id, features in zip(clips, tower.features(frames.float() / 255), strict=True):
+                store.put(clip_id, features)
 
 
 def _read_manifest(path: Path) -> dict:

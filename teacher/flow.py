@@ -12,9 +12,9 @@ TEXT_DIM = 32
 
 
 def build_transformer() -> WanTransformer3DModel:
-    """11 M parameters: 10 blocks of width 256, patch (1,2,2); one identity-initialised residual stream."""
+    """10 M parameters: 10 blocks of width 256, patch (1,2,2); one identity-initialised residual stream."""
     model = WanTransformer3DModel(num_attention_heads=4, attention_head_dim=64, in_channels=16, out_channels=16,
-                                  text_dim=TEXT_DIM, freq_dim=128, ffn_dim=960, num_layers=10, rope_max_seq_len=64)
+                                  text_dim=TEXT_DIM, freq_dim=128, ffn_dim=832, num_layers=10, rope_max_seq_len=64)
     # adaLN-zero: every block starts as the identity, the output as zero (arXiv 2212.09748)
     nn.init.zeros_(model.condition_embedder.time_proj.weight)
     nn.init.zeros_(model.condition_embedder.time_proj.bias)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ LEVELS = (20, 100, 200, 300, 500, 700, 999)
 class ProbeConfig:
     generator: Path | None = None        # None: the wan-nano that ships
     clips: int = 120                     # of each split: val trains the probes, test scores them
+    modes: tuple[Literal["image", "video"], ...] = ("image", "video")
     levels: tuple[int, ...] = LEVELS     # k, in thousandths of pure noise
     averaged: int = 8                    # noise draws of the second look at the best taps
     seed: int = 0
@@ -35,14 +37,14 @@ def probe_grid(config: ProbeConfig, source: Source) -> list[dict]:
     rows = list(_controls(config, train, test, device))
     console = Console(stderr=True)
     blocks = list(range(_count(config)))
-    for mode in ("image", "video"):
+    for mode in config.modes:
         for k in config.levels:
             tap = Tap(block=blocks[-1], k=k, frames=mode, seeds=1, seed=config.seed)
             rows += _read(_tower(config, tap, device), blocks, train, test, device, f"generator, {mode}")
             best = max(rows[-len(blocks):], key=lambda r: r["depth_r2_mlp"])
             console.print(f"{mode} t={k / 1000}: best block {best['block']}  depth R2 {best['depth_r2_ridge']:.3f} ridge, "
                           f"{best['depth_r2_mlp']:.3f} MLP  normal {best['normal_cos']:.3f}", highlight=False)
-    for mode in ("image", "video"):
+    for mode in config.modes:
         tried = [r for r in rows if r["features"] == f"generator, {mode}"]
         best = max(tried, key=lambda r: r["depth_r2_mlp"] + r["normal_cos"])
         tap = Tap(block=best["block"], k=round(1000 * best["t"]), frames=mode, seeds=config.averaged, seed=config.seed)
@@ -60,9 +62,10 @@ def heat_map(rows: Sequence[dict], path: Path) -> None:
 
     single = [r for r in rows if r["features"].startswith("generator") and r["seeds"] == 1]
     blocks, levels = sorted({r["block"] for r in single}), sorted({r["t"] for r in single})
-    figure, axes = plt.subplots(2, 2, figsize=(11, 8), constrained_layout=True)
+    modes = len({r["mode"] for r in single})
+    figure, axes = plt.subplots(modes, 2, figsize=(11, 4 * modes), squeeze=False, constrained_layout=True)
     for column, (metric, title) in zip(axes.T, (("depth_r2_mlp", "depth R²"), ("normal_cos", "normal cosine")), strict=True):
-        grids = {m: np.full((len(blocks), len(levels)), np.nan) for m in ("image", "video")}
+        grids = {m: np.full((len(blocks), len(levels)), np.nan) for m in sorted({r["mode"] for r in single})}
         for r in single:
             grids[r["mode"]][blocks.index(r["block"]), levels.index(r["t"])] = r[metric]
         low, high = np.nanmin([*grids.values()]), np.nanmax([*grids.values()])
@@ -94,7 +97,7 @@ def _controls(config: ProbeConfig, train: ProbeSet, test: ProbeSet, device: torc
         if name == "position only":
             row |= {"match_exact": None, "match_1": None}  # every token alike: its nearest neighbour means nothing
         yield row
-    for mode in ("image", "video"):
+    for mode in config.modes:
         tap = Tap(block=_count(config) - 1, k=300, frames=mode, seeds=1, seed=config.seed)
         random = _tower(config, tap, device, random_weights=True)
         yield from _read(random, [_count(config) // 2], train, test, device, "random weights")

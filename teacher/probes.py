@@ -122,7 +122,7 @@ def _solve(x: Tensor, y: Tensor, ridge: float, x_test: Tensor) -> Tensor:
     return x_test @ torch.linalg.solve(gram, (x.T @ (y - shift)).double()).float() + shift
 
 
-def _mlp(x: Tensor, y: Tensor, x_test: Tensor, seed: int, steps: int = 400, batch: int = 4096) -> Tensor:
+def _mlp(x: Tensor, y: Tensor, x_test: Tensor, seed: int, steps: int = 300, batch: int = 8192) -> Tensor:
     torch.manual_seed(seed)
     shift, scale = y.mean(0), torch.tensor([y[:, 0].std().item(), 1, 1, 1], device=x.device)
     net = nn.Sequential(nn.Linear(x.shape[1], 256), nn.GELU(), nn.Linear(256, y.shape[1])).to(x.device)

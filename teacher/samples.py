@@ -51,7 +51,7 @@ def write_card(folder: Path, config: PretrainConfig) -> None:
 A video generator small enough to ship: Wan2.1's own diffusers classes (`AutoencoderKLWan`, `WanTransformer3DModel`) in
 a small size, trained from nothing on rendered rooms. It exists to be tapped for geometry, not to make films.
 
-- VAE: 1.8 M parameters, 8x space, 4x time, 16 channels; {vae[-1]['step']} steps of {config.vae_batch} crops of
+- VAE: 2.5 M parameters, 8x space, 4x time, 16 channels; {vae[-1]['step']} steps of {config.vae_batch} crops of
   {config.vae_crop} px x {config.frames} frames; **{psnr['psnr_db_mean']:.1f} dB** PSNR (spread over clips
   {psnr['psnr_db_std']:.1f}) on {psnr['clips']} clips of unseen rooms and furniture at 224 px.
 - Transformer: 10 blocks of width 256, patch (1,2,2), 14x14 tokens a latent frame; flow matching, {flow[-1]['step']}

@@ -1,0 +1,86 @@
+"""What each student keeps of the teacher, measured on held-out rooms with the very files that are timed."""
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.artefacts import Artefact, exported
+from bench.intervals import add_intervals
+from bench.results import Row
+from bench.strips import draw_strips
+from bench.voices import speak, stream_of
+from distill.loop import fidelity
+from distill.run import Run, open_run, score_student
+from student.vit import Student
+from teacher.examples import Examples
+from teacher.train import score
+
+TORCH = "student_fp32"  # the row of the student as it was trained
+
+
+def accuracy(folder: Path) -> list[Row]:
+    """Rows of kind `accuracy`, `picture` (bench.strips) and `absent`.
+
+    Teacher, semantic only, controls and the torch student as the run scored them, for every seed; the exported files of
+    the first seed through onnxruntime in the student's place: delta1, abs_rel, normal_deg, miou, cosine to the teacher,
+    recovery (distill.run.score_student), and fp32_cosine, to the torch student. The first seed's rows carry intervals:
+    bench.intervals. Raises ValueError if the run is unfinished.
+    """
+    recorded = _recorded(folder)
+    run = open_run(folder, render=True)
+    seed = run.config.seeds[0]
+    files, missing = exported(folder)
+    student = run.student(seed)
+    test = run.examples("test")
+    test = Examples(run.source, test.ids, {**test.stores, **speak(run, student, files, test.ids)}, run.device)
+    rows = [{"kind": "accuracy", **row} for row in recorded]
+    if not run.labelled:
+        rows.append(_unlabelled(student, test, TORCH, seed))
+    for file in files:
+        rows += [{**row, "artefact": file.path.name, "sha256": file.sha256, **_to_fp32(test, file.features)}
+                 for row in _scored(run, student, test, file, seed, recorded)]
+    if run.labelled:
+        scored = [row for row in rows if row["seed"] == seed]
+        add_intervals(scored, _per_clip(run, student, files, test, seed), test.ids)
+    return rows + draw_strips(run, student, test, [file.features for file in files]) + missing
+
+
+def _recorded(folder: Path) -> list[Row]:
+    path = folder / "accuracy.json"
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder}: no run here (no config.yaml); make one with: vega3d distill run")
+    if not path.is_file():
+        raise ValueError(f"{path}: not there, so the run is unfinished; finish it with: vega3d distill run "
+                         f"--name {folder.resolve().name}")
+    return json.loads(path.read_text())
+
+
+def _scored(run: Run, student: Student, test: Examples, file: Artefact, seed: int,
+            recorded: Sequence[Row]) -> list[Row]:
+    if not run.labelled:
+        return [_unlabelled(student, test, file.features, seed)]
+    rows = score_student(run, student, file.features, test, seed, recorded, stream_of(student, file.features))
+    return [{"kind": "accuracy", **row} for row in rows]
+
+
+def _unlabelled(student: Student, test: Examples, name: str, seed: int) -> Row:
+    return {"kind": "accuracy", "features": name, "head": "none", "seed": seed,
+            **fidelity(student, test, stream_of(student, name))}
+
+
+def _to_fp32(test: Examples, name: str) -> Row:
+    """Token cosine between a file's features and the torch student's: what export alone cost."""
+    cosines = torch.cat([torch.cosine_similarity(example[name].double(), example[TORCH].double(), dim=1).flatten()
+                         for _, example in test.in_order()]).cpu().numpy()
+    return {"fp32_cosine_mean": float(cosines.mean()), "fp32_cosine_p1": float(np.percentile(cosines, 1))}
+
+
+def _per_clip(run: Run, student: Student, files: Sequence[Artefact], test: Examples, seed: int) -> dict[str, list[Row]]:
+    """The dense metrics of every clip, by the row's `features`."""
+    own = ("teacher", "semantic_only", *run.config.teacher.controls)
+    asked = [(name, run.heads(name, seed), run.stream(name)) for name in own]
+    asked += [(name, run.heads("teacher", seed), stream_of(student, name))
+              for name in (TORCH, *(file.features for file in files))]
+    return {name: score(heads, test, stream)[1] for name, heads, stream in asked}

@@ -1,0 +1,66 @@
+"""Columns of a table: which field, how it is written; and rows of several seeds as one row with their spread."""
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.results import Row
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A header with its unit, and the field under it. Numbers get `digits` decimals after `scale`; text stays."""
+    header: str
+    field: str
+    digits: int = 3
+    scale: float = 1.0
+    suffix: str = ""
+
+    def cell(self, row: Row) -> str:
+        """As text; with the spread over seeds behind ± where the row has one. A field that is not there is a dash."""
+        value = row.get(self.field)
+        if value is None:
+            return NONE
+        if isinstance(value, bool | str):
+            return str(value)
+        spread = row.get(f"{self.field}_std")
+        text = f"{value * self.scale:.{self.digits}f}"
+        if float(text) == 0:
+            text = text.removeprefix("-")
+        if spread is not None:
+            text += f" ± {spread * self.scale:.{self.digits}f}"
+        return text + self.suffix
+
+    @property
+    def numeric(self) -> bool:
+        """Whether its cells line up to the right."""
+        return self.field not in TEXT
+
+
+TEXT = {"features", "mode", "model", "backend", "precision", "artefact", "stage", "label", "device", "timer"}
+
+
+def over_seeds(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:
+    """One row for each combination of `by`, in order of appearance.
+
+    Numbers become their mean over seeds and FIELD_std their sample standard deviation (two seeds or more); `seeds`
+    counts them. A field that a seed lacks is averaged over the others; text is the first seed's.
+    """
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(key) for key in by), []).append(row)
+    return [_merged(group, by) for group in groups.values()]
+
+
+def _merged(group: list[Row], by: Sequence[str]) -> Row:
+    merged: Row = {"seeds": len({row.get("seed") for row in group})}
+    for key in dict.fromkeys(key for row in group for key in row):
+        values = [row[key] for row in group if row.get(key) is not None]
+        if key in by or key == "seed" or not values or isinstance(values[0], str | bool):
+            merged.setdefault(key, values[0] if values else None)
+            continue
+        merged[key] = statistics.fmean(values)
+        if len(values) > 1:
+            merged[f"{key}_std"] = statistics.stdev(values)
+    return merged
