@@ -13,6 +13,7 @@ from bench.strips import draw_strips
 from bench.voices import speak, stream_of
 from distill.loop import fidelity
 from distill.run import Run, open_run, score_student
+from export.artefact import sha256
 from student.vit import Student
 from teacher.examples import Examples
 from teacher.train import score
@@ -38,8 +39,13 @@ def accuracy(folder: Path) -> list[Row]:
     rows = [{"kind": "accuracy", **row} for row in recorded]
     if not run.labelled:
         rows.append(_unlabelled(student, test, TORCH, seed))
+    weights = folder / "student" / "student.safetensors"
+    for row in rows:
+        if row["features"] == TORCH and row["seed"] == seed:
+            row |= {"artefact": weights.name, "sha256": sha256(weights)}
     for file in files:
-        rows += [{**row, "artefact": file.path.name, "sha256": file.sha256, **_to_fp32(test, file.features)}
+        rows += [{**row, "artefact": file.path.name, "sha256": file.sha256, "size_mb": file.size_mb,
+                  **_to_fp32(test, file.features)}
                  for row in _scored(run, student, test, file, seed, recorded)]
     if run.labelled:
         scored = [row for row in rows if row["seed"] == seed]

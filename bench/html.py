@@ -1,8 +1,9 @@
-"""Elements as nested calls: el("p", "a < b", class_="note"). Text is escaped; what `el` returned is not escaped again."""
+"""Elements as nested calls: el("p", "a < b", class_="note"). Text is escaped; what `el` returned is not again."""
+import re
 from collections.abc import Sequence
 from html import escape
 
-from bench.columns import Column
+from bench.columns import NONE, Column
 from bench.results import Row
 
 VOID = {"img", "line", "rect", "circle", "path", "br"}
@@ -18,7 +19,7 @@ def el(name: str, *children: Html | str | float | None, **attributes: str | floa
                      for key, value in attributes.items() if value is not None)]
     if name in VOID:
         return Html(f"<{' '.join(words)}/>")
-    inner = "".join(child if isinstance(child, Html) else escape(_text(child), quote=False)
+    inner = "".join(child if isinstance(child, Html) else escape(_typeset(_text(child)), quote=False)
                     for child in children if child is not None)
     return Html(f"<{' '.join(words)}>{inner}</{name}>")
 
@@ -28,17 +29,27 @@ def join(parts: Sequence[Html]) -> Html:
 
 
 def html_table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> Html:
-    """A table whose rows fold into cards on a narrow screen: each cell carries its header. The first column names the row.
+    """A table whose rows fold into cards on a narrow screen; each cell carries its header, the first names the row.
 
     Roles are spelled out because a browser forgets that a table is one once CSS lays it out otherwise.
     """
     head = el("tr", *(el("th", c.header, scope="col", class_="number" if c.numeric else None, role="columnheader")
                       for c in columns), role="row")
     body = [el("tr", el("th", columns[0].cell(row), scope="row", role="rowheader"), *(
-        el("td", c.cell(row), data_label=c.header, class_="number" if c.numeric else None, role="cell")
-        for c in columns[1:]), role="row") for row in rows]
+        el("td", text, data_label=c.header, class_=_classes(c, text), role="cell")
+        for c in columns[1:] for text in [c.cell(row)]), role="row") for row in rows]
     return el("table", el("caption", caption), el("thead", head, role="rowgroup"),
               el("tbody", *body, role="rowgroup"), role="table")
+
+
+def _classes(column: Column, cell: str) -> str | None:
+    return " ".join(["number"] * column.numeric + ["empty"] * (cell == NONE)) or None
+
+
+def _typeset(words: str) -> str:
+    """A number keeps its unit on its line, and a true minus."""
+    words = re.sub(r"(\d) (%|ms|MB|GB|M|m|px|points)(?!\w)", "\\1\u00a0\\2", words)
+    return re.sub(r"(?<![\w-])-(?=\d)", "\u2212", words)
 
 
 def _text(value: object) -> str:

@@ -45,8 +45,8 @@ def add_intervals(rows: Sequence[Row], per_clip: Mapping[str, Sequence[Row]], id
     """Adds to each row, in place, and each with _low and _high:
 
     METRIC_vs_semantic, the mean over clips of its difference to semantic only; METRIC_vs_fp32, likewise, of an exported
-    file to the torch student; and the bounds of its recovery, where the teacher's own gain is surely not zero.
-    per_clip: a row with METRICS for every clip of `ids`, by the `features` of the row it belongs to.
+    file (a row with fp32_cosine_mean) to the torch student; and the bounds of its recovery, where the teacher's own
+    gain is surely not zero. per_clip: a row with METRICS for every clip of `ids`, by the `features` it belongs to.
     """
     rooms = Rooms(ids)
     clips = {name: {m: np.array([row[m] for row in values]) for m in METRICS} for name, values in per_clip.items()}
@@ -59,7 +59,7 @@ def add_intervals(rows: Sequence[Row], per_clip: Mapping[str, Sequence[Row]], id
             mine = clips[name][metric]
             if name != "semantic_only":
                 row |= _named(f"{metric}_vs_semantic", *rooms.difference(mine, clips["semantic_only"][metric]))
-            if "artefact" in row:
+            if "fp32_cosine_mean" in row:
                 row |= _named(f"{metric}_vs_fp32", *rooms.difference(mine, clips["student_fp32"][metric]))
         if "recovery" in row:
             row |= _recovery(clips[name], clips["teacher"], clips["semantic_only"], rooms)

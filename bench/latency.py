@@ -1,9 +1,7 @@
 """Latency of student and teacher on this machine: a run's very files, timed in turn, with tails, size and memory."""
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from rich.console import Console
@@ -12,24 +10,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench.config import LatencyConfig
 from bench.memory import Kind, peak_memory
 from bench.results import Row
-from bench.timing import Plan, Subject, measure, ratio, summary
-
-
-@dataclass(frozen=True)
-class LatencyConfig:
-    """How latency is measured."""
-    plan: Plan = field(default_factory=Plan)
-    threads: int = 1                # of the CPU, for torch and onnxruntime alike
-    batch: tuple[int, ...] = (1,)   # frames a call of the student
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # the teacher's; auto: a GPU where there is one
-    teacher: bool = True            # time the teacher's stages too
-    memory: bool = True             # start each file once more in a process of its own, for its peak memory
-
-    def __post_init__(self) -> None:
-        if self.threads < 1 or not self.batch or min(self.batch) < 1:
-            raise ValueError(f"bench: got threads {self.threads}, batch {self.batch}; expected at least 1")
+from bench.timing import Subject, measure, ratio, summary
 
 
 def latency(run: Path, config: LatencyConfig) -> list[Row]:

@@ -1,4 +1,5 @@
 """Where a run's clips come from: furnished rooms rendered once into a cache, a folder of clips, or your own videos."""
+from importlib import metadata
 from pathlib import Path
 
 from distill.config import ScenesConfig
@@ -13,20 +14,22 @@ def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source
     """
     if config.path is not None:
         return _opened(config)
-    from scenes.furniture import Pack
-    from scenes.rooms import RoomSource, render_folder
+    from scenes.rendered import render_folder
+    from scenes.rooms import RoomSource
 
-    pack = Pack.load(config.furniture)
     rooms = RoomSource(train=config.train, val=config.val, test=config.test, clips_per_room=config.clips_per_room,
-                       frames=config.frames, seed=config.seed, pack=pack)
-    folder = cache / rooms.key
+                       frames=config.frames, seed=config.seed, pack=config.furniture)
+    # not the numbers of rooms: a larger request goes on from a smaller one's clips
+    key = spec_digest({"pack": rooms.furniture.digest, "frames": rooms.frames, "size": rooms.size, "seed": rooms.seed,
+                       "version": metadata.version("vega3d-edge")})
+    folder = cache / key
     wanted = [clip_id for split in SPLITS for clip_id in rooms.ids(split)]
     missing = [i for i in wanted if not (folder / f"{i}.safetensors").is_file()]
     if missing and not render:
         raise ValueError(f"{folder}: lacks {len(missing)} of the run's {len(wanted)} clips; run again: vega3d distill run")
     if missing:
         render_folder(rooms, wanted, folder, config.workers)
-    return _Chosen(ClipFolder(folder), wanted), rooms.key
+    return _Chosen(ClipFolder(folder), wanted), key
 
 
 class _Chosen:

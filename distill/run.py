@@ -1,6 +1,6 @@
 """`distill run`: scenes, teacher, features, student and scores, in one folder that a killed run goes on from.
 
-runs/NAME/ config.yaml env.json metrics.jsonl accuracy.json teacher/ features/ student/ frames/ maps/ MODEL_CARD.md
+runs/NAME/ config.yaml env.json accuracy.json MODEL_CARD.md frames/ features/ teacher/ student/{metrics.jsonl,maps/}
 """
 import json
 import os

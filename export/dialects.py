@@ -1,7 +1,8 @@
 """One calibration, three spellings of the same INT8 numbers.
 
 signed    int8 activations, zero point 0, int8 weights behind DQ: TensorRT 10, 11, RTX (what `quantize` makes)
-unsigned  uint8 activations, zero point 128, same scales: exactly equal, and 1.5-2x faster in onnxruntime on CPU and web
+unsigned  uint8 activations, zero point 128, same scales: exactly equal, and 1.5-2x faster in onnxruntime on CPU and web;
+          its batch is open, because onnxruntime makes a Gemm of a static MatMul + Add, for which it has no INT8 kernel
 flagged   opset 17, float weights under Q and DQ, GELU spelt with Erf: TensorRT 8.6, which refuses int8 initialisers
 """
 import numpy as np
@@ -16,7 +17,10 @@ _SINCE_18 = {"Gelu": "spelt with Erf", "Split": "num_outputs dropped"}
 
 
 def to_unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose activations are uint8 with zero point 128. Weights stay int8."""
+    """A copy whose activations are uint8 with zero point 128, its batch open. Weights stay int8.
+
+    Raises ValueError for a model that is not symmetric int8.
+    """
     unsigned = _copy(model)
     wiring = Wiring(unsigned)
     activations = {node.input[2] for node in unsigned.graph.node
@@ -28,7 +32,22 @@ def to_unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
                 raise ValueError(f"to_unsigned: got zero point {tensor.name} = {zero}, expected int8 0; "
                                  "start from the signed form")
             tensor.CopyFrom(numpy_helper.from_array(np.full_like(zero, 128, np.uint8), tensor.name))
+    _open_batch(unsigned)
     return unsigned
+
+
+def _open_batch(model: onnx.ModelProto) -> None:
+    """Any number of frames a call: the leading size of every Reshape becomes -1, "what is left"."""
+    wiring = Wiring(model)
+    for node in model.graph.node:
+        shape = wiring.value(node.input[1]) if node.op_type == "Reshape" else None
+        if shape is not None and -1 not in shape:
+            opened = shape.copy()
+            opened[0] = -1
+            wiring.constants[node.input[1]].CopyFrom(numpy_helper.from_array(opened, node.input[1]))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    del model.graph.value_info[:]
 
 
 def to_flagged(model: onnx.ModelProto) -> onnx.ModelProto:

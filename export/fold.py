@@ -2,12 +2,13 @@
 
 After a LayerNorm it goes into gamma and beta. Before proj it goes back through attention, which is linear in v, into
 the columns of the qkv weight that make v (per-channel scales take it, no int8 value changes). After GELU it stays.
+Tensors whose numbers change by it get a new name: equal names mean equal things in a layer-by-layer comparison.
 """
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from export.wiring import Wiring
+from export.wiring import Wiring, rename
 
 _THROUGH_ATTENTION = ("Reshape", "Transpose", "MatMul", "Transpose", "Reshape", "Split", "Add", "MatMul")
 
@@ -34,6 +35,7 @@ def _into_norm(wiring: Wiring, node: onnx.NodeProto, factor: np.ndarray) -> bool
         return False
     for name in norm.input[1:]:
         _scale(wiring, name, factor)
+    _mark(wiring, norm.output[0])
     return True
 
 
@@ -56,6 +58,7 @@ def _into_values(wiring: Wiring, node: onnx.NodeProto, factor: np.ndarray) -> bo
     whole[-len(factor):] = factor
     _scale(wiring, add.input[1], whole)
     _scale(wiring, weight, whole)                # scale [3C] of a quantised weight, or [C,3C] of a float one
+    _mark(wiring, *(name for _, name in path))
     return True
 
 
@@ -71,6 +74,10 @@ def _weight_scale(wiring: Wiring, name: str) -> str | None:
 def _scale(wiring: Wiring, name: str, factor: np.ndarray) -> None:
     tensor = wiring.constants[name]
     tensor.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(tensor) * factor).astype(np.float32), name))
+
+
+def _mark(wiring: Wiring, *names: str) -> None:
+    rename(wiring.graph, {name: f"{name}.smoothed" for name in names})
 
 
 def _one_reader(wiring: Wiring, name: str) -> bool:

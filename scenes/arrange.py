@@ -5,6 +5,7 @@ counter-clockwise, in radians. Boxes of pieces never overlap; what stands on som
 """
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class Piece:
     model: Model | None = None
     parts: tuple[Part, ...] = ()
 
-    @property
+    @cached_property
     def box(self) -> np.ndarray:
         """[2,3]: lowest and highest corner of the upright box around the turned piece."""
         c, s = abs(np.cos(self.heading)), abs(np.sin(self.heading))
@@ -77,7 +78,7 @@ class Arrangement:
 
     def against_wall(self, model: Model | Piece | None, wall: str | None = None, along: float | None = None,
                      tries: int = 12) -> Piece | None:
-        """On the floor with its back to a wall, or above it if the model hangs; along: fraction of the wall in [0,1]."""
+        """With its back to a wall: on the floor, or above it if it hangs. along: fraction of the wall in [0,1]."""
         if model is None:
             return None
         if isinstance(model, Model) and model.elevation > 0.05:

@@ -61,7 +61,7 @@ def film(room: Room, frames: int, rng: np.random.Generator, tries: int = 120) ->
 
 def _move(room: Room, target: Piece | None, frames: int, share: float, rng: np.random.Generator
           ) -> np.ndarray | None:
-    """One candidate path, `share` as long as that of nine frames; None if it starts too near or too far from what it looks at."""
+    """One candidate path, `share` as long as one of nine frames; None if it starts too near or far to look at."""
     w, d, _ = room.size
     start = np.array([rng.uniform(TO_WALL, w - TO_WALL), rng.uniform(TO_WALL, d - TO_WALL), rng.uniform(*HEIGHT)])
     aim = np.array([*(target.center if target else (w / 2, d / 2)), rng.uniform(0.4, 1.0)])
@@ -80,7 +80,8 @@ def _move(room: Room, target: Piece | None, frames: int, share: float, rng: np.r
         eye = np.stack([aim[0] + away * np.cos(angle), aim[1] + away * np.sin(angle), np.full(frames, start[2])], 1)
         looking = angle + np.pi
     else:                                                               # walk: mostly ahead, looking round
-        heading = yaw + rng.choice([0, 0, np.pi / 2, -np.pi / 2, np.pi], p=[0.3, 0.3, 0.15, 0.15, 0.1]) + rng.normal(0, 0.4)
+        aside = rng.choice([0, np.pi / 2, -np.pi / 2, np.pi], p=[0.6, 0.15, 0.15, 0.1])
+        heading = yaw + aside + rng.normal(0, 0.4)
         curve = heading + rng.normal(0, 0.25) * (u - 0.5)
         eye = start + way * u[:, None] * np.stack([np.cos(curve), np.sin(curve), np.zeros(frames)], 1)
         looking = yaw + turn * (u - 0.5)

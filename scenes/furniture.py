@@ -101,9 +101,10 @@ class Pack:
         texture = np.array([m[4] for m in row["materials"]], np.uint8)
         width_m, depth_m, height_m = row["size"]
         box = np.array([width_m, depth_m, height_m], np.float32)
-        return Skin(positions=(positions - np.float32([0.5, 0.5, 0])) * box, normals=np.ascontiguousarray(normals),
-                    uvs=uvs, colours=colours[material], texture=texture[material], triangles=triangles,
-                    textures=tuple(self._texture(f"{row['id']}.{i}.jpg") for i in range(row["textures"])))
+        textures = tuple(self._texture(f"{row['id']}.{i}.jpg") for i in range(row["textures"]))
+        return Skin(positions=(positions - np.array([0.5, 0.5, 0], np.float32)) * box,
+                    normals=np.ascontiguousarray(normals), uvs=uvs, colours=colours[material],
+                    texture=texture[material], triangles=triangles, textures=textures)
 
     def _texture(self, path: str) -> np.ndarray:
         return np.asarray(Image.open(io.BytesIO(self._zip.read(path))).convert("RGB").resize((TEXTURE_PX, TEXTURE_PX)))

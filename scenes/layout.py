@@ -1,4 +1,4 @@
-"""A furnished room from a seed: its shell, lights, textures and furniture. The same (split, seed, pack) is the same room.
+"""A furnished room from a seed: shell, lights, textures and furniture. The same (split, seed, pack) is the same room.
 
 Metres, Z up; the room is [0,width] x [0,depth] x [0,height]. Ids: 1 floor, 2 ceiling, 3-6 the walls, then the rest.
 """
@@ -138,7 +138,8 @@ def _lights(a: Arrangement) -> tuple[tuple[Light, ...], tuple[tuple[float, float
         x, y = lamp.center
         z = lamp.bottom + lamp.size[2] / 2 - (0.15 if hangs else -0.1)
         strength = (rng.uniform(1.6, 3.0) if lamp_on else 0.15) if hangs else rng.uniform(0.2, 0.7)
-        lights.append(Light((x, y, min(float(z), h - 0.12)), _warm(rng, 2600, 5000, float(strength) * (w * d / 16) ** 0.5)))
+        colour = _warm(rng, 2600, 5000, float(strength) * (w * d / 16) ** 0.5)
+        lights.append(Light((x, y, min(float(z), h - 0.12)), colour))
     for window in (p for p in a.pieces if p.category == "window"):
         front = (float(np.sin(window.heading)), -float(np.cos(window.heading)))
         x, y = window.center[0] + 0.1 * front[0], window.center[1] + 0.1 * front[1]

@@ -29,7 +29,8 @@ def room_mesh(room: Room, pack: Pack) -> RoomMesh:
     """Every surface that can be seen in the room."""
     layers = list(room.textures)
     first_layer: dict[str, int] = {}
-    casting, still = [], []
+    casting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    still: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for piece in room.pieces:
         if piece.model is None:
             part = _built(piece)
@@ -66,7 +67,7 @@ def _modelled(piece: Piece, pack: Pack, first_layer: int) -> tuple[np.ndarray, n
     at = np.array([*piece.center, piece.bottom], np.float32)
     out = _vertices(piece.id, _turned(skin.positions, piece.heading) + at,
                     np.rint(_turned(skin.normals.astype(np.float32), piece.heading)).clip(-127, 127))
-    out["uv"], out["colour"] = skin.uvs, skin.colours
+    out["uv"], out["colour"] = skin.uvs * np.array([1, -1], np.float32), skin.colours  # row 0 of a picture is its top
     out["layer"] = np.where(skin.texture == 255, PLAIN, skin.texture.astype(np.uint16) + first_layer)
     out["glow"] = 30 if piece.model.light else 0
     return out, skin.triangles.astype(np.uint32)
@@ -75,7 +76,7 @@ def _modelled(piece: Piece, pack: Pack, first_layer: int) -> tuple[np.ndarray, n
 def _built(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
     boxes = [_block(part) for part in piece.parts]
     at = np.array([*piece.center, piece.bottom], np.float32)
-    out = np.concatenate([b for b in boxes])
+    out = np.concatenate(boxes)
     out["position"] = _turned(out["position"], piece.heading) + at
     out["normal"] = np.rint(_turned(out["normal"].astype(np.float32), piece.heading))
     out["id"] = piece.id
@@ -108,14 +109,16 @@ def _shell(room: Room) -> tuple[np.ndarray, np.ndarray]:
     """Floor, ceiling and four walls, seen from inside."""
     w, d, h = room.size
     flat = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], float)
-    sides = {FLOOR: ([w, 0, 0], [0, d, 0], [0, 0, 0], [0, 0, 1]), CEILING: ([w, 0, 0], [0, d, 0], [0, 0, h], [0, 0, -1]),
+    sides = {FLOOR: ([w, 0, 0], [0, d, 0], [0, 0, 0], [0, 0, 1]),
+             CEILING: ([w, 0, 0], [0, d, 0], [0, 0, h], [0, 0, -1]),
              WALL_IDS["south"]: ([w, 0, 0], [0, 0, h], [0, 0, 0], [0, 1, 0]),
              WALL_IDS["north"]: ([w, 0, 0], [0, 0, h], [0, d, 0], [0, -1, 0]),
              WALL_IDS["west"]: ([0, d, 0], [0, 0, h], [0, 0, 0], [1, 0, 0]),
              WALL_IDS["east"]: ([0, d, 0], [0, 0, h], [w, 0, 0], [-1, 0, 0])}
     out = []
     for wall, (u, v, origin, normal) in sides.items():
-        face = _vertices(wall, flat[:, :1] * u + flat[:, 1:] * v + origin, np.tile(127 * np.array(normal), (4, 1)))
+        corners = flat[:, :1] * np.array(u) + flat[:, 1:] * np.array(v) + np.array(origin)       # [4,3]
+        face = _vertices(wall, corners, np.tile(127 * np.array(normal), (4, 1)))
         look = room.shell[wall]
         lengths = np.array([np.linalg.norm(u), np.linalg.norm(v)])
         face["uv"] = flat * [1, -1] * lengths / look.metres

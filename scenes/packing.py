@@ -1,7 +1,7 @@
 """Packs a furniture library into one small zip: fewer triangles, 16-bit positions, 128 px textures, one manifest.
 
 A model's split was decided once over the whole library and frozen in assets/splits.json, so it is the same in every
-pack; recolours of one geometry share theirs, and public-domain models came first, so each split has every class of them.
+pack. Recolours of one geometry share theirs; public-domain models came first, so each split has every class of them.
 """
 import io
 import json

@@ -1,8 +1,11 @@
 """What each kind of room holds, and where. Each recipe furnishes one arrangement in place; `textures` may grow."""
+from collections.abc import Iterable
+
 import numpy as np
 
 from scenes import built
 from scenes.arrange import WALLS, Arrangement, Piece
+from scenes.furniture import Model
 
 Textures = list[np.ndarray]
 SMALL = ("decor/top", "plant/top", "electronics/top")
@@ -36,7 +39,7 @@ def bedroom(a: Arrangement, textures: Textures) -> None:
             if a.rng.random() < 0.8:
                 a.on_top(table, a.pick("lamp/top"))
             _decorate(a, table, *SMALL, most=1)
-        a.in_front(bed, built.rug(a.rng, textures, float(a.rng.uniform(0.9, 1.8)), float(a.rng.uniform(0.6, 1.0))), 0.15)
+        a.in_front(bed, _rug(a, textures, (0.9, 1.8), (0.6, 1.0)), 0.15)
     _decorate(a, a.against_wall(a.pick("storage/tall")), "decor/top", most=1)
     _decorate(a, a.against_wall(a.pick("storage/low", "table/desk")), *SMALL, most=4)
     if a.rng.random() < 0.5:
@@ -51,9 +54,9 @@ def kitchen(a: Arrangement, textures: Textures) -> None:
     length = a.size[0] if wall in ("south", "north") else a.size[1]
     units = ["storage/counter", "storage/sink", "appliance/oven", "storage/counter", "appliance/fridge",
              "storage/counter", "appliance/washer"]
-    units = [units[i] for i in a.rng.permutation(len(units))]
+    units = [units[i] for i in a.rng.permutation(len(units))] + 4 * ["storage/counter"]
     at, line = 0.02 + float(a.rng.uniform(0, 0.3)), []
-    for role in units * 2:
+    for role in units:
         model = a.pick(role, max_size=(1.1, 0.97, 2.3))
         if model is None or at + model.size[0] > length - 0.02:
             continue
@@ -71,8 +74,8 @@ def kitchen(a: Arrangement, textures: Textures) -> None:
             a.on_wall(upper, max(1.4, upper.elevation), wall, min(max(along, 0), 1))
         if unit.size[2] < 1.3:
             _decorate(a, unit, "tableware/top", "appliance/top", "plant/top", most=3)
-    _dining_set(a, most=4, extra=("chair/bar",))
-    a.against_wall(a.pick("storage/tall", "storage/low", "appliance/fridge"))
+    _dining_set(a, most=4)
+    a.against_wall(a.pick("storage/tall", "storage/low"))
     _finish(a, textures, pictures=1)
 
 
@@ -95,7 +98,7 @@ def bath(a: Arrangement, textures: Textures) -> None:
     _decorate(a, a.against_wall(a.pick("storage/low", "storage/tall", max_size=(1.2, 0.5, 2.2))), "decor/top",
               "plant/top", most=3)
     a.against_wall(a.pick("chair/stool"))
-    a.anywhere(built.rug(a.rng, textures, 0.7, 0.5), margin=0.3)
+    a.anywhere(_rug(a, textures, (0.6, 0.8), (0.4, 0.6)), margin=0.3)
     _finish(a, textures, pictures=1)
 
 
@@ -111,7 +114,7 @@ def dining(a: Arrangement, textures: Textures) -> None:
 def _sofa_corner(a: Arrangement, sofa: Piece, textures: Textures) -> None:
     gap = float(a.rng.uniform(0.15, 0.3))
     if a.rng.random() < 0.75:
-        a.in_front(sofa, built.rug(a.rng, textures, float(a.rng.uniform(1.6, 2.2)), float(a.rng.uniform(1.2, 1.6))), gap)
+        a.in_front(sofa, _rug(a, textures, (1.6, 2.2), (1.2, 1.6)), gap)
     model = a.pick("table/coffee")
     table = a.in_front(sofa, model, gap + 0.3) if model and a.rng.random() < 0.7 else None
     table = table or a.in_front(sofa, built.coffee_table(a.rng, textures), gap + 0.3)
@@ -131,13 +134,13 @@ def _television(a: Arrangement, wall: str) -> None:
     _decorate(a, stand, *SMALL, most=3)
 
 
-def _dining_set(a: Arrangement, most: int, centred: bool = False, extra: tuple[str, ...] = ()) -> None:
+def _dining_set(a: Arrangement, most: int, centred: bool = False) -> None:
     table = None
     for margin in ((1.3, 1.1, 0.9) if centred else (1.1, 0.9, 0.8)):
         table = table or a.anywhere(a.pick("table/dining") or a.pick("table/desk", max_size=(1.8, 1.2, 0.9)), margin)
     if table is None:
         return
-    a.around(table, ("chair/bar",) if table.size[2] > 0.95 and extra else ("chair/chair",), most)
+    a.around(table, ("chair/bar",) if table.size[2] > 0.88 else ("chair/chair",), most)
     _decorate(a, table, "tableware/top", "tableware/top", "plant/top", most=6)
 
 
@@ -195,5 +198,12 @@ def _longest_free_wall(a: Arrangement) -> str:
     return max(WALLS, key=length)
 
 
-def _first(placed):  # type: ignore[no-untyped-def]
+def _rug(a: Arrangement, textures: Textures, widths: tuple[float, float], depths: tuple[float, float]) -> Piece | Model:
+    """A modelled rug of about that size, else one built here."""
+    width, depth = float(a.rng.uniform(*widths)), float(a.rng.uniform(*depths))
+    model = a.pick("rug/rug", max_size=(width + 0.2, depth + 0.2, 0.03)) if a.rng.random() < 0.5 else None
+    return model or built.rug(a.rng, textures, width, depth)
+
+
+def _first(placed: Iterable[Piece | None]) -> Piece | None:
     return next((p for p in placed if p), None)

@@ -37,7 +37,7 @@ class Renderer:
     def __init__(self, size: int = 224):
         self.size = size
         try:
-            self._gl = moderngl.create_standalone_context(require=330, backend="egl")
+            self._gl = moderngl.create_context(330, standalone=True, backend="egl")  # type: ignore[arg-type]
         except Exception as error:  # glcontext raises bare Exception
             raise ValueError(f"render: no EGL device ({error}); install libegl1 libgl1-mesa-dri (make setup), or bring "
                              "your GPU's EGL library") from error
@@ -71,14 +71,14 @@ class Renderer:
         target.use()
         target.viewport = whole = (0, 0, size, size * t)
         self._gl.clear(depth=1.0)
-        self._set("exposure", exposure)
-        self._set("lens", (2 * intrinsics[0, 0] / size, 2 * intrinsics[1, 1] / size, 2 * intrinsics[0, 2] / size - 1,
-                           2 * intrinsics[1, 2] / size - 1))
+        _set(self._program, "exposure", exposure)
+        (fx, _, cx), (_, fy, cy) = 2 * intrinsics[:2] / size
+        _set(self._program, "lens", (fx, fy, cx - 1, cy - 1))
         for i, pose in enumerate(poses):
             target.viewport = (0, size * i, size, size)
-            self._program["world_to_view"].write(np.linalg.inv(pose).T.astype("<f4").tobytes())
-            self._set("world_turn", tuple(pose[:3, :3].T.reshape(-1)))
-            self._set("eye", tuple(pose[:3, 3]))
+            _write(self._program, "world_to_view", np.linalg.inv(pose))
+            _set(self._program, "world_turn", tuple(pose[:3, :3].T.reshape(-1)))
+            _set(self._program, "eye", tuple(pose[:3, 3]))
             for first, count in _in_view(pose, intrinsics, size, self._mesh):
                 self._whole.render(vertices=3 * count, first=3 * first)
         self._finish_colour(target, finished, noise, seed)
@@ -96,17 +96,18 @@ class Renderer:
         """Where all frames are drawn, one below the other, and where their finished colour goes."""
         if frames not in self._targets:
             shape, gl = (self.size, self.size * frames), self._gl
-            drawn = gl.framebuffer([gl.texture(shape, 4), gl.texture(shape, 4, dtype="u4")], gl.depth_renderbuffer(shape))
-            self._targets[frames] = drawn, gl.framebuffer([gl.renderbuffer(shape, 4)])
+            seen = [gl.texture(shape, 4), gl.texture(shape, 4, dtype="u4")]
+            self._targets[frames] = (gl.framebuffer(seen, gl.depth_renderbuffer(shape)),
+                                     gl.framebuffer([gl.renderbuffer(shape, 4)]))
         return self._targets[frames]
 
     def _finish_colour(self, drawn: moderngl.Framebuffer, finished: moderngl.Framebuffer, noise: float, seed: int
                        ) -> None:
         finished.use()
         self._gl.disable(moderngl.DEPTH_TEST)
-        drawn.color_attachments[0].use(2)
+        drawn.color_attachments[0].use(2)  # type: ignore[union-attr]
         for name, value in {"picture": 2, "noise": noise, "seed": seed & 0xFFFFFFFF, "rows": float(self.size)}.items():
-            self._finish.program[name].value = value
+            _set(self._finish.program, name, value)
         self._finish.render(moderngl.TRIANGLES, vertices=3)
         self._gl.enable(moderngl.DEPTH_TEST)
 
@@ -131,28 +132,34 @@ class Renderer:
     def _cast(self, casting: moderngl.VertexArray, triangles: int, to_light: np.ndarray) -> None:
         self._shadow_target.use()
         self._shadow_target.clear(red=12.0, green=144.0)
-        self._shadow_program["world_to_light"].write(to_light.T.astype("<f4").tobytes())
-        self._shadow_program["shadow_reach"].value = SHADOW_REACH
+        _write(self._shadow_program, "world_to_light", to_light)
+        _set(self._shadow_program, "shadow_reach", SHADOW_REACH)
         casting.render(vertices=3 * triangles)
-        self._shadow.build_mipmaps()
+        self._shadow.build_mipmaps(max_level=2)
         self._shadow.use(1)
 
     def _set_lights(self, room: Room, to_light: np.ndarray) -> None:
         dark = Light((0, 0, 0), (0, 0, 0))
         four = [*room.lights, dark, dark, dark, dark][:4]
-        self._set("textures", 0)
-        self._set("shadow", 1)
-        self._program["world_to_light"].write(to_light.T.astype("<f4").tobytes())
-        self._set("shadow_reach", SHADOW_REACH)
-        self._set("light_at", [light.position for light in four])
-        self._set("light_colour", [light.colour for light in four])
-        self._set("lights", len(room.lights))
-        self._set("above", room.ambient[0])
-        self._set("below", room.ambient[1])
-        self._set("room", room.size)
+        _set(self._program, "textures", 0)
+        _set(self._program, "shadow", 1)
+        _write(self._program, "world_to_light", to_light)
+        _set(self._program, "shadow_reach", SHADOW_REACH)
+        _set(self._program, "light_at", [light.position for light in four])
+        _set(self._program, "light_colour", [light.colour for light in four])
+        _set(self._program, "lights", len(room.lights))
+        _set(self._program, "above", room.ambient[0])
+        _set(self._program, "below", room.ambient[1])
+        _set(self._program, "room", room.size)
 
-    def _set(self, name: str, value: object) -> None:
-        self._program[name].value = value  # type: ignore[union-attr]
+
+def _set(program: moderngl.Program, name: str, value: object) -> None:
+    program[name].value = value  # type: ignore[union-attr]
+
+
+def _write(program: moderngl.Program, name: str, matrix: np.ndarray) -> None:
+    """A 4x4 uniform; GL keeps columns together."""
+    program[name].write(matrix.T.astype("<f4").tobytes())  # type: ignore[union-attr]
 
 
 def _in_view(pose: np.ndarray, intrinsics: np.ndarray, size: int, mesh: RoomMesh) -> list[list[int]]:

@@ -2,17 +2,21 @@
 
 Ids are SPLIT/RRRRR_C: room and clip number. `render_clips` spreads rooms over processes and keeps their order.
 """
+import json
 import multiprocessing
 import os
 import queue
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 from itertools import groupby
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -25,6 +29,7 @@ from scenes.render import Renderer, Views
 STRUCTURE = (FLOOR, CEILING, *WALL_IDS.values())
 MAX_STRUCTURE = 0.7   # share of the pixels that may show floor, ceiling and walls
 MIN_DEPTH = 0.35      # m
+ROOMS_VERSION = 2     # raised whenever the same seed would give another picture
 _ATTEMPTS = 6
 
 
@@ -48,6 +53,12 @@ class RoomSource:
         if min(self.train, self.val, self.test) < 0 or self.seed < 0:
             raise ValueError("rooms: got a negative number of rooms or seed, expected 0 or more")
 
+    @cached_property
+    def key(self) -> str:
+        """Names what the clips hold: equal keys, equal clips under equal ids, however many rooms were asked for."""
+        facts = [ROOMS_VERSION, self.seed, self.frames, self.size, self.furniture.digest]
+        return "rooms-" + sha256(json.dumps(facts).encode()).hexdigest()[:12]
+
     def ids(self, split: Split) -> list[str]:
         return [f"{split}/{room:05d}_{clip}" for room in range(getattr(self, split))
                 for clip in range(self.clips_per_room)]
@@ -63,7 +74,8 @@ class RoomSource:
             if left and _fault(glance):
                 continue
             exposure = _metered(glance["frames"], rng)
-            views = self._shoot(room, track.poses, track, exposure, float(rng.uniform(0.005, 0.03)), int(rng.integers(2**32)))
+            noise, seed = float(rng.uniform(0.005, 0.03)), int(rng.integers(2**32))
+            views = self._shoot(room, track.poses, track, exposure, noise, seed)
             if not _fault(views):
                 break
         seen = set(np.unique(views["instances"]).tolist())
@@ -93,9 +105,9 @@ class RoomSource:
     def _parse(self, clip_id: str) -> tuple[Split, int, int]:
         split, _, rest = clip_id.partition("/")
         number, _, take = rest.partition("_")
-        if split in SPLITS and number.isdigit() and take.isdigit():
-            if int(number) < getattr(self, split) and int(take) < self.clips_per_room:
-                return split, int(number), int(take)
+        if (split in SPLITS and number.isdigit() and take.isdigit() and int(number) < getattr(self, split)
+                and int(take) < self.clips_per_room):
+            return split, int(number), int(take)
         raise ValueError(f"rooms: no clip {clip_id!r}; ids are SPLIT/ROOM_CLIP, such as train/00000_0, with "
                          f"{self.train}/{self.val}/{self.test} rooms of {self.clips_per_room} clips")
 
@@ -115,7 +127,13 @@ def _metered(frames: np.ndarray, rng: np.random.Generator) -> float:
     return float(np.clip((target / max(float(frames.mean()), 1.0)) ** 2.2, 0.25, 4.0))
 
 
-def render_clips(source: RoomSource, ids: Sequence[str], workers: int = 0) -> Iterator[Clip]:
+class Filmed(Protocol):
+    """Anything that renders a clip by its id; it is sent to the workers, so it must pickle."""
+
+    def clip(self, clip_id: str) -> Clip: ...
+
+
+def render_clips(source: Filmed, ids: Sequence[str], workers: int = 0) -> Iterator[Clip]:
     """The clips in the order of `ids`. Each of `workers` processes takes every n-th room; 0 renders in this process.
 
     A worker is at most one room ahead of the reader, so memory does not grow with the number of clips. A script that
@@ -129,12 +147,13 @@ def render_clips(source: RoomSource, ids: Sequence[str], workers: int = 0) -> It
     spawn = multiprocessing.get_context("spawn")
     crew = []
     try:
-        for w in range(workers):
-            receive, send = spawn.Pipe(duplex=False)
-            process = spawn.Process(target=_work, args=(source, rooms[w::workers], send), daemon=True)
-            process.start()
-            send.close()
-            crew.append((process, receive))
+        with _one_thread_each():
+            for w in range(workers):
+                receive, send = spawn.Pipe(duplex=False)
+                process = spawn.Process(target=_work, args=(source, rooms[w::workers], send), daemon=True)
+                process.start()
+                send.close()
+                crew.append((process, receive))
         for r, room in enumerate(rooms):
             for clip_id in room:
                 yield _receive(crew[r % workers][1], clip_id)
@@ -145,11 +164,27 @@ def render_clips(source: RoomSource, ids: Sequence[str], workers: int = 0) -> It
             process.join()
 
 
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started here keep to one thread: Mesa's renderer and BLAS would start one a core in each of them."""
+    one = dict.fromkeys(("LP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
+    before = {name: os.environ.get(name) for name in one}
+    os.environ.update(one)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _receive(pipe: Connection, clip_id: str) -> Clip:
     try:
         message = pipe.recv()
     except EOFError as error:
-        raise RuntimeError(f"rooms: the process rendering {clip_id} died; is there enough memory for another one?") from error
+        raise RuntimeError(f"rooms: the process rendering {clip_id} died; if memory ran out, use fewer") from error
     if isinstance(message, ValueError):
         raise message
     if not isinstance(message, Clip):
@@ -157,9 +192,8 @@ def _receive(pipe: Connection, clip_id: str) -> Clip:
     return message
 
 
-def _work(source: RoomSource, rooms: list[list[str]], pipe: Connection) -> None:
+def _work(source: Filmed, rooms: list[list[str]], pipe: Connection) -> None:
     """In a worker: renders while a thread sends."""
-    os.environ["LP_NUM_THREADS"] = "1"  # Mesa's software renderer would otherwise start a thread a core in each process
     ready: queue.Queue = queue.Queue(maxsize=max(map(len, rooms)))
     sender = threading.Thread(target=_send, args=(ready, pipe), daemon=True)
     sender.start()

@@ -1,4 +1,4 @@
-"""The renderer's programs (GLSL 330): one pass writes colour, depth, instance and normal; a second smooths the colour."""
+"""The renderer's programs (GLSL 330): one pass writes colour, depth, instance, normal; a second smooths the colour."""
 
 VERTEX_SHADER = """
 #version 330
@@ -32,7 +32,8 @@ flat in uvec2 tag; flat in float glow;
 layout(location = 0) out vec4 picture;
 layout(location = 1) out uvec4 data;  // depth bits, instance, normal (3 x snorm8), nothing
 
-float lit(vec3 n) {                   // share of the main light that arrives: a variance shadow map (Donnelly & Lauritzen)
+// share of the main light that arrives: a variance shadow map (Donnelly & Lauritzen 2006)
+float lit(vec3 n) {
     vec4 l = world_to_light * vec4(world + 0.01 * n, 1.0);
     vec2 uv = l.xy / (max(l.z, 0.1) * shadow_reach) * 0.5 + 0.5;
     vec2 m = textureLod(shadow, uv, 1.3).rg;
@@ -100,7 +101,8 @@ void main() {                         // steps of triangle edges become ramps: F
     low = vec2(0.5, floor(p.y / rows) * rows + 0.5); high = low + vec2(1.0 / px.x - 1.0, rows - 1.0);
     vec3 middle = look(p);
     float m = dot(middle, vec3(0.299, 0.587, 0.114));
-    float nw = luma(p + vec2(-1, -1)), ne = luma(p + vec2(1, -1)), sw = luma(p + vec2(-1, 1)), se = luma(p + vec2(1, 1));
+    float nw = luma(p + vec2(-1, -1)), ne = luma(p + vec2(1, -1));
+    float sw = luma(p + vec2(-1, 1)), se = luma(p + vec2(1, 1));
     float least = min(m, min(min(nw, ne), min(sw, se))), most = max(m, max(max(nw, ne), max(sw, se)));
     vec2 along = vec2(sw + se - nw - ne, nw + sw - ne - se);
     along /= min(abs(along.x), abs(along.y)) + max((nw + ne + sw + se) * 0.03125, 0.0078);

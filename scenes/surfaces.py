@@ -71,7 +71,8 @@ def _blocks(rng: np.random.Generator, rows: int, columns: int, offset: float, ga
 
 
 def _bricks(rng: np.random.Generator) -> np.ndarray:
-    image = _blocks(rng, 16, 4, 0.5, 1, np.array([rng.uniform(0.5, 0.75), 0.4, 0.33]), _tint(rng, 0.55, 0.75, 0.05), 0.2)
+    clay = np.array([rng.uniform(0.5, 0.75), 0.4, 0.33])
+    image = _blocks(rng, 16, 4, 0.5, 1, clay, _tint(rng, 0.55, 0.75, 0.05), 0.2)
     return image * (1 + 0.06 * smooth_noise(rng, 64, 64)[..., None])
 
 
@@ -105,7 +106,8 @@ def _parquet(rng: np.random.Generator) -> np.ndarray:
 
 
 def _carpet(rng: np.random.Generator) -> np.ndarray:
-    return _tint(rng, 0.25, 0.75, 0.3) * (1 + 0.18 * rng.uniform(-1, 1, (PX, PX, 1)) + 0.06 * smooth_noise(rng, 8, 8)[..., None])
+    pile = 0.18 * rng.uniform(-1, 1, (PX, PX, 1)) + 0.06 * smooth_noise(rng, 8, 8)[..., None]
+    return _tint(rng, 0.25, 0.75, 0.3) * (1 + pile)
 
 
 def _wood(rng: np.random.Generator) -> np.ndarray:
@@ -128,10 +130,12 @@ def _picture(rng: np.random.Generator) -> np.ndarray:
     image = np.where((y > horizon)[..., None], _tint(rng, 0.2, 0.8, 0.5), image)
     for _ in range(int(rng.integers(1, 7))):
         cx, cy, r = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9), rng.uniform(0.04, 0.25)
-        inside = (np.hypot(x - cx, y - cy) < r) if rng.random() < 0.5 else (np.abs(x - cx) < r) & (np.abs(y - cy) < r / 2)
+        round_one = rng.random() < 0.5
+        inside = np.hypot(x - cx, y - cy) < r if round_one else (np.abs(x - cx) < r) & (np.abs(y - cy) < r / 2)
         image = np.where(inside[..., None], _tint(rng, 0.15, 0.9, 0.6), image)
     border = np.maximum(np.abs(x - 0.5), np.abs(y - 0.5)) > 0.43
-    return np.where(border[..., None], _tint(rng, 0.8, 0.97, 0.03), image * (1 + 0.08 * smooth_noise(rng, 32, 32)[..., None]))
+    brush = 1 + 0.08 * smooth_noise(rng, 32, 32)[..., None]
+    return np.where(border[..., None], _tint(rng, 0.8, 0.97, 0.03), image * brush)
 
 
 def _view(rng: np.random.Generator) -> np.ndarray:

@@ -1,5 +1,6 @@
 """`vega3d teacher fetch | pretrain | probe`."""
 import json
+import os
 from pathlib import Path
 
 import tyro
@@ -18,29 +19,28 @@ def fetch() -> None:
 def pretrain(config: tyro.conf.OmitArgPrefixes[PretrainConfig], furniture: Path | None = None, rooms: int = 500,
              render_seed: int = 1000) -> None:
     """Train wan-nano: rendered rooms -> VAE -> transformer. furniture: a pack (None: the CC0 one that ships)."""
-    from scenes.furniture import Pack
     from scenes.rooms import RoomSource
     from teacher.pretrain import pretrain as run
     from teacher.samples import write_card, write_samples
 
     per_room = max(1, -(-config.clips // rooms))
     source = RoomSource(train=rooms, val=0, test=config.held_out, clips_per_room=per_room, frames=config.frames,
-                        seed=render_seed, pack=Pack.load(furniture))
+                        seed=render_seed, pack=furniture)
     folder = run(config, source)
-    write_samples(folder, source, config)
-    write_card(folder, config)
-    print(f"generator: {folder}")
+    if int(os.environ.get("RANK", "0")) == 0:  # accelerate launch: one process writes
+        write_samples(folder, source, config)
+        write_card(folder, config)
+        print(f"generator: {folder}")
 
 
 def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig], furniture: Path | None = None,
           out: Path = Path("bench/results/nano_probe.json")) -> None:
     """Measure what each block, noise level and frame mode knows of 3D, beside every control; JSON and a heat map."""
-    from scenes.furniture import Pack
     from scenes.rooms import RoomSource
     from teacher.grid import heat_map, probe_grid
 
     source = RoomSource(train=0, val=config.clips, test=config.clips, clips_per_room=1, frames=9, seed=2000,
-                        pack=Pack.load(furniture))
+                        pack=furniture)
     rows = probe_grid(config, source)
     out.parent.mkdir(parents=True, exist_ok=True)
     _write_result(out, rows)

@@ -28,7 +28,7 @@ class Examples:
         self.frames_per_clip = len(first["frames"])
         size = len(self.ids) * sum(v.nbytes for v in first.values())
         budget = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CPU_BUDGET
-        self._all = self._gather() if size < budget else None
+        self._all: Example | None = self._gather() if size < budget else None
 
     def __len__(self) -> int:
         return len(self.ids) * self.frames_per_clip
@@ -72,12 +72,20 @@ class Examples:
 
     def in_order(self) -> Iterator[tuple[str, Example]]:
         """(clip id, its fields on the device), clip by clip."""
+        if self._all is not None:
+            for i, clip_id in enumerate(self.ids):
+                rows = slice(i * self.frames_per_clip, (i + 1) * self.frames_per_clip)
+                yield clip_id, {k: v[rows] for k, v in self._all.items()}
+            return
+        yield from self._read()
+
+    def _read(self) -> Iterator[tuple[str, Example]]:
         for clip_id, example in zip(self.ids, _ahead(self.load, self.ids), strict=True):
             yield clip_id, {k: v.to(self.device) for k, v in example.items()}
 
     def _gather(self) -> Example:
         whole: Example = {}
-        for i, (_, example) in enumerate(self.in_order()):
+        for i, (_, example) in enumerate(self._read()):
             rows = slice(i * self.frames_per_clip, (i + 1) * self.frames_per_clip)
             for name, value in example.items():
                 if i == 0:

@@ -130,8 +130,9 @@ def _fit(run: Pretraining, stage: str, loss: nn.Module, steps: int, lr: float, b
         module.to(device)
     optimizer = torch.optim.AdamW(loss.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
     path = config.out / f"{stage}.ckpt.safetensors"
-    # without the out folder: the same training may go on elsewhere
-    key = spec_digest({k: str(v) for k, v in asdict(config).items() if k not in ("out", "workers", "save_every")})
+    other = "flow" if stage == "vae" else "vae"  # a new length for one part does not undo the other
+    key = spec_digest({k: str(v) for k, v in asdict(config).items()
+                       if not k.startswith(other) and k not in ("out", "workers", "save_every")})
     start = load_checkpoint(path, modules, optimizer, key)
     wrapped, optimizer = accelerator.prepare(loss.train(), optimizer)
     if device.type == "cuda" and stage == "flow":

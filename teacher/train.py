@@ -59,6 +59,7 @@ def train_heads(name: str, examples: Examples, stream: Stream, shape: DenseShape
             optimizer.step()
         save_checkpoint(path, (epoch + 1) * per_epoch, {"model": model}, optimizer, key)
     save_teacher(model, folder, name)
+    path.unlink(missing_ok=True)
     return model.eval()
 
 

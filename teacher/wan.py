@@ -42,8 +42,8 @@ class WanTower:
     """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14]; H and W multiples of 16.
 
     In video mode T must be 4n+1 (the VAE would silently drop the rest); a latent stands for up to four frames, and
-    each of them gets that latent's features. Noise is drawn once per (seed, latent shape), the same for every clip:
-    features depend on the clip alone, never on its batch.
+    each of them gets that latent's features. Noise depends on (seed, frame of the clip) alone: every frame has its own
+    draw, as in the paper, yet a clip's features never depend on its batch.
     """
 
     def __init__(self, vae: AutoencoderKLWan, transformer: WanTransformer3DModel, prompt: Tensor, tap: Tap,
@@ -58,10 +58,10 @@ class WanTower:
         self.dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         self.spec = {"tower": "wan", "weights": digest, "dim": self.dim, "grid": GRID, **asdict(tap)}
 
-    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "WanTower":
-        self.vae.to(device, dtype)
-        self.transformer.to(device, dtype)
-        self.prompt = self.prompt.to(device, dtype)
+    def to(self, device: torch.device | str) -> "WanTower":
+        self.vae.to(device)
+        self.transformer.to(device)
+        self.prompt = self.prompt.to(device)
         return self
 
     def features(self, frames: Tensor) -> Tensor:
@@ -75,12 +75,12 @@ class WanTower:
         if h % 16 or w % 16:
             raise ValueError(f"wan: frames are {h}x{w} px, expected sides that are multiples of 16; resize them")
         if self.tap.frames == "image":
-            tokens = self._tapped(frames.reshape(b * t, 1, 3, h, w), blocks)  # [L,B*T,1,D,14,14]
+            tokens = self._tapped(frames.reshape(b * t, 1, 3, h, w), blocks, t)  # [L,B*T,1,D,14,14]
             return tokens.reshape(len(blocks), b, t, -1, GRID, GRID)
         if t % 4 != 1:
             raise ValueError(f"wan: video mode got {t} frames, expected 4n+1 (1, 5, 9, 17 …): "
                              "the VAE silently drops the rest")
-        tokens = self._tapped(frames, blocks)                       # [L,B,F,D,14,14], F = 1 + (T-1)/4
+        tokens = self._tapped(frames, blocks, 1)                    # [L,B,F,D,14,14], F = 1 + (T-1)/4
         owner = torch.arange(t, device=frames.device).add(3) // 4   # frame -> latent: 0 1111 2222
         return tokens[:, :, owner]
 
@@ -90,17 +90,16 @@ class WanTower:
         z = self.vae.encode((frames * 2 - 1).transpose(1, 2).to(dtype)).latent_dist.mode()
         return normalise(z, self.vae)
 
-    def _tapped(self, frames: Tensor, blocks: Sequence[int]) -> Tensor:
+    def _tapped(self, frames: Tensor, blocks: Sequence[int], videos: int) -> Tensor:
         z = self.latents(frames)
         total = torch.zeros((), device=z.device)
         for s in range(self.tap.seeds):
-            total = total + self._noised_tokens(z, self.tap.seed + s, blocks).float()
+            noise = _noise(self.tap.seed + s, videos, z.shape[1:]).to(z).repeat(len(z) // videos, 1, 1, 1, 1)
+            total = total + self._noised_tokens(z, noise, blocks).float()
         return total / self.tap.seeds                               # [L,N,F,D,14,14]
 
-    def _noised_tokens(self, z: Tensor, seed: int, blocks: Sequence[int]) -> Tensor:
+    def _noised_tokens(self, z: Tensor, noise: Tensor, blocks: Sequence[int]) -> Tensor:
         sigma = self.tap.k / 1000
-        generator = torch.Generator().manual_seed(seed)             # on the CPU: the same draw on every device
-        noise = torch.randn(1, *z.shape[1:], generator=generator).to(z)
         taken: list[Tensor] = []
         hooks = [self.transformer.blocks[i].register_forward_hook(lambda _m, _i, out: taken.append(out)) for i in blocks]
         try:
@@ -129,6 +128,12 @@ class VAELatents:
     def features(self, frames: Tensor) -> Tensor:
         z = self.tower.latents(frames.flatten(0, 1).unsqueeze(1)).squeeze(2).float()   # [N,C,h,w]
         return F.adaptive_avg_pool2d(F.pixel_unshuffle(z, 2), (GRID, GRID)).unflatten(0, frames.shape[:2])
+
+
+def _noise(seed: int, videos: int, shape: Sequence[int]) -> Tensor:
+    # on the CPU, so that every device sees the same draw; the i-th video's does not depend on how many follow
+    return torch.stack([torch.randn(*shape, generator=torch.Generator().manual_seed(seed * 1009 + i))
+                        for i in range(videos)])
 
 
 def normalise(z: Tensor, vae: AutoencoderKLWan) -> Tensor:
@@ -164,9 +169,10 @@ def load_wan(folder: Path | str = NANO, tap: Tap | None = None, random_weights: 
 
 
 def weights_digest(folder: Path) -> str:
-    """First 16 hex digits over every weight and config file of a checkpoint folder."""
+    """First 16 hex digits over the weights and configs of a checkpoint: vae/, transformer/, prompt.safetensors."""
     total = sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.is_file()):
+    files = [p for part in ("vae", "transformer") for p in (folder / part).iterdir() if p.suffix in (".safetensors", ".json")]
+    for file in sorted([*files, folder / "prompt.safetensors"]):
         total.update(str(file.relative_to(folder)).encode() + sha256(file.read_bytes()).digest())
     return total.hexdigest()[:16]
 

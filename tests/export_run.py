@@ -1,4 +1,4 @@
-"""A run folder as `distill run` writes it, small and quick: toy rooms, a briefly trained student, and what is made of it.
+"""A run folder as `distill run` writes it, small and quick: toy rooms, a briefly trained student, and their exports.
 
 Quantisation is never judged on random weights (they rank the settings wrongly), hence the training. What is cached here
 is shared by every test of the session: copy before you edit.

@@ -29,7 +29,8 @@ def test_half_is_valid_loads_and_passes_its_gate(source, islands, optimise):
 
 def test_everything_inside_is_float16_and_both_ends_float32():
     half = to_half(int8())
-    assert [value.type.tensor_type.elem_type for value in (*half.graph.input, *half.graph.output)] == [TensorProto.FLOAT] * 2
+    ends = [value.type.tensor_type.elem_type for value in (*half.graph.input, *half.graph.output)]
+    assert ends == [TensorProto.FLOAT] * 2
     floats = {tensor.name for tensor in half.graph.initializer if tensor.data_type == TensorProto.FLOAT}
     assert floats == set()
     assert [node.op_type for node in half.graph.node].count("Cast") == 2

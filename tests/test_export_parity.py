@@ -146,7 +146,8 @@ def _half_that_overflows():
 
 
 FAULTS = [_clipped_ranges, _coarse_ranges, _stale_calibration, _weight_scales_in_another_order,
-          _transposed_weights, _lost_block, _residual_stream_in_int8, _lost_mean, _bytes_for_floats, _normalised_twice, _bgr, _upside_down, _twice_as_large, _swapped_grid,
+          _transposed_weights, _lost_block, _residual_stream_in_int8, _lost_mean, _bytes_for_floats,
+          _normalised_twice, _bgr, _upside_down, _twice_as_large, _swapped_grid,
           _one_frame_for_all, _untrained_student, _other_width, _not_a_number, _half_that_overflows]
 
 

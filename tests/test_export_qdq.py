@@ -1,4 +1,4 @@
-"""The verifier: our exports pass, NNCF's defaults do not, and every planted fault is named with its node and its rule."""
+"""The verifier: our exports pass, NNCF's defaults do not, and each planted fault is named by its node and its rule."""
 from collections.abc import Callable
 from functools import cache
 
@@ -163,7 +163,7 @@ def _int32_bias(model):
     scale.CopyFrom(numpy_helper.from_array(np.float16(1e-3), "bias_scale"))
     add = _node(model, "blocks.0.fc1/Add")
     index = list(model.graph.node).index(add)
-    model.graph.node.insert(index, helper.make_node("DequantizeLinear", [bias.name, "bias_scale"], ["bias_dq"], name="bias/DQ"))
+    model.graph.node.insert(index, helper.make_node("DequantizeLinear", [bias.name, "bias_scale"], ["bias_dq"]))
     model.graph.node[index + 1].input[1] = "bias_dq"
 
 

@@ -190,7 +190,8 @@ def test_max_drop_returns_the_worst_layer_to_half_and_names_it():
     spoilt, asked, said = _with_coarse_input("blocks.1.fc1/MatMul"), [], []
     drops = [1 - gate().measure(OnnxModel(model)).cosine_mean for model in (int8(), spoilt)]
     assert drops[0] < drops[1]
-    model, floats = within_budget(spoilt, sum(drops) / 2, gate(), lambda names: asked.append(names) or int8(), said.append)
+    model, floats = within_budget(spoilt, sum(drops) / 2, gate(),
+                                  lambda names: asked.append(names) or int8(), said.append)
     assert floats == ["blocks.1.fc1/MatMul"] == asked[0] and model is int8()
     assert "blocks.1.fc1/MatMul" in said[-1]
 
@@ -202,7 +203,7 @@ def test_max_drop_keeps_a_model_within_budget_as_it_is():
 
 def test_max_drop_gives_up_when_half_the_layers_do_not_suffice():
     spoilt = _with_coarse_input("blocks.0.attn.qkv/MatMul")
-    with pytest.raises(GateError, match="still .* with half of the 8 INT8 layers returned; use FP16"):
+    with pytest.raises(GateError, match=r"still .* with half of the 8 INT8 layers returned; use FP16"):
         within_budget(spoilt, 1e-6, gate(), lambda names: spoilt, lambda _: None)
 
 

@@ -91,7 +91,7 @@ def test_sampling_follows_the_velocity_to_the_data():
             return ((hidden_states - 3) / (timestep / 1000).view(-1, 1, 1, 1, 1),)
 
     out = sample(Straight(), (2, 4, 1, 4, 4), torch.device("cpu"), steps=50)
-    torch.testing.assert_close(out, torch.full_like(out, 3), atol=0.05, rtol=0)
+    torch.testing.assert_close(out, torch.full_like(out, 3), atol=0.1, rtol=0)
 
 
 def test_pretraining_writes_a_generator_that_loads_with_its_card_and_samples(tmp_path):

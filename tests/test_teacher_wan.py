@@ -18,7 +18,7 @@ def test_tap_after_early_exit_equals_a_hook_on_the_full_transformer(tiny_wan):
     assert len(full.blocks) == 3
     frames = FRAMES[0, :2]
     z = normalise(vae.encode((frames[:, :, None] * 2 - 1)).latent_dist.mode(), vae)  # [2,4,1,28,28]
-    noise = torch.randn(1, *z.shape[1:], generator=torch.Generator().manual_seed(7))
+    noise = torch.stack([torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(7 * 1009 + i)) for i in (0, 1)])
     taken = []
     full.blocks[1].register_forward_hook(lambda m, i, out: taken.append(out))
     with torch.inference_mode():
@@ -57,6 +57,14 @@ def test_seeds_reproduce_and_are_averaged(tiny_wan):
     assert not torch.allclose(one, two)
     torch.testing.assert_close(both, (one + two) / 2, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(load_wan(tiny_wan, Tap(block=1, seeds=1)).features(FRAMES[:1, :1]), one)
+
+
+def test_every_frame_has_its_own_noise_and_keeps_it_in_a_longer_clip(tiny_wan):
+    tower = load_wan(tiny_wan, Tap(block=1, seeds=1))
+    still = FRAMES[:1, :1].expand(-1, 3, -1, -1, -1)
+    features = tower.features(still)
+    assert not torch.allclose(features[:, 0], features[:, 1])
+    torch.testing.assert_close(tower.features(still[:, :2]), features[:, :2], rtol=1e-4, atol=1e-5)
 
 
 def test_no_noise_means_no_seed_and_pure_noise_means_no_image(tiny_wan):

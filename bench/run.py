@@ -1,0 +1,64 @@
+"""One bench of one run: measure what was asked, keep what still holds, write results.json and the page."""
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.about import about_run
+from bench.accuracy import accuracy
+from bench.committed import commit_rows
+from bench.config import LatencyConfig
+from bench.device import device_facts
+from bench.latency import latency
+from bench.report import write_report
+from bench.results import Results, Row, load, measured, save
+
+Part = Literal["latency", "accuracy"]
+HERE = Path(__file__).resolve().parent
+SAME = ("cpu", "cores", "gpu", "commit")  # of the environment: else rows of two machines or codes would share a page
+
+
+def bench(run: Path, parts: Sequence[Part], config: LatencyConfig, out: Path, names: Sequence[str] = (),
+          committed: Path = HERE / "results") -> Results:
+    """Writes out/results.json and out/report.html, and committed/NAME.json for each of `names`.
+
+    A part that is not measured now is kept from out/results.json if that is of the same student, machine and commit.
+    Raises ValueError if `run` is no finished run.
+    """
+    folder = run.resolve()  # runs/latest is a link: a run that ends meanwhile must not swap it
+    about, env = about_run(folder), device_facts()
+    rows = [about]
+    for part in parts:
+        rows += [{"part": part, **row} for row in (latency(folder, config) if part == "latency" else accuracy(folder))]
+    env["load_1m_after"] = device_facts()["load_1m"]
+    rows += _kept(out / "results.json", parts, about, env)
+    results = measured("bench", _once(rows), env)
+    save(results, out / "results.json")
+    write_report(results, out / "report.html")
+    for name in names:
+        commit_rows(name, results.rows, env, committed)
+    return results
+
+
+def default_out(run: Path) -> Path:
+    """bench/ of the checkout this code runs from; for an installed package, RUN/bench."""
+    return HERE if (HERE.parent / "pyproject.toml").is_file() else run.resolve() / "bench"
+
+
+def _kept(path: Path, parts: Sequence[Part], about: Row, env: dict[str, Any]) -> list[Row]:
+    try:
+        before = load(path)
+    except ValueError:
+        return []
+    if before.of("run") != [about] or any(before.env.get(key) != env.get(key) for key in SAME):
+        return []
+    return [row for row in before.rows if row.get("part") and row["part"] not in parts]
+
+
+def _once(rows: Sequence[Row]) -> list[Row]:
+    """Without what both parts found absent."""
+    seen: list[Row] = []
+    for row in rows:
+        facts = {key: value for key, value in row.items() if key != "part"}
+        if row["kind"] != "absent" or facts not in [{k: v for k, v in r.items() if k != "part"} for r in seen]:
+            seen.append(row)
+    return seen

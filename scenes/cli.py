@@ -1,0 +1,82 @@
+"""The verbs of `vega3d scenes`: thin, everything behind them imports without the command line."""
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+LIBRARY = Path("/usr/share/sweethome3d/furniture")
+
+
+def render(n: int = 200, out: Path = Path("clips"), seed: int = 0, frames: int = 9, size: int = 224,
+           clips_per_room: int = 1, furniture: Path | None = None, workers: int | None = None) -> None:
+    """Renders clips of furnished rooms into a folder; the same command resumes after a stop.
+
+    Args:
+        n: clips in all; of their rooms 80 % are for training, 10 % each for validation and test.
+        out: folder to write SPLIT/ID.safetensors and scenes.json to.
+        seed: other seeds are other rooms.
+        frames: frames a clip.
+        size: pixels, square.
+        clips_per_room: camera paths in each room.
+        furniture: a pack made by `vega3d scenes pack`; by default the public-domain one that ships.
+        workers: processes; by default one for each core but at most 15; 0 renders in this process.
+    """
+    from scenes.clip import SPLITS
+    from scenes.rendered import render_folder
+    from scenes.rooms import RoomSource
+
+    if n < 1:
+        raise ValueError(f"render: got n={n}, expected at least 1")
+    rooms = -(-n // max(clips_per_room, 1))
+    held = round(rooms * 0.1)
+    source = RoomSource(train=rooms - 2 * held, val=held, test=held, clips_per_room=clips_per_room, frames=frames,
+                        size=size, seed=seed, pack=furniture)
+    ids = [i for split in SPLITS for i in source.ids(split)][:n]
+    made = render_folder(source, ids, out, default_workers() if workers is None else workers)
+    print(f"{out}: {len(ids)} clips, {made} new; look at one with: vega3d scenes show {out}/{ids[0]}.safetensors")
+
+
+def show(clip: Annotated[Path, tyro.conf.Positional], out: Path | None = None) -> None:
+    """Writes a contact sheet of one clip: colour, depth, instances, normals.
+
+    Args:
+        clip: a .safetensors file that `vega3d scenes render` wrote.
+        out: the PNG; by default the clip's name with .png in the current folder.
+    """
+    from scenes.clip import load_clip
+    from scenes.show import contact_sheet
+
+    out = out or Path(f"{clip.stem}.png")
+    sheet = contact_sheet(load_clip(clip))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(out)
+    print(out)
+
+
+def pack(out: Path, library: Path = LIBRARY, licence: Literal["cc0", "all"] = "cc0", max_triangles: int | None = None
+         ) -> None:
+    """Packs the Debian package sweethome3d-furniture into one small zip.
+
+    Args:
+        out: the zip to write.
+        library: folder of the package's .sh3f files.
+        licence: cc0 takes the public-domain models only; all adds those that ask for attribution.
+        max_triangles: for a piece of about a metre; by default 5000 for cc0 and 2700 for all, about 5 and 11 MB.
+    """
+    from rich.console import Console
+
+    from scenes.packing import pack_library
+
+    with Console(stderr=True).status("reading the catalogue") as status:
+        count = pack_library(library, out, licence, max_triangles or {"cc0": 5000, "all": 2700}[licence],
+                             report=status.update)
+    print(f"{out}: {count} models, {out.stat().st_size / 1e6:.1f} MB")
+
+
+def default_workers() -> int:
+    """One process for each core but at most 15: more only wait for one another's GPU."""
+    return min(len(os.sched_getaffinity(0)), 15)
+
+
+VERBS = {"render": render, "show": show, "pack": pack}

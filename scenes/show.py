@@ -1,0 +1,67 @@
+"""One picture of a clip: a column a frame; colour, depth, instances and normals below each other, and what is in it."""
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image, ImageDraw
+
+from scenes.clip import Clip
+
+_LINE, _MARGIN = 14, 6
+
+
+def contact_sheet(clip: Clip, most: int = 9) -> Image.Image:
+    """RGB image of at most `most` frames, evenly chosen; rows that the clip does not have are left out."""
+    chosen = np.unique(np.linspace(0, len(clip.frames) - 1, min(most, len(clip.frames))).round().astype(int))
+    rows = [clip.frames[chosen].transpose(0, 2, 3, 1)]                                       # [T,H,W,3] each
+    if clip.depth is not None:
+        rows.append(_depth_colours(clip.depth[chosen]))
+    if clip.instances is not None:
+        rows.append(instance_colours(clip.instances[chosen]))
+    if clip.normals is not None:
+        rows.append(_normal_colours(clip.normals[chosen]))
+    sheet = np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
+    return _captioned(sheet, clip)
+
+
+def instance_colours(instances: np.ndarray) -> np.ndarray:
+    """[...] ids -> [...,3] uint8; the same id has the same colour in every clip, 0 is black."""
+    ids = instances.astype(np.uint32)
+    mixed = (ids * np.uint32(2654435761)) ^ (ids * np.uint32(40503) << np.uint32(7))
+    colours = np.stack([(mixed >> s) & 255 for s in (8, 16, 24)], -1) * 200 // 255 + 55
+    return np.where((ids > 0)[..., None], colours, 0).astype(np.uint8)
+
+
+def _depth_colours(depth: np.ndarray) -> np.ndarray:
+    """Near is warm, far is cold; black is unknown."""
+    known = depth > 0
+    low, high = np.quantile(depth[known], [0.01, 0.99]) if known.any() else (0.0, 1.0)
+    scaled = 1 - np.clip((depth - low) / max(high - low, 1e-6), 0, 1)
+    return (colormaps["turbo"](scaled)[..., :3] * known[..., None] * 255).astype(np.uint8)
+
+
+def _normal_colours(normals: np.ndarray) -> np.ndarray:
+    """x right is red, y up is green, towards the camera is blue."""
+    n = normals.transpose(0, 2, 3, 1).astype(np.float32) / 127 * [1, -1, -1]
+    return ((n + 1) * 127.5).astype(np.uint8)
+
+
+def _captioned(sheet: np.ndarray, clip: Clip) -> Image.Image:
+    facts = [clip.id]
+    if clip.room_size:
+        facts.append("room {:.1f} x {:.1f} x {:.1f} m".format(*clip.room_size))
+    if clip.depth is not None and (clip.depth > 0).any():
+        known = clip.depth[clip.depth > 0]
+        facts.append(f"depth {known.min():.2f} to {known.max():.2f} m")
+    width = sheet.shape[1]
+    columns = max(1, width // 190)
+    lines = 1 + -(-len(clip.objects) // columns)
+    page = Image.new("RGB", (width, sheet.shape[0] + lines * _LINE + 2 * _MARGIN), "white")
+    page.paste(Image.fromarray(sheet))
+    draw = ImageDraw.Draw(page)
+    top = sheet.shape[0] + _MARGIN
+    draw.text((_MARGIN, top), "   ".join(facts), fill="black")
+    for i, thing in enumerate(clip.objects):
+        x, y = _MARGIN + i % columns * (width // columns), top + (1 + i // columns) * _LINE
+        colour = tuple(int(c) for c in instance_colours(np.array([thing.id]))[0])
+        draw.rectangle((x, y + 2, x + 9, y + 11), fill=colour)
+        draw.text((x + 14, y), f"{thing.name} ({thing.category})", fill="black")
+    return page
