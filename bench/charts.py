@@ -25,7 +25,7 @@ def scatter(results: Results) -> Html | None:
               text(LEFT, 10, "% of pixels with depth within 25 %" if depth else "mean cosine to the teacher", "muted")]
     if base:
         parts += [line(LEFT, y(unit * base[key]), RIGHT, y(unit * base[key]), "reference"),
-                  text(RIGHT, y(unit * base[key]) - 5, "semantic only", "muted", "end")]
+                  text(RIGHT, y(unit * base[key]) + 14, "semantic only", "muted", "end")]
     largest = max(p["size_mb"] for p in points)
     parts += [el("circle", cx=x(p["frame_ms"]), cy=y(unit * p[key]), r=6 + 18 * (p["size_mb"] / largest) ** 0.5,
                  class_=f"bubble {colour(p)}") for p in sorted(points, key=lambda p: -p["size_mb"])]

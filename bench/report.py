@@ -3,6 +3,7 @@
 Every number on it is a field of results.json or arithmetic on one; the pictures are the run's own (bench.strips).
 """
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from string import Template
 
@@ -13,7 +14,7 @@ from bench.gallery import gallery
 from bench.html import Html, el, html_table, join
 from bench.names import accuracy_label, latency_label
 from bench.results import Results, Row
-from bench.verdicts import verdicts
+from bench.verdicts import gain_is_real, verdicts
 from export.artefact import beside
 
 PAGE = Path(__file__).parent / "page.html"
@@ -43,7 +44,7 @@ def write_report(results: Results, path: Path) -> None:
                 _setting(results, about))
     body = join([_header(title, about, results), el("main", *sections), _footer(results)])
     with beside(path) as scratch:
-        scratch.write_text(Template(PAGE.read_text()).substitute(title=title, body=body))
+        scratch.write_text(Template(PAGE.read_text()).substitute(title=escape(title), body=body))
 
 
 def _header(title: str, about: Row, results: Results) -> Html:
@@ -51,10 +52,11 @@ def _header(title: str, about: Row, results: Results) -> Html:
              for v in verdicts(results)]
     parts = [el("h1", title)]
     if "parameters_m" in about:
+        draws = f"mean of {about['noise_draws']} noise draws" if about["noise_draws"] > 1 else "one noise draw"
         parts.append(el("p", f"One RGB frame of 224 px in, {about['feature_width']} geometric features on a 14x14 grid "
                         f"out, by {about['parameters_m']:.1f} M parameters. The teacher reads block {about['block']} "
-                        f"of the video generator at noise level {about['t']} ({about['mode']} mode, mean of "
-                        f"{about['noise_draws']} draws) beside a semantic encoder.", class_="lead"))
+                        f"of the video generator at noise level {about['t']} ({about['mode']} mode, {draws}) "
+                        "beside a semantic encoder.", class_="lead"))
     if busy(results.env):
         parts.append(el("p", "Other work was running on this machine while it was measured: trust the ratios, which "
                         "were taken in turn, more than the milliseconds.", class_="notice"))
@@ -90,7 +92,9 @@ def _kept(results: Results) -> Html:
     named = [{**row, "label": accuracy_label(row)} for row in over_seeds(rows, ("features",))]
     columns = [Column("features read by the heads", "label"), Column("depth δ<1.25", "delta1"),
                Column("depth AbsRel", "abs_rel"), Column("normal error, °", "normal_deg", 1), Column("mIoU", "miou"),
-               Column("cosine to teacher", "cosine_mean"), Column("recovery", "recovery", 0, 100, " %")]
+               Column("cosine to teacher", "cosine_mean")]
+    if gain_is_real(rows, "delta1") and gain_is_real(rows, "normal_deg"):
+        columns.append(Column("recovery", "recovery", 0, 100, " %"))
     seeds = max(row["seeds"] for row in named)
     rooms = next((row["rooms"] for row in rows if "rooms" in row), None)
     caption = ((f"{rooms} rooms and their furniture unseen in training. " if rooms else "Held-out clips. ")
@@ -125,9 +129,11 @@ def _int8_table(results: Results) -> Html:
     columns = [Column("file", "label"), Column("size, MB", "size_mb", 1), Column("median, ms", "latency_ms", 1),
                Column("faster than FP32", "vs_fp32", 2, suffix="x"),
                Column("cosine to FP32, mean", "fp32_cosine_mean", 5), Column("1st percentile", "fp32_cosine_p1", 5),
-               Column("depth, points", "delta1_vs_fp32", 2, 100), Column("normals, °", "normal_deg_vs_fp32", 2)]
-    return html_table("Each exported file against the student it was made from, on all held-out frames. No time: a "
-                      "file for another runtime than this machine's CPU.", columns, rows)
+               Column("depth, points", "delta1_vs_fp32", 2, 100),
+               Column("normals, °", "normal_deg_vs_fp32", 2)]
+    return html_table("Each exported file against the student it was made from, on all held-out frames: cosine of the "
+                      "features, and what depth and normals change by. No time: a file for another runtime than this "
+                      "machine's CPU.", columns, rows)
 
 
 def _words() -> Html:

@@ -44,7 +44,7 @@ def teacher_subjects(run: Path, frames: Tensor, device: Device) -> list[Subject]
     vae = cast(nn.Module, tower.vae)
     encoder = [vae.get_submodule(name) for name in ("encoder", "quant_conv")]
     stages = [Stage("vae_encode", tower.latents, encoder, tower.spec["weights"]),
-              Stage("transformer", lambda _: _to_tap(tower, latents), [tower.transformer], tower.spec["weights"]),
+              Stage("transformer", _PastVAE(tower, latents).features, [tower.transformer], tower.spec["weights"]),
               Stage("generator", tower.features, [*encoder, tower.transformer], tower.spec["weights"]),
               Stage("semantic", semantic.features, [semantic], semantic.spec["weights"])]
     name = "wan-nano" if config.teacher.generator == "wan-nano" else Path(config.teacher.generator).name
@@ -62,9 +62,15 @@ def _subject(stage: Stage, artefact: str, clip: Tensor, device: Device) -> Subje
     return Subject(about, lambda: run(clip), device)
 
 
-def _to_tap(tower: WanTower, latents: Tensor) -> None:
-    for draw in range(tower.tap.seeds):
-        tower._noised_tokens(latents, tower.tap.seed + draw, [tower.tap.block])
+class _PastVAE(WanTower):
+    """The tower with the VAE's work already done: what is left is the transformer, for every noise draw."""
+
+    def __init__(self, tower: WanTower, latents: Tensor):
+        self.__dict__.update(tower.__dict__)
+        self._latents = latents
+
+    def latents(self, frames: Tensor) -> Tensor:
+        return self._latents
 
 
 def _weights_mb(modules: list[nn.Module]) -> float:

@@ -2,6 +2,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,10 @@ def beside(path: Path) -> Iterator[Path]:
 def ready(folder: Path) -> None:
     """Makes `folder` and proves it writable: minutes of work must not end at a read-only disk. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
+    for scratch in folder.glob(".*.*"):
+        owner = re.search(r"\.(\d+)\.", scratch.name)
+        if owner and not Path(f"/proc/{owner[1]}").exists():
+            scratch.unlink()  # left by a process that was killed outright
     probe = folder / f".writable.{os.getpid()}"
     probe.write_bytes(b"")
     probe.unlink()
@@ -56,16 +61,16 @@ def save_bytes(content: bytes, path: Path, facts: Facts) -> Facts:
 
 def up_to_date(path: Path, cache_key: str) -> Facts | None:
     """The sidecar of `path`, if the file is whole and was made from the same inputs (`cache_key`); else None."""
-    try:
-        sidecar: Facts = json.loads(sidecar_path(path).read_text())
-        whole = sidecar["cache_key"] == cache_key and sidecar["sha256"] == sha256(path)
-    except (OSError, ValueError, KeyError):
-        return None
+    sidecar = _read(sidecar_path(path))
+    whole = sidecar.get("cache_key") == cache_key and path.is_file() and sidecar.get("sha256") == sha256(path)
     return sidecar if whole else None
 
 
 def discard(path: Path) -> None:
-    """Removes an artefact and its sidecar, if they exist."""
+    """Removes an artefact, its sidecar, and every engine that was built from it, as far as they exist."""
+    for engine in path.parent.glob("*.engine") if path.suffix == ".onnx" else ():
+        if _read(sidecar_path(engine)).get("onnx") == path.name:
+            discard(engine)
     path.unlink(missing_ok=True)
     sidecar_path(path).unlink(missing_ok=True)
 
@@ -87,6 +92,15 @@ def sha256(path: Path) -> str:
 def digest(*parts: Any) -> str:
     """A short key of anything JSON can hold: equal parts give equal keys."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _read(sidecar: Path) -> Facts:
+    """What a sidecar holds; nothing, if it is missing or broken."""
+    try:
+        facts = json.loads(sidecar.read_text())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _text(fact: Any) -> str:

@@ -26,10 +26,12 @@ def onnx(run: Path = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16",
     """
     console = _console()
     exporter = _exporter(run, batch, max_drop, console)
-    made = [file for each in precision for file in _with_status(console, exporter, each)]
-    _print_made(console, made)
-    if layers:
-        _print_layers(console, exporter)
+    try:
+        made = [file for each in precision for file in _with_status(console, exporter, each)]
+        _print_made(console, made)
+    finally:  # wanted most when the gate has just failed
+        if layers:
+            _print_layers(console, exporter)
     console.print(f"in {exporter.run.out}")
 
 
@@ -45,15 +47,16 @@ def trt(run: Path = LATEST, int8: bool = True, sm: tuple[int, ...] = (), target:
         batch: frames a call; "dynamic" builds for 1 to 32
         max_drop: budget for 1 - mean token cosine of INT8; the worst layers go back to half until it is kept
     """
-    from export.engines import make_engines, site
+    from export.engines import make_engines, onnx_for, site
 
     console = _console()
     where = site(target, sm, console.print)  # before the long work: a missing package is known at once
     exporter = _exporter(run, batch, max_drop, console)
-    precision: Precision = "int8" if int8 else "fp16"
-    made = _with_status(console, exporter, precision)
+    precision: Literal["int8", "fp16"] = "int8" if int8 else "fp16"
+    with console.status(f"{precision} …"):
+        made = onnx_for(exporter, where.surface, precision)
     engines = make_engines(exporter, where, precision)
-    _print_made(console, made)
+    _print_made(console, [made])
     _print_engines(console, engines)
     console.print(f"in {exporter.run.out}")
 
@@ -108,7 +111,7 @@ def _print_made(console, made: "list[Made]") -> None:
     table = Table(box=None, header_style="bold")
     for name in ("file", "MB", "cosine mean", "p1", "delta1 drop", "verdict"):
         table.add_column(name, justify="left" if name in ("file", "verdict") else "right", no_wrap=True)
-    in_half = []
+    in_half: set[str] = set()
     for file in made:
         parity = file.parity
         drop = "-" if parity["delta1_drop"] is None else f"{parity['delta1_drop']:+.2f}"
@@ -116,10 +119,10 @@ def _print_made(console, made: "list[Made]") -> None:
                       f"{parity['cosine_p1']:.6f}", drop, "passed")
         floats = file.facts.get("quantisation", {}).get("float_layers")
         if floats:
-            in_half.append(f"{file.kind.file}: in half precision: {', '.join(floats)}")
+            in_half.update(floats)
     console.print(table)
-    for line in in_half:
-        console.print(line, highlight=False, soft_wrap=True)
+    if in_half:
+        console.print(f"returned to half precision: {', '.join(sorted(in_half))}", highlight=False, soft_wrap=True)
 
 
 def _print_engines(console, engines: "list[Engine]") -> None:
@@ -134,8 +137,11 @@ def _print_engines(console, engines: "list[Engine]") -> None:
 
 def _print_layers(console, exporter: "Exporter") -> None:
     from export.layers import layerwise, worst
+    from export.session import OnnxModel
     from export.source import to_input
 
-    worst_frame = exporter.gate.heldout.frames[:1]
-    for row in worst(layerwise(exporter.fp32, exporter.signed[0], to_input(worst_frame))):
-        console.print(f"  {row.tensor:50} cosine {row.cosine:.6f}  relative error {row.relative_error:.4f}")
+    int8, _ = exporter.signed
+    frame, cosine = exporter.gate.measure(OnnxModel(int8)).worst_frames[0]
+    console.print(f"held-out frame {frame}, the worst (cosine {cosine}); tensors furthest from FP32:")
+    for row in worst(layerwise(exporter.fp32, int8, to_input(exporter.run.heldout.frames[frame:frame + 1]))):
+        console.print(f"  {row.tensor:44} cosine {row.cosine:.6f}  error {row.relative_error:.4f}", soft_wrap=True)

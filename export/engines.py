@@ -10,7 +10,7 @@ from export.artefact import Facts, digest, discard, save_bytes, up_to_date
 from export.builder import Surface, build, precision_flags, surface
 from export.engine import EngineModel
 from export.parity import Precision
-from export.pipeline import FP16, INT8, INT8_FLAGGED, Exporter, Made, Say
+from export.pipeline import FLAGGED, FP16, INT8, INT8_FLAGGED, Exporter, Made, Say
 from export.progress import Monitor
 
 Builder = Literal["auto", "rtx", "trt"]
@@ -61,29 +61,26 @@ def site(target: Builder, sms: tuple[int, ...], say: Say = print) -> Site:
     return Site(module, surface(module), (gpu.sm,), gpu)
 
 
-def make_engines(exporter: Exporter, where: Site, precision: Precision) -> list[Engine]:
+def make_engines(exporter: Exporter, where: Site, precision: Literal["fp16", "int8"]) -> list[Engine]:
     """One engine for each SM, from the ONNX dialect that the builder reads.
 
     Raises GateError (exit 3) if one that can run here fails on the held-out frames; it is then removed.
     """
     source = onnx_for(exporter, where.surface, precision)
-    return [_make(exporter, where, source, sm) for sm in where.sms]
+    return [_make(exporter, where, source, precision, sm) for sm in where.sms]
 
 
-def onnx_for(exporter: Exporter, there: Surface, precision: Precision) -> Made:
+def onnx_for(exporter: Exporter, there: Surface, precision: Literal["fp16", "int8"]) -> Made:
     """The exported ONNX that a builder with this surface turns into an engine of `precision`."""
-    kind = {"int8": INT8 if there.dialect == "typed" else INT8_FLAGGED, "fp16": FP16}.get(precision)
-    if kind is FP16 and there.dialect == "flagged":
-        raise ValueError(f"export trt: {there.label} reads opset 17, and FP16 in that dialect is not written yet; "
-                         "use --int8 (its other layers are FP16), or TensorRT >= 10")
-    made = exporter.make(precision)
-    return next(entry for entry in made if kind is None or entry.kind == kind)
+    if precision == "int8":
+        wanted = INT8 if there.dialect == "typed" else INT8_FLAGGED
+        return next(made for made in exporter.make("int8") if made.kind == wanted)
+    return exporter.make_kinds((FP16 if there.dialect == "typed" else FLAGGED,))[0]
 
 
-def _make(exporter: Exporter, where: Site, source: Made, sm: int) -> Engine:
-    precision = source.kind.precision
+def _make(exporter: Exporter, where: Site, source: Made, precision: Precision, sm: int) -> Engine:
     path = exporter.run.out / f"model.{precision}.{where.surface.label}.sm{sm}.engine"
-    key = digest(source.facts["sha256"], where.surface.label, sm, where.gpu.name if where.gpu else None)
+    key = digest(source.facts["sha256"], precision, where.surface.label, sm, where.gpu.name if where.gpu else None)
     if held := up_to_date(path, key):
         exporter.say(f"{path.name}: up to date")
         return Engine(path, held, True)

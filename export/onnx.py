@@ -12,6 +12,7 @@ from typing import Literal
 
 import onnx
 import torch
+from onnx import numpy_helper
 
 from export.artefact import Facts
 from export.wiring import rename
@@ -39,6 +40,7 @@ def export_onnx(student: Student, batch: Batch = 1) -> onnx.ModelProto:
     model = program.model_proto
     _name_by_module(model)
     _strip(model)
+    _plain_reshapes(model)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -92,6 +94,16 @@ def _strip(model: onnx.ModelProto) -> None:
         node.doc_string = ""
     del graph.value_info[:]  # names have changed; shape inference restores them
     graph.name = "student"
+
+
+def _plain_reshapes(model: onnx.ModelProto) -> None:
+    """Drops allowzero where no size is zero: it then says nothing, and old parsers stumble over it."""
+    shapes = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
+              if tensor.data_type == onnx.TensorProto.INT64}
+    for node in model.graph.node:
+        if node.op_type == "Reshape" and node.input[1] in shapes and shapes[node.input[1]].all():
+            for entry in [entry for entry in node.attribute if entry.name == "allowzero"]:
+                node.attribute.remove(entry)
 
 
 @contextlib.contextmanager

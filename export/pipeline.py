@@ -29,14 +29,17 @@ class Kind:
     precision: Precision
     what: str
     target: str | None = None
-    optimise: bool = False  # gate at onnxruntime's full optimisation, as its users run it
+    optimise: bool = False   # gate at onnxruntime's full optimisation, as its users run it
+    open_batch: bool = False # takes any number of frames, whatever was asked for
 
 
 FP32 = Kind("model.onnx", "fp32", "FP32: parity, mobile, web fallback")
 FP16 = Kind("model.fp16.onnx", "fp16", "FP16: TensorRT 10+ and RTX, web")
 INT8 = Kind("model.int8.onnx", "int8", "INT8 + FP16, typed: TensorRT 10+ and RTX", "trt10")
-INT8_CPU = Kind("model.int8.cpu.onnx", "int8", "uint8 + FP32: onnxruntime on CPU and web", "cpu", optimise=True)
+INT8_CPU = Kind("model.int8.cpu.onnx", "int8", "uint8 + FP32: onnxruntime on CPU and web", "cpu",
+                optimise=True, open_batch=True)
 INT8_FLAGGED = Kind("model.int8.flagged.onnx", "int8", "INT8, flagged: TensorRT 8.6, JetPack 6.0", "trt8.6")
+FLAGGED = Kind("model.flagged.onnx", "fp32", "opset 17: TensorRT 8.6, under its FP16 flag", "trt8.6")
 KINDS: dict[Precision, tuple[Kind, ...]] = {"fp32": (FP32,), "fp16": (FP16,), "int8": (INT8, INT8_CPU, INT8_FLAGGED)}
 
 
@@ -65,22 +68,26 @@ class Exporter:
     def __init__(self, run: Run, options: Options = Options(), say: Say = print):
         self.run, self.options, self.say = run, options, say
         ready(run.out)
-        self._made: dict[Precision, list[Made]] = {}
+        self._made: dict[tuple[Kind, ...], list[Made]] = {}
         if len(run.calibration) < CALIBRATION_FRAMES:
             say(f"only {len(run.calibration)} calibration frames (expected >= {CALIBRATION_FRAMES}): "
                 "INT8 ranges may miss rare activations")
 
     def make(self, precision: Precision) -> list[Made]:
         """The files of one precision. Raises GateError (exit 3) if one fails; it is then removed."""
-        if precision not in self._made:
-            self._made[precision] = self._make(precision)
-        return self._made[precision]
+        return self.make_kinds(KINDS[precision])
 
-    def _make(self, precision: Precision) -> list[Made]:
-        kinds, key = KINDS[precision], self._cache_key(precision)
+    def make_kinds(self, kinds: tuple[Kind, ...]) -> list[Made]:
+        """Files of one precision, once a process: the same call again returns the same."""
+        if kinds not in self._made:
+            self._made[kinds] = self._make(kinds)
+        return self._made[kinds]
+
+    def _make(self, kinds: tuple[Kind, ...]) -> list[Made]:
+        key = self._cache_key(kinds[0].precision)
         held = [up_to_date(self.run.out / kind.file, key) for kind in kinds]
         if all(held):
-            self.say(f"{precision}: up to date")
+            self.say(f"{', '.join(kind.file for kind in kinds)}: up to date")
             return [Made(self.run.out / kind.file, kind, facts, True)
                     for kind, facts in zip(kinds, held, strict=True) if facts]
         for kind in kinds:
@@ -122,6 +129,8 @@ class Exporter:
             return self.fp32
         if kind is FP16:
             return to_half(self.fp32)
+        if kind is FLAGGED:
+            return to_flagged(self.fp32)
         signed, _ = self.signed
         return {INT8.file: to_half, INT8_CPU.file: to_unsigned, INT8_FLAGGED.file: to_flagged}[kind.file](signed)
 
@@ -140,7 +149,8 @@ class Exporter:
     def _facts(self, kind: Kind, parity: Parity, key: str) -> Facts:
         student = self.run.student
         facts: Facts = {
-            **interface(student, self.options.batch), "precision": kind.precision, "for": kind.what, "cache_key": key,
+            **interface(student, "dynamic" if kind.open_batch else self.options.batch),
+            "precision": kind.precision, "for": kind.what, "cache_key": key,
             "student": {"size": student.config.size, "depth": student.config.depth, "sha256": self.run.student_sha256},
             "parity": parity.facts(), "heldout_sha256": self.run.heldout.digest, "versions": _versions()}
         if student.config.teacher:

@@ -183,7 +183,7 @@ class Arrangement:
         return None
 
     def at_ceiling(self, model: Model | Piece | None, center: tuple[float, float]) -> Piece | None:
-        """Hanging from the ceiling; shortened rooms refuse what would hang below 1.9 m."""
+        """Hanging from the ceiling, unless it would reach below 1.9 m."""
         if model is None:
             return None
         piece = self.new(model)

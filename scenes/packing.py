@@ -30,7 +30,7 @@ _CARRIERS = {"table", "storage", "appliance", "decor", "bed", "sanitary"}
 
 
 def pack_library(library: Path, out: Path, licence: Literal["cc0", "all"] = "cc0", max_triangles: int = 5000,
-                 texture_px: int = TEXTURE_PX, report: Callable[[str], None] = lambda line: None) -> int:
+                 report: Callable[[str], None] = lambda line: None) -> int:
     """Writes the pack beside `out` and renames it there; returns the number of models.
 
     max_triangles is for pieces of about a metre; smaller ones get fewer. Raises ValueError if there is no library.
@@ -51,7 +51,7 @@ def pack_library(library: Path, out: Path, licence: Literal["cc0", "all"] = "cc0
                     report(f"left out {entry.id}: {len(mesh.triangles)} triangles")
                     continue
                 budget = int(max_triangles * min(1.0, max(0.2, max(entry.size) / 0.9)))
-                rows.append(_write_model(pack, archive, entry, simplify(mesh, budget), texture_px, splits[entry.id]))
+                rows.append(_write_model(pack, archive, entry, simplify(mesh, budget), splits[entry.id]))
                 report(f"{entry.id}: {len(mesh.triangles)} -> {rows[-1]['triangles']} triangles, {splits[entry.id]}")
         _write_text(pack, "manifest.json", json.dumps({"schema": 1, "source": SOURCE, "models": rows}, indent=0))
         _write_text(pack, "NOTICE", notice(rows))
@@ -130,8 +130,8 @@ def _to_room_axes(mesh: Mesh, entry: Entry) -> Mesh:
     return mesh
 
 
-def _write_model(pack: zipfile.ZipFile, archive: zipfile.ZipFile, entry: Entry, mesh: Mesh, texture_px: int,
-                 split: Split) -> dict[str, Any]:
+def _write_model(pack: zipfile.ZipFile, archive: zipfile.ZipFile, entry: Entry, mesh: Mesh, split: Split
+                 ) -> dict[str, Any]:
     materials, images = _materials(mesh, archive)
     box = np.array(entry.size)
     unit = mesh.positions / box + [0.5, 0.5, 0]
@@ -155,7 +155,7 @@ def _write_model(pack: zipfile.ZipFile, archive: zipfile.ZipFile, entry: Entry, 
     data += vertices[:, 8].astype(np.uint8).tobytes() + np.diff(indices, prepend=width(0)).astype(width).tobytes()
     _write_bytes(pack, f"{entry.id}.bin", data)
     for i, image in enumerate(images):
-        _write_bytes(pack, f"{entry.id}.{i}.jpg", _jpeg(image, texture_px), zipfile.ZIP_STORED)
+        _write_bytes(pack, f"{entry.id}.{i}.jpg", _jpeg(image), zipfile.ZIP_STORED)
     support, top = find_support(mesh.positions[mesh.triangles], entry) if entry.category in _CARRIERS else (None, b"")
     return {"id": entry.id, "name": entry.name, "category": entry.category, "role": entry.role,
             "size": [round(s, 4) for s in entry.size], "elevation": entry.elevation, "support": support,
@@ -185,9 +185,9 @@ def _near_origin(uvs: np.ndarray, used: np.ndarray) -> np.ndarray:
     return (triangles - np.floor(triangles.min(1, keepdims=True))).reshape(-1, 2).clip(-64, 64)
 
 
-def _jpeg(image: Image.Image, size: int) -> bytes:
+def _jpeg(image: Image.Image) -> bytes:
     out = io.BytesIO()
-    scale = min(1, size / max(image.size))
+    scale = min(1, TEXTURE_PX / max(image.size))
     image.resize([max(4, round(s * scale)) for s in image.size], Image.Resampling.BOX).save(out, "JPEG", quality=78)
     return out.getvalue()
 

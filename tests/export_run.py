@@ -28,10 +28,10 @@ PX, GRID = 224, 14
 
 @cache
 def trained_run() -> Path:
-    """One run folder a test session: Ti width, 2 blocks, 64 features, 100 steps (20 s). Read it, don't write in it."""
+    """One run folder a test session: Ti width, 2 blocks, 64 features, 70 steps (15 s). Read it, don't write in it."""
     folder = Path(mkdtemp(prefix="vega3d_export_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return make_run(folder / "run", StudentConfig(size="ti", depth=2, out_dim=64), 100)
+    return make_run(folder / "run", StudentConfig(size="ti", depth=2, out_dim=64), 70)
 
 
 @cache

@@ -83,6 +83,27 @@ def test_a_drifting_machine_does_not_change_the_ratio(clock):
     assert ratio(slow, fast)[0] == pytest.approx(4.0, rel=0.03)
 
 
+def test_work_on_a_gpu_is_timed_between_its_events(clock, monkeypatch):
+    class Event:
+        def __init__(self, enable_timing: bool):
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = clock.now_ns / 1e6
+
+        def synchronize(self) -> None:
+            clock.now_ns += 5_000_000  # what the host waits is not the kernel's time
+
+        def elapsed_time(self, end: "Event") -> float:
+            return end.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    subject = clock.subject("kernel", 2.0)
+    subject.device = "cuda"
+    measure([subject], Plan(iterations=10))
+    assert summary(subject.ms)["latency_ms"] == 2.0
+
+
 def test_a_plan_of_no_length_is_refused():
     with pytest.raises(ValueError, match="seconds is 0, expected more than 0"):
         Plan(seconds=0)
@@ -111,6 +132,15 @@ def test_a_row_names_the_very_file_and_its_size(rows):
         content = (drawn_run() / "export" / row["artefact"]).read_bytes()
         assert row["sha256"] == hashlib.sha256(content).hexdigest()
         assert row["size_mb"] == pytest.approx(len(content) / 1e6)
+
+
+def test_the_transformer_stage_is_the_generator_without_its_vae():
+    from bench.stages import teacher_subjects
+
+    subjects = {s.about["stage"]: s for s in teacher_subjects(drawn_run(), held_out_frames(drawn_run()), "cpu")}
+    whole, rest = subjects["generator"].call(), subjects["transformer"].call()
+    assert whole.shape == (1, 1, 64, 14, 14)
+    assert torch.equal(whole, rest)
 
 
 def test_the_generator_weighs_its_encoder_and_its_transformer(rows):

@@ -38,7 +38,8 @@ def test_a_row_that_is_not_flat_is_refused_and_nothing_is_written(tmp_path):
 
 @pytest.mark.parametrize(("content", "says"), [
     ("not json", "not a results file"), ("[]", "got schema 'list', expected 1"),
-    (json.dumps({"schema": 2}), "got schema 2, expected 1"), (json.dumps({"schema": 1, "name": "a"}), "got command = None"),
+    (json.dumps({"schema": 2}), "got schema 2, expected 1"),
+    (json.dumps({"schema": 1, "name": "a"}), "got command = None"),
     (json.dumps({"schema": 1, "name": "a", "command": "b", "commit": "c", "env": {}, "rows": [1]}), "row 0 is 1"),
 ])
 def test_a_file_of_another_kind_is_refused_in_words(tmp_path, content, says):

@@ -1,5 +1,6 @@
 """The ONNX file: the student's numbers, a clean graph, nothing of this machine in it; one clear line when it can't."""
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -9,7 +10,7 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from export.artefact import beside, save_onnx, sha256, sidecar_path, up_to_date
+from export.artefact import beside, ready, save_onnx, sha256, sidecar_path, up_to_date
 from export.onnx import export_onnx, interface
 from export.session import OnnxModel, TorchModel
 from export.source import open_run, to_input
@@ -36,6 +37,8 @@ def test_graph_holds_the_model_and_no_shape_arithmetic():
     assert ops["LayerNormalization"] == 2 * depth + 1 and ops["Gelu"] == depth and ops["Softmax"] == depth
     for op in ("Shape", "Slice", "Squeeze", "Unsqueeze", "Gather", "Concat", "Erf", "Pow", "ReduceMean", "Cast"):
         assert not ops[op], f"{ops[op]} {op}"
+    reshapes = [node for node in fp32().graph.node if node.op_type == "Reshape"]
+    assert reshapes and not any(node.attribute for node in reshapes)  # allowzero means nothing here
 
 
 def test_nodes_and_weights_are_named_for_their_modules():
@@ -98,6 +101,21 @@ def test_killed_write_leaves_neither_file_nor_scratch(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_scratch_of_a_process_that_was_killed_outright_is_swept_away(tmp_path):
+    (tmp_path / ".model.4194305.onnx").write_bytes(b"half")  # no process has this id: it is beyond the kernel's limit
+    ours = tmp_path / f".model.{os.getpid()}.onnx"
+    ours.write_bytes(b"being written")
+    ready(tmp_path)
+    assert list(tmp_path.iterdir()) == [ours]
+
+
+def test_a_model_with_other_inputs_is_named(tmp_path):
+    other = onnx.ModelProto.FromString(fp32().SerializeToString())
+    other.graph.input.append(onnx.helper.make_tensor_value_info("pose", onnx.TensorProto.FLOAT, [1, 4, 4]))
+    with pytest.raises(ValueError, match=r"got inputs \(frames .*, pose .*\), expected one frames tensor"):
+        OnnxModel(other)
+
+
 def test_truncated_or_foreign_file_is_not_taken_for_up_to_date(tmp_path):
     path = tmp_path / "model.onnx"
     save_onnx(fp32(), path, {"cache_key": "one"})
@@ -117,6 +135,7 @@ def test_command_makes_every_file_then_keeps_them(own_run, capsys):
     calibration = json.loads((out / "calibration.json").read_text())
     assert calibration["frames"] == 300 == len(calibration["frame_digests"])
     assert onnx.load(out / "model.int8.onnx").opset_import[0].version == 20
+    assert json.loads(sidecar_path(out / "model.int8.cpu.onnx").read_text())["input"]["shape"][0] == "dynamic"
     capsys.readouterr()
 
     main(["export", "onnx", "--run", str(own_run)])

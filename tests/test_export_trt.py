@@ -172,17 +172,19 @@ def _engines(exporter: Exporter) -> list[str]:
     return sorted(path.name for path in exporter.run.out.glob("*.engine"))
 
 
-@pytest.mark.parametrize(("module", "source"), [(trt86, "model.int8.flagged.onnx"), (trt103, "model.int8.onnx"),
-                                                (trt11, "model.int8.onnx")])
-def test_engine_is_built_gated_named_and_described(orin, module, source):
+@pytest.mark.parametrize(("module", "precision", "source"), [
+    (trt86, "int8", "model.int8.flagged.onnx"), (trt86, "fp16", "model.flagged.onnx"),
+    (trt103, "int8", "model.int8.onnx"), (trt11, "int8", "model.int8.onnx"), (trt11, "fp16", "model.fp16.onnx"),
+])
+def test_engine_is_built_gated_named_and_described(orin, module, precision, source):
     exporter, place = orin
     made = module()
-    (engine,) = engines.make_engines(exporter, place(made), "int8")
-    assert engine.path.name == f"model.int8.trt-{made.__version__}.sm87.engine"
+    (engine,) = engines.make_engines(exporter, place(made), precision)
+    assert engine.path.name == f"model.{precision}.trt-{made.__version__}.sm87.engine"
     facts = json.loads(sidecar_path(engine.path).read_text())
     assert facts["onnx"] == source and facts["onnx_sha256"] == sha256(exporter.run.out / source)
     assert facts["device"] == "Orin" and facts["sm"] == 87 and facts["parity"]["cosine_mean"] > 0.999
-    assert facts["build_seconds"] >= 0 and facts["flags"] == precision_flags(made, "int8")
+    assert facts["build_seconds"] >= 0 and facts["flags"] == precision_flags(made, precision)
     assert [flag for what, flag in made.did if what == "flag"] == facts["flags"]
 
 
@@ -282,6 +284,16 @@ def test_engine_that_is_not_for_here_is_not_run(orin, spoil, says):
     spoil(engine.path)
     with pytest.raises(ValueError, match=says):
         check_engine(engine.path, where.module, ORIN)
+
+
+def test_engines_of_an_onnx_go_when_it_is_made_anew(orin):
+    exporter, place = orin
+    engines.make_engines(exporter, place(trt103()), "int8")
+    engines.make_engines(exporter, place(trt103()), "fp16")
+    again = Exporter(exporter.run, Options(batch=2), say=lambda _: None)
+    again.__dict__["gate"] = gate()
+    again.make("fp16")
+    assert _engines(exporter) == ["model.int8.trt-10.3.0.30.sm87.engine"]
 
 
 def test_truncated_engine_is_built_again(orin):

@@ -1,0 +1,122 @@
+"""README tables: what stands there is what the files say, and nothing else in the file is touched."""
+import pytest
+
+from bench.columns import Column, over_seeds
+from bench.results import Results, save
+from bench.tables import TABLES, fill, table, update
+from tests.bench_rows import ENV, accuracy_row, file_row, latency_row
+
+
+def write(folder, name: str, rows: list[dict], **env) -> None:
+    save(Results(name, f"vega3d bench --save {name}", "abc123", {**ENV, **env}, rows), folder / f"{name}.json")
+
+
+def probe(features: str, depth: float, block=None, seeds=None, mode: str = "-") -> dict:
+    return {"features": features, "mode": mode, "t": 0.3, "block": block, "seeds": seeds, "depth_r2_mlp": depth,
+            "depth_r2_ridge": depth - 0.05, "delta1": 0.5, "normal_cos": 0.9, "match_exact": None, "match_1": 0.6}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rooms = [accuracy_row(name, delta1 + seed / 100, 10.0, seed) for seed in (0, 1, 2)
+             for name, delta1 in (("teacher", 0.84), ("semantic_only", 0.77))]
+    write(tmp_path, "rooms_accuracy", [*rooms, file_row("student_int8_cpu", "model.int8.cpu.onnx", 0.832, 0.999)])
+    write(tmp_path, "latency_cpu", [latency_row("student", "model.onnx", 24.44, backend="onnxruntime", speedup=16.1)])
+    write(tmp_path, "int8_cpu", [{"model": "ViT-Ti", **latency_row("student", "model.int8.cpu.onnx", 14.9, "int8"),
+                                  "vs_fp32": 1.64, "cosine_mean": 0.99931, "cosine_p1": 0.9951}])
+    write(tmp_path, "nano_probe", [
+        probe("position only", 0.18), probe("rgb patches", 0.38), probe("random weights", 0.3, 6, 1, "image"),
+        probe("random weights", 0.35, 6, 1, "video"), probe("generator, image", 0.6, 4, 1, "image"),
+        probe("generator, image", 0.7, 6, 1, "image"), probe("generator, image", 0.76, 6, 8, "image")])
+    return tmp_path
+
+
+def cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+@pytest.mark.parametrize("name", list(TABLES))
+def test_every_table_is_a_table(folder, name):
+    head, rule, *body = cells(table(name, folder))
+    assert body and all(len(row) == len(head) == len(rule) for row in body)
+    assert all(set(cell) <= {"-", ":"} for cell in rule)
+    assert f"bench/results/{name}.json" in table(name, folder)
+
+
+def test_seeds_are_one_row_with_their_spread(folder):
+    rows = {row[0]: row for row in cells(table("rooms_accuracy", folder))}
+    assert rows["teacher"][2:4] == ["3", "0.850 ± 0.010"]
+    assert rows["student_int8_cpu"][2:4] == ["1", "0.832"]
+
+
+def test_the_probe_table_keeps_every_control_and_the_best_generator_rows(folder):
+    rows = cells(table("nano_probe", folder))[2:]
+    assert [(row[0], row[4], row[6]) for row in rows] == [
+        ("position only", "–", "0.180"), ("rgb patches", "–", "0.380"), ("random weights", "1", "0.350"),
+        ("generator, image", "1", "0.700"), ("generator, image", "8", "0.760")]
+
+
+def test_a_table_says_where_it_was_measured(folder):
+    assert "on a processor, 2 cores, commit abc123" in table("latency_cpu", folder)
+    write(folder, "nano_probe", [probe("position only", 0.1)], gpu="a GPU")
+    assert "on a GPU, commit" in table("nano_probe", folder)
+
+
+README = ("# Title\n\n<!-- results:latency_cpu -->\nold\n<!-- /results:latency_cpu -->\n\ntext | between\n\n"
+          "<!-- results:int8_cpu -->\n<!-- /results:int8_cpu -->\nend\n")
+
+
+def test_filling_changes_only_what_is_between_markers_and_is_stable(folder):
+    once = fill(README, folder)
+    assert "24.4" in once and "0.99931" in once and "old" not in once
+    assert once.startswith("# Title\n\n<!-- results:latency_cpu -->\n|") and "\n\ntext | between\n\n" in once
+    assert once.endswith("<!-- /results:int8_cpu -->\nend\n")
+    assert fill(once, folder) == once
+
+
+def test_check_fails_by_name_when_a_result_has_changed_and_writes_nothing(folder):
+    readme = folder / "README.md"
+    readme.write_text(README)
+    assert update(readme, folder) and not update(readme, folder, check=True)
+    write(folder, "latency_cpu", [latency_row("student", "model.onnx", 99.0)])
+    before = readme.read_text()
+    with pytest.raises(ValueError, match=r"differ from their result files \(latency_cpu\); run: vega3d bench tables"):
+        update(readme, folder, check=True)
+    assert readme.read_text() == before
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("<!-- results:speed -->\n<!-- /results:speed -->", "no such table; there are: nano_probe"),
+    ("<!-- results:int8_cpu -->\n", "marker without its partner"),
+    ("<!-- /results:int8_cpu -->\n", "marker without its partner"),
+    ("<!-- results:int8_cpu -->\n<!-- /results:int8_cpu -->\n" * 2, "or twice"),
+])
+def test_markers_that_make_no_table_are_refused_in_words(folder, text, says):
+    with pytest.raises(ValueError, match=says):
+        fill(text, folder)
+
+
+def test_a_table_without_its_file_names_the_file(folder):
+    (folder / "int8_cpu.json").unlink()
+    with pytest.raises(ValueError, match=r"int8_cpu\.json: no such results"):
+        fill(README, folder)
+
+
+def test_a_missing_readme_is_one_clear_error(tmp_path):
+    with pytest.raises(ValueError, match="no such file; give the README with --readme"):
+        update(tmp_path / "README.md", tmp_path)
+
+
+def test_numbers_are_written_as_their_column_says():
+    assert Column("", "share", 0, 100, " %").cell({"share": 0.876}) == "88 %"
+    assert Column("", "share", 2).cell({"share": 1.0, "share_std": 0.014}) == "1.00 ± 0.01"
+    assert Column("", "share", 1).cell({"share": -0.01}) == "0.0"
+    assert Column("", "share").cell({"share": None}) == Column("", "share").cell({}) == "–"
+
+
+def test_a_field_that_one_seed_lacks_is_averaged_over_the_others():
+    rows = [{"features": "a", "seed": 0, "recovery": 0.8}, {"features": "a", "seed": 1, "recovery": None},
+            {"features": "a", "seed": 2, "recovery": 0.9}]
+    row, = over_seeds(rows, ("features",))
+    assert (row["seeds"], row["features"]) == (3, "a")
+    assert (row["recovery"], row["recovery_std"]) == (pytest.approx(0.85), pytest.approx(0.0707, abs=1e-4))
