@@ -38,7 +38,7 @@ class Column:
         return self.field not in TEXT
 
 
-TEXT = {"features", "mode", "model", "backend", "precision", "artefact", "stage", "label", "device", "timer"}
+TEXT = {"features", "head", "mode", "model", "backend", "precision", "artefact", "stage", "label", "device", "timer"}
 
 
 def over_seeds(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:

@@ -12,6 +12,7 @@ from bench.columns import Column, over_seeds
 from bench.device import busy
 from bench.gallery import gallery
 from bench.html import Html, el, html_table, join
+from bench.intervals import METRICS
 from bench.names import accuracy_label, latency_label
 from bench.results import Results, Row
 from bench.verdicts import gain_is_real, verdicts
@@ -93,7 +94,7 @@ def _kept(results: Results) -> Html:
     columns = [Column("features read by the heads", "label"), Column("depth δ<1.25", "delta1"),
                Column("depth AbsRel", "abs_rel"), Column("normal error, °", "normal_deg", 1), Column("mIoU", "miou"),
                Column("cosine to teacher", "cosine_mean")]
-    if gain_is_real(rows, "delta1") and gain_is_real(rows, "normal_deg"):
+    if all(gain_is_real(rows, metric) for metric in METRICS):
         columns.append(Column("recovery", "recovery", 0, 100, " %"))
     seeds = max(row["seeds"] for row in named)
     rooms = next((row["rooms"] for row in rows if "rooms" in row), None)

@@ -18,7 +18,7 @@ SAME = ("cpu", "cores", "gpu", "commit")  # of the environment: else rows of two
 
 
 def bench(run: Path, parts: Sequence[Part], config: LatencyConfig, out: Path, names: Sequence[str] = (),
-          committed: Path = HERE / "results") -> Results:
+          committed: Path = Path("bench/results")) -> Results:
     """Writes out/results.json and out/report.html, and committed/NAME.json for each of `names`.
 
     A part that is not measured now is kept from out/results.json if that is of the same student, machine and commit.

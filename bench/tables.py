@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.columns import Column, over_seeds
+from bench.intervals import METRICS
 from bench.results import Results, Row, load
+from bench.verdicts import gain_is_real
 from export.artefact import beside
 
 _BLOCK = re.compile(r"<!-- results:(?P<name>[\w.-]+) -->\n(?P<table>.*?)<!-- /results:(?P=name) -->", re.DOTALL)
@@ -36,14 +38,15 @@ def fill(text: str, folder: Path) -> str:
 
 
 def table(name: str, folder: Path) -> str:
-    """The Markdown table of one result file, and the line that says where it was measured."""
+    """The Markdown table of one result file, and the line that says where it was measured. Empty columns are left out."""
     if name not in TABLES:
         raise ValueError(f"results:{name}: no such table; there are: {', '.join(TABLES)}")
     results = load(folder / f"{name}.json")
-    spec = TABLES[name]
-    head = [column.header for column in spec.columns]
-    rule = ["---:" if column.numeric else "---" for column in spec.columns]
-    body = [[column.cell(row) for column in spec.columns] for row in spec.rows(results.rows)]
+    rows = TABLES[name].rows(results.rows)
+    columns = [column for column in TABLES[name].columns if any(row.get(column.field) is not None for row in rows)]
+    head = [column.header for column in columns]
+    rule = ["---:" if column.numeric else "---" for column in columns]
+    body = [[column.cell(row) for column in columns] for row in rows]
     lines = [f"| {' | '.join(cells)} |" for cells in (head, rule, *body)]
     return "\n".join([*lines, "", _source(results), ""])
 
@@ -94,7 +97,13 @@ def _probes(rows: list[Row]) -> list[Row]:
 
 
 def _rooms(rows: list[Row]) -> list[Row]:
-    """Mean and spread over seeds; rows of one seed only (exported files) as they are."""
+    """Mean and spread over seeds; rows of one seed only (exported files) as they are.
+
+    A share of the generator's gain is shown unless that gain was measured and may be zero.
+    """
+    measured = any("delta1_vs_semantic_low" in row for row in rows)
+    if measured and not all(gain_is_real(rows, metric) for metric in METRICS):
+        rows = [{key: value for key, value in row.items() if key != "recovery"} for row in rows]
     return over_seeds(rows, ("features", "head"))
 
 

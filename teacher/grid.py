@@ -107,8 +107,8 @@ def _controls(config: ProbeConfig, train: ProbeSet, test: ProbeSet, device: torc
 
 def _read(tower: WanTower, blocks: list[int], train: ProbeSet, test: ProbeSet, device: torch.device,
           name: str) -> list[dict]:
-    a, b = (extract(s, lambda f: tower.block_features(f, blocks), device) for s in (train, test))
     tap = tower.tap
+    a, b = (extract(s, lambda f: tower.block_features(f, blocks), device, tap.frames == "video") for s in (train, test))
     return [{"features": name, "mode": tap.frames, "t": tap.k / 1000, "block": block, "seeds": tap.seeds,
              **probe(train, test, a[i], b[i], tap.seed)} for i, block in enumerate(blocks)]
 

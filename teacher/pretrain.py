@@ -5,6 +5,7 @@ On several GPUs: accelerate launch --num_processes N -m vega3d teacher pretrain 
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from rich.progress import track
+from rich.progress import Progress, track
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -21,8 +22,12 @@ from scenes.clip import Clip, Source
 from teacher.autoencoder import ReconstructionLoss, build_vae, crops, encode_all, reconstruction_psnr
 from teacher.checkpoint import load_checkpoint, save_checkpoint
 from teacher.flow import FlowLoss, build_transformer, empty_prompt, flow_batch
+from teacher.graphed import GraphedLoss
 from teacher.schedule import set_lr
 from teacher.wan import normalise, spec_digest
+
+WARM_STEPS = 200
+TIMED_FROM, TIMED_TO = 50, 150  # the steps whose speed a time budget goes by; within the warm-up
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,11 @@ class PretrainConfig:
     vae_batch: int = 32        # clips a step and process
     vae_crop: int = 112        # px, multiple of 16
     vae_lr: float = 1e-3
+    vae_seconds: float = 0.0   # > 0: as many steps as fit, fixed (and logged) once the speed is known
     flow_steps: int = 20000
     flow_batch: int = 96       # clips a step and process
     flow_lr: float = 1e-3
+    flow_seconds: float = 0.0  # as vae_seconds
     ema: float = 0.9995
     save_every: int = 1000     # steps between resumable checkpoints
     workers: int = 2           # rendering processes
@@ -66,6 +73,7 @@ class Pretraining:
 def pretrain(config: PretrainConfig, source: Source) -> Path:
     """Trains both parts (or resumes them) and returns the folder in the diffusers layout, config.out."""
     cuda = torch.cuda.is_available()
+    torch.backends.cudnn.benchmark = cuda  # few shapes, long training
     run = Pretraining(config, Accelerator(mixed_precision="bf16" if cuda else "no"))
     config.out.mkdir(parents=True, exist_ok=True)
     ids = source.ids("train")[: config.clips][run.accelerator.process_index::run.accelerator.num_processes]
@@ -121,44 +129,87 @@ def train_flow(run: Pretraining, vae: AutoencoderKLWan, frames: Tensor) -> WanTr
     return averaged.module.to(accelerator.device).eval()
 
 
-def _fit(run: Pretraining, stage: str, loss: nn.Module, steps: int, lr: float, batch, modules: dict[str, nn.Module],
-         averaged: AveragedModel | None = None) -> None:
+def _fit(run: Pretraining, stage: str, loss: nn.Module, steps: int, lr: float, batch: Callable[[int], tuple[Tensor, ...]],
+         modules: dict[str, nn.Module], averaged: AveragedModel | None = None) -> None:
     """The loop both parts share: AdamW, linear warm-up, cosine decay, clipping at 1, resumable checkpoints."""
     config, accelerator = run.config, run.accelerator
     device = accelerator.device
     for module in modules.values():
         module.to(device)
-    optimizer = torch.optim.AdamW(loss.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(loss.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01,
+                                  fused=device.type == "cuda")
     path = config.out / f"{stage}.ckpt.safetensors"
     other = "flow" if stage == "vae" else "vae"  # a new length for one part does not undo the other
     key = spec_digest({k: str(v) for k, v in asdict(config).items()
                        if not k.startswith(other) and k not in ("out", "workers", "save_every")})
-    start = load_checkpoint(path, modules, optimizer, key)
-    wrapped, optimizer = accelerator.prepare(loss.train(), optimizer)
+    start = step = load_checkpoint(path, modules, optimizer, key)
+    gradients = _Gradients(accelerator, loss.to(device).train(), optimizer)
     if device.type == "cuda" and stage == "flow":
         modules["transformer"].compile_repeated_blocks(fullgraph=True)
-    began, smooth = time.monotonic(), None
-    steady = track(range(start, steps), description=f"{stage} training", disable=not accelerator.is_main_process,
-                   total=steps, completed=start)
-    for step in steady:
-        set_lr(optimizer, lr, step, steps, warm=min(200, steps // 5))
-        with accelerator.autocast():
-            out = wrapped(*(x.to(device) for x in batch(step)))
-        total, shown = out if isinstance(out, tuple) else (out, out.detach())
-        accelerator.backward(total)
-        accelerator.clip_grad_norm_(loss.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if averaged is not None:
-            averaged.update_parameters(modules["transformer"])
-        smooth = shown if smooth is None else 0.98 * smooth + 0.02 * shown
-        last = step + 1 == steps
-        if (step + 1) % 100 == 0 or last:
-            run.log(stage=stage, step=step + 1, loss=float(smooth), seconds=time.monotonic() - began)
-        if accelerator.is_main_process and ((step + 1) % config.save_every == 0 or last):
-            save_checkpoint(path, step + 1, modules, optimizer, key)
+    seconds, smooth = getattr(config, f"{stage}_seconds"), None
+    if seconds and start:
+        steps, seconds = _decided(config.out / "metrics.jsonl", stage), 0.0
+    began = measured = time.monotonic()
+    with Progress(disable=not accelerator.is_main_process) as progress:
+        bar = progress.add_task(f"{stage} training", total=steps, completed=start)
+        while step < steps:
+            if step == start + TIMED_FROM:
+                measured = time.monotonic()
+            if seconds and step == start + TIMED_TO:
+                steps = _affordable(accelerator, step, measured, began + seconds)
+                run.log(stage=stage, steps=steps)
+            set_lr(optimizer, lr, step, steps, warm=min(WARM_STEPS, max(1, steps // 5)))
+            shown = gradients(*(x.to(device) for x in batch(step)))
+            accelerator.clip_grad_norm_(loss.parameters(), 1.0)
+            optimizer.step()
+            if averaged is not None:
+                averaged.update_parameters(modules["transformer"])
+            smooth = shown.clone() if smooth is None else 0.98 * smooth + 0.02 * shown
+            step += 1
+            if step % 100 == 0 or step == steps:
+                run.log(stage=stage, step=step, loss=float(smooth), seconds=time.monotonic() - began)
+            if accelerator.is_main_process and (step % config.save_every == 0 or step == steps):
+                save_checkpoint(path, step, modules, optimizer, key)
+            progress.update(bar, completed=step, total=steps)
     for module in modules.values():
         module.requires_grad_(False)
+
+
+class _Gradients:
+    """Fills the parameters' gradients for one batch and returns the loss to show: by CUDA graphs on one GPU."""
+
+    def __init__(self, accelerator: Accelerator, loss: nn.Module, optimizer: torch.optim.Optimizer):
+        self.accelerator, self.optimizer = accelerator, optimizer
+        self.graphs: dict[tuple, GraphedLoss] | None = {} if (
+            accelerator.device.type == "cuda" and accelerator.num_processes == 1) else None
+        self.loss = loss if self.graphs is not None else accelerator.prepare(loss)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if self.graphs is not None:
+            shapes = tuple(x.shape for x in inputs)
+            if shapes not in self.graphs:
+                self.graphs[shapes] = GraphedLoss(self.loss, inputs)
+            return self.graphs[shapes](*inputs)[-1]
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.accelerator.autocast():
+            out = self.loss(*inputs)
+        total, shown = out if isinstance(out, tuple) else (out, out.detach())
+        self.accelerator.backward(total)
+        return shown
+
+
+def _decided(metrics: Path, stage: str) -> int:
+    """The number of steps that a killed run's time budget had bought."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return next(r["steps"] for r in reversed(rows) if r["stage"] == stage and "steps" in r)
+
+
+def _affordable(accelerator: Accelerator, step: int, measured: float, deadline: float) -> int:
+    """The number of steps that fit before `deadline` (s, monotonic) at the speed seen since `measured`."""
+    now = time.monotonic()
+    a_step = (now - measured) / (TIMED_TO - TIMED_FROM)
+    steps = torch.tensor([step + max(0, int((deadline - now) / a_step))], device=accelerator.device)
+    return int(accelerator.gather(steps).min())
 
 
 def gather_frames(source: Source, ids: list[str], path: Path, workers: int) -> Tensor:

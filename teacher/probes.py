@@ -65,12 +65,17 @@ def true_matches(clip: Clip, first: int, last: int) -> np.ndarray:
     return np.where(visible & (cells != np.arange(GRID * GRID)), cells, -1)
 
 
-def extract(data: ProbeSet, features: Callable[[Tensor], Tensor], device: torch.device, batch: int = 16) -> Tensor:
-    """features: frames [B,T,3,H,W] in [0,1] -> [L,B,T,D,14,14]. Returns the key frames' [L,N,K,D,14,14] float16."""
+def extract(data: ProbeSet, features: Callable[[Tensor], Tensor], device: torch.device, whole_clip: bool = False,
+            batch: int = 16) -> Tensor:
+    """features: frames [B,T,3,H,W] in [0,1] -> [L,B,T,D,14,14]. Returns the key frames' [L,N,K,D,14,14] float16.
+
+    whole_clip: a tower that reads frames together sees all T of them, not only the key frames.
+    """
     parts = []
     for i in range(0, len(data.frames), batch):
-        frames = data.frames[i:i + batch].to(device).float() / 255
-        parts.append(features(frames)[:, :, data.keys].half())
+        frames = data.frames[i:i + batch] if whole_clip else data.frames[i:i + batch, data.keys]
+        out = features(frames.to(device).float() / 255)
+        parts.append((out[:, :, data.keys] if whole_clip else out).half())
     return torch.cat(parts, 1)
 
 

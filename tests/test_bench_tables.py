@@ -49,6 +49,18 @@ def test_seeds_are_one_row_with_their_spread(folder):
     assert rows["student_int8_cpu"][2:4] == ["1", "0.832"]
 
 
+def test_a_share_of_a_gain_that_may_be_zero_is_not_shown(folder):
+    sure = [accuracy_row("teacher", 0.84, 9.8), accuracy_row("student_fp32", 0.83, 10.1)]
+    write(folder, "rooms_accuracy", sure)
+    assert "recovery of the gain" in table("rooms_accuracy", folder)
+    write(folder, "rooms_accuracy", [{**row, "delta1_vs_semantic_low": -0.1} for row in sure])
+    assert "recovery of the gain" not in table("rooms_accuracy", folder)
+
+
+def test_a_column_that_no_row_fills_is_left_out(folder):
+    assert "faster than FP32" in table("int8_cpu", folder) and "faster than FP16" not in table("int8_cpu", folder)
+
+
 def test_the_probe_table_keeps_every_control_and_the_best_generator_rows(folder):
     rows = cells(table("nano_probe", folder))[2:]
     assert [(row[0], row[4], row[6]) for row in rows] == [
