@@ -9,7 +9,7 @@ ROOMS = {
     "teacher": "fetch | pretrain | probe    the generator, its taps, the fused teacher",
     "distill": "run                         train the teacher, distil the student, write a run folder",
     "export": "onnx | trt | check          ONNX, INT8 and TensorRT, each behind a parity gate",
-    "bench": "[latency | accuracy | report]  what it costs and what it keeps; one page",
+    "bench": "[latency | accuracy | report | tables]  what it costs, what it keeps; one page",
 }
 HELP = "usage: vega3d ROOM VERB [OPTIONS]      (vega3d ROOM VERB --help lists the options)\n\n" + "\n".join(
     f"  {room:8} {what}" for room, what in ROOMS.items()) + """

@@ -11,7 +11,7 @@ from bench.results import Row
 from bench.timing import Device, Subject
 from distill.config import load_config
 from teacher.semantic import SemanticEncoder
-from teacher.wan import NANO, WanTower, load_wan
+from teacher.wan import WanTower, generator_folder, load_wan
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Stage:
 def load_generator(run: Path) -> WanTower:
     """The run's generator up to its tap, on the CPU."""
     config = load_config(run / "config.yaml")
-    path = NANO if config.teacher.generator == "wan-nano" else Path(config.teacher.generator)
+    path = generator_folder(config.teacher.generator)
     return load_wan(path, config.teacher.tap)
 
 

@@ -38,7 +38,7 @@ def fill(text: str, folder: Path) -> str:
 
 
 def table(name: str, folder: Path) -> str:
-    """The Markdown table of one result file, and the line that says where it was measured. Empty columns are left out."""
+    """The Markdown table of one result file, and where it was measured. A column that no row fills is left out."""
     if name not in TABLES:
         raise ValueError(f"results:{name}: no such table; there are: {', '.join(TABLES)}")
     results = load(folder / f"{name}.json")

@@ -10,7 +10,7 @@ def write_card(folder: Path, config: RunConfig, spec: dict, rows: Sequence[dict]
     clips = config.scenes.path or f"{config.scenes.train} rendered rooms x {config.scenes.clips_per_room} clips"
     tap = f"block {spec['block']}, t = {spec['k'] / 1000}, {spec['frames']} mode, mean of {spec['seeds']} noise draws"
     lines = [f"# {folder.name}: ViT-{config.student.model.size.title()} student of {config.teacher.generator}", "",
-             "One RGB frame [3,224,224] in [0,1] -> standardised geometric features [D,14,14] of a video generator.", "",
+             "One RGB frame [3,224,224] in [0,1] -> a video generator's features [D,14,14], standardised.", "",
              f"- Teacher: {config.teacher.generator} (weights {spec['weights']}), {tap}",
              f"- Clips: {clips}, {config.scenes.frames} frames each", f"- Start: {config.student.init} weights",
              f"- Training: {config.student.epochs} epochs of batches of {config.student.batch}, seeds "
@@ -24,8 +24,9 @@ def write_card(folder: Path, config: RunConfig, spec: dict, rows: Sequence[dict]
                          f"{r['normal_deg']:.1f} | {r['miou']:.3f} | {_or_dash(r, 'cosine_mean')} | "
                          f"{_or_dash(r, 'recovery')} |")
         lines.append("")
-    lines += ["## Limits", "", "Trained on rendered rooms or the clips named above; real photographs differ. Features are"
-              " per frame: no tracking, no metric scale guarantee. Licence of the weights: Apache-2.0.", ""]
+    lines += ["## Limits", "",
+              "Trained on rendered rooms or the clips named above; real photographs differ. Features are per frame:",
+              "no tracking, no metric scale guarantee. Licence of the weights: Apache-2.0.", ""]
     (folder / "MODEL_CARD.md").write_text("\n".join(lines))
 
 

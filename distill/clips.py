@@ -1,5 +1,4 @@
 """Where a run's clips come from: furnished rooms rendered once into a cache, a folder of clips, or your own videos."""
-from importlib import metadata
 from pathlib import Path
 
 from distill.config import ScenesConfig
@@ -14,22 +13,21 @@ def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source
     """
     if config.path is not None:
         return _opened(config)
+    from scenes.cli import default_workers
     from scenes.rendered import render_folder
     from scenes.rooms import RoomSource
 
     rooms = RoomSource(train=config.train, val=config.val, test=config.test, clips_per_room=config.clips_per_room,
                        frames=config.frames, seed=config.seed, pack=config.furniture)
-    # not the numbers of rooms: a larger request goes on from a smaller one's clips
-    key = spec_digest({"pack": rooms.furniture.digest, "frames": rooms.frames, "size": rooms.size, "seed": rooms.seed,
-                       "version": metadata.version("vega3d-edge")})
-    folder = cache / key
+    folder = cache / rooms.key  # not the numbers of rooms: a larger request goes on from a smaller one's clips
     wanted = [clip_id for split in SPLITS for clip_id in rooms.ids(split)]
     missing = [i for i in wanted if not (folder / f"{i}.safetensors").is_file()]
     if missing and not render:
-        raise ValueError(f"{folder}: lacks {len(missing)} of the run's {len(wanted)} clips; run again: vega3d distill run")
+        raise ValueError(f"{folder}: lacks {len(missing)} of the run's {len(wanted)} clips; "
+                         "run again: vega3d distill run")
     if missing:
-        render_folder(rooms, wanted, folder, config.workers)
-    return _Chosen(ClipFolder(folder), wanted), key
+        render_folder(rooms, wanted, folder, default_workers() if config.workers is None else config.workers)
+    return _Chosen(ClipFolder(folder), wanted), rooms.key
 
 
 class _Chosen:

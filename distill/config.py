@@ -22,7 +22,7 @@ class ScenesConfig:
     clips_per_room: int = 2
     frames: int = 5               # per clip, 4n+1
     seed: int = 0
-    workers: int = 2              # rendering processes
+    workers: int | None = None    # rendering processes; None: one less than there are cores, 0: this one
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.frames % 4 != 1:

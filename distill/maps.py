@@ -48,4 +48,5 @@ def pca_colours(maps: list[Tensor]) -> list[np.ndarray]:
 
 
 def _tiles(images: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.asarray(Image.fromarray(i).resize((TILE, TILE), Image.Resampling.NEAREST)) for i in images])
+    enlarged = (Image.fromarray(i).resize((TILE, TILE), Image.Resampling.NEAREST) for i in images)
+    return np.concatenate([np.asarray(i) for i in enlarged])

@@ -4,7 +4,7 @@ runs/NAME/ config.yaml env.json accuracy.json MODEL_CARD.md frames/ features/ te
 """
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +25,10 @@ from teacher.examples import Example, Examples, moments
 from teacher.features import FeatureStore, fill
 from teacher.semantic import SEMANTIC_DIM, SemanticEncoder
 from teacher.train import Stream, load_teacher, score, train_heads
-from teacher.wan import NANO, VAELatents, WanTower, load_wan, spec_digest
+from teacher.wan import VAELatents, WanTower, generator_folder, load_wan, spec_digest
 
 CALIBRATION_FRAMES, HELD_OUT_FRAMES = 320, 64
+LEAST_GAIN = {"delta1": 0.005, "normal_deg": -0.2}  # of the teacher over semantic only, for a recovery to mean anything
 
 
 @dataclass
@@ -63,7 +64,9 @@ class Run:
         return lambda example: control.features(example["frames"][:, None].float() / 255)[:, 0]
 
     def control(self, name: str) -> Tower:
-        return {"zeros": Zeros, "noise": FixedNoise, "rgb": RGBPatches, "vae": lambda: VAELatents(self.tower)}[name]()
+        makers: dict[str, Callable[[], Tower]] = {"zeros": Zeros, "noise": FixedNoise, "rgb": RGBPatches,
+                                                  "vae": lambda: VAELatents(self.tower)}
+        return makers[name]()
 
     def heads(self, name: str, seed: int) -> DenseTeacher:
         return load_teacher(self.folder / "teacher", f"{name}_seed{seed}").to(self.device)
@@ -144,16 +147,20 @@ def score_student(run: Run, student: Student, name: str, test: Examples, seed: i
     """The row of a student dropped into the trained teacher, unchanged, in the generator's place.
 
     recovery = (student - semantic only) / (teacher - semantic only), for delta1 and for the normal angle; the row's
-    `recovery` is the smaller of the two.
+    `recovery` is the smaller of the two. Left out where the teacher gains too little to divide by.
     """
     whole, _ = score(run.heads("teacher", seed), test, stream or student_stream(student))
     row = {"features": name, "head": "dense", "seed": seed, **whole, **fidelity(student, test, stream)}
     by_name = {r["features"]: r for r in rows if r["seed"] == seed}
     if {"teacher", "semantic_only"} <= by_name.keys():
-        for metric in ("delta1", "normal_deg"):
+        shares = []
+        for metric, least in LEAST_GAIN.items():
             low, high = by_name["semantic_only"][metric], by_name["teacher"][metric]
-            row[f"recovery_{metric}"] = (row[metric] - low) / (high - low) if high != low else float("nan")
-        row["recovery"] = min(row["recovery_delta1"], row["recovery_normal_deg"])
+            if (high - low) / least >= 1:
+                shares.append((row[metric] - low) / (high - low))
+                row[f"recovery_{metric}"] = shares[-1]
+        if len(shares) == len(LEAST_GAIN):
+            row["recovery"] = min(shares)
     return [row]
 
 
@@ -171,8 +178,7 @@ def open_run(folder: Path, render: bool = False) -> Run:
     source, source_key = open_source(config.scenes, config.runs / "cache" / "clips", render)
     if not source.ids("train") or not source.ids("test"):
         raise ValueError("scenes: the train or the test split is empty; give more rooms or a longer video")
-    path = NANO if config.teacher.generator == "wan-nano" else Path(config.teacher.generator)
-    tower = load_wan(path, config.teacher.tap).to(device)
+    tower = load_wan(generator_folder(config.teacher.generator), config.teacher.tap).to(device)
     semantic = SemanticEncoder().to(device)
     root = folder / "features"
     stores = {"semantic": FeatureStore(root, semantic.spec, source_key),
@@ -181,7 +187,7 @@ def open_run(folder: Path, render: bool = False) -> Run:
 
 
 def choose_folder(config: RunConfig) -> Path:
-    """runs/NAME, or, without a name, the newest run if it is unfinished and of this configuration, else the next number."""
+    """runs/NAME; without a name the newest run, if it is unfinished and of this configuration, else the next number."""
     if config.name is not None:
         return config.runs / config.name
     latest = config.runs / "latest"
@@ -207,7 +213,8 @@ def _write_frames(path: Path, examples: Examples, count: int) -> None:
     taken: list[Example] = []
     for _, example in examples.in_order():
         pick = torch.linspace(0, len(example["frames"]) - 1, min(per_clip, len(example["frames"]))).long()
-        taken.append({k: example[k][pick.to(example[k].device)].cpu() for k in ("frames", "patch_depth") if k in example})
+        fields_here = [k for k in ("frames", "patch_depth") if k in example]
+        taken.append({k: example[k][pick.to(example[k].device)].cpu() for k in fields_here})
     fields: dict[str, Tensor] = {k: torch.cat([t[k] for t in taken]) for k in taken[0]}
     total = len(fields["frames"])
     rows = torch.linspace(0, total - 1, min(count, total)).long()

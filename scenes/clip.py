@@ -94,8 +94,9 @@ def load_clip(path: Path) -> Clip:
     try:
         with safe_open(path, "np") as file:
             about = json.loads((file.metadata() or {})["clip"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-        things = [SceneObject(**{**o, "center": tuple(o["center"]), "size": tuple(o["size"])}) for o in about["objects"]]
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+        things = [SceneObject(**{**o, "center": tuple(o["center"]), "size": tuple(o["size"])})
+                  for o in about["objects"]]
         room = tuple(about["room_size"]) if about["room_size"] else None
         return Clip(id=about["id"], objects=things, room_size=room, **arrays)
     except FileNotFoundError:

@@ -138,7 +138,8 @@ def load_student(folder: Path | str) -> Student:
         student = Student(StudentConfig(**json.loads(about.read_text())))
         student.load_state_dict({k: v.float() for k, v in load_file(weights).items()}, strict=True)
     except (SafetensorError, RuntimeError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder}: not a whole student ({' '.join(str(error).split())[:200]}); distil it again") from error
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}: not a whole student ({why}); distil it again") from error
     return student.eval()
 
 

@@ -3,7 +3,7 @@
 A tower turns a clip's frames into one D-vector a token of a 14x14 grid. `spec` names every knob that changes those
 numbers: it keys the feature store. The controls carry no learned 3D knowledge; a gain that survives them is not ours.
 """
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ class Tower(Protocol):
 class Zeros:
     """No information at all: what the extra parameters alone buy."""
     dim = 256  # as wan-nano: the same number of parameters read them
-    spec = {"tower": "zeros", "dim": dim}
+    spec: ClassVar[dict] = {"tower": "zeros", "dim": dim}
 
     def features(self, frames: Tensor) -> Tensor:
         return frames.new_zeros(*frames.shape[:2], self.dim, GRID, GRID)
@@ -48,7 +48,7 @@ class FixedNoise:
 class RGBPatches:
     """The raw pixels under each cell: [3,16,16] unrolled to 768."""
     dim = 3 * 16 * 16
-    spec = {"tower": "rgb", "dim": dim, "side": 16 * GRID}
+    spec: ClassVar[dict] = {"tower": "rgb", "dim": dim, "side": 16 * GRID}
 
     def features(self, frames: Tensor) -> Tensor:
         small = F.interpolate(frames.flatten(0, 1), (16 * GRID, 16 * GRID), mode="area")  # [B*T,3,224,224]

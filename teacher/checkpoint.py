@@ -33,7 +33,7 @@ def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: Optimi
             about = file.metadata() or {}
             if about.get("key") != key:
                 return 0
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole checkpoint ({error}); delete it to start again") from error
     for name, module in modules.items():

@@ -1,5 +1,4 @@
 """`vega3d teacher fetch | pretrain | probe`."""
-import json
 import os
 from pathlib import Path
 
@@ -42,20 +41,12 @@ def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig], furniture: Path | None
     source = RoomSource(train=0, val=config.clips, test=config.clips, clips_per_room=1, frames=9, seed=2000,
                         pack=furniture)
     rows = probe_grid(config, source)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _write_result(out, rows)
-    heat_map(rows, out.with_suffix(".png"))
-    print(f"{len(rows)} rows: {out}, {out.with_suffix('.png')}")
-
-
-def _write_result(out: Path, rows: list[dict]) -> None:
-    import sys
-
+    from bench.results import measured, save  # the door, not the room, knows where results go
     from distill.environment import environment
 
-    result = {"schema": 1, "name": out.stem, "command": " ".join(["vega3d", *sys.argv[1:]]),
-              "commit": environment()["commit"], "env": environment(), "rows": rows}
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    save(measured(out.stem, rows, environment()), out)
+    heat_map(rows, out.with_suffix(".png"))
+    print(f"{len(rows)} rows: {out}, {out.with_suffix('.png')}")
 
 
 VERBS = {"fetch": fetch, "pretrain": pretrain, "probe": probe}

@@ -3,6 +3,8 @@
 x_t = (1-t) z + t eps, target eps - z (arXiv 2210.02747), t logit-normal (arXiv 2403.03206); clips and single frames
 alternate, so that both frame modes of the tap are what the generator has seen.
 """
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
@@ -32,6 +34,7 @@ def empty_prompt() -> Tensor:
 
 class FlowLoss(nn.Module):
     """(normalised latents z [B,16,F,h,w], noise like z, t [B] in (0,1)) -> mean squared velocity error."""
+    prompt: Tensor
 
     def __init__(self, transformer: WanTransformer3DModel):
         super().__init__()
@@ -71,7 +74,7 @@ def sample(transformer: WanTransformer3DModel, shape: tuple[int, ...], device: t
                            encoder_hidden_states=prompt, return_dict=False)[0].float()
 
     times = torch.linspace(1, 0, steps + 1).tolist()
-    for now, then in zip(times, times[1:], strict=False):
+    for now, then in pairwise(times):
         slope = velocity(x, now)
         ahead = x + (then - now) * slope
         x = x + (then - now) * (slope + velocity(ahead, max(then, 1e-3))) / 2

@@ -1,4 +1,4 @@
-"""`vega3d teacher probe`: the probes over block x noise level x frame mode, beside every control; JSON and a heat map."""
+"""`vega3d teacher probe`: the probes over block x noise level x frame mode, beside every control; JSON, heat map."""
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -32,24 +32,24 @@ class ProbeConfig:
 
 def probe_grid(config: ProbeConfig, source: Source) -> list[dict]:
     """Rows for bench/results/nano_probe.json, controls first."""
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
-    train, test = (_collect(source, source.ids(split)[: config.clips]) for split in ("val", "test"))
-    rows = list(_controls(config, train, test, device))
+    device = torch.device(config.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
+    train, test = (collect(source, source.ids(split)[: config.clips]) for split in ("val", "test"))
+    rows = list(controls(config, train, test, device))
     console = Console(stderr=True)
     blocks = list(range(_count(config)))
     for mode in config.modes:
         for k in config.levels:
             tap = Tap(block=blocks[-1], k=k, frames=mode, seeds=1, seed=config.seed)
-            rows += _read(_tower(config, tap, device), blocks, train, test, device, f"generator, {mode}")
+            rows += read_blocks(open_tower(config, tap, device), blocks, train, test, device, f"generator, {mode}")
             best = max(rows[-len(blocks):], key=lambda r: r["depth_r2_mlp"])
-            console.print(f"{mode} t={k / 1000}: best block {best['block']}  depth R2 {best['depth_r2_ridge']:.3f} ridge, "
-                          f"{best['depth_r2_mlp']:.3f} MLP  normal {best['normal_cos']:.3f}", highlight=False)
+            console.print(f"{mode} t={k / 1000}: best block {best['block']}  depth R2 {best['depth_r2_mlp']:.3f}  "
+                          f"normal cosine {best['normal_cos']:.3f}", highlight=False)
     for mode in config.modes:
         tried = [r for r in rows if r["features"] == f"generator, {mode}"]
         best = max(tried, key=lambda r: r["depth_r2_mlp"] + r["normal_cos"])
         tap = Tap(block=best["block"], k=round(1000 * best["t"]), frames=mode, seeds=config.averaged, seed=config.seed)
         near = [b for b in (best["block"] - 1, best["block"]) if b >= 0]
-        rows += _read(_tower(config, tap, device), near, train, test, device, f"generator, {mode}")
+        rows += read_blocks(open_tower(config, tap, device), near, train, test, device, f"generator, {mode}")
     return rows
 
 
@@ -64,7 +64,8 @@ def heat_map(rows: Sequence[dict], path: Path) -> None:
     blocks, levels = sorted({r["block"] for r in single}), sorted({r["t"] for r in single})
     modes = len({r["mode"] for r in single})
     figure, axes = plt.subplots(modes, 2, figsize=(11, 4 * modes), squeeze=False, constrained_layout=True)
-    for column, (metric, title) in zip(axes.T, (("depth_r2_mlp", "depth R²"), ("normal_cos", "normal cosine")), strict=True):
+    metrics = (("depth_r2_mlp", "depth R²"), ("normal_cos", "normal cosine"))
+    for column, (metric, title) in zip(axes.T, metrics, strict=True):
         grids = {m: np.full((len(blocks), len(levels)), np.nan) for m in sorted({r["mode"] for r in single})}
         for r in single:
             grids[r["mode"]][blocks.index(r["block"]), levels.index(r["t"])] = r[metric]
@@ -83,29 +84,29 @@ def heat_map(rows: Sequence[dict], path: Path) -> None:
     beside.replace(path)
 
 
-def _controls(config: ProbeConfig, train: ProbeSet, test: ProbeSet, device: torch.device) -> Iterator[dict]:
+def controls(config: ProbeConfig, train: ProbeSet, test: ProbeSet, device: torch.device) -> Iterator[dict]:
     nothing = {"mode": "-", "t": None, "block": None, "seeds": None}
-    tower = _tower(config, Tap(block=0, seeds=1), device)
+    tower = open_tower(config, Tap(block=0, seeds=1), device)
 
     def position(frames: Tensor) -> Tensor:
         return frames.new_zeros(*frames.shape[:2], 1, 14, 14)
 
     for name, features in (("position only", position), ("rgb patches", RGBPatches().features),
                            ("vae latents", VAELatents(tower).features)):
-        pair = [extract(s, lambda f, run=features: run(f)[None], device)[0] for s in (train, test)]
-        row = {"features": name, **nothing, **probe(train, test, *pair, config.seed)}
+        a, b = (extract(s, lambda f, run=features: run(f)[None], device)[0] for s in (train, test))  # type: ignore[misc]
+        row = {"features": name, **nothing, **probe(train, test, a, b, config.seed)}
         if name == "position only":
             row |= {"match_exact": None, "match_1": None}  # every token alike: its nearest neighbour means nothing
         yield row
     for mode in config.modes:
         tap = Tap(block=_count(config) - 1, k=300, frames=mode, seeds=1, seed=config.seed)
-        random = _tower(config, tap, device, random_weights=True)
-        yield from _read(random, [_count(config) // 2], train, test, device, "random weights")
-        pure = _tower(config, replace(tap, k=1000), device)
-        yield from _read(pure, [_count(config) // 2], train, test, device, "pure noise")
+        random = open_tower(config, tap, device, random_weights=True)
+        yield from read_blocks(random, [_count(config) // 2], train, test, device, "random weights")
+        pure = open_tower(config, replace(tap, k=1000), device)
+        yield from read_blocks(pure, [_count(config) // 2], train, test, device, "pure noise")
 
 
-def _read(tower: WanTower, blocks: list[int], train: ProbeSet, test: ProbeSet, device: torch.device,
+def read_blocks(tower: WanTower, blocks: list[int], train: ProbeSet, test: ProbeSet, device: torch.device,
           name: str) -> list[dict]:
     tap = tower.tap
     a, b = (extract(s, lambda f: tower.block_features(f, blocks), device, tap.frames == "video") for s in (train, test))
@@ -113,12 +114,12 @@ def _read(tower: WanTower, blocks: list[int], train: ProbeSet, test: ProbeSet, d
              **probe(train, test, a[i], b[i], tap.seed)} for i, block in enumerate(blocks)]
 
 
-def _collect(source: Source, ids: Sequence[str]) -> ProbeSet:
+def collect(source: Source, ids: Sequence[str]) -> ProbeSet:
     clips = [source.clip(i) for i in ids]
     return probe_set(clips, list(range(0, len(clips[0].frames), 4)))
 
 
-def _tower(config: ProbeConfig, tap: Tap, device: torch.device, random_weights: bool = False) -> WanTower:
+def open_tower(config: ProbeConfig, tap: Tap, device: torch.device, random_weights: bool = False) -> WanTower:
     where = {} if config.generator is None else {"folder": config.generator}
     return load_wan(tap=tap, random_weights=random_weights, **where).to(device)
 

@@ -129,8 +129,9 @@ def train_flow(run: Pretraining, vae: AutoencoderKLWan, frames: Tensor) -> WanTr
     return averaged.module.to(accelerator.device).eval()
 
 
-def _fit(run: Pretraining, stage: str, loss: nn.Module, steps: int, lr: float, batch: Callable[[int], tuple[Tensor, ...]],
-         modules: dict[str, nn.Module], averaged: AveragedModel | None = None) -> None:
+def _fit(run: Pretraining, stage: str, loss: nn.Module, steps: int, lr: float,
+         batch: Callable[[int], tuple[Tensor, ...]], modules: dict[str, nn.Module],
+         averaged: AveragedModel | None = None) -> None:
     """The loop both parts share: AdamW, linear warm-up, cosine decay, clipping at 1, resumable checkpoints."""
     config, accelerator = run.config, run.accelerator
     device = accelerator.device
@@ -145,7 +146,7 @@ def _fit(run: Pretraining, stage: str, loss: nn.Module, steps: int, lr: float, b
     start = step = load_checkpoint(path, modules, optimizer, key)
     gradients = _Gradients(accelerator, loss.to(device).train(), optimizer)
     if device.type == "cuda" and stage == "flow":
-        modules["transformer"].compile_repeated_blocks(fullgraph=True)
+        modules["transformer"].compile_repeated_blocks(fullgraph=True)  # type: ignore[operator]
     seconds, smooth = getattr(config, f"{stage}_seconds"), None
     if seconds and start:
         steps, seconds = _decided(config.out / "metrics.jsonl", stage), 0.0
@@ -213,7 +214,7 @@ def _affordable(accelerator: Accelerator, step: int, measured: float, deadline: 
 
 
 def gather_frames(source: Source, ids: list[str], path: Path, workers: int) -> Tensor:
-    """The clips' frames as one memory-mapped uint8 tensor [N,T,3,H,W]; rendered on the first call, resumed if killed."""
+    """The clips' frames as one memory-mapped uint8 tensor [N,T,3,H,W]; rendered on the first call only."""
     from scenes.rooms import render_clips
 
     done, about = path.with_suffix(".done"), json.dumps({"source": repr(source), "ids": spec_digest({"ids": ids})})

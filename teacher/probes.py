@@ -115,7 +115,7 @@ def _targets(data: ProbeSet, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _ridge(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
-    cut = len(x) * 9 // 10                                                            # clips are in order: the last rooms
+    cut = len(x) * 9 // 10  # clips are in order, so these are the last rooms
     best = min(RIDGES, key=lambda r: (_solve(x[:cut], y[:cut], r, x[cut:]) - y[cut:]).square().mean().item())
     return _solve(x, y, best, x_test)
 

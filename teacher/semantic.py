@@ -22,7 +22,7 @@ def cache_folder() -> Path:
 
 
 def fetch_semantic() -> Path:
-    """Converts the packaged weights to safetensors once and returns the file. Raises ValueError if they are not those."""
+    """Converts the packaged weights to safetensors once; returns the file. Raises ValueError if they are not those."""
     target = cache_folder() / f"efficientnet-lite0-{_SHA256[:8]}.safetensors"
     if target.is_file():
         return target

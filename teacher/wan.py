@@ -1,4 +1,4 @@
-"""The latent world simulator: a frozen Wan video diffusion transformer, tapped in the middle (arXiv 2603.19235, eq. 4-5).
+"""The latent world simulator: a frozen Wan video diffusion transformer, tapped mid-way (arXiv 2603.19235, eq. 4-5).
 
 z = per-channel normalised VAE mean; z_t = (1-t) z + t eps with t = k/1000; one forward with the empty prompt; the
 residual stream after block l (0-based), no norm. Blocks above the tap are dropped: their output is never read.
@@ -26,7 +26,7 @@ NANO = Path(__file__).parent / "weights" / "wan-nano"
 class Tap:
     """Where and how the generator is read. The defaults are the measured best for wan-nano (docs: probe table)."""
     block: int = 6                                # 0-based
-    k: int = 300                                  # noise level, 0 (clean) .. 1000 (pure noise); t = k/1000
+    k: int = 200                                  # noise level, 0 (clean) .. 1000 (pure noise); t = k/1000
     frames: Literal["image", "video"] = "image"   # each frame its own one-frame video, or the clip together
     seeds: int = 4                                # noise draws that are averaged
     seed: int = 0
@@ -101,7 +101,8 @@ class WanTower:
     def _noised_tokens(self, z: Tensor, noise: Tensor, blocks: Sequence[int]) -> Tensor:
         sigma = self.tap.k / 1000
         taken: list[Tensor] = []
-        hooks = [self.transformer.blocks[i].register_forward_hook(lambda _m, _i, out: taken.append(out)) for i in blocks]
+        hooks = [self.transformer.blocks[i].register_forward_hook(lambda _m, _i, out: taken.append(out))
+                 for i in blocks]
         try:
             self.transformer(hidden_states=(1 - sigma) * z + sigma * noise,
                              timestep=torch.full((len(z),), 1000 * sigma, device=z.device),
@@ -168,11 +169,16 @@ def load_wan(folder: Path | str = NANO, tap: Tap | None = None, random_weights: 
     return WanTower(vae, transformer, prompt, tap or Tap(), digest)
 
 
+def generator_folder(name: str) -> Path:
+    """Where a generator called by name lives: the shipped wan-nano, or a local folder in the diffusers layout."""
+    return NANO if name == "wan-nano" else Path(name)
+
+
 def weights_digest(folder: Path) -> str:
     """First 16 hex digits over the weights and configs of a checkpoint: vae/, transformer/, prompt.safetensors."""
     total = sha256()
-    files = [p for part in ("vae", "transformer") for p in (folder / part).iterdir() if p.suffix in (".safetensors", ".json")]
-    for file in sorted([*files, folder / "prompt.safetensors"]):
+    files = [p for part in ("vae", "transformer") for p in (folder / part).iterdir()]
+    for file in sorted([p for p in files if p.suffix in (".safetensors", ".json")] + [folder / "prompt.safetensors"]):
         total.update(str(file.relative_to(folder)).encode() + sha256(file.read_bytes()).digest())
     return total.hexdigest()[:16]
 

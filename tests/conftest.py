@@ -7,7 +7,6 @@ import torch
 
 from tests.fakes import save_tiny_wan
 
-
 torch.set_num_threads(1)  # two threads beside another job can be ten times slower than one
 
 

@@ -1,4 +1,4 @@
-"""Small true things for the tests: a clip source whose geometry is analytic, and a Wan checkpoint in the official layout."""
+"""Small true things for the tests: clips of analytic geometry, and a Wan checkpoint in the official layout."""
 from functools import lru_cache
 from pathlib import Path
 

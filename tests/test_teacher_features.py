@@ -76,7 +76,7 @@ def test_a_killed_fill_goes_on_where_it_stopped(tmp_path, rooms):
     counted.calls = 10
     filled(tmp_path, rooms, counted)
     assert counted.calls == 12
-    assert not [p for p in store.folder.rglob(".*")]
+    assert not list(store.folder.rglob(".*"))
 
 
 def test_a_full_disk_is_one_line_before_any_work(tmp_path, rooms, monkeypatch):

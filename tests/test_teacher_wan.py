@@ -17,8 +17,9 @@ def test_tap_after_early_exit_equals_a_hook_on_the_full_transformer(tiny_wan):
     full = WanTransformer3DModel.from_pretrained(tiny_wan / "transformer", torch_dtype=torch.float32)
     assert len(full.blocks) == 3
     frames = FRAMES[0, :2]
-    z = normalise(vae.encode((frames[:, :, None] * 2 - 1)).latent_dist.mode(), vae)  # [2,4,1,28,28]
-    noise = torch.stack([torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(7 * 1009 + i)) for i in (0, 1)])
+    z = normalise(vae.encode(frames[:, :, None] * 2 - 1).latent_dist.mode(), vae)  # [2,4,1,28,28]
+    draws = [torch.Generator().manual_seed(7 * 1009 + i) for i in (0, 1)]
+    noise = torch.stack([torch.randn(z.shape[1:], generator=draw) for draw in draws])
     taken = []
     full.blocks[1].register_forward_hook(lambda m, i, out: taken.append(out))
     with torch.inference_mode():

@@ -1,0 +1,77 @@
+"""The pieces that ship.sh runs side by side: stages.py rooms | features | probe, WORK folder, PACK [HALF | MODE]."""
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from distill.clips import open_source
+from distill.config import load_config
+from scenes.clip import Source
+from scenes.rooms import RoomSource
+from teacher.backbones import Tower
+from teacher.features import FeatureStore, fill
+from teacher.grid import ProbeConfig, collect, controls, open_tower, read_blocks
+from teacher.semantic import SemanticEncoder
+from teacher.wan import Tap, load_wan
+
+HERE, GPU = Path(__file__).parent, torch.device("cuda")
+
+
+def rooms(work: Path, pack: Path) -> None:
+    """Renders the distillation's rooms and fills the semantic store, beside the pre-training."""
+    _fill(work, *_source(work, pack, render=True), SemanticEncoder().to(GPU))
+
+
+def features(work: Path, pack: Path, half: str) -> None:
+    """Fills the generator's store with every second clip: one process a GPU."""
+    block, k = map(int, (work / "tap").read_text().split())
+    tower = load_wan(work / "wan-nano", Tap(block=block, k=k)).to(GPU)
+    _fill(work, *_source(work, pack, render=False), tower, int(half))
+
+
+def probe(work: Path, pack: Path, mode: Literal["image", "video"]) -> None:
+    """Renders the probe's clips, waits for the generator, probes; image mode writes the tap after three levels."""
+    config = ProbeConfig(generator=work / "wan-nano", clips=100)
+    source = RoomSource(train=0, val=100, test=100, frames=9, seed=2000, pack=pack)
+    train, test = (collect(source, source.ids(split)) for split in ("val", "test"))
+    while not (work / "ready").exists():
+        time.sleep(0.5)
+    rows: list[dict] = []
+
+    def read(k: int, blocks: list[int], seeds: int) -> None:
+        tower = open_tower(config, Tap(block=9, k=k, frames=mode, seeds=seeds), GPU)
+        rows.extend(read_blocks(tower, blocks, train, test, GPU, f"generator, {mode}"))
+        (work / f"probe_{mode}.json").write_text(json.dumps(rows, indent=1))
+
+    def best() -> dict:
+        return max(rows, key=lambda r: r["depth_r2_mlp"] + r["normal_cos"])
+
+    for k in (300, 200, 500, 100, 700, 20, 999):
+        read(k, list(range(10)), 1)
+        if mode == "image" and len(rows) == 30:
+            (work / "tap").write_text(f"{best()['block']} {round(1000 * best()['t'])}")
+    chosen = best()
+    for seeds in (8, 4):
+        read(round(1000 * chosen["t"]), [max(0, chosen["block"] - 1), chosen["block"]], seeds)
+    rows.extend(controls(replace(config, modes=(mode,)), train, test, GPU))
+    (work / f"probe_{mode}.json").write_text(json.dumps(rows, indent=1))
+
+
+def _source(work: Path, pack: Path, render: bool) -> tuple[Source, str]:
+    scenes = load_config(HERE / "distill.yaml").scenes
+    return open_source(replace(scenes, furniture=pack), work / "clips", render)
+
+
+def _fill(work: Path, source: Source, key: str, tower: Tower, half: int | None = None) -> None:
+    ids = [i for split in ("train", "test") for i in source.ids(split)]
+    store = FeatureStore(work / "features", tower.spec, key)
+    fill(store, tower, source, ids if half is None else ids[half::2], GPU)
+
+
+if __name__ == "__main__":
+    stages: dict[str, Any] = {"rooms": rooms, "features": features, "probe": probe}
+    stages[sys.argv[1]](*map(Path, sys.argv[2:4]), *sys.argv[4:])
