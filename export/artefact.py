@@ -59,6 +59,11 @@ def save_bytes(content: bytes, path: Path, facts: Facts) -> Facts:
     return sidecar
 
 
+def annotate(path: Path, **facts: Any) -> None:
+    """Adds to the sidecar of a finished file what was learnt about it later: a verdict, a layer report."""
+    write_json({**_read(sidecar_path(path)), **facts}, sidecar_path(path))
+
+
 def up_to_date(path: Path, cache_key: str) -> Facts | None:
     """The sidecar of `path`, if the file is whole and was made from the same inputs (`cache_key`); else None."""
     sidecar = _read(sidecar_path(path))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from export.engines import Engine
+    from export.engines import Engine, Site
     from export.pipeline import Exporter, Made
 
 LATEST = Path("runs/latest")
@@ -15,11 +15,12 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 def onnx(run: Path = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16", "int8"),
          batch: int | Literal["dynamic"] = 1, max_drop: float | None = None, layers: bool = False) -> None:
-    """The student as ONNX: FP32, FP16 and INT8 (for TensorRT, and for CPU and web), each gated on held-out frames.
+    """The student as ONNX: FP32, FP16 and INT8 (for TensorRT, and for CPU and web), each gated on held-out frames;
+    then whether INT8 is worth it on this CPU.
 
     Args:
         run: a run folder of `vega3d distill run`
-        precision: which to make
+        precision: which to make; FP32 always comes with INT8, which is timed against it
         batch: frames a call; "dynamic" leaves it open
         max_drop: budget for 1 - mean token cosine of INT8; the worst layers go back to half until it is kept
         layers: also print the tensors where INT8 is furthest from FP32
@@ -27,8 +28,9 @@ def onnx(run: Path = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16",
     console = _console()
     exporter = _exporter(run, batch, max_drop, console)
     try:
-        made = [file for each in precision for file in _with_status(console, exporter, each)]
+        made = [file for each in _with_fp32(precision) for file in _with_status(console, exporter, each)]
         _print_made(console, made)
+        _print_onnx_verdict(console, exporter, made)
     finally:  # wanted most when the gate has just failed
         if layers:
             _print_layers(console, exporter)
@@ -58,6 +60,8 @@ def trt(run: Path = LATEST, int8: bool = True, sm: tuple[int, ...] = (), target:
     engines = make_engines(exporter, where, precision)
     _print_made(console, [made])
     _print_engines(console, engines)
+    if int8:
+        _print_engine_verdicts(console, exporter, where, engines)
     console.print(f"in {exporter.run.out}")
 
 
@@ -103,6 +107,28 @@ def _exporter(run: Path, batch, max_drop: float | None, console) -> "Exporter":
 def _with_status(console, exporter: "Exporter", precision: Precision) -> "list[Made]":
     with console.status(f"{precision} …"):
         return exporter.make(precision)
+
+
+def _with_fp32(precision: tuple[Precision, ...]) -> tuple[Precision, ...]:
+    return ("fp32", *precision) if "int8" in precision and "fp32" not in precision else precision
+
+
+def _print_onnx_verdict(console, exporter: "Exporter", made: "list[Made]") -> None:
+    from export.pipeline import FP32, INT8_CPU
+    from export.verdict import onnx_verdict
+
+    by_kind = {file.kind: file for file in made}
+    if INT8_CPU in by_kind:
+        with console.status("timing INT8 against FP32 …"):
+            verdict = onnx_verdict(exporter, by_kind[FP32], by_kind[INT8_CPU])
+        console.print(str(verdict), highlight=False, soft_wrap=True)
+
+
+def _print_engine_verdicts(console, exporter: "Exporter", where: "Site", engines: "list[Engine]") -> None:
+    from export.verdict import engine_verdict
+
+    for engine in engines:
+        console.print(str(engine_verdict(exporter, where, engine)), highlight=False, soft_wrap=True)
 
 
 def _print_made(console, made: "list[Made]") -> None:

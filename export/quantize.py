@@ -25,7 +25,7 @@ os.environ.setdefault("NNCF_CI", "1")  # switches its telemetry off; read when n
 @dataclass(frozen=True)
 class Recipe:
     """What is quantised and how. Defaults are the measured best; `float_layers` go back to half by name."""
-    smooth_alpha: float = 0.5          # SmoothQuant's share of the range that moves into the weights; -1 = off
+    smooth_alpha: float = 0.75         # SmoothQuant: how much of the range moves into the weights; -1 = off
     patch_conv: bool = False           # < 1 % of the work, and it sees raw pixels
     head: bool = False                 # the last Linear: small, and its error is nobody's to correct
     frames: int = 300                  # calibration frames used, at most

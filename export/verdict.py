@@ -6,7 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -44,8 +44,9 @@ class Verdict:
         return "INT8" if self.speedup >= WORTH else self.other.upper()
 
     def __str__(self) -> str:
-        times = f"{_ms(self.int8_ms)} vs {_ms(self.other_ms)} ms{', ' if self.where else ''}{self.where}"
-        return (f"INT8 {self.speedup:.2f}x of {self.other.upper()} here ({times}), cosine {self.cosine:.4f}: "
+        here, where = (" here", f", {self.where}") if self.where else ("", "")
+        times = f"{_ms(self.int8_ms)} vs {_ms(self.other_ms)} ms{where}"
+        return (f"INT8 {self.speedup:.2f}x of {self.other.upper()}{here} ({times}), cosine {self.cosine:.4f}: "
                 f"use {self.use}{'' if self.use == 'INT8' else ' here'}")
 
     def facts(self) -> Facts:
@@ -91,7 +92,7 @@ def engine_verdict(exporter: Exporter, where: Site, int8: Engine, clock: Clock =
                 f"there, on a copy of this run folder: vega3d export trt --target {where.surface.name} --sm {sm}")
         annotate(int8.path, verdict={"use": None, "line": line})
         return line
-    (fp16,) = [engine for engine in make_engines(exporter, where, "fp16") if engine.facts["sm"] == sm]
+    (fp16,) = make_engines(exporter, replace(where, sms=(sm,)), "fp16")
     key = digest(fp16.facts["sha256"], int8.facts["sha256"], int8.facts["device"], platform.node())
     if held := _held(int8.facts, key):
         return held

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scenes.dense import NO_CLASS
+from teacher.backbones import GRID
 from teacher.fusion import TokenGate
 
 UP = 4  # targets to a token's side
@@ -45,6 +46,9 @@ class DenseTeacher(nn.Module):
             self.register_buffer(f"{name}_mean", torch.zeros(1, dim, 1, 1))
             self.register_buffer(f"{name}_std", torch.ones(1, dim, 1, 1))
         self.fusion = TokenGate(shape.semantic_dim, max(shape.generative_dim, 1), shape.width)
+        # every variant knows where a token is, so that no generative stream can gain by being a position code: without
+        # this, fixed noise beat the semantic-only baseline by as much as the generator (bench/results/rooms_accuracy)
+        self.position = nn.Parameter(torch.zeros(1, shape.width, GRID, GRID))
         outputs = 1 + 3 + shape.classes
         self.mix = nn.Conv2d(shape.width, shape.width, 3, padding=1)
         self.head = nn.Conv2d(shape.width, outputs * UP * UP, 1)
@@ -58,6 +62,7 @@ class DenseTeacher(nn.Module):
         else:
             generative = (generative - self.generative_mean) / self.generative_std
         fused, gate = self.fusion(semantic, generative)                                # [B,W,14,14]
+        fused = fused + self.position
         out = F.pixel_shuffle(self.head(F.gelu(fused + self.mix(fused))), UP)          # [B,4+classes,56,56]
         return DenseOutput(out[:, 0], out[:, 1:4], out[:, 4:], gate)
 

@@ -136,7 +136,9 @@ def test_command_makes_every_file_then_keeps_them(own_run, capsys):
     assert calibration["frames"] == 300 == len(calibration["frame_digests"])
     assert onnx.load(out / "model.int8.onnx").opset_import[0].version == 20
     assert json.loads(sidecar_path(out / "model.int8.cpu.onnx").read_text())["input"]["shape"][0] == "dynamic"
-    capsys.readouterr()
+    held = json.loads(sidecar_path(out / "model.int8.cpu.onnx").read_text())["verdict"]
+    assert held["int8_ms"] > 0 and held["other"] == "fp32" and "onnxruntime CPU 1 thread" in held["line"]
+    assert " ".join(held["line"].split()) in " ".join(capsys.readouterr().out.split())
 
     main(["export", "onnx", "--run", str(own_run)])
     assert capsys.readouterr().out.count("up to date") == 3
