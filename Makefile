@@ -9,7 +9,6 @@ STAMP := $(VENV)/.installed
 .PHONY: setup run test lint clean
 
 setup: $(STAMP)
-	@$(BIN)/python -m scenes.doctor
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && sh setup-apt.sh || true
@@ -20,12 +19,16 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt tensorrt-rtx-cu13==1.7.1.116 2>/dev/null \
 		|| echo "setup: TensorRT-RTX could not be installed: engines will not be built here (ONNX and INT8 will)"
 	@$(BIN)/vega3d teacher fetch
+	@$(BIN)/python -c 'from scenes.render import Renderer; print("renderer:", Renderer(64).device)' \
+		|| echo "setup: no EGL device: rooms cannot be rendered here (libegl1 libgl1-mesa-dri); your own videos still work"
 	@touch $@
 
 run: setup
 	$(BIN)/vega3d distill run
 	$(BIN)/vega3d export onnx
-	$(BIN)/vega3d export trt --int8
+	@if $(BIN)/python -c 'import importlib.util as u; exit(not (u.find_spec("tensorrt") or u.find_spec("tensorrt_rtx")))'; \
+		then $(BIN)/vega3d export trt --int8; \
+		else echo "run: no TensorRT here, so no engines: pip install 'vega3d-edge[rtx]'"; fi
 	$(BIN)/vega3d bench
 
 test: setup

@@ -16,7 +16,7 @@ from teacher.wan import Tap
 class ScenesConfig:
     path: Path | None = None      # a folder of rendered clips, a video or a folder of images; None: furnished rooms
     furniture: Path | None = None  # a furniture pack; None: the CC0 one that ships
-    train: int = 60               # rooms in each split; ignored with a path
+    train: int = 48               # rooms in each split; ignored with a path
     val: int = 0
     test: int = 16
     clips_per_room: int = 2
@@ -41,7 +41,7 @@ class TeacherConfig:
 class StudentTraining:
     model: StudentConfig = field(default_factory=StudentConfig)
     init: Literal["shipped", "scratch"] = "shipped"  # shipped: start from the ViT-Ti in student/weights
-    epochs: int = 2
+    epochs: int = 1
     batch: int = 32               # frames
     lr: float = 1e-4              # from the shipped weights; 1e-3 from scratch
     weight_decay: float = 0.05

@@ -37,7 +37,8 @@ def onnx(run: Path = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16",
     console.print(f"in {exporter.run.out}")
 
 
-def trt(run: Path = LATEST, int8: bool = True, sm: tuple[int, ...] = (), target: Literal["auto", "rtx", "trt"] = "auto",
+def trt(run: Path = LATEST, int8: bool = True, sm: tuple[int, ...] = (),
+        target: Literal["auto", "rtx", "trt", "jetson"] = "auto",
         batch: int | Literal["dynamic"] = 1, max_drop: float | None = None) -> None:
     """TensorRT engines: INT8 (or --no-int8: FP16) for this GPU, or TensorRT-RTX for cards that are not here.
 
@@ -45,13 +46,17 @@ def trt(run: Path = LATEST, int8: bool = True, sm: tuple[int, ...] = (), target:
         run: a run folder of `vega3d distill run`
         int8: INT8 linear layers, FP16 elsewhere; --no-int8 for FP16 throughout
         sm: compute capabilities to build for with TensorRT-RTX (default 86 89 120: RTX 30, 40, 50)
-        target: auto takes TensorRT where there is a GPU, else TensorRT-RTX ahead of time
+        target: auto takes TensorRT where there is a GPU, else TensorRT-RTX ahead of time; jetson writes a folder that
+            builds, gates and times INT8 and FP16 on the device
         batch: frames a call; "dynamic" builds for 1 to 32
         max_drop: budget for 1 - mean token cosine of INT8; the worst layers go back to half until it is kept
     """
     from export.engines import make_engines, onnx_for, site
 
     console = _console()
+    if target == "jetson":
+        _write_jetson(console, _exporter(run, batch, max_drop, console), sm)
+        return
     where = site(target, sm, console.print)  # before the long work: a missing package is known at once
     exporter = _exporter(run, batch, max_drop, console)
     precision: Literal["int8", "fp16"] = "int8" if int8 else "fp16"
@@ -122,6 +127,17 @@ def _print_onnx_verdict(console, exporter: "Exporter", made: "list[Made]") -> No
         with console.status("timing INT8 against FP32 …"):
             verdict = onnx_verdict(exporter, by_kind[FP32], by_kind[INT8_CPU])
         console.print(str(verdict), highlight=False, soft_wrap=True)
+
+
+def _write_jetson(console, exporter: "Exporter", sm: tuple[int, ...]) -> None:
+    from export.jetson.bundle import write_bundle
+
+    if sm:
+        raise ValueError("export trt --target jetson: got --sm; leave it out: the device builds for itself")
+    with console.status("jetson …"):
+        folder = write_bundle(exporter)
+    console.print(f"in {folder}; copy it to the device and run there: python3 run_on_jetson.py", highlight=False,
+                  soft_wrap=True)
 
 
 def _print_engine_verdicts(console, exporter: "Exporter", where: "Site", engines: "list[Engine]") -> None:

@@ -1,4 +1,4 @@
-"""`vega3d teacher fetch | pretrain | probe`."""
+"""`vega3d teacher fetch | prompt | pretrain | probe`."""
 import os
 from pathlib import Path
 
@@ -13,6 +13,18 @@ def fetch() -> None:
     from teacher.semantic import fetch_semantic
 
     print(f"semantic encoder: {fetch_semantic()}")
+
+
+def prompt(generator: tyro.conf.Positional[str], out: Path | None = None) -> None:
+    """Export a generator's empty-prompt embedding, once; afterwards no text encoder is ever loaded.
+
+    generator: a name, a hub id or a diffusers folder. out: None: where the extraction looks for it.
+    """
+    from teacher.generators import generator_folder, prompt_file
+    from teacher.prompt import export_prompt
+
+    where = generator_folder(generator)
+    print(f"prompt: {export_prompt(str(where), out or prompt_file(where))}")
 
 
 def pretrain(config: tyro.conf.OmitArgPrefixes[PretrainConfig], furniture: Path | None = None, rooms: int = 500,
@@ -49,4 +61,4 @@ def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig], furniture: Path | None
     print(f"{len(rows)} rows: {out}, {out.with_suffix('.png')}")
 
 
-VERBS = {"fetch": fetch, "pretrain": pretrain, "probe": probe}
+VERBS = {"fetch": fetch, "prompt": prompt, "pretrain": pretrain, "probe": probe}

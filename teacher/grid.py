@@ -1,5 +1,4 @@
 """`vega3d teacher probe`: the probes over block x noise level x frame mode, beside every control; JSON, heat map."""
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,15 +12,16 @@ from torch import Tensor
 
 from scenes.clip import Source
 from teacher.backbones import RGBPatches
+from teacher.generators import block_count, generator_folder
 from teacher.probes import ProbeSet, extract, probe, probe_set
-from teacher.wan import NANO, Tap, VAELatents, WanTower, load_wan
+from teacher.wan import Tap, VAELatents, WanTower, load_wan
 
 LEVELS = (20, 100, 200, 300, 500, 700, 999)
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    generator: Path | None = None        # None: the wan-nano that ships
+    generator: Path | None = None        # None: the wan-nano that ships; else a name, hub id or diffusers folder
     clips: int = 120                     # of each split: val trains the probes, test scores them
     modes: tuple[Literal["image", "video"], ...] = ("image", "video")
     levels: tuple[int, ...] = LEVELS     # k, in thousandths of pure noise
@@ -125,4 +125,4 @@ def open_tower(config: ProbeConfig, tap: Tap, device: torch.device, random_weigh
 
 
 def _count(config: ProbeConfig) -> int:
-    return json.loads(((config.generator or NANO) / "transformer" / "config.json").read_text())["num_layers"]
+    return block_count(generator_folder(str(config.generator or "wan-nano")))

@@ -23,8 +23,8 @@ Stream = Callable[[Example], Tensor | None]  # a batch's generative features [B,
 
 @dataclass(frozen=True)
 class HeadsConfig:
-    epochs: int = 8
-    batch: int = 64     # frames
+    epochs: int = 14
+    batch: int = 32     # frames
     lr: float = 2e-3
     width: int = 128
 

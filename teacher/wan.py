@@ -1,11 +1,11 @@
 """The latent world simulator: a frozen Wan video diffusion transformer, tapped mid-way (arXiv 2603.19235, eq. 4-5).
 
 z = per-channel normalised VAE mean; z_t = (1-t) z + t eps with t = k/1000; one forward with the empty prompt; the
-residual stream after block l (0-based), no norm. Blocks above the tap are dropped: their output is never read.
+residual stream after block l (0-based), no norm. Blocks above the tap are never loaded: their output is never read.
 """
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -13,13 +13,17 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from safetensors.torch import load_file
 from torch import Tensor
 
 from teacher.backbones import GRID
 from teacher.causal import use_single_frame_convolutions
+from teacher.chunks import chunk_size, in_chunks
+from teacher.generators import NANO, check_block, generator_folder, load_parts
+from teacher.geometry import PAPER_SIZES, paper, registered
+from teacher.prompt import Prompt, fix_prompt
 
-NANO = Path(__file__).parent / "weights" / "wan-nano"
+__all__ = ["NANO", "Tap", "VAELatents", "WanTower", "generator_folder", "load_wan", "normalise", "paper_time",
+           "spec_digest"]
 
 
 @dataclass(frozen=True)
@@ -30,38 +34,61 @@ class Tap:
     frames: Literal["image", "video"] = "image"   # each frame its own one-frame video, or the clip together
     seeds: int = 4                                # noise draws that are averaged
     seed: int = 0
+    geometry: Literal["registered", "paper"] = "registered"  # the whole frame; or the released squash, crop and clock
+    side: int | None = None                       # px of the short side the generator sees; None: as it is (paper: 720)
+    tail: Literal["refuse", "pad"] = "refuse"     # video mode, not 4n+1 frames: refuse, or repeat the last and drop it
+    precision: Literal["auto", "fp32", "bf16"] = "auto"      # auto: bf16 from 100 M parameters on
 
     def __post_init__(self) -> None:
         if not 0 <= self.k <= 1000:
             raise ValueError(f"tap.k is {self.k}, expected 0 (clean) to 1000 (pure noise)")
         if self.seeds < 1:
             raise ValueError(f"tap.seeds is {self.seeds}, expected at least 1")
+        if self.geometry == "paper" and self.side not in (None, *PAPER_SIZES):
+            raise ValueError(f"tap.side is {self.side}, expected 720 or 480: the sizes of tap.geometry paper")
+        if self.side is not None and self.side < 1:
+            raise ValueError(f"tap.side is {self.side}, expected pixels, at least 1")
+
+    @property
+    def time(self) -> tuple[float, float]:
+        """(timestep as the transformer is told it, share of noise): k and k/1000, or the released scheduler's pair."""
+        return paper_time(self.k) if self.geometry == "paper" else (float(self.k), self.k / 1000)
+
+    def spec(self, precision: torch.dtype) -> dict:
+        """What of the tap changes the numbers. Knobs at their default are left out where they came later than the
+        first stores and students, so that those keep their key."""
+        late = {"geometry", "side", "tail"}
+        known = {f.name: getattr(self, f.name) for f in fields(self)
+                 if f.name != "precision" and not (f.name in late and getattr(self, f.name) == f.default)}
+        return known | ({} if precision == torch.float32 else {"precision": str(precision).removeprefix("torch.")})
 
 
 class WanTower:
-    """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14]; H and W multiples of 16.
+    """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14]; sides that do not fill tokens are resized (`Tap.geometry`).
 
     In video mode T must be 4n+1 (the VAE would silently drop the rest); a latent stands for up to four frames, and
     each of them gets that latent's features. Noise depends on (seed, frame of the clip) alone: every frame has its own
-    draw, as in the paper, yet a clip's features never depend on its batch.
+    draw, as in the paper, yet a clip's features never depend on its batch, nor on `chunk`: how many one-frame videos
+    (or clips) go through at once, None: as many as fit.
     """
 
-    def __init__(self, vae: AutoencoderKLWan, transformer: WanTransformer3DModel, prompt: Tensor, tap: Tap,
+    def __init__(self, vae: AutoencoderKLWan, transformer: WanTransformer3DModel, prompt: Prompt, tap: Tap,
                  digest: str = "unsaved"):
-        count = len(transformer.blocks)
-        if not 0 <= tap.block < count:
-            raise ValueError(f"tap.block is {tap.block}, expected 0 to {count - 1}: the generator has {count} blocks")
+        check_block(tap.block, len(transformer.blocks))
         self.vae = use_single_frame_convolutions(vae.eval().requires_grad_(False))
         self.transformer = transformer.eval().requires_grad_(False)
         self.transformer.blocks = self.transformer.blocks[: tap.block + 1]
-        self.prompt, self.tap = prompt, tap  # prompt [1,L,text_dim]
+        self.prompt, self.tap = prompt, tap
+        self.chunk: int | None = None
+        self._text = fix_prompt(transformer, prompt)                # [1,1,text_dim]
         self.dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-        self.spec = {"tower": "wan", "weights": digest, "dim": self.dim, "grid": GRID, **asdict(tap)}
+        self.spec = {"tower": "wan", "weights": digest, "dim": self.dim, "grid": GRID, **tap.spec(self._dtype)}
 
     def to(self, device: torch.device | str) -> "WanTower":
         self.vae.to(device)
         self.transformer.to(device)
         self.prompt = self.prompt.to(device)
+        self._text = fix_prompt(self.transformer, self.prompt)
         return self
 
     def features(self, frames: Tensor) -> Tensor:
@@ -71,42 +98,69 @@ class WanTower:
     @torch.inference_mode()
     def block_features(self, frames: Tensor, blocks: Sequence[int]) -> Tensor:
         """The same after each of several blocks at or below the tap, from one pass -> [L,B,T,D,14,14]."""
-        b, t, _, h, w = frames.shape
-        if h % 16 or w % 16:
-            raise ValueError(f"wan: frames are {h}x{w} px, expected sides that are multiples of 16; resize them")
+        b, t = frames.shape[:2]
         if self.tap.frames == "image":
-            tokens = self._tapped(frames.reshape(b * t, 1, 3, h, w), blocks, t)  # [L,B*T,1,D,14,14]
+            tokens = self._tapped(self.resize(frames.flatten(0, 1)).unsqueeze(1), blocks, t)  # [L,B*T,1,D,14,14]
             return tokens.reshape(len(blocks), b, t, -1, GRID, GRID)
         if t % 4 != 1:
-            raise ValueError(f"wan: video mode got {t} frames, expected 4n+1 (1, 5, 9, 17 …): "
-                             "the VAE silently drops the rest")
-        tokens = self._tapped(frames, blocks, 1)                    # [L,B,F,D,14,14], F = 1 + (T-1)/4
+            if self.tap.tail == "refuse":
+                raise ValueError(f"wan: video mode got {t} frames, expected 4n+1 (1, 5, 9, 17 …): the VAE silently "
+                                 "drops the rest; set tap.tail to pad to repeat the last frame")
+            frames = torch.cat([frames, frames[:, -1:].expand(-1, -(t - 1) % 4, -1, -1, -1)], 1)
+        tokens = self._tapped(self.resize(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]), blocks, 1)
         owner = torch.arange(t, device=frames.device).add(3) // 4   # frame -> latent: 0 1111 2222
-        return tokens[:, :, owner]
+        return tokens[:, :, owner]                                  # of [L,B,F,D,14,14], F = 1 + (T-1)/4
+
+    def resize(self, frames: Tensor) -> Tensor:
+        """[N,3,H,W] -> [N,3,H',W'] as the tap's geometry says, sides in whole tokens."""
+        if self.tap.geometry == "paper":
+            return paper(frames, self.tap.side)
+        return registered(frames, self.tap.side, self.pixels_per_token)
+
+    @property
+    def pixels_per_token(self) -> int:
+        """16 for Wan2.1, 32 for Wan2.2's 5B: the VAE's halvings and patchify times the transformer's patch."""
+        vae = self.vae.config
+        return 2 ** (len(vae.dim_mult) - 1) * (vae.patch_size or 1) * self.transformer.config.patch_size[1]
 
     def latents(self, frames: Tensor) -> Tensor:
-        """[N,T,3,H,W] in [0,1] -> normalised VAE mean [N,C,F,H/8,W/8]."""
-        dtype = next(self.vae.parameters()).dtype
-        z = self.vae.encode((frames * 2 - 1).transpose(1, 2).to(dtype)).latent_dist.mode()
-        return normalise(z, self.vae)
+        """[N,T,3,H,W] in [0,1] -> normalised VAE mean [N,C,F,H/8,W/8] float32."""
+        n, t, _, h, w = frames.shape
+        # the widest layer runs at the first convolution's resolution; half a dozen copies live at once
+        area = h * w // (self.vae.config.patch_size or 1) ** 2
+        each = 6 * area * self.vae.config.base_dim * min(t, 4) * self._dtype.itemsize
+        return in_chunks(lambda part: self._encode(frames[part]), n, self.chunk or chunk_size(each, frames.device), 0,
+                         "lower tap.side or set tap.precision to bf16")
+
+    def _encode(self, frames: Tensor) -> Tensor:
+        z = self.vae.encode((frames * 2 - 1).transpose(1, 2).to(self._dtype)).latent_dist.mode()
+        return normalise(z.float(), self.vae)
 
     def _tapped(self, frames: Tensor, blocks: Sequence[int], videos: int) -> Tensor:
         z = self.latents(frames)
+        width = 12 * self.dim + 2 * self.transformer.config.ffn_dim
+        each = z[0, 0].numel() // 4 * (width * self._dtype.itemsize + 8 * len(blocks) * self.dim)
+        return in_chunks(lambda part: self._averaged(z[part], blocks, [i % videos for i in range(len(z))[part]]),
+                         len(z), self.chunk or chunk_size(each, z.device), 1,
+                         "lower tap.side or set tap.precision to bf16")
+
+    def _averaged(self, z: Tensor, blocks: Sequence[int], numbers: list[int]) -> Tensor:
         total = torch.zeros((), device=z.device)
         for s in range(self.tap.seeds):
-            noise = _noise(self.tap.seed + s, videos, z.shape[1:]).to(z).repeat(len(z) // videos, 1, 1, 1, 1)
+            noise = _noise(self.tap.seed + s, numbers, z.shape[1:]).to(z)
             total = total + self._noised_tokens(z, noise, blocks).float()
         return total / self.tap.seeds                               # [L,N,F,D,14,14]
 
     def _noised_tokens(self, z: Tensor, noise: Tensor, blocks: Sequence[int]) -> Tensor:
-        sigma = self.tap.k / 1000
+        timestep, sigma = self.tap.time
         taken: list[Tensor] = []
         hooks = [self.transformer.blocks[i].register_forward_hook(lambda _m, _i, out: taken.append(out))
                  for i in blocks]
         try:
-            self.transformer(hidden_states=(1 - sigma) * z + sigma * noise,
-                             timestep=torch.full((len(z),), 1000 * sigma, device=z.device),
-                             encoder_hidden_states=self.prompt.expand(len(z), -1, -1), return_dict=False)
+            self.transformer(hidden_states=((1 - sigma) * z + sigma * noise).to(self._dtype),
+                             timestep=torch.full((len(z),), timestep, device=z.device),
+                             encoder_hidden_states=self._text.to(self._dtype).expand(len(z), -1, -1),
+                             return_dict=False, **self._control(z))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -114,27 +168,54 @@ class WanTower:
         grid = torch.stack(taken).unflatten(2, (f, h, w)).permute(0, 1, 2, 5, 3, 4)  # [L,N,F,D,h,w]
         if (h, w) == (GRID, GRID):
             return grid
-        return F.adaptive_avg_pool2d(grid.flatten(0, 2), (GRID, GRID)).unflatten(0, grid.shape[:3])
+        return F.adaptive_avg_pool2d(grid.flatten(0, 2).float(), (GRID, GRID)).unflatten(0, grid.shape[:3])
+
+    def _control(self, z: Tensor) -> dict[str, Tensor]:
+        """VACE also reads what to do where: grey where nothing may change, the clean frames where all may, and a mask
+        of ones ("all may"). The hint is added after the tapped block's own output."""
+        channels = getattr(self.transformer.config, "vace_in_channels", None)
+        if channels is None:
+            return {}
+        n, c, f, h, w = z.shape
+        pixel = self.pixels_per_token // 2
+        grey = self._encode(torch.full((1, 4 * f - 3, 3, h * pixel, w * pixel), 0.5, device=z.device))
+        mask = z.new_ones(n, channels - 2 * c, f, h, w)
+        return {"control_hidden_states": torch.cat([grey.expand_as(z), z, mask], 1).to(self._dtype)}
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.transformer.patch_embedding.weight.dtype
 
 
 class VAELatents:
     """Control: the generator's own VAE latents, 2x2 per cell, without its transformer."""
 
     def __init__(self, tower: WanTower):
-        self.tower = WanTower(tower.vae, tower.transformer, tower.prompt, replace(tower.tap, frames="image"))
+        self.tower = tower
         self.dim = 4 * tower.vae.config.z_dim
-        self.spec = {"tower": "vae", "weights": tower.spec["weights"], "dim": self.dim}
+        sized = {k: v for k, v in tower.spec.items() if k in ("geometry", "side", "precision")}
+        self.spec = {"tower": "vae", "weights": tower.spec["weights"], "dim": self.dim, **sized}
 
     @torch.inference_mode()
     def features(self, frames: Tensor) -> Tensor:
-        z = self.tower.latents(frames.flatten(0, 1).unsqueeze(1)).squeeze(2).float()   # [N,C,h,w]
+        z = self.tower.latents(self.tower.resize(frames.flatten(0, 1)).unsqueeze(1)).squeeze(2)   # [N,C,h,w]
         return F.adaptive_avg_pool2d(F.pixel_unshuffle(z, 2), (GRID, GRID)).unflatten(0, frames.shape[:2])
 
 
-def _noise(seed: int, videos: int, shape: Sequence[int]) -> Tensor:
+def _noise(seed: int, numbers: Sequence[int], shape: Sequence[int]) -> Tensor:
     # on the CPU, so that every device sees the same draw; the i-th video's does not depend on how many follow
-    return torch.stack([torch.randn(*shape, generator=torch.Generator().manual_seed(seed * 1009 + i))
-                        for i in range(videos)])
+    drawn = {i: torch.randn(*shape, generator=torch.Generator().manual_seed(seed * 1009 + i)) for i in set(numbers)}
+    return torch.stack([drawn[i] for i in numbers])
+
+
+def paper_time(k: int) -> tuple[float, float]:
+    """(timestep, sigma) of the released code: the nearest to k among FlowUniPC's 1000 steps with shift 5, truncated to
+    an integer. 300 -> (299, 0.2999), 0 -> (4, 0.005), 1000 -> (999, 0.9998)."""
+    even = torch.linspace(0.999, 0, 1001, dtype=torch.float64)[:-1]
+    sigmas = 5 * even / (1 + 4 * even)
+    steps = (1000 * sigmas).long()
+    nearest = (steps - k).abs().argmin()
+    return float(steps[nearest]), float(sigmas[nearest])
 
 
 def normalise(z: Tensor, vae: AutoencoderKLWan) -> Tensor:
@@ -145,42 +226,19 @@ def normalise(z: Tensor, vae: AutoencoderKLWan) -> Tensor:
 
 
 def load_wan(folder: Path | str = NANO, tap: Tap | None = None, random_weights: bool = False) -> WanTower:
-    """A tower from a local folder in the diffusers layout: vae/, transformer/, prompt.safetensors.
+    """A tower from a folder in the diffusers layout (vae/, transformer/, prompt.safetensors), a hub id or a name.
 
     random_weights keeps the VAE and re-draws the transformer: the control for what training put there.
-    Raises ValueError naming what the folder lacks.
+    Raises ValueError naming what the generator lacks.
     """
-    folder = Path(folder)
-    parts = {"vae/config.json", "transformer/config.json", "prompt.safetensors"}
-    if missing := sorted(p for p in parts if not (folder / p).is_file()):
-        raise ValueError(f"{folder}: no {', '.join(missing)}; expected a diffusers Wan folder with vae/, transformer/ "
-                         "and prompt.safetensors (the empty-prompt embedding)")
-    try:
-        vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32)
-        transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
-        prompt = load_file(folder / "prompt.safetensors")["prompt"].float()
-    except (OSError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{folder}: not a whole Wan checkpoint ({error})") from error
-    digest = weights_digest(folder)
+    where, tap = generator_folder(str(folder)), tap or Tap()
+    parts = load_parts(where, tap.block, tap.precision)
     if random_weights:
         torch.manual_seed(0)
-        transformer = WanTransformer3DModel.from_config(transformer.config)
-        digest += "-random"
-    return WanTower(vae, transformer, prompt, tap or Tap(), digest)
-
-
-def generator_folder(name: str) -> Path:
-    """Where a generator called by name lives: the shipped wan-nano, or a local folder in the diffusers layout."""
-    return NANO if name == "wan-nano" else Path(name)
-
-
-def weights_digest(folder: Path) -> str:
-    """First 16 hex digits over the weights and configs of a checkpoint: vae/, transformer/, prompt.safetensors."""
-    total = sha256()
-    files = [p for part in ("vae", "transformer") for p in (folder / part).iterdir()]
-    for file in sorted([p for p in files if p.suffix in (".safetensors", ".json")] + [folder / "prompt.safetensors"]):
-        total.update(str(file.relative_to(folder)).encode() + sha256(file.read_bytes()).digest())
-    return total.hexdigest()[:16]
+        dtype = parts.transformer.patch_embedding.weight.dtype
+        parts.transformer = type(parts.transformer).from_config(parts.transformer.config).to(dtype)
+        parts.digest += "-random"
+    return WanTower(parts.vae, parts.transformer, parts.prompt, tap, parts.digest)
 
 
 def spec_digest(spec: dict) -> str:

@@ -61,3 +61,31 @@ def save_tiny_wan(folder: Path, blocks: int = 3, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_generator(folder, vae, transformer)
     return folder
+
+
+def save_tiny_text_encoder(folder: Path, width: int = 32) -> Path:
+    """A random UMT5 encoder and a tokenizer of three words, in a Wan checkpoint's text_encoder/ and tokenizer/."""
+    from tokenizers import Tokenizer, models, processors
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(1)
+    UMT5EncoderModel(UMT5Config(vocab_size=8, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+                     ).save_pretrained(folder / "text_encoder")
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+                            ).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def save_tiny_5b(folder: Path) -> Path:
+    """Wan2.2-5B's shape in small: residual VAE on 2x2 patches, so 32 px to a token."""
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(base_dim=4, z_dim=6, dim_mult=[1, 2, 2, 2], num_res_blocks=1, is_residual=True, patch_size=2,
+                           in_channels=12, out_channels=12, decoder_base_dim=4, latents_mean=[0.0] * 6,
+                           latents_std=[1.0] * 6, temperal_downsample=[False, True, True])
+    transformer = WanTransformer3DModel(num_attention_heads=2, attention_head_dim=16, in_channels=6, out_channels=6,
+                                        text_dim=32, freq_dim=16, ffn_dim=64, num_layers=2, rope_max_seq_len=32)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_generator(folder, vae, transformer)
+    return folder

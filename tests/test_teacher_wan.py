@@ -88,20 +88,28 @@ def test_image_mode_sees_frames_alone_and_video_mode_shares_a_latent(tiny_wan):
 
 def test_every_knob_changes_the_spec(tiny_wan, tmp_path):
     tap = Tap(block=1)
-    others = [replace(tap, block=0), replace(tap, k=200), replace(tap, frames="video"), replace(tap, seeds=3),
-              replace(tap, seed=5)]
+    others = [replace(tap, block=0), replace(tap, k=250), replace(tap, frames="video"), replace(tap, seeds=3),
+              replace(tap, seed=5), replace(tap, geometry="paper"), replace(tap, side=112), replace(tap, tail="pad"),
+              replace(tap, precision="bf16")]
     digests = {spec_digest(load_wan(tiny_wan, t).spec) for t in (tap, *others)}
     digests.add(spec_digest(load_wan(tiny_wan, tap, random_weights=True).spec))
     assert len(digests) == len(others) + 2
 
 
-@pytest.mark.parametrize(("tap", "frames", "message"), [
-    (Tap(block=0, frames="video"), (1, 4, 3, 224, 224), "expected 4n\\+1"),
-    (Tap(block=0), (1, 1, 3, 220, 224), "multiples of 16"),
-])
-def test_frames_that_would_be_cut_are_refused(tiny_wan, tap, frames, message):
-    with pytest.raises(ValueError, match=message):
-        load_wan(tiny_wan, tap).features(torch.zeros(frames))
+def test_knobs_at_their_defaults_leave_the_shipped_student_its_key():
+    assert spec_digest(load_wan(tap=Tap()).spec) == "889c73356b141b89"
+    assert spec_digest(load_wan(tap=Tap(precision="fp32")).spec) == "889c73356b141b89"
+
+
+def test_a_clip_whose_tail_would_be_dropped_is_refused_or_padded_as_asked(tiny_wan):
+    tap = Tap(block=0, frames="video", seeds=1)
+    four = FRAMES[:1, :4]
+    with pytest.raises(ValueError, match=r"got 4 frames, expected 4n\+1"):
+        load_wan(tiny_wan, tap).features(four)
+    padded = load_wan(tiny_wan, replace(tap, tail="pad")).features(four)
+    assert padded.shape == (1, 4, 32, 14, 14)
+    by_hand = load_wan(tiny_wan, tap).features(torch.cat([four, four[:, 3:]], 1))
+    torch.testing.assert_close(padded, by_hand[:, :4])
 
 
 def test_a_tap_out_of_range_is_refused(tiny_wan):
@@ -119,7 +127,7 @@ def test_a_checkpoint_that_lacks_a_part_is_named(tiny_wan, tmp_path):
     weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="not a whole Wan checkpoint"):
-        load_wan(copy)
+        load_wan(copy, Tap(block=0))
 
 
 def test_vae_latents_control_is_two_by_two_latents_a_cell(tiny_wan):

@@ -1,0 +1,89 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vega3d
+
+ROOT = Path(vega3d.__file__).parent
+
+
+def exit_of(capsys, *args):
+    with pytest.raises(SystemExit) as stopped:
+        vega3d.main(args)
+    return stopped.value.code, capsys.readouterr()
+
+
+def test_help_names_every_room_and_imports_none():
+    code = "import sys, vega3d; vega3d.main(['--help']); print([m for m in ('torch', 'tyro', 'scenes') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert all(room in out for room in vega3d.ROOMS) and out.endswith("[]\n")
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["bogus"], "no room called 'bogus'"),
+    (["scenes", "bogus"], "scenes: no verb 'bogus'; there are: render, show, pack"),
+    (["scenes"], "scenes: no verb ''"),
+    (["distill", "run", "--scenes.path", "/nowhere"], "/nowhere"),
+    (["distill", "run", "--config", "/nowhere.yaml"], "/nowhere.yaml: no such config file"),
+    (["distill", "run", "--config"], "expected a YAML file after it"),
+    (["scenes", "show", "/nowhere.safetensors"], "/nowhere.safetensors"),
+    (["export", "onnx", "--run", "/nowhere"], "/nowhere"),
+    (["bench", "--run", "/nowhere"], "/nowhere"),
+])
+def test_a_wrong_call_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    code, said = exit_of(capsys, *args)
+    assert code == 2
+    assert message in said.err and said.err.startswith("vega3d: ") and len(said.err.splitlines()) == 1
+    assert "Traceback" not in said.err + said.out
+
+
+def test_an_unknown_option_is_named(capsys):
+    code, said = exit_of(capsys, "scenes", "render", "--nn", "3")
+    assert code == 2 and "--nn" in said.err + said.out
+
+
+def test_a_failed_gate_is_exit_code_3_and_an_interrupt_130(capsys, monkeypatch):
+    from export.parity import GateError
+
+    def failing(error):
+        def run(room, args):
+            raise error
+        return run
+
+    monkeypatch.setattr(vega3d, "_run", failing(GateError("int8: cosine 0.2, expected 0.99")))
+    assert exit_of(capsys, "export", "onnx")[0] == 3
+    monkeypatch.setattr(vega3d, "_run", failing(KeyboardInterrupt()))
+    code, said = exit_of(capsys, "distill", "run")
+    assert code == 130 and "resumes" in said.err
+    monkeypatch.setattr(vega3d, "_run", failing(RuntimeError("a bug of ours")))
+    with pytest.raises(RuntimeError):
+        vega3d.main(["distill", "run"])
+
+
+def test_every_command_in_the_readme_is_one_that_exists(capsys):
+    fences = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    commands = {tuple(line.split("#")[0].split()[1:3]) for fence in fences for line in fence.splitlines()
+                if line.startswith("vega3d ")}
+    assert {("distill", "run"), ("export", "trt"), ("bench",), ("scenes", "show")} <= commands
+    for command in commands:
+        assert exit_of(capsys, *command, "--help")[0] == 0, command
+
+
+def test_the_readme_shows_what_the_result_files_say():
+    from bench.tables import fill
+
+    text = (ROOT / "README.md").read_text()
+    assert text.count("<!-- results:") >= 2 and fill(text, ROOT / "bench" / "results") == text
+
+
+def test_everything_that_ships_stays_under_50_megabytes():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    files = [ROOT / f for f in listed.stdout.split("\0") if f]
+    assert len(files) > 100 and sum(f.stat().st_size for f in files if f.is_file()) < 50e6
+    assert not [f for f in files if f.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt")]
