@@ -2,6 +2,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from bench.html import Html, el
 
@@ -72,6 +73,13 @@ def number(value: float) -> str:
     digits = max(0, 1 - math.floor(math.log10(abs(value)))) if value else 0
     shown = f"{value:.{min(digits, 4)}f}"
     return shown.rstrip("0").rstrip(".") if "." in shown else shown
+
+
+def labels(ticks: Sequence[float]) -> list[str]:
+    """Tick values with as many decimals as tell neighbours apart: 53.2, 53.4, not 53, 53."""
+    gaps = [b - a for a, b in pairwise(ticks)]
+    digits = max(0, -math.floor(math.log10(min(gaps)) + 1e-9)) if gaps else 0
+    return [f"{value:.{digits}f}" for value in ticks] if gaps else [number(value) for value in ticks]
 
 
 def _round_step(rough: float) -> float:

@@ -1,6 +1,6 @@
 """The report's charts: accuracy against latency and size, gain and recovery, what the teacher's stages cost."""
 
-from bench.axes import WIDTH, Scale, bar, chart, line, number, padded, text, whisker
+from bench.axes import WIDTH, Scale, bar, chart, labels, line, number, padded, text, whisker
 from bench.html import Html, el, join
 from bench.names import accuracy_label, colour, latency_label
 from bench.results import Results, Row
@@ -123,9 +123,8 @@ def _share(row: Row, metric: str, x: Scale, y: float) -> list[Html]:
 
 def _grid(x: Scale, y: Scale, bottom: float) -> list[Html]:
     parts = []
-    for value in y.ticks():
-        parts += [line(LEFT, y(value), RIGHT, y(value), "grid"),
-                  text(LEFT - 6, y(value) + 4.5, number(value), "muted", "end")]
+    for value, label in zip(y.ticks(), labels(y.ticks()), strict=True):
+        parts += [line(LEFT, y(value), RIGHT, y(value), "grid"), text(LEFT - 6, y(value) + 4.5, label, "muted", "end")]
     for value in x.ticks():
         parts += [line(x(value), 14, x(value), bottom, "grid"),
                   text(x(value), bottom + 18, number(value), "muted", "middle")]

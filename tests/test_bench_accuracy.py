@@ -44,7 +44,9 @@ def test_each_exported_file_is_scored_under_its_own_digest(rows):
 
 def test_the_fp32_file_scores_as_the_torch_student(rows):
     torch_row, onnx_row = by_features(rows)["student_fp32"], by_features(rows)["student_onnx_fp32"]
-    for metric in ("delta1", "abs_rel", "normal_deg", "miou", "cosine_mean", "recovery_delta1"):
+    recoveries = {m for m in torch_row if m.startswith("recovery")}  # where the tiny teacher gains anything at all
+    assert recoveries <= set(onnx_row)
+    for metric in ("delta1", "abs_rel", "normal_deg", "miou", "cosine_mean", *recoveries):
         assert onnx_row[metric] == pytest.approx(torch_row[metric], rel=5e-3, abs=1e-3), metric
     assert onnx_row["fp32_cosine_mean"] > 0.99999
 

@@ -226,3 +226,11 @@ def _contrast(a: str, b: str) -> float:
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     high, low = sorted((luminance(a), luminance(b)), reverse=True)
     return (high + 0.05) / (low + 0.05)
+
+
+def test_tick_labels_tell_neighbours_apart():
+    from bench.axes import labels
+
+    assert labels([53.2, 53.4, 53.6]) == ["53.2", "53.4", "53.6"]
+    assert labels([10.0, 20.0, 50.0]) == ["10", "20", "50"]
+    assert labels([0.5, 1.0]) == ["0.5", "1.0"]

@@ -17,7 +17,8 @@ def exit_of(capsys, *args):
 
 
 def test_help_names_every_room_and_imports_none():
-    code = "import sys, vega3d; vega3d.main(['--help']); print([m for m in ('torch', 'tyro', 'scenes') if m in sys.modules])"
+    code = ("import sys, vega3d; vega3d.main(['--help']); "
+            "print([m for m in ('torch', 'tyro', 'scenes') if m in sys.modules])")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert all(room in out for room in vega3d.ROOMS) and out.endswith("[]\n")
 
