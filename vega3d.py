@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 ROOMS = {
     "scenes": "render | show | pack        furnished rooms and your own videos as clips",
-    "teacher": "fetch | pretrain | probe    the generator, its taps, the fused teacher",
+    "teacher": "fetch | prompt | pretrain | probe  the generator, its taps, the fused teacher",
     "distill": "run                         train the teacher, distil the student, write a run folder",
     "export": "onnx | trt | check          ONNX, INT8 and TensorRT, each behind a parity gate",
     "bench": "[latency | accuracy | report | tables]  what it costs, what it keeps; one page",

@@ -31,7 +31,7 @@ class ScenesConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    generator: str = "wan-nano"   # or a local folder in the diffusers layout
+    generator: str = "wan-nano"   # or a name (wan2.1-t2v-1.3b …), a hub id, a local folder in the diffusers layout
     tap: Tap = field(default_factory=Tap)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     controls: tuple[Literal["zeros", "noise", "rgb", "vae"], ...] = ("zeros",)

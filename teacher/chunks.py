@@ -5,11 +5,12 @@ import torch
 from torch import Tensor
 
 CPU_BUDGET = 2 * 2**30  # bytes of activations without a GPU
+GPU_BUDGET = 8 * 2**30  # and with one, however much is free: beyond a few dozen frames a larger batch is no faster
 
 
 def chunk_size(bytes_each: int, device: torch.device) -> int:
-    """How many items fit in 60 % of the GPU's free memory (the rest is fragments and what the estimate forgot)."""
-    free = CPU_BUDGET if device.type != "cuda" else int(0.6 * _free(device))
+    """How many items fit in the budget, and in 60 % of the GPU's free memory (the estimate forgets some)."""
+    free = CPU_BUDGET if device.type != "cuda" else min(GPU_BUDGET, int(0.6 * _free(device)))
     return max(1, free // max(1, bytes_each))
 
 

@@ -20,10 +20,12 @@ def prompt(generator: tyro.conf.Positional[str], out: Path | None = None) -> Non
 
     generator: a name, a hub id or a diffusers folder. out: None: where the extraction looks for it.
     """
-    from teacher.generators import generator_folder, prompt_file
+    from teacher.generators import generator_folder, is_hub_id, prompt_file
     from teacher.prompt import export_prompt
 
     where = generator_folder(generator)
+    if not where.is_dir() and not is_hub_id(where):
+        raise ValueError(f"{generator}: no such folder; give a name, a hub id (OWNER/NAME) or a diffusers folder")
     print(f"prompt: {export_prompt(str(where), out or prompt_file(where))}")
 
 

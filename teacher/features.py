@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from teacher.backbones import GRID, Tower
 from teacher.wan import spec_digest
 
 FORMAT = 1
+GROUP_BYTES = 2**28  # uint8 frames that go to the GPU at once; there they are four times as large
 
 
 class FeatureStore:
@@ -99,13 +101,21 @@ def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str], 
         raise ValueError(f"{store.folder}: features need {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
                          "use fewer clips or another folder")
     console.print(f"{store.spec['tower']}: {len(missing)} clips x {t} frames, {size / 1e6:.0f} MB -> {store.folder}")
-    group = 16 if device.type == "cuda" else 1
-    with Progress(console=console) as progress:
-        for i in progress.track(range(0, len(missing), group), description=f"{store.spec['tower']} features"):
-            clips = missing[i:i + group]
-            frames = torch.stack([torch.from_numpy(source.clip(c).frames) for c in clips]).to(device)  # [B,T,3,H,W]
-            for clip_id, features in zip(clips, tower.features(frames.float() / 255), strict=True):
+    group = max(1, min(16, GROUP_BYTES // source.clip(missing[0]).frames.nbytes)) if device.type == "cuda" else 1
+    groups = [missing[i:i + group] for i in range(0, len(missing), group)]
+    with Progress(console=console) as progress, ThreadPoolExecutor(1) as reader:
+        waiting = reader.submit(_read_frames, source, groups[0], device)
+        for i in progress.track(range(len(groups)), description=f"{store.spec['tower']} features"):
+            frames = waiting.result().to(device, non_blocking=True)                     # [B,T,3,H,W] uint8
+            if i + 1 < len(groups):  # the next group is read while this one is in the tower
+                waiting = reader.submit(_read_frames, source, groups[i + 1], device)
+            for clip_id, features in zip(groups[i], tower.features(frames.float() / 255), strict=True):
                 store.put(clip_id, features)
+
+
+def _read_frames(source: Source, ids: Sequence[str], device: torch.device) -> Tensor:
+    frames = torch.stack([torch.from_numpy(source.clip(i).frames) for i in ids])
+    return frames.pin_memory() if device.type == "cuda" else frames
 
 
 def _read_manifest(path: Path) -> dict:

@@ -68,7 +68,8 @@ def check_block(block: int, count: int) -> None:
 def load_parts(where: Path, block: int, precision: str) -> Parts:
     """The blocks up to and with `block` (0-based), and all else.
 
-    precision: fp32, bf16, or auto (bf16 from 100 M parameters on). Raises ValueError naming what is missing, of another architecture, or damaged.
+    precision: fp32, bf16, or auto (bf16 from 100 M parameters on).
+    Raises ValueError naming what is missing, of another architecture, or damaged.
     """
     _check_parts(where)
     config = _config(where, "transformer", _CLASSES)

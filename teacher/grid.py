@@ -12,7 +12,9 @@ from torch import Tensor
 
 from scenes.clip import Source
 from teacher.backbones import RGBPatches
+from teacher.correspondence import noise_snr
 from teacher.generators import block_count, generator_folder
+from teacher.others import open_other
 from teacher.probes import ProbeSet, extract, probe, probe_set
 from teacher.wan import Tap, VAELatents, WanTower, load_wan
 
@@ -26,6 +28,7 @@ class ProbeConfig:
     modes: tuple[Literal["image", "video"], ...] = ("image", "video")
     levels: tuple[int, ...] = LEVELS     # k, in thousandths of pure noise
     averaged: int = 8                    # noise draws of the second look at the best taps
+    also: tuple[str, ...] = ()           # other towers as rows, KIND:FOLDER (dinov2, dinov3, vjepa2, unet, cogvideox)
     seed: int = 0
     device: str = "auto"
 
@@ -49,8 +52,17 @@ def probe_grid(config: ProbeConfig, source: Source) -> list[dict]:
         best = max(tried, key=lambda r: r["depth_r2_mlp"] + r["normal_cos"])
         tap = Tap(block=best["block"], k=round(1000 * best["t"]), frames=mode, seeds=config.averaged, seed=config.seed)
         near = [b for b in (best["block"] - 1, best["block"]) if b >= 0]
-        rows += read_blocks(open_tower(config, tap, device), near, train, test, device, f"generator, {mode}")
+        seen = read_blocks(open_tower(config, tap, device), near, train, test, device, f"generator, {mode}")
+        rows += [row | signal(config, replace(tap, block=row["block"]), test, device) for row in seen]
     return rows
+
+
+def signal(config: ProbeConfig, tap: Tap, test: ProbeSet, device: torch.device) -> dict[str, float]:
+    """How much of one draw's feature is the image and how much the noise, from two draws: noise_snr's columns."""
+    towers = (open_tower(config, replace(tap, seeds=1, seed=s), device) for s in (tap.seed, tap.seed + 1))
+    draws = [extract(test, lambda f, t=t: t.features(f)[None], device, tap.frames == "video")[0]  # type: ignore[misc]
+             for t in towers]
+    return noise_snr(torch.stack(draws).movedim(3, -1).flatten(1, -2).float())           # [2,N*K*196,D]
 
 
 def heat_map(rows: Sequence[dict], path: Path) -> None:
@@ -92,11 +104,13 @@ def controls(config: ProbeConfig, train: ProbeSet, test: ProbeSet, device: torch
         return frames.new_zeros(*frames.shape[:2], 1, 14, 14)
 
     for name, features in (("position only", position), ("rgb patches", RGBPatches().features),
-                           ("vae latents", VAELatents(tower).features)):
+                           ("vae latents", VAELatents(tower).features),
+                           *((name, open_other(name).to(device).features) for name in config.also)):
         a, b = (extract(s, lambda f, run=features: run(f)[None], device)[0] for s in (train, test))  # type: ignore[misc]
-        row = {"features": name, **nothing, **probe(train, test, a, b, config.seed)}
+        row = {"features": name.partition(":")[0], **nothing, **probe(train, test, a, b, config.seed)}
         if name == "position only":
-            row |= {"match_exact": None, "match_1": None}  # every token alike: its nearest neighbour means nothing
+            # every token alike: its nearest neighbour means nothing
+            row |= {k: None for k in row if k.startswith(("match_", "corr_"))}
         yield row
     for mode in config.modes:
         tap = Tap(block=_count(config) - 1, k=300, frames=mode, seeds=1, seed=config.seed)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from scenes.clip import Clip
 from scenes.dense import patch_depth
 from teacher.backbones import GRID
+from teacher.correspondence import correspondence, token_points
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # times the mean eigenvalue; picked on a tenth of the training tokens
 
@@ -26,6 +27,7 @@ class ProbeSet:
     depth: Tensor      # [N,K,14,14] metres, 0 = unknown
     normals: Tensor    # [N,K,3,14,14] unit, camera axes
     matches: Tensor    # [N,196] int: first key frame's token -> last key frame's, -1 = hidden, unknown or unmoved
+    points: Tensor     # [N,K,196,3] world metres of the token centres, NaN = unknown
 
 
 def probe_set(clips: list[Clip], keys: list[int]) -> ProbeSet:
@@ -38,7 +40,8 @@ def probe_set(clips: list[Clip], keys: list[int]) -> ProbeSet:
         normals.append(F.normalize(F.adaptive_avg_pool2d(n, GRID), dim=1))
     return ProbeSet(torch.from_numpy(np.stack([c.frames for c in clips])), keys,
                     torch.from_numpy(np.stack([patch_depth(c)[keys] for c in clips])), torch.stack(normals),
-                    torch.from_numpy(np.stack([true_matches(c, keys[0], keys[-1]) for c in clips])))
+                    torch.from_numpy(np.stack([true_matches(c, keys[0], keys[-1]) for c in clips])),
+                    torch.stack([token_points(c, keys) for c in clips]))
 
 
 def true_matches(clip: Clip, first: int, last: int) -> np.ndarray:
@@ -79,9 +82,9 @@ def extract(data: ProbeSet, features: Callable[[Tensor], Tensor], device: torch.
     return torch.cat(parts, 1)
 
 
-def probe(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed: int = 0) -> dict[str, float]:
+def probe(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed: int = 0) -> dict[str, float | None]:
     """x: [N,K,D,14,14]. depth_r2 by ridge and MLP, delta1 and normal cosine of the MLP, share of exact matches and of
-    matches within one token, all on `test`."""
+    matches within one token, the scores of teacher.correspondence; all on `test`."""
     device = x_train.device
     a, b = _tokens(x_train), _tokens(x_test)
     mean, std = a.mean(0), a.std(0).clamp_min(1e-4)
@@ -93,7 +96,8 @@ def probe(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed
     ratio = (mlp[:, 0] - truth[:, 0]).abs()
     return {"depth_r2_ridge": _r2(ridge[:, 0], truth[:, 0]), "depth_r2_mlp": _r2(mlp[:, 0], truth[:, 0]),
             "delta1": (ratio < np.log(1.25)).float().mean().item(),
-            "normal_cos": F.cosine_similarity(mlp[:, 1:], truth[:, 1:]).mean().item(), **_matching(test, x_test)}
+            "normal_cos": F.cosine_similarity(mlp[:, 1:], truth[:, 1:]).mean().item(), **_matching(test, x_test),
+            **{k: None if np.isnan(v) else v for k, v in correspondence(x_test, test.points).items()}}
 
 
 def _tokens(x: Tensor) -> Tensor:

@@ -32,19 +32,28 @@ class Prompt:
 
 
 def export_prompt(generator: str, out: Path) -> Path:
-    """Runs the checkpoint's own text encoder on "" and keeps the result. Raises ValueError if it has none."""
-    from transformers import AutoTokenizer, UMT5EncoderModel
+    """Runs the checkpoint's own text encoder on "" and keeps the result, at its true length for Wan's UMT5.
 
+    Stable Diffusion's CLIP and CogVideoX's T5 read their padding too: for them it is part of the embedding.
+    Raises ValueError if there is no such encoder.
+    """
+    from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, T5EncoderModel, UMT5EncoderModel
+
+    kinds: dict[str, Any] = {"umt5": UMT5EncoderModel, "t5": T5EncoderModel, "clip_text_model": CLIPTextModel}
     try:
+        kind = AutoConfig.from_pretrained(generator, subfolder="text_encoder").model_type
+        if kind not in kinds:
+            raise ValueError(f"a {kind}, expected {', '.join(kinds)}")
         tokenizer = AutoTokenizer.from_pretrained(generator, subfolder="tokenizer")
-        encoder = UMT5EncoderModel.from_pretrained(generator, subfolder="text_encoder", dtype=torch.bfloat16).eval()
+        encoder = kinds[kind].from_pretrained(generator, subfolder="text_encoder", dtype=torch.bfloat16).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{generator}: no tokenizer/ and text_encoder/ to export the prompt from "
                          f"({str(error).splitlines()[0]})") from error
-    tokens = tokenizer("", return_tensors="pt")
+    tokens = tokenizer("", return_tensors="pt", padding="longest" if kind == "umt5" else "max_length")
+    mask = tokens.attention_mask if kind == "umt5" else None
     with torch.inference_mode():
-        embedding = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state  # [1,L,text_dim]
-    return save_prompt(Prompt(embedding, PADDED_TO), out)
+        embedding = encoder(tokens.input_ids, mask).last_hidden_state                   # [1,L,text_dim]
+    return save_prompt(Prompt(embedding, PADDED_TO if kind == "umt5" else embedding.shape[1]), out)
 
 
 def save_prompt(prompt: Prompt, out: Path) -> Path:

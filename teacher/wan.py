@@ -235,8 +235,10 @@ def load_wan(folder: Path | str = NANO, tap: Tap | None = None, random_weights: 
     parts = load_parts(where, tap.block, tap.precision)
     if random_weights:
         torch.manual_seed(0)
-        dtype = parts.transformer.patch_embedding.weight.dtype
-        parts.transformer = type(parts.transformer).from_config(parts.transformer.config).to(dtype)
+        drawn = type(parts.transformer).from_config(parts.transformer.config)
+        for new, old in zip(drawn.parameters(), parts.transformer.parameters(), strict=True):
+            new.data = new.data.to(old.dtype)  # not .to(dtype): that would round the rotary table as well
+        parts.transformer = drawn
         parts.digest += "-random"
     return WanTower(parts.vae, parts.transformer, parts.prompt, tap, parts.digest)
 

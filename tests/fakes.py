@@ -63,18 +63,21 @@ def save_tiny_wan(folder: Path, blocks: int = 3, seed: int = 0) -> Path:
     return folder
 
 
-def save_tiny_text_encoder(folder: Path, width: int = 32) -> Path:
-    """A random UMT5 encoder and a tokenizer of three words, in a Wan checkpoint's text_encoder/ and tokenizer/."""
+def save_tiny_text_encoder(folder: Path, width: int = 32, kind: str = "umt5") -> Path:
+    """A random text encoder (umt5 or clip) and a tokenizer of three words, in text_encoder/ and tokenizer/."""
     from tokenizers import Tokenizer, models, processors
-    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+    from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
     torch.manual_seed(1)
-    UMT5EncoderModel(UMT5Config(vocab_size=8, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-                     ).save_pretrained(folder / "text_encoder")
+    encoder = UMT5EncoderModel(UMT5Config(vocab_size=8, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+                               ) if kind == "umt5" else CLIPTextModel(
+        CLIPTextConfig(vocab_size=8, hidden_size=width, intermediate_size=16, num_hidden_layers=1,
+                       num_attention_heads=2, max_position_embeddings=7, eos_token_id=1, bos_token_id=1))
+    encoder.save_pretrained(folder / "text_encoder")
     words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
     words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
-                            ).save_pretrained(folder / "tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
+                            model_max_length=7).save_pretrained(folder / "tokenizer")
     return folder
 
 

@@ -22,7 +22,7 @@ def test_the_true_1p3b_has_1419_million_parameters_and_the_published_key_names()
     state = model.state_dict()
     assert sum(v.numel() for v in state.values()) == 1_418_996_800
     per_block = sum(v.numel() for k, v in state.items() if k.startswith("blocks.7."))
-    assert per_block == 46_437_888
+    assert per_block == 46_440_704
     # of diffusion_pytorch_model.safetensors.index.json: a block's 27 names, and 15 outside
     within = {k.removeprefix("blocks.0.") for k in state if k.startswith("blocks.0.")}
     attention = {f"{a}.{n}" for a in ("attn1", "attn2") for n in
@@ -51,20 +51,20 @@ def test_names_are_hub_ids_and_folders_are_folders(tmp_path, monkeypatch):
         assert str(generator_folder(name)) == hub and is_hub_id(Path(hub))
         assert prompt_file(Path(hub)) == tmp_path / "prompts" / f"{hub.replace('/', '--')}.safetensors"
     assert generator_folder("wan-nano").is_dir()
-    for local in (tmp_path, Path("./a/b"), Path("/a/b"), Path("a")):
+    for local in (tmp_path, Path("/a/b"), Path("../a"), Path("a")):
         assert not is_hub_id(local)
 
 
 def test_a_hub_id_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch, tiny_wan):
     monkeypatch.setenv("VEGA3D_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match="no such folder, and as a hub id no prompt.safetensors .* vega3d teacher"):
+    with pytest.raises(ValueError, match=r"no such folder, and as a hub id no prompt.safetensors .* vega3d teacher"):
         load_wan("wan2.1-t2v-1.3b")
     prompt = prompt_file(generator_folder("wan2.1-t2v-1.3b"))
     prompt.parent.mkdir()
     shutil.copy(tiny_wan / "prompt.safetensors", prompt)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="cannot be read from the hub or its cache .* local diffusers folder") as said:
+    with pytest.raises(ValueError, match=r"cannot be read from the hub or its cache .* local diffusers folder") as said:
         load_wan("wan2.1-t2v-1.3b")
     assert "\n" not in str(said.value)
 
@@ -132,7 +132,7 @@ def test_a_checkpoint_that_will_not_do_says_why(tiny_wan, tmp_path, what):
             model.save_pretrained(part, max_shard_size="100KB")
             shards = sorted(part.glob("*-of-*.safetensors"))
             assert len(shards) > 1
-            shards[-1].write_bytes(shards[-1].read_bytes()[:5000])
+            shards[0].write_bytes(shards[0].read_bytes()[:5000])
     with pytest.raises(ValueError, match=message) as said:
         load_wan(folder, Tap(block=1))
     assert not re.search(r"\n", str(said.value))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 
+from teacher.cli import VERBS
 from teacher.prompt import PADDED_TO, Prompt, export_prompt, fix_prompt, load_prompt, save_prompt
 from teacher.wan import Tap, load_wan
 from tests.fakes import save_tiny_text_encoder
@@ -26,6 +27,23 @@ def test_the_exported_prompt_is_the_encoder_s_word_for_nothing_at_its_true_lengt
     shutil.rmtree(folder / "text_encoder")
     tower = load_wan(folder, Tap(block=0, seeds=1))
     assert tower.features(torch.rand(1, 1, 3, 224, 224)).isfinite().all()
+
+
+def test_clip_s_padding_is_part_of_its_prompt(tmp_path):
+    prompt = load_prompt(export_prompt(str(save_tiny_text_encoder(tmp_path, 16, "clip")), tmp_path / "p.safetensors"))
+    assert prompt.embedding.shape == (1, 7, 16) and prompt.length == 7
+
+
+def test_the_prompt_verb_writes_where_the_extraction_looks(tiny_wan, tmp_path, capsys):
+    folder = save_tiny_text_encoder(shutil.copytree(tiny_wan, tmp_path / "wan"))
+    (folder / "prompt.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"has no prompt\.safetensors .* export it once with: vega3d teacher prompt"):
+        load_wan(folder, Tap(block=0))
+    VERBS["prompt"](str(folder))
+    assert str(folder / "prompt.safetensors") in capsys.readouterr().out
+    assert load_wan(folder, Tap(block=0)).prompt.length == PADDED_TO
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        VERBS["prompt"](str(tmp_path / "nowhere"))
 
 
 def test_a_folder_without_a_text_encoder_is_one_line(tiny_wan, tmp_path):
