@@ -76,8 +76,8 @@ def discard(path: Path) -> None:
     for engine in path.parent.glob("*.engine") if path.suffix == ".onnx" else ():
         if _read(sidecar_path(engine)).get("onnx") == path.name:
             discard(engine)
-    path.unlink(missing_ok=True)
-    sidecar_path(path).unlink(missing_ok=True)
+    for suffix in ("", ".json", ".layers.json"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def sidecar_path(path: Path) -> Path:

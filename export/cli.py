@@ -14,7 +14,8 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 
 def onnx(run: Path = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16", "int8"),
-         batch: int | Literal["dynamic"] = 1, max_drop: float | None = None, layers: bool = False) -> None:
+         batch: int | Literal["dynamic"] = 1, max_drop: float | None = None, qat: int = 0,
+         layers: bool = False) -> None:
     """The student as ONNX: FP32, FP16 and INT8 (for TensorRT, and for CPU and web), each gated on held-out frames;
     then whether INT8 is worth it on this CPU.
 
@@ -23,10 +24,11 @@ def onnx(run: Path = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16",
         precision: which to make; FP32 always comes with INT8, which is timed against it
         batch: frames a call; "dynamic" leaves it open
         max_drop: budget for 1 - mean token cosine of INT8; the worst layers go back to half until it is kept
+        qat: steps of quantisation-aware distillation from the FP32 student (100 take minutes on a CPU)
         layers: also print the tensors where INT8 is furthest from FP32
     """
     console = _console()
-    exporter = _exporter(run, batch, max_drop, console)
+    exporter = _exporter(run, batch, max_drop, qat, console)
     try:
         made = [file for each in _with_fp32(precision) for file in _with_status(console, exporter, each)]
         _print_made(console, made)
@@ -39,7 +41,7 @@ def onnx(run: Path = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16",
 
 def trt(run: Path = LATEST, int8: bool = True, sm: tuple[int, ...] = (),
         target: Literal["auto", "rtx", "trt", "jetson"] = "auto",
-        batch: int | Literal["dynamic"] = 1, max_drop: float | None = None) -> None:
+        batch: int | Literal["dynamic"] = 1, max_drop: float | None = None, qat: int = 0) -> None:
     """TensorRT engines: INT8 (or --no-int8: FP16) for this GPU, or TensorRT-RTX for cards that are not here.
 
     Args:
@@ -50,15 +52,16 @@ def trt(run: Path = LATEST, int8: bool = True, sm: tuple[int, ...] = (),
             builds, gates and times INT8 and FP16 on the device
         batch: frames a call; "dynamic" builds for 1 to 32
         max_drop: budget for 1 - mean token cosine of INT8; the worst layers go back to half until it is kept
+        qat: steps of quantisation-aware distillation from the FP32 student (100 take minutes on a CPU)
     """
     from export.engines import make_engines, onnx_for, site
 
     console = _console()
     if target == "jetson":
-        _write_jetson(console, _exporter(run, batch, max_drop, console), sm)
+        _write_jetson(console, _exporter(run, batch, max_drop, qat, console), sm)
         return
     where = site(target, sm, console.print)  # before the long work: a missing package is known at once
-    exporter = _exporter(run, batch, max_drop, console)
+    exporter = _exporter(run, batch, max_drop, qat, console)
     precision: Literal["int8", "fp16"] = "int8" if int8 else "fp16"
     with console.status(f"{precision} …"):
         made = onnx_for(exporter, where.surface, precision)
@@ -99,14 +102,13 @@ def _console():
     return Console(file=sys.stdout)  # this very stream: the exporter and NNCF are silenced by swapping sys.stdout
 
 
-def _exporter(run: Path, batch, max_drop: float | None, console) -> "Exporter":
+def _exporter(run: Path, batch, max_drop: float | None, qat: int, console) -> "Exporter":
+    if qat < 0:
+        raise ValueError(f"--qat: got {qat}, expected a number of steps, or 0 for none")
     with console.status("reading the run"):
-        import torch
-
         from export.pipeline import Exporter, Options
         from export.source import open_run
-        torch.set_grad_enabled(False)
-        return Exporter(open_run(run), Options(batch=batch, max_drop=max_drop), console.print)
+        return Exporter(open_run(run), Options(batch, max_drop=max_drop, qat=qat), console.print)
 
 
 def _with_status(console, exporter: "Exporter", precision: Precision) -> "list[Made]":
@@ -174,7 +176,7 @@ def _print_engines(console, engines: "list[Engine]") -> None:
         gated = f"cosine {parity['cosine_mean']:.6f}, passed" if parity else facts["device"]
         took = "up to date" if engine.reused else f"built in {facts['build_seconds']:.1f} s"
         line = f"{engine.path.name}  {facts['size_mb']:.1f} MB, {took}; {gated}"
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(f"{line}\n  {facts.get('layers', 'no layer report')}", highlight=False, soft_wrap=True)
 
 
 def _print_layers(console, exporter: "Exporter") -> None:

@@ -5,13 +5,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from export import cuda, rtx, trt
+from export import cuda, kernels, rtx, trt
 from export.artefact import Facts, digest, discard, save_bytes, up_to_date
 from export.builder import Surface, build, precision_flags, surface
 from export.engine import EngineModel
 from export.parity import Precision
 from export.pipeline import FLAGGED, FP16, INT8, INT8_FLAGGED, Exporter, Made, Say
 from export.progress import Monitor
+from export.qdq import read_onnx
+from export.sensitivity import quantized_layers
 
 Builder = Literal["auto", "rtx", "trt"]
 
@@ -96,11 +98,16 @@ def _make(exporter: Exporter, where: Site, source: Made, precision: Precision, s
                     "device": device, "precision": precision,
                     "dialect": where.surface.dialect, "flags": precision_flags(where.module, precision),
                     "onnx": source.path.name, "onnx_sha256": source.facts["sha256"], "cache_key": key,
-                    "onnx_parity": source.parity, "parity": None}
-    if not ahead:
-        gate = exporter.gate(EngineModel(where.module, plan), precision, str(path))
-        facts["parity"] = gate.facts()
-    return Engine(path, save_bytes(plan, path, facts), False)
+                    "onnx_parity": source.parity, "parity": None, "layers": kernels.NEEDS_GPU}
+    if ahead:
+        return Engine(path, save_bytes(plan, path, facts), False)
+    model = EngineModel(where.module, plan)
+    facts["parity"] = exporter.gate(model, precision, str(path)).facts()
+    found, told = kernels.inspect(where.module, model.engine, quantized_layers(read_onnx(source.path)))
+    facts["layers"] = str(found)
+    held = save_bytes(plan, path, facts)
+    kernels.write_report(found, told, path)
+    return Engine(path, held, False)
 
 
 def _installed(room: ModuleType) -> bool:
@@ -109,6 +116,3 @@ def _installed(room: ModuleType) -> bool:
     except ValueError:
         return False
     return True
-
-
-

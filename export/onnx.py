@@ -8,6 +8,7 @@ import io
 import logging
 import warnings
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import onnx
@@ -22,10 +23,12 @@ OPSET = 20  # LayerNormalization (17), fp16 scales (19) and Gelu (20) are single
 Batch = int | Literal["dynamic"]
 
 
-def export_onnx(student: Student, batch: Batch = 1) -> onnx.ModelProto:
+def export_onnx(student: Student, batch: Batch = 1,
+                translations: Mapping[Callable, Callable] | None = None) -> onnx.ModelProto:
     """FP32 ONNX of the student, checked, with neither local paths nor stack traces in it.
 
     batch: a fixed number (TensorRT and browsers run those fastest) or "dynamic".
+    translations: {torch operator: onnxscript function} for operators of our own.
     Raises ValueError for a batch below 1.
     """
     if batch != "dynamic" and batch < 1:
@@ -35,7 +38,8 @@ def export_onnx(student: Student, batch: Batch = 1) -> onnx.ModelProto:
     shapes = {"frames": {0: torch.export.Dim("batch", min=1, max=256)}} if batch == "dynamic" else None
     with _quiet():
         program = torch.onnx.export(student.eval(), (frames,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes,
-                                    input_names=["frames"], output_names=["features"], verbose=False)
+                                    input_names=["frames"], output_names=["features"], verbose=False,
+                                    custom_translation_table=dict(translations or {}))
     assert program is not None
     model = program.model_proto
     _name_by_module(model)

@@ -11,12 +11,12 @@ from export.artefact import Facts, digest, discard, ready, save_onnx, sha256, up
 from export.dialects import to_flagged, to_unsigned
 from export.half import to_half
 from export.onnx import OPSET, Batch, export_onnx, interface
-from export.parity import Gate, GateError, Parity, Precision
+from export.parity import Gate, GateError, Parity, Precision, token_cosine
 from export.qdq import brief, check_qdq
 from export.quantize import Recipe, calibration_facts, quantize
-from export.sensitivity import within_budget
+from export.sensitivity import quantized_layers, within_budget
 from export.session import OnnxModel, TorchModel
-from export.source import CALIBRATION_FRAMES, Frames, Run, spread
+from export.source import CALIBRATION_FRAMES, HELDOUT_FRAMES, Frames, Run, spread, to_input
 
 PROBE_FRAMES = 128  # x 196 tokens: the depth probe's weights no longer move
 Say = Callable[[str], None]
@@ -60,6 +60,7 @@ class Options:
     batch: Batch = 1
     recipe: Recipe = field(default_factory=Recipe)
     max_drop: float | None = None  # of mean token cosine, INT8 against FP32
+    qat: int = 0                   # steps of quantisation-aware distillation
 
 
 class Exporter:
@@ -114,6 +115,8 @@ class Exporter:
         self.say(f"calibrating INT8 on {facts['frames']} frames")
         write_json(facts, self.run.out / "calibration.json")
         model = quantize(self.fp32, self.run.calibration, recipe)
+        if self.options.qat:
+            model = self._distilled(model)
         if self.options.max_drop is not None:
             model, floats = within_budget(model, self.options.max_drop, self.gate,
                                           lambda names: self._requantize(names), self.say)
@@ -122,7 +125,21 @@ class Exporter:
 
     def _requantize(self, float_layers: list[str]) -> onnx.ModelProto:
         recipe = replace(self.options.recipe, float_layers=tuple(float_layers))
-        return quantize(self.fp32, self.run.calibration, recipe)
+        model = quantize(self.fp32, self.run.calibration, recipe)
+        return self._distilled(model) if self.options.qat else model
+
+    def _distilled(self, quantised: onnx.ModelProto) -> onnx.ModelProto:
+        """The same layers in INT8 after `--qat` steps; as they were if that did not help on the frames distilled on."""
+        from export.qat import distil_int8
+
+        model = distil_int8(self.run.student, self.run.calibration, quantized_layers(quantised), self.options.recipe,
+                            self.options.qat, self.options.batch, self.say)
+        frames = to_input(spread(self.run.calibration.frames, HELDOUT_FRAMES))
+        reference = TorchModel(self.run.student)(frames)
+        before, after = (float(token_cosine(reference, OnnxModel(m)(frames)).mean()) for m in (quantised, model))
+        self.say(f"qat: mean cosine {before:.6f} -> {after:.6f} on {len(frames)} calibration frames"
+                 f"{'' if after > before else ': kept the model without it'}")
+        return model if after > before else quantised
 
     def _graph(self, kind: Kind) -> onnx.ModelProto:
         if kind is FP32:
@@ -157,12 +174,13 @@ class Exporter:
             facts["teacher_digest"] = student.config.teacher
         if kind.precision == "int8":
             recipe = self.signed[1]
-            facts["quantisation"] = recipe.facts()
+            facts["quantisation"] = {**recipe.facts(), "qat_steps": self.options.qat}
             facts["calibration_digest"] = calibration_facts(self.run.calibration, recipe)["digest"]
         return facts
 
     def _cache_key(self, precision: Precision) -> str:
-        quantised = [self.run.calibration.digest, self.options.recipe.facts(), self.options.max_drop]
+        quantised = [self.run.calibration.digest, self.options.recipe.facts(), self.options.max_drop,
+                     self.options.qat]
         return digest(self.run.student_sha256, self.run.heldout.digest, self.options.batch, OPSET, _versions(),
                       _source(), quantised if precision == "int8" else None)
 
@@ -174,4 +192,3 @@ def _versions() -> dict[str, str]:
 def _source() -> str:
     """This room's own code: a file made by another version of it is made again."""
     return digest([sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))])
-

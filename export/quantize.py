@@ -60,7 +60,7 @@ def quantize(model: onnx.ModelProto, calibration: Frames, recipe: Recipe = Recip
             advanced_parameters=AdvancedQuantizationParameters(
                 smooth_quant_alphas=alphas, activations_range_estimator_params=ranges))
     fold_smoothing(quantized)
-    _name_for_layers(quantized)
+    name_for_layers(quantized)
     onnx.checker.check_model(quantized, full_check=True)
     return quantized
 
@@ -111,7 +111,7 @@ def _ignored(model: onnx.ModelProto, recipe: Recipe) -> list[str]:
     return [node.name for node in Wiring(model).attention_products()] + sorted(chosen)
 
 
-def _name_for_layers(model: onnx.ModelProto) -> None:
+def name_for_layers(model: onnx.ModelProto) -> None:
     """Q/DQ nodes take the name of the layer they serve, and axes count from the front (older parsers insist)."""
     wiring = Wiring(model)
     names: dict[str, str] = {}

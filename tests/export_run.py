@@ -18,12 +18,14 @@ from safetensors.torch import save_file
 
 from export.onnx import export_onnx
 from export.parity import Gate
+from export.pipeline import FLAGGED, Exporter, Options
 from export.quantize import Recipe, quantize
 from export.session import TorchModel
 from export.source import Run, open_run
 from student.vit import Student, StudentConfig, save_student
 
 PX, GRID = 224, 14
+EXPORTED = Options(recipe=Recipe(frames=32))
 
 
 @cache
@@ -52,6 +54,18 @@ def int8() -> onnx.ModelProto:
 @cache
 def gate() -> Gate:
     return Gate(TorchModel(run().student), run().heldout, run().calibration)
+
+
+@cache
+def exported_run() -> Path:
+    """A copy of that run with its INT8, FP16 and opset-17 ONNX files. Copy it before writing in it."""
+    folder = shutil.copytree(trained_run(), trained_run().with_name("exported"))
+    exporter = Exporter(open_run(folder), EXPORTED, say=lambda _: None)
+    exporter.__dict__["gate"] = gate()  # the same student and frames
+    exporter.make("int8")
+    exporter.make("fp16")
+    exporter.make_kinds((FLAGGED,))
+    return folder
 
 
 def make_run(folder: Path, config: StudentConfig, steps: int, seed: int = 0) -> Path:

@@ -15,12 +15,11 @@ import pytest
 from bench.results import load
 from export.jetson import roofline
 from export.jetson.bundle import RUNNER, write_bundle
-from export.pipeline import Exporter, Options
+from export.pipeline import Exporter
 from export.qdq import check_qdq, read_onnx
-from export.quantize import Recipe
 from export.source import open_run
 from student.vit import StudentConfig
-from tests.export_run import gate, trained_run
+from tests.export_run import EXPORTED, exported_run, gate, trained_run
 from vega3d import main
 
 CUDART = r"""
@@ -125,8 +124,8 @@ TOOLS = {"nvpmodel": "echo 'NV Power Mode: MAXN'; echo 0", "jetson_clocks": "ech
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """RUN/export/jetson as the command writes it, made once."""
-    run = shutil.copytree(trained_run(), tmp_path_factory.mktemp("jetson") / "run")
-    exporter = Exporter(open_run(run), Options(recipe=Recipe(frames=32)), say=lambda _: None)
+    run = shutil.copytree(exported_run(), tmp_path_factory.mktemp("jetson") / "run")
+    exporter = Exporter(open_run(run), EXPORTED, say=lambda _: None)
     exporter.__dict__["gate"] = gate()
     return write_bundle(exporter)
 

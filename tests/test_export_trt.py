@@ -11,16 +11,15 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from export import builder, cuda, engines, rtx, trt
-from export.artefact import sha256, sidecar_path
+from export import builder, cuda, engines, kernels, rtx, trt
+from export.artefact import discard, sha256, sidecar_path
 from export.builder import network_flags, precision_flags, surface
 from export.engine import check_engine
 from export.parity import GateError
 from export.pipeline import Exporter, Options
-from export.quantize import Recipe
 from export.session import OnnxModel, TorchModel
 from export.source import open_run
-from tests.export_run import gate, run, trained_run
+from tests.export_run import EXPORTED, exported_run, gate, run
 from vega3d import main
 
 ORIN = cuda.Device("Orin", 87)
@@ -89,7 +88,7 @@ def look_alike(version: str, network: tuple[str, ...], flags: tuple[str, ...], n
         __version__=version, did=did, plan=b"plan", readable=True, ILogger=Log, Logger=Log, Builder=Builder,
         OnnxParser=Parser, NetworkDefinitionCreationFlag=IntEnum("Network", network, start=0) if network else object,
         BuilderFlag=IntEnum("Flag", flags, start=0), MemoryPoolType=SimpleNamespace(WORKSPACE=0),
-        ProfilingVerbosity=SimpleNamespace(DETAILED=2))
+        ProfilingVerbosity=SimpleNamespace(DETAILED=2), LayerInformationFormat=SimpleNamespace(JSON=1))
     return module
 
 
@@ -139,16 +138,27 @@ def test_known_bad_versions_warn_with_the_reason(version, says):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
-    """A run with its INT8 and FP16 ONNX made once."""
-    folder = shutil.copytree(trained_run(), tmp_path_factory.mktemp("engines") / "run")
-    exporter = _exporter(folder)
-    exporter.make("int8")
-    exporter.make("fp16")
-    return folder
+    return shutil.copytree(exported_run(), tmp_path_factory.mktemp("engines") / "run")
 
 
 def _exporter(folder: Path) -> Exporter:
-    return Exporter(open_run(folder), Options(recipe=Recipe(frames=32)), say=lambda _: None)
+    return Exporter(open_run(folder), EXPORTED, say=lambda _: None)
+
+
+class _Engine(TorchModel):
+    """Answers as the FP32 student would; its inspector says that fc2 of block 1 got no INT8 kernel."""
+
+    def __init__(self):
+        super().__init__(run().student)
+        told = {"Layers": [_layer("blocks.0.fc1/MatMul", "Row major Int8 format", "sm80_xmma_gemm_i8i8"),
+                           _layer("blocks.1.fc2/MatMul", "Row major linear FP16 format", "sm80_xmma_gemm_f16f16"),
+                           _layer("_gemm_mha_v2_1", "Row major linear FP16 format", "_gemm_mha_v2")]}
+        inspector = SimpleNamespace(get_engine_information=lambda form: json.dumps(told))
+        self.engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+
+
+def _layer(name: str, form: str, tactic: str) -> dict:
+    return {"Name": name, "LayerType": "gemm", "Inputs": [{"Name": "x", "Format/Datatype": form}], "TacticName": tactic}
 
 
 @pytest.fixture
@@ -157,7 +167,7 @@ def orin(exported, tmp_path, monkeypatch):
     folder = shutil.copytree(exported, tmp_path / "run")
     monkeypatch.setenv("VEGA3D_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cuda, "device", lambda: ORIN)
-    monkeypatch.setattr(engines, "EngineModel", lambda module, plan: TorchModel(run().student))
+    monkeypatch.setattr(engines, "EngineModel", lambda module, plan: _Engine())
 
     def place(module, say=lambda _: None):
         monkeypatch.setattr(trt, "load", lambda: module)
@@ -186,6 +196,34 @@ def test_engine_is_built_gated_named_and_described(orin, module, precision, sour
     assert facts["device"] == "Orin" and facts["sm"] == 87 and facts["parity"]["cosine_mean"] > 0.999
     assert facts["build_seconds"] >= 0 and facts["flags"] == precision_flags(made, precision)
     assert [flag for what, flag in made.did if what == "flag"] == facts["flags"]
+
+
+def test_layer_report_says_what_runs_in_int8_and_whether_attention_is_fused(orin):
+    exporter, place = orin
+    (engine,) = engines.make_engines(exporter, place(trt11()), "int8")
+    report = json.loads(kernels.report_path(engine.path).read_text())
+    assert report["int8"] == ["blocks.0.fc1/MatMul"] and report["other"] == ["blocks.1.fc2/MatMul"]
+    assert len(report["hidden"]) == 6 and report["fused_attention"] == 1 and len(report["inspector"]["Layers"]) == 3
+    assert report["summary"] == engine.facts["layers"]
+    assert "INT8 kernels run 1 of 8 quantised layers (not blocks.1.fc2/MatMul)" in report["summary"]
+    assert "attention fused in 1 kernels" in report["summary"]
+
+
+def test_layer_report_goes_with_its_engine(orin):
+    exporter, place = orin
+    (engine,) = engines.make_engines(exporter, place(trt11()), "int8")
+    assert kernels.report_path(engine.path).is_file()
+    discard(engine.path)
+    assert not list(exporter.run.out.glob("*.engine*"))
+
+
+def test_a_layer_is_found_by_its_whole_name_among_those_fused_with_it():
+    made_from = "[ONNX Layer: blocks.11.fc1/MatMul]\x1e[ONNX Layer: blocks.11.fc1/Add]"
+    told = {"Layers": [{"Name": "__myl_Fc", "Metadata": made_from,
+                        "Inputs": [{"Format": "Row major Int8 format"}]}, "a bare name"]}
+    found = kernels.kernels(told, ["blocks.11.fc1/MatMul", "blocks.1.fc1/MatMul"])
+    assert found.int8 == ("blocks.11.fc1/MatMul",) and found.hidden == ("blocks.1.fc1/MatMul",)
+    assert found.engine_layers == 2 and "no fused attention kernel seen" in str(found)
 
 
 def test_version_10_3_warns_before_it_builds(orin):
@@ -368,6 +406,7 @@ def test_command_builds_and_reports(exported, capsys):
     main(["export", "trt", "--run", str(exported), "--no-int8", "--target", "rtx", "--sm", "75"])
     assert "sm75.engine" in capsys.readouterr().out
     (engine,) = exported.glob("export/model.fp16.*.sm75.engine")
+    assert json.loads(sidecar_path(engine).read_text())["layers"] == kernels.NEEDS_GPU
     assert json.loads(sidecar_path(engine).read_text())["flags"] == []
 
 

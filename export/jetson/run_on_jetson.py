@@ -270,7 +270,7 @@ def verdict(rows):
 
 def device_state():
     """Power mode, clocks, temperatures, as the device's own tools say; "" for a tool that is not there."""
-    stats = _said(["tegrastats", "--interval", "500"], seconds=2)
+    stats = _said(["tegrastats", "--interval", "300"], seconds=1)
     heat = {name: float(c) for name, c in re.findall(r"(\w+)@(-?[\d.]+)C", stats.splitlines()[-1] if stats else "")}
     return {"power_mode": " ".join(_said(["nvpmodel", "-q"]).split()), "clocks": _said(["jetson_clocks", "--show"]),
             "tegrastats": stats.splitlines()[-1] if stats else "", "temperature_c": heat}
