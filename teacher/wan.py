@@ -28,7 +28,7 @@ __all__ = ["NANO", "Tap", "VAELatents", "WanTower", "generator_folder", "load_wa
 
 @dataclass(frozen=True)
 class Tap:
-    """Where and how the generator is read. The defaults are the measured best for wan-nano (docs: probe table)."""
+    """Where and how the generator is read. The defaults are what the shipped student was distilled at."""
     block: int = 6                                # 0-based
     k: int = 200                                  # noise level, 0 (clean) .. 1000 (pure noise); t = k/1000
     frames: Literal["image", "video"] = "image"   # each frame its own one-frame video, or the clip together
