@@ -1,9 +1,9 @@
 """What a result is about: the run, its student and its teacher, as one row."""
 from pathlib import Path
 
-from bench.results import Row
 from distill.config import load_config
-from export.artefact import sha256
+from records.files import sha256
+from records.results import Row
 from student.vit import load_student
 
 

@@ -8,12 +8,12 @@ import torch
 
 from bench.artefacts import Artefact, exported
 from bench.intervals import add_intervals
-from bench.results import Row
 from bench.strips import draw_strips
 from bench.voices import speak, stream_of
 from distill.loop import fidelity
 from distill.run import Run, open_run, score_student
-from export.artefact import sha256
+from records.files import sha256
+from records.results import Row
 from student.vit import Student
 from teacher.examples import Examples
 from teacher.train import score

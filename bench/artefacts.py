@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.results import Row
-from export.artefact import sha256, sidecar_path
+from export.artefact import sidecar_path
+from records.files import sha256
+from records.results import Row
 
 FILES = {  # file: the row of the accuracy table it fills, and its precision
     "model.onnx": ("student_onnx_fp32", "fp32"),

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from bench.artefacts import Artefact, absent, exported
-from bench.results import Row
 from bench.timing import Device, Subject
-from export.artefact import sha256
 from export.session import OnnxModel
+from records.files import sha256
+from records.results import Row
 from student.vit import load_student
 
 CPU_FILES = ("model.onnx", "model.int8.cpu.onnx")  # FP16 on a CPU is emulated: nobody should run it

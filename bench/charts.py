@@ -3,7 +3,7 @@
 from bench.axes import WIDTH, Scale, bar, chart, labels, line, number, padded, text, whisker
 from bench.html import Html, el, join
 from bench.names import accuracy_label, colour, latency_label
-from bench.results import Results, Row
+from records.results import Results, Row
 
 LEFT, RIGHT = 44, WIDTH - 14
 

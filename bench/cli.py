@@ -7,8 +7,8 @@ import tyro
 from bench.config import LatencyConfig
 
 if TYPE_CHECKING:
-    from bench.results import Results
     from bench.run import Part
+    from records.results import Results
 
 LATEST = Path("runs/latest")
 Config = tyro.conf.OmitArgPrefixes[LatencyConfig]
@@ -58,7 +58,7 @@ def report(results: Path = Path("bench/results.json"), out: Path | None = None) 
         out: the page; default report.html beside it
     """
     from bench.report import write_report
-    from bench.results import load
+    from records.results import load
 
     page = out or results.with_name("report.html")
     write_report(load(results), page)

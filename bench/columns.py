@@ -3,7 +3,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.results import Row
+from records.results import Row
 
 NONE = "–"
 

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.results import Row, measured, save
+from records.results import Row, measured, save
 
 NAMES = ("latency_cpu", "rooms_accuracy", "int8_cpu")
 

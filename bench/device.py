@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from distill.environment import environment
+from records.environment import environment
 
 NVIDIA = ("driver_version", "power.limit", "clocks.sm", "clocks.max.sm", "temperature.gpu", "persistence_mode")
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.html import Html, el
-from bench.results import Results, Row
 from bench.strips import colour_bar
+from records.results import Results, Row
 
 CAPTIONS = {
     "frame": "frame", "truth_depth": "true depth", "semantic_depth": "semantic only", "teacher_depth": "teacher",

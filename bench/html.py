@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from bench.columns import NONE, Column
-from bench.results import Row
+from records.results import Row
 
 VOID = {"img", "line", "rect", "circle", "path", "br"}
 

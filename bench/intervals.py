@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bench.results import Row
+from records.results import Row
 
 RESAMPLES = 4000
 METRICS = ("delta1", "normal_deg")  # those that make up the recovery

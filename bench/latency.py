@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bench.config import LatencyConfig
 from bench.memory import Kind, peak_memory
-from bench.results import Row
 from bench.timing import Subject, measure, ratio, summary
+from records.results import Row
 
 
 def latency(run: Path, config: LatencyConfig) -> list[Row]:

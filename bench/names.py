@@ -1,5 +1,5 @@
 """What rows are called in a page for people, and which colour stands for them."""
-from bench.results import Row
+from records.results import Row
 
 FEATURES = {
     "teacher": "Teacher: generator + semantic", "semantic_only": "Semantic only", "zeros": "Control: zeros",

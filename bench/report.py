@@ -14,9 +14,9 @@ from bench.gallery import gallery
 from bench.html import Html, el, html_table, join
 from bench.intervals import METRICS
 from bench.names import accuracy_label, latency_label
-from bench.results import Results, Row
 from bench.verdicts import gain_is_real, verdicts
-from export.artefact import beside
+from records.files import beside
+from records.results import Results, Row
 
 PAGE = Path(__file__).parent / "page.html"
 MEANINGS = {

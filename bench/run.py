@@ -10,7 +10,7 @@ from bench.config import LatencyConfig
 from bench.device import device_facts
 from bench.latency import latency
 from bench.report import write_report
-from bench.results import Results, Row, load, measured, save
+from records.results import Results, Row, load, measured, save
 
 Part = Literal["latency", "accuracy"]
 HERE = Path(__file__).resolve().parent

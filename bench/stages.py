@@ -7,9 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bench.results import Row
 from bench.timing import Device, Subject
 from distill.config import load_config
+from records.results import Row
 from teacher.semantic import SemanticEncoder
 from teacher.wan import WanTower, generator_folder, load_wan
 

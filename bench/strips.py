@@ -8,11 +8,11 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
-from bench.results import Row
 from distill.loop import standardise
 from distill.maps import pca_colours
 from distill.run import Run
-from export.artefact import beside
+from records.files import beside
+from records.results import Row
 from student.vit import Student
 from teacher.examples import Example, Examples
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from bench.columns import Column, over_seeds
 from bench.intervals import METRICS
-from bench.results import Results, Row, load
 from bench.verdicts import gain_is_real
-from export.artefact import beside
+from records.files import beside
+from records.results import Results, Row, load
 
 _BLOCK = re.compile(r"<!-- results:(?P<name>[\w.-]+) -->\n(?P<table>.*?)<!-- /results:(?P=name) -->", re.DOTALL)
 _MARKER = re.compile(r"<!-- (/?)results:([\w.-]+) -->")

@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.results import Results, Row
+from records.results import Results, Row
 
 FASTER = 1.05       # below it a speed-up is not worth a second file
 COSINE = 0.99       # to FP32: the export gate's own floor for INT8

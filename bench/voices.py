@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bench.artefacts import Artefact
 from distill.run import Run
-from export.artefact import sha256
 from export.session import OnnxModel
+from records.files import sha256
 from student.vit import Student
 from teacher.features import FeatureStore, fill
 from teacher.train import Stream

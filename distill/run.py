@@ -15,8 +15,8 @@ from torch import Tensor
 
 from distill.card import write_card
 from distill.config import RunConfig, dump_config, load_config
-from distill.environment import environment
 from distill.loop import build_student, fidelity, train_student
+from records.environment import environment
 from scenes.clip import Source, Split
 from student.vit import Student, load_student
 from teacher.backbones import FixedNoise, RGBPatches, Tower, Zeros

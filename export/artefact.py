@@ -3,26 +3,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from records.files import beside, sha256, write_json
+
 Facts = dict[str, Any]
-
-
-@contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A scratch name in the same folder, renamed to `path` if the block ends well, removed if it does not."""
-    scratch = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield scratch
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def ready(folder: Path) -> None:
@@ -82,21 +70,6 @@ def discard(path: Path) -> None:
 
 def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
-
-
-def write_json(content: Facts, path: Path) -> None:
-    with beside(path) as scratch:
-        scratch.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest(*parts: Any) -> str:
-    """A short key of anything JSON can hold: equal parts give equal keys."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _read(sidecar: Path) -> Facts:

@@ -6,8 +6,9 @@ from types import ModuleType
 import numpy as np
 
 from export import cuda
-from export.artefact import Facts, sha256, sidecar_path
+from export.artefact import Facts, sidecar_path
 from export.builder import surface
+from records.files import sha256
 
 
 def check_engine(path: Path, trt: ModuleType, gpu: cuda.Device | None) -> Facts:

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Literal
 
 from export import cuda, kernels, rtx, trt
-from export.artefact import Facts, digest, discard, save_bytes, up_to_date
+from export.artefact import Facts, discard, save_bytes, up_to_date
 from export.builder import Surface, build, precision_flags, surface
 from export.engine import EngineModel
 from export.parity import Precision
@@ -14,6 +14,7 @@ from export.pipeline import FLAGGED, FP16, INT8, INT8_FLAGGED, Exporter, Made, S
 from export.progress import Monitor
 from export.qdq import read_onnx
 from export.sensitivity import quantized_layers
+from records.files import digest
 
 Builder = Literal["auto", "rtx", "trt"]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from export.artefact import Facts, write_json
+from export.artefact import Facts
+from records.files import write_json
 
 FUSED_ATTENTION = re.compile(r"f?mha", re.IGNORECASE)  # _gemm_mha_v2, fmha_v2_flash_..., as TensorRT names them
 NEEDS_GPU = "layer report: needs the GPU, where TensorRT-RTX makes its kernels"

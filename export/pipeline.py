@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from export.artefact import Facts, digest, discard, ready, save_onnx, sha256, up_to_date, write_json
+from export.artefact import Facts, discard, ready, save_onnx, up_to_date
 from export.dialects import to_flagged, to_unsigned
 from export.half import to_half
 from export.onnx import OPSET, Batch, export_onnx, interface
@@ -17,6 +17,7 @@ from export.quantize import Recipe, calibration_facts, quantize
 from export.sensitivity import quantized_layers, within_budget
 from export.session import OnnxModel, TorchModel
 from export.source import CALIBRATION_FRAMES, HELDOUT_FRAMES, Frames, Run, spread, to_input
+from records.files import digest, sha256, write_json
 
 PROBE_FRAMES = 128  # x 196 tokens: the depth probe's weights no longer move
 Say = Callable[[str], None]

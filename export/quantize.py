@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass
 
 import onnx
 
-from export.artefact import Facts, digest
+from export.artefact import Facts
 from export.fold import fold_smoothing
 from export.source import Frames, spread, to_input
 from export.wiring import Wiring, rename
+from records.files import digest
 
 os.environ.setdefault("NNCF_CI", "1")  # switches its telemetry off; read when nncf is imported, below and late (10 s)
 

@@ -6,7 +6,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from export.artefact import sha256
+from records.files import sha256
 from student.vit import Student, load_student
 
 MAKE_ONE = "make one with: vega3d distill run"

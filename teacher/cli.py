@@ -55,8 +55,8 @@ def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig], furniture: Path | None
     source = RoomSource(train=0, val=config.clips, test=config.clips, clips_per_room=1, frames=9, seed=2000,
                         pack=furniture)
     rows = probe_grid(config, source)
-    from bench.results import measured, save  # the door, not the room, knows where results go
-    from distill.environment import environment
+    from records.environment import environment
+    from records.results import measured, save  # the door, not the room, knows where results go
 
     save(measured(out.stem, rows, environment()), out)
     heat_map(rows, out.with_suffix(".png"))

@@ -89,9 +89,10 @@ def export(folder: Path) -> None:
     """The files of `vega3d export onnx`, by its own FP32 and FP16 passes and a quick dynamic INT8 in NNCF's place."""
     from onnxruntime.quantization import quantize_dynamic
 
-    from export.artefact import save_onnx, sha256
+    from export.artefact import save_onnx
     from export.half import to_half
     from export.onnx import export_onnx
+    from records.files import sha256
     from student.vit import load_student
 
     model, out = export_onnx(load_student(folder / "student")), folder / "export"

@@ -6,7 +6,7 @@ import pytest
 
 import vega3d
 from bench.committed import commit_rows
-from bench.results import load
+from records.results import load
 from tests.bench_rows import ENV, sample
 from tests.bench_run import DrawnRooms, drawn_run, use
 

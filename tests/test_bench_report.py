@@ -10,8 +10,8 @@ from itertools import pairwise
 import pytest
 
 from bench.report import write_report
-from bench.results import Results
 from bench.verdicts import int8_verdict, verdicts
+from records.results import Results
 from tests.bench_rows import sample
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from bench.results import Results, load, measured, save
+from records.results import Results, load, measured, save
 
 ROW = {"kind": "latency", "artefact": "model.onnx", "latency_ms": 12.5, "batch": 1, "speedup": None}
 

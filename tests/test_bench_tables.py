@@ -2,8 +2,8 @@
 import pytest
 
 from bench.columns import Column, over_seeds
-from bench.results import Results, save
 from bench.tables import TABLES, fill, table, update
+from records.results import Results, save
 from tests.bench_rows import ENV, accuracy_row, file_row, latency_row
 
 

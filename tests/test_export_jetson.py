@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.results import load
 from export.jetson import roofline
 from export.jetson.bundle import RUNNER, write_bundle
 from export.pipeline import Exporter
 from export.qdq import check_qdq, read_onnx
 from export.source import open_run
+from records.results import load
 from student.vit import StudentConfig
 from tests.export_run import EXPORTED, exported_run, gate, trained_run
 from vega3d import main

@@ -10,10 +10,11 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from export.artefact import beside, ready, save_onnx, sha256, sidecar_path, up_to_date
+from export.artefact import ready, save_onnx, sidecar_path, up_to_date
 from export.onnx import export_onnx, interface
 from export.session import OnnxModel, TorchModel
 from export.source import open_run, to_input
+from records.files import beside, sha256
 from student.vit import Student, StudentConfig
 from tests.export_run import fp32, run, trained_run
 from vega3d import main

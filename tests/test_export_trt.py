@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from export import builder, cuda, engines, kernels, rtx, trt
-from export.artefact import discard, sha256, sidecar_path
+from export.artefact import discard, sidecar_path
 from export.builder import network_flags, precision_flags, surface
 from export.engine import check_engine
 from export.parity import GateError
 from export.pipeline import Exporter, Options
 from export.session import OnnxModel, TorchModel
 from export.source import open_run
+from records.files import sha256
 from tests.export_run import EXPORTED, exported_run, gate, run
 from vega3d import main
 

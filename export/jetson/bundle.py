@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from export.artefact import Facts, beside, sha256, write_json
+from export.artefact import Facts
 from export.jetson.roofline import operations, table, traffic
 from export.parity import THRESHOLDS
 from export.pipeline import FLAGGED, FP16, INT8, INT8_FLAGGED, Exporter
 from export.source import spread, to_input
+from records.files import beside, sha256, write_json
 
 RUNNER = Path(__file__).with_name("run_on_jetson.py")
 REFERENCE_FRAMES = 32  # the gate's floor; 5 MB of frames and 6 MB of features

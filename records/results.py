@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from export.artefact import beside
+from records.files import beside
 
 SCHEMA = 1
 Row = dict[str, Any]  # values: str, int, float, bool or None
@@ -24,7 +24,7 @@ class Results:
     name: str
     command: str         # that wrote the file
     commit: str          # of the code that measured
-    env: dict[str, Any]  # bench.device.device_facts
+    env: dict[str, Any]  # records.environment.environment, and more
     rows: list[Row]
 
     def of(self, kind: str) -> list[Row]:
