@@ -1,5 +1,4 @@
 """A picture of what teacher and student see: the frame, then both feature maps through one shared PCA."""
-import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from records.files import beside
 from student.vit import Student
 from teacher.examples import Examples
 
@@ -28,10 +28,8 @@ def save_maps(student: Student, examples: Examples, path: Path, rows: int = 6) -
     teacher = (raw - student.target_mean.view(1, -1, 1, 1)) / student.target_std.view(1, -1, 1, 1)  # [N,D,14,14]
     colours = pca_colours([teacher, student(images.float() / 255).float()])
     sheet = np.concatenate([_tiles(images.permute(0, 2, 3, 1).cpu().numpy()), *map(_tiles, colours)], axis=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
-    Image.fromarray(sheet).save(beside)
-    beside.replace(path)
+    with beside(path) as scratch:
+        Image.fromarray(sheet).save(scratch)
 
 
 def pca_colours(maps: list[Tensor]) -> list[np.ndarray]:

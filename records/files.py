@@ -21,7 +21,7 @@ def beside(path: Path) -> Iterator[Path]:
         yield scratch
         scratch.replace(path)
     finally:
-        if scratch.is_dir():
+        if scratch.is_dir() and not scratch.is_symlink():
             shutil.rmtree(scratch)
         scratch.unlink(missing_ok=True)
 

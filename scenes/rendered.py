@@ -1,6 +1,5 @@
 """Rendering clips into a folder: scenes.json, and SPLIT/ID.safetensors, written by the process that rendered it."""
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from records.files import write_json
 from scenes.clip import Clip, load_clip, save_clip
 from scenes.rooms import ROOMS_VERSION, RoomSource, render_clips
 
@@ -78,7 +78,4 @@ def _write_card(source: RoomSource, folder: Path) -> None:
         was, now = ([c.get(k) for k in ("seed", "frames", "size", "furniture")] for c in (there, card))
         raise ValueError(f"{folder}: holds clips with [seed, frames, size, furniture] {was}, expected {now}; "
                          "use another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".scenes.json.{os.getpid()}")
-    beside.write_text(json.dumps(card, indent=1) + "\n")
-    beside.replace(path)
+    write_json(card, path)

@@ -4,7 +4,6 @@ Written so that it exports clean: LayerNorm stays one op, attention is three vis
 the query alone, positions are one constant, and input normalisation is inside the graph (arXiv 2010.11929, 2012.12877).
 """
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from records.files import beside, write_json
 
 SHIPPED = Path(__file__).parent / "weights" / "vit-ti"  # distilled from wan-nano; see its card
 HEAD_WIDTH = 64  # fused attention in TensorRT wants 16, 32 or 64
@@ -119,12 +120,9 @@ def save_student(student: Student, folder: Path, dtype: torch.dtype = torch.floa
     state = {k: v.detach().to("cpu", dtype if k.split(".")[0] in _WEIGHTS else torch.float32).contiguous()
              for k, v in student.state_dict().items()}
     weights, about = folder / "student.safetensors", folder / "student.json"
-    beside = weights.with_suffix(f".{os.getpid()}")
-    save_file(state, beside)
-    beside.replace(weights)
-    beside = about.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps(asdict(student.config), indent=2) + "\n")
-    beside.replace(about)
+    with beside(weights) as scratch:
+        save_file(state, scratch)
+    write_json(asdict(student.config), about)
 
 
 def load_student(folder: Path | str) -> Student:

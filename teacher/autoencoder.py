@@ -9,7 +9,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
-KL_WEIGHT, GRADIENT_WEIGHT = 3e-4, 1.0
+from teacher.whole_clip import WholeClipVAE
+
+KL_WEIGHT, GRADIENT_WEIGHT = 1e-4, 1.0
 
 
 def build_vae() -> AutoencoderKLWan:
@@ -25,12 +27,12 @@ class ReconstructionLoss(nn.Module):
 
     def __init__(self, vae: AutoencoderKLWan):
         super().__init__()
-        self.vae = vae
+        self.vae = WholeClipVAE(vae)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         x = to_pixels(frames)                                                       # [B,3,T,h,w]
-        posterior = self.vae.encode(x).latent_dist
-        out = self.vae.decode(posterior.sample()).sample.float()
+        out, posterior = self.vae(x)
+        out = out.float()
         l1 = (out - x).abs().mean()
         gradient = sum((torch.diff(out, dim=d) - torch.diff(x, dim=d)).abs().mean() for d in (3, 4))
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()

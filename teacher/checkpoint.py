@@ -1,5 +1,4 @@
 """Resumable training state without pickle: modules, one optimiser and the step, in one safetensors file."""
-import os
 from pathlib import Path
 
 import torch
@@ -8,20 +7,17 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim import Optimizer
 
+from records.files import beside
+
 
 def save_checkpoint(path: Path, step: int, modules: dict[str, nn.Module], optimizer: Optimizer, key: str) -> None:
     """Writes beside `path` and renames. `key` names the configuration: another one will not resume from this file."""
     tensors = {f"{name}/{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, beside,
+    with beside(path) as scratch:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, scratch,
                   metadata={"step": str(step), "key": key})
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: Optimizer, key: str) -> int:

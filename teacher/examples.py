@@ -97,12 +97,12 @@ class Examples:
 @torch.inference_mode()
 def moments(examples: Examples, stream: Callable[[Example], Tensor]) -> tuple[Tensor, Tensor]:
     """Per-channel mean and standard deviation (floor 1e-4) of a stream's tokens [B,D,14,14] -> ([D], [D]) float32."""
-    count, total, square = 0, torch.zeros(()), torch.zeros(())
+    count, sums = 0, torch.zeros((), device=examples.device)
     for _, example in examples.in_order():
-        x = stream(example).cpu().double().transpose(0, 1).flatten(1)  # [D,B*196]
-        count, total, square = count + x.shape[1], total + x.sum(1), square + x.square().sum(1)
-    mean = total / count
-    return mean.float(), (square / count - mean.square()).clamp_min(0).sqrt().float().clamp_min(1e-4)
+        x = stream(example).double().transpose(0, 1).flatten(1)        # [D,B*196]
+        count, sums = count + x.shape[1], sums + torch.stack([x.sum(1), x.square().sum(1)])
+    mean, square = (sums / count).cpu()
+    return mean.float(), (square - mean.square()).clamp_min(0).sqrt().float().clamp_min(1e-4)
 
 
 def _join(examples: list[Example]) -> Example:

@@ -23,6 +23,7 @@ from teacher.autoencoder import ReconstructionLoss, build_vae, crops, encode_all
 from teacher.checkpoint import load_checkpoint, save_checkpoint
 from teacher.flow import FlowLoss, build_transformer, empty_prompt, flow_batch
 from teacher.graphed import GraphedLoss
+from teacher.quick_attention import use_quick_attention
 from teacher.schedule import set_lr
 from teacher.wan import normalise, spec_digest
 
@@ -120,7 +121,7 @@ def train_flow(run: Pretraining, vae: AutoencoderKLWan, frames: Tensor) -> WanTr
         single = frames[:, torch.arange(0, config.frames, 4).to(frames.device)].flatten(0, 1).unsqueeze(1)
         images = normalise(encode_all(vae, single, accelerator.device), vae)        # [3N,16,1,h,w]
     torch.manual_seed(config.seed)
-    transformer = build_transformer()
+    transformer = use_quick_attention(build_transformer())
     averaged = AveragedModel(transformer, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     seed = config.seed + 1000 * accelerator.process_index
     _fit(run, "flow", FlowLoss(transformer), config.flow_steps, config.flow_lr,
@@ -144,9 +145,11 @@ def _fit(run: Pretraining, stage: str, loss: nn.Module, steps: int, lr: float,
     key = spec_digest({k: str(v) for k, v in asdict(config).items()
                        if not k.startswith(other) and k not in ("out", "workers", "save_every")})
     start = step = load_checkpoint(path, modules, optimizer, key)
-    gradients = _Gradients(accelerator, loss.to(device).train(), optimizer)
     if device.type == "cuda" and stage == "flow":
         modules["transformer"].compile_repeated_blocks(fullgraph=True)  # type: ignore[operator]
+    elif device.type == "cuda":
+        loss.compile(dynamic=False)
+    gradients = _Gradients(accelerator, loss.to(device).train(), optimizer)
     seconds, smooth = getattr(config, f"{stage}_seconds"), None
     if seconds and start:
         steps, seconds = _decided(config.out / "metrics.jsonl", stage), 0.0

@@ -1,6 +1,5 @@
 """What the pre-trained generator can do, to be looked at: real clip, reconstruction, generated clip; and its card."""
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from PIL import Image
 from torch import Tensor
 
+from records.files import beside
 from scenes.clip import Source
 from teacher.autoencoder import to_pixels
 from teacher.flow import sample
@@ -34,9 +34,8 @@ def write_samples(folder: Path, source: Source, config: PretrainConfig, rows: in
     made = vae.decode(drawn * std + mean).sample
     sheet = [row for i in range(rows) for row in (_strip(real[i]), _strip(rebuilt[i]))] + [_strip(m) for m in made]
     path = folder / "samples.png"
-    beside = path.with_name(f".{os.getpid()}.samples.png")
-    Image.fromarray(np.concatenate(sheet)).save(beside)
-    beside.replace(path)
+    with beside(path) as scratch:
+        Image.fromarray(np.concatenate(sheet)).save(scratch)
     return path
 
 

@@ -1,6 +1,5 @@
 """Training and scoring the dense teacher on stored features: full, semantic only, or fed with a control."""
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from records.files import beside
 from scenes.dense import DenseScores, DenseTargets
 from teacher.checkpoint import load_checkpoint, save_checkpoint
 from teacher.dense import DenseShape, DenseTeacher, dense_loss
@@ -79,11 +79,9 @@ def score(model: DenseTeacher, examples: Examples, stream: Stream) -> tuple[dict
 
 
 def save_teacher(model: DenseTeacher, folder: Path, name: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".{name}.{os.getpid()}"
-    save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, beside,
-              metadata={"shape": json.dumps(asdict(model.shape))})
-    beside.replace(folder / f"{name}.safetensors")
+    with beside(folder / f"{name}.safetensors") as scratch:
+        save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, scratch,
+                  metadata={"shape": json.dumps(asdict(model.shape))})
 
 
 def load_teacher(folder: Path, name: str) -> DenseTeacher:

@@ -1,5 +1,6 @@
 """The pieces that ship.sh runs side by side: stages.py rooms | features | probe, WORK folder, PACK [HALF | MODE]."""
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -10,6 +11,7 @@ import torch
 
 from distill.clips import open_source
 from distill.config import load_config
+from records.files import beside
 from scenes.clip import Source
 from scenes.rooms import RoomSource
 from teacher.backbones import Tower
@@ -18,7 +20,8 @@ from teacher.grid import ProbeConfig, collect, controls, open_tower, read_blocks
 from teacher.semantic import SemanticEncoder
 from teacher.wan import Tap, load_wan
 
-HERE, GPU = Path(__file__).parent, torch.device("cuda")
+GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PROBE_CLIPS = int(os.environ.get("PROBE_CLIPS", "100"))  # to fit the probes, and as many to score them
 
 
 def rooms(work: Path, pack: Path) -> None:
@@ -35,8 +38,8 @@ def features(work: Path, pack: Path, half: str) -> None:
 
 def probe(work: Path, pack: Path, mode: Literal["image", "video"]) -> None:
     """Renders the probe's clips, waits for the generator, probes; image mode writes the tap after three levels."""
-    config = ProbeConfig(generator=work / "wan-nano", clips=100)
-    source = RoomSource(train=0, val=100, test=100, frames=9, seed=2000, pack=pack)
+    config = ProbeConfig(generator=work / "wan-nano", clips=PROBE_CLIPS)
+    source = RoomSource(train=0, val=PROBE_CLIPS, test=PROBE_CLIPS, frames=9, seed=2000, pack=pack)
     train, test = (collect(source, source.ids(split)) for split in ("val", "test"))
     while not (work / "ready").exists():
         time.sleep(0.5)
@@ -53,7 +56,8 @@ def probe(work: Path, pack: Path, mode: Literal["image", "video"]) -> None:
     for k in (300, 200, 500, 100, 700, 20, 999):
         read(k, list(range(10)), 1)
         if mode == "image" and len(rows) == 30:
-            (work / "tap").write_text(f"{best()['block']} {round(1000 * best()['t'])}")
+            with beside(work / "tap") as scratch:
+                scratch.write_text(f"{best()['block']} {round(1000 * best()['t'])}")
     chosen = best()
     for seeds in (8, 4):
         read(round(1000 * chosen["t"]), [max(0, chosen["block"] - 1), chosen["block"]], seeds)
@@ -62,7 +66,7 @@ def probe(work: Path, pack: Path, mode: Literal["image", "video"]) -> None:
 
 
 def _source(work: Path, pack: Path, render: bool) -> tuple[Source, str]:
-    scenes = load_config(HERE / "distill.yaml").scenes
+    scenes = load_config(work / "distill.yaml").scenes
     return open_source(replace(scenes, furniture=pack), work / "clips", render)
 
 
