@@ -28,7 +28,7 @@ from teacher.schedule import set_lr
 from teacher.wan import normalise, spec_digest
 
 WARM_STEPS = 200
-TIMED_FROM, TIMED_TO = 50, 150  # the steps whose speed a time budget goes by; within the warm-up
+TIMED_FROM, TIMED_TO = 200, 600  # the steps whose speed a time budget goes by; the decay starts after them
 
 
 @dataclass(frozen=True)

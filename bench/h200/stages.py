@@ -37,7 +37,7 @@ def features(work: Path, pack: Path, half: str) -> None:
 
 
 def probe(work: Path, pack: Path, mode: Literal["image", "video"]) -> None:
-    """Renders the probe's clips, waits for the generator, probes; image mode writes the tap after three levels."""
+    """Renders the probe's clips, waits for the generator, probes; image mode writes the tap after two levels."""
     config = ProbeConfig(generator=work / "wan-nano", clips=PROBE_CLIPS)
     source = RoomSource(train=0, val=PROBE_CLIPS, test=PROBE_CLIPS, frames=9, seed=2000, pack=pack)
     train, test = (collect(source, source.ids(split)) for split in ("val", "test"))
@@ -53,9 +53,9 @@ def probe(work: Path, pack: Path, mode: Literal["image", "video"]) -> None:
     def best() -> dict:
         return max(rows, key=lambda r: r["depth_r2_mlp"] + r["normal_cos"])
 
-    for k in (300, 200, 500, 100, 700, 20, 999):
+    for k in (200, 300, 100, 500, 700, 20, 999):
         read(k, list(range(10)), 1)
-        if mode == "image" and len(rows) == 30:
+        if mode == "image" and len(rows) == 20:
             with beside(work / "tap") as scratch:
                 scratch.write_text(f"{best()['block']} {round(1000 * best()['t'])}")
     chosen = best()
