@@ -54,6 +54,59 @@ def show(clip: Annotated[Path, tyro.conf.Positional], out: Path | None = None) -
     print(out)
 
 
+def ask(clip: Annotated[Path, tyro.conf.Positional], task: str | None = None, seed: int = 0) -> None:
+    """Prints the questions that a rendered clip supports, with their answers.
+
+    Args:
+        clip: a .safetensors file that `vega3d scenes render` wrote.
+        task: only this task: "ground", "multi_ground", "caption", "situated", or "vsi:" and a type of VSI-Bench.
+        seed: other seeds ask other questions.
+    """
+    from scenes.asked import print_questions
+    from scenes.clip import load_clip
+    from scenes.questions import TASKS
+
+    print_questions(load_clip(clip), (task,) if task else TASKS, seed)
+
+
+def census(out: Path = Path("bench/results/rooms_census.json"), rooms: int = 100, held_out: int = 40, frames: int = 9,
+           step: int = 1, size: int = 224, seed: int = 0, workers: int | None = None) -> None:
+    """Counts the questions of rendered rooms by task and writes how far guessing gets on them.
+
+    Args:
+        out: the result file.
+        rooms: training rooms, one clip each.
+        held_out: test rooms to score guesses on.
+        frames: frames a clip.
+        step: film this many times as many frames and keep every step-th, for clips that see more of the room.
+        size: pixels, square.
+        seed: of the rooms and the questions.
+        workers: processes; by default one less than there are cores, at most 15.
+    """
+    from rich.progress import track
+
+    from records.environment import environment
+    from records.results import measured, save
+    from scenes.balance import question_set
+    from scenes.census import census as counted
+    from scenes.rooms import RoomSource, render_clips
+    from scenes.thinned import Thinned
+
+    if rooms < 1 or held_out < 1:
+        raise ValueError(f"census: got rooms={rooms} and held_out={held_out}, expected at least 1 of each")
+    film = step * (frames - 1) + 1
+    source = Thinned(RoomSource(train=rooms, val=0, test=held_out, frames=film, size=size, seed=seed), step)
+    workers = default_workers() if workers is None else workers
+    known, asked = (question_set(track(render_clips(source, ids, workers), f"asking {len(ids)} rooms", len(ids)),
+                                 seed=seed) for ids in (source.ids("train"), source.ids("test")))
+    rows = counted(known, asked, rooms, held_out)
+    save(measured(out.stem, rows, environment()), out)
+    for row in rows:
+        guesses = "  ".join(f"{k} {row[k]:.3f}" for k in ("chance", "majority", "text_only", "constant") if row.get(k))
+        print(f"{row['task']:<34} {row['per_100_rooms']:5.0f} a 100 rooms  {row.get('metric', ''):<9} {guesses}")
+    print(out)
+
+
 def pack(out: Path, library: Path = LIBRARY, licence: Literal["cc0", "all"] = "cc0", max_triangles: int | None = None
          ) -> None:
     """Packs the Debian package sweethome3d-furniture into one small zip.
@@ -83,4 +136,4 @@ def default_workers() -> int:
     return 0 if cores <= 2 else min(cores - 1, 15)
 
 
-VERBS = {"render": render, "show": show, "pack": pack}
+VERBS = {"render": render, "show": show, "pack": pack, "ask": ask, "census": census}

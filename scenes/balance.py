@@ -1,0 +1,75 @@
+"""Evening out the answers of a set of questions, so that the commonest one is no good guess.
+
+Within a task (and a situated question's kind) few answers are kept equally often; of many, none keeps more questions
+than an even spread would give it. Numbers count as one answer where they lie within a quarter of each
+other. What the words of a question give away stays: that is for scenes.baselines to measure.
+"""
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from scenes.clip import Clip
+from scenes.questions import TASKS, Question, questions
+
+_RATIO = 1.25
+_FEW = 6       # of up to so many answers, those that are a tenth or more are kept equally often
+
+
+def question_set(clips: Iterable[Clip], tasks: Sequence[str] = TASKS, seed: int = 0) -> list[Question]:
+    """The balanced questions of these tasks about these clips, in the order of the clips."""
+    return balanced([q for clip in clips for task in tasks for q in questions(clip, task, seed)], seed)
+
+
+def balanced(asked: Sequence[Question], seed: int = 0) -> list[Question]:
+    """Those of the questions that are kept, in their order; which of too many are dropped is up to the seed."""
+    groups: dict[str, dict[str | int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for i, question in enumerate(asked):
+        group, answer = _answer_class(question)
+        groups[group][answer].append(i)
+    rng = np.random.default_rng(seed)
+    kept: list[int] = []
+    for _, by_answer in sorted(groups.items()):
+        counts = [len(found) for found in by_answer.values()]
+        common = [n for n in counts if n >= sum(counts) / 10]
+        even = min(common) if len(counts) <= _FEW else -(-sum(counts) // len(counts))
+        for _, found in sorted(by_answer.items(), key=lambda item: str(item[0])):
+            kept += [found[k] for k in rng.permutation(len(found))[:even]]
+    return _unguessable([asked[i] for i in sorted(kept)])
+
+
+def _unguessable(asked: list[Question]) -> list[Question]:
+    """Without those relative distances that give a thing away which is mostly the right one where it is offered.
+
+    Drops the most guessable ones until a guess by such rates is right for no more than chance, or half are left.
+    """
+    kept = {i: q for i, q in enumerate(asked) if q.task == "vsi:object_rel_distance"}
+    dropped: set[int] = set()
+    while len(kept) > len(dropped):
+        offered = Counter(o[3:] for q in kept.values() for o in q.options)
+        right = Counter(o[3:] for q in kept.values() for o in q.options if o[0] == q.answer)
+        rates = {i: sorted(((right[o[3:]] / offered[o[3:]], o[0]) for o in q.options), reverse=True)
+                 for i, q in kept.items()}
+        guessed = [i for i, ranked in rates.items() if ranked[0][1] == kept[i].answer]
+        if len(guessed) <= len(kept) / 4:
+            break
+        most = max(guessed, key=lambda i: rates[i][0][0] - rates[i][1][0])
+        dropped.add(most)
+        del kept[most]
+    return [q for i, q in enumerate(asked) if i not in dropped]
+
+
+def _answer_class(question: Question) -> tuple[str, str | int]:
+    """Among which questions its answers are evened out, and which answer it has."""
+    if question.task == "vsi:object_counting":
+        return question.task, round(question.number or 0)
+    if question.number is not None:
+        return question.task, round(np.log(max(question.number, 1e-3)) / np.log(_RATIO))
+    if question.task == "multi_ground":
+        return question.task, question.kind[:2]
+    if question.task.startswith(("vsi:object_rel_direction", "vsi:route")):
+        right = next(o for o in question.options if o[0] == question.answer)
+        return f"{question.task}/{right.count(',')}", right[3:]
+    if question.task == "situated":
+        return f"{question.task}/{question.kind}", question.answer or ""
+    return question.task, "any"
