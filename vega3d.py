@@ -5,11 +5,12 @@ import sys
 from collections.abc import Sequence
 
 ROOMS = {
-    "scenes": "render | show | pack        furnished rooms and your own videos as clips",
-    "teacher": "fetch | prompt | pretrain | probe  the generator, its taps, the fused teacher",
-    "distill": "run                         train the teacher, distil the student, write a run folder",
-    "export": "onnx | trt | check          ONNX, INT8 and TensorRT, each behind a parity gate",
-    "bench": "[latency | accuracy | report | tables]  what it costs, what it keeps; one page",
+    "scenes": "render | show | pack | ask  furnished rooms and your own videos as clips",
+    "teacher": "fetch | prompt | train | search | pretrain | probe  the generator, its taps, the fused teacher",
+    "distill": "run | heads                 train the teacher, distil the student, write a run folder",
+    "export": "onnx | trt | check | web    ONNX, INT8, TensorRT and a live page, each behind a parity gate",
+    "infer": "MODEL PHOTO -o DIR          depth, normals, features of a photo; needs no torch",
+    "bench": "[latency | accuracy | compare | report | tables]  what it costs, what it keeps; one page",
 }
 HELP = "usage: vega3d ROOM VERB [OPTIONS]      (vega3d ROOM VERB --help lists the options)\n\n" + "\n".join(
     f"  {room:8} {what}" for room, what in ROOMS.items()) + """
@@ -32,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         _run(args[0], args[1:])
     except KeyboardInterrupt:
         fail("interrupted; the same command resumes", code=130)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in (*ROOMS, "student", "records"):
+            raise
+        fail(f"{args[0]} needs the package {error.name}: pip install 'vega3d-edge[train]'")
     except (ValueError, OSError) as error:
         if os.environ.get("VEGA3D_DEBUG"):
             raise

@@ -8,6 +8,8 @@ import torch
 
 from bench.artefacts import Artefact, exported
 from bench.intervals import add_intervals
+from bench.layers import layer_rows
+from bench.matches import match_rows
 from bench.strips import draw_strips
 from bench.voices import speak, stream_of
 from distill.loop import fidelity
@@ -22,7 +24,8 @@ TORCH = "student_fp32"  # the row of the student as it was trained
 
 
 def accuracy(folder: Path) -> list[Row]:
-    """Rows of kind `accuracy`, `picture` (bench.strips) and `absent`.
+    """Rows of kind `accuracy`, `picture` (bench.strips), `match` and `match_pair` (bench.matches), `layer`
+    (bench.layers), `verdict` (the export's own) and `absent`.
 
     Teacher, semantic only, controls and the torch student as the run scored them, for every seed; the exported files of
     the first seed through onnxruntime in the student's place: delta1, abs_rel, normal_deg, miou, cosine to the teacher,
@@ -50,7 +53,16 @@ def accuracy(folder: Path) -> list[Row]:
     if run.labelled:
         scored = [row for row in rows if row["seed"] == seed]
         add_intervals(scored, _per_clip(run, student, files, test, seed), test.ids)
-    return rows + draw_strips(run, student, test, [file.features for file in files]) + missing
+    names = [file.features for file in files]
+    rows += draw_strips(run, student, test, names) + match_rows(run, test, names)
+    return rows + layer_rows(files) + [verdict for file in files if (verdict := _verdict(file))] + missing
+
+
+def _verdict(file: Artefact) -> Row | None:
+    """What the export found when it timed this file against another precision, as its sidecar keeps it."""
+    verdict = file.facts.get("verdict")
+    return {"kind": "verdict", "artefact": file.path.name, "sha256": file.sha256, "use": verdict.get("use"),
+            "line": verdict["line"]} if verdict else None
 
 
 def _recorded(folder: Path) -> list[Row]:

@@ -1,18 +1,23 @@
-"""The files a run exported: which are whole and of its student, so that they may be timed and scored."""
+"""What can be timed and scored: a run's student and the files it exported, or a student, an ONNX, an engine by path."""
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import onnx
+from google.protobuf.message import DecodeError
 
 from export.artefact import sidecar_path
 from records.files import sha256
 from records.results import Row
 
-FILES = {  # file: the row of the accuracy table it fills, and its precision
-    "model.onnx": ("student_onnx_fp32", "fp32"),
-    "model.fp16.onnx": ("student_fp16", "fp16"),
-    "model.int8.onnx": ("student_int8", "int8"),
-    "model.int8.cpu.onnx": ("student_int8_cpu", "int8"),
+Kind = Literal["student", "onnx", "engine"]
+ONNX_BACKENDS = ("ort-cpu", "ort-cuda", "ort-trt", "openvino")
+FILES = {  # a run's file: the row of the accuracy table it fills, its precision, and what it is meant to run on
+    "model.onnx": ("student_onnx_fp32", "fp32", ONNX_BACKENDS),
+    "model.fp16.onnx": ("student_fp16", "fp16", ("ort-cuda", "ort-trt")),  # on a CPU it is emulated
+    "model.int8.onnx": ("student_int8", "int8", ("ort-trt",)),
+    "model.int8.cpu.onnx": ("student_int8_cpu", "int8", ("ort-cpu", "openvino")),
 }
 
 
@@ -22,7 +27,9 @@ class Artefact:
     features: str          # its name in the accuracy table
     precision: str
     sha256: str
-    facts: dict[str, Any]  # its sidecar: interface, parity, recipe
+    facts: dict[str, Any] = field(default_factory=dict)  # its sidecar: interface, parity, recipe
+    kind: Kind = "onnx"
+    backends: tuple[str, ...] = ONNX_BACKENDS
 
     @property
     def size_mb(self) -> float:
@@ -31,27 +38,80 @@ class Artefact:
     @property
     def batch(self) -> int | str:
         """Frames a call, or "dynamic"."""
-        return self.facts.get("input", {}).get("shape", [1])[0]
+        return "dynamic" if self.kind == "student" else self.facts.get("input", {}).get("shape", [1])[0]
 
 
 def exported(run: Path) -> tuple[list[Artefact], list[Row]]:
     """The run's usable ONNX files, and an `absent` row for each of the others: what, why, which command makes it."""
     student = sha256(run / "student" / "student.safetensors")
     usable, missing = [], []
-    for name, (features, precision) in FILES.items():
+    for name, (features, precision, backends) in FILES.items():
         path = run / "export" / name
         why = _fault(path, student)
         if why is None:
             facts = json.loads(sidecar_path(path).read_text())
-            usable.append(Artefact(path, features, precision, facts["sha256"], facts))
+            usable.append(Artefact(path, features, precision, facts["sha256"], facts, backends=backends))
         else:
             missing.append(absent(name, why, f"vega3d export onnx --run {run} --precision {precision}"))
     return usable, missing
 
 
+def find(path: Path) -> tuple[list[Artefact], list[Row]]:
+    """What `path` holds that can be timed. A run: its student, exported files and engines; else the one thing it is.
+
+    Raises ValueError for anything else.
+    """
+    if (path / "config.yaml").is_file():
+        files, missing = exported(path)
+        engines = [_engine(engine) for engine in sorted((path / "export").glob("*.engine"))]
+        return [_student(path / "student"), *files, *engines], missing
+    if (path / "student.safetensors").is_file():
+        return [_student(path)], []
+    if path.is_file() and path.suffix in (".onnx", ".engine"):
+        return [_onnx(path) if path.suffix == ".onnx" else _engine(path)], []
+    what = "no such file or folder" if not path.exists() else "neither a run, a student, an .onnx nor an .engine"
+    raise ValueError(f"{path}: {what}; give runs/NAME, a folder with student.safetensors, or an exported file")
+
+
 def absent(what: str, why: str, fix: str) -> Row:
     """Something that was not measured, said plainly."""
     return {"kind": "absent", "what": what, "why": why, "fix": fix}
+
+
+def _student(folder: Path) -> Artefact:
+    path = folder / "student.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{path}: not there, so the run is unfinished; finish it with: vega3d distill run")
+    return Artefact(path, "student_fp32", "fp32", sha256(path), kind="student", backends=("torch", "compile"))
+
+
+def _onnx(path: Path) -> Artefact:
+    """Any ONNX file: named by its graph where it has no sidecar of ours."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise ValueError(f"{path}: not an ONNX file ({error}); export it again") from error
+    if len(model.graph.input) != 1 or len(model.graph.input[0].type.tensor_type.shape.dim) != 4:
+        raise ValueError(f"{path}: expected one input, frames [B,3,H,W]; this is another kind of model")
+    shape = [dim.dim_value or "dynamic" for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    return Artefact(path, path.stem, _precision(model), sha256(path), {"input": {"shape": shape}})
+
+
+def _engine(path: Path) -> Artefact:
+    try:
+        facts = json.loads(sidecar_path(path).read_text())
+        builder, precision = str(facts["builder"]), str(facts["precision"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: no engine with a sidecar ({error}); build one with: vega3d export trt") from error
+    backend = "rtx" if "rtx" in builder.lower() else "trt"
+    return Artefact(path, path.stem, precision, sha256(path), facts, "engine", (backend,))
+
+
+def _precision(model: onnx.ModelProto) -> str:
+    if any(node.op_type in ("DequantizeLinear", "MatMulInteger") for node in model.graph.node):
+        return "int8"
+    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+    return "fp16" if half else "fp32"
 
 
 def _fault(path: Path, student: str) -> str | None:

@@ -1,84 +1,113 @@
-"""Every way to run the student that this machine has: torch and onnxruntime, on the CPU and on a GPU."""
-from pathlib import Path
+"""Every way to run the student that this machine may have, by name; what is not here is named with its remedy."""
+import importlib.util
+from collections.abc import Callable, Sequence
 
-import numpy as np
-import onnxruntime as ort
 import torch
 from torch import Tensor
 
-from bench.artefacts import Artefact, absent, exported
-from bench.timing import Device, Subject
-from export.session import OnnxModel
-from records.files import sha256
+from bench.artefacts import Artefact, absent
+from bench.timing import Subject
 from records.results import Row
-from student.vit import load_student
 
-CPU_FILES = ("model.onnx", "model.int8.cpu.onnx")  # FP16 on a CPU is emulated: nobody should run it
-CUDA_FILES = ("model.onnx", "model.fp16.onnx")
 Found = tuple[list[Subject], list[Row]]
+Open = Callable[[Artefact, Tensor, int], Found]  # artefact, frames [B,3,H,W] in [0,1], CPU threads
 
 
-def student_subjects(run: Path, frames: Tensor, batches: tuple[int, ...], threads: int) -> Found:
-    """What can be timed, and `absent` rows for what cannot. frames [N,3,224,224] in [0,1]."""
-    files, missing = exported(run)
+def student_subjects(artefacts: Sequence[Artefact], frames: Tensor, batches: Sequence[int], backends: Sequence[str],
+                     threads: int) -> Found:
+    """What can be timed, and `absent` rows for what cannot. frames [N,3,H,W] in [0,1].
+
+    A file runs on the backends it is meant for (`Artefact.backends`). Raises ValueError for an unknown backend.
+    """
+    if unknown := [name for name in backends if name not in BACKENDS]:
+        raise ValueError(f"--backends: got {unknown[0]!r}, expected some of {','.join(BACKENDS)}")
     found: list[Subject] = []
-    for batch in batches:
-        images = frames[torch.arange(batch) % len(frames)]  # [batch,3,224,224]
-        pixels = images.numpy()
-        for subjects, gaps in (_torch_cpu(run, images), _torch_cuda(run, images),
-                               _onnx(files, pixels, "cpu", threads), _onnx(files, pixels, "cuda", threads)):
-            found += subjects
-            missing += [gap for gap in gaps if gap not in missing]
+    missing: list[Row] = []
+    for name in backends:
+        suited = [artefact for artefact in artefacts if name in artefact.backends]
+        if gap := _gap(name):
+            missing.append(gap)
+        elif not suited and name in ("trt", "rtx"):
+            missing.append(absent(name, "no engine was given", f"vega3d export trt --target {name}"))
+        for artefact in suited if not gap else ():
+            for batch in batches:
+                subjects, gaps = _opened(name, artefact, frames[torch.arange(batch) % len(frames)], threads)
+                found, missing = found + subjects, missing + gaps
     return found, missing
 
 
-def _torch_cpu(run: Path, images: Tensor) -> Found:
-    return [_torch(run, images, "cpu", torch.float32)], []
+def _opened(name: str, artefact: Artefact, images: Tensor, threads: int) -> Found:
+    what = f"{artefact.path.name} at batch {len(images)} on {name}"
+    if artefact.batch not in (len(images), "dynamic"):
+        return [], [absent(what, f"its batch is fixed at {artefact.batch}", "vega3d export onnx --batch dynamic")]
+    try:
+        return BACKENDS[name](artefact, images, threads)
+    except (ValueError, RuntimeError, OSError) as error:
+        return [], [absent(what, " ".join(str(error).split())[:200], "see the message")]
 
 
-def _torch_cuda(run: Path, images: Tensor) -> Found:
+def _gap(name: str) -> Row | None:
+    """Why a backend is not here; None if it is."""
+    import onnxruntime as ort
+
+    needs = {"ort-cuda": "CUDAExecutionProvider", "ort-trt": "TensorrtExecutionProvider"}
+    if name in needs and needs[name] not in ort.get_available_providers():
+        return absent(name, f"this onnxruntime has no {needs[name]}", "pip install 'vega3d-edge[gpu]'")
+    packages = {"trt": ("tensorrt", "tensorrt"), "rtx": ("tensorrt_rtx", "rtx"), "openvino": ("openvino", "openvino")}
+    if name in packages and importlib.util.find_spec(packages[name][0]) is None:
+        return absent(name, f"{packages[name][0]} is not installed", f"pip install 'vega3d-edge[{packages[name][1]}]'")
+    if name in ("trt", "rtx", "ort-cuda", "ort-trt"):
+        from export import cuda
+
+        if cuda.device() is None:
+            return absent(name, "no NVIDIA GPU here", "run on a machine with one")
+    return None
+
+
+def _torch(artefact: Artefact, images: Tensor, threads: int) -> Found:
+    from bench.students import torch_subjects
+
+    found, missing = torch_subjects(artefact.path.parent, images, "cpu")
     if not torch.cuda.is_available():
-        return [], [absent("torch CUDA", "no GPU here", "run on a machine with an NVIDIA GPU")]
-    return [_torch(run, images, "cuda", torch.float32), _torch(run, images, "cuda", torch.float16)], []
+        return found, [absent("torch CUDA", "no GPU here", "run on a machine with an NVIDIA GPU")]
+    for precision in ("fp32", "fp16"):
+        more, gaps = torch_subjects(artefact.path.parent, images, "cuda", precision)
+        found, missing = found + more, missing + gaps
+    return found, missing
 
 
-def _torch(run: Path, images: Tensor, device: Device, dtype: torch.dtype) -> Subject:
-    file = run / "student" / "student.safetensors"
-    student = load_student(run / "student").to(device, dtype)
-    images = images.to(device, dtype)
-    call = torch.inference_mode()(student)
-    precision = "fp32" if dtype == torch.float32 else "fp16"
-    return Subject(_about(file.name, sha256(file), file.stat().st_size / 1e6, "torch", device, precision, len(images)),
-                   lambda: call(images), device)
+def _compile(artefact: Artefact, images: Tensor, threads: int) -> Found:
+    from bench.students import torch_subjects
+
+    if not torch.cuda.is_available():
+        return torch_subjects(artefact.path.parent, images, "cpu", "fp32", "compile")
+    found, missing = torch_subjects(artefact.path.parent, images, "cuda", "fp32", "compile")
+    more, gaps = torch_subjects(artefact.path.parent, images, "cuda", "fp16", "compile")
+    return found + more, missing + gaps
 
 
-def _onnx(files: list[Artefact], images: np.ndarray, device: Device, threads: int) -> Found:
-    if device == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
-        return [], [absent("onnxruntime CUDA", "not installed", "pip install 'vega3d-edge[gpu]'")]
-    subjects, missing = [], []
-    for file in files:
-        if file.path.name not in (CPU_FILES if device == "cpu" else CUDA_FILES):
-            continue
-        if file.batch not in (len(images), "dynamic"):
-            missing.append(absent(f"{file.path.name} at batch {len(images)}", f"its batch is fixed at {file.batch}",
-                                  "vega3d export onnx --batch dynamic"))
-            continue
-        about = _about(file.path.name, file.sha256, file.size_mb, "onnxruntime", device, file.precision, len(images))
-        # a GPU session is timed host to host: onnxruntime copies the frames in and the features out
-        subjects.append(Subject(about, _session_call(file, images, device, threads)))
-    return subjects, missing
+def _onnxruntime(name: str) -> Open:
+    def open_(artefact: Artefact, images: Tensor, threads: int) -> Found:
+        from bench.onnx_backends import onnxruntime_subject
+
+        return [onnxruntime_subject(name, artefact, images.numpy(), threads)], []
+    return open_
 
 
-def _session_call(file: Artefact, images: np.ndarray, device: Device, threads: int):
-    if device == "cpu":
-        model = OnnxModel(file.path, optimise=True, threads=threads)
-        session, name = model.session, model.input.name
-    else:
-        session = ort.InferenceSession(str(file.path), providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-    return lambda: session.run(None, {name: images})
+def _openvino(artefact: Artefact, images: Tensor, threads: int) -> Found:
+    from bench.onnx_backends import openvino_subject
+
+    return [openvino_subject(artefact, images.numpy(), threads)], []
 
 
-def _about(artefact: str, digest: str, size_mb: float, backend: str, device: Device, precision: str, batch: int) -> Row:
-    return {"artefact": artefact, "sha256": digest, "stage": "student", "backend": backend, "device": device,
-            "precision": precision, "batch": batch, "frames": batch, "size_mb": size_mb}
+def _engine(name: str) -> Open:
+    def open_(artefact: Artefact, images: Tensor, threads: int) -> Found:
+        from bench.engines import engine_subject
+
+        return [engine_subject(name, artefact, images.numpy())], []
+    return open_
+
+
+BACKENDS: dict[str, Open] = {
+    "torch": _torch, "compile": _compile, "ort-cpu": _onnxruntime("ort-cpu"), "ort-cuda": _onnxruntime("ort-cuda"),
+    "ort-trt": _onnxruntime("ort-trt"), "trt": _engine("trt"), "rtx": _engine("rtx"), "openvino": _openvino}

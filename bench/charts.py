@@ -1,5 +1,7 @@
 """The report's charts: accuracy against latency and size, gain and recovery, what the teacher's stages cost."""
 
+from collections.abc import Sequence
+
 from bench.axes import WIDTH, Scale, bar, chart, labels, line, number, padded, text, whisker
 from bench.html import Html, el, join
 from bench.names import accuracy_label, colour, latency_label
@@ -26,10 +28,12 @@ def scatter(results: Results) -> Html | None:
     if base:
         parts += [line(LEFT, y(unit * base[key]), RIGHT, y(unit * base[key]), "reference"),
                   text(RIGHT, y(unit * base[key]) + 14, "semantic only", "muted", "end")]
+    parts += _front(points, key, unit, x, y)
     largest = max(p["size_mb"] for p in points)
     parts += [el("circle", cx=x(p["frame_ms"]), cy=y(unit * p[key]), r=6 + 18 * (p["size_mb"] / largest) ** 0.5,
                  class_=f"bubble {colour(p)}") for p in sorted(points, key=lambda p: -p["size_mb"])]
-    parts += [text(x(p["frame_ms"]), y(unit * p[key]) + 4.5, str(i), "mark", "middle") for i, p in enumerate(points, 1)]
+    marks = _apart([(x(p["frame_ms"]), y(unit * p[key])) for p in points])
+    parts += [text(a, b + 4.5, str(i), "mark", "middle") for i, (a, b) in enumerate(marks, 1)]
     facts = [f"{number(p['frame_ms'])} ms, {f'{unit * p[key]:.1f} %' if depth else f'{p[key]:.3f}'}, "
              f"{number(p['size_mb'])} MB" for p in points]
     said = "; ".join(f"{p['label']}: {fact}" for p, fact in zip(points, facts, strict=True))
@@ -96,6 +100,36 @@ def stages(results: Results) -> Html | None:
                   text(x(row["frame_ms"]) + 6, y + 18, f"{number(row['frame_ms'])} ms")]
     said = "; ".join(f"{latency_label(row, draws)}: {row['frame_ms']:.1f} ms" for row in rows)
     return chart("Milliseconds a frame, stage by stage", said, 42 * len(rows) + 4, parts)
+
+
+def front(points: Sequence[Row], key: str) -> list[Row]:
+    """Those that no other one beats in both time and accuracy, quickest first (the Pareto front)."""
+    best: list[Row] = []
+    for point in sorted(points, key=lambda p: (p["frame_ms"], -p[key])):
+        if not best or point[key] > best[-1][key]:
+            best.append(point)
+    return best
+
+
+def _apart(places: Sequence[tuple[float, float]], least: float = 15) -> list[tuple[float, float]]:
+    """Where the numbers go: on their discs, or above and below where another number is there already."""
+    taken: list[tuple[float, float]] = []
+    for a, b in places:
+        steps = (b + sign * k * least for k in range(len(places)) for sign in (-1, 1))
+        taken.append(next((a, c) for c in steps if all(abs(a - x) + 2 * abs(c - y) >= 2 * least - 0.01 or
+                                                        abs(a - x) >= least for x, y in taken)))
+    return taken
+
+
+def _front(points: Sequence[Row], key: str, unit: float, x: Scale, y: Scale) -> list[Html]:
+    """The front as steps: whatever lies below or right of them is beaten."""
+    corners: list[tuple[float, float]] = []
+    for point in front(points, key):
+        if corners:
+            corners.append((x(point["frame_ms"]), corners[-1][1]))
+        corners.append((x(point["frame_ms"]), y(unit * point[key])))
+    corners = [(corners[0][0], y.start), *corners, (x.end, corners[-1][1])]
+    return [el("path", d="M" + " L".join(f"{a:.1f} {b:.1f}" for a, b in corners), class_="front")]
 
 
 def _points(results: Results) -> list[Row]:

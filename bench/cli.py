@@ -16,7 +16,7 @@ Save = tuple[Literal["latency_cpu", "rooms_accuracy", "int8_cpu"], ...]
 
 
 def everything(config: Config, run: Path = LATEST, out: Path | None = None, save: Save = ()) -> None:
-    """Latency and accuracy of a run -> results.json and report.html. Verbs: latency, accuracy, report, tables.
+    """Latency and accuracy of a run -> results.json and report.html. Verbs: latency, accuracy, compare, report, tables.
 
     Args:
         config: how latency is measured
@@ -27,16 +27,26 @@ def everything(config: Config, run: Path = LATEST, out: Path | None = None, save
     _bench(run, ("latency", "accuracy"), config, out, save)
 
 
-def latency(config: Config, run: Path = LATEST, out: Path | None = None, save: Save = ()) -> None:
-    """Time the student, its exported files and the teacher's stages on this machine.
+def latency(sources: tyro.conf.Positional[tuple[Path, ...]] = (LATEST,), config: Config = LatencyConfig(),  # noqa: B008
+            out: Path | None = None, save: Save = ()) -> None:
+    """Time students and exported files on this machine; of a run, the teacher's stages beside them.
 
     Args:
+        sources: run folders, student folders, ONNX files, engines; default: runs/latest
         config: how latency is measured
-        run: a run folder of `vega3d distill run`
-        out: folder for results.json and report.html; default bench/ of the checkout, else RUN/bench
-        save: also write these files of bench/results/, which the README's tables come from
+        out: folder for the results; default: of one run, bench/ of the checkout, else RUN/bench; of files, beside them
+        save: of one run: also write these files of bench/results/, which the README's tables come from
     """
-    _bench(run, ("latency",), config, out, save)
+    from bench.run import bench_files
+
+    if len(sources) == 1 and (sources[0] / "config.yaml").is_file():
+        _bench(sources[0], ("latency",), config, out, save)
+        return
+    if save:
+        raise ValueError("--save: only for one run; its README tables are of one student and its teacher")
+    results, path = bench_files(sources, config, out)
+    _print(results)
+    print(f"results: {path}")
 
 
 def accuracy(run: Path = LATEST, out: Path | None = None, save: Save = ()) -> None:
@@ -65,18 +75,45 @@ def report(results: Path = Path("bench/results.json"), out: Path | None = None) 
     print(f"report: {page}")
 
 
-def tables(readme: Path = Path("README.md"), results: Path = Path("bench/results"), check: bool = False) -> None:
-    """Write the README's result tables from the committed result files.
+def compare(before: tyro.conf.Positional[Path], after: tyro.conf.Positional[Path], every: bool = False) -> None:
+    """What became slower, larger or worse from one result file to another, beyond their noise: then exit code 1.
 
     Args:
-        readme: the file with <!-- results:NAME --> markers
+        before: a result file: of vega3d bench, of bench/results/, or a Jetson's result.json
+        after: another one
+        every: also print what stayed equal
+    """
+    from bench.compare import compare as changes_of
+    from bench.compare import same_machine
+    from records.results import load
+
+    old, new = load(before), load(after)
+    changes, alone = changes_of(old, new)
+    shown = [change for change in changes if every or change.verdict != "equal"]
+    print("\n".join(map(str, [*shown, *alone])), end="\n" if shown or alone else "")
+    worse, better = (sum(change.verdict == verdict for change in changes) for verdict in ("worse", "better"))
+    print(f"{len(changes)} figures: {worse} worse, {better} better, {len(changes) - worse - better} equal within noise")
+    if not same_machine(old, new):
+        print("measured on different machines: the changes are theirs, not the code's")
+    elif worse:
+        raise SystemExit(1)
+
+
+def tables(documents: tyro.conf.Positional[tuple[Path, ...]] = (), results: Path = Path("bench/results"),
+           check: bool = False) -> None:
+    """Write the result tables of README.md and docs/*.md from the committed result files.
+
+    Args:
+        documents: files with <!-- results:NAME --> markers; default: README.md and docs/*.md
         results: the folder of NAME.json files
         check: write nothing; fail if a table differs from its file
     """
     from bench.tables import update
 
-    changed = update(readme, results, check)
-    print(f"{readme}: tables {'written' if changed else 'are up to date'}")
+    named = documents or (Path("README.md"), *sorted(Path("docs").glob("*.md")))
+    changed = update(named, results, check)
+    print(f"{len(named)} documents: " + (f"tables written in {', '.join(map(str, changed))}" if changed else
+                                         "tables are up to date"))
 
 
 def _bench(run: Path, parts: "tuple[Part, ...]", config: LatencyConfig, out: Path | None, save: Save) -> None:
@@ -93,8 +130,16 @@ def _print(results: "Results") -> None:
 
     for row in results.of("latency"):
         speed = f"{row['speedup']:7.1f}x" if row.get("speedup") else ""
-        print(f"{latency_label(row):36} {row['latency_ms']:8.2f} ms  p90 {row['p90_ms']:8.2f}  "
-              f"{row['size_mb']:7.1f} MB {speed}")
+        print(f"{latency_label(row):40} {row['latency_ms']:8.2f} ms  p90 {row['p90_ms']:8.2f} p99 {row['p99_ms']:8.2f} "
+              f"{row['frames_per_s']:8.1f}/s {row['size_mb']:7.1f} MB {speed}")
+    for row in results.of("preprocess"):
+        print(f"{'Camera frame made ready, on the CPU':44} {row['latency_ms']:8.2f} ms  p90 {row['p90_ms']:8.2f}")
+    for row in results.of("soak"):
+        print(f"soak: {row['artefact']} on {row['backend']}, {row['seconds']:.0f} s: {row['first_ms']:.2f} ms first, "
+              f"{row['last_ms']:.2f} at last ({row['slowdown']:.2f}x); slowed by: {row['slowed_by']}")
+    for row in results.of("crosscheck"):
+        print(f"cross-check: {row['artefact']}: {row['latency_ms']:.2f} ms here, {row['tool_ms']:.2f} by {row['tool']} "
+              f"({row['ratio']:.2f})")
     for row in results.of("accuracy"):
         scores = " ".join(f"{key} {row[key]:.3f}" for key in ("delta1", "abs_rel", "normal_deg", "miou", "cosine_mean",
                                                               "recovery") if row.get(key) is not None)
@@ -105,4 +150,5 @@ def _print(results: "Results") -> None:
         print(f"{verdict.title}: {verdict.figure} {verdict.sentence}")
 
 
-VERBS = {"": everything, "latency": latency, "accuracy": accuracy, "report": report, "tables": tables}
+VERBS = {"": everything, "latency": latency, "accuracy": accuracy, "report": report, "compare": compare,
+         "tables": tables}

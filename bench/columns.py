@@ -10,10 +10,11 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Column:
-    """A header with its unit, and the field under it. Numbers get `digits` decimals after `scale`; text stays."""
+    """A header with its unit, and the field under it. Numbers get `digits` decimals after `scale` (None: four
+    significant digits); text stays."""
     header: str
     field: str
-    digits: int = 3
+    digits: int | None = 3
     scale: float = 1.0
     suffix: str = ""
 
@@ -25,11 +26,11 @@ class Column:
         if isinstance(value, bool | str):
             return str(value)
         spread = row.get(f"{self.field}_std")
-        text = f"{value * self.scale:.{self.digits}f}"
+        text = f"{value * self.scale:.{self.digits}f}" if self.digits is not None else f"{value * self.scale:.4g}"
         if float(text) == 0:
             text = text.removeprefix("-")
         if spread is not None:
-            text += f" ± {spread * self.scale:.{self.digits}f}"
+            text += f" ± {spread * self.scale:.{3 if self.digits is None else self.digits}f}"
         return text + self.suffix
 
     @property
@@ -38,7 +39,8 @@ class Column:
         return self.field not in TEXT
 
 
-TEXT = {"features", "head", "mode", "model", "backend", "precision", "artefact", "stage", "label", "device", "timer"}
+TEXT = {"features", "head", "mode", "model", "backend", "precision", "artefact", "stage", "label", "device", "timer",
+        "launch", "work", "what"}
 
 
 def over_seeds(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:

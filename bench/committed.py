@@ -32,7 +32,7 @@ def _int8_cpu(rows: Sequence[Row]) -> list[Row]:
     """Both precisions on onnxruntime's CPU provider, each with the fidelity of the very file (by SHA-256)."""
     model = next((row["student"] for row in rows if row["kind"] == "run"), "student")
     scores = {row["sha256"]: row for row in rows if row["kind"] == "accuracy" and "fp32_cosine_mean" in row}
-    timed = [row for row in _latency_cpu(rows) if row["backend"] == "onnxruntime" and row["sha256"] in scores]
+    timed = [row for row in _latency_cpu(rows) if row["backend"] == "ort-cpu" and row["sha256"] in scores]
     return [{"model": model, **row, "cosine_mean": scores[row["sha256"]]["fp32_cosine_mean"],
              "cosine_p1": scores[row["sha256"]]["fp32_cosine_p1"],
              "delta1_vs_fp32": scores[row["sha256"]].get("delta1_vs_fp32")} for row in timed]

@@ -6,7 +6,7 @@ from html import escape
 from bench.columns import NONE, Column
 from records.results import Row
 
-VOID = {"img", "line", "rect", "circle", "path", "br"}
+VOID = {"img", "line", "rect", "circle", "path", "br", "image"}
 
 
 class Html(str):

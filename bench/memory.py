@@ -8,13 +8,12 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-Kind = Literal["onnx", "student", "generator", "semantic"]
+Kind = Literal["onnx", "openvino", "student", "generator", "semantic"]
 CALLS = 3
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,8 +32,8 @@ def peak_memory(kind: Kind, path: Path, threads: int) -> dict[str, float | None]
 
 
 def main(kind: str, path: str, threads: str) -> None:
-    loader: Callable[[Path, int], Callable[[np.ndarray], object]]
-    loader = {"onnx": _onnx, "student": _student, "generator": _generator, "semantic": _semantic}[kind]
+    loader = {"onnx": _onnx, "openvino": _openvino, "student": _student, "generator": _generator,
+              "semantic": _semantic}[kind]
     frame = np.random.default_rng(0).random((1, 3, 224, 224), np.float32)
     before, run = loader(Path(path), int(threads))
     for _ in range(CALLS):
@@ -51,6 +50,14 @@ def _onnx(path: Path, threads: int):
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return before, lambda frame: session.run(None, {name: frame})
+
+
+def _openvino(path: Path, threads: int):
+    import openvino
+
+    before = _peak_mb()
+    model = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1})
+    return before, lambda frame: model([frame])
 
 
 def _student(folder: Path, threads: int):

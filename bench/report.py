@@ -10,10 +10,11 @@ from string import Template
 from bench.charts import gains, recovery, scatter, stages
 from bench.columns import Column, over_seeds
 from bench.device import busy
-from bench.gallery import gallery
+from bench.gallery import correspondences, gallery
 from bench.html import Html, el, html_table, join
 from bench.intervals import METRICS
 from bench.names import accuracy_label, latency_label
+from bench.precision_map import precision_maps
 from bench.verdicts import gain_is_real, verdicts
 from records.files import beside
 from records.results import Results, Row
@@ -41,9 +42,9 @@ def write_report(results: Results, path: Path) -> None:
     """Writes the page for a results file of `vega3d bench`, whole or in part: what is missing names its command."""
     about = next(iter(results.of("run")), {"student": "Student", "generator": "generator", "run": ""})
     title = f"{about['student']} distilled from {about['generator']}: what it costs, what it keeps"
-    sections = (_cost(results, about), _kept(results), _int8(results, about), gallery(results, about), _words(),
-                _setting(results, about))
-    body = join([_header(title, about, results), el("main", *sections), _footer(results)])
+    sections = (_cost(results, about), _kept(results), _int8(results, about), _precision(results),
+                gallery(results, about), correspondences(results, about), _words(), _setting(results, about))
+    body = join([_header(title, about, results), el("main", *filter(None, sections)), _footer(results)])
     with beside(path) as scratch:
         scratch.write_text(Template(PAGE.read_text()).substitute(title=escape(title), body=body))
 
@@ -72,9 +73,13 @@ def _cost(results: Results, about: Row) -> Html:
         return _section("Cost", _missing("Latency", "vega3d bench latency"))
     named = [{**row, "label": latency_label(row, about.get("noise_draws", 1))} for row in rows]
     columns = [Column("", "label"), Column("median, ms", "latency_ms", 1), Column("p90, ms", "p90_ms", 1),
-               Column("p99, ms", "p99_ms", 1), Column("file or weights, MB", "size_mb", 1),
-               Column("peak memory, MB", "memory_mb", 0), Column("faster than the generator", "speedup", 1, suffix="x"),
+               Column("p99, ms", "p99_ms", 1), Column("host to host, ms", "host_ms", 1),
+               Column("frames/s", "frames_per_s", 1), Column("file or weights, MB", "size_mb", 1),
+               Column("peak memory, MB", "memory_mb", 0),
+               Column("mJ a frame", "energy_mj_per_frame", 1),
+               Column("faster than the generator", "speedup", 1, suffix="x"),
                Column("faster than torch", "vs_torch", 2, suffix="x")]
+    columns = [column for column in columns if any(row.get(column.field) is not None for row in named)]
     threads = rows[0]["threads"]
     caption = (f"Time of one call, {threads} CPU thread{'s' * (threads > 1)}, {sum(r['iterations'] for r in rows)} "
                "calls in all, taken in turn.")
@@ -114,7 +119,7 @@ def _kept(results: Results) -> Html:
 def _int8(results: Results, about: Row) -> Html:
     verdict = next((v for v in verdicts(results) if v.title.startswith("INT8")), None)
     if verdict:
-        return _section("INT8 or not", el("p", verdict.sentence), _int8_table(results))
+        return _section("INT8 or not", el("p", verdict.sentence), _export_verdicts(results), _int8_table(results))
     gaps = [row for row in results.of("absent") if "int8" in row["what"]]
     command = gaps[0]["fix"] if gaps else f"vega3d export onnx --run {about['run']} --precision int8"
     measured = "Export it with: " if gaps else "Export and measure it with: "
@@ -122,9 +127,31 @@ def _int8(results: Results, about: Row) -> Html:
                                       el("code", "vega3d bench"), ".", class_="notice"))
 
 
+def _export_verdicts(results: Results) -> Html | None:
+    """What the export said of each file when it timed it itself, on this machine or on the one it was built for."""
+    items = [el("li", el("code", row["artefact"]), f": {row['line']}") for row in results.of("verdict")]
+    if not items:
+        return None
+    return el("div", el("p", "The export's own verdicts, timed when the files were made:"), el("ul", *items))
+
+
+def _precision(results: Results) -> Html | None:
+    """One map for each file of mixed precision."""
+    maps = precision_maps(results)
+    if not maps:
+        return None
+    figures = [_figure(row["artefact"], "A row is a block of the student, a column a layer; the number is its bits.",
+                       drawn) for row, drawn in maps]
+    key = el("p", *(el("span", name, class_=f"chip {kind}") for kind, name in (
+        ("int8", "8: INT8"), ("half", "16: half"), ("full", "32: float32"))))
+    return _section("What runs in which precision", el(
+        "p", "Read from the exported graphs: INT8 only where a product reads two dequantised operands. A builder may "
+        "still choose other kernels; export trt reports what it chose."), key, _pair(figures))
+
+
 def _int8_table(results: Results) -> Html:
     """The exported files side by side; those that only other machines run have no time here."""
-    timed = {row["sha256"]: row for row in results.of("latency") if row["device"] == "cpu" and row["batch"] == 1}
+    timed = {row["sha256"]: row for row in results.of("latency") if row["backend"] == "ort-cpu" and row["batch"] == 1}
     rows = [{**timed.get(row["sha256"], {}), **row, "label": accuracy_label(row),
              "size_mb": row["size_mb"]} for row in results.of("accuracy") if "fp32_cosine_mean" in row]
     columns = [Column("file", "label"), Column("size, MB", "size_mb", 1), Column("median, ms", "latency_ms", 1),
@@ -133,8 +160,8 @@ def _int8_table(results: Results) -> Html:
                Column("depth, points", "delta1_vs_fp32", 2, 100),
                Column("normals, °", "normal_deg_vs_fp32", 2)]
     return html_table("Each exported file against the student it was made from, on all held-out frames: cosine of the "
-                      "features, and what depth and normals change by. No time: a file for another runtime than this "
-                      "machine's CPU.", columns, rows)
+                      "features, and what depth and normals change by. Times are onnxruntime's on the CPU; none: a "
+                      "file for another runtime.", columns, rows)
 
 
 def _words() -> Html:

@@ -28,7 +28,8 @@ def bench(run: Path, parts: Sequence[Part], config: LatencyConfig, out: Path, na
     about, env = about_run(folder), device_facts()
     rows = [about]
     for part in parts:
-        rows += [{"part": part, **row} for row in (latency(folder, config) if part == "latency" else accuracy(folder))]
+        found = latency([folder], config) if part == "latency" else accuracy(folder)
+        rows += [{"part": part, **row} for row in found]
     env["load_1m_after"] = device_facts()["load_1m"]
     rows += _kept(out / "results.json", parts, about, env)
     results = measured("bench", _once(rows), env)
@@ -37,6 +38,18 @@ def bench(run: Path, parts: Sequence[Part], config: LatencyConfig, out: Path, na
     for name in names:
         commit_rows(name, results.rows, env, committed)
     return results
+
+
+def bench_files(sources: Sequence[Path], config: LatencyConfig, out: Path | None) -> tuple[Results, Path]:
+    """Latency of files that are no whole run, and where it was written: FIRST.latency.json beside the first of them, or
+    latency.json in `out`."""
+    env = device_facts()
+    rows = latency(sources, config)
+    env["load_1m_after"] = device_facts()["load_1m"]
+    results = measured("latency", rows, env)
+    path = out / "latency.json" if out else sources[0].with_name(f"{sources[0].name}.latency.json")
+    save(results, path)
+    return results, path
 
 
 def default_out(run: Path) -> Path:

@@ -1,24 +1,28 @@
 """What the teacher costs, stage by stage: VAE encode, transformer to the tap for S noise draws, semantic encoder."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from bench.gpu import LAUNCHES, Launch, gpu_subjects
 from bench.timing import Device, Subject
 from distill.config import load_config
 from records.results import Row
 from teacher.semantic import SemanticEncoder
 from teacher.wan import WanTower, generator_folder, load_wan
 
+Found = tuple[list[Subject], list[Row]]
+
 
 @dataclass(frozen=True)
 class Stage:
     """One timed part of the teacher. Its row names it by `name`."""
     name: str
-    call: Callable[[Tensor], object]
+    call: Callable[[Tensor], Tensor]
     weights: list[nn.Module]
     digest: str
 
@@ -30,36 +34,63 @@ def load_generator(run: Path) -> WanTower:
     return load_wan(path, config.teacher.tap)
 
 
-def teacher_subjects(run: Path, frames: Tensor, device: Device) -> list[Subject]:
+def teacher_subjects(run: Path, frames: Tensor, device: Device) -> Found:
     """Every stage, and `generator`: VAE and transformer in one call, what the student stands in for.
 
     frames [N,3,H,W] in [0,1]. In image mode a call is one frame; in video mode, one clip of the run's length, and the
     row's frame_ms is a frame's share of it.
     """
     config = load_config(run / "config.yaml")
-    tower, semantic = load_generator(run).to(device), SemanticEncoder().to(device)
     count = 1 if config.teacher.tap.frames == "image" else config.scenes.frames
-    clip = frames[torch.arange(count) % len(frames)][None].to(device)                   # [1,T,3,H,W]
-    latents = torch.inference_mode()(tower.latents)(clip)
-    vae = cast(nn.Module, tower.vae)
-    encoder = [vae.get_submodule(name) for name in ("encoder", "quant_conv")]
-    stages = [Stage("vae_encode", tower.latents, encoder, tower.spec["weights"]),
-              Stage("transformer", _PastVAE(tower, latents).features, [tower.transformer], tower.spec["weights"]),
-              Stage("generator", tower.features, [*encoder, tower.transformer], tower.spec["weights"]),
-              Stage("semantic", semantic.features, [semantic], semantic.spec["weights"])]
+    clip = frames[torch.arange(count) % len(frames)][None]                              # [1,T,3,H,W]
     name = "wan-nano" if config.teacher.generator == "wan-nano" else Path(config.teacher.generator).name
-    return [_subject(stage, name if stage.name != "semantic" else semantic.spec["tower"], clip, device)
-            for stage in stages]
+    found, missing = generator_subjects(load_generator(run), name, clip, device)
+    more, gaps = semantic_subjects(clip, device)
+    return found + more, missing + gaps
 
 
-def _subject(stage: Stage, artefact: str, clip: Tensor, device: Device) -> Subject:
-    precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[
-        next(p for module in stage.weights for p in module.parameters()).dtype]
-    about: Row = {"artefact": artefact, "sha256": stage.digest, "stage": stage.name, "backend": "torch",
-                  "device": device, "precision": precision, "batch": 1, "frames": clip.shape[1],
-                  "size_mb": _weights_mb(stage.weights)}
-    run = torch.inference_mode()(stage.call)
-    return Subject(about, lambda: run(clip), device)
+def generator_subjects(tower: WanTower, name: str, clips: Tensor, device: Device,
+                       launches: Sequence[Launch] = LAUNCHES) -> Found:
+    """VAE, transformer and both, for clips [B,T,3,H,W] in [0,1] on the CPU."""
+    tower.to(device)
+    tower.chunk = clips.shape[0] * clips.shape[1]  # all at once: a graph's capture must not ask how much memory is free
+    vae = cast(nn.Module, tower.vae)
+    encoder = [vae.get_submodule(part) for part in ("encoder", "quant_conv")]
+    one_by_one = tower.tap.frames == "image"
+
+    @torch.inference_mode()
+    def latents(videos: Tensor) -> Tensor:
+        return tower.latents(videos.flatten(0, 1).unsqueeze(1) if one_by_one else videos)
+
+    stages = [Stage("vae_encode", latents, encoder, tower.spec["weights"]),
+              Stage("transformer", _PastVAE(tower, latents(clips.to(device))).features, [tower.transformer],
+                    tower.spec["weights"]),
+              Stage("generator", tower.features, [*encoder, tower.transformer], tower.spec["weights"])]
+    return _subjects(stages, name, clips, device, launches)
+
+
+def semantic_subjects(clips: Tensor, device: Device, launches: Sequence[Launch] = LAUNCHES) -> Found:
+    semantic = SemanticEncoder().to(device)
+    stage = Stage("semantic", semantic.features, [semantic], semantic.spec["weights"])
+    return _subjects([stage], semantic.spec["tower"], clips, device, launches)
+
+
+def _subjects(stages: Sequence[Stage], artefact: str, clips: Tensor, device: Device,
+              launches: Sequence[Launch]) -> Found:
+    found: list[Subject] = []
+    missing: list[Row] = []
+    for stage in stages:
+        precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[
+            next(p for module in stage.weights for p in module.parameters()).dtype]
+        about: Row = {"artefact": artefact, "sha256": stage.digest, "stage": stage.name, "backend": "torch",
+                      "device": device, "precision": precision, "batch": len(clips),
+                      "frames": len(clips) * clips.shape[1], "size_mb": _weights_mb(stage.weights)}
+        if device == "cuda":
+            more, gaps = gpu_subjects(stage.call, clips, about, launches, about["size_mb"])
+            found, missing = found + more, missing + gaps
+        else:
+            found.append(Subject(about, partial(torch.inference_mode()(stage.call), clips), device))
+    return found, missing
 
 
 class _PastVAE(WanTower):

@@ -31,7 +31,7 @@ def draw_strips(run: Run, student: Student, test: Examples, files: Sequence[str]
     report's strip), shows, alt, and of depth near_m and far_m, the range of the colours.
     """
     int8 = [name for name in INT8 if name in files][:1]
-    picked = [test.ids[i] for i in np.linspace(0, len(test.ids) - 1, min(STRIPS, len(test.ids))).round().astype(int)]
+    picked = spread(test.ids, STRIPS)
     middle = test.frames_per_clip // 2
     examples = [{key: value[middle:middle + 1].to(run.device) for key, value in test.load(clip).items()}
                 for clip in picked]
@@ -47,6 +47,17 @@ def draw_strips(run: Run, student: Student, test: Examples, files: Sequence[str]
                      for name, colours in features.items()]
         rows += [{"kind": "picture", "clip": clip, **picture} for picture in pictures]
     return rows
+
+
+def spread(ids: Sequence[str], count: int) -> list[str]:
+    """A few of the ids, evenly spaced."""
+    return [ids[i] for i in np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)]
+
+
+def save_picture(path: Path, pixels: np.ndarray) -> None:
+    """pixels [h,w,3] uint8, as a PNG."""
+    with beside(path) as scratch:
+        scratch.write_bytes(_png(pixels))
 
 
 def colour_bar() -> bytes:
@@ -92,8 +103,7 @@ def _coloured(depth: np.ndarray, near: float, far: float) -> np.ndarray:
 
 
 def _save(folder: Path, name: str, pixels: np.ndarray, place: str, shows: str, alt: str) -> Row:
-    with beside(folder / name) as scratch:
-        scratch.write_bytes(_png(pixels))
+    save_picture(folder / name, pixels)
     return {"file": name, "place": place, "shows": shows, "alt": alt}
 
 

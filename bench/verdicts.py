@@ -26,8 +26,8 @@ def verdicts(results: Results) -> list[Verdict]:
 
 def int8_verdict(accuracy: Sequence[Row], latency: Sequence[Row]) -> Verdict | None:
     """Whether INT8 is worth it on this machine's CPU: faster for sure, close to FP32, depth kept."""
-    fast = _find(latency, stage="student", backend="onnxruntime", precision="int8", device="cpu", batch=1)
-    plain = _find(latency, stage="student", backend="onnxruntime", precision="fp32", device="cpu", batch=1)
+    fast = _find(latency, stage="student", backend="ort-cpu", precision="int8", device="cpu", batch=1)
+    plain = _find(latency, stage="student", backend="ort-cpu", precision="fp32", device="cpu", batch=1)
     kept = _find(accuracy, features="student_int8_cpu")
     if not (fast and plain and kept):
         return None

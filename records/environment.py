@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "diffusers", "onnx", "onnxruntime", "nncf", "tensorrt", "tensorrt-rtx-cu13", "numpy", "moderngl")
+PACKAGES = ("torch", "diffusers", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "tensorrt",
+            "tensorrt-rtx-cu13", "numpy", "moderngl")
 
 
 def environment() -> dict[str, object]:

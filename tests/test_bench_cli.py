@@ -29,7 +29,8 @@ def test_bench_writes_results_and_a_page_that_names_the_run(tmp_path, capsys):
     link.symlink_to(drawn_run())
     bench("--run", link, "--out", tmp_path / "out", *QUICK)
     results = load(tmp_path / "out" / "results.json")
-    assert {row["kind"] for row in results.rows} == {"run", "latency", "accuracy", "picture", "absent"}
+    assert {row["kind"] for row in results.rows} == {"run", "latency", "preprocess", "accuracy", "picture",
+                                                     "match", "match_pair", "layer", "absent"}
     assert results.of("run")[0]["run"] == str(drawn_run().resolve())
     absent = [row["what"] for row in results.of("absent")]
     assert len(absent) == len(set(absent))
@@ -51,7 +52,7 @@ def test_one_verb_keeps_what_the_other_measured(tmp_path):
     bench("accuracy", "--run", drawn_run(), "--out", tmp_path)
     scored = load(tmp_path / "results.json").of("accuracy")
     assert scored and "vega3d bench latency" in (tmp_path / "report.html").read_text()
-    bench("latency", "--run", drawn_run(), "--out", tmp_path, "--no-teacher", *QUICK)
+    bench("latency", drawn_run(), "--out", tmp_path, "--no-teacher", *QUICK)
     both = load(tmp_path / "results.json")
     assert both.of("accuracy") == scored and both.of("latency")
 
@@ -66,7 +67,7 @@ def test_rows_of_another_student_or_machine_are_not_kept(tmp_path, foreign):
     else:
         content["env"]["cpu"] = "other"
     path.write_text(json.dumps(content))
-    bench("latency", "--run", drawn_run(), "--out", tmp_path, "--no-teacher", *QUICK)
+    bench("latency", drawn_run(), "--out", tmp_path, "--no-teacher", *QUICK)
     assert load(path).of("accuracy") == []
 
 
@@ -79,9 +80,9 @@ def test_the_page_is_drawn_again_from_its_results(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("args", "says"), [
-    (("--run", "nowhere"), "no run here"), (("latency", "--run", "nowhere"), "no run here"),
+    (("--run", "nowhere"), "no run here"), (("latency", "nowhere"), "no such file or folder"),
     (("accuracy", "--run", "nowhere"), "no run here"), (("report", "--results", "gone.json"), "no such results"),
-    (("tables", "--readme", "gone.md"), "no such file"),
+    (("tables", "gone.md"), "no such file"),
 ])
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(args, says, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -1,7 +1,5 @@
 """The page: whole or in part it renders, takes nothing from outside, says what is missing, and fits a phone."""
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
@@ -9,12 +7,11 @@ from itertools import pairwise
 
 import pytest
 
+from bench.chromium import CHROMIUM, browser
 from bench.report import write_report
 from bench.verdicts import int8_verdict, verdicts
 from records.results import Results
 from tests.bench_rows import sample
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class Page(HTMLParser):
@@ -29,7 +26,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "link", "img", "br", "line", "rect", "circle"):
+        if tag not in ("meta", "link", "img", "br", "line", "rect", "circle", "path", "image"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -100,6 +97,38 @@ def test_text_stands_out_from_what_is_behind_it(scheme):
     for words in ("ink", "muted", "teacher", "student", "int8"):
         for behind in ("page", "card"):
             assert _contrast(colours[words], colours[behind]) >= 4.5, f"{words} on {behind}"
+
+
+def test_the_precision_map_is_drawn_for_files_of_mixed_precision_and_said_in_words(tmp_path):
+    page = page_of(sample(tmp_path), tmp_path)
+    said = [chart["aria-label"] for chart in page.all("svg") if "Precision of every layer" in chart["aria-label"]]
+    assert said == ["Precision of every layer. norm1: fp16 in 2; qkv: int8 in 2; attention: fp16 in 2; fc1: int8 in 2"]
+    cells = [a["class"] for a in page.all("rect") if "cell" in a.get("class", "")]
+    assert sorted(cells) == ["cell half"] * 4 + ["cell int8"] * 4
+    assert "model.fp16.onnx" not in page.text.split("What runs in which precision")[1].split("Pictures")[0]
+    assert "What runs in which" not in page_of(without(sample(tmp_path), "layer"), tmp_path).text
+
+
+def test_lines_between_views_tell_right_from_wrong_and_the_count_is_of_all(tmp_path):
+    page = page_of(sample(tmp_path), tmp_path)
+    kinds = [a["class"] for a in page.all("line") if a.get("class", "").startswith("match")]
+    assert sorted(kinds) == ["match right"] * 3 + ["match wrong"]  # unknown truth is not called wrong
+    assert "41 mutual matches; 20 of the 30 whose point both frames see are right" in page.text
+    (tmp_path / "bench" / "strips" / "view_b.png").unlink()
+    results = without(sample(tmp_path / "again"), "nothing")
+    (tmp_path / "again" / "bench" / "strips" / "view_b.png").unlink()
+    assert "other view" not in page_of(results, tmp_path).text
+
+
+def test_the_front_holds_what_nothing_else_beats_in_both():
+    from bench.charts import front
+
+    points = [{"frame_ms": ms, "delta1": score} for ms, score in ((10, .7), (12, .69), (20, .8), (30, .8), (40, .9))]
+    assert [(p["frame_ms"], p["delta1"]) for p in front(points, "delta1")] == [(10, .7), (20, .8), (40, .9)]
+
+
+def test_the_export_s_verdicts_stand_beside_the_bench_s(tmp_path):
+    assert "INT8 1.91x of FP32 here" in page_of(sample(tmp_path), tmp_path).text
 
 
 def test_every_figure_on_the_page_follows_its_row(tmp_path):
@@ -190,32 +219,58 @@ def test_a_gain_that_may_be_zero_is_called_that_and_no_share_of_it_is_shown(tmp_
     assert "recovery" not in [a.get("data-label") for a in page_of(results, tmp_path).all("td")]
 
 
+READABLE = """(() => {
+    const rgb = words => { const found = (words.match(/[\\d.]+/g) || []).map(Number);
+                           return words.startsWith("color(") ? found.map((v, i) => i < 3 ? 255 * v : v) : found; };
+    const over = (top, under, share) => top.slice(0, 3).map((c, i) => c * share + under[i] * (1 - share));
+    const light = c => { const l = c.map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+                         return 0.2126 * l[0] + 0.7152 * l[1] + 0.0722 * l[2]; };
+    const behind = e => { for (let at = e; at; at = at.parentElement) {
+                              const c = rgb(getComputedStyle(at).backgroundColor);
+                              if (c.length === 3 || c[3] === 1) return c.slice(0, 3); }
+                          return [255, 255, 255]; };
+    const faint = [];
+    for (const e of document.querySelectorAll("body *")) {
+        const words = [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.data).join("").trim();
+        if (!words || !e.getClientRects().length || e.closest(".hidden, thead")) continue;
+        if (["title", "desc", "style"].includes(e.tagName)) continue;
+        const style = getComputedStyle(e), drawn = e.tagName === "text";
+        let back = behind(e);
+        if (e.classList.contains("cellmark"))
+            back = over(rgb(getComputedStyle(e.previousElementSibling).fill), back, 0.3);
+        const ink = rgb(drawn ? style.fill : style.color).slice(0, 3);
+        const [a, b] = [light(ink), light(back)].sort((x, y) => y - x);
+        if ((a + 0.05) / (b + 0.05) < 4.5) faint.push(words + " " + ink + " on " + back);
+    }
+    return faint; })()"""
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; the page is checked statically above")
-def test_a_browser_shows_the_page_without_complaint_or_sideways_scroll(tmp_path):
+def test_a_browser_shows_the_page_readably_in_both_themes_and_on_a_phone(tmp_path):
     write_report(sample(tmp_path), tmp_path / "report.html")
-    inner = escape((tmp_path / "report.html").read_text())
-    # an iframe, because a headless window has a least width; its size is read back through the title
-    (tmp_path / "phone.html").write_text(f"""<title>?</title><iframe width=360 height=800 srcdoc="{inner}"></iframe>
-        <script>onload = () => {{ const d = document.querySelector("iframe").contentDocument.documentElement;
-        const charts = d.querySelectorAll("svg").length;
-        document.title = d.scrollWidth + " of " + d.clientWidth + ", " + charts; }}</script>""")
-    run = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-           "--disable-background-networking", "--disable-component-update", "--disable-sync",
-           f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom"]
-    done = subprocess.run([*run, f"file://{tmp_path / 'phone.html'}"], capture_output=True, text=True, timeout=120)
-    width, inside, charts = re.search(r"<title>(\d+) of (\d+), (\d+)</title>", done.stdout).groups()
-    assert int(width) <= int(inside) and int(charts) == 4
-    assert "CONSOLE" not in done.stderr
+    with browser() as chromium:
+        for dark in (False, True):
+            for width in (1200, 360):
+                chromium.window(width, 900, dark, phone=width < 500)
+                chromium.open(f"file://{tmp_path / 'report.html'}")
+                chromium.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+                assert chromium.ask("document.documentElement.scrollWidth") <= width
+                assert chromium.ask("document.querySelectorAll('svg').length") == 7
+                assert chromium.ask("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+                assert chromium.ask(READABLE) == [], f"dark: {dark}, {width} px"
+        assert chromium.complaints == []
+        chromium.ask("document.documentElement.style.setProperty('--muted', '#3d434b')")
+        assert chromium.ask(READABLE)  # the check itself sees words that fade into the dark
 
 
 def sample_rows(**changes) -> tuple[list[dict], list[dict]]:
     """The rows an INT8 verdict reads, with changes to those of the INT8 file."""
     from tests.bench_rows import file_row, latency_row
 
-    fast = latency_row("student", "model.int8.cpu.onnx", 14.9, "int8", "onnxruntime", vs_fp32=1.64, vs_fp32_low=1.6)
+    fast = latency_row("student", "model.int8.cpu.onnx", 14.9, "int8", "ort-cpu", vs_fp32=1.64, vs_fp32_low=1.6)
     kept = file_row("student_int8_cpu", "model.int8.cpu.onnx", 0.832, 0.9993)
     return ([{**kept, **changes}],
-            [latency_row("student", "model.onnx", 24.4, backend="onnxruntime"), {**fast, **changes}])
+            [latency_row("student", "model.onnx", 24.4, backend="ort-cpu"), {**fast, **changes}])
 
 
 def _contrast(a: str, b: str) -> float:

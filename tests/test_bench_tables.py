@@ -3,6 +3,7 @@ import pytest
 
 from bench.columns import Column, over_seeds
 from bench.tables import TABLES, fill, table, update
+from bench.trials import tally
 from records.results import Results, save
 from tests.bench_rows import ENV, accuracy_row, file_row, latency_row
 
@@ -21,13 +22,22 @@ def folder(tmp_path):
     rooms = [accuracy_row(name, delta1 + seed / 100, 10.0, seed) for seed in (0, 1, 2)
              for name, delta1 in (("teacher", 0.84), ("semantic_only", 0.77))]
     write(tmp_path, "rooms_accuracy", [*rooms, file_row("student_int8_cpu", "model.int8.cpu.onnx", 0.832, 0.999)])
-    write(tmp_path, "latency_cpu", [latency_row("student", "model.onnx", 24.44, backend="onnxruntime", speedup=16.1)])
+    write(tmp_path, "latency_cpu", [latency_row("student", "model.onnx", 24.44, backend="ort-cpu", speedup=16.1)])
     write(tmp_path, "int8_cpu", [{"model": "ViT-Ti", **latency_row("student", "model.int8.cpu.onnx", 14.9, "int8"),
                                   "vs_fp32": 1.64, "cosine_mean": 0.99931, "cosine_p1": 0.9951}])
     write(tmp_path, "nano_probe", [
         probe("position only", 0.18), probe("rgb patches", 0.38), probe("random weights", 0.3, 6, 1, "image"),
         probe("random weights", 0.35, 6, 1, "video"), probe("generator, image", 0.6, 4, 1, "image"),
         probe("generator, image", 0.7, 6, 1, "image"), probe("generator, image", 0.76, 6, 8, "image")])
+    write(tmp_path, "latency_h200", [
+        {**latency_row("student", "student.safetensors", 0.31, "fp16"), "launch": launch, "batch": batch}
+        for launch in ("eager", "graph") for batch in (1, 8)])
+    for name in ("timer_h200", "timer_cpu"):
+        write(tmp_path, name, [{"kind": "timer", "work": "spin", "device": "cpu", "truth_ms": 2.0, "latency_ms": 2.001,
+                                "error_percent": 0.05}, {"kind": "absent", "what": "a", "why": "b", "fix": "c"}])
+    write(tmp_path, "rendering_h200", [{"workers": 14, "frames": 900, "size_px": 224, "frames_per_s": 1100.0,
+                                        "steady_frames_per_s": 1500.0, "mb_per_s": 800.0}])
+    write(tmp_path, "compare_trials", [tally([{"what": "again", "verdict": "equal", "added": 0.0}]), {"what": "again"}])
     return tmp_path
 
 
@@ -47,6 +57,12 @@ def test_seeds_are_one_row_with_their_spread(folder):
     rows = {row[0]: row for row in cells(table("rooms_accuracy", folder))}
     assert rows["teacher"][2:4] == ["3", "0.850 ± 0.010"]
     assert rows["student_int8_cpu"][2:4] == ["1", "0.832"]
+
+
+def test_latency_is_shown_as_graphs_and_eager_only_for_a_lone_frame(folder):
+    head, _, *body = cells(table("latency_h200", folder))
+    launch, batch = head.index("launch"), head.index("batch")
+    assert [(row[launch], row[batch]) for row in body] == [("eager", "1"), ("graph", "1"), ("graph", "8")]
 
 
 def test_a_share_of_a_gain_that_may_be_zero_is_not_shown(folder):
@@ -89,11 +105,11 @@ def test_filling_changes_only_what_is_between_markers_and_is_stable(folder):
 def test_check_fails_by_name_when_a_result_has_changed_and_writes_nothing(folder):
     readme = folder / "README.md"
     readme.write_text(README)
-    assert update(readme, folder) and not update(readme, folder, check=True)
+    assert update([readme], folder) == [readme] and update([readme], folder, check=True) == []
     write(folder, "latency_cpu", [latency_row("student", "model.onnx", 99.0)])
     before = readme.read_text()
     with pytest.raises(ValueError, match=r"differ from their result files \(latency_cpu\); run: vega3d bench tables"):
-        update(readme, folder, check=True)
+        update([readme], folder, check=True)
     assert readme.read_text() == before
 
 
@@ -108,15 +124,37 @@ def test_markers_that_make_no_table_are_refused_in_words(folder, text, says):
         fill(text, folder)
 
 
+def test_a_marker_may_name_the_fields_of_any_file(folder):
+    write(folder, "any", [{"model": "a", "latency_ms": 1.23456, "vs_fp16": 1.1}, {"model": "b", "latency_ms": None}])
+    filled = fill("<!-- results:any model latency_ms -->\n<!-- /results:any -->", folder)
+    assert cells(filled) == [["model", "latency ms"], ["---", "---:"], ["a", "1.235"]]
+    assert fill(filled, folder) == filled
+    with pytest.raises(ValueError, match="no row has all of: model, speed"):
+        fill("<!-- results:any model speed -->\n<!-- /results:any -->", folder)
+
+
 def test_a_table_without_its_file_names_the_file(folder):
     (folder / "int8_cpu.json").unlink()
     with pytest.raises(ValueError, match=r"int8_cpu\.json: no such results"):
         fill(README, folder)
 
 
-def test_a_missing_readme_is_one_clear_error(tmp_path):
-    with pytest.raises(ValueError, match="no such file; give the README with --readme"):
-        update(tmp_path / "README.md", tmp_path)
+def test_a_missing_document_is_one_clear_error_and_none_is_written(folder):
+    readme = folder / "README.md"
+    readme.write_text(README)
+    with pytest.raises(ValueError, match=r"gone\.md: no such file"):
+        update([readme, folder / "gone.md"], folder)
+    assert readme.read_text() == README
+
+
+def test_several_documents_are_kept_together(folder):
+    documents = [folder / "README.md", folder / "page.md"]
+    for document in documents:
+        document.write_text(README)
+    assert update(documents, folder) == documents
+    documents[1].write_text(documents[1].read_text().replace("24.4", "11.1"))
+    with pytest.raises(ValueError, match=r"page\.md: tables differ from their result files \(latency_cpu\)"):
+        update(documents, folder, check=True)
 
 
 def test_numbers_are_written_as_their_column_says():

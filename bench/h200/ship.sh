@@ -7,6 +7,8 @@ pack=$(realpath "$1"); mkdir -p "$2"; work=$(realpath "$2"); cd "$(dirname "$0")
 export PYTHONPATH="$PWD:${PYTHONPATH:-}" PYTHONUNBUFFERED=1 COLUMNS=100; python=${PYTHON:-python3}
 second=$($python -c 'import torch; print(max(0, min(1, torch.cuda.device_count() - 1)))')
 cp "${DISTILL:-bench/h200/distill.yaml}" "$work/distill.yaml"
+$python -c "from records.environment import environment; from records.files import write_json; from pathlib import Path
+write_json(environment(), Path('$work/env.json'))"
 say() { echo "$SECONDS s: $*" >> "$work/ship.log"; }
 stage() { $python bench/h200/stages.py "$1" "$work" "$pack" "${@:2}" > "$work/$1_${2:-}.log" 2>&1; }
 run() { # NAME GPU OPTIONS…: one student with its teacher's heads and scores
@@ -28,7 +30,9 @@ VAE_STEPS=4 FLOW_STEPS=4 pretrain 0 0 --out "$work/warm" --clips 4 --rooms 4 --h
 pretrain "${VAE_SECONDS:-310}" "${FLOW_SECONDS:-300}" --out "$work/wan-nano" --clips "${CLIPS:-10000}" \
     --rooms "${ROOMS:-5000}" --held-out "${HELD_OUT:-48}" --workers "${WORKERS:-22}" --save-every 2500 \
     > "$work/pretrain.log" 2>&1 & pretrained=$!
-export CUDA_VISIBLE_DEVICES=$second GLCONTEXT_DEVICE_INDEX=$second  # the other GPU draws and probes
+export CUDA_VISIBLE_DEVICES=$second  # the other GPU draws and probes
+if GLCONTEXT_DEVICE_INDEX=$second $python -c 'from scenes.render import Renderer; print(Renderer(64).device)' \
+    > "$work/egl.log" 2>&1; then export GLCONTEXT_DEVICE_INDEX=$second; fi
 (stage rooms && touch "$work/rooms.done") & rooms=$!
 stage probe video &
 stage probe image & probe=$!

@@ -1,4 +1,7 @@
-"""The pieces that ship.sh runs side by side: stages.py rooms | features | probe, WORK folder, PACK [HALF | MODE]."""
+"""The pieces that ship.sh runs side by side: stages.py rooms | features | probe, WORK folder, PACK [HALF | MODE].
+
+Afterwards, at home: stages.py grid WORK OUT writes OUT/nano_probe.json and .png from what both probes left.
+"""
 import json
 import os
 import sys
@@ -12,11 +15,12 @@ import torch
 from distill.clips import open_source
 from distill.config import load_config
 from records.files import beside
+from records.results import Results, save
 from scenes.clip import Source
 from scenes.rooms import RoomSource
 from teacher.backbones import Tower
 from teacher.features import FeatureStore, fill
-from teacher.grid import ProbeConfig, collect, controls, open_tower, read_blocks
+from teacher.grid import ProbeConfig, collect, controls, heat_map, open_tower, read_blocks
 from teacher.semantic import SemanticEncoder
 from teacher.wan import Tap, load_wan
 
@@ -57,12 +61,24 @@ def probe(work: Path, pack: Path, mode: Literal["image", "video"]) -> None:
         read(k, list(range(10)), 1)
         if mode == "image" and len(rows) == 20:
             with beside(work / "tap") as scratch:
-                scratch.write_text(f"{best()['block']} {round(1000 * best()['t'])}")
+                scratch.write_text(f"{best()['block']} {round(1000 * best()['t'])}\n")
     chosen = best()
     for seeds in (8, 4):
         read(round(1000 * chosen["t"]), [max(0, chosen["block"] - 1), chosen["block"]], seeds)
     rows.extend(controls(replace(config, modes=(mode,)), train, test, GPU))
     (work / f"probe_{mode}.json").write_text(json.dumps(rows, indent=1))
+
+
+def grid(work: Path, out: Path) -> None:
+    """Both modes' rows in one file, controls first; those that know no mode are in both and are taken once."""
+    rows = [row for mode in ("image", "video") for row in json.loads((work / f"probe_{mode}.json").read_text())]
+    controls = [row for row in rows if not row["features"].startswith("generator")]
+    once = [row for i, row in enumerate(controls) if row["mode"] != "-" or row["features"] not in
+            {earlier["features"] for earlier in controls[:i]}]
+    rows = once + [row for row in rows if row["features"].startswith("generator")]
+    env = json.loads((work / "env.json").read_text())
+    save(Results("nano_probe", "bench/h200/ship.sh PACK WORK", env["commit"], env, rows), out / "nano_probe.json")
+    heat_map(rows, out / "nano_probe.png")
 
 
 def _source(work: Path, pack: Path, render: bool) -> tuple[Source, str]:
@@ -77,5 +93,5 @@ def _fill(work: Path, source: Source, key: str, tower: Tower, half: int | None =
 
 
 if __name__ == "__main__":
-    stages: dict[str, Any] = {"rooms": rooms, "features": features, "probe": probe}
+    stages: dict[str, Any] = {"rooms": rooms, "features": features, "probe": probe, "grid": grid}
     stages[sys.argv[1]](*map(Path, sys.argv[2:4]), *sys.argv[4:])
