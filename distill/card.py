@@ -19,11 +19,17 @@ def write_card(folder: Path, config: RunConfig, spec: dict, rows: Sequence[dict]
         lines += ["## Held-out rooms and furniture", "",
                   "| features | seed | delta1 | abs_rel | normal, deg | mIoU | cosine | recovery |",
                   "|---|---|---|---|---|---|---|---|"]
-        for r in rows:
+        for r in (r for r in rows if "miou" in r):
             lines.append(f"| {r['features']} | {r['seed']} | {r['delta1']:.3f} | {r['abs_rel']:.3f} | "
                          f"{r['normal_deg']:.1f} | {r['miou']:.3f} | {_or_dash(r, 'cosine_mean')} | "
                          f"{_or_dash(r, 'recovery')} |")
         lines.append("")
+    for r in (r for r in rows if "match_descriptor" in r):
+        lines += ["## Its own heads (student/heads.safetensors), same rooms", "",
+                  f"- depth delta1 {r['delta1']:.3f}, abs_rel {r['abs_rel']:.3f}; normals {r['normal_deg']:.1f} deg",
+                  f"- places found again within one of 14x14 cells, first frame to last: {r['match_descriptor']:.3f} "
+                  f"(the features themselves {r['match_features']:.3f}, RGB patches {r['match_rgb']:.3f}, staying put "
+                  f"{r['match_same_place']:.3f}, chance {r['match_chance']:.3f})", ""]
     lines += ["## Limits", "",
               "Trained on rendered rooms or the clips named above; real photographs differ. Features are per frame:",
               "no tracking, no metric scale guarantee. Licence of the weights: Apache-2.0.", ""]

@@ -8,6 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from student.vit import StudentConfig
+from teacher.search import chosen_tap
 from teacher.train import HeadsConfig
 from teacher.wan import Tap
 
@@ -32,7 +33,7 @@ class ScenesConfig:
 @dataclass(frozen=True)
 class TeacherConfig:
     generator: str = "wan-nano"   # or a name (wan2.1-t2v-1.3b …), a hub id, a local folder in the diffusers layout
-    tap: Tap = field(default_factory=Tap)
+    tap: Tap = field(default_factory=Tap)  # in YAML also auto: what `vega3d teacher search` chose
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     controls: tuple[Literal["zeros", "noise", "rgb", "vae"], ...] = ("zeros",)
 
@@ -55,12 +56,31 @@ class StudentTraining:
 
 
 @dataclass(frozen=True)
+class HeadTraining:
+    """Of the student's own heads: depth, normals, descriptors (student/heads.py)."""
+    steps: int = 150
+    batch: int = 16               # pairs of frames
+    lr: float = 2e-3
+    width: int = 64
+    descriptor_dim: int = 32
+    init: Literal["shipped", "scratch"] = "shipped"  # shipped: go on from the heads in student/weights if they fit
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "width", "descriptor_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"heads.{name} is {getattr(self, name)}, expected at least 1")
+        if self.steps < 0:
+            raise ValueError(f"heads.steps is {self.steps}, expected 0 (no heads) or more")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     name: str | None = None       # runs/NAME; None: the next free runs/001, runs/002 …
     runs: Path = Path("runs")
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentTraining = field(default_factory=StudentTraining)
+    heads: HeadTraining = field(default_factory=HeadTraining)
     seeds: tuple[int, ...] = (0,)  # heads and student are trained once for each; the first one is exported
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -85,6 +105,8 @@ def _build(kind: type, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{where}: got {data!r}, expected keys and values")
     hints = get_type_hints(kind)
+    if kind is TeacherConfig and data.get("tap") == "auto":
+        data = {**data, "tap": _plain(chosen_tap(str(data.get("generator", TeacherConfig.generator)), Tap()))}
     values = {}
     for key, value in data.items():
         if key not in hints:

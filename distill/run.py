@@ -2,7 +2,6 @@
 
 runs/NAME/ config.yaml env.json accuracy.json MODEL_CARD.md frames/ features/ teacher/ student/{metrics.jsonl,maps/}
 """
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,10 @@ from torch import Tensor
 
 from distill.card import write_card
 from distill.config import RunConfig, dump_config, load_config
+from distill.heads import can_train, make_heads
 from distill.loop import build_student, fidelity, train_student
 from records.environment import environment
+from records.files import beside, write_json
 from scenes.clip import Source, Split
 from student.vit import Student, load_student
 from teacher.backbones import FixedNoise, RGBPatches, Tower, Zeros
@@ -94,7 +95,7 @@ def run(config: RunConfig) -> Path:
         raise ValueError(f"{folder}: was made with another configuration; use another --name, or delete it")
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(resolved)
-    (folder / "env.json").write_text(json.dumps(environment(), indent=2) + "\n")
+    write_json(environment(), folder / "env.json")
     _point_latest(folder)
     console.print(f"run {folder}", highlight=False)
     opened = open_run(folder, render=True)
@@ -106,9 +107,11 @@ def run(config: RunConfig) -> Path:
         student = distil(opened, train, test, seed)
         if opened.labelled:
             rows += score_student(opened, student, "student_fp32", test, seed, rows)
+    if config.heads.steps and can_train(opened.source):
+        rows.append(make_heads(folder / "student", opened.source, config.heads, config.seeds[0], opened.device))
     _write_frames(folder / "frames" / "calibration.safetensors", train, CALIBRATION_FRAMES)
     _write_frames(folder / "frames" / "heldout.safetensors", test, HELD_OUT_FRAMES)
-    _write_json(folder / "accuracy.json", rows)
+    write_json(rows, folder / "accuracy.json")
     write_card(folder, config, opened.tower.spec, rows)
     if rows:
         console.print(_summary(rows), highlight=False)
@@ -199,10 +202,8 @@ def choose_folder(config: RunConfig) -> Path:
 
 
 def _point_latest(folder: Path) -> None:
-    beside = folder.parent / f".latest.{os.getpid()}"
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(folder.name)
-    beside.replace(folder.parent / "latest")
+    with beside(folder.parent / "latest") as scratch:
+        scratch.symlink_to(folder.name)
 
 
 def _write_frames(path: Path, examples: Examples, count: int) -> None:
@@ -218,24 +219,19 @@ def _write_frames(path: Path, examples: Examples, count: int) -> None:
     fields: dict[str, Tensor] = {k: torch.cat([t[k] for t in taken]) for k in taken[0]}
     total = len(fields["frames"])
     rows = torch.linspace(0, total - 1, min(count, total)).long()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({("depth" if k == "patch_depth" else k): v[rows].contiguous() for k, v in fields.items()}, beside)
-    beside.replace(path)
-
-
-def _write_json(path: Path, value: object) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(value, indent=1) + "\n")
-    beside.replace(path)
+    with beside(path) as scratch:
+        save_file({("depth" if k == "patch_depth" else k): v[rows].contiguous() for k, v in fields.items()}, scratch)
 
 
 def _summary(rows: Sequence[dict]) -> str:
     lines = [f"{'features':16} {'seed':>4} {'delta1':>7} {'abs_rel':>8} {'normal':>7} {'mIoU':>6} {'recovery':>9}"]
-    for r in rows:
+    for r in (r for r in rows if "miou" in r):
         recovery = f"{r['recovery']:9.2f}" if "recovery" in r else " " * 9
         lines.append(f"{r['features']:16} {r['seed']:4} {r['delta1']:7.3f} {r['abs_rel']:8.3f} "
                      f"{r['normal_deg']:6.1f}° {r['miou']:6.3f} {recovery}")
+    lines += [f"own heads: delta1 {r['delta1']:.3f}, normals {r['normal_deg']:.1f}°, places found again "
+              f"{r['match_descriptor']:.2f} (colours {r['match_rgb']:.2f}, chance {r['match_chance']:.2f})"
+              for r in rows if "match_descriptor" in r]
     return "\n".join(lines)
 
 

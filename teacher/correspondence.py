@@ -5,8 +5,9 @@ the score is the mean cosine of prototypes of a voxel between views, over all (v
 and no centring: a few huge channels make any two tokens alike. Hence the random-pair cosine, the same score of
 standardised channels, same-voxel against other-voxel AUC, and retrieval by mutual nearest neighbours beside it.
 """
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,17 +67,32 @@ def correspondence(features: Tensor, points: Tensor) -> dict[str, float]:
     another (mean of clips). corr_pck: share of mutual nearest neighbours (standardised) that lie within 0.2 m, of those
     whose point the other view sees.
     """
+    return correspondence_scores({k: v.sum() for k, v in correspondence_sums(features, points).items()})
+
+
+def correspondence_sums(features: Tensor, points: Tensor) -> dict[str, np.ndarray]:
+    """What the scores are ratios of, clip by clip [N]: sums and counts of cosines, of AUCs and of retrievals."""
     flat = features.float().flatten(3).transpose(2, 3)                                  # [N,K,196,D]
     mean, std = flat.mean((0, 1, 2)), flat.std((0, 1, 2)).clamp_min(1e-4)
-    plain, centred, right, asked = _Pairs(), _Pairs(), 0, 0
+    rows = []
     for x, p in zip(flat, points, strict=True):
         standard = (x - mean) / std
-        plain.add(prototypes(x, p))
-        centred.add(prototypes(standard, p))
-        hits, tried = _retrieved(F.normalize(standard, dim=-1), p.to(x))
-        right, asked = right + hits, asked + tried
-    return {"corr_x100": 100 * plain.same, "corr_random_x100": 100 * plain.other, "corr_std_x100": 100 * centred.same,
-            "corr_auc": plain.auc, "corr_std_auc": centred.auc, "corr_pck": right / asked if asked else float("nan")}
+        right, asked = _retrieved(F.normalize(standard, dim=-1), p.to(x))
+        rows.append({f"corr_{k}": v for k, v in _pairs(prototypes(x, p)).items()}
+                    | {f"corr_std_{k}": v for k, v in _pairs(prototypes(standard, p)).items()}
+                    | {"corr_right": right, "corr_asked": asked})
+    return {name: np.array([row[name] for row in rows], float) for name in rows[0]}
+
+
+def correspondence_scores(total: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of summed clips: numbers, or arrays of resampled sums. NaN where nothing was counted."""
+    def share(part: str, whole: str) -> Any:
+        count = np.asarray(total[f"corr_{whole}"], float)
+        return np.divide(total[f"corr_{part}"], count, out=np.full_like(count, np.nan), where=count > 0)[()]
+
+    return {"corr_x100": 100 * share("same", "same_pairs"), "corr_random_x100": 100 * share("other", "other_pairs"),
+            "corr_std_x100": 100 * share("std_same", "std_same_pairs"), "corr_auc": share("auc", "auc_clips"),
+            "corr_std_auc": share("std_auc", "std_auc_clips"), "corr_pck": share("right", "asked")}
 
 
 def noise_snr(draws: Tensor) -> dict[str, float]:
@@ -92,36 +108,19 @@ def noise_snr(draws: Tensor) -> dict[str, float]:
     return {"snr": (signal.sum() / noise.sum()).item(), "snr_median": (signal / noise).median().item()}
 
 
-class _Pairs:
-    """Cosines of prototype pairs from different views, of one voxel or of two, over clips."""
-
-    def __init__(self) -> None:
-        self.sums, self.counts, self.aucs = [0.0, 0.0], [0, 0], list[float]()
-
-    def add(self, p: Prototypes) -> None:
-        cosine = p.unit @ p.unit.T                                                      # [P,P]
-        apart = p.view[:, None] < p.view[None]
-        alike = p.voxel[:, None] == p.voxel[None]
-        same, other = cosine[apart & alike].double(), cosine[apart & ~alike].double()
-        for i, values in enumerate((same, other)):
-            self.sums[i] += values.sum().item()
-            self.counts[i] += len(values)
-        if len(same) and len(other):
-            ordered = other.sort().values
-            below = torch.searchsorted(ordered, same) + torch.searchsorted(ordered, same, right=True)
-            self.aucs.append((below.double().mean() / (2 * len(other))).item())         # ties count half
-
-    @property
-    def same(self) -> float:
-        return self.sums[0] / self.counts[0] if self.counts[0] else float("nan")
-
-    @property
-    def other(self) -> float:
-        return self.sums[1] / self.counts[1] if self.counts[1] else float("nan")
-
-    @property
-    def auc(self) -> float:
-        return float(np.mean(self.aucs)) if self.aucs else float("nan")
+def _pairs(p: Prototypes) -> dict[str, float]:
+    """Cosines of one clip's prototype pairs from different views, of one voxel and of two: sums, counts and AUC."""
+    cosine = p.unit @ p.unit.T                                                          # [P,P]
+    apart = p.view[:, None] < p.view[None]
+    alike = p.voxel[:, None] == p.voxel[None]
+    same, other = cosine[apart & alike].double(), cosine[apart & ~alike].double()
+    found = {"same": same.sum().item(), "same_pairs": len(same), "other": other.sum().item(), "other_pairs": len(other),
+             "auc": 0.0, "auc_clips": 0}
+    if len(same) and len(other):
+        ordered = other.sort().values
+        below = torch.searchsorted(ordered, same) + torch.searchsorted(ordered, same, right=True)
+        found |= {"auc": (below.double().mean() / (2 * len(other))).item(), "auc_clips": 1}  # ties count half
+    return found
 
 
 def _retrieved(unit: Tensor, points: Tensor) -> tuple[int, int]:

@@ -5,10 +5,9 @@ tap, noise seeds, preprocessing, grid). Files are written beside and renamed; ea
 """
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from rich.progress import Progress
 from safetensors.torch import load, save
 from torch import Tensor
 
+from records.files import beside
 from scenes.clip import Source
 from teacher.backbones import GRID, Tower
 from teacher.wan import spec_digest
@@ -55,7 +55,6 @@ class FeatureStore:
                              f"{features.abs().max().item():.3g}); standardise the tower's output")
         data = save({"features": half})
         path = self._path(clip_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, data)
         row = {"clip": clip_id, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         with (self.folder / "files.jsonl").open("a") as file:
@@ -103,19 +102,45 @@ def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str], 
     console.print(f"{store.spec['tower']}: {len(missing)} clips x {t} frames, {size / 1e6:.0f} MB -> {store.folder}")
     group = max(1, min(16, GROUP_BYTES // source.clip(missing[0]).frames.nbytes)) if device.type == "cuda" else 1
     groups = [missing[i:i + group] for i in range(0, len(missing), group)]
-    with Progress(console=console) as progress, ThreadPoolExecutor(1) as reader:
-        waiting = reader.submit(_read_frames, source, groups[0], device)
+    # three things at once: the next group is read, this one is in the tower, the last one is hashed and written
+    with (Progress(console=console) as progress, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer):
+        read = reader.submit(_read_frames, source, groups[0], device)
+        written: Future[None] | None = None
         for i in progress.track(range(len(groups)), description=f"{store.spec['tower']} features"):
-            frames = waiting.result().to(device, non_blocking=True)                     # [B,T,3,H,W] uint8
-            if i + 1 < len(groups):  # the next group is read while this one is in the tower
-                waiting = reader.submit(_read_frames, source, groups[i + 1], device)
-            for clip_id, features in zip(groups[i], tower.features(frames.float() / 255), strict=True):
-                store.put(clip_id, features)
+            frames = read.result().to(device, non_blocking=True)                        # [B,T,3,H,W] uint8
+            if i + 1 < len(groups):
+                read = reader.submit(_read_frames, source, groups[i + 1], device)
+            features = tower.features(frames.float() / 255)
+            if written is not None:  # no more than one group waits: its features are in memory
+                written.result()
+            written = writer.submit(_put_all, store, groups[i], _to_host(features))
+        if written is not None:
+            written.result()
 
 
 def _read_frames(source: Source, ids: Sequence[str], device: torch.device) -> Tensor:
     frames = torch.stack([torch.from_numpy(source.clip(i).frames) for i in ids])
     return frames.pin_memory() if device.type == "cuda" else frames
+
+
+def _to_host(features: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Float16 on the CPU once the event has passed: nobody waits for the GPU here. Too large values become infinite."""
+    half = features.detach().half()
+    if not features.is_cuda:
+        return half, None
+    there = torch.empty(half.shape, dtype=half.dtype, pin_memory=True)
+    there.copy_(half, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return there, copied
+
+
+def _put_all(store: FeatureStore, ids: Sequence[str], sent: tuple[Tensor, torch.cuda.Event | None]) -> None:
+    features, copied = sent
+    if copied is not None:
+        copied.synchronize()
+    for clip_id, one in zip(ids, features, strict=True):
+        store.put(clip_id, one)
 
 
 def _read_manifest(path: Path) -> dict:
@@ -131,9 +156,5 @@ def _difference(found: dict, wanted: dict) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(data)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(path) as scratch:
+        scratch.write_bytes(data)

@@ -40,6 +40,9 @@ class Parts:
 def generator_folder(name: str) -> Path:
     """Where a generator lives: wan-nano's folder, a local folder, or a hub id (a path of two parts, not on disk)."""
     if name == "wan-nano":
+        if not NANO.is_dir():
+            raise ValueError("wan-nano: its weights come with a checkout of the repository, not with the wheel; "
+                             "install from one: pip install -e '.[train]'")
         return NANO
     return Path(PUBLISHED.get(name.lower(), name))
 

@@ -1,6 +1,5 @@
 """`vega3d teacher probe`: the probes over block x noise level x frame mode, beside every control; JSON, heat map."""
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -10,6 +9,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from records.files import beside
 from scenes.clip import Source
 from teacher.backbones import RGBPatches
 from teacher.correspondence import noise_snr
@@ -65,8 +65,12 @@ def signal(config: ProbeConfig, tap: Tap, test: ProbeSet, device: torch.device) 
     return noise_snr(torch.stack(draws).movedim(3, -1).flatten(1, -2).float())           # [2,N*K*196,D]
 
 
-def heat_map(rows: Sequence[dict], path: Path) -> None:
-    """Depth R2 (MLP) by block and noise level, one panel a frame mode, as PNG."""
+PANELS = {"depth_r2_mlp": "depth R²", "normal_cos": "normal cosine"}
+
+
+def heat_map(rows: Sequence[dict], path: Path, panels: Mapping[str, str] = PANELS) -> None:
+    """Columns of the rows of one noise draw by block and noise level, a row of panels a frame mode, as PNG; the
+    highest of each column is framed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -74,11 +78,11 @@ def heat_map(rows: Sequence[dict], path: Path) -> None:
 
     single = [r for r in rows if r["features"].startswith("generator") and r["seeds"] == 1]
     blocks, levels = sorted({r["block"] for r in single}), sorted({r["t"] for r in single})
-    modes = len({r["mode"] for r in single})
-    figure, axes = plt.subplots(modes, 2, figsize=(11, 4 * modes), squeeze=False, constrained_layout=True)
-    metrics = (("depth_r2_mlp", "depth R²"), ("normal_cos", "normal cosine"))
-    for column, (metric, title) in zip(axes.T, metrics, strict=True):
-        grids = {m: np.full((len(blocks), len(levels)), np.nan) for m in sorted({r["mode"] for r in single})}
+    modes = sorted({r["mode"] for r in single})
+    size = (5.5 * len(panels), 0.33 * len(modes) * len(blocks) + 2)
+    figure, axes = plt.subplots(len(modes), len(panels), figsize=size, squeeze=False, constrained_layout=True)
+    for column, (metric, title) in zip(axes.T, panels.items(), strict=True):
+        grids = {m: np.full((len(blocks), len(levels)), np.nan) for m in modes}
         for r in single:
             grids[r["mode"]][blocks.index(r["block"]), levels.index(r["t"])] = r[metric]
         low, high = np.nanmin([*grids.values()]), np.nanmax([*grids.values()])
@@ -87,13 +91,14 @@ def heat_map(rows: Sequence[dict], path: Path) -> None:
             axis.set(title=f"{title}, {mode} mode", xlabel="noise level t", ylabel="block", xticks=range(len(levels)),
                      xticklabels=levels, yticks=range(len(blocks)), yticklabels=blocks)
             for (y, x), value in np.ndenumerate(grid):
-                axis.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7,
+                axis.text(x, y, f"{value:.3g}" if high > 10 else f"{value:.2f}", ha="center", va="center", fontsize=7,
                           color="white" if value < (low + high) / 2 else "black")
+                if value == high:
+                    axis.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=2))
             figure.colorbar(picture, ax=axis)
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
-    figure.savefig(beside, dpi=110)
+    with beside(path) as scratch:
+        figure.savefig(scratch, dpi=110)
     plt.close(figure)
-    beside.replace(path)
 
 
 def controls(config: ProbeConfig, train: ProbeSet, test: ProbeSet, device: torch.device) -> Iterator[dict]:

@@ -17,11 +17,15 @@ def nos_pooled(scores: Scores) -> dict[str, float]:
     """
     if len(lengths := {len(row) for row in scores.values()}) != 1:
         raise ValueError(f"nos: rows have {sorted(lengths)} metrics, expected the same number")
-    table = np.array(list(scores.values()), float)                                      # [rows, metrics]
+    return dict(zip(scores, pooled(np.array(list(scores.values()), float)).tolist(), strict=True))
+
+
+def pooled(table: np.ndarray) -> np.ndarray:
+    """[rows, metrics] -> [rows]. A metric that is unknown for some row (NaN) is left out as well; 0 if none is left."""
     low, high = table.min(0), table.max(0)
     told = high > low
     scaled = (table[:, told] - low[told]) / (high - low)[told]
-    return dict(zip(scores, (100 * scaled.mean(1)).tolist(), strict=True))
+    return 100 * scaled.mean(1) if told.any() else np.zeros(len(table))
 
 
 def nos_published(scores: Scores, baseline: str, groups: Mapping[str, Collection[str]]) -> dict[str, dict[str, float]]:

@@ -3,8 +3,9 @@
 Ridge and a 256-unit MLP go from a token (position always added, so that "up is far" earns nothing) to log depth and
 camera-space normal. They train on `val` rooms and are scored on `test` rooms: the generator has seen neither.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from scenes.clip import Clip
 from scenes.dense import patch_depth
 from teacher.backbones import GRID
-from teacher.correspondence import correspondence, token_points
+from teacher.correspondence import correspondence_scores, correspondence_sums, token_points
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # times the mean eigenvalue; picked on a tenth of the training tokens
 
@@ -26,20 +27,23 @@ class ProbeSet:
     keys: list[int]    # the K frames that are read
     depth: Tensor      # [N,K,14,14] metres, 0 = unknown
     normals: Tensor    # [N,K,3,14,14] unit, camera axes
+    places: Tensor     # [N,K,3,14,14] metres, camera axes: each cell's centre at its depth
     matches: Tensor    # [N,196] int: first key frame's token -> last key frame's, -1 = hidden, unknown or unmoved
     points: Tensor     # [N,K,196,3] world metres of the token centres, NaN = unknown
 
 
 def probe_set(clips: list[Clip], keys: list[int]) -> ProbeSet:
-    """Reads depth, normals and true token matches from rendered clips."""
-    normals = []
+    """Reads depth, normals, camera-space positions and true token matches from rendered clips."""
+    normals, places = [], []
     for clip in clips:
         if clip.normals is None:
             raise ValueError(f"clip {clip.id}: has no normals; probes need rendered rooms")
         n = torch.from_numpy(clip.normals[keys]).float()                              # [K,3,H,W]
         normals.append(F.normalize(F.adaptive_avg_pool2d(n, GRID), dim=1))
+        places.append(_places(clip, torch.from_numpy(patch_depth(clip)[keys])))
     return ProbeSet(torch.from_numpy(np.stack([c.frames for c in clips])), keys,
                     torch.from_numpy(np.stack([patch_depth(c)[keys] for c in clips])), torch.stack(normals),
+                    torch.stack(places),
                     torch.from_numpy(np.stack([true_matches(c, keys[0], keys[-1]) for c in clips])),
                     torch.stack([token_points(c, keys) for c in clips]))
 
@@ -83,21 +87,49 @@ def extract(data: ProbeSet, features: Callable[[Tensor], Tensor], device: torch.
 
 
 def probe(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed: int = 0) -> dict[str, float | None]:
-    """x: [N,K,D,14,14]. depth_r2 by ridge and MLP, delta1 and normal cosine of the MLP, share of exact matches and of
-    matches within one token, the scores of teacher.correspondence; all on `test`."""
+    """x: [N,K,D,14,14]. depth_r2 by ridge and MLP, xyz_r2 by ridge, delta1 and normal cosine of the MLP, share of exact
+    matches and of matches within one token, the scores of teacher.correspondence; all on `test`."""
+    found = scores({k: v.sum() for k, v in sums(train, test, x_train, x_test, seed).items()})
+    return {**{k: None if np.isnan(v) else float(v) for k, v in found.items()}, **_matching(test, x_test)}
+
+
+def sums(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed: int = 0, mlp: bool = True
+         ) -> dict[str, np.ndarray]:
+    """What the scores are made of, clip by clip of `test` [N], so that clips can be drawn again; those of the MLP if
+    asked for."""
     device = x_train.device
     a, b = _tokens(x_train), _tokens(x_test)
     mean, std = a.mean(0), a.std(0).clamp_min(1e-4)
     a, b = _with_position((a - mean) / std), _with_position((b - mean) / std)
     (ya, ka), (yb, kb) = (_targets(s, device) for s in (train, test))
-    ridge = _ridge(a[ka], ya[ka][:, :1], b[kb])
-    mlp = _mlp(a[ka], ya[ka], b[kb], seed)
+    linear = _ridge(a[ka], ya[ka][:, [0, 4, 5, 6]], b[kb])                            # log depth and the place
     truth = yb[kb]
-    ratio = (mlp[:, 0] - truth[:, 0]).abs()
-    return {"depth_r2_ridge": _r2(ridge[:, 0], truth[:, 0]), "depth_r2_mlp": _r2(mlp[:, 0], truth[:, 0]),
-            "delta1": (ratio < np.log(1.25)).float().mean().item(),
-            "normal_cos": F.cosine_similarity(mlp[:, 1:], truth[:, 1:]).mean().item(), **_matching(test, x_test),
-            **{k: None if np.isnan(v) else v for k, v in correspondence(x_test, test.points).items()}}
+    depth, place = truth[:, 0], truth[:, 4:]
+    each = {"tokens": torch.ones_like(depth), "depth": depth, "depth_square": depth.square(),
+            "ridge_error": (linear[:, 0] - depth).square(),
+            "xyz_error": (linear[:, 1:] - place).square().sum(1), "xyz_square": place.square().sum(1),
+            **{axis: place[:, i] for i, axis in enumerate("xyz")}}
+    if mlp:
+        guess = _mlp(a[ka], ya[ka][:, :4], b[kb], seed)                               # log depth and normal
+        off = guess[:, 0] - depth
+        each |= {"mlp_error": off.square(), "near": (off.abs() < np.log(1.25)).float(),
+                 "normal_cos": F.cosine_similarity(guess[:, 1:], truth[:, 1:4])}
+    clip = torch.arange(len(test.depth), device=device).repeat_interleave(test.depth[0].numel())[kb]
+    count = len(test.depth)
+    return {k: v.new_zeros(count, dtype=torch.double).index_add_(0, clip, v.double()).cpu().numpy()
+            for k, v in each.items()} | correspondence_sums(x_test, test.points)
+
+
+def scores(total: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of summed clips: numbers, or arrays of resampled sums."""
+    n = total["tokens"]
+    spread = total["depth_square"] - total["depth"] ** 2 / n
+    spread_xyz = total["xyz_square"] - (total["x"] ** 2 + total["y"] ** 2 + total["z"] ** 2) / n
+    mlp = {} if "mlp_error" not in total else {
+        "depth_r2_mlp": 1 - total["mlp_error"] / spread, "delta1": total["near"] / n,
+        "normal_cos": total["normal_cos"] / n}
+    return {"depth_r2_ridge": 1 - total["ridge_error"] / spread, "xyz_r2_ridge": 1 - total["xyz_error"] / spread_xyz,
+            **mlp, **correspondence_scores(total)}
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -113,9 +145,19 @@ def _with_position(x: Tensor) -> Tensor:
 
 
 def _targets(data: ProbeSet, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Log depth, normal and place of every token [N*K*196,7], and which of them are known."""
     depth = data.depth.to(device).flatten()                                           # [N*K*196]
-    normals = data.normals.to(device).permute(0, 1, 3, 4, 2).flatten(0, 3)
-    return torch.cat([depth.clamp_min(1e-3).log()[:, None], normals], 1), depth > 0
+    rest = [v.to(device).permute(0, 1, 3, 4, 2).flatten(0, 3) for v in (data.normals, data.places)]
+    return torch.cat([depth.clamp_min(1e-3).log()[:, None], *rest], 1).float(), depth > 0
+
+
+def _places(clip: Clip, depth: Tensor) -> Tensor:
+    """depth [K,14,14] m along the axis -> camera-space positions of the cells' centres [K,3,14,14] m."""
+    h, w = clip.frames.shape[2:]
+    v, u = torch.meshgrid(*((torch.arange(GRID) + 0.5) * n / GRID for n in (h, w)), indexing="ij")
+    pixels = torch.stack([u, v, torch.ones_like(u)]).flatten(1).double()              # [3,196]
+    rays = (torch.linalg.inv(torch.from_numpy(clip.intrinsics).double()) @ pixels).unflatten(1, (GRID, GRID))
+    return (rays[None] * depth[:, None]).float()
 
 
 def _ridge(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
@@ -137,7 +179,7 @@ def _mlp(x: Tensor, y: Tensor, x_test: Tensor, seed: int, steps: int = 300, batc
     net = nn.Sequential(nn.Linear(x.shape[1], 256), nn.GELU(), nn.Linear(256, y.shape[1])).to(x.device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
-    draw = torch.Generator(device=x.device).manual_seed(seed)
+    draw, batch = torch.Generator(device=x.device).manual_seed(seed), min(batch, len(x))
     for _ in range(steps):
         rows = torch.randint(len(x), (batch,), device=x.device, generator=draw)
         loss = F.smooth_l1_loss(net(x[rows]), (y[rows] - shift) / scale)
@@ -147,10 +189,6 @@ def _mlp(x: Tensor, y: Tensor, x_test: Tensor, seed: int, steps: int = 300, batc
         schedule.step()
     with torch.inference_mode():
         return net(x_test) * scale + shift
-
-
-def _r2(guess: Tensor, truth: Tensor) -> float:
-    return (1 - (guess - truth).square().mean() / truth.var()).item()
 
 
 def _matching(data: ProbeSet, x: Tensor) -> dict[str, float]:

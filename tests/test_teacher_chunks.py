@@ -36,7 +36,7 @@ def test_out_of_memory_halves_the_chunk_and_goes_on():
         return torch.arange(part.start, part.stop)
 
     assert torch.equal(in_chunks(call, 11, 8, 0, "-"), torch.arange(11))
-    assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
+    assert sizes == [6, 3, 3, 3, 2]
 
 
 def test_out_of_memory_with_one_is_one_clear_line():
@@ -47,3 +47,25 @@ def test_out_of_memory_with_one_is_one_clear_line():
         in_chunks(full, 4, 4, 0, "lower tap.side")
     with pytest.raises(RuntimeError, match="another"):
         in_chunks(lambda part: (_ for _ in ()).throw(RuntimeError("another")), 4, 4, 0, "-")
+
+
+def test_a_tower_that_runs_out_of_memory_says_the_same_in_smaller_chunks(tiny_wan, monkeypatch):
+    tower = load_wan(tiny_wan, Tap(block=1, seeds=1))
+    whole, sizes = tower.features(FRAMES), []
+    encode, tokens = tower._encode, tower._noised_tokens
+
+    def limited(call, most):
+        def run(x, *rest):
+            sizes.append(len(x))
+            if len(x) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return call(x, *rest)
+        return run
+
+    monkeypatch.setattr(tower, "_encode", limited(encode, 3))
+    monkeypatch.setattr(tower, "_noised_tokens", limited(tokens, 6))
+    torch.testing.assert_close(tower.features(FRAMES), whole, rtol=1e-4, atol=1e-5)
+    assert sizes == [10, 5, 2, 2, 2, 2, 2, 10, 5, 5]
+    monkeypatch.setattr(tower, "_encode", limited(encode, 0))
+    with pytest.raises(ValueError, match=r"^out of GPU memory with one at a time; lower tap\.side or set tap\.prec"):
+        tower.features(FRAMES)

@@ -95,6 +95,30 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
     assert "train/000" not in store
 
 
+def test_a_tower_that_blows_up_midway_stops_the_fill_and_leaves_what_was_whole(tmp_path, rooms):
+    class Exploding(FixedNoise):
+        calls = 0
+
+        def features(self, frames):
+            self.calls += 1
+            return super().features(frames) * (torch.inf if self.calls == 2 else 1)
+
+    tower = Exploding()
+    with pytest.raises(ValueError, match=r"features of train/001: not finite"):
+        filled(tmp_path, rooms, tower)
+    store = FeatureStore(tmp_path, tower.spec, "clips-1")
+    assert "train/000" in store and "train/001" not in store and not list(store.folder.rglob(".*"))
+    assert "train/003" in filled(tmp_path, rooms, tower)
+
+
+def test_clips_go_to_the_tower_in_order_and_each_is_kept_under_its_own_name(tmp_path):
+    rooms = FakeRooms(train=6, frames=2)
+    store = filled(tmp_path, rooms, RGBPatches())
+    for clip_id in rooms.ids("train"):
+        wanted = RGBPatches().features(torch.from_numpy(rooms.clip(clip_id).frames)[None].float() / 255)[0]
+        torch.testing.assert_close(store.get(clip_id).float(), wanted, atol=1e-3, rtol=1e-3)
+
+
 def test_examples_stream_the_same_fields_that_they_hold(tmp_path, rooms, monkeypatch):
     from teacher import examples
 

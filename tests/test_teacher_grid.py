@@ -32,5 +32,5 @@ def test_the_probe_has_a_row_for_every_tap_control_and_other_tower(tiny_wan, tmp
 
 @pytest.mark.parametrize("name", ["dinov2", "vgg:/tmp", "dinov2:"])
 def test_another_tower_is_kind_and_folder(name):
-    with pytest.raises(ValueError, match="expected KIND:FOLDER with KIND one of dinov2, dinov3, vjepa2, unet, cogvid"):
+    with pytest.raises(ValueError, match="expected KIND:FOLDER with KIND one of dinov2, dinov3, vjepa2, unet, svd, c"):
         open_other(name)

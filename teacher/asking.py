@@ -1,0 +1,157 @@
+"""From a clip's questions to tensors: what is written before, between and after the visual tokens, and which boxes."""
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from scenes.boxes import boxes_of
+from scenes.clip import Clip
+from scenes.questions import Question, questions
+from teacher.backbones import GRID
+from teacher.ground import box_tokens
+from teacher.language import COORD, GROUND, IGNORED, SPECIALS, Asked
+from teacher.position import token_points, world_points
+
+GROUNDED = ("ground", "multi_ground")
+_STRIDE = 2  # px between the pixels that say which token is in which box
+
+
+@dataclass
+class Room:
+    """What a clip's questions need of it, without its frames."""
+    id: str
+    points: np.ndarray        # [T,14,14,3] float32 m
+    boxes: np.ndarray         # [M,7] float32, every candidate once
+    inside: np.ndarray        # [M,T*196] float16
+    asked: list[Question]
+    candidates: list[list[int]]  # of each question, into boxes
+
+
+def read_room(clip: Clip, tasks: Sequence[str], seed: int) -> Room:
+    """Asks every task of one clip. Raises ValueError if the clip has no depth or camera."""
+    if clip.depth is None or clip.intrinsics is None or clip.poses is None:
+        raise ValueError(f"clip {clip.id}: questions need depth, intrinsics and poses; render it with: "
+                         "vega3d scenes render")
+    asked = [q for task in tasks for q in questions(clip, task, seed)]
+    points = world_points(clip.depth, clip.intrinsics, clip.poses)                            # [T,H,W,3]
+    rows: dict[bytes, int] = {}
+    unique: list[np.ndarray] = []
+    candidates = []
+    for question in asked:
+        mine = []
+        for box in _with_heading(question.boxes):
+            if box.tobytes() not in rows:
+                rows[box.tobytes()] = len(unique)
+                unique.append(box)
+            mine.append(rows[box.tobytes()])
+        candidates.append(mine)
+    boxes = np.stack(unique) if unique else boxes_of([])
+    inside = box_tokens(points[:, ::_STRIDE, ::_STRIDE], boxes, GRID).astype(np.float16)
+    return Room(clip.id, token_points(points, GRID), boxes, inside, asked, candidates)
+
+
+class Writer:
+    """Writes questions as token ids, with the tokenizer's chat template if it has one.
+
+    <ground> and <coord> need not be in the tokenizer: they get the ids after the language model's last word.
+    Raises ValueError for a tokenizer without an end-of-text token.
+    """
+
+    def __init__(self, tokenizer: Any, words: int):
+        if tokenizer.eos_token_id is None:
+            raise ValueError("tokenizer: has no end-of-text token (eos_token), so no answer would end; set one in its "
+                             "tokenizer_config.json")
+        if len(tokenizer) > words:
+            raise ValueError(f"tokenizer: knows {len(tokenizer)} words, the language model {words}; they do not belong "
+                             "together")
+        self.tokenizer, self.words, self.end = tokenizer, words, tokenizer.eos_token_id
+        before, self._after = _template(tokenizer)
+        self.prefix: list[int] = self.encode(before)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for piece in re.split(f"({'|'.join(SPECIALS)})", text):
+            if piece in SPECIALS:
+                ids.append(self.words + SPECIALS.index(piece))
+            elif piece:
+                ids += self.tokenizer(piece, add_special_tokens=False).input_ids
+        return ids
+
+    def prompt(self, question: Question) -> list[int]:
+        """Token ids after the visual tokens, up to where the answer begins; <ground> ends a grounding question."""
+        ids = self.encode("\n" + question.prompt + self._after)
+        return [*ids, *self.encode(GROUND)] if question.task in GROUNDED else ids
+
+    def answer(self, question: Question) -> list[int]:
+        """Token ids of the answer and the end; empty where the answer is a box."""
+        return [*self.encode(question.answer), self.end] if question.answer is not None else []
+
+    def read(self, ids: Sequence[int]) -> str:
+        """The text of answer ids, up to the end token."""
+        ids = list(ids)
+        return self.tokenizer.decode(ids[:ids.index(self.end)] if self.end in ids else ids).strip()
+
+
+@dataclass(frozen=True)
+class Written:
+    """One question, tokenised."""
+    prompt: list[int]
+    answer: list[int]
+    coord: int               # box of <coord>, -1 = none
+    candidates: list[int]    # empty unless it is to be grounded
+    targets: tuple[int, ...]
+
+
+def write(writer: Writer, room: Room) -> list[Written]:
+    """Every question of a room."""
+    out = []
+    for question, boxes in zip(room.asked, room.candidates, strict=True):
+        ground = question.task in GROUNDED
+        prompt = writer.prompt(question)
+        spot = COORD in question.prompt and bool(question.targets)
+        offered = boxes[:question.proposals] if ground else []
+        out.append(Written(prompt, writer.answer(question), boxes[question.targets[0]] if spot else -1, offered,
+                           tuple(t for t in question.targets if t < len(offered))))
+    return out
+
+
+def pack(groups: Sequence[Sequence[Written]], pad: int, room_for: int = 0) -> Asked:
+    """Groups of equally many questions, one a clip, as tensors on the CPU; L is a multiple of 8.
+
+    room_for: 0 writes the answers, as in training; n leaves them out and n free places behind each prompt.
+    """
+    texts = [[w.prompt + ([] if room_for else w.answer) for w in group] for group in groups]
+    c, q = len(groups), len(groups[0])
+    l = -(-(max(len(t) for group in texts for t in group) + room_for) // 8) * 8
+    k = max(len(w.candidates) for group in groups for w in group)
+    ids = np.full((c, q, l), pad)
+    wanted, length = np.full((c, q, l), IGNORED), np.zeros((c, q), int)
+    coord, candidates, targets = np.full((c, q), -1), np.full((c, q, k), -1), np.zeros((c, q, k), bool)
+    for i, group in enumerate(groups):
+        for j, one in enumerate(group):
+            text = texts[i][j]
+            ids[i, j, :len(text)], length[i, j], coord[i, j] = text, len(text), one.coord
+            if not room_for and one.answer:
+                start = len(one.prompt) - 1
+                wanted[i, j, start:start + len(one.answer)] = one.answer
+            candidates[i, j, :len(one.candidates)] = one.candidates
+            targets[i, j, list(one.targets)] = True
+    return Asked(*(torch.from_numpy(x) for x in (ids, wanted, length, coord, candidates, targets)))
+
+
+def _with_heading(boxes: np.ndarray) -> np.ndarray:
+    return np.pad(boxes, ((0, 0), (0, 7 - boxes.shape[1]))).astype(np.float32)
+
+
+def _template(tokenizer: Any) -> tuple[str, str]:
+    """What stands before the visual tokens, and between question and answer."""
+    if not tokenizer.chat_template:
+        return "", "\n"
+    mark = "<image>"
+    text = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False,
+                                         add_generation_prompt=True)
+    before, _, after = text.partition(mark)
+    return before, after

@@ -1,0 +1,191 @@
+"""The full teacher: fused visual tokens in a language model, which answers in words or points at a box.
+
+Semantic and generative tokens -> fusion -> 3D positions -> a newline token a row -> any causal language model of
+transformers, through `inputs_embeds` (arXiv 2603.19235; 2412.00493). Several questions about one clip share its visual
+tokens: each sees them and itself, none another, which is the same as asking one by one and several times cheaper.
+"""
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from teacher.backbones import GRID
+from teacher.fusion import fusion
+from teacher.ground import GroundHead
+from teacher.position import PositionMode, sine_position, video_position
+
+GROUND, COORD = "<ground>", "<coord>"
+SPECIALS = (GROUND, COORD)
+IGNORED = -100  # a position whose next token is nobody's business
+
+
+@dataclass(frozen=True)
+class LanguageShape:
+    """What the model is made of, beside the language model."""
+    semantic_dim: int
+    generative_dim: int                      # 1 where there is no such stream
+    fusion: str = "token_gate"               # one of teacher.fusion.FUSIONS
+    position: PositionMode = "depth_pose"
+    grid: int = 7                            # visual tokens to a frame's side in the language model; 14 in the paper
+    objects: Literal["fused", "semantic"] = "fused"  # tokens a candidate box is known by; the paper: semantic
+    sight: bool = True                       # False: the text-only baseline, which sees no token and no box
+
+
+@dataclass
+class Sight:
+    """C clips of T frames; features are raw, in half precision."""
+    semantic: Tensor            # [C,T,Ds,14,14]
+    generative: Tensor | None   # [C,T,Dg,14,14]
+    points: Tensor              # [C,T,14,14,3] m, world; teacher.position.token_points
+    boxes: Tensor               # [C,M,7] centre, size m, heading rad
+    inside: Tensor              # [C,M,T*196] teacher.ground.box_tokens
+
+
+@dataclass
+class Asked:
+    """Q questions about each clip, L tokens each, padded at the right."""
+    ids: Tensor         # [C,Q,L] int64; ids from the vocabulary's end on are SPECIALS
+    wanted: Tensor      # [C,Q,L] the token that should follow each, IGNORED elsewhere
+    length: Tensor      # [C,Q] tokens of each question
+    coord: Tensor       # [C,Q] the box that <coord> stands for, -1 = none
+    candidates: Tensor  # [C,Q,K] boxes that <ground> may mean, -1 = padding
+    targets: Tensor     # [C,Q,K] bool
+
+
+@dataclass
+class Heard:
+    hidden: Tensor         # [C,Q,L,W] last hidden state of every question token
+    ground: Tensor | None  # [C,Q,K+1] logits over candidates and "none of them"; None if nothing was to be grounded
+    gate: Tensor | None    # [C,T,14,14] semantic share
+
+
+class LanguageTeacher(nn.Module):
+    """Holds the language model as `lm`; everything else is new. `prefix`: token ids before the visual tokens."""
+    semantic_mean: Tensor
+    semantic_std: Tensor
+    generative_mean: Tensor
+    generative_std: Tensor
+    scale: Tensor
+    prefix: Tensor
+
+    def __init__(self, lm: Any, shape: LanguageShape, prefix: list[int]):
+        super().__init__()
+        self.lm, self.shape = lm, shape
+        words = lm.get_input_embeddings().weight
+        self.words, width = words.shape
+        for name, dim in (("semantic", shape.semantic_dim), ("generative", shape.generative_dim)):
+            self.register_buffer(f"{name}_mean", torch.zeros(dim, 1, 1))
+            self.register_buffer(f"{name}_std", torch.ones(dim, 1, 1))
+        # visual tokens enter as loud as words: a layer norm's are many times louder, and drown a small model's words
+        loud = words.detach().float().square().mean().sqrt() if words.device.type != "meta" else torch.ones(())
+        self.register_buffer("scale", loud)
+        self.register_buffer("prefix", torch.tensor(prefix, dtype=torch.long), persistent=False)
+        self.fusion = fusion(shape.fusion, shape.semantic_dim, shape.generative_dim, width)
+        self.known = nn.Conv2d(shape.semantic_dim, width, 1) if shape.objects == "semantic" else None
+        self.newline = nn.Parameter(torch.randn(width) * 0.02)
+        self.specials = nn.Parameter(torch.randn(len(SPECIALS), width) * 0.02)
+        self.ground = GroundHead(width)
+
+    def forward(self, sight: Sight, asked: Asked) -> Heard:
+        semantic, generative = self.standardise(sight)                                        # [C*T,D,14,14]
+        clips = sight.semantic.shape[:2]
+        fused, gate = self.fusion(semantic, generative)                                       # [C*T,W,h,14], [C*T,1,..]
+        known = fused if self.known is None else self.known(semantic)
+        things = self._things(sight, known.unflatten(0, clips))                               # [C,M,W]
+        tokens = self._visual(sight, fused.unflatten(0, clips))                               # [C,V,W]
+        words = self.embed(asked, things)                                                     # [C,Q,L,W]
+        start = self._embed(self.prefix).expand(len(tokens), -1, -1)
+        hidden = self._listen(torch.cat([start, tokens], 1), words)                           # [C,Q,L,W]
+        return Heard(hidden, self._point(hidden, asked, things),
+                     None if gate is None else gate.squeeze(1).unflatten(0, clips))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [...,W] -> [...,words]."""
+        return self.lm.get_output_embeddings()(hidden)
+
+    def standardise(self, sight: Sight) -> tuple[Tensor, Tensor | None]:
+        """Both streams [C*T,D,14,14] by the training set's statistics, in the model's own precision."""
+        semantic = (sight.semantic.flatten(0, 1).float() - self.semantic_mean) / self.semantic_std
+        semantic = semantic.to(self.newline.dtype)
+        if sight.generative is None or self.shape.fusion == "semantic_only":
+            return semantic, None
+        generative = (sight.generative.flatten(0, 1).float() - self.generative_mean) / self.generative_std
+        return semantic, generative.to(self.newline.dtype)
+
+    def _things(self, sight: Sight, tokens: Tensor) -> Tensor:
+        """What each box is known by, [C,M,W]: the mean of its visual tokens, and where its centre is in the room (or,
+        pose-free, where its tokens are in the video)."""
+        if not self.shape.sight:
+            return tokens.new_zeros(*sight.boxes.shape[:2], tokens.shape[2])
+        parts = tokens.split(GRID, 3)                                    # sequence concatenation has two
+        flat = sum(p.permute(0, 1, 3, 4, 2).flatten(1, 3) for p in parts) / len(parts)        # [C,T*196,W]
+        pooled = sight.inside.to(flat.dtype) @ flat
+        if self.shape.position == "depth_pose":
+            place = sine_position(sight.boxes[..., :3], pooled.shape[-1])
+        else:
+            place = sight.inside.to(flat.dtype) @ self._places(sight, GRID, flat.shape[-1]).flatten(1, 3).to(flat.dtype)
+        return (pooled + place) * self.scale
+
+    def _visual(self, sight: Sight, fused: Tensor) -> Tensor:
+        """[C,T*rows*(grid+1),W]: tokens averaged to the grid, told where they are, a newline after each row."""
+        c, t, w, h, _ = fused.shape
+        if not self.shape.sight:
+            return fused.new_zeros(c, 0, w)
+        g = self.shape.grid
+        small = F.adaptive_avg_pool2d(fused.flatten(0, 1), (g * h // GRID, g))                # [C*T,W,rows,g]
+        place = self._places(sight, g, w).repeat(1, 1, h // GRID, 1, 1)                          # [C,T,rows,g,W]
+        rows = (small.permute(0, 2, 3, 1).unflatten(0, (c, t)) + place) * self.scale
+        ends = self.newline.to(rows.dtype).expand(*rows.shape[:3], 1, -1)
+        return torch.cat([rows, ends], 3).flatten(1, 3)
+
+    def _places(self, sight: Sight, g: int, width: int) -> Tensor:
+        c, t = sight.semantic.shape[:2]
+        if self.shape.position == "pose_free":
+            return video_position(t, g, width).to(sight.semantic.device).expand(c, -1, -1, -1, -1)
+        points = F.adaptive_avg_pool2d(sight.points.flatten(0, 1).permute(0, 3, 1, 2).float(), (g, g))
+        return sine_position(points.permute(0, 2, 3, 1).unflatten(0, (c, t)), width)
+
+    def embed(self, asked: Asked, things: Tensor) -> Tensor:
+        """[C,Q,L,W]; <coord> carries what its box is known by."""
+        words = self._embed(asked.ids)
+        index = asked.coord.clamp_min(0)[..., None].expand(-1, -1, things.shape[-1])          # [C,Q,W]
+        box = things.gather(1, index) if things.shape[1] else words.new_zeros(index.shape)
+        spot = (asked.ids == self.words + SPECIALS.index(COORD)) & (asked.coord >= 0)[..., None]
+        return words + spot[..., None] * box[:, :, None].to(words.dtype)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        known = ids < self.words
+        words = self.lm.get_input_embeddings()(ids.where(known, 0))
+        special = self.specials[(ids - self.words).clamp_min(0)]
+        return torch.where(known[..., None], words, special.to(words.dtype))
+
+    def _listen(self, shared: Tensor, words: Tensor) -> Tensor:
+        """shared [C,P,W], words [C,Q,L,W] -> the hidden states of the words."""
+        c, q, l, _ = words.shape
+        p = shared.shape[1]
+        x = torch.cat([shared.to(words.dtype), words.flatten(1, 2)], 1)                       # [C,P+Q*L,W]
+        # float32 words would keep every residual in float32
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        position = torch.cat([torch.arange(p), p + torch.arange(l).repeat(q)]).to(x.device).expand(c, -1)
+        mask = None if q == 1 else own_mask(p, q, l, x.device).expand(c, 1, -1, -1)  # one question: plainly causal
+        out = self.lm.get_decoder()(inputs_embeds=x, position_ids=position, attention_mask=mask, use_cache=False)
+        return out.last_hidden_state[:, p:].unflatten(1, (q, l))
+
+    def _point(self, hidden: Tensor, asked: Asked, things: Tensor) -> Tensor | None:
+        if not asked.candidates.shape[2]:
+            return None
+        spot = (asked.ids == self.words + SPECIALS.index(GROUND)).to(hidden.dtype)            # [C,Q,L], one or none
+        state = torch.einsum("cql,cqlw->cqw", spot, hidden)
+        rows = torch.arange(len(things), device=things.device)[:, None, None]
+        return self.ground(state, things[rows, asked.candidates.clamp_min(0)].to(hidden.dtype))
+
+
+def own_mask(shared: int, questions: int, length: int, device: torch.device) -> Tensor:
+    """Who may look at whom, [1,1,S,S] bool, S = shared + questions * length: earlier tokens of one's own question, and
+    of what is shared."""
+    owner = torch.cat([torch.full((shared,), -1), torch.arange(questions).repeat_interleave(length)]).to(device)
+    mine = (owner[None] == owner[:, None]) | (owner[None] == -1)
+    return mine.tril()[None, None]

@@ -1,0 +1,243 @@
+"""Training the full teacher: several tasks, one a batch; words by cross-entropy, boxes by InfoNCE."""
+import json
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from torch import Tensor, nn
+
+from records.files import digest
+from teacher.asking import Writer
+from teacher.checkpoint import load_checkpoint, save_checkpoint
+from teacher.ground import ground_loss
+from teacher.language import IGNORED, LanguageShape, LanguageTeacher
+from teacher.lessons import Batch, Lessons
+from teacher.lm import RANK, Tune, load_lm, recompute, tune
+from teacher.schedule import set_lr
+from teacher.sharded import Held, WholeOptimizer, whole
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """How the teacher is trained; RECIPES holds two. lm: a name, hub id or folder."""
+    lm: str = "smollm2-135m"
+    layers: int | None = None   # of the language model, the first ones; None: all
+    tune: Tune = "full"
+    lora_rank: int = RANK
+    steps: int = 1500
+    clips: int = 8              # a batch
+    questions: int = 8          # about each clip: they share its visual tokens
+    accumulate: int = 1         # batches to a step
+    lr: float = 2e-4            # of the language model
+    lr_new: float = 1e-3        # of all that starts from nothing
+    warm: float = 0.03          # share of the steps
+    weight_decay: float = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU
+    recompute: bool = False     # keep only the layers' inputs and compute the rest again in the backward pass
+    save_every: int = 200       # steps
+    validate_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "clips", "questions", "accumulate", "lora_rank", "save_every", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"tuning: got {name}={getattr(self, name)}, expected at least 1")
+
+
+CHECKPOINT, METRICS = "tuning.ckpt.safetensors", "metrics.jsonl"
+RECIPES = {
+    "embedded": TuneConfig(),
+    # the paper's: 128 questions a step over 8 GPUs (bench/h200/paper_fsdp.yaml; `vega3d teacher plan`: what it needs)
+    "paper": TuneConfig(lm="llava-video-7b", steps=1500, clips=1, questions=1, accumulate=16, lr=1e-5, lr_new=1e-5,
+                        recompute=True),
+}
+
+
+def build(config: TuneConfig, shape: LanguageShape, device: torch.device) -> tuple[LanguageTeacher, Writer]:
+    """(model, writer); a frozen or adapted language model is held in bf16 on a GPU, a trained one in float32."""
+    half = config.tune != "full" and _half(config, device)
+    lm, tokenizer = load_lm(config.lm, torch.bfloat16 if half else torch.float32, config.layers)
+    torch.manual_seed(config.seed)  # adapters, too, start from a draw
+    tune(lm, config.tune, config.lora_rank)
+    if config.recompute:
+        recompute(lm)
+    writer = Writer(tokenizer, lm.get_input_embeddings().weight.shape[0])
+    model = LanguageTeacher(lm, shape, writer.prefix).to(device)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model, writer
+
+
+@torch.no_grad()
+def set_statistics(model: LanguageTeacher, lessons: Lessons) -> None:
+    """Per-channel mean and standard deviation (floor 1e-4) of the training clips' features."""
+    for name in ("semantic", "generative"):
+        stream = getattr(lessons.sight, name)
+        if stream is None:
+            continue
+        sums = [torch.zeros(stream.shape[2], dtype=torch.float64, device=stream.device) for _ in range(2)]
+        for part in stream.split(64):                                                         # [N,T,D,14,14]
+            x = part.double()
+            sums[0] += x.sum((0, 1, 3, 4))
+            sums[1] += x.square().sum((0, 1, 3, 4))
+        count = stream.numel() / stream.shape[2]
+        mean = sums[0] / count
+        std = (sums[1] / count - mean.square()).clamp_min(0).sqrt().clamp_min(1e-4)
+        getattr(model, f"{name}_mean").copy_(mean.view(-1, 1, 1))
+        getattr(model, f"{name}_std").copy_(std.view(-1, 1, 1))
+
+
+class Objective(nn.Module):
+    """A batch's loss as one module, so that what shards or replicates models sees every weight inside one forward."""
+
+    def __init__(self, teacher: LanguageTeacher):
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Cross-entropy of the answers' tokens, or InfoNCE over the boxes; a float32 scalar."""
+        asked = batch.asked
+        heard = self.teacher(batch.sight, asked)
+        if heard.ground is not None:
+            return ground_loss(heard.ground, asked.targets, asked.candidates >= 0)
+        spot = asked.wanted != IGNORED
+        return F.cross_entropy(self.teacher.logits(heard.hidden[spot]).float(), asked.wanted[spot])
+
+
+def fit(model: LanguageTeacher, lessons: Lessons, config: TuneConfig, folder: Path | None = None,
+        validate: Callable[[nn.Module], dict[str, float]] | None = None, stop: float | None = None,
+        quiet: bool = False, accelerator: Any = None) -> list[dict]:
+    """Trains in place and returns the curve. With a folder: metrics.jsonl, and a killed run resumes to the same result.
+
+    validate: what the objective adds to the curve every `validate_every` steps; runs on every process. stop: a
+    time.monotonic() to end at, whatever the step (benchmarks under a budget; the schedule is then cut short).
+    accelerator: of accelerate, for several processes: each draws its own clips of the same family, gradients are
+    averaged, the first one writes.
+    """
+    device = lessons.device
+    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    key = digest(asdict(config), asdict(model.shape), [room.id for room in lessons.rooms], len(lessons), world)
+    weights: Any = Held()
+    moments: Any = Held({"state": {}, "param_groups": []})
+    start = 0 if folder is None else load_checkpoint(folder / CHECKPOINT, {"teacher": weights}, moments, key)
+    if start:
+        relearn(model, weights.state)
+    optimizer: Any = _optimizer(model, config)
+    objective: Any = Objective(model)
+    if accelerator is not None:
+        objective, optimizer = accelerator.prepare(objective, optimizer)
+    if start:
+        WholeOptimizer(_plain(optimizer)).load_state_dict(moments.state)
+    saves = folder is not None  # every process reads and gathers, one writes
+    folder = folder if rank == 0 else None
+    curve = _read_curve(folder, start)
+    recent: list[Tensor] = []  # losses since the last row of the curve; on the device, so that no step waits
+    for step in track(range(start, config.steps), description="teacher", disable=quiet or rank > 0):
+        torch.manual_seed(config.seed * 1_000_003 + step)  # dropout of a resumed run
+        set_lr(optimizer, 1.0, step, config.steps, warm=int(config.warm * config.steps))
+        for group in optimizer.param_groups:
+            group["lr"] *= group["peak"]
+        objective.train()
+        loss = torch.zeros((), device=device)
+        optimizer.zero_grad(set_to_none=True)
+        for part in range(config.accumulate):
+            batch = lessons.draw(config.seed, step * config.accumulate + part, config.clips, config.questions, rank)
+            with autocast(config, device):
+                one = objective(batch) / config.accumulate
+            one.backward()
+            loss += one.detach()
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+        optimizer.step()
+        recent.append(loss)
+        done = step + 1
+        late = stop is not None and time.monotonic() > stop
+        if done % config.validate_every == 0 or done == config.steps or late:
+            row = {"step": done, "loss": float(torch.stack(recent).mean()), **(validate(objective) if validate else {})}
+            recent.clear()
+            curve.append(row)
+            if folder is not None:
+                with (folder / METRICS).open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+        if saves and (done % config.save_every == 0 or done == config.steps):
+            weights, moments = Held(learned(model)), Held(WholeOptimizer(_plain(optimizer)).state_dict())
+            if folder is not None:
+                save_checkpoint(folder / CHECKPOINT, done, {"teacher": weights}, moments, key)
+        if late:
+            break
+    return curve
+
+
+@torch.no_grad()
+def validation_loss(objective: nn.Module, lessons: Lessons, config: TuneConfig, batches: int = 2) -> dict[str, float]:
+    """Mean loss of each family over its first few batches of held-out clips, by name loss_FAMILY."""
+    objective.eval()
+    out = {}
+    for name in lessons.families:
+        exam = islice(lessons.exam(name, config.clips, config.questions), batches)
+        with autocast(config, lessons.device):
+            losses = [float(objective(batch)) for batch in exam]
+        out[f"loss_{name}"] = sum(losses) / len(losses)
+    return out
+
+
+def autocast(config: TuneConfig, device: torch.device):
+    """bf16 products where the recipe asks for them."""
+    return torch.autocast(device.type, torch.bfloat16) if _half(config, device) else nullcontext()
+
+
+@torch.no_grad()
+def learned(model: LanguageTeacher) -> dict[str, Tensor]:
+    """What was trained, and the statistics, by name: all that a checkpoint needs beside the published weights. Of a
+    sharded model every process must ask."""
+    return {name: whole(value) for name, value in _trained(model).items()}
+
+
+@torch.no_grad()
+def relearn(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
+    """Copies what `learned` gave back into a model. Raises ValueError if it is another model's."""
+    mine = _trained(model)
+    if wrong := sorted(set(mine) ^ set(state)) or [n for n in mine if mine[n].shape != state[n].shape]:
+        raise ValueError(f"teacher: the checkpoint and the model differ in {len(wrong)} weights, {wrong[0]} first; "
+                         "give the language model and the features that it was trained with")
+    for name, value in mine.items():
+        value.copy_(state[name])
+
+
+def _trained(model: LanguageTeacher) -> dict[str, Tensor]:
+    return {**{n: p for n, p in model.named_parameters() if p.requires_grad},
+            **{n: b for n, b in model.named_buffers() if n.endswith(("_mean", "_std")) or n == "scale"}}
+
+
+def _optimizer(model: LanguageTeacher, config: TuneConfig) -> torch.optim.Optimizer:
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    groups = [{"params": [p for n, p in named if n.startswith("lm.") == old], "peak": peak}
+              for old, peak in ((True, config.lr_new if config.tune == "lora" else config.lr), (False, config.lr_new))]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, weight_decay=config.weight_decay,
+                             fused=any(p.is_cuda for _, p in named))
+
+
+def _plain(optimizer: Any) -> torch.optim.Optimizer:
+    return getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+
+
+def _read_curve(folder: Path | None, start: int) -> list[dict]:
+    if folder is None:
+        return []
+    path = folder / METRICS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = [row for row in rows if row["step"] <= start]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def _half(config: TuneConfig, device: torch.device) -> bool:
+    return config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")

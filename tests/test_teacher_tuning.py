@@ -1,0 +1,188 @@
+"""Training the full teacher: it learns what can be learned, resumes exactly, trains what it is told to."""
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from scenes.scoring import values
+from teacher.answers import replies
+from teacher.language import LanguageShape
+from teacher.lessons import FAMILIES, Lessons, family, load_rooms, save_rooms
+from teacher.tuning import (
+    CHECKPOINT,
+    RECIPES,
+    TuneConfig,
+    build,
+    fit,
+    learned,
+    relearn,
+    set_statistics,
+    validation_loss,
+)
+from tests.language_fakes import made_up_room, save_tiny_lm
+
+CPU = torch.device("cpu")
+ROOMS = [made_up_room(f"train/{i:05d}_0", number=(2, 7)[i % 2]) for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = save_tiny_lm(tmp_path_factory.mktemp("lm"))
+    return TuneConfig(lm=str(folder), steps=6, clips=3, questions=4, lr=3e-3, lr_new=3e-3, save_every=2,
+                      validate_every=2)
+
+
+def features(rooms, numbers: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Semantic features in which box i's quarter is lit in channel i (and the count is a channel); random geometry."""
+    semantic = torch.zeros(len(rooms), 2, 5, 14, 14)
+    for n, room in enumerate(rooms):
+        for i in range(4):
+            semantic[n, :, i, 7 * (i // 2):7 * (i // 2) + 7, 7 * (i % 2):7 * (i % 2) + 7] = 1
+        semantic[n, :, 4] = room.asked[0].number
+    draw = torch.Generator().manual_seed(0)
+    return semantic.half(), torch.randn(len(rooms), 2, 6, 14, 14, generator=draw).half()
+
+
+def start(config, rooms=ROOMS, **shape):
+    model, writer = build(config, LanguageShape(5, 6, **{"grid": 2, **shape}), CPU)
+    lessons = Lessons(rooms, *features(rooms), writer, CPU)
+    set_statistics(model, lessons)
+    return model, lessons
+
+
+@pytest.mark.parametrize(("name", "metric", "lr"), [("ground", "acc@0.5", 3e-3), ("vsi_number", "mra", 6e-3)])
+def test_it_learns_to_point_and_to_count(config, name, metric, lr):
+    config = replace(config, steps=70, lr=lr, lr_new=lr, validate_every=100)
+    model, lessons = start(config, grid=7)
+    lessons.families, lessons.shares = [name], np.ones(1)
+    fit(model, lessons, config, quiet=True)
+    scores = [values(q, r.output(q))[metric] for r in replies(model, lessons, name)
+              for q in [ROOMS[r.room].asked[r.question]]]
+    assert len(scores) == len(ROOMS) and np.mean(scores) > 0.8, scores
+
+
+def test_a_killed_run_resumes_to_the_same_weights(config, tmp_path):
+    whole, lessons = start(config)
+    fit(whole, lessons, config, tmp_path / "whole", quiet=True)
+    first, lessons = start(config)
+    with pytest.raises(KeyboardInterrupt):  # killed after the checkpoint of step 4, while step 6 is being recorded
+        fit(first, lessons, config, tmp_path / "killed", lambda m: stop_at(tmp_path / "killed", 4), quiet=True)
+    again, lessons = start(config)
+    curve = fit(again, lessons, config, tmp_path / "killed", quiet=True)
+    assert [row["step"] for row in curve] == [2, 4, 6]
+    for name, value in learned(whole).items():
+        torch.testing.assert_close(learned(again)[name], value, rtol=0, atol=0)
+
+
+def stop_at(folder, lines: int) -> dict[str, float]:
+    rows = (folder / "metrics.jsonl").read_text().splitlines()
+    if rows and json.loads(rows[-1])["step"] >= lines:
+        raise KeyboardInterrupt
+    return {}
+
+
+def test_another_configuration_does_not_resume(config, tmp_path):
+    model, lessons = start(config)
+    fit(model, lessons, replace(config, steps=2), tmp_path, quiet=True)
+    assert (tmp_path / CHECKPOINT).is_file()
+    other, lessons = start(config)
+    rows = fit(other, lessons, replace(config, steps=2, lr=1e-4), tmp_path, quiet=True)
+    assert [row["step"] for row in rows] == [2]  # trained anew, not found finished
+
+
+@pytest.mark.parametrize("how", ["frozen", "lora", "full"])
+def test_what_is_trained_is_what_was_asked_for(config, how):
+    torch.manual_seed(0)
+    model, lessons = start(replace(config, tune=how, steps=2))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    fit(model, lessons, replace(config, tune=how, steps=2), quiet=True)
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    old = {n for n in moved if n.startswith("lm.")}
+    assert {"fusion.gate.weight", "newline"} <= moved
+    assert {"frozen": not old, "lora": bool(old) and all("lora_" in n for n in old),
+            "full": any("q_proj" in n for n in old)}[how], old
+
+
+def test_a_batch_is_one_family_the_same_for_every_process(config):
+    _, lessons = start(config)
+    drawn = set()
+    for step in range(40):
+        batches = [lessons.draw(1, step, 3, 2, rank) for rank in (0, 1)]
+        names = [{family(ROOMS[i].asked[j]) for i, j in b.rows} for b in batches]
+        assert names[0] == names[1] and len(names[0]) == 1
+        drawn |= names[0]
+        if step == 0:
+            assert lessons.draw(1, 0, 3, 2).rows == batches[0].rows  # by (seed, step) alone
+    assert drawn == {n for n in FAMILIES if n != "qa"}
+    ranks = [[lessons.draw(1, s, 3, 2, r).rows for s in range(8)] for r in (0, 1)]
+    assert ranks[0] != ranks[1]
+
+
+def test_an_exam_asks_everything_once(config):
+    _, lessons = start(config)
+    for name in lessons.families:
+        rows = [row for batch in lessons.exam(name, 4, 2) for row in batch.rows]
+        every = [(i, j) for i, r in enumerate(ROOMS) for j, q in enumerate(r.asked) if family(q) == name]
+        assert sorted(rows) == every
+
+
+def test_greedy_answers_are_what_plain_generation_gives(config):
+    """One question through transformers' own generate(), with its cache."""
+    model, lessons = start(config)
+    reply = replies(model, lessons, "vsi_number")[0]
+    batch = next(lessons.exam("vsi_number", 1, 1, 8))
+    with torch.inference_mode():
+        fused, _ = model.fusion(*model.standardise(batch.sight))
+        visual = model._visual(batch.sight, fused.unflatten(0, (1, 2)))
+        words = model.lm.get_input_embeddings()
+        text = words(batch.asked.ids[0, :1, :int(batch.asked.length)])
+        whole = torch.cat([words(model.prefix)[None], visual, text], 1)
+        ids = model.lm.generate(inputs_embeds=whole, max_new_tokens=8, do_sample=False, eos_token_id=0, pad_token_id=0)
+    assert lessons.writer.read(ids[0].tolist()) == reply.text
+
+
+def test_rooms_survive_the_disk(tmp_path):
+    save_rooms(ROOMS, tmp_path / "rooms.safetensors")
+    for a, b in zip(ROOMS, load_rooms(tmp_path / "rooms.safetensors"), strict=True):
+        assert a.id == b.id and a.candidates == b.candidates
+        np.testing.assert_array_equal(a.inside, b.inside)
+        for p, q in zip(a.asked, b.asked, strict=True):
+            np.testing.assert_array_equal(p.boxes, q.boxes)
+            assert vars(p).keys() == vars(q).keys()
+            assert all(vars(p)[k] == vars(q)[k] for k in vars(p) if k != "boxes")
+
+
+def test_validation_leaves_training_alone(config):
+    a, lessons = start(config)
+    fit(a, lessons, config, quiet=True)
+    b, lessons = start(config)
+    losses = []
+    fit(b, lessons, config, validate=lambda m: losses.append(validation_loss(m, lessons, config)) or losses[-1],
+        quiet=True)
+    assert len(losses) == 3 and all(name.startswith("loss_") for name in losses[0])
+    for name, value in learned(a).items():
+        torch.testing.assert_close(learned(b)[name], value, rtol=0, atol=0)
+
+
+def test_mismatched_features_and_settings_are_one_clear_line(config):
+    model, lessons = start(config)
+    semantic, generative = features(ROOMS)
+    with pytest.raises(ValueError, match="generative features are of 6 clips x 1 frames, the questions of 6 x 2"):
+        Lessons(ROOMS, semantic, generative[:, :1], lessons.writer, CPU)
+    with pytest.raises(ValueError, match="semantic features are of 5 clips"):
+        Lessons(ROOMS, semantic[:5], None, lessons.writer, CPU)
+    with pytest.raises(ValueError, match="no questions"):
+        Lessons([replace(ROOMS[0], asked=[], candidates=[])], semantic[:1], None, lessons.writer, CPU)
+    with pytest.raises(ValueError, match="expected at least 1"):
+        TuneConfig(clips=0)
+    state = {k: v for k, v in learned(model).items() if k != "newline"}
+    with pytest.raises(ValueError, match="newline first"):
+        relearn(model, state)
+
+
+def test_recipes_are_whole():
+    assert set(RECIPES) == {"embedded", "paper"}
+    paper = RECIPES["paper"]
+    assert paper.clips * paper.accumulate * 8 == 128 and paper.lr == 1e-5 and paper.tune == "full"
