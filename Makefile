@@ -15,9 +15,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first and pinned: a bare `torch` would bring several GB of CUDA packages
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt tensorrt-rtx-cu13==1.7.1.116 2>/dev/null \
 		|| echo "setup: TensorRT-RTX could not be installed: engines will not be built here (ONNX and INT8 will)"
+	@sh examples/cpp/headers.sh "$${XDG_CACHE_HOME:-$$HOME/.cache}/vega3d-edge/onnxruntime-headers" 2>/dev/null \
+		|| echo "setup: no onnxruntime headers: the C++ example will not be built here"
 	@$(BIN)/vega3d teacher fetch
 	@$(BIN)/python -c 'from scenes.render import Renderer; print("renderer:", Renderer(64).device)' \
 		|| echo "setup: no EGL device: rooms cannot be rendered here (libegl1 libgl1-mesa-dri); your own videos still work"

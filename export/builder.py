@@ -54,9 +54,14 @@ def network_flags(trt: ModuleType) -> int:
 
 
 def precision_flags(trt: ModuleType, precision: Precision) -> list[str]:
-    """Builder flags to set: none where the graph's own types decide, which is everywhere but 8.6."""
+    """Builder flags to set: none where the graph's own types decide, which is everywhere but 8.6.
+
+    Raises ValueError for FP8 there.
+    """
     if surface(trt).dialect == "typed":
         return []
+    if precision == "fp8":
+        raise ValueError(f"export trt: FP8 needs TensorRT 10 or later, this is {trt.__version__}; use INT8 or FP16")
     return {"fp32": [], "fp16": ["FP16"], "int8": ["INT8", "FP16"]}[precision]
 
 

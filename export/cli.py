@@ -10,25 +10,35 @@ if TYPE_CHECKING:
     from export.pipeline import Exporter, Made
 
 LATEST = Path("runs/latest")
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "fp8"]
 
 
 def onnx(run: Path = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16", "int8"),
          batch: int | Literal["dynamic"] = 1, max_drop: float | None = None, qat: int = 0,
-         layers: bool = False) -> None:
+         layers: bool = False, preset: Literal["edge", "web", "mobile"] | None = None) -> None:
     """The student as ONNX: FP32, FP16 and INT8 (for TensorRT, and for CPU and web), each gated on held-out frames;
     then whether INT8 is worth it on this CPU.
 
     Args:
         run: a run folder of `vega3d distill run`
-        precision: which to make; FP32 always comes with INT8, which is timed against it
+        precision: which to make; FP32 always comes with INT8, which is timed against it; fp8 is for Ada, Hopper, Thor
         batch: frames a call; "dynamic" leaves it open
         max_drop: budget for 1 - mean token cosine of INT8; the worst layers go back to half until it is kept
         qat: steps of quantisation-aware distillation from the FP32 student (100 take minutes on a CPU)
         layers: also print the tensors where INT8 is furthest from FP32
+        preset: for an app instead: the student with its depth, normals and descriptors in the layout of Hugging Face;
+            edge: INT8 and FP16; web: FP16, FP32 and uint8; mobile: FP32
     """
     console = _console()
     exporter = _exporter(run, batch, max_drop, qat, console)
+    if preset:
+        from export.presets import export_preset
+
+        with console.status(f"{preset} …"):
+            made = export_preset(exporter, preset)
+        _print_preset(console, made)
+        console.print(f"in {exporter.run.out / preset}")
+        return
     try:
         made = [file for each in _with_fp32(precision) for file in _with_status(console, exporter, each)]
         _print_made(console, made)
@@ -39,17 +49,19 @@ def onnx(run: Path = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16",
     console.print(f"in {exporter.run.out}")
 
 
-def trt(run: Path = LATEST, int8: bool = True, sm: tuple[int, ...] = (),
-        target: Literal["auto", "rtx", "trt", "jetson"] = "auto",
+def trt(run: Path = LATEST, int8: bool = True, fp8: bool = False, sm: tuple[int, ...] = (),
+        target: Literal["auto", "rtx", "trt", "jetson"] = "auto", via: Literal["onnx", "torch-tensorrt"] = "onnx",
         batch: int | Literal["dynamic"] = 1, max_drop: float | None = None, qat: int = 0) -> None:
     """TensorRT engines: INT8 (or --no-int8: FP16) for this GPU, or TensorRT-RTX for cards that are not here.
 
     Args:
         run: a run folder of `vega3d distill run`
         int8: INT8 linear layers, FP16 elsewhere; --no-int8 for FP16 throughout
+        fp8: FP8 (E4M3) linear layers instead, on SM 89 and later
         sm: compute capabilities to build for with TensorRT-RTX (default 86 89 120: RTX 30, 40, 50)
         target: auto takes TensorRT where there is a GPU, else TensorRT-RTX ahead of time; jetson writes a folder that
             builds, gates and times INT8 and FP16 on the device
+        via: torch-tensorrt compiles the torch student itself, FP16, on this GPU; gated and described alike
         batch: frames a call; "dynamic" builds for 1 to 32
         max_drop: budget for 1 - mean token cosine of INT8; the worst layers go back to half until it is kept
         qat: steps of quantisation-aware distillation from the FP32 student (100 take minutes on a CPU)
@@ -60,17 +72,47 @@ def trt(run: Path = LATEST, int8: bool = True, sm: tuple[int, ...] = (),
     if target == "jetson":
         _write_jetson(console, _exporter(run, batch, max_drop, qat, console), sm)
         return
+    if via == "torch-tensorrt":
+        _via_torch(console, run, batch, sm, target)
+        return
     where = site(target, sm, console.print)  # before the long work: a missing package is known at once
     exporter = _exporter(run, batch, max_drop, qat, console)
-    precision: Literal["int8", "fp16"] = "int8" if int8 else "fp16"
+    precision: Literal["int8", "fp16", "fp8"] = "fp8" if fp8 else "int8" if int8 else "fp16"
     with console.status(f"{precision} …"):
         made = onnx_for(exporter, where.surface, precision)
     engines = make_engines(exporter, where, precision)
     _print_made(console, [made])
     _print_engines(console, engines)
-    if int8:
+    if precision != "fp16":
         _print_engine_verdicts(console, exporter, where, engines)
     console.print(f"in {exporter.run.out}")
+
+
+def web(run: Path = LATEST, out: Path | None = None, serve: bool = False, port: int = 8000,
+        ort: Path | None = None) -> None:
+    """A folder that is a live page: camera, video or a clip through the student in the browser, with no network.
+
+    Args:
+        run: a run folder of `vega3d distill run`
+        out: the folder to write; RUN/export/page by default
+        serve: serve it at once, with the headers that WASM threads need
+        port: to serve on
+        ort: onnxruntime-web's npm package as a .tgz file, where npm cannot be reached
+    """
+    from export.web.page import write_page
+    from export.web.serve import serve_folder
+    from export.web.vendor import runtime
+
+    console = _console()
+    runtime_files = runtime(ort)  # before the long work: a missing network is known at once
+    exporter = _exporter(run, 1, None, 0, console)
+    with console.status("page …"):
+        folder, size_mb = write_page(exporter, runtime_files, out)
+    console.print(f"in {folder}: {size_mb:.1f} MB, for any static server", highlight=False, soft_wrap=True)
+    if serve:
+        serve_folder(folder, port, console.print)
+    else:
+        console.print(f"look at it with: python -m export.web.serve {folder}", highlight=False, soft_wrap=True)
 
 
 def check(model: Annotated[Path, tyro.conf.Positional], target: str = "trt10", all: bool = False) -> None:
@@ -78,7 +120,8 @@ def check(model: Annotated[Path, tyro.conf.Positional], target: str = "trt10", a
 
     Args:
         model: an ONNX file, anybody's
-        target: trt10, trt11, rtx, trt8.6, jetson-orin-jp6, jetson-orin-jp62, jetson-orin-jp72, jetson-thor or cpu
+        target: trt10, trt11, rtx, trt8.6, jetson-orin-jp5, jetson-orin-jp6, jetson-orin-jp62, jetson-orin-jp72,
+            jetson-thor or cpu
         all: a line for every node, where the same rule breaks at many
     """
     from export.qdq import brief, check_qdq, read_onnx, summary
@@ -94,7 +137,7 @@ def check(model: Annotated[Path, tyro.conf.Positional], target: str = "trt10", a
     print(f"{model}: ok for {target} ({chosen.what}); {summary(proto)}")
 
 
-VERBS = {"onnx": onnx, "trt": trt, "check": check}
+VERBS = {"onnx": onnx, "trt": trt, "web": web, "check": check}
 
 
 def _console():
@@ -129,6 +172,17 @@ def _print_onnx_verdict(console, exporter: "Exporter", made: "list[Made]") -> No
         with console.status("timing INT8 against FP32 …"):
             verdict = onnx_verdict(exporter, by_kind[FP32], by_kind[INT8_CPU])
         console.print(str(verdict), highlight=False, soft_wrap=True)
+
+
+def _via_torch(console, run: Path, batch, sm: tuple[int, ...], target: str) -> None:
+    from export import via_torch
+    from export.engines import make_torch_engine
+
+    if sm or target != "auto":
+        raise ValueError("export trt --via torch-tensorrt: leave --sm and --target out: it builds for this GPU, "
+                         "with the TensorRT that came with it")
+    via_torch.load()  # before the long work: a missing package is known at once
+    _print_engines(console, [make_torch_engine(_exporter(run, batch, None, 0, console), console.print)])
 
 
 def _write_jetson(console, exporter: "Exporter", sm: tuple[int, ...]) -> None:
@@ -167,6 +221,15 @@ def _print_made(console, made: "list[Made]") -> None:
     console.print(table)
     if in_half:
         console.print(f"returned to half precision: {', '.join(sorted(in_half))}", highlight=False, soft_wrap=True)
+
+
+def _print_preset(console, made: "list[Made]") -> None:
+    for file in made:
+        drift = file.facts["drift"]
+        console.print(f"{file.path.parent.name}/{file.path.name}  {file.facts['size_mb']:.1f} MB, "
+                      f"{file.kind.precision}: features cosine {drift['features_cosine']:.5f}, depth off by "
+                      f"{100 * drift['depth_ratio']:.2f} %, normals by {drift['normals_deg']:.2f}°, descriptors cosine "
+                      f"{drift['descriptors_cosine']:.5f}; passed", highlight=False, soft_wrap=True)
 
 
 def _print_engines(console, engines: "list[Engine]") -> None:

@@ -4,6 +4,7 @@ signed    int8 activations, zero point 0, int8 weights behind DQ: TensorRT 10, 1
 unsigned  uint8 activations, zero point 128, same scales: exactly equal, about 2x faster in onnxruntime on CPU and web;
           its batch is open, because onnxruntime makes a Gemm of a static MatMul + Add, for which it has no INT8 kernel
 flagged   opset 17, float weights under Q and DQ, GELU spelt with Erf: TensorRT 8.6, which refuses int8 initialisers
+jetpack5  the same with LayerNorm taken apart: TensorRT 8.5, whose builder must be told to keep it in float32
 """
 import numpy as np
 import onnx
@@ -65,6 +66,36 @@ def to_flagged(model: onnx.ModelProto) -> onnx.ModelProto:
     flagged.ir_version = FLAGGED_IR
     onnx.checker.check_model(flagged, full_check=True)
     return flagged
+
+
+def to_jetpack5(flagged: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a flagged model without LayerNormalization: what it computes, in nine nodes named after it."""
+    plain = _copy(flagged)
+    nodes: list[onnx.NodeProto] = []
+    for node in plain.graph.node:
+        nodes += _taken_apart(node) if node.op_type == "LayerNormalization" else [node]
+    epsilons = {float(attribute(node, "epsilon", 1e-5)) for node in plain.graph.node  # type: ignore[arg-type]
+                if node.op_type == "LayerNormalization"}
+    _replace_nodes(plain.graph, nodes)
+    plain.graph.initializer.extend(numpy_helper.from_array(np.array(value, np.float32), f"norm.epsilon.{value:g}")
+                                   for value in epsilons)
+    onnx.checker.check_model(plain, full_check=True)
+    return plain
+
+
+def _taken_apart(norm: onnx.NodeProto) -> list[onnx.NodeProto]:
+    (x, gamma, beta), (y,), at = norm.input, norm.output, norm.name
+    epsilon = f"norm.epsilon.{float(attribute(norm, 'epsilon', 1e-5)):g}"  # type: ignore[arg-type]
+    make = helper.make_node
+    return [make("ReduceMean", [x], [f"{at}.mean"], name=f"{at}/Mean", axes=[-1], keepdims=1),
+            make("Sub", [x, f"{at}.mean"], [f"{at}.centred"], name=f"{at}/Sub"),
+            make("Mul", [f"{at}.centred", f"{at}.centred"], [f"{at}.square"], name=f"{at}/Mul"),
+            make("ReduceMean", [f"{at}.square"], [f"{at}.variance"], name=f"{at}/Mean_2", axes=[-1], keepdims=1),
+            make("Add", [f"{at}.variance", epsilon], [f"{at}.safe"], name=f"{at}/Add"),
+            make("Sqrt", [f"{at}.safe"], [f"{at}.deviation"], name=f"{at}/Sqrt"),
+            make("Div", [f"{at}.centred", f"{at}.deviation"], [f"{at}.unit"], name=f"{at}/Div"),
+            make("Mul", [f"{at}.unit", gamma], [f"{at}.scaled"], name=f"{at}/Mul_2"),
+            make("Add", [f"{at}.scaled", beta], [y], name=f"{at}/Add_2")]
 
 
 def _float_weights(model: onnx.ModelProto) -> None:

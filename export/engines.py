@@ -5,10 +5,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from export import cuda, kernels, rtx, trt
+from export import cuda, kernels, rtx, trt, via_torch
 from export.artefact import Facts, discard, save_bytes, up_to_date
 from export.builder import Surface, build, precision_flags, surface
 from export.engine import EngineModel
+from export.fp8 import SMS as FP8_SMS
 from export.parity import Precision
 from export.pipeline import FLAGGED, FP16, INT8, INT8_FLAGGED, Exporter, Made, Say
 from export.progress import Monitor
@@ -17,6 +18,7 @@ from export.sensitivity import quantized_layers
 from records.files import digest
 
 Builder = Literal["auto", "rtx", "trt"]
+EnginePrecision = Literal["fp16", "int8", "fp8"]
 
 
 @dataclass(frozen=True)
@@ -64,17 +66,51 @@ def site(target: Builder, sms: tuple[int, ...], say: Say = print) -> Site:
     return Site(module, surface(module), (gpu.sm,), gpu)
 
 
-def make_engines(exporter: Exporter, where: Site, precision: Literal["fp16", "int8"]) -> list[Engine]:
+def make_engines(exporter: Exporter, where: Site, precision: EnginePrecision) -> list[Engine]:
     """One engine for each SM, from the ONNX dialect that the builder reads.
 
-    Raises GateError (exit 3) if one that can run here fails on the held-out frames; it is then removed.
+    Raises GateError (exit 3) if one that can run here fails on the held-out frames; it is then removed. ValueError for
+    FP8 on an SM without it.
     """
+    without = [sm for sm in where.sms if sm not in FP8_SMS]
+    if precision == "fp8" and without:
+        raise ValueError(f"export trt --fp8: SM {' and '.join(map(str, without))} has no FP8, expected some of "
+                         f"{', '.join(map(str, FP8_SMS))}; use INT8 there, or choose with --sm")
     source = onnx_for(exporter, where.surface, precision)
     return [_make(exporter, where, source, precision, sm) for sm in where.sms]
 
 
-def onnx_for(exporter: Exporter, there: Surface, precision: Literal["fp16", "int8"]) -> Made:
+def make_torch_engine(exporter: Exporter, say: Say = print) -> Engine:
+    """The FP16 engine that torch-tensorrt makes for this GPU, behind the same gate and with the same sidecar.
+
+    Raises GateError if it fails (it is not kept), ValueError if torch-tensorrt cannot be used here or cannot build it.
+    """
+    package, gpu = via_torch.load(), cuda.device()
+    if gpu is None:
+        raise ValueError(f"export trt --via torch-tensorrt: there is no GPU here; {via_torch.INSTALL}")
+    module = via_torch.tensorrt_of(package)
+    where = Site(module, surface(module), (gpu.sm,), gpu)
+    if where.surface.name == "trt" and (reason := trt.warning(module.__version__)):
+        say(f"warning: {reason}")
+    path = exporter.run.out / f"model.fp16.torch-{where.surface.label}.sm{gpu.sm}.engine"
+    via = f"torch-tensorrt {package.__version__}"
+    key = digest(exporter.run.student_sha256, via, where.surface.label, gpu.sm, gpu.name, exporter.options.batch)
+    if held := up_to_date(path, key):
+        say(f"{path.name}: up to date")
+        return Engine(path, held, True)
+    discard(path)
+    say(f"building {path.name}")
+    began = time.perf_counter()
+    plan = via_torch.build(package, exporter.run.student, exporter.options.batch)
+    return _keep(exporter, where, path, plan, "fp16", [], {
+        "build_seconds": round(time.perf_counter() - began, 2), "sm": gpu.sm, "device": gpu.name, "via": via,
+        "flags": [], "student_sha256": exporter.run.student_sha256, "cache_key": key})
+
+
+def onnx_for(exporter: Exporter, there: Surface, precision: EnginePrecision) -> Made:
     """The exported ONNX that a builder with this surface turns into an engine of `precision`."""
+    if precision == "fp8":
+        return exporter.make("fp8")[0]
     if precision == "int8":
         wanted = INT8 if there.dialect == "typed" else INT8_FLAGGED
         return next(made for made in exporter.make("int8") if made.kind == wanted)
@@ -95,16 +131,23 @@ def _make(exporter: Exporter, where: Site, source: Made, precision: Precision, s
     with Monitor(f"building {path.name}") as monitor:
         plan = build(where.module, source.path, precision, configure, cache, monitor)
     device = rtx.AHEAD_OF_TIME if ahead or where.gpu is None else where.gpu.name
-    facts: Facts = {"build_seconds": round(time.perf_counter() - began, 2), "builder": where.surface.label, "sm": sm,
-                    "device": device, "precision": precision,
-                    "dialect": where.surface.dialect, "flags": precision_flags(where.module, precision),
+    facts: Facts = {"build_seconds": round(time.perf_counter() - began, 2), "sm": sm, "device": device,
+                    "flags": precision_flags(where.module, precision),
                     "onnx": source.path.name, "onnx_sha256": source.facts["sha256"], "cache_key": key,
-                    "onnx_parity": source.parity, "parity": None, "layers": kernels.NEEDS_GPU}
-    if ahead:
+                    "onnx_parity": source.parity}
+    return _keep(exporter, where, path, plan, precision, quantized_layers(read_onnx(source.path)), facts)
+
+
+def _keep(exporter: Exporter, where: Site, path: Path, plan: bytes, precision: Precision, quantised: list[str],
+          facts: Facts) -> Engine:
+    """Gates an engine that can run here, reports on its layers, and only then writes it with its sidecar."""
+    facts |= {"builder": where.surface.label, "dialect": where.surface.dialect, "precision": precision,
+              "parity": None, "layers": kernels.NEEDS_GPU}
+    if where.ahead(facts["sm"]):
         return Engine(path, save_bytes(plan, path, facts), False)
     model = EngineModel(where.module, plan)
     facts["parity"] = exporter.gate(model, precision, str(path)).facts()
-    found, told = kernels.inspect(where.module, model.engine, quantized_layers(read_onnx(source.path)))
+    found, told = kernels.inspect(where.module, model.engine, quantised)
     facts["layers"] = str(found)
     held = save_bytes(plan, path, facts)
     kernels.write_report(found, told, path)

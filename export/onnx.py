@@ -8,7 +8,7 @@ import io
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import onnx
@@ -34,11 +34,17 @@ def export_onnx(student: Student, batch: Batch = 1,
     if batch != "dynamic" and batch < 1:
         raise ValueError(f"export_onnx: got batch {batch}, expected >= 1 or 'dynamic'")
     px = student.config.image_size
-    frames = torch.zeros(2 if batch == "dynamic" else batch, 3, px, px)
-    shapes = {"frames": {0: torch.export.Dim("batch", min=1, max=256)}} if batch == "dynamic" else None
+    return traced(student, (3, px, px), "frames", ("features",), batch, translations)
+
+
+def traced(module: torch.nn.Module, shape: tuple[int, ...], name: str, outputs: Sequence[str], batch: Batch = 1,
+           translations: Mapping[Callable, Callable] | None = None) -> onnx.ModelProto:
+    """The graph of any module of ours that takes one tensor [batch,*shape], called `name` here and in its forward."""
+    example = torch.zeros(2 if batch == "dynamic" else batch, *shape)
+    shapes = {name: {0: torch.export.Dim("batch", min=1, max=256)}} if batch == "dynamic" else None
     with _quiet():
-        program = torch.onnx.export(student.eval(), (frames,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes,
-                                    input_names=["frames"], output_names=["features"], verbose=False,
+        program = torch.onnx.export(module.eval(), (example,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes,
+                                    input_names=[name], output_names=list(outputs), verbose=False,
                                     custom_translation_table=dict(translations or {}))
     assert program is not None
     model = program.model_proto

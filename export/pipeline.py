@@ -9,6 +9,7 @@ import onnx
 
 from export.artefact import Facts, discard, ready, save_onnx, up_to_date
 from export.dialects import to_flagged, to_unsigned
+from export.fp8 import fp8_facts, quantize_fp8
 from export.half import to_half
 from export.onnx import OPSET, Batch, export_onnx, interface
 from export.parity import Gate, GateError, Parity, Precision, token_cosine
@@ -41,7 +42,9 @@ INT8_CPU = Kind("model.int8.cpu.onnx", "int8", "uint8 + FP32: onnxruntime on CPU
                 optimise=True, open_batch=True)
 INT8_FLAGGED = Kind("model.int8.flagged.onnx", "int8", "INT8, flagged: TensorRT 8.6, JetPack 6.0", "trt8.6")
 FLAGGED = Kind("model.flagged.onnx", "fp32", "opset 17: TensorRT 8.6, under its FP16 flag", "trt8.6")
-KINDS: dict[Precision, tuple[Kind, ...]] = {"fp32": (FP32,), "fp16": (FP16,), "int8": (INT8, INT8_CPU, INT8_FLAGGED)}
+FP8 = Kind("model.fp8.onnx", "fp8", "FP8 + FP16, typed: TensorRT 10+, RTX; Ada, Hopper, Blackwell, Thor", "trt10")
+KINDS: dict[Precision, tuple[Kind, ...]] = {"fp32": (FP32,), "fp16": (FP16,), "fp8": (FP8,),
+                                            "int8": (INT8, INT8_CPU, INT8_FLAGGED)}
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,9 @@ class Exporter:
             return to_half(self.fp32)
         if kind is FLAGGED:
             return to_flagged(self.fp32)
+        if kind is FP8:
+            self.say("calibrating FP8")
+            return to_half(quantize_fp8(self.fp32, self.run.calibration, self.options.recipe))
         signed, _ = self.signed
         return {INT8.file: to_half, INT8_CPU.file: to_unsigned, INT8_FLAGGED.file: to_flagged}[kind.file](signed)
 
@@ -156,7 +162,7 @@ class Exporter:
         """Verifies, gates, and only then writes."""
         path = self.run.out / kind.file
         if kind.target:
-            broken = check_qdq(model, kind.target, want_int8=kind.precision == "int8")
+            broken = check_qdq(model, kind.target, want_int8=kind.precision in ("int8", "fp8"))
             if broken:
                 raise GateError(f"{path}: breaks the rules of {kind.target}: {'; '.join(brief(broken)[:3])}")
         self.say(f"gate: {kind.file}")
@@ -173,9 +179,10 @@ class Exporter:
             "parity": parity.facts(), "heldout_sha256": self.run.heldout.digest, "versions": _versions()}
         if student.config.teacher:
             facts["teacher_digest"] = student.config.teacher
-        if kind.precision == "int8":
-            recipe = self.signed[1]
-            facts["quantisation"] = {**recipe.facts(), "qat_steps": self.options.qat}
+        if kind.precision in ("int8", "fp8"):
+            recipe = self.signed[1] if kind.precision == "int8" else self.options.recipe
+            facts["quantisation"] = ({**recipe.facts(), "qat_steps": self.options.qat} if kind.precision == "int8" else
+                                     fp8_facts(recipe))
             facts["calibration_digest"] = calibration_facts(self.run.calibration, recipe)["digest"]
         return facts
 
@@ -183,7 +190,7 @@ class Exporter:
         quantised = [self.run.calibration.digest, self.options.recipe.facts(), self.options.max_drop,
                      self.options.qat]
         return digest(self.run.student_sha256, self.run.heldout.digest, self.options.batch, OPSET, _versions(),
-                      _source(), quantised if precision == "int8" else None)
+                      _source(), quantised if precision in ("int8", "fp8") else None)
 
 
 def _versions() -> dict[str, str]:

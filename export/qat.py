@@ -6,7 +6,7 @@ The target is the FP32 student on the run's frames, seen anew each time (mirrore
 gate asks, and what cached teacher features, whose frames a run folder does not hold, could not say of a new view.
 """
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -109,23 +109,37 @@ def distil_int8(student: Student, calibration: Frames, layers: Sequence[str], re
 
 def prepare(student: Student, frames: Tensor, layers: Sequence[str], recipe: Recipe) -> Student:
     """A smoothed copy whose `layers` are QuantLinear, their ranges those of `frames` (uint8 [N,3,H,W])."""
-    quantised = copy.deepcopy(student).eval().float().requires_grad_(True)
     wanted = {name.removesuffix("/MatMul") for name in layers}
     seen = torch.from_numpy(spread(frames.numpy(), PEAK_FRAMES)).float() / 255
-    factors: dict[str, Tensor] = {}
-    if recipe.smooth_alpha >= 0:
-        peaks = _channel_peaks(quantised, wanted, seen)
-        for i, block in enumerate(quantised.blocks):
-            assert isinstance(block, Block)
-            factors |= _smooth(f"blocks.{i}", block, peaks, recipe.smooth_alpha)
+    quantised, factors = smoothed(student, seen, wanted, recipe.smooth_alpha)
+    quantised.requires_grad_(True)
     peaks = _channel_peaks(quantised, wanted, seen)
     for name in sorted(wanted):
         parent = quantised.get_submodule(name.rpartition(".")[0])
         linear, factor = quantised.get_submodule(name), factors.get(name)
         assert isinstance(linear, nn.Linear)
-        peak = peaks[name] if factor is None else peaks[name] * factor
-        setattr(parent, name.rpartition(".")[2], QuantLinear(linear, float(peak.max()), factor))
+        setattr(parent, name.rpartition(".")[2], QuantLinear(linear, float(peaks[name].max()), factor))
     return quantised
+
+
+def smoothed(student: Student, frames: Tensor, layers: Collection[str],
+             alpha: float = Recipe.smooth_alpha) -> tuple[Student, dict[str, Tensor]]:
+    """A copy that computes the same with SmoothQuant's weights, and what the inputs of some layers are multiplied by.
+
+    frames: float [N,3,H,W] in [0,1], where the student is; layers: modules such as blocks.0.fc1; alpha < 0: as it was.
+    The copy applies the factors itself, by hooks that go with the Linears they stand before.
+    """
+    copied = copy.deepcopy(student).eval().float()
+    factors: dict[str, Tensor] = {}
+    if alpha < 0:
+        return copied, factors
+    peaks = _channel_peaks(copied, layers, frames)
+    for i, block in enumerate(copied.blocks):
+        assert isinstance(block, Block)
+        factors |= _smooth(f"blocks.{i}", block, peaks, alpha)
+    for name, factor in factors.items():
+        copied.get_submodule(name).register_forward_pre_hook(lambda _, inputs, factor=factor: (inputs[0] * factor,))
+    return copied, factors
 
 
 def train(quantised: Student, student: Student, frames: Tensor, steps: int, say: Callable[[str], None]) -> None:
@@ -194,7 +208,7 @@ def _smooth(at: str, block: Block, peaks: dict[str, Tensor], alpha: float) -> di
     return factors
 
 
-def _channel_peaks(student: Student, names: set[str], frames: Tensor) -> dict[str, Tensor]:
+def _channel_peaks(student: Student, names: Collection[str], frames: Tensor) -> dict[str, Tensor]:
     """Largest magnitude of each channel of each named Linear's input over `frames` (float in [0,1])."""
     peaks: dict[str, Tensor] = {}
 

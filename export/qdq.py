@@ -16,6 +16,7 @@ from export.precision import half_precision_faults
 from export.targets import Target, target_called
 from export.wiring import OWN_DOMAINS, Wiring, attribute, opset
 
+FLOAT8 = "float8_e4m3fn"
 LINEAR = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 # Values pass through these unchanged: TensorRT moves Q/DQ across them.
 MOVERS = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice", "Split", "Gather", "MaxPool")
@@ -56,6 +57,8 @@ def check_qdq(model: onnx.ModelProto, target: Target | str = "trt10", want_int8:
                                    f" is not for {target.what}; spell INT8 as QuantizeLinear, DequantizeLinear"))
         else:
             found += _placement(wiring, node)
+        if node.op_type == "LayerNormalization" and not target.layernorm:
+            found.append(Violation(node.name, "operator", f"{target.what} does not know it; use {target.dialect}"))
     found += [Violation(*fault) for fault in half_precision_faults(model)]
     if want_int8 and not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         found.append(Violation("graph", "quantised", "no Q/DQ at all: every layer would run in floating point"))
@@ -134,6 +137,9 @@ def _numbers(wiring: Wiring, node: onnx.NodeProto, target: Target) -> Iterator[V
     zero = wiring.value(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros((), np.uint8)
     if zero is None:
         yield Violation(at, "zero-point", "is computed at run time; it must be a constant")
+    elif zero.dtype.name == FLOAT8 and target.fp8:
+        if zero.astype(np.float32).any():
+            yield Violation(at, "zero-point", f"must be 0 in {FLOAT8}: it is a floating-point format")
     elif zero.dtype.name != wanted:
         yield Violation(at, "type", f"{zero.dtype.name} {'weights' if is_weight else 'activations'}; "
                                     f"{target.what} wants {wanted}")

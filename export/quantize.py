@@ -49,7 +49,7 @@ def quantize(model: onnx.ModelProto, calibration: Frames, recipe: Recipe = Recip
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     model = unshared(model)
-    ignored = _ignored(model, recipe)
+    left_out = ignored(model, recipe)
     name = model.graph.input[0].name
     dataset = nncf.Dataset(spread(calibration.frames, recipe.frames), lambda frame: {name: to_input(frame[None])})
     alphas = AdvancedSmoothQuantParameters(matmul=recipe.smooth_alpha, convolution=-1)
@@ -57,7 +57,7 @@ def quantize(model: onnx.ModelProto, calibration: Frames, recipe: Recipe = Recip
     with _quiet(nncf):
         quantized = nncf.quantize(
             model, dataset, subset_size=recipe.frames, model_type=nncf.ModelType.TRANSFORMER,
-            preset=nncf.QuantizationPreset.PERFORMANCE, ignored_scope=nncf.IgnoredScope(names=ignored),
+            preset=nncf.QuantizationPreset.PERFORMANCE, ignored_scope=nncf.IgnoredScope(names=left_out),
             advanced_parameters=AdvancedQuantizationParameters(
                 smooth_quant_alphas=alphas, activations_range_estimator_params=ranges))
     fold_smoothing(quantized)
@@ -99,7 +99,8 @@ def unshared(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _ignored(model: onnx.ModelProto, recipe: Recipe) -> list[str]:
+def ignored(model: onnx.ModelProto, recipe: Recipe) -> list[str]:
+    """Names of the nodes that stay as they are. Raises ValueError for a `float_layers` that names no layer."""
     candidates = layers(model)
     unknown = set(recipe.float_layers) - set(candidates)
     if unknown:

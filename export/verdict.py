@@ -35,6 +35,7 @@ class Verdict:
     other: Literal["fp32", "fp16"]
     cosine: float
     where: str = ""
+    what: str = "INT8"     # or FP8, likewise against FP16
 
     @property
     def speedup(self) -> float:
@@ -42,13 +43,13 @@ class Verdict:
 
     @property
     def use(self) -> str:
-        return "INT8" if self.speedup >= WORTH else self.other.upper()
+        return self.what if self.speedup >= WORTH else self.other.upper()
 
     def __str__(self) -> str:
         here, where = (" here", f", {self.where}") if self.where else ("", "")
         times = f"{_ms(self.int8_ms)} vs {_ms(self.other_ms)} ms{where}"
-        return (f"INT8 {self.speedup:.2f}x of {self.other.upper()}{here} ({times}), cosine {self.cosine:.4f}: "
-                f"use {self.use}{'' if self.use == 'INT8' else ' here'}")
+        return (f"{self.what} {self.speedup:.2f}x of {self.other.upper()}{here} ({times}), cosine {self.cosine:.4f}: "
+                f"use {self.use}{'' if self.use == self.what else ' here'}")
 
     def facts(self) -> Facts:
         return {**asdict(self), "speedup": round(self.speedup, 3), "use": self.use, "line": str(self)}
@@ -83,14 +84,16 @@ def onnx_verdict(exporter: Exporter, fp32: Made, int8: Made, clock: Clock = time
 
 
 def engine_verdict(exporter: Exporter, where: Site, int8: Engine, clock: Clock = time.perf_counter) -> Verdict | str:
-    """The INT8 engine against the FP16 one, which is built for it; or, for a GPU that is not here, how to get one.
+    """The INT8 (or FP8) engine against the FP16 one, built for it; or, for a GPU that is not here, how to get one.
 
     Recorded in the INT8 engine's sidecar either way.
     """
     sm = int8.facts["sm"]
     if where.ahead(sm):
-        line = (f"INT8 or FP16 on SM {sm}? The verdict needs that GPU ({rtx.AHEAD_OF_TIME.split(':')[0]} build); "
-                f"there, on a copy of this run folder: vega3d export trt --target {where.surface.name} --sm {sm}")
+        what, option = int8.facts["precision"].upper(), " --fp8" if int8.facts["precision"] == "fp8" else ""
+        there = f"vega3d export trt{option} --target {where.surface.name} --sm {sm}"
+        line = (f"{what} or FP16 on SM {sm}? The verdict needs that GPU ({rtx.AHEAD_OF_TIME.split(':')[0]} build); "
+                f"there, on a copy of this run folder: {there}")
         annotate(int8.path, verdict={"use": None, "line": line})
         return line
     (fp16,) = make_engines(exporter, replace(where, sms=(sm,)), "fp16")
@@ -98,7 +101,8 @@ def engine_verdict(exporter: Exporter, where: Site, int8: Engine, clock: Clock =
     if held := _held(int8.facts, key):
         return held
     ours, other = (EngineModel(where.module, engine.path.read_bytes()) for engine in (int8, fp16))
-    verdict = Verdict(*duel(ours.run, other.run, clock), "fp16", int8.facts["parity"]["cosine_mean"])
+    verdict = Verdict(*duel(ours.run, other.run, clock), "fp16", int8.facts["parity"]["cosine_mean"],
+                      what=int8.facts["precision"].upper())
     annotate(int8.path, verdict={**verdict.facts(), "key": key})
     return verdict
 
@@ -108,7 +112,7 @@ def _held(facts: Facts, key: str) -> Verdict | None:
     held = facts.get("verdict") or {}
     if held.get("key") != key:
         return None
-    return Verdict(held["int8_ms"], held["other_ms"], held["other"], held["cosine"], held["where"])
+    return Verdict(held["int8_ms"], held["other_ms"], held["other"], held["cosine"], held["where"], held["what"])
 
 
 def _session_call(path: Path, frames) -> Call:

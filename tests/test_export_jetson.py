@@ -16,6 +16,7 @@ from export.jetson import roofline
 from export.jetson.bundle import RUNNER, write_bundle
 from export.pipeline import Exporter
 from export.qdq import check_qdq, read_onnx
+from export.session import OnnxModel
 from export.source import open_run
 from records.results import load
 from student.vit import StudentConfig
@@ -43,13 +44,15 @@ TENSORRT = '''
 import ctypes, os
 from enum import IntEnum
 from types import SimpleNamespace
-import numpy as np, onnxruntime as ort
+import numpy as np, onnx, onnxruntime as ort
 
 __version__ = os.environ["FAKE_VERSION"]
 _old = __version__.startswith("8.")
 NetworkDefinitionCreationFlag = IntEnum("Network", ["EXPLICIT_BATCH"] if _old else ["EXPLICIT_BATCH", "STRONGLY_TYPED"],
                                         start=0)
-BuilderFlag = IntEnum("Flag", ["TF32"] if __version__.startswith("11") else ["FP16", "INT8"], start=0)
+BuilderFlag = IntEnum("Flag", ["TF32"] if __version__.startswith("11") else
+                      ["FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"], start=0)
+float32 = "float32"
 MemoryPoolType = SimpleNamespace(WORKSPACE=0)
 wanted = set()
 
@@ -69,6 +72,10 @@ class OnnxParser:
     def parse(self, content):
         try:
             self.network.session, self.network.content = session(content), content
+            nodes = onnx.load_from_string(content).graph.node
+            self.network.layers = [SimpleNamespace(name=node.name, precision=None) for node in nodes]
+            if __version__.startswith("8.5") and any(node.op_type == "LayerNormalization" for node in nodes):
+                return False
         except Exception:
             return False
         return True
@@ -77,6 +84,8 @@ class OnnxParser:
 class Network:
     def __init__(self, bits):
         assert bits == (1 if _old else 2), bits
+    num_layers = property(lambda self: len(self.layers))
+    def get_layer(self, i): return self.layers[i]
     def get_input(self, i): return SimpleNamespace(name="frames", shape=tuple(self.session.get_inputs()[0].shape))
 
 class Config:
@@ -92,6 +101,9 @@ class Builder:
     def create_builder_config(self): return Config()
     def build_serialized_network(self, network, config):
         if _old and not wanted & {"FP16", "INT8"}:
+            return None
+        squares = [layer for layer in network.layers if layer.name.endswith("LayerNormalization/Mul")]
+        if squares and not ("OBEY_PRECISION_CONSTRAINTS" in wanted and all(l.precision == float32 for l in squares)):
             return None
         return network.content
 
@@ -164,9 +176,11 @@ def test_folder_holds_every_dialect_and_what_they_must_answer(folder):
     names = {path.name for path in folder.iterdir()}
     assert names == {"README.md", "bundle.json", "probe.npz", "reference_features.npy", "reference_frames.npy",
                      "run_on_jetson.py", "model.int8.onnx", "model.fp16.onnx", "model.int8.flagged.onnx",
-                     "model.flagged.onnx"}
+                     "model.flagged.onnx", "model.int8.jp5.onnx", "model.jp5.onnx"}
     assert not check_qdq(read_onnx(folder / "model.int8.onnx"), "jetson-orin-jp62", want_int8=True)
     assert not check_qdq(read_onnx(folder / "model.int8.flagged.onnx"), "jetson-orin-jp6", want_int8=True)
+    assert not check_qdq(read_onnx(folder / "model.int8.jp5.onnx"), "jetson-orin-jp5", want_int8=True)
+    assert "operator" in {v.rule for v in check_qdq(read_onnx(folder / "model.flagged.onnx"), "jetson-orin-jp5")}
     frames, features = (np.load(folder / f"reference_{name}.npy") for name in ("frames", "features"))
     assert frames.dtype == np.uint8 and len(frames) == len(features) == 32 and features.dtype == np.float32
 
@@ -178,8 +192,15 @@ def test_readme_has_the_steps_the_dialects_and_the_reason_against_dla(folder):
         assert needed in said, needed
 
 
-@pytest.mark.parametrize(("version", "int8_file"), [("8.6.2", "model.int8.flagged.onnx"),
-                                                    ("10.3.0", "model.int8.onnx"), ("11.4.1", "model.int8.onnx")])
+def test_jetpack_5_computes_what_jetpack_6_does_and_keeps_float32_norms_apart(folder):
+    frames = np.load(folder / "reference_frames.npy")[:2].astype(np.float32) / 255
+    for ours, theirs in (("model.jp5.onnx", "model.flagged.onnx"), ("model.int8.jp5.onnx", "model.int8.flagged.onnx")):
+        np.testing.assert_allclose(OnnxModel(folder / ours)(frames), OnnxModel(folder / theirs)(frames), atol=0.02)
+
+
+@pytest.mark.parametrize(("version", "int8_file"), [
+    ("8.5.2", "model.int8.jp5.onnx"), ("8.6.2", "model.int8.flagged.onnx"), ("10.3.0", "model.int8.onnx"),
+    ("11.4.1", "model.int8.onnx")])
 def test_script_builds_gates_times_and_writes_a_result(copied, orin, version, int8_file):
     done = _on_device(copied, orin, version)
     assert done.returncode == 0, done.stderr
@@ -226,7 +247,8 @@ def test_parser_refusal_gives_its_words(copied, orin):
     assert done.returncode == 2 and "TensorRT 11.4.1 cannot read it: ModelImporter" in done.stderr
 
 
-@pytest.mark.parametrize(("version", "says"), [("8.5.2", "expected >= 8.6: JetPack 6 or later"), (None, "no tensorrt")])
+@pytest.mark.parametrize(("version", "says"), [("8.4.1", "expected >= 8.5: JetPack 5.1 or later"),
+                                               (None, "no tensorrt")])
 def test_device_that_cannot_run_it_is_told_why(copied, orin, version, says):
     env = {**orin, "FAKE_VERSION": version or ""}
     if version is None:

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.dialects import to_flagged, to_unsigned
+from export.dialects import to_flagged, to_jetpack5, to_unsigned
 from export.half import to_half
 from export.qdq import brief, check_qdq, summary
 from export.source import to_input
@@ -27,7 +27,8 @@ def typed() -> onnx.ModelProto:
 @pytest.mark.parametrize("target", TARGETS)
 def test_each_dialect_passes_where_it_is_meant_to_run(target):
     dialects = {"model.int8.onnx": typed, "model.int8.cpu.onnx": lambda: to_unsigned(int8()),
-                "model.int8.flagged.onnx": lambda: to_flagged(int8())}
+                "model.int8.flagged.onnx": lambda: to_flagged(int8()),
+                "jetson/model.int8.jp5.onnx": lambda: to_jetpack5(to_flagged(int8()))}
     assert check_qdq(dialects[TARGETS[target].dialect](), target, want_int8=True) == []
 
 

@@ -107,7 +107,8 @@ def engine_pair(tmp_path, monkeypatch):
 
     def engine(precision: str) -> Engine:
         path = tmp_path / f"model.{precision}.trt-10.13.sm87.engine"
-        facts = save_bytes(precision.encode(), path, {"sm": 87, "device": "Orin", "parity": PARITY})
+        about = {"sm": 87, "device": "Orin", "parity": PARITY, "precision": precision}
+        facts = save_bytes(precision.encode(), path, about)
         return Engine(path, facts, False)
 
     class Runner:

@@ -5,11 +5,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from export.artefact import Facts
+from export.dialects import to_jetpack5
 from export.jetson.roofline import operations, table, traffic
-from export.parity import THRESHOLDS
-from export.pipeline import FLAGGED, FP16, INT8, INT8_FLAGGED, Exporter
+from export.parity import THRESHOLDS, GateError
+from export.pipeline import FLAGGED, FP16, INT8, INT8_FLAGGED, Exporter, Made
+from export.qdq import brief, check_qdq
+from export.session import OnnxModel
 from export.source import spread, to_input
 from records.files import beside, sha256, write_json
 
@@ -27,6 +31,7 @@ def write_bundle(exporter: Exporter) -> Path:
     scratch.mkdir()
     for path in (*files, RUNNER):
         shutil.copy(path, scratch / path.name)
+    files += [_for_jetpack5(exporter, file, scratch) for file in made if file.kind in (INT8_FLAGGED, FLAGGED)]
     _references(exporter, scratch)
     facts = _facts(exporter, files)
     write_json(facts, scratch / "bundle.json")
@@ -34,6 +39,17 @@ def write_bundle(exporter: Exporter) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     scratch.replace(folder)
     return folder
+
+
+def _for_jetpack5(exporter: Exporter, flagged: Made, folder: Path) -> Path:
+    """The flagged file without LayerNormalization, held to the same gate. Raises GateError if it fails."""
+    path = folder / flagged.path.name.replace("flagged", "jp5")
+    model = to_jetpack5(onnx.load(flagged.path))
+    if broken := check_qdq(model, "jetson-orin-jp5", want_int8=flagged.kind is INT8_FLAGGED):
+        raise GateError(f"{path.name}: breaks the rules of JetPack 5: {'; '.join(brief(broken))}")
+    exporter.gate(OnnxModel(model), flagged.kind.precision, path.name)
+    onnx.save(model, path)
+    return path
 
 
 def _references(exporter: Exporter, folder: Path) -> None:
@@ -73,8 +89,8 @@ def _readme(exporter: Exporter, facts: Facts) -> str:
     gflop, mb = operations(config) / 1e9, traffic(config, "int8") / 1e6
     return f"""# {facts["model"]} on a Jetson
 
-Everything is here: four ONNX files, what they must answer ({REFERENCE_FRAMES} frames with FP32 features), one script.
-The device needs JetPack 6 or 7 and numpy, nothing else: no PyTorch, no CUDA compiler, no network.
+Everything is here: six ONNX files, what they must answer ({REFERENCE_FRAMES} frames with FP32 features), one script.
+The device needs JetPack 5.1, 6 or 7 and numpy, nothing else: no PyTorch, no CUDA compiler, no network.
 
 ```
 scp -r jetson USER@DEVICE:            # from this machine
@@ -91,11 +107,12 @@ writes `result.json` with power mode, clocks and temperatures. Copy that file ba
 
 | JetPack | TensorRT | INT8 file | FP16 file |
 |---|---|---|---|
+| 5.1 | 8.5 | model.int8.jp5.onnx | model.jp5.onnx, under the FP16 flag, LayerNorm held in FP32 |
 | 6.0 | 8.6 | model.int8.flagged.onnx | model.flagged.onnx, under the FP16 flag |
 | 6.1, 6.2 | 10.3 | model.int8.onnx | model.fp16.onnx |
 | 7 (Orin 7.2, Thor) | 10.13 to 11.4 | model.int8.onnx | model.fp16.onnx |
 
-The script chooses by what the installed TensorRT offers. JetPack 5 (TensorRT 8.5) has no LayerNormalization: refused.
+The script chooses by what the installed TensorRT offers. JetPack 5.0 (TensorRT 8.4) is too old: refused.
 TensorRT 10.3 and 10.4 are known to be silently wrong on several ViTs: you are warned, and the gate decides.
 
 **No DLA.** Orin's DLA takes INT8 by calibrators, not by Q/DQ, and hands LayerNorm, Softmax and attention back to the

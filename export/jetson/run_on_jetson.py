@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Builds this folder's student with the Jetson's own TensorRT, gates it, times INT8 and FP16, says which to use.
 
-    python3 run_on_jetson.py        # or on any machine with TensorRT >= 8.6 and an NVIDIA GPU
+    python3 run_on_jetson.py        # or on any machine with TensorRT >= 8.5 and an NVIDIA GPU
 
 Needs Python 3.8+, numpy and JetPack's own `tensorrt`; CUDA is called by ctypes. Leaves model.PRECISION.*.engine,
 a timing cache and result.json here. Exit 2: cannot run here; 3: an engine failed its parity gate (and is not kept).
@@ -28,7 +28,8 @@ ROUNDS = 10
 KNOWN_BAD = {(10, 3): "silently wrong on several ViTs (TensorRT issues 4419, 4558, 4723)",
              (10, 4): "silently wrong on several ViTs, fp16 NaN (TensorRT issue 4742)"}
 FILES = {"typed": {"int8": "model.int8.onnx", "fp16": "model.fp16.onnx"},
-         "flagged": {"int8": "model.int8.flagged.onnx", "fp16": "model.flagged.onnx"}}
+         "flagged": {"int8": "model.int8.flagged.onnx", "fp16": "model.flagged.onnx"},
+         "jp5": {"int8": "model.int8.jp5.onnx", "fp16": "model.jp5.onnx"}}
 
 
 def main():
@@ -49,7 +50,7 @@ def run(options):
         print("note: no nvpmodel here: power mode and clocks are unknown, so are what these times mean")
     rows, engines = [], {}
     for precision in ("fp16", "int8"):
-        row, engine = make(trt, cuda, bundle, precision)
+        row, engine = make(trt, cuda, bundle, precision, options.own_kernels)
         rows.append(row)
         if engine is not None:
             engines[precision] = engine
@@ -60,7 +61,7 @@ def run(options):
     return 0 if all(row["gate"] == "passed" for row in rows) else 3
 
 
-def make(trt, cuda, bundle, precision):
+def make(trt, cuda, bundle, precision, own_kernels=False):
     """(its row, the engine or None): built, run on the reference frames, and kept only if it passes."""
     source = HERE / FILES[dialect(trt)][precision]
     path = HERE / f"model.{precision}.trt-{trt.__version__}.sm{cuda.sm}.engine"
@@ -69,7 +70,8 @@ def make(trt, cuda, bundle, precision):
     content = _whole(source, bundle)
     print(f"building {path.name} from {source.name} (minutes the first time) ...", flush=True)
     began = time.time()
-    plan = build(trt, content, source, precision, HERE / f"timing-trt-{trt.__version__}-sm{cuda.sm}.cache")
+    plan = build(trt, content, source, precision, HERE / f"timing-trt-{trt.__version__}-sm{cuda.sm}.cache",
+                 own_kernels)
     took = time.time() - began
     engine = Engine(trt, cuda, plan)
     frames = np.load(HERE / "reference_frames.npy").astype(np.float32) / 255
@@ -87,18 +89,19 @@ def make(trt, cuda, bundle, precision):
 
 
 def dialect(trt):
-    """TensorRT 10+ is strongly typed; 8.6 takes float weights under Q/DQ and builder flags."""
+    """TensorRT 10+ is strongly typed; 8.6 takes float weights under Q/DQ and builder flags; 8.5 has no LayerNorm."""
     if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or not hasattr(trt.BuilderFlag, "FP16"):
         return "typed"
-    return "flagged"
+    return "flagged" if _release(trt) >= (8, 6) else "jp5"
 
 
-def build(trt, content, source, precision, cache):
+def build(trt, content, source, precision, cache, own_kernels=False):
     """Serialised engine. Raises ValueError with TensorRT's words if it cannot read or build the ONNX."""
     flags = trt.NetworkDefinitionCreationFlag
     log = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(log)
-    wanted = "EXPLICIT_BATCH" if dialect(trt) == "flagged" else "STRONGLY_TYPED"
+    typed = dialect(trt) == "typed"
+    wanted = "STRONGLY_TYPED" if typed else "EXPLICIT_BATCH"
     network = builder.create_network(1 << int(getattr(flags, wanted)) if hasattr(flags, wanted) else 0)
     parser = trt.OnnxParser(network, log)
     if not parser.parse(content):
@@ -106,8 +109,13 @@ def build(trt, content, source, precision, cache):
         raise ValueError(f"{source.name}: TensorRT {trt.__version__} cannot read it: {said[:300]}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, 1 << 30)
-    for flag in (("INT8", "FP16") if precision == "int8" else ("FP16",)) if dialect(trt) == "flagged" else ():
+    for flag in (("INT8", "FP16") if precision == "int8" else ("FP16",)) if not typed else ():
         config.set_flag(getattr(trt.BuilderFlag, flag))
+    if dialect(trt) == "jp5":
+        keep_norms(trt, network, config)
+    if own_kernels:
+        others = [1 << int(getattr(trt.TacticSource, name)) for name in ("CUBLAS", "CUBLAS_LT", "CUDNN")]
+        config.set_tactic_sources(config.get_tactic_sources() & ~sum(others))
     frames = network.get_input(0)
     if frames.shape[0] == -1:
         profile = builder.create_optimization_profile()
@@ -120,6 +128,15 @@ def build(trt, content, source, precision, cache):
         raise ValueError(f"{source.name}: TensorRT {trt.__version__} cannot build it; its log is above")
     _write(cache, bytes(config.get_timing_cache().serialize()))
     return bytes(plan)
+
+
+def keep_norms(trt, network, config):
+    """The parts of every LayerNorm in FP32: their squares would overflow in FP16."""
+    config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if re.search(r"norm\d?/LayerNormalization/", layer.name):
+            layer.precision = trt.float32
 
 
 class Engine:
@@ -295,6 +312,8 @@ def _options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--iterations", type=int, default=200, help="timed calls of each engine, at least")
     parser.add_argument("--seconds", type=float, default=3.0, help="and for at least this long")
+    parser.add_argument("--own-kernels", action="store_true",
+                        help="leave cuBLAS and cuDNN out, where TensorRT 8.6 runs without them")
     return parser.parse_args()
 
 
@@ -304,14 +323,17 @@ def _tensorrt():
     except ImportError as error:
         raise ValueError(f"no tensorrt here ({error}); it comes with JetPack: sudo apt install python3-libnvinfer, "
                          "and use the system's python3") from error
-    version = trt.__version__
-    release = tuple(int(part) for part in version.split(".")[:2])
-    if release < (8, 6):
-        raise ValueError(f"TensorRT {version} has no LayerNormalization, expected >= 8.6: JetPack 6 or later")
+    version, release = trt.__version__, _release(trt)
+    if release < (8, 5):
+        raise ValueError(f"TensorRT {version} is too old, expected >= 8.5: JetPack 5.1 or later")
     if release in KNOWN_BAD:
         print(f"warning: TensorRT {version} is {KNOWN_BAD[release]}; fixed in 10.5 (JetPack 7). The gate decides.",
               file=sys.stderr)
     return trt
+
+
+def _release(trt):
+    return tuple(int(part) for part in trt.__version__.split(".")[:2])
 
 
 def _whole(source, bundle):

@@ -1,0 +1,300 @@
+"""Questions about rooms, answered with each geometry and each control: the table behind every claim of the teacher.
+
+    PYTHONPATH=REPOSITORY language.py prepare WORK --clips CLIPS    # CPU: questions and RGB patches, once
+    language.py train WORK --clips CLIPS --features STORES --seconds 420
+    language.py fusion WORK --clips CLIPS --features STORES --seconds 420     # every way to fuse, generator only
+    language.py table WORK                                       # merge what there is; train does it at its end too
+    language.py gate WORK --clips CLIPS                          # where the gate trusts geometry: classes, regions, PNG
+
+--student FOLDER puts a student's features in the generator's place, in the trained teacher; --onnx NAME=FILE likewise
+its exported files; the row student_fp32_retrained is trained on them. It must be distilled from this very tap.
+
+One small teacher is trained per row of FEATURES, position mode and seed, several side by side on each GPU, all for the
+same number of steps: as many as a first measurement says will fit. Every job writes WORK/language/jobs/NAME.json, so a
+killed run keeps what it has and the same command goes on. Needs the language model (vega3d teacher fetch).
+"""
+import argparse
+import multiprocessing
+import os
+import time
+import traceback
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from language_streams import fill_streams, load_stream
+from language_tables import DROPPED_IN, SPLITS, VARIANT, gate_table, guesses, piles_of, say, table
+from safetensors.torch import save_file
+from torch import Tensor
+
+from records.files import beside, write_json
+from scenes.clip import ClipFolder
+from scenes.questions import VSI_TYPES
+from scenes.scoring import values
+from teacher.answers import replies
+from teacher.asking import Room, Writer, read_room
+from teacher.backbones import FixedNoise, RGBPatches, Zeros
+from teacher.fusion import FUSIONS
+from teacher.language import LanguageShape, Sight
+from teacher.lessons import Lessons, load_rooms, save_rooms
+from teacher.lm import load_lm
+from teacher.position import PositionMode
+from teacher.tuning import TuneConfig, autocast, build, fit, set_statistics
+from teacher.wan import Tap
+
+FEATURES = ("semantic_only", "generator", "noise", "rgb", "vae_latents", "zeros", "text_only")
+TASKS = (*(f"vsi:{t}" for t in VSI_TYPES), "ground")
+MARGIN = 0.85  # share of the time that is planned with
+_here: dict[str, Any] = {}  # what a worker keeps between its jobs
+
+
+def main() -> None:
+    args = _arguments()
+    folder = args.work / "language"
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.stage == "prepare":
+        prepare(args, folder)
+    elif args.stage == "train":
+        train(args, folder)
+    elif args.stage == "fusion":
+        args.features = [f"generator{VARIANT}{name}" for name in FUSIONS if name not in ("token_gate", "semantic_only")]
+        args.features += ["generator", "semantic_only"]
+        train(args, folder)
+    elif args.stage == "gate":
+        gate_table(args, folder)
+    table(args, folder)
+
+
+def prepare(args: argparse.Namespace, folder: Path) -> None:
+    """rooms_SPLIT.safetensors and rgb_SPLIT.safetensors (uint8, since a patch's channels are its pixels)."""
+    source = ClipFolder(args.clips)
+    for split in SPLITS:
+        if (folder / f"rgb_{split}.safetensors").is_file():
+            continue
+        ids = source.ids(split)[: args.most]
+        begin, rooms, pixels = time.monotonic(), [], []
+        with _pool(args.workers) as pool:
+            for room, rgb in pool.map(_read, [(str(args.clips), i, tuple(args.tasks)) for i in ids], chunksize=4):
+                if room.asked:
+                    rooms.append(room)
+                    pixels.append(rgb)
+        save_rooms(rooms, folder / f"rooms_{split}.safetensors")
+        with beside(folder / f"rgb_{split}.safetensors") as scratch:
+            save_file({"rgb": torch.from_numpy(np.stack(pixels))}, scratch)
+        say(f"{split}: {len(rooms)} clips, {sum(len(r.asked) for r in rooms)} questions, "
+             f"{time.monotonic() - begin:.0f} s")
+    if not (folder / "guesses.json").is_file():
+        write_json(guesses(folder), folder / "guesses.json")
+
+
+def _read(job: tuple[str, str, tuple[str, ...]]) -> tuple[Room, np.ndarray]:
+    torch.set_num_threads(1)
+    root, clip_id, tasks = job
+    clip = ClipFolder(root).clip(clip_id)
+    rgb = RGBPatches().features(torch.from_numpy(clip.frames)[None].float() / 255)[0]           # [T,768,14,14]
+    return read_room(clip, tasks, seed=0), (rgb * 255).round().byte().numpy()
+
+
+def train(args: argparse.Namespace, folder: Path) -> None:
+    until = time.monotonic() + args.seconds - 15  # the table takes a while
+    if not (folder / "guesses.json").is_file():
+        prepare(args, folder)
+    fill_streams(args, folder)
+    jobs = [(f, p, s) for s in args.seeds for p in args.positions for f in args.features]
+    jobs = [job for job in jobs if not (folder / "jobs" / f"{'-'.join(map(str, job))}.json").is_file()]
+    gpus = max(1, torch.cuda.device_count())
+    side = min(args.side * gpus, len(jobs))
+    if not jobs:
+        return
+    say(f"{len(jobs)} trainings, {side} side by side on {gpus} device(s), {until - time.monotonic():.0f} s left")
+    spawn = multiprocessing.get_context("spawn")
+    counter = spawn.Value("i", 0)
+    with ProcessPoolExecutor(side, mp_context=spawn, initializer=_begin,
+                             initargs=(args, folder, gpus, counter)) as pool:
+        steps = args.steps or _plan(pool, side, len(jobs), until)
+        say(f"{steps} steps each, {until - time.monotonic():.0f} s left")
+        waiting: dict[Future, tuple] = {pool.submit(_job, job, steps, until): job for job in jobs}
+        for done in as_completed(waiting):
+            try:
+                say(done.result())
+            except Exception:  # one job's end is not the others'
+                say(f"{waiting[done]} failed:\n{traceback.format_exc()}")
+
+
+def _plan(pool: ProcessPoolExecutor, side: int, jobs: int, until: float) -> int:
+    """Steps for each job, from how long a step and an exam take with everyone at work."""
+    measured_s = [f.result() for f in [pool.submit(_measure) for _ in range(side)]]
+    step, fixed = (max(column) for column in zip(*measured_s, strict=True))
+    rounds = -(-jobs // side)
+    say(f"a step takes {step:.3f} s, a job's start and exam {fixed:.1f} s, {rounds} rounds")
+    return max(20, int(((until - time.monotonic()) * MARGIN / rounds - fixed) / step))
+
+
+def _begin(args: argparse.Namespace, folder: Path, gpus: int, counter: Any) -> None:
+    with counter.get_lock():
+        index, counter.value = counter.value, counter.value + 1
+    torch.set_num_threads(1)
+    device = torch.device("cuda", index % gpus) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    lm, tokenizer = load_lm(args.lm)
+    writer = Writer(tokenizer, lm.get_input_embeddings().weight.shape[0])
+    lessons = {split: Lessons(load_rooms(folder / f"rooms_{split}.safetensors"),
+                              load_stream(folder, "semantic", split), None, writer, device) for split in SPLITS}
+    _here.update(args=args, folder=folder, device=device, lessons=lessons)
+
+
+def _with(features: str, split: str) -> Lessons:
+    lessons: Lessons = _here["lessons"][split]
+    count, frames = lessons.sight.semantic.shape[:2]
+    blank = torch.zeros(1, frames, 3, 14, 14)
+    if features in ("semantic_only", "text_only"):
+        return lessons.with_stream(None)
+    if features in ("zeros", "noise"):
+        tower = Zeros() if features == "zeros" else FixedNoise()
+        return lessons.with_stream(tower.features(blank).half().expand(count, -1, -1, -1, -1))
+    name = features.partition(VARIANT)[0].removesuffix("_retrained")
+    return lessons.with_stream(load_stream(_here["folder"], name, split))
+
+
+def _prepared(features: str, position: PositionMode, seed: int, steps: int) -> tuple[Any, TuneConfig, Lessons]:
+    args = _here["args"]
+    lessons = _with(features, "train")
+    stream = lessons.sight.generative
+    fusion = "semantic_only" if stream is None else features.partition(VARIANT)[2] or "token_gate"
+    shape = LanguageShape(lessons.sight.semantic.shape[2], 1 if stream is None else stream.shape[2], fusion, position,
+                          args.grid, args.objects, sight=features != "text_only")
+    config = TuneConfig(lm=args.lm, layers=args.layers, tune=args.tune, steps=steps, clips=args.batch, lr=args.lr,
+                        lr_new=args.lr_new, questions=args.questions, seed=seed, validate_every=max(1, steps // 10))
+    model, _ = build(config, shape, _here["device"])
+    set_statistics(model, lessons)
+    return model, config, lessons
+
+
+def _measure() -> tuple[float, float]:
+    """(seconds a step, seconds around a training), while the other workers measure too."""
+    begin = time.monotonic()
+    model, config, lessons = _prepared("generator" if (_here["folder"] / "generator_train.safetensors").is_file()
+                                       else "noise", "depth_pose", 0, 4)
+    fit(model, lessons, config, quiet=True)
+    _wait()
+    start = time.monotonic()
+    config = TuneConfig(**{**vars(config), "steps": 8 if torch.cuda.is_available() else 2})
+    fit(model, lessons, config, quiet=True)
+    _wait()
+    step = (time.monotonic() - start) / config.steps
+    start_s = start - begin - 4 * step
+    begin = time.monotonic()
+    _exam(model, config, _with("noise", "test") if model.shape.generative_dim == FixedNoise.dim
+          else _with("generator", "test"))
+    return step, max(start_s, 0.0) + time.monotonic() - begin
+
+
+def _job(job: tuple[str, PositionMode, int], steps: int, until: float) -> str:
+    features, position, seed = job
+    begin = time.monotonic()
+    if begin > until - 15:
+        return f"{job}: no time left"
+    model, config, lessons = _prepared(features, position, seed, steps)
+    curve = fit(model, lessons, config, stop=until - 10, quiet=True)
+    trained = time.monotonic() - begin
+    folder = _here["folder"]
+    end = "_test.safetensors"
+    dropped = sorted(p.name.removesuffix(end) for p in folder.glob(f"{DROPPED_IN}*{end}"))
+    for name in (*(dropped if features == "generator" else ()), features):  # the trained row last: then the job is done
+        lessons = _with(name, "test")
+        scores = _exam(model, config, lessons)
+        gate = _gate(model, lessons)
+        about = {"features": name, "trained_on": features, "position": position, "seed": seed,
+                 "steps": curve[-1]["step"], "planned": steps, "train_s": trained,
+                 "gate": None if gate is None else float(gate.float().mean())}
+        if gate is not None:
+            with beside(folder / "gates" / f"{name}-{position}-{seed}.safetensors") as scratch:
+                save_file({"gate": gate}, scratch)
+        write_json({**about, "curve": curve, "scores": scores}, folder / "jobs" / f"{name}-{position}-{seed}.json")
+    mean = {task: round(float(np.mean([*pile.values()])), 3) for (task, metric), pile in piles_of(scores).items()
+            if metric in ("mra", "accuracy", "acc@0.25")}
+    return f"{job}: {curve[-1]['step']} steps, loss {curve[-1]['loss']:.3f}, {trained:.0f} s, {mean}"
+
+
+def _exam(model: Any, config: TuneConfig, lessons: Lessons) -> list[list]:
+    """[clip, index, task, kind, {metric: value}] of every held-out question."""
+    out: list[list] = []
+    args = _here["args"]
+    for name in lessons.families:
+        with autocast(config, lessons.device):
+            answers = replies(model, lessons, name, clips=args.exam_batch, each=12)
+        for reply in answers:
+            room = lessons.rooms[reply.room]
+            question = room.asked[reply.question]
+            score = values(question, reply.output(question))
+            out.append([room.id, reply.question, question.task, question.kind, score])
+    return sorted(out, key=lambda row: (row[0], row[1]))
+
+
+@torch.inference_mode()
+def _gate(model: Any, lessons: Lessons) -> Tensor | None:
+    """Semantic share of every token of every held-out clip, [N,T,14,14] float16; None for variants without a gate."""
+    shares = []
+    for rows in torch.arange(len(lessons.rooms), device=lessons.device).split(32):
+        s = lessons.sight
+        generative = None if s.generative is None else s.generative[rows]
+        _, gate = model.fusion(*model.standardise(Sight(s.semantic[rows], generative, s.points[rows], s.boxes[rows],
+                                                        s.inside[rows])))
+        if gate is None:
+            return None
+        shares.append(gate.squeeze(1).unflatten(0, (len(rows), -1)).half().cpu())
+    return torch.cat(shares)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _arguments() -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("stage", choices=("prepare", "train", "fusion", "table", "gate"))
+    p.add_argument("work", type=Path)
+    p.add_argument("--clips", type=Path, help="folder of vega3d scenes render")
+    p.add_argument("--features", dest="features_at", type=Path, help="folder of feature stores")
+    p.add_argument("--rows", dest="features", nargs="+", default=list(FEATURES),
+                   help="also student_fp32_retrained, with --student")
+    p.add_argument("--positions", nargs="+", default=["depth_pose", "pose_free"], choices=("depth_pose", "pose_free"))
+    p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    p.add_argument("--tasks", nargs="+", default=list(TASKS))
+    p.add_argument("--seconds", type=float, default=420)
+    p.add_argument("--side", type=int, default=6, help="trainings side by side on each GPU")
+    p.add_argument("--steps", type=int, default=0, help="0: as many as fit")
+    p.add_argument("--generator", default="wan-nano")
+    tap = Tap()
+    p.add_argument("--block", type=int, default=tap.block)
+    p.add_argument("--k", type=int, default=tap.k)
+    p.add_argument("--noise-seeds", type=int, default=tap.seeds)
+    p.add_argument("--student", type=Path, default=None, help="folder of student.safetensors")
+    p.add_argument("--onnx", nargs="*", default=[], help="student_NAME=FILE: exported files of that student")
+    p.add_argument("--objects", default="fused", choices=("fused", "semantic"))
+    config = TuneConfig()
+    p.add_argument("--lm", default=config.lm)
+    p.add_argument("--layers", type=int, default=12, help="of the language model's 30; more steps fit with fewer")
+    p.add_argument("--tune", default=config.tune, choices=("frozen", "lora", "full"))
+    p.add_argument("--lr", type=float, default=config.lr)
+    p.add_argument("--lr-new", type=float, default=config.lr_new)
+    p.add_argument("--batch", type=int, default=config.clips, help="clips")
+    p.add_argument("--questions", type=int, default=config.questions, help="about each clip")
+    p.add_argument("--grid", type=int, default=7)
+    p.add_argument("--exam-batch", type=int, default=32, help="clips")
+    p.add_argument("--most", type=int, default=None, help="clips of each split")
+    p.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 2))
+    return p.parse_args()
+
+
+if __name__ == "__main__":
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # of the workers
+    main()

@@ -1,0 +1,154 @@
+"""The tables that language.py's trainings add up to: scores, differences with intervals, recovery, the gate."""
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file
+
+from bench.intervals import Rooms, interval
+from records.environment import environment
+from records.files import write_json
+from records.results import Row, measured, save
+from scenes.baselines import Majority, TextOnly
+from scenes.clip import ClipFolder, Split
+from scenes.questions import NUMERIC, Question
+from scenes.scoring import values
+from teacher.gates import draw_gates, gate_rows
+from teacher.lessons import load_rooms
+
+SPLITS: tuple[Split, ...] = ("train", "test")
+VARIANT = "+"           # generator+add: another fusion
+DROPPED_IN = "student"  # what may stand in for the generator
+
+
+def table(args: argparse.Namespace, folder: Path) -> None:
+    """WORK/rooms_questions.json, and every question's scores in rooms_questions_each.json; fusion_ablation.json."""
+    jobs = [json.loads(p.read_text()) for p in sorted((folder / "jobs").glob("*.json"))]
+    variants = [j for j in jobs if VARIANT in j["features"]]
+    _write(args, "rooms_questions", [j for j in jobs if j not in variants], json.loads(
+        (folder / "guesses.json").read_text()))
+    base = {(j["position"], j["seed"]) for j in variants}
+    _write(args, "fusion_ablation", variants and [j for j in jobs if j in variants or (
+        j["features"] in ("generator", "semantic_only") and (j["position"], j["seed"]) in base)], [])
+
+
+def _write(args: argparse.Namespace, name: str, jobs: list[dict], rows: list[Row]) -> None:
+    if not jobs:
+        return
+    rows = list(rows)
+    for job in jobs:
+        piles = piles_of(job["scores"])
+        about = {k: v for k, v in job.items() if k not in ("curve", "scores")}
+        about |= {"fusion": job["trained_on"].partition(VARIANT)[2] or "token_gate"}
+        rows += [{"kind": "score", **about, "task": task, "metric": metric, "value": float(np.mean([*pile.values()])),
+                  "questions": len(pile)} for (task, metric), pile in piles.items()]
+    rows += _differences(jobs)
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    _save(name, rows, args.work, {"settings": settings})
+    write_json({f"{j['features']}-{j['position']}-{j['seed']}": j["scores"] for j in jobs},
+               args.work / f"{name}_each.json")
+    say(f"{len(jobs)} trainings, {len(rows)} rows: {args.work / name}.json")
+
+
+def piles_of(scores: list[list]) -> dict[tuple[str, str], dict[tuple[str, int], float]]:
+    """(task, metric) -> question -> value. The values of "vsi_numeric" are weighted so that their mean is the mean of
+    the numeric types."""
+    out: dict[tuple[str, str], dict[tuple[str, int], float]] = {}
+    for clip, index, task, kind, metrics in scores:
+        for metric, value in metrics.items():
+            for name in [(task, metric), *([(task, f"{metric}/{kind}")] if kind and metric != "unparsable" else [])]:
+                out.setdefault(name, {})[clip, index] = value
+    types = [out[task, "mra"] for task in NUMERIC if (task, "mra") in out]
+    total = sum(map(len, types))
+    if types:
+        out["vsi_numeric", "mra"] = {k: v * total / len(types) / len(pile) for pile in types for k, v in pile.items()}
+    return out
+
+
+def _differences(jobs: list[dict]) -> list[Row]:
+    """Generator minus each other row, and each row minus semantic only: the mean over questions and the seeds that both
+    have, with the 95 % interval of a bootstrap over rooms; and the recovery of what stands in for the generator."""
+    rows: list[Row] = []
+    by = {(j["features"], j["position"], j["seed"]): piles_of(j["scores"]) for j in jobs}
+    names = sorted({j["features"] for j in jobs})
+    for position in sorted({j["position"] for j in jobs}):
+        for task, metric in (("vsi_numeric", "mra"), ("ground", "acc@0.25"), ("ground", "acc@0.5")):
+            found = {}
+            for a, b in _pairs(names):
+                piles = [(by[a, p, s].get((task, metric)), by[b, p, s].get((task, metric)))
+                         for f, p, s in by if (f, p) == (a, position) and (b, p, s) in by]
+                pairs = [(x, y) for x, y in piles if x and y and x.keys() == y.keys()]
+                if not pairs:
+                    continue
+                keys = list(pairs[0][0])
+                delta = np.mean([[x[k] - y[k] for k in keys] for x, y in pairs], 0)
+                found[a, b] = delta
+                # questions of a room are drawn together: the clip's own number is cut off
+                drawn = Rooms([clip for clip, _ in keys])
+                mean, low, high = drawn.difference(delta, np.zeros_like(delta))
+                about = {"position": position, "task": task, "metric": metric, "seeds": len(pairs),
+                         "questions": len(keys)}
+                rows.append({"kind": "difference", "features": a, "minus": b, **about, "value": mean, "low": low,
+                             "high": high})
+                gain = found.get(("generator", "semantic_only"))
+                if a.startswith(DROPPED_IN) and gain is not None and len(gain) == len(delta):
+                    rows.append({"kind": "recovery", "features": a, **about, **_recovery(drawn, delta, gain)})
+    return rows
+
+
+def _pairs(names: list[str]) -> list[tuple[str, str]]:
+    return [("generator", n) for n in names if n != "generator"] + [
+        (n, "semantic_only") for n in names if n not in ("generator", "semantic_only")]
+
+
+def _recovery(drawn: Rooms, delta: np.ndarray, gain: np.ndarray) -> Row:
+    """(student - semantic only) / (generator - semantic only); bounds only where that gain is surely not zero."""
+    _, low, high = drawn.difference(gain, np.zeros_like(gain))
+    sure = np.isfinite(low) and not low <= 0 <= high
+    bounds = interval(drawn.means(delta) / drawn.means(gain)) if sure else (None, None)
+    return {"value": float(delta.mean() / gain.mean()) if gain.mean() else None, "low": bounds[0], "high": bounds[1]}
+
+
+def guesses(folder: Path) -> list[Row]:
+    """What guessing scores: the commonest answer, and the nearest training questions by their words."""
+    sets: list[list[Question]] = [[q for r in load_rooms(folder / f"rooms_{s}.safetensors") for q in r.asked]
+                                  for s in SPLITS]
+    rows: list[Row] = []
+    for name, kind in (("majority", Majority), ("nearest_text", TextOnly)):
+        guess = kind(sets[0][::max(1, len(sets[0]) // 4000)])
+        known = [q for q in sets[1] if q.task in guess.by_task]
+        scores = [[q.clip_id, i, q.task, q.kind, values(q, guess.output(q))] for i, q in enumerate(known)]
+        rows += [{"kind": "score", "features": name, "position": "-", "seed": 0, "task": task, "metric": metric,
+                  "value": float(np.mean([*pile.values()])), "questions": len(pile)}
+                 for (task, metric), pile in piles_of(scores).items()]
+    return rows
+
+
+def gate_table(args: argparse.Namespace, folder: Path) -> None:
+    """WORK/gate_by_class.json: mean semantic share by class, distance and part of the frame; WORK/gate.png."""
+    rooms, source = load_rooms(folder / "rooms_test.safetensors"), ClipFolder(args.clips)
+    clips = [source.clip(room.id) for room in rooms[: args.most]]
+    rows: list[Row] = []
+    for path in sorted((folder / "gates").glob("*.safetensors")):
+        gates = load_file(path)["gate"].numpy()[: len(clips)]
+        features, position, seed = path.stem.rsplit("-", 2)
+        rows += [{"features": features, "position": position, "seed": int(seed), **row}
+                 for row in gate_rows(clips, gates)]
+        if features == "generator":
+            draw_gates(clips[:: max(1, len(clips) // 6)][:6], gates[:: max(1, len(clips) // 6)][:6],
+                       args.work / f"gate_{position}_{seed}.png")
+    _save("gate_by_class", rows, args.work, {})
+
+
+def _save(name: str, rows: list[Row], folder: Path, facts: dict) -> None:
+    results = measured(name, rows, {**environment(), **facts})
+    save(replace(results, command=" ".join(["bench/h200/language.py", *sys.argv[1:]])), folder / f"{name}.json")
+
+
+def say(what: str) -> None:
+    """One line with the time before it."""
+    print(f"[{time.strftime('%H:%M:%S')}] {what}", flush=True)

@@ -1,0 +1,200 @@
+"""What an app ships: the student with its heads as one ONNX file, in the layout of Hugging Face and transformers.js.
+
+The student's part is the very file that `export onnx` made and gated (fp32, fp16 or int8); the heads are appended in
+float32, where they cost two percent of a frame and lose nothing. The whole is held against torch once more.
+
+  edge    model_quantized.onnx (uint8, onnxruntime on CPU), model_int8.onnx (TensorRT), model_fp16.onnx
+  web     model_fp16.onnx (WebGPU), model.onnx (float32), model_quantized.onnx (what transformers.js takes on WASM)
+  mobile  model.onnx (float32: CoreML and NNAPI choose their own half precision)
+"""
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper
+
+from export.artefact import Facts, discard, save_onnx, up_to_date
+from export.onnx import interface, traced
+from export.parity import THRESHOLDS, GateError, token_cosine
+from export.pipeline import FP16, FP32, INT8, INT8_CPU, Exporter, Kind, Made
+from export.session import OnnxModel
+from export.source import Run, to_input
+from records.files import beside, digest, sha256, write_json
+from student.heads import FILE, OUTPUTS, DrawableStudent, Heads, load_heads
+
+Preset = Literal["edge", "web", "mobile"]
+PRESETS: dict[Preset, dict[str, Kind]] = {
+    "edge": {"model_quantized.onnx": INT8_CPU, "model_int8.onnx": INT8, "model_fp16.onnx": FP16},
+    "web": {"model_fp16.onnx": FP16, "model.onnx": FP32, "model_quantized.onnx": INT8_CPU},
+    "mobile": {"model.onnx": FP32},
+}
+JUDGED_FRAMES = 32
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far a file's answers are from torch's, means over held-out frames."""
+    features_cosine: float
+    depth_ratio: float          # |ln(depth / depth)|
+    normals_deg: float
+    descriptors_cosine: float
+    colours: float              # 0 to 1
+
+
+# float32 differs in the order of sums only; int8 as far as the student's own gate lets features drift
+LIMITS = {"fp32": Drift(THRESHOLDS["fp32"].cosine_mean, 0.001, 0.2, 0.9999, 0.002),
+          "fp16": Drift(THRESHOLDS["fp16"].cosine_mean, 0.01, 1.0, 0.999, 0.01),
+          "int8": Drift(THRESHOLDS["int8"].cosine_mean, 0.03, 2.5, 0.99, 0.03)}
+
+
+def export_preset(exporter: Exporter, preset: Preset, out: Path | None = None) -> list[Made]:
+    """Writes run/export/PRESET/{config.json, preprocessor_config.json, README.md, onnx/model*.onnx}.
+
+    Raises ValueError if the student has no heads (or another student's), GateError if a file's answers differ.
+    """
+    run = exporter.run
+    folder = out or run.out / preset
+    heads = load_heads(run.folder / "student", run.student_sha256)
+    made = [_finish(exporter, heads, kind, folder / "onnx" / name) for name, kind in PRESETS[preset].items()]
+    write_json(_config(run, heads), folder / "config.json")
+    write_json(_preprocessor(run), folder / "preprocessor_config.json")
+    with beside(folder / "README.md") as scratch:
+        scratch.write_text(_card(run, preset, made))
+    return made
+
+
+def attach(student: onnx.ModelProto, heads: onnx.ModelProto) -> onnx.ModelProto:
+    """One graph: the student's `features` stay an output and feed the heads, whose outputs follow. Checked in full."""
+    whole = onnx.ModelProto()
+    whole.CopyFrom(student)
+    graph, taken = whole.graph, {"features", *OUTPUTS}
+    for node in heads.graph.node:
+        added = graph.node.add()
+        added.CopyFrom(node)
+        added.name = f"heads.{node.name}"
+        for names in (added.input, added.output):
+            for i, name in enumerate(names):
+                names[i] = name if name in taken or not name else f"heads.{name}"
+    for tensor in heads.graph.initializer:
+        graph.initializer.add().CopyFrom(tensor)
+        graph.initializer[-1].name = f"heads.{tensor.name}"
+    graph.output.extend(heads.graph.output)
+    versions = {entry.domain: entry.version for entry in whole.opset_import}
+    for entry in heads.opset_import:
+        if versions.setdefault(entry.domain, entry.version) != entry.version:
+            raise ValueError(f"attach: got opset {versions[entry.domain]} and heads of {entry.version}, expected one")
+    del whole.opset_import[:]
+    whole.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in versions.items())
+    del graph.value_info[:]
+    onnx.checker.check_model(whole, full_check=True)
+    return whole
+
+
+def drift(model: DrawableStudent, session, frames: np.ndarray) -> Drift:
+    """session: an onnxruntime session of the whole; frames float32 [N,3,H,W] in [0,1]."""
+    names = ["features", *OUTPUTS]
+    with torch.inference_mode():
+        wanted = [t.numpy() for t in model(torch.from_numpy(frames))]
+    feed = session.get_inputs()[0].name
+    found = [np.concatenate(parts) for parts in
+             zip(*(session.run(names, {feed: frame[None]}) for frame in frames), strict=True)]
+    for name, a, b in zip(names, wanted, found, strict=True):
+        if a.shape != b.shape or not np.isfinite(b).all():
+            raise GateError(f"{name}: got {list(b.shape)}, expected finite {list(a.shape)}; half precision overflowed?")
+    angle = np.degrees(np.arccos(token_cosine(wanted[2], found[2]).clip(-1, 1)))
+    return Drift(float(token_cosine(wanted[0], found[0]).mean()), float(np.abs(np.log(found[1] / wanted[1])).mean()),
+                 float(angle.mean()), float(token_cosine(wanted[3], found[3]).mean()),
+                 float(np.abs(wanted[4] - found[4]).mean()))
+
+
+def misses(found: Drift, limits: Drift) -> list[str]:
+    """What is further off than allowed, in words; written so that NaN misses."""
+    at_least = {"features_cosine", "descriptors_cosine"}
+    return [f"{name} {value:.5f} {'<' if name in at_least else '>'} {limit}"
+            for (name, value), limit in zip(asdict(found).items(), asdict(limits).values(), strict=True)
+            if not (value >= limit if name in at_least else value <= limit)]
+
+
+def _finish(exporter: Exporter, heads: Heads, kind: Kind, path: Path) -> Made:
+    run = exporter.run
+    student = next(file for file in exporter.make(kind.precision) if file.kind == kind)
+    key = digest(sha256(student.path), sha256(run.folder / "student" / FILE), sha256(Path(__file__)))
+    held = up_to_date(path, key)
+    if held:
+        exporter.say(f"{path.parent.parent.name}/{path.name}: up to date")
+        return Made(path, kind, held, True)
+    discard(path)
+    batch = "dynamic" if kind.open_batch else exporter.options.batch
+    shape = heads.shape
+    tail = traced(heads, (shape.in_dim, shape.grid, shape.grid), "features", OUTPUTS, batch)
+    model = attach(onnx.load(student.path), tail)
+    exporter.say(f"gate: {path.parent.parent.name}/{path.name}")
+    frames = to_input(run.heldout.frames[:JUDGED_FRAMES])
+    found = drift(DrawableStudent(run.student, heads), OnnxModel(model, optimise=True).session, frames)
+    missed = misses(found, LIMITS[kind.precision])
+    if missed:
+        raise GateError(f"{path}: its answers differ from the student's: {'; '.join(missed)}")
+    own = {name: fact for name, fact in student.facts.items() if name not in ("schema", "file", "sha256", "size_mb")}
+    return Made(path, kind, save_onnx(model, path, {**own, "cache_key": key, "outputs": outputs(run, heads),
+                                                    "drift": asdict(found), "student_file": student.path.name}), False)
+
+
+def outputs(run: Run, heads: Heads) -> Facts:
+    """What each named output is: shape without the batch, units, meaning."""
+    shape = heads.shape
+    dense, fine = shape.grid * shape.dense_up, shape.grid * shape.descriptor_up
+    return {
+        "features": {"shape": [shape.in_dim, shape.grid, shape.grid], "meaning": "standardised teacher features"},
+        "depth": {"shape": [1, dense, dense], "unit": "m", "range": [0.1, 50], "meaning": "along the optical axis"},
+        "normals": {"shape": [3, dense, dense], "range": [-1, 1],
+                    "meaning": "unit vectors in camera axes (x right, y down, z ahead), towards the camera"},
+        "descriptors": {"shape": [shape.descriptor_dim, fine, fine], "range": [-1, 1],
+                        "meaning": "unit vectors; the largest dot product in another view is the same place"},
+        "colours": {"shape": [3, shape.grid, shape.grid], "range": [0, 1],
+                    "meaning": "three main directions of the features, one fixed map for all frames"},
+    }
+
+
+def _config(run: Run, heads: Heads) -> Facts:
+    config = run.student.config
+    return {"model_type": "vega3d-edge", "architectures": ["DrawableStudent"], "image_size": config.image_size,
+            "patch_size": config.patch, "hidden_size": config.width, "num_hidden_layers": config.depth,
+            "feature_dim": config.out_dim, "input": interface(run.student)["input"], "outputs": outputs(run, heads),
+            "student_sha256": run.student_sha256, "transformers.js_config": {"dtype": "fp16", "device": "webgpu"}}
+
+
+def _preprocessor(run: Run) -> Facts:
+    px = run.student.config.image_size
+    return {"image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "do_resize": True,
+            "size": {"shortest_edge": px}, "resample": 3, "do_center_crop": True,
+            "crop_size": {"height": px, "width": px}, "do_rescale": True, "rescale_factor": 1 / 255,
+            "do_normalize": False}  # the graph does that
+
+
+def _card(run: Run, preset: Preset, made: list[Made]) -> str:
+    files = "\n".join(f"| onnx/{file.path.name} | {file.facts['size_mb']:.1f} | {file.kind.what} | "
+                      f"{file.facts['drift']['features_cosine']:.5f} |" for file in made)
+    return f"""---
+library_name: transformers.js
+license: apache-2.0
+tags: [onnx, depth-estimation, surface-normals, image-feature-extraction]
+---
+# vega3d-edge student, preset {preset}
+
+One RGB frame [1,3,{run.student.config.image_size},{run.student.config.image_size}] in [0,1] as `frames`; normalisation
+is inside. Outputs `features`, `depth`, `normals`, `descriptors`, `colours`: shapes and units in config.json.
+
+| file | MB | for | cosine to torch |
+| --- | ---: | --- | ---: |
+{files}
+
+```js
+import {{ AutoModel, AutoProcessor, RawImage }} from '@huggingface/transformers';
+const processor = await AutoProcessor.from_pretrained(PATH), model = await AutoModel.from_pretrained(PATH);
+const {{ pixel_values }} = await processor(await RawImage.read('photo.jpg'));
+const {{ depth, normals, descriptors }} = await model({{ frames: pixel_values }});
+```
+"""

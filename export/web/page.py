@@ -1,0 +1,70 @@
+"""The page's folder: static files, the clip, the models of the web preset, onnxruntime-web, and one list of it all."""
+import json
+import shutil
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from export.pipeline import Exporter, Made
+from export.presets import export_preset
+from export.web.vendor import BACKENDS, VERSION
+from records.files import beside, digest, sha256
+
+STATIC = Path(__file__).parent / "static"
+CLIP = STATIC / "clip.json"
+# float32 is left out: its file is twice as large, and WASM computes the half-precision file in float32 all the same
+MODELS = {"model_fp16.onnx": ("fp16", "half-precision weights", ["webgpu"]),
+          "model_quantized.onnx": ("int8", "8-bit weights and activations", ["wasm"])}
+LABELS = {"fp16": "FP16", "int8": "INT8"}
+
+
+def write_page(exporter: Exporter, runtime: Path, out: Path | None = None) -> tuple[Path, float]:
+    """Writes RUN/export/page (or `out`) whole, in the place of an earlier one. Returns it and its size in MB.
+
+    runtime: what `export.web.vendor.runtime` returned. Raises ValueError if `out` holds something else.
+    """
+    folder = out or exporter.run.out / "page"
+    if folder.exists() and any(folder.iterdir()) and not (folder / "page.json").is_file():
+        raise ValueError(f"{folder}: holds something that is no page of ours; choose another --out")
+    made = [file for file in export_preset(exporter, "web") if file.path.name in MODELS]
+    if folder.exists():
+        shutil.rmtree(folder)
+    with beside(folder) as scratch:
+        scratch.mkdir()
+        assemble(scratch, runtime, made, exporter)
+    return folder, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+def assemble(folder: Path, runtime: Path, made: list[Made], exporter: Exporter) -> None:
+    for path in STATIC.iterdir():
+        if path.name not in ("sw.js", CLIP.name):
+            shutil.copyfile(path, folder / path.name)
+    shutil.copyfile(Path(__file__).with_name("serve.py"), folder / "serve.py")
+    shutil.copytree(runtime, folder / "ort")
+    (folder / "model" / "onnx").mkdir(parents=True)
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copyfile(made[0].path.parent.parent / name, folder / "model" / name)
+    for file in made:
+        shutil.copyfile(file.path, folder / "model" / "onnx" / file.path.name)
+    (folder / "page.json").write_text(json.dumps(_facts(made, exporter), indent=1) + "\n")
+    _write_service_worker(folder)
+
+
+def _facts(made: list[Made], exporter: Exporter) -> dict[str, Any]:
+    models = []
+    for file in made:
+        name, what, backends = MODELS[file.path.name]
+        models.append({"name": name, "label": LABELS[name], "file": f"model/onnx/{file.path.name}", "for": backends,
+                       "what": what, "size_mb": file.facts["size_mb"], "sha256": file.facts["sha256"]})
+    config = exporter.run.student.config
+    return {"px": config.image_size, "models": models, "runtime": BACKENDS, "clip": json.loads(CLIP.read_text()),
+            "about": f"ViT-{config.size.title()}, run {exporter.run.folder.name}; onnxruntime-web {VERSION}."}
+
+
+def _write_service_worker(folder: Path) -> None:
+    """Names every file of the page, so that one visit is enough, and changes with any of them."""
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+                   and path.name not in ("serve.py", "NOTICE"))
+    build = digest([(name, sha256(folder / name)) for name in files])
+    script = Template((STATIC / "sw.js").read_text())
+    (folder / "sw.js").write_text(script.substitute(build=build, files=json.dumps(["./", *files])))

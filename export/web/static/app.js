@@ -1,0 +1,242 @@
+import { FAR_M, NEAR_M, depthGradient, picture } from "./colours.js";
+import { describe, find, leadsBack } from "./match.js";
+import { Network, choose } from "./network.js";
+import * as sources from "./sources.js";
+
+const $ = (id) => document.getElementById(id);
+const asked = new URLSearchParams(location.search);
+const POINTS = ["#ffd60a", "#ff5ca8", "#38e0ff", "#b3f34d"];       // read on light and dark pictures
+const MODES = { depth: `${NEAR_M} m <i style="background:${depthGradient}"></i> ${FAR_M} m`,
+  normals: '<b style="background:#ff8080"></b> right <b style="background:#80ff80"></b> up <b style="background:#8080ff"></b> to you',
+  geometry: "alike in colour, alike in geometry", none: "" };
+
+const state = { facts: null, network: null, source: null, view: null, kept: null, points: [], mode: "normals",
+  running: true, times: [], rates: [], loads: 0, keepNext: true };
+
+/** A view: the picture at the model's size, and what the network said of it. */
+async function look() {
+  const side = state.facts.px;
+  look.canvas ??= new OffscreenCanvas(side, side);
+  const context = look.canvas.getContext("2d", { willReadFrequently: true });
+  context.imageSmoothingQuality = "high";
+  state.source.draw(context, side);
+  const image = context.getImageData(0, 0, side, side);
+  const { answers, milliseconds } = await state.network.run(image);
+  return { image, answers, milliseconds };
+}
+
+async function loop() {
+  const mine = ++loop.turn;
+  while (loop.turn === mine) {
+    if (state.running && state.network && state.source && !document.hidden) {
+      try {
+        const view = await look();
+        if (loop.turn !== mine) return;
+        show(view);
+      } catch (error) {
+        say(`The network stopped: ${error.message}`, true);
+        return;
+      }
+      if (state.source.still) state.running = false;
+    }
+    await new Promise(requestAnimationFrame);
+  }
+}
+loop.turn = 0;
+
+function show(view) {
+  state.view = view;
+  if (state.keepNext) {
+    state.keepNext = false;
+    keep();
+    if (!state.points.length && state.source.name === "bundled clip")
+      for (const [x, y] of state.facts.clip.points) point(state.kept, x, y);
+  }
+  state.times = [...state.times.slice(-19), view.milliseconds];
+  state.rates = [...state.rates.slice(-19), performance.now()];
+  draw();
+  facts();
+}
+
+function draw() {
+  for (const [canvas, view] of [[$("now"), state.view], [$("kept"), state.kept]]) if (view) paint(canvas, view);
+}
+
+function paint(canvas, view) {
+  const context = canvas.getContext("2d"), size = canvas.width;
+  context.imageSmoothingQuality = "high";
+  context.globalAlpha = 1;
+  stamp(context, view.image, size);
+  if (state.mode !== "none") {
+    context.globalAlpha = $("opacity").value / 100;
+    stamp(context, picture(state.mode, view.answers), size);
+    context.globalAlpha = 1;
+  }
+  state.points.forEach((p, i) => mark(context, size, seek(p, view), POINTS[i]));
+}
+
+function stamp(context, image, size) {
+  stamp.canvas ??= new OffscreenCanvas(1, 1);
+  Object.assign(stamp.canvas, { width: image.width, height: image.height });
+  stamp.canvas.getContext("2d").putImageData(image, 0, 0);
+  context.drawImage(stamp.canvas, 0, 0, size, size);
+}
+
+/** Where a view shows a tapped point: {x, y, sure}. */
+function seek({ x, y, view: origin, descriptor }, view) {
+  if (view === origin) return { x, y, sure: true };
+  const place = find(view.answers.descriptors, descriptor);
+  return { ...place, sure: leadsBack(origin.answers.descriptors, x, y, view.answers.descriptors, place) };
+}
+
+/** A ring where the place is; a dashed, faint one where it is probably out of view. */
+function mark(context, size, { x, y, sure }, colour) {
+  context.save();
+  context.globalAlpha = sure ? 1 : 0.45;
+  context.setLineDash(sure ? [] : [4, 5]);
+  for (const [style, width] of [["#000000b0", 7], [colour, 3.5]]) {
+    Object.assign(context, { strokeStyle: style, lineWidth: width });
+    context.beginPath();
+    context.arc(x * size, y * size, 12, 0, 2 * Math.PI);
+    context.stroke();
+  }
+  context.restore();
+}
+
+function point(view, x, y) {
+  if (state.points.length === POINTS.length) state.points.shift();
+  state.points.push({ descriptor: describe(view.answers.descriptors, x, y), view, x, y });
+}
+
+function keep() {
+  state.kept = state.view;
+}
+
+function facts() {
+  const mean = (list) => list.reduce((a, b) => a + b, 0) / list.length;
+  const span = state.rates.at(-1) - state.rates[0];
+  $("fact-time").textContent = `${mean(state.times).toFixed(0)} ms`;
+  $("fact-rate").textContent = state.source.still ? "still picture" : span ? `${(1000 * (state.rates.length - 1) / span).toFixed(1)} a second` : "–";
+}
+
+function say(text, bad = false) {
+  $("message").textContent = text;
+  $("message").classList.toggle("bad", bad);
+}
+
+/** Opens a backend and a model file; falls back to WASM when WebGPU fails. */
+async function open(name) {
+  const { facts } = state;
+  let chosen = await choose({ backend: asked.get("backend"), threads: Number(asked.get("threads")) });
+  const load = async () => {
+    const model = facts.models.find((m) => m.name === name) ?? facts.models.find((m) => m.for.includes(chosen.backend));
+    const network = new Network();
+    try {
+      const found = await network.open({ backend: chosen.backend, model: model.file, runtime: facts.runtime[chosen.backend],
+        threads: chosen.threads, size: facts.px });
+      const missing = ["depth", "normals", "descriptors", "colours"].filter((output) => !found.outputs.includes(output));
+      if (missing.length) throw new Error(`the model has no ${missing.join(", ")}; export it with: vega3d export web`);
+    } catch (error) {
+      network.close();
+      throw error;
+    }
+    return [network, model];
+  };
+  let opened;
+  try {
+    opened = await load();
+  } catch (error) {
+    if (chosen.backend !== "webgpu") throw error;
+    chosen = { ...await choose({ backend: "wasm" }), why: `WebGPU failed (${error.message})` };
+    opened = await load();
+  }
+  state.network?.close();
+  const [network, model] = opened;
+  Object.assign(state, { network, times: [], rates: [], keepNext: true, points: [] });
+  $("model").value = model.name;
+  $("fact-backend").textContent = chosen.backend === "webgpu" ? "WebGPU" : `WASM, ${chosen.threads} thread${chosen.threads > 1 ? "s" : ""}`;
+  $("why").textContent = `Why ${chosen.backend === "webgpu" ? "WebGPU" : "WASM"}: ${chosen.why}. ${model.name}: ${model.size_mb.toFixed(1)} MB, ${model.what}.`;
+}
+
+async function use(button, start) {
+  try {
+    say(button === "use-camera" ? "Waiting for the camera …" : "");
+    const source = await start();
+    state.source?.stop();
+    Object.assign(state, { source, keepNext: true, points: [], running: true, rates: [] });
+    $("source-name").textContent = source.name;
+    for (const id of ["use-clip", "use-camera"]) $(id).classList.toggle("on", id === button);
+    $("pause").textContent = "Pause";
+    say("");
+    loop();
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+function listen() {
+  $("modes").onchange = (event) => { state.mode = event.target.value; $("legend").innerHTML = MODES[state.mode]; draw(); };
+  $("opacity").oninput = draw;
+  $("keep").onclick = () => { if (state.view) { keep(); draw(); } };
+  $("clear").onclick = () => { state.points = []; draw(); };
+  $("pause").onclick = () => { state.running = !state.running; $("pause").textContent = state.running ? "Pause" : "Go on"; };
+  $("use-clip").onclick = () => use("use-clip", () => sources.clip(state.facts.clip));
+  $("use-camera").onclick = () => use("use-camera", sources.camera);
+  $("file").onchange = ({ target }) => target.files[0] && use("", () => sources.file(target.files[0])).then(() => { target.value = ""; });
+  $("model").onchange = async ({ target }) => {
+    loop.turn++;
+    say("Loading …");
+    await open(target.value).then(() => say(""), (error) => say(error.message, true));
+    loop();
+  };
+  for (const [id, name] of [["now", "view"], ["kept", "kept"]])
+    $(id).onclick = (event) => {
+      if (!state[name]) return;
+      const box = event.target.getBoundingClientRect();
+      point(state[name], (event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
+      draw();
+    };
+}
+
+/** Caches the page for use without a network; where the server lacks the headers for threads, reloads once to get them. */
+async function settle() {
+  if (!("serviceWorker" in navigator) || asked.has("plain")) return;
+  await navigator.serviceWorker.register("sw.js");
+  if (self.crossOriginIsolated || sessionStorage.getItem("isolated")) return;
+  sessionStorage.setItem("isolated", "tried");
+  await navigator.serviceWorker.ready;
+  if (!navigator.serviceWorker.controller)
+    await new Promise((done) => navigator.serviceWorker.addEventListener("controllerchange", done, { once: true }));
+  location.reload();
+  await new Promise(() => {});
+}
+
+async function start() {
+  state.facts = await (await fetch("page.json")).json();
+  const isolated = self.crossOriginIsolated;
+  const settled = settle().catch(() => {});     // no service worker (http, private window): the page works without
+  if (!isolated) await settled;
+  $("model").replaceChildren(...state.facts.models.map((m) => new Option(m.label, m.name)));
+  $("legend").innerHTML = MODES[state.mode];
+  $("about").textContent = state.facts.about;
+  listen();
+  await open(asked.get("model"));
+  await use("use-clip", () => sources.clip(state.facts.clip));
+  const { offerAR } = await import("./xr.js");
+  await offerAR(state, { button: $("use-ar"), leave: $("leave-ar"), root: $("ar-root"), picture, say });
+}
+
+/** For tests and the console: frame i of the clip through the network -> {answers, overlay RGBA of a mode, ms}. */
+window.page = {
+  state,
+  async frame(i, mode = "depth") {
+    loop.turn++;
+    state.source.held = i;
+    const view = await look();
+    show(view);
+    return { answers: view.answers, overlay: [...picture(mode, view.answers).data], milliseconds: view.milliseconds };
+  },
+  find, describe, leadsBack,
+};
+
+start().catch((error) => say(error.message, true));

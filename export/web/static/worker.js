@@ -1,0 +1,49 @@
+// The network, in a thread of its own: the page stays smooth while a frame is computed.
+let ort, session, pixels, px;
+
+onmessage = async ({ data: { id, open, frame } }) => {
+  try {
+    postMessage({ id, ...(open ? await load(open) : await run(frame)) });
+  } catch (error) {
+    postMessage({ id, error: String(error?.message ?? error) });
+  }
+};
+
+/** Loads onnxruntime for a backend and the model; a browser without threads gets one. */
+async function load({ backend, model, runtime, threads, size }) {
+  session?.release();
+  ort ??= await import(new URL(runtime.script, location));
+  ort.env.logLevel = "error";
+  ort.env.wasm.numThreads = threads;
+  ort.env.wasm.wasmPaths = { mjs: new URL(runtime.glue, location).href };
+  ort.env.wasm.wasmBinary ??= await bytes(runtime.wasm);
+  session = await ort.InferenceSession.create(await bytes(model), {
+    executionProviders: [backend], graphOptimizationLevel: "all", logSeverityLevel: 3 });
+  px = size;
+  pixels = new Float32Array(3 * px * px);
+  return { inputs: session.inputNames, outputs: session.outputNames };
+}
+
+/** frame: RGBA bytes of px * px -> every output's data and dims, and the milliseconds the network took. */
+async function run(frame) {
+  const n = px * px;
+  for (let i = 0; i < n; i++)
+    for (let c = 0; c < 3; c++) pixels[c * n + i] = frame[4 * i + c] / 255;
+  const begin = performance.now();
+  const results = await session.run({ [session.inputNames[0]]: new ort.Tensor("float32", pixels, [1, 3, px, px]) });
+  const answers = {};
+  for (const [name, tensor] of Object.entries(results)) {
+    answers[name] = { data: Float32Array.from(await tensor.getData()), dims: tensor.dims };
+    tensor.dispose();
+  }
+  return { answers, milliseconds: performance.now() - begin };
+}
+
+/** A file; unpacked if it is gzip and the server did not already say so. */
+async function bytes(path) {
+  const answer = await fetch(new URL(path, location));
+  if (!answer.ok) throw new Error(`${path}: the server answered ${answer.status}`);
+  const content = await answer.arrayBuffer(), [a, b] = new Uint8Array(content, 0, 2);
+  if (a !== 0x1f || b !== 0x8b) return content;
+  return new Response(new Blob([content]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+}

@@ -1,0 +1,57 @@
+"""Photos through a model, and what comes out written down."""
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from infer.model import Model
+from infer.photo import read_photo
+from infer.pictures import depth_colours, normal_colours, own_colours, to_bytes
+from records.files import beside
+
+SHOWN_PX = 448  # side of the pictures
+
+
+def infer_photos(model: Path, photos: Sequence[Path], out: Path, threads: int = 0) -> Iterator[str]:
+    """Writes out/NAME_*.png and .npy for each photo and yields a line about it. Raises ValueError for bad input; what
+    was written before it stays."""
+    if not photos:
+        raise ValueError("infer: got no photo, expected at least one: vega3d infer model.onnx photo.jpg -o out/")
+    loaded = Model(model, threads)
+    for path in photos:
+        frame = read_photo(path, loaded.px)
+        begin = time.perf_counter()
+        answers = {name: value[0] for name, value in loaded(frame[None]).items()}
+        took = time.perf_counter() - begin
+        for name, picture in pictures(frame, answers).items():
+            with beside(out / f"{path.stem}_{name}.png") as scratch:
+                shown = Image.fromarray(picture).resize((SHOWN_PX, SHOWN_PX), Image.Resampling.BILINEAR)
+                shown.save(scratch)
+        for name, value in answers.items():
+            if name != "colours":  # a picture, not a measurement
+                with beside(out / f"{path.stem}_{name}.npy") as scratch:
+                    np.save(scratch, value[0] if value.shape[0] == 1 else value)
+        yield f"{path.name}: {took * 1000:.0f} ms{_depth_line(answers)}; in {out}/{path.stem}_*"
+
+
+def pictures(frame: np.ndarray, answers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """uint8 [h,w,3] each: the frame as the model saw it, and what the answers allow."""
+    drawn = {"view": frame.transpose(1, 2, 0)}
+    if "depth" in answers:
+        drawn["depth"] = depth_colours(answers["depth"][0])
+    if "normals" in answers:
+        drawn["normals"] = normal_colours(answers["normals"])
+    if "colours" in answers:
+        drawn["pca"] = to_bytes(answers["colours"])
+    elif "features" in answers:
+        drawn["pca"] = own_colours(answers["features"])
+    return drawn
+
+
+def _depth_line(answers: dict[str, np.ndarray]) -> str:
+    if "depth" not in answers:
+        return ", no depth in this model (export with --preset web)"
+    depth = answers["depth"]
+    return f", depth {depth.min():.1f} to {depth.max():.1f} m"

@@ -1,0 +1,161 @@
+"""`vega3d infer`: the numbers are onnxruntime's, the pictures follow them, and it starts without torch."""
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+import vega3d
+from export.artefact import save_onnx
+from export.onnx import export_onnx, interface, traced
+from export.presets import attach
+from infer.photo import read_photo
+from infer.pictures import FAR_M, NEAR_M, depth_colours, match, normal_colours, own_colours
+from student.heads import OUTPUTS, Heads, HeadsShape
+from student.vit import Student, StudentConfig
+
+ROOT = Path(vega3d.__file__).parent
+
+
+@cache
+def parts() -> tuple[onnx.ModelProto, onnx.ModelProto, dict]:
+    student = Student(StudentConfig(depth=1, out_dim=16))
+    heads = Heads(HeadsShape(in_dim=16, width=8))
+    return export_onnx(student), traced(heads, (16, 14, 14), "features", OUTPUTS), interface(student)
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    student, heads, facts = parts()
+    save_onnx(attach(student, heads), tmp_path / "model.onnx", facts)
+    return tmp_path / "model.onnx"
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "room.jpg")
+    return tmp_path / "room.jpg"
+
+
+def said(capsys, *args) -> tuple[int, str]:
+    try:
+        vega3d.main([str(a) for a in ("infer", *args)])
+        return 0, capsys.readouterr().out
+    except SystemExit as stopped:
+        return int(stopped.code or 0), capsys.readouterr().err
+
+
+def test_arrays_are_what_the_file_says_and_pictures_are_there(model, photo, tmp_path, capsys):
+    code, line = said(capsys, model, photo, "-o", tmp_path / "out")
+    assert code == 0 and "depth" in line
+    import onnxruntime as ort
+
+    frame = read_photo(photo, 224)[None].astype(np.float32) / 255
+    session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    wanted = dict(zip(("features", *OUTPUTS), session.run(["features", *OUTPUTS], {"frames": frame}), strict=True))
+    for name in ("features", "depth", "normals", "descriptors"):
+        found = np.load(tmp_path / "out" / f"room_{name}.npy")
+        assert np.abs(found - wanted[name][0].squeeze()).max() < 1e-5, name
+    for name in ("view", "depth", "normals", "pca"):
+        assert Image.open(tmp_path / "out" / f"room_{name}.png").size == (448, 448)
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_model_of_features_alone_gives_features_and_says_what_is_missing(photo, tmp_path, capsys):
+    student, _, facts = parts()
+    save_onnx(student, tmp_path / "plain.onnx", facts)
+    code, line = said(capsys, tmp_path / "plain.onnx", photo, "-o", tmp_path / "out")
+    assert code == 0 and "no depth in this model" in line
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"room_view.png", "room_pca.png", "room_features.npy"}
+
+
+def test_a_foreign_model_is_refused_in_one_line(photo, tmp_path, capsys):
+    onnx.save(parts()[0], tmp_path / "foreign.onnx")                                  # no metadata
+    save_onnx(parts()[0], tmp_path / "other.onnx", {"input": {**parts()[2]["input"], "range": [0, 255]}})
+    (tmp_path / "text.onnx").write_text("not a model")
+    for name, why in (("foreign.onnx", "does not say how to feed it"), ("other.onnx", "range [0, 255]"),
+                      ("text.onnx", "cannot load it"), ("gone.onnx", "no such model")):
+        code, line = said(capsys, tmp_path / name, photo, "-o", tmp_path / "out")
+        assert code == 2 and why in line and len(line.splitlines()) == 1, line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_or_huge_photo_is_refused_in_one_line(model, photo, tmp_path, capsys):
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(photo.read_bytes()[:2000])
+    noise = tmp_path / "noise.png"
+    noise.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    huge = tmp_path / "huge.png"
+    Image.new("1", (30000, 20000)).save(huge)
+    for path, why in ((cut, "not a whole picture"), (noise, "not a whole picture"), (huge, "smaller"),
+                      (tmp_path / "gone.jpg", "no such photo"), (tmp_path, "no such photo")):
+        code, line = said(capsys, model, path, "-o", tmp_path / "out")
+        assert code == 2 and why in line and len(line.splitlines()) == 1, line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_photo_is_turned_upright_and_its_middle_is_taken(tmp_path):
+    pixels = np.zeros((100, 300, 3), np.uint8)
+    pixels[:, 100:200] = 255                                                          # the middle square is white
+    pixels[:50, 100:200] = (255, 0, 0)                                                # its upper half red
+    image, exif = Image.fromarray(pixels), Image.Exif()
+    exif[0x0112] = 3                                                                  # stored upside down
+    image.save(tmp_path / "turned.png", exif=exif)
+    frame = read_photo(tmp_path / "turned.png", 224)
+    assert (frame[:, 200, 112] == (255, 0, 0)).all() and (frame[:, 20, 112] == 255).all()
+
+
+def test_it_runs_without_torch_or_any_of_the_training_stack(model, photo, tmp_path):
+    forbidden = ("torch", "onnx", "safetensors", "rich", "diffusers", "transformers", "matplotlib")
+    done = without(forbidden, ["infer", str(model), str(photo), "-o", str(tmp_path / "o")], tmp_path)
+    assert done.returncode == 0 and "depth" in done.stdout, done.stderr
+
+
+def test_a_room_that_needs_the_training_stack_says_how_to_get_it(tmp_path):
+    done = without(("torch",), ["distill", "run", "--name", "x"], tmp_path)
+    assert done.returncode == 2 and done.stderr.strip().endswith("pip install 'vega3d-edge[train]'"), done.stderr
+
+
+def without(packages: tuple[str, ...], args: list[str], folder: Path) -> subprocess.CompletedProcess:
+    """vega3d ARGS in a process where these packages are not installed."""
+    code = f"""
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {packages!r}:
+            raise ModuleNotFoundError(f"No module named {{name}}", name=name)
+sys.meta_path.insert(0, Missing())
+import vega3d
+vega3d.main({args!r})"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_colours_run_from_near_to_far_and_follow_the_normal():
+    ramp = depth_colours(np.array([[0.0, NEAR_M, 2.0, FAR_M, 99.0]]))[0].astype(int)
+    assert (ramp[0] == ramp[1]).all() and (ramp[3] == ramp[4]).all()
+    assert (np.diff(ramp[1:4].sum(1)) < 0).all()                                      # darker with distance
+    facing = np.array([[1, 0, 0], [0, -1, 0], [0, 0, -1]], float).T[:, None]          # right, up, to the camera
+    assert (normal_colours(facing)[0] == [[255, 128, 128], [128, 255, 128], [128, 128, 255]]).all()
+
+
+def test_own_colours_tell_two_regions_apart():
+    features = np.random.default_rng(0).normal(0, 0.01, (8, 14, 14))
+    features[3, :, 7:] += 5
+    colours = own_colours(features).astype(int)
+    assert abs(colours[:, :7, 0].mean() - colours[:, 7:, 0].mean()) > 200
+
+
+def test_match_finds_a_shifted_view_between_cells():
+    rng = np.random.default_rng(1)
+    wide = rng.normal(size=(16, 28, 31))
+    wide /= np.linalg.norm(wide, axis=0)
+    x, y, likeness = match(wide[:, :, 3:], wide[:, :, :28], 10.5 / 28, 7.5 / 28)       # three cells to the right
+    assert x == pytest.approx(13.5 / 28, abs=0.01) and y == pytest.approx(7.5 / 28, abs=0.01)
+    assert likeness.shape == (28, 28) and likeness.max() == pytest.approx(1)
