@@ -4,7 +4,6 @@ Each is a few layers of its own, so one can be left out or trained again alone. 
 (a floor is low in the picture), never to the descriptor, which must not know where in the picture it is.
 """
 import json
-import os
 from dataclasses import asdict, dataclass
 from math import log
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from records.files import beside
 from student.vit import Student
 
 FILE = "heads.safetensors"  # beside student.safetensors
@@ -121,11 +121,9 @@ def fit_colours(heads: Heads, features: Tensor) -> None:
 def save_heads(heads: Heads, folder: Path, about: dict[str, float] | None = None) -> Path:
     """Writes folder/heads.safetensors beside and renames; shape and `about` (held-out scores) go into its header."""
     path = folder / FILE
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".{FILE}.{os.getpid()}"
-    save_file({k: v.detach().cpu().float().contiguous() for k, v in heads.state_dict().items()}, beside,
-              metadata={"shape": json.dumps(asdict(heads.shape)), "scores": json.dumps(about or {})})
-    beside.replace(path)
+    with beside(path) as scratch:
+        save_file({k: v.detach().cpu().float().contiguous() for k, v in heads.state_dict().items()}, scratch,
+                  metadata={"shape": json.dumps(asdict(heads.shape)), "scores": json.dumps(about or {})})
     return path
 
 
