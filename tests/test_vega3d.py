@@ -66,7 +66,7 @@ def test_a_failed_gate_is_exit_code_3_and_an_interrupt_130(capsys, monkeypatch):
 
 
 def test_every_command_in_the_readme_is_one_that_exists(capsys):
-    fences = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    fences = re.findall(r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     commands = {tuple(line.split("#")[0].split()[1:3]) for fence in fences for line in fence.splitlines()
                 if line.startswith("vega3d ")}
     assert {("distill", "run"), ("export", "trt"), ("bench",), ("scenes", "show")} <= commands
