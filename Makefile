@@ -20,7 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 		|| echo "setup: TensorRT-RTX could not be installed: engines will not be built here (ONNX and INT8 will)"
 	@sh examples/cpp/headers.sh "$${XDG_CACHE_HOME:-$$HOME/.cache}/vega3d-edge/onnxruntime-headers" 2>/dev/null \
 		|| echo "setup: no onnxruntime headers: the C++ example will not be built here"
-	@$(BIN)/vega3d teacher fetch
+	@$(BIN)/vega3d teacher fetch || echo "setup: not everything was fetched; vega3d teacher fetch tries again" \
+		"(only vega3d teacher train needs the language model)"
 	@$(BIN)/python -c 'from scenes.render import Renderer; print("renderer:", Renderer(64).device)' \
 		|| echo "setup: no EGL device: rooms cannot be rendered here (libegl1 libgl1-mesa-dri); your own videos still work"
 	@touch $@
