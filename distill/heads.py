@@ -142,11 +142,12 @@ def _clips(source: Source, split: Split) -> Iterator[Clip]:
 
 
 def _start(student: Student, shape: HeadsShape, config: HeadTraining) -> Heads:
+    heads = Heads(shape)  # never the shipped ones themselves: those name the shipped student as theirs
     if config.init == "shipped" and (SHIPPED / FILE).is_file():
         shipped, spoken = load_heads(SHIPPED), load_student(SHIPPED).config
         if replace(shipped.shape, student=shape.student) == shape and spoken.teacher == student.config.teacher:
-            return shipped.train()
-    return Heads(shape)
+            heads.load_state_dict(shipped.state_dict())
+    return heads
 
 
 def _dense_loss(depth: Tensor, normals: Tensor, true_depth: Tensor, true_normals: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 """The student's own heads: what they promise, matches that are exact, training that learns and repeats itself."""
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill.config import HeadTraining
-from distill.heads import NAME, can_train, make_heads, score_heads
+from distill.heads import NAME, _start, can_train, make_heads, score_heads
 from distill.matches import MatchScores, match_loss, places, rgb_patches
 from records.files import sha256
 from student.heads import FILE, Heads, HeadsShape, fit_colours, heads_scores, load_heads, save_heads
@@ -182,3 +183,12 @@ def test_the_shipped_heads_are_those_of_the_shipped_student():
     assert load_heads(SHIPPED, sha256(SHIPPED / "student.safetensors"))  # else train them again: its card says how
     scores = heads_scores(SHIPPED)
     assert scores["match_descriptor"] > 2 * scores["match_rgb"] > 4 * scores["match_chance"]
+
+
+def test_heads_that_go_on_from_the_shipped_ones_name_their_own_student() -> None:
+    shipped = load_heads(SHIPPED)
+    own = replace(shipped.shape, student="another")
+    heads = _start(load_student(SHIPPED), own, HeadTraining())
+    assert heads.shape.student == "another"
+    for name, value in shipped.state_dict().items():
+        torch.testing.assert_close(heads.state_dict()[name], value)
