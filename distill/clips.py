@@ -3,7 +3,7 @@ from pathlib import Path
 
 from distill.config import ScenesConfig
 from scenes.clip import SPLITS, ClipFolder, Source
-from teacher.wan import spec_digest
+from teacher.tap import spec_digest
 
 
 def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source, str]:
@@ -13,8 +13,7 @@ def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source
     """
     if config.path is not None:
         return _opened(config)
-    from scenes.cli import default_workers
-    from scenes.rendered import render_folder
+    from scenes.rendered import default_workers, render_folder
     from scenes.rooms import RoomSource
 
     rooms = RoomSource(train=config.train, val=config.val, test=config.test, clips_per_room=config.clips_per_room,

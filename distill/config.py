@@ -9,8 +9,8 @@ import yaml
 
 from student.vit import StudentConfig
 from teacher.search import chosen_tap
+from teacher.tap import Tap
 from teacher.train import HeadsConfig
-from teacher.wan import Tap
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from student.vit import SHIPPED, Student, load_student, save_student
 from teacher.checkpoint import load_checkpoint, save_checkpoint
 from teacher.examples import Examples
 from teacher.schedule import set_lr
+from teacher.tap import spec_digest
 from teacher.train import Stream
-from teacher.wan import spec_digest
 
 CHECKPOINT_SECONDS = 30.0
 

@@ -1,5 +1,4 @@
 """The verbs of `vega3d scenes`: thin, everything behind them imports without the command line."""
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,7 +22,7 @@ def render(n: int = 200, out: Path = Path("clips"), seed: int = 0, frames: int =
         workers: processes; 0 renders in this one. By default one less than there are cores, at most 15.
     """
     from scenes.clip import SPLITS
-    from scenes.rendered import render_folder
+    from scenes.rendered import default_workers, render_folder
     from scenes.rooms import RoomSource
 
     if n < 1:
@@ -89,6 +88,7 @@ def census(out: Path = Path("bench/results/rooms_census.json"), rooms: int = 100
     from records.results import measured, save
     from scenes.balance import question_set
     from scenes.census import census as counted
+    from scenes.rendered import default_workers
     from scenes.rooms import RoomSource, render_clips
     from scenes.thinned import Thinned
 
@@ -125,15 +125,6 @@ def pack(out: Path, library: Path = LIBRARY, licence: Literal["cc0", "all"] = "c
         count = pack_library(library, out, licence, max_triangles or {"cc0": 5000, "all": 2700}[licence],
                              report=status.update)
     print(f"{out}: {count} models, {out.stat().st_size / 1e6:.1f} MB")
-
-
-def default_workers() -> int:
-    """One process less than there are cores, at most 15, as more only wait for the GPU; on two cores this process.
-
-    Measured on 2 cores with Mesa: one process with two rendering threads 29 to 36 frames/s, two processes 22 to 27.
-    """
-    cores = len(os.sched_getaffinity(0))
-    return 0 if cores <= 2 else min(cores - 1, 15)
 
 
 VERBS = {"render": render, "show": show, "pack": pack, "ask": ask, "census": census}

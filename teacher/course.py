@@ -196,8 +196,7 @@ def _source(config: CourseConfig, render: bool) -> tuple[Source, str]:
             raise ValueError(f"{config.clips}: has no scenes.json, so its clips have no name; render them with: "
                              "vega3d scenes render")
         return source, json.loads(card.read_text())["key"]
-    from scenes.cli import default_workers
-    from scenes.rendered import render_folder
+    from scenes.rendered import default_workers, render_folder
     from scenes.rooms import RoomSource
 
     held = config.rooms // 10

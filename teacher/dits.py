@@ -1,14 +1,12 @@
 """CogVideoX and LTX, read after a block (default: two thirds up, as Wan's 20 of 30), each frame a one-frame video."""
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from torch import Tensor
 
 from teacher.early import until
-from teacher.noised import DiffusionTower
+from teacher.noised import DiffusionTower, ScheduledTower
 
 
 class DiTTower(DiffusionTower):
@@ -23,16 +21,9 @@ class DiTTower(DiffusionTower):
         return self.net.config.num_attention_heads * self.net.config.attention_head_dim, block
 
 
-class CogVideoXTower(DiTTower):
-    """z_k = sqrt(a_k) z + sqrt(1 - a_k) eps with the checkpoint's own schedule, empty prompt."""
+class CogVideoXTower(DiTTower, ScheduledTower):
+    """The checkpoint's own schedule, empty prompt."""
     kind = "cogvideox"
-
-    def __init__(self, *args: Any, schedule: DDPMScheduler | None = None, **knobs: Any):
-        super().__init__(*args, **knobs)
-        self.kept = float((schedule or DDPMScheduler()).alphas_cumprod[min(self.k, 999)])
-
-    def shares(self) -> tuple[float, float]:
-        return self.kept ** 0.5, (1 - self.kept) ** 0.5
 
     def latents(self, x: Tensor) -> Tensor:
         return self.vae.encode(x.unsqueeze(2)).latent_dist.mode() * self.vae.config.scaling_factor

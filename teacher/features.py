@@ -19,7 +19,7 @@ from torch import Tensor
 from records.files import beside
 from scenes.clip import Source
 from teacher.backbones import GRID, Tower
-from teacher.wan import spec_digest
+from teacher.tap import spec_digest
 
 FORMAT = 1
 GROUP_BYTES = 2**28  # uint8 frames that go to the GPU at once; there they are four times as large

@@ -1,9 +1,11 @@
 """What the other diffusion generators share: noise a latent, run the net as far as the tap, average over draws."""
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from teacher.backbones import GRID
@@ -12,7 +14,7 @@ from teacher.geometry import registered
 from teacher.prompt import Prompt
 
 
-class DiffusionTower:
+class DiffusionTower(ABC):
     """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14], each frame alone. Noise depends on (seed, frame of the clip) alone.
 
     k: noise level, 0 (clean) .. 1000. block: of a transformer, 0-based. side: 224 px as every tower sees; other grids
@@ -58,25 +60,36 @@ class DiffusionTower:
             total = total + self.grid(kept * z + share * noise, more).float()
         return F.adaptive_avg_pool2d(total / self.seeds, (GRID, GRID))
 
+    @abstractmethod
     def latents(self, x: Tensor) -> Tensor:
         """[N,3,H,W] in [-1,1] -> what noise is added to [N,C,...]."""
-        raise NotImplementedError
 
     def condition(self, x: Tensor) -> Mapping[str, Tensor]:
         """What else the net is told of frames [N,3,H,W] in [0,1]."""
         return {}
 
+    @abstractmethod
     def shares(self) -> tuple[float, float]:
         """Factors of latent and noise at `k`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def grid(self, z: Tensor, more: Mapping[str, Tensor]) -> Tensor:
         """The tapped tokens as a picture [N,D,h,w]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _tap(self, block: int | None) -> tuple[int, int | None]:
         """(channels, block). Raises ValueError for a block that there is not."""
-        raise NotImplementedError
 
     def _modules(self) -> list[nn.Module]:
         return [self.vae, self.net]
+
+
+class ScheduledTower(DiffusionTower):
+    """z_k = sqrt(a_k) z + sqrt(1 - a_k) eps with the checkpoint's own schedule (arXiv 2006.11239, eq. 4)."""
+
+    def __init__(self, *args: Any, schedule: DDPMScheduler | None = None, **knobs: Any):
+        super().__init__(*args, **knobs)
+        self.kept = float((schedule or DDPMScheduler()).alphas_cumprod[min(self.k, 999)])
+
+    def shares(self) -> tuple[float, float]:
+        return self.kept ** 0.5, (1 - self.kept) ** 0.5

@@ -16,7 +16,7 @@ from teacher.checkpoint import load_checkpoint, save_checkpoint
 from teacher.dense import DenseShape, DenseTeacher, dense_loss
 from teacher.examples import Example, Examples, moments
 from teacher.schedule import set_lr
-from teacher.wan import spec_digest
+from teacher.tap import spec_digest
 
 Stream = Callable[[Example], Tensor | None]  # a batch's generative features [B,D,14,14] float32, in raw units
 

@@ -9,25 +9,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from teacher.early import until
-from teacher.noised import DiffusionTower
+from teacher.noised import ScheduledTower
 
 FPS, MOTION, AUGMENTED = 6.0, 127.0, 0.0  # what SVD is told of a clip: its defaults, but for noise on the still
 
 
-class UNetTower(DiffusionTower):
+class UNetTower(ScheduledTower):
     """Stable Diffusion's UNet with the empty prompt."""
     kind, multiple, level = "unet", 8, 250
-
-    def __init__(self, *args: Any, schedule: DDPMScheduler | None = None, **knobs: Any):
-        super().__init__(*args, **knobs)
-        self.kept = float((schedule or DDPMScheduler()).alphas_cumprod[min(self.k, 999)])
-
-    def shares(self) -> tuple[float, float]:
-        return self.kept ** 0.5, (1 - self.kept) ** 0.5
 
     def latents(self, x: Tensor) -> Tensor:
         return self.vae.encode(x).latent_dist.mode() * self.vae.config.scaling_factor

@@ -12,6 +12,7 @@ from bench.report import write_report
 from bench.verdicts import int8_verdict, verdicts
 from records.results import Results
 from tests.bench_rows import sample
+from tests.colours import contrast
 
 
 class Page(HTMLParser):
@@ -96,7 +97,7 @@ def test_text_stands_out_from_what_is_behind_it(scheme):
     assert {"ink", "muted", "page", "card", "soft", "teacher", "student", "int8"} <= colours.keys()
     for words in ("ink", "muted", "teacher", "student", "int8"):
         for behind in ("page", "card"):
-            assert _contrast(colours[words], colours[behind]) >= 4.5, f"{words} on {behind}"
+            assert contrast(colours[words], colours[behind]) >= 4.5, f"{words} on {behind}"
 
 
 def test_the_precision_map_is_drawn_for_files_of_mixed_precision_and_said_in_words(tmp_path):
@@ -271,16 +272,6 @@ def sample_rows(**changes) -> tuple[list[dict], list[dict]]:
     kept = file_row("student_int8_cpu", "model.int8.cpu.onnx", 0.832, 0.9993)
     return ([{**kept, **changes}],
             [latency_row("student", "model.onnx", 24.4, backend="ort-cpu"), {**fast, **changes}])
-
-
-def _contrast(a: str, b: str) -> float:
-    """WCAG 2 contrast of two #rrggbb colours, 1 to 21."""
-    def luminance(colour: str) -> float:
-        shares = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in shares]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    high, low = sorted((luminance(a), luminance(b)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
 
 
 def test_tick_labels_tell_neighbours_apart():

@@ -31,6 +31,7 @@ from infer.model import Model
 from infer.pictures import depth_colours, match, normal_colours, to_bytes
 from records.files import sha256
 from student.heads import OUTPUTS, Heads, HeadsShape, fit_colours, save_heads
+from tests.colours import contrast
 from tests.export_run import EXPORTED, exported_run, gate
 
 ROOT = Path(vega3d.__file__).parent
@@ -372,16 +373,6 @@ def test_the_cpp_example_says_what_the_file_says(tmp_path):
     (tmp_path / "cut.ppm").write_bytes(b"P6 224 224 255\n" + bytes(99))
     cut = subprocess.run([program, web_files()["model.onnx"], tmp_path / "cut.ppm"], capture_output=True, text=True)
     assert cut.returncode == 1 and "ends early" in cut.stderr
-
-
-def contrast(a: str, b: str) -> float:
-    """WCAG 2 contrast of two #rrggbb colours, 1 to 21."""
-    def luminance(colour: str) -> float:
-        shares = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in shares]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    high, low = sorted((luminance(a), luminance(b)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
 
 
 class serving:

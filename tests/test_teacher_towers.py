@@ -24,7 +24,7 @@ from transformers import (
 from teacher.diffusion import DiffusionTower, load_diffusion
 from teacher.encoders import ImageTower, load_encoder
 from teacher.prompt import Prompt, save_prompt
-from teacher.wan import spec_digest
+from teacher.tap import spec_digest
 
 FRAMES = torch.rand(2, 2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
