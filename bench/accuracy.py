@@ -1,6 +1,7 @@
 """What each student keeps of the teacher, measured on held-out rooms with the very files that are timed."""
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,43 @@ from teacher.train import score
 TORCH = "student_fp32"  # the row of the student as it was trained
 
 
-def accuracy(folder: Path) -> list[Row]:
+@dataclass
+class _Opened:
+    """A finished run with the features of its exported files, and the rows of its table."""
+    run: Run
+    seed: int
+    student: Student
+    files: list[Artefact]
+    missing: list[Row]
+    test: Examples
+    rows: list[Row]
+
+
+def accuracy(folder: Path, also: Sequence[Path] = ()) -> list[Row]:
     """Rows of kind `accuracy`, `picture` (bench.strips), `match` and `match_pair` (bench.matches), `layer`
     (bench.layers), `verdict` (the export's own) and `absent`.
 
     Teacher, semantic only, controls and the torch student as the run scored them, for every seed; the exported files of
     the first seed through onnxruntime in the student's place: delta1, abs_rel, normal_deg, miou, cosine to the teacher,
     recovery (distill.run.score_student), and fp32_cosine, to the torch student. The first seed's rows carry intervals:
-    bench.intervals. Raises ValueError if the run is unfinished.
+    bench.intervals. also: runs like this one with other seeds, whose `accuracy` rows are added, exported files and all.
+    Raises ValueError if a run is unfinished, or one of `also` is not like this one.
     """
+    one = _open(folder)
+    run, test, files = one.run, one.test, one.files
+    if run.labelled:
+        scored = [row for row in one.rows if row["seed"] == one.seed]
+        add_intervals(scored, _per_clip(run, one.student, files, test, one.seed), test.ids)
+    for other in also:
+        more = _open(other)
+        _check_alike(folder, run, other, more.run)
+        one.rows += more.rows
+    names = [file.features for file in files]
+    rows = one.rows + draw_strips(run, one.student, test, names) + match_rows(run, test, names) + layer_rows(files)
+    return rows + [verdict for file in files if (verdict := _verdict(file))] + one.missing
+
+
+def _open(folder: Path) -> _Opened:
     recorded = _recorded(folder)
     run = open_run(folder, render=True)
     seed = run.config.seeds[0]
@@ -50,12 +79,15 @@ def accuracy(folder: Path) -> list[Row]:
         rows += [{**row, "artefact": file.path.name, "sha256": file.sha256, "size_mb": file.size_mb,
                   **_to_fp32(test, file.features)}
                  for row in _scored(run, student, test, file, seed, recorded)]
-    if run.labelled:
-        scored = [row for row in rows if row["seed"] == seed]
-        add_intervals(scored, _per_clip(run, student, files, test, seed), test.ids)
-    names = [file.features for file in files]
-    rows += draw_strips(run, student, test, names) + match_rows(run, test, names)
-    return rows + layer_rows(files) + [verdict for file in files if (verdict := _verdict(file))] + missing
+    return _Opened(run, seed, student, files, missing, test, rows)
+
+
+def _check_alike(folder: Path, run: Run, other: Path, more: Run) -> None:
+    one, two = ({k: v for k, v in asdict(r.config).items() if k not in ("seeds", "name", "runs")} for r in (run, more))
+    if one != two:
+        raise ValueError(f"--also {other}: its configuration differs from {folder}'s in more than the seeds")
+    if shared := set(run.config.seeds) & set(more.config.seeds):
+        raise ValueError(f"--also {other}: seed {min(shared)} is also in {folder}, and would be counted twice")
 
 
 def _verdict(file: Artefact) -> Row | None:

@@ -93,7 +93,12 @@ def _onnx(path: Path) -> Artefact:
         raise ValueError(f"{path}: not an ONNX file ({error}); export it again") from error
     if len(model.graph.input) != 1 or len(model.graph.input[0].type.tensor_type.shape.dim) != 4:
         raise ValueError(f"{path}: expected one input, frames [B,3,H,W]; this is another kind of model")
-    shape = [dim.dim_value or "dynamic" for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    taken = model.graph.input[0].type.tensor_type
+    shape = [dim.dim_value or "dynamic" for dim in taken.shape.dim]
+    if taken.elem_type != onnx.TensorProto.FLOAT or shape[1] not in (3, "dynamic"):
+        kind = onnx.TensorProto.DataType.Name(taken.elem_type).lower()
+        raise ValueError(f"{path}: takes {kind} {shape}, expected float frames [B,3,H,W]: this is another kind of "
+                         "model")
     return Artefact(path, path.stem, _precision(model), sha256(path), {"input": {"shape": shape}})
 
 

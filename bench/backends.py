@@ -40,10 +40,18 @@ def _opened(name: str, artefact: Artefact, images: Tensor, threads: int) -> Foun
     what = f"{artefact.path.name} at batch {len(images)} on {name}"
     if artefact.batch not in (len(images), "dynamic"):
         return [], [absent(what, f"its batch is fixed at {artefact.batch}", "vega3d export onnx --batch dynamic")]
+    if (size := _size(artefact)) not in (None, tuple(images.shape[2:])):
+        images = torch.nn.functional.interpolate(images, size)  # another's model of another size
     try:
         return BACKENDS[name](artefact, images, threads)
     except (ValueError, RuntimeError, OSError) as error:
         return [], [absent(what, " ".join(str(error).split())[:200], "see the message")]
+
+
+def _size(artefact: Artefact) -> tuple[int, int] | None:
+    """Height and width that a file is fixed at."""
+    sides = artefact.facts.get("input", {}).get("shape", [])[2:]
+    return (sides[0], sides[1]) if len(sides) == 2 and all(isinstance(side, int) for side in sides) else None
 
 
 def _gap(name: str) -> Row | None:

@@ -5,16 +5,18 @@ from typing import Any
 
 from records.results import Row, measured, save
 
-NAMES = ("latency_cpu", "rooms_accuracy", "int8_cpu")
+NAMES = ("latency_cpu", "rooms_accuracy", "int8_cpu", "crosscheck_cpu")
 
 
 def commit_rows(name: str, rows: Sequence[Row], env: dict[str, Any], folder: Path) -> Path:
     """Writes folder/NAME.json from the rows of a bench. Raises ValueError for another name, or no such rows."""
     if name not in NAMES:
         raise ValueError(f"--save {name}: no such result file; there are: {', '.join(NAMES)}")
-    chosen = {"latency_cpu": _latency_cpu, "rooms_accuracy": _rooms_accuracy, "int8_cpu": _int8_cpu}[name](rows)
+    chosen = {"latency_cpu": _latency_cpu, "rooms_accuracy": _rooms_accuracy, "int8_cpu": _int8_cpu,
+              "crosscheck_cpu": _crosscheck_cpu}[name](rows)
     if not chosen:
-        raise ValueError(f"--save {name}: this bench measured no such rows; run: vega3d bench --save {name}")
+        needed = " --crosscheck (pip install polygraphy)" if name == "crosscheck_cpu" else ""
+        raise ValueError(f"--save {name}: this bench measured no such rows; run: vega3d bench --save {name}{needed}")
     path = folder / f"{name}.json"
     save(measured(name, [{k: v for k, v in row.items() if k != "kind"} for row in chosen], env), path)
     return path
@@ -26,6 +28,10 @@ def _latency_cpu(rows: Sequence[Row]) -> list[Row]:
 
 def _rooms_accuracy(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["kind"] == "accuracy"]
+
+
+def _crosscheck_cpu(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["kind"] == "crosscheck" and row["backend"] == "ort-cpu"]
 
 
 def _int8_cpu(rows: Sequence[Row]) -> list[Row]:

@@ -2,11 +2,14 @@
 
     python -m bench.int8_tools RUN [RUN ...] [--modelopt PYTHON] [--out bench/results/int8_tools.json]
 
-Ours (NNCF and the uint8 rewrite), onnxruntime's static quantiser, and NVIDIA's ModelOpt, which pins another onnx and
-so runs in an environment of its own (PYTHON: pip install "nvidia-modelopt[onnx]==0.47.0"). All see the same frames.
+Ours (NNCF and the uint8 rewrite), NNCF as it comes, onnxruntime's static quantiser, and NVIDIA's ModelOpt, which pins
+another onnx and so runs in an environment of its own (python3 -m venv DIR; DIR/bin/pip install
+"nvidia-modelopt[onnx]==0.47.0", 5 GB; PYTHON is DIR/bin/python). All see the same frames; each file is judged by the
+export's own gate and runs in onnxruntime at full optimisation.
 """
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -22,6 +25,7 @@ import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from export.pipeline import FP32, INT8_CPU, Exporter
+from export.quantize import unshared
 from export.sensitivity import quantized_layers
 from export.session import OnnxModel
 from export.source import open_run, spread, to_input
@@ -36,6 +40,7 @@ quantize(onnx_path=sys.argv[1], output_path=sys.argv[2], calibration_data=np.loa
          calibration_method="max", calibration_eps=["cpu"], op_types_to_quantize=["MatMul"],
          high_precision_dtype="fp32", disable_mha_qdq=sys.argv[4] == "linears")
 """
+NNCF = {"NNCF, defaults": None, "NNCF, transformer preset": "TRANSFORMER"}
 NAMES = {"ti": "ViT-Ti", "s": "ViT-S", "b": "ViT-B"}
 
 
@@ -56,11 +61,24 @@ def static(source: Path, target: Path, frames: np.ndarray, layers: list[str] | N
                     extra_options={"OpTypesToExcludeOutputQuantization": wanted, "QuantizeBias": False})
 
 
+def plain_nncf(source: Path, target: Path, frames: np.ndarray, model_type: str | None) -> None:
+    """nncf.quantize with nothing said, or the model type alone. Initialisers are first made each node's own: NNCF's
+    bias correction edits a shared one in place, which would spoil the file for another reason."""
+    import nncf
+
+    chosen = None if model_type is None else nncf.ModelType[model_type]
+    dataset = nncf.Dataset(frames, lambda frame: {"frames": frame[None]})
+    onnx.save(nncf.quantize(unshared(onnx.load(source)), dataset, subset_size=len(frames), model_type=chosen), target)
+
+
 def modelopt(python: str, source: Path, target: Path, frames: np.ndarray, what: str) -> None:
     """ModelOpt's max calibration of every MatMul ("all"), or with the attention products left out ("linears")."""
     held = target.with_suffix(".npy")
     np.save(held, frames)
-    subprocess.run([python, "-c", MODELOPT, str(source), str(target), str(held), what], check=True, capture_output=True)
+    done = subprocess.run([python, "-c", MODELOPT, str(source), str(target), str(held), what], capture_output=True,
+                          text=True)
+    if done.returncode:
+        raise ValueError(f"modelopt in {python} failed: {done.stderr.strip()[-300:]}")
 
 
 def measure(run: Path, python: str | None, scratch: Path) -> list[Row]:
@@ -71,6 +89,9 @@ def measure(run: Path, python: str | None, scratch: Path) -> list[Row]:
     frames = to_input(spread(exporter.run.calibration.frames, FRAMES))
     files = {"fp32": fp32.path, "vega3d": ours.path}
     same = quantized_layers(onnx.load(ours.path))
+    for tool, model_type in NNCF.items():
+        files[tool] = scratch / f"{tool}.onnx"
+        plain_nncf(fp32.path, files[tool], frames, model_type)
     for tool, layers in (("onnxruntime static", None), ("onnxruntime static, our layers", same)):
         files[tool] = scratch / f"{tool}.onnx"
         static(fp32.path, files[tool], frames, layers)
@@ -150,7 +171,7 @@ def main() -> None:
     options = parser.parse_args()
     with TemporaryDirectory() as scratch:
         rows = [row for run in options.runs for row in measure(run, options.modelopt, Path(scratch))]
-    env = environment()
+    env = {**environment(), "load_average": os.getloadavg()[0]}
     command = " ".join(["python", "-m", "bench.int8_tools", *sys.argv[1:]])
     save(Results("int8_tools", command, str(env["commit"]), env, rows), options.out)
     for row in rows:

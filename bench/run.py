@@ -10,6 +10,7 @@ from bench.config import LatencyConfig
 from bench.device import device_facts
 from bench.latency import latency
 from bench.report import write_report
+from export.artefact import ready
 from records.results import Results, Row, load, measured, save
 
 Part = Literal["latency", "accuracy"]
@@ -18,17 +19,18 @@ SAME = ("cpu", "cores", "gpu", "commit")  # of the environment: else rows of two
 
 
 def bench(run: Path, parts: Sequence[Part], config: LatencyConfig, out: Path, names: Sequence[str] = (),
-          committed: Path = Path("bench/results")) -> Results:
-    """Writes out/results.json and out/report.html, and committed/NAME.json for each of `names`.
+          committed: Path = Path("bench/results"), also: Sequence[Path] = ()) -> Results:
+    """Writes out/results.json and out/report.html, and committed/NAME.json for each of `names`. also: bench.accuracy.
 
     A part that is not measured now is kept from out/results.json if that is of the same student, machine and commit.
     Raises ValueError if `run` is no finished run.
     """
     folder = run.resolve()  # runs/latest is a link: a run that ends meanwhile must not swap it
     about, env = about_run(folder), device_facts()
+    ready(out)
     rows = [about]
     for part in parts:
-        found = latency([folder], config) if part == "latency" else accuracy(folder)
+        found = latency([folder], config) if part == "latency" else accuracy(folder, also)
         rows += [{"part": part, **row} for row in found]
     env["load_1m_after"] = device_facts()["load_1m"]
     rows += _kept(out / "results.json", parts, about, env)
@@ -44,10 +46,12 @@ def bench_files(sources: Sequence[Path], config: LatencyConfig, out: Path | None
     """Latency of files that are no whole run, and where it was written: FIRST.latency.json beside the first of them, or
     latency.json in `out`."""
     env = device_facts()
+    path = out / "latency.json" if out else sources[0].with_name(f"{sources[0].name}.latency.json")
+    if out:
+        ready(out)
     rows = latency(sources, config)
     env["load_1m_after"] = device_facts()["load_1m"]
     results = measured("latency", rows, env)
-    path = out / "latency.json" if out else sources[0].with_name(f"{sources[0].name}.latency.json")
     save(results, path)
     return results, path
 

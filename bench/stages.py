@@ -80,8 +80,11 @@ def _subjects(stages: Sequence[Stage], artefact: str, clips: Tensor, device: Dev
     found: list[Subject] = []
     missing: list[Row] = []
     for stage in stages:
+        parts = [(p.dtype, p.numel()) for module in stage.weights for p in module.parameters()]
+        held = {dtype: sum(count for other, count in parts if other == dtype) for dtype, _ in parts}
+        # most weights decide: a bf16 Wan keeps its norms and time embedding in fp32
         precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[
-            next(p for module in stage.weights for p in module.parameters()).dtype]
+            max(held, key=lambda dtype: held[dtype])]
         about: Row = {"artefact": artefact, "sha256": stage.digest, "stage": stage.name, "backend": "torch",
                       "device": device, "precision": precision, "batch": len(clips),
                       "frames": len(clips) * clips.shape[1], "size_mb": _weights_mb(stage.weights)}

@@ -52,6 +52,17 @@ def _timed(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row.get("kind") == "latency" and (row.get("launch") == "graph" or row["batch"] == 1)]
 
 
+def _engines(rows: list[Row]) -> list[Row]:
+    """TensorRT's engines as exported and torch's compiled FP16, at every place where one engine was measured."""
+    def place(row: Row) -> tuple:
+        return row["model"], row["batch"]
+
+    there = {place(row) for row in rows if row["backend"].startswith("tensorrt") and row.get("latency_ms")}
+    shown = [{**row, "outcome": row.get("gate") or row["error"]} for row in rows
+             if place(row) in there and row["variant"] in ("fp16", "int8", "fp32", "fp16-compiled")]
+    return sorted(shown, key=place)
+
+
 _NANO_PROBE = Table((
     Column("features", "features"), Column("frames", "mode"), Column("noise t", "t", 2), Column("block", "block", 0),
     Column("noise draws", "seeds", 0), Column("depth R², ridge", "depth_r2_ridge"),
@@ -69,6 +80,12 @@ _LATENCY_CPU = Table((
     Column("precision", "precision"), Column("batch", "batch", 0), Column("median, ms", "latency_ms", 1),
     Column("p90, ms", "p90_ms", 1), Column("p99, ms", "p99_ms", 1), Column("size, MB", "size_mb", 1),
     Column("peak memory, MB", "memory_mb", 0), Column("faster than the generator", "speedup", 1, suffix="x")))
+
+_TRT_H200 = Table((
+    Column("model", "model"), Column("batch", "batch", 0), Column("runs on", "backend"),
+    Column("precision", "precision"), Column("launched, ms", "latency_ms", 3),
+    Column("as a CUDA graph, ms", "graph_ms", 3), Column("cosine to FP32, mean", "cosine_mean", 5),
+    Column("1st percentile", "cosine_p1", 5), Column("size, MB", "size_mb", 1), Column("gate", "outcome")), _engines)
 
 _INT8_CPU = Table((
     Column("model", "model"), Column("precision", "precision"), Column("runs on", "backend"),
@@ -101,6 +118,44 @@ _TRIALS = Table((
     Column("30 % slower: trials", "slower_30_trials", 0), Column("called slower", "slower_30_seen", 0)),
     lambda rows: [row for row in rows if row["what"] == "tally"])
 
+_INT8_TOOLS = Table((
+    Column("model", "model"), Column("INT8 by", "tool"), Column("INT8 products", "int8_layers", 0),
+    Column("cosine to FP32, mean", "cosine_mean", 5), Column("1st percentile", "cosine_p1", 5),
+    Column("relative error", "relative_error", 4), Column("depth δ<1.25 lost, points", "delta1_drop", 2),
+    Column("faster than FP32", "vs_fp32", 2, suffix="x"), Column("size, MB", "size_mb", 1)),
+    lambda rows: [row for row in rows if row["part"] == "tool"])
+
+_CROSSCHECK = Table((
+    Column("file", "artefact"), Column("runs on", "backend"), Column("precision", "precision"),
+    Column("batch", "batch", 0), Column("median here, ms", "latency_ms", 2), Column("by", "tool"),
+    Column("its median, ms", "tool_ms", 2), Column("ours over its", "ratio", 3)))
+
+_INFER_CORE = Table((
+    Column("what", "what"), Column("measured", "value", None), Column("unit", "unit"),
+    Column("at most", "limit", None)))
+
+_TAP_SEARCH = Table((
+    Column("rank", "rank", 0), Column("frames", "mode"), Column("noise t", "t", 2), Column("block", "block", 0),
+    Column("score", "score", 1), Column("2.5 %", "score_low", 1), Column("97.5 %", "score_high", 1),
+    Column("came first", "first_share", 1, 100, " %"), Column("depth R², ridge", "depth_r2_ridge"),
+    Column("XYZ R², ridge", "xyz_r2_ridge"), Column("depth R², MLP", "depth_r2_mlp"),
+    Column("normal cosine", "normal_cos"), Column("correspondence AUC", "corr_std_auc")),
+    lambda rows: sorted(rows, key=lambda row: row["rank"])[:10])
+
+_CENSUS = Table((
+    Column("task", "task"), Column("a 100 rooms", "per_100_rooms", 0), Column("scored on", "held_out_questions", 0),
+    Column("by", "metric"), Column("chance", "chance"), Column("majority", "majority"),
+    Column("words alone", "text_only"), Column("best constant", "constant")),
+    lambda rows: [{key: value for key, value in row.items() if value != ""} for row in rows])
+
+_LANGUAGE_7B = Table((
+    Column("training", "tune"), Column("parameters, billion", "parameters", 2, 1e-9),
+    Column("trained, billion", "trained", 2, 1e-9), Column("frames", "frames", 0),
+    Column("visual tokens", "visual_tokens", 0), Column("a step, ms", "step_ms", 0),
+    Column("planned, GB", "planned_gb", 1), Column("peak, GB", "peak_gb", 1)))
+
 TABLES = {"nano_probe": _NANO_PROBE, "rooms_accuracy": _ROOMS_ACCURACY, "latency_cpu": _LATENCY_CPU,
           "int8_cpu": _INT8_CPU, "latency_h200": _LATENCY_H200, "timer_h200": _TIMER, "timer_cpu": _TIMER,
-          "rendering_h200": _RENDERING, "compare_trials": _TRIALS}
+          "rendering_h200": _RENDERING, "compare_trials": _TRIALS, "int8_tools": _INT8_TOOLS,
+          "crosscheck_cpu": _CROSSCHECK, "infer_core": _INFER_CORE, "tap_search": _TAP_SEARCH,
+          "rooms_census": _CENSUS, "language_7b": _LANGUAGE_7B, "trt_h200": _TRT_H200}

@@ -148,6 +148,10 @@ def _console():
 def _exporter(run: Path, batch, max_drop: float | None, qat: int, console) -> "Exporter":
     if qat < 0:
         raise ValueError(f"--qat: got {qat}, expected a number of steps, or 0 for none")
+    if max_drop is not None and not 0 <= max_drop < 1:
+        raise ValueError(f"--max-drop: got {max_drop}, expected a budget for 1 - mean cosine from 0 on, such as 0.001")
+    if batch != "dynamic" and batch < 1:
+        raise ValueError(f"--batch: got {batch}, expected at least 1, or dynamic")
     with console.status("reading the run"):
         from export.pipeline import Exporter, Options
         from export.source import open_run

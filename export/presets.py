@@ -1,7 +1,8 @@
 """What an app ships: the student with its heads as one ONNX file, in the layout of Hugging Face and transformers.js.
 
 The student's part is the very file that `export onnx` made and gated (fp32, fp16 or int8); the heads are appended in
-float32, where they cost two percent of a frame and lose nothing. The whole is held against torch once more.
+float32, where they cost two percent of a frame and lose nothing. The whole is held against torch once more. Shapes are
+static, but for the batch of model_quantized.onnx: fixed, it would run in float (export/dialects.py).
 
   edge    model_quantized.onnx (uint8, onnxruntime on CPU), model_int8.onnx (TensorRT), model_fp16.onnx
   web     model_fp16.onnx (WebGPU), model.onnx (float32), model_quantized.onnx (what transformers.js takes on WASM)
@@ -32,6 +33,15 @@ PRESETS: dict[Preset, dict[str, Kind]] = {
     "mobile": {"model.onnx": FP32},
 }
 JUDGED_FRAMES = 32
+# what transformers.js takes unless told otherwise; no device is named, for it is the machine that has a GPU or not
+_BY_DEVICE: dict[Preset, Facts] = {
+    "edge": {"dtype": "q8"},
+    "web": {"dtype": "q8", "device_config": {"webgpu": {"dtype": "fp16"}}},
+    "mobile": {"dtype": "fp32"},
+}
+_CHOOSE = """
+const gpu = await navigator.gpu?.requestAdapter();   // without WebGPU: model_quantized.onnx on WASM
+const options = gpu ? { device: 'webgpu', dtype: gpu.features.has('shader-f16') ? 'fp16' : 'fp32' } : {};"""
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ def export_preset(exporter: Exporter, preset: Preset, out: Path | None = None) -
     folder = out or run.out / preset
     heads = load_heads(run.folder / "student", run.student_sha256)
     made = [_finish(exporter, heads, kind, folder / "onnx" / name) for name, kind in PRESETS[preset].items()]
-    write_json(_config(run, heads), folder / "config.json")
+    write_json(_config(run, heads, preset), folder / "config.json")
     write_json(_preprocessor(run), folder / "preprocessor_config.json")
     with beside(folder / "README.md") as scratch:
         scratch.write_text(_card(run, preset, made))
@@ -93,14 +103,12 @@ def attach(student: onnx.ModelProto, heads: onnx.ModelProto) -> onnx.ModelProto:
     return whole
 
 
-def drift(model: DrawableStudent, session, frames: np.ndarray) -> Drift:
-    """session: an onnxruntime session of the whole; frames float32 [N,3,H,W] in [0,1]."""
+def drift(model: DrawableStudent, whole: OnnxModel, frames: np.ndarray) -> Drift:
+    """whole: what `attach` made; frames float32 [N,3,H,W] in [0,1]."""
     names = ["features", *OUTPUTS]
     with torch.inference_mode():
         wanted = [t.numpy() for t in model(torch.from_numpy(frames))]
-    feed = session.get_inputs()[0].name
-    found = [np.concatenate(parts) for parts in
-             zip(*(session.run(names, {feed: frame[None]}) for frame in frames), strict=True)]
+    found = whole.answers(frames)
     for name, a, b in zip(names, wanted, found, strict=True):
         if a.shape != b.shape or not np.isfinite(b).all():
             raise GateError(f"{name}: got {list(b.shape)}, expected finite {list(a.shape)}; half precision overflowed?")
@@ -133,7 +141,7 @@ def _finish(exporter: Exporter, heads: Heads, kind: Kind, path: Path) -> Made:
     model = attach(onnx.load(student.path), tail)
     exporter.say(f"gate: {path.parent.parent.name}/{path.name}")
     frames = to_input(run.heldout.frames[:JUDGED_FRAMES])
-    found = drift(DrawableStudent(run.student, heads), OnnxModel(model, optimise=True).session, frames)
+    found = drift(DrawableStudent(run.student, heads), OnnxModel(model, optimise=True), frames)
     missed = misses(found, LIMITS[kind.precision])
     if missed:
         raise GateError(f"{path}: its answers differ from the student's: {'; '.join(missed)}")
@@ -158,12 +166,12 @@ def outputs(run: Run, heads: Heads) -> Facts:
     }
 
 
-def _config(run: Run, heads: Heads) -> Facts:
+def _config(run: Run, heads: Heads, preset: Preset) -> Facts:
     config = run.student.config
     return {"model_type": "vega3d-edge", "architectures": ["DrawableStudent"], "image_size": config.image_size,
             "patch_size": config.patch, "hidden_size": config.width, "num_hidden_layers": config.depth,
             "feature_dim": config.out_dim, "input": interface(run.student)["input"], "outputs": outputs(run, heads),
-            "student_sha256": run.student_sha256, "transformers.js_config": {"dtype": "fp16", "device": "webgpu"}}
+            "student_sha256": run.student_sha256, "transformers.js_config": _BY_DEVICE[preset]}
 
 
 def _preprocessor(run: Run) -> Facts:
@@ -177,6 +185,7 @@ def _preprocessor(run: Run) -> Facts:
 def _card(run: Run, preset: Preset, made: list[Made]) -> str:
     files = "\n".join(f"| onnx/{file.path.name} | {file.facts['size_mb']:.1f} | {file.kind.what} | "
                       f"{file.facts['drift']['features_cosine']:.5f} |" for file in made)
+    choose, options = (_CHOOSE, ", options") if preset == "web" else ("", "")
     return f"""---
 library_name: transformers.js
 license: apache-2.0
@@ -192,8 +201,9 @@ is inside. Outputs `features`, `depth`, `normals`, `descriptors`, `colours`: sha
 {files}
 
 ```js
-import {{ AutoModel, AutoProcessor, RawImage }} from '@huggingface/transformers';
-const processor = await AutoProcessor.from_pretrained(PATH), model = await AutoModel.from_pretrained(PATH);
+import {{ AutoModel, AutoProcessor, RawImage }} from '@huggingface/transformers';   // PATH: this folder{choose}
+const processor = await AutoProcessor.from_pretrained(PATH);
+const model = await AutoModel.from_pretrained(PATH{options});
 const {{ pixel_values }} = await processor(await RawImage.read('photo.jpg'));
 const {{ depth, normals, descriptors }} = await model({{ frames: pixel_values }});
 ```

@@ -37,6 +37,10 @@ class OnnxModel:
         self.input = inputs[0]
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
+        return self.answers(frames)[0]
+
+    def answers(self, frames: np.ndarray) -> list[np.ndarray]:
+        """Every output [N,...], in the order of the graph's."""
         batch = self.input.shape[0]
         step = batch if isinstance(batch, int) else CHUNK
         outputs = []
@@ -44,8 +48,8 @@ class OnnxModel:
             chunk = frames[start:start + step]
             missing = step - len(chunk) if isinstance(batch, int) else 0  # a static batch's last one is filled up
             full = np.concatenate([chunk, np.repeat(chunk[-1:], missing, 0)]) if missing else chunk
-            outputs.append(self.session.run(None, {self.input.name: full})[0][:len(chunk)])
-        return np.concatenate(outputs)
+            outputs.append([output[:len(chunk)] for output in self.session.run(None, {self.input.name: full})])
+        return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 
 
 class TorchModel:

@@ -12,7 +12,7 @@ class Model:
     """frames uint8 [N,3,px,px] -> {output name: float32 [N,...]}.
 
     Raises ValueError for a file that is missing, no ONNX model, or whose metadata does not say that it takes NCHW RGB
-    frames in [0,1] with the normalisation inside.
+    frames in [0,1] with the normalisation inside; and, when called, if the answers are not finite.
     """
 
     def __init__(self, path: Path, threads: int = 0):
@@ -30,10 +30,12 @@ class Model:
             raise ValueError(f"{path}: its metadata does not say how to feed it (no `input` of ours); {MAKE_ONE}")
         wanted = {"layout": "NCHW", "colour": "RGB", "range": [0, 1], "normalisation": "inside the graph"}
         other = [f"{key} {given.get(key)!r}" for key, value in wanted.items() if given.get(key) != value]
-        if other or len(inputs[0].shape) != 4:
-            raise ValueError(f"{path}: is fed otherwise ({', '.join(other) or inputs[0].shape}), expected NCHW RGB "
-                             f"frames in [0,1]; {MAKE_ONE}")
-        self.name, self.batch, self.px = inputs[0].name, inputs[0].shape[0], int(inputs[0].shape[3])
+        shape, kind = inputs[0].shape, inputs[0].type
+        if other or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or not isinstance(shape[3], int) \
+                or kind != "tensor(float)":
+            raise ValueError(f"{path}: is fed otherwise ({', '.join(other) or f'{kind} {shape}'}), expected NCHW RGB "
+                             f"float frames [B,3,px,px] in [0,1]; {MAKE_ONE}")
+        self.path, self.name, self.batch, self.px = path, inputs[0].name, shape[0], shape[3]
         self.outputs = [output.name for output in self.session.get_outputs()]
 
     def __call__(self, frames: np.ndarray) -> dict[str, np.ndarray]:
@@ -41,8 +43,18 @@ class Model:
         step = self.batch if isinstance(self.batch, int) else len(x)
         if len(x) % step:
             raise ValueError(f"infer: got {len(x)} frames, expected a multiple of the model's batch {step}")
-        parts = [self.session.run(None, {self.name: x[i:i + step]}) for i in range(0, len(x), step)]
-        return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(self.outputs)}
+        parts = [self._run(x[i:i + step]) for i in range(0, len(x), step)]
+        answers = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(self.outputs)}
+        for name, value in answers.items():
+            if not np.isfinite(value).all():
+                raise ValueError(f"{self.path}: its {name} are no numbers, so the file is damaged; {MAKE_ONE}")
+        return answers
+
+    def _run(self, x: np.ndarray) -> list[np.ndarray]:
+        try:
+            return self.session.run(None, {self.name: x})
+        except Exception as error:  # as above
+            raise ValueError(f"{self.path}: onnxruntime cannot run it: {' '.join(str(error).split())[:200]}") from error
 
 
 def _facts(metadata: dict[str, str]) -> dict:

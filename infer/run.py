@@ -19,6 +19,13 @@ def infer_photos(model: Path, photos: Sequence[Path], out: Path, threads: int = 
     was written before it stays."""
     if not photos:
         raise ValueError("infer: got no photo, expected at least one: vega3d infer model.onnx photo.jpg -o out/")
+    if threads < 0:
+        raise ValueError(f"infer: got {threads} threads, expected 0 (one a core) or more")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is a file, expected a folder to write to")
+    stems = [path.stem for path in photos]
+    if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
+        raise ValueError(f"infer: got two photos called {twice}, whose answers would have one name; give one at a time")
     loaded = Model(model, threads)
     for path in photos:
         frame = read_photo(path, loaded.px)

@@ -1,12 +1,13 @@
 """From a clip's questions to tensors: what is written before, between and after the visual tokens, and which boxes."""
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from scenes.balance import balanced
 from scenes.boxes import boxes_of
 from scenes.clip import Clip
 from scenes.questions import Question, questions
@@ -31,7 +32,8 @@ class Room:
 
 
 def read_room(clip: Clip, tasks: Sequence[str], seed: int) -> Room:
-    """Asks every task of one clip. Raises ValueError if the clip has no depth or camera."""
+    """Asks every task of one clip; `evened` takes the rooms of a split. Raises ValueError if the clip has no depth or
+    camera."""
     if clip.depth is None or clip.intrinsics is None or clip.poses is None:
         raise ValueError(f"clip {clip.id}: questions need depth, intrinsics and poses; render it with: "
                          "vega3d scenes render")
@@ -51,6 +53,18 @@ def read_room(clip: Clip, tasks: Sequence[str], seed: int) -> Room:
     boxes = np.stack(unique) if unique else boxes_of([])
     inside = box_tokens(points[:, ::_STRIDE, ::_STRIDE], boxes, GRID).astype(np.float16)
     return Room(clip.id, token_points(points, GRID), boxes, inside, asked, candidates)
+
+
+def evened(rooms: Sequence[Room], seed: int) -> list[Room]:
+    """The rooms of one split with only those questions that scenes.balance keeps; rooms left with none stay out."""
+    kept = {id(question) for question in balanced([q for room in rooms for q in room.asked], seed)}
+    out = []
+    for room in rooms:
+        mine = [i for i, question in enumerate(room.asked) if id(question) in kept]
+        if mine:
+            out.append(replace(room, asked=[room.asked[i] for i in mine],
+                               candidates=[room.candidates[i] for i in mine]))
+    return out
 
 
 class Writer:
@@ -112,7 +126,7 @@ def write(writer: Writer, room: Room) -> list[Written]:
         ground = question.task in GROUNDED
         prompt = writer.prompt(question)
         spot = COORD in question.prompt and bool(question.targets)
-        offered = boxes[:question.proposals] if ground else []
+        offered = boxes[:len(question.offered)] if ground else []
         out.append(Written(prompt, writer.answer(question), boxes[question.targets[0]] if spot else -1, offered,
                            tuple(t for t in question.targets if t < len(offered))))
     return out

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanCausalConv3d, patchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanCausalConv3d, WanRMS_norm, patchify
 from torch import Tensor, nn
 
 ALIGNED = 8  # channels: tensor cores read bf16 in groups of eight
@@ -57,6 +57,29 @@ class FrameConv(nn.Conv2d):
         return super().forward(image.contiguous(memory_format=torch.channels_last)).unsqueeze(2)
 
 
+class FrameNorm(nn.Module):
+    """x [N,C,...] over its length across channels, times sqrt(C) and gamma, and SiLU of that where one follows.
+
+    Few instructions an element, all in float32: one division a place instead of one an element, and the logistic
+    function itself, where compiled kernels of this width are bound by arithmetic as much as by memory.
+    """
+
+    gain: Tensor
+
+    def __init__(self, norm: WanRMS_norm, active: bool):
+        super().__init__()
+        if not norm.channel_first or isinstance(norm.bias, Tensor):
+            raise ValueError("wan: this VAE's norms are of another kind (channels last, or with a bias)")
+        self.active = active
+        self.register_buffer("gain", norm.gamma.data.float() * norm.scale)             # [C,1,1] or [C,1,1,1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        length = wide.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
+        out = wide * length.reciprocal() * self.gain
+        return (out * out.sigmoid() if self.active else out).to(x.dtype)
+
+
 class FrameAttention(nn.Module):
     """The middle block's one-headed attention [N,C,1,h,w] -> same. Heads this wide (384) have no fused kernel that is
     faster than two matrix products."""
@@ -73,9 +96,15 @@ class FrameAttention(nn.Module):
 
 
 def _flat(module: nn.Module) -> nn.Module:
+    # the encoder and its residual blocks apply their one SiLU after each of their own norms: it goes into those
+    active = isinstance(getattr(module, "nonlinearity", None), nn.SiLU)
+    if active:
+        module.nonlinearity = nn.Identity()
     for name, child in module.named_children():
         if isinstance(child, WanCausalConv3d):
             setattr(module, name, FrameConv(child))
+        elif isinstance(child, WanRMS_norm):
+            setattr(module, name, FrameNorm(child, active))
         elif isinstance(child, WanAttentionBlock):
             setattr(module, name, FrameAttention(_flat(child)))
         elif isinstance(child, nn.Conv2d):

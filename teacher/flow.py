@@ -1,9 +1,12 @@
 """wan-nano's transformer: Wan's own video diffusion transformer in a small size, trained by flow matching.
 
-x_t = (1-t) z + t eps, target eps - z (arXiv 2210.02747), t logit-normal (arXiv 2403.03206); clips and single frames
-alternate, so that both frame modes of the tap are what the generator has seen.
+x_t = (1-t) z + t eps, target eps - z (arXiv 2210.02747), t logit-normal, then shifted towards noise the more tokens
+there are to agree with each other (arXiv 2403.03206, section 5.3.2); clips and single frames alternate, so that both
+frame modes of the tap are what the generator has seen.
 """
+from collections.abc import Sequence
 from itertools import pairwise
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +14,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 TEXT_DIM = 32
+UNSHIFTED_TOKENS = 64  # at this size (8x8 frames) an unshifted t was seen to teach the layout of rooms
 
 
 def build_transformer() -> WanTransformer3DModel:
@@ -58,7 +62,16 @@ def flow_batch(clips: Tensor, images: Tensor, batch: int, seed: int, step: int) 
     z = z_all[torch.randint(len(z_all), (count,), generator=draw, device=z_all.device)].float()
     noise = torch.randn(z.shape, generator=draw, device=z.device)
     t = torch.randn(count, generator=draw, device=z.device).sigmoid()
-    return z, noise, t
+    return z, noise, shifted(t, z.shape[2:])
+
+
+def shifted(t: Tensor, grid: Sequence[int]) -> Tensor:
+    """t in [0,1] moved towards noise for latents of size `grid` (F,h,w), 2x2 latents a token; keeps 0 and 1.
+
+    Neighbouring latents tell of each other, so that at equal t more of them hide less of a room's layout.
+    """
+    shift = max(1.0, (prod(grid) / 4 / UNSHIFTED_TOKENS) ** 0.5)
+    return shift * t / (1 + (shift - 1) * t)
 
 
 @torch.inference_mode()
@@ -73,7 +86,7 @@ def sample(transformer: WanTransformer3DModel, shape: tuple[int, ...], device: t
         return transformer(hidden_states=x.to(dtype), timestep=torch.full((len(x),), 1000 * t, device=device),
                            encoder_hidden_states=prompt, return_dict=False)[0].float()
 
-    times = torch.linspace(1, 0, steps + 1).tolist()
+    times = shifted(torch.linspace(1, 0, steps + 1), shape[2:]).tolist()
     for now, then in pairwise(times):
         slope = velocity(x, now)
         ahead = x + (then - now) * slope

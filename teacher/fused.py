@@ -1,7 +1,7 @@
 """A Wan transformer's blocks in fewer, larger kernels: the same numbers to rounding, a third of the time.
 
 One product for queries, keys and values; the rotation as one pointwise expression; GELU in its product's epilogue;
-cuDNN's attention where it has one; each block compiled, once for all of them.
+cuDNN's attention where it has one; each block compiled, once for all of them, its rows held in registers.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from teacher.wide_rows import rows_in_registers
 
 FASTEST_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
                  SDPBackend.MATH]
@@ -41,7 +43,8 @@ def compile_forward(module: Any, backend: str = "inductor") -> None:
         torch._dynamo.maybe_mark_dynamic(x, 0)
         torch._dynamo.mark_static(x, [*range(1, x.ndim)])
         try:
-            return compiled(x, *rest, **named)
+            with rows_in_registers():
+                return compiled(x, *rest, **named)
         except torch._dynamo.exc.TorchDynamoException as error:
             said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ValueError(f"torch.compile failed here ({said[:150]}); it needs Triton and a C compiler: set "

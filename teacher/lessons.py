@@ -15,18 +15,19 @@ from torch import Tensor
 from records.files import beside
 from scenes.clip import Source
 from scenes.questions import Question
-from teacher.asking import Room, Writer, pack, read_room, write
+from teacher.asking import Room, Writer, evened, pack, read_room, write
 from teacher.features import FeatureStore
 from teacher.language import Asked, Sight
 
 # one of them a batch, as in the paper, and how often; VSI-Bench's ten types are two, as options make prompts long
-FAMILIES = {"vsi_number": 2, "vsi_choice": 1, "ground": 2, "multi_ground": 2, "caption": 1, "situated": 1, "qa": 1}
+CHOICE = "vsi_choice"
+FAMILIES = {"vsi_number": 2, CHOICE: 1, "ground": 2, "multi_ground": 2, "caption": 1, "situated": 1, "qa": 1}
 
 
 def family(question: Question) -> str:
     """Which of FAMILIES a question belongs to."""
     if question.task.startswith("vsi:"):
-        return "vsi_choice" if question.options else "vsi_number"
+        return CHOICE if question.options else "vsi_number"
     return question.task
 
 
@@ -73,6 +74,19 @@ class Lessons:
         other.sight = replace(self.sight, generative=None if generative is None else generative.to(self.device))
         return other
 
+    def weigh(self, shares: dict[str, float]) -> None:
+        """Sets how large a share of the batches some families are; the others keep their proportions. At 0 a family is
+        none of `families` any more. Raises ValueError if the shares leave nothing."""
+        mine = {name: share for name, share in shares.items() if name in self.families}
+        rest = sum(self.shares[i] for i, name in enumerate(self.families) if name not in mine)
+        left = 1 - sum(mine.values())
+        if min(mine.values(), default=0.0) < 0 or left < 0 or (rest == 0) != (left == 0):
+            raise ValueError(f"lessons: shares {mine} of {', '.join(self.families)}; expected at least 0 each, and 1 "
+                             "together with the others'")
+        weights = [mine[n] if n in mine else self.shares[i] / rest * left for i, n in enumerate(self.families)]
+        kept = [i for i, weight in enumerate(weights) if weight > 0]
+        self.families, self.shares = [self.families[i] for i in kept], np.array([weights[i] for i in kept])
+
     def __len__(self) -> int:
         return sum(len(room.asked) for room in self.rooms)
 
@@ -112,9 +126,9 @@ class Lessons:
 
 
 def read_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str], seed: int) -> list[Room]:
-    """Asks every task of every clip, in order, with a progress bar; clips that support no question stay out."""
-    rooms = [read_room(source.clip(i), tasks, seed) for i in track(ids, description="questions")]
-    return [room for room in rooms if room.asked]
+    """The balanced questions of every task about the clips, in order, with a progress bar; clips that are left with no
+    question stay out."""
+    return evened([read_room(source.clip(i), tasks, seed) for i in track(ids, description="questions")], seed)
 
 
 def stack(store: FeatureStore, rooms: Sequence[Room]) -> Tensor:

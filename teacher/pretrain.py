@@ -34,6 +34,7 @@ TIMED_FROM, TIMED_TO = 200, 600  # the steps whose speed a time budget goes by; 
 @dataclass(frozen=True)
 class PretrainConfig:
     out: Path = Path("runs/wan-nano")
+    init: Path | None = None   # an earlier wan-nano to go on from; with vae_steps 0 its VAE stays as it is
     clips: int = 2000          # training clips
     held_out: int = 64         # clips of unseen rooms and furniture, for PSNR and the sample sheet
     frames: int = 9            # per clip, 4n+1
@@ -52,6 +53,11 @@ class PretrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.vae_steps < 1 and self.init is None:
+            raise ValueError("pretrain.vae_steps is 0, which needs an earlier generator: give --init FOLDER")
+        for part in ("vae", "transformer"):
+            if self.init is not None and not (self.init / part / "config.json").is_file():
+                raise ValueError(f"pretrain.init: {self.init} holds no generator (no {part}/config.json)")
         if self.frames % 4 != 1:
             raise ValueError(f"pretrain.frames is {self.frames}, expected 4n+1 (5, 9, 17): "
                              "Wan's VAE silently drops the rest")
@@ -87,24 +93,39 @@ def pretrain(config: PretrainConfig, source: Source) -> Path:
     transformer = train_flow(run, vae, train)
     if run.accelerator.is_main_process:
         save_generator(config.out, vae, transformer)
-        (config.out / "pretrain.json").write_text(json.dumps(asdict(config), indent=2, default=str) + "\n")
+        (config.out / "pretrain.json").write_text(json.dumps(history(config), indent=2, default=str) + "\n")
     run.accelerator.wait_for_everyone()
     return config.out
+
+
+def history(config: PretrainConfig) -> dict:
+    """The configuration, and under `before` that of the generator it goes on from, with the steps that one had."""
+    before = config.init and config.init / "pretrain.json"
+    if not before or not before.is_file():
+        return asdict(config)
+    rows = [json.loads(line) for line in (before.parent / "metrics.jsonl").read_text().splitlines()]
+    done = {f"{stage}_steps": max((r["step"] for r in rows if r["stage"] == stage and "step" in r), default=0)
+            for stage in ("vae", "flow")}
+    return asdict(config) | {"before": json.loads(before.read_text()) | done}
 
 
 def train_vae(run: Pretraining, frames: Tensor, test: Tensor) -> AutoencoderKLWan:
     """Returns the trained VAE in eval mode with its latent statistics set from the training clips."""
     config, accelerator = run.config, run.accelerator
     torch.manual_seed(config.seed)
-    vae = build_vae()
-    loss = ReconstructionLoss(vae)
-    batches = crops(frames, config.vae_batch, config.vae_crop, config.seed + 1000 * accelerator.process_index)
-    _fit(run, "vae", loss, config.vae_steps, config.vae_lr, lambda step: (next(batches),), {"vae": vae})
-    vae = vae.to(accelerator.device).eval()
-    with accelerator.autocast():
-        some = encode_all(vae, frames[:512], accelerator.device).float()
+    vae = build_vae() if config.init is None else AutoencoderKLWan.from_pretrained(
+        config.init / "vae", torch_dtype=torch.float32)
+    if config.vae_steps:
+        batches = crops(frames, config.vae_batch, config.vae_crop, config.seed + 1000 * accelerator.process_index)
+        _fit(run, "vae", ReconstructionLoss(vae), config.vae_steps, config.vae_lr, lambda step: (next(batches),),
+             {"vae": vae})
+    vae = vae.to(accelerator.device).eval().requires_grad_(False)
     psnr = reconstruction_psnr(vae, test, accelerator.device)
     run.log(stage="vae", psnr_db_mean=psnr.mean().item(), psnr_db_std=psnr.std().item(), clips=len(test))
+    if not config.vae_steps:
+        return vae  # the transformer it came with knows its latents by the statistics it came with
+    with accelerator.autocast():
+        some = encode_all(vae, frames[:512], accelerator.device).float()
     # every process has other clips, so take the first one's statistics for all
     mean = accelerator.gather(some.mean((0, 2, 3, 4))[None])[0]
     std = accelerator.gather(some.std((0, 2, 3, 4))[None])[0]
@@ -121,7 +142,9 @@ def train_flow(run: Pretraining, vae: AutoencoderKLWan, frames: Tensor) -> WanTr
         single = frames[:, torch.arange(0, config.frames, 4).to(frames.device)].flatten(0, 1).unsqueeze(1)
         images = normalise(encode_all(vae, single, accelerator.device), vae)        # [3N,16,1,h,w]
     torch.manual_seed(config.seed)
-    transformer = use_quick_attention(build_transformer())
+    transformer = use_quick_attention(
+        build_transformer() if config.init is None else
+        WanTransformer3DModel.from_pretrained(config.init / "transformer", torch_dtype=torch.float32))
     averaged = AveragedModel(transformer, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     seed = config.seed + 1000 * accelerator.process_index
     _fit(run, "flow", FlowLoss(transformer), config.flow_steps, config.flow_lr,

@@ -43,26 +43,40 @@ def write_card(folder: Path, config: PretrainConfig) -> None:
     """folder/README.md from pretrain.json and metrics.jsonl."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     psnr = next(r for r in reversed(rows) if "psnr_db_mean" in r)
-    flow = [r for r in rows if r["stage"] == "flow"]
-    vae = [r for r in rows if r["stage"] == "vae" and "step" in r]
+    about = json.loads((folder / "pretrain.json").read_text())
+    trained, earlier = {}, {}
+    for stage in ("vae", "flow"):
+        trained[stage] = max((r["step"] for r in rows if r["stage"] == stage and "step" in r), default=0)
+        earlier[stage] = _steps(about.get("before"), stage)
+    loss = next(r["loss"] for r in reversed(rows) if r["stage"] == "flow" and "loss" in r)
+    went_on = (f".\n- Of these steps {earlier['vae']} and {earlier['flow']} were made in an earlier sitting, on other "
+               "clips: `before` in pretrain.json") if about.get("before") else ""
     (folder / "README.md").write_text(f"""# wan-nano
 
 A video generator small enough to ship: Wan2.1's own diffusers classes (`AutoencoderKLWan`, `WanTransformer3DModel`) in
 a small size, trained from nothing on rendered rooms. It exists to be tapped for geometry, not to make films.
 
-- VAE: 2.5 M parameters, 8x space, 4x time, 16 channels; {vae[-1]['step']} steps of {config.vae_batch} crops of
-  {config.vae_crop} px x {config.frames} frames; **{psnr['psnr_db_mean']:.1f} dB** PSNR (spread over clips
-  {psnr['psnr_db_std']:.1f}) on {psnr['clips']} clips of unseen rooms and furniture at 224 px.
-- Transformer: 10 blocks of width 256, patch (1,2,2), 14x14 tokens a latent frame; flow matching, {flow[-1]['step']}
-  steps of {config.flow_batch} clips of {config.frames} frames alternating with single frames; last loss
-  {flow[-1]['loss']:.4f}.
-- Data: {config.clips} clips rendered by `scenes/` from the training split of the furniture; nothing photographed.
+- VAE: 2.5 M parameters, 8x space, 4x time, 16 channels; {trained['vae'] + earlier['vae']} steps of
+  {config.vae_batch} crops of {config.vae_crop} px x {config.frames} frames; **{psnr['psnr_db_mean']:.1f} dB** PSNR
+  (spread over clips {psnr['psnr_db_std']:.1f}) on {psnr['clips']} clips of unseen rooms and furniture at 224 px.
+- Transformer: 10 blocks of width 256, patch (1,2,2), 14x14 tokens a latent frame; flow matching,
+  {trained['flow'] + earlier['flow']} steps of {config.flow_batch} clips of {config.frames} frames alternating with
+  single frames; last loss {loss:.4f}{went_on}.
+- Data: {_clips(about)} clips rendered by `scenes/` from the training split of the furniture; nothing photographed.
 - Made by `vega3d teacher pretrain` (settings: pretrain.json, curves: metrics.jsonl), bfloat16 safetensors.
 - samples.png: held-out clips, each with its reconstruction below; then generated clips, not selected.
 - Text: knows one prompt, the empty one (prompt.safetensors).
 - Limits: rooms of one renderer and one furniture library; real photographs are out of its experience.
 - Licence: Apache-2.0 (weights). Furniture models rendered for training: CC0 and CC-BY, see scenes/assets/NOTICE.
 """)
+
+
+def _clips(config: dict | None) -> int:
+    return config["clips"] + _clips(config.get("before")) if config else 0
+
+
+def _steps(config: dict | None, stage: str) -> int:
+    return config[f"{stage}_steps"] + _steps(config.get("before"), stage) if config else 0
 
 
 def _strip(clip: Tensor) -> np.ndarray:

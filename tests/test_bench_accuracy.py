@@ -165,3 +165,30 @@ def test_recovery_of_a_gain_that_may_be_zero_has_no_bounds():
                   [f"test/{i}" for i in range(24)])
     assert not [key for key in rows[0] if key.startswith("recovery_")]
     assert rows[0]["delta1_vs_semantic_low"] > 0
+
+
+def test_a_run_of_another_seed_adds_its_rows_and_one_of_the_same_seed_is_refused(rows, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(drawn_run(), other)
+    with pytest.raises(ValueError, match="seed 0 is also in"):
+        accuracy(drawn_run(), also=[other])
+    _as_seed(other, 1)
+    both = accuracy(drawn_run(), also=[other])
+    mine, theirs = ([r for r in both if r["kind"] == "accuracy" and r["seed"] == seed] for seed in (0, 1))
+    assert mine == [r for r in rows if r["kind"] == "accuracy"]
+    assert [r["features"] for r in theirs] == [r["features"] for r in mine]
+    assert not [key for row in theirs for key in row if key.endswith("_low")]  # intervals and pictures: the first run's
+    assert [r for r in both if r["kind"] != "accuracy"] == [r for r in rows if r["kind"] != "accuracy"]
+    config = other / "config.yaml"
+    config.write_text(config.read_text().replace("epochs: 1\n", "epochs: 2\n"))
+    with pytest.raises(ValueError, match="more than the seeds"):
+        accuracy(drawn_run(), also=[other])
+
+
+def _as_seed(run: Path, seed: int) -> None:
+    """The same files under another seed's name."""
+    for path in (run / "teacher").iterdir():
+        path.rename(path.with_name(path.name.replace("_seed0", f"_seed{seed}")))
+    config, recorded = run / "config.yaml", run / "accuracy.json"
+    config.write_text(config.read_text().replace("seeds:\n- 0\n", f"seeds:\n- {seed}\n"))
+    recorded.write_text(json.dumps([{**row, "seed": seed} for row in json.loads(recorded.read_text())]))

@@ -10,12 +10,14 @@ import torch
 
 from bench.artefacts import Artefact, find
 from bench.backends import BACKENDS, student_subjects
+from bench.committed import commit_rows
 from bench.config import LatencyConfig
 from bench.crosscheck import crosscheck
 from bench.latency import latency
 from bench.meters import Tegrastats, cpu_state
 from bench.soak import INTERVALS, soak
 from bench.timing import Plan, Subject, timed_for
+from records.results import load
 from student.vit import SHIPPED
 from tests.bench_run import drawn_run
 from tests.test_bench_latency import Clock
@@ -164,6 +166,58 @@ def test_trtexec_s_median_stands_beside_ours(tmp_path, monkeypatch):
     tool(tmp_path, "trtexec", "print('no such engine')")
     assert "no such engine" in crosscheck(row, engine)["why"]
     assert crosscheck({**row, "backend": "torch"}, engine) is None
+
+
+def foreign(path, kind: int, shape: list):
+    tensors = [onnx.helper.make_tensor_value_info(name, kind, shape) for name in "ab"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["a"], ["b"])], "g", tensors[:1], tensors[1:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def test_another_s_model_is_timed_at_its_own_size_or_refused_in_words(tmp_path):
+    frames = torch.rand(2, 3, 224, 224)
+    for shape in ([1, 3, 100, 120], ["b", 3, "h", "w"]):
+        ((file,), _) = find(foreign(tmp_path / "other.onnx", onnx.TensorProto.FLOAT, shape))
+        (subject,), gaps = student_subjects([file], frames, (1,), ["ort-cpu"], 1)
+        assert not gaps and subject.call()[0].shape == ((1, 3, 100, 120) if shape[0] == 1 else (1, 3, 224, 224))
+    for kind, shape, why in ((onnx.TensorProto.INT64, [1, 3, 224, 224], "takes int64"),
+                             (onnx.TensorProto.FLOAT, [1, 4, 224, 224], "expected float frames"),
+                             (onnx.TensorProto.FLOAT, [1, 3], "another kind of model")):
+        with pytest.raises(ValueError, match=why):
+            find(foreign(tmp_path / "other.onnx", kind, shape))
+
+
+POLYGRAPHY = """class OnnxrtRunner:
+    def __init__(self, session): self.session, self.calls = session, 0
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+    def infer(self, feed): self.calls += bool(self.session.run(None, feed))
+    def last_inference_time(self): return 9.0 if self.calls <= 20 else 0.004
+"""
+
+
+def test_polygraphy_s_median_stands_beside_ours(tmp_path, monkeypatch):
+    path = drawn_run() / "export" / "model.onnx"
+    file = Artefact(path, "o", "fp32", "abc", backends=("ort-cpu",))
+    row = {"artefact": "model.onnx", "sha256": "abc", "backend": "ort-cpu", "precision": "fp32", "batch": 1,
+           "latency_ms": 5.0, "threads": 1}
+    package = tmp_path / "polygraphy" / "backend" / "onnxrt"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent, package.parent.parent):
+        (folder / "__init__.py").write_text(POLYGRAPHY if folder == package else "")
+    (tmp_path / "polygraphy-9.8.7.dist-info").mkdir()
+    (tmp_path / "polygraphy-9.8.7.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: polygraphy\n"
+                                                                      "Version: 9.8.7\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = crosscheck(row, file)
+    assert (found["tool"], found["tool_ms"]) == ("polygraphy 9.8.7", 4.0)             # the warm-up's 9 s are not in it
+    assert found["ratio"] == pytest.approx(1.25)
+    commit_rows("crosscheck_cpu", [found], {"commit": "abc"}, tmp_path)
+    assert load(tmp_path / "crosscheck_cpu.json").rows[0]["tool_ms"] == 4.0
+    with pytest.raises(ValueError, match="pip install polygraphy"):
+        commit_rows("crosscheck_cpu", [row | {"kind": "latency"}], {"commit": "abc"}, tmp_path)
 
 
 def test_a_soaked_file_is_the_fastest_one(tmp_path):

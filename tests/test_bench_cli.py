@@ -6,7 +6,7 @@ import pytest
 
 import vega3d
 from bench.committed import commit_rows
-from records.results import load
+from records.results import Results, load, save
 from tests.bench_rows import ENV, sample
 from tests.bench_run import DrawnRooms, drawn_run, use
 
@@ -90,6 +90,19 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(args, says, capsys):
     said = capsys.readouterr().err.strip()
     assert stop.value.code == 2
     assert said.count("\n") == 0 and says in said and "Traceback" not in said
+
+
+def test_results_with_strange_rows_are_one_line_and_no_page(tmp_path, capsys):
+    rows = {"lean": {"kind": "latency"}, "words": {"kind": "latency", "stage": "student", "latency_ms": "fast"}}
+    for name, row in rows.items():
+        save(Results(name, "c", "c", {}, [row]), tmp_path / f"{name}.json")
+    words = tmp_path / "words.json"
+    for args in (("report", "--results", tmp_path / "lean.json"), ("compare", words, words)):
+        with pytest.raises(SystemExit) as stop:
+            bench(*args)
+        said = capsys.readouterr().err.strip()
+        assert stop.value.code == 2 and said.count("\n") == 0 and "not as vega3d bench writes it" in said
+    assert not (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize(("name", "field"), [

@@ -4,7 +4,7 @@ import torch
 
 from bench.energy import energy
 from bench.gpu import gpu_subjects
-from bench.rendering import steady_rate
+from bench.rendering import steady_rate, workers_rate
 from bench.timing import Subject
 
 
@@ -107,6 +107,9 @@ def test_the_rate_of_rendering_is_counted_while_all_are_at_work():
     done = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     assert steady_rate(done, workers=2, clips_a_room=2) == pytest.approx(1.0)  # from 3 s to 4 s: one clip
     assert steady_rate([1.0, 2.0], workers=2, clips_a_room=1) == 0.0           # never both at once
+    # worker 0 makes a clip each second from 1 to 3, worker 1, which starts when that one ends, two a second
+    assert workers_rate([1.0, 5.0, 2.0, 5.5, 3.0, 6.0], workers=2, clips_a_room=1) == pytest.approx(3.0)
+    assert workers_rate([1.0, 2.0], workers=2, clips_a_room=1) == 0.0
 
 
 def test_a_subject_measures_its_trip_from_the_host_too():

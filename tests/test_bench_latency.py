@@ -151,6 +151,14 @@ def test_the_generator_weighs_its_encoder_and_its_transformer(rows):
     assert size["generator"] == pytest.approx(size["vae_encode"] + size["transformer"])
 
 
+def test_a_stage_is_named_by_the_precision_of_most_of_its_weights():
+    from bench.stages import Stage, _subjects
+
+    mixed = torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.Linear(64, 64).bfloat16())
+    found, _ = _subjects([Stage("transformer", torch.clone, [mixed], "")], "any", torch.zeros(1, 1, 3, 2, 2), "cpu", ())
+    assert [subject.about["precision"] for subject in found] == ["bf16"]
+
+
 def test_speed_ups_are_only_against_something_else(rows):
     student = {(r["backend"], r["precision"]): r for r in rows if r.get("stage") == "student"}
     assert all(row["speedup_low"] <= row["speedup"] <= row["speedup_high"] for row in student.values())

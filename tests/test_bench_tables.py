@@ -2,6 +2,7 @@
 import pytest
 
 from bench.columns import Column, over_seeds
+from bench.infer_core import rows as core_rows
 from bench.tables import TABLES, fill, table, update
 from bench.trials import tally
 from records.results import Results, save
@@ -38,6 +39,19 @@ def folder(tmp_path):
     write(tmp_path, "rendering_h200", [{"workers": 14, "frames": 900, "size_px": 224, "frames_per_s": 1100.0,
                                         "steady_frames_per_s": 1500.0, "mb_per_s": 800.0}])
     write(tmp_path, "compare_trials", [tally([{"what": "again", "verdict": "equal", "added": 0.0}]), {"what": "again"}])
+    write(tmp_path, "int8_tools", [
+        {"model": "ViT-Ti", "part": "tool", "tool": "vega3d", "cosine_mean": 0.9998, "vs_fp32": 1.8, "int8_layers": 48},
+        {"model": "ViT-Ti", "part": "share", "tool": "vega3d", "op": "Gelu", "ms": 1.5, "share": 0.1}])
+    write(tmp_path, "crosscheck_cpu", [{"artefact": "model.onnx", "backend": "ort-cpu", "precision": "fp32", "batch": 1,
+                                        "latency_ms": 20.0, "tool": "polygraphy 0.53.6", "tool_ms": 20.2,
+                                        "ratio": 0.99}])
+    write(tmp_path, "tap_search", [{"rank": rank, "mode": "image", "t": 0.5, "block": rank, "score": 97.0 - rank,
+                                    "score_low": 90.0, "score_high": 99.0, "first_share": 0.5, "corr_std_auc": 0.9}
+                                   for rank in range(12, 0, -1)])
+    write(tmp_path, "rooms_census", [{"task": "ground", "per_100_rooms": 762.0, "metric": "acc@0.25", "chance": "",
+                                      "majority": 0.13, "text_only": 0.2}])
+    write(tmp_path, "language_7b", [{"tune": "lora", "parameters": 7742769665, "peak_gb": 22.4}])
+    write(tmp_path, "infer_core", core_rows(190.5, [(1.2, 0.9), (1.0, 0.8), (1.1, 0.8)]))
     return tmp_path
 
 
@@ -71,6 +85,15 @@ def test_a_share_of_a_gain_that_may_be_zero_is_not_shown(folder):
     assert "recovery of the gain" in table("rooms_accuracy", folder)
     write(folder, "rooms_accuracy", [{**row, "delta1_vs_semantic_low": -0.1} for row in sure])
     assert "recovery of the gain" not in table("rooms_accuracy", folder)
+
+
+def test_the_ten_best_taps_are_shown_best_first(folder):
+    assert [row[0] for row in cells(table("tap_search", folder))[2:]] == [str(rank) for rank in range(1, 11)]
+
+
+def test_what_was_not_guessed_is_no_column(folder):
+    head, _, row = cells(table("rooms_census", folder))
+    assert "chance" not in head and row[0] == "ground" and row[head.index("words alone")] == "0.200"
 
 
 def test_a_column_that_no_row_fills_is_left_out(folder):

@@ -36,6 +36,7 @@ int cudaEventSynchronize(void *e) { return 0; }
 int cudaEventElapsedTime(float *ms, void *a, void *b) { *ms = times[(long)b - 1] - times[(long)a - 1]; return 0; }
 int cudaMalloc(void **p, size_t n) { *p = malloc(n); return 0; }
 int cudaMemcpy(void *to, const void *from, size_t n, int kind) { memcpy(to, from, n); return 0; }
+int cudaStreamBeginCapture(void *s, int mode) { return 1; }
 int cudaDeviceGetAttribute(int *v, int which, int device) { *v = which == 75 ? 8 : 7; return 0; }
 """
 
@@ -54,10 +55,17 @@ BuilderFlag = IntEnum("Flag", ["TF32"] if __version__.startswith("11") else
                       ["FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"], start=0)
 float32 = "float32"
 MemoryPoolType = SimpleNamespace(WORKSPACE=0)
+TacticSource = IntEnum("TacticSource", ["CUBLAS", "CUBLAS_LT", "CUDNN", "JIT"], start=0)
+ProfilingVerbosity = SimpleNamespace(DETAILED=2)
+IProfiler = object
 wanted = set()
 
-class Logger:
-    ERROR = 1
+class ILogger:
+    Severity = IntEnum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING"], start=0)
+    def __init__(self): pass
+
+class Logger(ILogger):
+    ERROR, WARNING = 1, 2
     def __init__(self, level): pass
 
 def session(content):
@@ -91,15 +99,25 @@ class Network:
 class Config:
     def set_memory_pool_limit(self, pool, size): pass
     def set_flag(self, flag): wanted.add(flag.name)
-    def create_timing_cache(self, held): return SimpleNamespace(serialize=lambda: held + b"+timed")
+    def get_tactic_sources(self): return 15
+    def set_tactic_sources(self, bits): assert bits == 8, bits
+    def __init__(self, log): self.said = log
+    def create_timing_cache(self, held):
+        if held and os.environ.get("FAKE_REFUSES"):  # as 8.6 does; held stays as it was
+            self.said.log(ILogger.Severity.ERROR, "1: [myelinCache.h::deserializeFromBuffer::52] Error Code 1: Myelin")
+            self.said.log(ILogger.Severity.ERROR, "4: The timing cache will not be used!")
+            held = b""
+        return SimpleNamespace(serialize=lambda: held + b"+timed")
     def set_timing_cache(self, handle, ignore_mismatch): self.handle = handle
     def get_timing_cache(self): return self.handle
 
 class Builder:
-    def __init__(self, log): pass
+    def __init__(self, log): self.said = log
     def create_network(self, bits): return Network(bits)
-    def create_builder_config(self): return Config()
+    def create_builder_config(self): return Config(self.said)
     def build_serialized_network(self, network, config):
+        if os.environ.get("FAKE_SAYS"):
+            self.said.log(ILogger.Severity.ERROR, os.environ["FAKE_SAYS"])
         if _old and not wanted & {"FP16", "INT8"}:
             return None
         squares = [layer for layer in network.layers if layer.name.endswith("LayerNormalization/Mul")]
@@ -144,10 +162,13 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def orin(tmp_path_factory) -> dict[str, str]:
+    return pretended(tmp_path_factory.mktemp("orin"))
+
+
+def pretended(home: Path) -> dict[str, str]:
     """The environment of a pretended Orin: TensorRT, CUDA runtime and tools, each found where the script looks."""
     if shutil.which("gcc") is None:
         pytest.skip("no gcc to build the CUDA look-alike with")
-    home = tmp_path_factory.mktemp("orin")
     (home / "cudart.c").write_text(CUDART)
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", home / "libcudart.so", home / "cudart.c"], check=True)
     (home / "tensorrt.py").write_text(TENSORRT)
@@ -217,6 +238,24 @@ def test_script_builds_gates_times_and_writes_a_result(copied, orin, version, in
     assert ("silently wrong" in done.stderr) == (version == "10.3.0")
     (cache,) = copied.glob("timing-trt-*.cache")
     assert cache.read_bytes() == b"+timed+timed"  # the second build started from the first one's
+
+
+def test_timing_cache_that_tensorrt_refuses_costs_one_line_and_is_set_aside(copied, orin):
+    """8.6 refuses what it wrote itself: INT8's build, right after FP16's, already meets that."""
+    first = _on_device(copied, orin, "8.6.2", FAKE_REFUSES="1")
+    cache = copied / "timing-trt-8.6.2-sm87.cache"
+    assert first.returncode == 0 and len(_engines(copied)) == 2 and not cache.exists()
+    assert first.stderr.splitlines() == ["note: TensorRT 8.6.2 refused its timing cache: built without, set aside as "
+                                         f"{cache.name}.refused"]
+    cache.write_bytes(b"truncated")  # by hand, or by another version
+    again = _on_device(copied, orin, "8.6.2", FAKE_REFUSES="1")
+    assert again.returncode == 0 and again.stderr.count("refused its timing cache") == 1
+    assert (copied / f"{cache.name}.refused").read_bytes() == b"truncated" and cache.read_bytes() == b"+timed"
+
+
+def test_other_errors_of_tensorrt_are_still_heard(copied, orin):
+    done = _on_device(copied, orin, "8.6.2", FAKE_SAYS="2: out of memory")
+    assert "TensorRT: 2: out of memory" in done.stderr
 
 
 def test_silently_wrong_engine_is_not_kept_and_exits_3(copied, orin):

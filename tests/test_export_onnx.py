@@ -210,3 +210,14 @@ def test_bad_run_is_one_line_and_exit_2(own_run, capsys, spoil, says):
 def test_runs_latest_is_followed_to_the_run_it_names(own_run, tmp_path):
     (tmp_path / "latest").symlink_to(own_run)
     assert open_run(tmp_path / "latest").out == own_run.resolve() / "export"
+
+
+@pytest.mark.parametrize(("option", "says"), [
+    (("--max-drop", "-1"), "--max-drop: got -1.0"), (("--max-drop", "nan"), "--max-drop: got nan"),
+    (("--batch", "0"), "--batch: got 0"), (("--qat", "-1"), "--qat: got -1")])
+def test_an_impossible_wish_is_refused_before_the_work(own_run, capsys, option, says):
+    with pytest.raises(SystemExit) as stop:
+        main(["export", "onnx", "--run", str(own_run), *option])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and says in lines[0]
+    assert not list(own_run.glob("export/*.onnx"))

@@ -8,6 +8,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -98,6 +99,33 @@ def test_the_layout_is_that_of_the_hub():
     for name in ("model.onnx", "model_fp16.onnx"):                                    # static for browsers and phones
         shape = session(folder / "onnx" / name).get_inputs()[0].shape
         assert shape == [1, 3, 224, 224]
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_what_transformers_js_takes_by_default_is_there(preset, own_run):
+    """Its names for files: https://huggingface.co/docs/transformers.js/guides/dtypes."""
+    suffix = {"fp32": "", "fp16": "_fp16", "q8": "_quantized", "int8": "_int8"}
+    made = export_preset(exporter(own_run), preset)
+    folder = made[0].path.parent.parent
+    chosen = json.loads((folder / "config.json").read_text())["transformers.js_config"]
+    assert "device" not in chosen                                                     # nobody knows the reader's GPU
+    for asked in (chosen, *chosen.get("device_config", {}).values()):
+        assert (folder / "onnx" / f"model{suffix[asked['dtype']]}.onnx").is_file()
+    assert {file.path.name for file in made} == set(PRESETS[preset])
+    for file in made:
+        given = session(file.path).get_inputs()[0].shape
+        open_batch = file.path.name == "model_quantized.onnx"                         # fixed, it would run in float
+        assert given[1:] == [3, 224, 224] and isinstance(given[0], str) == open_batch
+        assert file.facts["input"]["shape"][0] == ("dynamic" if open_batch else 1)
+
+
+def test_a_preset_for_several_frames_a_call(own_run):
+    four = Exporter(open_run(own_run), replace(EXPORTED, batch=4), say=lambda _: None)
+    four.__dict__["gate"] = gate()
+    made, = export_preset(four, "mobile")
+    frames = to_input(four.run.heldout.frames[:4])
+    depth, = session(made.path).run(["depth"], {"frames": frames})
+    assert depth.shape == (4, 1, 56, 56)
 
 
 def test_the_half_file_is_half_and_its_heads_are_not():

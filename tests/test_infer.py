@@ -86,6 +86,37 @@ def test_a_foreign_model_is_refused_in_one_line(photo, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def identity(path: Path, kind: int, shape: list) -> Path:
+    """A graph that returns its input, and says in our words how it is fed."""
+    tensors = [onnx.helper.make_tensor_value_info(name, kind, shape) for name in ("frames", "features")]
+    node = onnx.helper.make_node("Identity", ["frames"], ["features"])
+    graph = onnx.helper.make_graph([node], "g", tensors[:1], tensors[1:])
+    save_onnx(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), path,
+              {"input": parts()[2]["input"]})
+    return path
+
+
+@pytest.mark.parametrize(("kind", "shape", "why"), [
+    (onnx.TensorProto.INT64, [1, 3, 224, 224], "tensor(int64)"), (onnx.TensorProto.FLOAT, [1, 3, "h", "w"], "'h', 'w'"),
+    (onnx.TensorProto.FLOAT, [1, 4, 224, 224], "[1, 4, 224, 224]"),
+    (onnx.TensorProto.FLOAT, [1, 3, 224, 192], "[1, 3, 224, 192]")])
+def test_a_model_whose_frames_are_not_what_its_metadata_says_is_refused(kind, shape, why, photo, tmp_path, capsys):
+    path = identity(tmp_path / "odd.onnx", kind, shape)
+    code, line = said(capsys, path, photo, "-o", tmp_path / "out")
+    assert code == 2 and why in line and "is fed otherwise" in line and len(line.splitlines()) == 1, line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_with_damaged_weights_is_refused_before_anything_is_written(model, photo, tmp_path, capsys):
+    damaged = onnx.load(model)
+    tensor = max(damaged.graph.initializer, key=lambda t: len(t.raw_data))
+    tensor.raw_data = b"\xff" * len(tensor.raw_data)                                   # NaN
+    onnx.save(damaged, model)
+    code, line = said(capsys, model, photo, "-o", tmp_path / "out")
+    assert code == 2 and "no numbers" in line and len(line.splitlines()) == 1, line
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_broken_or_huge_photo_is_refused_in_one_line(model, photo, tmp_path, capsys):
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(photo.read_bytes()[:2000])
@@ -93,11 +124,28 @@ def test_a_broken_or_huge_photo_is_refused_in_one_line(model, photo, tmp_path, c
     noise.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
     huge = tmp_path / "huge.png"
     Image.new("1", (30000, 20000)).save(huge)
-    for path, why in ((cut, "not a whole picture"), (noise, "not a whole picture"), (huge, "smaller"),
+    large = tmp_path / "large.png"
+    Image.new("1", (14000, 14000)).save(large)                                        # more than Pillow's own limit
+    assert read_photo(large, 224).shape == (3, 224, 224)
+    for path, why in ((cut, "not a whole picture"), (noise, "not a whole picture"),
+                      (huge, "expected at most 250 million"),
                       (tmp_path / "gone.jpg", "no such photo"), (tmp_path, "no such photo")):
         code, line = said(capsys, model, path, "-o", tmp_path / "out")
         assert code == 2 and why in line and len(line.splitlines()) == 1, line
     assert not (tmp_path / "out").exists()
+
+
+def test_what_would_be_written_is_looked_at_first(model, photo, tmp_path, capsys):
+    (tmp_path / "a_file").write_text("mine")
+    twin = tmp_path / "twin" / photo.name
+    twin.parent.mkdir()
+    twin.write_bytes(photo.read_bytes())
+    for args, why in (((photo, "-o", tmp_path / "a_file"), "is a file, expected a folder"),
+                      ((photo, twin, "-o", tmp_path / "out"), "two photos called room"),
+                      ((photo, "-o", tmp_path / "out", "--threads", "-1"), "got -1 threads")):
+        code, line = said(capsys, model, *args)
+        assert code == 2 and why in line and len(line.splitlines()) == 1, line
+    assert (tmp_path / "a_file").read_text() == "mine" and not (tmp_path / "out").exists()
 
 
 def test_a_photo_is_turned_upright_and_its_middle_is_taken(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from teacher.asking import Writer, pack, write
+from teacher.asking import Writer, evened, pack, write
 from teacher.fusion import FUSIONS
 from teacher.language import COORD, GROUND, IGNORED, Asked, LanguageShape, LanguageTeacher, Sight, own_mask
 from teacher.lm import load_lm, tune
@@ -214,3 +214,21 @@ def test_bad_models_and_tokenizers_are_one_clear_line(tmp_path, folder, parts):
     weights.write_bytes(weights.read_bytes()[:2000])
     with pytest.raises(ValueError, match="could be read"):
         load_lm(str(tmp_path / "plain"))
+
+
+def test_evened_rooms_keep_each_question_with_its_own_boxes(monkeypatch):
+    rooms = [made_up_room(f"train/{i:05d}_0", number=i % 5) for i in range(3)]
+    drop = list(rooms[1].asked) + [q for q in rooms[0].asked if q.task == "vsi:object_counting"]
+    monkeypatch.setattr("teacher.asking.balanced", lambda asked, seed: [q for q in asked if q not in drop])
+    kept = evened(rooms, 0)
+    assert [room.id for room in kept] == [rooms[0].id, rooms[2].id]  # a room left with none is out
+    assert len(kept[0].asked) == len(rooms[0].asked) - 1 == len(kept[0].candidates)
+    for room in kept:
+        for question, boxes in zip(room.asked, room.candidates, strict=True):
+            np.testing.assert_array_equal(room.boxes[boxes], question.boxes.reshape(-1, 7))
+
+
+def test_the_commonest_count_is_no_good_guess_once_evened():
+    rooms = [made_up_room(f"train/{i:05d}_0", number=2 if i % 10 else 3) for i in range(40)]
+    counted = [q.number for room in evened(rooms, 0) for q in room.asked if q.task == "vsi:object_counting"]
+    assert counted.count(2.0) == counted.count(3.0) == 4

@@ -3,10 +3,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from teacher import pretrain as module
 from teacher.autoencoder import build_vae, crops, reconstruction_psnr
-from teacher.flow import FlowLoss, build_transformer, flow_batch, sample
+from teacher.flow import FlowLoss, build_transformer, flow_batch, sample, shifted
 from teacher.pretrain import PretrainConfig, pretrain
 from teacher.samples import write_card, write_samples
 from teacher.wan import Tap, load_wan
@@ -104,6 +105,39 @@ def test_pretraining_writes_a_generator_that_loads_with_its_card_and_samples(tmp
     write_samples(folder, rooms, config, rows=1)
     write_card(folder, config)
     assert (folder / "samples.png").stat().st_size > 1000 and "dB" in (folder / "README.md").read_text()
+
+
+def test_a_generator_is_gone_on_from_and_says_so(tmp_path):
+    rooms = FakeRooms(train=3, test=2, frames=5)
+    first = pretrain(replace(TINY, out=tmp_path / "a"), rooms)
+    config = replace(TINY, out=tmp_path / "b", init=first, vae_steps=0, flow_steps=6)
+    second = pretrain(config, rooms)
+    a, b = (load_file(f / "vae" / "diffusion_pytorch_model.safetensors") for f in (first, second))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    a, b = (json.loads((f / "vae" / "config.json").read_text()) for f in (first, second))
+    assert a["latents_mean"] == b["latents_mean"] != [0.0] * 4
+    a, b = (load_file(f / "transformer" / "diffusion_pytorch_model.safetensors") for f in (first, second))
+    moved = max((a[k].float() - b[k].float()).abs().max() for k in a)
+    assert 0 < moved < 0.05  # six steps away, not a new start: a fresh draw is 0.1 and more away
+    write_card(second, config)
+    card = (second / "README.md").read_text()
+    assert "channels; 4 steps of" in card and "10 steps of" in card and "Of these steps 4 and 4 were made" in card
+
+
+def test_going_on_from_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no generator"):
+        PretrainConfig(init=tmp_path)
+    with pytest.raises(ValueError, match="--init"):
+        PretrainConfig(vae_steps=0)
+
+
+def test_more_tokens_see_more_noise_and_the_ends_stay():
+    t = torch.linspace(0, 1, 11)
+    assert torch.equal(shifted(t, (1, 16, 16)), t)                       # 64 tokens
+    frame, clip = shifted(t, (1, 28, 28)), shifted(t, (3, 28, 28))       # 196 and 588
+    assert frame[5].item() == pytest.approx(1.75 / 2.75)                 # sqrt(196/64) = 1.75 in the odds of t
+    assert (clip[1:-1] > frame[1:-1]).all() and (frame[1:-1] > t[1:-1]).all()
+    assert frame[[0, -1]].tolist() == clip[[0, -1]].tolist() == [0, 1]
 
 
 def test_a_killed_pretraining_resumes_to_the_same_weights(tmp_path, monkeypatch):

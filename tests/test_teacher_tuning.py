@@ -9,7 +9,7 @@ import torch
 from scenes.scoring import values
 from teacher.answers import replies
 from teacher.language import LanguageShape
-from teacher.lessons import FAMILIES, Lessons, family, load_rooms, save_rooms
+from teacher.lessons import CHOICE, FAMILIES, Lessons, family, load_rooms, save_rooms
 from teacher.tuning import (
     CHECKPOINT,
     RECIPES,
@@ -186,3 +186,16 @@ def test_recipes_are_whole():
     assert set(RECIPES) == {"embedded", "paper"}
     paper = RECIPES["paper"]
     assert paper.clips * paper.accumulate * 8 == 128 and paper.lr == 1e-5 and paper.tune == "full"
+
+
+def test_a_family_can_be_weighed_and_left_out(config):
+    _, lessons = start(config)
+    before = dict(zip(lessons.families, lessons.shares, strict=True))
+    lessons.weigh({CHOICE: 0.1})
+    after = dict(zip(lessons.families, lessons.shares, strict=True))
+    assert after[CHOICE] == pytest.approx(0.1) and sum(after.values()) == pytest.approx(1)
+    assert after["ground"] / after["caption"] == pytest.approx(before["ground"] / before["caption"])
+    lessons.weigh({CHOICE: 0.0, "qa": 0.5})  # no question of qa here: its share is nobody's
+    assert CHOICE not in lessons.families and sum(lessons.shares) == pytest.approx(1)
+    with pytest.raises(ValueError, match="expected at least 0 each"):
+        lessons.weigh({"ground": 1.5})

@@ -1,6 +1,7 @@
 """Questions about rooms, answered with each geometry and each control: the table behind every claim of the teacher.
 
-    PYTHONPATH=REPOSITORY language.py prepare WORK --clips CLIPS    # CPU: questions and RGB patches, once
+    PYTHONPATH=REPOSITORY language.py prepare WORK --clips CLIPS    # CPU: balanced questions, RGB patches; once
+    language.py streams WORK --clips CLIPS --features STORES     # optional: train does it if it is not done
     language.py train WORK --clips CLIPS --features STORES --seconds 420
     language.py fusion WORK --clips CLIPS --features STORES --seconds 420     # every way to fuse, generator only
     language.py table WORK                                       # merge what there is; train does it at its end too
@@ -11,19 +12,23 @@ its exported files; the row student_fp32_retrained is trained on them. It must b
 
 One small teacher is trained per row of FEATURES, position mode and seed, several side by side on each GPU, all for the
 same number of steps: as many as a first measurement says will fit. Every job writes WORK/language/jobs/NAME.json, so a
-killed run keeps what it has and the same command goes on. Needs the language model (vega3d teacher fetch).
+killed run keeps what it has and the same command goes on; the tables are rewritten every minute. Needs the language
+model (vega3d teacher fetch).
 """
 import argparse
+import json
 import multiprocessing
 import os
 import time
-import traceback
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from language_slots import Slots
 from language_streams import fill_streams, load_stream
 from language_tables import DROPPED_IN, SPLITS, VARIANT, gate_table, guesses, piles_of, say, table
 from safetensors.torch import save_file
@@ -34,11 +39,11 @@ from scenes.clip import ClipFolder
 from scenes.questions import VSI_TYPES
 from scenes.scoring import values
 from teacher.answers import replies
-from teacher.asking import Room, Writer, read_room
+from teacher.asking import Room, Writer, evened, read_room
 from teacher.backbones import FixedNoise, RGBPatches, Zeros
 from teacher.fusion import FUSIONS
 from teacher.language import LanguageShape, Sight
-from teacher.lessons import Lessons, load_rooms, save_rooms
+from teacher.lessons import CHOICE, Lessons, load_rooms, save_rooms
 from teacher.lm import load_lm
 from teacher.position import PositionMode
 from teacher.tuning import TuneConfig, autocast, build, fit, set_statistics
@@ -46,7 +51,9 @@ from teacher.wan import Tap
 
 FEATURES = ("semantic_only", "generator", "noise", "rgb", "vae_latents", "zeros", "text_only")
 TASKS = (*(f"vsi:{t}" for t in VSI_TYPES), "ground")
-MARGIN = 0.85  # share of the time that is planned with
+MARGIN = 0.85   # share of the time that is planned with
+MEASURED = 6.0  # s that steps are timed for
+UNMEASURED = 600  # steps, should that fail
 _here: dict[str, Any] = {}  # what a worker keeps between its jobs
 
 
@@ -55,15 +62,17 @@ def main() -> None:
     folder = args.work / "language"
     folder.mkdir(parents=True, exist_ok=True)
     if args.stage == "prepare":
-        prepare(args, folder)
-    elif args.stage == "train":
+        return prepare(args, folder)
+    if args.stage == "streams":
+        return fill_streams(args, folder)
+    if args.stage == "gate":
+        return gate_table(args, folder)
+    if args.stage == "train":
         train(args, folder)
     elif args.stage == "fusion":
         args.features = [f"generator{VARIANT}{name}" for name in FUSIONS if name not in ("token_gate", "semantic_only")]
         args.features += ["generator", "semantic_only"]
         train(args, folder)
-    elif args.stage == "gate":
-        gate_table(args, folder)
     table(args, folder)
 
 
@@ -74,15 +83,13 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
         if (folder / f"rgb_{split}.safetensors").is_file():
             continue
         ids = source.ids(split)[: args.most]
-        begin, rooms, pixels = time.monotonic(), [], []
+        begin = time.monotonic()
         with _pool(args.workers) as pool:
-            for room, rgb in pool.map(_read, [(str(args.clips), i, tuple(args.tasks)) for i in ids], chunksize=4):
-                if room.asked:
-                    rooms.append(room)
-                    pixels.append(rgb)
+            read = [*pool.map(_read, [(str(args.clips), i, tuple(args.tasks)) for i in ids], chunksize=4)]
+        rooms, pixels = evened([room for room, _ in read], seed=0), {room.id: rgb for room, rgb in read}
         save_rooms(rooms, folder / f"rooms_{split}.safetensors")
         with beside(folder / f"rgb_{split}.safetensors") as scratch:
-            save_file({"rgb": torch.from_numpy(np.stack(pixels))}, scratch)
+            save_file({"rgb": torch.from_numpy(np.stack([pixels[room.id] for room in rooms]))}, scratch)
         say(f"{split}: {len(rooms)} clips, {sum(len(r.asked) for r in rooms)} questions, "
              f"{time.monotonic() - begin:.0f} s")
     if not (folder / "guesses.json").is_file():
@@ -109,32 +116,41 @@ def train(args: argparse.Namespace, folder: Path) -> None:
     if not jobs:
         return
     say(f"{len(jobs)} trainings, {side} side by side on {gpus} device(s), {until - time.monotonic():.0f} s left")
-    spawn = multiprocessing.get_context("spawn")
-    counter = spawn.Value("i", 0)
-    with ProcessPoolExecutor(side, mp_context=spawn, initializer=_begin,
-                             initargs=(args, folder, gpus, counter)) as pool:
-        steps = args.steps or _plan(pool, side, len(jobs), until)
+    slots, written = Slots(side, partial(_begin, args, folder, gpus)), [time.monotonic()]
+
+    def write() -> None:
+        if time.monotonic() - written[0] > 60:
+            table(args, folder)
+            written[0] = time.monotonic()
+
+    try:
+        steps, exam = _plan(slots, side, len(jobs), until, args.measuring)
+        steps = args.steps or _earlier(folder, args.positions) or steps
         say(f"{steps} steps each, {until - time.monotonic():.0f} s left")
-        waiting: dict[Future, tuple] = {pool.submit(_job, job, steps, until): job for job in jobs}
-        for done in as_completed(waiting):
-            try:
-                say(done.result())
-            except Exception:  # one job's end is not the others'
-                say(f"{waiting[done]} failed:\n{traceback.format_exc()}")
+        slots.run(_job, [(*job, steps, until - max(5.0, 1.5 * exam)) for job in jobs], until, write)
+    finally:
+        slots.close()
 
 
-def _plan(pool: ProcessPoolExecutor, side: int, jobs: int, until: float) -> int:
-    """Steps for each job, from how long a step and an exam take with everyone at work."""
-    measured_s = [f.result() for f in [pool.submit(_measure) for _ in range(side)]]
-    step, fixed = (max(column) for column in zip(*measured_s, strict=True))
-    rounds = -(-jobs // side)
-    say(f"a step takes {step:.3f} s, a job's start and exam {fixed:.1f} s, {rounds} rounds")
-    return max(20, int(((until - time.monotonic()) * MARGIN / rounds - fixed) / step))
+def _plan(slots: Slots, side: int, jobs: int, until: float, most: float) -> tuple[int, float]:
+    """(steps for each job, seconds of an exam), from how long both take with everyone at work."""
+    begin = time.monotonic()
+    built, steps, exams = (slots.everywhere(f, begin + most) for f in (_measure_start, _measure_steps, _measure_exam))
+    if not built or not steps or not exams:
+        say(f"nothing could be measured, for the reasons above: {UNMEASURED} steps")
+        return UNMEASURED, 10.0
+    rounds, fixed = -(-jobs // side), max(built) + max(exams)
+    say(f"a step takes {max(steps):.3f} s, a job's start {max(built):.1f} s, exam {max(exams):.1f} s, {rounds} rounds")
+    return max(20, int(((until - time.monotonic()) * MARGIN / rounds - fixed) / max(steps))), max(exams)
 
 
-def _begin(args: argparse.Namespace, folder: Path, gpus: int, counter: Any) -> None:
-    with counter.get_lock():
-        index, counter.value = counter.value, counter.value + 1
+def _earlier(folder: Path, positions: list[str]) -> int:
+    """Steps that trainings of these positions were planned with before, so that the rest can be compared; or 0."""
+    jobs = [json.loads(path.read_text()) for path in (folder / "jobs").glob("*.json")]
+    return max((job["planned"] for job in jobs if job["position"] in positions), default=0)
+
+
+def _begin(args: argparse.Namespace, folder: Path, gpus: int, index: int) -> None:
     torch.set_num_threads(1)
     device = torch.device("cuda", index % gpus) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
@@ -143,6 +159,8 @@ def _begin(args: argparse.Namespace, folder: Path, gpus: int, counter: Any) -> N
     writer = Writer(tokenizer, lm.get_input_embeddings().weight.shape[0])
     lessons = {split: Lessons(load_rooms(folder / f"rooms_{split}.safetensors"),
                               load_stream(folder, "semantic", split), None, writer, device) for split in SPLITS}
+    for one in lessons.values():
+        one.weigh({CHOICE: args.choice_share})
     _here.update(args=args, folder=folder, device=device, lessons=lessons)
 
 
@@ -173,32 +191,41 @@ def _prepared(features: str, position: PositionMode, seed: int, steps: int) -> t
     return model, config, lessons
 
 
-def _measure() -> tuple[float, float]:
-    """(seconds a step, seconds around a training), while the other workers measure too."""
+def _measure_start() -> float:
+    """Seconds before a training's first step."""
     begin = time.monotonic()
-    model, config, lessons = _prepared("generator" if (_here["folder"] / "generator_train.safetensors").is_file()
-                                       else "noise", "depth_pose", 0, 4)
-    fit(model, lessons, config, quiet=True)
+    features = "generator" if (_here["folder"] / "generator_train.safetensors").is_file() else "noise"
+    _here["measured"] = model, config, lessons = _prepared(features, "depth_pose", 0, 10**9)
     _wait()
-    start = time.monotonic()
-    config = TuneConfig(**{**vars(config), "steps": 8 if torch.cuda.is_available() else 2})
-    fit(model, lessons, config, quiet=True)
+    seconds = time.monotonic() - begin
+    fit(model, lessons, replace(config, steps=4), quiet=True)
     _wait()
-    step = (time.monotonic() - start) / config.steps
-    start_s = start - begin - 4 * step
-    begin = time.monotonic()
-    _exam(model, config, _with("noise", "test") if model.shape.generative_dim == FixedNoise.dim
-          else _with("generator", "test"))
-    return step, max(start_s, 0.0) + time.monotonic() - begin
+    return seconds
 
 
-def _job(job: tuple[str, PositionMode, int], steps: int, until: float) -> str:
-    features, position, seed = job
+def _measure_steps() -> float:
+    """Seconds a step."""
+    model, config, lessons = _here["measured"]
     begin = time.monotonic()
-    if begin > until - 15:
+    steps = fit(model, lessons, config, stop=begin + MEASURED, quiet=True)[-1]["step"]
+    _wait()
+    return (time.monotonic() - begin) / steps
+
+
+def _measure_exam() -> float:
+    """Seconds after the last step."""
+    begin = time.monotonic()
+    model, config, _ = _here.pop("measured")
+    _exam(model, config, _with("noise" if model.shape.generative_dim == FixedNoise.dim else "generator", "test"))
+    return time.monotonic() - begin
+
+
+def _job(features: str, position: PositionMode, seed: int, steps: int, stop: float) -> str:
+    begin, job = time.monotonic(), f"{features}-{position}-{seed}"
+    if begin > stop - 5:
         return f"{job}: no time left"
     model, config, lessons = _prepared(features, position, seed, steps)
-    curve = fit(model, lessons, config, stop=until - 10, quiet=True)
+    curve = fit(model, lessons, config, stop=stop, quiet=True)
     trained = time.monotonic() - begin
     folder = _here["folder"]
     end = "_test.safetensors"
@@ -260,7 +287,7 @@ def _wait() -> None:
 
 def _arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("stage", choices=("prepare", "train", "fusion", "table", "gate"))
+    p.add_argument("stage", choices=("prepare", "streams", "train", "fusion", "table", "gate"))
     p.add_argument("work", type=Path)
     p.add_argument("--clips", type=Path, help="folder of vega3d scenes render")
     p.add_argument("--features", dest="features_at", type=Path, help="folder of feature stores")
@@ -270,8 +297,9 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     p.add_argument("--tasks", nargs="+", default=list(TASKS))
     p.add_argument("--seconds", type=float, default=420)
+    p.add_argument("--measuring", type=float, default=150, help="seconds that the first measurement may take")
     p.add_argument("--side", type=int, default=6, help="trainings side by side on each GPU")
-    p.add_argument("--steps", type=int, default=0, help="0: as many as fit")
+    p.add_argument("--steps", type=int, default=0, help="0: as before, or as many as fit")
     p.add_argument("--generator", default="wan-nano")
     tap = Tap()
     p.add_argument("--block", type=int, default=tap.block)
@@ -287,7 +315,9 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--lr", type=float, default=config.lr)
     p.add_argument("--lr-new", type=float, default=config.lr_new)
     p.add_argument("--batch", type=int, default=config.clips, help="clips")
-    p.add_argument("--questions", type=int, default=config.questions, help="about each clip")
+    p.add_argument("--questions", type=int, default=6, help="about each clip")
+    p.add_argument("--choice-share", type=float, default=0.1,
+                   help="batches of multiple choice, whose prompts are long; 0: it is neither trained nor asked")
     p.add_argument("--grid", type=int, default=7)
     p.add_argument("--exam-batch", type=int, default=32, help="clips")
     p.add_argument("--most", type=int, default=None, help="clips of each split")

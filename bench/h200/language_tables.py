@@ -23,6 +23,8 @@ from teacher.lessons import load_rooms
 SPLITS: tuple[Split, ...] = ("train", "test")
 VARIANT = "+"           # generator+add: another fusion
 DROPPED_IN = "student"  # what may stand in for the generator
+MATCHED = 0.02          # by how much two trainings' steps may differ where they are compared
+GUESSED_FROM = 1000     # training questions of a task, at most
 
 
 def table(args: argparse.Namespace, folder: Path) -> None:
@@ -71,16 +73,19 @@ def piles_of(scores: list[list]) -> dict[tuple[str, str], dict[tuple[str, int], 
 
 def _differences(jobs: list[dict]) -> list[Row]:
     """Generator minus each other row, and each row minus semantic only: the mean over questions and the seeds that both
-    have, with the 95 % interval of a bootstrap over rooms; and the recovery of what stands in for the generator."""
+    have at the same number of steps, with the 95 % interval of a bootstrap over rooms; and the recovery of what stands
+    in for the generator."""
     rows: list[Row] = []
     by = {(j["features"], j["position"], j["seed"]): piles_of(j["scores"]) for j in jobs}
+    steps = {(j["features"], j["position"], j["seed"]): j["steps"] for j in jobs}
     names = sorted({j["features"] for j in jobs})
     for position in sorted({j["position"] for j in jobs}):
         for task, metric in (("vsi_numeric", "mra"), ("ground", "acc@0.25"), ("ground", "acc@0.5")):
             found = {}
             for a, b in _pairs(names):
                 piles = [(by[a, p, s].get((task, metric)), by[b, p, s].get((task, metric)))
-                         for f, p, s in by if (f, p) == (a, position) and (b, p, s) in by]
+                         for f, p, s in by if (f, p) == (a, position) and (b, p, s) in by
+                         and abs(steps[a, p, s] / steps[b, p, s] - 1) <= MATCHED]
                 pairs = [(x, y) for x, y in piles if x and y and x.keys() == y.keys()]
                 if not pairs:
                     continue
@@ -92,8 +97,9 @@ def _differences(jobs: list[dict]) -> list[Row]:
                 mean, low, high = drawn.difference(delta, np.zeros_like(delta))
                 about = {"position": position, "task": task, "metric": metric, "seeds": len(pairs),
                          "questions": len(keys)}
+                each = [np.mean([x[k] - y[k] for k in keys]) for x, y in pairs]
                 rows.append({"kind": "difference", "features": a, "minus": b, **about, "value": mean, "low": low,
-                             "high": high})
+                             "high": high, "lowest_seed": float(min(each)), "highest_seed": float(max(each))})
                 gain = found.get(("generator", "semantic_only"))
                 if a.startswith(DROPPED_IN) and gain is not None and len(gain) == len(delta):
                     rows.append({"kind": "recovery", "features": a, **about, **_recovery(drawn, delta, gain)})
@@ -114,18 +120,27 @@ def _recovery(drawn: Rooms, delta: np.ndarray, gain: np.ndarray) -> Row:
 
 
 def guesses(folder: Path) -> list[Row]:
-    """What guessing scores: the commonest answer, and the nearest training questions by their words."""
-    sets: list[list[Question]] = [[q for r in load_rooms(folder / f"rooms_{s}.safetensors") for q in r.asked]
-                                  for s in SPLITS]
-    rows: list[Row] = []
-    for name, kind in (("majority", Majority), ("nearest_text", TextOnly)):
-        guess = kind(sets[0][::max(1, len(sets[0]) // 4000)])
-        known = [q for q in sets[1] if q.task in guess.by_task]
-        scores = [[q.clip_id, i, q.task, q.kind, values(q, guess.output(q))] for i, q in enumerate(known)]
-        rows += [{"kind": "score", "features": name, "position": "-", "seed": 0, "task": task, "metric": metric,
-                  "value": float(np.mean([*pile.values()])), "questions": len(pile)}
-                 for (task, metric), pile in piles_of(scores).items()]
-    return rows
+    """What guessing scores: by chance, the commonest answer, and the nearest training questions by their words."""
+    known, asked = ([q for r in load_rooms(folder / f"rooms_{s}.safetensors") for q in r.asked] for s in SPLITS)
+    by_task: dict[str, list[Question]] = {}
+    for question in known:
+        by_task.setdefault(question.task, []).append(question)
+    some = [q for pile in by_task.values() for q in pile[::-(-len(pile) // GUESSED_FROM)]]
+    asked = [q for q in asked if q.task in by_task]
+    majority, text = Majority(some), TextOnly(some)
+    number = {q.task: q for q in asked if q.number is not None}
+    constant = {task: majority.output(q) for task, q in number.items()}  # the same for every question of a task
+    scores: dict[str, list[list]] = {"chance": [], "majority": [], "nearest_text": []}
+    for i, question in enumerate(asked):
+        about = [question.clip_id, i, question.task, question.kind]
+        choices = len(question.options) or (len(question.offered) if question.task == "ground" else 0)
+        if choices:
+            scores["chance"].append([*about, {"acc@0.25" if question.task == "ground" else "accuracy": 1 / choices}])
+        scores["majority"].append([*about, values(question, constant.get(question.task) or majority.output(question))])
+        scores["nearest_text"].append([*about, values(question, text.output(question))])
+    return [{"kind": "score", "features": name, "position": "-", "seed": 0, "task": task, "metric": metric,
+             "value": float(np.mean([*pile.values()])), "questions": len(pile)}
+            for name, rows in scores.items() for (task, metric), pile in piles_of(rows).items()]
 
 
 def gate_table(args: argparse.Namespace, folder: Path) -> None:

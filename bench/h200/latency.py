@@ -7,13 +7,11 @@ Meanwhile three more processes compile student and generator into torch's cache;
 import argparse
 import subprocess
 import sys
-import time
-import traceback
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from sitting import Sitting, said
 from torch import Tensor
 
 from bench.artefacts import absent
@@ -37,41 +35,27 @@ WARM = (*PRECISIONS, "generator")
 PLAN = Plan(seconds=3.0, iterations=200, rounds=5, warmup_seconds=0.1)
 
 
-class Sitting:
+class Latencies(Sitting):
     """What has been measured so far, and how long is left."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.began = args, time.monotonic()
+        super().__init__(args.seconds)
+        self.args = args
         self.cuda, self.gpu = torch.cuda.is_available(), current_gpu()
         self.device: Device = "cuda" if self.cuda else "cpu"
         self.plan = PLAN if self.cuda else Plan(seconds=0.2, iterations=3, rounds=2, warmup_seconds=0.01)
         self.batches = BATCHES if self.cuda else (1, 2)
-        self.rows: list[Row] = []
         self.clocks: list[Row] = []
         self.towers: dict[str, WanTower] = {}  # one a precision: a second one would compile everything again
         self.env = device_facts() | ({"commit": args.commit} if args.commit else {}) | self._gpu("before")
 
-    @property
-    def left(self) -> float:
-        return self.args.seconds - (time.monotonic() - self.began)
-
-    def part(self, name: str, work: Callable[[], object], needs_seconds: float = 0.0) -> None:
-        """Runs one part, whatever happens to it, and writes what there is."""
-        start = time.monotonic()
-        if self.left < needs_seconds:
-            self.rows.append(absent(name, f"{self.left:.0f} s were left of {self.args.seconds:.0f}", "raise --seconds"))
-        else:
-            try:
-                work()
-            except Exception as error:
-                traceback.print_exc()
-                why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                self.rows.append(absent(name, why, "see log"))
-        print(f"{name}: {time.monotonic() - start:.1f} s, {self.left:.0f} s left", flush=True)
-        self.write()
+    def missing(self, part: str, error: Exception | None) -> Row:
+        if error:
+            return absent(part, f"{type(error).__name__}: {said(error, 200)}", "see log")
+        return absent(part, f"{self.left:.0f} s were left of {self.seconds:.0f}", "raise --seconds")
 
     def write(self) -> None:
-        env = self.env | self._gpu("after") | {"seconds": round(time.monotonic() - self.began, 1)}
+        env = self.env | self._gpu("after") | {"seconds": round(self.spent, 1)}
         command = "python bench/h200/latency.py " + " ".join(sys.argv[1:])
         for name, rows in (("latency_h200", self.rows), ("timer_h200", self.clocks)):
             save(Results(name, command, str(env["commit"]), env, rows), self.args.out / f"{name}.json")
@@ -93,7 +77,7 @@ def main() -> None:
     if args.warm:
         _compile_all(args)
         return
-    sitting = Sitting(args)
+    sitting = Latencies(args)
     warmers = {what: _warmer(args, what) for what in WARM} if sitting.cuda else {}
     sitting.part("clock", lambda: _clock(sitting))
     sitting.part("preprocessing", lambda: sitting.rows.append(preprocess_row(sitting.plan)))
@@ -114,13 +98,13 @@ def _frames(batch: int) -> Tensor:
     return torch.rand(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 
 
-def _clock(sitting: Sitting) -> None:
+def _clock(sitting: Latencies) -> None:
     if sitting.cuda:
         sitting.clocks += gpu_yardsticks()
     sitting.clocks += cpu_yardsticks()
 
 
-def _build_teacher(sitting: Sitting, batch: int, built: dict[int, list[Subject]]) -> None:
+def _build_teacher(sitting: Latencies, batch: int, built: dict[int, list[Subject]]) -> None:
     """The stages in both precisions; launched call by call only at batch 1 in FP32."""
     built[batch] = []
     for precision in ("fp32", "bf16") if sitting.cuda else ("fp32",):
@@ -136,12 +120,12 @@ def _build_teacher(sitting: Sitting, batch: int, built: dict[int, list[Subject]]
     sitting.rows += gaps
 
 
-def _teachers_energy(sitting: Sitting, built: dict[int, list[Subject]]) -> None:
+def _teachers_energy(sitting: Latencies, built: dict[int, list[Subject]]) -> None:
     for subjects in built.values():
         _add_energy(sitting, [s for s in subjects if s.about["stage"] == "generator"])
 
 
-def _batch(sitting: Sitting, batch: int, subjects: list[Subject]) -> None:
+def _batch(sitting: Latencies, batch: int, subjects: list[Subject]) -> None:
     """Teacher and student in turn, then the student's energy."""
     backends: tuple[Torch, ...] = ("torch", "compile")
     for backend in backends:
@@ -160,7 +144,7 @@ def _batch(sitting: Sitting, batch: int, subjects: list[Subject]) -> None:
     sitting.rows += timed(subjects, sitting.plan)
 
 
-def _add_energy(sitting: Sitting, subjects: list[Subject]) -> None:
+def _add_energy(sitting: Latencies, subjects: list[Subject]) -> None:
     """energy_mj and power_w of a graph's replay, and energy_mj_per_frame."""
     def joules() -> float | None:
         millijoules = sitting.gpu.energy_mj() if sitting.gpu else None

@@ -2,9 +2,10 @@
 # INT8 on the H200 by TensorRT 8.6.0, beside torch and onnxruntime: everything bar 3 asks for, in one unattended run.
 # Usage: bench/h200/trt.sh CARRY TRT WORK OUT [SECONDS]
 #   CARRY  what trt_carry.py made     TRT  where trt_pack.sh's archive was unpacked (runtime/, site/, ort/)
-#   OUT    trt_h200.json, trt_jetson.json and logs; SECONDS (260) for all of it. VIT_S=FOLDER: a trained ViT-S.
+#   OUT    trt_h200.json, trt_jetson.json and logs; SECONDS (400) for all of it. VIT_S=FOLDER: a trained ViT-S.
+# CUDA_VISIBLE_DEVICES=0,1 takes both; BUILDERS=3 on each. The Jetson file runs after it, alone, if JETSON=170 s are left.
 set -uo pipefail
-carry=$(realpath "$1"); trt=$(realpath "$2"); mkdir -p "$3" "$4"; work=$(realpath "$3"); out=$(realpath "$4"); seconds=${5:-260}
+carry=$(realpath "$1"); trt=$(realpath "$2"); mkdir -p "$3" "$4"; work=$(realpath "$3"); out=$(realpath "$4"); seconds=${5:-400}
 began=$(date +%s); cd "$(dirname "$0")/../.."; repo=$PWD
 export PYTHONPATH="$repo:${PYTHONPATH:-}" PYTHONUNBUFFERED=1 CUDA_MODULE_LOADING=LAZY; python=${PYTHON:-python3}
 # CUDA as torch brought it: its runtime is what the engines' process calls by ctypes, the rest is onnxruntime's
@@ -14,16 +15,13 @@ nvidia=$(libraries libcudart); NVIDIA_LIBRARIES=$(libraries lib); export NVIDIA_
 export TRT_PYTHON=${TRT_PYTHON:-"env PYTHONHOME=$trt/runtime PYTHONPATH=$repo:$trt/site \
 LD_LIBRARY_PATH=$trt/runtime/lib:$trt/runtime/stubs:$trt/site/tensorrt:$nvidia:${LD_LIBRARY_PATH:-} $trt/runtime/bin/python3.10"}
 [ -d "$trt/ort" ] && export ORT_SITE=$trt/ort
-rm -rf "$out"/turn.* "$out"/rows.* "$work"/*; cp "$carry/frames.npz" "$work/"
-jetson() {  # twice: the first fills the timing cache while others build, the second is alone on the GPU
-    (cd "$work/jetson" && timeout "$1" $TRT_PYTHON run_on_jetson.py --own-kernels --seconds "$2") >> "$out/log.jetson.txt" 2>&1
+rm -rf "$out"/{turn,rows,log,layers}.* "$work"/*; cp "$carry/frames.npz" "$work/"
+$python -m bench.h200.trt "$work" "$out" --seconds $((seconds - 15)) --builders "${BUILDERS:-3}" 2>&1 | tee "$out/log.txt"
+left=$((began + seconds - $(date +%s)))
+if [ $left -ge "${JETSON:-170}" ]; then  # FP16 alone took 55 s there
+    ($python -m bench.h200.trt_jetson "$carry" "$work" "$work/jetson" && cd "$work/jetson" &&
+     timeout $left $TRT_PYTHON run_on_jetson.py --own-kernels --seconds 1) > "$out/log.jetson.txt" 2>&1
     cp "$work/jetson/result.json" "$out/trt_jetson.json" 2>/dev/null
-}
-(for _ in $(seq 300); do [ -e "$work/ti/reference.npy" ] && break; sleep 0.2; done
- $python -m bench.h200.trt_jetson "$carry" "$work" "$work/jetson" && jetson $((seconds * 45 / 100)) 0.2
-) > "$out/log.jetson.txt" 2>&1 & first=$!
-$python -m bench.h200.trt "$work" "$out" --seconds $((seconds - 30)) --workers "${WORKERS:-7}" 2>&1 | tee "$out/log.txt"
-wait $first
-left=$((began + seconds - $(date +%s))); [ $left -gt 5 ] && jetson $left 2
-tar czf "$out/trt_logs.tgz" -C "$out" --exclude=trt_logs.tgz .
-tail -n 6 "$out/log.jetson.txt"; echo "trt.sh: $(($(date +%s) - began)) s; $out/trt_h200.json"
+fi
+tar czf "$work/trt_logs.tgz" -C "$out" . && mv "$work/trt_logs.tgz" "$out/"
+echo "trt.sh: $(($(date +%s) - began)) s; $out/trt_h200.json"

@@ -1,12 +1,12 @@
 """One job of trt.py inside TensorRT's own Python (numpy and tensorrt only): builds, gates, waits for its turn, times.
 
-    trt_engines.py JOB.json [VARIANT]     see trt.py; CUDA by ctypes, as the Jetson script calls it
+    trt_engines.py JOB.json     see trt.py; CUDA by ctypes, as the Jetson script calls it
 
-Each engine is built by a process of its own (VARIANT), which can crash or run out of time without costing the others.
+One process builds a job's engines one after another: its 1.3 GB of libraries take 9 s to load, and its timing cache is
+shared in memory (8.6 refuses every one read from disk). If it dies, trt.py starts it again with what is left.
 """
 import ctypes
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,17 +14,18 @@ from pathlib import Path
 import numpy as np
 import tensorrt as trt
 
-from bench.h200.trt_worker import Job, fidelity
+from bench.h200.trt_worker import BUILDING, Job, fidelity
 from export.jetson.run_on_jetson import Cuda, Engine
 
-GRACE = 12   # seconds that a build may take past the time for building
 RELAXED = 2  # cudaStreamCaptureModeRelaxed
 FLAGS = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}
 
 
-def build(logger, onnx_file, variant, cache):
-    """(plan, timing cache) of one ONNX under the flags of its variant. Raises ValueError with TensorRT's words."""
-    builder = trt.Builder(logger)
+def build(builder, logger, onnx_file, variant, timings):
+    """(plan, timing cache) of one ONNX under the flags of its variant. Raises ValueError with TensorRT's words.
+
+    timings: the cache of the build before, or None.
+    """
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(onnx_file.read_bytes()):
@@ -39,12 +40,13 @@ def build(logger, onnx_file, variant, cache):
         config.set_flag(getattr(trt.BuilderFlag, flag))
     if variant["implicit"]:
         set_ranges(network, json.loads(onnx_file.with_suffix(".ranges.json").read_text()))
-    handle = config.create_timing_cache(cache)
-    config.set_timing_cache(handle, ignore_mismatch=False)
+    if timings is None or config.set_timing_cache(timings, ignore_mismatch=False) is False:
+        timings = config.create_timing_cache(b"")
+        config.set_timing_cache(timings, ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ValueError("the builder gave no engine; its words are in the log")
-    return bytes(plan), bytes(config.get_timing_cache().serialize())
+    return bytes(plan), timings
 
 
 def set_ranges(network, ranges):
@@ -112,51 +114,33 @@ def captured(cuda, engine):
     return replay if launched else None
 
 
-def build_one(job, name):
-    """Writes the plan of one variant; exits with TensorRT's words if it cannot."""
-    cache = job.folder / f"{job.name}.cache"
-    plan, timings = build(trt.Logger(trt.Logger.WARNING), job.file(name), job.variants[name],
-                          cache.read_bytes() if cache.exists() else b"")
-    cache.write_bytes(timings)
-    job.plan(name).write_bytes(plan)
-
-
-def build_apart(job, path, name):
-    """build_one in a process of its own. Raises ValueError with the last that TensorRT said."""
-    command = [sys.executable, "-m", "bench.h200.trt_engines", path, name]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=job.deadline + GRACE - time.time())
-    print(done.stderr, file=sys.stderr, flush=True)
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit {done.returncode}"]
-        raise ValueError(next((line for line in said if "[E]" in line), said[-1]))
-
-
-def main(job, path):
-    cuda, frames = Cuda(), np.load(job.work / "frames.npz")["heldout"].astype(np.float32) / 255
-    reference, engines = np.load(job.folder / "reference.npy"), {}
-    for name in job.variants:
+def main(job):
+    logger, cuda = trt.Logger(trt.Logger.WARNING), Cuda()
+    builder, timings, engines = trt.Builder(logger), None, {}
+    frames = np.load(job.work / "frames.npz")["heldout"].astype(np.float32) / 255  # [32,3,H,W]
+    reference = np.load(job.folder / "reference.npy")                              # [32,D,h,w]
+    for name, facts in job.variants.items():
         if job.late():
-            job.row(name, error="not built: out of time")
-            continue
+            break
         began = time.time()
+        print(f"{time.strftime('%H:%M:%S')} == {name}", file=sys.stderr, flush=True)
+        job.row(name, error=BUILDING)
         try:
-            print(f"== {name}", file=sys.stderr, flush=True)
-            build_apart(job, path, name)
-            plan = job.plan(name).read_bytes()
-            engine = Engine(trt, cuda, plan)
-            job.row(name, size_mb=round(len(plan) / 1e6, 3), build_seconds=round(time.time() - began, 1),
-                    **fidelity(reference, engine(frames)))
+            plan, timings = build(builder, logger, job.file(name), facts, timings)
+            print(f"{time.strftime('%H:%M:%S')} built in {time.time() - began:.1f} s", file=sys.stderr, flush=True)
+            took, engine = time.time() - began, Engine(trt, cuda, plan)
+            job.row(name, **{"error": None, "size_mb": round(len(plan) / 1e6, 3), "build_seconds": round(took, 1),
+                             "level": facts["level"], **fidelity(reference, engine(frames))})
             engines[name] = engine
-        except (ValueError, RuntimeError, OSError, MemoryError, subprocess.SubprocessError) as error:
+        except (ValueError, RuntimeError, OSError, MemoryError) as error:
             job.row(name, error=" ".join(str(error).split())[:200])
-    job.wait()
-    job.timed({name: engine.run for name, engine in engines.items()},
-              {name: replay for name, engine in engines.items() if (replay := captured(cuda, engine))})
-    for name, engine in engines.items():
-        if job.profile and not job.over():
-            (job.out / f"layers.{job.name}.{name}.json").write_text(json.dumps(layers(engine), indent=0))
+            continue
+        with job.alone():  # all that there are, in turn: what drifts, drifts under all
+            job.timed({name: engine.run for name, engine in engines.items()},
+                      {name: replay for name, engine in engines.items() if (replay := captured(cuda, engine))})
+            if job.profile and not job.over():
+                (job.out / f"layers.{job.name}.{name}.json").write_text(json.dumps(layers(engine), indent=0))
 
 
 if __name__ == "__main__":
-    wanted = Job(Path(sys.argv[1]))
-    build_one(wanted, sys.argv[2]) if len(sys.argv) > 2 else main(wanted, sys.argv[1])
+    main(Job(Path(sys.argv[1])))

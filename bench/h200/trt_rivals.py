@@ -1,4 +1,4 @@
-"""One job of trt.py on torch or onnxruntime: eager, compiled, CUDA and TensorRT providers, gated as the engines are."""
+"""One job of trt.py on torch (compiled) or onnxruntime (its CUDA provider), gated as the engines are."""
 import copy
 import os
 import sys
@@ -19,42 +19,38 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def torch_job(job: Job) -> None:
-    """Each precision eager and compiled, attention by torch's fused kernel; TF32 on for FP32, as TensorRT has it."""
+    """Each precision compiled, attention by torch's fused kernel; TF32 on for FP32, as TensorRT has it."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     runs: dict[str, Callable[[], Any]] = {}
     frames = _frames(job)
     student = student_of(job.folder.name, os.environ.get(f"VIT_{job.folder.name.upper()}")).requires_grad_(False)
     student.train()  # where it calls scaled_dot_product_attention; it has no dropout, so nothing else changes
-    for precision in dict.fromkeys(facts["precision"] for facts in job.variants.values()):
-        module = copy.deepcopy(student).to(DTYPES[precision])
-        x = frames[:job.batch].to(DTYPES[precision])
-        for name in (f"{precision}-eager", f"{precision}-compiled"):
-            if job.late():
-                job.row(name, error="not built: out of time")
-                continue
-            began = time.time()
-            try:
-                run = module if name.endswith("eager") else torch.compile(module, dynamic=False)
-                answer = torch.cat([run(chunk.to(x.dtype)).float() for chunk in frames.split(job.batch)])
-                job.row(name, build_seconds=round(time.time() - began, 1), size_mb=_size(module),
-                        **fidelity(np.load(job.folder / "reference.npy"), answer.cpu().numpy()))
-                runs[name] = partial(run, x)
-            except Exception as error:
-                job.row(name, error=" ".join(str(error).split())[:200])
-    job.wait()
-    job.timed({name: _events(run) for name, run in runs.items()},
-              {name: replay for name, run in runs.items() if name.endswith("compiled") and (replay := _captured(run))})
+    for name, facts in job.variants.items():
+        if job.late():
+            continue
+        began = time.time()
+        try:
+            dtype = DTYPES[facts["precision"]]
+            module = copy.deepcopy(student).to(dtype)
+            run = torch.compile(module, dynamic=False)
+            answer = torch.cat([run(chunk.to(dtype)).float() for chunk in frames.split(job.batch)])
+            job.row(name, build_seconds=round(time.time() - began, 1), size_mb=_size(module),
+                    **fidelity(np.load(job.folder / "reference.npy"), answer.cpu().numpy()))
+            runs[name] = partial(run, frames[:job.batch].to(dtype))
+        except Exception as error:
+            job.row(name, error=" ".join(str(error).split())[:200])
+    with job.alone():
+        job.timed({name: _events(run) for name, run in runs.items()},
+                  {name: replay for name, run in runs.items() if (replay := _captured(run))})
 
 
 def ort_job(job: Job) -> None:
-    """The CUDA provider, frames and features on the GPU; the TensorRT provider where its libraries are."""
+    """The CUDA provider, frames and features on the GPU."""
     import onnxruntime as ort
 
-    job.wait()  # nothing here takes long to build, and what does tunes itself on the GPU
     frames, calls = _frames(job), {}
     for name in job.variants:
-        if job.over():
-            job.row(name, error="not built: out of time")
+        if job.late():
             continue
         began = time.time()
         try:
@@ -73,7 +69,8 @@ def ort_job(job: Job) -> None:
             calls[name] = _wall(run)
         except Exception as error:
             job.row(name, error=" ".join(str(error).split())[:200])
-    job.timed(calls, {})
+    with job.alone():
+        job.timed(calls, {})
 
 
 def _bound(session: Any, frames: torch.Tensor, job: Job) -> tuple[Callable[..., None], torch.Tensor]:

@@ -2,11 +2,13 @@
 import json
 import statistics
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 ROUNDS = 10
+BUILDING = "not built in the time: it was being built when the time was up"
 
 
 class Job:
@@ -17,13 +19,12 @@ class Job:
         self.name, self.model, self.batch, self.backend = (facts[k] for k in ("name", "model", "batch", "backend"))
         self.work, self.folder, self.out = (Path(facts[k]) for k in ("work", "folder", "out"))
         self.variants, self.deadline, self.seconds = facts["variants"], facts["deadline"], facts["seconds"]
-        self.profile, self.end, self.rows = facts["profile"], facts["end"], {}
+        self.profile, self.end = facts["profile"], facts["end"]
+        held = self.out / f"rows.{self.name}.json"  # of a process that died before this one
+        self.rows = {row["variant"]: row for row in json.loads(held.read_text())} if held.exists() else {}
 
     def file(self, variant):
         return self.folder / f"{variant}.b{self.batch}.onnx"
-
-    def plan(self, variant):
-        return self.folder / f"{self.name}.{variant}.plan"
 
     def late(self):
         """No time left to build."""
@@ -42,21 +43,30 @@ class Job:
                 self.row(name, graph_ms=times["latency_ms"])
 
     def row(self, variant, **facts):
-        """Adds facts to a variant's row; the job's rows are on disk after every call."""
+        """Adds facts to a variant's row (an error of None takes it out); its rows are on disk after every call."""
         precision = self.variants[variant]["precision"]
-        self.rows.setdefault(variant, {"model": self.model, "precision": precision, "variant": variant,
-                                       "backend": self.backend, "batch": self.batch}).update(facts)
+        row = self.rows.setdefault(variant, {"model": self.model, "precision": precision, "variant": variant,
+                                             "backend": self.backend, "batch": self.batch})
+        row.update(facts)
+        if row.get("error", "") is None:
+            del row["error"]
         path = self.out / f"rows.{self.name}.json"
         scratch = path.with_suffix(".new")
         scratch.write_text(json.dumps(list(self.rows.values()), indent=1))
         scratch.replace(path)
 
-    def wait(self):
-        """Until trt.py gives the turn: everything is built, and nothing else uses the GPU."""
-        turn = self.out / f"turn.{self.name}"
-        Path(f"{turn}.ready").touch()
-        while not Path(f"{turn}.go").exists():
+    @contextmanager
+    def alone(self):
+        """A turn: trt.py has stopped every other process on this GPU until the block ends."""
+        ready, go = (self.out / f"turn.{self.name}.{what}" for what in ("ready", "go"))
+        ready.touch()
+        while not go.exists():
             time.sleep(0.02)
+        try:
+            yield
+        finally:
+            ready.unlink()
+            go.unlink()  # the turn has ended
 
 
 def fidelity(reference, features):

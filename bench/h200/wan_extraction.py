@@ -25,12 +25,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from sitting import Sitting, said
 from torch import Tensor
 
 from records.environment import environment
 from records.results import Results, Row, save
 from scenes.clip import Clip, ClipFolder, save_clip
-from teacher import fused
+from teacher import fused, wide_rows
 from teacher.features import FeatureStore, fill
 from teacher.geometry import paper
 from teacher.noise import NoiseBank
@@ -61,35 +62,23 @@ TINY = Shapes({"base_dim": 8, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1},
               ((64, 96), (96, 64), (128, 64)), 4, (2, 4, 6, 8), 6, 3)
 
 
-class Sitting:
+class Extraction(Sitting):
     """What has been measured so far, and how long is left."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.began = args, time.monotonic()
+        super().__init__(args.seconds)
+        self.args = args
         self.shapes = TINY if args.tiny else REAL
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.name = "wan_extraction_tiny" if args.tiny else "wan_extraction_h200"
-        self.rows: list[Row] = []
         self.env = environment() | ({"commit": args.commit} if args.commit else {})
         self.folder = args.out / "wan-random"
 
-    @property
-    def left(self) -> float:
-        return self.args.seconds - (time.monotonic() - self.began)
+    def missing(self, part: str, error: Exception | None) -> Row:
+        return {"kind": "absent", "part": part, "why": said(error, 300) if error else f"{self.left:.0f} s were left"}
 
-    def part(self, name: str, work: Callable[[], object], needs_seconds: float = 0.0) -> None:
-        """Runs one part, whatever happens to it, and writes what there is."""
-        start = time.monotonic()
-        if self.left < needs_seconds:
-            self.rows.append({"kind": "absent", "part": name, "why": f"{self.left:.0f} s were left"})
-        else:
-            try:
-                work()
-            except Exception as error:
-                traceback.print_exc()
-                self.rows.append({"kind": "absent", "part": name, "why": " ".join(str(error).split())[:300]})
-        print(f"{name}: {time.monotonic() - start:.1f} s, {self.left:.0f} s left", flush=True)
-        self.env["seconds"] = round(time.monotonic() - self.began, 1)
+    def write(self) -> None:
+        self.env["seconds"] = round(self.spent, 1)
         command = " ".join(["python", "bench/h200/wan_extraction.py", *sys.argv[1:]])
         save(Results(self.name, command, str(self.env["commit"]), self.env, self.rows),
              self.args.out / f"{self.name}.json")
@@ -147,7 +136,7 @@ class Released:
         return out
 
 
-def save_random(s: Sitting) -> None:
+def save_random(s: Extraction) -> None:
     """A checkpoint of random weights in the official layout, drawn on the device, in bf16."""
     torch.manual_seed(0)
     with torch.device(s.device):
@@ -163,7 +152,7 @@ def save_random(s: Sitting) -> None:
     save_prompt(prompt.to("cpu"), s.folder / "prompt.safetensors")
 
 
-def time_released(s: Sitting, sizes: tuple[tuple[int, int], ...]) -> None:
+def time_released(s: Extraction, sizes: tuple[tuple[int, int], ...]) -> None:
     model = Released(s.folder, s.device)
     for height, width in sizes:
         frames = pictures(s.shapes.frames, height, width).to(s.device)
@@ -180,20 +169,20 @@ def time_released(s: Sitting, sizes: tuple[tuple[int, int], ...]) -> None:
         print(s.rows[-1], flush=True)
 
 
-def reference_features(s: Sitting, kept: dict[str, Tensor], dtype: torch.dtype, count: int) -> None:
+def reference_features(s: Extraction, kept: dict[str, Tensor], dtype: torch.dtype, count: int) -> None:
     model = Released(s.folder, s.device, dtype)
     frames = paper(pictures(2 if s.args.tiny else count, 480, 640).to(s.device), PAPER.side)
     kept[str(dtype)] = model.features(frames, paper_time(PAPER.k), Stopwatch(s.device)).cpu()
 
 
-def open_ours(s: Sitting, tap: Tap) -> WanTower:
+def open_ours(s: Extraction, tap: Tap) -> WanTower:
     tower = load_wan(s.folder, tap).to(s.device)
     if s.device.type == "cpu" and tap.precision == "bf16":
         tower.compile("eager")
     return tower
 
 
-def time_ours(s: Sitting, tower: WanTower, size: tuple[int, int], note: str) -> None:
+def time_ours(s: Extraction, tower: WanTower, size: tuple[int, int], note: str) -> None:
     height, width = size
     frames = pictures(s.shapes.frames, height, width).to(s.device)[None]
     start = time.monotonic()
@@ -210,7 +199,7 @@ def time_ours(s: Sitting, tower: WanTower, size: tuple[int, int], note: str) -> 
     print(s.rows[-1], flush=True)
 
 
-def timed(s: Sitting, call: Callable[[], object], repeats: int = REPEATS) -> float:
+def timed(s: Extraction, call: Callable[[], object], repeats: int = REPEATS) -> float:
     """Median milliseconds of a call; leaves the peak memory of the timed calls behind."""
     for _ in range(WARM):
         call()
@@ -225,7 +214,7 @@ def timed(s: Sitting, call: Callable[[], object], repeats: int = REPEATS) -> flo
     return statistics.median(found)
 
 
-def equality(s: Sitting, tower: WanTower, kept: dict[str, Tensor], dtype: torch.dtype, count: int) -> None:
+def equality(s: Extraction, tower: WanTower, kept: dict[str, Tensor], dtype: torch.dtype, count: int) -> None:
     """Ours in paper geometry against the released way, and both against its fp32."""
     watched = tower.tap
     tower.tap = replace(PAPER, precision=watched.precision)
@@ -245,7 +234,7 @@ def equality(s: Sitting, tower: WanTower, kept: dict[str, Tensor], dtype: torch.
         print(s.rows[-1], flush=True)
 
 
-def linearity(s: Sitting, tower: WanTower) -> None:
+def linearity(s: Extraction, tower: WanTower) -> None:
     height, width = s.shapes.sizes[0]
     times = []
     for count in s.shapes.counts:
@@ -259,7 +248,7 @@ def linearity(s: Sitting, tower: WanTower) -> None:
     print(s.rows[-1], flush=True)
 
 
-def busy(s: Sitting, tower: WanTower) -> None:
+def busy(s: Extraction, tower: WanTower) -> None:
     """All clips from disk through the feature store, as `distill run` fills it."""
     height, width = s.shapes.sizes[0]
     root = s.args.out / "busy"
@@ -305,11 +294,11 @@ class Within:
         return out
 
 
-def profile(s: Sitting, tower: WanTower) -> None:
+def profile(s: Extraction, tower: WanTower) -> None:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
-    height, width = s.shapes.sizes[0]
+    height, width = s.shapes.sizes[1]
     frames = pictures(s.shapes.frames, height, width).to(s.device)[None]
     kinds = [ProfilerActivity.CUDA] if s.device.type == "cuda" else [ProfilerActivity.CPU]
     with record(activities=kinds) as seen:
@@ -331,7 +320,8 @@ def pictures(count: int, height: int, width: int) -> Tensor:
     return torch.cat(made)
 
 
-def _row(path: str, height: int, width: int, s: Sitting, vae: float, dit: float, total: float, speedup: float) -> Row:
+def _row(path: str, height: int, width: int, s: Extraction, vae: float, dit: float, total: float,
+         speedup: float) -> Row:
     peak = torch.cuda.max_memory_allocated() / 2**30 if s.device.type == "cuda" else None
     return {"kind": "extraction", "path": path, "height": height, "width": width, "frames": s.shapes.frames,
             "vae_ms": vae, "dit_ms": dit, "total_ms": total, "peak_gib": peak, "speedup": speedup,
@@ -378,24 +368,66 @@ def _free() -> None:
     torch.cuda.empty_cache()
 
 
-def _attempts(s: Sitting) -> list[tuple[str, Callable[[], WanTower]]]:
-    """As shipped; should that fail on this machine, without cuDNN's attention; then without the compiler."""
+def _anew(s: Extraction, what: str) -> WanTower:
+    """Our tower with nothing compiled so far, neither in memory nor on disk."""
+    torch._dynamo.reset()
+    torch.compiler.config.cache_key_tag = what
+    return open_ours(s, TAP)
+
+
+def _attempts(s: Extraction) -> list[tuple[str, Callable[[], WanTower]]]:
+    """As shipped; should that fail on this machine, with the compiler's own loops over wide rows; then without cuDNN's
+    attention; then without the compiler."""
+    def rows_in_loops() -> WanTower:
+        wide_rows.WIDEST = 0
+        return _anew(s, "rows in loops")
+
     def without_cudnn() -> WanTower:
         fused.FASTEST_FIRST[:] = fused.FASTEST_FIRST[1:]
-        torch._dynamo.reset()
-        return open_ours(s, TAP)
+        return _anew(s, "rows in loops, without cuDNN attention")
 
     def eager() -> WanTower:
         torch._dynamo.config.disable = True
         return open_ours(s, TAP)
 
-    return [("as shipped", lambda: open_ours(s, TAP)), ("without cuDNN attention", without_cudnn),
-            ("not compiled", eager)]
+    return [("as shipped", lambda: open_ours(s, TAP)), ("rows in loops", rows_in_loops),
+            ("rows in loops, without cuDNN attention", without_cudnn), ("not compiled", eager)]
 
 
-def measure(s: Sitting) -> None:
+def time_first_that_runs(s: Extraction, sizes: tuple[tuple[int, int], ...]) -> tuple[WanTower, str]:
+    """Ours at every size, by the first attempt that gets through all of them."""
+    for note, attempt in _attempts(s):
+        before = len(s.rows)
+        try:
+            tower = attempt()
+            for size in sizes:
+                time_ours(s, tower, size, note)
+            return tower, note
+        except Exception:
+            traceback.print_exc()
+            del s.rows[before:]
+            _free()
+    raise RuntimeError("no attempt at our path ran")
+
+
+def rows_in_loops(s: Extraction, size: tuple[int, int]) -> None:
+    """The same with the compiler's own loops over wide rows, beside the row that is shipped."""
+    shipped, wide_rows.WIDEST = wide_rows.WIDEST, 0
+    try:
+        time_ours(s, _anew(s, "rows in loops"), size, "")
+        row = s.rows.pop()
+        s.rows.append({"kind": "without rows in registers", **{key: row[key] for key in (
+            "height", "width", "frames", "vae_ms", "dit_ms", "total_ms", "repeats")}})
+    finally:
+        wide_rows.WIDEST = shipped
+        torch._dynamo.reset()
+        torch.compiler.config.cache_key_tag = ""
+
+
+def measure(s: Extraction) -> None:
     kept: dict[str, Tensor] = {}
     main, last = s.shapes.sizes[:2], s.shapes.sizes[2]
+    spare = 0 if s.args.tiny else 1
     s.part("checkpoint", lambda: save_random(s))
     s.part("reference", lambda: time_released(s, main))
     _free()
@@ -403,29 +435,18 @@ def measure(s: Sitting) -> None:
     _free()
     s.part("reference features, fp32", lambda: reference_features(s, kept, torch.float32, 4))
     _free()
-    tower: WanTower | None = None
-    for note, attempt in _attempts(s):
-        try:
-            tower = attempt()
-            time_ours(s, tower, main[0], note)
-            break
-        except Exception:
-            traceback.print_exc()
-            tower = None
-            _free()
-    if tower is None:
-        raise RuntimeError("no attempt at our path ran")
-    kept_tower = tower
-    s.part("ours, second size", lambda: time_ours(s, kept_tower, main[1], note))
-    s.part("equality, bf16", lambda: equality(s, kept_tower, kept, torch.bfloat16, 8))
-    s.part("linearity", lambda: linearity(s, kept_tower))
-    s.part("busy", lambda: busy(s, kept_tower), 0 if s.args.tiny else 45)
-    s.part("profile", lambda: profile(s, kept_tower), 0 if s.args.tiny else 15)
+    tower, note = time_first_that_runs(s, main)
+    s.part("equality, bf16", lambda: equality(s, tower, kept, torch.bfloat16, 8))
     s.part("equality, fp32", lambda: equality(s, open_ours(s, replace(TAP, precision="fp32")), kept, torch.float32, 4))
     _free()
-    s.part("reference, third size", lambda: time_released(s, (last,)), 0 if s.args.tiny else 75)
+    s.part("linearity", lambda: linearity(s, tower))
+    s.part("busy", lambda: busy(s, tower), 40 * spare)
+    s.part("profile", lambda: profile(s, tower), 10 * spare)
+    if note == "as shipped":
+        s.part("rows in loops", lambda: rows_in_loops(s, main[1]), 35 * spare)
+    s.part("reference, third size", lambda: time_released(s, (last,)), 75 * spare)
     _free()
-    s.part("ours, third size", lambda: time_ours(s, kept_tower, last, note), 0 if s.args.tiny else 40)
+    s.part("ours, third size", lambda: time_ours(s, tower, last, note), 40 * spare)
 
 
 if __name__ == "__main__":
@@ -437,7 +458,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.backends.cudnn.allow_tf32 = False   # so that fp32 means it, on either side
-    sitting = Sitting(arguments)
+    sitting = Extraction(arguments)
     try:
         measure(sitting)
     finally:

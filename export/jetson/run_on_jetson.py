@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import hashlib
 import json
 import os
@@ -98,7 +99,7 @@ def dialect(trt):
 def build(trt, content, source, precision, cache, own_kernels=False):
     """Serialised engine. Raises ValueError with TensorRT's words if it cannot read or build the ONNX."""
     flags = trt.NetworkDefinitionCreationFlag
-    log = trt.Logger(trt.Logger.ERROR)
+    log = logger(trt)
     builder = trt.Builder(log)
     typed = dialect(trt) == "typed"
     wanted = "STRONGLY_TYPED" if typed else "EXPLICIT_BATCH"
@@ -121,13 +122,47 @@ def build(trt, content, source, precision, cache, own_kernels=False):
         profile = builder.create_optimization_profile()
         profile.set_shape(frames.name, *((batch, *tuple(frames.shape)[1:]) for batch in (1, 1, 32)))
         config.add_optimization_profile(profile)
-    timing = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
-    config.set_timing_cache(timing, ignore_mismatch=False)
+    log.refused = False
+    held = cache.read_bytes() if cache.is_file() else b""
+    timing = config.create_timing_cache(held) or config.create_timing_cache(b"")
+    if config.set_timing_cache(timing, ignore_mismatch=False) is False:
+        log.refused = True
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ValueError(f"{source.name}: TensorRT {trt.__version__} cannot build it; its log is above")
-    _write(cache, bytes(config.get_timing_cache().serialize()))
+    if held and log.refused:
+        os.replace(str(cache), f"{cache}.refused")
+        print(f"note: TensorRT {trt.__version__} refused its timing cache: built without, set aside as "
+              f"{cache.name}.refused", file=sys.stderr)
+    else:
+        _write(cache, bytes(config.get_timing_cache().serialize()))
     return bytes(plan)
+
+
+@functools.lru_cache
+def logger(trt):
+    """TensorRT's errors on stderr, except those about a timing cache, which only set `refused`.
+
+    One for the process: TensorRT keeps the first that it is given.
+
+    8.5 and 8.6 cannot read back a cache of a transformer ("Myelin error from unknown graph"), not even the one that the
+    same graph has just left: the same is told of them in KataGo issues 739 and 945, fixed in TensorRT 10.
+    """
+    class Log(trt.ILogger):
+        def __init__(self):
+            trt.ILogger.__init__(self)
+            self.refused = False
+
+        def log(self, severity, said):
+            if int(severity) > int(trt.ILogger.Severity.ERROR):
+                return
+            if re.search(r"timing cache|myelinCache|TimingCache|[aA]rchiveReader", said):
+                self.refused = True
+            else:
+                print(f"TensorRT: {said}", file=sys.stderr)
+
+    return Log()
 
 
 def keep_norms(trt, network, config):
@@ -143,7 +178,7 @@ class Engine:
     """Engine bytes as a function: frames [N,3,H,W] float32 in [0,1] -> features [N,D,h,w]."""
 
     def __init__(self, trt, cuda, plan):
-        self.cuda, self.runtime = cuda, trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self.cuda, self.runtime = cuda, trt.Runtime(logger(trt))
         self.engine = self.runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
             raise ValueError("TensorRT cannot read the engine it has just built")

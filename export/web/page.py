@@ -5,6 +5,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from export.artefact import ready
 from export.pipeline import Exporter, Made
 from export.presets import export_preset
 from export.web.vendor import BACKENDS, VERSION
@@ -26,6 +27,7 @@ def write_page(exporter: Exporter, runtime: Path, out: Path | None = None) -> tu
     folder = out or exporter.run.out / "page"
     if folder.exists() and any(folder.iterdir()) and not (folder / "page.json").is_file():
         raise ValueError(f"{folder}: holds something that is no page of ours; choose another --out")
+    ready(folder.parent)
     made = [file for file in export_preset(exporter, "web") if file.path.name in MODELS]
     if folder.exists():
         shutil.rmtree(folder)
