@@ -51,6 +51,10 @@ def folder(tmp_path):
     write(tmp_path, "rooms_census", [{"task": "ground", "per_100_rooms": 762.0, "metric": "acc@0.25", "chance": "",
                                       "majority": 0.13, "text_only": 0.2}])
     write(tmp_path, "language_7b", [{"tune": "lora", "parameters": 7742769665, "peak_gb": 22.4}])
+    write(tmp_path, "trt_h200", [{"model": "ViT-S", "precision": "fp16", "backend": "tensorrt-8.6", "batch": 1,
+                                  "latency_ms": 0.55, "graph_ms": 0.49, "gate": "passed"},
+                                 {"model": "ViT-S", "precision": "int8", "backend": "tensorrt-8.6", "batch": 1,
+                                  "error": "not built in the time"}])
     write(tmp_path, "infer_core", core_rows(190.5, [(1.2, 0.9), (1.0, 0.8), (1.1, 0.8)]))
     return tmp_path
 

@@ -92,8 +92,8 @@ class Sitting:
                 if process.poll() is None:
                     process.kill()
                     process.wait()
-        self.say(f"{len(waiting)} jobs never started")
-        self.write()
+            self.say(f"{len(waiting)} jobs never started")
+            self.write()
 
     def _start_some(self, waiting: list[Job]) -> None:
         """Each GPU: `builders` building processes, and one of torch or onnxruntime; no new one during a turn."""
@@ -243,6 +243,8 @@ def told(rows: list[Row]) -> list[Row]:
         fp16 = base.get((row["backend"], row["model"], row["batch"]))
         if row.get("latency_ms") and fp16:
             row["vs_fp16"] = fp16 / row["latency_ms"]
+        if row.get("latency_ms") is None:
+            row.setdefault("error", "built, but not timed in the time")
         if row.get("cosine_mean") is not None:
             mean, p1 = GATE[row["precision"]]
             row["gate"] = "passed" if row["cosine_mean"] >= mean and row["cosine_p1"] >= p1 else "failed"
@@ -256,6 +258,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=380)
     parser.add_argument("--builders", type=int, default=3)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what it started, and writes what there is
     Sitting(options.work.resolve(), options.out.resolve(), options.seconds, options.builders).run()
 
 

@@ -149,7 +149,7 @@ def logger(trt):
     8.5 and 8.6 cannot read back a cache of a transformer ("Myelin error from unknown graph"), not even the one that the
     same graph has just left: the same is told of them in KataGo issues 739 and 945, fixed in TensorRT 10.
     """
-    class Log(trt.ILogger):
+    class Log(trt.ILogger):  # type: ignore[name-defined]
         def __init__(self):
             trt.ILogger.__init__(self)
             self.refused = False
