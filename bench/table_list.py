@@ -59,7 +59,7 @@ def _engines(rows: list[Row]) -> list[Row]:
 
     there = {place(row) for row in rows if row["backend"].startswith("tensorrt") and row.get("latency_ms")}
     shown = [{**row, "outcome": row.get("gate") or row["error"]} for row in rows
-             if place(row) in there and row["variant"] in ("fp16", "int8", "fp32", "fp16-compiled")]
+             if place(row) in there and row.get("variant", row["precision"]) in ("fp16", "int8", "fp32", "fp16-compiled")]
     return sorted(shown, key=place)
 
 
