@@ -58,8 +58,9 @@ def _engines(rows: list[Row]) -> list[Row]:
         return row["model"], row["batch"]
 
     there = {place(row) for row in rows if row["backend"].startswith("tensorrt") and row.get("latency_ms")}
+    known = ("fp16", "int8", "fp32", "fp16-compiled")
     shown = [{**row, "outcome": row.get("gate") or row["error"]} for row in rows
-             if place(row) in there and row.get("variant", row["precision"]) in ("fp16", "int8", "fp32", "fp16-compiled")]
+             if place(row) in there and row.get("variant", row["precision"]) in known]
     return sorted(shown, key=place)
 
 
