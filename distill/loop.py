@@ -53,7 +53,7 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
     """
     device = train.device
     student = student.to(device).train()
-    optimizer = torch.optim.AdamW(_groups(student, config.weight_decay), lr=config.lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameter_groups(student, config.weight_decay), lr=config.lr, betas=(0.9, 0.98))
     total = config.epochs * (per_epoch := train.steps(config.batch))
     path = folder / "student.ckpt.safetensors"
     key = spec_digest({"seed": seed, "examples": train.ids, **asdict(config), **asdict(student.config),
@@ -67,7 +67,7 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
             losses = torch.zeros(2, device=device)
             for batch in train.batches(config.batch, seed, epoch, skip=step - epoch * per_epoch):
                 set_lr(optimizer, config.lr, step, total, warm=max(1, total // 20))
-                losses += _step(student, forward, optimizer, batch["frames"], batch["generative"], config)
+                losses += train_step(student, forward, optimizer, batch["frames"], batch["generative"], config)
                 step += 1
                 progress.update(bar, completed=step)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -108,8 +108,10 @@ def standardise(features: Tensor, student: Student) -> Tensor:
     return (features.float() - student.target_mean.view(1, -1, 1, 1)) / student.target_std.view(1, -1, 1, 1)
 
 
-def _step(student: Student, forward, optimizer: torch.optim.Optimizer, frames: Tensor, raw: Tensor,
-          config: StudentTraining) -> Tensor:
+def train_step(student: Student, forward, optimizer: torch.optim.Optimizer, frames: Tensor, raw: Tensor,
+               config: StudentTraining) -> Tensor:
+    """One optimiser step on frames [B,3,224,224] uint8 and the teacher's features [B,D,14,14], raw; `forward` is the
+    student or its compiled self. Returns the token and the relation loss, [2]."""
     target = standardise(raw, student)
     with torch.autocast(frames.device.type, torch.bfloat16, enabled=frames.device.type == "cuda"):
         out = forward(frames.float() / 255)
@@ -121,8 +123,8 @@ def _step(student: Student, forward, optimizer: torch.optim.Optimizer, frames: T
     return torch.stack([token.detach(), relation.detach()])
 
 
-def _groups(student: Student, weight_decay: float) -> list[dict]:
-    # norms, biases and positions are not decayed (arXiv 2012.12877)
+def parameter_groups(student: Student, weight_decay: float) -> list[dict]:
+    """For the optimiser: norms, biases and positions are not decayed (arXiv 2012.12877)."""
     decayed = [p for p in student.parameters() if p.ndim > 1 and p is not student.positions]
     rest = [p for p in student.parameters() if p.ndim <= 1 or p is student.positions]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]

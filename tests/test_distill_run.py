@@ -62,7 +62,7 @@ def test_recovery_is_the_share_of_the_teachers_gain_where_there_is_one(monkeypat
 def test_a_finished_run_is_not_trained_again(config, monkeypatch):
     folder = run(config)
     before = load_file(folder / "student/student.safetensors")
-    monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(loop, "train_step", lambda *_: pytest.fail("trained again"))
     assert run(config) == folder
     assert all(torch.equal(v, before[k]) for k, v in load_file(folder / "student/student.safetensors").items())
 
@@ -70,7 +70,7 @@ def test_a_finished_run_is_not_trained_again(config, monkeypatch):
 def test_a_killed_run_resumes_to_the_same_student(config, monkeypatch):
     whole = load_student(run(config) / "student")
     other = replace(config, name="b")
-    true_step, calls = loop._step, []
+    true_step, calls = loop.train_step, []
 
     def killed(*args):
         calls.append(1)
@@ -78,7 +78,7 @@ def test_a_killed_run_resumes_to_the_same_student(config, monkeypatch):
             raise KeyboardInterrupt
         return true_step(*args)
 
-    monkeypatch.setattr(loop, "_step", killed)
+    monkeypatch.setattr(loop, "train_step", killed)
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         run(other)

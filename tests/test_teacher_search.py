@@ -143,7 +143,7 @@ def test_the_verb_writes_rows_picture_and_the_tap_that_auto_uses(tmp_path, monke
 
 
 def test_a_tap_file_that_is_none_is_named(tmp_path):
-    save_tap(Tap(), tmp_path / "tap.yaml")
+    save_tap(Tap(block=6, k=300), tmp_path / "tap.yaml")
     assert yaml.safe_load((tmp_path / "tap.yaml").read_text()) == {"block": 6, "k": 300, "frames": "image"}
     for text in ("block: 1", ": :", "[1, 2]"):
         (tmp_path / "tap.yaml").write_text(text)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from distill.config import StudentTraining, load_config
-from distill.loop import _groups, _step, build_student, train_student
+from distill.loop import build_student, parameter_groups, train_step, train_student
 from records.environment import environment
 from records.files import write_json
 from scenes.clip import Source
@@ -131,10 +131,10 @@ def _seconds_a_step(config: StudentTraining, frames: Tensor, features: Tensor, s
     dim = features.shape[1]
     student = build_student(config, "", torch.zeros(dim), torch.ones(dim), 0).to(frames.device).train()
     forward = torch.compile(student) if frames.is_cuda else student
-    optimizer = torch.optim.AdamW(_groups(student, config.weight_decay), lr=0.0)
+    optimizer = torch.optim.AdamW(parameter_groups(student, config.weight_decay), lr=0.0)
     began = time.time()
     for step in range(steps + 1):
-        loss = _step(student, forward, optimizer, frames, features, config)
+        loss = train_step(student, forward, optimizer, frames, features, config)
         if step == 0:
             loss.sum().item()
             began = time.time()
