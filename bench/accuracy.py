@@ -13,6 +13,7 @@ from bench.layers import layer_rows
 from bench.matches import match_rows
 from bench.strips import draw_strips
 from bench.voices import speak, stream_of
+from distill.config import load_config
 from distill.loop import fidelity
 from distill.run import Run, open_run, score_student
 from records.files import sha256
@@ -46,15 +47,15 @@ def accuracy(folder: Path, also: Sequence[Path] = ()) -> list[Row]:
     bench.intervals. also: runs like this one with other seeds, whose `accuracy` rows are added, exported files and all.
     Raises ValueError if a run is unfinished, or one of `also` is not like this one.
     """
+    for other in also:  # before minutes of scoring
+        _check_alike(folder, other)
     one = _open(folder)
     run, test, files = one.run, one.test, one.files
     if run.labelled:
         scored = [row for row in one.rows if row["seed"] == one.seed]
         add_intervals(scored, _per_clip(run, one.student, files, test, one.seed), test.ids)
     for other in also:
-        more = _open(other)
-        _check_alike(folder, run, other, more.run)
-        one.rows += more.rows
+        one.rows += _open(other).rows
     names = [file.features for file in files]
     rows = one.rows + draw_strips(run, one.student, test, names) + match_rows(run, test, names) + layer_rows(files)
     return rows + [verdict for file in files if (verdict := _verdict(file))] + one.missing
@@ -82,11 +83,12 @@ def _open(folder: Path) -> _Opened:
     return _Opened(run, seed, student, files, missing, test, rows)
 
 
-def _check_alike(folder: Path, run: Run, other: Path, more: Run) -> None:
-    one, two = ({k: v for k, v in asdict(r.config).items() if k not in ("seeds", "name", "runs")} for r in (run, more))
-    if one != two:
+def _check_alike(folder: Path, other: Path) -> None:
+    one, two = (load_config(path / "config.yaml") for path in (_finished(folder), _finished(other)))
+    facts = [{k: v for k, v in asdict(c).items() if k not in ("seeds", "name", "runs")} for c in (one, two)]
+    if facts[0] != facts[1]:
         raise ValueError(f"--also {other}: its configuration differs from {folder}'s in more than the seeds")
-    if shared := set(run.config.seeds) & set(more.config.seeds):
+    if shared := set(one.seeds) & set(two.seeds):
         raise ValueError(f"--also {other}: seed {min(shared)} is also in {folder}, and would be counted twice")
 
 
@@ -98,13 +100,17 @@ def _verdict(file: Artefact) -> Row | None:
 
 
 def _recorded(folder: Path) -> list[Row]:
+    return json.loads((_finished(folder) / "accuracy.json").read_text())
+
+
+def _finished(folder: Path) -> Path:
     path = folder / "accuracy.json"
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder}: no run here (no config.yaml); make one with: vega3d distill run")
     if not path.is_file():
         raise ValueError(f"{path}: not there, so the run is unfinished; finish it with: vega3d distill run "
                          f"--name {folder.resolve().name}")
-    return json.loads(path.read_text())
+    return folder
 
 
 def _scored(run: Run, student: Student, test: Examples, file: Artefact, seed: int,

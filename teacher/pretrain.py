@@ -5,7 +5,7 @@ On several GPUs: accelerate launch --num_processes N -m vega3d teacher pretrain 
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -104,9 +104,13 @@ def history(config: PretrainConfig) -> dict:
     if not before or not before.is_file():
         return asdict(config)
     rows = [json.loads(line) for line in (before.parent / "metrics.jsonl").read_text().splitlines()]
-    done = {f"{stage}_steps": max((r["step"] for r in rows if r["stage"] == stage and "step" in r), default=0)
-            for stage in ("vae", "flow")}
+    done = {f"{stage}_steps": steps_done(rows, stage) for stage in ("vae", "flow")}
     return asdict(config) | {"before": json.loads(before.read_text()) | done}
+
+
+def steps_done(rows: Sequence[dict], stage: str) -> int:
+    """How far metrics.jsonl's rows say a stage came; 0 if it was left as it is."""
+    return max((row["step"] for row in rows if row["stage"] == stage and "step" in row), default=0)
 
 
 def train_vae(run: Pretraining, frames: Tensor, test: Tensor) -> AutoencoderKLWan:

@@ -12,7 +12,7 @@ from records.files import beside
 from scenes.clip import Source
 from teacher.autoencoder import to_pixels
 from teacher.flow import sample
-from teacher.pretrain import PretrainConfig
+from teacher.pretrain import PretrainConfig, steps_done
 
 ROWS = 4
 
@@ -44,10 +44,8 @@ def write_card(folder: Path, config: PretrainConfig) -> None:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     psnr = next(r for r in reversed(rows) if "psnr_db_mean" in r)
     about = json.loads((folder / "pretrain.json").read_text())
-    trained, earlier = {}, {}
-    for stage in ("vae", "flow"):
-        trained[stage] = max((r["step"] for r in rows if r["stage"] == stage and "step" in r), default=0)
-        earlier[stage] = _steps(about.get("before"), stage)
+    earlier = {stage: _total(about.get("before"), f"{stage}_steps") for stage in ("vae", "flow")}
+    steps = {stage: done + steps_done(rows, stage) for stage, done in earlier.items()}
     loss = next(r["loss"] for r in reversed(rows) if r["stage"] == "flow" and "loss" in r)
     went_on = (f".\n- Of these steps {earlier['vae']} and {earlier['flow']} were made in an earlier sitting, on other "
                "clips: `before` in pretrain.json") if about.get("before") else ""
@@ -56,13 +54,14 @@ def write_card(folder: Path, config: PretrainConfig) -> None:
 A video generator small enough to ship: Wan2.1's own diffusers classes (`AutoencoderKLWan`, `WanTransformer3DModel`) in
 a small size, trained from nothing on rendered rooms. It exists to be tapped for geometry, not to make films.
 
-- VAE: 2.5 M parameters, 8x space, 4x time, 16 channels; {trained['vae'] + earlier['vae']} steps of
+- VAE: 2.5 M parameters, 8x space, 4x time, 16 channels; {steps['vae']} steps of
   {config.vae_batch} crops of {config.vae_crop} px x {config.frames} frames; **{psnr['psnr_db_mean']:.1f} dB** PSNR
   (spread over clips {psnr['psnr_db_std']:.1f}) on {psnr['clips']} clips of unseen rooms and furniture at 224 px.
 - Transformer: 10 blocks of width 256, patch (1,2,2), 14x14 tokens a latent frame; flow matching,
-  {trained['flow'] + earlier['flow']} steps of {config.flow_batch} clips of {config.frames} frames alternating with
+  {steps['flow']} steps of {config.flow_batch} clips of {config.frames} frames alternating with
   single frames; last loss {loss:.4f}{went_on}.
-- Data: {_clips(about)} clips rendered by `scenes/` from the training split of the furniture; nothing photographed.
+- Data: {_total(about, 'clips')} clips rendered by `scenes/` from the training split of the furniture; nothing
+  photographed.
 - Made by `vega3d teacher pretrain` (settings: pretrain.json, curves: metrics.jsonl), bfloat16 safetensors.
 - samples.png: held-out clips, each with its reconstruction below; then generated clips, not selected.
 - Text: knows one prompt, the empty one (prompt.safetensors).
@@ -71,12 +70,9 @@ a small size, trained from nothing on rendered rooms. It exists to be tapped for
 """)
 
 
-def _clips(config: dict | None) -> int:
-    return config["clips"] + _clips(config.get("before")) if config else 0
-
-
-def _steps(config: dict | None, stage: str) -> int:
-    return config[f"{stage}_steps"] + _steps(config.get("before"), stage) if config else 0
+def _total(config: dict | None, field: str) -> int:
+    """Over a generator and those it went on from."""
+    return config[field] + _total(config.get("before"), field) if config else 0
 
 
 def _strip(clip: Tensor) -> np.ndarray:
