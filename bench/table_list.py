@@ -4,14 +4,17 @@ from dataclasses import dataclass
 
 from bench.columns import Column, over_seeds
 from bench.intervals import METRICS
+from bench.question_tables import CONTROLLED, FUSED, SCORED, TYPED, controlled, fused, scored, typed
 from bench.verdicts import gain_is_real
 from records.results import Row
 
 
 @dataclass(frozen=True)
 class Table:
+    """file: the result file it is made from, for one that is not named as the table is."""
     columns: tuple[Column, ...]
     rows: Callable[[list[Row]], list[Row]] = list
+    file: str = ""
 
 
 def plain_table(fields: Sequence[str]) -> Table:
@@ -159,4 +162,7 @@ TABLES = {"nano_probe": _NANO_PROBE, "rooms_accuracy": _ROOMS_ACCURACY, "latency
           "int8_cpu": _INT8_CPU, "latency_h200": _LATENCY_H200, "timer_h200": _TIMER, "timer_cpu": _TIMER,
           "rendering_h200": _RENDERING, "compare_trials": _TRIALS, "int8_tools": _INT8_TOOLS,
           "crosscheck_cpu": _CROSSCHECK, "infer_core": _INFER_CORE, "tap_search": _TAP_SEARCH,
-          "rooms_census": _CENSUS, "language_7b": _LANGUAGE_7B, "trt_h200": _TRT_H200}
+          "rooms_census": _CENSUS, "language_7b": _LANGUAGE_7B, "trt_h200": _TRT_H200,
+          "rooms_questions": Table(SCORED, scored), "fusion_ablation": Table(FUSED, fused),
+          "rooms_questions_controls": Table(CONTROLLED, controlled, "rooms_questions"),
+          "rooms_questions_types": Table(TYPED, typed, "rooms_questions")}

@@ -1,7 +1,8 @@
 """The result tables of README and docs, generated from the committed result files: no number without a file.
 
-A table stands between <!-- results:NAME --> and <!-- /results:NAME --> and comes from bench/results/NAME.json. Its
-columns are those of bench.table_list; or fields named in the marker: <!-- results:NAME model precision latency_ms -->.
+A table stands between <!-- results:NAME --> and <!-- /results:NAME --> and comes from bench/results/NAME.json, or from
+the file that it names in bench.table_list. Its columns are those given there; or fields named in the marker:
+<!-- results:NAME model precision latency_ms -->.
 """
 import re
 from collections.abc import Sequence
@@ -37,11 +38,12 @@ def table(name: str, folder: Path, fields: Sequence[str] = ()) -> str:
     if name not in TABLES and not fields:
         raise ValueError(f"results:{name}: no such table; there are: {', '.join(TABLES)}; or name the fields: "
                          f"<!-- results:{name} FIELD FIELD -->")
-    results = load(folder / f"{name}.json")
     asked = plain_table(fields) if fields else TABLES[name]
+    results = load(folder / f"{asked.file or name}.json")
     rows = asked.rows(results.rows)
-    if fields and not rows:
-        raise ValueError(f"results:{name}: no row has all of: {', '.join(fields)}")
+    if not rows:
+        missing = f"no row has all of: {', '.join(fields)}" if fields else f"{results.name}.json has no row for it"
+        raise ValueError(f"results:{name}: {missing}")
     columns = [column for column in asked.columns if any(row.get(column.field) is not None for row in rows)]
     head = [column.header for column in columns]
     rule = ["---:" if column.numeric else "---" for column in columns]

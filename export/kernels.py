@@ -44,7 +44,7 @@ def inspect(trt: ModuleType, engine: Any, quantised: list[str]) -> tuple[Kernels
     """
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     try:
-        told = json.loads(text)
+        told = json.loads(text, strict=False)  # TensorRT 8.6 leaves control characters in names
     except ValueError:
         told = {"Layers": text.splitlines()}  # a good engine is not lost over a report
     return kernels(told, quantised), told

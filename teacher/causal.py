@@ -13,6 +13,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, 
 from torch import Tensor, nn
 
 ALIGNED = 8  # channels: tensor cores read bf16 in groups of eight
+NEIGHBOURHOOD = 32  # numbers a place of the first convolution: 3 channels times 3x3, and five zeros
 
 
 class FrameEncoder(nn.Module):
@@ -35,6 +36,28 @@ class FrameEncoder(nn.Module):
             x = patchify(x, self.patch)
         z = self.quantise(self.encoder(x))[:, :self.z_dim, 0].float()                     # the rest is the variance
         return (z - self.mean) / self.std
+
+
+class FirstConv(nn.Module):
+    """[N,C,1,H,W] -> [N,C',1,H,W]: a 3x3 `FrameConv` of so few channels that each place's whole neighbourhood fits in
+    one group of 32: a product over it, where no convolution kernel fills its groups."""
+
+    def __init__(self, conv: WanCausalConv3d):
+        super().__init__()
+        weight = conv.weight.data[:, :, -1].flatten(1)                                 # [C',C*3*3]
+        self.spare = NEIGHBOURHOOD - weight.shape[1]
+        self.weight = nn.Parameter(F.pad(weight, (0, self.spare)), requires_grad=False)
+        self.bias = nn.Parameter(conv.bias.data, requires_grad=False)  # type: ignore[union-attr]
+
+    @staticmethod
+    def fits(conv: WanCausalConv3d) -> bool:
+        shape = conv.kernel_size[1:], conv.stride[1:], (conv._padding[2], conv._padding[0])
+        return shape == ((3, 3), (1, 1), (1, 1)) and conv.in_channels * 9 <= NEIGHBOURHOOD
+
+    def forward(self, x: Tensor) -> Tensor:
+        near = F.pad(x.squeeze(2), (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1)       # [N,C,H,W,3,3], a view
+        near = F.pad(near.permute(0, 2, 3, 1, 4, 5).flatten(3), (0, self.spare))       # [N,H,W,32]
+        return F.linear(near, self.weight, self.bias).permute(0, 3, 1, 2).unsqueeze(2)
 
 
 class FrameConv(nn.Conv2d):
@@ -102,7 +125,7 @@ def _flat(module: nn.Module) -> nn.Module:
         module.nonlinearity = nn.Identity()
     for name, child in module.named_children():
         if isinstance(child, WanCausalConv3d):
-            setattr(module, name, FrameConv(child))
+            setattr(module, name, FirstConv(child) if FirstConv.fits(child) else FrameConv(child))
         elif isinstance(child, WanRMS_norm):
             setattr(module, name, FrameNorm(child, active))
         elif isinstance(child, WanAttentionBlock):

@@ -79,7 +79,9 @@ class Patches(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         patches = F.pixel_unshuffle(z.transpose(1, 2), self.size)                             # [N,F,C*p*p,h,w]
-        return F.linear(patches.movedim(2, -1), self.weight, self.bias).movedim(-1, 1)
+        tokens = patches.movedim(2, -1)                                                       # [N,F,h,w,C*p*p]
+        rows = F.linear(tokens.flatten(0, 3), self.weight, self.bias)     # of a matrix alone it adds the bias by itself
+        return rows.unflatten(0, tokens.shape[:4]).movedim(-1, 1)
 
 
 class SelfAttention:

@@ -30,15 +30,17 @@ def draw_gates(clips: Sequence[Clip], gates: np.ndarray, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.colors import TwoSlopeNorm
 
     figure, axes = plt.subplots(2, len(clips), figsize=(2.4 * len(clips), 5.2), squeeze=False, constrained_layout=True)
-    middle, reach = float(gates.mean()), max(float(np.abs(gates - gates.mean()).max()), 1e-3)
+    middle = float(gates.mean())
+    scale = TwoSlopeNorm(middle, min(float(gates.min()), middle - 1e-3), max(float(gates.max()), middle + 1e-3))
     for column, (clip, gate) in zip(axes.T, zip(clips, gates, strict=True), strict=True):
         frame = clip.frames[0].transpose(1, 2, 0)
         column[0].imshow(frame)
         column[1].imshow(frame.mean(2), cmap="gray", extent=(0, 14, 14, 0))
-        shown = column[1].imshow(gate[0].astype(float), cmap="coolwarm", vmin=middle - reach, vmax=middle + reach,
-                                 alpha=0.65, extent=(0, 14, 14, 0))
+        shown = column[1].imshow(gate[0].astype(float), cmap="coolwarm", norm=scale, alpha=0.65,
+                                 extent=(0, 14, 14, 0))
         for axis in column:
             axis.axis("off")
     figure.colorbar(shown, ax=axes[1].tolist(), location="bottom", shrink=0.5, label="gate: semantic share")

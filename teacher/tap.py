@@ -12,7 +12,7 @@ from teacher.geometry import PAPER_SIZES
 @dataclass(frozen=True)
 class Tap:
     """Where and how the generator is read. The defaults are what the shipped student was distilled at."""
-    block: int = 6                                # 0-based
+    block: int = 5                                # 0-based
     k: int = 500                                  # noise level, 0 (clean) .. 1000 (pure noise); t = k/1000
     frames: Literal["image", "video"] = "image"   # each frame its own one-frame video, or the clip together
     seeds: int = 4                                # noise draws that are averaged

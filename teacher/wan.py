@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from teacher.backbones import GRID
 from teacher.causal import FrameEncoder
@@ -22,6 +22,7 @@ from teacher.geometry import paper, registered
 from teacher.noise import NoiseBank
 from teacher.prompt import Prompt, fix_prompt
 from teacher.tap import Tap, paper_time, spec_digest
+from teacher.wan_pool import PooledBlock, average, in_place_of
 
 __all__ = ["NANO", "Tap", "VAELatents", "WanTower", "generator_folder", "load_wan", "normalise", "paper_time",
            "spec_digest"]
@@ -49,8 +50,9 @@ class WanTower:
         fuse(self.transformer)
         self.prompt, self.tap = prompt, tap
         self.chunk: int | None = None
-        self.compiled = False
+        self.compiled, self._backend = False, "inductor"
         self._noise = NoiseBank()
+        self._pooled: dict[tuple[int, int, int], nn.Module] = {}    # by block and the token grid's sides
         self._text = fix_prompt(transformer, prompt)                # [1,1,text_dim]
         self.dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         self.spec = {"tower": "wan", "weights": digest, "dim": self.dim, "grid": GRID, **tap.spec(self._dtype)}
@@ -59,6 +61,7 @@ class WanTower:
         self.vae.to(device)
         self.encoder.to(device)
         self.transformer.to(device)
+        self._pooled.clear()
         self.prompt = self.prompt.to(device)
         self._text = fix_prompt(self.transformer, self.prompt)
         if torch.device(device).type == "cuda" and self._dtype == torch.bfloat16 and not self.compiled:
@@ -69,7 +72,8 @@ class WanTower:
         """Compiles the one-frame encoder as a whole and the blocks by their one code, at their first calls."""
         compile_forward(self.encoder, backend)
         compile_blocks(self.transformer, backend)
-        self.compiled = True
+        self._pooled.clear()
+        self.compiled, self._backend = True, backend
 
     def features(self, frames: Tensor) -> Tensor:
         """[B,T,3,H,W] in [0,1] -> [B,T,D,14,14] at the tap."""
@@ -143,13 +147,30 @@ class WanTower:
         inputs = {"hidden_states": ((1 - sigma) * z + sigma * noise).to(self._dtype),
                   "timestep": torch.full((1,), timestep, device=z.device),           # one for all, as is the text
                   "encoder_hidden_states": self._text.to(self._dtype), **self._control(z)}
-        with fast_kernels(self.compiled and z.is_cuda):
-            taken = outputs(self.transformer, blocks, inputs)                        # L of [N,F*h*w,D]
         f, h, w = z.shape[2], z.shape[3] // 2, z.shape[4] // 2      # patch (1,2,2)
-        grid = torch.stack(taken).unflatten(2, (f, h, w)).permute(0, 1, 2, 5, 3, 4)  # [L,N,F,D,h,w]
-        if (h, w) == (GRID, GRID):
-            return grid
-        return F.adaptive_avg_pool2d(grid.flatten(0, 2).float(), (GRID, GRID)).unflatten(0, grid.shape[:3])
+        last = max(blocks)
+        pooled = self._pools(h, w)
+        block = self._pooled_block(last, h, w) if pooled else self.transformer.blocks[last]
+        with fast_kernels(self.compiled and z.is_cuda), in_place_of(self.transformer.blocks, last, block):
+            taken = outputs(self.transformer, blocks, inputs)                        # L of [N,F*h*w,D]
+        if (h, w) != (GRID, GRID):
+            taken = [tokens if pooled and i == last else average(tokens.reshape(-1, h * w, self.dim), h, w)
+                     for i, tokens in zip(blocks, taken, strict=True)]
+        grid = torch.stack(taken).reshape(len(taken), len(z), f, GRID, GRID, self.dim)
+        return grid.permute(0, 1, 2, 5, 3, 4)                                        # [L,N,F,D,14,14]
+
+    @staticmethod
+    def _pools(high: int, wide: int) -> bool:
+        """Whether the last block's product has fewer rows after the average than before."""
+        return high * wide > GRID * GRID
+
+    def _pooled_block(self, i: int, high: int, wide: int) -> nn.Module:
+        key = i, high, wide
+        if key not in self._pooled:
+            self._pooled[key] = PooledBlock(self.transformer.blocks[i], high, wide)
+            if self.compiled:
+                compile_forward(self._pooled[key], self._backend)
+        return self._pooled[key]
 
     def _control(self, z: Tensor) -> dict[str, Tensor]:
         """VACE also reads what to do where: grey where nothing may change, the clean frames where all may, and a mask

@@ -227,6 +227,15 @@ def test_a_layer_is_found_by_its_whole_name_among_those_fused_with_it():
     assert found.engine_layers == 2 and "no fused attention kernel seen" in str(found)
 
 
+def test_an_inspector_that_leaves_control_characters_in_its_json_is_read():
+    text = '{"Layers": [{"Name": "[ONNX Layer: blocks.1.fc1/MatMul]\x1e[ONNX Layer: x]", "Inputs": []}]}'  # as 8.6 does
+    inspector = SimpleNamespace(get_engine_information=lambda _: text)
+    trt_like = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON=1))
+    found, told = kernels.inspect(trt_like, SimpleNamespace(create_engine_inspector=lambda: inspector),
+                                  ["blocks.1.fc1/MatMul"])
+    assert told["Layers"][0]["Name"].endswith("x]") and found.other == ("blocks.1.fc1/MatMul",)
+
+
 def test_version_10_3_warns_before_it_builds(orin):
     _, place = orin
     said: list[str] = []

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-from teacher.causal import FrameConv, FrameEncoder
+from teacher.causal import FirstConv, FrameConv, FrameEncoder
 from teacher.early import outputs
 from teacher.fused import compile_blocks, compile_forward, fast_kernels, fuse, rotate
 from teacher.noise import NoiseBank
@@ -50,6 +50,8 @@ def test_the_frame_encoder_is_the_3d_encoder_of_one_frame(tiny_wan, tmp_path, fi
     with torch.inference_mode():
         wanted = normalise(vae.encode((frames * 2 - 1).unsqueeze(2)).latent_dist.mode(), vae).squeeze(2)
         torch.testing.assert_close(encoder(frames), wanted, rtol=1e-4, atol=1e-5)
+    first = encoder.encoder.conv_in
+    assert isinstance(first, FrameConv if five_b else FirstConv) and first.weight[0].numel() % 8 == 0
     flat = [m for m in encoder.modules() if isinstance(m, FrameConv)]
     assert len(flat) > 10 and all(m.weight.shape[1] % 8 == 0 for m in flat)
     assert all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in flat)

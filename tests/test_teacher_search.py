@@ -1,5 +1,6 @@
 """The search for a tap: ranks that follow the evidence, intervals that cover it, and a search that survives a kill."""
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,3 +150,9 @@ def test_a_tap_file_that_is_none_is_named(tmp_path):
         (tmp_path / "tap.yaml").write_text(text)
         with pytest.raises(ValueError, match=r"tap\.yaml: not a chosen tap"):
             chosen_tap(str(tmp_path), Tap())
+
+
+def test_the_shipped_default_is_what_the_committed_search_put_first():
+    best = json.loads((Path(__file__).parents[1] / "bench/results/tap_search.json").read_text())["rows"][0]
+    assert (best["rank"], best["block"], best["t"], best["mode"]) == (1, Tap().block, Tap().k / 1000, Tap().frames)
+    assert chosen_tap("wan-nano", Tap()) == Tap()

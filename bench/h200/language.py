@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from language_slots import Slots
 from language_streams import fill_streams, load_stream
-from language_tables import DROPPED_IN, SPLITS, VARIANT, gate_table, guesses, piles_of, say, table
+from language_tables import DROPPED_IN, SPLITS, VARIANT, gate_table, guesses, note_run, piles_of, say, table
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -106,6 +106,7 @@ def _read(job: tuple[str, str, tuple[str, ...]]) -> tuple[Room, np.ndarray]:
 
 def train(args: argparse.Namespace, folder: Path) -> None:
     until = time.monotonic() + args.seconds - 15  # the table takes a while
+    note_run(folder)
     if not (folder / "guesses.json").is_file():
         prepare(args, folder)
     fill_streams(args, folder)
@@ -124,7 +125,7 @@ def train(args: argparse.Namespace, folder: Path) -> None:
             written[0] = time.monotonic()
 
     try:
-        steps, exam = _plan(slots, side, len(jobs), until, args.measuring)
+        steps, exam = _plan(slots, side, len(jobs), until, args.measuring, len(_dropped_in(folder)))
         steps = args.steps or _earlier(folder, args.positions) or steps
         say(f"{steps} steps each, {until - time.monotonic():.0f} s left")
         slots.run(_job, [(*job, steps, until - max(5.0, 1.5 * exam)) for job in jobs], until, write)
@@ -132,8 +133,9 @@ def train(args: argparse.Namespace, folder: Path) -> None:
         slots.close()
 
 
-def _plan(slots: Slots, side: int, jobs: int, until: float, most: float) -> tuple[int, float]:
-    """(steps for each job, seconds of an exam), from how long both take with everyone at work."""
+def _plan(slots: Slots, side: int, jobs: int, until: float, most: float, more: int) -> tuple[int, float]:
+    """(steps for each job, seconds of an exam), from how long both take with everyone at work; the last job may have
+    so many exams more."""
     begin = time.monotonic()
     built, steps, exams = (slots.everywhere(f, begin + most) for f in (_measure_start, _measure_steps, _measure_exam))
     if not built or not steps or not exams:
@@ -141,7 +143,14 @@ def _plan(slots: Slots, side: int, jobs: int, until: float, most: float) -> tupl
         return UNMEASURED, 10.0
     rounds, fixed = -(-jobs // side), max(built) + max(exams)
     say(f"a step takes {max(steps):.3f} s, a job's start {max(built):.1f} s, exam {max(exams):.1f} s, {rounds} rounds")
-    return max(20, int(((until - time.monotonic()) * MARGIN / rounds - fixed) / max(steps))), max(exams)
+    left = (until - time.monotonic()) * MARGIN - more * max(exams)
+    return max(20, int((left / rounds - fixed) / max(steps))), max(exams)
+
+
+def _dropped_in(folder: Path) -> list[str]:
+    """Students that take the generator's place in the teacher it trained."""
+    end = "_test.safetensors"
+    return sorted(p.name.removesuffix(end) for p in folder.glob(f"{DROPPED_IN}*{end}"))
 
 
 def _earlier(folder: Path, positions: list[str]) -> int:
@@ -228,9 +237,8 @@ def _job(features: str, position: PositionMode, seed: int, steps: int, stop: flo
     curve = fit(model, lessons, config, stop=stop, quiet=True)
     trained = time.monotonic() - begin
     folder = _here["folder"]
-    end = "_test.safetensors"
-    dropped = sorted(p.name.removesuffix(end) for p in folder.glob(f"{DROPPED_IN}*{end}"))
-    for name in (*(dropped if features == "generator" else ()), features):  # the trained row last: then the job is done
+    others = _dropped_in(folder) if features == "generator" else []
+    for name in (*others, features):  # the trained row last: then the job is done
         lessons = _with(name, "test")
         scores = _exam(model, config, lessons)
         gate = _gate(model, lessons)

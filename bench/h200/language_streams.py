@@ -1,6 +1,7 @@
 """Where language.py's second streams come from: the stores of semantic encoder, generator and VAE, and students."""
 import argparse
 import json
+import os
 import traceback
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from teacher.features import FeatureStore, fill
 from teacher.lessons import load_rooms, stack
 from teacher.semantic import SemanticEncoder
 from teacher.wan import Tap, VAELatents, load_wan
+
+THREADS = min(16, len(os.sched_getaffinity(0)))  # of an exported file
 
 
 def fill_streams(args: argparse.Namespace, folder: Path) -> None:
@@ -45,8 +48,6 @@ def fill_streams(args: argparse.Namespace, folder: Path) -> None:
                     save_file({name: stack(store, rooms)}, scratch)
             except Exception:
                 say(f"{name}: no features:\n{traceback.format_exc()}")
-
-
     if args.student is not None:
         try:
             _student(args, folder, source, device)
@@ -61,7 +62,7 @@ def _student(args: argparse.Namespace, folder: Path, source: ClipFolder, device:
     files = dict(one.split("=", 1) for one in args.onnx)
     speakers: dict[str, Any] = {f"{DROPPED_IN}_fp32": lambda x: student(x.to(device)).float()}
     for name, file in files.items():
-        session = OnnxModel(Path(file), optimise=name.endswith("cpu"))
+        session = OnnxModel(Path(file), optimise=name.endswith("cpu"), threads=THREADS)
         speakers[name] = lambda x, session=session: torch.from_numpy(session(x.numpy())).float().to(device)
     for name, speak in speakers.items():
         for split in SPLITS if name not in files else ("test",):

@@ -49,8 +49,7 @@ def _write(args: argparse.Namespace, name: str, jobs: list[dict], rows: list[Row
         rows += [{"kind": "score", **about, "task": task, "metric": metric, "value": float(np.mean([*pile.values()])),
                   "questions": len(pile)} for (task, metric), pile in piles.items()]
     rows += _differences(jobs)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    _save(name, rows, args.work, {"settings": settings})
+    _save(name, rows, args.work)
     write_json({f"{j['features']}-{j['position']}-{j['seed']}": j["scores"] for j in jobs},
                args.work / f"{name}_each.json")
     say(f"{len(jobs)} trainings, {len(rows)} rows: {args.work / name}.json")
@@ -73,8 +72,8 @@ def piles_of(scores: list[list]) -> dict[tuple[str, str], dict[tuple[str, int], 
 
 def _differences(jobs: list[dict]) -> list[Row]:
     """Generator minus each other row, and each row minus semantic only: the mean over questions and the seeds that both
-    have at the same number of steps, with the 95 % interval of a bootstrap over rooms; and the recovery of what stands
-    in for the generator."""
+    have at the same number of steps, with the 95 % interval of a bootstrap over rooms and seeds; and the recovery of
+    what stands in for the generator."""
     rows: list[Row] = []
     by = {(j["features"], j["position"], j["seed"]): piles_of(j["scores"]) for j in jobs}
     steps = {(j["features"], j["position"], j["seed"]): j["steps"] for j in jobs}
@@ -83,25 +82,26 @@ def _differences(jobs: list[dict]) -> list[Row]:
         for task, metric in (("vsi_numeric", "mra"), ("ground", "acc@0.25"), ("ground", "acc@0.5")):
             found = {}
             for a, b in _pairs(names):
-                piles = [(by[a, p, s].get((task, metric)), by[b, p, s].get((task, metric)))
-                         for f, p, s in by if (f, p) == (a, position) and (b, p, s) in by
-                         and abs(steps[a, p, s] / steps[b, p, s] - 1) <= MATCHED]
-                pairs = [(x, y) for x, y in piles if x and y and x.keys() == y.keys()]
+                both = [(s, by[a, p, s].get((task, metric)), by[b, p, s].get((task, metric)))
+                        for f, p, s in by if (f, p) == (a, position) and (b, p, s) in by
+                        and abs(steps[a, p, s] / steps[b, p, s] - 1) <= MATCHED]
+                pairs = {s: (x, y) for s, x, y in both if x and y and x.keys() == y.keys()}
                 if not pairs:
                     continue
-                keys = list(pairs[0][0])
-                delta = np.mean([[x[k] - y[k] for k in keys] for x, y in pairs], 0)
-                found[a, b] = delta
+                keys = list(next(iter(pairs.values()))[0])
+                delta = np.array([[x[k] - y[k] for k in keys] for x, y in pairs.values()])        # [seeds,questions]
+                found[a, b] = pairs.keys(), delta
                 # questions of a room are drawn together: the clip's own number is cut off
                 drawn = Rooms([clip for clip, _ in keys])
-                mean, low, high = drawn.difference(delta, np.zeros_like(delta))
+                low, high = interval(_resampled(drawn, delta)) if drawn.count > 1 else (-np.inf, np.inf)
                 about = {"position": position, "task": task, "metric": metric, "seeds": len(pairs),
                          "questions": len(keys)}
-                each = [np.mean([x[k] - y[k] for k in keys]) for x, y in pairs]
-                rows.append({"kind": "difference", "features": a, "minus": b, **about, "value": mean, "low": low,
-                             "high": high, "lowest_seed": float(min(each)), "highest_seed": float(max(each))})
-                gain = found.get(("generator", "semantic_only"))
-                if a.startswith(DROPPED_IN) and gain is not None and len(gain) == len(delta):
+                each = delta.mean(1)
+                rows.append({"kind": "difference", "features": a, "minus": b, **about, "value": float(delta.mean()),
+                             "low": low, "high": high, "lowest_seed": float(each.min()),
+                             "highest_seed": float(each.max())})
+                seeds, gain = found.get(("generator", "semantic_only"), ((), None))
+                if a.startswith(DROPPED_IN) and gain is not None and (seeds, gain.shape) == (pairs.keys(), delta.shape):
                     rows.append({"kind": "recovery", "features": a, **about, **_recovery(drawn, delta, gain)})
     return rows
 
@@ -111,11 +111,20 @@ def _pairs(names: list[str]) -> list[tuple[str, str]]:
         (n, "semantic_only") for n in names if n not in ("generator", "semantic_only")]
 
 
+def _resampled(drawn: Rooms, delta: np.ndarray) -> np.ndarray:
+    """The mean of delta [seeds,questions] in every resample of rooms, and of the trainings' seeds, [R]. Without the
+    latter a training that happened to learn nothing would look like a certain loss."""
+    seeds = len(delta)
+    means = np.stack([drawn.means(each) for each in delta], 1)                                        # [R,seeds]
+    return (np.random.default_rng(1).multinomial(seeds, [1 / seeds] * seeds, len(means)) * means).sum(1) / seeds
+
+
 def _recovery(drawn: Rooms, delta: np.ndarray, gain: np.ndarray) -> Row:
-    """(student - semantic only) / (generator - semantic only); bounds only where that gain is surely not zero."""
-    _, low, high = drawn.difference(gain, np.zeros_like(gain))
-    sure = np.isfinite(low) and not low <= 0 <= high
-    bounds = interval(drawn.means(delta) / drawn.means(gain)) if sure else (None, None)
+    """(student - semantic only) / (generator - semantic only), both [seeds,questions]; bounds only where that gain is
+    surely not zero."""
+    gains = _resampled(drawn, gain)
+    low, high = interval(gains) if drawn.count > 1 else (-np.inf, np.inf)
+    bounds = (None, None) if low <= 0 <= high else interval(_resampled(drawn, delta) / gains)
     return {"value": float(delta.mean() / gain.mean()) if gain.mean() else None, "low": bounds[0], "high": bounds[1]}
 
 
@@ -156,12 +165,25 @@ def gate_table(args: argparse.Namespace, folder: Path) -> None:
         if features == "generator":
             draw_gates(clips[:: max(1, len(clips) // 6)][:6], gates[:: max(1, len(clips) // 6)][:6],
                        args.work / f"gate_{position}_{seed}.png")
-    _save("gate_by_class", rows, args.work, {})
+    _save("gate_by_class", rows, args.work)
 
 
-def _save(name: str, rows: list[Row], folder: Path, facts: dict) -> None:
-    results = measured(name, rows, {**environment(), **facts})
-    save(replace(results, command=" ".join(["bench/h200/language.py", *sys.argv[1:]])), folder / f"{name}.json")
+def note_run(folder: Path) -> None:
+    """Adds this command to WORK/language/runs.json: the table may be made later, and elsewhere."""
+    command = " ".join(["bench/h200/language.py", *sys.argv[1:]])
+    write_json([*_runs(folder), {"command": command, "env": environment()}], folder / "runs.json")
+
+
+def _runs(folder: Path) -> list[dict]:
+    file = folder / "runs.json"
+    return json.loads(file.read_text()) if file.is_file() else []
+
+
+def _save(name: str, rows: list[Row], work: Path) -> None:
+    """WORK/NAME.json, by the commands that trained (each once) and on their machine."""
+    runs = _runs(work / "language") or [{"command": " ".join(sys.argv), "env": environment()}]
+    commands = dict.fromkeys(str(run["command"]) for run in runs)
+    save(replace(measured(name, rows, runs[-1]["env"]), command="; ".join(commands)), work / f"{name}.json")
 
 
 def say(what: str) -> None:

@@ -73,7 +73,8 @@ class Profiler(trt.IProfiler):
 def layers(engine, runs=20):
     """[{name, type, tactic, inputs, ms}] of an engine, the slowest first."""
     inspector = engine.engine.create_engine_inspector()
-    told = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)).get("Layers", [])
+    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    told = json.loads(text, strict=False).get("Layers", [])  # 8.6 leaves control characters in names
     context = engine.engine.create_execution_context()
     for name, address in ((engine.engine.get_tensor_name(0), engine.device_in),
                           (engine.engine.get_tensor_name(1), engine.device_out)):

@@ -31,7 +31,7 @@ from torch import Tensor
 from records.environment import environment
 from records.results import Results, Row, save
 from scenes.clip import Clip, ClipFolder, save_clip
-from teacher import fused, wide_rows
+from teacher import causal, fused, wide_rows
 from teacher.features import FeatureStore, fill
 from teacher.geometry import paper
 from teacher.noise import NoiseBank
@@ -167,6 +167,7 @@ def time_released(s: Extraction, sizes: tuple[tuple[int, int], ...]) -> None:
         total = statistics.median(sum(lap) for lap in laps[WARM:])
         s.rows.append(_row("reference", height, width, s, vae, dit, total, 1.0))
         print(s.rows[-1], flush=True)
+        s.write()
 
 
 def reference_features(s: Extraction, kept: dict[str, Tensor], dtype: torch.dtype, count: int) -> None:
@@ -197,6 +198,7 @@ def time_ours(s: Extraction, tower: WanTower, size: tuple[int, int], note: str) 
     s.rows.append(_row("ours", height, width, s, vae, total - vae, total, reference / total)
                   | {"peak_gib": peak or None, "first_call_s": round(first, 1), "note": note})
     print(s.rows[-1], flush=True)
+    s.write()
 
 
 def timed(s: Extraction, call: Callable[[], object], repeats: int = REPEATS) -> float:
@@ -410,43 +412,75 @@ def time_first_that_runs(s: Extraction, sizes: tuple[tuple[int, int], ...]) -> t
     raise RuntimeError("no attempt at our path ran")
 
 
+def _without(s: Extraction, what: str, tower: WanTower, size: tuple[int, int]) -> None:
+    """A row beside the one that is shipped: the same without one choice."""
+    time_ours(s, tower, size, "")
+    row = s.rows.pop()
+    s.rows.append({"kind": f"without {what}", **{key: row[key] for key in (
+        "height", "width", "frames", "vae_ms", "dit_ms", "total_ms", "repeats")}})
+    print(s.rows[-1], flush=True)
+
+
+def pooling_last(s: Extraction, tower: WanTower, size: tuple[int, int]) -> None:
+    """Every token through the last block's last product; nothing is compiled anew but for towers of one block."""
+    tower._pools = lambda *_: False  # type: ignore[method-assign]
+    try:
+        _without(s, "pooling before the last product", tower, size)
+    finally:
+        del tower._pools
+
+
+def first_convolution_by_cudnn(s: Extraction, size: tuple[int, int]) -> None:
+    """The VAE's first convolution as a convolution, of 3 channels filled up to 8."""
+    fits, causal.FirstConv.fits = causal.FirstConv.fits, staticmethod(lambda _: False)  # type: ignore[assignment]
+    try:
+        _without(s, "the first convolution as a product", _anew(s, "cuDNN first"), size)
+    finally:
+        causal.FirstConv.fits = staticmethod(fits)  # type: ignore[assignment]
+        _as_shipped()
+
+
 def rows_in_loops(s: Extraction, size: tuple[int, int]) -> None:
-    """The same with the compiler's own loops over wide rows, beside the row that is shipped."""
+    """The compiler's own loops over wide rows."""
     shipped, wide_rows.WIDEST = wide_rows.WIDEST, 0
     try:
-        time_ours(s, _anew(s, "rows in loops"), size, "")
-        row = s.rows.pop()
-        s.rows.append({"kind": "without rows in registers", **{key: row[key] for key in (
-            "height", "width", "frames", "vae_ms", "dit_ms", "total_ms", "repeats")}})
+        _without(s, "rows in registers", _anew(s, "rows in loops"), size)
     finally:
         wide_rows.WIDEST = shipped
-        torch._dynamo.reset()
-        torch.compiler.config.cache_key_tag = ""
+        _as_shipped()
+
+
+def _as_shipped() -> None:
+    torch._dynamo.reset()
+    torch.compiler.config.cache_key_tag = ""
 
 
 def measure(s: Extraction) -> None:
     kept: dict[str, Tensor] = {}
-    main, last = s.shapes.sizes[:2], s.shapes.sizes[2]
+    small, wide, last = s.shapes.sizes
     spare = 0 if s.args.tiny else 1
     s.part("checkpoint", lambda: save_random(s))
-    s.part("reference", lambda: time_released(s, main))
+    s.part("reference", lambda: time_released(s, (wide, small)))
     _free()
+    tower, note = time_first_that_runs(s, (wide, small))
+    s.part("without pooling", lambda: pooling_last(s, tower, wide))
     s.part("reference features, bf16", lambda: reference_features(s, kept, torch.bfloat16, 8))
     _free()
     s.part("reference features, fp32", lambda: reference_features(s, kept, torch.float32, 4))
     _free()
-    tower, note = time_first_that_runs(s, main)
     s.part("equality, bf16", lambda: equality(s, tower, kept, torch.bfloat16, 8))
     s.part("equality, fp32", lambda: equality(s, open_ours(s, replace(TAP, precision="fp32")), kept, torch.float32, 4))
     _free()
     s.part("linearity", lambda: linearity(s, tower))
     s.part("busy", lambda: busy(s, tower), 40 * spare)
-    s.part("profile", lambda: profile(s, tower), 10 * spare)
     if note == "as shipped":
-        s.part("rows in loops", lambda: rows_in_loops(s, main[1]), 35 * spare)
+        s.part("first convolution by cuDNN", lambda: first_convolution_by_cudnn(s, wide), 35 * spare)
     s.part("reference, third size", lambda: time_released(s, (last,)), 75 * spare)
     _free()
     s.part("ours, third size", lambda: time_ours(s, tower, last, note), 40 * spare)
+    s.part("profile", lambda: profile(s, tower), 10 * spare)
+    if note == "as shipped":
+        s.part("rows in loops", lambda: rows_in_loops(s, wide), 35 * spare)
 
 
 if __name__ == "__main__":
