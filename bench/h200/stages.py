@@ -1,4 +1,4 @@
-"""The pieces that ship.sh runs side by side: stages.py rooms | features | probe, WORK folder, PACK [HALF | MODE].
+"""The pieces that ship.sh and questions.sh run side by side: stages.py STAGE WORK PACK [HALF | MODE].
 
 Afterwards, at home: stages.py grid WORK OUT writes OUT/nano_probe.json and .png from what both probes left.
 """
@@ -22,7 +22,7 @@ from teacher.backbones import Tower
 from teacher.features import FeatureStore, fill
 from teacher.grid import ProbeConfig, collect, controls, heat_map, open_tower, read_blocks
 from teacher.semantic import SemanticEncoder
-from teacher.wan import Tap, load_wan
+from teacher.wan import Tap, VAELatents, WanTower, load_wan
 
 GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PROBE_CLIPS = int(os.environ.get("PROBE_CLIPS", "100"))  # to fit the probes, and as many to score them
@@ -33,11 +33,24 @@ def rooms(work: Path, pack: Path) -> None:
     _fill(work, *_source(work, pack, render=True), SemanticEncoder().to(GPU))
 
 
+def render(work: Path, pack: Path) -> None:
+    """Renders the distillation's rooms."""
+    _source(work, pack, render=True)
+
+
+def semantic(work: Path, pack: Path, half: str) -> None:
+    """Fills the semantic store with every second clip: one process a GPU."""
+    _fill(work, *_source(work, pack, render=False), SemanticEncoder().to(GPU), int(half))
+
+
 def features(work: Path, pack: Path, half: str) -> None:
-    """Fills the generator's store with every second clip: one process a GPU."""
-    block, k = map(int, (work / "tap").read_text().split())
-    tower = load_wan(work / "wan-nano", Tap(block=block, k=k)).to(GPU)
-    _fill(work, *_source(work, pack, render=False), tower, int(half))
+    """Likewise the generator's."""
+    _fill(work, *_source(work, pack, render=False), _tower(work), int(half))
+
+
+def latents(work: Path, pack: Path, half: str) -> None:
+    """Likewise that of the VAE latents."""
+    _fill(work, *_source(work, pack, render=False), VAELatents(_tower(work)), int(half))
 
 
 def probe(work: Path, pack: Path, mode: Literal["image", "video"]) -> None:
@@ -93,6 +106,12 @@ def _source(work: Path, pack: Path, render: bool) -> tuple[Source, str]:
     return open_source(replace(scenes, furniture=pack), work / "clips", render)
 
 
+def _tower(work: Path) -> WanTower:
+    """WORK/wan-nano at the tap that WORK/tap names."""
+    block, k = map(int, (work / "tap").read_text().split())
+    return load_wan(work / "wan-nano", Tap(block=block, k=k)).to(GPU)
+
+
 def _fill(work: Path, source: Source, key: str, tower: Tower, half: int | None = None) -> None:
     ids = [i for split in ("train", "test") for i in source.ids(split)]
     store = FeatureStore(work / "features", tower.spec, key)
@@ -100,5 +119,6 @@ def _fill(work: Path, source: Source, key: str, tower: Tower, half: int | None =
 
 
 if __name__ == "__main__":
-    stages: dict[str, Any] = {"rooms": rooms, "features": features, "probe": probe, "grid": grid}
+    stages: dict[str, Any] = {"rooms": rooms, "render": render, "semantic": semantic, "features": features,
+                              "latents": latents, "probe": probe, "grid": grid}
     stages[sys.argv[1]](*map(Path, sys.argv[2:4]), *sys.argv[4:])

@@ -73,7 +73,7 @@ class Sitting:
         graphs = [self._graphs(size) for size in dict.fromkeys(job.size for job in JOBS)]
         starts = tensorrt_starts()  # while graphs are being written
         self.say(f"TensorRT: {starts or 'starts'}; {len(self.gpus)} GPUs, {self.builders} builders on each")
-        waiting = [job for job in JOBS if not starts or job.worker != "engines"]
+        waiting = [job for job in JOBS if self._left(job) and (not starts or job.worker != "engines")]
         self.write()
         try:
             while (waiting or self.running) and time.time() < self.end:
@@ -202,6 +202,18 @@ class Sitting:
         save(Results("trt_h200", command, str(self.env["commit"]), self.env, told_rows), self.out / "trt_h200.json")
 
 
+def keep(file: Path, out: Path) -> None:
+    """Takes over an earlier file's jobs that are whole; one that lacks a variant is measured again, all in one run."""
+    rows = json.loads(file.read_text())["rows"]
+    out.mkdir(parents=True, exist_ok=True)
+    for job in JOBS:
+        mine = [row for row in rows if (row["backend"], row["model"], row["batch"]) ==
+                (BACKENDS[job.worker], MODELS[job.size], job.batch) and row["variant"] in job.variants
+                and row.get("latency_ms") is not None]
+        if len(mine) == len(job.variants):
+            (out / f"rows.{job.name}.json").write_text(json.dumps(mine, indent=1))
+
+
 def settings(job: Job, name: str) -> dict[str, Any]:
     return {"precision": name.split("-")[0]} if job.worker == "torch" else asdict(VARIANTS[name])
 
@@ -257,7 +269,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, default=380)
     parser.add_argument("--builders", type=int, default=3)
+    parser.add_argument("--keep", type=Path, help="an earlier trt_h200.json: jobs that it has whole are not repeated")
     options = parser.parse_args()
+    if options.keep:
+        keep(options.keep, options.out)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what it started, and writes what there is
     Sitting(options.work.resolve(), options.out.resolve(), options.seconds, options.builders).run()
 
