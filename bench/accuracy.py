@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from bench.artefacts import Artefact, exported
+from bench.asked import add_answers, set_exam
 from bench.intervals import add_intervals
 from bench.layers import layer_rows
 from bench.matches import match_rows
@@ -26,9 +27,8 @@ TORCH = "student_fp32"  # the row of the student as it was trained
 
 
 @dataclass
-class _Opened:
+class _Scored:
     """A finished run with the features of its exported files, and the rows of its table."""
-    run: Run
     seed: int
     student: Student
     files: list[Artefact]
@@ -37,7 +37,8 @@ class _Opened:
     rows: list[Row]
 
 
-def accuracy(folder: Path, also: Sequence[Path] = ()) -> list[Row]:
+def accuracy(folder: Path, also: Sequence[Path] = (), teachers: Sequence[Path] = (), questions: int | None = None
+             ) -> list[Row]:
     """Rows of kind `accuracy`, `picture` (bench.strips), `match` and `match_pair` (bench.matches), `layer`
     (bench.layers), `verdict` (the export's own) and `absent`.
 
@@ -45,26 +46,30 @@ def accuracy(folder: Path, also: Sequence[Path] = ()) -> list[Row]:
     the first seed through onnxruntime in the student's place: delta1, abs_rel, normal_deg, miou, cosine to the teacher,
     recovery (distill.run.score_student), and fp32_cosine, to the torch student. The first seed's rows carry intervals:
     bench.intervals. also: runs like this one with other seeds, whose `accuracy` rows are added, exported files and all.
-    Raises ValueError if a run is unfinished, or one of `also` is not like this one.
+    teachers: folders of `vega3d teacher train`, for the columns of bench.asked, from at most so many `questions` a
+    task. Raises ValueError if a run is unfinished, or one of `also` or `teachers` is not like this one.
     """
     for other in also:  # before minutes of scoring
         _check_alike(folder, other)
-    one = _open(folder)
-    run, test, files = one.run, one.test, one.files
+    run = open_run(_finished(folder), render=True)
+    exam = set_exam(teachers, run, questions) if teachers else None
+    one = _score(run)
+    test, files = one.test, one.files
     if run.labelled:
         scored = [row for row in one.rows if row["seed"] == one.seed]
         add_intervals(scored, _per_clip(run, one.student, files, test, one.seed), test.ids)
+    if exam:
+        add_answers(one.rows, exam, run, one.student, test.stores)
     for other in also:
-        one.rows += _open(other).rows
+        one.rows += _score(open_run(_finished(other), render=True)).rows
     names = [file.features for file in files]
     rows = one.rows + draw_strips(run, one.student, test, names) + match_rows(run, test, names) + layer_rows(files)
     return rows + [verdict for file in files if (verdict := _verdict(file))] + one.missing
 
 
-def _open(folder: Path) -> _Opened:
-    recorded = _recorded(folder)
-    run = open_run(folder, render=True)
-    seed = run.config.seeds[0]
+def _score(run: Run) -> _Scored:
+    folder, seed = run.folder, run.config.seeds[0]
+    recorded = json.loads((folder / "accuracy.json").read_text())
     files, missing = exported(folder)
     student = run.student(seed)
     test = run.examples("test")
@@ -79,8 +84,8 @@ def _open(folder: Path) -> _Opened:
     for file in files:
         rows += [{**row, "artefact": file.path.name, "sha256": file.sha256, "size_mb": file.size_mb,
                   **_to_fp32(test, file.features)}
-                 for row in _scored(run, student, test, file, seed, recorded)]
-    return _Opened(run, seed, student, files, missing, test, rows)
+                 for row in _rows_of(run, student, test, file, seed, recorded)]
+    return _Scored(seed, student, files, missing, test, rows)
 
 
 def _check_alike(folder: Path, other: Path) -> None:
@@ -99,10 +104,6 @@ def _verdict(file: Artefact) -> Row | None:
             "line": verdict["line"]} if verdict else None
 
 
-def _recorded(folder: Path) -> list[Row]:
-    return json.loads((_finished(folder) / "accuracy.json").read_text())
-
-
 def _finished(folder: Path) -> Path:
     path = folder / "accuracy.json"
     if not (folder / "config.yaml").is_file():
@@ -113,8 +114,8 @@ def _finished(folder: Path) -> Path:
     return folder
 
 
-def _scored(run: Run, student: Student, test: Examples, file: Artefact, seed: int,
-            recorded: Sequence[Row]) -> list[Row]:
+def _rows_of(run: Run, student: Student, test: Examples, file: Artefact, seed: int,
+             recorded: Sequence[Row]) -> list[Row]:
     if not run.labelled:
         return [_unlabelled(student, test, file.features, seed)]
     rows = score_student(run, student, file.features, test, seed, recorded, stream_of(student, file.features))

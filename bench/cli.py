@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 LATEST = Path("runs/latest")
 Config = tyro.conf.OmitArgPrefixes[LatencyConfig]
+SCORES = ("delta1", "abs_rel", "normal_deg", "miou", "cosine_mean", "recovery", "task/vsi_numeric/mra",
+          "task/vsi_choice/accuracy", "task/ground/acc@0.25")
 Save = tuple[Literal["latency_cpu", "rooms_accuracy", "int8_cpu", "crosscheck_cpu"], ...]
 
 
@@ -53,7 +55,8 @@ def latency(sources: tyro.conf.Positional[tuple[Path, ...]] = (LATEST,), config:
     print(f"results: {path}")
 
 
-def accuracy(run: Path = LATEST, out: Path | None = None, save: Save = (), also: tuple[Path, ...] = ()) -> None:
+def accuracy(run: Path = LATEST, out: Path | None = None, save: Save = (), also: tuple[Path, ...] = (),
+             teacher: tuple[Path, ...] = (), questions: int | None = None) -> None:
     """Score the student and its exported files on held-out clips, beside teacher and controls.
 
     Args:
@@ -61,8 +64,13 @@ def accuracy(run: Path = LATEST, out: Path | None = None, save: Save = (), also:
         out: folder for results.json and report.html; default bench/ of the checkout, else RUN/bench
         save: also write these files of bench/results/, which the README's tables come from
         also: runs that differ in their seeds alone, for the spread
+        teacher: folders of `vega3d teacher train`: asks questions through them, with every voice in the generator's
+            place; those of other --features stand beside it as controls. Slow on a CPU
+        questions: ask at most so many of a task; default: all there are
     """
-    _bench(run, ("accuracy",), LatencyConfig(), out, save, also)
+    if questions is not None and not teacher:
+        raise ValueError("--questions: asked of nobody; give --teacher FOLDER too (vega3d teacher train)")
+    _bench(run, ("accuracy",), LatencyConfig(), out, save, also, teacher, questions)
 
 
 def report(results: Path = Path("bench/results.json"), out: Path | None = None) -> None:
@@ -135,11 +143,11 @@ def _as_written(*files: Path) -> Iterator[None]:
 
 
 def _bench(run: Path, parts: "tuple[Part, ...]", config: LatencyConfig, out: Path | None, save: Save,
-           also: tuple[Path, ...] = ()) -> None:
+           also: tuple[Path, ...] = (), teachers: tuple[Path, ...] = (), questions: int | None = None) -> None:
     from bench.run import bench, default_out
 
     folder = out or default_out(run)
-    _print(bench(run, parts, config, folder, save, also=also))
+    _print(bench(run, parts, config, folder, save, also=also, teachers=teachers, questions=questions))
     print(f"results: {folder / 'results.json'}\nreport:  {folder / 'report.html'}")
 
 
@@ -160,8 +168,7 @@ def _print(results: "Results") -> None:
         print(f"cross-check: {row['artefact']}: {row['latency_ms']:.2f} ms here, {row['tool_ms']:.2f} by {row['tool']} "
               f"({row['ratio']:.2f})")
     for row in results.of("accuracy"):
-        scores = " ".join(f"{key} {row[key]:.3f}" for key in ("delta1", "abs_rel", "normal_deg", "miou", "cosine_mean",
-                                                              "recovery") if row.get(key) is not None)
+        scores = " ".join(f"{key} {row[key]:.3f}" for key in SCORES if row.get(key) is not None)
         print(f"{accuracy_label(row):36} seed {row['seed']}  {scores}")
     for row in results.of("absent"):
         print(f"not measured: {row['what']}: {row['why']} ({row['fix']})")

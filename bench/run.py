@@ -19,8 +19,10 @@ SAME = ("cpu", "cores", "gpu", "commit")  # of the environment: else rows of two
 
 
 def bench(run: Path, parts: Sequence[Part], config: LatencyConfig, out: Path, names: Sequence[str] = (),
-          committed: Path = Path("bench/results"), also: Sequence[Path] = ()) -> Results:
-    """Writes out/results.json and out/report.html, and committed/NAME.json for each of `names`. also: bench.accuracy.
+          committed: Path = Path("bench/results"), also: Sequence[Path] = (), teachers: Sequence[Path] = (),
+          questions: int | None = None) -> Results:
+    """Writes out/results.json and out/report.html, and committed/NAME.json for each of `names`. also, teachers,
+    questions: bench.accuracy.
 
     A part that is not measured now is kept from out/results.json if that is of the same student, machine and commit.
     Raises ValueError if `run` is no finished run.
@@ -30,7 +32,8 @@ def bench(run: Path, parts: Sequence[Part], config: LatencyConfig, out: Path, na
     ready(out)
     rows = [about]
     for part in parts:
-        found = latency([folder], config) if part == "latency" else accuracy(folder, also)
+        found = latency([folder], config) if part == "latency" else accuracy(
+            folder, also, teachers, questions)
         rows += [{"part": part, **row} for row in found]
     env["load_1m_after"] = device_facts()["load_1m"]
     rows += _kept(out / "results.json", parts, about, env)

@@ -76,8 +76,13 @@ _NANO_PROBE = Table((
 _ROOMS_ACCURACY = Table((
     Column("features", "features"), Column("head", "head"), Column("seeds", "seeds", 0),
     Column("depth δ<1.25", "delta1"), Column("depth AbsRel", "abs_rel"), Column("normal error, °", "normal_deg", 1),
-    Column("mIoU", "miou"), Column("cosine to teacher", "cosine_mean"), Column("recovery of the gain", "recovery", 2)),
-    _rooms)
+    Column("mIoU", "miou"), Column("cosine to teacher", "cosine_mean"), Column("recovery of the gain", "recovery", 2),
+    Column("questions", "questions", 0), Column("numeric MRA, %", "task/vsi_numeric/mra", 1, 100),
+    Column("multiple choice, %", "task/vsi_choice/accuracy", 1, 100),
+    Column("grounding Acc@0.25, %", "task/ground/acc@0.25", 1, 100),
+    Column("Acc@0.5, %", "task/ground/acc@0.5", 1, 100),
+    Column("recovery, numeric", "task/vsi_numeric/mra_recovery", 2),
+    Column("recovery, grounding", "task/ground/acc@0.25_recovery", 2)), _rooms)
 
 _LATENCY_CPU = Table((
     Column("file", "artefact"), Column("stage", "stage"), Column("runs on", "backend"),

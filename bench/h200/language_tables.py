@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
-from bench.intervals import Rooms, interval
+from bench.questions import bounds, differences, piles_of, recovery
 from records.environment import environment
 from records.files import write_json
 from records.results import Row, measured, save
 from scenes.baselines import Majority, TextOnly
 from scenes.clip import ClipFolder, Split
-from scenes.questions import NUMERIC, Question
+from scenes.questions import Question
 from scenes.scoring import values
 from teacher.gates import draw_gates, gate_rows
 from teacher.lessons import load_rooms
@@ -55,21 +55,6 @@ def _write(args: argparse.Namespace, name: str, jobs: list[dict], rows: list[Row
     say(f"{len(jobs)} trainings, {len(rows)} rows: {args.work / name}.json")
 
 
-def piles_of(scores: list[list]) -> dict[tuple[str, str], dict[tuple[str, int], float]]:
-    """(task, metric) -> question -> value. The values of "vsi_numeric" are weighted so that their mean is the mean of
-    the numeric types."""
-    out: dict[tuple[str, str], dict[tuple[str, int], float]] = {}
-    for clip, index, task, kind, metrics in scores:
-        for metric, value in metrics.items():
-            for name in [(task, metric), *([(task, f"{metric}/{kind}")] if kind and metric != "unparsable" else [])]:
-                out.setdefault(name, {})[clip, index] = value
-    types = [out[task, "mra"] for task in NUMERIC if (task, "mra") in out]
-    total = sum(map(len, types))
-    if types:
-        out["vsi_numeric", "mra"] = {k: v * total / len(types) / len(pile) for pile in types for k, v in pile.items()}
-    return out
-
-
 def _differences(jobs: list[dict]) -> list[Row]:
     """Generator minus each other row, and each row minus semantic only: the mean over questions and the seeds that both
     have at the same number of steps, with the 95 % interval of a bootstrap over rooms and seeds; and the recovery of
@@ -88,44 +73,24 @@ def _differences(jobs: list[dict]) -> list[Row]:
                 pairs = {s: (x, y) for s, x, y in both if x and y and x.keys() == y.keys()}
                 if not pairs:
                     continue
-                keys = list(next(iter(pairs.values()))[0])
-                delta = np.array([[x[k] - y[k] for k in keys] for x, y in pairs.values()])        # [seeds,questions]
+                drawn, delta = differences(*zip(*pairs.values(), strict=True))                    # [seeds,questions]
                 found[a, b] = pairs.keys(), delta
-                # questions of a room are drawn together: the clip's own number is cut off
-                drawn = Rooms([clip for clip, _ in keys])
-                low, high = interval(_resampled(drawn, delta)) if drawn.count > 1 else (-np.inf, np.inf)
+                low, high = bounds(drawn, delta)
                 about = {"position": position, "task": task, "metric": metric, "seeds": len(pairs),
-                         "questions": len(keys)}
+                         "questions": delta.shape[1]}
                 each = delta.mean(1)
                 rows.append({"kind": "difference", "features": a, "minus": b, **about, "value": float(delta.mean()),
                              "low": low, "high": high, "lowest_seed": float(each.min()),
                              "highest_seed": float(each.max())})
                 seeds, gain = found.get(("generator", "semantic_only"), ((), None))
                 if a.startswith(DROPPED_IN) and gain is not None and (seeds, gain.shape) == (pairs.keys(), delta.shape):
-                    rows.append({"kind": "recovery", "features": a, **about, **_recovery(drawn, delta, gain)})
+                    rows.append({"kind": "recovery", "features": a, **about, **recovery(drawn, delta, gain)})
     return rows
 
 
 def _pairs(names: list[str]) -> list[tuple[str, str]]:
     return [("generator", n) for n in names if n != "generator"] + [
         (n, "semantic_only") for n in names if n not in ("generator", "semantic_only")]
-
-
-def _resampled(drawn: Rooms, delta: np.ndarray) -> np.ndarray:
-    """The mean of delta [seeds,questions] in every resample of rooms, and of the trainings' seeds, [R]. Without the
-    latter a training that happened to learn nothing would look like a certain loss."""
-    seeds = len(delta)
-    means = np.stack([drawn.means(each) for each in delta], 1)                                        # [R,seeds]
-    return (np.random.default_rng(1).multinomial(seeds, [1 / seeds] * seeds, len(means)) * means).sum(1) / seeds
-
-
-def _recovery(drawn: Rooms, delta: np.ndarray, gain: np.ndarray) -> Row:
-    """(student - semantic only) / (generator - semantic only), both [seeds,questions]; bounds only where that gain is
-    surely not zero."""
-    gains = _resampled(drawn, gain)
-    low, high = interval(gains) if drawn.count > 1 else (-np.inf, np.inf)
-    bounds = (None, None) if low <= 0 <= high else interval(_resampled(drawn, delta) / gains)
-    return {"value": float(delta.mean() / gain.mean()) if gain.mean() else None, "low": bounds[0], "high": bounds[1]}
 
 
 def guesses(folder: Path) -> list[Row]:
