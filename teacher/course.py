@@ -24,7 +24,7 @@ from teacher.answers import replies
 from teacher.asking import Room, Writer
 from teacher.backbones import FixedNoise, RGBPatches, Tower, Zeros
 from teacher.features import FeatureStore, fill
-from teacher.language import LanguageShape, LanguageTeacher
+from teacher.language import LanguageShape, LanguageTeacher, Query
 from teacher.lessons import Lessons, load_rooms, read_rooms, save_rooms, stack
 from teacher.position import PositionMode
 from teacher.semantic import SemanticEncoder
@@ -62,6 +62,7 @@ class CourseConfig:
     position: PositionMode = "depth_pose"
     grid: int = 7                       # visual tokens to a frame's side
     objects: Literal["fused", "semantic"] = "fused"
+    query: Query = "words"      # what a grounding question is known by: its words' states, or that of <ground>
     tasks: tuple[str, ...] = TASKS
     tuning: TuneConfig = field(default_factory=TuneConfig)
     exam: bool = True                   # score it on the test rooms at the end
@@ -88,7 +89,7 @@ def take(config: CourseConfig) -> dict[str, dict[str, float]]:
     second = stores[1]
     shape = LanguageShape(stores[0].spec["dim"], 1 if second is None else second.spec["dim"],
                           "semantic_only" if second is None else config.fusion, config.position, config.grid,
-                          config.objects)
+                          config.objects, config.query)
     model, writer = build(config.tuning, shape, device)
     lessons = {split: lessons_of(part, stores, writer, device) for split, part in rooms.items() if part}
     set_statistics(model, lessons["train"])
@@ -183,7 +184,8 @@ def recipe(name: str) -> CourseConfig:
         raise ValueError(f"course: no recipe {name!r}; there are: {', '.join(RECIPES)}")
     if name == "paper":
         return CourseConfig(semantic="siglip-so400m", generator="wan2.1-t2v-1.3b", frames=32, grid=14,
-                            tap=Tap(block=20, k=300, seeds=1), objects="semantic", tuning=RECIPES[name])
+                            tap=Tap(block=20, k=300, seeds=1), objects="semantic", query="ground",
+                            tuning=RECIPES[name])
     return CourseConfig(tuning=RECIPES[name])
 
 

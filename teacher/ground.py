@@ -11,7 +11,7 @@ TEMPERATURE = 0.07
 
 
 class GroundHead(nn.Module):
-    """asked [...,W] (hidden state of <ground>), things [...,K,W] (pooled tokens + position of the box) -> logits.
+    """asked [...,W] (LanguageTeacher.query), things [...,K,W] (pooled tokens + position of the box) -> logits.
 
     Logits [...,K+1] are cosines / 0.07; the last is the learned "none of them".
     """

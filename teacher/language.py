@@ -18,6 +18,7 @@ from teacher.position import PositionMode, sine_position, video_position
 
 GROUND, COORD = "<ground>", "<coord>"
 SPECIALS = (GROUND, COORD)
+Query = Literal["words", "ground"]  # the mean of the question's states, standardised; or <ground>'s own
 IGNORED = -100  # a position whose next token is nobody's business
 
 
@@ -30,6 +31,7 @@ class LanguageShape:
     position: PositionMode = "depth_pose"
     grid: int = 7                            # visual tokens to a frame's side in the language model; 14 in the paper
     objects: Literal["fused", "semantic"] = "fused"  # tokens a candidate box is known by; the paper: semantic
+    query: Query = "words"                   # what a grounding question is known by; the paper: the state of <ground>
     sight: bool = True                       # False: the text-only baseline, which sees no token and no box
 
 
@@ -67,6 +69,8 @@ class LanguageTeacher(nn.Module):
     semantic_std: Tensor
     generative_mean: Tensor
     generative_std: Tensor
+    query_mean: Tensor
+    query_std: Tensor
     scale: Tensor
     prefix: Tensor
 
@@ -78,6 +82,8 @@ class LanguageTeacher(nn.Module):
         for name, dim in (("semantic", shape.semantic_dim), ("generative", shape.generative_dim)):
             self.register_buffer(f"{name}_mean", torch.zeros(dim, 1, 1))
             self.register_buffer(f"{name}_std", torch.ones(dim, 1, 1))
+        self.register_buffer("query_mean", torch.zeros(width))
+        self.register_buffer("query_std", torch.ones(width))
         # visual tokens enter as loud as words: a layer norm's are many times louder, and drown a small model's words
         loud = words.detach().float().square().mean().sqrt() if words.device.type != "meta" else torch.ones(())
         self.register_buffer("scale", loud)
@@ -174,13 +180,24 @@ class LanguageTeacher(nn.Module):
         out = self.lm.get_decoder()(inputs_embeds=x, position_ids=position, attention_mask=mask, use_cache=False)
         return out.last_hidden_state[:, p:].unflatten(1, (q, l))
 
+    def query(self, hidden: Tensor, asked: Asked) -> Tensor:
+        """What each grounding question is known by, before it is standardised, [C,Q,W].
+
+        A language model's states are nearly the same whatever was asked: a few channels hold most of their energy, and
+        left as they are the head stays at chance for hundreds of steps. `set_statistics` therefore standardises them.
+        """
+        if self.shape.query == "ground":
+            mine = (asked.ids == self.words + SPECIALS.index(GROUND)).to(hidden.dtype)        # [C,Q,L], one or none
+        else:
+            mine = (torch.arange(hidden.shape[2], device=hidden.device) < asked.length[..., None]).to(hidden.dtype)
+        return torch.einsum("cql,cqlw->cqw", mine, hidden) / mine.sum(-1, keepdim=True).clamp_min(1)
+
     def _point(self, hidden: Tensor, asked: Asked, things: Tensor) -> Tensor | None:
         if not asked.candidates.shape[2]:
             return None
-        spot = (asked.ids == self.words + SPECIALS.index(GROUND)).to(hidden.dtype)            # [C,Q,L], one or none
-        state = torch.einsum("cql,cqlw->cqw", spot, hidden)
+        query = (self.query(hidden, asked).float() - self.query_mean) / self.query_std
         rows = torch.arange(len(things), device=things.device)[:, None, None]
-        return self.ground(state, things[rows, asked.candidates.clamp_min(0)].to(hidden.dtype))
+        return self.ground(query.to(hidden.dtype), things[rows, asked.candidates.clamp_min(0)].to(hidden.dtype))
 
 
 def own_mask(shared: int, questions: int, length: int, device: torch.device) -> Tensor:

@@ -22,7 +22,7 @@ GB = 1e9
 QWEN2_7B: dict[str, Any] = {  # LLaVA-Video's too
     "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
     "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 32768}
-PAPER = LanguageShape(semantic_dim=1152, generative_dim=1536, grid=14)  # SigLIP so400m, Wan2.1 1.3B
+PAPER = LanguageShape(semantic_dim=1152, generative_dim=1536, grid=14, query="ground")  # SigLIP so400m, Wan2.1 1.3B
 WAN_TAPPED = 1.0e9  # of Wan2.1 1.3B, weights of the blocks up to the tap, all else and the VAE; bf16
 
 

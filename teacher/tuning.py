@@ -14,7 +14,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from records.files import digest
-from teacher.asking import Writer
+from teacher.asking import GROUNDED, Writer
 from teacher.checkpoint import load_checkpoint, save_checkpoint
 from teacher.ground import ground_loss
 from teacher.language import IGNORED, LanguageShape, LanguageTeacher
@@ -51,6 +51,7 @@ class TuneConfig:
                 raise ValueError(f"tuning: got {name}={getattr(self, name)}, expected at least 1")
 
 
+QUERY_BATCHES = 8  # of 64 questions, enough for a mean and a spread
 CHECKPOINT, METRICS = "tuning.ckpt.safetensors", "metrics.jsonl"
 RECIPES = {
     "embedded": TuneConfig(),
@@ -78,7 +79,8 @@ def build(config: TuneConfig, shape: LanguageShape, device: torch.device) -> tup
 
 @torch.no_grad()
 def set_statistics(model: LanguageTeacher, lessons: Lessons) -> None:
-    """Per-channel mean and standard deviation (floor 1e-4) of the training clips' features."""
+    """Per-channel mean and standard deviation (floor 1e-4) of the training clips' features, and of the grounding
+    questions' states before any training (LanguageTeacher.query)."""
     for name in ("semantic", "generative"):
         stream = getattr(lessons.sight, name)
         if stream is None:
@@ -93,6 +95,22 @@ def set_statistics(model: LanguageTeacher, lessons: Lessons) -> None:
         std = (sums[1] / count - mean.square()).clamp_min(0).sqrt().clamp_min(1e-4)
         getattr(model, f"{name}_mean").copy_(mean.view(-1, 1, 1))
         getattr(model, f"{name}_std").copy_(std.view(-1, 1, 1))
+    if model.shape.query == "words":
+        _set_query_statistics(model, lessons)
+
+
+def _set_query_statistics(model: LanguageTeacher, lessons: Lessons) -> None:
+    was = model.training
+    model.eval()
+    states = []
+    for name in (name for name in lessons.families if name in GROUNDED):
+        for batch in islice(lessons.exam(name, 8, 8), QUERY_BATCHES):
+            states.append(model.query(model(batch.sight, batch.asked).hidden, batch.asked).flatten(0, 1))
+    if states and sum(map(len, states)) > 1:
+        std, mean = torch.std_mean(torch.cat(states).float(), 0)
+        model.query_mean.copy_(mean)
+        model.query_std.copy_(std.clamp_min(1e-4))
+    model.train(was)
 
 
 class Objective(nn.Module):

@@ -8,6 +8,7 @@ import torch
 
 from scenes.scoring import values
 from teacher.answers import replies
+from teacher.asking import GROUNDED
 from teacher.language import LanguageShape
 from teacher.lessons import CHOICE, FAMILIES, Lessons, family, load_rooms, save_rooms
 from teacher.tuning import (
@@ -61,6 +62,31 @@ def test_it_learns_to_point_and_to_count(config, name, metric, lr):
     scores = [values(q, r.output(q))[metric] for r in replies(model, lessons, name)
               for q in [ROOMS[r.room].asked[r.question]]]
     assert len(scores) == len(ROOMS) and np.mean(scores) > 0.8, scores
+
+
+def states_of(model, lessons):
+    """Every grounding question's standardised state, [N,W], from one question at a time."""
+    out = []
+    for batch in (batch for name in GROUNDED for batch in lessons.exam(name, 1, 1)):
+        with torch.no_grad():
+            hidden = model(batch.sight, batch.asked).hidden
+        own = hidden[0, 0, :int(batch.asked.length)]
+        state = own[-1] if model.shape.query == "ground" else own.mean(0)
+        torch.testing.assert_close(model.query(hidden, batch.asked)[0, 0], state)
+        out.append((state - model.query_mean) / model.query_std)
+    return torch.stack(out)
+
+
+def test_what_grounding_questions_share_is_taken_out_of_their_states(config):
+    model, lessons = start(config)
+    model.eval()
+    state = states_of(model, lessons)
+    told = state.var(0) > 1e-3                                         # channels in which the questions differ at all
+    assert told.float().mean() > 0.5 and state[:, told].mean(0).abs().max() < 0.05
+    torch.testing.assert_close(state[:, told].std(0), torch.ones(int(told.sum())), atol=0.05, rtol=0)
+    paper, lessons = start(config, query="ground")
+    assert not paper.query_mean.any() and bool((paper.query_std == 1).all())
+    assert states_of(paper.eval(), lessons).std() > 0
 
 
 def test_a_killed_run_resumes_to_the_same_weights(config, tmp_path):
