@@ -14,6 +14,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from bench.intervals import named
 from bench.questions import CHOICES, NUMBERS, Pile, bounds, choice_pile, differences, piles_of, recovery
 from bench.teachers import LanguageFolder, check_unseen, open_teachers, second_tower, semantic_tower
 from distill.run import Run
@@ -123,17 +124,13 @@ def _compared(name: str, answered: Mapping[str, Mapping[int, Piles]]) -> Row:
             continue
         low = [base[seed][what] for seed in seeds]
         drawn, delta = differences([mine[seed][what] for seed in seeds], low)
-        row |= _bounded(f"task/{'/'.join(what)}_vs_semantic", float(delta.mean()), *bounds(drawn, delta))
+        row |= named(f"task/{'/'.join(what)}_vs_semantic", float(delta.mean()), *bounds(drawn, delta))
         if name.startswith("student"):
             gain = differences([best[seed][what] for seed in seeds], low)[1]
             if bounds(drawn, gain)[0] > 0:
                 kept = recovery(drawn, delta, gain)
-                row |= _bounded(f"task/{'/'.join(what)}_recovery", kept["value"], kept["low"], kept["high"])
+                row |= named(f"task/{'/'.join(what)}_recovery", kept["value"], kept["low"], kept["high"])
     return row
-
-
-def _bounded(name: str, value: float, low: float, high: float) -> Row:
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def _voices(teacher: LanguageFolder, rooms: Sequence[Room], run: Run, student: Student,

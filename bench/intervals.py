@@ -58,9 +58,9 @@ def add_intervals(rows: Sequence[Row], per_clip: Mapping[str, Sequence[Row]], id
         for metric in METRICS:
             mine = clips[name][metric]
             if name != "semantic_only":
-                row |= _named(f"{metric}_vs_semantic", *rooms.difference(mine, clips["semantic_only"][metric]))
+                row |= named(f"{metric}_vs_semantic", *rooms.difference(mine, clips["semantic_only"][metric]))
             if "fp32_cosine_mean" in row:
-                row |= _named(f"{metric}_vs_fp32", *rooms.difference(mine, clips["student_fp32"][metric]))
+                row |= named(f"{metric}_vs_fp32", *rooms.difference(mine, clips["student_fp32"][metric]))
         if "recovery" in row:
             row |= _recovery(clips[name], clips["teacher"], clips["semantic_only"], rooms)
 
@@ -87,5 +87,6 @@ def _bounds(name: str, samples: np.ndarray) -> Row:
     return {f"{name}_low": low, f"{name}_high": high}
 
 
-def _named(name: str, mean: float, low: float, high: float) -> Row:
+def named(name: str, mean: float, low: float, high: float) -> Row:
+    """A row's three fields of one figure and its interval."""
     return {name: mean, f"{name}_low": low, f"{name}_high": high}

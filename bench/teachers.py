@@ -11,15 +11,15 @@ from safetensors import SafetensorError, safe_open
 from distill.run import Run
 from records.files import sha256
 from teacher.asking import Room
-from teacher.backbones import FixedNoise, RGBPatches, Tower, Zeros
+from teacher.backbones import Tower
 from teacher.course import WEIGHTS
 from teacher.lessons import load_rooms
 from teacher.siglip import load_siglip
 from teacher.tuning import CHECKPOINT
-from teacher.wan import Tap, VAELatents
+from teacher.wan import Tap
 
 ROW = {"generator": "teacher", "none": "semantic_only", "vae_latents": "vae"}  # of features that are named otherwise
-SAME = ("semantic", "tasks", "position", "grid", "objects")                 # in courses that are compared
+SAME = ("semantic", "tasks", "position", "grid", "objects", "query")        # in courses that are compared
 _STORE = ("format", "grid", "dtype", "source")                              # in a store's manifest, what is no tower's
 _FREE = ("seed", "save_every", "validate_every", "precision", "recompute")  # in the tuning, what need not be equal
 _TRAIN = "for a teacher of this run's rooms: vega3d teacher train"
@@ -85,9 +85,9 @@ def semantic_tower(course: dict[str, Any], run: Run) -> Any:
 def second_tower(course: dict[str, Any], run: Run) -> Tower | None:
     """The course's second stream, of the run's generator where it is one; None: semantic features alone."""
     features = course["features"]
-    if features in ("generator", "vae_latents"):
-        return run.tower if features == "generator" else VAELatents(run.tower)
-    return None if features == "none" else {"zeros": Zeros, "noise": FixedNoise, "rgb": RGBPatches}[features]()
+    if features in ("generator", "none"):
+        return run.tower if features == "generator" else None
+    return run.control(ROW.get(features, features))
 
 
 def _open(folder: Path) -> LanguageFolder:

@@ -30,10 +30,11 @@ import numpy as np
 import torch
 from language_slots import Slots
 from language_streams import fill_streams, load_stream
-from language_tables import DROPPED_IN, SPLITS, VARIANT, gate_table, guesses, note_run, piles_of, say, table
+from language_tables import DROPPED_IN, SPLITS, VARIANT, gate_table, guesses, note_run, say, table
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bench.questions import piles_of
 from records.files import beside, write_json
 from scenes.clip import ClipFolder
 from scenes.questions import VSI_TYPES
