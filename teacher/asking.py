@@ -1,6 +1,6 @@
 """From a clip's questions to tensors: what is written before, between and after the visual tokens, and which boxes."""
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,28 +132,45 @@ def write(writer: Writer, room: Room) -> list[Written]:
     return out
 
 
-def pack(groups: Sequence[Sequence[Written]], pad: int, room_for: int = 0) -> Asked:
+@dataclass(frozen=True)
+class Widest:
+    """The most that a question of some set holds: what a batch must have room for."""
+    text: int        # tokens, the answer's among them
+    answer: int      # tokens
+    candidates: int  # boxes
+
+
+def widest(questions: Iterable[Written]) -> Widest:
+    """Of at least one question."""
+    text, answer, boxes = zip(*((len(w.prompt) + len(w.answer), len(w.answer), len(w.candidates)) for w in questions),
+                              strict=True)
+    return Widest(max(text), max(answer), max(boxes))
+
+
+def pack(groups: Sequence[Sequence[Written]], pad: int, room_for: int = 0, most: Widest | None = None) -> Asked:
     """Groups of equally many questions, one a clip, as tensors on the CPU; L is a multiple of 8.
 
-    room_for: 0 writes the answers, as in training; n leaves them out and n free places behind each prompt.
+    room_for: 0 writes the answers, as in training; n leaves them out and n free places behind each prompt. most: what
+    the shapes have room for (in training), so that batches are alike; None: as these questions need.
     """
     texts = [[w.prompt + ([] if room_for else w.answer) for w in group] for group in groups]
     c, q = len(groups), len(groups[0])
-    l = -(-(max(len(t) for group in texts for t in group) + room_for) // 8) * 8
-    k = max(len(w.candidates) for group in groups for w in group)
+    most = most or widest(w for group in groups for w in group)
+    l = most.text if not room_for else room_for + max(len(t) for group in texts for t in group)
+    l, k = -(-l // 8) * 8, most.candidates
     ids = np.full((c, q, l), pad)
-    wanted, length = np.full((c, q, l), IGNORED), np.zeros((c, q), int)
+    wanted, length, start = np.full((c, q, most.answer), IGNORED), np.zeros((c, q), int), np.zeros((c, q), int)
     coord, candidates, targets = np.full((c, q), -1), np.full((c, q, k), -1), np.zeros((c, q, k), bool)
     for i, group in enumerate(groups):
         for j, one in enumerate(group):
             text = texts[i][j]
             ids[i, j, :len(text)], length[i, j], coord[i, j] = text, len(text), one.coord
-            if not room_for and one.answer:
-                start = len(one.prompt) - 1
-                wanted[i, j, start:start + len(one.answer)] = one.answer
+            start[i, j] = len(one.prompt) - 1
+            if not room_for:
+                wanted[i, j, :len(one.answer)] = one.answer
             candidates[i, j, :len(one.candidates)] = one.candidates
             targets[i, j, list(one.targets)] = True
-    return Asked(*(torch.from_numpy(x) for x in (ids, wanted, length, coord, candidates, targets)))
+    return Asked(*(torch.from_numpy(x) for x in (ids, length, start, wanted, coord, candidates, targets)))
 
 
 def _with_heading(boxes: np.ndarray) -> np.ndarray:

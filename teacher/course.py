@@ -63,6 +63,7 @@ class CourseConfig:
     grid: int = 7                       # visual tokens to a frame's side
     objects: Literal["fused", "semantic"] = "fused"
     query: Query = "words"      # what a grounding question is known by: its words' states, or that of <ground>
+    metric: float = 0.0         # weight of telling the distances between visual tokens, in training
     tasks: tuple[str, ...] = TASKS
     tuning: TuneConfig = field(default_factory=TuneConfig)
     exam: bool = True                   # score it on the test rooms at the end
@@ -89,7 +90,7 @@ def take(config: CourseConfig) -> dict[str, dict[str, float]]:
     second = stores[1]
     shape = LanguageShape(stores[0].spec["dim"], 1 if second is None else second.spec["dim"],
                           "semantic_only" if second is None else config.fusion, config.position, config.grid,
-                          config.objects, config.query)
+                          config.objects, config.query, metric=config.metric)
     model, writer = build(config.tuning, shape, device)
     lessons = {split: lessons_of(part, stores, writer, device) for split, part in rooms.items() if part}
     set_statistics(model, lessons["train"])

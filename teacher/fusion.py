@@ -155,7 +155,7 @@ class CrossAttention(_Pair):
     def forward(self, semantic: Tensor, generative: Tensor | None) -> tuple[Tensor, None]:
         sem, gen = self.streams(semantic, generative)
         _, h, w, d = sem.shape
-        place = grid_position(h, w, d).to(sem)                                                 # [H*W,D]
+        place = grid_position(h, w, d, sem.device).to(sem.dtype)                               # [H*W,D]
         x, keys = sem.flatten(1, 2), gen.flatten(1, 2) + place                                 # [B,H*W,D]
         for ask in self.asks:
             x = ask(x, place, keys)
@@ -193,11 +193,11 @@ def fusion(name: str, semantic_dim: int, generative_dim: int, width: int) -> nn.
     return FUSIONS[name](semantic_dim, generative_dim, width)
 
 
-def grid_position(height: int, width: int, dim: int) -> Tensor:
+def grid_position(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
     """Sine and cosine of row and column, [height*width,dim]: a quarter of the channels each, the rest zero."""
     quarter = dim // 4
-    rate = 10000.0 ** (-torch.arange(quarter) / max(quarter, 1))
-    row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    rate = 10000.0 ** (-torch.arange(quarter, device=device) / max(quarter, 1))
+    row, column = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
     angles = [(axis.flatten()[:, None] * rate) for axis in (row, column)]                      # [N,dim/4]
     code = torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], 1)
     return nn.functional.pad(code, (0, dim - code.shape[1]))

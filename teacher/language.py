@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from teacher.backbones import GRID
 from teacher.fusion import fusion
 from teacher.ground import GroundHead
+from teacher.metric import MetricHead, metric_loss
 from teacher.position import PositionMode, sine_position, video_position
 
 GROUND, COORD = "<ground>", "<coord>"
@@ -33,6 +34,7 @@ class LanguageShape:
     objects: Literal["fused", "semantic"] = "fused"  # tokens a candidate box is known by; the paper: semantic
     query: Query = "words"                   # what a grounding question is known by; the paper: the state of <ground>
     sight: bool = True                       # False: the text-only baseline, which sees no token and no box
+    metric: float = 0.0                      # weight in training of the distances between tokens (teacher.metric)
 
 
 @dataclass
@@ -49,8 +51,9 @@ class Sight:
 class Asked:
     """Q questions about each clip, L tokens each, padded at the right."""
     ids: Tensor         # [C,Q,L] int64; ids from the vocabulary's end on are SPECIALS
-    wanted: Tensor      # [C,Q,L] the token that should follow each, IGNORED elsewhere
     length: Tensor      # [C,Q] tokens of each question
+    start: Tensor       # [C,Q] the place whose next token is the answer's first
+    wanted: Tensor      # [C,Q,A] the answer's tokens, IGNORED behind its end and where it is a box
     coord: Tensor       # [C,Q] the box that <coord> stands for, -1 = none
     candidates: Tensor  # [C,Q,K] boxes that <ground> may mean, -1 = padding
     targets: Tensor     # [C,Q,K] bool
@@ -61,6 +64,7 @@ class Heard:
     hidden: Tensor         # [C,Q,L,W] last hidden state of every question token
     ground: Tensor | None  # [C,Q,K+1] logits over candidates and "none of them"; None if nothing was to be grounded
     gate: Tensor | None    # [C,T,14,14] semantic share
+    visual: Tensor         # [C,V,W] last hidden state of every visual token
 
 
 class LanguageTeacher(nn.Module):
@@ -93,6 +97,7 @@ class LanguageTeacher(nn.Module):
         self.newline = nn.Parameter(torch.randn(width) * 0.02)
         self.specials = nn.Parameter(torch.randn(len(SPECIALS), width) * 0.02)
         self.ground = GroundHead(width)
+        self.metric = MetricHead(width) if shape.metric and shape.sight else None
 
     def forward(self, sight: Sight, asked: Asked) -> Heard:
         semantic, generative = self.standardise(sight)                                        # [C*T,D,14,14]
@@ -103,13 +108,20 @@ class LanguageTeacher(nn.Module):
         tokens = self._visual(sight, fused.unflatten(0, clips))                               # [C,V,W]
         words = self.embed(asked, things)                                                     # [C,Q,L,W]
         start = self._embed(self.prefix).expand(len(tokens), -1, -1)
-        hidden = self._listen(torch.cat([start, tokens], 1), words)                           # [C,Q,L,W]
+        seen, hidden = self._listen(torch.cat([start, tokens], 1), words)                     # [C,P,W], [C,Q,L,W]
         return Heard(hidden, self._point(hidden, asked, things),
-                     None if gate is None else gate.squeeze(1).unflatten(0, clips))
+                     None if gate is None else gate.squeeze(1).unflatten(0, clips), seen[:, start.shape[1]:])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [...,W] -> [...,words]."""
         return self.lm.get_output_embeddings()(hidden)
+
+    def answers(self, heard: Heard, asked: Asked) -> Tensor:
+        """Logits [C,Q,A,words] of what each answer token should be."""
+        length, width = heard.hidden.shape[2:]
+        at = asked.start[..., None] + torch.arange(asked.wanted.shape[2], device=asked.start.device)    # [C,Q,A]
+        at = at.clamp_max(length - 1)[..., None].expand(-1, -1, -1, width)
+        return self.logits(heard.hidden.gather(2, at))
 
     def standardise(self, sight: Sight) -> tuple[Tensor, Tensor | None]:
         """Both streams [C*T,D,14,14] by the training set's statistics, in the model's own precision."""
@@ -149,9 +161,20 @@ class LanguageTeacher(nn.Module):
     def _places(self, sight: Sight, g: int, width: int) -> Tensor:
         c, t = sight.semantic.shape[:2]
         if self.shape.position == "pose_free":
-            return video_position(t, g, width).to(sight.semantic.device).expand(c, -1, -1, -1, -1)
+            return video_position(t, g, width, sight.semantic.device).expand(c, -1, -1, -1, -1)
+        return sine_position(self._points(sight, g), width)
+
+    def _points(self, sight: Sight, g: int) -> Tensor:
+        """[C,T,g,g,3] m."""
         points = F.adaptive_avg_pool2d(sight.points.flatten(0, 1).permute(0, 3, 1, 2).float(), (g, g))
-        return sine_position(points.permute(0, 2, 3, 1).unflatten(0, (c, t)), width)
+        return points.permute(0, 2, 3, 1).unflatten(0, sight.points.shape[:2])
+
+    def metric_loss(self, heard: Heard, sight: Sight) -> Tensor:
+        """teacher.metric.metric_loss of the visual tokens; of sequence concatenation, of the semantic ones."""
+        assert self.metric is not None
+        t, g = sight.semantic.shape[1], self.shape.grid
+        rows = heard.visual.unflatten(1, (t, -1, g + 1))[:, :, :g, :g]                        # [C,T,g,g,W]
+        return metric_loss(self.metric, rows.flatten(1, 3), self._points(sight, g).flatten(1, 3))
 
     def embed(self, asked: Asked, things: Tensor) -> Tensor:
         """[C,Q,L,W]; <coord> carries what its box is known by."""
@@ -167,18 +190,19 @@ class LanguageTeacher(nn.Module):
         special = self.specials[(ids - self.words).clamp_min(0)]
         return torch.where(known[..., None], words, special.to(words.dtype))
 
-    def _listen(self, shared: Tensor, words: Tensor) -> Tensor:
-        """shared [C,P,W], words [C,Q,L,W] -> the hidden states of the words."""
+    def _listen(self, shared: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        """shared [C,P,W], words [C,Q,L,W] -> the hidden states of both."""
         c, q, l, _ = words.shape
         p = shared.shape[1]
         x = torch.cat([shared.to(words.dtype), words.flatten(1, 2)], 1)                       # [C,P+Q*L,W]
         # float32 words would keep every residual in float32
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        position = torch.cat([torch.arange(p), p + torch.arange(l).repeat(q)]).to(x.device).expand(c, -1)
+        position = torch.cat([torch.arange(p, device=x.device),
+                              p + torch.arange(l, device=x.device).repeat(q)]).expand(c, -1)
         mask = None if q == 1 else own_mask(p, q, l, x.device).expand(c, 1, -1, -1)  # one question: plainly causal
         out = self.lm.get_decoder()(inputs_embeds=x, position_ids=position, attention_mask=mask, use_cache=False)
-        return out.last_hidden_state[:, p:].unflatten(1, (q, l))
+        return out.last_hidden_state[:, :p], out.last_hidden_state[:, p:].unflatten(1, (q, l))
 
     def query(self, hidden: Tensor, asked: Asked) -> Tensor:
         """What each grounding question is known by, before it is standardised, [C,Q,W].
@@ -203,6 +227,6 @@ class LanguageTeacher(nn.Module):
 def own_mask(shared: int, questions: int, length: int, device: torch.device) -> Tensor:
     """Who may look at whom, [1,1,S,S] bool, S = shared + questions * length: earlier tokens of one's own question, and
     of what is shared."""
-    owner = torch.cat([torch.full((shared,), -1), torch.arange(questions).repeat_interleave(length)]).to(device)
+    owner = (torch.arange(-shared, questions * length, device=device) // length).clamp_min(-1)
     mine = (owner[None] == owner[:, None]) | (owner[None] == -1)
     return mine.tril()[None, None]

@@ -15,7 +15,7 @@ from torch import Tensor
 from records.files import beside
 from scenes.clip import Source
 from scenes.questions import Question
-from teacher.asking import Room, Writer, evened, pack, read_room, write
+from teacher.asking import Room, Widest, Writer, evened, pack, read_room, widest, write
 from teacher.features import FeatureStore
 from teacher.language import Asked, Sight
 
@@ -64,6 +64,8 @@ class Lessons:
         for i, room in enumerate(rooms):
             for j, question in enumerate(room.asked):
                 self.by_family.setdefault(family(question), {}).setdefault(i, []).append(j)
+        self.widest = {name: widest(self.written[i][j] for i, mine in of.items() for j in mine)
+                       for name, of in self.by_family.items()}
         self.families = [name for name in FAMILIES if name in self.by_family]
         weights = np.array([FAMILIES[name] for name in self.families], float)
         self.shares = weights / weights.sum()
@@ -90,16 +92,18 @@ class Lessons:
     def __len__(self) -> int:
         return sum(len(room.asked) for room in self.rooms)
 
-    def draw(self, seed: int, step: int, clips: int, each: int, rank: int = 0) -> Batch:
+    def draw(self, seed: int, step: int, clips: int, each: int, rank: int = 0, alike: bool = False) -> Batch:
         """A training batch: one family, `clips` clips, `each` questions about every one (again, if it has fewer).
-        Processes of one step draw the same family and other clips."""
+        Processes of one step draw the same family and other clips. alike: all batches of a family have one shape, that
+        of its longest question."""
         rng = np.random.default_rng([seed, step])
-        group = self.by_family[self.families[rng.choice(len(self.families), p=self.shares)]]
+        name = self.families[rng.choice(len(self.families), p=self.shares)]
+        group = self.by_family[name]
         rng = np.random.default_rng([seed, step, rank])
         weights = np.array([min(len(q), each) for q in group.values()], float)
         chosen = rng.choice(list(group), clips, replace=len(group) < clips, p=weights / weights.sum())
         picked = [rng.choice(group[i], each, replace=len(group[i]) < each).tolist() for i in chosen]
-        return self._batch(chosen.tolist(), picked, 0)
+        return self._batch(chosen.tolist(), picked, most=self.widest[name] if alike else None)
 
     def exam(self, name: str, clips: int, each: int, room_for: int = 0) -> Iterator[Batch]:
         """Every question of one family once, prompts only if `room_for`; batches are of equally many a clip."""
@@ -113,10 +117,10 @@ class Lessons:
                 part_of = group[start:start + clips]
                 yield self._batch([i for i, _ in part_of], [part for _, part in part_of], room_for)
 
-    def _batch(self, rooms: list[int], picked: list[list[int]], room_for: int) -> Batch:
+    def _batch(self, rooms: list[int], picked: list[list[int]], room_for: int = 0, most: Widest | None = None) -> Batch:
         pairs = [(i, j) for i, mine in zip(rooms, picked, strict=True) for j in mine]
         texts = [[self.written[i][j] for j in mine] for i, mine in zip(rooms, picked, strict=True)]
-        asked = pack(texts, self.writer.end, room_for)
+        asked = pack(texts, self.writer.end, room_for, most)
         rows = torch.tensor(rooms, device=self.device)
         s = self.sight
         sight = Sight(s.semantic[rows], None if s.generative is None else s.generative[rows], s.points[rows],

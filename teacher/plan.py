@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from teacher.language import SPECIALS, Asked, LanguageShape, LanguageTeacher, Sight
+from teacher.language import IGNORED, SPECIALS, Asked, LanguageShape, LanguageTeacher, Sight
 from teacher.lm import RANK, Tune, tune
 
 GB = 1e9
@@ -113,7 +113,8 @@ def made_up_batch(model: LanguageTeacher, frames: int, words: int, clips: int, d
         ids = torch.full((clips, 1, words), model.words + SPECIALS.index("<ground>"))
         one = torch.full((clips, 1), -1)
         candidates = torch.zeros(clips, 1, boxes, dtype=torch.long)
-        return sight, Asked(ids, torch.full_like(ids, -100), one + words, one, candidates, candidates.bool())
+        return sight, Asked(ids, one + words, one + words, torch.full((clips, 1, 1), IGNORED), one, candidates,
+                            candidates.bool())
 
 
 def _activations(model: LanguageTeacher, frames: int, words: int, clips: int, again: bool) -> tuple[float, float]:

