@@ -1,6 +1,6 @@
 """What each result file shows as a table: which rows, in which order, under which columns."""
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.columns import Column, over_seeds
 from bench.intervals import METRICS
@@ -67,6 +67,15 @@ def _engines(rows: list[Row]) -> list[Row]:
     return sorted(shown, key=place)
 
 
+def _spellings(rows: list[Row]) -> list[Row]:
+    """TensorRT's engines where other places for Q/DQ and other spellings of the graph were timed, quickest first."""
+    timed = [row for row in rows if row["backend"].startswith("tensorrt") and row.get("latency_ms")]
+    tried = {(row["model"], row["batch"]) for row in timed if "-" in row["variant"]}
+    shown = [{**row, "outcome": row.get("gate") or row.get("error")} for row in timed
+             if (row["model"], row["batch"]) in tried]
+    return sorted(shown, key=lambda row: (row["model"], row["batch"], row.get("graph_ms") or row["latency_ms"]))
+
+
 _NANO_PROBE = Table((
     Column("features", "features"), Column("frames", "mode"), Column("noise t", "t", 2), Column("block", "block", 0),
     Column("noise draws", "seeds", 0), Column("depth R², ridge", "depth_r2_ridge"),
@@ -92,9 +101,23 @@ _LATENCY_CPU = Table((
 
 _TRT_H200 = Table((
     Column("model", "model"), Column("batch", "batch", 0), Column("runs on", "backend"),
-    Column("precision", "precision"), Column("launched, ms", "latency_ms", 3),
-    Column("as a CUDA graph, ms", "graph_ms", 3), Column("cosine to FP32, mean", "cosine_mean", 5),
+    Column("precision", "precision"), Column("weights", "weights"), Column("launched, ms", "latency_ms", 3),
+    Column("as a CUDA graph, ms", "graph_ms", 3), Column("faster than FP16", "graph_vs_fp16", 2, suffix="x"),
+    Column("cosine to FP32, mean", "cosine_mean", 5),
     Column("1st percentile", "cosine_p1", 5), Column("size, MB", "size_mb", 1), Column("gate", "outcome")), _engines)
+
+_TRT_PLACES = Table((
+    Column("model", "model"), Column("batch", "batch", 0), Column("engine", "variant"),
+    Column("launched, ms", "latency_ms", 3), Column("as a CUDA graph, ms", "graph_ms", 3),
+    Column("faster than FP16", "graph_vs_fp16", 2, suffix="x"), Column("cosine to FP32, mean", "cosine_mean", 5),
+    Column("1st percentile", "cosine_p1", 5), Column("gate", "outcome")), _spellings)
+
+_TRT_LAYERS = Table((
+    Column("model", "model"), Column("batch", "batch", 0), Column("engine", "variant"),
+    Column("kernels", "launches", 0), Column("all, ms", "total_ms", 3), Column("INT8 products", "gemm_int8_ms", 3),
+    Column("half products", "gemm_half_ms", 3), Column("float products", "gemm_float_ms", 3),
+    Column("attention", "attention_ms", 3), Column("GELU", "gelu_ms", 3), Column("LayerNorm", "norm_ms", 3),
+    Column("quantise, reformat", "quantise_reformat_ms", 3), Column("other", "other_ms", 3)))
 
 _INT8_CPU = Table((
     Column("model", "model"), Column("precision", "precision"), Column("runs on", "backend"),
@@ -168,6 +191,9 @@ TABLES = {"nano_probe": _NANO_PROBE, "rooms_accuracy": _ROOMS_ACCURACY, "latency
           "rendering_h200": _RENDERING, "compare_trials": _TRIALS, "int8_tools": _INT8_TOOLS,
           "crosscheck_cpu": _CROSSCHECK, "infer_core": _INFER_CORE, "tap_search": _TAP_SEARCH,
           "rooms_census": _CENSUS, "language_7b": _LANGUAGE_7B, "trt_h200": _TRT_H200,
+          **{name: table for card in ("h100", "h200") for name, table in (
+              (f"trt_{card}_places", replace(_TRT_PLACES, file=f"trt_{card}")), (f"trt_{card}_layers", _TRT_LAYERS))},
+          "trt_h100": _TRT_H200,
           "rooms_questions": Table(SCORED, scored), "fusion_ablation": Table(FUSED, fused),
           "rooms_questions_controls": Table(CONTROLLED, controlled, "rooms_questions"),
           "rooms_questions_types": Table(TYPED, typed, "rooms_questions")}

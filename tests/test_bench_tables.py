@@ -51,10 +51,16 @@ def folder(tmp_path):
     write(tmp_path, "rooms_census", [{"task": "ground", "per_100_rooms": 762.0, "metric": "acc@0.25", "chance": "",
                                       "majority": 0.13, "text_only": 0.2}])
     write(tmp_path, "language_7b", [{"tune": "lora", "parameters": 7742769665, "peak_gb": 22.4}])
-    write(tmp_path, "trt_h200", [{"model": "ViT-S", "precision": "fp16", "backend": "tensorrt-8.6", "batch": 1,
-                                  "latency_ms": 0.55, "graph_ms": 0.49, "gate": "passed"},
-                                 {"model": "ViT-S", "precision": "int8", "backend": "tensorrt-8.6", "batch": 1,
-                                  "error": "not built in the time"}])
+    for name in ("trt_h100", "trt_h200"):
+        write(tmp_path, name, [
+            {"model": "ViT-S", "precision": "fp16", "variant": "fp16", "backend": "tensorrt-8.6", "batch": 1,
+             "latency_ms": 0.55, "graph_ms": 0.49, "gate": "passed"},
+            {"model": "ViT-S", "precision": "int8", "variant": "int8-mlp", "backend": "tensorrt-8.6", "batch": 1,
+             "latency_ms": 0.5, "graph_ms": 0.45, "gate": "passed"},
+            {"model": "ViT-S", "precision": "int8", "variant": "int8", "backend": "tensorrt-8.6", "batch": 1,
+             "error": "not built in the time"}])
+        write(tmp_path, f"{name}_layers", [{"model": "ViT-S", "batch": 32, "variant": "int8", "by": "kernels",
+                                            "launches": 97, "total_ms": 2.5, "gemm_int8_ms": 0.5}])
     answers = {"features": "generator", "position": "pose_free", "task": "ground", "metric": "acc@0.25", "value": 0.4}
     for name in ("rooms_questions", "fusion_ablation"):
         write(tmp_path, name, [{**answers, "kind": "score", "seed": 0, "steps": 9},

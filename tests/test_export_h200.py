@@ -1,9 +1,11 @@
 """bench/h200/trt*: its graphs are the product's, slimming keeps what a GPU loads, its plan and rows hold together."""
 import collections
+import ctypes
 import json
 import struct
 import subprocess
 import sys
+import tarfile
 import time
 from functools import cache
 from pathlib import Path
@@ -16,15 +18,19 @@ import pytest
 import torch
 
 from bench.h200 import trt as bench_trt
+from bench.h200.trt import MODELS
 from bench.h200.trt_graphs import arrays_of, quantised_of, write
-from bench.h200.trt_plan import BASE, JOBS, VARIANTS
+from bench.h200.trt_kernels import read, summed
+from bench.h200.trt_layers import rows as layer_rows
+from bench.h200.trt_plan import BASE, BUILDS, JOBS, VARIANTS
 from bench.h200.trt_rivals import _bound
 from bench.h200.trt_slim import slim
 from bench.h200.trt_vit import LINEARS, Quantised, Spelling, to_onnx
-from bench.h200.trt_worker import Job, fidelity, interleaved
+from bench.h200.trt_worker import BUILDING, Job, fidelity, interleaved
 from export.dialects import to_flagged
 from export.parity import relative_error, token_cosine
 from export.qdq import check_qdq
+from student.vit import Student, StudentConfig, save_student
 from tests.export_run import fp32, int8, run
 from tests.test_export_jetson import pretended
 
@@ -141,16 +147,17 @@ def test_what_is_bound_for_onnxruntime_is_a_copy_of_the_frames():
 
 def test_plan_covers_the_bar():
     wanted = {(size, batch) for size in ("ti", "s", "b") for batch in (1, 8, 32)}
-    for worker, variants in (("engines", {"fp16", "int8", "fp32"}), ("torch", {"fp16-compiled", "fp32-compiled"}),
+    for worker, variants in (("time", {"fp16", "int8", "fp32"}), ("torch", {"fp16-compiled", "fp32-compiled"}),
                              ("ort", {"ort-fp16", "ort-fp32"})):
         for place in wanted:
-            jobs = [job for job in JOBS if job.worker == worker and (job.size, job.batch) == place]
-            assert variants <= {name for job in jobs for name in job.variants}, (worker, place)
-    assert len({job.name for job in JOBS}) == len(JOBS)
-    assert all(name in VARIANTS for job in JOBS for name in job.graphs)
-    engines = [job for job in JOBS if job.worker == "engines"]
-    assert [(job.size, job.batch) for job in engines[:3]] == [("s", 32), ("ti", 32), ("s", 1)]
-    assert all(job.variants == BASE for job in engines[:9])  # no experiment before the table
+            (job,) = [job for job in JOBS if job.worker == worker and (job.size, job.batch) == place]
+            assert variants <= set(job.variants), (worker, place)
+    assert len({job.name for job in (*BUILDS, *JOBS)}) == len(BUILDS) + len(JOBS)
+    assert all(name in VARIANTS for job in (*BUILDS, *JOBS) for name in job.graphs)
+    assert [(job.size, job.batch) for job in BUILDS[:9:3]] == [("s", 32), ("ti", 32), ("s", 1)]
+    assert all(job.variants[0] in BASE for job in BUILDS[:27])  # no experiment before the table
+    built = {(job.size, job.batch, *job.variants) for job in BUILDS}
+    assert built == {(job.size, job.batch, name) for job in JOBS if job.worker == "time" for name in job.variants}
 
 
 def test_rows_say_how_they_compare_with_fp16_of_the_same_kind():
@@ -165,11 +172,15 @@ def test_rows_say_how_they_compare_with_fp16_of_the_same_kind():
     assert [r["gate"] for r in rows] == ["passed", "passed", "failed", "passed", "passed"]
 
 
+def test_a_result_is_named_after_its_card():
+    names = [bench_trt.card({"gpu": gpu}) for gpu in ("NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA GeForce RTX")]
+    assert names == ["h100", "h200", "rtx"] and bench_trt.card({}) == "nogpu"
+
+
 def _job(folder, **more) -> Path:
-    facts = {"name": "j", "model": "ViT-Ti", "batch": 1, "backend": "torch",
+    facts = {"name": "j", "model": "ViT-Ti", "weights": "shipped", "student": None, "batch": 1, "backend": "torch",
              "variants": {"fp16": {"precision": "fp16"}}, "work": str(folder), "folder": str(folder),
-             "out": str(folder), "deadline": time.time() + 60, "end": time.time() + 60, "seconds": 0.001,
-             "profile": False, **more}
+             "out": str(folder), "end": time.time() + 60, "seconds": 0.001, "profile": False, **more}
     (folder / "job.json").write_text(json.dumps(facts))
     return folder / "job.json"
 
@@ -189,11 +200,12 @@ def test_a_job_waits_for_its_turn_and_its_rows_are_always_whole(tmp_path):
     job.timed({"fp16": lambda: 3.0}, {"fp16": lambda: 2.0})
     (row,) = json.loads((tmp_path / "rows.j.json").read_text())
     assert row["latency_ms"] == 3 and row["graph_ms"] == 2 and row["cosine_mean"] == 1 and "error" not in row
+    assert row["weights"] == "shipped"
     assert Job(tmp_path / "job.json").rows["fp16"] == row  # a process that goes on keeps what there is
 
 
-def test_engines_are_built_gated_and_timed_by_one_process(tmp_path):
-    """trt_engines.py itself, beside what looks like TensorRT 8.6: its second build takes the first one's timings."""
+def test_engines_are_built_and_gated_by_one_process_and_timed_by_another(tmp_path):
+    """trt_engines.py itself, beside what looks like TensorRT 8.6. A plan that comes late is timed with the others."""
     env, root = pretended(tmp_path), Path(__file__).parents[1]
     np.savez(tmp_path / "frames.npz", heldout=run().heldout.frames[:2])
     with torch.inference_mode():
@@ -201,94 +213,158 @@ def test_engines_are_built_gated_and_timed_by_one_process(tmp_path):
     for name in ("fp16", "int8"):
         write(VARIANTS[name], arrays_of(run().student), numbers(), 1, tmp_path / f"{name}.b1.onnx")
     (tmp_path / "fp16-2d.b1.onnx").write_bytes(b"no model")
-    job = _job(tmp_path, backend="tensorrt-8.6", variants={
-        name: {"precision": name[:4], "implicit": False, "level": 3} for name in ("fp16", "fp16-2d", "int8")})
+    (tmp_path / "fp16-conv.b1.plan").write_bytes(b"no engine")
     log = (tmp_path / "log.txt").open("w")
-    process = subprocess.Popen([sys.executable, "-m", "bench.h200.trt_engines", job], cwd=root, stderr=log,
-                               env={**env, "FAKE_VERSION": "8.6.0", "PYTHONPATH": f"{root}:{tmp_path}"})
-    while process.poll() is None:
-        if (tmp_path / "turn.j.ready").exists():
-            (tmp_path / "turn.j.go").touch()
+
+    def start(mode, *variants):
+        job = _job(tmp_path, name=mode, backend="tensorrt-8.6", profile=True, variants={
+            name: {"precision": name[:4], "implicit": False, "level": 3} for name in variants})
+        job = job.rename(tmp_path / f"job.{mode}.json")
+        return subprocess.Popen([sys.executable, "-m", "bench.h200.trt_engines", mode, job], cwd=root, stderr=log,
+                                env={**env, "FAKE_VERSION": "8.6.0", "PYTHONPATH": f"{root}:{tmp_path}"})
+
+    timer = start("time", "fp16", "int8", "fp16-2d", "fp16-conv")
+    while not (tmp_path / "turn.time.ready").exists():
         time.sleep(0.05)
-    assert process.returncode == 0, (tmp_path / "log.txt").read_text()
-    fp16, spoilt, int8_row = json.loads((tmp_path / "rows.j.json").read_text())
-    assert fp16["latency_ms"] > 0 and fp16["cosine_mean"] > 0.9999 and fp16["level"] == 3 and "error" not in fp16
-    assert int8_row["latency_ms"] > 0 and int8_row["cosine_mean"] > 0.999 and "error" not in int8_row
+    assert start("build", "fp16", "fp16-2d", "int8").wait(60) == 0, (tmp_path / "log.txt").read_text()
+    (tmp_path / "turn.time.go").touch()
+    assert timer.wait(60) == 0, (tmp_path / "log.txt").read_text()
+    fp16, spoilt, int8_row = json.loads((tmp_path / "rows.build.json").read_text())
+    assert fp16["cosine_mean"] > 0.9999 and fp16["level"] == 3 and "error" not in fp16
+    assert int8_row["cosine_mean"] > 0.999 and "error" not in int8_row
     assert int8_row["relative_error"] > 10 * fp16["relative_error"]  # another graph indeed
-    assert spoilt["error"] == "ModelImporter: failed to parse" and "latency_ms" not in spoilt
+    assert spoilt["error"] == "ModelImporter: failed to parse"
+    timed = {row["variant"]: row for row in json.loads((tmp_path / "rows.time.json").read_text())}
+    assert timed["fp16"]["latency_ms"] > 0 and timed["int8"]["latency_ms"] > 0 and "fp16-2d" not in timed
+    assert timed["fp16-conv"]["error"] and "latency_ms" not in timed["fp16-conv"]
+    assert "kernels of int8: " in (tmp_path / "log.txt").read_text()  # without a GPU it fails, after the times
 
 
 WORKER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
-from bench.h200.trt_worker import BUILDING, Job
-import os
+from bench.h200.trt_worker import BUILDING, LOADING, Job
 job = Job(Path(sys.argv[-1]))
 def note(what):
     with (job.out / "events.txt").open("a") as file:
         file.write(f"{time.time()} {os.environ['CUDA_VISIBLE_DEVICES']} {job.name} {what}\\n")
-for name in job.variants:
-    if job.late():
-        break
+def build():
+    (name,) = job.variants
     job.row(name, error=BUILDING)
     for i in range(12):
         note(f"build {name}")
         time.sleep(0.02)
-    if (job.name, name) == ("engines-ti-b32-fp16", "int8"):
+    if job.name == "build-ti-b32-int8":
         os._exit(9)
+    if job.name == "build-ti-b8-int8":
+        time.sleep(600)
     job.row(name, error=None, cosine_mean=1.0, cosine_p1=1.0)
+    job.plan(name).touch()
+def run():
+    have = [name for name in job.variants if job.plan(name).exists() and not job.rows.get(name, {}).get("error")]
+    for name in have:
+        job.row(name, error=LOADING)
+        if (job.name, name) == ("time-ti-b1", "fp32"):
+            os._exit(7)
+        job.row(name, error=None)
     with job.alone():
         note("turn begins")
         time.sleep(0.1)
-        job.timed({name: lambda: 1.0}, {})
+        job.timed({name: lambda: 1.0 for name in have}, {})
         note("turn ends")
+{"build": build, "time": run}[sys.argv[-2]]()
 """
 
 
-def _sat(monkeypatch, folder: Path, seconds: float, jobs: tuple, builders: int) -> tuple[list[dict], list[list[str]]]:
+def _sat(monkeypatch, folder: Path, builds: tuple, **options) -> tuple[list[dict], list[list[str]]]:
     """A sitting on two GPUs whose workers only pretend: (rows, events as [time, gpu, job, what, variant])."""
     (folder / "worker.py").write_text(WORKER)
+    for size in MODELS:
+        (folder / size).mkdir()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setenv("TRT_PYTHON", f"env PYTHONPATH={Path(__file__).parents[1]} {sys.executable} {folder}/worker.py")
-    monkeypatch.setattr(bench_trt, "JOBS", jobs)
+    monkeypatch.setattr(bench_trt, "BUILDS", builds)
+    monkeypatch.setattr(bench_trt, "JOBS", tuple(job for job in JOBS if job.worker == "time"))
     monkeypatch.setattr(bench_trt, "tensorrt_starts", lambda: "")
     monkeypatch.setattr(bench_trt, "LAST_START", 0)
-    monkeypatch.setattr(bench_trt.Sitting, "_graphs", lambda self, size: subprocess.Popen(["true"]))
-    monkeypatch.setattr(bench_trt.Sitting, "_ready", lambda self, job: job.size != "b")  # b's graphs never come
-    bench_trt.Sitting(folder, folder / "out", seconds, builders).run()
+    monkeypatch.setattr(bench_trt.Sitting, "_maker", lambda self, *_: None)
+    ready = bench_trt.Sitting._ready
+    monkeypatch.setattr(bench_trt.Sitting, "_ready", lambda self, job: (  # b's graphs never come
+        ready(self, job) if job.worker == "time" else job.size != "b" and job.size in self.students))
+    bench_trt.Sitting(folder, folder / "out", **options).run()
     events = [line.split() for line in (folder / "out" / "events.txt").read_text().splitlines()]
-    return json.loads((folder / "out" / "trt_h200.json").read_text())["rows"], events
+    return json.loads((folder / "out" / "trt_nogpu.json").read_text())["rows"], events
 
 
-def test_a_sitting_uses_every_gpu_and_times_with_all_others_there_stopped(monkeypatch, tmp_path):
-    jobs = tuple(job for job in JOBS if job.variants == BASE and (job.size, job.batch) != ("s", 8))
-    rows, events = _sat(monkeypatch, tmp_path, 60, jobs, builders=2)
-    assert {event[1] for event in events if "b32" in event[2]} == {"0", "1"}  # the two that matter most, at once
+def test_a_sitting_builds_on_every_gpu_and_then_times_with_all_others_there_stopped(monkeypatch, tmp_path):
+    builds = tuple(job for job in BUILDS if job.variants[0] in BASE and (job.size, job.batch) != ("ti", 8))
+    rows, events = _sat(monkeypatch, tmp_path, builds, seconds=60, timing=30, builders=4)
+    assert {event[1] for event in events if event[2].startswith("build")} == {"0", "1"}
+    last_build = max(float(event[0]) for event in events if event[3] == "build")
+    assert all(float(event[0]) > last_build for event in events if event[3] == "turn")
     for gpu in "01":
         turn = None
         for _, _, name, what, detail in (event for event in events if event[1] == gpu):
             assert turn in (None, name), f"{name} went on during the turn of {turn}"
             turn = name if (what, detail) == ("turn", "begins") else None if what == "turn" else turn
-    lives = {name: [float(event[0]) for event in events if event[2] == name] for name in {event[2] for event in events}}
-    gpu_of = {event[2]: event[1] for event in events}
-    for name, times in lives.items():
-        beside_it = [other for other, its in lives.items() if gpu_of[other] == gpu_of[name]
-                     and its[0] <= times[0] <= its[-1]]
-        assert len(beside_it) <= 2, beside_it
-    told = {(row["model"], row["batch"], row["variant"]): row for row in rows}
+        spans = collections.defaultdict(list)
+        for event in (event for event in events if event[1] == gpu and event[3] == "build"):
+            spans[event[2]].append(float(event[0]))
+        assert all(sum(its[0] <= times[0] <= its[-1] for its in spans.values()) <= 4 for times in spans.values())
+    told = {(row["model"], row["batch"], row["variant"]): row for row in rows if row["backend"] == "tensorrt-8.6"}
     assert told["ViT-S", 32, "int8"]["latency_ms"] == 1 and told["ViT-S", 32, "int8"]["vs_fp16"] == 1
+    assert told["ViT-S", 32, "int8"]["weights"] == "random" and told["ViT-Ti", 1, "int8"]["weights"] == "shipped"
     assert told["ViT-Ti", 32, "int8"]["error"] == "its process died while building it (exit 9)"
-    assert told["ViT-Ti", 32, "fp16"]["gate"] == told["ViT-Ti", 32, "fp32"]["gate"] == "passed"  # before and after
-    assert {row["error"] for row in rows if row["model"] == "ViT-B"} == {bench_trt.MISSING}
+    assert told["ViT-Ti", 32, "fp16"]["gate"] == told["ViT-Ti", 32, "fp32"]["gate"] == "passed"
+    assert told["ViT-Ti", 1, "fp32"]["error"] == "its process died while loading it (exit 7)"
+    assert told["ViT-Ti", 1, "fp16"]["latency_ms"] == 1  # timed by the process that came after
+    assert {told["ViT-B", batch, name]["error"] for batch in (1, 8, 32) for name in BASE} == {bench_trt.MISSING}
 
 
-def test_a_sitting_that_runs_out_of_time_keeps_what_was_timed_and_names_the_rest(monkeypatch, tmp_path):
-    jobs = tuple(job for job in JOBS if job.variants == BASE)
+def test_a_sitting_that_runs_out_of_time_times_what_is_built_and_names_the_rest(monkeypatch, tmp_path):
     began = time.time()
-    rows, _ = _sat(monkeypatch, tmp_path, 6, jobs, builders=1)
-    assert time.time() - began < 20 and len(rows) == 27
-    assert all(("latency_ms" in row) or row["error"] for row in rows)
-    assert any("latency_ms" in row for row in rows) and sum("error" in row for row in rows) >= 12
+    builds = tuple(job for job in BUILDS if job.variants[0] in BASE and job.size != "b")
+    rows, _ = _sat(monkeypatch, tmp_path, builds, seconds=14, timing=6, builders=4)
+    assert time.time() - began < 30
+    told = {(row["model"], row["batch"], row["variant"]): row for row in rows if row["backend"] == "tensorrt-8.6"}
+    assert told["ViT-Ti", 8, "int8"]["error"] == BUILDING and told["ViT-Ti", 8, "fp16"]["latency_ms"] == 1
+    assert all("latency_ms" in row or row["error"] for row in rows) and len(rows) == 27 + 18 + 27
+
+
+def test_a_trained_student_may_come_late_but_not_too_late(monkeypatch, tmp_path):
+    started = []
+    monkeypatch.setattr(bench_trt.Sitting, "_maker", lambda self, name, *given: started.append((name, given[-1])))
+    monkeypatch.setenv("VIT_S", str(tmp_path / "vit_s"))
+    sitting = bench_trt.Sitting(tmp_path, tmp_path / "out", 60, wait=30)
+    sitting._make_graphs()
+    assert {name for name, _ in started} == {f"graphs-{size}-b{batch}" for size in ("ti", "b") for batch in (1, 8, 32)}
+    save_student(Student(StudentConfig(size="s", depth=1)), tmp_path / "vit_s")
+    sitting._make_graphs()
+    sitting._make_graphs()
+    assert started[6:] == [(f"graphs-s-b{batch}", str(tmp_path / "vit_s")) for batch in (32, 1, 8)]
+    monkeypatch.setenv("VIT_S", str(tmp_path / "never"))
+    late = bench_trt.Sitting(tmp_path, tmp_path / "out", 60, wait=-1)
+    late._make_graphs()
+    assert late.students["s"] is None and started[-6:][0] != started[6:][0]
+
+
+def test_rows_of_another_card_are_refused_and_those_of_the_same_one_kept(monkeypatch, tmp_path):
+    sitting = bench_trt.Sitting(tmp_path, tmp_path / "out", 60)
+    rows = [{"backend": "tensorrt-8.6", "model": "ViT-Ti", "batch": 1, "variant": name, "precision": name,
+             "latency_ms": 1.0} for name in BASE]
+    file = tmp_path / "earlier.json"
+    file.write_text(json.dumps({"env": {"gpu": "NVIDIA H200"}, "rows": rows}))
+    sitting.env["gpu"] = "NVIDIA H100 80GB HBM3"
+    with pytest.raises(ValueError, match="measured on NVIDIA H200, this is NVIDIA H100"):
+        bench_trt.keep(file, sitting)
+    sitting.env["gpu"] = "NVIDIA H200"
+    bench_trt.keep(file, sitting)
+    assert not [job for job in (*sitting.builds, *sitting.others) if (job.size, job.batch) == ("ti", 1)
+                and job.worker in ("build", "time")] and len(sitting.builds) == len(BUILDS) - 3
+    sitting.write()
+    written = json.loads((tmp_path / "out" / f"{sitting.name}.json").read_text())["rows"]
+    assert [row["latency_ms"] for row in written if row["model"] == "ViT-Ti" and row["batch"] == 1
+            and row["backend"] == "tensorrt-8.6"] == [1.0] * 3
 
 
 def test_a_tensorrt_that_does_not_start_is_known_before_the_run(monkeypatch, tmp_path):
@@ -298,6 +374,42 @@ def test_a_tensorrt_that_does_not_start_is_known_before_the_run(monkeypatch, tmp
     assert bench_trt.tensorrt_starts() == ""
     (tmp_path / "tensorrt.py").write_text("print('[E] Assertion failed')\nraise SystemExit(1)\n")
     assert bench_trt.tensorrt_starts() == "[E] Assertion failed"
+
+
+# --- where the time goes -----------------------------------------------------------------------------------------
+
+def test_a_kernel_record_is_read_where_cupti_puts_it():
+    name = ctypes.create_string_buffer(b"sm80_xmma_gemm_i8i8_i8i32")
+    record = bytearray(192)
+    struct.pack_into("<I", record, 0, 10)                                   # CONCURRENT_KERNEL
+    struct.pack_into("<QQ", record, 16, 1_000, 251_000)                     # start, end in ns
+    struct.pack_into("<Q", record, 104, ctypes.addressof(name))
+    held = ctypes.create_string_buffer(bytes(record))
+    assert read(ctypes.addressof(held)) == (1_000, "sm80_xmma_gemm_i8i8_i8i32", 0.25)
+    struct.pack_into("<I", record, 0, 1)                                    # a copy
+    assert read(ctypes.addressof(ctypes.create_string_buffer(bytes(record)))) is None
+    rows = summed([(3, "b", 0.5), (1, "a", 0.25), (2, "b", 0.5)], runs=2)
+    assert rows == [{"name": "a", "count": 0.5, "ms": 0.125}, {"name": "b", "count": 1.0, "ms": 0.5}]
+
+
+def test_profiles_become_one_row_an_engine_by_kind_of_work(tmp_path):
+    kernels = [{"name": "sm80_xmma_gemm_i8i8_i8i32_f32_tn_n", "count": 48.0, "ms": 0.5},
+               {"name": "__myl_bb0_AddMeaSubMulMeaAddSqrDivMul", "count": 24.0, "ms": 0.25},
+               {"name": "fmha_v2_flash_attention_fp16_S_256_sm90", "count": 12.0, "ms": 0.25},
+               {"name": "__myl_MulErfAddMulRouCas", "count": 12.0, "ms": 0.5}, {"name": "what", "count": 1.0, "ms": 1}]
+    layers = [{"name": "{ForeignNode[a...b]}", "type": "Myelin", "tactic": "", "inputs": [], "ms": 2.0}]
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    for what, variant, content in (("kernels", "int8-mlp", kernels), ("layers", "int8-mlp", layers),
+                                   ("layers", "fp16", layers), ("kernels", "fp16", [])):
+        (logs / f"{what}.time-s-b32.{variant}.json").write_text(json.dumps(content))
+    with tarfile.open(tmp_path / "logs.tgz", "w:gz") as archive:
+        archive.add(logs, ".")
+    fp16, mlp = layer_rows(tmp_path / "logs.tgz")
+    assert (fp16["variant"], fp16["by"], fp16["total_ms"], fp16["precision"]) == ("fp16", "layers", 2.0, "fp16")
+    assert mlp == {"model": "ViT-S", "batch": 32, "variant": "int8-mlp", "precision": "int8", "by": "kernels",
+                   "launches": 97, "total_ms": 2.5, "gemm_int8_ms": 0.5, "norm_ms": 0.25, "attention_ms": 0.25,
+                   "gelu_ms": 0.5, "other_ms": 1}
 
 
 # --- slimming ----------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-"""One job of trt.py inside TensorRT's own Python (numpy and tensorrt only): builds, gates, waits for its turn, times.
+"""One job of trt.py inside TensorRT's own Python (numpy and tensorrt only): builds and gates engines, or times them.
 
-    trt_engines.py JOB.json     see trt.py; CUDA by ctypes, as the Jetson script calls it
+    trt_engines.py build|time JOB.json     see trt.py; CUDA by ctypes, as the Jetson script calls it
 
-One process builds a job's engines one after another: its 1.3 GB of libraries take 9 s to load, and its timing cache is
-shared in memory (8.6 refuses every one read from disk). If it dies, trt.py starts it again with what is left.
+Building is what takes long, and hardly the GPU: one process an engine. The engines of a place (a student at a batch)
+meet in another process, which loads each as it comes, waits for its turn, and times all of them in turn.
 """
 import ctypes
 import json
@@ -14,18 +14,19 @@ from pathlib import Path
 import numpy as np
 import tensorrt as trt
 
-from bench.h200.trt_worker import BUILDING, Job, fidelity
+from bench.h200.trt_kernels import traced
+from bench.h200.trt_worker import BUILDING, LOADING, Job, fidelity
 from export.jetson.run_on_jetson import Cuda, Engine
 
 RELAXED = 2  # cudaStreamCaptureModeRelaxed
+THREADS = 2  # of one build
 FLAGS = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}
 
 
-def build(builder, logger, onnx_file, variant, timings):
-    """(plan, timing cache) of one ONNX under the flags of its variant. Raises ValueError with TensorRT's words.
-
-    timings: the cache of the build before, or None.
-    """
+def build(logger, onnx_file, variant):
+    """The plan of one ONNX under the flags of its variant. Raises ValueError with TensorRT's words."""
+    builder = trt.Builder(logger)
+    builder.max_threads = THREADS
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(onnx_file.read_bytes()):
@@ -40,13 +41,10 @@ def build(builder, logger, onnx_file, variant, timings):
         config.set_flag(getattr(trt.BuilderFlag, flag))
     if variant["implicit"]:
         set_ranges(network, json.loads(onnx_file.with_suffix(".ranges.json").read_text()))
-    if timings is None or config.set_timing_cache(timings, ignore_mismatch=False) is False:
-        timings = config.create_timing_cache(b"")
-        config.set_timing_cache(timings, ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ValueError("the builder gave no engine; its words are in the log")
-    return bytes(plan), timings
+    return bytes(plan)
 
 
 def set_ranges(network, ranges):
@@ -71,7 +69,10 @@ class Profiler(trt.IProfiler):
 
 
 def layers(engine, runs=20):
-    """[{name, type, tactic, inputs, ms}] of an engine, the slowest first."""
+    """[{name, type, tactic, inputs, ms}] of an engine, the slowest first: TensorRT's own account.
+
+    It names one layer for whatever its compiler fused (ForeignNode); trt_kernels.py sees what is within.
+    """
     inspector = engine.engine.create_engine_inspector()
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     told = json.loads(text, strict=False).get("Layers", [])  # 8.6 leaves control characters in names
@@ -115,33 +116,55 @@ def captured(cuda, engine):
     return replay if launched else None
 
 
-def main(job):
+def build_all(job):
+    """Builds a job's engines, holds each against the reference, leaves its plan."""
     logger, cuda = trt.Logger(trt.Logger.WARNING), Cuda()
-    builder, timings, engines = trt.Builder(logger), None, {}
     frames = np.load(job.work / "frames.npz")["heldout"].astype(np.float32) / 255  # [32,3,H,W]
     reference = np.load(job.folder / "reference.npy")                              # [32,D,h,w]
     for name, facts in job.variants.items():
-        if job.late():
-            break
         began = time.time()
-        print(f"{time.strftime('%H:%M:%S')} == {name}", file=sys.stderr, flush=True)
         job.row(name, error=BUILDING)
         try:
-            plan, timings = build(builder, logger, job.file(name), facts, timings)
-            print(f"{time.strftime('%H:%M:%S')} built in {time.time() - began:.1f} s", file=sys.stderr, flush=True)
-            took, engine = time.time() - began, Engine(trt, cuda, plan)
+            plan = build(logger, job.file(name), facts)
+            took = time.time() - began
             job.row(name, **{"error": None, "size_mb": round(len(plan) / 1e6, 3), "build_seconds": round(took, 1),
-                             "level": facts["level"], **fidelity(reference, engine(frames))})
-            engines[name] = engine
-        except (ValueError, RuntimeError, OSError, MemoryError) as error:
+                             "level": facts["level"], **fidelity(reference, Engine(trt, cuda, plan)(frames))})
+            scratch = job.plan(name).with_suffix(".new")
+            scratch.write_bytes(plan)
+            scratch.replace(job.plan(name))
+        except Exception as error:  # whatever it is, the others go on
             job.row(name, error=" ".join(str(error).split())[:200])
-            continue
-        with job.alone():  # all that there are, in turn: what drifts, drifts under all
-            job.timed({name: engine.run for name, engine in engines.items()},
-                      {name: replay for name, engine in engines.items() if (replay := captured(cuda, engine))})
-            if job.profile and not job.over():
-                (job.out / f"layers.{job.name}.{name}.json").write_text(json.dumps(layers(engine), indent=0))
+
+
+def time_all(job):
+    """Loads every engine of its place as it comes; in its turn times all there are, then looks into them."""
+    cuda, engines, passed_over = Cuda(), {}, {name for name, row in job.rows.items() if row.get("error")}
+
+    def load():
+        for name in job.variants:
+            if name not in engines and name not in passed_over and job.plan(name).exists():
+                job.row(name, error=LOADING)
+                try:
+                    engines[name] = Engine(trt, cuda, job.plan(name).read_bytes())
+                    engines[name].run()
+                    job.row(name, error=None)
+                except Exception as error:  # whatever it is, the others go on
+                    passed_over.add(name)
+                    job.row(name, error=" ".join(str(error).split())[:200])
+
+    with job.alone(meanwhile=load):
+        job.timed({name: engine.run for name, engine in engines.items()},
+                  {name: replay for name, engine in engines.items() if (replay := captured(cuda, engine))})
+        for what, look in (("layers", layers), ("kernels", traced)) if job.profile else ():
+            for name, engine in engines.items():  # whatever fails here, the times are written
+                if not job.over():
+                    try:
+                        told = look(engine)
+                    except Exception as error:
+                        print(f"{what} of {name}: {error}", file=sys.stderr, flush=True)
+                        continue
+                    (job.out / f"{what}.{job.name}.{name}.json").write_text(json.dumps(told, indent=0))
 
 
 if __name__ == "__main__":
-    main(Job(Path(sys.argv[1])))
+    {"build": build_all, "time": time_all}[sys.argv[1]](Job(Path(sys.argv[2])))

@@ -1,8 +1,10 @@
-"""Students and their ONNX spellings for trt.py, made on the machine that measures: trt_graphs.py WORK SIZE [FOLDER].
+"""Students and their ONNX spellings for trt.py, made on the machine that measures:
+
+    trt_graphs.py WORK SIZE BATCH [FOLDER]
 
 SIZE ti takes the shipped weights, s and b random ones (seed 0) unless FOLDER holds a trained student. INT8 numbers by
 the export's own smoothing and min-max ranges on WORK/frames.npz. Writes WORK/SIZE/: reference.npy, and every ONNX of
-the plan.
+the plan at that batch, in the plan's order.
 """
 import json
 import sys
@@ -13,7 +15,7 @@ import numpy as np
 import onnx
 import torch
 
-from bench.h200.trt_plan import JOBS, VARIANTS, Variant
+from bench.h200.trt_plan import BUILDS, JOBS, VARIANTS, Variant
 from bench.h200.trt_vit import HEAD_WIDTH, LINEARS, Arrays, Quantised, to_onnx
 from export.half import to_half
 from export.qat import smoothed
@@ -92,7 +94,7 @@ def write(variant: Variant, arrays: Arrays, numbers: Quantised, batch: int, path
         onnx.save(model, scratch)
 
 
-def main(work: Path, size: str, folder: str | None = None) -> None:
+def main(work: Path, size: str, batch: int, folder: str | None = None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     frames = torch.from_numpy(np.load(work / "frames.npz")["heldout"]).to(DEVICE).float() / 255        # [32,3,H,W]
     seen = torch.from_numpy(np.load(work / "frames.npz")["calibration"]).to(DEVICE).float() / 255      # [32,3,H,W]
@@ -103,13 +105,13 @@ def main(work: Path, size: str, folder: str | None = None) -> None:
     with beside(out / "reference.npy") as scratch:
         np.save(scratch, reference)
     arrays, numbers = arrays_of(student), quantised_of(student, seen)
-    for job in JOBS:
-        for name in job.graphs if job.size == size else ():
-            try:
-                write(VARIANTS[name], arrays, numbers, job.batch, out / f"{name}.b{job.batch}.onnx")
-            except Exception:  # one spelling that cannot be written must not cost the others
-                traceback.print_exc()
+    names = [name for job in (*BUILDS, *JOBS) if (job.size, job.batch) == (size, batch) for name in job.graphs]
+    for name in names:
+        try:
+            write(VARIANTS[name], arrays, numbers, batch, out / f"{name}.b{batch}.onnx")
+        except Exception:  # one spelling that cannot be written must not cost the others
+            traceback.print_exc()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *sys.argv[4:])

@@ -1,4 +1,4 @@
-"""What trt.py measures: variants (a spelling of the graph, and the builder's flags) and the jobs that time them."""
+"""What trt.py measures: variants (a spelling of the graph, and the builder's flags) and the jobs for them."""
 from dataclasses import dataclass, field
 
 from bench.h200.trt_vit import LINEARS, Spelling
@@ -37,34 +37,39 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One process: engines of one student at one batch, built in this order, then timed against each other."""
-    worker: str                          # engines, torch or ort
+    """One process: builds one engine; or times all there are of one student at one batch, against each other."""
+    worker: str                          # build, time, torch, ort or jetson
     size: str
     batch: int
     variants: tuple[str, ...]
 
     @property
     def graphs(self) -> tuple[str, ...]:
-        """The variants that are ONNX files."""
-        return () if self.worker == "torch" else self.variants
+        """The variants that it needs as ONNX files."""
+        return self.variants if self.worker in ("build", "ort") else ()
 
     @property
     def name(self) -> str:
-        return f"{self.worker}-{self.size}-b{self.batch}-{self.variants[0]}"
+        return f"{self.worker}-{self.size}-b{self.batch}" + (f"-{self.variants[0]}" if self.worker == "build" else "")
 
 
-BASE = ("fp16", "int8", "fp32")        # what the bar asks of every student and batch; INT8 as the product places it
+BASE = ("int8", "fp16", "fp32")        # what the bar asks of every student and batch; the longest build first
 TORCH = ("fp16-compiled", "fp32-compiled")
 ORT = ("ort-fp16", "ort-fp32", "ort-int8")
 PLACES = (("s", 32), ("ti", 32), ("s", 1), ("s", 8), ("ti", 1), ("ti", 8), ("b", 32), ("b", 1), ("b", 8))
-JOBS = (  # most important first; trt.py lets torch and onnxruntime, which hardly use the GPU to build, run beside
-    *(Job("engines", size, batch, BASE) for size, batch in PLACES),
+MORE = {  # where INT8 goes and how it is spelt: no experiment is built before the table
+    ("s", 32): ("int8-mlp", "implicit", "int8-2d", "int8-conv", "int8-attention", "implicit-conv", "int8-fc2",
+                "int8-norm", "int8-tanh", "fp16-2d", "fp16-conv", "implicit-2d", "int8-2d-mlp", "int8-qkv-mlp",
+                "int8-2d-attention", "int8-2d-tanh", "fp16-tanh", "int8-level5", "fp16-level5"),
+    ("ti", 32): ("int8-mlp", "implicit", "int8-2d", "int8-conv", "int8-fc2", "implicit-conv"),
+}
+BUILDS = (  # most important first
+    *(Job("build", size, batch, (name,)) for size, batch in PLACES for name in BASE),
+    *(Job("build", *place, (name,)) for place, names in MORE.items() for name in names),
+)
+JOBS = (  # in the order of their turns at being timed
+    *(Job("time", size, batch, (*BASE, *MORE.get((size, batch), ()))) for size, batch in PLACES),
     *(Job("torch", size, batch, TORCH) for size, batch in PLACES),
     *(Job("ort", size, batch, ORT) for size, batch in PLACES),
-    Job("engines", "s", 32, ("int8-mlp", "implicit", "int8-fc2")),  # where INT8 goes, once the table is whole
-    Job("engines", "s", 32, ("int8-2d", "fp16-2d", "int8-2d-mlp", "int8-2d-tanh")),
-    Job("engines", "s", 32, ("int8-conv", "implicit-conv", "fp16-conv")),
-    Job("engines", "s", 32, ("implicit-2d", "int8-tanh", "int8-norm", "int8-qkv-mlp")),
-    Job("engines", "s", 32, ("int8-attention", "int8-2d-attention")),
-    Job("engines", "s", 32, ("fp16-level5", "int8-level5", "fp16-tanh")),
+    Job("jetson", "ti", 1, ("fp16", "int8")),
 )

@@ -8,17 +8,19 @@ from pathlib import Path
 import numpy as np
 
 ROUNDS = 10
+LOADING = "built, but its process died while loading it"
 BUILDING = "not built in the time: it was being built when the time was up"
 
 
 class Job:
-    """JOB.json: name, model, batch, backend, variants {name: settings}, folders, when building and all must end."""
+    """JOB.json: name, model, weights, batch, backend, variants {name: settings}, folders, when all must end."""
 
     def __init__(self, path):
         facts = json.loads(path.read_text())
         self.name, self.model, self.batch, self.backend = (facts[k] for k in ("name", "model", "batch", "backend"))
         self.work, self.folder, self.out = (Path(facts[k]) for k in ("work", "folder", "out"))
-        self.variants, self.deadline, self.seconds = facts["variants"], facts["deadline"], facts["seconds"]
+        self.variants, self.seconds = facts["variants"], facts["seconds"]
+        self.weights, self.student = facts["weights"], facts["student"]
         self.profile, self.end = facts["profile"], facts["end"]
         held = self.out / f"rows.{self.name}.json"  # of a process that died before this one
         self.rows = {row["variant"]: row for row in json.loads(held.read_text())} if held.exists() else {}
@@ -26,9 +28,9 @@ class Job:
     def file(self, variant):
         return self.folder / f"{variant}.b{self.batch}.onnx"
 
-    def late(self):
-        """No time left to build."""
-        return time.time() > self.deadline
+    def plan(self, variant):
+        """The engine that a building process leaves for the one that times it."""
+        return self.folder / f"{variant}.b{self.batch}.plan"
 
     def over(self):
         return time.time() > self.end
@@ -46,7 +48,8 @@ class Job:
         """Adds facts to a variant's row (an error of None takes it out); its rows are on disk after every call."""
         precision = self.variants[variant]["precision"]
         row = self.rows.setdefault(variant, {"model": self.model, "precision": precision, "variant": variant,
-                                             "backend": self.backend, "batch": self.batch})
+                                             "backend": self.backend, "batch": self.batch,
+                                             "weights": self.weights})
         row.update(facts)
         if row.get("error", "") is None:
             del row["error"]
@@ -55,18 +58,28 @@ class Job:
         scratch.write_text(json.dumps(list(self.rows.values()), indent=1))
         scratch.replace(path)
 
+    @property
+    def signals(self):
+        """(ready, go): files by which it asks for its turn, and gets it; both are gone when the turn has ended."""
+        return tuple(self.out / f"turn.{self.name}.{what}" for what in ("ready", "go"))
+
     @contextmanager
-    def alone(self):
-        """A turn: trt.py has stopped every other process on this GPU until the block ends."""
-        ready, go = (self.out / f"turn.{self.name}.{what}" for what in ("ready", "go"))
+    def alone(self, meanwhile=lambda: None):
+        """A turn: trt.py has stopped every other process on this GPU until the block ends.
+
+        meanwhile: called again and again until then, and once more when its turn has come.
+        """
+        ready, go = self.signals
         ready.touch()
         while not go.exists():
-            time.sleep(0.02)
+            meanwhile()
+            time.sleep(0.05)
+        meanwhile()
         try:
             yield
         finally:
             ready.unlink()
-            go.unlink()  # the turn has ended
+            go.unlink()
 
 
 def fidelity(reference, features):
