@@ -331,6 +331,14 @@ def test_a_sitting_that_runs_out_of_time_times_what_is_built_and_names_the_rest(
     assert all("latency_ms" in row or row["error"] for row in rows) and len(rows) == 27 + 18 + 27
 
 
+def test_the_timing_can_be_begun_early(tmp_path):
+    sitting = bench_trt.Sitting(tmp_path, tmp_path / "out", 600, timing=120)
+    sitting.time_now()
+    assert sitting.quiet <= time.time() and sitting.end - sitting.quiet == pytest.approx(120)
+    sitting.time_now()
+    assert sitting.end - time.time() > 115  # nor does a second call make it shorter
+
+
 def test_a_trained_student_may_come_late_but_not_too_late(monkeypatch, tmp_path):
     started = []
     monkeypatch.setattr(bench_trt.Sitting, "_maker", lambda self, name, *given: started.append((name, given[-1])))

@@ -4,7 +4,7 @@
 #   CARRY  what trt_carry.py made     TRT  where trt_pack.sh's parts were unpacked (runtime/, site/, ort/)
 #   OUT    trt_CARD.json, trt_jetson.json, trt_logs.tgz; SECONDS (580) for all of it, the last TIMING=120 only for timing
 # VIT_S: a trained ViT-S; the folder may come later, up to WAIT=240 s. BUILDERS=16 on each GPU. KEEP=FILE: an earlier
-# result of the same card. Progress: OUT/log.txt. To end early: kill -TERM $(cat OUT/pid); it writes what there is.
+# result of the same card. Progress: OUT/log.txt. kill -USR1 $(cat OUT/pid): time now what is built; kill -TERM: end now.
 set -uo pipefail
 [ -z "${KEEP:-}" ] || KEEP=$(realpath "$KEEP"); carry=$(realpath "$1"); trt=$(realpath "$2"); mkdir -p "$3" "$4"; work=$(realpath "$3"); out=$(realpath "$4"); seconds=${5:-580}
 began=$(date +%s); cd "$(dirname "$0")/../.."; repo=$PWD

@@ -58,7 +58,7 @@ TORCH = ("fp16-compiled", "fp32-compiled")
 ORT = ("ort-fp16", "ort-fp32", "ort-int8")
 PLACES = (("s", 32), ("ti", 32), ("s", 1), ("s", 8), ("ti", 1), ("ti", 8), ("b", 32), ("b", 1), ("b", 8))
 MORE = {  # where INT8 goes and how it is spelt: no experiment is built before the table
-    ("s", 32): ("int8-mlp", "implicit", "int8-2d", "int8-conv", "int8-attention", "implicit-conv", "int8-fc2",
+    ("s", 32): ("int8-mlp", "implicit", "int8-2d", "int8-conv", "int8-attention", "int8-fc2", "implicit-conv",
                 "int8-norm", "int8-tanh", "fp16-2d", "fp16-conv", "implicit-2d", "int8-2d-mlp", "int8-qkv-mlp",
                 "int8-2d-attention", "int8-2d-tanh", "fp16-tanh", "int8-level5", "fp16-level5"),
     ("ti", 32): ("int8-mlp", "implicit", "int8-2d", "int8-conv", "int8-fc2", "implicit-conv"),

@@ -26,7 +26,7 @@ from teacher.tap import spec_digest
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HELD_CLIPS, READERS = 60, 16
-LAST = 8  # seconds for the last curve and the file
+LAST = 20  # seconds for compiling again, the last curve and the file
 
 
 def examples(source: Source, store: FeatureStore, ids: list[str], folder: Path) -> Examples:
