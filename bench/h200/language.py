@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from language_slots import Slots
 from language_streams import fill_streams, load_stream
-from language_tables import DROPPED_IN, SPLITS, VARIANT, gate_table, guesses, note_run, say, table
+from language_tables import DROPPED_IN, PREPARED, SPLITS, VARIANT, gate_table, guesses, note_run, say, table
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -54,7 +54,7 @@ FEATURES = ("semantic_only", "generator", "noise", "rgb", "vae_latents", "zeros"
 TASKS = (*(f"vsi:{t}" for t in VSI_TYPES), "ground")
 MARGIN = 0.85   # share of the time that is planned with
 MEASURED = 6.0  # s that steps are timed for
-UNMEASURED = 600  # steps, should that fail
+UNMEASURED, EXAM = 600, 10.0  # steps, and seconds of an exam, should that fail
 _here: dict[str, Any] = {}  # what a worker keeps between its jobs
 
 
@@ -80,10 +80,10 @@ def main() -> None:
 def prepare(args: argparse.Namespace, folder: Path) -> None:
     """rooms_SPLIT.safetensors and rgb_SPLIT.safetensors (uint8, since a patch's channels are its pixels)."""
     source = ClipFolder(args.clips)
-    for split in SPLITS:
-        if (folder / f"rgb_{split}.safetensors").is_file():
-            continue
+    for split in PREPARED:
         ids = source.ids(split)[: args.most]
+        if not ids or (folder / f"rgb_{split}.safetensors").is_file():
+            continue
         begin = time.monotonic()
         with _pool(args.workers) as pool:
             read = [*pool.map(_read, [(str(args.clips), i, tuple(args.tasks)) for i in ids], chunksize=4)]
@@ -126,8 +126,10 @@ def train(args: argparse.Namespace, folder: Path) -> None:
             written[0] = time.monotonic()
 
     try:
-        steps, exam = _plan(slots, side, len(jobs), until, args.measuring, len(_dropped_in(folder)))
-        steps = args.steps or _earlier(folder, args.positions) or steps
+        steps, exam = args.steps, EXAM
+        if not steps:
+            steps, exam = _plan(slots, side, len(jobs), until, args.measuring, len(_dropped_in(folder)))
+            steps = _earlier(folder, args.positions) or steps
         say(f"{steps} steps each, {until - time.monotonic():.0f} s left")
         slots.run(_job, [(*job, steps, until - max(5.0, 1.5 * exam)) for job in jobs], until, write)
     finally:
@@ -141,7 +143,7 @@ def _plan(slots: Slots, side: int, jobs: int, until: float, most: float, more: i
     built, steps, exams = (slots.everywhere(f, begin + most) for f in (_measure_start, _measure_steps, _measure_exam))
     if not built or not steps or not exams:
         say(f"nothing could be measured, for the reasons above: {UNMEASURED} steps")
-        return UNMEASURED, 10.0
+        return UNMEASURED, EXAM
     rounds, fixed = -(-jobs // side), max(built) + max(exams)
     say(f"a step takes {max(steps):.3f} s, a job's start {max(built):.1f} s, exam {max(exams):.1f} s, {rounds} rounds")
     left = (until - time.monotonic()) * MARGIN - more * max(exams)
@@ -195,7 +197,8 @@ def _prepared(features: str, position: PositionMode, seed: int, steps: int) -> t
     shape = LanguageShape(lessons.sight.semantic.shape[2], 1 if stream is None else stream.shape[2], fusion, position,
                           args.grid, args.objects, args.query, sight=features != "text_only", metric=args.metric)
     config = TuneConfig(lm=args.lm, layers=args.layers, tune=args.tune, steps=steps, clips=args.batch, lr=args.lr,
-                        lr_new=args.lr_new, questions=args.questions, seed=seed, validate_every=max(1, steps // 10))
+                        lr_new=args.lr_new, questions=args.questions, seed=seed, graphed=not args.eager,
+                        validate_every=max(1, steps // 10))
     model, _ = build(config, shape, _here["device"])
     set_statistics(model, lessons)
     return model, config, lessons
@@ -217,9 +220,12 @@ def _measure_steps() -> float:
     """Seconds a step."""
     model, config, lessons = _here["measured"]
     begin = time.monotonic()
-    steps = fit(model, lessons, config, stop=begin + MEASURED, quiet=True)[-1]["step"]
-    _wait()
-    return (time.monotonic() - begin) / steps
+    rows = fit(model, lessons, replace(config, validate_every=2), validate=lambda _: {"at": time.monotonic() - begin},
+               stop=begin + MEASURED, quiet=True)
+    ready = next((row for row in rows if row["at"] > MEASURED / 3), rows[0])  # by then every graph has been made
+    if ready is rows[-1]:
+        return rows[-1]["at"] / rows[-1]["step"]
+    return (rows[-1]["at"] - ready["at"]) / (rows[-1]["step"] - ready["step"])
 
 
 def _measure_exam() -> float:
@@ -330,6 +336,7 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--choice-share", type=float, default=0.1,
                    help="batches of multiple choice, whose prompts are long; 0: it is neither trained nor asked")
     p.add_argument("--grid", type=int, default=7)
+    p.add_argument("--eager", action="store_true", help="no CUDA graphs")
     p.add_argument("--exam-batch", type=int, default=32, help="clips")
     p.add_argument("--most", type=int, default=None, help="clips of each split")
     p.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 2))

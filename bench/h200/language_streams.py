@@ -3,11 +3,12 @@ import argparse
 import json
 import os
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from language_tables import DROPPED_IN, SPLITS, say
+from language_tables import DROPPED_IN, PREPARED, say
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from teacher.lessons import load_rooms, stack
 from teacher.semantic import SemanticEncoder
 from teacher.wan import Tap, VAELatents, load_wan
 
+READERS = 8
 THREADS = min(16, len(os.sched_getaffinity(0)))  # of an exported file
 
 
@@ -36,9 +38,9 @@ def fill_streams(args: argparse.Namespace, folder: Path) -> None:
     towers |= {n: o for n, o in {"generator": wan, "vae_latents": lambda: VAELatents(wan())}.items()
                if n in args.features}
     for name, open_tower in towers.items():
-        for split in SPLITS:
+        for split in PREPARED:
             path = folder / f"{name}_{split}.safetensors"
-            if path.is_file():
+            if path.is_file() or not (folder / f"rooms_{split}.safetensors").is_file():
                 continue
             try:
                 rooms, tower = load_rooms(folder / f"rooms_{split}.safetensors"), open_tower()
@@ -65,12 +67,14 @@ def _student(args: argparse.Namespace, folder: Path, source: ClipFolder, device:
         session = OnnxModel(Path(file), optimise=name.endswith("cpu"), threads=THREADS)
         speakers[name] = lambda x, session=session: torch.from_numpy(session(x.numpy())).float().to(device)
     for name, speak in speakers.items():
-        for split in SPLITS if name not in files else ("test",):
+        for split in ("train", "test") if name not in files else ("test",):
             path = folder / f"{name}_{split}.safetensors"
             if path.is_file():
                 continue
-            said = [student.destandardise(speak(torch.from_numpy(source.clip(room.id).frames).float() / 255)).half()
-                    for room in load_rooms(folder / f"rooms_{split}.safetensors")]
+            rooms = load_rooms(folder / f"rooms_{split}.safetensors")
+            with ThreadPoolExecutor(READERS) as readers:
+                frames = readers.map(lambda room: torch.from_numpy(source.clip(room.id).frames), rooms)
+                said = [student.destandardise(speak(x.float() / 255)).half() for x in frames]
             stream = torch.stack(said).cpu().contiguous()                                      # [N,T,D,14,14]
             true = load_stream(folder, "generator", split)
             mean, std = (v.view(1, 1, -1, 1, 1).cpu() for v in (student.target_mean, student.target_std))

@@ -21,6 +21,7 @@ from teacher.gates import draw_gates, gate_rows
 from teacher.lessons import load_rooms
 
 SPLITS: tuple[Split, ...] = ("train", "test")
+PREPARED: tuple[Split, ...] = (*SPLITS, "val")  # val: what settings were chosen on (pilot.sh)
 VARIANT = "+"           # generator+add: another fusion
 DROPPED_IN = "student"  # what may stand in for the generator
 MATCHED = 0.02          # by how much two trainings' steps may differ where they are compared

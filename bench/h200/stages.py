@@ -16,7 +16,7 @@ from distill.clips import open_source
 from distill.config import load_config
 from records.files import beside
 from records.results import Results, save
-from scenes.clip import Source
+from scenes.clip import SPLITS, Source
 from scenes.rooms import RoomSource
 from teacher.backbones import Tower
 from teacher.features import FeatureStore, fill
@@ -114,7 +114,7 @@ def _tower(work: Path) -> WanTower:
 
 
 def _fill(work: Path, source: Source, key: str, tower: Tower, part: int | None = None) -> None:
-    ids = [i for split in ("train", "test") for i in source.ids(split)]
+    ids = [i for split in SPLITS for i in source.ids(split)]
     store = FeatureStore(work / "features", tower.spec, key)
     fill(store, tower, source, ids if part is None else ids[part::PARTS], GPU)
 
