@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -128,7 +129,8 @@ def train(args: argparse.Namespace, folder: Path) -> None:
     try:
         steps, exam = args.steps, EXAM
         if not steps:
-            steps, exam = _plan(slots, side, len(jobs), until, args.measuring, len(_dropped_in(folder)))
+            planned = min(len(jobs), args.share or len(jobs))
+            steps, exam = _plan(slots, side, planned, until, args.measuring, len(_dropped_in(folder)))
             steps = _earlier(folder, args.positions) or steps
         say(f"{steps} steps each, {until - time.monotonic():.0f} s left")
         slots.run(_job, [(*job, steps, until - max(5.0, 1.5 * exam)) for job in jobs], until, write)
@@ -240,10 +242,38 @@ def _job(features: str, position: PositionMode, seed: int, steps: int, stop: flo
     begin, job = time.monotonic(), f"{features}-{position}-{seed}"
     if begin > stop - 5:
         return f"{job}: no time left"
+    folder: Path = _here["folder"]
+    claim = folder / "claims" / job
+    if not _claimed(claim):
+        return f"{job}: another process has it"
+    try:
+        return _trained(features, position, seed, steps, stop, begin)
+    finally:
+        claim.unlink()
+
+
+def _claimed(claim: Path) -> bool:
+    """Takes a job unless a living process has it: the same command may run beside this one, on another GPU."""
+    claim.parent.mkdir(exist_ok=True)
+    try:
+        with claim.open("x") as file:
+            file.write(str(os.getpid()))
+    except FileExistsError:
+        with suppress(FileNotFoundError, ValueError, ProcessLookupError):
+            os.kill(int(claim.read_text()), 0)
+            return False
+        claim.unlink(missing_ok=True)
+        return _claimed(claim)
+    return True
+
+
+def _trained(features: str, position: PositionMode, seed: int, steps: int, stop: float, begin: float) -> str:
+    job, folder = f"{features}-{position}-{seed}", _here["folder"]
+    if (folder / "jobs" / f"{job}.json").is_file():
+        return f"{job}: done meanwhile"
     model, config, lessons = _prepared(features, position, seed, steps)
     curve = fit(model, lessons, config, stop=stop, quiet=True)
     trained = time.monotonic() - begin
-    folder = _here["folder"]
     others = _dropped_in(folder) if features == "generator" else []
     for name in (*others, features):  # the trained row last: then the job is done
         lessons = _with(name, "test")
@@ -315,6 +345,8 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--measuring", type=float, default=150, help="seconds that the first measurement may take")
     p.add_argument("--side", type=int, default=6, help="trainings side by side on each GPU")
     p.add_argument("--steps", type=int, default=0, help="0: as before, or as many as fit")
+    p.add_argument("--share", type=int, default=0, help="jobs that steps are planned for here; the same command on "
+                   "another GPU takes the others. 0: all")
     p.add_argument("--generator", default="wan-nano")
     tap = Tap()
     p.add_argument("--block", type=int, default=tap.block)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from records.environment import environment
-from records.results import Results, Row, save
+from records.results import Row, measured, save
 from scenes.questions import NO_BOXES, Question
 from teacher.asking import Room, Writer
 from teacher.language import LanguageShape
@@ -59,9 +59,7 @@ def main() -> None:
                      "loss_last_graphed": curves[True][-1], "loss_difference_first": off[0],
                      "loss_difference_mean": sum(off) / len(off)})
         print(rows[-1], flush=True)
-        env = environment()
-        save(Results("language_graph", f"bench/h200/language_graph.py OUT --layers {args.layers} --steps {args.steps}",
-                     env["commit"], env, rows), args.out)
+        save(measured("language_graph", rows, environment()), args.out)
 
 
 def made_up(writer: Writer, clips: int) -> Lessons:
@@ -79,8 +77,8 @@ def made_up(writer: Writer, clips: int) -> Lessons:
         rooms.append(Room(name, draw.uniform(-3, 3, (FRAMES, 14, 14, 3)).astype(np.float32), boxes,
                           (inside / np.maximum(inside.sum(1, keepdims=True), 1)).astype(np.float16), asked,
                           [[]] * 6 + [list(range(BOXES))] * 6))
-    shapes = ((clips, FRAMES, dim, 14, 14) for dim in (112, 256))
-    return Lessons(rooms, *(torch.randn(shape).half() for shape in shapes), writer, DEVICE)
+    semantic, generative = (torch.randn(clips, FRAMES, dim, 14, 14).half() for dim in (112, 256))
+    return Lessons(rooms, semantic, generative, writer, DEVICE)
 
 
 def now() -> float:
