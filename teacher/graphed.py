@@ -5,6 +5,20 @@ import torch
 from torch import Tensor, nn
 
 
+class GraphPerShape:
+    """A GraphedLoss for each set of input shapes, made when they first come."""
+
+    def __init__(self, loss: nn.Module):
+        self.loss = loss
+        self.graphs: dict[tuple, GraphedLoss] = {}
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        shapes = tuple(x.shape for x in inputs)
+        if shapes not in self.graphs:
+            self.graphs[shapes] = GraphedLoss(self.loss, inputs)
+        return self.graphs[shapes](*inputs)
+
+
 class GraphedLoss:
     """Calls like `loss(*inputs)` followed by backward, for inputs of one set of shapes; gradients land in `.grad`.
 

@@ -186,9 +186,10 @@ class LanguageTeacher(nn.Module):
 
     def _embed(self, ids: Tensor) -> Tensor:
         known = ids < self.words
-        words = self.lm.get_input_embeddings()(ids.where(known, 0))
-        special = self.specials[(ids - self.words).clamp_min(0)]
-        return torch.where(known[..., None], words, special.to(words.dtype))
+        words = self.lm.get_input_embeddings()(ids.where(known, 0)) * known[..., None]
+        # added up, not looked up: a look-up's gradient would add every token of the batch to one row, one by one
+        marks = (ids[..., None] == torch.arange(len(SPECIALS), device=ids.device) + self.words).to(words.dtype)
+        return words + marks @ self.specials.to(words.dtype)
 
     def _listen(self, shared: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         """shared [C,P,W], words [C,Q,L,W] -> the hidden states of both."""

@@ -1,6 +1,7 @@
 """The questions of many clips with what the model sees of them, on the device; batches are drawn by (seed, step)."""
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from teacher.language import Asked, Sight
 
 # one of them a batch, as in the paper, and how often; VSI-Bench's ten types are two, as options make prompts long
 CHOICE = "vsi_choice"
+READERS = 8  # threads
 FAMILIES = {"vsi_number": 2, CHOICE: 1, "ground": 2, "multi_ground": 2, "caption": 1, "situated": 1, "qa": 1}
 
 
@@ -137,7 +139,8 @@ def read_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str], seed: i
 
 def stack(store: FeatureStore, rooms: Sequence[Room]) -> Tensor:
     """A store's features of the rooms, [N,T,D,14,14] float16. Raises ValueError if it lacks one (FeatureStore.get)."""
-    return torch.stack([store.get(room.id) for room in rooms])
+    with ThreadPoolExecutor(READERS) as readers:  # each file is read, and checked at its first reading
+        return torch.stack([*readers.map(lambda room: store.get(room.id), rooms)])
 
 
 def save_rooms(rooms: Sequence[Room], path: Path) -> None:

@@ -22,7 +22,7 @@ from scenes.clip import Clip, Source
 from teacher.autoencoder import ReconstructionLoss, build_vae, crops, encode_all, reconstruction_psnr
 from teacher.checkpoint import load_checkpoint, save_checkpoint
 from teacher.flow import FlowLoss, build_transformer, empty_prompt, flow_batch
-from teacher.graphed import GraphedLoss
+from teacher.graphed import GraphPerShape
 from teacher.quick_attention import use_quick_attention
 from teacher.schedule import set_lr
 from teacher.wan import normalise, spec_digest
@@ -211,16 +211,13 @@ class _Gradients:
 
     def __init__(self, accelerator: Accelerator, loss: nn.Module, optimizer: torch.optim.Optimizer):
         self.accelerator, self.optimizer = accelerator, optimizer
-        self.graphs: dict[tuple, GraphedLoss] | None = {} if (
-            accelerator.device.type == "cuda" and accelerator.num_processes == 1) else None
-        self.loss = loss if self.graphs is not None else accelerator.prepare(loss)
+        alone = accelerator.device.type == "cuda" and accelerator.num_processes == 1
+        self.graphs = GraphPerShape(loss) if alone else None
+        self.loss = loss if alone else accelerator.prepare(loss)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         if self.graphs is not None:
-            shapes = tuple(x.shape for x in inputs)
-            if shapes not in self.graphs:
-                self.graphs[shapes] = GraphedLoss(self.loss, inputs)
-            return self.graphs[shapes](*inputs)[-1]
+            return self.graphs(*inputs)[-1]
         self.optimizer.zero_grad(set_to_none=True)
         with self.accelerator.autocast():
             out = self.loss(*inputs)

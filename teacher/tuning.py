@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from records.files import digest
 from teacher.asking import GROUNDED, Writer
 from teacher.checkpoint import load_checkpoint, save_checkpoint
-from teacher.graphed import GraphedLoss
+from teacher.graphed import GraphPerShape
 from teacher.ground import ground_loss
 from teacher.language import IGNORED, Asked, Heard, LanguageShape, LanguageTeacher, Sight
 from teacher.lessons import Batch, Lessons
@@ -43,6 +43,7 @@ class TuneConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU
     recompute: bool = False     # keep only the layers' inputs and compute the rest again in the backward pass
     graphed: bool = True        # on one GPU in bf16: a step as one CUDA graph, which waits for no launches
+    compiled: bool = False      # of such a graph, the language model's layers compiled: takes a minute at first
     save_every: int = 200       # steps
     validate_every: int = 100
     seed: int = 0
@@ -139,33 +140,26 @@ class Objective(nn.Module):
 
 
 class _Loose(nn.Module):
-    """The objective, of a batch whose tensors come one by one: what a CUDA graph can be made of."""
+    """The objective, of a batch whose tensors come one by one: what CUDA graphs can be made of."""
 
-    def __init__(self, objective: Objective, like: Batch):
+    def __init__(self, objective: Objective, names: list[str], compiled: bool = False):
         super().__init__()
-        self.objective, self.names = objective, [*_tensors(like)]
+        self.objective, self.names = objective, names
+        self.layers = [*objective.teacher.lm.get_decoder().layers] if compiled else []
 
     def forward(self, *tensors: Tensor) -> Tensor:
         parts: dict[str, dict[str, Any]] = {"sight": {"generative": None}, "asked": {}}
         for name, tensor in zip(self.names, tensors, strict=True):
             part, _, field = name.partition(".")
             parts[part][field] = tensor
-        return self.objective(Batch(Sight(**parts["sight"]), Asked(**parts["asked"]), []))
-
-
-class _Graphs:
-    """Loss of a batch, with the gradients that belong to it in place; one CUDA graph for each family's shapes."""
-
-    def __init__(self, objective: Objective):
-        self.objective = objective
-        self.graphs: dict[tuple, GraphedLoss] = {}
-
-    def __call__(self, batch: Batch) -> Tensor:
-        inputs = [*_tensors(batch).values()]
-        shapes = tuple(x.shape for x in inputs)
-        if shapes not in self.graphs:
-            self.graphs[shapes] = GraphedLoss(_Loose(self.objective, batch), inputs)
-        return self.graphs[shapes](*inputs)[0].clone()
+        batch = Batch(Sight(**parts["sight"]), Asked(**parts["asked"]), [])
+        for layer in self.layers:  # one program for all of them; elsewhere, as in validation, they stay as they are
+            layer.forward = torch.compile(type(layer).forward.__get__(layer), fullgraph=True, dynamic=False)
+        try:
+            return self.objective(batch)
+        finally:
+            for layer in self.layers:
+                del layer.forward
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:
@@ -195,7 +189,7 @@ def fit(model: LanguageTeacher, lessons: Lessons, config: TuneConfig, folder: Pa
     objective: Any = Objective(model)
     single = world == 1 and config.accumulate == 1 and not config.recompute  # a step is one forward and one backward
     graphed = config.graphed and single and device.type == "cuda" and _half(config, device)
-    graphs = _Graphs(objective) if graphed else None
+    graphs: GraphPerShape | None = None
     if accelerator is not None:
         objective, optimizer = accelerator.prepare(objective, optimizer)
     if start:
@@ -214,9 +208,11 @@ def fit(model: LanguageTeacher, lessons: Lessons, config: TuneConfig, folder: Pa
         optimizer.zero_grad(set_to_none=True)
         for part in range(config.accumulate):
             batch = lessons.draw(config.seed, step * config.accumulate + part, config.clips, config.questions, rank,
-                                 alike=graphs is not None)
-            if graphs is not None:
-                loss += graphs(batch)
+                                 alike=graphed)
+            if graphed:
+                inputs = _tensors(batch)
+                graphs = graphs or GraphPerShape(_Loose(Objective(model), [*inputs], config.compiled))
+                loss += graphs(*inputs.values())[0]
                 continue
             with autocast(config, device):
                 one = objective(batch) / config.accumulate

@@ -106,10 +106,29 @@ def test_batches_that_are_alike_have_one_shape_and_the_same_loss(config, stream)
         one.families, one.shares = [name], np.ones(1)
         alike = [one.draw(0, step, 2, 2, alike=True) for step in range(6)]
         assert len({tuple(x.shape for x in _tensors(batch).values()) for batch in alike}) == 1
-        loose = _Loose(objective, alike[0])
+        loose = _Loose(objective, [*_tensors(alike[0])])
         for step, batch in enumerate(alike):
             expected = objective(one.draw(0, step, 2, 2))
             torch.testing.assert_close(loose(*_tensors(batch).values()), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_compiled_layers_say_the_same_and_are_plain_again_afterwards(config, monkeypatch):
+    """By another backend than a GPU's: that each layer is one program without a break, and its loss and gradients."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda f, fullgraph, dynamic, make=torch.compile: compiled.append(
+        make(f, fullgraph=fullgraph, dynamic=dynamic, backend="aot_eager")) or compiled[-1])
+    model, lessons = start(config)
+    batch = _tensors(lessons.draw(0, 0, 2, 2, alike=True))
+    found = []
+    for way in (False, True):
+        model.zero_grad()
+        loss = _Loose(Objective(model), [*batch], way)(*batch.values())
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.lm.parameters() if p.grad is not None)])
+    layers = model.lm.get_decoder().layers
+    assert len(compiled) == len(layers) and not any("forward" in vars(layer) for layer in layers)
+    for plain, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, plain, atol=1e-5, rtol=1e-4)
 
 
 def test_distances_between_tokens_are_learnt_beside_the_answers(config):

@@ -200,7 +200,7 @@ def _prepared(features: str, position: PositionMode, seed: int, steps: int) -> t
                           args.grid, args.objects, args.query, sight=features != "text_only", metric=args.metric)
     config = TuneConfig(lm=args.lm, layers=args.layers, tune=args.tune, steps=steps, clips=args.batch, lr=args.lr,
                         lr_new=args.lr_new, questions=args.questions, seed=seed, graphed=not args.eager,
-                        validate_every=max(1, steps // 10))
+                        compiled=args.compiled, validate_every=max(1, steps // 10))
     model, _ = build(config, shape, _here["device"])
     set_statistics(model, lessons)
     return model, config, lessons
@@ -369,6 +369,7 @@ def _arguments() -> argparse.Namespace:
                    help="batches of multiple choice, whose prompts are long; 0: it is neither trained nor asked")
     p.add_argument("--grid", type=int, default=7)
     p.add_argument("--eager", action="store_true", help="no CUDA graphs")
+    p.add_argument("--compiled", action="store_true", help="the language model's layers, within the graphs")
     p.add_argument("--exam-batch", type=int, default=32, help="clips")
     p.add_argument("--most", type=int, default=None, help="clips of each split")
     p.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 2))

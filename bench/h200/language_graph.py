@@ -1,12 +1,13 @@
-"""Is a training step of the language teacher the same as one CUDA graph, and what does that save?
+"""Is a training step of the language teacher the same as one CUDA graph, and what do graphs and the compiler save?
 
     language_graph.py OUT.json [--layers 8] [--steps 60]
 
-Made-up rooms and features in the real shapes: equal losses of both ways over the first steps, then milliseconds a step
-of each, in turn, at several batches. Needs a GPU and the language model (vega3d teacher fetch).
+Made-up rooms and features in the real shapes: each way's losses beside the plain one's, and milliseconds a step of
+each, in turn, at several batches. Needs a GPU and the language model (vega3d teacher fetch).
 """
 import argparse
 import statistics
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from teacher.tuning import TuneConfig, build, fit, set_statistics
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FRAMES, BOXES = 5, 12
 WARM = 20  # steps
+WAYS = {"eager": (False, False), "graphed": (True, False), "compiled": (True, True)}  # graphed, compiled
 
 
 def main() -> None:
@@ -40,26 +42,27 @@ def main() -> None:
                       validate_every=1)
     rows: list[Row] = []
     for clips in args.batches:
-        curves: dict[bool, list[float]] = {}
-        times: dict[bool, list[float]] = {True: [], False: []}
-        for graphed in (False, True, False, True):
-            config = replace(base, clips=clips, graphed=graphed)
+        curves: dict[str, list[float]] = {}
+        times: dict[str, list[float]] = {way: [] for way in WAYS}
+        for way in [*WAYS, *WAYS]:
+            graphed, compiled = WAYS[way]
+            config = replace(base, clips=clips, graphed=graphed, compiled=compiled)
             model, writer = build(config, LanguageShape(112, 256, position="pose_free", metric=args.metric), DEVICE)
             lessons = made_up(writer, max(args.batches) + 8)
             set_statistics(model, lessons)
             curve = fit(model, lessons, config, validate=lambda _: {"at": now()}, quiet=True)
-            curves.setdefault(graphed, [row["loss"] for row in curve])
+            curves.setdefault(way, [row["loss"] for row in curve])
             # both families have had their first steps, and with them their graphs
-            times[graphed].append(1000 * (curve[-1]["at"] - curve[WARM]["at"]) / (args.steps - 1 - WARM))
-        off = [abs(a - b) for a, b in zip(curves[False], curves[True], strict=True)]
-        rows.append({"clips": clips, "questions": 6, "layers": args.layers, "eager_ms": statistics.median(times[False]),
-                     "graphed_ms": statistics.median(times[True]),
-                     "speedup": statistics.median(times[False]) / statistics.median(times[True]),
-                     "loss_first": curves[False][0], "loss_last": curves[False][-1],
-                     "loss_last_graphed": curves[True][-1], "loss_difference_first": off[0],
-                     "loss_difference_mean": sum(off) / len(off)})
-        print(rows[-1], flush=True)
-        save(measured("language_graph", rows, environment()), args.out)
+            times[way].append(1000 * (curve[-1]["at"] - curve[WARM]["at"]) / (args.steps - 1 - WARM))
+        for way in WAYS:
+            off = [abs(a - b) for a, b in zip(curves["eager"], curves[way], strict=True)]
+            ms = statistics.median(times[way])
+            rows.append({"way": way, "clips": clips, "questions": 6, "layers": args.layers, "step_ms": ms,
+                         "speedup": statistics.median(times["eager"]) / ms, "loss_first": curves[way][0],
+                         "loss_last": curves[way][-1], "loss_off_first": off[0], "loss_off_mean": sum(off) / len(off)})
+            print(rows[-1], flush=True)
+        save(replace(measured("language_graph", rows, environment()), command=" ".join(
+            ["bench/h200/language_graph.py", *sys.argv[1:]])), args.out)
 
 
 def made_up(writer: Writer, clips: int) -> Lessons:

@@ -28,6 +28,7 @@ THREADS = min(16, len(os.sched_getaffinity(0)))  # of an exported file
 def fill_streams(args: argparse.Namespace, folder: Path) -> None:
     """Semantic, generator and VAE features of the rooms' clips, from the stores (filled where they lack some)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(4)  # many small copies, on a machine that is busy
     source = ClipFolder(args.clips)
     key = json.loads((args.clips / "scenes.json").read_text())["key"]
 
