@@ -24,14 +24,16 @@ def environment() -> dict[str, object]:
 
 
 def commit() -> str:
-    """The checkout's commit, with "+" if tracked files differ from it; "unknown" outside a checkout."""
+    """The checkout's commit, with "+" if tracked files differ from it; outside a checkout what VEGA3D_COMMIT says, or
+    "unknown"."""
+    outside = os.environ.get("VEGA3D_COMMIT", "unknown")
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
         dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
     except OSError:
-        return "unknown"
-    return (head.stdout.strip() + ("+" if dirty.stdout.strip() else "")) or "unknown"
+        return outside
+    return (head.stdout.strip() + ("+" if dirty.stdout.strip() else "")) or outside
 
 
 def _versions() -> dict[str, str]:

