@@ -21,6 +21,7 @@ from bench.h200 import trt as bench_trt
 from bench.h200.trt import MODELS
 from bench.h200.trt_graphs import arrays_of, quantised_of, write
 from bench.h200.trt_kernels import read, summed
+from bench.h200.trt_layers import kind
 from bench.h200.trt_layers import rows as layer_rows
 from bench.h200.trt_plan import BASE, BUILDS, JOBS, VARIANTS
 from bench.h200.trt_rivals import _bound
@@ -78,6 +79,18 @@ def test_int8_spellings_agree_and_stay_close_to_the_student(tokens):
         reference = run().student(frames()).numpy()
     told = fidelity(reference, _answers(model, frames().numpy()))
     assert told["cosine_mean"] > 0.999 and told["relative_error"] < 0.05
+
+
+def test_attention_in_half_leaves_everything_else_as_it_was():
+    arrays = arrays_of(run().student)
+    model, _ = to_onnx(arrays, 2, Spelling(attention_half=True))
+    casts = [node for node in model.graph.node if node.op_type == "Cast"]
+    assert len(casts) == 2 * 4  # q, k, v and the way back, two blocks
+    plain, _ = to_onnx(arrays, 2, Spelling())
+    assert len(model.graph.node) == len(plain.graph.node) + len(casts)
+    with torch.inference_mode():
+        told = fidelity(run().student(frames()).numpy(), _answers(model, frames().numpy()))
+    assert told["cosine_mean"] > 0.9999
 
 
 def test_only_the_layers_asked_for_are_quantised():
@@ -418,6 +431,34 @@ def test_profiles_become_one_row_an_engine_by_kind_of_work(tmp_path):
     assert mlp == {"model": "ViT-S", "batch": 32, "variant": "int8-mlp", "precision": "int8", "by": "kernels",
                    "launches": 97, "total_ms": 2.5, "gemm_int8_ms": 0.5, "norm_ms": 0.25, "attention_ms": 0.25,
                    "gelu_ms": 0.5, "other_ms": 1}
+
+
+@pytest.mark.parametrize(("work", "names"), [  # as TensorRT 8.6.0 called them on an H200
+    ("attention_ms", ["mha0", "mha11", "__myl_bb0_94_MaxSubExpSumDivMul",
+                      "sm90_xmma_gemm_f32f32_tf32f32_f32_nn_n_tilesize64x128x32_cgasize1x2x1_warpgroupsize1x1x1",
+                      "sm80_xmma_gemm_f32f32_tf32f32_f32_nn_n_tilesize64x128x16_stage4_warpsize2x2x1_tensor16x8x8"]),
+    ("gemm_int8_ms", ["sm90_xmma_gemm_i8f32_i8i32_f32_tn_n_tilesize256x128x64_cgasize1x2x1_warpgroupsize2x1x1_beta0",
+                      "sm80_xmma_gemm_i8f32_i8i32_f32_tn_n_tilesize128x64x64_stage3_tensor16x8x32_fused29"]),
+    ("gemm_half_ms", ["sm90_xmma_gemm_f16f16_f16f16_f16_nn_n_tilesize128x64x64_cgasize1x2x1_warpgroupsize1x1x1_beta0",
+                      "sm80_xmma_gemm_f16f16_f16f32_f32_nn_n_tilesize96x128x32_stage4_warpsize2x2x1_tensor16x8x16",
+                      "sm80_xmma_fprop_implicit_gemm_indexed_wo_smem_f16f16_f16f16_f16_nhwckrsc_nhwc_tilesize128x32x64_"
+                      "stage1_warpsize4x1x1_g1_tensor16x8x16_aligna8_alignc8_execute_kernel_trt"]),
+    ("gemm_float_ms", ["sm90_xmma_gemm_f32f32_tf32f32_f32_tn_n_tilesize64x128x32_cgasize4x2x1_warpgroupsize1x1x1_beta0",
+                       "sm80_xmma_fprop_implicit_gemm_indexed_wo_smem_f32f32_tf32f32_f32_nhwckrsc_nhwc_tilesize128x16"]),
+    ("gelu_ms", ["__myl_bb0_92_DivCasErfCasAddMulMul", "__myl_bb0_58_DivErfAddMulMul",
+                 "__myl_bb0_24_CasDivCasErfCasAddMulMulMulCasMulMinMaxRouCas"]),
+    ("norm_ms", ["__myl_bb0_91_AddCasMeaSub", "__myl_bb0_93_ResMulMeaAddSqrDivMulCasMulAdd",
+                 "__myl_bb0_50_AddMeaSubMulMeaAddSqrDivMulMulAddMulMinMaxRouCas", "__myl_bb0_113_CasResAddCasMeaSub"]),
+    ("quantise_reformat_ms", ["__myl_bb0_97_SliResTraResMov", "__myl_bb0_95_SliResTra", "__myl_bb0_1_ResTraRes",
+                              "__myl_bb0_69_MulMinMaxRouCasResTra", "__myl_bb0_119_SliResTraCasMulCas",
+                              "_ZN15genericReformat20copyVectorizedKernelIdf6__halfLb1ELb0ELi1EEEvjPK",
+                              "_ZN18CUTENSOR_NAMESPACE21permutationKernelPLC3INS_23VectorWrite2DTensorView",
+                              "_ZN6cuInt810nhwcTonchwIfLi32ELi32ELi2EEEvPK6__halfPT_iiiiii",
+                              "_ZN6cuInt816nhwcToNchwKernelIfEEviiiiiiiiPKT_PS1_"]),
+    ("other_ms", ["generatedNativePointwise"]),
+])
+def test_a_kernels_name_tells_its_kind_of_work(work, names):
+    assert {name: kind(name) for name in names} == dict.fromkeys(names, work)
 
 
 # --- slimming ----------------------------------------------------------------------------------------------------

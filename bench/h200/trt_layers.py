@@ -13,14 +13,15 @@ from bench.h200.trt import MODELS
 from bench.h200.trt_plan import VARIANTS
 from records.results import Results, Row, load, save
 
-KINDS = (  # the first whose words are in a kernel's name; TensorRT's compiler names kernels after what it fused
-    ("attention_ms", r"[mM][hH][aA]|flash|[sS]oftmax|Sof"),
-    ("gemm_int8_ms", r"(gemm|conv|cutlass|xmma).*(i8|s8|int8|imma)|imma"),
+KINDS = (  # the first whose words are in a kernel's name; Myelin names a kernel after the steps that it fused
+    # one kernel (mha), or softmax between products of two activations: "nn" among the TF32 ones, weights come as "tn"
+    ("attention_ms", r"[mM][hH][aA]|flash|[sS]oftmax|Sof|ExpSum|gemm_f32f32_\w+_nn_n"),
+    ("gemm_int8_ms", r"(gemm|conv|cutlass|xmma).*(i8[if]|s8_|int8|imma)|imma"),
     ("gemm_half_ms", r"(gemm|conv|cutlass|xmma).*(f16|h16|h884|hmma|16816|half)|hmma"),
     ("gemm_float_ms", r"gemm|conv|cutlass|xmma"),
-    ("gelu_ms", r"[gG]elu|erf|tanh|Erf|Tan"),
-    ("norm_ms", r"[nN]orm|mean|Mea|Var|[rR]sqrt"),
-    ("quantise_reformat_ms", r"[qQ]uant|Qua|Rou|Cas|[cC]opy|[rR]eformat|[pP]ermut|[tT]ransp|Tra|memcpy|[cC]lip"),
+    ("gelu_ms", r"[gG]elu|erf|tanh|Erf|Tan"),                       # with the quantise step after it
+    ("norm_ms", r"[nN]orm|mean|Mea|Var|[rR]sqrt"),                  # with the residual add and quantise step about it
+    ("quantise_reformat_ms", r"[qQ]uant|Qua|Rou|Cas|[cC]opy|[rR]eformat|[pP]ermut|[tT]ransp|Tra|nhwcTo|memcpy|[cC]lip"),
 )
 
 

@@ -25,6 +25,7 @@ VARIANTS = {
     "int8-2d": int8("2d"), "int8-conv": int8("conv"),
     "int8-mlp": int8(quantised=("fc1", "fc2")), "int8-qkv-mlp": int8(quantised=("attn.qkv", "fc1", "fc2")),
     "int8-fc2": int8(quantised=("fc2",)), "int8-2d-mlp": int8("2d", ("fc1", "fc2")),
+    "int8-half": int8(attention_half=True),
     "int8-attention": int8(attention=True), "int8-2d-attention": int8("2d", attention=True),
     "int8-tanh": int8(gelu="tanh"), "int8-norm": int8(norm="decomposed"), "int8-2d-tanh": int8("2d", gelu="tanh"),
     "int8-level5": Variant("int8", Spelling(quantised=LINEARS), level=5),
@@ -58,10 +59,10 @@ TORCH = ("fp16-compiled", "fp32-compiled")
 ORT = ("ort-fp16", "ort-fp32", "ort-int8")
 PLACES = (("s", 32), ("ti", 32), ("s", 1), ("s", 8), ("ti", 1), ("ti", 8), ("b", 32), ("b", 1), ("b", 8))
 MORE = {  # where INT8 goes and how it is spelt: no experiment is built before the table
-    ("s", 32): ("int8-mlp", "implicit", "int8-2d", "int8-conv", "int8-attention", "int8-fc2", "implicit-conv",
-                "int8-norm", "int8-tanh", "fp16-2d", "fp16-conv", "implicit-2d", "int8-2d-mlp", "int8-qkv-mlp",
-                "int8-2d-attention", "int8-2d-tanh", "fp16-tanh", "int8-level5", "fp16-level5"),
-    ("ti", 32): ("int8-mlp", "implicit", "int8-2d", "int8-conv", "int8-fc2", "implicit-conv"),
+    ("s", 32): ("int8-half", "int8-mlp", "implicit", "int8-2d", "int8-conv", "int8-attention", "int8-fc2",
+                "implicit-conv", "int8-norm", "int8-tanh", "fp16-2d", "fp16-conv", "implicit-2d", "int8-2d-mlp",
+                "int8-qkv-mlp", "int8-2d-attention", "int8-2d-tanh", "fp16-tanh", "int8-level5", "fp16-level5"),
+    ("ti", 32): ("int8-half", "int8-mlp", "implicit", "int8-2d", "int8-conv", "int8-fc2", "implicit-conv"),
 }
 BUILDS = (  # most important first
     *(Job("build", size, batch, (name,)) for size, batch in PLACES for name in BASE),

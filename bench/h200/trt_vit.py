@@ -21,6 +21,7 @@ class Spelling:
     tokens: Literal["3d", "2d", "conv"] = "3d"         # [B,N,C]; [B*N,C]; the latter with Linears as 1x1 Conv
     quantised: tuple[str, ...] = ()                    # of LINEARS, under Q/DQ
     attention: bool = False                            # q k^T and softmax v under Q/DQ too
+    attention_half: bool = False                       # attention in float16 by explicit Casts
     gelu: Literal["erf", "tanh", "op"] = "erf"         # op: one node, opset 20
     norm: Literal["op", "decomposed"] = "op"
 
@@ -96,9 +97,12 @@ class _Graph:
         parts = [f"{at}.{name}" for name in "qkv"]
         counted = {"num_outputs": 3} if self.spelling.gelu == "op" else {}  # opset 18 asks for it, 17 knows it not
         self.node("Split", [qkv], parts, axis=1 if self.flat else 2, **counted)
+        if self.spelling.attention_half:
+            parts = [self.add("Cast", part, to=TensorProto.FLOAT16) for part in parts]
         q, k, v = (self.reshape(part, self.batch, self.n, heads, HEAD_WIDTH) for part in parts)
         q, v = (self.add("Transpose", part, perm=[0, 2, 1, 3]) for part in (q, v))              # [B,h,N,64]
-        q = self.add("Mul", q, self.constant(f"{at}.scale", np.float32(HEAD_WIDTH**-0.5)))
+        scale = np.array(HEAD_WIDTH**-0.5, np.float16 if self.spelling.attention_half else np.float32)
+        q = self.add("Mul", q, self.constant(f"{at}.scale", scale))
         k = self.add("Transpose", k, perm=[0, 2, 3, 1])                                         # [B,h,64,N]
         if self.spelling.attention:
             q, k, v = (self.qdq(t, f"{at}.{name}") for t, name in ((q, "q"), (k, "k"), (v, "v")))
@@ -106,6 +110,8 @@ class _Graph:
         if self.spelling.attention:
             weights = self.qdq(weights, f"{at}.softmax")
         y = self.add("Transpose", self.add("MatMul", weights, v), perm=[0, 2, 1, 3])
+        if self.spelling.attention_half:
+            y = self.add("Cast", y, to=TensorProto.FLOAT)
         return self.reshape(y, *((self.batch * self.n, self.c) if self.flat else (self.batch, self.n, self.c)))
 
     def linear(self, layer: str, x: str) -> str:
