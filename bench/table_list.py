@@ -17,6 +17,9 @@ class Table:
     file: str = ""
 
 
+ENGINES = ("fp16", "int8", "fp32")  # of bench/h200/trt_plan.py, as the product writes them
+
+
 def plain_table(fields: Sequence[str]) -> Table:
     """Fields under their own names, in the rows that have them all."""
     columns = tuple(Column(field.replace("_", " "), field, None) for field in fields)
@@ -56,15 +59,26 @@ def _timed(rows: list[Row]) -> list[Row]:
 
 
 def _engines(rows: list[Row]) -> list[Row]:
-    """TensorRT's engines as exported and torch's compiled FP16, at every place where one engine was measured."""
-    def place(row: Row) -> tuple:
-        return row["model"], row["batch"]
+    """One row a student and batch: TensorRT's engines as exported beside torch's compiled FP16."""
+    places: dict[tuple[str, int], dict[str, Row]] = {}
+    for row in rows:
+        if row["backend"].startswith("tensorrt") or row["backend"] == "torch":
+            variant: str = row.get("variant") or row["precision"]
+            places.setdefault((row["model"], row["batch"]), {})[variant] = row
+    return [_engines_of(model, batch, there) for (model, batch), there in sorted(places.items())
+            if any(there.get(name, {}).get("latency_ms") for name in ENGINES)]
 
-    there = {place(row) for row in rows if row["backend"].startswith("tensorrt") and row.get("latency_ms")}
-    known = ("fp16", "int8", "fp32", "fp16-compiled")
-    shown = [{**row, "outcome": row.get("gate") or row["error"]} for row in rows
-             if place(row) in there and row.get("variant", row["precision"]) in known]
-    return sorted(shown, key=place)
+
+def _engines_of(model: str, batch: int, there: dict[str, Row]) -> Row:
+    engines = {name: there.get(name, {"error": "not measured"}) for name in ENGINES}
+    outcomes = {name: row.get("gate") or row.get("error") or "not timed" for name, row in engines.items()}
+    alike = len(set(outcomes.values())) == 1
+    row: Row = {"model": model, "batch": batch, "weights": engines["int8"].get("weights"),
+                "outcome": f"all {outcomes['int8']}" if alike else "; ".join(map(": ".join, outcomes.items()))}
+    for name, engine in engines.items():
+        row |= {f"{name}_ms": engine.get("graph_ms"), f"{name}_mb": engine.get("size_mb")}
+    row["torch_ms"] = there.get("fp16-compiled", {}).get("graph_ms")
+    return row | {key: engines["int8"].get(key) for key in ("graph_vs_fp16", "vs_fp16", "cosine_mean", "cosine_p1")}
 
 
 def _spellings(rows: list[Row]) -> list[Row]:
@@ -100,11 +114,12 @@ _LATENCY_CPU = Table((
     Column("peak memory, MB", "memory_mb", 0), Column("faster than the generator", "speedup", 1, suffix="x")))
 
 _TRT_H200 = Table((
-    Column("model", "model"), Column("batch", "batch", 0), Column("runs on", "backend"),
-    Column("precision", "precision"), Column("weights", "weights"), Column("launched, ms", "latency_ms", 3),
-    Column("as a CUDA graph, ms", "graph_ms", 3), Column("faster than FP16", "graph_vs_fp16", 2, suffix="x"),
-    Column("cosine to FP32, mean", "cosine_mean", 5),
-    Column("1st percentile", "cosine_p1", 5), Column("size, MB", "size_mb", 1), Column("gate", "outcome")), _engines)
+    Column("model", "model"), Column("weights", "weights"), Column("batch", "batch", 0),
+    Column("FP16, ms", "fp16_ms", 3), Column("INT8, ms", "int8_ms", 3), Column("FP32, ms", "fp32_ms", 3),
+    Column("compiled torch FP16, ms", "torch_ms", 3), Column("INT8 faster than FP16", "graph_vs_fp16", 2, suffix="x"),
+    Column("the same, launched", "vs_fp16", 2, suffix="x"), Column("INT8's cosine to FP32, mean", "cosine_mean", 5),
+    Column("1st percentile", "cosine_p1", 5), Column("FP16, MB", "fp16_mb", 1), Column("INT8, MB", "int8_mb", 1),
+    Column("gates", "outcome")), _engines)
 
 _TRT_PLACES = Table((
     Column("model", "model"), Column("batch", "batch", 0), Column("engine", "variant"),
@@ -196,4 +211,7 @@ TABLES = {"nano_probe": _NANO_PROBE, "rooms_accuracy": _ROOMS_ACCURACY, "latency
           "trt_h100": _TRT_H200,
           "rooms_questions": Table(SCORED, scored), "fusion_ablation": Table(FUSED, fused),
           "rooms_questions_controls": Table(CONTROLLED, controlled, "rooms_questions"),
-          "rooms_questions_types": Table(TYPED, typed, "rooms_questions")}
+          "rooms_questions_types": Table(TYPED, typed, "rooms_questions"),
+          "rooms_questions_pilot": Table(SCORED, scored),
+          "rooms_questions_pilot_controls": Table(CONTROLLED, controlled, "rooms_questions_pilot"),
+          "rooms_questions_pilot_types": Table(TYPED, typed, "rooms_questions_pilot")}

@@ -111,6 +111,22 @@ def test_what_was_not_guessed_is_no_column(folder):
     assert "chance" not in head and row[0] == "ground" and row[head.index("words alone")] == "0.200"
 
 
+def test_engines_of_a_place_stand_in_one_row_with_what_became_of_each(folder):
+    def engine(batch, variant, **facts):
+        return {"model": "ViT-S", "batch": batch, "precision": variant.split("-")[0], "variant": variant,
+                "backend": "torch" if variant.endswith("compiled") else "tensorrt-8.6", **facts}
+
+    timed = {"latency_ms": 2.1, "graph_ms": 2.0, "gate": "passed"}
+    write(folder, "trt_h200", [
+        engine(1, "fp16", error="not built in the time"), engine(8, "fp16-compiled", **timed),
+        *(engine(32, name, **timed, vs_fp16=0.5) for name in ("fp16", "int8", "fp32", "fp16-compiled", "int8-mlp")),
+        engine(8, "int8", **{**timed, "gate": "failed"}), engine(8, "fp16", **timed)])
+    head, _, *body = cells(table("trt_h200", folder))
+    told = [dict(zip(head, row, strict=True)) for row in body]
+    assert [(row["batch"], row["INT8, ms"], row["FP32, ms"], row["gates"]) for row in told] == [
+        ("8", "2.000", "–", "fp16: passed; int8: failed; fp32: not measured"), ("32", "2.000", "2.000", "all passed")]
+
+
 def test_a_column_that_no_row_fills_is_left_out(folder):
     assert "faster than FP32" in table("int8_cpu", folder) and "faster than FP16" not in table("int8_cpu", folder)
 
