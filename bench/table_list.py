@@ -172,6 +172,12 @@ _INT8_TOOLS = Table((
     Column("faster than FP32", "vs_fp32", 2, suffix="x"), Column("size, MB", "size_mb", 1)),
     lambda rows: [row for row in rows if row["part"] == "tool"])
 
+_QUESTION_PROBES = Table((
+    Column("features", "features"), Column("training clips", "train_clips", 0), Column("held-out clips", "clips", 0),
+    Column("size of the room, R²", "room_size_r2"), Column("size of a thing", "thing_size_r2"),
+    Column("distance between two things", "thing_distance_r2"),
+    Column("distance between two tokens", "token_distance_r2")))
+
 _CROSSCHECK = Table((
     Column("file", "artefact"), Column("runs on", "backend"), Column("precision", "precision"),
     Column("batch", "batch", 0), Column("median here, ms", "latency_ms", 2), Column("by", "tool"),
@@ -212,6 +218,7 @@ TABLES = {"nano_probe": _NANO_PROBE, "rooms_accuracy": _ROOMS_ACCURACY, "latency
           "rooms_questions": Table(SCORED, scored), "fusion_ablation": Table(FUSED, fused),
           "rooms_questions_controls": Table(CONTROLLED, controlled, "rooms_questions"),
           "rooms_questions_types": Table(TYPED, typed, "rooms_questions"),
+          "question_probes": _QUESTION_PROBES,
           "rooms_questions_pilot": Table(SCORED, scored),
           "rooms_questions_pilot_controls": Table(CONTROLLED, controlled, "rooms_questions_pilot"),
           "rooms_questions_pilot_types": Table(TYPED, typed, "rooms_questions_pilot")}

@@ -62,7 +62,9 @@ def folder(tmp_path):
         write(tmp_path, f"{name}_layers", [{"model": "ViT-S", "batch": 32, "variant": "int8", "by": "kernels",
                                             "launches": 97, "total_ms": 2.5, "gemm_int8_ms": 0.5}])
     answers = {"features": "generator", "position": "pose_free", "task": "ground", "metric": "acc@0.25", "value": 0.4}
-    for name in ("rooms_questions", "fusion_ablation"):
+    write(tmp_path, "question_probes", [{"features": "semantic", "train_clips": 600, "clips": 120, "room_size_r2": 0.5,
+                                         "thing_size_r2": 0.5, "thing_distance_r2": 0.6, "token_distance_r2": 0.7}])
+    for name in ("rooms_questions", "rooms_questions_pilot", "fusion_ablation"):
         write(tmp_path, name, [{**answers, "kind": "score", "seed": 0, "steps": 9},
                                {**answers, "kind": "difference", "minus": "zeros", "seeds": 1, "low": 0.1,
                                 "high": 0.7}])
