@@ -25,7 +25,8 @@ def world_points(depth: np.ndarray, intrinsics: np.ndarray, poses: np.ndarray) -
     u, v = np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5)
     rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(intrinsics).T                  # [H,W,3]
     seen = rays * depth[..., None]                                                             # [T,H,W,3] camera
-    world = np.einsum("tij,thwj->thwi", poses[:, :3, :3], seen) + poses[:, None, None, :3, 3]
+    turned = seen.reshape(len(depth), h * w, 3) @ poses[:, :3, :3].transpose(0, 2, 1)          # [T,H*W,3]
+    world = turned.reshape(seen.shape) + poses[:, None, None, :3, 3]
     return np.where(depth[..., None] > 0, world, np.nan).astype(np.float32)
 
 
