@@ -24,7 +24,7 @@ from teacher.answers import replies
 from teacher.asking import Room, Writer
 from teacher.backbones import FixedNoise, RGBPatches, Tower, Zeros
 from teacher.features import FeatureStore, fill
-from teacher.language import LanguageShape, LanguageTeacher, Query
+from teacher.language import LanguageShape, LanguageTeacher, Objects, Query
 from teacher.lessons import Lessons, load_rooms, read_rooms, save_rooms, stack
 from teacher.position import PositionMode
 from teacher.semantic import SemanticEncoder
@@ -61,7 +61,7 @@ class CourseConfig:
     fusion: str = "token_gate"          # one of teacher.fusion.FUSIONS
     position: PositionMode = "depth_pose"
     grid: int = 7                       # visual tokens to a frame's side
-    objects: Literal["fused", "semantic"] = "fused"
+    objects: Objects = "fused"
     query: Query = "words"      # what a grounding question is known by: its words' states, or that of <ground>
     metric: float = 0.0         # weight of telling the distances between visual tokens, in training
     tasks: tuple[str, ...] = TASKS

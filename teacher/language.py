@@ -19,6 +19,7 @@ from teacher.position import PositionMode, sine_position, video_position
 
 GROUND, COORD = "<ground>", "<coord>"
 SPECIALS = (GROUND, COORD)
+Objects = Literal["fused", "semantic", "heard"]  # heard: fused, and the language model's states of them
 Query = Literal["words", "ground"]  # the mean of the question's states, standardised; or <ground>'s own
 IGNORED = -100  # a position whose next token is nobody's business
 
@@ -31,7 +32,7 @@ class LanguageShape:
     fusion: str = "token_gate"               # one of teacher.fusion.FUSIONS
     position: PositionMode = "depth_pose"
     grid: int = 7                            # visual tokens to a frame's side in the language model; 14 in the paper
-    objects: Literal["fused", "semantic"] = "fused"  # tokens a candidate box is known by; the paper: semantic
+    objects: Objects = "fused"               # tokens a candidate box is known by; the paper: semantic
     query: Query = "words"                   # what a grounding question is known by; the paper: the state of <ground>
     sight: bool = True                       # False: the text-only baseline, which sees no token and no box
     metric: float = 0.0                      # weight in training of the distances between tokens (teacher.metric)
@@ -98,6 +99,7 @@ class LanguageTeacher(nn.Module):
         self.specials = nn.Parameter(torch.randn(len(SPECIALS), width) * 0.02)
         self.ground = GroundHead(width)
         self.metric = MetricHead(width) if shape.metric and shape.sight else None
+        self.heard = nn.Linear(width, width) if shape.objects == "heard" and shape.sight else None
 
     def forward(self, sight: Sight, asked: Asked) -> Heard:
         semantic, generative = self.standardise(sight)                                        # [C*T,D,14,14]
@@ -109,8 +111,11 @@ class LanguageTeacher(nn.Module):
         words = self.embed(asked, things)                                                     # [C,Q,L,W]
         start = self._embed(self.prefix).expand(len(tokens), -1, -1)
         seen, hidden = self._listen(torch.cat([start, tokens], 1), words)                     # [C,P,W], [C,Q,L,W]
+        visual = seen[:, start.shape[1]:]                                                     # [C,V,W]
+        if self.heard is not None:
+            things = things + self._heard(visual, sight).to(things.dtype)
         return Heard(hidden, self._point(hidden, asked, things),
-                     None if gate is None else gate.squeeze(1).unflatten(0, clips), seen[:, start.shape[1]:])
+                     None if gate is None else gate.squeeze(1).unflatten(0, clips), visual)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [...,W] -> [...,words]."""
@@ -172,9 +177,23 @@ class LanguageTeacher(nn.Module):
     def metric_loss(self, heard: Heard, sight: Sight) -> Tensor:
         """teacher.metric.metric_loss of the visual tokens; of sequence concatenation, of the semantic ones."""
         assert self.metric is not None
+        points = self._points(sight, self.shape.grid).flatten(1, 3)
+        return metric_loss(self.metric, self._states(heard.visual, sight), points)
+
+    def _states(self, visual: Tensor, sight: Sight) -> Tensor:
+        """visual [C,V,W] -> [C,T*grid*grid,W]: without the newlines, and of two streams' rows the first."""
         t, g = sight.semantic.shape[1], self.shape.grid
-        rows = heard.visual.unflatten(1, (t, -1, g + 1))[:, :, :g, :g]                        # [C,T,g,g,W]
-        return metric_loss(self.metric, rows.flatten(1, 3), self._points(sight, g).flatten(1, 3))
+        return visual.unflatten(1, (t, -1, g + 1))[:, :, :g, :g].flatten(1, 3)
+
+    def _heard(self, visual: Tensor, sight: Sight) -> Tensor:
+        """What the language model makes of each box's tokens, [C,M,W]."""
+        assert self.heard is not None
+        c, m, _ = sight.inside.shape
+        t, g = sight.semantic.shape[1], self.shape.grid
+        inside = F.adaptive_avg_pool2d(sight.inside.float().view(c, m * t, GRID, GRID), g).view(c, m, -1)
+        inside = inside / inside.sum(-1, keepdim=True).clamp_min(1e-6)                        # [C,M,T*g*g]
+        states = F.rms_norm(self._states(visual, sight).float(), visual.shape[-1:])
+        return self.heard((inside @ states).to(self.newline.dtype)) * self.scale
 
     def embed(self, asked: Asked, things: Tensor) -> Tensor:
         """[C,Q,L,W]; <coord> carries what its box is known by."""

@@ -123,6 +123,23 @@ def test_a_box_is_known_by_its_own_tokens(parts):
     assert model(view, asked).ground.shape == (2, 7, 5)
 
 
+def test_a_box_may_be_known_by_what_the_language_model_makes_of_its_tokens(parts):
+    """Of its own tokens and of those before them, which the model has heard by then."""
+    model, asked = teacher(parts, objects="heard"), every_question(parts[1])
+    view = sight(ROOMS)
+    seen = model(view, asked).visual
+    far = torch.zeros_like(seen)
+    far[0, 0] = 5.0                                                  # the first token, of the first box's quarter
+    moved = (model._heard(seen + far, view) - model._heard(seen, view)).abs().amax(-1) > 1e-6
+    assert moved.tolist() == [[True, False, False, False], [False] * 4]
+    with torch.no_grad():
+        model.heard.weight.zero_()
+        model.heard.bias.zero_()
+    plain = teacher(parts)
+    plain.load_state_dict(model.state_dict(), strict=False)
+    torch.testing.assert_close(model(view, asked).ground, plain(view, asked).ground)
+
+
 def test_coord_carries_its_box(parts):
     model, asked = teacher(parts), every_question(parts[1])
     spot = asked.ids == parts[1].encode(COORD)[0]

@@ -59,10 +59,11 @@ def start(config, rooms=ROOMS, **shape):
     return model, lessons
 
 
-@pytest.mark.parametrize(("name", "metric", "lr"), [("ground", "acc@0.5", 3e-3), ("vsi_number", "mra", 6e-3)])
-def test_it_learns_to_point_and_to_count(config, name, metric, lr):
+@pytest.mark.parametrize(("name", "metric", "lr", "objects"), [
+    ("ground", "acc@0.5", 3e-3, "fused"), ("ground", "acc@0.5", 3e-3, "heard"), ("vsi_number", "mra", 6e-3, "fused")])
+def test_it_learns_to_point_and_to_count(config, name, metric, lr, objects):
     config = replace(config, steps=70, lr=lr, lr_new=lr, validate_every=100)
-    model, lessons = start(config, grid=7)
+    model, lessons = start(config, grid=7, objects=objects)
     lessons.families, lessons.shares = [name], np.ones(1)
     fit(model, lessons, config, quiet=True)
     scores = [values(q, r.output(q))[metric] for r in replies(model, lessons, name)

@@ -354,7 +354,7 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--noise-seeds", type=int, default=tap.seeds)
     p.add_argument("--student", type=Path, default=None, help="folder of student.safetensors")
     p.add_argument("--onnx", nargs="*", default=[], help="student_NAME=FILE: exported files of that student")
-    p.add_argument("--objects", default="fused", choices=("fused", "semantic"))
+    p.add_argument("--objects", default="fused", choices=("fused", "semantic", "heard"))
     p.add_argument("--query", default="words", choices=("words", "ground"))
     config = TuneConfig()
     p.add_argument("--metric", type=float, default=0.0, help="weight of the distances between visual tokens")
