@@ -187,7 +187,7 @@ def recipe(name: str) -> CourseConfig:
         return CourseConfig(semantic="siglip-so400m", generator="wan2.1-t2v-1.3b", frames=32, grid=14,
                             tap=Tap(block=20, k=300, seeds=1), objects="semantic", query="ground",
                             tuning=RECIPES[name])
-    return CourseConfig(tuning=RECIPES[name])
+    return CourseConfig(metric=1.0, tuning=RECIPES[name])
 
 
 def _source(config: CourseConfig, render: bool) -> tuple[Source, str]:

@@ -34,7 +34,7 @@ def config(clips, tmp_path, monkeypatch):
     monkeypatch.setattr(teacher.course, "read_rooms", lambda source, ids, tasks, seed: [made_up_room(i) for i in ids])
     tuning = TuneConfig(lm=str(save_tiny_lm(tmp_path / "lm")), steps=4, clips=2, questions=2, save_every=2,
                         validate_every=2)
-    return CourseConfig(out=tmp_path / "out", clips=clips, features="noise", grid=2, tuning=tuning)
+    return CourseConfig(out=tmp_path / "out", clips=clips, features="noise", grid=2, metric=1.0, tuning=tuning)
 
 
 def test_a_course_writes_all_it_promises_and_its_teacher_answers_again(config):
