@@ -36,9 +36,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32])
-    parser.add_argument("--metric", type=float, default=1.0)
     args = parser.parse_args()
-    base = TuneConfig(lm=args.lm, layers=args.layers, steps=args.steps, questions=6, lr=5e-4, warm=0.0,
+    base = TuneConfig(lm=args.lm, layers=args.layers, steps=args.steps, questions=6, lr=5e-4, warm=0.2,
                       validate_every=1)
     rows: list[Row] = []
     for clips in args.batches:
@@ -47,7 +46,7 @@ def main() -> None:
         for way in [*WAYS, *WAYS]:
             graphed, compiled = WAYS[way]
             config = replace(base, clips=clips, graphed=graphed, compiled=compiled)
-            model, writer = build(config, LanguageShape(112, 256, position="pose_free", metric=args.metric), DEVICE)
+            model, writer = build(config, LanguageShape(112, 256, position="pose_free"), DEVICE)
             lessons = made_up(writer, max(args.batches) + 8)
             set_statistics(model, lessons)
             curve = fit(model, lessons, config, validate=lambda _: {"at": now()}, quiet=True)
