@@ -71,6 +71,8 @@ class CourseConfig:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.tasks) - set(TASKS)):
             raise ValueError(f"course: no task {unknown[0]!r}; there are: {', '.join(TASKS)}")
+        if self.metric < 0:
+            raise ValueError(f"course: got metric={self.metric}, expected a weight of at least 0")
         if self.rooms < 10 and self.clips is None:
             raise ValueError(f"course: got rooms={self.rooms}, expected at least 10")
 

@@ -66,6 +66,8 @@ def test_semantic_only_has_no_second_stream(config):
 def test_what_cannot_be_trained_is_named(config, clips, tmp_path):
     with pytest.raises(ValueError, match="no task 'vsi:colour'"):
         replace(config, tasks=("vsi:colour",))
+    with pytest.raises(ValueError, match=r"got metric=-1\.0, expected a weight of at least 0"):
+        replace(config, metric=-1.0)
     with pytest.raises(ValueError, match="no recipe 'big'; there are: embedded, paper"):
         recipe("big")
     bare = shutil.copytree(clips, tmp_path / "bare")

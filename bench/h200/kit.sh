@@ -12,7 +12,7 @@ heavy=(teacher/weights/wan-nano student/weights/vit-ti scenes/assets/furniture_c
 case ${1:-} in
 light) mkdir -p "$aside"; for f in "${heavy[@]}"; do [ ! -e "$f" ] || mv "$f" "$aside/${f//\//_}"; done; exit;;
 heavy) for f in "${heavy[@]}"; do [ ! -e "$aside/${f//\//_}" ] || mv "$aside/${f//\//_}" "$f"; done; exit;;
-make) ;;
+make) [ -n "${2:-}" ] || { echo "kit.sh: make where? kit.sh make OUT" >&2; exit 2; };;
 *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2;;
 esac
 mkdir -p "$2"; out=$(realpath "$2"); bytes=${3:-58000000}; work=$(mktemp -d); trap 'rm -rf "$work"' EXIT; kit=$work/kit
