@@ -370,7 +370,7 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--grid", type=int, default=7)
     p.add_argument("--eager", action="store_true", help="no CUDA graphs")
     p.add_argument("--compiled", action="store_true", help="the language model's layers, within the graphs")
-    p.add_argument("--exam-batch", type=int, default=32, help="clips")
+    p.add_argument("--exam-batch", type=int, default=64, help="clips")
     p.add_argument("--most", type=int, default=None, help="clips of each split")
     p.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 2))
     return p.parse_args()
