@@ -102,7 +102,7 @@ def sums(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed:
     mean, std = a.mean(0), a.std(0).clamp_min(1e-4)
     a, b = _with_position((a - mean) / std), _with_position((b - mean) / std)
     (ya, ka), (yb, kb) = (_targets(s, device) for s in (train, test))
-    linear = _ridge(a[ka], ya[ka][:, [0, 4, 5, 6]], b[kb])                            # log depth and the place
+    linear = ridge(a[ka], ya[ka][:, [0, 4, 5, 6]], b[kb])                            # log depth and the place
     truth = yb[kb]
     depth, place = truth[:, 0], truth[:, 4:]
     each = {"tokens": torch.ones_like(depth), "depth": depth, "depth_square": depth.square(),
@@ -160,16 +160,18 @@ def _places(clip: Clip, depth: Tensor) -> Tensor:
     return (rays[None] * depth[:, None]).float()
 
 
-def _ridge(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
+def ridge(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
+    """What ridge regression of y [N,K] on standardised x [N,D] says of x_test; the penalty that is best on the last
+    tenth of the rows is taken."""
     cut = len(x) * 9 // 10  # clips are in order, so these are the last rooms
     best = min(RIDGES, key=lambda r: (_solve(x[:cut], y[:cut], r, x[cut:]) - y[cut:]).square().mean().item())
     return _solve(x, y, best, x_test)
 
 
-def _solve(x: Tensor, y: Tensor, ridge: float, x_test: Tensor) -> Tensor:
+def _solve(x: Tensor, y: Tensor, penalty: float, x_test: Tensor) -> Tensor:
     shift = y.mean(0)
     gram = (x.T @ x).double()
-    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), device=x.device, dtype=torch.double)
+    gram += penalty * gram.diagonal().mean() * torch.eye(len(gram), device=x.device, dtype=torch.double)
     return x_test @ torch.linalg.solve(gram, (x.T @ (y - shift)).double()).float() + shift
 
 

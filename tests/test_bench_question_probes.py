@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from bench.question_probes import PROBES, _ridge
+from bench.question_probes import PROBES, _r2
 from tests.language_fakes import made_up_room
 
 
@@ -22,7 +22,7 @@ def piles(what: str, seed: int, told: bool):
 
 
 def test_distances_are_read_off_features_that_hold_the_points_and_not_off_noise():
-    told, noise = (_ridge(piles("token_distance", 0, told), piles("token_distance", 1, told)) for told in (True, False))
+    told, noise = (_r2(piles("token_distance", 0, told), piles("token_distance", 1, told)) for told in (True, False))
     assert told > 0.5 and noise < 0.1, (told, noise)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from language_tables import DROPPED_IN, PREPARED, say
+from language_tables import DROPPED_IN, PREPARED, SPLITS, say
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,11 +17,10 @@ from records.files import beside
 from scenes.clip import ClipFolder
 from student.vit import load_student
 from teacher.features import FeatureStore, fill
-from teacher.lessons import load_rooms, stack
+from teacher.lessons import READERS, load_rooms, stack
 from teacher.semantic import SemanticEncoder
 from teacher.wan import Tap, VAELatents, load_wan
 
-READERS = 8
 THREADS = min(16, len(os.sched_getaffinity(0)))  # of an exported file
 
 
@@ -68,7 +67,7 @@ def _student(args: argparse.Namespace, folder: Path, source: ClipFolder, device:
         session = OnnxModel(Path(file), optimise=name.endswith("cpu"), threads=THREADS)
         speakers[name] = lambda x, session=session: torch.from_numpy(session(x.numpy())).float().to(device)
     for name, speak in speakers.items():
-        for split in ("train", "test") if name not in files else ("test",):
+        for split in SPLITS if name not in files else ("test",):
             path = folder / f"{name}_{split}.safetensors"
             if path.is_file():
                 continue
