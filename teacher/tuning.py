@@ -147,6 +147,8 @@ class _Loose(nn.Module):
         super().__init__()
         self.objective, self.names = objective, names
         self.layers = [*objective.teacher.lm.get_decoder().layers] if compiled else []
+        if compiled:  # a shape a family of questions, of every model that this process trains
+            torch._dynamo.config.recompile_limit = 256
 
     def forward(self, *tensors: Tensor) -> Tensor:
         parts: dict[str, dict[str, Any]] = {"sight": {"generative": None}, "asked": {}}

@@ -1,6 +1,7 @@
 """bench/h200/trt*: its graphs are the product's, slimming keeps what a GPU loads, its plan and rows hold together."""
 import collections
 import ctypes
+import importlib
 import json
 import struct
 import subprocess
@@ -83,7 +84,7 @@ def test_int8_spellings_agree_and_stay_close_to_the_student(tokens):
 
 def test_attention_in_half_leaves_everything_else_as_it_was():
     arrays = arrays_of(run().student)
-    model, _ = to_onnx(arrays, 2, Spelling(attention_half=True))
+    model, _ = to_onnx(arrays, 2, Spelling(half="attention"))
     casts = [node for node in model.graph.node if node.op_type == "Cast"]
     assert len(casts) == 2 * 4  # q, k, v and the way back, two blocks
     plain, _ = to_onnx(arrays, 2, Spelling())
@@ -91,6 +92,21 @@ def test_attention_in_half_leaves_everything_else_as_it_was():
     with torch.inference_mode():
         told = fidelity(run().student(frames()).numpy(), _answers(model, frames().numpy()))
     assert told["cosine_mean"] > 0.9999
+
+
+def test_the_body_in_half_keeps_the_quantised_products_in_float():
+    model, _ = to_onnx({}, 2, VARIANTS["int8-body"].spelling, numbers())
+    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+    types = {info.name: info.type.tensor_type.elem_type for info in inferred}
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    for node in model.graph.node:
+        if node.op_type in ("Softmax", "LayerNormalization", "Erf"):
+            assert types[node.output[0]] == half, node.name
+        if node.op_type == "QuantizeLinear" and ".in." in node.output[0]:
+            assert types[node.input[0]] == single, node.name
+    with torch.inference_mode():
+        told = fidelity(run().student(frames()).numpy(), _answers(model, frames().numpy()))
+    assert told["cosine_mean"] > 0.999
 
 
 def test_only_the_layers_asked_for_are_quantised():
@@ -173,6 +189,44 @@ def test_plan_covers_the_bar():
     assert built == {(job.size, job.batch, name) for job in JOBS if job.worker == "time" for name in job.variants}
 
 
+def test_half_is_asked_for_everywhere_but_in_quantised_products(monkeypatch):
+    kinds = SimpleNamespace(QUANTIZE="q", DEQUANTIZE="dq", CONSTANT="c", SHAPE="s", MATRIX="m", SOFTMAX="max")
+    trt = SimpleNamespace(LayerType=kinds, float16="half", float32="float", IProfiler=object)
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.delitem(sys.modules, "bench.h200.trt_engines", raising=False)
+    engines = importlib.import_module("bench.h200.trt_engines")
+    monkeypatch.delitem(sys.modules, "bench.h200.trt_engines")  # no other test shall have it
+
+    class Layer:
+        def __init__(self, kind, inputs, output, dtype="float"):
+            self.type, self.inputs, self.num_inputs, self.num_outputs = kind, inputs, len(inputs), 1
+            self.output, self.precision, self.output_type = SimpleNamespace(name=output, dtype=dtype), None, None
+
+        def get_input(self, j):
+            return SimpleNamespace(name=self.inputs[j])
+
+        def get_output(self, j):
+            return self.output
+
+        def set_output_type(self, j, dtype):
+            self.output_type = dtype
+
+    made = [Layer(kinds.QUANTIZE, ["x"], "x8"), Layer(kinds.DEQUANTIZE, ["x8"], "x1"), Layer(kinds.MATRIX, ["x1"], "y"),
+            Layer(kinds.MATRIX, ["y", "y"], "qk"), Layer(kinds.SOFTMAX, ["qk"], "out"),
+            Layer(kinds.SOFTMAX, ["y"], "index", dtype="int")]
+    engines.prefer_half(SimpleNamespace(num_layers=len(made), get_layer=made.__getitem__, num_outputs=1,
+                                        get_output=lambda i: SimpleNamespace(name="out")))
+    assert [layer.precision for layer in made] == [None, None, None, "half", "half", None]
+    assert [layer.output_type for layer in made] == [None, None, None, "half", None, None]
+
+
+def test_a_sitting_may_be_of_some_places_only(tmp_path):
+    sitting = bench_trt.Sitting(tmp_path, tmp_path, 1, places=[("s", 32)])
+    assert {(job.size, job.batch) for job in (*sitting.builds, *sitting.others)} == {("s", 32), ("ti", 1)}
+    assert {job.worker for job in sitting.others if job.size == "ti"} == {"jetson"}
+    assert {(row["model"], row["batch"]) for row in bench_trt.missing([], sitting.places)} == {("ViT-S", 32)}
+
+
 def test_rows_say_how_they_compare_with_fp16_of_the_same_kind():
     def row(backend, variant, precision, ms, cosine=0.9999, batch=32):
         return {"backend": backend, "model": "ViT-S", "batch": batch, "variant": variant, "precision": precision,
@@ -231,7 +285,7 @@ def test_engines_are_built_and_gated_by_one_process_and_timed_by_another(tmp_pat
 
     def start(mode, *variants):
         job = _job(tmp_path, name=mode, backend="tensorrt-8.6", profile=True, variants={
-            name: {"precision": name[:4], "implicit": False, "level": 3} for name in variants})
+            name: {"precision": name[:4], "implicit": False, "level": 3, "prefer": False} for name in variants})
         job = job.rename(tmp_path / f"job.{mode}.json")
         return subprocess.Popen([sys.executable, "-m", "bench.h200.trt_engines", mode, job], cwd=root, stderr=log,
                                 env={**env, "FAKE_VERSION": "8.6.0", "PYTHONPATH": f"{root}:{tmp_path}"})

@@ -1,9 +1,9 @@
 """Questions about rooms, answered with each geometry and each control: the table behind every claim of the teacher.
 
     PYTHONPATH=REPOSITORY language.py prepare WORK --clips CLIPS    # CPU: balanced questions, RGB patches; once
+    language.py guesses WORK                                     # what answers without a picture score
     language.py streams WORK --clips CLIPS --features STORES     # optional: train does it if it is not done
-    language.py train WORK --clips CLIPS --features STORES --seconds 420
-    language.py fusion WORK --clips CLIPS --features STORES --seconds 420     # every way to fuse, generator only
+    language.py train WORK --clips CLIPS --features STORES --seconds 420     # --fusions: every way to fuse, too
     language.py table WORK                                       # merge what there is; train does it at its end too
     language.py gate WORK --clips CLIPS                          # where the gate trusts geometry: classes, regions, PNG
 
@@ -11,9 +11,10 @@
 its exported files; the row student_fp32_retrained is trained on them. It must be distilled from this very tap.
 
 One small teacher is trained per row of FEATURES, position mode and seed, several side by side on each GPU, all for the
-same number of steps: as many as a first measurement says will fit. Every job writes WORK/language/jobs/NAME.json, so a
-killed run keeps what it has and the same command goes on; the tables are rewritten every minute. Needs the language
-model (vega3d teacher fetch).
+same number of steps: as many as a first measurement says will fit. The most important come first: three seeds of every
+row, then of every fusion, then the other seeds. The same command on another GPU meanwhile shares the jobs. Every job
+writes WORK/language/jobs/NAME.json, so a killed run keeps what it has and the same command goes on; `table` needs no
+more than these. Needs the language model (vega3d teacher fetch).
 """
 import argparse
 import json
@@ -53,6 +54,7 @@ from teacher.wan import Tap
 
 FEATURES = ("semantic_only", "generator", "noise", "rgb", "vae_latents", "zeros", "text_only")
 TASKS = (*(f"vsi:{t}" for t in VSI_TYPES), "ground")
+ENOUGH = 3      # seeds of every row before there are more of any
 MARGIN = 0.85   # share of the time that is planned with
 MEASURED = 6.0  # s that steps are timed for
 UNMEASURED, EXAM = 600, 10.0  # steps, and seconds of an exam, should that fail
@@ -65,16 +67,16 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if args.stage == "prepare":
         return prepare(args, folder)
+    if args.stage == "guesses":
+        return write_json(guesses(folder), folder / "guesses.json")
     if args.stage == "streams":
         return fill_streams(args, folder)
     if args.stage == "gate":
         return gate_table(args, folder)
     if args.stage == "train":
         train(args, folder)
-    elif args.stage == "fusion":
-        args.features = [f"generator{VARIANT}{name}" for name in FUSIONS if name not in ("token_gate", "semantic_only")]
-        args.features += ["generator", "semantic_only"]
-        train(args, folder)
+    if not (folder / "guesses.json").is_file():
+        write_json(guesses(folder), folder / "guesses.json")
     table(args, folder)
 
 
@@ -94,8 +96,6 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
             save_file({"rgb": torch.from_numpy(np.stack([pixels[room.id] for room in rooms]))}, scratch)
         say(f"{split}: {len(rooms)} clips, {sum(len(r.asked) for r in rooms)} questions, "
              f"{time.monotonic() - begin:.0f} s")
-    if not (folder / "guesses.json").is_file():
-        write_json(guesses(folder), folder / "guesses.json")
 
 
 def _read(job: tuple[str, str, tuple[str, ...]]) -> tuple[Room, np.ndarray]:
@@ -107,25 +107,18 @@ def _read(job: tuple[str, str, tuple[str, ...]]) -> tuple[Room, np.ndarray]:
 
 
 def train(args: argparse.Namespace, folder: Path) -> None:
-    until = time.monotonic() + args.seconds - 15  # the table takes a while
+    until = time.monotonic() + args.seconds
     note_run(folder)
-    if not (folder / "guesses.json").is_file():
+    if not (folder / "rooms_test.safetensors").is_file():
         prepare(args, folder)
     fill_streams(args, folder)
-    jobs = [(f, p, s) for s in args.seeds for p in args.positions for f in args.features]
-    jobs = [job for job in jobs if not (folder / "jobs" / f"{'-'.join(map(str, job))}.json").is_file()]
+    jobs = [job for job in trainings(args) if not (folder / "jobs" / f"{'-'.join(map(str, job))}.json").is_file()]
     gpus = max(1, torch.cuda.device_count())
     side = min(args.side * gpus, len(jobs))
     if not jobs:
         return
     say(f"{len(jobs)} trainings, {side} side by side on {gpus} device(s), {until - time.monotonic():.0f} s left")
-    slots, written = Slots(side, partial(_begin, args, folder, gpus)), [time.monotonic()]
-
-    def write() -> None:
-        if time.monotonic() - written[0] > 60:
-            table(args, folder)
-            written[0] = time.monotonic()
-
+    slots = Slots(side, partial(_begin, args, folder, gpus))
     try:
         steps, exam = args.steps, EXAM
         if not steps:
@@ -133,9 +126,20 @@ def train(args: argparse.Namespace, folder: Path) -> None:
             steps, exam = _plan(slots, side, planned, until, args.measuring, len(_dropped_in(folder)))
             steps = _earlier(folder, args.positions) or steps
         say(f"{steps} steps each, {until - time.monotonic():.0f} s left")
-        slots.run(_job, [(*job, steps, until - max(5.0, 1.5 * exam)) for job in jobs], until, write)
+        slots.run(_job, [(*job, steps, until - max(5.0, 1.5 * exam)) for job in jobs], until)
     finally:
         slots.close()
+
+
+def trainings(args: argparse.Namespace) -> list[tuple[str, PositionMode, int]]:
+    """Every (features, position, seed) to train, the most important first."""
+    def those(rows: list[str], seeds: list[int]) -> list[tuple[str, PositionMode, int]]:
+        return [(row, position, seed) for seed in seeds for position in args.positions for row in rows]
+
+    rest = ("token_gate", "semantic_only")  # rows of their own
+    fused = [f"generator{VARIANT}{name}" for name in FUSIONS if name not in rest] if args.fusions else []
+    first, more = args.seeds[:ENOUGH], args.seeds[ENOUGH:]
+    return those(args.features, first) + those(fused, first) + those(args.features, more)
 
 
 def _plan(slots: Slots, side: int, jobs: int, until: float, most: float, more: int) -> tuple[int, float]:
@@ -240,14 +244,16 @@ def _measure_exam() -> float:
 
 def _job(features: str, position: PositionMode, seed: int, steps: int, stop: float) -> str:
     begin, job = time.monotonic(), f"{features}-{position}-{seed}"
-    if begin > stop - 5:
+    if begin > stop - max(5.0, _here.get("took", 0.0)):  # a training that was cut short compares with nothing
         return f"{job}: no time left"
     folder: Path = _here["folder"]
     claim = folder / "claims" / job
     if not _claimed(claim):
         return f"{job}: another process has it"
     try:
-        return _trained(features, position, seed, steps, stop, begin)
+        said = _trained(features, position, seed, steps, stop, begin)
+        _here["took"] = time.monotonic() - begin
+        return said
     finally:
         claim.unlink()
 
@@ -332,12 +338,13 @@ def _wait() -> None:
 
 def _arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("stage", choices=("prepare", "streams", "train", "fusion", "table", "gate"))
+    p.add_argument("stage", choices=("prepare", "guesses", "streams", "train", "table", "gate"))
     p.add_argument("work", type=Path)
     p.add_argument("--clips", type=Path, help="folder of vega3d scenes render")
     p.add_argument("--features", dest="features_at", type=Path, help="folder of feature stores")
     p.add_argument("--rows", dest="features", nargs="+", default=list(FEATURES),
                    help="also student_fp32_retrained, with --student")
+    p.add_argument("--fusions", action="store_true", help="also the generator in every way to fuse, of three seeds")
     p.add_argument("--positions", nargs="+", default=["depth_pose", "pose_free"], choices=("depth_pose", "pose_free"))
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     p.add_argument("--tasks", nargs="+", default=list(TASKS))

@@ -30,13 +30,12 @@ class Slots:
         self._threads(lambda slot: answers.append(slot.ask(function, (), until)))
         return answers
 
-    def run(self, function: Callable, jobs: Sequence[tuple], until: float, after: Callable[[], None]) -> None:
-        """function(*job) of each, in order as processes get free; a string it returns is logged. after() follows each,
-        in one thread at a time. No job starts after `until`, and none is waited for longer."""
+    def run(self, function: Callable, jobs: Sequence[tuple], until: float) -> None:
+        """function(*job) of each, in order as processes get free; a string it returns is logged. No job starts after
+        `until`, and none is waited for longer."""
         waiting: queue.SimpleQueue[tuple[int, tuple]] = queue.SimpleQueue()
         for job in jobs:
             waiting.put((1, job))
-        one = threading.Lock()
 
         def work(slot: "_Slot") -> None:
             while time.monotonic() < until:
@@ -46,8 +45,6 @@ class Slots:
                     return
                 try:
                     say(str(slot.ask(function, job, until)))
-                    with one:
-                        after()
                 except Exception:
                     say(f"{job} failed, try {number} of {TRIES}:\n{traceback.format_exc()}")
                     if number < TRIES:

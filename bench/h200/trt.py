@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ class Running:
 
 class Sitting:
     def __init__(self, work: Path, out: Path, seconds: float, timing: float = 120, builders: int = 16,
-                 wait: float = 240, carry: Path | None = None):
+                 wait: float = 240, carry: Path | None = None, places: Sequence[tuple[str, int]] = PLACES):
+        self.places = [place for place in PLACES if place in places]
         self.work, self.out, self.builders, self.carry, self.gpus = work, out, builders, carry, visible_gpus()
         self.began = time.time()
         self.end, self.quiet, self.wait = self.began + seconds, self.began + seconds - timing, self.began + wait
@@ -64,8 +66,8 @@ class Sitting:
                     "timed": "one at a time on a GPU, after all building"}
         self.name = f"trt_{card(self.env)}"
         self.running: list[Running] = []
-        self.builds = list(BUILDS)
-        self.others = list(JOBS)
+        self.builds = [job for job in BUILDS if (job.size, job.batch) in self.places]
+        self.others = [job for job in JOBS if (job.size, job.batch) in self.places or job.worker == "jetson"]
         self.makers: list[subprocess.Popen] = []
         self.students: dict[str, str | None] = {}  # whose graphs are being made: the folder of its weights
         out.mkdir(parents=True, exist_ok=True)
@@ -299,7 +301,7 @@ class Sitting:
         """OUT/trt_CARD.json: every row there is so far, held against FP16 and gated, and a row for what is missing."""
         rows = merged([*kept(self.out), *(row for job in (*BUILDS, *JOBS) for row in self._rows(job))])
         command = " ".join(["python3", "bench/h200/trt.py", *sys.argv[1:]])
-        told_rows = told([*rows, *missing(rows)])
+        told_rows = told([*rows, *missing(rows, self.places)])
         save(Results(self.name, command, str(self.env["commit"]), self.env, told_rows), self.out / f"{self.name}.json")
 
 
@@ -349,11 +351,11 @@ def settings(job: Job, name: str) -> Row:
     return {"precision": name.split("-")[0]} if job.worker in ("torch", "jetson") else asdict(VARIANTS[name])
 
 
-def missing(rows: list[Row]) -> list[Row]:
+def missing(rows: list[Row], places: Sequence[tuple[str, int]] = PLACES) -> list[Row]:
     """A row with the reason for every piece of the bar's table (TensorRT's, torch's, onnxruntime's) that has none."""
     have = {(row["backend"], row["model"], row["batch"], row["variant"]) for row in rows}
     base = [Job(worker, *place, names) for worker, names in (("time", BASE), ("torch", TORCH), ("ort", ORT))
-            for place in PLACES]
+            for place in places]
     return [{"model": MODELS[job.size], "precision": settings(job, name)["precision"], "variant": name,
              "backend": BACKENDS[job.worker], "batch": job.batch, "error": MISSING}
             for job in base for name in job.variants
@@ -413,9 +415,14 @@ def main() -> None:
     parser.add_argument("--wait", type=float, default=240, help="seconds for the folder that VIT_S names")
     parser.add_argument("--carry", type=Path, help="what trt_carry.py made: the Jetson's script runs too")
     parser.add_argument("--keep", type=Path, help="an earlier result of this card: places that it has whole stay")
+    parser.add_argument("--places", nargs="+", help="s32 ti32: only these students and batches; all without it")
     options = parser.parse_args()
+    named = {f"{size}{batch}": (size, batch) for size, batch in PLACES}
+    if unknown := set(options.places or ()) - set(named):
+        parser.error(f"--places: got {', '.join(sorted(unknown))}, expected some of {', '.join(named)}")
     sitting = Sitting(options.work.resolve(), options.out.resolve(), options.seconds, options.timing, options.builders,
-                      options.wait, options.carry.resolve() if options.carry else None)
+                      options.wait, options.carry.resolve() if options.carry else None,
+                      [named[name] for name in options.places or named])
     if options.keep:
         keep(options.keep, sitting)
     signal.signal(signal.SIGUSR1, sitting.time_now)

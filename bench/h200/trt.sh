@@ -4,7 +4,7 @@
 #   CARRY  what trt_carry.py made     TRT  where trt_pack.sh's parts were unpacked (runtime/, site/, ort/)
 #   OUT    trt_CARD.json, trt_jetson.json, trt_logs.tgz; SECONDS (580) for all of it, the last TIMING=120 only for timing
 # VIT_S: a trained ViT-S; the folder may come later, up to WAIT=240 s. BUILDERS=16 on each GPU. KEEP=FILE: an earlier
-# result of the same card. Progress: OUT/log.txt. kill -USR1 $(cat OUT/pid): time now what is built; kill -TERM: end now.
+# result of the same card. PLACES="s32 ti32": only these. Progress: OUT/log.txt. kill -USR1 $(cat OUT/pid): time now what is built; kill -TERM: end now.
 set -uo pipefail
 [ -z "${KEEP:-}" ] || KEEP=$(realpath "$KEEP"); carry=$(realpath "$1"); trt=$(realpath "$2"); mkdir -p "$3" "$4"; work=$(realpath "$3"); out=$(realpath "$4"); seconds=${5:-580}
 began=$(date +%s); cd "$(dirname "$0")/../.."; repo=$PWD
@@ -18,7 +18,7 @@ LD_LIBRARY_PATH=$trt/runtime/lib:$trt/runtime/stubs:$trt/site/tensorrt:$nvidia:$
 [ -d "$trt/ort" ] && export ORT_SITE=$trt/ort
 rm -rf "$out"/{turn,rows,log,job,layers,kernels}.* "$out"/trt_* "${work:?}"/*; cp "$carry/frames.npz" "$work/"
 $python -m bench.h200.trt "$work" "$out" --seconds $((seconds - 15)) --timing "${TIMING:-120}" --builders "${BUILDERS:-16}" \
-    --wait "${WAIT:-240}" --carry "$carry" ${KEEP:+--keep "$KEEP"} > "$out/log.txt" 2>&1 & echo $! > "$out/pid"
+    --wait "${WAIT:-240}" --carry "$carry" ${KEEP:+--keep "$KEEP"} ${PLACES:+--places $PLACES} > "$out/log.txt" 2>&1 & echo $! > "$out/pid"
 trap 'kill -TERM $(cat "$out/pid") 2> /dev/null' TERM  # the shell itself stays, to pack
 while kill -0 "$(cat "$out/pid")" 2> /dev/null; do wait "$(cat "$out/pid")"; done
 tar czf "$work/trt_logs.tgz" -C "$out" . && mv "$work/trt_logs.tgz" "$out/"

@@ -39,6 +39,9 @@ def build(logger, onnx_file, variant):
     config.builder_optimization_level = variant["level"]
     for flag in FLAGS[variant["precision"]]:
         config.set_flag(getattr(trt.BuilderFlag, flag))
+    if variant["prefer"]:
+        prefer_half(network)
+        config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
     if variant["implicit"]:
         set_ranges(network, json.loads(onnx_file.with_suffix(".ranges.json").read_text()))
     plan = builder.build_serialized_network(network, config)
@@ -55,6 +58,27 @@ def set_ranges(network, ranges):
             tensor = layer.get_output(j)
             if tensor is not None and tensor.name in ranges:
                 tensor.dynamic_range = (-ranges[tensor.name], ranges[tensor.name])
+
+
+def prefer_half(network):
+    """Asks for FP16 in every layer of floats but quantisers, constants, and the products of what is quantised."""
+    made_by: dict = {}
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        made_by.update((layer.get_output(j).name, layer.type) for j in range(layer.num_outputs))
+    alone = {trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE, trt.LayerType.CONSTANT, trt.LayerType.SHAPE}
+    results = {network.get_output(i).name for i in range(network.num_outputs)}
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        inputs = [layer.get_input(j) for j in range(layer.num_inputs)]
+        quantised = any(made_by.get(t.name) == trt.LayerType.DEQUANTIZE for t in inputs if t is not None)
+        floats = [j for j in range(layer.num_outputs) if layer.get_output(j).dtype == trt.float32]
+        if layer.type in alone or quantised or not floats:
+            continue
+        layer.precision = trt.float16
+        for j in floats:
+            if layer.get_output(j).name not in results:
+                layer.set_output_type(j, trt.float16)
 
 
 class Profiler(trt.IProfiler):

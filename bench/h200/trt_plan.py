@@ -12,6 +12,7 @@ class Variant:
     implicit: bool = False
     half: bool = False                   # the graph itself in float16 (onnxruntime)
     level: int = 3                       # builder optimisation level
+    prefer: bool = False                 # FP16 asked for layer by layer, all but the quantised products
 
 
 def int8(tokens: str = "3d", quantised: tuple[str, ...] = LINEARS, **more: object) -> Variant:
@@ -25,7 +26,9 @@ VARIANTS = {
     "int8-2d": int8("2d"), "int8-conv": int8("conv"),
     "int8-mlp": int8(quantised=("fc1", "fc2")), "int8-qkv-mlp": int8(quantised=("attn.qkv", "fc1", "fc2")),
     "int8-fc2": int8(quantised=("fc2",)), "int8-2d-mlp": int8("2d", ("fc1", "fc2")),
-    "int8-half": int8(attention_half=True),
+    "int8-half": int8(half="attention"), "int8-body": int8(half="body"),
+    "int8-prefer": Variant("int8", Spelling(quantised=LINEARS), prefer=True),
+    "int8-half-mlp": int8(quantised=("fc1", "fc2"), half="attention"),
     "int8-attention": int8(attention=True), "int8-2d-attention": int8("2d", attention=True),
     "int8-tanh": int8(gelu="tanh"), "int8-norm": int8(norm="decomposed"), "int8-2d-tanh": int8("2d", gelu="tanh"),
     "int8-level5": Variant("int8", Spelling(quantised=LINEARS), level=5),
@@ -58,15 +61,18 @@ BASE = ("int8", "fp16", "fp32")        # what the bar asks of every student and 
 TORCH = ("fp16-compiled", "fp32-compiled")
 ORT = ("ort-fp16", "ort-fp32", "ort-int8")
 PLACES = (("s", 32), ("ti", 32), ("s", 1), ("s", 8), ("ti", 1), ("ti", 8), ("b", 32), ("b", 1), ("b", 8))
+_CLOSEST = ("int8-half", "int8-body", "int8-prefer", "int8-mlp")  # attention and what is between products kept in half
 MORE = {  # where INT8 goes and how it is spelt: no experiment is built before the table
-    ("s", 32): ("int8-half", "int8-mlp", "implicit", "int8-2d", "int8-conv", "int8-attention", "int8-fc2",
+    ("s", 32): (*_CLOSEST, "implicit", "int8-half-mlp", "int8-2d", "int8-conv", "int8-attention", "int8-fc2",
                 "implicit-conv", "int8-norm", "int8-tanh", "fp16-2d", "fp16-conv", "implicit-2d", "int8-2d-mlp",
                 "int8-qkv-mlp", "int8-2d-attention", "int8-2d-tanh", "fp16-tanh", "int8-level5", "fp16-level5"),
-    ("ti", 32): ("int8-half", "int8-mlp", "implicit", "int8-2d", "int8-conv", "int8-fc2", "implicit-conv"),
+    ("ti", 32): (*_CLOSEST, "implicit", "int8-half-mlp", "int8-2d", "int8-conv", "int8-fc2", "implicit-conv"),
+    ("b", 32): _CLOSEST,
 }
 BUILDS = (  # most important first
     *(Job("build", size, batch, (name,)) for size, batch in PLACES for name in BASE),
-    *(Job("build", *place, (name,)) for place, names in MORE.items() for name in names),
+    *(Job("build", *place, (name,)) for first in (True, False) for place, names in MORE.items() for name in names
+      if (name in _CLOSEST) == first),
 )
 JOBS = (  # in the order of their turns at being timed
     *(Job("time", size, batch, (*BASE, *MORE.get((size, batch), ()))) for size, batch in PLACES),

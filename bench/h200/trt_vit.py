@@ -21,7 +21,7 @@ class Spelling:
     tokens: Literal["3d", "2d", "conv"] = "3d"         # [B,N,C]; [B*N,C]; the latter with Linears as 1x1 Conv
     quantised: tuple[str, ...] = ()                    # of LINEARS, under Q/DQ
     attention: bool = False                            # q k^T and softmax v under Q/DQ too
-    attention_half: bool = False                       # attention in float16 by explicit Casts
+    half: Literal["", "attention", "body"] = ""        # float16 by Casts: attention; all between the Linears
     gelu: Literal["erf", "tanh", "op"] = "erf"         # op: one node, opset 20
     norm: Literal["op", "decomposed"] = "op"
 
@@ -75,6 +75,7 @@ class _Graph:
         x = self.add("Add", x, self.array("positions"))
         if self.flat:
             x = self.reshape(x, self.batch * self.n, self.c)
+        x = self.halved(x)
         for i in range(sum(name.endswith("norm1.weight") for name in self.arrays)):
             x = self.block(f"blocks.{i}", x)
         x = self.linear("head", self.norm("norm", x))
@@ -89,7 +90,7 @@ class _Graph:
         x = self.add("Add", x, y, out=f"{at}.middle")
         y = self.gelu(f"{at}.gelu", self.linear(f"{at}.fc1", self.norm(f"{at}.norm2", x)))
         if f"{at}.fc2.factor" in self.arrays:
-            y = self.add("Mul", y, self.array(f"{at}.fc2.factor"))
+            y = self.add("Mul", y, self.working(f"{at}.fc2.factor", self.arrays[f"{at}.fc2.factor"]))
         return self.add("Add", x, self.linear(f"{at}.fc2", y), out=f"{at}.out")
 
     def attention(self, at: str, qkv: str) -> str:
@@ -97,11 +98,11 @@ class _Graph:
         parts = [f"{at}.{name}" for name in "qkv"]
         counted = {"num_outputs": 3} if self.spelling.gelu == "op" else {}  # opset 18 asks for it, 17 knows it not
         self.node("Split", [qkv], parts, axis=1 if self.flat else 2, **counted)
-        if self.spelling.attention_half:
+        if self.spelling.half == "attention":
             parts = [self.add("Cast", part, to=TensorProto.FLOAT16) for part in parts]
         q, k, v = (self.reshape(part, self.batch, self.n, heads, HEAD_WIDTH) for part in parts)
         q, v = (self.add("Transpose", part, perm=[0, 2, 1, 3]) for part in (q, v))              # [B,h,N,64]
-        scale = np.array(HEAD_WIDTH**-0.5, np.float16 if self.spelling.attention_half else np.float32)
+        scale = np.array(HEAD_WIDTH**-0.5, np.float16 if self.spelling.half else np.float32)
         q = self.add("Mul", q, self.constant(f"{at}.scale", scale))
         k = self.add("Transpose", k, perm=[0, 2, 3, 1])                                         # [B,h,64,N]
         if self.spelling.attention:
@@ -110,12 +111,22 @@ class _Graph:
         if self.spelling.attention:
             weights = self.qdq(weights, f"{at}.softmax")
         y = self.add("Transpose", self.add("MatMul", weights, v), perm=[0, 2, 1, 3])
-        if self.spelling.attention_half:
+        if self.spelling.half == "attention":
             y = self.add("Cast", y, to=TensorProto.FLOAT)
         return self.reshape(y, *((self.batch * self.n, self.c) if self.flat else (self.batch, self.n, self.c)))
 
     def linear(self, layer: str, x: str) -> str:
-        """x @ weight + bias; where wanted, both sides under Q/DQ. Notes the ranges for an implicit INT8 build."""
+        """x @ weight + bias in float32; where wanted, both sides under Q/DQ."""
+        if self.spelling.half != "body":
+            return self.product(layer, x)
+        y = self.product(layer, self.add("Cast", x, to=TensorProto.FLOAT))
+        return y if layer == "head" else self.halved(y)
+
+    def halved(self, x: str) -> str:
+        return self.add("Cast", x, to=TensorProto.FLOAT16) if self.spelling.half == "body" else x
+
+    def product(self, layer: str, x: str) -> str:
+        """The linear layer itself. Notes the ranges for an implicit INT8 build."""
         quantise = any(layer.endswith(name) for name in self.spelling.quantised) and layer != "head"
         if self.spelling.tokens == "conv":
             x = self.reshape(x, self.batch * self.n, len(self.arrays[f"{layer}.weight_t"]), 1, 1)
@@ -155,27 +166,31 @@ class _Graph:
         return f"{name}.dq"
 
     def norm(self, layer: str, x: str) -> str:
-        gamma, beta = self.array(f"{layer}.weight"), self.array(f"{layer}.bias")
+        gamma, beta = (self.working(name, self.arrays[name]) for name in (f"{layer}.weight", f"{layer}.bias"))
         if self.spelling.norm == "op":
             return self.add("LayerNormalization", x, gamma, beta, out=f"{layer}.out", axis=-1, epsilon=1e-6)
         centred = self.add("Sub", x, self.add("ReduceMean", x, axes=[-1], keepdims=1))
-        square = self.add("Pow", centred, self.constant("two", np.float32(2)))
+        square = self.add("Pow", centred, self.working("two", np.float32(2)))
         variance = self.add("Add", self.add("ReduceMean", square, axes=[-1], keepdims=1),
-                            self.constant("eps", np.float32(1e-6)))
+                            self.working("eps", np.float32(1e-6)))
         y = self.add("Div", centred, self.add("Sqrt", variance))
         return self.add("Add", self.add("Mul", y, gamma), beta, out=f"{layer}.out")
 
     def gelu(self, at: str, x: str) -> str:
         if self.spelling.gelu == "op":
             return self.add("Gelu", x, out=at)
-        half, one = self.constant("half", np.float32(0.5)), self.constant("one", np.float32(1))
+        half, one = self.working("half", np.float32(0.5)), self.working("one", np.float32(1))
         if self.spelling.gelu == "erf":
-            inner = self.add("Erf", self.add("Div", x, self.constant("sqrt2", np.float32(2**0.5))))
+            inner = self.add("Erf", self.add("Div", x, self.working("sqrt2", np.float32(2**0.5))))
         else:
-            cube = self.add("Mul", self.add("Mul", self.add("Mul", x, x), x), self.constant("c3", np.float32(0.044715)))
+            cube = self.add("Mul", self.add("Mul", self.add("Mul", x, x), x), self.working("c3", np.float32(0.044715)))
             inner = self.add("Tanh", self.add("Mul", self.add("Add", x, cube),
-                                              self.constant("c1", np.float32((2 / np.pi)**0.5))))
+                                              self.working("c1", np.float32((2 / np.pi)**0.5))))
         return self.add("Mul", self.add("Mul", x, self.add("Add", inner, one)), half, out=at)
+
+    def working(self, name: str, value: np.ndarray | np.generic) -> str:
+        """A constant in the type of what lies between the Linears."""
+        return self.constant(name, value.astype(np.float16 if self.spelling.half == "body" else np.float32))
 
     def array(self, name: str) -> str:
         return self.constant(name, self.arrays[name])
