@@ -1,9 +1,13 @@
 """Where a run's clips come from: furnished rooms rendered once into a cache, a folder of clips, or your own videos."""
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distill.config import ScenesConfig
 from scenes.clip import SPLITS, ClipFolder, Source
 from teacher.tap import spec_digest
+
+if TYPE_CHECKING:
+    from scenes.rooms import RoomSource
 
 
 def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source, str]:
@@ -14,10 +18,8 @@ def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source
     if config.path is not None:
         return _opened(config)
     from scenes.rendered import default_workers, render_folder
-    from scenes.rooms import RoomSource
 
-    rooms = RoomSource(train=config.train, val=config.val, test=config.test, clips_per_room=config.clips_per_room,
-                       frames=config.frames, seed=config.seed, pack=config.furniture)
+    rooms = rooms_of(config)
     folder = cache / rooms.key  # not the numbers of rooms: a larger request goes on from a smaller one's clips
     wanted = [clip_id for split in SPLITS for clip_id in rooms.ids(split)]
     missing = [i for i in wanted if not (folder / f"{i}.safetensors").is_file()]
@@ -27,6 +29,14 @@ def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source
     if missing:
         render_folder(rooms, wanted, folder, default_workers() if config.workers is None else config.workers)
     return _Chosen(ClipFolder(folder), wanted), rooms.key
+
+
+def rooms_of(config: ScenesConfig) -> "RoomSource":
+    """The rooms that a configuration without a path asks for."""
+    from scenes.rooms import RoomSource
+
+    return RoomSource(train=config.train, val=config.val, test=config.test, clips_per_room=config.clips_per_room,
+                      frames=config.frames, seed=config.seed, pack=config.furniture)
 
 
 class _Chosen:

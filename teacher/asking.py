@@ -82,6 +82,7 @@ class Writer:
             raise ValueError(f"tokenizer: knows {len(tokenizer)} words, the language model {words}; they do not belong "
                              "together")
         self.tokenizer, self.words, self.end = tokenizer, words, tokenizer.eos_token_id
+        self._known: dict[str, list[int]] = {}  # ids of the pieces seen so far
         before, self._after = _template(tokenizer)
         self.prefix: list[int] = self.encode(before)
 
@@ -91,12 +92,24 @@ class Writer:
             if piece in SPECIALS:
                 ids.append(self.words + SPECIALS.index(piece))
             elif piece:
-                ids += self.tokenizer(piece, add_special_tokens=False).input_ids
+                if piece not in self._known:
+                    self._known[piece] = self.tokenizer(piece, add_special_tokens=False).input_ids
+                ids += self._known[piece]
         return ids
+
+    def read_ahead(self, questions: Iterable[Question]) -> None:
+        """Tokenises all pieces of these questions at once, which is some ten times quicker than one by one."""
+        texts = {text for q in questions for text in (self._before_answer(q), q.answer) if text}
+        pieces = {p for t in texts for p in re.split(f"({'|'.join(SPECIALS)})", t) if p and p not in SPECIALS}
+        if new := sorted(pieces - self._known.keys()):
+            self._known |= zip(new, self.tokenizer(new, add_special_tokens=False).input_ids, strict=True)
+
+    def _before_answer(self, question: Question) -> str:
+        return "\n" + question.prompt + self._after
 
     def prompt(self, question: Question) -> list[int]:
         """Token ids after the visual tokens, up to where the answer begins; <ground> ends a grounding question."""
-        ids = self.encode("\n" + question.prompt + self._after)
+        ids = self.encode(self._before_answer(question))
         return [*ids, *self.encode(GROUND)] if question.task in GROUNDED else ids
 
     def answer(self, question: Question) -> list[int]:

@@ -56,6 +56,7 @@ class Lessons:
                 raise ValueError(f"lessons: {name} features are of {stream.shape[0]} clips x {stream.shape[1]} frames, "
                                  f"the questions of {len(rooms)} x {frames}; fill the stores from the same clips")
         self.rooms, self.writer, self.device = list(rooms), writer, device
+        writer.read_ahead(question for room in rooms for question in room.asked)
         self.written = [write(writer, room) for room in rooms]
         most = max(len(room.boxes) for room in rooms)
         self.sight = Sight(semantic.to(device), None if generative is None else generative.to(device),

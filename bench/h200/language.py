@@ -1,6 +1,6 @@
 """Questions about rooms, answered with each geometry and each control: the table behind every claim of the teacher.
 
-    PYTHONPATH=REPOSITORY language.py prepare WORK --clips CLIPS    # CPU: balanced questions, RGB patches; once
+    language.py prepare WORK --clips CLIPS    # CPU: balanced questions, RGB patches; once
     language.py guesses WORK                                     # what answers without a picture score
     language.py streams WORK --clips CLIPS --features STORES     # optional: train does it if it is not done
     language.py train WORK --clips CLIPS --features STORES --seconds 420     # --fusions: every way to fuse, too
@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import os
 import time
+import traceback
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -43,7 +44,7 @@ from scenes.questions import VSI_TYPES
 from scenes.scoring import values
 from teacher.answers import replies
 from teacher.asking import Room, Writer, evened, read_room
-from teacher.backbones import FixedNoise, RGBPatches, Zeros
+from teacher.backbones import FixedNoise, Zeros
 from teacher.fusion import FUSIONS
 from teacher.language import LanguageShape, Sight
 from teacher.lessons import CHOICE, Lessons, load_rooms, save_rooms
@@ -81,29 +82,26 @@ def main() -> None:
 
 
 def prepare(args: argparse.Namespace, folder: Path) -> None:
-    """rooms_SPLIT.safetensors and rgb_SPLIT.safetensors (uint8, since a patch's channels are its pixels)."""
+    """rooms_SPLIT.safetensors: the balanced questions about each split's clips, and what the model sees with them."""
     source = ClipFolder(args.clips)
-    for split in PREPARED:
-        ids = source.ids(split)[: args.most]
-        if not ids or (folder / f"rgb_{split}.safetensors").is_file():
-            continue
+    splits = {split: source.ids(split)[: args.most] for split in PREPARED
+              if not (folder / f"rooms_{split}.safetensors").is_file()}
+    # forked, since no process here has a GPU context yet: sixty that each import everything first take longer than that
+    with ProcessPoolExecutor(args.workers, mp_context=multiprocessing.get_context("fork")) as pool:
         begin = time.monotonic()
-        with _pool(args.workers) as pool:
-            read = [*pool.map(_read, [(str(args.clips), i, tuple(args.tasks)) for i in ids], chunksize=4)]
-        rooms, pixels = evened([room for room, _ in read], seed=0), {room.id: rgb for room, rgb in read}
-        save_rooms(rooms, folder / f"rooms_{split}.safetensors")
-        with beside(folder / f"rgb_{split}.safetensors") as scratch:
-            save_file({"rgb": torch.from_numpy(np.stack([pixels[room.id] for room in rooms]))}, scratch)
-        say(f"{split}: {len(rooms)} clips, {sum(len(r.asked) for r in rooms)} questions, "
-             f"{time.monotonic() - begin:.0f} s")
+        read = {split: pool.map(_read, [(str(args.clips), i, tuple(args.tasks)) for i in ids], chunksize=8)
+                for split, ids in splits.items() if ids}
+        for split, each in read.items():
+            rooms = evened([*each], seed=0)
+            save_rooms(rooms, folder / f"rooms_{split}.safetensors")
+            say(f"{split}: {len(rooms)} clips, {sum(len(r.asked) for r in rooms)} questions, "
+                f"{time.monotonic() - begin:.0f} s")
 
 
-def _read(job: tuple[str, str, tuple[str, ...]]) -> tuple[Room, np.ndarray]:
+def _read(job: tuple[str, str, tuple[str, ...]]) -> Room:
     torch.set_num_threads(1)
     root, clip_id, tasks = job
-    clip = ClipFolder(root).clip(clip_id)
-    rgb = RGBPatches().features(torch.from_numpy(clip.frames)[None].float() / 255)[0]           # [T,768,14,14]
-    return read_room(clip, tasks, seed=0), (rgb * 255).round().byte().numpy()
+    return read_room(ClipFolder(root).clip(clip_id), tasks, seed=0)
 
 
 def train(args: argparse.Namespace, folder: Path) -> None:
@@ -278,7 +276,15 @@ def _trained(features: str, position: PositionMode, seed: int, steps: int, stop:
     if (folder / "jobs" / f"{job}.json").is_file():
         return f"{job}: done meanwhile"
     model, config, lessons = _prepared(features, position, seed, steps)
-    curve = fit(model, lessons, config, stop=stop, quiet=True)
+    try:
+        curve = fit(model, lessons, config, stop=stop, quiet=True)
+    except Exception:
+        if not config.compiled:
+            raise
+        say(f"{job}: not compiled from now on, since:\n{traceback.format_exc()}")
+        _here["args"].compiled = False
+        model, config, lessons = _prepared(features, position, seed, steps)
+        curve = fit(model, lessons, config, stop=stop, quiet=True)
     trained = time.monotonic() - begin
     others = _dropped_in(folder) if features == "generator" else []
     for name in (*others, features):  # the trained row last: then the job is done
@@ -325,10 +331,6 @@ def _gate(model: Any, lessons: Lessons) -> Tensor | None:
             return None
         shares.append(gate.squeeze(1).unflatten(0, (len(rows), -1)).half().cpu())
     return torch.cat(shares)
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
 def _wait() -> None:
@@ -378,6 +380,7 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--eager", action="store_true", help="no CUDA graphs")
     p.add_argument("--compiled", action="store_true", help="the language model's layers, within the graphs")
     p.add_argument("--exam-batch", type=int, default=64, help="clips")
+    p.add_argument("--streams", nargs="+", help="streams: only these; all without it")
     p.add_argument("--most", type=int, default=None, help="clips of each split")
     p.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 2))
     return p.parse_args()

@@ -22,14 +22,25 @@ language() { $python bench/h200/language.py "$@" >> "$work/$1.log" 2>&1; }
 cp "${DISTILL:-bench/h200/questions.yaml}" "$work/distill.yaml"
 [ -d "$work/wan-nano" ] || cp -rL teacher/weights/wan-nano "$work/"
 read -r block k < <($python -c 'from teacher.tap import Tap; print(Tap().block, Tap().k)'); echo "$block $k" > "$work/tap"
-stage "${gpus[-1]}" render; say "rooms"
+for i in "${!gpus[@]}"; do  # EGL counts its devices itself
+    if GLCONTEXT_DEVICE_INDEX=${gpus[i]} $python -c 'from scenes.render import Renderer; print(Renderer(64).device)' \
+        >> "$work/egl.log" 2>&1; then drawn=(env "GLCONTEXT_DEVICE_INDEX=${gpus[i]}"); else drawn=(env); fi
+    PARTS=${#gpus[@]} "${drawn[@]}" $python bench/h200/stages.py render "$work" "$pack" "$i" > "$work/render_$i.log" 2>&1 &
+    drawing+=($!)
+done
+for i in "${drawing[@]}"; do wait "$i"; done; say "rooms"
 clips=$(echo "$work"/clips/rooms-*)
 language prepare "$work" --clips "$clips" ${WORKERS:+--workers "$WORKERS"} & prepared=$!
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}  # many processes side by side from here on
 for store in semantic features latents; do parts $store & filled+=($!); done
 for i in $prepared "${filled[@]}"; do wait "$i"; done; say "questions and stores"
 given=(--clips "$clips" --features "$work/features" --generator "$work/wan-nano" --block "$block" --k "$k" --student "$student")
 [ -z "${ONNX:-}" ] || given+=(--onnx $ONNX)
-CUDA_VISIBLE_DEVICES=${gpus[0]} language streams "$work" "${given[@]}"; say "streams"
+turn=0
+for name in semantic generator vae_latents rgb student_fp32 ${ONNX:+$(sed 's/=[^ ]*//g' <<< "$ONNX")}; do
+    CUDA_VISIBLE_DEVICES=${gpus[$((turn++ % ${#gpus[@]}))]} language streams "$work" "${given[@]}" --streams "$name" & streams+=($!)
+done
+for i in "${streams[@]}"; do wait "$i"; done; say "streams"
 rows=(semantic_only generator noise rgb vae_latents zeros text_only student_fp32_retrained)
 { printf 'cd %q; exec %q bench/h200/language.py train %q' "$PWD" "$python" "$work"
   printf ' %q' "${given[@]}" --rows "${rows[@]}" --fusions "$@"; echo ' --seconds "$@"'; } > "$work/train.sh"

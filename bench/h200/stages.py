@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 import torch
 
-from distill.clips import open_source
+from distill.clips import open_source, rooms_of
 from distill.config import load_config
 from records.files import beside
 from records.results import Results, save
 from scenes.clip import SPLITS, Source
+from scenes.rendered import default_workers, render_folder
 from scenes.rooms import RoomSource
 from teacher.backbones import Tower
 from teacher.features import FeatureStore, fill
@@ -34,9 +35,12 @@ def rooms(work: Path, pack: Path) -> None:
     _fill(work, *_source(work, pack, render=True), SemanticEncoder().to(GPU))
 
 
-def render(work: Path, pack: Path) -> None:
-    """Renders the distillation's rooms."""
-    _source(work, pack, render=True)
+def render(work: Path, pack: Path, part: str = "0") -> None:
+    """Renders every PARTS-th of the distillation's rooms: one process a GPU, each with workers of its own."""
+    scenes = load_config(work / "distill.yaml").scenes
+    source = rooms_of(replace(scenes, furniture=pack))
+    ids = [clip_id for split in SPLITS for clip_id in source.ids(split)]
+    render_folder(source, ids[int(part)::PARTS], work / "clips" / source.key, scenes.workers or default_workers())
 
 
 def semantic(work: Path, pack: Path, part: str) -> None:
