@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 HEADS, DROPOUT = 8, 0.1    # of the released cross-attention
 RESIDUAL_SHARE = 0.2       # how much of the blend the residual gate starts with
+OPEN_SHARE = 0.9           # semantic share of a gate that goes on from a semantic-only teacher
 
 
 class TokenGate(nn.Module):
@@ -41,6 +42,16 @@ class TokenGate(nn.Module):
     def blend(self, g: Tensor, sem: Tensor, gen: Tensor, raw_sem: Tensor, raw_gen: Tensor) -> Tensor:
         return g * sem + (1 - g) * gen
 
+    @torch.no_grad()
+    def begin_with(self, semantic: "SemanticOnly") -> None:
+        """Starts as that baseline: what comes out is the same until the second stream, silent at first, has learnt."""
+        self.project_semantic.load_state_dict(semantic.project.state_dict())
+        for name, value in semantic.norm.state_dict().items():
+            getattr(self.norm_semantic, name).copy_(value / OPEN_SHARE)
+            getattr(self.norm_generative, name).zero_()
+        self.gate.weight.zero_()
+        self.gate.bias.fill_(math.log(OPEN_SHARE / (1 - OPEN_SHARE)))
+
 
 class ChannelGate(TokenGate):
     """As TokenGate, with a gate a channel."""
@@ -56,6 +67,9 @@ class PaperGate(TokenGate):
     def blend(self, g: Tensor, sem: Tensor, gen: Tensor, raw_sem: Tensor, raw_gen: Tensor) -> Tensor:
         return g * raw_sem + (1 - g) * raw_gen
 
+    def begin_with(self, semantic: "SemanticOnly") -> None:
+        raise ValueError("fusion: raw streams are blended here, which no semantic-only baseline does; use token_gate")
+
 
 class ResidualGate(TokenGate):
     """sem + s (g sem + (1-g) gen - sem) on raw streams, s learned (the released VSI-Bench model)."""
@@ -66,6 +80,8 @@ class ResidualGate(TokenGate):
 
     def blend(self, g: Tensor, sem: Tensor, gen: Tensor, raw_sem: Tensor, raw_gen: Tensor) -> Tensor:
         return raw_sem + self.share * (1 - g) * (raw_gen - raw_sem)
+
+    begin_with = PaperGate.begin_with
 
 
 class SemanticOnly(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from records.files import digest
 from teacher.asking import GROUNDED, Writer
 from teacher.checkpoint import load_checkpoint, save_checkpoint
+from teacher.fusion import SemanticOnly, TokenGate
 from teacher.graphed import GraphPerShape
 from teacher.ground import ground_loss
 from teacher.language import IGNORED, Asked, Heard, LanguageShape, LanguageTeacher, Sight
@@ -274,6 +275,31 @@ def relearn(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
     if wrong := sorted(set(mine) ^ set(state)) or [n for n in mine if mine[n].shape != state[n].shape]:
         raise ValueError(f"teacher: the checkpoint and the model differ in {len(wrong)} weights, {wrong[0]} first; "
                          "give the language model and the features that it was trained with")
+    for name, value in mine.items():
+        value.copy_(state[name])
+
+
+@torch.no_grad()
+def begin_with(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
+    """Starts a model as `learned` of one without a second stream left off: it answers the same until its own stream,
+    silent at first, has learnt. The statistics of that stream must be set already.
+
+    Raises ValueError if the state is of another model, or if the fusion cannot start like that.
+    """
+    mine = {n: value for n, value in _trained(model).items() if not n.startswith(("fusion.", "generative_"))}
+    fused = {n.removeprefix("fusion."): value for n, value in state.items() if n.startswith("fusion.")}
+    alone = SemanticOnly(model.shape.semantic_dim, 1, model.newline.shape[0]).to(model.newline.device)
+    if fused.keys() != alone.state_dict().keys() or mine.keys() - state.keys():
+        raise ValueError("teacher: that is no teacher without a second stream (--features none) of the same language "
+                         "model and options")
+    alone.load_state_dict(fused)
+    if isinstance(model.fusion, SemanticOnly):
+        model.fusion.load_state_dict(fused)
+    elif isinstance(model.fusion, TokenGate):
+        model.fusion.begin_with(alone)
+    else:
+        raise ValueError(f"teacher: fusion {model.shape.fusion} cannot go on from a teacher without a second stream; "
+                         "use token_gate")
     for name, value in mine.items():
         value.copy_(state[name])
 

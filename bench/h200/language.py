@@ -7,6 +7,8 @@
     language.py table WORK                                       # merge what there is; train does it at its end too
     language.py gate WORK --clips CLIPS                          # where the gate trusts geometry: classes, regions, PNG
 
+--base N first trains N steps without a second stream, once a seed; every row (text_only aside) goes on from there with
+its own, silent at first: rows then differ by what they see, not by when they left a plateau.
 --student FOLDER puts a student's features in the generator's place, in the trained teacher; --onnx NAME=FILE likewise
 its exported files; the row student_fp32_retrained is trained on them. It must be distilled from this very tap.
 
@@ -34,7 +36,7 @@ import torch
 from language_slots import Slots
 from language_streams import fill_streams, load_stream
 from language_tables import DROPPED_IN, PREPARED, SPLITS, VARIANT, gate_table, guesses, note_run, say, table
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bench.questions import piles_of
@@ -50,11 +52,12 @@ from teacher.language import LanguageShape, Sight
 from teacher.lessons import CHOICE, Lessons, load_rooms, save_rooms
 from teacher.lm import load_lm
 from teacher.position import PositionMode
-from teacher.tuning import TuneConfig, autocast, build, fit, set_statistics
+from teacher.tuning import TuneConfig, autocast, begin_with, build, fit, learned, set_statistics
 from teacher.wan import Tap
 
 FEATURES = ("semantic_only", "generator", "noise", "rgb", "vae_latents", "zeros", "text_only")
 TASKS = (*(f"vsi:{t}" for t in VSI_TYPES), "ground")
+BASE = "base"   # what --base trains
 ENOUGH = 3      # seeds of every row before there are more of any
 MARGIN = 0.85   # share of the time that is planned with
 MEASURED = 6.0  # s that steps are timed for
@@ -137,6 +140,10 @@ def trainings(args: argparse.Namespace) -> list[tuple[str, PositionMode, int]]:
     rest = ("token_gate", "semantic_only")  # rows of their own
     fused = [f"generator{VARIANT}{name}" for name in FUSIONS if name not in rest] if args.fusions else []
     first, more = args.seeds[:ENOUGH], args.seeds[ENOUGH:]
+    if args.base:  # what others wait for, and what waits for nobody
+        alone = [row for row in args.features if row == "text_only"]
+        others = [row for row in args.features if row != "text_only"]
+        return those([BASE], args.seeds) + those(alone, args.seeds) + those(others, args.seeds)
     return those(args.features, first) + those(fused, first) + those(args.features, more)
 
 
@@ -273,9 +280,25 @@ def _claimed(claim: Path) -> bool:
 
 def _trained(features: str, position: PositionMode, seed: int, steps: int, stop: float, begin: float) -> str:
     job, folder = f"{features}-{position}-{seed}", _here["folder"]
-    if (folder / "jobs" / f"{job}.json").is_file():
+    base = folder / "bases" / f"{position}-{seed}.safetensors"
+    before = _here["args"].base
+    if (folder / "jobs" / f"{job}.json").is_file() or (features == BASE and base.is_file()):
         return f"{job}: done meanwhile"
+    if features == BASE:
+        model, config, lessons = _prepared("semantic_only", position, seed, before)
+        curve = fit(model, lessons, config, stop=stop, quiet=True)
+        with beside(base) as scratch:
+            save_file({name: value.contiguous().cpu() for name, value in learned(model).items()}, scratch)
+        return f"{job}: {curve[-1]['step']} steps, loss {curve[-1]['loss']:.3f}, {time.monotonic() - begin:.0f} s"
+    if features == "text_only":
+        steps, before = steps + before, 0
     model, config, lessons = _prepared(features, position, seed, steps)
+    if before:
+        while not base.is_file():
+            if time.monotonic() > stop:
+                return f"{job}: {base} never came"
+            time.sleep(0.5)
+        begin_with(model, {name: value.to(lessons.device) for name, value in load_file(base).items()})
     try:
         curve = fit(model, lessons, config, stop=stop, quiet=True)
     except Exception:
@@ -283,8 +306,7 @@ def _trained(features: str, position: PositionMode, seed: int, steps: int, stop:
             raise
         say(f"{job}: not compiled from now on, since:\n{traceback.format_exc()}")
         _here["args"].compiled = False
-        model, config, lessons = _prepared(features, position, seed, steps)
-        curve = fit(model, lessons, config, stop=stop, quiet=True)
+        return _trained(features, position, seed, steps - (_here["args"].base - before), stop, begin)
     trained = time.monotonic() - begin
     others = _dropped_in(folder) if features == "generator" else []
     for name in (*others, features):  # the trained row last: then the job is done
@@ -292,8 +314,8 @@ def _trained(features: str, position: PositionMode, seed: int, steps: int, stop:
         scores = _exam(model, config, lessons)
         gate = _gate(model, lessons)
         about = {"features": name, "trained_on": features, "position": position, "seed": seed,
-                 "steps": curve[-1]["step"], "planned": steps, "train_s": trained,
-                 "gate": None if gate is None else float(gate.float().mean())}
+                 "steps": before + curve[-1]["step"], "planned": before + steps, "base_steps": before,
+                 "train_s": trained, "gate": None if gate is None else float(gate.float().mean())}
         if gate is not None:
             with beside(folder / "gates" / f"{name}-{position}-{seed}.safetensors") as scratch:
                 save_file({"gate": gate}, scratch)
@@ -347,6 +369,8 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--rows", dest="features", nargs="+", default=list(FEATURES),
                    help="also student_fp32_retrained, with --student")
     p.add_argument("--fusions", action="store_true", help="also the generator in every way to fuse, of three seeds")
+    p.add_argument("--base", type=int, default=0, help="steps without a second stream that each seed's rows go on "
+                   "from; needs --steps, of what comes after. 0: every row from nothing")
     p.add_argument("--positions", nargs="+", default=["depth_pose", "pose_free"], choices=("depth_pose", "pose_free"))
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     p.add_argument("--tasks", nargs="+", default=list(TASKS))
@@ -383,7 +407,10 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--streams", nargs="+", help="streams: only these; all without it")
     p.add_argument("--most", type=int, default=None, help="clips of each split")
     p.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 2))
-    return p.parse_args()
+    args = p.parse_args()
+    if args.base and (not args.steps or args.fusions):
+        p.error("--base needs --steps, and cannot have --fusions: most of them cannot go on from what it trains")
+    return args
 
 
 if __name__ == "__main__":

