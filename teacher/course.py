@@ -34,6 +34,7 @@ from teacher.tuning import (
     RECIPES,
     TuneConfig,
     autocast,
+    begin_with,
     build,
     fit,
     learned,
@@ -64,6 +65,7 @@ class CourseConfig:
     objects: Objects = "fused"
     query: Query = "words"      # what a grounding question is known by: its words' states, or that of <ground>
     metric: float = 0.0         # weight of telling the distances between visual tokens, in training
+    start: Path | None = None   # OUT of a teacher of --features none that this one goes on from; None: from nothing
     tasks: tuple[str, ...] = TASKS
     tuning: TuneConfig = field(default_factory=TuneConfig)
     exam: bool = True                   # score it on the test rooms at the end
@@ -84,6 +86,7 @@ def take(config: CourseConfig) -> dict[str, dict[str, float]]:
     # a batch is of one task, so each step leaves some heads without a gradient
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     device = accelerator.device
+    start = None if config.start is None else _state(config.start / WEIGHTS)[0]
     config.out.mkdir(parents=True, exist_ok=True)
     source, key = _source(config, accelerator.is_main_process)
     accelerator.wait_for_everyone()
@@ -96,6 +99,8 @@ def take(config: CourseConfig) -> dict[str, dict[str, float]]:
     model, writer = build(config.tuning, shape, device)
     lessons = {split: lessons_of(part, stores, writer, device) for split, part in rooms.items() if part}
     set_statistics(model, lessons["train"])
+    if start is not None:
+        begin_with(model, {name: value.to(device) for name, value in start.items()})
     if accelerator.is_main_process:
         write_json({"config": _jsonable(config), "shape": asdict(shape), "env": environment()},
                    config.out / "config.json")
@@ -144,6 +149,13 @@ def save_language(trained: dict[str, Tensor], model: LanguageTeacher, config: Co
 
 def load_language(path: Path, device: torch.device) -> tuple[LanguageTeacher, Writer, TuneConfig]:
     """What `save_language` wrote, with its language model. Raises ValueError naming the file if it is not whole."""
+    state, config, shape = _state(path)
+    model, writer = build(config, shape, device)
+    relearn(model, state)
+    return model.eval(), writer, config
+
+
+def _state(path: Path) -> tuple[dict[str, Tensor], TuneConfig, LanguageShape]:
     if not path.is_file():
         raise ValueError(f"{path}: no such teacher; train it with: vega3d teacher train")
     try:
@@ -151,13 +163,9 @@ def load_language(path: Path, device: torch.device) -> tuple[LanguageTeacher, Wr
             about = file.metadata() or {}
         known = {f.name for f in fields(TuneConfig)}
         config = TuneConfig(**{k: v for k, v in json.loads(about["tuning"]).items() if k in known})
-        shape = LanguageShape(**json.loads(about["shape"]))
-        state = load_file(path)
+        return load_file(path), config, LanguageShape(**json.loads(about["shape"]))
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a whole teacher ({error}); train it with: vega3d teacher train") from error
-    model, writer = build(config, shape, device)
-    relearn(model, state)
-    return model.eval(), writer, config
 
 
 def draw_curves(curve: Sequence[dict], path: Path) -> None:

@@ -289,7 +289,8 @@ def begin_with(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
     mine = {n: value for n, value in _trained(model).items() if not n.startswith(("fusion.", "generative_"))}
     fused = {n.removeprefix("fusion."): value for n, value in state.items() if n.startswith("fusion.")}
     alone = SemanticOnly(model.shape.semantic_dim, 1, model.newline.shape[0]).to(model.newline.device)
-    if fused.keys() != alone.state_dict().keys() or mine.keys() - state.keys():
+    theirs = {n: value.shape for n, value in state.items() if n in mine} | {n: v.shape for n, v in fused.items()}
+    if theirs != {n: value.shape for n, value in {**mine, **alone.state_dict()}.items()}:
         raise ValueError("teacher: that is no teacher without a second stream (--features none) of the same language "
                          "model and options")
     alone.load_state_dict(fused)

@@ -63,6 +63,23 @@ def test_semantic_only_has_no_second_stream(config):
     assert shape["fusion"] == "semantic_only" and shape["generative_dim"] == 1
 
 
+def test_a_course_goes_on_from_one_without_a_second_stream(config, tmp_path):
+    alone = replace(config, features="none", exam=False, out=tmp_path / "alone")
+    take(alone)
+    first = lambda out: json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["loss"]  # noqa: E731
+    take(replace(config, start=alone.out, exam=False))
+    take(replace(config, exam=False, out=tmp_path / "fresh"))
+    assert first(config.out) < first(tmp_path / "fresh")
+    for start, message in ((tmp_path / "nowhere", "no such teacher"), (config.out, "--features none")):
+        with pytest.raises(ValueError, match=message):
+            take(replace(config, start=start, out=tmp_path / "refused"))
+    with pytest.raises(ValueError, match="use token_gate"):
+        take(replace(config, start=alone.out, fusion="add", out=tmp_path / "refused"))
+    take(replace(alone, metric=0.0, out=tmp_path / "other"))
+    with pytest.raises(ValueError, match="same language"):
+        take(replace(config, start=tmp_path / "other", out=tmp_path / "refused"))
+
+
 def test_what_cannot_be_trained_is_named(config, clips, tmp_path):
     with pytest.raises(ValueError, match="no task 'vsi:colour'"):
         replace(config, tasks=("vsi:colour",))
