@@ -26,12 +26,15 @@ _SCORES = (Column("seeds", "seeds", 0), Column("steps", "steps", 0), Column("num
            Column("numeric over semantic only, points (95 %)", f"gain {MRA}"),
            Column("grounding over semantic only, points (95 %)", f"gain {GROUND}"))
 SCORED = (Column("positions", "position"), Column("features", "features"), *_SCORES,
+          Column("semantic share of the gate, each seed", "gates"),
           Column("recovery, numeric (95 %)", f"recovery {MRA}"),
           Column("recovery, grounding (95 %)", f"recovery {GROUND}"))
 FUSED = (Column("positions", "position"), Column("fusion", "features"), *_SCORES)
 CONTROLLED = (Column("positions", "position"), Column("generator minus", "features"), Column("seeds", "seeds", 0),
               Column("numeric MRA, points (95 %)", MRA), Column("lowest … highest seed", f"{MRA} seeds"),
               Column("grounding Acc@0.25, points (95 %)", GROUND), Column("lowest … highest seed", f"{GROUND} seeds"))
+GATED = (Column("part", "group"), Column("what", "name"), Column("tokens", "tokens", 0),
+         *(Column(name, name) for name in ("generator", *CONTROLS)))
 TYPED = (Column("type", "task"), Column("by", "metric"),
          *(Column(name, name, 1, 100) for name in ("semantic_only", "generator", "student_int8")),
          Column("best control", "control"),
@@ -43,7 +46,11 @@ def scored(rows: Sequence[Row]) -> list[Row]:
     found = {(row["kind"], row["position"], row["features"], row.get("minus"), _field(row)): row for row in rows
              if row["kind"] in ("difference", "recovery")}
     out = _answered(rows)
+    gates = {(row["position"], row["features"], row["seed"]): row["gate"] for row in rows
+             if row["kind"] == "score" and row.get("gate") is not None}
     for row in out:
+        row["gates"] = ", ".join(f"{gates[place]:.2f}" for place in sorted(gates)
+                                 if place[:2] == (row["position"], row["features"])) or None
         for field in (MRA, GROUND):
             gain = found.get(("difference", row["position"], row["features"], "semantic_only", field))
             best = found.get(("difference", row["position"], "generator", "semantic_only", field))
@@ -91,6 +98,19 @@ def typed(rows: Sequence[Row]) -> list[Row]:
             control = None if best is None else f"{100 * means[best]:.1f} ({best})"
             out.append({"task": task.removeprefix("vsi:"), "metric": metric, "control": control, **means})
     return out
+
+
+def gated(rows: Sequence[Row]) -> list[Row]:
+    """The gate's mean semantic share of each class and part of the frame, a number a seed, the most geometric first."""
+    out: dict[tuple[str, str], Row] = {}
+    shares: dict[tuple[str, str, str], list[float]] = {}
+    for row in sorted(rows, key=lambda row: row["seed"]):
+        out.setdefault((row["group"], row["name"]), {key: row[key] for key in ("group", "name", "tokens")})
+        shares.setdefault((row["group"], row["name"], row["features"]), []).append(row["gate_mean"])
+    for (group, name, features), values in shares.items():
+        out[group, name][features] = ", ".join(f"{value:.2f}" for value in values)
+    order = {key[:2]: sum(values) for key, values in shares.items() if key[2] == "generator"}
+    return sorted(out.values(), key=lambda row: (row["group"], order.get((row["group"], row["name"]), 0.0)))
 
 
 def _answered(rows: Sequence[Row]) -> list[Row]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from bench.columns import Column, over_seeds
 from bench.intervals import METRICS
-from bench.question_tables import CONTROLLED, FUSED, SCORED, TYPED, controlled, fused, scored, typed
+from bench.question_tables import CONTROLLED, FUSED, GATED, SCORED, TYPED, controlled, fused, gated, scored, typed
 from bench.verdicts import gain_is_real
 from records.results import Row
 
@@ -218,7 +218,7 @@ TABLES = {"nano_probe": _NANO_PROBE, "rooms_accuracy": _ROOMS_ACCURACY, "latency
           "rooms_questions": Table(SCORED, scored), "fusion_ablation": Table(FUSED, fused),
           "rooms_questions_controls": Table(CONTROLLED, controlled, "rooms_questions"),
           "rooms_questions_types": Table(TYPED, typed, "rooms_questions"),
-          "question_probes": _QUESTION_PROBES,
+          "gate_by_class": Table(GATED, gated), "question_probes": _QUESTION_PROBES,
           "rooms_questions_pilot": Table(SCORED, scored),
           "rooms_questions_pilot_controls": Table(CONTROLLED, controlled, "rooms_questions_pilot"),
           "rooms_questions_pilot_types": Table(TYPED, typed, "rooms_questions_pilot")}

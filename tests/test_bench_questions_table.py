@@ -42,7 +42,7 @@ ROWS = [*score("majority", [0.30], position="-"),
 def shown(tmp_path):
     """The cells that a table shows for some rows: one dict a line, by header and, of a repeated one, its number."""
     def cells(name: str, rows: list[dict]) -> list[dict[str, str]]:
-        file = "fusion_ablation" if name == "fusion_ablation" else "rooms_questions"
+        file = name if name in ("fusion_ablation", "gate_by_class") else "rooms_questions"
         save(Results(file, "language.py train", "abc123", {"gpu": "a GPU"}, rows), tmp_path / f"{file}.json")
         lines = [[cell.strip() for cell in line.strip("|").split("|")]
                  for line in table(name, tmp_path).splitlines() if line.startswith("|")]
@@ -64,6 +64,24 @@ def test_scores_are_the_mean_and_spread_over_seeds(shown):
     assert (row["seeds"], row["steps"]) == ("3", "900")
     assert row["numeric MRA, %"] == "42.0 ± 2.0" and row["grounding Acc@0.25, %"] == "32.0 ± 3.5"
     assert row["Acc@0.5, %"] == "10.0 ± 0.0"
+
+
+def test_the_gates_share_is_told_seed_by_seed(shown):
+    rows = [{**row, "gate": share} for row, share in zip(score("generator", [0.4] * 3), (0.7, 0.0, 0.531), strict=True)]
+    generator, alone = shown("rooms_questions", [*rows, *score("semantic_only", [0.4])])
+    assert generator["semantic share of the gate, each seed"] == "0.70, 0.00, 0.53"
+    assert alone["semantic share of the gate, each seed"] == "–"
+
+
+def test_gates_of_a_class_are_a_number_a_seed_and_the_most_geometric_come_first(shown):
+    def gate(features, name, share, seed=0, group="class"):
+        return {"features": features, "position": "pose_free", "seed": seed, "group": group, "name": name, "tokens": 9,
+                "gate_mean": share, "gate_std": 0.1}
+
+    found = shown("gate_by_class", [gate("generator", "chair", 0.9), gate("generator", "wall", 0.3, seed=1),
+                                    gate("generator", "wall", 0.2), gate("noise", "wall", 0.99)])
+    assert [(row["what"], row["generator"], row["noise"]) for row in found] == [
+        ("wall", "0.20, 0.30", "0.99"), ("chair", "0.90", "–")]
 
 
 def test_one_seed_has_no_spread_and_steps_that_differ_have_one(shown):

@@ -68,6 +68,8 @@ def folder(tmp_path):
         write(tmp_path, name, [{**answers, "kind": "score", "seed": 0, "steps": 9},
                                {**answers, "kind": "difference", "minus": "zeros", "seeds": 1, "low": 0.1,
                                 "high": 0.7}])
+    gate = {"features": "generator", "seed": 0, "group": "class", "name": "wall", "tokens": 9, "gate_mean": 0.4}
+    write(tmp_path, "gate_by_class", [gate])
     write(tmp_path, "infer_core", core_rows(190.5, [(1.2, 0.9), (1.0, 0.8), (1.1, 0.8)]))
     return tmp_path
 
