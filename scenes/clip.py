@@ -121,3 +121,8 @@ class ClipFolder:
 
     def clip(self, clip_id: str) -> Clip:
         return load_clip(self.root / f"{clip_id}.safetensors")
+
+    def frames_of(self, clip_id: str) -> np.ndarray:
+        """`clip(clip_id).frames` without reading the rest, which is four fifths of the file."""
+        with safe_open(self.root / f"{clip_id}.safetensors", "np") as file:
+            return file.get_tensor("frames")

@@ -328,6 +328,8 @@ def build():
     job.row(name, error=None, cosine_mean=1.0, cosine_p1=1.0)
     job.plan(name).touch()
 def run():
+    while job.name == "time-ti-b1" and not job.plan("fp32").exists():  # what it shall die of
+        time.sleep(0.02)
     have = [name for name in job.variants if job.plan(name).exists() and not job.rows.get(name, {}).get("error")]
     for name in have:
         job.row(name, error=LOADING)

@@ -26,6 +26,7 @@ def test_a_rendered_folder_reads_back_what_was_rendered(tmp_path, source):
     assert folder.ids("train") == source.ids("train") and folder.ids("test") == source.ids("test")
     read, made = folder.clip("val/00000_0"), source.clip("val/00000_0")
     assert np.array_equal(read.frames, made.frames) and np.array_equal(read.depth, made.depth)
+    assert np.array_equal(folder.frames_of("val/00000_0"), made.frames)
     assert read.objects == made.objects and read.room_size == made.room_size
     card = json.loads((tmp_path / "scenes.json").read_text())
     assert card["seed"] == 0 and card["furniture"] == source.furniture.digest and card["versions"]["moderngl"]

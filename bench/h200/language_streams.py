@@ -86,7 +86,7 @@ def _fill(args: argparse.Namespace, folder: Path, source: ClipFolder, device: to
 
         file = isinstance(tower, Speaker) and tower.session is not None
         with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(SPEAKERS if file else 1) as speakers:
-            frames = readers.map(lambda room: torch.from_numpy(source.clip(room.id).frames), rooms)
+            frames = readers.map(lambda room: torch.from_numpy(source.frames_of(room.id)), rooms)
             stream = torch.stack([*(speakers.map if file else map)(said, frames)])
     with beside(folder / f"{name}_{split}.safetensors") as scratch:
         save_file({name: stream.contiguous()}, scratch)
