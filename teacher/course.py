@@ -86,7 +86,7 @@ def take(config: CourseConfig) -> dict[str, dict[str, float]]:
     # a batch is of one task, so each step leaves some heads without a gradient
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     device = accelerator.device
-    start = None if config.start is None else _state(config.start / WEIGHTS)[0]
+    start = None if config.start is None else _start(config.start)
     config.out.mkdir(parents=True, exist_ok=True)
     source, key = _source(config, accelerator.is_main_process)
     accelerator.wait_for_everyone()
@@ -153,6 +153,17 @@ def load_language(path: Path, device: torch.device) -> tuple[LanguageTeacher, Wr
     model, writer = build(config, shape, device)
     relearn(model, state)
     return model.eval(), writer, config
+
+
+def _start(folder: Path) -> dict[str, Tensor]:
+    """What a teacher without a second stream has learnt. Raises ValueError if the folder holds none."""
+    again = f"train it with: vega3d teacher train --features none --out {folder}"
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder}: holds no trained teacher to start from; {again}")
+    state, _, shape = _state(folder / WEIGHTS)
+    if shape.fusion != "semantic_only":
+        raise ValueError(f"{folder}: a teacher with {shape.fusion}, not one of --features none to start from; {again}")
+    return state
 
 
 def _state(path: Path) -> tuple[dict[str, Tensor], TuneConfig, LanguageShape]:
