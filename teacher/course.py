@@ -157,12 +157,13 @@ def load_language(path: Path, device: torch.device) -> tuple[LanguageTeacher, Wr
 
 def _start(folder: Path) -> dict[str, Tensor]:
     """What a teacher without a second stream has learnt. Raises ValueError if the folder holds none."""
-    again = f"train it with: vega3d teacher train --features none --out {folder}"
     if not (folder / WEIGHTS).is_file():
-        raise ValueError(f"{folder}: holds no trained teacher to start from; {again}")
+        raise ValueError(f"{folder}: holds no trained teacher to start from; "
+                         f"train it with: vega3d teacher train --features none --out {folder}")
     state, _, shape = _state(folder / WEIGHTS)
     if shape.fusion != "semantic_only":
-        raise ValueError(f"{folder}: a teacher with {shape.fusion}, not one of --features none to start from; {again}")
+        raise ValueError(f"{folder}: its teacher has a second stream ({shape.fusion}); start from one that was trained "
+                         "with --features none")
     return state
 
 
