@@ -70,7 +70,8 @@ def test_a_course_goes_on_from_one_without_a_second_stream(config, tmp_path):
     take(replace(config, start=alone.out, exam=False))
     take(replace(config, exam=False, out=tmp_path / "fresh"))
     assert first(config.out) < first(tmp_path / "fresh")
-    for start, message in ((tmp_path / "nowhere", "no trained teacher to start from; .* --features none --out"), (config.out, "--features none")):
+    nowhere = "no trained teacher to start from; .* --features none --out"
+    for start, message in ((tmp_path / "nowhere", nowhere), (config.out, "has a second stream")):
         with pytest.raises(ValueError, match=message):
             take(replace(config, start=start, out=tmp_path / "refused"))
     with pytest.raises(ValueError, match="use token_gate"):
