@@ -430,7 +430,7 @@ def test_rows_of_another_card_are_refused_and_those_of_the_same_one_kept(monkeyp
     rows = [{"backend": "tensorrt-8.6", "model": "ViT-Ti", "batch": 1, "variant": name, "precision": name,
              "latency_ms": 1.0} for name in BASE]
     file = tmp_path / "earlier.json"
-    file.write_text(json.dumps({"env": {"gpu": "NVIDIA H200"}, "rows": rows}))
+    file.write_text(json.dumps({"env": {"gpu": "NVIDIA H200"}, "commit": "abc", "rows": rows}))
     sitting.env["gpu"] = "NVIDIA H100 80GB HBM3"
     with pytest.raises(ValueError, match="measured on NVIDIA H200, this is NVIDIA H100"):
         bench_trt.keep(file, sitting)
@@ -442,6 +442,7 @@ def test_rows_of_another_card_are_refused_and_those_of_the_same_one_kept(monkeyp
     written = json.loads((tmp_path / "out" / f"{sitting.name}.json").read_text())["rows"]
     assert [row["latency_ms"] for row in written if row["model"] == "ViT-Ti" and row["batch"] == 1
             and row["backend"] == "tensorrt-8.6"] == [1.0] * 3
+    assert {row["kept_from"] for row in written if "kept_from" in row} == {"abc"}
 
 
 def test_a_tensorrt_that_does_not_start_is_known_before_the_run(monkeypatch, tmp_path):

@@ -334,7 +334,7 @@ def keep(file: Path, sitting: Sitting) -> None:
                 (BACKENDS[job.worker], MODELS[job.size], job.batch) and row["variant"] in job.variants
                 and row.get("latency_ms") is not None]
         if len(mine) == len(job.variants):
-            rows += mine
+            rows += [{"kept_from": earlier.get("commit"), **row} for row in mine]
             sitting.others.remove(job)
             if job.worker == "time":
                 place = job.size, job.batch
