@@ -88,10 +88,10 @@ class Writer:
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
-        for piece in re.split(f"({'|'.join(SPECIALS)})", text):
+        for piece in _pieces(text):
             if piece in SPECIALS:
                 ids.append(self.words + SPECIALS.index(piece))
-            elif piece:
+            else:
                 if piece not in self._known:
                     self._known[piece] = self.tokenizer(piece, add_special_tokens=False).input_ids
                 ids += self._known[piece]
@@ -100,7 +100,7 @@ class Writer:
     def read_ahead(self, questions: Iterable[Question]) -> None:
         """Tokenises all pieces of these questions at once, which is some ten times quicker than one by one."""
         texts = {text for q in questions for text in (self._before_answer(q), q.answer) if text}
-        pieces = {p for t in texts for p in re.split(f"({'|'.join(SPECIALS)})", t) if p and p not in SPECIALS}
+        pieces = {piece for text in texts for piece in _pieces(text)} - {*SPECIALS}
         if new := sorted(pieces - self._known.keys()):
             self._known |= zip(new, self.tokenizer(new, add_special_tokens=False).input_ids, strict=True)
 
@@ -184,6 +184,11 @@ def pack(groups: Sequence[Sequence[Written]], pad: int, room_for: int = 0, most:
             candidates[i, j, :len(one.candidates)] = one.candidates
             targets[i, j, list(one.targets)] = True
     return Asked(*(torch.from_numpy(x) for x in (ids, length, start, wanted, coord, candidates, targets)))
+
+
+def _pieces(text: str) -> list[str]:
+    """The text, cut before and behind each of SPECIALS."""
+    return [piece for piece in re.split(f"({'|'.join(SPECIALS)})", text) if piece]
 
 
 def _with_heading(boxes: np.ndarray) -> np.ndarray:

@@ -44,7 +44,8 @@ class TokenGate(nn.Module):
 
     @torch.no_grad()
     def begin_with(self, semantic: "SemanticOnly") -> None:
-        """Starts as that baseline: what comes out is the same until the second stream, silent at first, has learnt."""
+        """Starts as that baseline: what comes out is the same until the second stream, silent at first, has learnt.
+        Only where normalised streams are blended, as the baseline's is."""
         self.project_semantic.load_state_dict(semantic.project.state_dict())
         for name, value in semantic.norm.state_dict().items():
             getattr(self.norm_semantic, name).copy_(value / OPEN_SHARE)
@@ -67,9 +68,6 @@ class PaperGate(TokenGate):
     def blend(self, g: Tensor, sem: Tensor, gen: Tensor, raw_sem: Tensor, raw_gen: Tensor) -> Tensor:
         return g * raw_sem + (1 - g) * raw_gen
 
-    def begin_with(self, semantic: "SemanticOnly") -> None:
-        raise ValueError("fusion: raw streams are blended here, which no semantic-only baseline does; use token_gate")
-
 
 class ResidualGate(TokenGate):
     """sem + s (g sem + (1-g) gen - sem) on raw streams, s learned (the released VSI-Bench model)."""
@@ -80,8 +78,6 @@ class ResidualGate(TokenGate):
 
     def blend(self, g: Tensor, sem: Tensor, gen: Tensor, raw_sem: Tensor, raw_gen: Tensor) -> Tensor:
         return raw_sem + self.share * (1 - g) * (raw_gen - raw_sem)
-
-    begin_with = PaperGate.begin_with
 
 
 class SemanticOnly(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from records.files import digest
 from teacher.asking import GROUNDED, Writer
 from teacher.checkpoint import load_checkpoint, save_checkpoint
-from teacher.fusion import SemanticOnly, TokenGate
+from teacher.fusion import PaperGate, ResidualGate, SemanticOnly, TokenGate
 from teacher.graphed import GraphPerShape
 from teacher.ground import ground_loss
 from teacher.language import IGNORED, Asked, Heard, LanguageShape, LanguageTeacher, Sight
@@ -58,7 +58,7 @@ class TuneConfig:
 QUERY_BATCHES = 8  # of 64 questions, enough for a mean and a spread
 CHECKPOINT, METRICS = "tuning.ckpt.safetensors", "metrics.jsonl"
 RECIPES = {
-    # what docs/language.md was measured with
+    # what docs/language.md was measured with, and a little longer than its longest
     "embedded": TuneConfig(layers=6, steps=2000, clips=16, lr=5e-4),
     # the paper's: 128 questions a step over 8 GPUs (bench/h200/paper_fsdp.yaml; `vega3d teacher plan`: what it needs)
     "paper": TuneConfig(lm="llava-video-7b", steps=1500, clips=1, questions=1, accumulate=16, lr=1e-5, lr_new=1e-5,
@@ -296,7 +296,7 @@ def begin_with(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
     alone.load_state_dict(fused)
     if isinstance(model.fusion, SemanticOnly):
         model.fusion.load_state_dict(fused)
-    elif isinstance(model.fusion, TokenGate):
+    elif isinstance(model.fusion, TokenGate) and not isinstance(model.fusion, (PaperGate, ResidualGate)):  # raw streams
         model.fusion.begin_with(alone)
     else:
         raise ValueError(f"teacher: fusion {model.shape.fusion} cannot go on from a teacher without a second stream; "

@@ -1,6 +1,6 @@
 """Questions about rooms, answered with each geometry and each control: the table behind every claim of the teacher.
 
-    language.py prepare WORK --clips CLIPS    # CPU: balanced questions, RGB patches; once
+    language.py prepare WORK --clips CLIPS                       # CPU: balanced questions; once
     language.py guesses WORK                                     # what answers without a picture score
     language.py streams WORK --clips CLIPS --features STORES     # optional: train does it if it is not done
     language.py train WORK --clips CLIPS --features STORES --seconds 420     # --fusions: every way to fuse, too
@@ -109,9 +109,9 @@ def _read(job: tuple[str, str, tuple[str, ...]]) -> Room:
 
 def train(args: argparse.Namespace, folder: Path) -> None:
     until = time.monotonic() + args.seconds
-    note_run(folder)
     if not (folder / "rooms_test.safetensors").is_file():
         prepare(args, folder)
+    note_run(folder)
     fill_streams(args, folder)
     jobs = [job for job in trainings(args) if not (folder / "jobs" / f"{'-'.join(map(str, job))}.json").is_file()]
     gpus = max(1, torch.cuda.device_count())
@@ -285,28 +285,17 @@ def _trained(features: str, position: PositionMode, seed: int, steps: int, stop:
     if (folder / "jobs" / f"{job}.json").is_file() or (features == BASE and base.is_file()):
         return f"{job}: done meanwhile"
     if features == BASE:
-        model, config, lessons = _prepared("semantic_only", position, seed, before)
-        curve = fit(model, lessons, config, stop=stop, quiet=True)
+        model, _, curve = _fitted("semantic_only", position, seed, before, stop, {})
         with beside(base) as scratch:
             save_file({name: value.contiguous().cpu() for name, value in learned(model).items()}, scratch)
         return f"{job}: {curve[-1]['step']} steps, loss {curve[-1]['loss']:.3f}, {time.monotonic() - begin:.0f} s"
     if features == "text_only":
         steps, before = steps + before, 0
-    model, config, lessons = _prepared(features, position, seed, steps)
-    if before:
-        while not base.is_file():
-            if time.monotonic() > stop:
-                return f"{job}: {base} never came"
-            time.sleep(0.5)
-        begin_with(model, {name: value.to(lessons.device) for name, value in load_file(base).items()})
-    try:
-        curve = fit(model, lessons, config, stop=stop, quiet=True)
-    except Exception:
-        if not config.compiled:
-            raise
-        say(f"{job}: not compiled from now on, since:\n{traceback.format_exc()}")
-        _here["args"].compiled = False
-        return _trained(features, position, seed, steps - (_here["args"].base - before), stop, begin)
+    while before and not base.is_file():
+        if time.monotonic() > stop:
+            return f"{job}: {base} never came"
+        time.sleep(0.5)
+    model, config, curve = _fitted(features, position, seed, steps, stop, load_file(base) if before else {})
     trained = time.monotonic() - begin
     others = _dropped_in(folder) if features == "generator" else []
     for name in (*others, features):  # the trained row last: then the job is done
@@ -323,6 +312,23 @@ def _trained(features: str, position: PositionMode, seed: int, steps: int, stop:
     mean = {task: round(float(np.mean([*pile.values()])), 3) for (task, metric), pile in piles_of(scores).items()
             if metric in ("mra", "accuracy", "acc@0.25")}
     return f"{job}: {curve[-1]['step']} steps, loss {curve[-1]['loss']:.3f}, {trained:.0f} s, {mean}"
+
+
+def _fitted(features: str, position: PositionMode, seed: int, steps: int, stop: float, start: dict[str, Tensor]
+            ) -> tuple[Any, TuneConfig, list[dict]]:
+    """(model, config, curve) of one training, from `start` on if that is not empty; where its layers do not compile,
+    they are left as they are from then on."""
+    model, config, lessons = _prepared(features, position, seed, steps)
+    if start:
+        begin_with(model, {name: value.to(lessons.device) for name, value in start.items()})
+    try:
+        return model, config, fit(model, lessons, config, stop=stop, quiet=True)
+    except Exception:
+        if not config.compiled:
+            raise
+        say(f"{features}-{position}-{seed}: not compiled from now on, since:\n{traceback.format_exc()}")
+    _here["args"].compiled = False
+    return _fitted(features, position, seed, steps, stop, start)
 
 
 def _exam(model: Any, config: TuneConfig, lessons: Lessons) -> list[list]:

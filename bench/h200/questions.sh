@@ -12,9 +12,15 @@ export PYTHONPATH="$PWD:${PYTHONPATH:-}" PYTHONUNBUFFERED=1 COLUMNS=100; python=
 IFS=, read -ra gpus <<< "${CUDA_VISIBLE_DEVICES:-$($python -c 'import torch; print(*range(max(1, torch.cuda.device_count())), sep=",")')}"
 say() { echo "$SECONDS s: $*" | tee -a "$work/questions.log"; }
 stage() { CUDA_VISIBLE_DEVICES=$1 $python bench/h200/stages.py "${@:2:1}" "$work" "$pack" "${@:3}" > "$work/$2_${3:-}.log" 2>&1; }
+draws() { # GPU: the renderer takes it, if EGL counts its devices as CUDA does
+    ! GLCONTEXT_DEVICE_INDEX=$1 $python -c 'from scenes.render import Renderer; print(Renderer(64).device)' \
+        >> "$work/egl.log" 2>&1 || export GLCONTEXT_DEVICE_INDEX=$1
+}
 parts() { # STAGE: a part on each GPU
     local running=() i
-    for i in "${!gpus[@]}"; do PARTS=${#gpus[@]} stage "${gpus[i]}" "$1" "$i" & running+=($!); done
+    for i in "${!gpus[@]}"; do
+        ([ "$1" != render ] || draws "${gpus[i]}"; PARTS=${#gpus[@]} stage "${gpus[i]}" "$1" "$i") & running+=($!)
+    done
     for i in "${running[@]}"; do wait "$i"; done; say "$1"
 }
 language() { $python bench/h200/language.py "$@" >> "$work/$1.log" 2>&1; }
@@ -22,13 +28,7 @@ language() { $python bench/h200/language.py "$@" >> "$work/$1.log" 2>&1; }
 cp "${DISTILL:-bench/h200/questions.yaml}" "$work/distill.yaml"
 [ -d "$work/wan-nano" ] || cp -rL teacher/weights/wan-nano "$work/"
 read -r block k < <($python -c 'from teacher.tap import Tap; print(Tap().block, Tap().k)'); echo "$block $k" > "$work/tap"
-for i in "${!gpus[@]}"; do  # EGL counts its devices itself
-    if GLCONTEXT_DEVICE_INDEX=${gpus[i]} $python -c 'from scenes.render import Renderer; print(Renderer(64).device)' \
-        >> "$work/egl.log" 2>&1; then drawn=(env "GLCONTEXT_DEVICE_INDEX=${gpus[i]}"); else drawn=(env); fi
-    PARTS=${#gpus[@]} "${drawn[@]}" $python bench/h200/stages.py render "$work" "$pack" "$i" > "$work/render_$i.log" 2>&1 &
-    drawing+=($!)
-done
-for i in "${drawing[@]}"; do wait "$i"; done; say "rooms"
+parts render
 clips=$(echo "$work"/clips/rooms-*)
 language prepare "$work" --clips "$clips" ${WORKERS:+--workers "$WORKERS"} & prepared=$!
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}  # many processes side by side from here on

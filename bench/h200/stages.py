@@ -40,7 +40,8 @@ def render(work: Path, pack: Path, part: str = "0") -> None:
     scenes = load_config(work / "distill.yaml").scenes
     source = rooms_of(replace(scenes, furniture=pack))
     ids = [clip_id for split in SPLITS for clip_id in source.ids(split)]
-    render_folder(source, ids[int(part)::PARTS], work / "clips" / source.key, scenes.workers or default_workers())
+    workers = default_workers() if scenes.workers is None else scenes.workers
+    render_folder(source, ids[int(part)::PARTS], work / "clips" / source.key, workers)
 
 
 def semantic(work: Path, pack: Path, part: str) -> None:
