@@ -1,7 +1,7 @@
 """From a clip's questions to tensors: what is written before, between and after the visual tokens, and which boxes."""
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ import torch
 from scenes.balance import balanced
 from scenes.boxes import boxes_of
 from scenes.clip import Clip
-from scenes.nouns import noun_of
 from scenes.questions import Question, questions
 from teacher.backbones import GRID
 from teacher.ground import box_tokens
@@ -30,8 +29,6 @@ class Room:
     inside: np.ndarray        # [M,T*196] float16
     asked: list[Question]
     candidates: list[list[int]]  # of each question, into boxes
-    shown: np.ndarray | None = None  # [T,14,14] int16, which noun most of a patch shows, -1 = none; None: not known
-    nouns: list[str] = field(default_factory=list)
 
 
 def read_room(clip: Clip, tasks: Sequence[str], seed: int) -> Room:
@@ -55,23 +52,7 @@ def read_room(clip: Clip, tasks: Sequence[str], seed: int) -> Room:
         candidates.append(mine)
     boxes = np.stack(unique) if unique else boxes_of([])
     inside = box_tokens(points[:, ::_STRIDE, ::_STRIDE], boxes, GRID).astype(np.float16)
-    return Room(clip.id, token_points(points, GRID), boxes, inside, asked, candidates, *_shown(clip))
-
-
-def _shown(clip: Clip) -> tuple[np.ndarray | None, list[str]]:
-    """Room.shown and Room.nouns of a clip."""
-    if clip.instances is None:
-        return None, []
-    named = {o.id: noun_of(o.name, o.center[2] - o.size[2] / 2) for o in clip.objects}
-    nouns = sorted({*named.values()})
-    which = np.full(max([0, int(clip.instances.max()), *named]) + 1, -1)
-    for thing, noun in named.items():
-        which[thing] = nouns.index(noun)
-    pixels = which[clip.instances[:, ::_STRIDE, ::_STRIDE]]                                   # [T,H,W]
-    starts = [np.linspace(0, n, GRID + 1).round().astype(int)[:-1] for n in pixels.shape[1:]]
-    areas = np.stack([np.add.reduceat(np.add.reduceat(pixels == k, starts[0], 1, dtype=np.int32), starts[1], 2)
-                      for k in range(-1, len(nouns))])                                        # [1+K,T,14,14]
-    return (areas.argmax(0) - 1).astype(np.int16), nouns
+    return Room(clip.id, token_points(points, GRID), boxes, inside, asked, candidates)
 
 
 def evened(rooms: Sequence[Room], seed: int) -> list[Room]:

@@ -15,7 +15,6 @@ from teacher.backbones import GRID
 from teacher.fusion import fusion
 from teacher.ground import GroundHead
 from teacher.metric import MetricHead, metric_loss
-from teacher.naming import NamingHead, embedded, naming_loss
 from teacher.position import PositionMode, sine_position, video_position
 
 GROUND, COORD = "<ground>", "<coord>"
@@ -37,10 +36,6 @@ class LanguageShape:
     query: Query = "words"                   # what a grounding question is known by; the paper: the state of <ground>
     sight: bool = True                       # False: the text-only baseline, which sees no token and no box
     metric: float = 0.0                      # weight in training of the distances between tokens (teacher.metric)
-    naming: float = 0.0                      # and of what they show (teacher.naming)
-    naming_at: int = 0                       # layers that have been at work by then; 0: all
-    metric_at: int = 0
-    naming_by: str = "nouns"
 
 
 @dataclass
@@ -51,8 +46,6 @@ class Sight:
     points: Tensor              # [C,T,14,14,3] m, world; teacher.position.token_points
     boxes: Tensor               # [C,M,7] centre, size m, heading rad
     inside: Tensor              # [C,M,T*196] teacher.ground.box_tokens
-    shown: Tensor | None = None  # [C,T,14,14] which of `nouns` a patch shows, -1 = none of them; None: not known
-    nouns: Tensor | None = None  # [K,L] token ids of each, -1 = padding
 
 
 @dataclass
@@ -73,7 +66,6 @@ class Heard:
     ground: Tensor | None  # [C,Q,K+1] logits over candidates and "none of them"; None if nothing was to be grounded
     gate: Tensor | None    # [C,T,14,14] semantic share
     visual: Tensor         # [C,V,W] last hidden state of every visual token
-    early: tuple = ()
 
 
 class LanguageTeacher(nn.Module):
@@ -107,7 +99,6 @@ class LanguageTeacher(nn.Module):
         self.specials = nn.Parameter(torch.randn(len(SPECIALS), width) * 0.02)
         self.ground = GroundHead(width)
         self.metric = MetricHead(width) if shape.metric and shape.sight else None
-        self.naming = NamingHead(width) if shape.naming and shape.sight else None
         self.heard = nn.Linear(width, width) if shape.objects == "heard" and shape.sight else None
 
     def forward(self, sight: Sight, asked: Asked) -> Heard:
@@ -119,13 +110,12 @@ class LanguageTeacher(nn.Module):
         tokens = self._visual(sight, fused.unflatten(0, clips))                               # [C,V,W]
         words = self.embed(asked, things)                                                     # [C,Q,L,W]
         start = self._embed(self.prefix).expand(len(tokens), -1, -1)
-        seen, hidden, early = self._listen(torch.cat([start, tokens], 1), words)                     # [C,P,W], [C,Q,L,W]
+        seen, hidden = self._listen(torch.cat([start, tokens], 1), words)                     # [C,P,W], [C,Q,L,W]
         visual = seen[:, start.shape[1]:]                                                     # [C,V,W]
-        early = tuple(e[:, start.shape[1]:seen.shape[1]] for e in early)
         if self.heard is not None:
             things = things + self._heard(visual, sight).to(things.dtype)
         return Heard(hidden, self._point(hidden, asked, things),
-                     None if gate is None else gate.squeeze(1).unflatten(0, clips), visual, early)
+                     None if gate is None else gate.squeeze(1).unflatten(0, clips), visual)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [...,W] -> [...,words]."""
@@ -188,23 +178,7 @@ class LanguageTeacher(nn.Module):
         """teacher.metric.metric_loss of the visual tokens; of sequence concatenation, of the semantic ones."""
         assert self.metric is not None
         points = self._points(sight, self.shape.grid).flatten(1, 3)
-        v = heard.early[self.shape.metric_at] if self.shape.metric_at else heard.visual
-        return metric_loss(self.metric, self._states(v, sight), points)
-
-    def naming_loss(self, heard: Heard, sight: Sight) -> Tensor:
-        """teacher.naming.naming_loss of the same tokens. Raises ValueError if nobody says what they show."""
-        assert self.naming is not None
-        if sight.shown is None or sight.nouns is None:
-            raise ValueError("teacher: naming needs to know what each token shows, and these rooms do not say; "
-                             "give clips with instances, or --naming 0")
-        t, g = sight.semantic.shape[1], self.shape.grid
-        v = heard.early[self.shape.naming_at] if self.shape.naming_at else heard.visual
-        states = self._states(v, sight).unflatten(1, (t, g, g))
-        nouns = embedded(self.lm.get_input_embeddings().weight.detach(), sight.nouns)
-        if self.shape.naming_by == "plain":
-            import torch.nn as nn
-            self.naming.net.weight.data.copy_(torch.eye(v.shape[-1])); self.naming.net.bias.data.zero_()
-        return naming_loss(self.naming, states, sight.shown, nouns)
+        return metric_loss(self.metric, self._states(heard.visual, sight), points)
 
     def _states(self, visual: Tensor, sight: Sight) -> Tensor:
         """visual [C,V,W] -> [C,T*grid*grid,W]: without the newlines, and of two streams' rows the first."""
@@ -247,9 +221,8 @@ class LanguageTeacher(nn.Module):
         position = torch.cat([torch.arange(p, device=x.device),
                               p + torch.arange(l, device=x.device).repeat(q)]).expand(c, -1)
         mask = None if q == 1 else own_mask(p, q, l, x.device).expand(c, 1, -1, -1)  # one question: plainly causal
-        out = self.lm.get_decoder()(inputs_embeds=x, position_ids=position, attention_mask=mask, use_cache=False,
-                                    output_hidden_states=bool(self.shape.naming_at or self.shape.metric_at))
-        return out.last_hidden_state[:, :p], out.last_hidden_state[:, p:].unflatten(1, (q, l)), out.hidden_states or ()
+        out = self.lm.get_decoder()(inputs_embeds=x, position_ids=position, attention_mask=mask, use_cache=False)
+        return out.last_hidden_state[:, :p], out.last_hidden_state[:, p:].unflatten(1, (q, l))
 
     def query(self, hidden: Tensor, asked: Asked) -> Tensor:
         """What each grounding question is known by, before it is standardised, [C,Q,W].

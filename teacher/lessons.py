@@ -62,7 +62,7 @@ class Lessons:
         self.sight = Sight(semantic.to(device), None if generative is None else generative.to(device),
                            torch.from_numpy(np.stack([r.points for r in rooms])).to(device),
                            _padded([r.boxes for r in rooms], most).to(device),
-                           _padded([r.inside for r in rooms], most).to(device), *_named(rooms, writer, device))
+                           _padded([r.inside for r in rooms], most).to(device))
         self.by_family: dict[str, dict[int, list[int]]] = {}
         for i, room in enumerate(rooms):
             for j, question in enumerate(room.asked):
@@ -127,7 +127,7 @@ class Lessons:
         rows = torch.tensor(rooms, device=self.device)
         s = self.sight
         sight = Sight(s.semantic[rows], None if s.generative is None else s.generative[rows], s.points[rows],
-                      s.boxes[rows], s.inside[rows], None if s.shown is None else s.shown[rows], s.nouns)
+                      s.boxes[rows], s.inside[rows])
         there = {name: value.to(self.device, non_blocking=True) for name, value in vars(asked).items()}
         return Batch(sight, replace(asked, **there), pairs)
 
@@ -147,8 +147,8 @@ def stack(store: FeatureStore, rooms: Sequence[Room]) -> Tensor:
 def save_rooms(rooms: Sequence[Room], path: Path) -> None:
     """Rooms in one safetensors file, questions as JSON in its header; `load_rooms` reads it."""
     arrays = {f"{i}/{name}": np.ascontiguousarray(getattr(r, name)) for i, r in enumerate(rooms)
-              for name in ("points", "boxes", "inside", "shown") if getattr(r, name) is not None}
-    about = [{"id": r.id, "candidates": r.candidates, "nouns": r.nouns,
+              for name in ("points", "boxes", "inside")}
+    about = [{"id": r.id, "candidates": r.candidates,
               "asked": [{k: v for k, v in asdict(q).items() if k != "boxes"} for q in r.asked]} for r in rooms]
     with beside(path) as scratch:
         save_file(arrays, scratch, metadata={"rooms": json.dumps(about)})
@@ -158,32 +158,14 @@ def load_rooms(path: Path) -> list[Room]:
     """What `save_rooms` wrote."""
     with safe_open(path, "np") as file:
         about = json.loads(file.metadata()["rooms"])
-        known = {*file.keys()}
         rooms = []
         for i, one in enumerate(about):
             points, boxes, inside = (file.get_tensor(f"{i}/{name}") for name in ("points", "boxes", "inside"))
             asked = [Question(**{**q, "boxes": boxes[mine] if mine else boxes[:0], "options": tuple(q["options"]),
                                  "targets": tuple(q["targets"]), "answers": tuple(q["answers"])})
                      for q, mine in zip(one["asked"], one["candidates"], strict=True)]
-            shown = file.get_tensor(f"{i}/shown") if f"{i}/shown" in known else None
-            rooms.append(Room(one["id"], points, boxes, inside, asked, one["candidates"], shown, one.get("nouns", [])))
+            rooms.append(Room(one["id"], points, boxes, inside, asked, one["candidates"]))
     return rooms
-
-
-def _named(rooms: Sequence[Room], writer: Writer, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-    """Sight.shown [N,T,14,14] and Sight.nouns [K,L] of rooms that all know what they show; otherwise None."""
-    shown = [room.shown for room in rooms]
-    nouns = sorted({noun for room in rooms for noun in room.nouns})
-    if not nouns or any(one is None for one in shown):
-        return None, None
-    number = {noun: i for i, noun in enumerate(nouns)}
-    own = [np.array([*(number[noun] for noun in room.nouns), -1]) for room in rooms]          # -1 stays -1
-    ids = [writer.encode(f" {noun}") for noun in nouns]
-    table = np.full((len(ids), max(map(len, ids))), -1)
-    for row, mine in zip(table, ids, strict=True):
-        row[:len(mine)] = mine
-    every = np.stack([mine[one] for mine, one in zip(own, shown, strict=True)])
-    return torch.from_numpy(every).to(device), torch.from_numpy(table).to(device)
 
 
 def _padded(arrays: Sequence[np.ndarray], most: int) -> Tensor:

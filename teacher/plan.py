@@ -124,7 +124,7 @@ def _activations(model: LanguageTeacher, frames: int, words: int, clips: int, ag
 
     def listen(inputs_embeds: Tensor, **_: Any) -> SimpleNamespace:
         seen.append(inputs_embeds)
-        return SimpleNamespace(last_hidden_state=decoder.norm(inputs_embeds), hidden_states=None)
+        return SimpleNamespace(last_hidden_state=decoder.norm(inputs_embeds))
 
     model.lm.get_decoder = lambda: listen  # the layers are all alike: one is counted below
     rest = _kept(lambda: model(*made_up_batch(model, frames, words, clips, "meta")))

@@ -132,8 +132,6 @@ class Objective(nn.Module):
         loss = self._answers(heard, batch.asked)
         if self.training and self.teacher.metric is not None:
             loss = loss + self.teacher.shape.metric * self.teacher.metric_loss(heard, batch.sight)
-        if self.training and self.teacher.naming is not None:
-            loss = loss + self.teacher.shape.naming * self.teacher.naming_loss(heard, batch.sight)
         return loss
 
     def _answers(self, heard: Heard, asked: Asked) -> Tensor:

@@ -52,7 +52,7 @@ from teacher.language import LanguageShape, Sight
 from teacher.lessons import CHOICE, Lessons, load_rooms, save_rooms
 from teacher.lm import load_lm
 from teacher.position import PositionMode
-from teacher.tuning import TuneConfig, autocast, begin_with, build, fit, learned, set_statistics, validation_loss
+from teacher.tuning import TuneConfig, autocast, begin_with, build, fit, learned, set_statistics
 from teacher.wan import Tap
 
 FEATURES = ("semantic_only", "generator", "noise", "rgb", "vae_latents", "zeros", "text_only")
@@ -206,8 +206,7 @@ def _prepared(features: str, position: PositionMode, seed: int, steps: int) -> t
     stream = lessons.sight.generative
     fusion = "semantic_only" if stream is None else features.partition(VARIANT)[2] or "token_gate"
     shape = LanguageShape(lessons.sight.semantic.shape[2], 1 if stream is None else stream.shape[2], fusion, position,
-                          args.grid, args.objects, args.query, sight=features != "text_only", metric=args.metric,
-                          naming=args.naming, naming_at=args.naming_at, metric_at=args.metric_at, naming_by=args.naming_by)
+                          args.grid, args.objects, args.query, sight=features != "text_only", metric=args.metric)
     config = TuneConfig(lm=args.lm, layers=args.layers, tune=args.tune, steps=steps, clips=args.batch, lr=args.lr,
                         lr_new=args.lr_new, questions=args.questions, seed=seed, graphed=not args.eager,
                         compiled=args.compiled, validate_every=max(1, steps // 10))
@@ -322,10 +321,8 @@ def _fitted(features: str, position: PositionMode, seed: int, steps: int, stop: 
     model, config, lessons = _prepared(features, position, seed, steps)
     if start:
         begin_with(model, {name: value.to(lessons.device) for name, value in start.items()})
-    held_out = _with(features, "test")
     try:
-        return model, config, fit(model, lessons, config, stop=stop, quiet=True,
-                                  validate=lambda objective: validation_loss(objective, held_out, config))
+        return model, config, fit(model, lessons, config, stop=stop, quiet=True)
     except Exception:
         if not config.compiled:
             raise
@@ -400,10 +397,6 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--query", default="words", choices=("words", "ground"))
     config = TuneConfig()
     p.add_argument("--metric", type=float, default=0.0, help="weight of the distances between visual tokens")
-    p.add_argument("--naming", type=float, default=0.0, help="and of what they show")
-    p.add_argument("--naming-at", type=int, default=0)
-    p.add_argument("--metric-at", type=int, default=0)
-    p.add_argument("--naming-by", default="nouns")
     p.add_argument("--lm", default=config.lm)
     p.add_argument("--layers", type=int, default=12, help="of the language model's 30; more steps fit with fewer")
     p.add_argument("--tune", default=config.tune, choices=("frozen", "lora", "full"))
