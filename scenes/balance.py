@@ -4,7 +4,7 @@ Within a task (and a situated question's kind) few answers are kept equally ofte
 than an even spread would give it. Numbers count as one answer where they lie within a quarter of each
 other. What the words of a question give away stays: that is for scenes.baselines to measure.
 """
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,6 +13,7 @@ from scenes.clip import Clip
 from scenes.questions import TASKS, Question, questions
 
 _RATIO = 1.25
+_LETTERS = "ABCD"
 _FEW = 6       # of up to so many answers, those that are a tenth or more are kept equally often
 
 
@@ -43,19 +44,27 @@ def _unguessable(asked: list[Question]) -> list[Question]:
 
     Drops the most guessable ones until a guess by such rates is right for no more than chance, or half are left.
     """
-    kept = {i: q for i, q in enumerate(asked) if q.task == "vsi:object_rel_distance"}
-    dropped: set[int] = set()
-    while len(kept) > len(dropped):
-        offered = Counter(o[3:] for q in kept.values() for o in q.options)
-        right = Counter(o[3:] for q in kept.values() for o in q.options if o[0] == q.answer)
-        rates = {i: sorted(((right[o[3:]] / offered[o[3:]], o[0]) for o in q.options), reverse=True)
-                 for i, q in kept.items()}
-        guessed = [i for i, ranked in rates.items() if ranked[0][1] == kept[i].answer]
-        if len(guessed) <= len(kept) / 4:
+    mine = [i for i, q in enumerate(asked) if q.task == "vsi:object_rel_distance"]
+    names: dict[str, int] = {}
+    options = np.full((len(mine), len(_LETTERS)), -1)                                        # [Q,4], -1 = none
+    for row, i in zip(options, mine, strict=True):
+        row[:len(asked[i].options)] = [names.setdefault(o[3:], len(names)) for o in asked[i].options]
+    answer = np.array([_LETTERS.index(asked[i].answer or "") for i in mine], int)
+    kept, every = np.ones(len(mine), bool), np.arange(len(mine))
+    offered = np.bincount(options[options >= 0], minlength=len(names))                       # [names]
+    right = np.bincount(options[every, answer], minlength=len(names))
+    while 2 * kept.sum() > len(mine):
+        rates = np.where(options < 0, -1.0, (right / np.maximum(offered, 1))[options])       # [Q,4]
+        guess = len(_LETTERS) - 1 - rates[:, ::-1].argmax(1)  # of equals the last
+        guessed = kept & (guess == answer)
+        if guessed.sum() <= kept.sum() / 4:
             break
-        most = max(guessed, key=lambda i: rates[i][0][0] - rates[i][1][0])
-        dropped.add(most)
-        del kept[most]
+        second, first = np.partition(rates, -2, 1)[:, -2:].T
+        most = np.where(guessed, first - second, -1.0).argmax()
+        kept[most] = False
+        offered[options[most][options[most] >= 0]] -= 1
+        right[options[most, answer[most]]] -= 1
+    dropped = {i for i, stays in zip(mine, kept, strict=True) if not stays}
     return [q for i, q in enumerate(asked) if i not in dropped]
 
 

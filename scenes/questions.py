@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scenes.clip import Clip
+from scenes.seen import View
 
 VSI_TYPES: tuple[str, ...] = (
     "object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation", "object_rel_distance",
@@ -69,21 +70,19 @@ PROMPTS = {
 COORD = "Given an object located at <coord> , describe the object in detail."  # the text of every caption question
 
 
-def questions(clip: Clip, task: str, seed: int = 0) -> list[Question]:
+def questions(clip: Clip | View, task: str, seed: int = 0) -> list[Question]:
     """Every question of this task that the clip supports, in random order; the same seed gives the same ones.
 
-    The clip needs instances, objects and poses (and depth), as rendered rooms have. Raises ValueError for a task that
-    is not in TASKS, or a clip that lacks something. A clip that shows too little for the task gives an empty list.
+    A View of the clip serves many tasks and is made once. The clip needs instances, objects and poses (and depth), as
+    rendered rooms have. Raises ValueError for a task that is not in TASKS, or a clip that lacks something. A clip that
+    shows too little for the task gives an empty list.
     """
     from scenes import referring, spatial
 
     makers: dict[str, Callable] = {**spatial.MAKERS, **referring.MAKERS}
     if task not in makers:
         raise ValueError(f"questions: no task {task!r}; there are {', '.join(TASKS)}")
-    missing = [n for n in ("instances", "poses", "intrinsics", "room_size") if getattr(clip, n) is None]
-    if missing or not clip.objects:
-        raise ValueError(f"questions: clip {clip.id} lacks {', '.join(missing) or 'objects'}; questions are made from "
-                         "rendered rooms (vega3d scenes render), not from bare videos")
-    rng = np.random.default_rng([seed, TASKS.index(task), *clip.id.encode()])
-    made: list[Question] = makers[task](clip, rng)
+    view = clip if isinstance(clip, View) else View(clip)
+    rng = np.random.default_rng([seed, TASKS.index(task), *view.clip.id.encode()])
+    made: list[Question] = makers[task](view, rng)
     return [made[i] for i in rng.permutation(len(made))]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from scenes.clip import Clip
 from scenes.nouns import with_article
 from scenes.questions import COORD, Question
 from scenes.relations import Relation, fitting, places, plausible, plural, ranks
@@ -21,9 +20,9 @@ EVERYDAY = {"chair": 1.0, "plant": 0.5, "lamp": 0.5, "table": 1.4, "cabinet": 0.
             "radiator": 0.9, "speaker": 0.4, "wardrobe": 2.0, "nightstand": 0.5, "refrigerator": 1.8, "window": 1.4}
 
 
-def ground(clip: Clip, rng: Rng) -> list[Question]:
+def ground(view: View, rng: Rng) -> list[Question]:
     """One target each. kind: "unique" if the clip shows nothing else of its noun, else "multiple"."""
-    view, out = View(clip), []
+    out: list[Question] = []
     for group in view.groups.values():
         for target in group:
             for told in _told(view, target, group, rng)[:2]:
@@ -32,12 +31,11 @@ def ground(clip: Clip, rng: Rng) -> list[Question]:
     return _mixed(out, rng)
 
 
-def multi_ground(clip: Clip, rng: Rng) -> list[Question]:
+def multi_ground(view: View, rng: Rng) -> list[Question]:
     """None, one or several targets, by the same sentences: only the clip tells how many.
 
     kind, as in Multi3DRefer: zt | st, _w_d | _wo_d with or without distractors of the noun; mt.
     """
-    view = View(clip)
     out: dict[str, list[Question]] = {}
     absent = {n: size for n, size in EVERYDAY.items() if n not in view.groups and n not in view.vague}
     sizes = {n: float(np.median([t.box[3:6].max() for t in group])) for n, group in view.groups.items()}
@@ -54,9 +52,9 @@ def multi_ground(clip: Clip, rng: Rng) -> list[Question]:
     return _in_turn([_in_turn([out.get(kind, []) for kind in kinds], rng) for kinds in _MULTI_KINDS])[:PER_CLIP]
 
 
-def caption(clip: Clip, rng: Rng) -> list[Question]:
+def caption(view: View, rng: Rng) -> list[Question]:
     """Describe the thing in the target box; `answers` are several true descriptions, the first is `answer`."""
-    view, out = View(clip), []
+    out: list[Question] = []
     for group in view.groups.values():
         for target in group:
             said = tuple(_description(target.noun, told, rng) for told in _told(view, target, group, rng))
@@ -66,9 +64,8 @@ def caption(clip: Clip, rng: Rng) -> list[Question]:
     return _mixed(out, rng)
 
 
-def situated(clip: Clip, rng: Rng) -> list[Question]:
+def situated(view: View, rng: Rng) -> list[Question]:
     """A place to stand and a way to look, then a question; kind is SQA3D's: what, is, how, can, which, others."""
-    view = View(clip)
     made: dict[str, list[Question]] = {}
     stands = [(a, b) for a in view.unique for b in view.unique
               if a is not b and np.hypot(*(a.spot - b.spot)) > 0.8 and a.stands]
@@ -76,7 +73,7 @@ def situated(clip: Clip, rng: Rng) -> list[Question]:
         at, facing = stands[i]
         start = f"I am standing by the {at.noun} and facing the {facing.noun}."
         for kind, text, answer in _asked(view, at, facing, rng):
-            question = Question(clip.id, "situated", f"{start} {text}", answer, None, (), view.boxes, (), kind,
+            question = Question(view.clip.id, "situated", f"{start} {text}", answer, None, (), view.boxes, (), kind,
                                 (answer,))
             made.setdefault(f"{kind}/{answer if kind in ('is', 'can', 'which') else ''}", []).append(question)
     return _in_turn(list(made.values()), rng)[:PER_CLIP]
@@ -192,5 +189,5 @@ def _in_turn(piles: Sequence[list[Question]], rng: Rng | None = None) -> list[Qu
     return list(out.values())
 
 
-MAKERS: dict[str, Callable[[Clip, Rng], list[Question]]] = {
+MAKERS: dict[str, Callable[[View, Rng], list[Question]]] = {
     "ground": ground, "multi_ground": multi_ground, "caption": caption, "situated": situated}

@@ -56,10 +56,16 @@ class Seen:
 
 
 class View:
-    """The things a clip shows clearly, by noun; a noun is only asked about where no trace of another one confuses."""
+    """The things a clip shows clearly, by noun; a noun is only asked about where no trace of another one confuses.
+
+    Raises ValueError if the clip lacks what questions are made from.
+    """
 
     def __init__(self, clip: Clip):
-        assert clip.instances is not None
+        missing = [n for n in ("instances", "poses", "intrinsics", "room_size") if getattr(clip, n) is None]
+        if missing or clip.instances is None or not clip.objects:
+            raise ValueError(f"questions: clip {clip.id} lacks {', '.join(missing) or 'objects'}; questions are made "
+                             "from rendered rooms (vega3d scenes render), not from bare videos")
         pixels = clip.instances.reshape(len(clip.instances), -1)                             # [T,P]
         furniture = [o for o in clip.objects if o.category not in _SHELL]
         shares = [(pixels == o.id).mean(1) for o in furniture]                               # [T] each

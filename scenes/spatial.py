@@ -21,17 +21,17 @@ _LETTERS = "ABCD"
 _FIRST = "What will be the first-time appearance order of the following categories in the video: {}?"
 
 
-def counting(clip: Clip, rng: Rng) -> list[Question]:
+def counting(view: View, rng: Rng) -> list[Question]:
     """Answers are whole numbers of what the clip shows."""
-    groups = View(clip).groups
+    groups = view.groups
     chosen = _some(rng, sorted(groups, key=lambda noun: -len(groups[noun]) - rng.random()), first=2)
-    return [_numeric(clip, "object_counting", f"How many {noun}(s) are in this room?", len(groups[noun]), 0)
+    return [_numeric(view.clip, "object_counting", f"How many {noun}(s) are in this room?", len(groups[noun]), 0)
             for noun in chosen]
 
 
-def absolute_distance(clip: Clip, rng: Rng) -> list[Question]:
+def absolute_distance(view: View, rng: Rng) -> list[Question]:
     """Metres between the closest points of two boxes, to a decimetre; distances are drawn even on a log scale."""
-    things = View(clip).unique
+    things = view.unique
     pairs = {(a, b): d for i, a in enumerate(things) for b in things[:i] if (d := a.distance(b)) >= _APART}
     out = []
     for _ in range(min(PER_CLIP, len(pairs))):
@@ -40,32 +40,32 @@ def absolute_distance(clip: Clip, rng: Rng) -> list[Question]:
         a, b = (a, b) if rng.random() < 0.5 else (b, a)
         text = (f"Measuring from the closest point of each object, what is the distance between the {a.noun} and the "
                 f"{b.noun} (in meters)?")
-        out.append(_numeric(clip, "object_abs_distance", text, pairs.pop(pair), 1))
+        out.append(_numeric(view.clip, "object_abs_distance", text, pairs.pop(pair), 1))
     return out
 
 
-def object_size(clip: Clip, rng: Rng) -> list[Question]:
+def object_size(view: View, rng: Rng) -> list[Question]:
     """Centimetres of the longest side of a thing that one frame holds whole."""
     text = "What is the length of the longest dimension (length, width, or height) of the {}, measured in centimeters?"
-    return [_numeric(clip, "object_size_estimation", text.format(t.noun), 100 * max(t.thing.size), 0)
-            for t in _some(rng, [t for t in View(clip).unique if t.whole])]
+    return [_numeric(view.clip, "object_size_estimation", text.format(t.noun), 100 * max(t.thing.size), 0)
+            for t in _some(rng, [t for t in view.unique if t.whole])]
 
 
-def room_size(clip: Clip, rng: Rng) -> list[Question]:
+def room_size(view: View, rng: Rng) -> list[Question]:
     """Square metres of floor."""
-    assert clip.room_size is not None
+    assert view.clip.room_size is not None
     text = ("What is the size of this room (in square meters)? \nIf multiple rooms are shown, estimate the size of the "
             "combined space.")
-    return [_numeric(clip, "room_size_estimation", text, clip.room_size[0] * clip.room_size[1], 1)]
+    return [_numeric(view.clip, "room_size_estimation", text, view.clip.room_size[0] * view.clip.room_size[1], 1)]
 
 
-def relative_distance(clip: Clip, rng: Rng) -> list[Question]:
+def relative_distance(view: View, rng: Rng) -> list[Question]:
     """Four things to choose from; the closest is so by at least 0.3 m.
 
     The same four are offered for two or more targets that have different ones closest, so that a thing which is close
     to most others (a table in the middle) is wrong as often.
     """
-    things = View(clip).unique
+    things = view.unique
     gaps = np.array([[a.distance(b) for b in things] for a in things])                       # [N,N]
     best: dict[int, int] = {}                                                                # target -> closest
     for _ in range(40 if len(things) >= 6 else 0):
@@ -86,18 +86,18 @@ def relative_distance(clip: Clip, rng: Rng) -> list[Question]:
         names = [things[i].noun for i in (closest, *(i for i in options if i != closest))]
         text = ("Measuring from the closest point of each object, which of these objects ({}) is the closest to the "
                 f"{things[target].noun}?")
-        out.append(_choice(clip, "object_rel_distance", text, names, rng))
+        out.append(_choice(view.clip, "object_rel_distance", text, names, rng))
     return out
 
 
-def direction(level: str) -> Callable[[Clip, Rng], list[Question]]:
+def direction(level: str) -> Callable[[View, Rng], list[Question]]:
     """Standing by one thing, at its middle, and facing another, where is a third? No angle is near a border."""
     ending = _ENDINGS[level]
     classes = _SECTORS[level]
 
-    def make(clip: Clip, rng: Rng) -> list[Question]:
+    def make(view: View, rng: Rng) -> list[Question]:
         triples: dict[str, list[tuple[Seen, ...]]] = {name: [] for name in classes}
-        for at, facing, other in permutations(View(clip).unique, 3):
+        for at, facing, other in permutations(view.unique, 3):
             if at.stands and _apart(at, facing, other):
                 angle = turn(at.spot, facing.spot, other.spot)
                 for name, (low, high) in classes.items():
@@ -109,7 +109,7 @@ def direction(level: str) -> Callable[[Clip, Rng], list[Question]]:
                 nouns = [t.noun for t in triples[name][rng.integers(len(triples[name]))]]
                 text = ("If I am standing by the {0} and facing the {1}, is the {2} " + ending).format(*nouns)
                 wrong = [c for c in classes if c != name]
-                out.append(_choice(clip, f"object_rel_direction_{level}", text, [name, *wrong], rng))
+                out.append(_choice(view.clip, f"object_rel_direction_{level}", text, [name, *wrong], rng))
         return out
 
     return make
@@ -129,9 +129,8 @@ _SECTORS = {"easy": {"left": (20, 120), "right": (240, 340)},
 _TURNS = {"Turn Left": (50, 130), "Turn Right": (230, 310), "Turn Back": (150, 210)}
 
 
-def route(clip: Clip, rng: Rng) -> list[Question]:
+def route(view: View, rng: Rng) -> list[Question]:
     """One or two turns to fill in between things on the floor, over ground where nothing stands."""
-    view = View(clip)
     floor = [t for t in view.unique if t.stands]
     walks = {(a, b) for a, b in permutations(floor, 2) if _apart(a, b) and _walkable(view, a, b)}
     plans: dict[tuple[str, ...], list[tuple[Seen, Seen, Seen, Seen]]] = {}
@@ -149,13 +148,13 @@ def route(clip: Clip, rng: Rng) -> list[Question]:
     for answer in _some(rng, sorted(plans)):
         start, facing, by, end = plans[answer][rng.integers(len(plans[answer]))]
         text, right, wrong = _route_text(answer, start, facing, by, end), ", ".join(answer), _wrong_turns(answer, rng)
-        out.append(_choice(clip, "route_planning", text, [right, *wrong], rng))
+        out.append(_choice(view.clip, "route_planning", text, [right, *wrong], rng))
     return out
 
 
-def appearance_order(clip: Clip, rng: Rng) -> list[Question]:
+def appearance_order(view: View, rng: Rng) -> list[Question]:
     """Four categories that come into view one after the other: each is clear before there is a trace of the next."""
-    coming = sorted((*_coming(group), noun) for noun, group in View(clip).groups.items())    # (trace, clear, noun)
+    coming = sorted((*_coming(group), noun) for noun, group in view.groups.items())    # (trace, clear, noun)
     chains = [c for c in combinations(coming, 4) if all(a[1] < b[0] for a, b in pairwise(c))]
     out = []
     for i in rng.permutation(len(chains))[:PER_CLIP]:
@@ -163,7 +162,7 @@ def appearance_order(clip: Clip, rng: Rng) -> list[Question]:
         others = [p for p in permutations(order) if list(p) != order]
         wrong = [", ".join(others[k]) for k in rng.permutation(len(others))[:3]]
         text = _FIRST.format(", ".join(order[k] for k in rng.permutation(4)))
-        out.append(_choice(clip, "obj_appearance_order", text, [", ".join(order), *wrong], rng))
+        out.append(_choice(view.clip, "obj_appearance_order", text, [", ".join(order), *wrong], rng))
     return out
 
 
@@ -245,7 +244,7 @@ def _choice(clip: Clip, kind: str, text: str, choices: Sequence[str], rng: Rng) 
     return Question(clip.id, f"vsi:{kind}", text.replace("{}", ", ".join(shown)), answer, None, options, NO_BOXES, ())
 
 
-MAKERS: dict[str, Callable[[Clip, Rng], list[Question]]] = {
+MAKERS: dict[str, Callable[[View, Rng], list[Question]]] = {
     "vsi:object_counting": counting, "vsi:object_abs_distance": absolute_distance,
     "vsi:object_size_estimation": object_size, "vsi:room_size_estimation": room_size,
     "vsi:object_rel_distance": relative_distance, "vsi:object_rel_direction_easy": direction("easy"),

@@ -11,12 +11,14 @@ from scenes.balance import balanced
 from scenes.boxes import boxes_of
 from scenes.clip import Clip
 from scenes.questions import Question, questions
+from scenes.seen import View
 from teacher.backbones import GRID
 from teacher.ground import box_tokens
 from teacher.language import COORD, GROUND, IGNORED, SPECIALS, Asked
 from teacher.position import token_points, world_points
 
 GROUNDED = ("ground", "multi_ground")
+OFTEN = ("vsi:object_abs_distance", "ground")  # tasks of which a second draw asks something else
 _STRIDE = 2  # px between the pixels that say which token is in which box
 
 
@@ -31,13 +33,14 @@ class Room:
     candidates: list[list[int]]  # of each question, into boxes
 
 
-def read_room(clip: Clip, tasks: Sequence[str], seed: int) -> Room:
-    """Asks every task of one clip; `evened` takes the rooms of a split. Raises ValueError if the clip has no depth or
-    camera."""
+def read_room(clip: Clip, tasks: Sequence[str], seed: int, draws: int = 1) -> Room:
+    """Asks every task of one clip; `evened` takes the rooms of a split. draws: how often those OFTEN
+    are asked, which is about other things each time. Raises ValueError if the clip has no depth or camera."""
     if clip.depth is None or clip.intrinsics is None or clip.poses is None:
         raise ValueError(f"clip {clip.id}: questions need depth, intrinsics and poses; render it with: "
                          "vega3d scenes render")
-    asked = [q for task in tasks for q in questions(clip, task, seed)]
+    view = View(clip)
+    asked = [q for task in tasks for q in _drawn(view, task, seed, draws if task in OFTEN else 1)]
     points = world_points(clip.depth, clip.intrinsics, clip.poses)                            # [T,H,W,3]
     rows: dict[bytes, int] = {}
     unique: list[np.ndarray] = []
@@ -53,6 +56,15 @@ def read_room(clip: Clip, tasks: Sequence[str], seed: int) -> Room:
     boxes = np.stack(unique) if unique else boxes_of([])
     inside = box_tokens(points[:, ::_STRIDE, ::_STRIDE], boxes, GRID).astype(np.float16)
     return Room(clip.id, token_points(points, GRID), boxes, inside, asked, candidates)
+
+
+def _drawn(view: View, task: str, seed: int, draws: int) -> list[Question]:
+    """Each question once, though several draws have it."""
+    found: dict[str, Question] = {}
+    for draw in range(draws):
+        for question in questions(view, task, seed + draw):
+            found.setdefault(question.text, question)
+    return [*found.values()]
 
 
 def evened(rooms: Sequence[Room], seed: int) -> list[Room]:

@@ -17,6 +17,7 @@ from scenes.questions import NO_BOXES, TASKS, Question, questions
 from scenes.rooms import RoomSource
 from scenes.scoring import summary
 from scenes.thinned import Thinned
+from teacher.asking import read_room
 
 SIDE = 40  # px; one thing fills a block of 5 x 5, well above the 0.4 % that counts as clear
 
@@ -365,6 +366,23 @@ def test_a_question_refuses_boxes_and_targets_that_do_not_fit():
         Question("c", "ground", "x", None, None, (), np.zeros((1, 5), np.float32), ())
     with pytest.raises(ValueError, match=r"targets \(1,\) among 1 boxes"):
         Question("c", "ground", "x", None, None, (), np.zeros((1, 7), np.float32), (1,))
+
+
+def test_more_draws_ask_more_of_what_there_is_more_of_and_nothing_twice(rendered):
+    """The first draw stays as it is; a View that several tasks share gives what the clip gives."""
+    tasks = ("vsi:object_counting", "vsi:object_abs_distance", "ground")
+    for clip in rendered:
+        one, many = (read_room(clip, tasks, 0, draws) for draws in (1, 4))
+        asked = {task: [q for q in many.asked if q.task == task] for task in tasks}
+        for task in tasks:
+            first = questions(clip, task, 0)
+            assert [q.text for q in first] == [q.text for q in one.asked if q.task == task]
+            assert [q.text for q in asked[task]][:len(first)] == [q.text for q in first]
+            assert len({q.text for q in asked[task]}) == len(asked[task])
+        assert len(asked["vsi:object_counting"]) == sum(q.task == "vsi:object_counting" for q in one.asked)
+        assert len(asked["ground"]) > 1.5 * sum(q.task == "ground" for q in one.asked)
+        for question, boxes in zip(many.asked, many.candidates, strict=True):
+            np.testing.assert_array_equal(many.boxes[boxes], question.boxes.reshape(-1, 7))
 
 
 def test_balancing_evens_out_common_answers_and_keeps_the_order():

@@ -52,7 +52,7 @@ from teacher.language import LanguageShape, Sight
 from teacher.lessons import CHOICE, Lessons, load_rooms, save_rooms
 from teacher.lm import load_lm
 from teacher.position import PositionMode
-from teacher.tuning import TuneConfig, autocast, begin_with, build, fit, learned, set_statistics
+from teacher.tuning import TuneConfig, autocast, begin_with, build, fit, learned, set_statistics, validation_loss
 from teacher.wan import Tap
 
 FEATURES = ("semantic_only", "generator", "noise", "rgb", "vae_latents", "zeros", "text_only")
@@ -92,7 +92,8 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
     # forked, since no process here has a GPU context yet: sixty that each import everything first take longer than that
     with ProcessPoolExecutor(args.workers, mp_context=multiprocessing.get_context("fork")) as pool:
         begin = time.monotonic()
-        read = {split: pool.map(_read, [(str(args.clips), i, tuple(args.tasks)) for i in ids], chunksize=8)
+        read = {split: pool.map(_read, [(str(args.clips), i, tuple(args.tasks), args.draws if split == "train" else 1)
+                                        for i in ids], chunksize=8)
                 for split, ids in splits.items() if ids}
         for split, each in read.items():
             rooms = evened([*each], seed=0)
@@ -101,10 +102,10 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
                 f"{time.monotonic() - begin:.0f} s")
 
 
-def _read(job: tuple[str, str, tuple[str, ...]]) -> Room:
+def _read(job: tuple[str, str, tuple[str, ...], int]) -> Room:
     torch.set_num_threads(1)
-    root, clip_id, tasks = job
-    return read_room(ClipFolder(root).clip(clip_id), tasks, seed=0)
+    root, clip_id, tasks, draws = job
+    return read_room(ClipFolder(root).clip(clip_id), tasks, seed=0, draws=draws)
 
 
 def train(args: argparse.Namespace, folder: Path) -> None:
@@ -209,7 +210,7 @@ def _prepared(features: str, position: PositionMode, seed: int, steps: int) -> t
                           args.grid, args.objects, args.query, sight=features != "text_only", metric=args.metric)
     config = TuneConfig(lm=args.lm, layers=args.layers, tune=args.tune, steps=steps, clips=args.batch, lr=args.lr,
                         lr_new=args.lr_new, questions=args.questions, seed=seed, graphed=not args.eager,
-                        compiled=args.compiled, validate_every=max(1, steps // 10))
+                        compiled=args.compiled, validate_every=max(1, steps // 5))
     model, _ = build(config, shape, _here["device"])
     set_statistics(model, lessons)
     return model, config, lessons
@@ -256,8 +257,8 @@ def _job(features: str, position: PositionMode, seed: int, steps: int, stop: flo
     if not _claimed(claim):
         return f"{job}: another process has it"
     try:
-        said = _trained(features, position, seed, steps, stop, begin)
-        _here["took"] = time.monotonic() - begin
+        said = _trained(features, position, seed, steps, stop)
+        _here["took"] = time.monotonic() - _here.pop("began", time.monotonic())  # without the wait for a base
         return said
     finally:
         claim.unlink()
@@ -278,12 +279,13 @@ def _claimed(claim: Path) -> bool:
     return True
 
 
-def _trained(features: str, position: PositionMode, seed: int, steps: int, stop: float, begin: float) -> str:
+def _trained(features: str, position: PositionMode, seed: int, steps: int, stop: float) -> str:
     job, folder = f"{features}-{position}-{seed}", _here["folder"]
     base = folder / "bases" / f"{position}-{seed}.safetensors"
     before = _here["args"].base
     if (folder / "jobs" / f"{job}.json").is_file() or (features == BASE and base.is_file()):
         return f"{job}: done meanwhile"
+    _here["began"] = begin = time.monotonic()
     if features == BASE:
         model, _, curve = _fitted("semantic_only", position, seed, before, stop, {})
         with beside(base) as scratch:
@@ -295,6 +297,7 @@ def _trained(features: str, position: PositionMode, seed: int, steps: int, stop:
         if time.monotonic() > stop:
             return f"{job}: {base} never came"
         time.sleep(0.5)
+    _here["began"] = begin = time.monotonic()
     model, config, curve = _fitted(features, position, seed, steps, stop, load_file(base) if before else {})
     trained = time.monotonic() - begin
     others = _dropped_in(folder) if features == "generator" else []
@@ -321,8 +324,10 @@ def _fitted(features: str, position: PositionMode, seed: int, steps: int, stop: 
     model, config, lessons = _prepared(features, position, seed, steps)
     if start:
         begin_with(model, {name: value.to(lessons.device) for name, value in start.items()})
+    held_out = _with(features, "test")
     try:
-        return model, config, fit(model, lessons, config, stop=stop, quiet=True)
+        return model, config, fit(model, lessons, config, stop=stop, quiet=True,
+                                  validate=lambda objective: validation_loss(objective, held_out, config))
     except Exception:
         if not config.compiled:
             raise
@@ -411,6 +416,7 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--compiled", action="store_true", help="the language model's layers, within the graphs")
     p.add_argument("--exam-batch", type=int, default=64, help="clips")
     p.add_argument("--streams", nargs="+", help="streams: only these; all without it")
+    p.add_argument("--draws", type=int, default=3, help="of questions, for training clips (teacher.asking.OFTEN)")
     p.add_argument("--most", type=int, default=None, help="clips of each split")
     p.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 2))
     args = p.parse_args()
