@@ -262,7 +262,7 @@ def _tower(config: CourseConfig, device: torch.device) -> Tower | None:
 
 def _rooms(config: CourseConfig, source: Source, split: Split, accelerator: Any) -> list[Room]:
     ids = source.ids(split)
-    path = config.out / f"rooms_{split}-{digest(ids, config.tasks, 'evened')}.safetensors"
+    path = config.out / f"rooms_{split}-{digest(ids, config.tasks, 'evened, text apart')}.safetensors"
     if accelerator.is_main_process and not path.is_file():
         save_rooms(read_rooms(source, ids, config.tasks, 0), path)
     accelerator.wait_for_everyone()

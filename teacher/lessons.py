@@ -145,19 +145,20 @@ def stack(store: FeatureStore, rooms: Sequence[Room]) -> Tensor:
 
 
 def save_rooms(rooms: Sequence[Room], path: Path) -> None:
-    """Rooms in one safetensors file, questions as JSON in its header; `load_rooms` reads it."""
+    """Rooms in one safetensors file, questions as the bytes of a JSON text (a header holds no more than 100 MB);
+    `load_rooms` reads it."""
     arrays = {f"{i}/{name}": np.ascontiguousarray(getattr(r, name)) for i, r in enumerate(rooms)
               for name in ("points", "boxes", "inside")}
     about = [{"id": r.id, "candidates": r.candidates,
               "asked": [{k: v for k, v in asdict(q).items() if k != "boxes"} for q in r.asked]} for r in rooms]
     with beside(path) as scratch:
-        save_file(arrays, scratch, metadata={"rooms": json.dumps(about)})
+        save_file(arrays | {"rooms": np.frombuffer(json.dumps(about).encode(), np.uint8)}, scratch)
 
 
 def load_rooms(path: Path) -> list[Room]:
     """What `save_rooms` wrote."""
     with safe_open(path, "np") as file:
-        about = json.loads(file.metadata()["rooms"])
+        about = json.loads(file.get_tensor("rooms").tobytes())
         rooms = []
         for i, one in enumerate(about):
             points, boxes, inside = (file.get_tensor(f"{i}/{name}") for name in ("points", "boxes", "inside"))

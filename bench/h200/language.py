@@ -61,6 +61,7 @@ BASE = "base"   # what --base trains
 ENOUGH = 3      # seeds of every row before there are more of any
 MARGIN = 0.85   # share of the time that is planned with
 MEASURED = 6.0  # s that steps are timed for
+PATIENCE = 180.0  # s for a stream that another process makes
 UNMEASURED, EXAM = 600, 10.0  # steps, and seconds of an exam, should that fail
 _here: dict[str, Any] = {}  # what a worker keeps between its jobs
 
@@ -113,7 +114,8 @@ def train(args: argparse.Namespace, folder: Path) -> None:
     if not (folder / "rooms_test.safetensors").is_file():
         prepare(args, folder)
     note_run(folder)
-    fill_streams(args, folder)
+    if not args.wait:
+        fill_streams(args, folder)
     jobs = [job for job in trainings(args) if not (folder / "jobs" / f"{'-'.join(map(str, job))}.json").is_file()]
     gpus = max(1, torch.cuda.device_count())
     side = min(args.side * gpus, len(jobs))
@@ -181,8 +183,11 @@ def _begin(args: argparse.Namespace, folder: Path, gpus: int, index: int) -> Non
         torch.cuda.set_device(device)
     lm, tokenizer = load_lm(args.lm)
     writer = Writer(tokenizer, lm.get_input_embeddings().weight.shape[0])
-    lessons = {split: Lessons(load_rooms(folder / f"rooms_{split}.safetensors"),
-                              load_stream(folder, "semantic", split), None, writer, device) for split in SPLITS}
+    lessons = {}
+    for split in SPLITS:
+        semantic = load_stream(folder, "semantic", split, PATIENCE * args.wait)
+        rooms = load_rooms(folder / f"rooms_{split}.safetensors")
+        lessons[split] = Lessons(rooms, semantic, None, writer, device)
     for one in lessons.values():
         one.weigh({CHOICE: args.choice_share})
     _here.update(args=args, folder=folder, device=device, lessons=lessons)
@@ -198,7 +203,8 @@ def _with(features: str, split: str) -> Lessons:
         tower = Zeros() if features == "zeros" else FixedNoise()
         return lessons.with_stream(tower.features(blank).half().expand(count, -1, -1, -1, -1))
     name = features.partition(VARIANT)[0].removesuffix("_retrained")
-    return lessons.with_stream(load_stream(_here["folder"], name, split))
+    patience = PATIENCE * _here["args"].wait
+    return lessons.with_stream(load_stream(_here["folder"], name, split, patience))
 
 
 def _prepared(features: str, position: PositionMode, seed: int, steps: int) -> tuple[Any, TuneConfig, Lessons]:
@@ -415,6 +421,7 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--eager", action="store_true", help="no CUDA graphs")
     p.add_argument("--compiled", action="store_true", help="the language model's layers, within the graphs")
     p.add_argument("--exam-batch", type=int, default=64, help="clips")
+    p.add_argument("--wait", action="store_true", help="train: the streams come from other processes meanwhile")
     p.add_argument("--streams", nargs="+", help="streams: only these; all without it")
     p.add_argument("--draws", type=int, default=3, help="of questions, for training clips (teacher.asking.OFTEN)")
     p.add_argument("--most", type=int, default=None, help="clips of each split")

@@ -2,6 +2,7 @@
 import argparse
 import json
 import os
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -102,8 +103,11 @@ def _likeness(folder: Path, name: str, split: str, tower: Any, stream: Tensor) -
     return f", cosine to the generator {torch.cosine_similarity(said, true, dim=2).mean():.3f}"
 
 
-def load_stream(folder: Path, name: str, split: str) -> Tensor:
-    path = folder / f"{name}_{split}.safetensors"
-    if not path.is_file():
-        raise ValueError(f"{path}: not there; its tower failed above")
+def load_stream(folder: Path, name: str, split: str, patience: float = 0.0) -> Tensor:
+    """A filled stream; waits `patience` seconds for it to come."""
+    path, until = folder / f"{name}_{split}.safetensors", time.monotonic() + patience
+    while not path.is_file():
+        if time.monotonic() >= until:
+            raise ValueError(f"{path}: not there; its tower failed above")
+        time.sleep(0.2)
     return next(iter(load_file(path).values()))

