@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from language_slots import Slots
-from language_streams import fill_streams, load_stream
+from language_streams import awaited, fill_streams, load_stream
 from language_tables import DROPPED_IN, PREPARED, SPLITS, VARIANT, gate_table, guesses, note_run, say, table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -61,7 +61,7 @@ BASE = "base"   # what --base trains
 ENOUGH = 3      # seeds of every row before there are more of any
 MARGIN = 0.85   # share of the time that is planned with
 MEASURED = 6.0  # s that steps are timed for
-PATIENCE = 180.0  # s for a stream that another process makes
+PATIENCE = 300.0  # s for what another process makes
 UNMEASURED, EXAM = 600, 10.0  # steps, and seconds of an exam, should that fail
 _here: dict[str, Any] = {}  # what a worker keeps between its jobs
 
@@ -111,7 +111,7 @@ def _read(job: tuple[str, str, tuple[str, ...], int]) -> Room:
 
 def train(args: argparse.Namespace, folder: Path) -> None:
     until = time.monotonic() + args.seconds
-    if not (folder / "rooms_test.safetensors").is_file():
+    if not args.wait and not (folder / "rooms_test.safetensors").is_file():
         prepare(args, folder)
     note_run(folder)
     if not args.wait:
@@ -185,8 +185,8 @@ def _begin(args: argparse.Namespace, folder: Path, gpus: int, index: int) -> Non
     writer = Writer(tokenizer, lm.get_input_embeddings().weight.shape[0])
     lessons = {}
     for split in SPLITS:
+        rooms = load_rooms(awaited(folder / f"rooms_{split}.safetensors", PATIENCE * args.wait))
         semantic = load_stream(folder, "semantic", split, PATIENCE * args.wait)
-        rooms = load_rooms(folder / f"rooms_{split}.safetensors")
         lessons[split] = Lessons(rooms, semantic, None, writer, device)
     for one in lessons.values():
         one.weigh({CHOICE: args.choice_share})
@@ -421,7 +421,7 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--eager", action="store_true", help="no CUDA graphs")
     p.add_argument("--compiled", action="store_true", help="the language model's layers, within the graphs")
     p.add_argument("--exam-batch", type=int, default=64, help="clips")
-    p.add_argument("--wait", action="store_true", help="train: the streams come from other processes meanwhile")
+    p.add_argument("--wait", action="store_true", help="train: other processes make rooms and streams")
     p.add_argument("--streams", nargs="+", help="streams: only these; all without it")
     p.add_argument("--draws", type=int, default=3, help="of questions, for training clips (teacher.asking.OFTEN)")
     p.add_argument("--most", type=int, default=None, help="clips of each split")

@@ -105,9 +105,14 @@ def _likeness(folder: Path, name: str, split: str, tower: Any, stream: Tensor) -
 
 def load_stream(folder: Path, name: str, split: str, patience: float = 0.0) -> Tensor:
     """A filled stream; waits `patience` seconds for it to come."""
-    path, until = folder / f"{name}_{split}.safetensors", time.monotonic() + patience
+    return next(iter(load_file(awaited(folder / f"{name}_{split}.safetensors", patience)).values()))
+
+
+def awaited(path: Path, patience: float) -> Path:
+    """The path, as soon as there is such a file. Raises ValueError if it does not come within `patience` seconds."""
+    until = time.monotonic() + patience
     while not path.is_file():
         if time.monotonic() >= until:
-            raise ValueError(f"{path}: not there; its tower failed above")
+            raise ValueError(f"{path}: not there; what makes it failed above")
         time.sleep(0.2)
-    return next(iter(load_file(path).values()))
+    return path
