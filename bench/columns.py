@@ -41,7 +41,7 @@ class Column:
 
 TEXT = {"features", "head", "mode", "model", "backend", "precision", "artefact", "stage", "label", "device", "timer",
         "launch", "work", "what", "tool", "unit", "task", "metric", "tune", "path", "outcome", "position",
-        "variant", "weights", "gate"}
+        "variant", "weights", "gate", "training"}
 
 
 def over_seeds(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:

@@ -4,7 +4,9 @@
 
 A language model that reads the features can hardly tell what a ridge regression of them cannot see a trace of. For each
 pair of streams, on held-out rooms: R2 of the logarithm of a room's floor, of a thing's longest side, of the distance
-between two things' middles, and of two tokens' points in one frame. Place in the frame is given throughout.
+between two things, and of two tokens' points in one frame. Which tokens show the things, and each token's place in the
+frame, are given throughout. Of the first three, which VSI-Bench asks for, also the mean relative accuracy that the
+regression would score, and by how much that is over semantic features alone: what a reader could gain.
 """
 import argparse
 import sys
@@ -18,16 +20,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench.questions import Pile, bounds, differences
 from records.environment import environment
 from records.results import Row, measured, save
+from scenes.boxes import gap
+from scenes.metrics import mra
 from teacher.asking import Room
 from teacher.backbones import GRID, FixedNoise, RGBPatches
 from teacher.lessons import load_rooms
 from teacher.probes import ridge
 
 STREAMS = ("semantic", "generator", "student_fp32", "rgb", "vae_latents", "noise")
-PAIRS = 40  # of tokens a clip; of things, all
-Pile = list[tuple[np.ndarray, float]]
+PAIRS = 40    # of tokens a clip; of things, all
+APART = 0.3   # m between two things, as in scenes.spatial
+NEAR = 0.1    # m, so that tokens at one point have a logarithm
+ASKED = ("room_size", "thing_size", "thing_distance")
+Data = list[tuple[np.ndarray, float]]  # (features, logarithm of what they should tell), of one clip
 
 
 def main() -> None:
@@ -39,16 +47,28 @@ def main() -> None:
     rooms = {split: load_rooms(folder / f"rooms_{split}.safetensors") for split in ("train", "test")}
     streams = {name: {split: _stream(folder, name, split, len(rooms[split])) for split in rooms} for name in STREAMS}
     rows: list[Row] = []
+    alone: dict[str, Pile] = {}
     for names in [("semantic",), *(("semantic", name) for name in STREAMS[1:]), ("generator",)]:
         row: Row = {"features": " + ".join(names), "train_clips": len(rooms["train"]), "clips": len(rooms["test"])}
         for what, collect in PROBES.items():
             data = {}
-            for split, mine in rooms.items():
+            for split, some in rooms.items():
                 rng = np.random.default_rng(0)
                 piles = [collect(room, torch.cat([streams[n][split][i] for n in names], 1), rng)
-                         for i, room in enumerate(mine)]
+                         for i, room in enumerate(some)]
                 data[split] = piles
-            row[f"{what}_r2"] = _r2(data["train"], data["test"])
+            told, truth = _told(data["train"], data["test"])
+            row[f"{what}_r2"] = _r2(told, truth)
+            if what not in ASKED:
+                continue
+            mine = _accuracies(told, truth, [room.id for room, pile in zip(rooms["test"], data["test"], strict=True)
+                                             for _ in pile])
+            row[f"{what}_mra"] = float(np.mean([*mine.values()]))
+            if what in alone:
+                drawn, delta = differences([mine], [alone[what]])
+                low, high = bounds(drawn, delta)
+                row |= {f"{what}_gain": float(delta.mean()), f"{what}_gain_low": low, f"{what}_gain_high": high}
+            alone.setdefault(what, mine)
         rows.append(row)
         print(row, flush=True)
     save(replace(measured("question_probes", rows, environment()),
@@ -67,35 +87,36 @@ def _stream(folder: Path, name: str, split: str, count: int) -> Tensor:
     return stream
 
 
-def room_size(room: Room, x: Tensor, rng: np.random.Generator) -> Pile:
+def room_size(room: Room, x: Tensor, rng: np.random.Generator) -> Data:
     """x [T,D,14,14]: its mean and spread over the clip."""
     x = x.float()
     pooled = torch.cat([x.mean((0, 2, 3)), x.std((0, 2, 3))]).numpy()
     return [(pooled, np.log(q.number)) for q in room.asked if q.task == "vsi:room_size_estimation" and q.number]
 
 
-def thing_size(room: Room, x: Tensor, rng: np.random.Generator) -> Pile:
+def thing_size(room: Room, x: Tensor, rng: np.random.Generator) -> Data:
     """The mean of its tokens."""
     return [(known, np.log(box[3:6].max())) for box, known in _things(room, x)]
 
 
-def thing_distance(room: Room, x: Tensor, rng: np.random.Generator) -> Pile:
-    """The sum and difference of the means of two things' tokens."""
+def thing_distance(room: Room, x: Tensor, rng: np.random.Generator) -> Data:
+    """The sum and difference of the means of two things' tokens; their distance is that of their boxes' closest points,
+    and none are asked about that are nearly in touch."""
     things = _things(room, x)
-    return [(_both(a, b), np.log(np.linalg.norm(p[:3] - q[:3]) + 0.1))
-            for i, (p, a) in enumerate(things) for q, b in things[:i]]
+    pairs = ((_both(a, b), gap(p, q)) for i, (p, a) in enumerate(things) for q, b in things[:i])
+    return [(both, np.log(far)) for both, far in pairs if far >= APART]
 
 
-def token_distance(room: Room, x: Tensor, rng: np.random.Generator) -> Pile:
+def token_distance(room: Room, x: Tensor, rng: np.random.Generator) -> Data:
     """Likewise of two tokens of one frame."""
     tokens = _placed(x)                                                                        # [T,196,D+3]
     frame, a, b = rng.integers(len(tokens), size=PAIRS), *rng.integers(GRID * GRID, size=(2, PAIRS))
     points = room.points.reshape(len(tokens), -1, 3)
-    far = np.log(np.linalg.norm(points[frame, a] - points[frame, b], axis=1) + 0.1)
+    far = np.log(np.linalg.norm(points[frame, a] - points[frame, b], axis=1) + NEAR)
     return [(_both(p, q), d) for p, q, d in zip(tokens[frame, a], tokens[frame, b], far, strict=True)]
 
 
-PROBES: dict[str, Callable[[Room, Tensor, np.random.Generator], Pile]] = {
+PROBES: dict[str, Callable[[Room, Tensor, np.random.Generator], Data]] = {
     "room_size": room_size, "thing_size": thing_size, "thing_distance": thing_distance,
     "token_distance": token_distance}
 
@@ -118,15 +139,24 @@ def _both(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.concatenate([a + b, np.abs(off), [np.linalg.norm(off[-2:])]])
 
 
-def _r2(train: Sequence[Pile], test: Sequence[Pile]) -> float:
-    """Of teacher.probes.ridge, on the test clips."""
+def _told(train: Sequence[Data], test: Sequence[Data]) -> tuple[Tensor, Tensor]:
+    """What teacher.probes.ridge says of the test clips, and the truth, [N] each."""
     (x, y), (tx, ty) = (_table(piles) for piles in (train, test))
     mean, std = x.mean(0), x.std(0) + 1e-5
-    told = ridge((x - mean) / std, y, (tx - mean) / std)
-    return float(1 - (ty - told).square().sum() / (ty - ty.mean()).square().sum())
+    return ridge((x - mean) / std, y, (tx - mean) / std).squeeze(1), ty.squeeze(1)
 
 
-def _table(piles: Sequence[Pile]) -> tuple[Tensor, Tensor]:
+def _r2(told: Tensor, truth: Tensor) -> float:
+    return float(1 - (truth - told).square().sum() / (truth - truth.mean()).square().sum())
+
+
+def _accuracies(told: Tensor, truth: Tensor, clips: Sequence[str]) -> Pile:
+    """Mean relative accuracy of each, of logarithms."""
+    pairs = zip(told.exp().tolist(), truth.exp().tolist(), strict=True)
+    return {(clip, i): mra(*pair) for i, (clip, pair) in enumerate(zip(clips, pairs, strict=True))}
+
+
+def _table(piles: Sequence[Data]) -> tuple[Tensor, Tensor]:
     """[N,D], [N,1]"""
     rows = [one for pile in piles for one in pile]
     return (torch.from_numpy(np.stack([x for x, _ in rows]).astype(np.float32)),

@@ -90,6 +90,17 @@ def _spellings(rows: list[Row]) -> list[Row]:
     return sorted(shown, key=lambda row: (row["model"], row["batch"], row.get("graph_ms") or row["latency_ms"]))
 
 
+def _gains(rows: list[Row]) -> list[Row]:
+    """What a regression would score of each question over semantic features, in points with the interval."""
+    out = []
+    for row in rows:
+        known = {field.removesuffix("_gain"): value for field, value in row.items() if field.endswith("_gain")}
+        ends = {what: [100 * row[f"{what}_gain_{end}"] for end in ("low", "high")] for what in known}
+        out.append(row | {what: f"{100 * gain:+.1f} ({ends[what][0]:+.1f} … {ends[what][1]:+.1f})"
+                          for what, gain in known.items()})
+    return out
+
+
 _NANO_PROBE = Table((
     Column("features", "features"), Column("frames", "mode"), Column("noise t", "t", 2), Column("block", "block", 0),
     Column("noise draws", "seeds", 0), Column("depth R², ridge", "depth_r2_ridge"),
@@ -178,6 +189,21 @@ _QUESTION_PROBES = Table((
     Column("distance between two things", "thing_distance_r2"),
     Column("distance between two tokens", "token_distance_r2")))
 
+_QUESTION_GAINS = Table((
+    Column("features", "features"), Column("size of the room, MRA %", "room_size_mra", 1, 100),
+    Column("over semantic, points (95 %)", "room_size"), Column("size of a thing", "thing_size_mra", 1, 100),
+    Column("over semantic", "thing_size"), Column("distance between two things", "thing_distance_mra", 1, 100),
+    Column("over semantic", "thing_distance")), _gains, "question_probes")
+
+_CURVES = Table((
+    Column("training", "training"), Column("features", "features"), Column("seed", "seed", 0),
+    Column("steps", "steps", 0), Column("loss of numbers, held-out: lowest", "number_lowest"),
+    Column("at step", "number_lowest_at", 0), Column("at the end", "number_last"),
+    Column("of grounding: lowest", "ground_lowest"), Column("at step", "ground_lowest_at", 0),
+    Column("at the end", "ground_last"), Column("numeric MRA, %", "numeric_mra", 1, 100),
+    Column("distances", "distance_mra", 1, 100), Column("grounding Acc@0.25, %", "ground_acc", 1, 100)),
+    lambda rows: [row for row in rows if row["kind"] == "training"])
+
 _CROSSCHECK = Table((
     Column("file", "artefact"), Column("runs on", "backend"), Column("precision", "precision"),
     Column("batch", "batch", 0), Column("median here, ms", "latency_ms", 2), Column("by", "tool"),
@@ -219,6 +245,9 @@ TABLES = {"nano_probe": _NANO_PROBE, "rooms_accuracy": _ROOMS_ACCURACY, "latency
           "rooms_questions_controls": Table(CONTROLLED, controlled, "rooms_questions"),
           "rooms_questions_types": Table(TYPED, typed, "rooms_questions"),
           "gate_by_class": Table(GATED, gated), "question_probes": _QUESTION_PROBES,
+          "question_probes_gain": _QUESTION_GAINS, "language_curves": _CURVES,
+          "rooms_questions_warm": Table(SCORED, scored),
+          "rooms_questions_warm_types": Table(TYPED, typed, "rooms_questions_warm"),
           "rooms_questions_pilot": Table(SCORED, scored),
           "rooms_questions_pilot_controls": Table(CONTROLLED, controlled, "rooms_questions_pilot"),
           "rooms_questions_pilot_types": Table(TYPED, typed, "rooms_questions_pilot")}

@@ -34,8 +34,8 @@ class Room:
 
 
 def read_room(clip: Clip, tasks: Sequence[str], seed: int, draws: int = 1) -> Room:
-    """Asks every task of one clip; `evened` takes the rooms of a split. draws: how often those OFTEN
-    are asked, which is about other things each time. Raises ValueError if the clip has no depth or camera."""
+    """Asks every task of one clip; `evened` takes the rooms of a split. draws: how often the tasks OFTEN are asked, of
+    other things each time. Raises ValueError if the clip has no depth or camera."""
     if clip.depth is None or clip.intrinsics is None or clip.poses is None:
         raise ValueError(f"clip {clip.id}: questions need depth, intrinsics and poses; render it with: "
                          "vega3d scenes render")
@@ -59,12 +59,12 @@ def read_room(clip: Clip, tasks: Sequence[str], seed: int, draws: int = 1) -> Ro
 
 
 def _drawn(view: View, task: str, seed: int, draws: int) -> list[Question]:
-    """Each question once, though several draws have it."""
-    found: dict[str, Question] = {}
-    for draw in range(draws):
-        for question in questions(view, task, seed + draw):
-            found.setdefault(question.text, question)
-    return [*found.values()]
+    """The first draw's questions, and of the others those that no earlier one has."""
+    asked = questions(view, task, seed)
+    for draw in range(1, draws):
+        known = {question.text for question in asked}
+        asked += [question for question in questions(view, task, seed + draw) if question.text not in known]
+    return asked
 
 
 def evened(rooms: Sequence[Room], seed: int) -> list[Room]:

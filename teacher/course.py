@@ -64,6 +64,7 @@ class CourseConfig:
     grid: int = 7                       # visual tokens to a frame's side
     objects: Objects = "fused"
     query: Query = "words"      # what a grounding question is known by: its words' states, or that of <ground>
+    draws: int = 1              # of a training clip's distances and single boxes to ask about: others each time
     metric: float = 0.0         # weight of telling the distances between visual tokens, in training
     start: Path | None = None   # OUT of a teacher of --features none that this one goes on from; None: from nothing
     tasks: tuple[str, ...] = TASKS
@@ -73,6 +74,8 @@ class CourseConfig:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.tasks) - set(TASKS)):
             raise ValueError(f"course: no task {unknown[0]!r}; there are: {', '.join(TASKS)}")
+        if self.draws < 1:
+            raise ValueError(f"course: got draws={self.draws}, expected at least 1")
         if self.metric < 0:
             raise ValueError(f"course: got metric={self.metric}, expected a weight of at least 0")
         if self.rooms < 10 and self.clips is None:
@@ -209,7 +212,7 @@ def recipe(name: str) -> CourseConfig:
         return CourseConfig(semantic="siglip-so400m", generator="wan2.1-t2v-1.3b", frames=32, grid=14,
                             tap=Tap(block=20, k=300, seeds=1), objects="semantic", query="ground",
                             tuning=RECIPES[name])
-    return CourseConfig(metric=1.0, tuning=RECIPES[name])
+    return CourseConfig(draws=3, metric=1.0, tuning=RECIPES[name])
 
 
 def _source(config: CourseConfig, render: bool) -> tuple[Source, str]:
@@ -262,9 +265,10 @@ def _tower(config: CourseConfig, device: torch.device) -> Tower | None:
 
 def _rooms(config: CourseConfig, source: Source, split: Split, accelerator: Any) -> list[Room]:
     ids = source.ids(split)
-    path = config.out / f"rooms_{split}-{digest(ids, config.tasks, 'evened, text apart')}.safetensors"
+    draws = config.draws if split == "train" else 1
+    path = config.out / f"rooms_{split}-{digest(ids, config.tasks, draws, 'evened, text apart')}.safetensors"
     if accelerator.is_main_process and not path.is_file():
-        save_rooms(read_rooms(source, ids, config.tasks, 0), path)
+        save_rooms(read_rooms(source, ids, config.tasks, 0, draws), path)
     accelerator.wait_for_everyone()
     return load_rooms(path)
 

@@ -132,10 +132,10 @@ class Lessons:
         return Batch(sight, replace(asked, **there), pairs)
 
 
-def read_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str], seed: int) -> list[Room]:
+def read_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str], seed: int, draws: int = 1) -> list[Room]:
     """The balanced questions of every task about the clips, in order, with a progress bar; clips that are left with no
-    question stay out."""
-    return evened([read_room(source.clip(i), tasks, seed) for i in track(ids, description="questions")], seed)
+    question stay out. draws: see read_room."""
+    return evened([read_room(source.clip(i), tasks, seed, draws) for i in track(ids, description="questions")], seed)
 
 
 def stack(store: FeatureStore, rooms: Sequence[Room]) -> Tensor:

@@ -63,8 +63,12 @@ def folder(tmp_path):
                                             "launches": 97, "total_ms": 2.5, "gemm_int8_ms": 0.5}])
     answers = {"features": "generator", "position": "pose_free", "task": "ground", "metric": "acc@0.25", "value": 0.4}
     write(tmp_path, "question_probes", [{"features": "semantic", "train_clips": 600, "clips": 120, "room_size_r2": 0.5,
-                                         "thing_size_r2": 0.5, "thing_distance_r2": 0.6, "token_distance_r2": 0.7}])
-    for name in ("rooms_questions", "rooms_questions_pilot", "fusion_ablation"):
+                                         "thing_size_r2": 0.5, "thing_distance_r2": 0.6, "token_distance_r2": 0.7,
+                                         "room_size_mra": 0.4, "room_size_gain": 0.012, "room_size_gain_low": -0.003,
+                                         "room_size_gain_high": 0.02}])
+    write(tmp_path, "language_curves", [{"kind": "training", "training": "longer", "features": "generator", "seed": 0,
+                                         "number_lowest": 1.2, "number_lowest_at": 800}, {"kind": "point", "step": 9}])
+    for name in ("rooms_questions", "rooms_questions_pilot", "rooms_questions_warm", "fusion_ablation"):
         write(tmp_path, name, [{**answers, "kind": "score", "seed": 0, "steps": 9},
                                {**answers, "kind": "difference", "minus": "zeros", "seeds": 1, "low": 0.1,
                                 "high": 0.7}])
@@ -84,6 +88,15 @@ def test_every_table_is_a_table(folder, name):
     assert body and all(len(row) == len(head) == len(rule) for row in body)
     assert all(set(cell) <= {"-", ":"} for cell in rule)
     assert f"bench/results/{TABLES[name].file or name}.json" in table(name, folder)
+
+
+def test_a_gain_is_in_points_with_its_interval(folder):
+    *_, row = cells(table("question_probes_gain", folder))
+    assert row == ["semantic", "40.0", "+1.2 (-0.3 … +2.0)"]
+
+
+def test_a_training_is_one_row_whatever_its_curve(folder):
+    assert len(cells(table("language_curves", folder))) == 3
 
 
 def test_seeds_are_one_row_with_their_spread(folder):

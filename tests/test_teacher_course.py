@@ -31,7 +31,7 @@ def clips(tmp_path_factory):
 @pytest.fixture
 def config(clips, tmp_path, monkeypatch):
     # the analytic clips show too little to be asked about: the questions are made up
-    monkeypatch.setattr(teacher.course, "read_rooms", lambda source, ids, tasks, seed: [made_up_room(i) for i in ids])
+    monkeypatch.setattr(teacher.course, "read_rooms", lambda source, ids, *_: [made_up_room(i) for i in ids])
     tuning = TuneConfig(lm=str(save_tiny_lm(tmp_path / "lm")), steps=4, clips=2, questions=2, save_every=2,
                         validate_every=2)
     return CourseConfig(out=tmp_path / "out", clips=clips, features="noise", grid=2, metric=1.0, tuning=tuning)
@@ -81,11 +81,25 @@ def test_a_course_goes_on_from_one_without_a_second_stream(config, tmp_path):
         take(replace(config, start=tmp_path / "other", out=tmp_path / "refused"))
 
 
+def test_training_rooms_alone_are_asked_about_several_times(config, monkeypatch):
+    asked: dict[str, int] = {}
+
+    def read(source, ids, tasks, seed, draws):
+        asked[ids[0].partition("/")[0]] = draws
+        return [made_up_room(i) for i in ids]
+
+    monkeypatch.setattr(teacher.course, "read_rooms", read)
+    take(replace(config, draws=3, exam=False))
+    assert asked == {"train": 3, "val": 1, "test": 1}
+
+
 def test_what_cannot_be_trained_is_named(config, clips, tmp_path):
     with pytest.raises(ValueError, match="no task 'vsi:colour'"):
         replace(config, tasks=("vsi:colour",))
     with pytest.raises(ValueError, match=r"got metric=-1\.0, expected a weight of at least 0"):
         replace(config, metric=-1.0)
+    with pytest.raises(ValueError, match="got draws=0, expected at least 1"):
+        replace(config, draws=0)
     with pytest.raises(ValueError, match="no recipe 'big'; there are: embedded, paper"):
         recipe("big")
     bare = shutil.copytree(clips, tmp_path / "bare")
