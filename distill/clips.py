@@ -51,6 +51,9 @@ class _Chosen:
     def clip(self, clip_id: str):
         return self.folder.clip(clip_id)
 
+    def frames_of(self, clip_id: str):
+        return self.folder.frames_of(clip_id)
+
 
 def _opened(config: ScenesConfig) -> tuple[Source, str]:
     path = config.path

@@ -102,7 +102,7 @@ def load_clip(path: Path) -> Clip:
     except FileNotFoundError:
         raise
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a whole clip file ({error}); render it again") from error
+        raise _damaged(path, error) from error
 
 
 class ClipFolder:
@@ -124,5 +124,19 @@ class ClipFolder:
 
     def frames_of(self, clip_id: str) -> np.ndarray:
         """`clip(clip_id).frames` without reading the rest, which is four fifths of the file."""
-        with safe_open(self.root / f"{clip_id}.safetensors", "np") as file:
-            return file.get_tensor("frames")
+        path = self.root / f"{clip_id}.safetensors"
+        try:
+            with safe_open(path, "np") as file:
+                return file.get_tensor("frames")
+        except SafetensorError as error:
+            raise _damaged(path, error) from error
+
+
+def frames_of(source: Source, clip_id: str) -> np.ndarray:
+    """A clip's frames [T,3,H,W] uint8, without the rest where the source can."""
+    read = getattr(source, "frames_of", None)
+    return source.clip(clip_id).frames if read is None else read(clip_id)
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: not a whole clip file ({error}); render it again")

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from records.files import beside
-from scenes.clip import Source
+from scenes.clip import Source, frames_of
 from teacher.backbones import GRID, Tower
 from teacher.tap import spec_digest
 
@@ -93,14 +93,15 @@ def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str], 
     if not missing:
         return
     console = Console(stderr=True)
-    t = len(source.clip(missing[0]).frames)
+    first = frames_of(source, missing[0])
+    t = len(first)
     size = len(missing) * t * tower.dim * GRID * GRID * 2
     free = shutil.disk_usage(store.folder).free
     if size > free:
         raise ValueError(f"{store.folder}: features need {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
                          "use fewer clips or another folder")
     console.print(f"{store.spec['tower']}: {len(missing)} clips x {t} frames, {size / 1e6:.0f} MB -> {store.folder}")
-    group = max(1, min(16, GROUP_BYTES // source.clip(missing[0]).frames.nbytes)) if device.type == "cuda" else 1
+    group = max(1, min(16, GROUP_BYTES // first.nbytes)) if device.type == "cuda" else 1
     groups = [missing[i:i + group] for i in range(0, len(missing), group)]
     # three things at once: the next group is read, this one is in the tower, the last one is hashed and written
     with (Progress(console=console) as progress, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer):
@@ -119,7 +120,7 @@ def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str], 
 
 
 def _read_frames(source: Source, ids: Sequence[str], device: torch.device) -> Tensor:
-    frames = torch.stack([torch.from_numpy(source.clip(i).frames) for i in ids])
+    frames = torch.stack([torch.from_numpy(frames_of(source, i)) for i in ids])
     return frames.pin_memory() if device.type == "cuda" else frames
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 import vega3d
 from scenes import rendered
-from scenes.clip import Clip, ClipFolder, load_clip, save_clip
+from scenes.clip import Clip, ClipFolder, frames_of, load_clip, save_clip
 from scenes.rendered import render_folder
 from scenes.rooms import RoomSource
 from scenes.show import contact_sheet
@@ -27,6 +27,7 @@ def test_a_rendered_folder_reads_back_what_was_rendered(tmp_path, source):
     read, made = folder.clip("val/00000_0"), source.clip("val/00000_0")
     assert np.array_equal(read.frames, made.frames) and np.array_equal(read.depth, made.depth)
     assert np.array_equal(folder.frames_of("val/00000_0"), made.frames)
+    assert np.array_equal(frames_of(source, "val/00000_0"), frames_of(folder, "val/00000_0"))
     assert read.objects == made.objects and read.room_size == made.room_size
     card = json.loads((tmp_path / "scenes.json").read_text())
     assert card["seed"] == 0 and card["furniture"] == source.furniture.digest and card["versions"]["moderngl"]
@@ -39,6 +40,8 @@ def test_a_second_run_renders_only_what_is_missing_or_damaged(tmp_path, source):
     before = whole.stat().st_mtime_ns
     cut = tmp_path / f"{ids[1]}.safetensors"
     cut.write_bytes(cut.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="not a whole clip file"):
+        ClipFolder(tmp_path).frames_of(ids[1])
     assert render_folder(source, ids, tmp_path, 0) == 2
     assert whole.stat().st_mtime_ns == before
     assert load_clip(cut).id == ids[1]

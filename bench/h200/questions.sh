@@ -39,7 +39,7 @@ given=(--clips "$clips" --features "$work/features" --generator "$work/wan-nano"
 read -ra rows <<< "${ROWS:-semantic_only generator noise rgb vae_latents zeros text_only student_fp32_retrained}"
 { printf 'cd %q; exec %q bench/h200/language.py train %q' "$PWD" "$python" "$work"
   printf ' %q' "${given[@]}" --rows "${rows[@]}" $([ "${FUSIONS:-1}" = 0 ] || echo --fusions) "$@"; echo ' --wait --seconds "$@"'; } > "$work/train.sh"
-language prepare "$work" --clips "$clips" ${WORKERS:+--workers "$WORKERS"} & prepared=$!
+OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 language prepare "$work" --clips "$clips" ${WORKERS:+--workers "$WORKERS"} & prepared=$!
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}  # many processes side by side from here on
 for store in semantic features latents; do parts $store & filled+=($!); done
 [ "${ONLY:-}" = prepare ] || { bash "$work/train.sh" $((seconds - SECONDS)) >> "$work/train.log" 2>&1 & trained=$!; }  # it waits
