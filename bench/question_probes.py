@@ -45,10 +45,11 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.work / "language"
     rooms = {split: load_rooms(folder / f"rooms_{split}.safetensors") for split in ("train", "test")}
-    streams = {name: {split: _stream(folder, name, split, len(rooms[split])) for split in rooms} for name in STREAMS}
+    streams = {name: {split: _stream(folder, name, split, len(rooms[split])) for split in rooms}
+               for name in (*STREAMS, "place")}
     rows: list[Row] = []
     alone: dict[str, Pile] = {}
-    for names in [("semantic",), *(("semantic", name) for name in STREAMS[1:]), ("generator",)]:
+    for names in [("semantic",), *(("semantic", name) for name in STREAMS[1:]), ("generator",), ("place",)]:
         row: Row = {"features": " + ".join(names), "train_clips": len(rooms["train"]), "clips": len(rooms["test"])}
         for what, collect in PROBES.items():
             data = {}
@@ -76,7 +77,9 @@ def main() -> None:
 
 
 def _stream(folder: Path, name: str, split: str, count: int) -> Tensor:
-    """[N,T,D,14,14]"""
+    """[N,T,D,14,14]; of "place", which is what all have, D = 0."""
+    if name == "place":
+        return torch.zeros(count, 5, 0, GRID, GRID)
     if name == "noise":
         blank = torch.zeros(1, 5, 3, GRID, GRID)
         return FixedNoise().features(blank).half().expand(count, -1, -1, -1, -1)
@@ -140,8 +143,10 @@ def _both(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _told(train: Sequence[Data], test: Sequence[Data]) -> tuple[Tensor, Tensor]:
-    """What teacher.probes.ridge says of the test clips, and the truth, [N] each."""
+    """What teacher.probes.ridge says of the test clips, and the truth, [N] each; of no features the training mean."""
     (x, y), (tx, ty) = (_table(piles) for piles in (train, test))
+    if not x.shape[1]:
+        return y.mean().expand(len(ty)), ty.squeeze(1)
     mean, std = x.mean(0), x.std(0) + 1e-5
     return ridge((x - mean) / std, y, (tx - mean) / std).squeeze(1), ty.squeeze(1)
 
