@@ -57,7 +57,7 @@ def scored(rows: Sequence[Row]) -> list[Row]:
             kept = found.get(("recovery", row["position"], row["features"], None, field))
             if gain:
                 of = f", {gain['seeds']} of {row['seeds']} seeds" if gain["seeds"] < row["seeds"] else ""
-                row[f"gain {field}"] = _points(gain) + of
+                row[f"gain {field}"] = points(gain) + of
             if kept and None not in (kept["low"], kept["high"]) and best and (best["low"] or 0) > 0:
                 row[f"recovery {field}"] = f"{kept['value']:.2f} ({kept['low']:.2f} … {kept['high']:.2f})"
     return sorted(out, key=_place)
@@ -78,7 +78,7 @@ def controlled(rows: Sequence[Row]) -> list[Row]:
             continue
         place = row["position"], row["minus"]
         one = out.setdefault(place, {"position": place[0], "features": place[1], "seeds": row["seeds"]})
-        one[_field(row)] = _points(row)
+        one[_field(row)] = points(row)
         if row["seeds"] > 1:
             one[f"{_field(row)} seeds"] = f"{_point(row['lowest_seed'])} … {_point(row['highest_seed'])}"
     return sorted(out.values(), key=_place)
@@ -144,7 +144,7 @@ def _place(row: Row) -> tuple[bool, str, int]:
     return position is None, position or "", ORDER.index(name) if name in ORDER else len(ORDER)
 
 
-def _points(row: Row) -> str:
+def points(row: Row) -> str:
     """Such as +1.2 (+0.4 … +2.0); without bounds where there was but one room to draw from."""
     if row["low"] is None or row["high"] is None:
         return _point(row["value"])

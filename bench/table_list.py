@@ -4,7 +4,19 @@ from dataclasses import dataclass, replace
 
 from bench.columns import Column, over_seeds
 from bench.intervals import METRICS
-from bench.question_tables import CONTROLLED, FUSED, GATED, SCORED, TYPED, controlled, fused, gated, scored, typed
+from bench.question_tables import (
+    CONTROLLED,
+    FUSED,
+    GATED,
+    SCORED,
+    TYPED,
+    controlled,
+    fused,
+    gated,
+    points,
+    scored,
+    typed,
+)
 from bench.verdicts import gain_is_real
 from records.results import Row
 
@@ -92,13 +104,9 @@ def _spellings(rows: list[Row]) -> list[Row]:
 
 def _gains(rows: list[Row]) -> list[Row]:
     """What a regression would score of each question over semantic features, in points with the interval."""
-    out = []
-    for row in rows:
-        known = {field.removesuffix("_gain"): value for field, value in row.items() if field.endswith("_gain")}
-        ends = {what: [100 * row[f"{what}_gain_{end}"] for end in ("low", "high")] for what in known}
-        out.append(row | {what: f"{100 * gain:+.1f} ({ends[what][0]:+.1f} … {ends[what][1]:+.1f})"
-                          for what, gain in known.items()})
-    return out
+    return [row | {field.removesuffix("_gain"): points({"value": gain, "low": row[f"{field}_low"],
+                                                        "high": row[f"{field}_high"]})
+                   for field, gain in row.items() if field.endswith("_gain")} for row in rows]
 
 
 _NANO_PROBE = Table((

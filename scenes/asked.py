@@ -8,8 +8,8 @@ from scenes.seen import View
 
 def print_questions(clip: Clip, tasks: Sequence[str], seed: int) -> None:
     """Task, question, options and answer; for boxes, what is in them."""
-    asked = [question for task in tasks for question in questions(clip, task, seed)]
     view = View(clip)
+    asked = [question for task in tasks for question in questions(view, task, seed)]
     print(f"{clip.id} shows {', '.join(f'{len(g)} {noun}' for noun, g in sorted(view.groups.items())) or 'nothing'}")
     for question in asked:
         print(f"\n{question.task}{' (' + question.kind + ')' if question.kind else ''}")

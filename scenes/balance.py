@@ -11,15 +11,16 @@ import numpy as np
 
 from scenes.clip import Clip
 from scenes.questions import TASKS, Question, questions
+from scenes.seen import View
+from scenes.spatial import LETTERS
 
 _RATIO = 1.25
-_LETTERS = "ABCD"
 _FEW = 6       # of up to so many answers, those that are a tenth or more are kept equally often
 
 
 def question_set(clips: Iterable[Clip], tasks: Sequence[str] = TASKS, seed: int = 0) -> list[Question]:
     """The balanced questions of these tasks about these clips, in the order of the clips."""
-    return balanced([q for clip in clips for task in tasks for q in questions(clip, task, seed)], seed)
+    return balanced([q for view in map(View, clips) for task in tasks for q in questions(view, task, seed)], seed)
 
 
 def balanced(asked: Sequence[Question], seed: int = 0) -> list[Question]:
@@ -46,16 +47,16 @@ def _unguessable(asked: list[Question]) -> list[Question]:
     """
     mine = [i for i, q in enumerate(asked) if q.task == "vsi:object_rel_distance"]
     names: dict[str, int] = {}
-    options = np.full((len(mine), len(_LETTERS)), -1)                                        # [Q,4], -1 = none
+    options = np.full((len(mine), len(LETTERS)), -1)                                        # [Q,4], -1 = none
     for row, i in zip(options, mine, strict=True):
         row[:len(asked[i].options)] = [names.setdefault(o[3:], len(names)) for o in asked[i].options]
-    answer = np.array([_LETTERS.index(asked[i].answer or "") for i in mine], int)
+    answer = np.array([LETTERS.index(asked[i].answer or "") for i in mine], int)
     kept, every = np.ones(len(mine), bool), np.arange(len(mine))
     offered = np.bincount(options[options >= 0], minlength=len(names))                       # [names]
     right = np.bincount(options[every, answer], minlength=len(names))
     while 2 * kept.sum() > len(mine):
         rates = np.where(options < 0, -1.0, (right / np.maximum(offered, 1))[options])       # [Q,4]
-        guess = len(_LETTERS) - 1 - rates[:, ::-1].argmax(1)  # of equals the last
+        guess = len(LETTERS) - 1 - rates[:, ::-1].argmax(1)  # of equals the last
         guessed = kept & (guess == answer)
         if guessed.sum() <= kept.sum() / 4:
             break

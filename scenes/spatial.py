@@ -17,7 +17,7 @@ from scenes.seen import CLEAR, TRACE, Seen, View
 Rng = np.random.Generator
 PER_CLIP = 4             # questions of a type about one clip, at most
 _APART = 0.3             # m: no distance is nearer to another one, or to zero, than this
-_LETTERS = "ABCD"
+LETTERS = "ABCD"
 _FIRST = "What will be the first-time appearance order of the following categories in the video: {}?"
 
 
@@ -239,8 +239,8 @@ def _choice(clip: Clip, kind: str, text: str, choices: Sequence[str], rng: Rng) 
     """The first choice is the right one; "{}" in the text becomes the choices in the order they are offered."""
     order = rng.permutation(len(choices))
     shown = [choices[i] for i in order]
-    options = tuple(f"{letter}. {name}" for letter, name in zip(_LETTERS, shown, strict=False))
-    answer = _LETTERS[int(np.flatnonzero(order == 0)[0])]
+    options = tuple(f"{letter}. {name}" for letter, name in zip(LETTERS, shown, strict=False))
+    answer = LETTERS[int(np.flatnonzero(order == 0)[0])]
     return Question(clip.id, f"vsi:{kind}", text.replace("{}", ", ".join(shown)), answer, None, options, NO_BOXES, ())
 
 
