@@ -293,7 +293,7 @@ def _trained(features: str, position: PositionMode, seed: int, steps: int, stop:
         return f"{job}: done meanwhile"
     _here["began"] = begin = time.monotonic()
     if features == BASE:
-        model, _, curve = _fitted("semantic_only", position, seed, before, stop, {})
+        model, _, curve = _fitted("semantic_only", position, seed, before, stop, {}, _with("semantic_only", "test"))
         with beside(base) as scratch:
             save_file({name: value.contiguous().cpu() for name, value in learned(model).items()}, scratch)
         return f"{job}: {curve[-1]['step']} steps, loss {curve[-1]['loss']:.3f}, {time.monotonic() - begin:.0f} s"
@@ -304,11 +304,12 @@ def _trained(features: str, position: PositionMode, seed: int, steps: int, stop:
             return f"{job}: {base} never came"
         time.sleep(0.5)
     _here["began"] = begin = time.monotonic()
-    model, config, curve = _fitted(features, position, seed, steps, stop, load_file(base) if before else {})
+    start, held_out = load_file(base) if before else {}, _with(features, "test")
+    model, config, curve = _fitted(features, position, seed, steps, stop, start, held_out)
     trained = time.monotonic() - begin
     others = _dropped_in(folder) if features == "generator" else []
     for name in (*others, features):  # the trained row last: then the job is done
-        lessons = _with(name, "test")
+        lessons = held_out if name == features else _with(name, "test")
         scores = _exam(model, config, lessons)
         gate = _gate(model, lessons)
         about = {"features": name, "trained_on": features, "position": position, "seed": seed,
@@ -323,14 +324,13 @@ def _trained(features: str, position: PositionMode, seed: int, steps: int, stop:
     return f"{job}: {curve[-1]['step']} steps, loss {curve[-1]['loss']:.3f}, {trained:.0f} s, {mean}"
 
 
-def _fitted(features: str, position: PositionMode, seed: int, steps: int, stop: float, start: dict[str, Tensor]
-            ) -> tuple[Any, TuneConfig, list[dict]]:
+def _fitted(features: str, position: PositionMode, seed: int, steps: int, stop: float, start: dict[str, Tensor],
+            held_out: Lessons) -> tuple[Any, TuneConfig, list[dict]]:
     """(model, config, curve) of one training, from `start` on if that is not empty; where its layers do not compile,
     they are left as they are from then on."""
     model, config, lessons = _prepared(features, position, seed, steps)
     if start:
         begin_with(model, {name: value.to(lessons.device) for name, value in start.items()})
-    held_out = _with(features, "test")
     try:
         return model, config, fit(model, lessons, config, stop=stop, quiet=True,
                                   validate=lambda objective: validation_loss(objective, held_out, config))
@@ -339,7 +339,7 @@ def _fitted(features: str, position: PositionMode, seed: int, steps: int, stop: 
             raise
         say(f"{features}-{position}-{seed}: not compiled from now on, since:\n{traceback.format_exc()}")
     _here["args"].compiled = False
-    return _fitted(features, position, seed, steps, stop, start)
+    return _fitted(features, position, seed, steps, stop, start, held_out)
 
 
 def _exam(model: Any, config: TuneConfig, lessons: Lessons) -> list[list]:
