@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| echo "setup: no onnxruntime headers: the C++ example will not be built here"
 	@$(BIN)/vega3d teacher fetch || echo "setup: not everything was fetched; vega3d teacher fetch tries again" \
 		"(only vega3d teacher train needs the language model)"
-	@$(BIN)/python -c 'from scenes.render import Renderer; print("renderer:", Renderer(64).device)' \
+	@$(BIN)/python -c 'from scenes.rooms.renderer import Renderer; print("renderer:", Renderer(64).device)' \
 		|| echo "setup: no EGL device: rooms cannot be rendered here (libegl1 libgl1-mesa-dri); your own videos still work"
 	@touch $@
 

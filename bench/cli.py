@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from bench.config import LatencyConfig
+from bench.latency.config import LatencyConfig
 
 if TYPE_CHECKING:
     from bench.run import Part
@@ -80,7 +80,7 @@ def report(results: Path = Path("bench/results.json"), out: Path | None = None) 
         results: what `vega3d bench` wrote
         out: the page; default report.html beside it
     """
-    from bench.report import write_report
+    from bench.report.page import write_report
     from records.results import load
 
     page = out or results.with_name("report.html")
@@ -124,7 +124,7 @@ def tables(documents: tyro.conf.Positional[tuple[Path, ...]] = (), results: Path
         results: the folder of NAME.json files
         check: write nothing; fail if a table differs from its file
     """
-    from bench.tables import update
+    from bench.tables.fill import update
 
     named = documents or (Path("README.md"), *sorted(Path("docs").glob("*.md")))
     changed = update(named, results, check)
@@ -152,8 +152,8 @@ def _bench(run: Path, parts: "tuple[Part, ...]", config: LatencyConfig, out: Pat
 
 
 def _print(results: "Results") -> None:
-    from bench.names import accuracy_label, latency_label
-    from bench.verdicts import verdicts
+    from bench.report.labels import accuracy_label, latency_label
+    from bench.report.verdicts import verdicts
 
     for row in results.of("latency"):
         speed = f"{row['speedup']:7.1f}x" if row.get("speedup") else ""

@@ -3,13 +3,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.about import about_run
-from bench.accuracy import accuracy
-from bench.committed import commit_rows
-from bench.config import LatencyConfig
+from bench.accuracy.score import accuracy
+from bench.artefacts import about_run
 from bench.device import device_facts
-from bench.latency import latency
-from bench.report import write_report
+from bench.latency.config import LatencyConfig
+from bench.latency.measure import latency
+from bench.report.page import write_report
+from bench.tables.save_results import commit_rows
 from export.artefact import ready
 from records.results import Results, Row, load, measured, save
 

@@ -25,7 +25,7 @@ def run(args: list[str]) -> None:
         args = args[:at] + args[at + 2:]
     config = tyro.cli(RunConfig, default=base, args=args, prog="vega3d distill run", description=run.__doc__)
     from distill.run import run as run_all  # after --help: torch and diffusers take seconds
-    from teacher.search import chosen_tap
+    from teacher.probing.tap_search import chosen_tap
 
     if auto:
         teacher = config.teacher

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 from distill.config import ScenesConfig
 from scenes.clip import SPLITS, ClipFolder, Source
-from teacher.tap import spec_digest
+from teacher.towers.tap import spec_digest
 
 if TYPE_CHECKING:
-    from scenes.rooms import RoomSource
+    from scenes.rooms.source import RoomSource
 
 
 def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source, str]:
@@ -17,7 +17,7 @@ def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source
     """
     if config.path is not None:
         return _opened(config)
-    from scenes.rendered import default_workers, render_folder
+    from scenes.rooms.writer import default_workers, render_folder
 
     rooms = rooms_of(config)
     folder = cache / rooms.key  # not the numbers of rooms: a larger request goes on from a smaller one's clips
@@ -33,7 +33,7 @@ def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source
 
 def rooms_of(config: ScenesConfig) -> "RoomSource":
     """The rooms that a configuration without a path asks for."""
-    from scenes.rooms import RoomSource
+    from scenes.rooms.source import RoomSource
 
     return RoomSource(train=config.train, val=config.val, test=config.test, clips_per_room=config.clips_per_room,
                       frames=config.frames, seed=config.seed, pack=config.furniture)
@@ -62,7 +62,7 @@ def _opened(config: ScenesConfig) -> tuple[Source, str]:
         source: Source = ClipFolder(path)
         files = sorted(path.glob("*/*.safetensors"))
     else:
-        from scenes.video import VideoSource
+        from scenes.sources.video import VideoSource
 
         source = VideoSource(path, frames=config.frames)
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]

@@ -8,9 +8,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from student.vit import StudentConfig
-from teacher.search import chosen_tap
-from teacher.tap import Tap
-from teacher.train import HeadsConfig
+from teacher.dense.train import HeadsConfig
+from teacher.probing.tap_search import chosen_tap
+from teacher.towers.tap import Tap
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from rich.progress import track
 from torch import Tensor
 
 from distill.config import HeadTraining
-from distill.matches import MatchScores, has_matches, match_loss, places, rgb_patches
+from distill.correspondence import MatchScores, has_matches, match_loss, places, rgb_patches
 from records.files import sha256
 from scenes.clip import Clip, Source, Split
 from scenes.dense import DenseScores, DenseTargets, dense_targets
 from student.heads import FILE, DrawableStudent, Heads, HeadsShape, fit_colours, heads_scores, load_heads, save_heads
 from student.vit import SHIPPED, Student, load_student
-from teacher.schedule import set_lr
+from teacher.training.checkpoint import set_lr
 
 NAME = "student_heads"  # the row in accuracy.json
 ASKED = 196             # cells of the first view that are asked for in a step

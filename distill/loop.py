@@ -10,13 +10,12 @@ from torch import Tensor
 
 from distill.config import StudentTraining
 from distill.losses import relation_loss, token_loss
-from distill.maps import save_maps
+from distill.pca_visualization import save_maps
 from student.vit import SHIPPED, Student, load_student, save_student
-from teacher.checkpoint import load_checkpoint, save_checkpoint
-from teacher.examples import Examples
-from teacher.schedule import set_lr
-from teacher.tap import spec_digest
-from teacher.train import Stream
+from teacher.data.dataset import Examples
+from teacher.dense.train import Stream
+from teacher.towers.tap import spec_digest
+from teacher.training.checkpoint import load_checkpoint, save_checkpoint, set_lr
 
 CHECKPOINT_SECONDS = 30.0
 

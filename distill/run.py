@@ -20,13 +20,13 @@ from records.environment import environment
 from records.files import beside, write_json
 from scenes.clip import Source, Split
 from student.vit import Student, load_student
-from teacher.backbones import FixedNoise, RGBPatches, Tower, Zeros
-from teacher.dense import DenseShape, DenseTeacher
-from teacher.examples import Example, Examples, moments
-from teacher.features import FeatureStore, fill
-from teacher.semantic import SEMANTIC_DIM, SemanticEncoder
-from teacher.train import Stream, load_teacher, score, train_heads
-from teacher.wan import VAELatents, WanTower, generator_folder, load_wan, spec_digest
+from teacher.data.dataset import Example, Examples, moments
+from teacher.data.feature_store import FeatureStore, fill
+from teacher.dense.model import DenseShape, DenseTeacher
+from teacher.dense.train import Stream, load_teacher, score, train_heads
+from teacher.towers.base import FixedNoise, RGBPatches, Tower, Zeros
+from teacher.towers.efficientnet import SEMANTIC_DIM, SemanticEncoder
+from teacher.towers.wan import VAELatents, WanTower, generator_folder, load_wan, spec_digest
 
 CALIBRATION_FRAMES, HELD_OUT_FRAMES = 320, 64
 LEAST_GAIN = {"delta1": 0.005, "normal_deg": -0.2}  # of the teacher over semantic only, for a recovery to mean anything
@@ -120,7 +120,7 @@ def run(config: RunConfig) -> Path:
 
 def teach(run: Run, train: Examples, test: Examples, seed: int) -> list[dict]:
     """Trains and scores the fused teacher, the semantic-only baseline and the controls; returns their rows."""
-    from scenes.furniture import CLASSES
+    from scenes.furniture.pack import CLASSES
 
     rows = []
     for name in ("teacher", "semantic_only", *run.config.teacher.controls):

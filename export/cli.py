@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from export.engines import Engine, Site
     from export.pipeline import Exporter, Made
+    from export.tensorrt.engines import Engine, Site
 
 LATEST = Path("runs/latest")
 Precision = Literal["fp32", "fp16", "int8", "fp8"]
@@ -66,7 +66,7 @@ def trt(run: Path = LATEST, int8: bool = True, fp8: bool = False, sm: tuple[int,
         max_drop: budget for 1 - mean token cosine of INT8; the worst layers go back to half until it is kept
         qat: steps of quantisation-aware distillation from the FP32 student (100 take minutes on a CPU)
     """
-    from export.engines import make_engines, onnx_for, site
+    from export.tensorrt.engines import make_engines, onnx_for, site
 
     console = _console()
     if target == "jetson":
@@ -124,8 +124,8 @@ def check(model: Annotated[Path, tyro.conf.Positional], target: str = "trt10", a
             jetson-thor or cpu
         all: a line for every node, where the same rule breaks at many
     """
-    from export.qdq import brief, check_qdq, read_onnx, summary
-    from export.targets import target_called
+    from export.graph.check import brief, check_qdq, read_onnx, summary
+    from export.graph.targets import target_called
 
     chosen = target_called(target)
     proto = read_onnx(model)
@@ -169,7 +169,7 @@ def _with_fp32(precision: tuple[Precision, ...]) -> tuple[Precision, ...]:
 
 def _print_onnx_verdict(console, exporter: "Exporter", made: "list[Made]") -> None:
     from export.pipeline import FP32, INT8_CPU
-    from export.verdict import onnx_verdict
+    from export.tensorrt.int8_verdict import onnx_verdict
 
     by_kind = {file.kind: file for file in made}
     if INT8_CPU in by_kind:
@@ -179,13 +179,13 @@ def _print_onnx_verdict(console, exporter: "Exporter", made: "list[Made]") -> No
 
 
 def _via_torch(console, run: Path, batch, sm: tuple[int, ...], target: str) -> None:
-    from export import via_torch
-    from export.engines import make_torch_engine
+    from export.tensorrt import torch_trt
+    from export.tensorrt.engines import make_torch_engine
 
     if sm or target != "auto":
         raise ValueError("export trt --via torch-tensorrt: leave --sm and --target out: it builds for this GPU, "
                          "with the TensorRT that came with it")
-    via_torch.load()  # before the long work: a missing package is known at once
+    torch_trt.load()  # before the long work: a missing package is known at once
     _print_engines(console, [make_torch_engine(_exporter(run, batch, None, 0, console), console.print)])
 
 
@@ -201,7 +201,7 @@ def _write_jetson(console, exporter: "Exporter", sm: tuple[int, ...]) -> None:
 
 
 def _print_engine_verdicts(console, exporter: "Exporter", where: "Site", engines: "list[Engine]") -> None:
-    from export.verdict import engine_verdict
+    from export.tensorrt.int8_verdict import engine_verdict
 
     for engine in engines:
         console.print(str(engine_verdict(exporter, where, engine)), highlight=False, soft_wrap=True)
@@ -247,8 +247,8 @@ def _print_engines(console, engines: "list[Engine]") -> None:
 
 
 def _print_layers(console, exporter: "Exporter") -> None:
-    from export.layers import layerwise, worst
-    from export.session import OnnxModel
+    from export.graph.session import OnnxModel
+    from export.quant.layer_diff import layerwise, worst
     from export.source import to_input
 
     int8, _ = exporter.signed

@@ -8,15 +8,15 @@ from pathlib import Path
 import onnx
 
 from export.artefact import Facts, discard, ready, save_onnx, up_to_date
-from export.dialects import to_flagged, to_unsigned
-from export.fp8 import fp8_facts, quantize_fp8
-from export.half import to_half
-from export.onnx import OPSET, Batch, export_onnx, interface
+from export.graph.check import brief, check_qdq
+from export.graph.dialects import to_flagged, to_unsigned
+from export.graph.export_onnx import OPSET, Batch, export_onnx, interface
+from export.graph.fp16 import to_half
+from export.graph.session import OnnxModel, TorchModel
 from export.parity import Gate, GateError, Parity, Precision, token_cosine
-from export.qdq import brief, check_qdq
-from export.quantize import Recipe, calibration_facts, quantize
-from export.sensitivity import quantized_layers, within_budget
-from export.session import OnnxModel, TorchModel
+from export.quant.fp8 import fp8_facts, quantize_fp8
+from export.quant.int8 import Recipe, calibration_facts, quantize
+from export.quant.sensitivity import quantized_layers, within_budget
 from export.source import CALIBRATION_FRAMES, HELDOUT_FRAMES, Frames, Run, spread, to_input
 from records.files import digest, sha256, write_json
 
@@ -134,7 +134,7 @@ class Exporter:
 
     def _distilled(self, quantised: onnx.ModelProto) -> onnx.ModelProto:
         """The same layers in INT8 after `--qat` steps; as they were if that did not help on the frames distilled on."""
-        from export.qat import distil_int8
+        from export.quant.qat import distil_int8
 
         model = distil_int8(self.run.student, self.run.calibration, quantized_layers(quantised), self.options.recipe,
                             self.options.qat, self.options.batch, self.say)
@@ -199,4 +199,4 @@ def _versions() -> dict[str, str]:
 
 def _source() -> str:
     """This room's own code: a file made by another version of it is made again."""
-    return digest([sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))])
+    return digest([sha256(path) for path in sorted(Path(__file__).parent.rglob("*.py"))])

@@ -18,10 +18,10 @@ import torch
 from onnx import helper
 
 from export.artefact import Facts, discard, save_onnx, up_to_date
-from export.onnx import interface, traced
+from export.graph.export_onnx import interface, traced
+from export.graph.session import OnnxModel
 from export.parity import THRESHOLDS, GateError, token_cosine
 from export.pipeline import FP16, FP32, INT8, INT8_CPU, Exporter, Kind, Made
-from export.session import OnnxModel
 from export.source import Run, to_input
 from records.files import beside, digest, sha256, write_json
 from student.heads import FILE, OUTPUTS, DrawableStudent, Heads, load_heads

@@ -15,7 +15,7 @@ def infer(model: Annotated[Path, tyro.conf.Positional], photos: Annotated[tuple[
         out: folder to write NAME_depth.png, NAME_depth.npy … to
         threads: of onnxruntime; 0: one a core
     """
-    from infer.run import infer_photos
+    from infer.photos import infer_photos
 
     for line in infer_photos(model, photos, out, threads):
         print(line)

@@ -22,8 +22,8 @@ def render(n: int = 200, out: Path = Path("clips"), seed: int = 0, frames: int =
         workers: processes; 0 renders in this one. By default one less than there are cores, at most 15.
     """
     from scenes.clip import SPLITS
-    from scenes.rendered import default_workers, render_folder
-    from scenes.rooms import RoomSource
+    from scenes.rooms.source import RoomSource
+    from scenes.rooms.writer import default_workers, render_folder
 
     if n < 1:
         raise ValueError(f"render: got n={n}, expected at least 1")
@@ -61,9 +61,9 @@ def ask(clip: Annotated[Path, tyro.conf.Positional], task: str | None = None, se
         task: only this task: "ground", "multi_ground", "caption", "situated", or "vsi:" and a type of VSI-Bench.
         seed: other seeds ask other questions.
     """
-    from scenes.asked import print_questions
     from scenes.clip import load_clip
-    from scenes.questions import TASKS
+    from scenes.questions.question import TASKS
+    from scenes.questions.question_statistics import print_questions
 
     print_questions(load_clip(clip), (task,) if task else TASKS, seed)
 
@@ -86,11 +86,11 @@ def census(out: Path = Path("bench/results/rooms_census.json"), rooms: int = 100
 
     from records.environment import environment
     from records.results import measured, save
-    from scenes.balance import question_set
-    from scenes.census import census as counted
-    from scenes.rendered import default_workers
-    from scenes.rooms import RoomSource, render_clips
-    from scenes.thinned import Thinned
+    from scenes.questions.balance import question_set
+    from scenes.questions.question_statistics import census as counted
+    from scenes.rooms.source import RoomSource, render_clips
+    from scenes.rooms.writer import default_workers
+    from scenes.sources.strided import Thinned
 
     if rooms < 1 or held_out < 1:
         raise ValueError(f"census: got rooms={rooms} and held_out={held_out}, expected at least 1 of each")
@@ -119,7 +119,7 @@ def pack(out: Path, library: Path = LIBRARY, licence: Literal["cc0", "all"] = "c
     """
     from rich.console import Console
 
-    from scenes.packing import pack_library
+    from scenes.furniture.packing import pack_library
 
     with Console(stderr=True).status("reading the catalogue") as status:
         count = pack_library(library, out, licence, max_triangles or {"cc0": 5000, "all": 2700}[licence],

@@ -22,7 +22,7 @@ class DenseTargets:
 
 def dense_targets(clip: Clip) -> DenseTargets:
     """Samples a clip's ground truth at the middle of every 4x4 px cell. Raises ValueError if it has none."""
-    from scenes.furniture import CLASSES
+    from scenes.furniture.pack import CLASSES
 
     if clip.depth is None or clip.normals is None or clip.instances is None:
         raise ValueError(f"clip {clip.id}: has no depth, normals and instances; the teacher's heads train on rendered "

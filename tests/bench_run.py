@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from distill.config import RunConfig, ScenesConfig, StudentTraining, TeacherConfig
 from scenes.clip import Clip, SceneObject, Source
-from scenes.furniture import CLASSES
+from scenes.furniture.pack import CLASSES
 from student.vit import StudentConfig
-from teacher.train import HeadsConfig
-from teacher.wan import Tap
+from teacher.dense.train import HeadsConfig
+from teacher.towers.wan import Tap
 
 PX, FRAMES = 224, 5
 COUNTS = {"train": 6, "val": 1, "test": 4}
@@ -90,8 +90,8 @@ def export(folder: Path) -> None:
     from onnxruntime.quantization import quantize_dynamic
 
     from export.artefact import save_onnx
-    from export.half import to_half
-    from export.onnx import export_onnx
+    from export.graph.export_onnx import export_onnx
+    from export.graph.fp16 import to_half
     from records.files import sha256
     from student.vit import load_student
 

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from export.onnx import export_onnx
+from export.graph.export_onnx import export_onnx
+from export.graph.session import TorchModel
 from export.parity import Gate
 from export.pipeline import FLAGGED, Exporter, Options
-from export.quantize import Recipe, quantize
-from export.session import TorchModel
+from export.quant.int8 import Recipe, quantize
 from export.source import Run, open_run
 from student.vit import Student, StudentConfig, save_student
 

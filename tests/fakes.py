@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from scenes.clip import Clip, SceneObject
-from scenes.furniture import CLASSES
-from teacher.pretrain import save_generator
+from scenes.furniture.pack import CLASSES
+from teacher.wan_nano.pretrain import save_generator
 
 
 class FakeRooms:

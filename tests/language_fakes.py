@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scenes.questions import Question
-from teacher.asking import Room
+from scenes.questions.question import Question
+from teacher.language.encode import Room
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,?!'()[]:-\n<>|_"
 

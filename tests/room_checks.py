@@ -3,9 +3,9 @@ import numpy as np
 import trimesh
 from trimesh.ray.ray_pyembree import RayMeshIntersector
 
-from scenes.furniture import Pack
-from scenes.layout import Room
-from scenes.mesh import room_mesh
+from scenes.furniture.pack import Pack
+from scenes.rooms.layout import Room
+from scenes.rooms.mesh import room_mesh
 
 
 def traced(room: Room, pack: Pack, pose: np.ndarray, intrinsics: np.ndarray, size: int

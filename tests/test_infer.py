@@ -12,9 +12,9 @@ from PIL import Image
 
 import vega3d
 from export.artefact import save_onnx
-from export.onnx import export_onnx, interface, traced
+from export.graph.export_onnx import export_onnx, interface, traced
 from export.presets import attach
-from infer.photo import read_photo
+from infer.photos import read_photo
 from infer.pictures import FAR_M, NEAR_M, depth_colours, match, normal_colours, own_colours
 from student.heads import OUTPUTS, Heads, HeadsShape
 from student.vit import Student, StudentConfig

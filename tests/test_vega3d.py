@@ -75,7 +75,7 @@ def test_every_command_in_the_readme_is_one_that_exists(capsys):
 
 
 def test_the_readme_shows_what_the_result_files_say():
-    from bench.tables import fill
+    from bench.tables.fill import fill
 
     text = (ROOT / "README.md").read_text()
     assert text.count("<!-- results:") >= 2 and fill(text, ROOT / "bench" / "results") == text

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 
 from export.artefact import Facts
-from export.dialects import to_jetpack5
+from export.graph.check import brief, check_qdq
+from export.graph.dialects import to_jetpack5
+from export.graph.session import OnnxModel
 from export.jetson.roofline import operations, table, traffic
 from export.parity import THRESHOLDS, GateError
 from export.pipeline import FLAGGED, FP16, INT8, INT8_FLAGGED, Exporter, Made
-from export.qdq import brief, check_qdq
-from export.session import OnnxModel
 from export.source import spread, to_input
 from records.files import beside, sha256, write_json
 

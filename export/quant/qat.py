@@ -1,0 +1,271 @@
+"""Short quantisation-aware distillation: the INT8 student learns from its FP32 self to answer as if nothing happened.
+
+An own fake-quant operator with an ONNX translation: NNCF's own modules do not export by dynamo, and with SmoothQuant
+they silently lose three quarters of their activation quantisers. What comes out has the form `quantize` makes.
+The target is the FP32 student on the run's frames, seen anew each time (mirrored, brighter, darker): that is what the
+gate asks, and what cached teacher features, whose frames a run folder does not hold, could not say of a new view.
+"""
+import copy
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import numpy_helper
+from onnxscript import opset20 as op
+from torch import Tensor, nn
+
+from export.graph.export_onnx import Batch, export_onnx
+from export.graph.index import Wiring, attribute
+from export.quant.int8 import Recipe, name_for_layers
+from export.source import Frames, spread
+from student.vit import Block, Student
+
+BATCH = 8
+RATE = 1e-5          # of AdamW: the weights are to move by a rounding step or two, not to learn anew
+SCALE_RATE = 1e-3    # relative to each activation scale
+PEAK_FRAMES = 64     # that set the starting ranges
+QMAX = 127
+
+
+@torch.library.custom_op("vega3d::qdq", mutates_args=())
+def qdq(x: Tensor, scale: Tensor, zero: Tensor, axis: int) -> Tensor:
+    """Rounds x to int8 steps of `scale` (one, or one for each index along `axis`) and back. zero: int8 zeros."""
+    step = _along(scale, x, axis)
+    return (x / step).round().clamp(-QMAX, QMAX) * step
+
+
+@qdq.register_fake
+def _(x, scale, zero, axis):
+    return torch.empty_like(x)
+
+
+def _save(ctx, inputs, output):
+    x, scale, _, ctx.axis = inputs
+    ctx.save_for_backward(x, scale)
+
+
+def _straight_through(ctx, grad):
+    """Inside the range the gradient passes; a scale's own is that of LSQ (arXiv 1902.08153)."""
+    x, scale = ctx.saved_tensors
+    ratio = x / _along(scale, x, ctx.axis)
+    inside = ratio.abs() <= QMAX
+    of_scale = grad * torch.where(inside, ratio.round() - ratio, ratio.sign() * QMAX)
+    summed = of_scale.sum() if scale.ndim == 0 else of_scale.sum([d for d in range(x.ndim) if d != ctx.axis])
+    return grad * inside, summed / (x.numel() * QMAX) ** 0.5, None, None
+
+
+qdq.register_autograd(_straight_through, setup_context=_save)
+
+
+def _qdq_onnx(x, scale, zero, axis: int = 0):
+    return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero, axis=axis), scale, zero, axis=axis)
+
+
+class QuantLinear(nn.Module):
+    """A Linear whose weight [O,I] and input [...,I] are rounded to int8. factor [I]: SmoothQuant's Mul, if it stays."""
+    weight_scale: Tensor
+    factor: Tensor | None
+
+    def __init__(self, linear: nn.Linear, peak: float, factor: Tensor | None = None):
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.scale = nn.Parameter(torch.tensor(max(peak, 1e-6) / QMAX))
+        self.register_buffer("factor", factor)
+        self.register_buffer("weight_scale", torch.ones(len(linear.weight)))
+        self.register_buffer("zero", torch.zeros((), dtype=torch.int8))
+        self.register_buffer("weight_zero", torch.zeros(len(linear.weight), dtype=torch.int8))
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Sets the weight's scales from the weight as it is."""
+        self.weight_scale = (self.weight.detach().abs().amax(1) / QMAX).clamp_min(1e-9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.freeze()
+        if self.factor is not None:
+            x = x * self.factor
+        weight = qdq(self.weight, self.weight_scale, self.weight_zero, 0)
+        return F.linear(qdq(x, self.scale, self.zero, 0), weight, self.bias)
+
+
+def distil_int8(student: Student, calibration: Frames, layers: Sequence[str], recipe: Recipe, steps: int,
+                batch: Batch = 1, say: Callable[[str], None] = lambda _: None) -> onnx.ModelProto:
+    """The student's signed INT8 ONNX after `steps` of distillation from its FP32 self.
+
+    layers: ONNX names of the MatMuls to quantise, such as blocks.0.fc1/MatMul. The student itself is left as it was.
+    Raises ValueError for steps < 1.
+    """
+    if steps < 1:
+        raise ValueError(f"--qat: got {steps}, expected >= 1 steps")
+    with torch.enable_grad():
+        frames = torch.from_numpy(calibration.frames)
+        quantised = prepare(student, frames, layers, recipe)
+        train(quantised, student, frames, steps, say)
+    return to_onnx(quantised, batch)
+
+
+def prepare(student: Student, frames: Tensor, layers: Sequence[str], recipe: Recipe) -> Student:
+    """A smoothed copy whose `layers` are QuantLinear, their ranges those of `frames` (uint8 [N,3,H,W])."""
+    wanted = {name.removesuffix("/MatMul") for name in layers}
+    seen = torch.from_numpy(spread(frames.numpy(), PEAK_FRAMES)).float() / 255
+    quantised, factors = smoothed(student, seen, wanted, recipe.smooth_alpha)
+    quantised.requires_grad_(True)
+    peaks = _channel_peaks(quantised, wanted, seen)
+    for name in sorted(wanted):
+        parent = quantised.get_submodule(name.rpartition(".")[0])
+        linear, factor = quantised.get_submodule(name), factors.get(name)
+        assert isinstance(linear, nn.Linear)
+        setattr(parent, name.rpartition(".")[2], QuantLinear(linear, float(peaks[name].max()), factor))
+    return quantised
+
+
+def smoothed(student: Student, frames: Tensor, layers: Collection[str],
+             alpha: float = Recipe.smooth_alpha) -> tuple[Student, dict[str, Tensor]]:
+    """A copy that computes the same with SmoothQuant's weights, and what the inputs of some layers are multiplied by.
+
+    frames: float [N,3,H,W] in [0,1], where the student is; layers: modules such as blocks.0.fc1; alpha < 0: as it was.
+    The copy applies the factors itself, by hooks that go with the Linears they stand before.
+    """
+    copied = copy.deepcopy(student).eval().float()
+    factors: dict[str, Tensor] = {}
+    if alpha < 0:
+        return copied, factors
+    peaks = _channel_peaks(copied, layers, frames)
+    for i, block in enumerate(copied.blocks):
+        assert isinstance(block, Block)
+        factors |= _smooth(f"blocks.{i}", block, peaks, alpha)
+    for name, factor in factors.items():
+        copied.get_submodule(name).register_forward_pre_hook(lambda _, inputs, factor=factor: (inputs[0] * factor,))
+    return copied, factors
+
+
+def train(quantised: Student, student: Student, frames: Tensor, steps: int, say: Callable[[str], None]) -> None:
+    """Moves weights and scales, in place, towards the FP32 student's answers on random views of `frames`."""
+    scales = [module.scale for module in quantised.modules() if isinstance(module, QuantLinear)]
+    start = [float(scale.detach()) for scale in scales]
+    held = {id(scale) for scale in scales}
+    rest = [p for p in quantised.parameters() if id(p) not in held]
+    groups = [{"params": rest, "lr": RATE}] + [{"params": [s], "lr": SCALE_RATE * v} for s, v in
+                                               zip(scales, start, strict=True)]
+    optimiser = torch.optim.AdamW(groups, weight_decay=0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: 1 - i / steps)
+    quantised.train()
+    for i, view in enumerate(_views(frames, steps)):
+        with torch.no_grad():
+            target = student(view)
+        answer = quantised(view)
+        loss = F.mse_loss(answer, target) + (1 - F.cosine_similarity(answer, target, dim=1)).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        with torch.no_grad():
+            for scale, value in zip(scales, start, strict=True):
+                scale.clamp_(0.25 * value, 2 * value)
+        if i in (0, steps - 1) or (i + 1) % 20 == 0:
+            say(f"qat step {i + 1} of {steps}: loss {loss.item():.6f}")
+    quantised.eval()
+    for module in quantised.modules():
+        if isinstance(module, QuantLinear):
+            module.freeze()
+
+
+def to_onnx(quantised: Student, batch: Batch = 1) -> onnx.ModelProto:
+    """The form `quantize` makes: int8 weights behind DQ, one Q/DQ on each layer's input."""
+    for parameter in quantised.parameters():
+        parameter.requires_grad_(False)
+    model = export_onnx(quantised, batch, {torch.ops.vega3d.qdq.default: _qdq_onnx})
+    _store_int8_weights(model)
+    name_for_layers(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _smooth(at: str, block: Block, peaks: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """SmoothQuant, in place: s = input peak^alpha / weight peak^(1-alpha), into LayerNorms and v; fc2's is returned."""
+    factors = {}
+    for name, linear in (("attn.qkv", block.attn.qkv), ("attn.proj", block.attn.proj), ("fc1", block.fc1),
+                         ("fc2", block.fc2)):
+        path = f"{at}.{name}"
+        if path not in peaks:
+            continue
+        weight_peak = linear.weight.detach().abs().amax(0).clamp_min(1e-5)              # [I]
+        s = (peaks[path].clamp_min(1e-5) ** alpha / weight_peak ** (1 - alpha)).clamp(1e-3, 1e3)
+        with torch.no_grad():
+            if name == "fc2":
+                factors[path] = 1 / s
+            elif name == "attn.proj":
+                block.attn.qkv.weight[-len(s):] /= s[:, None]                           # the rows that make v
+                block.attn.qkv.bias[-len(s):] /= s
+            else:
+                norm = block.norm1 if name == "attn.qkv" else block.norm2
+                norm.weight.div_(s)
+                norm.bias.div_(s)
+            linear.weight *= s
+    return factors
+
+
+def _channel_peaks(student: Student, names: Collection[str], frames: Tensor) -> dict[str, Tensor]:
+    """Largest magnitude of each channel of each named Linear's input over `frames` (float in [0,1])."""
+    peaks: dict[str, Tensor] = {}
+
+    def watch(name: str):
+        def hook(module, inputs):
+            peak = inputs[0].abs().flatten(0, -2).amax(0)
+            peaks[name] = torch.maximum(peaks.get(name, peak), peak)
+        return hook
+
+    hooks = [student.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
+    try:
+        with torch.no_grad():
+            for chunk in frames.split(BATCH):
+                student(chunk)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return peaks
+
+
+def _views(frames: Tensor, steps: int) -> Iterator[Tensor]:
+    """Batches of random frames, mirrored half of the time, 20 % brighter or darker: float in [0,1]."""
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        view = frames[torch.randint(len(frames), (BATCH,), generator=rng)].float() / 255
+        if torch.rand((), generator=rng) < 0.5:
+            view = view.flip(3)
+        yield (view * (0.8 + 0.4 * torch.rand(BATCH, 1, 1, 1, generator=rng))).clamp(0, 1)
+
+
+def _store_int8_weights(model: onnx.ModelProto) -> None:
+    """constant -> Q -> DQ -> Transpose becomes an int8 constant [I,O] -> DQ, in place; exact."""
+    graph, wiring = model.graph, Wiring(model)
+    for quantizer in [node for node in graph.node if node.op_type == "QuantizeLinear"]:
+        for entry in [entry for entry in quantizer.attribute if entry.name == "saturate"]:
+            quantizer.attribute.remove(entry)  # of float8 only, and unknown to opset 17
+        weight, scale = (wiring.value(name) for name in quantizer.input[:2])
+        if weight is None or scale is None:
+            continue
+        (dequantizer,) = wiring.readers[quantizer.output[0]]
+        (transpose,) = wiring.readers[dequantizer.output[0]]
+        axis = int(attribute(quantizer, "axis", 1))  # type: ignore[call-overload]
+        assert transpose.op_type == "Transpose" and axis == 0
+        stored = np.rint(weight / scale[:, None]).clip(-QMAX, QMAX).astype(np.int8).T  # [I,O]
+        tensor = wiring.constants[quantizer.input[0]]
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(stored), tensor.name))
+        dequantizer.input[0] = tensor.name
+        for entry in dequantizer.attribute:
+            if entry.name == "axis":
+                entry.i = 1
+        for reader in wiring.readers[transpose.output[0]]:
+            for i, name in enumerate(reader.input):
+                if name == transpose.output[0]:
+                    reader.input[i] = dequantizer.output[0]
+        graph.node.remove(quantizer)
+        graph.node.remove(transpose)
+
+
+def _along(scale: Tensor, x: Tensor, axis: int) -> Tensor:
+    return scale if scale.ndim == 0 else scale.reshape([-1 if d == axis else 1 for d in range(x.ndim)])

@@ -1,0 +1,118 @@
+"""Furniture models, packed small: what each is, how big, what it can carry, and its triangles."""
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from scenes.clip import SPLITS, Split
+
+CLASSES: tuple[str, ...] = (
+    "wall", "floor", "ceiling", "door", "window", "chair", "sofa", "table", "bed", "storage", "lamp", "appliance",
+    "sanitary", "electronics", "plant", "rug", "decor", "tableware")
+CC0_PACK = Path(__file__).parents[1] / "assets" / "furniture_cc0.zip"
+TEXTURE_PX = 128
+TOP_CELLS = 16
+
+
+@dataclass(frozen=True)
+class Model:
+    """One piece of furniture. Metres, Z up, its front faces -Y; the box stands on z=0, centred in x and y."""
+    id: str
+    name: str
+    category: str                       # one of CLASSES
+    role: str                           # where layout puts it; scenes.catalogue.RULES
+    size: tuple[float, float, float]    # width, depth, height
+    elevation: float                    # of its underside above the floor, where it hangs on a wall
+    support: float | None               # height of the surface that can carry things; None = none
+    top: np.ndarray                     # [16,16] bool, cells [x,y] of the footprint where that surface is
+    light: bool
+    creator: str
+    licence: str
+    split: Split
+
+
+@dataclass(frozen=True)
+class Skin:
+    """A model's triangles, ready to place."""
+    positions: np.ndarray   # [V,3] float32, m
+    normals: np.ndarray     # [V,3] int8, 127 * unit
+    uvs: np.ndarray         # [V,2] float32
+    colours: np.ndarray     # [V,4] uint8: sRGB, specular
+    texture: np.ndarray     # [V] uint8, index into textures, 255 = none
+    triangles: np.ndarray   # [F,3] int32
+    textures: tuple[np.ndarray, ...]  # each [128,128,3] uint8
+
+
+class Pack:
+    """The models of one packed zip; skins are read when first asked for and kept."""
+
+    def __init__(self, data: bytes, where: str):
+        try:
+            self._zip = zipfile.ZipFile(io.BytesIO(data))
+            self.manifest: dict[str, Any] = json.loads(self._zip.read("manifest.json"))
+            self.models = tuple(_model(row) for row in self.manifest["models"])
+        except (zipfile.BadZipFile, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{where}: not a furniture pack ({error}); make one with: vega3d scenes pack") from error
+        self.digest = sha256(data).hexdigest()[:16]
+        self._rows = {row["id"]: row for row in self.manifest["models"]}
+        self._skins: dict[str, Skin] = {}
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> "Pack":
+        """The pack at `path`; None is the committed public-domain one. Raises ValueError if it is no pack."""
+        path = path or CC0_PACK
+        if not path.is_file():
+            raise ValueError(f"{path}: no such pack; make one with: vega3d scenes pack --out {path}")
+        return cls(path.read_bytes(), str(path))
+
+    @cached_property
+    def by_split(self) -> dict[Split, tuple[Model, ...]]:
+        return {split: tuple(m for m in self.models if m.split == split) for split in SPLITS}
+
+    def skin(self, model_id: str) -> Skin:
+        if model_id not in self._skins:
+            self._skins[model_id] = self._read_skin(self._rows[model_id])
+        return self._skins[model_id]
+
+    def _read_skin(self, row: dict[str, Any]) -> Skin:
+        data, v, f = self._zip.read(f"{row['id']}.bin"), row["vertices"], row["triangles"]
+        width = np.uint16 if v <= 65536 else np.uint32
+        columns = np.frombuffer(data, np.uint16, v * 3).reshape(3, v)
+        positions = np.cumsum(columns, axis=1, dtype=np.uint16).T / np.float32(65535)        # deltas wrap; [V,3]
+        at = v * 6
+        normals = np.frombuffer(data, np.int8, v * 3, at).reshape(3, v).T
+        at += v * 3
+        uvs = np.zeros((v, 2), np.float32)
+        if row["textures"]:
+            uvs = np.frombuffer(data, np.float16, v * 2, at).reshape(2, v).T.astype(np.float32)
+            at += v * 4
+        material = np.frombuffer(data, np.uint8, v, at)
+        at += v
+        steps = np.frombuffer(data, width, f * 3, at)
+        triangles = np.cumsum(steps, dtype=width).astype(np.int32).reshape(-1, 3)
+        colours = np.array([m[:4] for m in row["materials"]], np.uint8)
+        texture = np.array([m[4] for m in row["materials"]], np.uint8)
+        width_m, depth_m, height_m = row["size"]
+        box = np.array([width_m, depth_m, height_m], np.float32)
+        textures = tuple(self._texture(f"{row['id']}.{i}.jpg") for i in range(row["textures"]))
+        return Skin(positions=(positions - np.array([0.5, 0.5, 0], np.float32)) * box,
+                    normals=np.ascontiguousarray(normals), uvs=uvs, colours=colours[material],
+                    texture=texture[material], triangles=triangles, textures=textures)
+
+    def _texture(self, path: str) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(self._zip.read(path))).convert("RGB").resize((TEXTURE_PX, TEXTURE_PX)))
+
+
+def _model(row: dict[str, Any]) -> Model:
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["top"]), np.uint8)).astype(bool)
+    top = bits.reshape(TOP_CELLS, TOP_CELLS) if bits.size else np.zeros((TOP_CELLS, TOP_CELLS), bool)
+    return Model(id=row["id"], name=row["name"], category=row["category"], role=row["role"], size=tuple(row["size"]),
+                 elevation=row["elevation"], support=row["support"], top=top, light=row["light"],
+                 creator=row["creator"], licence=row["licence"], split=row["split"])

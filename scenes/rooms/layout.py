@@ -1,0 +1,164 @@
+"""A furnished room from a seed: shell, lights, textures and furniture. The same (split, seed, pack) is the same room.
+
+Metres, Z up; the room is [0,width] x [0,depth] x [0,height]. Ids: 1 floor, 2 ceiling, 3-6 the walls, then the rest.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from scenes.clip import SPLITS, SceneObject, Split
+from scenes.furniture.pack import Pack
+from scenes.rooms import primitives, recipes
+from scenes.rooms.placement import WALLS, Arrangement, Piece
+from scenes.rooms.textures import FLOOR_KINDS, METRES, WALL_KINDS, surface
+
+FLOOR, CEILING = 1, 2
+WALL_IDS = {wall: 3 + i for i, wall in enumerate(WALLS)}
+KINDS: dict[str, Callable[[Arrangement, list[np.ndarray]], None]] = {
+    "living": recipes.living, "bedroom": recipes.bedroom, "kitchen": recipes.kitchen, "office": recipes.office,
+    "bath": recipes.bath, "dining": recipes.dining}
+_SIZES = {"living": (3.8, 6.2), "bedroom": (3.2, 4.8), "kitchen": (2.9, 4.6), "office": (3.2, 5.2), "bath": (2.3, 3.5),
+          "dining": (3.4, 5.4)}
+
+
+@dataclass(frozen=True)
+class Light:
+    """A point light. Colour is linear RGB times strength: 1 lights a white wall a metre away to about mid-grey."""
+    position: tuple[float, float, float]
+    colour: tuple[float, float, float]
+    direction: tuple[float, float, float] = (0.0, 0.0, -1.0)  # the axis of its shadow map, if it has one
+
+
+@dataclass(frozen=True)
+class Surface:
+    """How one side of the shell looks."""
+    texture: int      # index into Room.textures
+    metres: float     # of one repeat
+    gloss: float      # specular weight in [0,1]
+
+
+@dataclass(frozen=True)
+class Room:
+    """Everything that is in one room."""
+    kind: str
+    split: Split
+    seed: int
+    size: tuple[float, float, float]
+    pieces: tuple[Piece, ...]               # doors and windows among them
+    shell: dict[int, Surface]               # floor, ceiling and walls by id
+    textures: tuple[np.ndarray, ...]        # [128,128,3] uint8 each
+    lights: tuple[Light, ...]               # the first casts shadows
+    ambient: tuple[tuple[float, float, float], tuple[float, float, float]]  # linear light from above, from below
+
+    @property
+    def objects(self) -> list[SceneObject]:
+        """Every id that can be seen, with its oriented box."""
+        w, d, h = self.size
+        t = 0.1
+        shell = [(FLOOR, "floor", "floor", (w / 2, d / 2, -t / 2), (w, d, t)),
+                 (CEILING, "ceiling", "ceiling", (w / 2, d / 2, h + t / 2), (w, d, t))]
+        spots = {"south": ((w / 2, -t / 2, h / 2), (w, t, h)), "north": ((w / 2, d + t / 2, h / 2), (w, t, h)),
+                 "west": ((-t / 2, d / 2, h / 2), (t, d, h)), "east": ((w + t / 2, d / 2, h / 2), (t, d, h))}
+        shell += [(WALL_IDS[wall], "wall", f"{wall} wall", *spots[wall]) for wall in WALLS]
+        things = [SceneObject(i, category, name, center, size) for i, category, name, center, size in shell]
+        return things + [SceneObject(p.id, p.category, p.name, (*p.center, p.bottom + p.size[2] / 2), p.size, p.heading)
+                         for p in self.pieces]
+
+
+def furnish(split: Split, seed: int, pack: Pack, kind: str | None = None) -> Room:
+    """The room with this seed; splits draw from different seeds and different furniture."""
+    rng = np.random.default_rng([SPLITS.index(split), seed])
+    kind = kind or str(rng.choice(list(KINDS)))
+    low, high = _SIZES[kind]
+    size = (float(rng.uniform(low, high)), float(rng.uniform(low, high)), float(rng.uniform(2.4, 2.9)))
+    arrangement = Arrangement(size, rng, pack, split, FLOOR, next_id=3 + len(WALLS))
+    textures: list[np.ndarray] = []
+    shell = _shell(kind, rng, textures)
+    _doors_and_windows(arrangement, textures)
+    KINDS[kind](arrangement, textures)
+    lights, ambient = _lights(arrangement)
+    return Room(kind, split, seed, size, tuple(_seated(arrangement.pieces)), shell, tuple(textures), lights, ambient)
+
+
+def _seated(pieces: list[Piece]) -> list[Piece]:
+    return [replace(p, center=(float(p.center[0]), float(p.center[1])), bottom=float(p.bottom)) for p in pieces]
+
+
+def _shell(kind: str, rng: np.random.Generator, textures: list[np.ndarray]) -> dict[int, Surface]:
+    wet = kind in ("bath", "kitchen")
+    wall_kind = "wall_tiles" if kind == "bath" else str(rng.choice(WALL_KINDS, p=[0.55, 0.22, 0.13, 0.1]))
+    floor_kind = "tiles" if wet and rng.random() < 0.7 else str(rng.choice(FLOOR_KINDS, p=[0.45, 0.2, 0.15, 0.2]))
+
+    def add(name: str, gloss: float) -> Surface:
+        textures.append(surface(name, rng))
+        return Surface(len(textures) - 1, METRES[name] * float(rng.uniform(0.8, 1.3)), gloss)
+
+    shell = {FLOOR: add(floor_kind, 0.0 if floor_kind == "carpet" else float(rng.uniform(0.05, 0.35)))}
+    textures.append((surface("plaster", rng) // 4 + 190).astype(np.uint8))
+    shell[CEILING] = Surface(len(textures) - 1, METRES["plaster"], 0.0)
+    main = add(wall_kind, 0.1)
+    shell |= dict.fromkeys(WALL_IDS.values(), main)
+    if rng.random() < 0.35:  # one wall of its own
+        shell[WALL_IDS[WALLS[rng.integers(4)]]] = add(str(rng.choice(WALL_KINDS)), 0.05)
+    return shell
+
+
+def _doors_and_windows(a: Arrangement, textures: list[np.ndarray]) -> None:
+    walls = [WALLS[i] for i in a.rng.permutation(4)]
+    door = a.on_wall(primitives.door(a.rng, textures), 0.0, walls[0], float(a.rng.choice([0.05, 0.95, a.rng.random()])))
+    if door:
+        a.kept_free.append(_before(door, 0.9))
+    for wall in walls[1:2 + int(a.rng.integers(0, 2))]:
+        length = a.size[0] if wall in ("south", "north") else a.size[1]
+        window = primitives.window(a.rng, textures, length - 0.8)
+        low = float(a.rng.uniform(0.8, 1.05))
+        placed = a.on_wall(window, min(low, a.size[2] - window.size[2] - 0.1), wall, float(a.rng.uniform(0.3, 0.7)))
+        if placed:
+            a.kept_free.append(_before(placed, 0.25))
+
+
+def _before(piece: Piece, depth: float) -> np.ndarray:
+    """The box [2,3] in front of a door or window, from its underside up."""
+    box = piece.box.copy()
+    front = np.array([np.sin(piece.heading), -np.cos(piece.heading)]) * depth
+    box[0, :2] = np.minimum(box[0, :2], box[0, :2] + front)
+    box[1, :2] = np.maximum(box[1, :2], box[1, :2] + front)
+    return box
+
+
+def _lights(a: Arrangement) -> tuple[tuple[Light, ...], tuple[tuple[float, float, float], tuple[float, float, float]]]:
+    """Lamps that hang, windows that let the day in, small lamps; the strongest first."""
+    rng, (w, d, h) = a.rng, a.size
+    day = float(rng.choice([0.0, 1.0], p=[0.3, 0.7])) * float(rng.uniform(0.4, 1.0))
+    lamp_on = day < 0.55 or rng.random() < 0.5
+    lights: list[Light] = []
+    for lamp in (p for p in a.pieces if p.category == "lamp"):
+        hangs = lamp.bottom > 1.6
+        x, y = lamp.center
+        z = lamp.bottom + lamp.size[2] / 2 - (0.15 if hangs else -0.1)
+        strength = (rng.uniform(1.6, 3.0) if lamp_on else 0.15) if hangs else rng.uniform(0.2, 0.7)
+        colour = _warm(rng, 2600, 5000, float(strength) * (w * d / 16) ** 0.5)
+        lights.append(Light((x, y, min(float(z), h - 0.12)), colour))
+    for window in (p for p in a.pieces if p.category == "window"):
+        front = (float(np.sin(window.heading)), -float(np.cos(window.heading)))
+        x, y = window.center[0] + 0.1 * front[0], window.center[1] + 0.1 * front[1]
+        strength = float(day * rng.uniform(1.5, 3.5) * window.size[0])
+        lights.append(Light((x, y, window.bottom + window.size[2] * 0.6), _warm(rng, 5200, 9000, strength),
+                            (front[0], front[1], -0.75)))
+    lights.sort(key=lambda light: -sum(light.colour))
+    level = float(rng.uniform(0.16, 0.34)) + 0.1 * day
+    above = _warm(rng, 4500, 7500, level)
+    below = _warm(rng, 3000, 5000, level * float(rng.uniform(0.4, 0.7)))
+    return tuple(lights[:4]), (above, below)
+
+
+def _warm(rng: np.random.Generator, low: float, high: float, strength: float) -> tuple[float, float, float]:
+    """Linear RGB of a black body between two temperatures in kelvin (Tanner Helland's fit), times strength."""
+    t = rng.uniform(low, high) / 100
+    red = 1.0 if t <= 66 else 1.292936 * (t - 60) ** -0.1332047
+    green = 0.390082 * np.log(t) - 0.631841 if t <= 66 else 1.129891 * (t - 60) ** -0.0755148
+    blue = 1.0 if t >= 66 else 0.543207 * np.log(t - 10) - 1.196254
+    linear = np.clip([red, green, blue], 0, 1) ** 1.6
+    r, g, b = linear / linear.mean() * strength
+    return float(r), float(g), float(b)

@@ -1,0 +1,129 @@
+"""A room as one triangle list, ready for a renderer: what casts no shadow comes last."""
+from dataclasses import dataclass
+
+import numpy as np
+
+from scenes.furniture.pack import Pack
+from scenes.rooms.layout import CEILING, FLOOR, WALL_IDS, Room
+from scenes.rooms.placement import Part, Piece
+
+VERTEX = np.dtype([("position", "<f4", 3), ("normal", "i1", 3), ("glow", "i1"), ("uv", "<f4", 2), ("colour", "u1", 4),
+                   ("layer", "<u2"), ("id", "<u2")])  # colour: sRGB and gloss; layer 65535 = untextured
+PLAIN = 65535
+_CORNERS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
+_SIDES = np.array([(axis, sign) for axis in range(3) for sign in (-1, 1)])
+
+
+@dataclass(frozen=True)
+class RoomMesh:
+    vertices: np.ndarray    # [V] VERTEX, world metres
+    triangles: np.ndarray   # [F,3] uint32
+    casters: int            # so many of the first triangles throw shadows: all but lamps and windows
+    spans: np.ndarray       # [N,2] first triangle and number of triangles of each piece and of the shell
+    shell: int              # which span is floor, ceiling and walls
+    boxes: np.ndarray       # [N,2,3] what each span fills, m
+    layers: np.ndarray      # [L,128,128,3] uint8, sRGB
+
+
+def room_mesh(room: Room, pack: Pack) -> RoomMesh:
+    """Every surface that can be seen in the room."""
+    layers = list(room.textures)
+    first_layer: dict[str, int] = {}
+    casting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    still: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for piece in room.pieces:
+        if piece.model is None:
+            part = _built(piece)
+        else:
+            skin = pack.skin(piece.model.id)
+            if piece.model.id not in first_layer:
+                first_layer[piece.model.id] = len(layers)
+                layers += skin.textures
+            part = _modelled(piece, pack, first_layer[piece.model.id])
+        (still if piece.category in ("lamp", "window") else casting).append((*part, piece.box))
+    parts = [*casting, (*_shell(room), np.array([[0, 0, 0], room.size])), *still]
+    firsts = np.cumsum([0] + [len(v) for v, _, _ in parts])
+    counts = np.array([len(f) for _, f, _ in parts])
+    return RoomMesh(vertices=np.concatenate([v for v, _, _ in parts]),
+                    triangles=np.concatenate([f + np.uint32(at) for (_, f, _), at in zip(parts, firsts, strict=False)]),
+                    casters=int(counts[:len(casting) + 1].sum()), shell=len(casting), layers=np.stack(layers),
+                    spans=np.stack([np.cumsum(counts) - counts, counts], 1), boxes=np.stack([b for _, _, b in parts]))
+
+
+def _vertices(piece_id: int, positions: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    out = np.zeros(len(positions), VERTEX)
+    out["position"], out["normal"], out["id"], out["layer"] = positions, normals, piece_id, PLAIN
+    return out
+
+
+def _turned(vectors: np.ndarray, heading: float) -> np.ndarray:
+    c, s = np.float32(np.cos(heading)), np.float32(np.sin(heading))
+    return vectors @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]], np.float32)
+
+
+def _modelled(piece: Piece, pack: Pack, first_layer: int) -> tuple[np.ndarray, np.ndarray]:
+    assert piece.model is not None
+    skin = pack.skin(piece.model.id)
+    at = np.array([*piece.center, piece.bottom], np.float32)
+    out = _vertices(piece.id, _turned(skin.positions, piece.heading) + at,
+                    np.rint(_turned(skin.normals.astype(np.float32), piece.heading)).clip(-127, 127))
+    out["uv"], out["colour"] = skin.uvs * np.array([1, -1], np.float32), skin.colours  # row 0 of a picture is its top
+    out["layer"] = np.where(skin.texture == 255, PLAIN, skin.texture.astype(np.uint16) + first_layer)
+    out["glow"] = 30 if piece.model.light else 0
+    return out, skin.triangles.astype(np.uint32)
+
+
+def _built(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
+    boxes = [_block(part) for part in piece.parts]
+    at = np.array([*piece.center, piece.bottom], np.float32)
+    out = np.concatenate(boxes)
+    out["position"] = _turned(out["position"], piece.heading) + at
+    out["normal"] = np.rint(_turned(out["normal"].astype(np.float32), piece.heading))
+    out["id"] = piece.id
+    quads = np.arange(len(out), dtype=np.uint32).reshape(-1, 4)
+    return out, quads[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3)
+
+
+def _block(part: Part) -> np.ndarray:
+    """The 24 vertices of a box; its texture is laid once over the front, or repeats every `metres`."""
+    size, center = np.array(part.size), np.array(part.center)
+    faces = []
+    for axis, sign in _SIDES:
+        u, v = ((1, 2), (0, 2), (0, 1))[axis]
+        local = np.zeros((4, 3))
+        local[:, axis], local[:, u], local[:, v] = sign / 2, _CORNERS[:, 0], _CORNERS[:, 1]
+        normal = np.zeros((4, 3))
+        normal[:, axis] = 127 * sign
+        face = _vertices(0, local * size + center, normal)
+        scale = size[[u, v]] / part.metres if part.metres else np.ones(2)
+        face["uv"] = (_CORNERS * [1, -1] + 0.5) * scale
+        faces.append(face)
+    out = np.concatenate(faces)
+    out["colour"][:, :3], out["colour"][:, 3] = np.array(part.colour) * 255, 20
+    out["layer"] = PLAIN if part.texture < 0 else part.texture
+    out["glow"] = int(part.glow * 127)
+    return out
+
+
+def _shell(room: Room) -> tuple[np.ndarray, np.ndarray]:
+    """Floor, ceiling and four walls, seen from inside."""
+    w, d, h = room.size
+    flat = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], float)
+    sides = {FLOOR: ([w, 0, 0], [0, d, 0], [0, 0, 0], [0, 0, 1]),
+             CEILING: ([w, 0, 0], [0, d, 0], [0, 0, h], [0, 0, -1]),
+             WALL_IDS["south"]: ([w, 0, 0], [0, 0, h], [0, 0, 0], [0, 1, 0]),
+             WALL_IDS["north"]: ([w, 0, 0], [0, 0, h], [0, d, 0], [0, -1, 0]),
+             WALL_IDS["west"]: ([0, d, 0], [0, 0, h], [0, 0, 0], [1, 0, 0]),
+             WALL_IDS["east"]: ([0, d, 0], [0, 0, h], [w, 0, 0], [-1, 0, 0])}
+    out = []
+    for wall, (u, v, origin, normal) in sides.items():
+        corners = flat[:, :1] * np.array(u) + flat[:, 1:] * np.array(v) + np.array(origin)       # [4,3]
+        face = _vertices(wall, corners, np.tile(127 * np.array(normal), (4, 1)))
+        look = room.shell[wall]
+        lengths = np.array([np.linalg.norm(u), np.linalg.norm(v)])
+        face["uv"] = flat * [1, -1] * lengths / look.metres
+        face["colour"] = [255, 255, 255, int(255 * look.gloss)]
+        face["layer"] = look.texture
+        out.append(face)
+    quads = np.arange(24, dtype=np.uint32).reshape(-1, 4)
+    return np.concatenate(out), quads[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3)

@@ -1,0 +1,260 @@
+"""Puts pieces into a room so that nothing floats and nothing runs into anything else.
+
+World: metres, Z up, the room is [0,width] x [0,depth] x [0,height]. A piece's heading turns its front from -Y,
+counter-clockwise, in radians. Boxes of pieces never overlap; what stands on something stands on its real surface.
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from scenes.clip import Split
+from scenes.furniture.pack import TOP_CELLS, Model, Pack
+
+WALLS = ("south", "east", "north", "west")
+FACING = {"south": np.pi, "east": -np.pi / 2, "north": 0.0, "west": np.pi / 2}  # heading of a piece with its back there
+GAP = 0.01  # m between the boxes of neighbours
+
+
+@dataclass(frozen=True)
+class Part:
+    """A coloured block of a piece that is built here rather than modelled, in the piece's own axes."""
+    center: tuple[float, float, float]
+    size: tuple[float, float, float]
+    colour: tuple[float, float, float]  # sRGB in [0,1]; multiplies the texture
+    texture: int = -1                   # index into Room.textures, -1 = none
+    metres: float = 0.0                 # of one repeat of the texture; 0 = once over the block
+    glow: float = 0.0                   # light of its own, 1 = white
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One thing in the room."""
+    id: int
+    category: str
+    name: str
+    center: tuple[float, float]         # of its box, m
+    bottom: float                       # height of its underside, m
+    size: tuple[float, float, float]    # width, depth, height in its own axes
+    heading: float
+    resting_on: int = 0                 # id of what carries it; 0 = it hangs on a wall or the ceiling
+    model: Model | None = None
+    parts: tuple[Part, ...] = ()
+
+    @cached_property
+    def box(self) -> np.ndarray:
+        """[2,3]: lowest and highest corner of the upright box around the turned piece."""
+        c, s = abs(np.cos(self.heading)), abs(np.sin(self.heading))
+        w, d, h = self.size
+        half = np.array([w * c + d * s, w * s + d * c]) / 2
+        return np.array([[*(self.center - half), self.bottom], [*(self.center + half), self.bottom + h]])
+
+
+@dataclass
+class Arrangement:
+    """The pieces so far, and the ways to add one; every way returns the piece, or None if there is no place."""
+    size: tuple[float, float, float]
+    rng: np.random.Generator
+    pack: Pack
+    split: Split
+    floor_id: int
+    next_id: int
+    pieces: list[Piece] = field(default_factory=list)
+    kept_free: list[np.ndarray] = field(default_factory=list)  # boxes [2,3] where no furniture may stand
+    _queues: dict[str, list[Model]] = field(default_factory=dict)
+
+    def pick(self, *roles: str, max_size: Sequence[float] = (9, 9, 9)) -> Model | None:
+        """A model of one of the roles ("class/role"); every one is used before any comes again."""
+        key = " ".join(roles)
+        for _ in range(2):
+            queue = self._queues.setdefault(key, [])
+            for i, model in enumerate(queue):
+                if all(s <= m for s, m in zip(model.size, max_size, strict=True)):
+                    return queue.pop(i)
+            models = [m for m in self.pack.by_split[self.split] if f"{m.category}/{m.role}" in roles]
+            queue[:] = [models[i] for i in self.rng.permutation(len(models))]
+        return None
+
+    def against_wall(self, model: Model | Piece | None, wall: str | None = None, along: float | None = None,
+                     tries: int = 12) -> Piece | None:
+        """With its back to a wall: on the floor, or above it if it hangs. along: fraction of the wall in [0,1]."""
+        if model is None:
+            return None
+        if isinstance(model, Model) and model.elevation > 0.05:
+            return self.on_wall(model, model.elevation, wall, along, tries)
+        piece = self.new(model)
+        for _ in range(tries if along is None else 1):
+            side = wall or WALLS[self.rng.integers(4)]
+            found = self._place(self.at_wall(piece, side, self.rng.random() if along is None else along))
+            if found:
+                return found
+        return None
+
+    def at_wall(self, piece: Piece, wall: str, along: float, distance: float = 0.01) -> Piece:
+        """The same piece moved to touch a wall, not yet placed."""
+        width, depth = self.size[:2]
+        w, d, _ = piece.size
+        length = width if wall in ("south", "north") else depth
+        u = w / 2 + 0.01 + along * max(length - w - 0.02, 0)
+        center = {"south": (u, d / 2 + distance), "north": (u, depth - d / 2 - distance),
+                  "west": (d / 2 + distance, u), "east": (width - d / 2 - distance, u)}[wall]
+        return replace(piece, center=center, heading=FACING[wall])
+
+    def in_front(self, anchor: Piece, model: Model | Piece | None, gap: float, aside: float = 0.0,
+                 turned: float = np.pi) -> Piece | None:
+        """`gap` metres before the anchor's front, shifted `aside` to its right hand, turned against it."""
+        if model is None:
+            return None
+        piece = self.new(model)
+        reach = anchor.size[1] / 2 + gap + piece.size[1] / 2
+        return self._place(replace(piece, center=offset(anchor, aside, -reach), heading=anchor.heading + turned))
+
+    def beside(self, anchor: Piece, model: Model | Piece | None, right: bool, gap: float = 0.05) -> Piece | None:
+        """At the anchor's side, backs in one line."""
+        if model is None:
+            return None
+        piece = self.new(model)
+        across = (anchor.size[0] / 2 + gap + piece.size[0] / 2) * (1 if right else -1)
+        back = (anchor.size[1] - piece.size[1]) / 2
+        return self._place(replace(piece, center=offset(anchor, across, back), heading=anchor.heading))
+
+    def anywhere(self, model: Model | Piece | None, margin: float = 0.5, tries: int = 12) -> Piece | None:
+        """On the floor, at least `margin` from the walls if the room allows it."""
+        if model is None:
+            return None
+        for _ in range(tries):
+            x, y = (self.rng.uniform(min(margin, s / 3), max(s - margin, 2 * s / 3)) for s in self.size[:2])
+            turn = float(self.rng.integers(4)) * np.pi / 2
+            if found := self._place(replace(self.new(model), center=(x, y), heading=turn)):
+                return found
+        return None
+
+    def around(self, table: Piece, roles: Sequence[str], most: int = 6) -> list[Piece]:
+        """Chairs at the sides of a table, facing it, pulled out so far that their boxes do not overlap."""
+        model = self.pick(*roles)
+        if model is None:
+            return []
+        w, d = table.size[:2]
+        places = [((k + 0.5 - n / 2) * length / n, side) for side, length in enumerate((w, d, w, d))
+                  for n in [max(1, int(length // 0.72)) if length > 0.55 else 0] for k in range(n)]
+        out: list[Piece] = []
+        for i in self.rng.permutation(len(places)):
+            along, side = places[i]
+            turn = side * np.pi / 2 + self.rng.normal(0, 0.08)
+            chair = replace(self.new(model), heading=table.heading + turn + np.pi)
+            half = chair.box[1] - [*chair.center, 0]
+            reach = (d if side % 2 == 0 else w) / 2 + 0.02 + float(max(half[:2])) + abs(self.rng.normal(0, 0.04))
+            dx, dy = {0: (along, -reach), 1: (reach, along), 2: (along, reach), 3: (-reach, along)}[side]
+            if len(out) < most and (placed := self._place(replace(chair, center=offset(table, dx, dy)))):
+                out.append(placed)
+        return out
+
+    def on_top(self, carrier: Piece | None, model: Model | None, tries: int = 10, straight: bool = False
+               ) -> Piece | None:
+        """Somewhere on the carrier's surface, the whole footprint supported."""
+        if model is None or carrier is None:
+            return None
+        level, cells = surface_of(carrier)
+        if level is None or not cells.any():
+            return None
+        open_cells = np.argwhere(cells)
+        for _ in range(tries):
+            turn = 0.0 if straight else float(self.rng.integers(4)) * np.pi / 2 + self.rng.normal(0, 0.2)
+            x, y = (open_cells[self.rng.integers(len(open_cells))] + self.rng.random(2)) / TOP_CELLS - 0.5
+            center = offset(carrier, x * carrier.size[0], y * carrier.size[1])
+            piece = replace(self.new(model), center=center, bottom=level, heading=carrier.heading + turn,
+                            resting_on=carrier.id)
+            if _supported(piece, carrier, cells) and self._free(piece, ignore=carrier.id):
+                return self._add(piece)
+        return None
+
+    def on_wall(self, model: Model | Piece | None, bottom: float, wall: str | None = None, along: float | None = None,
+                tries: int = 10) -> Piece | None:
+        """Hanging on a wall, its underside at `bottom`."""
+        if model is None:
+            return None
+        for _ in range(tries if along is None else 1):
+            side = wall or WALLS[self.rng.integers(4)]
+            piece = self.at_wall(self.new(model), side, self.rng.random() if along is None else along, 0.003)
+            piece = replace(piece, bottom=bottom, resting_on=0)
+            if self._free(piece):
+                return self._add(piece)
+        return None
+
+    def at_ceiling(self, model: Model | Piece | None, center: tuple[float, float]) -> Piece | None:
+        """Hanging from the ceiling, unless it would reach below 1.9 m."""
+        if model is None:
+            return None
+        piece = self.new(model)
+        piece = replace(piece, center=center, bottom=self.size[2] - piece.size[2], resting_on=0)
+        return self._add(piece) if piece.bottom > 1.9 and self._free(piece) else None
+
+    def new(self, model: Model | Piece) -> Piece:
+        if isinstance(model, Piece):
+            return replace(model, resting_on=self.floor_id)
+        return Piece(id=0, category=model.category, name=model.name, center=(0.0, 0.0), bottom=0.0, size=model.size,
+                     heading=0.0, resting_on=self.floor_id, model=model)
+
+    def _place(self, piece: Piece) -> Piece | None:
+        """Onto the floor, or onto the rug that lies under all of it."""
+        box = piece.box
+        for rug in (p for p in self.pieces if p.category == "rug"):
+            low, high = rug.box
+            if (box[0, :2] < high[:2]).all() and (box[1, :2] > low[:2]).all():
+                if piece.category == "rug" or (box[0, :2] < low[:2]).any() or (box[1, :2] > high[:2]).any():
+                    return None
+                piece = replace(piece, bottom=float(high[2]), resting_on=rug.id)
+        if not self._free(piece) or (piece.category != "rug" and any(overlap(piece.box, k) for k in self.kept_free)):
+            return None
+        return self._add(piece)
+
+    def _free(self, piece: Piece, ignore: int = -1) -> bool:
+        box = piece.box
+        if (box[0] < -1e-9).any() or (box[1] > np.array(self.size) + 1e-9).any():
+            return False
+        return not any(overlap(box, other.box, GAP) for other in self.pieces
+                       if other.id not in (ignore, piece.resting_on))
+
+    def _add(self, piece: Piece) -> Piece:
+        piece = replace(piece, id=self.next_id)
+        self.next_id += 1
+        self.pieces.append(piece)
+        return piece
+
+
+def overlap(a: np.ndarray, b: np.ndarray, gap: float = 0.0) -> bool:
+    """Whether two boxes [2,3] come nearer than `gap` sideways while sharing some height."""
+    margin = np.array([gap, gap, 0])
+    return bool((a[0] < b[1] + margin - 1e-9).all() and (a[1] > b[0] - margin + 1e-9).all())
+
+
+def offset(anchor: Piece, right: float, back: float) -> tuple[float, float]:
+    """A point given in the anchor's axes (x to the right, y to the back), in the room's."""
+    c, s = np.cos(anchor.heading), np.sin(anchor.heading)
+    return float(anchor.center[0] + c * right - s * back), float(anchor.center[1] + s * right + c * back)
+
+
+def surface_of(carrier: Piece) -> tuple[float | None, np.ndarray]:
+    """Height of what it can carry things on, and which cells [16,16] of its footprint do; built pieces carry on top."""
+    if carrier.model is None:
+        return carrier.bottom + carrier.size[2], np.ones((TOP_CELLS, TOP_CELLS), bool)
+    support = carrier.model.support
+    return (None if support is None else carrier.bottom + support), carrier.model.top
+
+
+def _supported(piece: Piece, carrier: Piece, cells: np.ndarray) -> bool:
+    """Whether the piece's upright footprint, seen in the carrier's axes, lies on open cells only."""
+    turn = piece.heading - carrier.heading
+    c, s = abs(np.cos(turn)), abs(np.sin(turn))
+    w, d, _ = piece.size
+    half = np.array([w * c + d * s, w * s + d * c]) / 2
+    cos, sin = np.cos(-carrier.heading), np.sin(-carrier.heading)
+    dx, dy = piece.center[0] - carrier.center[0], piece.center[1] - carrier.center[1]
+    middle = np.array([cos * dx - sin * dy, sin * dx + cos * dy])
+    low = (middle - half) / carrier.size[:2] + 0.5
+    high = (middle + half) / carrier.size[:2] + 0.5
+    if (low < 0).any() or (high > 1).any():
+        return False
+    i, j = (low * TOP_CELLS).astype(int), np.ceil(high * TOP_CELLS).astype(int)
+    return bool(cells[i[0]:j[0], i[1]:j[1]].all())

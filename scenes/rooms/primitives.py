@@ -1,0 +1,112 @@
+"""Pieces built from blocks rather than modelled: doors, windows, pictures, rugs, shelves, plain tables, ceiling lights.
+
+Each function returns an unplaced Piece; `textures` grows by what it uses. Metres; a piece's back is at +Y.
+"""
+import numpy as np
+
+from scenes.rooms.placement import Part, Piece
+from scenes.rooms.textures import surface
+
+Rng = np.random.Generator
+Textures = list[np.ndarray]
+
+
+def door(rng: Rng, textures: Textures) -> Piece:
+    width, height = float(rng.uniform(0.75, 0.95)), float(rng.uniform(2.0, 2.15))
+    colour = _tint(rng, 0.35, 0.95)
+    frame = _tint(rng, 0.6, 0.95)
+    texture = _add(textures, "wood", rng) if rng.random() < 0.5 else -1
+    if texture >= 0:
+        colour = (1.0, 1.0, 1.0)
+    w, h, t = width, height, 0.05
+    parts = [Part((0, 0.01, h / 2), (w - 0.12, t - 0.02, h - 0.06), colour, texture, 0.8),
+             Part((-w / 2 + 0.03, 0, h / 2), (0.06, t, h), frame), Part((w / 2 - 0.03, 0, h / 2), (0.06, t, h), frame),
+             Part((0, 0, h - 0.03), (w - 0.12, t, 0.06), frame),
+             Part((w / 2 - 0.14, -t / 2 + 0.005, 1.0), (0.1, 0.02, 0.025), (0.55, 0.5, 0.42))]
+    for z, tall in ((0.55, 0.7), (1.45, 0.8)) if rng.random() < 0.7 else ():
+        dark = (colour[0] * 0.85, colour[1] * 0.85, colour[2] * 0.85)
+        parts.append(Part((0, -0.004, z), (w * 0.55, t - 0.025, tall), dark, texture, 0.8))
+    return _piece("door", "door", (w, t, h), parts)
+
+
+def window(rng: Rng, textures: Textures, max_width: float) -> Piece:
+    w = float(rng.uniform(0.8, min(2.0, max_width)))
+    h, t = float(rng.uniform(1.0, 1.5)), 0.06
+    frame, view = _tint(rng, 0.55, 0.97), _add(textures, "view", rng)
+    parts = [Part((0, 0.02, h / 2), (w - 0.1, 0.02, h - 0.1), (1, 1, 1), view, 0.0, float(rng.uniform(0.5, 1.0))),
+             Part((-w / 2 + 0.03, 0, h / 2), (0.06, t, h), frame), Part((w / 2 - 0.03, 0, h / 2), (0.06, t, h), frame),
+             Part((0, 0, 0.03), (w - 0.12, t, 0.06), frame), Part((0, 0, h - 0.03), (w - 0.12, t, 0.06), frame)]
+    bars = max(1, round(w / 0.6))
+    parts += [Part((w * (i / bars - 0.5), 0.005, h / 2), (0.035, 0.03, h - 0.12), frame) for i in range(1, bars)]
+    if rng.random() < 0.4:
+        parts.append(Part((0, 0.007, h * 0.62), (w - 0.12, 0.026, 0.03), frame))
+    return _piece("window", "window", (w, t, h), parts)
+
+
+def picture(rng: Rng, textures: Textures) -> Piece:
+    w, h, t = float(rng.uniform(0.25, 0.9)), float(rng.uniform(0.25, 0.7)), 0.03
+    frame = _tint(rng, 0.1, 0.9)
+    b = 0.025
+    parts = [Part((0, 0.005, h / 2), (w - 2 * b, t - 0.01, h - 2 * b), (1, 1, 1), _add(textures, "picture", rng)),
+             Part((-w / 2 + b / 2, 0, h / 2), (b, t, h), frame), Part((w / 2 - b / 2, 0, h / 2), (b, t, h), frame),
+             Part((0, 0, b / 2), (w - 2 * b, t, b), frame), Part((0, 0, h - b / 2), (w - 2 * b, t, b), frame)]
+    return _piece("decor", "picture", (w, t, h), parts)
+
+
+def rug(rng: Rng, textures: Textures, width: float, depth: float) -> Piece:
+    part = Part((0, 0, 0.005), (width, depth, 0.01), (1, 1, 1), _add(textures, "rug", rng))
+    return _piece("rug", "rug", (width, depth, 0.01), [part])
+
+
+def shelf(rng: Rng, textures: Textures) -> Piece:
+    w, d = float(rng.uniform(0.5, 1.1)), float(rng.uniform(0.18, 0.26))
+    return _piece("storage", "wall shelf", (w, d, 0.03), [Part((0, 0, 0.015), (w, d, 0.03), *_board(rng, textures))])
+
+
+def coffee_table(rng: Rng, textures: Textures) -> Piece:
+    return _plain_table("coffee table", float(rng.uniform(0.7, 1.2)), float(rng.uniform(0.45, 0.65)),
+                        float(rng.uniform(0.36, 0.48)), rng, textures)
+
+
+def side_table(rng: Rng, textures: Textures) -> Piece:
+    side = float(rng.uniform(0.36, 0.5))
+    return _plain_table("side table", side, side, float(rng.uniform(0.42, 0.6)), rng, textures)
+
+
+def ceiling_light(rng: Rng) -> Piece:
+    w, h = float(rng.uniform(0.2, 0.45)), float(rng.uniform(0.05, 0.1))
+    parts = [Part((0, 0, h * 0.35), (w, w, h * 0.7), (1.0, 0.97, 0.9), glow=1.0),
+             Part((0, 0, h * 0.85), (w * 0.9, w * 0.9, h * 0.3), (0.7, 0.7, 0.7))]
+    return _piece("lamp", "ceiling light", (w, w, h), parts)
+
+
+def _plain_table(name: str, w: float, d: float, h: float, rng: Rng, textures: Textures) -> Piece:
+    board = _board(rng, textures)
+    leg, top = float(rng.uniform(0.03, 0.06)), 0.035
+    parts = [Part((0, 0, h - top / 2), (w, d, top), *board)]
+    parts += [Part((sx * (w - leg) / 2, sy * (d - leg) / 2, (h - top) / 2), (leg, leg, h - top), *board)
+              for sx in (-1, 1) for sy in (-1, 1)]
+    if rng.random() < 0.5:
+        parts.append(Part((0, 0, h * 0.35), (w - 2 * leg, d - 2 * leg, 0.02), *board))
+    return _piece("table", name, (w, d, h), parts)
+
+
+def _board(rng: Rng, textures: Textures) -> tuple[tuple[float, float, float], int, float]:
+    """Colour, texture and its metres: wood or paint."""
+    if rng.random() < 0.6:
+        return (1.0, 1.0, 1.0), _add(textures, "wood", rng), 0.8
+    return _tint(rng, 0.15, 0.95), -1, 0.0
+
+
+def _piece(category: str, name: str, size: tuple[float, float, float], parts: list[Part]) -> Piece:
+    return Piece(0, category, name, (0.0, 0.0), 0.0, size, 0.0, parts=tuple(parts))
+
+
+def _add(textures: Textures, kind: str, rng: Rng) -> int:
+    textures.append(surface(kind, rng))
+    return len(textures) - 1
+
+
+def _tint(rng: Rng, low: float, high: float) -> tuple[float, float, float]:
+    r, g, b = (rng.uniform(low, high) * (1 + 0.12 * rng.uniform(-1, 1, 3))).clip(0, 1)
+    return float(r), float(g), float(b)

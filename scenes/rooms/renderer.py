@@ -1,0 +1,198 @@
+"""Renders a room on EGL (a GPU's, or Mesa's on a CPU): colour, metric depth, instance ids and normals in one pass."""
+from typing import TypedDict
+
+import moderngl
+import numpy as np
+
+from scenes.furniture.pack import Pack
+from scenes.rooms.layout import Light, Room
+from scenes.rooms.mesh import RoomMesh, room_mesh
+from scenes.rooms.shaders import (
+    FINISH_SHADER,
+    FRAGMENT_SHADER,
+    SHADOW_FRAGMENT,
+    SHADOW_VERTEX,
+    VERTEX_SHADER,
+    WHOLE_PICTURE,
+)
+
+SHADOW_PX = 1024
+SHADOW_REACH = 3.2  # tangent of half the shadow map's angle: 145 degrees
+
+
+class Views(TypedDict):
+    """What the camera saw in T frames."""
+    frames: np.ndarray     # [T,3,H,W] uint8
+    depth: np.ndarray      # [T,H,W] float32, m along the optical axis
+    instances: np.ndarray  # [T,H,W] int32
+    normals: np.ndarray    # [T,3,H,W] int8, 127 * unit, camera axes; of the triangle seen, towards the camera
+
+
+class Renderer:
+    """One EGL context that holds one room at a time, and square pictures of `size` pixels.
+
+    Raises ValueError if there is no EGL device.
+    """
+
+    def __init__(self, size: int = 224):
+        self.size = size
+        try:
+            self._gl = moderngl.create_context(330, standalone=True, backend="egl")  # type: ignore[arg-type]
+        except Exception as error:  # glcontext raises bare Exception
+            raise ValueError(f"render: no EGL device ({error}); install libegl1 libgl1-mesa-dri (make setup), or bring "
+                             "your GPU's EGL library") from error
+        self._gl.enable(moderngl.DEPTH_TEST)
+        self._program = self._gl.program(vertex_shader=VERTEX_SHADER, fragment_shader=FRAGMENT_SHADER)
+        self._shadow_program = self._gl.program(vertex_shader=SHADOW_VERTEX, fragment_shader=SHADOW_FRAGMENT)
+        finish = self._gl.program(vertex_shader=WHOLE_PICTURE, fragment_shader=FINISH_SHADER)
+        self._finish = self._gl.vertex_array(finish, [])
+        self._shadow = self._gl.texture((SHADOW_PX, SHADOW_PX), 2, dtype="f4")
+        self._shadow.filter = (moderngl.LINEAR_MIPMAP_LINEAR, moderngl.LINEAR)
+        self._shadow_target = self._gl.framebuffer([self._shadow], self._gl.depth_renderbuffer((SHADOW_PX, SHADOW_PX)))
+        self._targets: dict[int, tuple[moderngl.Framebuffer, moderngl.Framebuffer]] = {}
+        self._held: list[moderngl.Buffer | moderngl.VertexArray | moderngl.TextureArray] = []
+        self._room: Room | None = None
+
+    @property
+    def device(self) -> str:
+        return str(self._gl.info["GL_RENDERER"])
+
+    def render(self, room: Room, pack: Pack, poses: np.ndarray, intrinsics: np.ndarray, exposure: float = 1.0,
+               noise: float = 0.0, seed: int = 0) -> Views:
+        """poses [T,4,4] camera to world (OpenCV axes), intrinsics [3,3] in pixels with centres at +0.5.
+
+        exposure multiplies the light; noise is the half-width of the sensor noise in [0,1]; seed fixes that noise.
+        """
+        if self._room is not room:
+            self._upload(room, pack)
+            self._room = room
+        size, t = self.size, len(poses)
+        target, finished = self._target(t)
+        target.use()
+        target.viewport = whole = (0, 0, size, size * t)
+        self._gl.clear(depth=1.0)
+        _set(self._program, "exposure", exposure)
+        (fx, _, cx), (_, fy, cy) = 2 * intrinsics[:2] / size
+        _set(self._program, "lens", (fx, fy, cx - 1, cy - 1))
+        for i, pose in enumerate(poses):
+            target.viewport = (0, size * i, size, size)
+            _write(self._program, "world_to_view", np.linalg.inv(pose))
+            _set(self._program, "world_turn", tuple(pose[:3, :3].T.reshape(-1)))
+            _set(self._program, "eye", tuple(pose[:3, 3]))
+            for first, count in _in_view(pose, intrinsics, size, self._mesh):
+                self._whole.render(vertices=3 * count, first=3 * first)
+        self._finish_colour(target, finished, noise, seed)
+        data = np.frombuffer(target.read(components=4, attachment=1, dtype="u4", viewport=whole), np.uint32)
+        colour = np.frombuffer(finished.read(components=3, viewport=whole, alignment=1), np.uint8)
+        return _unpack(data.reshape(t, size, size, 4), colour.reshape(t, size, size, 3))
+
+    def release(self) -> None:
+        """Gives the room's memory back; the next render uploads again."""
+        for held in reversed(self._held):
+            held.release()
+        self._held, self._room = [], None
+
+    def _target(self, frames: int) -> tuple[moderngl.Framebuffer, moderngl.Framebuffer]:
+        """Where all frames are drawn, one below the other, and where their finished colour goes."""
+        if frames not in self._targets:
+            shape, gl = (self.size, self.size * frames), self._gl
+            seen = [gl.texture(shape, 4), gl.texture(shape, 4, dtype="u4")]
+            self._targets[frames] = (gl.framebuffer(seen, gl.depth_renderbuffer(shape)),
+                                     gl.framebuffer([gl.renderbuffer(shape, 4)]))
+        return self._targets[frames]
+
+    def _finish_colour(self, drawn: moderngl.Framebuffer, finished: moderngl.Framebuffer, noise: float, seed: int
+                       ) -> None:
+        finished.use()
+        self._gl.disable(moderngl.DEPTH_TEST)
+        drawn.color_attachments[0].use(2)  # type: ignore[union-attr]
+        for name, value in {"picture": 2, "noise": noise, "seed": seed & 0xFFFFFFFF, "rows": float(self.size)}.items():
+            _set(self._finish.program, name, value)
+        self._finish.render(moderngl.TRIANGLES, vertices=3)
+        self._gl.enable(moderngl.DEPTH_TEST)
+
+    def _upload(self, room: Room, pack: Pack) -> None:
+        self.release()
+        mesh = self._mesh = room_mesh(room, pack)
+        vertices = self._gl.buffer(mesh.vertices.tobytes())
+        indices = self._gl.buffer(mesh.triangles.tobytes())
+        layout = ("3f4 4i1 2f4 4f1 2u2", "position", "normal", "uv", "colour", "layer_id")
+        self._whole = self._gl.vertex_array(self._program, [(vertices, *layout)], indices)
+        casting = self._gl.vertex_array(self._shadow_program, [(vertices, f"3f4 {mesh.vertices.itemsize - 12}x1",
+                                                                "position")], indices)
+        textures = self._gl.texture_array((*mesh.layers.shape[2:0:-1], len(mesh.layers)), 3, mesh.layers.tobytes())
+        textures.filter = (moderngl.LINEAR_MIPMAP_LINEAR, moderngl.LINEAR)
+        textures.build_mipmaps()
+        textures.use(0)
+        self._held = [vertices, indices, self._whole, casting, textures]
+        to_light = _look_along(room.lights[0])
+        self._cast(casting, mesh.casters, to_light)
+        self._set_lights(room, to_light)
+
+    def _cast(self, casting: moderngl.VertexArray, triangles: int, to_light: np.ndarray) -> None:
+        self._shadow_target.use()
+        self._shadow_target.clear(red=12.0, green=144.0)
+        _write(self._shadow_program, "world_to_light", to_light)
+        _set(self._shadow_program, "shadow_reach", SHADOW_REACH)
+        casting.render(vertices=3 * triangles)
+        self._shadow.build_mipmaps(max_level=2)
+        self._shadow.use(1)
+
+    def _set_lights(self, room: Room, to_light: np.ndarray) -> None:
+        dark = Light((0, 0, 0), (0, 0, 0))
+        four = [*room.lights, dark, dark, dark, dark][:4]
+        _set(self._program, "textures", 0)
+        _set(self._program, "shadow", 1)
+        _write(self._program, "world_to_light", to_light)
+        _set(self._program, "shadow_reach", SHADOW_REACH)
+        _set(self._program, "light_at", [light.position for light in four])
+        _set(self._program, "light_colour", [light.colour for light in four])
+        _set(self._program, "lights", len(room.lights))
+        _set(self._program, "above", room.ambient[0])
+        _set(self._program, "below", room.ambient[1])
+        _set(self._program, "room", room.size)
+
+
+def _set(program: moderngl.Program, name: str, value: object) -> None:
+    program[name].value = value  # type: ignore[union-attr]
+
+
+def _write(program: moderngl.Program, name: str, matrix: np.ndarray) -> None:
+    """A 4x4 uniform; GL keeps columns together."""
+    program[name].write(matrix.T.astype("<f4").tobytes())  # type: ignore[union-attr]
+
+
+def _in_view(pose: np.ndarray, intrinsics: np.ndarray, size: int, mesh: RoomMesh) -> list[list[int]]:
+    """The spans that may be seen, nearest first (hidden pixels are then never shaded), the shell last."""
+    corners = np.stack([mesh.boxes[:, [0, 1][i], [0, 1, 2][k]] for i in (0, 1) for k in range(3)], 1)
+    x, y, z = np.array(np.meshgrid([0, 3], [1, 4], [2, 5])).reshape(3, -1)
+    points = np.stack([corners[:, x], corners[:, y], corners[:, z]], -1) - pose[:3, 3]       # [N,8,3]
+    points = points @ pose[:3, :3]
+    slope = size / 2 / intrinsics[0, 0]
+    reach = points[..., 2] * slope                                                           # [N,8]
+    outside = ((points[..., 0] > reach).all(1) | (points[..., 0] < -reach).all(1) | (points[..., 1] > reach).all(1)
+               | (points[..., 1] < -reach).all(1) | (points[..., 2] < 0).all(1))
+    near = points[..., 2].min(1)
+    near[mesh.shell] = np.inf
+    order = np.argsort(near)
+    return mesh.spans[order[~outside[order]]].tolist()
+
+
+def _look_along(light: Light) -> np.ndarray:
+    """World to light [4,4]: z along the light's direction."""
+    ahead = np.array(light.direction) / np.linalg.norm(light.direction)
+    side = np.cross(ahead, [0.0, 1.0, 0.0] if abs(ahead[1]) < 0.9 else [1.0, 0.0, 0.0])
+    side /= np.linalg.norm(side)
+    turn = np.stack([side, np.cross(ahead, side), ahead])
+    out = np.eye(4)
+    out[:3, :3], out[:3, 3] = turn, -turn @ np.array(light.position)
+    return out
+
+
+def _unpack(data: np.ndarray, colour: np.ndarray) -> Views:
+    """data [T,H,W,4] uint32, colour [T,H,W,3] uint8 -> arrays."""
+    normal = np.ascontiguousarray(data[..., 2]).view(np.int8).reshape(*data.shape[:3], 4)
+    return {"frames": np.ascontiguousarray(colour.transpose(0, 3, 1, 2)),
+            "depth": np.ascontiguousarray(data[..., 0]).view(np.float32),
+            "instances": data[..., 1].astype(np.int32),
+            "normals": np.ascontiguousarray(normal[..., :3].transpose(0, 3, 1, 2))}

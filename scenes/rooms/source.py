@@ -1,0 +1,217 @@
+"""Clips of furnished rooms, rendered when asked for: the same (seed, split, room, clip) is the same clip.
+
+Ids are SPLIT/RRRRR_C: room and clip number. `render_clips` spreads rooms over processes and keeps their order.
+"""
+import json
+import multiprocessing
+import os
+import queue
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from itertools import groupby
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from scenes.clip import SPLITS, Clip, Split
+from scenes.furniture.pack import Pack
+from scenes.rooms.camera_path import Track, film
+from scenes.rooms.layout import CEILING, FLOOR, WALL_IDS, Room, furnish
+from scenes.rooms.renderer import Renderer, Views
+
+STRUCTURE = (FLOOR, CEILING, *WALL_IDS.values())
+MAX_STRUCTURE = 0.7   # share of the pixels that may show floor, ceiling and walls
+MIN_DEPTH = 0.35      # m
+ROOMS_VERSION = 3     # raised whenever the same seed would give another picture
+_ATTEMPTS = 6
+
+
+@dataclass
+class RoomSource:
+    """Rooms per split, and how each is filmed. Rooms and furniture models of different splits are disjoint."""
+    train: int = 160
+    val: int = 20
+    test: int = 20
+    clips_per_room: int = 1
+    frames: int = 9
+    size: int = 224                 # px, square
+    seed: int = 0
+    pack: Path | str | None = None  # None = the committed public-domain pack
+    _held: dict[str, Room] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "size", "clips_per_room"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rooms: got {name}={getattr(self, name)}, expected at least 1")
+        if min(self.train, self.val, self.test) < 0 or self.seed < 0:
+            raise ValueError("rooms: got a negative number of rooms or seed, expected 0 or more")
+
+    @cached_property
+    def key(self) -> str:
+        """Names what the clips hold: equal keys, equal clips under equal ids, however many rooms were asked for."""
+        facts = [ROOMS_VERSION, self.seed, self.frames, self.size, self.furniture.digest]
+        return "rooms-" + sha256(json.dumps(facts).encode()).hexdigest()[:12]
+
+    def ids(self, split: Split) -> list[str]:
+        return [f"{split}/{room:05d}_{clip}" for room in range(getattr(self, split))
+                for clip in range(self.clips_per_room)]
+
+    def clip(self, clip_id: str) -> Clip:
+        """Renders one clip here. Raises ValueError for an id that is not in `ids`, or if there is no EGL."""
+        split, number, take = self._parse(clip_id)
+        room = self.room(split, number)
+        rng = np.random.default_rng([self.seed, SPLITS.index(split), number, take, 1])
+        for left in reversed(range(_ATTEMPTS)):
+            track = film(room, self.frames, rng)
+            glance = self._shoot(room, track.poses[:1], track, 1.0)
+            if left and _fault(glance):
+                continue
+            exposure = _metered(glance["frames"], rng)
+            noise, seed = float(rng.uniform(0.002, 0.012)), int(rng.integers(2**32))
+            views = self._shoot(room, track.poses, track, exposure, noise, seed)
+            if not _fault(views):
+                break
+        seen = set(np.unique(views["instances"]).tolist())
+        return Clip(id=clip_id, **views, intrinsics=track.intrinsics(self.size), poses=track.poses,
+                    room_size=room.size, objects=[o for o in room.objects if o.id in seen])
+
+    def _shoot(self, room: Room, poses: np.ndarray, track: Track, exposure: float, noise: float = 0.0, seed: int = 0
+               ) -> Views:
+        return self.renderer.render(room, self.furniture, poses, track.intrinsics(self.size), exposure, noise, seed)
+
+    def room(self, split: Split, number: int) -> Room:
+        """The room with this number; the last one asked for is kept."""
+        key = f"{split}/{number}"
+        if key not in self._held:
+            self._held.clear()
+            self._held[key] = furnish(split, self.seed * 1_000_000 + number, self.furniture)
+        return self._held[key]
+
+    @cached_property
+    def furniture(self) -> Pack:
+        return Pack.load(Path(self.pack) if self.pack is not None else None)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        return Renderer(self.size)
+
+    def _parse(self, clip_id: str) -> tuple[Split, int, int]:
+        split, _, rest = clip_id.partition("/")
+        number, _, take = rest.partition("_")
+        if (split in SPLITS and number.isdigit() and take.isdigit() and int(number) < getattr(self, split)
+                and int(take) < self.clips_per_room):
+            return split, int(number), int(take)
+        raise ValueError(f"rooms: no clip {clip_id!r}; ids are SPLIT/ROOM_CLIP, such as train/00000_0, with "
+                         f"{self.train}/{self.val}/{self.test} rooms of {self.clips_per_room} clips")
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k not in ("furniture", "renderer")} | {"_held": {}}
+
+
+def _fault(views: Views) -> bool:
+    """Whether a frame shows little but bare room, or something too near."""
+    blank = np.isin(views["instances"], STRUCTURE).mean(axis=(1, 2)).max()
+    return bool(blank > MAX_STRUCTURE or views["depth"].min() < MIN_DEPTH)
+
+
+def _metered(frames: np.ndarray, rng: np.random.Generator) -> float:
+    """The exposure that brings the mean from what it is at exposure 1 to somewhere in the middle, as a phone does."""
+    target = rng.uniform(95, 165)
+    return float(np.clip((target / max(float(frames.mean()), 1.0)) ** 2.2, 0.25, 4.0))
+
+
+class Filmed(Protocol):
+    """Anything that renders a clip by its id; it is sent to the workers, so it must pickle."""
+
+    def clip(self, clip_id: str) -> Clip: ...
+
+
+def render_clips(source: Filmed, ids: Sequence[str], workers: int = 0) -> Iterator[Clip]:
+    """The clips in the order of `ids`. Each of `workers` processes takes every n-th room; 0 renders in this process.
+
+    A worker is at most one room ahead of the reader, so memory does not grow with the number of clips. A script that
+    uses workers needs an `if __name__ == "__main__":` (they are spawned, for a GPU context survives no fork).
+    """
+    if workers <= 0 or len(ids) < 2:
+        yield from map(source.clip, ids)
+        return
+    rooms = [list(group) for _, group in groupby(ids, key=lambda i: i.rpartition("_")[0])]
+    workers = min(workers, len(rooms))
+    spawn = multiprocessing.get_context("spawn")
+    crew = []
+    try:
+        with _one_thread_each():
+            for w in range(workers):
+                receive, send = spawn.Pipe(duplex=False)
+                process = spawn.Process(target=_work, args=(source, rooms[w::workers], send), daemon=True)
+                process.start()
+                send.close()
+                crew.append((process, receive))
+        for r, room in enumerate(rooms):
+            for clip_id in room:
+                yield _receive(crew[r % workers][1], clip_id)
+    finally:
+        for process, receive in crew:
+            receive.close()
+            process.terminate()
+            process.join()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started here keep to one thread: Mesa's renderer and BLAS would start one a core in each of them."""
+    one = dict.fromkeys(("LP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
+    before = {name: os.environ.get(name) for name in one}
+    os.environ.update(one)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _receive(pipe: Connection, clip_id: str) -> Clip:
+    try:
+        message = pipe.recv()
+    except EOFError as error:
+        raise RuntimeError(f"rooms: the process rendering {clip_id} died; if memory ran out, use fewer") from error
+    if isinstance(message, ValueError):
+        raise message
+    if not isinstance(message, Clip):
+        raise RuntimeError(f"rooms: rendering {clip_id} failed:\n{message}")
+    return message
+
+
+def _work(source: Filmed, rooms: list[list[str]], pipe: Connection) -> None:
+    """In a worker: renders while a thread sends."""
+    ready: queue.Queue = queue.Queue(maxsize=max(map(len, rooms)))
+    sender = threading.Thread(target=_send, args=(ready, pipe), daemon=True)
+    sender.start()
+    try:
+        for room in rooms:
+            for clip_id in room:
+                ready.put(source.clip(clip_id))
+    except ValueError as error:
+        ready.put(error)
+    except Exception:
+        ready.put(traceback.format_exc())
+    ready.put(None)
+    sender.join()
+
+
+def _send(ready: queue.Queue, pipe: Connection) -> None:
+    try:
+        while (message := ready.get()) is not None:
+            pipe.send(message)
+    except OSError:  # the reader went away
+        os._exit(0)

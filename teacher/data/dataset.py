@@ -1,0 +1,120 @@
+"""Training examples: a clip's frames, features and targets, drawn frame by frame in an order set by (seed, epoch).
+
+Small sets stay in memory (on the GPU where there is one); larger ones stream clip by clip, so memory stays flat.
+"""
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from scenes.clip import Source
+from scenes.dense import dense_targets, patch_depth
+from teacher.data.feature_store import FeatureStore
+
+Example = dict[str, Tensor]  # every field [frames, ...]
+CPU_BUDGET = 2 * 2**30       # bytes held in memory without a GPU
+
+
+class Examples:
+    """Fields of each frame: frames uint8 [3,H,W]; one per store, float16 [D,14,14]; and where the clips are labelled
+    depth [56,56] m, normals int8 [3,56,56], classes uint8 [56,56], patch_depth [14,14] m."""
+
+    def __init__(self, source: Source, ids: Sequence[str], stores: dict[str, FeatureStore], device: torch.device):
+        if not ids:
+            raise ValueError("examples: no clips in this split; ask for more rooms or a longer video")
+        self.source, self.ids, self.stores, self.device = source, list(ids), stores, device
+        first = self.load(self.ids[0])
+        self.frames_per_clip = len(first["frames"])
+        size = len(self.ids) * sum(v.nbytes for v in first.values())
+        budget = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CPU_BUDGET
+        self._all: Example | None = self._gather() if size < budget else None
+
+    def __len__(self) -> int:
+        return len(self.ids) * self.frames_per_clip
+
+    def load(self, clip_id: str) -> Example:
+        """One clip's fields on the CPU."""
+        clip = self.source.clip(clip_id)
+        example = {"frames": torch.from_numpy(clip.frames)}
+        for name, store in self.stores.items():
+            example[name] = store.get(clip_id)
+        if clip.depth is not None and clip.normals is not None and clip.instances is not None:
+            targets = dense_targets(clip)
+            example |= {"depth": torch.from_numpy(targets.depth), "normals": torch.from_numpy(targets.normals),
+                        "classes": torch.from_numpy(targets.classes)}
+        if clip.depth is not None:
+            example["patch_depth"] = torch.from_numpy(patch_depth(clip))
+        return example
+
+    def batches(self, batch: int, seed: int, epoch: int, skip: int = 0) -> Iterator[Example]:
+        """One epoch of shuffled batches on the device, the last short one dropped; `skip` batches are passed over."""
+        draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        if self._all is not None:
+            order = torch.randperm(len(self), generator=draw)
+            for i in range(skip, len(self) // batch):
+                rows = order[i * batch:(i + 1) * batch].to(self.device)
+                yield {k: v[rows] for k, v in self._all.items()}
+            return
+        per_step = max(1, batch // self.frames_per_clip)
+        order = torch.randperm(len(self.ids), generator=draw)
+        groups = [order[i:i + per_step].tolist() for i in range(0, len(order) - per_step + 1, per_step)][skip:]
+        for example in _ahead(lambda group: _join([self.load(self.ids[i]) for i in group]), groups):
+            yield {k: v.to(self.device, non_blocking=True) for k, v in example.items()}
+
+    def steps(self, batch: int) -> int:
+        """Batches in an epoch; at least 1, or ValueError."""
+        per_step = max(1, batch // self.frames_per_clip)
+        count = len(self) // batch if self._all is not None else len(self.ids) // per_step
+        if not count:
+            raise ValueError(f"examples: {len(self)} frames are fewer than one batch of {batch}; lower the batch size")
+        return count
+
+    def in_order(self) -> Iterator[tuple[str, Example]]:
+        """(clip id, its fields on the device), clip by clip."""
+        if self._all is not None:
+            for i, clip_id in enumerate(self.ids):
+                rows = slice(i * self.frames_per_clip, (i + 1) * self.frames_per_clip)
+                yield clip_id, {k: v[rows] for k, v in self._all.items()}
+            return
+        yield from self._read()
+
+    def _read(self) -> Iterator[tuple[str, Example]]:
+        for clip_id, example in zip(self.ids, _ahead(self.load, self.ids), strict=True):
+            yield clip_id, {k: v.to(self.device) for k, v in example.items()}
+
+    def _gather(self) -> Example:
+        whole: Example = {}
+        for i, (_, example) in enumerate(self._read()):
+            rows = slice(i * self.frames_per_clip, (i + 1) * self.frames_per_clip)
+            for name, value in example.items():
+                if i == 0:
+                    whole[name] = value.new_empty(len(self), *value.shape[1:])
+                whole[name][rows] = value
+        return whole
+
+
+@torch.inference_mode()
+def moments(examples: Examples, stream: Callable[[Example], Tensor]) -> tuple[Tensor, Tensor]:
+    """Per-channel mean and standard deviation (floor 1e-4) of a stream's tokens [B,D,14,14] -> ([D], [D]) float32."""
+    count, sums = 0, torch.zeros((), device=examples.device)
+    for _, example in examples.in_order():
+        x = stream(example).double().transpose(0, 1).flatten(1)        # [D,B*196]
+        count, sums = count + x.shape[1], sums + torch.stack([x.sum(1), x.square().sum(1)])
+    mean, square = (sums / count).cpu()
+    return mean.float(), (square - mean.square()).clamp_min(0).sqrt().float().clamp_min(1e-4)
+
+
+def _join(examples: list[Example]) -> Example:
+    return {k: torch.cat([e[k] for e in examples]) for k in examples[0]}
+
+
+def _ahead(load, keys) -> Iterator[Example]:
+    # reading and hashing release the GIL: a few threads keep the trainer fed, in order
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(load, key) for key in keys[:8]]
+        for key in keys[8:]:
+            yield waiting.pop(0).result()
+            waiting.append(pool.submit(load, key))
+        while waiting:
+            yield waiting.pop(0).result()

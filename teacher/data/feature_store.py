@@ -1,0 +1,161 @@
+"""The feature store: what a frozen tower says of each clip, on disk once, and never for another configuration.
+
+One safetensors file a clip, float16 [T,D,14,14], in a folder named by the digest of the tower's spec (checkpoint,
+tap, noise seeds, preprocessing, grid). Files are written beside and renamed; each has its SHA-256 in files.jsonl.
+"""
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from safetensors.torch import load, save
+from torch import Tensor
+
+from records.files import beside
+from scenes.clip import Source, frames_of
+from teacher.towers.base import GRID, Tower
+from teacher.towers.tap import spec_digest
+
+FORMAT = 1
+GROUP_BYTES = 2**28  # uint8 frames that go to the GPU at once; there they are four times as large
+
+
+class FeatureStore:
+    """Features by clip id. Open it with the tower's spec: another spec is another folder, so no hit can be stale."""
+
+    def __init__(self, root: Path, spec: dict, source_key: str):
+        self.spec = {"format": FORMAT, "grid": GRID, "dtype": "float16", "source": source_key, **spec}
+        self.key = spec_digest(self.spec)
+        self.folder = root / f"{spec['tower']}-{self.key}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        manifest = self.folder / "manifest.json"
+        if manifest.is_file():
+            found = _read_manifest(manifest)
+            if found != json.loads(json.dumps(self.spec)):
+                raise ValueError(f"{manifest}: belongs to another configuration "
+                                 f"({_difference(found, self.spec)}); delete the folder or use another --features")
+        else:
+            _write(manifest, json.dumps(self.spec, indent=2).encode())
+        self._files = self._read_files()
+        self._verified: set[str] = set()
+
+    def __contains__(self, clip_id: str) -> bool:
+        return clip_id in self._files and self._path(clip_id).is_file()
+
+    def put(self, clip_id: str, features: Tensor) -> None:
+        """features [T,D,14,14], any float type; kept as float16. Raises ValueError if they are not finite."""
+        half = features.detach().to("cpu", torch.float16).contiguous()
+        if not torch.isfinite(half).all():
+            raise ValueError(f"features of {clip_id}: not finite in float16 (largest magnitude "
+                             f"{features.abs().max().item():.3g}); standardise the tower's output")
+        data = save({"features": half})
+        path = self._path(clip_id)
+        _write(path, data)
+        row = {"clip": clip_id, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        with (self.folder / "files.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self._files[clip_id] = row
+
+    def get(self, clip_id: str) -> Tensor:
+        """[T,D,14,14] float16. The first read of each file checks its digest; ValueError if it is damaged."""
+        if clip_id not in self._files:
+            raise ValueError(f"{self.folder}: has no features of clip {clip_id}; fill the store first")
+        data = self._path(clip_id).read_bytes()
+        if clip_id not in self._verified:
+            if hashlib.sha256(data).hexdigest() != self._files[clip_id]["sha256"]:
+                raise ValueError(f"{self._path(clip_id)}: damaged (SHA-256 differs); delete it and run again")
+            self._verified.add(clip_id)
+        return load(data)["features"]
+
+    def _path(self, clip_id: str) -> Path:
+        return self.folder / f"{clip_id}.safetensors"
+
+    def _read_files(self) -> dict[str, dict]:
+        log = self.folder / "files.jsonl"
+        rows = {}
+        for line in log.read_text().splitlines() if log.is_file() else []:
+            try:
+                row = json.loads(line)
+                rows[row["clip"]] = row
+            except (json.JSONDecodeError, KeyError):  # the last line of a killed run
+                continue
+        return rows
+
+
+def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str], device: torch.device) -> None:
+    """Extracts what is missing; prints its size first. Raises ValueError if the disk cannot hold it."""
+    missing = [i for i in ids if i not in store]
+    if not missing:
+        return
+    console = Console(stderr=True)
+    first = frames_of(source, missing[0])
+    t = len(first)
+    size = len(missing) * t * tower.dim * GRID * GRID * 2
+    free = shutil.disk_usage(store.folder).free
+    if size > free:
+        raise ValueError(f"{store.folder}: features need {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
+                         "use fewer clips or another folder")
+    console.print(f"{store.spec['tower']}: {len(missing)} clips x {t} frames, {size / 1e6:.0f} MB -> {store.folder}")
+    group = max(1, min(16, GROUP_BYTES // first.nbytes)) if device.type == "cuda" else 1
+    groups = [missing[i:i + group] for i in range(0, len(missing), group)]
+    # three things at once: the next group is read, this one is in the tower, the last one is hashed and written
+    with (Progress(console=console) as progress, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer):
+        read = reader.submit(_read_frames, source, groups[0], device)
+        written: Future[None] | None = None
+        for i in progress.track(range(len(groups)), description=f"{store.spec['tower']} features"):
+            frames = read.result().to(device, non_blocking=True)                        # [B,T,3,H,W] uint8
+            if i + 1 < len(groups):
+                read = reader.submit(_read_frames, source, groups[i + 1], device)
+            features = tower.features(frames.float() / 255)
+            if written is not None:  # no more than one group waits: its features are in memory
+                written.result()
+            written = writer.submit(_put_all, store, groups[i], _to_host(features))
+        if written is not None:
+            written.result()
+
+
+def _read_frames(source: Source, ids: Sequence[str], device: torch.device) -> Tensor:
+    frames = torch.stack([torch.from_numpy(frames_of(source, i)) for i in ids])
+    return frames.pin_memory() if device.type == "cuda" else frames
+
+
+def _to_host(features: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Float16 on the CPU once the event has passed: nobody waits for the GPU here. Too large values become infinite."""
+    half = features.detach().half()
+    if not features.is_cuda:
+        return half, None
+    there = torch.empty(half.shape, dtype=half.dtype, pin_memory=True)
+    there.copy_(half, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return there, copied
+
+
+def _put_all(store: FeatureStore, ids: Sequence[str], sent: tuple[Tensor, torch.cuda.Event | None]) -> None:
+    features, copied = sent
+    if copied is not None:
+        copied.synchronize()
+    for clip_id, one in zip(ids, features, strict=True):
+        store.put(clip_id, one)
+
+
+def _read_manifest(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not a manifest ({error}); delete its folder") from error
+
+
+def _difference(found: dict, wanted: dict) -> str:
+    keys = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
+    return ", ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} asked" for k in keys[:3])
+
+
+def _write(path: Path, data: bytes) -> None:
+    with beside(path) as scratch:
+        scratch.write_bytes(data)

@@ -1,0 +1,203 @@
+"""What a tower knows of 3D, read by small probes on unseen rooms and furniture: depth, normals, correspondence.
+
+Ridge and a 256-unit MLP go from a token (position always added, so that "up is far" earns nothing) to log depth and
+camera-space normal. They train on `val` rooms and are scored on `test` rooms: the generator has seen neither.
+"""
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scenes.clip import Clip
+from scenes.dense import patch_depth
+from teacher.probing.correspondence import correspondence_scores, correspondence_sums, token_points
+from teacher.towers.base import GRID
+
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # times the mean eigenvalue; picked on a tenth of the training tokens
+
+
+@dataclass
+class ProbeSet:
+    """What the probes are asked of K key frames a clip (first .. last)."""
+    frames: Tensor     # [N,T,3,H,W] uint8
+    keys: list[int]    # the K frames that are read
+    depth: Tensor      # [N,K,14,14] metres, 0 = unknown
+    normals: Tensor    # [N,K,3,14,14] unit, camera axes
+    places: Tensor     # [N,K,3,14,14] metres, camera axes: each cell's centre at its depth
+    matches: Tensor    # [N,196] int: first key frame's token -> last key frame's, -1 = hidden, unknown or unmoved
+    points: Tensor     # [N,K,196,3] world metres of the token centres, NaN = unknown
+
+
+def probe_set(clips: list[Clip], keys: list[int]) -> ProbeSet:
+    """Reads depth, normals, camera-space positions and true token matches from rendered clips."""
+    normals, places = [], []
+    for clip in clips:
+        if clip.normals is None:
+            raise ValueError(f"clip {clip.id}: has no normals; probes need rendered rooms")
+        n = torch.from_numpy(clip.normals[keys]).float()                              # [K,3,H,W]
+        normals.append(F.normalize(F.adaptive_avg_pool2d(n, GRID), dim=1))
+        places.append(_places(clip, torch.from_numpy(patch_depth(clip)[keys])))
+    return ProbeSet(torch.from_numpy(np.stack([c.frames for c in clips])), keys,
+                    torch.from_numpy(np.stack([patch_depth(c)[keys] for c in clips])), torch.stack(normals),
+                    torch.stack(places),
+                    torch.from_numpy(np.stack([true_matches(c, keys[0], keys[-1]) for c in clips])),
+                    torch.stack([token_points(c, keys) for c in clips]))
+
+
+def true_matches(clip: Clip, first: int, last: int) -> np.ndarray:
+    """Where each 14x14 token centre of frame `first` is in frame `last`: cell index [196], or -1.
+
+    -1: out of view, occluded (depth off by more than 5 %), unknown, or in the same cell (nothing to prove).
+    """
+    assert clip.depth is not None and clip.intrinsics is not None and clip.poses is not None
+    h, w = clip.depth.shape[1:]
+    cell_h, cell_w = h // GRID, w // GRID
+    v, u = np.meshgrid(np.arange(GRID) * cell_h + cell_h // 2, np.arange(GRID) * cell_w + cell_w // 2, indexing="ij")
+    z = clip.depth[first, v, u]                                                       # [14,14]
+    rays = np.linalg.inv(clip.intrinsics) @ np.stack([u + 0.5, v + 0.5, np.ones_like(u)]).reshape(3, -1)
+    points = clip.poses[first] @ np.vstack([rays * z.reshape(-1), np.ones(z.size)])
+    seen = (np.linalg.inv(clip.poses[last]) @ points)[:3]
+    pixel = clip.intrinsics @ seen
+    with np.errstate(divide="ignore", invalid="ignore"):
+        x, y = pixel[0] / pixel[2], pixel[1] / pixel[2]
+    inside = (z.reshape(-1) > 0) & (seen[2] > 0.05) & (x >= 0) & (x < w) & (y >= 0) & (y < h)
+    xi, yi = np.where(inside, x, 0).astype(int), np.where(inside, y, 0).astype(int)
+    there = clip.depth[last, yi, xi]
+    visible = inside & (np.abs(there - seen[2]) < 0.05 * seen[2])
+    cells = yi // cell_h * GRID + xi // cell_w
+    return np.where(visible & (cells != np.arange(GRID * GRID)), cells, -1)
+
+
+def extract(data: ProbeSet, features: Callable[[Tensor], Tensor], device: torch.device, whole_clip: bool = False,
+            batch: int = 16) -> Tensor:
+    """features: frames [B,T,3,H,W] in [0,1] -> [L,B,T,D,14,14]. Returns the key frames' [L,N,K,D,14,14] float16.
+
+    whole_clip: a tower that reads frames together sees all T of them, not only the key frames.
+    """
+    parts = []
+    for i in range(0, len(data.frames), batch):
+        frames = data.frames[i:i + batch] if whole_clip else data.frames[i:i + batch, data.keys]
+        out = features(frames.to(device).float() / 255)
+        parts.append((out[:, :, data.keys] if whole_clip else out).half())
+    return torch.cat(parts, 1)
+
+
+def probe(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed: int = 0) -> dict[str, float | None]:
+    """x: [N,K,D,14,14]. depth_r2 by ridge and MLP, xyz_r2 by ridge, delta1 and normal cosine of the MLP, share of exact
+    matches and of matches within one token, the scores of teacher.correspondence; all on `test`."""
+    found = scores({k: v.sum() for k, v in sums(train, test, x_train, x_test, seed).items()})
+    return {**{k: None if np.isnan(v) else float(v) for k, v in found.items()}, **_matching(test, x_test)}
+
+
+def sums(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed: int = 0, mlp: bool = True
+         ) -> dict[str, np.ndarray]:
+    """What the scores are made of, clip by clip of `test` [N], so that clips can be drawn again; those of the MLP if
+    asked for."""
+    device = x_train.device
+    a, b = _tokens(x_train), _tokens(x_test)
+    mean, std = a.mean(0), a.std(0).clamp_min(1e-4)
+    a, b = _with_position((a - mean) / std), _with_position((b - mean) / std)
+    (ya, ka), (yb, kb) = (_targets(s, device) for s in (train, test))
+    linear = ridge(a[ka], ya[ka][:, [0, 4, 5, 6]], b[kb])                            # log depth and the place
+    truth = yb[kb]
+    depth, place = truth[:, 0], truth[:, 4:]
+    each = {"tokens": torch.ones_like(depth), "depth": depth, "depth_square": depth.square(),
+            "ridge_error": (linear[:, 0] - depth).square(),
+            "xyz_error": (linear[:, 1:] - place).square().sum(1), "xyz_square": place.square().sum(1),
+            **{axis: place[:, i] for i, axis in enumerate("xyz")}}
+    if mlp:
+        guess = _mlp(a[ka], ya[ka][:, :4], b[kb], seed)                               # log depth and normal
+        off = guess[:, 0] - depth
+        each |= {"mlp_error": off.square(), "near": (off.abs() < np.log(1.25)).float(),
+                 "normal_cos": F.cosine_similarity(guess[:, 1:], truth[:, 1:4])}
+    clip = torch.arange(len(test.depth), device=device).repeat_interleave(test.depth[0].numel())[kb]
+    count = len(test.depth)
+    return {k: v.new_zeros(count, dtype=torch.double).index_add_(0, clip, v.double()).cpu().numpy()
+            for k, v in each.items()} | correspondence_sums(x_test, test.points)
+
+
+def scores(total: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of summed clips: numbers, or arrays of resampled sums."""
+    n = total["tokens"]
+    spread = total["depth_square"] - total["depth"] ** 2 / n
+    spread_xyz = total["xyz_square"] - (total["x"] ** 2 + total["y"] ** 2 + total["z"] ** 2) / n
+    mlp = {} if "mlp_error" not in total else {
+        "depth_r2_mlp": 1 - total["mlp_error"] / spread, "delta1": total["near"] / n,
+        "normal_cos": total["normal_cos"] / n}
+    return {"depth_r2_ridge": 1 - total["ridge_error"] / spread, "xyz_r2_ridge": 1 - total["xyz_error"] / spread_xyz,
+            **mlp, **correspondence_scores(total)}
+
+
+def _tokens(x: Tensor) -> Tensor:
+    return x.float().permute(0, 1, 3, 4, 2).flatten(0, 3)                             # [N*K*196,D]
+
+
+def _with_position(x: Tensor) -> Tensor:
+    grid = torch.linspace(-1, 1, GRID, device=x.device)
+    v, u = torch.meshgrid(grid, grid, indexing="ij")
+    waves = [f(s * np.pi * c) for s in (0.5, 1, 2, 4) for c in (u, v) for f in (torch.sin, torch.cos)]
+    position = torch.stack([torch.ones_like(u), u, v, u * v, u * u, v * v, *waves], -1).flatten(0, 1)  # [196,22]
+    return torch.cat([x, position.repeat(len(x) // len(position), 1)], 1)
+
+
+def _targets(data: ProbeSet, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Log depth, normal and place of every token [N*K*196,7], and which of them are known."""
+    depth = data.depth.to(device).flatten()                                           # [N*K*196]
+    rest = [v.to(device).permute(0, 1, 3, 4, 2).flatten(0, 3) for v in (data.normals, data.places)]
+    return torch.cat([depth.clamp_min(1e-3).log()[:, None], *rest], 1).float(), depth > 0
+
+
+def _places(clip: Clip, depth: Tensor) -> Tensor:
+    """depth [K,14,14] m along the axis -> camera-space positions of the cells' centres [K,3,14,14] m."""
+    h, w = clip.frames.shape[2:]
+    v, u = torch.meshgrid(*((torch.arange(GRID) + 0.5) * n / GRID for n in (h, w)), indexing="ij")
+    pixels = torch.stack([u, v, torch.ones_like(u)]).flatten(1).double()              # [3,196]
+    rays = (torch.linalg.inv(torch.from_numpy(clip.intrinsics).double()) @ pixels).unflatten(1, (GRID, GRID))
+    return (rays[None] * depth[:, None]).float()
+
+
+def ridge(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
+    """What ridge regression of y [N,K] on standardised x [N,D] says of x_test; the penalty that is best on the last
+    tenth of the rows is taken."""
+    cut = len(x) * 9 // 10  # clips are in order, so these are the last rooms
+    best = min(RIDGES, key=lambda r: (_solve(x[:cut], y[:cut], r, x[cut:]) - y[cut:]).square().mean().item())
+    return _solve(x, y, best, x_test)
+
+
+def _solve(x: Tensor, y: Tensor, penalty: float, x_test: Tensor) -> Tensor:
+    shift = y.mean(0)
+    gram = (x.T @ x).double()
+    gram += penalty * gram.diagonal().mean() * torch.eye(len(gram), device=x.device, dtype=torch.double)
+    return x_test @ torch.linalg.solve(gram, (x.T @ (y - shift)).double()).float() + shift
+
+
+def _mlp(x: Tensor, y: Tensor, x_test: Tensor, seed: int, steps: int = 300, batch: int = 8192) -> Tensor:
+    torch.manual_seed(seed)
+    shift, scale = y.mean(0), torch.tensor([y[:, 0].std().item(), 1, 1, 1], device=x.device)
+    net = nn.Sequential(nn.Linear(x.shape[1], 256), nn.GELU(), nn.Linear(256, y.shape[1])).to(x.device)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
+    draw, batch = torch.Generator(device=x.device).manual_seed(seed), min(batch, len(x))
+    for _ in range(steps):
+        rows = torch.randint(len(x), (batch,), device=x.device, generator=draw)
+        loss = F.smooth_l1_loss(net(x[rows]), (y[rows] - shift) / scale)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.inference_mode():
+        return net(x_test) * scale + shift
+
+
+def _matching(data: ProbeSet, x: Tensor) -> dict[str, float]:
+    flat = x.float().flatten(3).transpose(2, 3)                                       # [N,K,196,D]
+    flat = F.normalize((flat - flat.mean((0, 1, 2))) / flat.std((0, 1, 2)).clamp_min(1e-4), dim=-1)
+    nearest = (flat[:, 0] @ flat[:, -1].transpose(1, 2)).argmax(-1)                   # [N,196]
+    truth = data.matches.to(x.device)
+    asked = truth >= 0
+    off = torch.maximum((nearest // GRID - truth // GRID).abs(), (nearest % GRID - truth % GRID).abs())[asked]
+    return {"match_exact": (off == 0).float().mean().item(), "match_1": (off <= 1).float().mean().item()}

@@ -1,0 +1,80 @@
+"""What the pre-trained generator can do, to be looked at: real clip, reconstruction, generated clip; and its card."""
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from PIL import Image
+from torch import Tensor
+
+from records.files import beside
+from scenes.clip import Source
+from teacher.wan_nano.flow import sample
+from teacher.wan_nano.pretrain import PretrainConfig, steps_done
+from teacher.wan_nano.vae import to_pixels
+
+ROWS = 4
+
+
+@torch.inference_mode()
+def write_samples(folder: Path, source: Source, config: PretrainConfig, rows: int = ROWS) -> Path:
+    """folder/samples.png: for each of `rows` held-out clips its frames, below them their reconstruction; then as many
+    generated clips. Reads the saved (bfloat16-rounded) weights, not the training ones."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(device).eval()
+    transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+    clips = [source.clip(i) for i in source.ids("test")[:rows]]
+    real = to_pixels(torch.from_numpy(np.stack([c.frames for c in clips]))).to(device)      # [N,3,T,H,W]
+    latent = vae.encode(real).latent_dist.mode()
+    rebuilt = vae.decode(latent).sample
+    drawn = sample(transformer.to(device).eval(), tuple(latent.shape), device, seed=config.seed)
+    mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1, 1)
+                 for v in (vae.config.latents_mean, vae.config.latents_std))
+    made = vae.decode(drawn * std + mean).sample
+    sheet = [row for i in range(rows) for row in (_strip(real[i]), _strip(rebuilt[i]))] + [_strip(m) for m in made]
+    path = folder / "samples.png"
+    with beside(path) as scratch:
+        Image.fromarray(np.concatenate(sheet)).save(scratch)
+    return path
+
+
+def write_card(folder: Path, config: PretrainConfig) -> None:
+    """folder/README.md from pretrain.json and metrics.jsonl."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    psnr = next(r for r in reversed(rows) if "psnr_db_mean" in r)
+    about = json.loads((folder / "pretrain.json").read_text())
+    earlier = {stage: _total(about.get("before"), f"{stage}_steps") for stage in ("vae", "flow")}
+    steps = {stage: done + steps_done(rows, stage) for stage, done in earlier.items()}
+    loss = next(r["loss"] for r in reversed(rows) if r["stage"] == "flow" and "loss" in r)
+    went_on = (f".\n- Of these steps {earlier['vae']} and {earlier['flow']} were made in an earlier sitting, on other "
+               "clips: `before` in pretrain.json") if about.get("before") else ""
+    (folder / "README.md").write_text(f"""# wan-nano
+
+A video generator small enough to ship: Wan2.1's own diffusers classes (`AutoencoderKLWan`, `WanTransformer3DModel`) in
+a small size, trained from nothing on rendered rooms. It exists to be tapped for geometry, not to make films.
+
+- VAE: 2.5 M parameters, 8x space, 4x time, 16 channels; {steps['vae']} steps of
+  {config.vae_batch} crops of {config.vae_crop} px x {config.frames} frames; **{psnr['psnr_db_mean']:.1f} dB** PSNR
+  (spread over clips {psnr['psnr_db_std']:.1f}) on {psnr['clips']} clips of unseen rooms and furniture at 224 px.
+- Transformer: 10 blocks of width 256, patch (1,2,2), 14x14 tokens a latent frame; flow matching,
+  {steps['flow']} steps of {config.flow_batch} clips of {config.frames} frames alternating with
+  single frames; last loss {loss:.4f}{went_on}.
+- Data: {_total(about, 'clips')} clips rendered by `scenes/` from the training split of the furniture; nothing
+  photographed.
+- Made by `vega3d teacher pretrain` (settings: pretrain.json, curves: metrics.jsonl), bfloat16 safetensors.
+- samples.png: held-out clips, each with its reconstruction below; then generated clips, not selected.
+- Text: knows one prompt, the empty one (prompt.safetensors).
+- Limits: rooms of one renderer and one furniture library; real photographs are out of its experience.
+- Licence: Apache-2.0 (weights). Furniture models rendered for training: CC0 and CC-BY, see scenes/assets/NOTICE.
+""")
+
+
+def _total(config: dict | None, field: str) -> int:
+    """Over a generator and those it went on from."""
+    return config[field] + _total(config.get("before"), field) if config else 0
+
+
+def _strip(clip: Tensor) -> np.ndarray:
+    frames = ((clip.clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 3, 0).cpu().numpy()      # [T,H,W,3]
+    return np.concatenate([np.asarray(Image.fromarray(f).resize((112, 112))) for f in frames[::2]], axis=1)

@@ -1,0 +1,222 @@
+"""The clock, on a made-up clock; and the rows of a run, whose times nobody judges."""
+import json
+import shutil
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from bench.artefacts import exported
+from bench.latency.config import LatencyConfig
+from bench.latency.measure import held_out_frames, latency
+from bench.latency.memory import peak_memory
+from bench.latency.timing import FEWEST, Plan, Subject, measure, ratio, summary
+from tests.bench_run import drawn_run
+
+QUICK = Plan(seconds=0.02, iterations=6, rounds=2, warmup_seconds=0.01)
+
+
+class Clock:
+    """Stands in for the module `time`: only subjects make it go on."""
+
+    def __init__(self):
+        self.now_ns, self.calls = 0, []
+
+    def perf_counter(self) -> float:
+        return self.now_ns / 1e9
+
+    def perf_counter_ns(self) -> int:
+        return self.now_ns
+
+    process_time_ns = perf_counter_ns
+
+    def subject(self, name: str, ms, **about) -> Subject:
+        """One whose call takes `ms`: a number, or a function of the time in ms."""
+        def call() -> None:
+            self.calls.append(name)
+            self.now_ns += round(1e6 * (ms(self.now_ns / 1e6) if callable(ms) else ms))
+        return Subject({"artefact": name, **about}, call)
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("bench.latency.timing.time", clock)
+    return clock
+
+
+def test_the_clock_reports_what_a_call_takes(clock):
+    subject = clock.subject("a", 4.0)
+    measure([subject], Plan(seconds=1, iterations=50))
+    times = dict.fromkeys(("latency_ms", "p90_ms", "p99_ms", "p10_ms", "low_ms", "high_ms", "busy_ms"), 4.0)
+    assert summary(subject) == {**times, "iqr_ms": 0.0, "iterations": 50}
+
+
+def test_tails_come_from_the_slow_calls():
+    kept = summary(Subject({}, print, rounds=[np.array([1.0] * 85 + [3.0] * 12 + [50.0] * 3)]))
+    assert (kept["latency_ms"], kept["p90_ms"], kept["p99_ms"]) == (1.0, 3.0, 50.0)
+
+
+def test_a_row_ends_at_its_seconds_or_its_iterations_whichever_is_first(clock):
+    quick, slow = clock.subject("quick", 1.0), clock.subject("slow", 100.0)
+    measure([quick, slow], Plan(seconds=2, iterations=200))
+    assert (len(quick.ms), len(slow.ms)) == (200, 20)
+
+
+def test_something_very_slow_is_called_a_few_times_and_not_in_every_round(clock):
+    slow = clock.subject("slow", 60_000.0)
+    measure([slow, clock.subject("quick", 1.0)], Plan(seconds=2))
+    assert len(slow.ms) == FEWEST
+    assert clock.calls.count("slow") == FEWEST + 2  # and two to warm up, none to refill the caches
+
+
+def test_subjects_take_turns_and_the_order_reverses(clock):
+    a, b = clock.subject("a", 1.0), clock.subject("b", 1.0)
+    measure([a, b], Plan(seconds=1, iterations=40, rounds=4, warmup_seconds=0.001))
+    turns = [name for name, after in pairwise([*clock.calls, ""]) if name != after]
+    assert turns == ["a", "b", "a", "b", "a", "b", "a"]  # warm-up ab, then ab ba ab ba: equal neighbours merge
+
+
+def test_a_drifting_machine_does_not_change_the_ratio(clock):
+    slow = clock.subject("slow", lambda now: 20.0 * (1 + now / 20_000))
+    fast = clock.subject("fast", lambda now: 5.0 * (1 + now / 20_000))
+    measure([slow, fast], Plan(seconds=2, iterations=100, rounds=20))
+    assert slow.rounds[-1].mean() > 1.1 * slow.rounds[0].mean()
+    assert ratio(slow, fast)[0] == pytest.approx(4.0, rel=0.03)
+
+
+def test_work_on_a_gpu_is_timed_between_its_events(clock, monkeypatch):
+    class Event:
+        def __init__(self, enable_timing: bool):
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = clock.now_ns / 1e6
+
+        def synchronize(self) -> None:
+            clock.now_ns += 5_000_000  # what the host waits is not the kernel's time
+
+        def elapsed_time(self, end: "Event") -> float:
+            return end.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    subject = clock.subject("kernel", 2.0)
+    subject.device = "cuda"
+    measure([subject], Plan(iterations=10))
+    assert summary(subject)["latency_ms"] == 2.0
+
+
+def test_a_plan_of_no_length_is_refused():
+    with pytest.raises(ValueError, match="seconds is 0, expected more than 0"):
+        Plan(seconds=0)
+    with pytest.raises(ValueError, match="threads 0"):
+        LatencyConfig(threads=0)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return latency([drawn_run()], LatencyConfig(QUICK, memory=False))
+
+
+def test_every_stage_and_every_file_has_its_row(rows):
+    timed = {(row["stage"], row["backend"], row["precision"]) for row in rows if row["kind"] == "latency"}
+    assert timed == {("vae_encode", "torch", "fp32"), ("transformer", "torch", "fp32"), ("generator", "torch", "fp32"),
+                     ("semantic", "torch", "fp32"), ("student", "torch", "fp32"), ("student", "ort-cpu", "fp32"),
+                     ("student", "ort-cpu", "int8")}
+
+
+def test_a_row_names_the_very_file_and_its_size(rows):
+    import hashlib
+
+    files = [row for row in rows if row.get("artefact") in ("model.onnx", "model.int8.cpu.onnx")]
+    assert len(files) == 2
+    for row in files:
+        content = (drawn_run() / "export" / row["artefact"]).read_bytes()
+        assert row["sha256"] == hashlib.sha256(content).hexdigest()
+        assert row["size_mb"] == pytest.approx(len(content) / 1e6)
+
+
+def test_the_transformer_stage_is_the_generator_without_its_vae():
+    from bench.latency.teacher_stages import teacher_subjects
+
+    subjects = {s.about["stage"]: s for s in teacher_subjects(drawn_run(), held_out_frames(drawn_run()), "cpu")[0]}
+    whole, rest = subjects["generator"].call(), subjects["transformer"].call()
+    assert whole.shape == (1, 1, 64, 14, 14)
+    assert torch.equal(whole, rest)
+
+
+def test_the_generator_weighs_its_encoder_and_its_transformer(rows):
+    size = {row["stage"]: row["size_mb"] for row in rows if row["kind"] == "latency" and row["stage"] != "student"}
+    assert size["generator"] == pytest.approx(size["vae_encode"] + size["transformer"])
+
+
+def test_a_stage_is_named_by_the_precision_of_most_of_its_weights():
+    from bench.latency.teacher_stages import Stage, _subjects
+
+    mixed = torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.Linear(64, 64).bfloat16())
+    found, _ = _subjects([Stage("transformer", torch.clone, [mixed], "")], "any", torch.zeros(1, 1, 3, 2, 2), "cpu", ())
+    assert [subject.about["precision"] for subject in found] == ["bf16"]
+
+
+def test_speed_ups_are_only_against_something_else(rows):
+    student = {(r["backend"], r["precision"]): r for r in rows if r.get("stage") == "student"}
+    assert all(row["speedup_low"] <= row["speedup"] <= row["speedup_high"] for row in student.values())
+    assert "vs_torch" not in student["torch", "fp32"] and "vs_fp32" not in student["ort-cpu", "fp32"]
+    assert {"vs_torch", "vs_fp32"} <= student["ort-cpu", "int8"].keys()
+
+
+def test_what_is_not_here_is_named_with_its_remedy(rows):
+    absent = {row["what"]: row for row in rows if row["kind"] == "absent"}
+    assert absent["model.int8.onnx"]["why"] == "not exported yet"
+    assert "--precision int8" in absent["model.int8.onnx"]["fix"]
+    if not torch.cuda.is_available():
+        assert absent["torch CUDA"]["why"] == "no GPU here"
+
+
+def test_a_batch_that_a_file_does_not_take_is_named_and_torch_still_runs():
+    rows = latency([drawn_run()], LatencyConfig(QUICK, batch=(2,), teacher=False, memory=False))
+    assert [(row["backend"], row["frames"]) for row in rows if row["kind"] == "latency"] == [("torch", 2)]
+    assert any(row["what"] == "model.onnx at batch 2 on ort-cpu" for row in rows if row["kind"] == "absent")
+
+
+def test_threads_are_put_back():
+    before = torch.get_num_threads()
+    latency([drawn_run()], LatencyConfig(QUICK, threads=before + 1, teacher=False, memory=False))
+    assert torch.get_num_threads() == before
+
+
+@pytest.fixture
+def copied(tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(drawn_run(), run, ignore=shutil.ignore_patterns("features", "bench", "*.ckpt.safetensors"))
+    return run
+
+
+@pytest.mark.parametrize(("spoil", "why"), [
+    (lambda run: (run / "model.onnx.json").unlink(), "its export did not finish"),
+    (lambda run: (run / "model.onnx").write_bytes(b"other"), "changed after export"),
+    (lambda run: (run / "model.onnx.json").write_text(json.dumps(
+        {**json.loads((run / "model.onnx.json").read_text()), "student": {"sha256": "0"}})), "from another student"),
+])
+def test_a_file_that_is_not_this_student_whole_is_not_timed(copied, spoil, why):
+    assert "model.onnx" in [file.path.name for file in exported(copied)[0]]
+    spoil(copied / "export")
+    usable, missing = exported(copied)
+    assert "model.onnx" not in [file.path.name for file in usable]
+    assert why in next(row["why"] for row in missing if row["what"] == "model.onnx")
+
+
+def test_memory_is_measured_in_a_process_of_its_own():
+    memory = peak_memory("onnx", drawn_run() / "export" / "model.onnx", 1)
+    assert 0 < memory["runtime_mb"] < memory["memory_mb"]
+    assert peak_memory("onnx", drawn_run() / "export" / "gone.onnx", 1) == {"memory_mb": None, "runtime_mb": None}
+
+
+def test_a_run_without_frames_says_how_to_make_them(copied):
+    (copied / "frames" / "heldout.safetensors").write_bytes(b"cut short")
+    with pytest.raises(ValueError, match="not a frames file"):
+        held_out_frames(copied)
+    (copied / "frames" / "heldout.safetensors").unlink()
+    with pytest.raises(ValueError, match="make a run with: vega3d distill run"):
+        held_out_frames(copied)

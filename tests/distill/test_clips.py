@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distill.clips import open_source
+from distill.config import ScenesConfig
+from scenes.clip import save_clip
+from tests.fakes import FakeRooms
+
+ROOMS = ScenesConfig(train=1, val=0, test=1, clips_per_room=1, frames=1, workers=0)
+
+
+def test_rooms_are_rendered_once_and_found_again(tmp_path, monkeypatch):
+    source, key = open_source(ROOMS, tmp_path, render=True)
+    assert source.ids("train") == ["train/00000_0"] and source.ids("val") == []
+    clip = source.clip("test/00000_0")
+    assert clip.depth is not None and clip.frames.shape == (1, 3, 224, 224)
+    monkeypatch.setattr("scenes.rooms.writer.render_clips", lambda *_: pytest.fail("rendered again"))
+    again, same = open_source(ROOMS, tmp_path, render=True)
+    assert same == key and np.array_equal(again.clip("test/00000_0").frames, clip.frames)
+
+
+def test_what_the_cache_lacks_is_only_rendered_when_asked(tmp_path):
+    with pytest.raises(ValueError, match="lacks 2 of the run's 2 clips"):
+        open_source(ROOMS, tmp_path, render=False)
+
+
+def test_a_folder_of_clips_is_taken_as_it_is(tmp_path):
+    rooms = FakeRooms(train=2, test=1, frames=1)
+    for split in ("train", "test"):
+        for clip_id in rooms.ids(split):
+            save_clip(rooms.clip(clip_id), tmp_path / f"{clip_id}.safetensors")
+    source, key = open_source(ScenesConfig(path=tmp_path), tmp_path / "cache", render=True)
+    assert source.ids("train") == ["train/000", "train/001"] and source.clip("test/000").objects[1].name == "red square"
+    (tmp_path / "train/001.safetensors").unlink()
+    assert open_source(ScenesConfig(path=tmp_path), tmp_path / "cache", render=True)[1] != key
+
+
+def test_a_folder_of_pictures_is_unlabelled_video(tmp_path):
+    for i in range(40):
+        Image.fromarray(np.full((64, 96, 3), 5 * i, np.uint8)).save(tmp_path / f"{i:03d}.png")
+    source, _ = open_source(ScenesConfig(path=tmp_path, frames=1), tmp_path / "cache", render=True)
+    assert source.ids("train") and source.ids("test")
+    assert source.clip(source.ids("train")[0]).depth is None
+
+
+def test_a_path_with_nothing_in_it_is_one_line(tmp_path):
+    for path in (tmp_path, tmp_path / "none", Path("/nowhere/film.mp4")):
+        with pytest.raises(ValueError, match=str(path)):
+            open_source(ScenesConfig(path=path), tmp_path / "cache", render=True)

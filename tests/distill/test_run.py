@@ -1,0 +1,146 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill import loop
+from distill.config import RunConfig, StudentTraining, TeacherConfig
+from distill.loop import build_student
+from distill.run import open_run, run, student_stream
+from student.vit import StudentConfig, load_student, save_student
+from teacher.dense.train import HeadsConfig
+from teacher.towers.wan import Tap
+from tests.fakes import FakeRooms
+
+
+@pytest.fixture
+def config(tmp_path, tiny_wan, monkeypatch):
+    rooms = FakeRooms(train=6, test=3, frames=1)
+    monkeypatch.setattr("distill.clips.open_source", lambda *_: (rooms, "fake"))
+    return RunConfig(
+        name="a", runs=tmp_path / "runs",
+        teacher=TeacherConfig(str(tiny_wan), Tap(block=1, seeds=1), HeadsConfig(epochs=1, batch=3, width=8),
+                              ("zeros",)),
+        student=StudentTraining(StudentConfig(depth=1), init="scratch", epochs=2, batch=2))
+
+
+def test_a_run_folder_holds_what_the_design_promises(config):
+    folder = run(config)
+    for name in ("config.yaml", "env.json", "metrics.jsonl", "accuracy.json", "student/student.safetensors",
+                 "teacher/teacher_seed0.safetensors", "teacher/semantic_only_seed0.safetensors",
+                 "frames/calibration.safetensors", "frames/heldout.safetensors", "MODEL_CARD.md"):
+        where = folder / ("student" if name == "metrics.jsonl" else "") / name
+        assert where.is_file(), name
+    assert (folder.parent / "latest").resolve() == folder.resolve()
+    rows = {r["features"]: r for r in json.loads((folder / "accuracy.json").read_text())}
+    assert set(rows) == {"teacher", "semantic_only", "zeros", "student_fp32"}
+    frames = load_file(folder / "frames/heldout.safetensors")
+    assert frames["frames"].shape == (3, 3, 224, 224) and frames["depth"].shape == (3, 14, 14)
+    assert not list(folder.rglob(".*"))
+
+
+@pytest.mark.parametrize(("teacher", "student", "wanted"), [
+    ({"delta1": 0.6, "normal_deg": 20.0}, {"delta1": 0.58, "normal_deg": 21.0}, {"delta1": 0.8, "normal_deg": 0.9}),
+    ({"delta1": 0.6, "normal_deg": 30.1}, {"delta1": 0.5, "normal_deg": 21.0}, {"delta1": 0.0}),  # no gain in normals
+])
+def test_recovery_is_the_share_of_the_teachers_gain_where_there_is_one(monkeypatch, teacher, student, wanted):
+    from distill import run as module
+
+    base = {"features": "semantic_only", "seed": 0, "delta1": 0.5, "normal_deg": 30.0}
+    monkeypatch.setattr(module, "score", lambda *_: (student, []))
+    monkeypatch.setattr(module, "fidelity", lambda *_, **__: {"cosine_mean": 0.9})
+    opened = type("Opened", (), {"heads": lambda *_: None})()
+    rows = [base, {"features": "teacher", "seed": 0, **teacher}, {**base, "seed": 1, "delta1": 9.0}]
+    row, = module.score_student(opened, None, "student_fp32", None, 0, rows, stream=lambda e: None)
+    found = {k.removeprefix("recovery_"): v for k, v in row.items() if k.startswith("recovery_")}
+    assert found == pytest.approx(wanted)
+    assert ("recovery" in row) == (len(wanted) == 2) and row.get("recovery", 0.8) == pytest.approx(0.8)
+
+
+def test_a_finished_run_is_not_trained_again(config, monkeypatch):
+    folder = run(config)
+    before = load_file(folder / "student/student.safetensors")
+    monkeypatch.setattr(loop, "train_step", lambda *_: pytest.fail("trained again"))
+    assert run(config) == folder
+    assert all(torch.equal(v, before[k]) for k, v in load_file(folder / "student/student.safetensors").items())
+
+
+def test_a_killed_run_resumes_to_the_same_student(config, monkeypatch):
+    whole = load_student(run(config) / "student")
+    other = replace(config, name="b")
+    true_step, calls = loop.train_step, []
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return true_step(*args)
+
+    monkeypatch.setattr(loop, "train_step", killed)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(other)
+    folder = other.runs / "b"
+    assert (folder / "student/student.ckpt.safetensors").is_file() and not (folder / "accuracy.json").exists()
+    run(other)
+    assert len(calls) == 5 + 2  # six steps in all: four done, the killed one and the last again
+    resumed = load_student(folder / "student").state_dict()
+    for name, a in whole.state_dict().items():
+        b = resumed[name]
+        torch.testing.assert_close(a, b, msg=name, rtol=1e-5, atol=1e-6)
+
+
+def test_an_unnamed_run_takes_the_next_number_and_an_unfinished_one_goes_on(config):
+    unnamed = replace(config, name=None)
+    first = run(unnamed)
+    assert first.name == "001"
+    assert run(unnamed).name == "002"
+    (config.runs / "002" / "accuracy.json").unlink()
+    assert run(unnamed).name == "002"
+
+
+def test_a_name_taken_by_another_configuration_is_refused(config):
+    run(config)
+    with pytest.raises(ValueError, match="made with another configuration"):
+        run(replace(config, student=replace(config.student, epochs=1)))
+
+
+def test_the_student_speaks_the_teachers_own_units(config):
+    opened = open_run(run(config))
+    _, example = next(iter(opened.examples("test").in_order()))
+    student = opened.student(0)
+    raw = student_stream(student)(example)
+    assert raw.shape == example["generative"].shape
+    wanted = student(example["frames"].float() / 255) * student.target_std.view(1, -1, 1, 1)
+    torch.testing.assert_close(raw, wanted + student.target_mean.view(1, -1, 1, 1))
+
+
+def test_unlabelled_clips_are_distilled_without_heads(config, monkeypatch):
+    rooms = FakeRooms(train=4, test=2, frames=1, labelled=False)
+    monkeypatch.setattr("distill.clips.open_source", lambda *_: (rooms, "fake"))
+    folder = run(config)
+    assert json.loads((folder / "accuracy.json").read_text()) == []
+    assert (folder / "student/student.safetensors").is_file() and not (folder / "teacher").exists()
+    assert set(load_file(folder / "frames/heldout.safetensors")) == {"frames"}
+
+
+def test_a_shipped_start_keeps_the_head_only_for_the_same_teacher(tmp_path, monkeypatch):
+    scratch = StudentTraining(StudentConfig(depth=1), "scratch")
+    shipped = build_student(scratch, "teacher-a", torch.ones(8), torch.ones(8), 5)
+    save_student(shipped, tmp_path)
+    monkeypatch.setattr(loop, "SHIPPED", tmp_path)
+    start = StudentTraining(StudentConfig(depth=1), "shipped")
+    same = build_student(start, "teacher-a", torch.zeros(8), torch.ones(8), 0)
+    other = build_student(start, "teacher-b", torch.zeros(8), torch.ones(8), 0)
+    assert torch.equal(same.head.weight, shipped.head.weight) and same.target_mean[0] == 1
+    assert not torch.equal(other.head.weight, shipped.head.weight) and other.target_mean[0] == 0
+    assert torch.equal(other.blocks[0].fc1.weight, shipped.blocks[0].fc1.weight)
+    with pytest.raises(ValueError, match="the shipped student is a ViT-Ti"):
+        build_student(replace(start, model=StudentConfig("s", depth=1)), "teacher-a", torch.zeros(8), torch.ones(8), 0)
+
+
+def test_opening_what_is_no_run_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="no run here"):
+        open_run(tmp_path)

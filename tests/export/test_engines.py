@@ -1,0 +1,425 @@
+"""Engines: real TensorRT-RTX builds with no GPU, every TensorRT version branch on look-alike modules, and no engine at
+its final name that was killed, refused or wrong."""
+import importlib.util
+import json
+import shutil
+import time
+from enum import IntEnum
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+from export.artefact import discard, sidecar_path
+from export.graph.session import OnnxModel, TorchModel
+from export.parity import GateError
+from export.pipeline import Exporter, Options
+from export.source import open_run
+from export.tensorrt import builder, cuda, engine_report, engines, rtx, trt
+from export.tensorrt.builder import network_flags, precision_flags, surface
+from export.tensorrt.runtime import check_engine
+from records.files import sha256
+from tests.export_run import EXPORTED, exported_run, gate, run
+from vega3d import main
+
+ORIN = cuda.Device("Orin", 87)
+HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
+needs_rtx = pytest.mark.skipif(not HAS_RTX, reason=f"TensorRT-RTX is not installed: {rtx.INSTALL}")
+
+
+# --- modules that look like TensorRT 8.6, 10.3 and 11 ------------------------------------------------------------
+
+def look_alike(version: str, network: tuple[str, ...], flags: tuple[str, ...], name: str = "tensorrt") -> ModuleType:
+    """A module with one TensorRT version's surface; what is done to it is recorded in its `did` list."""
+    module = ModuleType(name)
+    did: list[tuple] = []
+
+    class Log:
+        Severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0)
+        ERROR = 1
+
+        def __init__(self, *_):
+            pass
+
+    class Config:
+        def set_flag(self, flag):
+            did.append(("flag", flag.name))
+
+        def set_memory_pool_limit(self, pool, size):
+            did.append(("pool", size))
+
+        def create_timing_cache(self, held):
+            return SimpleNamespace(serialize=lambda: held + b"+timed")
+
+        def set_timing_cache(self, handle, ignore_mismatch):
+            self.handle = handle
+            return True
+
+        def get_timing_cache(self):
+            return self.handle
+
+    class Builder:
+        def __init__(self, log):
+            pass
+
+        def create_network(self, bits):
+            did.append(("network", bits))
+            return SimpleNamespace(get_input=lambda i: SimpleNamespace(name="frames", shape=(1, 3, 224, 224)))
+
+        create_builder_config = staticmethod(Config)
+
+        def build_serialized_network(self, net, config):
+            return module.plan() if callable(module.plan) else module.plan
+
+    class Parser:
+        num_errors = 1
+
+        def __init__(self, net, log):
+            pass
+
+        def parse(self, content):
+            did.append(("parsed", len(content)))
+            return module.readable
+
+        def get_error(self, i):
+            return SimpleNamespace(desc=lambda: "Non-zero zero point")
+
+    module.__dict__.update(
+        __version__=version, did=did, plan=b"plan", readable=True, ILogger=Log, Logger=Log, Builder=Builder,
+        OnnxParser=Parser, NetworkDefinitionCreationFlag=IntEnum("Network", network, start=0) if network else object,
+        BuilderFlag=IntEnum("Flag", flags, start=0), MemoryPoolType=SimpleNamespace(WORKSPACE=0),
+        ProfilingVerbosity=SimpleNamespace(DETAILED=2), LayerInformationFormat=SimpleNamespace(JSON=1))
+    return module
+
+
+def trt86():
+    return look_alike("8.6.1", ("EXPLICIT_BATCH",), ("FP16", "INT8", "TF32"))
+
+
+def trt103():
+    return look_alike("10.3.0.30", ("EXPLICIT_BATCH", "STRONGLY_TYPED"), ("FP16", "INT8", "TF32"))
+
+
+def trt11():
+    return look_alike("11.4.0", ("STRONGLY_TYPED",), ("TF32",))
+
+
+def trt12():
+    """Strong typing always, its flag gone: what 11's migration guide announces."""
+    return look_alike("12.0.0", (), ("TF32",))
+
+
+@pytest.mark.parametrize(("module", "dialect", "bits", "flags", "target"), [
+    (trt86, "flagged", 1 << 0, ["INT8", "FP16"], "trt8.6"),
+    (trt103, "typed", 1 << 1, [], "trt10"),
+    (trt11, "typed", 1 << 0, [], "trt11"),
+    (trt12, "typed", 0, [], "trt11"),
+])
+def test_each_version_gets_its_dialect_and_flags(module, dialect, bits, flags, target):
+    made = module()
+    assert surface(made).dialect == dialect and surface(made).target == target
+    assert network_flags(made) == bits
+    assert precision_flags(made, "int8") == flags
+
+
+def test_a_tensorrt_without_int8_is_refused():
+    with pytest.raises(ValueError, match=r"expected TensorRT >= 8\.6"):
+        surface(look_alike("7.0", ("EXPLICIT_BATCH",), ("FP16",)))
+
+
+@pytest.mark.parametrize(("version", "says"), [("10.3.0.30", "4419"), ("10.4.0", "4742"), ("10.7.0.23", "4333"),
+                                               ("8.6.1", None), ("10.13.3", None), ("11.4.0", None)])
+def test_known_bad_versions_warn_with_the_reason(version, says):
+    warning = trt.warning(version)
+    assert (says in warning) if says else warning is None
+
+
+# --- building, through the whole path, on a pretended Orin -------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    return shutil.copytree(exported_run(), tmp_path_factory.mktemp("engines") / "run")
+
+
+def _exporter(folder: Path) -> Exporter:
+    return Exporter(open_run(folder), EXPORTED, say=lambda _: None)
+
+
+class _Engine(TorchModel):
+    """Answers as the FP32 student would; its inspector says that fc2 of block 1 got no INT8 kernel."""
+
+    def __init__(self):
+        super().__init__(run().student)
+        told = {"Layers": [_layer("blocks.0.fc1/MatMul", "Row major Int8 format", "sm80_xmma_gemm_i8i8"),
+                           _layer("blocks.1.fc2/MatMul", "Row major linear FP16 format", "sm80_xmma_gemm_f16f16"),
+                           _layer("_gemm_mha_v2_1", "Row major linear FP16 format", "_gemm_mha_v2")]}
+        inspector = SimpleNamespace(get_engine_information=lambda form: json.dumps(told))
+        self.engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+
+
+def _layer(name: str, form: str, tactic: str) -> dict:
+    return {"Name": name, "LayerType": "gemm", "Inputs": [{"Name": "x", "Format/Datatype": form}], "TacticName": tactic}
+
+
+@pytest.fixture
+def orin(exported, tmp_path, monkeypatch):
+    """(exporter, place(module)): engines 'run' as the FP32 student would, timing caches go to tmp_path."""
+    folder = shutil.copytree(exported, tmp_path / "run")
+    monkeypatch.setenv("VEGA3D_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cuda, "device", lambda: ORIN)
+    monkeypatch.setattr(engines, "EngineModel", lambda module, plan: _Engine())
+
+    def place(module, say=lambda _: None):
+        monkeypatch.setattr(trt, "load", lambda: module)
+        return engines.site("trt", (), say)
+
+    exporter = _exporter(folder)
+    exporter.__dict__["gate"] = gate()  # the session's own: the same student and frames
+    return exporter, place
+
+
+def _engines(exporter: Exporter) -> list[str]:
+    return sorted(path.name for path in exporter.run.out.glob("*.engine"))
+
+
+@pytest.mark.parametrize(("module", "precision", "source"), [
+    (trt86, "int8", "model.int8.flagged.onnx"), (trt86, "fp16", "model.flagged.onnx"),
+    (trt103, "int8", "model.int8.onnx"), (trt11, "int8", "model.int8.onnx"), (trt11, "fp16", "model.fp16.onnx"),
+])
+def test_engine_is_built_gated_named_and_described(orin, module, precision, source):
+    exporter, place = orin
+    made = module()
+    (engine,) = engines.make_engines(exporter, place(made), precision)
+    assert engine.path.name == f"model.{precision}.trt-{made.__version__}.sm87.engine"
+    facts = json.loads(sidecar_path(engine.path).read_text())
+    assert facts["onnx"] == source and facts["onnx_sha256"] == sha256(exporter.run.out / source)
+    assert facts["device"] == "Orin" and facts["sm"] == 87 and facts["parity"]["cosine_mean"] > 0.999
+    assert facts["build_seconds"] >= 0 and facts["flags"] == precision_flags(made, precision)
+    assert [flag for what, flag in made.did if what == "flag"] == facts["flags"]
+
+
+def test_layer_report_says_what_runs_in_int8_and_whether_attention_is_fused(orin):
+    exporter, place = orin
+    (engine,) = engines.make_engines(exporter, place(trt11()), "int8")
+    report = json.loads(engine_report.report_path(engine.path).read_text())
+    assert report["int8"] == ["blocks.0.fc1/MatMul"] and report["other"] == ["blocks.1.fc2/MatMul"]
+    assert len(report["hidden"]) == 6 and report["fused_attention"] == 1 and len(report["inspector"]["Layers"]) == 3
+    assert report["summary"] == engine.facts["layers"]
+    assert "INT8 kernels run 1 of 8 quantised layers (not blocks.1.fc2/MatMul)" in report["summary"]
+    assert "attention fused in 1 kernels" in report["summary"]
+
+
+def test_layer_report_goes_with_its_engine(orin):
+    exporter, place = orin
+    (engine,) = engines.make_engines(exporter, place(trt11()), "int8")
+    assert engine_report.report_path(engine.path).is_file()
+    discard(engine.path)
+    assert not list(exporter.run.out.glob("*.engine*"))
+
+
+def test_a_layer_is_found_by_its_whole_name_among_those_fused_with_it():
+    made_from = "[ONNX Layer: blocks.11.fc1/MatMul]\x1e[ONNX Layer: blocks.11.fc1/Add]"
+    told = {"Layers": [{"Name": "__myl_Fc", "Metadata": made_from,
+                        "Inputs": [{"Format": "Row major Int8 format"}]}, "a bare name"]}
+    found = engine_report.kernels(told, ["blocks.11.fc1/MatMul", "blocks.1.fc1/MatMul"])
+    assert found.int8 == ("blocks.11.fc1/MatMul",) and found.hidden == ("blocks.1.fc1/MatMul",)
+    assert found.engine_layers == 2 and "no fused attention kernel seen" in str(found)
+
+
+def test_an_inspector_that_leaves_control_characters_in_its_json_is_read():
+    text = '{"Layers": [{"Name": "[ONNX Layer: blocks.1.fc1/MatMul]\x1e[ONNX Layer: x]", "Inputs": []}]}'  # as 8.6 does
+    inspector = SimpleNamespace(get_engine_information=lambda _: text)
+    trt_like = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON=1))
+    found, told = engine_report.inspect(trt_like, SimpleNamespace(create_engine_inspector=lambda: inspector),
+                                  ["blocks.1.fc1/MatMul"])
+    assert told["Layers"][0]["Name"].endswith("x]") and found.other == ("blocks.1.fc1/MatMul",)
+
+
+def test_version_10_3_warns_before_it_builds(orin):
+    _, place = orin
+    said: list[str] = []
+    place(trt103(), said.append)
+    assert len(said) == 1 and "silently wrong" in said[0] and "parity gate decides" in said[0]
+
+
+def test_up_to_date_engine_is_kept_and_another_version_is_built_beside_it(orin):
+    exporter, place = orin
+    assert not engines.make_engines(exporter, place(trt103()), "int8")[0].reused
+    assert engines.make_engines(exporter, place(trt103()), "int8")[0].reused
+    assert not engines.make_engines(exporter, place(trt11()), "int8")[0].reused
+    assert len(_engines(exporter)) == 2
+
+
+def test_timing_cache_is_kept_between_builds(orin, tmp_path):
+    exporter, place = orin
+    where = place(trt103())
+    engines.make_engines(exporter, where, "int8")
+    engines.make_engines(exporter, where, "fp16")
+    (held,) = (tmp_path / "cache").rglob("*.cache")
+    assert held.read_bytes() == b"+timed+timed" and "10.3.0.30-sm87" in held.name
+
+
+def test_killed_build_leaves_no_engine_and_the_timing_cache_intact(orin, tmp_path):
+    exporter, place = orin
+    module = trt103()
+    engines.make_engines(exporter, place(module), "fp16")
+
+    def killed():
+        raise KeyboardInterrupt
+
+    module.plan = killed
+    with pytest.raises(KeyboardInterrupt):
+        engines.make_engines(exporter, place(module), "int8")
+    assert _engines(exporter) == ["model.fp16.trt-10.3.0.30.sm87.engine"]
+    (held,) = (tmp_path / "cache").rglob("*.cache")
+    assert held.read_bytes() == b"+timed"
+    assert not [path for path in exporter.run.out.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(("spoil", "says"), [({"plan": None}, "cannot build it"),
+                                             ({"readable": False}, "Non-zero zero point; see why with: vega3d export")])
+def test_refused_build_is_one_error_and_no_file(orin, spoil, says):
+    exporter, place = orin
+    module = trt11()
+    module.__dict__.update(spoil)
+    with pytest.raises(ValueError, match=says):
+        engines.make_engines(exporter, place(module), "int8")
+    assert _engines(exporter) == []
+
+
+def test_silently_wrong_engine_is_removed_with_exit_3(orin, monkeypatch):
+    """What 10.3 does: it builds, it runs, and the numbers are of nothing."""
+    exporter, place = orin
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(engines, "EngineModel", lambda module, plan: lambda frames: rng.normal(
+        size=(len(frames), 64, 14, 14)))
+    with pytest.raises(GateError) as failure:
+        engines.make_engines(exporter, place(trt103()), "int8")
+    assert failure.value.exit_code == 3 and _engines(exporter) == []
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _flip_a_byte(path: Path) -> None:
+    path.write_bytes(b"x" + path.read_bytes()[1:])
+
+
+def _edit(**facts):
+    def edit(path: Path) -> None:
+        held = json.loads(sidecar_path(path).read_text())
+        sidecar_path(path).write_text(json.dumps({**held, **facts}))
+    return edit
+
+
+def _no_sidecar(path: Path) -> None:
+    sidecar_path(path).unlink()
+
+
+@pytest.mark.parametrize(("spoil", "says"), [
+    (_truncate, "truncated or altered"), (_flip_a_byte, "truncated or altered"),
+    (_no_sidecar, "no engine with a sidecar"), (_edit(sm=89), r"built for SM 89, this is SM 87 \(Orin\)"),
+    (_edit(builder="trt-10.13.0"), "do not travel between"),
+    (lambda path: sidecar_path(path).write_text("{"), "not an engine's sidecar"),
+])
+def test_engine_that_is_not_for_here_is_not_run(orin, spoil, says):
+    exporter, place = orin
+    where = place(trt103())
+    (engine,) = engines.make_engines(exporter, where, "int8")
+    assert check_engine(engine.path, where.module, ORIN)["sm"] == 87
+    spoil(engine.path)
+    with pytest.raises(ValueError, match=says):
+        check_engine(engine.path, where.module, ORIN)
+
+
+def test_engines_of_an_onnx_go_when_it_is_made_anew(orin):
+    exporter, place = orin
+    engines.make_engines(exporter, place(trt103()), "int8")
+    engines.make_engines(exporter, place(trt103()), "fp16")
+    again = Exporter(exporter.run, Options(batch=2), say=lambda _: None)
+    again.__dict__["gate"] = gate()
+    again.make("fp16")
+    assert _engines(exporter) == ["model.int8.trt-10.3.0.30.sm87.engine"]
+
+
+def test_truncated_engine_is_built_again(orin):
+    exporter, place = orin
+    where = place(trt103())
+    (engine,) = engines.make_engines(exporter, where, "int8")
+    _truncate(engine.path)
+    assert not engines.make_engines(exporter, where, "int8")[0].reused
+
+
+def test_another_sm_than_the_gpu_present_is_refused_for_tensorrt(orin, monkeypatch):
+    _, place = orin
+    place(trt103())
+    with pytest.raises(ValueError, match=r"got --sm 89, expected 87 \(Orin\)"):
+        engines.site("trt", (89,))
+
+
+def test_tensorrt_without_a_gpu_points_to_rtx(monkeypatch):
+    monkeypatch.setattr(trt, "load", trt103)
+    monkeypatch.setattr(cuda, "device", lambda: None)
+    with pytest.raises(ValueError, match="there is none here; use --target rtx"):
+        engines.site("trt", ())
+
+
+@pytest.mark.parametrize(("target", "extra"), [("rtx", "[rtx]"), ("trt", "[tensorrt]"), ("auto", "[rtx]")])
+def test_missing_package_is_one_line_that_says_what_to_install(monkeypatch, capsys, tmp_path, target, extra):
+    def missing(name):
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(cuda, "device", lambda: None)
+    monkeypatch.setattr(rtx, "importlib", SimpleNamespace(import_module=missing))
+    monkeypatch.setattr(trt, "importlib", SimpleNamespace(import_module=missing))
+    with pytest.raises(SystemExit) as stop:
+        main(["export", "trt", "--run", str(tmp_path), "--target", target])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and f"pip install 'vega3d-edge{extra}'" in lines[0]
+
+
+# --- the true TensorRT-RTX ---------------------------------------------------------------------------------------
+
+@needs_rtx
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_rtx_builds_for_three_generations_with_no_gpu(exported, precision):
+    exporter = _exporter(exported)
+    began = time.perf_counter()
+    made = engines.make_engines(exporter, engines.site("rtx", ()), precision)
+    assert [engine.facts["sm"] for engine in made] == [86, 89, 120]
+    for engine in made:
+        assert engine.path.name == f"model.{precision}.rtx-{surface(rtx.load()).version}.sm{engine.facts['sm']}.engine"
+        assert engine.path.stat().st_size > 1e6
+        if engine.facts["device"] == rtx.AHEAD_OF_TIME:
+            assert engine.facts["parity"] is None and engine.facts["onnx_parity"]["cosine_mean"] > 0.99
+    assert time.perf_counter() - began < 60
+
+
+@needs_rtx
+def test_rtx_refuses_an_sm_it_does_not_know():
+    with pytest.raises(ValueError, match=r"got --sm 90, expected some of 75, 80, 86, 89, 120, 121"):
+        engines.site("rtx", (90,))
+
+
+@needs_rtx
+def test_rtx_parser_refusal_names_the_file(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"not a model")
+    with pytest.raises(ValueError, match=r"model\.onnx: rtx-.* cannot read it"):
+        builder.build(rtx.load(), path, "fp16")
+
+
+@needs_rtx
+def test_command_builds_and_reports(exported, capsys):
+    main(["export", "trt", "--run", str(exported), "--no-int8", "--target", "rtx", "--sm", "75"])
+    assert "sm75.engine" in capsys.readouterr().out
+    (engine,) = exported.glob("export/model.fp16.*.sm75.engine")
+    assert json.loads(sidecar_path(engine).read_text())["layers"] == engine_report.NEEDS_GPU
+    assert json.loads(sidecar_path(engine).read_text())["flags"] == []
+
+
+def test_onnx_runtime_reads_what_the_engine_was_built_from(exported):
+    frames = run().heldout.frames[:1].astype(np.float32) / 255
+    assert OnnxModel(exported / "export" / "model.int8.onnx")(frames).shape == (1, 64, 14, 14)

@@ -1,0 +1,137 @@
+"""FP8: float8 Q/DQ around the block Linears alone, scales by an independent count, refused where it cannot run."""
+import importlib.util
+import json
+import shutil
+from functools import cache
+
+import numpy as np
+import onnx
+import pytest
+from ml_dtypes import float8_e4m3fn
+from onnx import TensorProto, numpy_helper
+
+from export.artefact import sidecar_path
+from export.graph.check import check_qdq
+from export.graph.fp16 import to_half
+from export.graph.index import Wiring
+from export.graph.session import OnnxModel
+from export.parity import THRESHOLDS, GateError
+from export.pipeline import Exporter
+from export.quant.fp8 import quantize_fp8
+from export.quant.int8 import Recipe
+from export.source import open_run, spread, to_input
+from export.tensorrt import engines, rtx
+from export.tensorrt.builder import precision_flags
+from tests.export.test_engines import trt86
+from tests.export_run import EXPORTED, fp32, gate, run, trained_run
+from vega3d import main
+
+needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason=rtx.INSTALL)
+
+
+@cache
+def fp8() -> onnx.ModelProto:
+    return quantize_fp8(fp32(), run().calibration, Recipe(frames=16))
+
+
+def test_block_linears_are_float8_on_both_sides_and_nothing_else_is():
+    wiring = Wiring(fp8())
+    served = {wiring.readers[node.output[0]][0].name for node in fp8().graph.node if node.op_type == "DequantizeLinear"}
+    assert served == {f"blocks.{i}.{name}/MatMul" for i in range(2) for name in ("attn.qkv", "attn.proj", "fc1", "fc2")}
+    kinds = {tensor.data_type for tensor in fp8().graph.initializer if tensor.name.endswith(("_q", "_zero"))}
+    assert kinds == {TensorProto.FLOAT8E4M3FN}
+
+
+def test_scales_are_the_largest_magnitude_by_448():
+    """Against the tensor itself, read out of the FP32 model frame by frame."""
+    opened = onnx.ModelProto()
+    opened.CopyFrom(fp32())
+    wanted = next(node.input[0] for node in opened.graph.node if node.name == "blocks.1.fc2/MatMul")
+    opened.graph.output.append(onnx.ValueInfoProto(name=wanted))
+    session = OnnxModel(opened).session
+    peak = max(np.abs(session.run([wanted], {"frames": to_input(frame[None])})[0]).max()
+               for frame in spread(run().calibration.frames, 16))
+    assert Wiring(fp8()).value("blocks.1.fc2/MatMul.input_scale") == pytest.approx(peak / 448, rel=1e-5)
+
+
+def test_weights_are_the_nearest_float8_values():
+    stored = Wiring(fp8()).value("blocks.0.fc1/MatMul.weight_q").astype(np.float32)
+    scale = Wiring(fp8()).value("blocks.0.fc1/MatMul.weight_scale")
+    wanted = Wiring(fp32()).value("blocks.0.fc1.weight_t")
+    assert np.abs(stored).max() == 448
+    step = np.maximum(np.abs(wanted) / 16, scale * 2.0**-10)  # half of 3 bits of mantissa, or of a subnormal
+    assert (np.abs(stored * scale - wanted) <= step * 1.001).all()
+
+
+def test_it_passes_its_gate_and_the_verifier_as_shipped():
+    half = to_half(fp8())
+    assert check_qdq(half, "trt10", want_int8=True) == [] and check_qdq(half, "jetson-thor") == []
+    parity = gate()(OnnxModel(half), "fp8", "model.fp8.onnx")
+    assert parity.cosine_mean < 0.99999  # it is quantised
+
+
+def test_int8_keeps_more_than_fp8_of_the_same_layers():
+    from tests.export_run import int8
+    assert gate().measure(OnnxModel(int8())).cosine_mean > gate().measure(OnnxModel(fp8())).cosine_mean
+
+
+@pytest.mark.parametrize("target", ["jetson-orin-jp62", "trt8.6", "cpu"])
+def test_a_target_without_fp8_refuses_it(target):
+    assert "type" in {violation.rule for violation in check_qdq(to_half(fp8()), target)}
+
+
+def _edited(name, value) -> onnx.ModelProto:
+    model = onnx.ModelProto.FromString(fp8().SerializeToString())
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(value, name))
+    return model
+
+
+def test_a_shifted_zero_point_is_found():
+    model = _edited("blocks.0.fc1/MatMul.input_zero", np.ones((), float8_e4m3fn))
+    assert ("blocks.0.fc1/MatMul.input/QuantizeLinear", "zero-point") in {
+        (violation.node, violation.rule) for violation in check_qdq(model, "trt11")}
+
+
+def test_ranges_that_clip_fail_the_gate():
+    scales = {tensor.name: numpy_helper.to_array(tensor) / 20 for tensor in fp8().graph.initializer
+              if tensor.name.endswith("input_scale")}
+    model = onnx.ModelProto.FromString(fp8().SerializeToString())
+    for tensor in model.graph.initializer:
+        if tensor.name in scales:
+            tensor.CopyFrom(numpy_helper.from_array(scales[tensor.name], tensor.name))
+    with pytest.raises(GateError):
+        gate()(OnnxModel(model), "fp8", "model.fp8.onnx")
+
+
+def test_gate_for_fp8_is_wider_than_int8s_and_still_a_gate():
+    assert 0.99 < THRESHOLDS["fp8"].cosine_mean < THRESHOLDS["int8"].cosine_mean
+
+
+def test_an_unknown_layer_is_named():
+    with pytest.raises(ValueError, match=r"no layer called blocks\.9"):
+        quantize_fp8(fp32(), run().calibration, Recipe(float_layers=("blocks.9.fc1/MatMul",)))
+
+
+def test_tensorrt_8_has_no_flag_for_it():
+    with pytest.raises(ValueError, match=r"FP8 needs TensorRT 10 or later, this is 8\.6"):
+        precision_flags(trt86(), "fp8")
+
+
+# --- through the command ------------------------------------------------------------------------------------------
+
+@needs_rtx
+def test_rtx_builds_it_for_ada_and_blackwell_and_says_which_cards_cannot(tmp_path, capsys):
+    folder = shutil.copytree(trained_run(), tmp_path / "run")
+    exporter = Exporter(open_run(folder), EXPORTED, say=lambda _: None)
+    exporter.__dict__["gate"] = gate()
+    made = engines.make_engines(exporter, engines.site("rtx", (89, 120)), "fp8")
+    assert [engine.path.name.split(".")[-2] for engine in made] == ["sm89", "sm120"]
+    facts = json.loads(sidecar_path(made[0].path).read_text())
+    assert facts["onnx"] == "model.fp8.onnx" and facts["precision"] == "fp8" and facts["flags"] == []
+    held = json.loads(sidecar_path(folder / "export" / "model.fp8.onnx").read_text())
+    assert held["quantisation"]["activations"] == "float8 e4m3fn per tensor"
+
+    with pytest.raises(SystemExit) as stop:
+        main(["export", "trt", "--run", str(folder), "--fp8", "--target", "rtx"])
+    assert stop.value.code == 2 and "SM 86 has no FP8" in capsys.readouterr().err

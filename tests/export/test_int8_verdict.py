@@ -1,0 +1,145 @@
+"""Whether INT8 is worth it here: judged by a clock the test owns, so that both answers are seen."""
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from export import cli
+from export.artefact import save_bytes, sidecar_path
+from export.pipeline import FP32, INT8_CPU, Made
+from export.tensorrt import int8_verdict as verdicts
+from export.tensorrt.engines import Engine, Site
+from export.tensorrt.int8_verdict import Verdict, duel, engine_verdict, onnx_verdict
+
+CPU = verdicts.CPU
+
+
+class Clock:
+    """Time passes only when somebody works."""
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def worker(self, ms: float, log: list | None = None):
+        def work():
+            self.now += ms / 1000
+            if log is not None:
+                log.append(ms)
+        return work
+
+
+def test_duel_gives_the_medians_and_takes_turns():
+    clock, log = Clock(), []
+    first, second = duel(clock.worker(40, log), clock.worker(90, log), clock, rounds=4)
+    assert (round(first, 6), round(second, 6)) == (40, 90)
+    after_warm_up = log[6:]
+    assert after_warm_up == [40, 40, 90, 90, 90, 90, 40, 40] * 2  # A B, B A, ...; one untimed call before each
+
+
+def test_a_single_slow_spell_does_not_decide():
+    clock, calls = Clock(), []
+
+    def disturbed():
+        calls.append(None)
+        clock.now += 0.001 if len(calls) % 60 else 1.0
+    assert round(duel(disturbed, clock.worker(2), clock)[0], 3) == 1
+
+
+@pytest.mark.parametrize(("verdict", "line"), [
+    (Verdict(17.2, 32.0, "fp32", 0.99972, CPU),
+     "INT8 1.86x of FP32 here (17.2 vs 32.0 ms, onnxruntime CPU 1 thread), cosine 0.9997: use INT8"),
+    (Verdict(0.62, 0.56, "fp16", 0.99968),
+     "INT8 0.90x of FP16 (0.62 vs 0.56 ms), cosine 0.9997: use FP16 here"),
+    (Verdict(0.55, 0.56, "fp16", 0.99968),  # within the clock's noise: the more faithful wins
+     "INT8 1.02x of FP16 (0.55 vs 0.56 ms), cosine 0.9997: use FP16 here"),
+])
+def test_line_says_which_to_use_and_by_how_much(verdict, line):
+    assert str(verdict) == line
+
+
+PARITY = {"cosine_mean": 0.99972}
+
+
+@pytest.fixture
+def cpu_files(tmp_path, monkeypatch):
+    """(exporter, FP32 file, INT8 file, clock, set milliseconds a call): no model runs, the clock is ours."""
+    clock, ms = Clock(), {}
+    made = {}
+    for kind in (FP32, INT8_CPU):
+        path = tmp_path / kind.file
+        made[kind] = Made(path, kind, save_bytes(kind.file.encode(), path, {"parity": PARITY}), False)
+    heldout = SimpleNamespace(frames=np.zeros((32, 3, 4, 4), "uint8"))
+    exporter = SimpleNamespace(options=SimpleNamespace(batch=1), run=SimpleNamespace(heldout=heldout))
+    monkeypatch.setattr(verdicts, "_session_call", lambda path, frames: clock.worker(ms[path.name]))
+    return exporter, made[FP32], made[INT8_CPU], clock, ms
+
+
+@pytest.mark.parametrize(("int8_ms", "use"), [(16, "INT8"), (40, "FP32")])
+def test_cpu_verdict_is_measured_and_recorded_in_the_sidecar(cpu_files, int8_ms, use):
+    exporter, fp32, int8, clock, ms = cpu_files
+    ms.update({"model.onnx": 32, "model.int8.cpu.onnx": int8_ms})
+    verdict = onnx_verdict(exporter, fp32, int8, clock)
+    assert verdict.use == use and verdict.speedup == pytest.approx(32 / int8_ms)
+    held = json.loads(sidecar_path(int8.path).read_text())
+    assert held["verdict"]["use"] == use and held["verdict"]["line"] == str(verdict)
+    assert held["sha256"] == int8.facts["sha256"] and held["parity"] == PARITY  # the rest is as it was
+
+
+def test_same_files_on_the_same_machine_are_not_timed_again(cpu_files):
+    exporter, fp32, int8, clock, ms = cpu_files
+    ms.update({"model.onnx": 32, "model.int8.cpu.onnx": 16})
+    first = onnx_verdict(exporter, fp32, int8, clock)
+    again = replace(int8, facts=json.loads(sidecar_path(int8.path).read_text()))
+    before = clock.now
+    assert onnx_verdict(exporter, fp32, again, clock) == first and clock.now == before
+    other = replace(fp32, facts={**fp32.facts, "sha256": "another"})
+    onnx_verdict(exporter, other, again, clock)
+    assert clock.now > before
+
+
+@pytest.fixture
+def engine_pair(tmp_path, monkeypatch):
+    """(INT8 engine, its site, clock, set milliseconds): both engines 'run' by the clock."""
+    clock, ms = Clock(), {}
+
+    def engine(precision: str) -> Engine:
+        path = tmp_path / f"model.{precision}.trt-10.13.sm87.engine"
+        about = {"sm": 87, "device": "Orin", "parity": PARITY, "precision": precision}
+        facts = save_bytes(precision.encode(), path, about)
+        return Engine(path, facts, False)
+
+    class Runner:
+        def __init__(self, module, plan):
+            self.run = clock.worker(ms[plan.decode()])
+
+    monkeypatch.setattr(verdicts, "EngineModel", Runner)
+    monkeypatch.setattr(verdicts, "make_engines", lambda exporter, where, precision: [engine(precision)])
+    gpu = SimpleNamespace(name="Orin", sm=87)
+    where = Site(SimpleNamespace(), SimpleNamespace(name="trt"), (87,), gpu)
+    return engine("int8"), where, clock, ms
+
+
+@pytest.mark.parametrize(("int8_ms", "use"), [(0.62, "FP16"), (0.40, "INT8")])
+def test_engine_verdict_is_against_fp16_and_recorded(engine_pair, int8_ms, use):
+    int8, where, clock, ms = engine_pair
+    ms.update(int8=int8_ms, fp16=0.56)
+    verdict = engine_verdict(None, where, int8, clock)
+    assert verdict.use == use and verdict.other == "fp16"
+    assert json.loads(sidecar_path(int8.path).read_text())["verdict"]["line"] == str(verdict)
+
+
+def test_ahead_of_time_build_says_how_to_get_its_verdict(engine_pair):
+    int8, where, _, _ = engine_pair
+    elsewhere = replace(where, gpu=None, surface=SimpleNamespace(name="rtx"))
+    line = engine_verdict(None, elsewhere, int8)
+    assert "needs that GPU" in line and "vega3d export trt --target rtx --sm 87" in line
+    assert json.loads(sidecar_path(int8.path).read_text())["verdict"] == {"use": None, "line": line}
+
+
+@pytest.mark.parametrize(("asked", "made"), [(("int8",), ("fp32", "int8")), (("int8", "fp32"), ("int8", "fp32")),
+                                             (("fp16",), ("fp16",))])
+def test_fp32_is_made_with_int8_which_is_timed_against_it(asked, made):
+    assert cli._with_fp32(asked) == made

@@ -1,0 +1,326 @@
+"""The Jetson folder: the very script that goes onto the device, run in its own process beside look-alikes of
+TensorRT 8.6, 10.3 and 11 (whose engines are onnxruntime sessions), a CUDA runtime of 60 lines of C, and the tools."""
+import ast
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.graph.check import check_qdq, read_onnx
+from export.graph.session import OnnxModel
+from export.jetson import roofline
+from export.jetson.bundle import RUNNER, write_bundle
+from export.pipeline import Exporter
+from export.source import open_run
+from records.results import load
+from student.vit import StudentConfig
+from tests.export_run import EXPORTED, exported_run, gate, trained_run
+from vega3d import main
+
+CUDART = r"""
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+static double times[2];
+static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec*1e3 + t.tv_nsec/1e6; }
+int cudaStreamCreate(void **s) { *s = (void *)16; return 0; }
+int cudaEventCreate(void **e) { static long made = 0; *e = (void *)++made; return 0; }
+int cudaEventRecord(void *e, void *s) { if (s != (void *)16) return 1; times[(long)e - 1] = now(); return 0; }
+int cudaEventSynchronize(void *e) { return 0; }
+int cudaEventElapsedTime(float *ms, void *a, void *b) { *ms = times[(long)b - 1] - times[(long)a - 1]; return 0; }
+int cudaMalloc(void **p, size_t n) { *p = malloc(n); return 0; }
+int cudaMemcpy(void *to, const void *from, size_t n, int kind) { memcpy(to, from, n); return 0; }
+int cudaStreamBeginCapture(void *s, int mode) { return 1; }
+int cudaDeviceGetAttribute(int *v, int which, int device) { *v = which == 75 ? 8 : 7; return 0; }
+"""
+
+TENSORRT = '''
+"""Looks like TensorRT VERSION; an engine is its ONNX, run by onnxruntime. FAKE_WRONG=1: silently wrong, as 10.3 was."""
+import ctypes, os
+from enum import IntEnum
+from types import SimpleNamespace
+import numpy as np, onnx, onnxruntime as ort
+
+__version__ = os.environ["FAKE_VERSION"]
+_old = __version__.startswith("8.")
+NetworkDefinitionCreationFlag = IntEnum("Network", ["EXPLICIT_BATCH"] if _old else ["EXPLICIT_BATCH", "STRONGLY_TYPED"],
+                                        start=0)
+BuilderFlag = IntEnum("Flag", ["TF32"] if __version__.startswith("11") else
+                      ["FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"], start=0)
+float32 = "float32"
+MemoryPoolType = SimpleNamespace(WORKSPACE=0)
+TacticSource = IntEnum("TacticSource", ["CUBLAS", "CUBLAS_LT", "CUDNN", "JIT"], start=0)
+ProfilingVerbosity = SimpleNamespace(DETAILED=2)
+IProfiler = object
+wanted = set()
+
+class ILogger:
+    Severity = IntEnum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING"], start=0)
+    def __init__(self): pass
+
+class Logger(ILogger):
+    ERROR, WARNING = 1, 2
+    def __init__(self, level): pass
+
+def session(content):
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return ort.InferenceSession(content, options)
+
+class OnnxParser:
+    num_errors = 1
+    def __init__(self, network, log): self.network = network
+    def parse(self, content):
+        try:
+            self.network.session, self.network.content = session(content), content
+            nodes = onnx.load_from_string(content).graph.node
+            self.network.layers = [SimpleNamespace(name=node.name, precision=None) for node in nodes]
+            if __version__.startswith("8.5") and any(node.op_type == "LayerNormalization" for node in nodes):
+                return False
+        except Exception:
+            return False
+        return True
+    def get_error(self, i): return SimpleNamespace(desc=lambda: "ModelImporter: failed to parse")
+
+class Network:
+    def __init__(self, bits):
+        assert bits == (1 if _old else 2), bits
+    num_layers = property(lambda self: len(self.layers))
+    def get_layer(self, i): return self.layers[i]
+    def get_input(self, i): return SimpleNamespace(name="frames", shape=tuple(self.session.get_inputs()[0].shape))
+
+class Config:
+    def set_memory_pool_limit(self, pool, size): pass
+    def set_flag(self, flag): wanted.add(flag.name)
+    def get_tactic_sources(self): return 15
+    def set_tactic_sources(self, bits): assert bits == 8, bits
+    def __init__(self, log): self.said = log
+    def create_timing_cache(self, held):
+        if held and os.environ.get("FAKE_REFUSES"):  # as 8.6 does; held stays as it was
+            self.said.log(ILogger.Severity.ERROR, "1: [myelinCache.h::deserializeFromBuffer::52] Error Code 1: Myelin")
+            self.said.log(ILogger.Severity.ERROR, "4: The timing cache will not be used!")
+            held = b""
+        return SimpleNamespace(serialize=lambda: held + b"+timed")
+    def set_timing_cache(self, handle, ignore_mismatch): self.handle = handle
+    def get_timing_cache(self): return self.handle
+
+class Builder:
+    def __init__(self, log): self.said = log
+    def create_network(self, bits): return Network(bits)
+    def create_builder_config(self): return Config(self.said)
+    def build_serialized_network(self, network, config):
+        if os.environ.get("FAKE_SAYS"):
+            self.said.log(ILogger.Severity.ERROR, os.environ["FAKE_SAYS"])
+        if _old and not wanted & {"FP16", "INT8"}:
+            return None
+        squares = [layer for layer in network.layers if layer.name.endswith("LayerNormalization/Mul")]
+        if squares and not ("OBEY_PRECISION_CONSTRAINTS" in wanted and all(l.precision == float32 for l in squares)):
+            return None
+        return network.content
+
+class Runtime:
+    def __init__(self, log): pass
+    def deserialize_cuda_engine(self, plan): return Engine(bytes(plan))
+
+class Engine:
+    def __init__(self, plan): self.session = session(plan)
+    def create_execution_context(self): return self
+    def get_tensor_name(self, i): return ["frames", "features"][i]
+    def get_tensor_shape(self, name):
+        ends = self.session.get_inputs() if name == "frames" else self.session.get_outputs()
+        return tuple(ends[0].shape)
+    def set_input_shape(self, name, shape): pass
+    def set_tensor_address(self, name, address): self.__dict__[name] = address
+    def _array(self, name):
+        shape = self.get_tensor_shape(name)
+        return np.ctypeslib.as_array(ctypes.cast(getattr(self, name), ctypes.POINTER(ctypes.c_float)), shape)
+    def execute_async_v3(self, stream):
+        out = self.session.run(None, {"frames": self._array("frames")})[0]
+        self._array("features")[...] = np.random.normal(size=out.shape) if os.environ.get("FAKE_WRONG") else out
+        return stream == 16
+'''
+
+TOOLS = {"nvpmodel": "echo 'NV Power Mode: MAXN'; echo 0", "jetson_clocks": "echo 'GPU MinFreq=1300500000'",
+         "tegrastats": "while :; do echo '11-22 RAM 2/7620MB cpu@48.2C gpu@45.5C'; sleep .2; done"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """RUN/export/jetson as the command writes it, made once."""
+    run = shutil.copytree(exported_run(), tmp_path_factory.mktemp("jetson") / "run")
+    exporter = Exporter(open_run(run), EXPORTED, say=lambda _: None)
+    exporter.__dict__["gate"] = gate()
+    return write_bundle(exporter)
+
+
+@pytest.fixture(scope="module")
+def orin(tmp_path_factory) -> dict[str, str]:
+    return pretended(tmp_path_factory.mktemp("orin"))
+
+
+def pretended(home: Path) -> dict[str, str]:
+    """The environment of a pretended Orin: TensorRT, CUDA runtime and tools, each found where the script looks."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc to build the CUDA look-alike with")
+    (home / "cudart.c").write_text(CUDART)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", home / "libcudart.so", home / "cudart.c"], check=True)
+    (home / "tensorrt.py").write_text(TENSORRT)
+    for name, script in TOOLS.items():
+        (home / name).write_text(f"#!/bin/sh\n{script}\n")
+        (home / name).chmod(0o755)
+    return {**os.environ, "PYTHONPATH": str(home), "LD_LIBRARY_PATH": str(home), "PATH": f"{home}:{os.environ['PATH']}"}
+
+
+def _on_device(folder: Path, orin: dict[str, str], version: str, **env: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "run_on_jetson.py", "--iterations", "20", "--seconds", "0.1"]
+    return subprocess.run(command, cwd=folder, env={**orin, "FAKE_VERSION": version, **env}, capture_output=True,
+                          text=True, timeout=120)
+
+
+@pytest.fixture
+def copied(folder, tmp_path) -> Path:
+    return shutil.copytree(folder, tmp_path / "jetson")
+
+
+def _engines(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*.engine")}
+
+
+def test_folder_holds_every_dialect_and_what_they_must_answer(folder):
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"README.md", "bundle.json", "probe.npz", "reference_features.npy", "reference_frames.npy",
+                     "run_on_jetson.py", "model.int8.onnx", "model.fp16.onnx", "model.int8.flagged.onnx",
+                     "model.flagged.onnx", "model.int8.jp5.onnx", "model.jp5.onnx"}
+    assert not check_qdq(read_onnx(folder / "model.int8.onnx"), "jetson-orin-jp62", want_int8=True)
+    assert not check_qdq(read_onnx(folder / "model.int8.flagged.onnx"), "jetson-orin-jp6", want_int8=True)
+    assert not check_qdq(read_onnx(folder / "model.int8.jp5.onnx"), "jetson-orin-jp5", want_int8=True)
+    assert "operator" in {v.rule for v in check_qdq(read_onnx(folder / "model.flagged.onnx"), "jetson-orin-jp5")}
+    frames, features = (np.load(folder / f"reference_{name}.npy") for name in ("frames", "features"))
+    assert frames.dtype == np.uint8 and len(frames) == len(features) == 32 and features.dtype == np.float32
+
+
+def test_readme_has_the_steps_the_dialects_and_the_reason_against_dla(folder):
+    said = (folder / "README.md").read_text()
+    for needed in ("python3 run_on_jetson.py", "scp -r jetson", "sudo nvpmodel -m 0", "No DLA", "| 6.0 | 8.6 |",
+                   "computed, not measured", "Thor T5000"):
+        assert needed in said, needed
+
+
+def test_jetpack_5_computes_what_jetpack_6_does_and_keeps_float32_norms_apart(folder):
+    frames = np.load(folder / "reference_frames.npy")[:2].astype(np.float32) / 255
+    for ours, theirs in (("model.jp5.onnx", "model.flagged.onnx"), ("model.int8.jp5.onnx", "model.int8.flagged.onnx")):
+        np.testing.assert_allclose(OnnxModel(folder / ours)(frames), OnnxModel(folder / theirs)(frames), atol=0.02)
+
+
+@pytest.mark.parametrize(("version", "int8_file"), [
+    ("8.5.2", "model.int8.jp5.onnx"), ("8.6.2", "model.int8.flagged.onnx"), ("10.3.0", "model.int8.onnx"),
+    ("11.4.1", "model.int8.onnx")])
+def test_script_builds_gates_times_and_writes_a_result(copied, orin, version, int8_file):
+    done = _on_device(copied, orin, version)
+    assert done.returncode == 0, done.stderr
+    assert _engines(copied) == {f"model.{p}.trt-{version}.sm87.engine" for p in ("int8", "fp16")}
+    result = load(copied / "result.json")  # as bench reads it
+    fp16, int8 = result.rows
+    assert int8["onnx"] == int8_file and int8["gate"] == fp16["gate"] == "passed" and int8["batch"] == 1
+    assert 0 < int8["latency_ms"] <= int8["p90_ms"] <= int8["p99_ms"] and int8["iterations"] >= 20
+    assert int8["cosine_mean"] > 0.999 and int8["delta1_drop"] <= 0.5 and int8["vs_fp16"] > 0
+    assert result.env["verdict"] in done.stdout and "INT8 " in done.stdout and ": use " in done.stdout
+    before = result.env["before"]
+    assert before["power_mode"].startswith("NV Power Mode: MAXN") and "MinFreq" in before["clocks"]
+    assert before["temperature_c"] == {"cpu": 48.2, "gpu": 45.5}
+    assert ("silently wrong" in done.stderr) == (version == "10.3.0")
+    (cache,) = copied.glob("timing-trt-*.cache")
+    assert cache.read_bytes() == b"+timed+timed"  # the second build started from the first one's
+
+
+def test_timing_cache_that_tensorrt_refuses_costs_one_line_and_is_set_aside(copied, orin):
+    """8.6 refuses what it wrote itself: INT8's build, right after FP16's, already meets that."""
+    first = _on_device(copied, orin, "8.6.2", FAKE_REFUSES="1")
+    cache = copied / "timing-trt-8.6.2-sm87.cache"
+    assert first.returncode == 0 and len(_engines(copied)) == 2 and not cache.exists()
+    assert first.stderr.splitlines() == ["note: TensorRT 8.6.2 refused its timing cache: built without, set aside as "
+                                         f"{cache.name}.refused"]
+    cache.write_bytes(b"truncated")  # by hand, or by another version
+    again = _on_device(copied, orin, "8.6.2", FAKE_REFUSES="1")
+    assert again.returncode == 0 and again.stderr.count("refused its timing cache") == 1
+    assert (copied / f"{cache.name}.refused").read_bytes() == b"truncated" and cache.read_bytes() == b"+timed"
+
+
+def test_other_errors_of_tensorrt_are_still_heard(copied, orin):
+    done = _on_device(copied, orin, "8.6.2", FAKE_SAYS="2: out of memory")
+    assert "TensorRT: 2: out of memory" in done.stderr
+
+
+def test_silently_wrong_engine_is_not_kept_and_exits_3(copied, orin):
+    stale = copied / "model.int8.trt-10.3.0.sm87.engine"
+    stale.write_bytes(b"of another day")
+    done = _on_device(copied, orin, "10.3.0", FAKE_WRONG="1")
+    assert done.returncode == 3 and _engines(copied) == set()
+    assert "FAILED its parity gate, not kept: cosine_mean" in done.stderr and "no verdict" in done.stdout
+    assert all(row["gate"].startswith("cosine_mean") for row in load(copied / "result.json").rows)
+
+
+def test_truncated_onnx_is_one_line_and_no_engine(copied, orin):
+    path = copied / "model.fp16.onnx"
+    path.write_bytes(path.read_bytes()[:-100])
+    done = _on_device(copied, orin, "11.4.1")
+    assert done.returncode == 2 and _engines(copied) == set()
+    assert done.stderr.strip().splitlines() == [f"error: {path.name}: truncated or altered on its way here; "
+                                                "copy the folder again"]
+
+
+def test_parser_refusal_gives_its_words(copied, orin):
+    path = copied / "model.fp16.onnx"
+    path.write_bytes(b"not a model")
+    facts = json.loads((copied / "bundle.json").read_text())
+    facts["sha256"][path.name] = hashlib.sha256(b"not a model").hexdigest()
+    (copied / "bundle.json").write_text(json.dumps(facts))
+    done = _on_device(copied, orin, "11.4.1")
+    assert done.returncode == 2 and "TensorRT 11.4.1 cannot read it: ModelImporter" in done.stderr
+
+
+@pytest.mark.parametrize(("version", "says"), [("8.4.1", "expected >= 8.5: JetPack 5.1 or later"),
+                                               (None, "no tensorrt")])
+def test_device_that_cannot_run_it_is_told_why(copied, orin, version, says):
+    env = {**orin, "FAKE_VERSION": version or ""}
+    if version is None:
+        env.pop("PYTHONPATH")
+    done = subprocess.run([sys.executable, "run_on_jetson.py"], cwd=copied, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_script_is_python_3_8():
+    ast.parse(RUNNER.read_text(), feature_version=(3, 8))
+    found = sorted(Path.home().glob(".pyenv/versions/3.8.*/bin/python3.8"))
+    for python in found[:1]:
+        subprocess.run([python, "-c", f"compile(open({str(RUNNER)!r}).read(), 'x', 'exec')"], check=True)
+
+
+def test_script_imports_nothing_but_numpy_tensorrt_and_the_standard_library():
+    tree = ast.parse(RUNNER.read_text())
+    found = {(node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+             for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)}
+    assert found - set(sys.stdlib_module_names) == {"numpy", "tensorrt"}
+
+
+def test_command_writes_the_folder_and_refuses_an_sm(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["export", "trt", "--run", str(trained_run()), "--target", "jetson", "--sm", "87"])
+    assert stop.value.code == 2 and "the device builds for itself" in capsys.readouterr().err
+
+
+def test_roofline_counts_what_is_known_of_a_vit_small():
+    small = StudentConfig(size="s")
+    assert roofline.operations(small) == pytest.approx(9.2e9, rel=0.02)  # 4.6 G multiply-adds, as published
+    assert roofline.traffic(small, "int8") < roofline.traffic(small, "fp16")
+    orin = next(device for device in roofline.DEVICES if device.name == "AGX Orin 64 GB")
+    assert orin.int8_tops == pytest.approx(85, rel=0.01)  # half of the 170 sparse ones that NVIDIA names for its GPU
+    assert roofline.least_ms(orin, small, "int8")[0] < roofline.least_ms(orin, small, "fp16")[0]
+    assert "computed, not measured" in roofline.table() and roofline.table().count("\n| ") == len(roofline.DEVICES)

@@ -1,0 +1,223 @@
+"""The ONNX file: the student's numbers, a clean graph, nothing of this machine in it; one clear line when it can't."""
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from export.artefact import ready, save_onnx, sidecar_path, up_to_date
+from export.graph.export_onnx import export_onnx, interface
+from export.graph.session import OnnxModel, TorchModel
+from export.source import open_run, to_input
+from records.files import beside, sha256
+from student.vit import Student, StudentConfig
+from tests.export_run import fp32, run, trained_run
+from vega3d import main
+
+
+@pytest.fixture
+def own_run(tmp_path) -> Path:
+    """A copy of the trained run that a test may write in."""
+    return shutil.copytree(trained_run(), tmp_path / "run")
+
+
+def test_onnx_says_what_torch_says():
+    frames = to_input(run().heldout.frames[:3])
+    assert np.abs(OnnxModel(fp32())(frames) - TorchModel(run().student)(frames)).max() < 1e-4
+
+
+def test_graph_holds_the_model_and_no_shape_arithmetic():
+    depth = run().student.config.depth
+    ops = Counter(node.op_type for node in fp32().graph.node)
+    assert ops["MatMul"] == 6 * depth + 1  # qkv, two attention products, proj, fc1, fc2; and the head
+    assert ops["LayerNormalization"] == 2 * depth + 1 and ops["Gelu"] == depth and ops["Softmax"] == depth
+    for op in ("Shape", "Slice", "Squeeze", "Unsqueeze", "Gather", "Concat", "Erf", "Pow", "ReduceMean", "Cast"):
+        assert not ops[op], f"{ops[op]} {op}"
+    reshapes = [node for node in fp32().graph.node if node.op_type == "Reshape"]
+    assert reshapes and not any(node.attribute for node in reshapes)  # allowzero means nothing here
+
+
+def test_nodes_and_weights_are_named_for_their_modules():
+    names = {node.name for node in fp32().graph.node}
+    assert {"patch_embed/Conv", "blocks.0.attn.qkv/MatMul", "blocks.1.fc2/MatMul", "head/MatMul"} <= names
+    assert len(names) == len(fp32().graph.node)
+    assert "blocks.0.attn.qkv.weight_t" in {tensor.name for tensor in fp32().graph.initializer}
+
+
+def test_same_student_gives_the_same_bytes(tmp_path):
+    again = export_onnx(run().student)
+    facts = interface(run().student)
+    save_onnx(fp32(), tmp_path / "a.onnx", facts)
+    save_onnx(again, tmp_path / "b.onnx", facts)
+    assert sha256(tmp_path / "a.onnx") == sha256(tmp_path / "b.onnx")
+
+
+def test_file_names_nothing_of_this_machine():
+    content = fp32().SerializeToString()
+    assert len(content) > 1e6
+    for trace in (b"site-packages", b"/work", b"vit.py", str(Path.home()).encode()):
+        assert trace not in content
+
+
+def test_dynamic_batch_runs_at_every_size_and_equals_static():
+    model = export_onnx(run().student, batch="dynamic")
+    frames = to_input(run().heldout.frames[:5])
+    dynamic = OnnxModel(model)
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert not Counter(node.op_type for node in model.graph.node)["Shape"]
+    for n in (1, 2, 5):
+        assert np.abs(dynamic(frames[:n]) - OnnxModel(fp32())(frames[:n])).max() < 1e-4
+
+
+def test_static_batch_fills_up_its_last_chunk():
+    model = OnnxModel(export_onnx(Student(StudentConfig(depth=1, out_dim=8)), batch=2))
+    assert model(to_input(run().heldout.frames[:3])).shape == (3, 8, 14, 14)
+
+
+def test_metadata_and_sidecar_tell_how_to_use_the_file(tmp_path):
+    path = tmp_path / "model.onnx"
+    sidecar = save_onnx(fp32(), path, {**interface(run().student), "precision": "fp32"})
+    held = OnnxModel(path).session.get_modelmeta().custom_metadata_map
+    assert json.loads(held["input"])["range"] == [0, 1] and json.loads(held["input"])["layout"] == "NCHW"
+    assert json.loads(held["output"])["grid"] == [14, 14]
+    assert len(json.loads(held["output"])["target_std"]) == run().student.config.out_dim
+    on_disk = json.loads(sidecar_path(path).read_text())
+    assert on_disk == json.loads(json.dumps(sidecar)) and on_disk["sha256"] == sha256(path)
+
+
+def test_a_batch_of_zero_is_refused():
+    with pytest.raises(ValueError, match="got batch 0, expected >= 1"):
+        export_onnx(run().student, batch=0)
+
+
+def test_killed_write_leaves_neither_file_nor_scratch(tmp_path):
+    with pytest.raises(KeyboardInterrupt), beside(tmp_path / "model.onnx") as scratch:
+        scratch.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_scratch_of_a_process_that_was_killed_outright_is_swept_away(tmp_path):
+    (tmp_path / ".model.4194305.onnx").write_bytes(b"half")  # no process has this id: it is beyond the kernel's limit
+    ours = tmp_path / f".model.{os.getpid()}.onnx"
+    ours.write_bytes(b"being written")
+    ready(tmp_path)
+    assert list(tmp_path.iterdir()) == [ours]
+
+
+def test_a_model_with_other_inputs_is_named(tmp_path):
+    other = onnx.ModelProto.FromString(fp32().SerializeToString())
+    other.graph.input.append(onnx.helper.make_tensor_value_info("pose", onnx.TensorProto.FLOAT, [1, 4, 4]))
+    with pytest.raises(ValueError, match=r"got inputs \(frames .*, pose .*\), expected one frames tensor"):
+        OnnxModel(other)
+
+
+def test_truncated_or_foreign_file_is_not_taken_for_up_to_date(tmp_path):
+    path = tmp_path / "model.onnx"
+    save_onnx(fp32(), path, {"cache_key": "one"})
+    assert up_to_date(path, "one")
+    assert not up_to_date(path, "another")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not up_to_date(path, "one")
+
+
+def test_command_makes_every_file_then_keeps_them(own_run, capsys):
+    main(["export", "onnx", "--run", str(own_run)])
+    out = own_run / "export"
+    made = {path.name: path.stat().st_mtime_ns for path in out.glob("*.onnx")}
+    assert set(made) == {"model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.int8.cpu.onnx",
+                         "model.int8.flagged.onnx"}
+    assert all(json.loads(sidecar_path(out / name).read_text())["parity"]["frames"] == 32 for name in made)
+    calibration = json.loads((out / "calibration.json").read_text())
+    assert calibration["frames"] == 300 == len(calibration["frame_digests"])
+    assert onnx.load(out / "model.int8.onnx").opset_import[0].version == 20
+    assert json.loads(sidecar_path(out / "model.int8.cpu.onnx").read_text())["input"]["shape"][0] == "dynamic"
+    held = json.loads(sidecar_path(out / "model.int8.cpu.onnx").read_text())["verdict"]
+    assert held["int8_ms"] > 0 and held["other"] == "fp32" and "onnxruntime CPU 1 thread" in held["line"]
+    assert " ".join(held["line"].split()) in " ".join(capsys.readouterr().out.split())
+
+    main(["export", "onnx", "--run", str(own_run)])
+    assert capsys.readouterr().out.count("up to date") == 3
+    assert made == {path.name: path.stat().st_mtime_ns for path in out.glob("*.onnx")}
+
+    main(["export", "onnx", "--run", str(own_run), "--precision", "fp32", "--batch", "2"])
+    assert OnnxModel(out / "model.onnx").input.shape[0] == 2
+
+
+def test_another_student_is_exported_again(own_run):
+    main(["export", "onnx", "--run", str(own_run), "--precision", "fp32"])
+    before = sha256(own_run / "export" / "model.onnx")
+    weights = own_run / "student" / "student.safetensors"
+    state = load_file(weights)
+    save_file({**state, "head.bias": state["head.bias"] + 1}, weights)
+    main(["export", "onnx", "--run", str(own_run), "--precision", "fp32"])
+    assert sha256(own_run / "export" / "model.onnx") != before
+
+
+def _no_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def _no_student(folder: Path) -> None:
+    shutil.rmtree(folder / "student")
+
+
+def _no_frames(folder: Path) -> None:
+    (folder / "frames" / "heldout.safetensors").unlink()
+
+
+def _truncated_frames(folder: Path) -> None:
+    path = folder / "frames" / "heldout.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def _few_frames(folder: Path) -> None:
+    save_file({"frames": run().heldout.frames[:5]}, folder / "frames" / "heldout.safetensors")
+
+
+def _float_frames(folder: Path) -> None:
+    save_file({"frames": to_input(run().heldout.frames)}, folder / "frames" / "heldout.safetensors")
+
+
+def _unwritable(folder: Path) -> None:
+    shutil.rmtree(folder / "export")
+    (folder / "export").write_text("a file where the folder should be")  # root may write in any folder
+
+
+@pytest.mark.parametrize(("spoil", "says"), [
+    (_no_folder, "no such run folder; make one with: vega3d distill run"),
+    (_no_student, "holds no student"),
+    (_no_frames, "no heldout frames"),
+    (_truncated_frames, "not a safetensors file"),
+    (_few_frames, "got 5 frames, expected >= 32"),
+    (_float_frames, "got frames float32"),
+    (_unwritable, "File exists"),
+])
+def test_bad_run_is_one_line_and_exit_2(own_run, capsys, spoil, says):
+    spoil(own_run)
+    with pytest.raises(SystemExit) as stop:
+        main(["export", "onnx", "--run", str(own_run), "--precision", "fp32"])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and says in lines[0]
+    assert not list(own_run.glob("export/*.onnx"))
+
+
+def test_runs_latest_is_followed_to_the_run_it_names(own_run, tmp_path):
+    (tmp_path / "latest").symlink_to(own_run)
+    assert open_run(tmp_path / "latest").out == own_run.resolve() / "export"
+
+
+@pytest.mark.parametrize(("option", "says"), [
+    (("--max-drop", "-1"), "--max-drop: got -1.0"), (("--max-drop", "nan"), "--max-drop: got nan"),
+    (("--batch", "0"), "--batch: got 0"), (("--qat", "-1"), "--qat: got -1")])
+def test_an_impossible_wish_is_refused_before_the_work(own_run, capsys, option, says):
+    with pytest.raises(SystemExit) as stop:
+        main(["export", "onnx", "--run", str(own_run), *option])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and says in lines[0]
+    assert not list(own_run.glob("export/*.onnx"))

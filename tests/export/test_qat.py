@@ -1,0 +1,104 @@
+"""Quantisation-aware distillation: it helps or is not kept, and ends in the graph form that `quantize` makes."""
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from export.graph.check import check_qdq
+from export.graph.dialects import to_flagged, to_unsigned
+from export.graph.fp16 import to_half
+from export.graph.index import Wiring
+from export.graph.session import OnnxModel, TorchModel
+from export.pipeline import Exporter, Options
+from export.quant.int8 import Recipe
+from export.quant.qat import QuantLinear, distil_int8, prepare, qdq, to_onnx
+from export.quant.sensitivity import quantized_layers
+from export.source import to_input
+from tests.export_run import gate, int8, run
+
+STEPS = 20
+_made: list[onnx.ModelProto] = []
+
+
+def _distilled() -> onnx.ModelProto:
+    if not _made:
+        _made.append(distil_int8(run().student, run().calibration, quantized_layers(int8()), Recipe(), STEPS))
+    return _made[0]
+
+
+def test_qdq_rounds_to_steps_and_clips_to_the_range():
+    x = torch.tensor([0.0, 0.26, -0.24, 100.0, -100.0])
+    zero = torch.zeros((), dtype=torch.int8)
+    assert qdq(x, torch.tensor(0.5), zero, 0).tolist() == [0, 0.5, 0, 63.5, -63.5]
+    torch.library.opcheck(qdq, (x, torch.tensor(0.5), zero, 0), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_gradient_passes_inside_the_range_and_stops_outside():
+    x = torch.tensor([0.3, 100.0], requires_grad=True)
+    scale = torch.tensor(0.5, requires_grad=True)
+    qdq(x, scale, torch.zeros((), dtype=torch.int8), 0).sum().backward()
+    assert x.grad.tolist() == [1, 0] and scale.grad > 0  # a clipped value asks for a wider range
+
+
+def test_one_scale_a_row_is_applied_along_its_axis():
+    x, scale = torch.tensor([[0.3, 0.6], [3.0, 6.0]]), torch.tensor([0.1, 1.0])
+    out = qdq(x, scale, torch.zeros(2, dtype=torch.int8), 0)
+    assert torch.allclose(out, x, atol=1e-6)
+
+
+def test_distilled_model_has_the_form_that_the_verifier_accepts():
+    model, wiring = _distilled(), Wiring(_distilled())
+    assert not check_qdq(model, "trt10", want_int8=True)
+    assert quantized_layers(model) == quantized_layers(int8())
+    ops = [Counter(node.op_type for node in m.graph.node) for m in (model, int8())]
+    assert ops[0] == ops[1]  # the same graph, node for node
+    stored = [wiring.value(node.input[0]) for node in model.graph.node
+              if node.op_type == "DequantizeLinear" and wiring.is_weight(node.input[0])]
+    assert len(stored) == 8 and {values.dtype.name for values in stored} == {"int8"}
+
+
+def test_every_dialect_is_made_from_it():
+    assert not check_qdq(to_half(_distilled()), "trt11", want_int8=True)
+    assert not check_qdq(to_unsigned(_distilled()), "cpu", want_int8=True)
+    assert not check_qdq(to_flagged(_distilled()), "trt8.6", want_int8=True)
+
+
+def test_distillation_improves_or_keeps_fidelity():
+    start = prepare(run().student, torch.from_numpy(run().calibration.frames), quantized_layers(int8()), Recipe())
+    before, after = (gate().measure(model) for model in (TorchModel(start), OnnxModel(_distilled())))
+    assert before.cosine_mean > 0.999 and after.relative_error <= before.relative_error * 1.02
+    assert gate()(OnnxModel(_distilled()), "int8", "qat")
+
+
+def test_onnx_says_what_the_fake_quantised_student_says():
+    start = prepare(run().student, torch.from_numpy(run().calibration.frames), ["blocks.1.fc2/MatMul"], Recipe())
+    frames = to_input(run().heldout.frames[:2])
+    assert np.abs(TorchModel(start)(frames) - OnnxModel(to_onnx(start))(frames)).max() < 2e-2
+
+
+def test_student_is_left_as_it_was_and_only_named_layers_are_quantised():
+    before = {name: value.clone() for name, value in run().student.state_dict().items()}
+    quantised = prepare(run().student, torch.from_numpy(run().calibration.frames), ["blocks.0.fc1/MatMul"], Recipe())
+    assert [name for name, module in quantised.named_modules() if isinstance(module, QuantLinear)] == ["blocks.0.fc1"]
+    assert all(torch.equal(before[name], value) for name, value in run().student.state_dict().items())
+
+
+@pytest.mark.parametrize(("answer", "kept"), [("distilled", True), ("noise", False)])
+def test_pipeline_keeps_it_only_if_it_helps(monkeypatch, tmp_path, answer, kept):
+    exporter = Exporter.__new__(Exporter)
+    said: list[str] = []
+    exporter.run, exporter.options, exporter.say = run(), Options(qat=STEPS), said.append
+    spoilt = onnx.ModelProto.FromString(int8().SerializeToString())
+    scale = next(t for t in spoilt.graph.initializer if t.name == "blocks.1.fc1/MatMul.input_scale")
+    scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * np.float32(20), scale.name))
+    before, after = (spoilt, int8()) if kept else (int8(), spoilt)
+    monkeypatch.setattr("export.quant.qat.distil_int8", lambda *args: after)
+    assert exporter._distilled(before) is (after if kept else before)
+    assert ("kept the model without it" in said[-1]) != kept
+
+
+def test_no_steps_is_an_error():
+    with pytest.raises(ValueError, match="expected >= 1 steps"):
+        distil_int8(run().student, run().calibration, ["blocks.0.fc1/MatMul"], Recipe(), 0)

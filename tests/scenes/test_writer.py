@@ -1,0 +1,111 @@
+"""Clips on disk: rendering a folder, resuming it, refusing what is wrong, and looking at one."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vega3d
+from scenes.clip import Clip, ClipFolder, frames_of, load_clip, save_clip
+from scenes.rooms import writer
+from scenes.rooms.source import RoomSource
+from scenes.rooms.writer import render_folder
+from scenes.show import contact_sheet
+
+
+@pytest.fixture
+def source() -> RoomSource:
+    return RoomSource(train=3, val=1, test=1, frames=2, size=40)
+
+
+def test_a_rendered_folder_reads_back_what_was_rendered(tmp_path, source):
+    ids = [*source.ids("train"), *source.ids("val"), *source.ids("test")]
+    assert render_folder(source, ids, tmp_path, 0) == 5
+    folder = ClipFolder(tmp_path)
+    assert folder.ids("train") == source.ids("train") and folder.ids("test") == source.ids("test")
+    read, made = folder.clip("val/00000_0"), source.clip("val/00000_0")
+    assert np.array_equal(read.frames, made.frames) and np.array_equal(read.depth, made.depth)
+    assert np.array_equal(folder.frames_of("val/00000_0"), made.frames)
+    assert np.array_equal(frames_of(source, "val/00000_0"), frames_of(folder, "val/00000_0"))
+    assert read.objects == made.objects and read.room_size == made.room_size
+    card = json.loads((tmp_path / "scenes.json").read_text())
+    assert card["seed"] == 0 and card["furniture"] == source.furniture.digest and card["versions"]["moderngl"]
+
+
+def test_a_second_run_renders_only_what_is_missing_or_damaged(tmp_path, source):
+    ids = source.ids("train")
+    render_folder(source, ids[:2], tmp_path, 0)
+    whole = tmp_path / f"{ids[0]}.safetensors"
+    before = whole.stat().st_mtime_ns
+    cut = tmp_path / f"{ids[1]}.safetensors"
+    cut.write_bytes(cut.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="not a whole clip file"):
+        ClipFolder(tmp_path).frames_of(ids[1])
+    assert render_folder(source, ids, tmp_path, 0) == 2
+    assert whole.stat().st_mtime_ns == before
+    assert load_clip(cut).id == ids[1]
+    assert render_folder(source, ids, tmp_path, 0) == 0
+
+
+def test_more_rooms_go_on_in_the_same_folder_but_another_seed_does_not(tmp_path, source):
+    render_folder(source, source.ids("train")[:1], tmp_path, 0)
+    more = RoomSource(train=5, frames=2, size=40)
+    assert render_folder(more, more.ids("train")[:2], tmp_path, 0) == 1
+    other = RoomSource(train=1, frames=2, size=40, seed=7)
+    with pytest.raises(ValueError, match=r"holds clips with .* expected .* use another folder"):
+        render_folder(other, other.ids("train"), tmp_path, 0)
+
+
+def test_a_full_disk_is_refused_before_any_work(tmp_path, source, monkeypatch):
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 1000))
+    with pytest.raises(ValueError, match=r"need 0\.0 GB, the disk has 0\.0 GB free"):
+        render_folder(source, source.ids("train"), tmp_path, 0)
+    assert not list(tmp_path.glob("train/*"))
+
+
+def test_depth_with_nan_is_refused(tmp_path, source):
+    clip = source.clip("train/00000_0")
+    depth = clip.depth.copy()
+    depth[0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        Clip(id="x", frames=clip.frames, depth=depth)
+    clip.depth[0, 0, 0] = np.nan  # past the check; the reader catches it
+    save_clip(clip, tmp_path / "train" / "a.safetensors")
+    with pytest.raises(ValueError, match="NaN"):
+        load_clip(tmp_path / "train" / "a.safetensors")
+
+
+def test_a_contact_sheet_shows_every_row_the_clip_has(source):
+    clip = source.clip("train/00001_0")
+    sheet = contact_sheet(clip)
+    assert sheet.width == 2 * 40 and sheet.height > 4 * 40
+    bare = contact_sheet(Clip(id="video/0", frames=clip.frames))
+    assert bare.height < 2 * 40 + 40
+    pixels = np.asarray(sheet)[:160]
+    assert all(pixels[r:r + 40].std() > 5 for r in (0, 40, 80, 120))
+
+
+def test_render_and_show_from_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    vega3d.main(["scenes", "render", "--n", "2", "--frames", "1", "--size", "32", "--workers", "0", "--out", "clips"])
+    clips = sorted((tmp_path / "clips").glob("*/*.safetensors"))
+    assert len(clips) == 2 and "2 new" in capsys.readouterr().out
+    vega3d.main(["scenes", "show", str(clips[0]), "--out", "sheet.png"])
+    assert Image.open(tmp_path / "sheet.png").width == 32
+
+
+@pytest.mark.parametrize("command, says", [
+    ("scenes show nowhere.safetensors", "nowhere.safetensors"),
+    ("scenes show broken.safetensors", "not a whole clip file"),
+    ("scenes render --n 0", "expected at least 1"),
+    ("scenes render --n 1 --furniture nowhere.zip --workers 0", "no such pack"),
+    ("scenes pack --out p.zip --library nowhere", "holds no .sh3f library"),
+])
+def test_a_wrong_command_is_one_line_and_exit_2(tmp_path, monkeypatch, capsys, command, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    with pytest.raises(SystemExit) as stop:
+        vega3d.main(command.split())
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and says in error and error.count("\n") == 1 and "Traceback" not in error

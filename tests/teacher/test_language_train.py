@@ -1,0 +1,139 @@
+"""`vega3d teacher train` from clips to scores, on a tiny language model; what it writes, and what it refuses."""
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import teacher.language.train
+from scenes.clip import SPLITS, save_clip
+from teacher.data.feature_store import FeatureStore
+from teacher.language.finetune import CHECKPOINT, TuneConfig
+from teacher.language.train import CourseConfig, examine, lessons_of, load_language, recipe, take
+from tests.fakes import FakeRooms
+from tests.language_fakes import made_up_room, save_tiny_lm
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """A folder of rendered clips, as far as the course can tell."""
+    folder, rooms = tmp_path_factory.mktemp("clips"), FakeRooms(train=3, val=1, test=2, frames=2)
+    for split in SPLITS:
+        for clip_id in rooms.ids(split):
+            save_clip(rooms.clip(clip_id), folder / f"{clip_id}.safetensors")
+    (folder / "scenes.json").write_text('{"key": "fake"}')
+    return folder
+
+
+@pytest.fixture
+def config(clips, tmp_path, monkeypatch):
+    # the analytic clips show too little to be asked about: the questions are made up
+    monkeypatch.setattr(teacher.language.train, "read_rooms", lambda source, ids, *_: [made_up_room(i) for i in ids])
+    tuning = TuneConfig(lm=str(save_tiny_lm(tmp_path / "lm")), steps=4, clips=2, questions=2, save_every=2,
+                        validate_every=2)
+    return CourseConfig(out=tmp_path / "out", clips=clips, features="noise", grid=2, metric=1.0, tuning=tuning)
+
+
+def test_a_course_writes_all_it_promises_and_its_teacher_answers_again(config):
+    scores = take(config)
+    out = config.out
+    assert {p.name for p in out.iterdir() if p.is_file()} >= {"config.json", "metrics.jsonl", "curves.png",
+                                                            "teacher.safetensors", "scores.json"}
+    assert not (out / CHECKPOINT).exists()
+    assert Image.open(out / "curves.png").size[0] > 400
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert {"loss_ground", "loss_vsi_number", "loss_caption"} <= set(rows[0])
+    assert {"ground", "vsi", "vsi_numeric", "caption"} <= set(scores) and scores["ground"]["n"] == 2
+    model, writer, tuning = load_language(out / "teacher.safetensors", torch.device("cpu"))
+    stores = tuple(FeatureStore(out / "features", {k: v for k, v in json.loads(path.read_text()).items() if k not in (
+        "format", "grid", "dtype", "source")}, "fake") for path in sorted((out / "features").glob("*/manifest.json")))
+    assert len(stores) == 2
+    lessons = lessons_of([made_up_room(i) for i in ("test/000", "test/001")], stores, writer, torch.device("cpu"))
+    assert examine(model, lessons, tuning) == scores
+
+
+def test_semantic_only_has_no_second_stream(config):
+    take(replace(config, features="none", exam=False))
+    assert len(list((config.out / "features").iterdir())) == 1
+    shape = json.loads((config.out / "config.json").read_text())["shape"]
+    assert shape["fusion"] == "semantic_only" and shape["generative_dim"] == 1
+
+
+def test_a_course_goes_on_from_one_without_a_second_stream(config, tmp_path):
+    alone = replace(config, features="none", exam=False, out=tmp_path / "alone")
+    take(alone)
+    first = lambda out: json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["loss"]  # noqa: E731
+    take(replace(config, start=alone.out, exam=False))
+    take(replace(config, exam=False, out=tmp_path / "fresh"))
+    assert first(config.out) < first(tmp_path / "fresh")
+    nowhere = "no trained teacher to start from; .* --features none --out"
+    for start, message in ((tmp_path / "nowhere", nowhere), (config.out, "has a second stream")):
+        with pytest.raises(ValueError, match=message):
+            take(replace(config, start=start, out=tmp_path / "refused"))
+    with pytest.raises(ValueError, match="use token_gate"):
+        take(replace(config, start=alone.out, fusion="add", out=tmp_path / "refused"))
+    take(replace(alone, metric=0.0, out=tmp_path / "other"))
+    with pytest.raises(ValueError, match="same language"):
+        take(replace(config, start=tmp_path / "other", out=tmp_path / "refused"))
+
+
+def test_training_rooms_alone_are_asked_about_several_times(config, monkeypatch):
+    asked: dict[str, int] = {}
+
+    def read(source, ids, tasks, seed, draws):
+        asked[ids[0].partition("/")[0]] = draws
+        return [made_up_room(i) for i in ids]
+
+    monkeypatch.setattr(teacher.language.train, "read_rooms", read)
+    take(replace(config, draws=3, exam=False))
+    assert asked == {"train": 3, "val": 1, "test": 1}
+
+
+def test_what_cannot_be_trained_is_named(config, clips, tmp_path):
+    with pytest.raises(ValueError, match="no task 'vsi:colour'"):
+        replace(config, tasks=("vsi:colour",))
+    with pytest.raises(ValueError, match=r"got metric=-1\.0, expected a weight of at least 0"):
+        replace(config, metric=-1.0)
+    with pytest.raises(ValueError, match="got draws=0, expected at least 1"):
+        replace(config, draws=0)
+    with pytest.raises(ValueError, match="no recipe 'big'; there are: embedded, paper"):
+        recipe("big")
+    bare = shutil.copytree(clips, tmp_path / "bare")
+    (bare / "scenes.json").unlink()
+    with pytest.raises(ValueError, match=r"has no scenes\.json"):
+        take(replace(config, clips=bare))
+    with pytest.raises(ValueError, match="no variant 'gated'"):
+        take(replace(config, fusion="gated"))
+    with pytest.raises(ValueError, match="no such teacher"):
+        load_language(tmp_path / "none.safetensors", torch.device("cpu"))
+    (tmp_path / "half.safetensors").write_bytes(b"\x08")
+    with pytest.raises(ValueError, match="not a whole teacher"):
+        load_language(tmp_path / "half.safetensors", torch.device("cpu"))
+
+
+def test_a_clip_the_store_lacks_is_named(config):
+    take(replace(config, exam=False))
+    from teacher.towers.base import FixedNoise
+
+    store = FeatureStore(config.out / "features", FixedNoise().spec, "fake")
+    with pytest.raises(ValueError, match="has no features of clip train/zzz"):
+        lessons_of([made_up_room("train/zzz")], (store, None), None, torch.device("cpu"))
+
+
+def test_gates_are_counted_by_what_the_tokens_show():
+    from teacher.probing.gate_analysis import gate_rows
+
+    clip = FakeRooms(frames=2).clip("test/000")
+    gates = np.full((1, 2, 14, 14), 0.25)
+    gates[:, :, :5] = 0.75                                           # the upper third
+    rows = {(r["group"], r["name"]): r for r in gate_rows([clip], gates)}
+    assert rows["frame", "upper third"]["gate_mean"] == 0.75 and rows["frame", "lower third"]["gate_mean"] == 0.25
+    assert rows["frame", "upper third"]["tokens"] == 2 * 5 * 14
+    assert {name for group, name in rows if group == "class"} == {"wall", "chair"}
+    assert sum(r["tokens"] for (group, _), r in rows.items() if group == "class") == 2 * 196
+    near, far = rows["distance", "1.5 to 3.0 m"], rows["distance", "over 3.0 m"]
+    assert near["tokens"] + far["tokens"] + rows.get(("distance", "under 1.5 m"), {"tokens": 0})["tokens"] == 2 * 196

@@ -1,0 +1,165 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from teacher.towers.wan import Tap, load_wan
+from teacher.wan_nano import pretrain as module
+from teacher.wan_nano.flow import FlowLoss, build_transformer, flow_batch, sample, shifted
+from teacher.wan_nano.pretrain import PretrainConfig, pretrain
+from teacher.wan_nano.samples import write_card, write_samples
+from teacher.wan_nano.vae import build_vae, crops, reconstruction_psnr
+from tests.fakes import FakeRooms
+
+TINY = PretrainConfig(clips=3, held_out=2, frames=5, vae_steps=4, vae_batch=1, vae_crop=32, flow_steps=4, flow_batch=1,
+                      save_every=2, workers=0)
+
+
+@pytest.fixture(autouse=True)
+def small_models(monkeypatch):
+    """The shipped sizes, narrowed: what is tested is the training, not its result."""
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+    monkeypatch.setattr(module, "build_vae", lambda: AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4))
+    monkeypatch.setattr(module, "build_transformer", lambda: WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, text_dim=32, freq_dim=16,
+        ffn_dim=32, num_layers=2, rope_max_seq_len=32))
+    monkeypatch.setattr("scenes.rooms.source.render_clips", lambda source, ids, workers: (source.clip(i) for i in ids))
+
+
+def test_shipped_sizes_are_what_the_card_says():
+    vae, transformer = build_vae(), build_transformer()
+    count = sum(p.numel() for m in (vae, transformer) for p in m.parameters())
+    assert 2.4e6 < sum(p.numel() for p in vae.parameters()) < 2.6e6
+    assert 2 * count < 26e6  # bytes in bfloat16
+
+
+def test_an_untrained_transformer_says_nothing_so_the_first_loss_is_the_targets_own_size():
+    loss = FlowLoss(build_transformer())
+    z = torch.randn(2, 16, 1, 28, 28)
+    noise = torch.randn_like(z)
+    assert loss(z, noise, torch.tensor([0.2, 0.9])).item() == pytest.approx((noise - z).square().mean().item())
+
+
+def test_clips_and_single_frames_alternate_with_equal_tokens():
+    clips, images = torch.zeros(5, 4, 3, 28, 28), torch.ones(9, 4, 1, 28, 28)
+    z, noise, t = flow_batch(clips, images, 2, seed=0, step=0)
+    assert z.shape == noise.shape == (2, 4, 3, 28, 28) and (z == 0).all()
+    z, noise, t = flow_batch(clips, images, 2, seed=0, step=1)
+    assert z.shape == (6, 4, 1, 28, 28) and (z == 1).all() and t.shape == (6,) and ((t > 0) & (t < 1)).all()
+    again = flow_batch(clips, images, 2, seed=0, step=1)
+    assert torch.equal(noise, again[1]) and not torch.equal(noise, flow_batch(clips, images, 2, 0, 3)[1])
+
+
+def test_crops_depend_on_the_step_alone():
+    frames = torch.randint(255, (4, 5, 3, 64, 64), dtype=torch.uint8)
+    stream = crops(frames, 3, 32, seed=1)
+    first, second = next(stream), next(stream)
+    assert first.shape == (3, 5, 3, 32, 32)
+    assert torch.equal(next(crops(frames, 3, 32, seed=1, start=1)), second) and not torch.equal(first, second)
+
+
+def test_psnr_of_a_known_error():
+    class Shifted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.p = torch.nn.Parameter(torch.zeros(1))
+
+        def encode(self, x):
+            mode = type("D", (), {"mode": lambda self: x})()
+            return type("E", (), {"latent_dist": mode})
+
+        def decode(self, z):
+            return type("O", (), {"sample": z + 0.2})
+
+    frames = torch.randint(255, (2, 1, 3, 8, 8), dtype=torch.uint8)
+    found = reconstruction_psnr(Shifted(), frames, torch.device("cpu"))
+    torch.testing.assert_close(found, torch.full((2,), 20.0), atol=1e-3, rtol=0)  # 10 log10(4 / .04)
+
+
+def test_sampling_follows_the_velocity_to_the_data():
+    class Straight(torch.nn.Module):
+        """The exact velocity of a flow whose data is one point, 3: (x - 3) / t."""
+        def __init__(self):
+            super().__init__()
+            self.p = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, hidden_states, timestep, encoder_hidden_states, return_dict):
+            return ((hidden_states - 3) / (timestep / 1000).view(-1, 1, 1, 1, 1),)
+
+    out = sample(Straight(), (2, 4, 1, 4, 4), torch.device("cpu"), steps=50)
+    torch.testing.assert_close(out, torch.full_like(out, 3), atol=0.1, rtol=0)
+
+
+def test_pretraining_writes_a_generator_that_loads_with_its_card_and_samples(tmp_path):
+    rooms = FakeRooms(train=3, test=2, frames=5)
+    config = replace(TINY, out=tmp_path / "nano")
+    folder = pretrain(config, rooms)
+    assert load_wan(folder, Tap(block=1, seeds=1)).features(torch.rand(1, 1, 3, 224, 224)).shape == (1, 1, 32, 14, 14)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {r["stage"] for r in rows} == {"vae", "flow"} and any("psnr_db_mean" in r for r in rows)
+    write_samples(folder, rooms, config, rows=1)
+    write_card(folder, config)
+    assert (folder / "samples.png").stat().st_size > 1000 and "dB" in (folder / "README.md").read_text()
+
+
+def test_a_generator_is_gone_on_from_and_says_so(tmp_path):
+    rooms = FakeRooms(train=3, test=2, frames=5)
+    first = pretrain(replace(TINY, out=tmp_path / "a"), rooms)
+    config = replace(TINY, out=tmp_path / "b", init=first, vae_steps=0, flow_steps=6)
+    second = pretrain(config, rooms)
+    a, b = (load_file(f / "vae" / "diffusion_pytorch_model.safetensors") for f in (first, second))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    a, b = (json.loads((f / "vae" / "config.json").read_text()) for f in (first, second))
+    assert a["latents_mean"] == b["latents_mean"] != [0.0] * 4
+    a, b = (load_file(f / "transformer" / "diffusion_pytorch_model.safetensors") for f in (first, second))
+    moved = max((a[k].float() - b[k].float()).abs().max() for k in a)
+    assert 0 < moved < 0.05  # six steps away, not a new start: a fresh draw is 0.1 and more away
+    write_card(second, config)
+    card = (second / "README.md").read_text()
+    assert "channels; 4 steps of" in card and "10 steps of" in card and "Of these steps 4 and 4 were made" in card
+
+
+def test_going_on_from_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no generator"):
+        PretrainConfig(init=tmp_path)
+    with pytest.raises(ValueError, match="--init"):
+        PretrainConfig(vae_steps=0)
+
+
+def test_more_tokens_see_more_noise_and_the_ends_stay():
+    t = torch.linspace(0, 1, 11)
+    assert torch.equal(shifted(t, (1, 16, 16)), t)                       # 64 tokens
+    frame, clip = shifted(t, (1, 28, 28)), shifted(t, (3, 28, 28))       # 196 and 588
+    assert frame[5].item() == pytest.approx(1.75 / 2.75)                 # sqrt(196/64) = 1.75 in the odds of t
+    assert (clip[1:-1] > frame[1:-1]).all() and (frame[1:-1] > t[1:-1]).all()
+    assert frame[[0, -1]].tolist() == clip[[0, -1]].tolist() == [0, 1]
+
+
+def test_a_killed_pretraining_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    rooms = FakeRooms(train=3, test=2, frames=5)
+    whole = pretrain(replace(TINY, out=tmp_path / "a"), rooms)
+    saved = module.save_checkpoint
+
+    def killing(path, step, *rest):
+        saved(path, step, *rest)
+        if path.name.startswith("flow") and step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_checkpoint", killing)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(replace(TINY, out=tmp_path / "b"), rooms)
+    monkeypatch.setattr(module, "save_checkpoint", saved)
+    resumed = pretrain(replace(TINY, out=tmp_path / "b"), rooms)
+    frames = torch.rand(1, 1, 3, 224, 224)
+    torch.testing.assert_close(*(load_wan(f, Tap(block=1, seeds=1)).features(frames) for f in (whole, resumed)),
+                               rtol=1e-3, atol=1e-3)
+
+
+def test_a_clip_length_the_vae_would_cut_is_refused():
+    with pytest.raises(ValueError, match="expected 4n\\+1"):
+        PretrainConfig(frames=8)

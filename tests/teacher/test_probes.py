@@ -1,0 +1,48 @@
+import torch
+
+from teacher.probing.probes import probe, probe_set, true_matches
+from tests.fakes import FakeRooms
+
+
+def sets(count=8):
+    rooms = FakeRooms(train=count, test=4, frames=5)
+    return tuple(probe_set([rooms.clip(i) for i in rooms.ids(s)], [0, 4]) for s in ("train", "test"))
+
+
+def test_matches_follow_the_camera():
+    clip = FakeRooms(frames=9).clip("train/000")  # slides 0.4 m right
+    found = true_matches(clip, 0, 8).reshape(14, 14)
+    assert (found >= 0).sum() > 50
+    rows, columns = (found >= 0).nonzero()
+    assert (found[rows, columns] // 14 == rows).all()                      # nothing moves up or down
+    assert (found[rows, columns] % 14 < columns).all()                     # everything moves left
+    assert (true_matches(clip, 3, 3) == -1).all()                          # what did not move proves nothing
+
+
+def test_hidden_tokens_have_no_match():
+    clip = FakeRooms(frames=9).clip("train/000")
+    before = (true_matches(clip, 0, 8) >= 0).sum()
+    clip.depth[8] = 0.5  # something steps right before the last camera
+    assert (true_matches(clip, 0, 8) >= 0).sum() < before / 10
+
+
+def test_features_that_hold_the_answer_probe_near_one_and_noise_near_nothing():
+    train, test = sets()
+    answers = [torch.cat([s.depth.log()[:, :, None], s.normals], 2).repeat(1, 1, 4, 1, 1) for s in (train, test)]
+    good = probe(train, test, *[a + 0.01 * torch.randn_like(a) for a in answers])
+    noise = probe(train, test, *[torch.randn(len(s.frames), 2, 16, 14, 14) for s in (train, test)])
+    assert good["depth_r2_ridge"] > 0.95 and good["depth_r2_mlp"] > 0.9 and good["normal_cos"] > 0.98
+    assert noise["depth_r2_ridge"] < good["depth_r2_ridge"] - 0.3
+    assert noise["match_exact"] < 0.05
+
+
+def test_features_of_the_very_point_match_exactly():
+    _, test = sets()
+    x = torch.randn(len(test.frames), 2, 32, 14, 14)
+    flat = x.flatten(3)
+    for i, row in enumerate(test.matches):
+        for token, target in enumerate(row.tolist()):
+            if target >= 0:
+                flat[i, 0, :, token] = flat[i, 1, :, target]
+    found = probe(test, test, x, x)
+    assert found["match_exact"] > 0.95 and found["match_1"] >= found["match_exact"]
