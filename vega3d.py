@@ -1,4 +1,5 @@
-"""The front door: `vega3d ROOM VERB …`. Each room's cli.py holds its verbs; a room is imported when it is used."""
+"""The front door: `vega3d ROOM VERB …`. Each room's cli.py holds its verbs; a room is imported when
+it is used."""
 import importlib
 import os
 import sys
@@ -6,11 +7,15 @@ from collections.abc import Sequence
 
 ROOMS = {
     "scenes": "render | show | pack | ask  furnished rooms and your own videos as clips",
-    "teacher": "fetch | prompt | train | search | pretrain | probe  the generator, its taps, the fused teacher",
-    "distill": "run | heads                 train the teacher, distil the student, write a run folder",
-    "export": "onnx | trt | check | web    ONNX, INT8, TensorRT and a live page, each behind a parity gate",
+    "teacher": "fetch | prompt | train | search | pretrain | probe  the generator, its taps, the "
+               "fused teacher",
+    "distill": "run | heads                 train the teacher, distil the student, write a run "
+               "folder",
+    "export": "onnx | trt | check | web    ONNX, INT8, TensorRT and a live page, each behind a "
+              "parity gate",
     "infer": "MODEL PHOTO -o DIR          depth, normals, features of a photo; needs no torch",
-    "bench": "[latency | accuracy | compare | report | tables]  what it costs, what it keeps; one page",
+    "bench": "[latency | accuracy | compare | report | tables]  what it costs, what it keeps; one "
+             "page",
 }
 HELP = "usage: vega3d ROOM VERB [OPTIONS]      (vega3d ROOM VERB --help lists the options)\n\n" + "\n".join(
     f"  {room:8} {what}" for room, what in ROOMS.items()) + """

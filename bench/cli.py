@@ -1,4 +1,5 @@
-"""`vega3d bench`: thin verbs over run.py (measure), report.py (the page) and tables.py (the README)."""
+"""`vega3d bench`: thin verbs over run.py (measure), report.py (the page) and tables.py (the
+README)."""
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +15,15 @@ if TYPE_CHECKING:
 
 LATEST = Path("runs/latest")
 Config = tyro.conf.OmitArgPrefixes[LatencyConfig]
-SCORES = ("delta1", "abs_rel", "normal_deg", "miou", "cosine_mean", "recovery", "task/vsi_numeric/mra",
-          "task/vsi_choice/accuracy", "task/ground/acc@0.25")
+SCORES = ("delta1", "abs_rel", "normal_deg", "miou", "cosine_mean", "recovery",
+          "task/vsi_numeric/mra", "task/vsi_choice/accuracy", "task/ground/acc@0.25")
 Save = tuple[Literal["latency_cpu", "rooms_accuracy", "int8_cpu", "crosscheck_cpu"], ...]
 
 
 def everything(config: Config, run: Path = LATEST, out: Path | None = None, save: Save = (),
                also: tuple[Path, ...] = ()) -> None:
-    """Latency and accuracy of a run -> results.json and report.html. Verbs: latency, accuracy, compare, report, tables.
+    """Latency and accuracy of a run -> results.json and report.html. Verbs: latency, accuracy,
+    compare, report, tables.
 
     Args:
         config: how latency is measured
@@ -33,15 +35,20 @@ def everything(config: Config, run: Path = LATEST, out: Path | None = None, save
     _bench(run, ("latency", "accuracy"), config, out, save, also)
 
 
-def latency(sources: tyro.conf.Positional[tuple[Path, ...]] = (LATEST,), config: Config = LatencyConfig(),  # noqa: B008
-            out: Path | None = None, save: Save = ()) -> None:
+def latency(
+    sources: tyro.conf.Positional[tuple[Path, ...]] = (LATEST, ),
+    config: Config = LatencyConfig(),  # noqa: B008
+    out: Path | None = None,
+    save: Save = ()) -> None:
     """Time students and exported files on this machine; of a run, the teacher's stages beside them.
 
     Args:
         sources: run folders, student folders, ONNX files, engines; default: runs/latest
         config: how latency is measured
-        out: folder for the results; default: of one run, bench/ of the checkout, else RUN/bench; of files, beside them
-        save: of one run: also write these files of bench/results/, which the README's tables come from
+        out: folder for the results; default: of one run, bench/ of the checkout, else RUN/bench; of
+            files, beside them
+        save: of one run: also write these files of bench/results/, which the README's tables come
+            from
     """
     from bench.run import bench_files
 
@@ -49,13 +56,15 @@ def latency(sources: tyro.conf.Positional[tuple[Path, ...]] = (LATEST,), config:
         _bench(sources[0], ("latency",), config, out, save)
         return
     if save:
-        raise ValueError("--save: only for one run; its README tables are of one student and its teacher")
+        raise ValueError(
+            "--save: only for one run; its README tables are of one student and its teacher")
     results, path = bench_files(sources, config, out)
     _print(results)
     print(f"results: {path}")
 
 
-def accuracy(run: Path = LATEST, out: Path | None = None, save: Save = (), also: tuple[Path, ...] = (),
+def accuracy(run: Path = LATEST, out: Path | None = None, save: Save = (), also: tuple[Path,
+                                                                                       ...] = (),
              teacher: tuple[Path, ...] = (), questions: int | None = None) -> None:
     """Score the student and its exported files on held-out clips, beside teacher and controls.
 
@@ -64,12 +73,14 @@ def accuracy(run: Path = LATEST, out: Path | None = None, save: Save = (), also:
         out: folder for results.json and report.html; default bench/ of the checkout, else RUN/bench
         save: also write these files of bench/results/, which the README's tables come from
         also: runs that differ in their seeds alone, for the spread
-        teacher: folders of `vega3d teacher train`: asks questions through them, with every voice in the generator's
-            place; those of other --features stand beside it as controls. Slow on a CPU
+        teacher: folders of `vega3d teacher train`: asks questions through them, with every voice in
+            the generator's place; those of other --features stand beside it as controls. Slow on a
+            CPU
         questions: ask at most so many of a task; default: all there are
     """
     if questions is not None and not teacher:
-        raise ValueError("--questions: asked of nobody; give --teacher FOLDER too (vega3d teacher train)")
+        raise ValueError(
+            "--questions: asked of nobody; give --teacher FOLDER too (vega3d teacher train)")
     _bench(run, ("accuracy",), LatencyConfig(), out, save, also, teacher, questions)
 
 
@@ -90,8 +101,10 @@ def report(results: Path = Path("bench/results.json"), out: Path | None = None) 
     print(f"report: {page}")
 
 
-def compare(before: tyro.conf.Positional[Path], after: tyro.conf.Positional[Path], every: bool = False) -> None:
-    """What became slower, larger or worse from one result file to another, beyond their noise: then exit code 1.
+def compare(before: tyro.conf.Positional[Path], after: tyro.conf.Positional[Path],
+            every: bool = False) -> None:
+    """What became slower, larger or worse from one result file to another, beyond their noise: then
+    exit code 1.
 
     Args:
         before: a result file: of vega3d bench, of bench/results/, or a Jetson's result.json
@@ -107,16 +120,20 @@ def compare(before: tyro.conf.Positional[Path], after: tyro.conf.Positional[Path
         changes, alone = changes_of(old, new)
     shown = [change for change in changes if every or change.verdict != "equal"]
     print("\n".join(map(str, [*shown, *alone])), end="\n" if shown or alone else "")
-    worse, better = (sum(change.verdict == verdict for change in changes) for verdict in ("worse", "better"))
-    print(f"{len(changes)} figures: {worse} worse, {better} better, {len(changes) - worse - better} equal within noise")
+    worse, better = (sum(change.verdict == verdict for change in changes)
+                     for verdict in ("worse", "better"))
+    print(
+        f"{len(changes)} figures: {worse} worse, {better} better, {len(changes) - worse - better} "
+        "equal within noise"
+    )
     if not same_machine(old, new):
         print("measured on different machines: the changes are theirs, not the code's")
     elif worse:
         raise SystemExit(1)
 
 
-def tables(documents: tyro.conf.Positional[tuple[Path, ...]] = (), results: Path = Path("bench/results"),
-           check: bool = False) -> None:
+def tables(documents: tyro.conf.Positional[tuple[Path, ...]] = (),
+           results: Path = Path("bench/results"), check: bool = False) -> None:
     """Write the result tables of README.md and docs/*.md from the committed result files.
 
     Args:
@@ -128,26 +145,30 @@ def tables(documents: tyro.conf.Positional[tuple[Path, ...]] = (), results: Path
 
     named = documents or (Path("README.md"), *sorted(Path("docs").glob("*.md")))
     changed = update(named, results, check)
-    print(f"{len(named)} documents: " + (f"tables written in {', '.join(map(str, changed))}" if changed else
-                                         "tables are up to date"))
+    print(f"{len(named)} documents: " + (f"tables written in {', '.join(map(str, changed))}"
+                                         if changed else "tables are up to date"))
 
 
 @contextmanager
 def _as_written(*files: Path) -> Iterator[None]:
-    """Rows that lack a field, or hold a word for a number, are somebody else's: said in one line."""
+    """Rows that lack a field, or hold a word for a number, are somebody else's: said in one
+    line."""
     try:
         yield
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{' or '.join(map(str, files))}: a row is not as vega3d bench writes it ({error}); measure "
-                         "again with: vega3d bench") from error
+        raise ValueError(
+            f"{' or '.join(map(str, files))}: a row is not as vega3d bench writes it ({error}); "
+            "measure again with: vega3d bench") from error
 
 
-def _bench(run: Path, parts: "tuple[Part, ...]", config: LatencyConfig, out: Path | None, save: Save,
-           also: tuple[Path, ...] = (), teachers: tuple[Path, ...] = (), questions: int | None = None) -> None:
+def _bench(run: Path, parts: "tuple[Part, ...]", config: LatencyConfig, out: Path | None,
+           save: Save, also: tuple[Path, ...] = (), teachers: tuple[Path, ...] = (),
+           questions: int | None = None) -> None:
     from bench.run import bench, default_out
 
     folder = out or default_out(run)
-    _print(bench(run, parts, config, folder, save, also=also, teachers=teachers, questions=questions))
+    _print(
+        bench(run, parts, config, folder, save, also=also, teachers=teachers, questions=questions))
     print(f"results: {folder / 'results.json'}\nreport:  {folder / 'report.html'}")
 
 
@@ -157,16 +178,23 @@ def _print(results: "Results") -> None:
 
     for row in results.of("latency"):
         speed = f"{row['speedup']:7.1f}x" if row.get("speedup") else ""
-        print(f"{latency_label(row):40} {row['latency_ms']:8.2f} ms  p90 {row['p90_ms']:8.2f} p99 {row['p99_ms']:8.2f} "
-              f"{row['frames_per_s']:8.1f}/s {row['size_mb']:7.1f} MB {speed}")
+        print(
+            f"{latency_label(row):40} {row['latency_ms']:8.2f} ms  p90 {row['p90_ms']:8.2f} p99 "
+            f"{row['p99_ms']:8.2f} {row['frames_per_s']:8.1f}/s {row['size_mb']:7.1f} MB {speed}")
     for row in results.of("preprocess"):
-        print(f"{'Camera frame made ready, on the CPU':44} {row['latency_ms']:8.2f} ms  p90 {row['p90_ms']:8.2f}")
+        print(
+            f"{'Camera frame made ready, on the CPU':44} {row['latency_ms']:8.2f} ms  p90 "
+            f"{row['p90_ms']:8.2f}"
+        )
     for row in results.of("soak"):
-        print(f"soak: {row['artefact']} on {row['backend']}, {row['seconds']:.0f} s: {row['first_ms']:.2f} ms first, "
-              f"{row['last_ms']:.2f} at last ({row['slowdown']:.2f}x); slowed by: {row['slowed_by']}")
+        print(
+            f"soak: {row['artefact']} on {row['backend']}, {row['seconds']:.0f} s: "
+            f"{row['first_ms']:.2f} ms first, {row['last_ms']:.2f} at last "
+            f"({row['slowdown']:.2f}x); slowed by: {row['slowed_by']}")
     for row in results.of("crosscheck"):
-        print(f"cross-check: {row['artefact']}: {row['latency_ms']:.2f} ms here, {row['tool_ms']:.2f} by {row['tool']} "
-              f"({row['ratio']:.2f})")
+        print(
+            f"cross-check: {row['artefact']}: {row['latency_ms']:.2f} ms here, "
+            f"{row['tool_ms']:.2f} by {row['tool']} ({row['ratio']:.2f})")
     for row in results.of("accuracy"):
         scores = " ".join(f"{key} {row[key]:.3f}" for key in SCORES if row.get(key) is not None)
         print(f"{accuracy_label(row):36} seed {row['seed']}  {scores}")
@@ -176,5 +204,7 @@ def _print(results: "Results") -> None:
         print(f"{verdict.title}: {verdict.figure} {verdict.sentence}")
 
 
-VERBS = {"": everything, "latency": latency, "accuracy": accuracy, "report": report, "compare": compare,
-         "tables": tables}
+VERBS = {
+    "": everything, "latency": latency, "accuracy": accuracy, "report": report, "compare": compare,
+    "tables": tables
+}

@@ -1,4 +1,5 @@
-"""What was measured on: the environment block, with what decides speed (clocks, power, load) beside the versions."""
+"""What was measured on: the environment block, with what decides speed (clocks, power, load) beside
+the versions."""
 import os
 import shutil
 import subprocess
@@ -7,11 +8,13 @@ from typing import Any
 
 from records.environment import environment
 
-NVIDIA = ("driver_version", "power.limit", "clocks.sm", "clocks.max.sm", "temperature.gpu", "persistence_mode")
+NVIDIA = ("driver_version", "power.limit", "clocks.sm", "clocks.max.sm", "temperature.gpu",
+          "persistence_mode")
 
 
 def device_facts() -> dict[str, Any]:
-    """distill's environment plus memory, load, governor and clocks; on NVIDIA and Jetson their power mode too."""
+    """distill's environment plus memory, load, governor and clocks; on NVIDIA and Jetson their
+    power mode too."""
     facts = {**environment(), "memory_gb": _memory_gb(), "load_1m": round(os.getloadavg()[0], 2),
              "cpu_governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
              "cpu_mhz": _cpu_mhz(), **_nvidia(), **_jetson()}
@@ -19,7 +22,8 @@ def device_facts() -> dict[str, Any]:
 
 
 def busy(env: dict[str, Any]) -> bool:
-    """Whether other work competed for the cores: the load average, less our own thread, fills half of them."""
+    """Whether other work competed for the cores: the load average, less our own thread, fills half
+    of them."""
     return max(env.get("load_1m", 0), env.get("load_1m_after", 0)) - 1 > 0.5 * env.get("cores", 1)
 
 
@@ -52,7 +56,10 @@ def _jetson() -> dict[str, str]:
     if release is None:
         return {}
     mode = _run(["nvpmodel", "-q"]) if shutil.which("nvpmodel") else None
-    return {"l4t": release.splitlines()[0].lstrip("# "), "power_mode": " ".join((mode or "unknown").split())}
+    return {
+        "l4t": release.splitlines()[0].lstrip("# "), "power_mode": " ".join((mode
+                                                                             or "unknown").split())
+    }
 
 
 def _read(path: str) -> str | None:

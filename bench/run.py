@@ -1,4 +1,5 @@
-"""One bench of one run: measure what was asked, keep what still holds, write results.json and the page."""
+"""One bench of one run: measure what was asked, keep what still holds, write results.json and the
+page."""
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,16 +16,20 @@ from records.results import Results, Row, load, measured, save
 
 Part = Literal["latency", "accuracy"]
 HERE = Path(__file__).resolve().parent
-SAME = ("cpu", "cores", "gpu", "commit")  # of the environment: else rows of two machines or codes would share a page
+# of the environment: else rows of two machines or codes would share a page
+SAME = ("cpu", "cores", "gpu", "commit")
 
 
-def bench(run: Path, parts: Sequence[Part], config: LatencyConfig, out: Path, names: Sequence[str] = (),
-          committed: Path = Path("bench/results"), also: Sequence[Path] = (), teachers: Sequence[Path] = (),
+def bench(run: Path, parts: Sequence[Part], config: LatencyConfig, out: Path,
+          names: Sequence[str] = (), committed: Path = Path("bench/results"),
+          also: Sequence[Path] = (), teachers: Sequence[Path] = (),
           questions: int | None = None) -> Results:
-    """Writes out/results.json and out/report.html, and committed/NAME.json for each of `names`. also, teachers,
+    """Writes out/results.json and out/report.html, and committed/NAME.json for each of `names`.
+    also, teachers,
     questions: bench.accuracy.
 
-    A part that is not measured now is kept from out/results.json if that is of the same student, machine and commit.
+    A part that is not measured now is kept from out/results.json if that is of the same student,
+    machine and commit.
     Raises ValueError if `run` is no finished run.
     """
     folder = run.resolve()  # runs/latest is a link: a run that ends meanwhile must not swap it
@@ -45,9 +50,10 @@ def bench(run: Path, parts: Sequence[Part], config: LatencyConfig, out: Path, na
     return results
 
 
-def bench_files(sources: Sequence[Path], config: LatencyConfig, out: Path | None) -> tuple[Results, Path]:
-    """Latency of files that are no whole run, and where it was written: FIRST.latency.json beside the first of them, or
-    latency.json in `out`."""
+def bench_files(sources: Sequence[Path], config: LatencyConfig,
+                out: Path | None) -> tuple[Results, Path]:
+    """Latency of files that are no whole run, and where it was written: FIRST.latency.json beside
+    the first of them, or latency.json in `out`."""
     env = device_facts()
     path = out / "latency.json" if out else sources[0].with_name(f"{sources[0].name}.latency.json")
     if out:
@@ -79,6 +85,8 @@ def _once(rows: Sequence[Row]) -> list[Row]:
     seen: list[Row] = []
     for row in rows:
         facts = {key: value for key, value in row.items() if key != "part"}
-        if row["kind"] != "absent" or facts not in [{k: v for k, v in r.items() if k != "part"} for r in seen]:
+        if row["kind"] != "absent" or facts not in [{k: v
+                                                     for k, v in r.items() if k != "part"}
+                                                    for r in seen]:
             seen.append(row)
     return seen

@@ -1,4 +1,5 @@
-"""A run's configuration: frozen dataclasses, filled from YAML and the command line; an unknown key is an error."""
+"""A run's configuration: frozen dataclasses, filled from YAML and the command line; an unknown key
+is an error."""
 import difflib
 import types
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -15,7 +16,8 @@ from teacher.towers.tap import Tap
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    path: Path | None = None      # a folder of rendered clips, a video or a folder of images; None: furnished rooms
+    # a folder of rendered clips, a video or a folder of images; None: furnished rooms
+    path: Path | None = None
     furniture: Path | None = None  # a furniture pack; None: the CC0 one that ships
     train: int = 48               # rooms in each split; ignored with a path
     val: int = 0
@@ -23,7 +25,8 @@ class ScenesConfig:
     clips_per_room: int = 2
     frames: int = 5               # per clip, 4n+1
     seed: int = 0
-    workers: int | None = None    # rendering processes; None: one less than there are cores, 0: this one
+    # rendering processes; None: one less than there are cores, 0: this one
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.frames % 4 != 1:
@@ -32,7 +35,8 @@ class ScenesConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    generator: str = "wan-nano"   # or a name (wan2.1-t2v-1.3b …), a hub id, a local folder in the diffusers layout
+    # or a name (wan2.1-t2v-1.3b …), a hub id, a local folder in the diffusers layout
+    generator: str = "wan-nano"
     tap: Tap = field(default_factory=Tap)  # in YAML also auto: what `vega3d teacher search` chose
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     controls: tuple[Literal["zeros", "noise", "rgb", "vae"], ...] = ("zeros",)
@@ -41,7 +45,8 @@ class TeacherConfig:
 @dataclass(frozen=True)
 class StudentTraining:
     model: StudentConfig = field(default_factory=StudentConfig)
-    init: Literal["shipped", "scratch"] = "shipped"  # shipped: start from the ViT-Ti in student/weights
+    # shipped: start from the ViT-Ti in student/weights
+    init: Literal["shipped", "scratch"] = "shipped"
     epochs: int = 1
     batch: int = 32               # frames
     lr: float = 1e-4              # from the shipped weights; 1e-3 from scratch
@@ -63,7 +68,8 @@ class HeadTraining:
     lr: float = 2e-3
     width: int = 64
     descriptor_dim: int = 32
-    init: Literal["shipped", "scratch"] = "shipped"  # shipped: go on from the heads in student/weights if they fit
+    # shipped: go on from the heads in student/weights if they fit
+    init: Literal["shipped", "scratch"] = "shipped"
 
     def __post_init__(self) -> None:
         for name in ("batch", "width", "descriptor_dim"):
@@ -81,12 +87,14 @@ class RunConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentTraining = field(default_factory=StudentTraining)
     heads: HeadTraining = field(default_factory=HeadTraining)
-    seeds: tuple[int, ...] = (0,)  # heads and student are trained once for each; the first one is exported
+    # heads and student are trained once for each; the first one is exported
+    seeds: tuple[int, ...] = (0,)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 def load_config(path: Path) -> RunConfig:
-    """Reads YAML. Raises ValueError naming the key: unknown (with the nearest match) or of the wrong type."""
+    """Reads YAML. Raises ValueError naming the key: unknown (with the nearest match) or of the
+    wrong type."""
     if not path.is_file():
         raise ValueError(f"{path}: no such config file")
     try:
@@ -106,13 +114,16 @@ def _build(kind: type, data: Any, where: str) -> Any:
         raise ValueError(f"{where}: got {data!r}, expected keys and values")
     hints = get_type_hints(kind)
     if kind is TeacherConfig and data.get("tap") == "auto":
-        data = {**data, "tap": _plain(chosen_tap(str(data.get("generator", TeacherConfig.generator)), Tap()))}
+        data = {
+            **data, "tap": _plain(
+                chosen_tap(str(data.get("generator", TeacherConfig.generator)), Tap()))
+        }
     values = {}
     for key, value in data.items():
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, 1, 0.5)
-            raise ValueError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else
-                             f"; there are: {', '.join(hints)}"))
+            raise ValueError(f"{where}: unknown key {key!r}" + (
+                f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(hints)}"))
         values[key] = _value(hints[key], value, f"{where}: {key}")
     try:
         return kind(**values)

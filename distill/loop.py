@@ -20,11 +20,12 @@ from teacher.training.checkpoint import load_checkpoint, save_checkpoint, set_lr
 CHECKPOINT_SECONDS = 30.0
 
 
-def build_student(config: StudentTraining, teacher: str, mean: Tensor, std: Tensor, seed: int) -> Student:
+def build_student(config: StudentTraining, teacher: str, mean: Tensor, std: Tensor,
+                  seed: int) -> Student:
     """A student for the teacher with spec digest `teacher` and feature moments mean, std [D].
 
-    init "shipped" takes the shipped ViT-Ti whole if it was distilled from this very teacher (its moments included),
-    else its trunk alone. Raises ValueError if the sizes differ.
+    init "shipped" takes the shipped ViT-Ti whole if it was distilled from this very teacher (its
+    moments included), else its trunk alone. Raises ValueError if the sizes differ.
     """
     torch.manual_seed(seed)
     student = Student(replace(config.model, out_dim=len(mean), teacher=teacher))
@@ -35,28 +36,39 @@ def build_student(config: StudentTraining, teacher: str, mean: Tensor, std: Tens
     shipped = load_student(SHIPPED)
     if shipped.config.teacher == teacher and shipped.config == student.config:
         return shipped.train()
-    if replace(shipped.config, out_dim=0, teacher="") != replace(student.config, out_dim=0, teacher=""):
-        raise ValueError(f"student.init=shipped: the shipped student is a ViT-{shipped.config.size.title()}, "
-                         f"asked for {config.model}; use --student.init scratch")
-    trunk = {k: v for k, v in shipped.state_dict().items() if not k.startswith(("head.", "target_"))}
+    if replace(shipped.config, out_dim=0, teacher="") != replace(student.config, out_dim=0,
+                                                                 teacher=""):
+        raise ValueError(
+            f"student.init=shipped: the shipped student is a ViT-{shipped.config.size.title()}, "
+            f"asked for {config.model}; use --student.init scratch")
+    trunk = {
+        k: v
+        for k, v in shipped.state_dict().items() if not k.startswith(("head.", "target_"))
+    }
     student.load_state_dict(trunk, strict=False)
     return student
 
 
-def train_student(student: Student, train: Examples, held_out: Examples, config: StudentTraining, seed: int,
-                  folder: Path) -> Student:
-    """Trains in place and returns the student in eval mode; writes folder/student.safetensors and .json.
+def train_student(student: Student, train: Examples, held_out: Examples, config: StudentTraining,
+                  seed: int, folder: Path) -> Student:
+    """Trains in place and returns the student in eval mode; writes folder/student.safetensors and
+    .json.
 
-    A killed run resumes from folder/student.ckpt.safetensors and ends at the same weights. About ten times in all it
-    appends to folder/metrics.jsonl and draws teacher and student side by side into folder/maps.
+    A killed run resumes from folder/student.ckpt.safetensors and ends at the same weights. About
+    ten times in all it appends to folder/metrics.jsonl and draws teacher and student side by side
+    into folder/maps.
     """
     device = train.device
     student = student.to(device).train()
-    optimizer = torch.optim.AdamW(parameter_groups(student, config.weight_decay), lr=config.lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameter_groups(student, config.weight_decay), lr=config.lr,
+                                  betas=(0.9, 0.98))
     total = config.epochs * (per_epoch := train.steps(config.batch))
     path = folder / "student.ckpt.safetensors"
-    key = spec_digest({"seed": seed, "examples": train.ids, **asdict(config), **asdict(student.config),
-                       **{n: s.key for n, s in train.stores.items()}})
+    key = spec_digest({
+        "seed": seed, "examples": train.ids, **asdict(config), **asdict(student.config),
+        **{n: s.key
+           for n, s in train.stores.items()}
+    })
     step = load_checkpoint(path, {"student": student}, optimizer, key)
     forward = torch.compile(student) if device.type == "cuda" else student
     saved = time.monotonic()
@@ -66,7 +78,8 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
             losses = torch.zeros(2, device=device)
             for batch in train.batches(config.batch, seed, epoch, skip=step - epoch * per_epoch):
                 set_lr(optimizer, config.lr, step, total, warm=max(1, total // 20))
-                losses += train_step(student, forward, optimizer, batch["frames"], batch["generative"], config)
+                losses += train_step(student, forward, optimizer, batch["frames"],
+                                     batch["generative"], config)
                 step += 1
                 progress.update(bar, completed=step)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -76,8 +89,9 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
                 row = {"seed": seed, "epoch": epoch + 1, "token_loss": losses[0].item() / per_epoch,
                        "relation_loss": losses[1].item() / per_epoch, **fidelity(student, held_out)}
                 _append(folder / "metrics.jsonl", row)
-                progress.console.print(f"student: epoch {epoch + 1}/{config.epochs}  loss {row['token_loss']:.3f}  "
-                                       f"held-out cosine {row['cosine_mean']:.3f}", highlight=False)
+                progress.console.print(
+                    f"student: epoch {epoch + 1}/{config.epochs}  loss {row['token_loss']:.3f}  "
+                    f"held-out cosine {row['cosine_mean']:.3f}", highlight=False)
                 save_maps(student, held_out, folder / "maps" / f"epoch_{epoch + 1:03d}.png")
             student.train()
     save_student(student.cpu(), folder)
@@ -86,10 +100,13 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
 
 
 @torch.inference_mode()
-def fidelity(student: Student, examples: Examples, stream: Stream | None = None) -> dict[str, float]:
-    """Cosine between student and teacher tokens (standardised): mean and 1st percentile over all held-out tokens.
+def fidelity(student: Student, examples: Examples,
+             stream: Stream | None = None) -> dict[str, float]:
+    """Cosine between student and teacher tokens (standardised): mean and 1st percentile over all
+    held-out tokens.
 
-    `stream`: features in raw units that speak for the student, an exported file's; None: the student's own.
+    `stream`: features in raw units that speak for the student, an exported file's; None: the
+    student's own.
     """
     student.eval()
     cosines = []
@@ -99,18 +116,22 @@ def fidelity(student: Student, examples: Examples, stream: Stream | None = None)
         target = standardise(example["generative"], student)
         cosines.append(torch.cosine_similarity(out, target, dim=1).flatten())
     whole = torch.cat(cosines)
-    return {"cosine_mean": whole.mean().item(), "cosine_p1": whole.cpu().float().quantile(0.01).item()}
+    return {
+        "cosine_mean": whole.mean().item(), "cosine_p1": whole.cpu().float().quantile(0.01).item()
+    }
 
 
 def standardise(features: Tensor, student: Student) -> Tensor:
-    """Raw teacher features [B,D,14,14] -> zero mean, unit deviation per channel, by the student's own moments."""
-    return (features.float() - student.target_mean.view(1, -1, 1, 1)) / student.target_std.view(1, -1, 1, 1)
+    """Raw teacher features [B,D,14,14] -> zero mean, unit deviation per channel, by the student's
+    own moments."""
+    return (features.float() - student.target_mean.view(1, -1, 1, 1)) / student.target_std.view(
+        1, -1, 1, 1)
 
 
-def train_step(student: Student, forward, optimizer: torch.optim.Optimizer, frames: Tensor, raw: Tensor,
-               config: StudentTraining) -> Tensor:
-    """One optimiser step on frames [B,3,224,224] uint8 and the teacher's features [B,D,14,14], raw; `forward` is the
-    student or its compiled self. Returns the token and the relation loss, [2]."""
+def train_step(student: Student, forward, optimizer: torch.optim.Optimizer, frames: Tensor,
+               raw: Tensor, config: StudentTraining) -> Tensor:
+    """One optimiser step on frames [B,3,224,224] uint8 and the teacher's features [B,D,14,14], raw;
+    `forward` is the student or its compiled self. Returns the token and the relation loss, [2]."""
     target = standardise(raw, student)
     with torch.autocast(frames.device.type, torch.bfloat16, enabled=frames.device.type == "cuda"):
         out = forward(frames.float() / 255)
@@ -126,7 +147,8 @@ def parameter_groups(student: Student, weight_decay: float) -> list[dict]:
     """For the optimiser: norms, biases and positions are not decayed (arXiv 2012.12877)."""
     decayed = [p for p in student.parameters() if p.ndim > 1 and p is not student.positions]
     rest = [p for p in student.parameters() if p.ndim <= 1 or p is student.positions]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return [{"params": decayed, "weight_decay": weight_decay},
+            {"params": rest, "weight_decay": 0.0}]
 
 
 def _append(path: Path, row: dict) -> None:

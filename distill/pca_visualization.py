@@ -1,4 +1,5 @@
-"""A picture of what teacher and student see: the frame, then both feature maps through one shared PCA."""
+"""A picture of what teacher and student see: the frame, then both feature maps through one shared
+PCA."""
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +26,18 @@ def save_maps(student: Student, examples: Examples, path: Path, rows: int = 6) -
             break
     images = torch.cat(frames)
     raw = torch.cat(targets)
-    teacher = (raw - student.target_mean.view(1, -1, 1, 1)) / student.target_std.view(1, -1, 1, 1)  # [N,D,14,14]
+    teacher = (raw - student.target_mean.view(1, -1, 1, 1)) / student.target_std.view(
+        1, -1, 1, 1)  # [N,D,14,14]
     colours = pca_colours([teacher, student(images.float() / 255).float()])
-    sheet = np.concatenate([_tiles(images.permute(0, 2, 3, 1).cpu().numpy()), *map(_tiles, colours)], axis=1)
+    sheet = np.concatenate(
+        [_tiles(images.permute(0, 2, 3, 1).cpu().numpy()), *map(_tiles, colours)], axis=1)
     with beside(path) as scratch:
         Image.fromarray(sheet).save(scratch)
 
 
 def pca_colours(maps: list[Tensor]) -> list[np.ndarray]:
-    """Feature maps, each [N,D,h,w], -> [N,h,w,3] uint8 by the first map's three main directions and value range."""
+    """Feature maps, each [N,D,h,w], -> [N,h,w,3] uint8 by the first map's three main directions and
+    value range."""
     flat = maps[0].permute(0, 2, 3, 1).flatten(0, 2).float().cpu()                    # [N*h*w,D]
     mean = flat.mean(0)
     _, _, axes = torch.pca_lowrank(flat - mean, q=3, center=False, niter=4)           # [D,3]

@@ -1,6 +1,8 @@
-"""`distill run`: scenes, teacher, features, student and scores, in one folder that a killed run goes on from.
+"""`distill run`: scenes, teacher, features, student and scores, in one folder that a killed run
+goes on from.
 
-runs/NAME/ config.yaml env.json accuracy.json MODEL_CARD.md frames/ features/ teacher/ student/{metrics.jsonl,maps/}
+runs/NAME/ config.yaml env.json accuracy.json MODEL_CARD.md frames/ features/ teacher/
+student/{metrics.jsonl,maps/}
 """
 import os
 from collections.abc import Callable, Sequence
@@ -29,7 +31,8 @@ from teacher.towers.efficientnet import SEMANTIC_DIM, SemanticEncoder
 from teacher.towers.wan import VAELatents, WanTower, generator_folder, load_wan, spec_digest
 
 CALIBRATION_FRAMES, HELD_OUT_FRAMES = 320, 64
-LEAST_GAIN = {"delta1": 0.005, "normal_deg": -0.2}  # of the teacher over semantic only, for a recovery to mean anything
+# of the teacher over semantic only, for a recovery to mean anything
+LEAST_GAIN = {"delta1": 0.005, "normal_deg": -0.2}
 
 
 @dataclass
@@ -45,18 +48,21 @@ class Run:
 
     @property
     def labelled(self) -> bool:
-        """Whether the clips have depth, normals and classes, so that heads can be trained and scored."""
+        """Whether the clips have depth, normals and classes, so that heads can be trained and
+        scored."""
         return self.source.clip(self.source.ids("train")[0]).depth is not None
 
     def examples(self, split: Split) -> Examples:
-        """The split's frames, features and targets; features that are missing are extracted first."""
+        """The split's frames, features and targets; features that are missing are extracted
+        first."""
         ids = self.source.ids(split)
         fill(self.stores["semantic"], self.semantic, self.source, ids, self.device)
         fill(self.stores["generative"], self.tower, self.source, ids, self.device)
         return Examples(self.source, ids, self.stores, self.device)
 
     def stream(self, name: str) -> Stream:
-        """The generative stream of a row of the accuracy table, in raw units: teacher, or a control by name."""
+        """The generative stream of a row of the accuracy table, in raw units: teacher, or a control
+        by name."""
         if name == "semantic_only":
             return lambda example: None
         if name == "teacher":
@@ -65,8 +71,10 @@ class Run:
         return lambda example: control.features(example["frames"][:, None].float() / 255)[:, 0]
 
     def control(self, name: str) -> Tower:
-        makers: dict[str, Callable[[], Tower]] = {"zeros": Zeros, "noise": FixedNoise, "rgb": RGBPatches,
-                                                  "vae": lambda: VAELatents(self.tower)}
+        makers: dict[str, Callable[[], Tower]] = {
+            "zeros": Zeros, "noise": FixedNoise, "rgb": RGBPatches,
+            "vae": lambda: VAELatents(self.tower)
+        }
         return makers[name]()
 
     def heads(self, name: str, seed: int) -> DenseTeacher:
@@ -92,7 +100,8 @@ def run(config: RunConfig) -> Path:
     resolved = dump_config(config)
     file = folder / "config.yaml"
     if file.is_file() and file.read_text() != resolved:
-        raise ValueError(f"{folder}: was made with another configuration; use another --name, or delete it")
+        raise ValueError(
+            f"{folder}: was made with another configuration; use another --name, or delete it")
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(resolved)
     write_json(environment(), folder / "env.json")
@@ -108,7 +117,9 @@ def run(config: RunConfig) -> Path:
         if opened.labelled:
             rows += score_student(opened, student, "student_fp32", test, seed, rows)
     if config.heads.steps and can_train(opened.source):
-        rows.append(make_heads(folder / "student", opened.source, config.heads, config.seeds[0], opened.device))
+        rows.append(
+            make_heads(folder / "student", opened.source, config.heads, config.seeds[0],
+                       opened.device))
     _write_frames(folder / "frames" / "calibration.safetensors", train, CALIBRATION_FRAMES)
     _write_frames(folder / "frames" / "heldout.safetensors", test, HELD_OUT_FRAMES)
     write_json(rows, folder / "accuracy.json")
@@ -119,7 +130,8 @@ def run(config: RunConfig) -> Path:
 
 
 def teach(run: Run, train: Examples, test: Examples, seed: int) -> list[dict]:
-    """Trains and scores the fused teacher, the semantic-only baseline and the controls; returns their rows."""
+    """Trains and scores the fused teacher, the semantic-only baseline and the controls; returns
+    their rows."""
     from scenes.furniture.pack import CLASSES
 
     rows = []
@@ -129,7 +141,8 @@ def teach(run: Run, train: Examples, test: Examples, seed: int) -> list[dict]:
         dim = run.control(name).dim if width is None else width
         shape = DenseShape(SEMANTIC_DIM, dim, len(CLASSES), run.config.teacher.heads.width)
         if not file.is_file():
-            train_heads(f"{name}_seed{seed}", train, stream, shape, run.config.teacher.heads, seed, file.parent)
+            train_heads(f"{name}_seed{seed}", train, stream, shape, run.config.teacher.heads, seed,
+                        file.parent)
         whole, _ = score(run.heads(name, seed), test, stream)
         rows.append({"features": name, "head": "dense", "seed": seed, **whole})
     return rows
@@ -145,15 +158,18 @@ def distil(run: Run, train: Examples, test: Examples, seed: int) -> Student:
     return train_student(student, train, test, run.config.student, seed, folder)
 
 
-def score_student(run: Run, student: Student, name: str, test: Examples, seed: int, rows: Sequence[dict],
-                  stream: Stream | None = None) -> list[dict]:
+def score_student(run: Run, student: Student, name: str, test: Examples, seed: int,
+                  rows: Sequence[dict], stream: Stream | None = None) -> list[dict]:
     """The row of a student dropped into the trained teacher, unchanged, in the generator's place.
 
-    recovery = (student - semantic only) / (teacher - semantic only), for delta1 and for the normal angle; the row's
-    `recovery` is the smaller of the two. Left out where the teacher gains too little to divide by.
+    recovery = (student - semantic only) / (teacher - semantic only), for delta1 and for the normal
+    angle; the row's `recovery` is the smaller of the two. Left out where the teacher gains too
+    little to divide by.
     """
     whole, _ = score(run.heads("teacher", seed), test, stream or student_stream(student))
-    row = {"features": name, "head": "dense", "seed": seed, **whole, **fidelity(student, test, stream)}
+    row = {
+        "features": name, "head": "dense", "seed": seed, **whole, **fidelity(student, test, stream)
+    }
     by_name = {r["features"]: r for r in rows if r["seed"] == seed}
     if {"teacher", "semantic_only"} <= by_name.keys():
         shares = []
@@ -168,11 +184,13 @@ def score_student(run: Run, student: Student, name: str, test: Examples, seed: i
 
 
 def open_run(folder: Path, render: bool = False) -> Run:
-    """Opens a run folder. Raises ValueError if it is none. `render` lets it render the clips it needs."""
+    """Opens a run folder. Raises ValueError if it is none. `render` lets it render the clips it
+    needs."""
     from distill.clips import open_source
 
     if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder}: no run here (no config.yaml); make one with: vega3d distill run")
+        raise ValueError(
+            f"{folder}: no run here (no config.yaml); make one with: vega3d distill run")
     config = load_config(folder / "config.yaml")
     device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else
                           config.device.replace("auto", "cpu"))
@@ -180,7 +198,8 @@ def open_run(folder: Path, render: bool = False) -> Run:
         raise ValueError("device is cuda, but torch sees no GPU; use --device auto")
     source, source_key = open_source(config.scenes, config.runs / "cache" / "clips", render)
     if not source.ids("train") or not source.ids("test"):
-        raise ValueError("scenes: the train or the test split is empty; give more rooms or a longer video")
+        raise ValueError(
+            "scenes: the train or the test split is empty; give more rooms or a longer video")
     tower = load_wan(generator_folder(config.teacher.generator), config.teacher.tap).to(device)
     semantic = SemanticEncoder().to(device)
     root = folder / "features"
@@ -190,12 +209,14 @@ def open_run(folder: Path, render: bool = False) -> Run:
 
 
 def choose_folder(config: RunConfig) -> Path:
-    """runs/NAME; without a name the newest run, if it is unfinished and of this configuration, else the next number."""
+    """runs/NAME; without a name the newest run, if it is unfinished and of this configuration, else
+    the next number."""
     if config.name is not None:
         return config.runs / config.name
     latest = config.runs / "latest"
     file = latest / "config.yaml"
-    if file.is_file() and not (latest / "accuracy.json").is_file() and file.read_text() == dump_config(config):
+    if file.is_file() and not (
+            latest / "accuracy.json").is_file() and file.read_text() == dump_config(config):
         return config.runs / os.readlink(latest)
     taken = [int(p.name) for p in config.runs.glob("[0-9][0-9][0-9]")]
     return config.runs / f"{max(taken, default=0) + 1:03d}"
@@ -207,31 +228,40 @@ def _point_latest(folder: Path) -> None:
 
 
 def _write_frames(path: Path, examples: Examples, count: int) -> None:
-    """Frames spread evenly over the split's clips, with their patch depth where known: what export measures on."""
+    """Frames spread evenly over the split's clips, with their patch depth where known: what export
+    measures on."""
     if path.is_file():
         return
     per_clip = max(1, -(-count // len(examples.ids)))
     taken: list[Example] = []
     for _, example in examples.in_order():
-        pick = torch.linspace(0, len(example["frames"]) - 1, min(per_clip, len(example["frames"]))).long()
+        pick = torch.linspace(0,
+                              len(example["frames"]) - 1, min(per_clip,
+                                                              len(example["frames"]))).long()
         fields_here = [k for k in ("frames", "patch_depth") if k in example]
         taken.append({k: example[k][pick.to(example[k].device)].cpu() for k in fields_here})
     fields: dict[str, Tensor] = {k: torch.cat([t[k] for t in taken]) for k in taken[0]}
     total = len(fields["frames"])
     rows = torch.linspace(0, total - 1, min(count, total)).long()
     with beside(path) as scratch:
-        save_file({("depth" if k == "patch_depth" else k): v[rows].contiguous() for k, v in fields.items()}, scratch)
+        save_file(
+            {("depth" if k == "patch_depth" else k): v[rows].contiguous()
+             for k, v in fields.items()}, scratch)
 
 
 def _summary(rows: Sequence[dict]) -> str:
-    lines = [f"{'features':16} {'seed':>4} {'delta1':>7} {'abs_rel':>8} {'normal':>7} {'mIoU':>6} {'recovery':>9}"]
+    lines = [
+        f"{'features':16} {'seed':>4} {'delta1':>7} {'abs_rel':>8} {'normal':>7} {'mIoU':>6} "
+        f"{'recovery':>9}"
+    ]
     for r in (r for r in rows if "miou" in r):
         recovery = f"{r['recovery']:9.2f}" if "recovery" in r else " " * 9
         lines.append(f"{r['features']:16} {r['seed']:4} {r['delta1']:7.3f} {r['abs_rel']:8.3f} "
                      f"{r['normal_deg']:6.1f}° {r['miou']:6.3f} {recovery}")
-    lines += [f"own heads: delta1 {r['delta1']:.3f}, normals {r['normal_deg']:.1f}°, places found again "
-              f"{r['match_descriptor']:.2f} (colours {r['match_rgb']:.2f}, chance {r['match_chance']:.2f})"
-              for r in rows if "match_descriptor" in r]
+    lines += [
+        f"own heads: delta1 {r['delta1']:.3f}, normals {r['normal_deg']:.1f}°, places found again "
+        f"{r['match_descriptor']:.2f} (colours {r['match_rgb']:.2f}, chance "
+        f"{r['match_chance']:.2f})"
+        for r in rows if "match_descriptor" in r
+    ]
     return "\n".join(lines)
-
-

@@ -1,4 +1,5 @@
-"""Depth of a photo, and where its places are in a second one: an exported model without this repository.
+"""Depth of a photo, and where its places are in a second one: an exported model without this
+repository.
 
 python geometry.py model.onnx first.jpg second.jpg
 """
@@ -23,11 +24,16 @@ def frame(path: str, side: int = 224) -> np.ndarray:
 def look(session: ort.InferenceSession, pixels: np.ndarray) -> dict[str, np.ndarray]:
     """Every output by its name, without the batch."""
     names = [output.name for output in session.get_outputs()]
-    return {name: value[0] for name, value in zip(names, session.run(names, {"frames": pixels}), strict=True)}
+    return {
+        name: value[0]
+        for name, value in zip(names, session.run(names, {"frames": pixels}), strict=True)
+    }
 
 
-def same_place(first: np.ndarray, second: np.ndarray, x: float, y: float) -> tuple[float, float, float]:
-    """Descriptors [C,h,w] of two views; (x, y) from 0 to 1 in the first -> (x, y, likeness) in the second."""
+def same_place(first: np.ndarray, second: np.ndarray, x: float,
+               y: float) -> tuple[float, float, float]:
+    """Descriptors [C,h,w] of two views; (x, y) from 0 to 1 in the first -> (x, y, likeness) in the
+    second."""
     _, h, w = first.shape
     asked = first[:, min(int(y * h), h - 1), min(int(x * w), w - 1)]
     likeness = np.tensordot(asked, second, 1)  # [h,w]
@@ -39,7 +45,10 @@ def main(model: str, first: str, second: str) -> None:
     session = load(model)
     one, two = (look(session, frame(path)) for path in (first, second))
     depth, side = one["depth"][0], one["depth"].shape[-1]
-    print(f"depth {depth.min():.2f} to {depth.max():.2f} m, middle {depth[side // 2, side // 2]:.2f} m")
+    print(
+        f"depth {depth.min():.2f} to {depth.max():.2f} m, middle {depth[side // 2, side // 2]:.2f} "
+        "m"
+    )
     nx, ny, nz = one["normals"][:, side // 2, side // 2]
     print(f"the surface in the middle faces ({nx:+.2f}, {ny:+.2f}, {nz:+.2f})")
     for x, y in ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75)):

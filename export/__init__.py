@@ -1,1 +1,2 @@
-"""From a run folder to what a device runs: ONNX, INT8, half precision, TensorRT engines, each behind a parity gate."""
+"""From a run folder to what a device runs: ONNX, INT8, half precision, TensorRT engines, each
+behind a parity gate."""

@@ -1,4 +1,5 @@
-"""`python -m export trt --int8` is `vega3d export trt --int8` (the shell keeps the bare word `export` for itself)."""
+"""`python -m export trt --int8` is `vega3d export trt --int8` (the shell keeps the bare word
+`export` for itself)."""
 import sys
 
 from vega3d import main

@@ -1,4 +1,5 @@
-"""A file that is shipped: written beside and renamed, its facts inside it (ONNX metadata) and in a JSON next to it."""
+"""A file that is shipped: written beside and renamed, its facts inside it (ONNX metadata) and in a
+JSON next to it."""
 import hashlib
 import json
 import os
@@ -14,7 +15,8 @@ Facts = dict[str, Any]
 
 
 def ready(folder: Path) -> None:
-    """Makes `folder` and proves it writable: minutes of work must not end at a read-only disk. Raises OSError."""
+    """Makes `folder` and proves it writable: minutes of work must not end at a read-only disk.
+    Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     for scratch in folder.glob(".*.*"):
         owner = re.search(r"\.(\d+)\.", scratch.name)
@@ -26,7 +28,8 @@ def ready(folder: Path) -> None:
 
 
 def save_onnx(model: onnx.ModelProto, path: Path, facts: Facts) -> Facts:
-    """Writes the model with `facts` as its metadata, and path.json with the same facts, its sha256 and its size.
+    """Writes the model with `facts` as its metadata, and path.json with the same facts, its sha256
+    and its size.
 
     The same model and facts give the same bytes. Returns what the JSON holds.
     """
@@ -37,7 +40,8 @@ def save_onnx(model: onnx.ModelProto, path: Path, facts: Facts) -> Facts:
 
 
 def save_bytes(content: bytes, path: Path, facts: Facts) -> Facts:
-    """Writes `content` and its sidecar. The sidecar goes last: a file without one is never taken for a finished one."""
+    """Writes `content` and its sidecar. The sidecar goes last: a file without one is never taken
+    for a finished one."""
     sidecar_path(path).unlink(missing_ok=True)
     with beside(path) as scratch:
         scratch.write_bytes(content)
@@ -48,19 +52,23 @@ def save_bytes(content: bytes, path: Path, facts: Facts) -> Facts:
 
 
 def annotate(path: Path, **facts: Any) -> None:
-    """Adds to the sidecar of a finished file what was learnt about it later: a verdict, a layer report."""
+    """Adds to the sidecar of a finished file what was learnt about it later: a verdict, a layer
+    report."""
     write_json({**_read(sidecar_path(path)), **facts}, sidecar_path(path))
 
 
 def up_to_date(path: Path, cache_key: str) -> Facts | None:
-    """The sidecar of `path`, if the file is whole and was made from the same inputs (`cache_key`); else None."""
+    """The sidecar of `path`, if the file is whole and was made from the same inputs (`cache_key`);
+    else None."""
     sidecar = _read(sidecar_path(path))
-    whole = sidecar.get("cache_key") == cache_key and path.is_file() and sidecar.get("sha256") == sha256(path)
+    whole = sidecar.get("cache_key") == cache_key and path.is_file() and sidecar.get(
+        "sha256") == sha256(path)
     return sidecar if whole else None
 
 
 def discard(path: Path) -> None:
-    """Removes an artefact, its sidecar, and every engine that was built from it, as far as they exist."""
+    """Removes an artefact, its sidecar, and every engine that was built from it, as far as they
+    exist."""
     for engine in path.parent.glob("*.engine") if path.suffix == ".onnx" else ():
         if _read(sidecar_path(engine)).get("onnx") == path.name:
             discard(engine)

@@ -16,17 +16,21 @@ Precision = Literal["fp32", "fp16", "int8", "fp8"]
 def onnx(run: Path = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16", "int8"),
          batch: int | Literal["dynamic"] = 1, max_drop: float | None = None, qat: int = 0,
          layers: bool = False, preset: Literal["edge", "web", "mobile"] | None = None) -> None:
-    """The student as ONNX: FP32, FP16 and INT8 (for TensorRT, and for CPU and web), each gated on held-out frames;
-    then whether INT8 is worth it on this CPU.
+    """The student as ONNX: FP32, FP16 and INT8 (for TensorRT, and for CPU and web), each gated on
+    held-out frames; then whether INT8 is worth it on this CPU.
 
     Args:
         run: a run folder of `vega3d distill run`
-        precision: which to make; FP32 always comes with INT8, which is timed against it; fp8 is for Ada, Hopper, Thor
+        precision: which to make; FP32 always comes with INT8, which is timed against it; fp8 is for
+            Ada, Hopper, Thor
         batch: frames a call; "dynamic" leaves it open
-        max_drop: budget for 1 - mean token cosine of INT8; the worst layers go back to half until it is kept
-        qat: steps of quantisation-aware distillation from the FP32 student (100 take minutes on a CPU)
+        max_drop: budget for 1 - mean token cosine of INT8; the worst layers go back to half until
+            it is kept
+        qat: steps of quantisation-aware distillation from the FP32 student (100 take minutes on a
+            CPU)
         layers: also print the tensors where INT8 is furthest from FP32
-        preset: for an app instead: the student with its depth, normals and descriptors in the layout of Hugging Face;
+        preset: for an app instead: the student with its depth, normals and descriptors in the
+            layout of Hugging Face;
             edge: INT8 and FP16; web: FP16, FP32 and uint8; mobile: FP32
     """
     console = _console()
@@ -40,7 +44,10 @@ def onnx(run: Path = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16",
         console.print(f"in {exporter.run.out / preset}")
         return
     try:
-        made = [file for each in _with_fp32(precision) for file in _with_status(console, exporter, each)]
+        made = [
+            file for each in _with_fp32(precision)
+            for file in _with_status(console, exporter, each)
+        ]
         _print_made(console, made)
         _print_onnx_verdict(console, exporter, made)
     finally:  # wanted most when the gate has just failed
@@ -50,21 +57,26 @@ def onnx(run: Path = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16",
 
 
 def trt(run: Path = LATEST, int8: bool = True, fp8: bool = False, sm: tuple[int, ...] = (),
-        target: Literal["auto", "rtx", "trt", "jetson"] = "auto", via: Literal["onnx", "torch-tensorrt"] = "onnx",
+        target: Literal["auto", "rtx", "trt",
+                        "jetson"] = "auto", via: Literal["onnx", "torch-tensorrt"] = "onnx",
         batch: int | Literal["dynamic"] = 1, max_drop: float | None = None, qat: int = 0) -> None:
-    """TensorRT engines: INT8 (or --no-int8: FP16) for this GPU, or TensorRT-RTX for cards that are not here.
+    """TensorRT engines: INT8 (or --no-int8: FP16) for this GPU, or TensorRT-RTX for cards that are
+    not here.
 
     Args:
         run: a run folder of `vega3d distill run`
         int8: INT8 linear layers, FP16 elsewhere; --no-int8 for FP16 throughout
         fp8: FP8 (E4M3) linear layers instead, on SM 89 and later
         sm: compute capabilities to build for with TensorRT-RTX (default 86 89 120: RTX 30, 40, 50)
-        target: auto takes TensorRT where there is a GPU, else TensorRT-RTX ahead of time; jetson writes a folder that
-            builds, gates and times INT8 and FP16 on the device
-        via: torch-tensorrt compiles the torch student itself, FP16, on this GPU; gated and described alike
+        target: auto takes TensorRT where there is a GPU, else TensorRT-RTX ahead of time; jetson
+            writes a folder that builds, gates and times INT8 and FP16 on the device
+        via: torch-tensorrt compiles the torch student itself, FP16, on this GPU; gated and
+            described alike
         batch: frames a call; "dynamic" builds for 1 to 32
-        max_drop: budget for 1 - mean token cosine of INT8; the worst layers go back to half until it is kept
-        qat: steps of quantisation-aware distillation from the FP32 student (100 take minutes on a CPU)
+        max_drop: budget for 1 - mean token cosine of INT8; the worst layers go back to half until
+            it is kept
+        qat: steps of quantisation-aware distillation from the FP32 student (100 take minutes on a
+            CPU)
     """
     from export.tensorrt.engines import make_engines, onnx_for, site
 
@@ -75,7 +87,8 @@ def trt(run: Path = LATEST, int8: bool = True, fp8: bool = False, sm: tuple[int,
     if via == "torch-tensorrt":
         _via_torch(console, run, batch, sm, target)
         return
-    where = site(target, sm, console.print)  # before the long work: a missing package is known at once
+    # before the long work: a missing package is known at once
+    where = site(target, sm, console.print)
     exporter = _exporter(run, batch, max_drop, qat, console)
     precision: Literal["int8", "fp16", "fp8"] = "fp8" if fp8 else "int8" if int8 else "fp16"
     with console.status(f"{precision} …"):
@@ -90,7 +103,8 @@ def trt(run: Path = LATEST, int8: bool = True, fp8: bool = False, sm: tuple[int,
 
 def web(run: Path = LATEST, out: Path | None = None, serve: bool = False, port: int = 8000,
         ort: Path | None = None) -> None:
-    """A folder that is a live page: camera, video or a clip through the student in the browser, with no network.
+    """A folder that is a live page: camera, video or a clip through the student in the browser,
+    with no network.
 
     Args:
         run: a run folder of `vega3d distill run`
@@ -108,20 +122,24 @@ def web(run: Path = LATEST, out: Path | None = None, serve: bool = False, port: 
     exporter = _exporter(run, 1, None, 0, console)
     with console.status("page …"):
         folder, size_mb = write_page(exporter, runtime_files, out)
-    console.print(f"in {folder}: {size_mb:.1f} MB, for any static server", highlight=False, soft_wrap=True)
+    console.print(f"in {folder}: {size_mb:.1f} MB, for any static server", highlight=False,
+                  soft_wrap=True)
     if serve:
         serve_folder(folder, port, console.print)
     else:
-        console.print(f"look at it with: python -m export.web.serve {folder}", highlight=False, soft_wrap=True)
+        console.print(f"look at it with: python -m export.web.serve {folder}", highlight=False,
+                      soft_wrap=True)
 
 
-def check(model: Annotated[Path, tyro.conf.Positional], target: str = "trt10", all: bool = False) -> None:
-    """Where Q/DQ sit in any ONNX model, held against what a target accepts; exit 2 and a line for each broken rule.
+def check(model: Annotated[Path, tyro.conf.Positional], target: str = "trt10",
+          all: bool = False) -> None:
+    """Where Q/DQ sit in any ONNX model, held against what a target accepts; exit 2 and a line for
+    each broken rule.
 
     Args:
         model: an ONNX file, anybody's
-        target: trt10, trt11, rtx, trt8.6, jetson-orin-jp5, jetson-orin-jp6, jetson-orin-jp62, jetson-orin-jp72,
-            jetson-thor or cpu
+        target: trt10, trt11, rtx, trt8.6, jetson-orin-jp5, jetson-orin-jp6, jetson-orin-jp62,
+            jetson-orin-jp72, jetson-thor or cpu
         all: a line for every node, where the same rule breaks at many
     """
     from export.graph.check import brief, check_qdq, read_onnx, summary
@@ -133,7 +151,8 @@ def check(model: Annotated[Path, tyro.conf.Positional], target: str = "trt10", a
     for line in map(str, broken) if all else brief(broken):
         print(line)
     if broken:
-        raise ValueError(f"{model}: not for {target} ({chosen.what}): rules broken at {len(broken)} places")
+        raise ValueError(
+            f"{model}: not for {target} ({chosen.what}): rules broken at {len(broken)} places")
     print(f"{model}: ok for {target} ({chosen.what}); {summary(proto)}")
 
 
@@ -142,14 +161,18 @@ VERBS = {"onnx": onnx, "trt": trt, "web": web, "check": check}
 
 def _console():
     from rich.console import Console
-    return Console(file=sys.stdout)  # this very stream: the exporter and NNCF are silenced by swapping sys.stdout
+    # this very stream: the exporter and NNCF are silenced by swapping sys.stdout
+    return Console(file=sys.stdout)
 
 
 def _exporter(run: Path, batch, max_drop: float | None, qat: int, console) -> "Exporter":
     if qat < 0:
         raise ValueError(f"--qat: got {qat}, expected a number of steps, or 0 for none")
     if max_drop is not None and not 0 <= max_drop < 1:
-        raise ValueError(f"--max-drop: got {max_drop}, expected a budget for 1 - mean cosine from 0 on, such as 0.001")
+        raise ValueError(
+            f"--max-drop: got {max_drop}, expected a budget for 1 - mean cosine from 0 on, such as "
+            "0.001"
+        )
     if batch != "dynamic" and batch < 1:
         raise ValueError(f"--batch: got {batch}, expected at least 1, or dynamic")
     with console.status("reading the run"):
@@ -183,24 +206,28 @@ def _via_torch(console, run: Path, batch, sm: tuple[int, ...], target: str) -> N
     from export.tensorrt.engines import make_torch_engine
 
     if sm or target != "auto":
-        raise ValueError("export trt --via torch-tensorrt: leave --sm and --target out: it builds for this GPU, "
-                         "with the TensorRT that came with it")
+        raise ValueError(
+            "export trt --via torch-tensorrt: leave --sm and --target out: it builds for this GPU, "
+            "with the TensorRT that came with it")
     torch_trt.load()  # before the long work: a missing package is known at once
-    _print_engines(console, [make_torch_engine(_exporter(run, batch, None, 0, console), console.print)])
+    _print_engines(console,
+                   [make_torch_engine(_exporter(run, batch, None, 0, console), console.print)])
 
 
 def _write_jetson(console, exporter: "Exporter", sm: tuple[int, ...]) -> None:
     from export.jetson.bundle import write_bundle
 
     if sm:
-        raise ValueError("export trt --target jetson: got --sm; leave it out: the device builds for itself")
+        raise ValueError(
+            "export trt --target jetson: got --sm; leave it out: the device builds for itself")
     with console.status("jetson …"):
         folder = write_bundle(exporter)
-    console.print(f"in {folder}; copy it to the device and run there: python3 run_on_jetson.py", highlight=False,
-                  soft_wrap=True)
+    console.print(f"in {folder}; copy it to the device and run there: python3 run_on_jetson.py",
+                  highlight=False, soft_wrap=True)
 
 
-def _print_engine_verdicts(console, exporter: "Exporter", where: "Site", engines: "list[Engine]") -> None:
+def _print_engine_verdicts(console, exporter: "Exporter", where: "Site",
+                           engines: "list[Engine]") -> None:
     from export.tensorrt.int8_verdict import engine_verdict
 
     for engine in engines:
@@ -212,28 +239,31 @@ def _print_made(console, made: "list[Made]") -> None:
 
     table = Table(box=None, header_style="bold")
     for name in ("file", "MB", "cosine mean", "p1", "delta1 drop", "verdict"):
-        table.add_column(name, justify="left" if name in ("file", "verdict") else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in ("file", "verdict") else "right",
+                         no_wrap=True)
     in_half: set[str] = set()
     for file in made:
         parity = file.parity
         drop = "-" if parity["delta1_drop"] is None else f"{parity['delta1_drop']:+.2f}"
-        table.add_row(file.kind.file, f"{file.facts['size_mb']:.1f}", f"{parity['cosine_mean']:.6f}",
-                      f"{parity['cosine_p1']:.6f}", drop, "passed")
+        table.add_row(file.kind.file, f"{file.facts['size_mb']:.1f}",
+                      f"{parity['cosine_mean']:.6f}", f"{parity['cosine_p1']:.6f}", drop, "passed")
         floats = file.facts.get("quantisation", {}).get("float_layers")
         if floats:
             in_half.update(floats)
     console.print(table)
     if in_half:
-        console.print(f"returned to half precision: {', '.join(sorted(in_half))}", highlight=False, soft_wrap=True)
+        console.print(f"returned to half precision: {', '.join(sorted(in_half))}", highlight=False,
+                      soft_wrap=True)
 
 
 def _print_preset(console, made: "list[Made]") -> None:
     for file in made:
         drift = file.facts["drift"]
-        console.print(f"{file.path.parent.name}/{file.path.name}  {file.facts['size_mb']:.1f} MB, "
-                      f"{file.kind.precision}: features cosine {drift['features_cosine']:.5f}, depth off by "
-                      f"{100 * drift['depth_ratio']:.2f} %, normals by {drift['normals_deg']:.2f}°, descriptors cosine "
-                      f"{drift['descriptors_cosine']:.5f}; passed", highlight=False, soft_wrap=True)
+        console.print(
+            f"{file.path.parent.name}/{file.path.name}  {file.facts['size_mb']:.1f} MB, "
+            f"{file.kind.precision}: features cosine {drift['features_cosine']:.5f}, depth off by "
+            f"{100 * drift['depth_ratio']:.2f} %, normals by {drift['normals_deg']:.2f}°, "
+            f"descriptors cosine {drift['descriptors_cosine']:.5f}; passed", highlight=False, soft_wrap=True)
 
 
 def _print_engines(console, engines: "list[Engine]") -> None:
@@ -243,7 +273,8 @@ def _print_engines(console, engines: "list[Engine]") -> None:
         gated = f"cosine {parity['cosine_mean']:.6f}, passed" if parity else facts["device"]
         took = "up to date" if engine.reused else f"built in {facts['build_seconds']:.1f} s"
         line = f"{engine.path.name}  {facts['size_mb']:.1f} MB, {took}; {gated}"
-        console.print(f"{line}\n  {facts.get('layers', 'no layer report')}", highlight=False, soft_wrap=True)
+        console.print(f"{line}\n  {facts.get('layers', 'no layer report')}", highlight=False,
+                      soft_wrap=True)
 
 
 def _print_layers(console, exporter: "Exporter") -> None:
@@ -253,6 +284,9 @@ def _print_layers(console, exporter: "Exporter") -> None:
 
     int8, _ = exporter.signed
     frame, cosine = exporter.gate.measure(OnnxModel(int8)).worst_frames[0]
-    console.print(f"held-out frame {frame}, the worst (cosine {cosine}); tensors furthest from FP32:")
-    for row in worst(layerwise(exporter.fp32, int8, to_input(exporter.run.heldout.frames[frame:frame + 1]))):
-        console.print(f"  {row.tensor:44} cosine {row.cosine:.6f}  error {row.relative_error:.4f}", soft_wrap=True)
+    console.print(
+        f"held-out frame {frame}, the worst (cosine {cosine}); tensors furthest from FP32:")
+    for row in worst(
+            layerwise(exporter.fp32, int8, to_input(exporter.run.heldout.frames[frame:frame + 1]))):
+        console.print(f"  {row.tensor:44} cosine {row.cosine:.6f}  error {row.relative_error:.4f}",
+                      soft_wrap=True)

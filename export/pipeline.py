@@ -1,4 +1,5 @@
-"""Run folder -> its ONNX files, each verified and gated before it takes its name; what is up to date stays."""
+"""Run folder -> its ONNX files, each verified and gated before it takes its name; what is up to
+date stays."""
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -40,9 +41,12 @@ FP16 = Kind("model.fp16.onnx", "fp16", "FP16: TensorRT 10+ and RTX, web")
 INT8 = Kind("model.int8.onnx", "int8", "INT8 + FP16, typed: TensorRT 10+ and RTX", "trt10")
 INT8_CPU = Kind("model.int8.cpu.onnx", "int8", "uint8 + FP32: onnxruntime on CPU and web", "cpu",
                 optimise=True, open_batch=True)
-INT8_FLAGGED = Kind("model.int8.flagged.onnx", "int8", "INT8, flagged: TensorRT 8.6, JetPack 6.0", "trt8.6")
-FLAGGED = Kind("model.flagged.onnx", "fp32", "opset 17: TensorRT 8.6, under its FP16 flag", "trt8.6")
-FP8 = Kind("model.fp8.onnx", "fp8", "FP8 + FP16, typed: TensorRT 10+, RTX; Ada, Hopper, Blackwell, Thor", "trt10")
+INT8_FLAGGED = Kind("model.int8.flagged.onnx", "int8", "INT8, flagged: TensorRT 8.6, JetPack 6.0",
+                    "trt8.6")
+FLAGGED = Kind("model.flagged.onnx", "fp32", "opset 17: TensorRT 8.6, under its FP16 flag",
+               "trt8.6")
+FP8 = Kind("model.fp8.onnx", "fp8",
+           "FP8 + FP16, typed: TensorRT 10+, RTX; Ada, Hopper, Blackwell, Thor", "trt10")
 KINDS: dict[Precision, tuple[Kind, ...]] = {"fp32": (FP32,), "fp16": (FP16,), "fp8": (FP8,),
                                             "int8": (INT8, INT8_CPU, INT8_FLAGGED)}
 
@@ -68,18 +72,20 @@ class Options:
 
 
 class Exporter:
-    """Makes a run's ONNX files. What is costly (FP32 graph, gate, calibration) is made once, when first needed."""
+    """Makes a run's ONNX files. What is costly (FP32 graph, gate, calibration) is made once, when
+    first needed."""
 
     def __init__(self, run: Run, options: Options = Options(), say: Say = print):
         self.run, self.options, self.say = run, options, say
         ready(run.out)
         self._made: dict[tuple[Kind, ...], list[Made]] = {}
         if len(run.calibration) < CALIBRATION_FRAMES:
-            say(f"only {len(run.calibration)} calibration frames (expected >= {CALIBRATION_FRAMES}): "
-                "INT8 ranges may miss rare activations")
+            say(f"only {len(run.calibration)} calibration frames (expected >= "
+                f"{CALIBRATION_FRAMES}): INT8 ranges may miss rare activations")
 
     def make(self, precision: Precision) -> list[Made]:
-        """The files of one precision. Raises GateError (exit 3) if one fails; it is then removed."""
+        """The files of one precision. Raises GateError (exit 3) if one fails; it is then
+        removed."""
         return self.make_kinds(KINDS[precision])
 
     def make_kinds(self, kinds: tuple[Kind, ...]) -> list[Made]:
@@ -96,7 +102,8 @@ class Exporter:
             return [Made(self.run.out / kind.file, kind, facts, True)
                     for kind, facts in zip(kinds, held, strict=True) if facts]
         for kind in kinds:
-            discard(self.run.out / kind.file)  # made from something else: not to be found if what follows fails
+            # made from something else: not to be found if what follows fails
+            discard(self.run.out / kind.file)
         return [self._finish(kind, self._graph(kind), key) for kind in kinds]
 
     @cached_property
@@ -114,8 +121,10 @@ class Exporter:
 
     @cached_property
     def signed(self) -> tuple[onnx.ModelProto, Recipe]:
-        """The calibrated signed INT8 graph and the recipe it took: `max_drop` may return layers to half."""
-        recipe, facts = self.options.recipe, calibration_facts(self.run.calibration, self.options.recipe)
+        """The calibrated signed INT8 graph and the recipe it took: `max_drop` may return layers to
+        half."""
+        recipe, facts = self.options.recipe, calibration_facts(self.run.calibration,
+                                                               self.options.recipe)
         self.say(f"calibrating INT8 on {facts['frames']} frames")
         write_json(facts, self.run.out / "calibration.json")
         model = quantize(self.fp32, self.run.calibration, recipe)
@@ -133,14 +142,17 @@ class Exporter:
         return self._distilled(model) if self.options.qat else model
 
     def _distilled(self, quantised: onnx.ModelProto) -> onnx.ModelProto:
-        """The same layers in INT8 after `--qat` steps; as they were if that did not help on the frames distilled on."""
+        """The same layers in INT8 after `--qat` steps; as they were if that did not help on the
+        frames distilled on."""
         from export.quant.qat import distil_int8
 
-        model = distil_int8(self.run.student, self.run.calibration, quantized_layers(quantised), self.options.recipe,
-                            self.options.qat, self.options.batch, self.say)
+        model = distil_int8(self.run.student, self.run.calibration, quantized_layers(quantised),
+                            self.options.recipe, self.options.qat, self.options.batch, self.say)
         frames = to_input(spread(self.run.calibration.frames, HELDOUT_FRAMES))
         reference = TorchModel(self.run.student)(frames)
-        before, after = (float(token_cosine(reference, OnnxModel(m)(frames)).mean()) for m in (quantised, model))
+        before, after = (float(token_cosine(reference,
+                                            OnnxModel(m)(frames)).mean())
+                         for m in (quantised, model))
         self.say(f"qat: mean cosine {before:.6f} -> {after:.6f} on {len(frames)} calibration frames"
                  f"{'' if after > before else ': kept the model without it'}")
         return model if after > before else quantised
@@ -156,7 +168,8 @@ class Exporter:
             self.say("calibrating FP8")
             return to_half(quantize_fp8(self.fp32, self.run.calibration, self.options.recipe))
         signed, _ = self.signed
-        return {INT8.file: to_half, INT8_CPU.file: to_unsigned, INT8_FLAGGED.file: to_flagged}[kind.file](signed)
+        return {INT8.file: to_half, INT8_CPU.file: to_unsigned,
+                INT8_FLAGGED.file: to_flagged}[kind.file](signed)
 
     def _finish(self, kind: Kind, model: onnx.ModelProto, key: str) -> Made:
         """Verifies, gates, and only then writes."""
@@ -164,7 +177,8 @@ class Exporter:
         if kind.target:
             broken = check_qdq(model, kind.target, want_int8=kind.precision in ("int8", "fp8"))
             if broken:
-                raise GateError(f"{path}: breaks the rules of {kind.target}: {'; '.join(brief(broken)[:3])}")
+                raise GateError(
+                    f"{path}: breaks the rules of {kind.target}: {'; '.join(brief(broken)[:3])}")
         self.say(f"gate: {kind.file}")
         parity = self.gate(OnnxModel(model, optimise=kind.optimise), kind.precision, str(path))
         facts = save_onnx(model, path, self._facts(kind, parity, key))
@@ -173,24 +187,29 @@ class Exporter:
     def _facts(self, kind: Kind, parity: Parity, key: str) -> Facts:
         student = self.run.student
         facts: Facts = {
-            **interface(student, "dynamic" if kind.open_batch else self.options.batch),
-            "precision": kind.precision, "for": kind.what, "cache_key": key,
-            "student": {"size": student.config.size, "depth": student.config.depth, "sha256": self.run.student_sha256},
-            "parity": parity.facts(), "heldout_sha256": self.run.heldout.digest, "versions": _versions()}
+            **interface(student, "dynamic" if kind.open_batch else self.options.batch), "precision":
+                kind.precision, "for": kind.what, "cache_key": key, "student": {
+                    "size": student.config.size, "depth": student.config.depth,
+                    "sha256": self.run.student_sha256
+                }, "parity": parity.facts(), "heldout_sha256": self.run.heldout.digest,
+            "versions": _versions()
+        }
         if student.config.teacher:
             facts["teacher_digest"] = student.config.teacher
         if kind.precision in ("int8", "fp8"):
             recipe = self.signed[1] if kind.precision == "int8" else self.options.recipe
-            facts["quantisation"] = ({**recipe.facts(), "qat_steps": self.options.qat} if kind.precision == "int8" else
-                                     fp8_facts(recipe))
+            facts["quantisation"] = ({**recipe.facts(), "qat_steps": self.options.qat}
+                                     if kind.precision == "int8" else fp8_facts(recipe))
             facts["calibration_digest"] = calibration_facts(self.run.calibration, recipe)["digest"]
         return facts
 
     def _cache_key(self, precision: Precision) -> str:
-        quantised = [self.run.calibration.digest, self.options.recipe.facts(), self.options.max_drop,
-                     self.options.qat]
-        return digest(self.run.student_sha256, self.run.heldout.digest, self.options.batch, OPSET, _versions(),
-                      _source(), quantised if precision in ("int8", "fp8") else None)
+        quantised = [
+            self.run.calibration.digest,
+            self.options.recipe.facts(), self.options.max_drop, self.options.qat
+        ]
+        return digest(self.run.student_sha256, self.run.heldout.digest, self.options.batch, OPSET,
+                      _versions(), _source(), quantised if precision in ("int8", "fp8") else None)
 
 
 def _versions() -> dict[str, str]:

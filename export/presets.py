@@ -1,12 +1,15 @@
-"""What an app ships: the student with its heads as one ONNX file, in the layout of Hugging Face and transformers.js.
+"""What an app ships: the student with its heads as one ONNX file, in the layout of Hugging Face and
+transformers.js.
 
-The student's part is the very file that `export onnx` made and gated (fp32, fp16 or int8); the heads are appended in
-float32, where they cost two percent of a frame and lose nothing. The whole is held against torch once more. Shapes are
-static, but for the batch of model_quantized.onnx: fixed, it would run in float (export/dialects.py).
+The student's part is the very file that `export onnx` made and gated (fp32, fp16 or int8); the
+heads are appended in float32, where they cost two percent of a frame and lose nothing. The whole is
+held against torch once more. Shapes are static, but for the batch of model_quantized.onnx: fixed,
+it would run in float (export/dialects.py).
 
-  edge    model_quantized.onnx (uint8, onnxruntime on CPU), model_int8.onnx (TensorRT), model_fp16.onnx
-  web     model_fp16.onnx (WebGPU), model.onnx (float32), model_quantized.onnx (what transformers.js takes on WASM)
-  mobile  model.onnx (float32: CoreML and NNAPI choose their own half precision)
+  edge    model_quantized.onnx (uint8, onnxruntime on CPU), model_int8.onnx (TensorRT),
+  model_fp16.onnx web     model_fp16.onnx (WebGPU), model.onnx (float32), model_quantized.onnx (what
+  transformers.js takes on WASM) mobile  model.onnx (float32: CoreML and NNAPI choose their own half
+  precision)
 """
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +36,8 @@ PRESETS: dict[Preset, dict[str, Kind]] = {
     "mobile": {"model.onnx": FP32},
 }
 JUDGED_FRAMES = 32
-# what transformers.js takes unless told otherwise; no device is named, for it is the machine that has a GPU or not
+# what transformers.js takes unless told otherwise; no device is named, for it is the machine that
+# has a GPU or not
 _BY_DEVICE: dict[Preset, Facts] = {
     "edge": {"dtype": "q8"},
     "web": {"dtype": "q8", "device_config": {"webgpu": {"dtype": "fp16"}}},
@@ -54,21 +58,27 @@ class Drift:
     colours: float              # 0 to 1
 
 
-# float32 differs in the order of sums only; int8 as far as the student's own gate lets features drift
+# float32 differs in the order of sums only; int8 as far as the student's own gate lets features
+# drift
 LIMITS = {"fp32": Drift(THRESHOLDS["fp32"].cosine_mean, 0.001, 0.2, 0.9999, 0.002),
           "fp16": Drift(THRESHOLDS["fp16"].cosine_mean, 0.01, 1.0, 0.999, 0.01),
           "int8": Drift(THRESHOLDS["int8"].cosine_mean, 0.03, 2.5, 0.99, 0.03)}
 
 
 def export_preset(exporter: Exporter, preset: Preset, out: Path | None = None) -> list[Made]:
-    """Writes run/export/PRESET/{config.json, preprocessor_config.json, README.md, onnx/model*.onnx}.
+    """Writes run/export/PRESET/{config.json, preprocessor_config.json, README.md,
+    onnx/model*.onnx}.
 
-    Raises ValueError if the student has no heads (or another student's), GateError if a file's answers differ.
+    Raises ValueError if the student has no heads (or another student's), GateError if a file's
+    answers differ.
     """
     run = exporter.run
     folder = out or run.out / preset
     heads = load_heads(run.folder / "student", run.student_sha256)
-    made = [_finish(exporter, heads, kind, folder / "onnx" / name) for name, kind in PRESETS[preset].items()]
+    made = [
+        _finish(exporter, heads, kind, folder / "onnx" / name)
+        for name, kind in PRESETS[preset].items()
+    ]
     write_json(_config(run, heads, preset), folder / "config.json")
     write_json(_preprocessor(run), folder / "preprocessor_config.json")
     with beside(folder / "README.md") as scratch:
@@ -77,7 +87,8 @@ def export_preset(exporter: Exporter, preset: Preset, out: Path | None = None) -
 
 
 def attach(student: onnx.ModelProto, heads: onnx.ModelProto) -> onnx.ModelProto:
-    """One graph: the student's `features` stay an output and feed the heads, whose outputs follow. Checked in full."""
+    """One graph: the student's `features` stay an output and feed the heads, whose outputs follow.
+    Checked in full."""
     whole = onnx.ModelProto()
     whole.CopyFrom(student)
     graph, taken = whole.graph, {"features", *OUTPUTS}
@@ -95,9 +106,13 @@ def attach(student: onnx.ModelProto, heads: onnx.ModelProto) -> onnx.ModelProto:
     versions = {entry.domain: entry.version for entry in whole.opset_import}
     for entry in heads.opset_import:
         if versions.setdefault(entry.domain, entry.version) != entry.version:
-            raise ValueError(f"attach: got opset {versions[entry.domain]} and heads of {entry.version}, expected one")
+            raise ValueError(
+                f"attach: got opset {versions[entry.domain]} and heads of {entry.version}, "
+                "expected one"
+            )
     del whole.opset_import[:]
-    whole.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in versions.items())
+    whole.opset_import.extend(
+        helper.make_opsetid(domain, version) for domain, version in versions.items())
     del graph.value_info[:]
     onnx.checker.check_model(whole, full_check=True)
     return whole
@@ -111,25 +126,34 @@ def drift(model: DrawableStudent, whole: OnnxModel, frames: np.ndarray) -> Drift
     found = whole.answers(frames)
     for name, a, b in zip(names, wanted, found, strict=True):
         if a.shape != b.shape or not np.isfinite(b).all():
-            raise GateError(f"{name}: got {list(b.shape)}, expected finite {list(a.shape)}; half precision overflowed?")
+            raise GateError(
+                f"{name}: got {list(b.shape)}, expected finite {list(a.shape)}; half precision "
+                "overflowed?"
+            )
     angle = np.degrees(np.arccos(token_cosine(wanted[2], found[2]).clip(-1, 1)))
-    return Drift(float(token_cosine(wanted[0], found[0]).mean()), float(np.abs(np.log(found[1] / wanted[1])).mean()),
-                 float(angle.mean()), float(token_cosine(wanted[3], found[3]).mean()),
+    return Drift(float(token_cosine(wanted[0], found[0]).mean()),
+                 float(np.abs(np.log(found[1] / wanted[1])).mean()), float(angle.mean()),
+                 float(token_cosine(wanted[3], found[3]).mean()),
                  float(np.abs(wanted[4] - found[4]).mean()))
 
 
 def misses(found: Drift, limits: Drift) -> list[str]:
     """What is further off than allowed, in words; written so that NaN misses."""
     at_least = {"features_cosine", "descriptors_cosine"}
-    return [f"{name} {value:.5f} {'<' if name in at_least else '>'} {limit}"
-            for (name, value), limit in zip(asdict(found).items(), asdict(limits).values(), strict=True)
-            if not (value >= limit if name in at_least else value <= limit)]
+    return [
+        f"{name} {value:.5f} {'<' if name in at_least else '>'} {limit}"
+        for (name,
+             value), limit in zip(asdict(found).items(),
+                                  asdict(limits).values(), strict=True)
+        if not (value >= limit if name in at_least else value <= limit)
+    ]
 
 
 def _finish(exporter: Exporter, heads: Heads, kind: Kind, path: Path) -> Made:
     run = exporter.run
     student = next(file for file in exporter.make(kind.precision) if file.kind == kind)
-    key = digest(sha256(student.path), sha256(run.folder / "student" / FILE), sha256(Path(__file__)))
+    key = digest(sha256(student.path), sha256(run.folder / "student" / FILE),
+                 sha256(Path(__file__)))
     held = up_to_date(path, key)
     if held:
         exporter.say(f"{path.parent.parent.name}/{path.name}: up to date")
@@ -145,9 +169,18 @@ def _finish(exporter: Exporter, heads: Heads, kind: Kind, path: Path) -> Made:
     missed = misses(found, LIMITS[kind.precision])
     if missed:
         raise GateError(f"{path}: its answers differ from the student's: {'; '.join(missed)}")
-    own = {name: fact for name, fact in student.facts.items() if name not in ("schema", "file", "sha256", "size_mb")}
-    return Made(path, kind, save_onnx(model, path, {**own, "cache_key": key, "outputs": outputs(run, heads),
-                                                    "drift": asdict(found), "student_file": student.path.name}), False)
+    own = {
+        name: fact
+        for name, fact in student.facts.items()
+        if name not in ("schema", "file", "sha256", "size_mb")
+    }
+    return Made(
+        path, kind,
+        save_onnx(
+            model, path, {
+                **own, "cache_key": key, "outputs": outputs(run, heads), "drift": asdict(found),
+                "student_file": student.path.name
+            }), False)
 
 
 def outputs(run: Run, heads: Heads) -> Facts:
@@ -155,23 +188,34 @@ def outputs(run: Run, heads: Heads) -> Facts:
     shape = heads.shape
     dense, fine = shape.grid * shape.dense_up, shape.grid * shape.descriptor_up
     return {
-        "features": {"shape": [shape.in_dim, shape.grid, shape.grid], "meaning": "standardised teacher features"},
-        "depth": {"shape": [1, dense, dense], "unit": "m", "range": [0.1, 50], "meaning": "along the optical axis"},
-        "normals": {"shape": [3, dense, dense], "range": [-1, 1],
-                    "meaning": "unit vectors in camera axes (x right, y down, z ahead), towards the camera"},
-        "descriptors": {"shape": [shape.descriptor_dim, fine, fine], "range": [-1, 1],
-                        "meaning": "unit vectors; the largest dot product in another view is the same place"},
-        "colours": {"shape": [3, shape.grid, shape.grid], "range": [0, 1],
-                    "meaning": "three main directions of the features, one fixed map for all frames"},
+        "features": {
+            "shape": [shape.in_dim, shape.grid, shape.grid],
+            "meaning": "standardised teacher features"
+        }, "depth": {
+            "shape": [1, dense, dense], "unit": "m", "range": [0.1, 50],
+            "meaning": "along the optical axis"
+        }, "normals": {
+            "shape": [3, dense, dense], "range": [-1, 1],
+            "meaning": "unit vectors in camera axes (x right, y down, z ahead), towards the camera"
+        }, "descriptors": {
+            "shape": [shape.descriptor_dim, fine, fine], "range": [-1, 1],
+            "meaning": "unit vectors; the largest dot product in another view is the same place"
+        }, "colours": {
+            "shape": [3, shape.grid, shape.grid], "range": [0, 1],
+            "meaning": "three main directions of the features, one fixed map for all frames"
+        },
     }
 
 
 def _config(run: Run, heads: Heads, preset: Preset) -> Facts:
     config = run.student.config
-    return {"model_type": "vega3d-edge", "architectures": ["DrawableStudent"], "image_size": config.image_size,
-            "patch_size": config.patch, "hidden_size": config.width, "num_hidden_layers": config.depth,
-            "feature_dim": config.out_dim, "input": interface(run.student)["input"], "outputs": outputs(run, heads),
-            "student_sha256": run.student_sha256, "transformers.js_config": _BY_DEVICE[preset]}
+    return {
+        "model_type": "vega3d-edge", "architectures": ["DrawableStudent"],
+        "image_size": config.image_size, "patch_size": config.patch, "hidden_size": config.width,
+        "num_hidden_layers": config.depth, "feature_dim": config.out_dim,
+        "input": interface(run.student)["input"], "outputs": outputs(run, heads),
+        "student_sha256": run.student_sha256, "transformers.js_config": _BY_DEVICE[preset]
+    }
 
 
 def _preprocessor(run: Run) -> Facts:

@@ -1,4 +1,5 @@
-"""What an export starts from: a run folder's student, and the frames that calibrate it and hold it to account."""
+"""What an export starts from: a run folder's student, and the frames that calibrate it and hold it
+to account."""
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from student.vit import Student, load_student
 
 MAKE_ONE = "make one with: vega3d distill run"
 CALIBRATION_FRAMES = 300  # NNCF's own default; fewer leave rare activations out of the ranges
-HELDOUT_FRAMES = 32       # the gate's floor: 32 x 196 tokens put 63 of them under the 1st percentile
+HELDOUT_FRAMES = 32  # the gate's floor: 32 x 196 tokens put 63 of them under the 1st percentile
 
 
 @dataclass(frozen=True)
 class Frames:
-    """frames uint8 [N,3,H,W] RGB; depth float32 [N,h,w] metres per patch (0 = unknown), or None for plain video."""
+    """frames uint8 [N,3,H,W] RGB; depth float32 [N,h,w] metres per patch (0 = unknown), or None for
+    plain video."""
     frames: np.ndarray
     depth: np.ndarray | None
     digest: str
@@ -39,17 +41,20 @@ class Run:
 
 
 def to_input(frames: np.ndarray) -> np.ndarray:
-    """The deployment preprocessing, all of it: uint8 RGB [N,3,H,W] -> float32 in [0,1]; the graph does the rest."""
+    """The deployment preprocessing, all of it: uint8 RGB [N,3,H,W] -> float32 in [0,1]; the graph
+    does the rest."""
     return frames.astype(np.float32) / 255
 
 
 def spread(items: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` of them, evenly spread over the whole file (its head alone may be one room)."""
+    """At most `most` of them, evenly spread over the whole file (its head alone may be one
+    room)."""
     return items[np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)]
 
 
 def open_run(folder: Path) -> Run:
-    """Reads a run folder. Raises ValueError, in one line, for a missing folder, student or frames file."""
+    """Reads a run folder. Raises ValueError, in one line, for a missing folder, student or frames
+    file."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such run folder; {MAKE_ONE}")
     folder = folder.resolve()  # runs/latest is a link: the artefacts belong to the run it names now
@@ -73,5 +78,6 @@ def _frames(folder: Path, name: str, px: int, at_least: int) -> Frames:
         got = "none" if frames is None else f"{frames.dtype} {list(frames.shape)}"
         raise ValueError(f"{path}: got frames {got}, expected uint8 [N,3,{px},{px}]; {MAKE_ONE}")
     if len(frames) < at_least:
-        raise ValueError(f"{path}: got {len(frames)} frames, expected >= {at_least}; distil from more clips")
+        raise ValueError(
+            f"{path}: got {len(frames)} frames, expected >= {at_least}; distil from more clips")
     return Frames(frames, depth, sha256(path))

@@ -1,1 +1,2 @@
-"""A photo through an exported model, without torch: numpy, onnxruntime and Pillow are all that it needs."""
+"""A photo through an exported model, without torch: numpy, onnxruntime and Pillow are all that it
+needs."""

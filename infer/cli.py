@@ -1,13 +1,17 @@
-"""`vega3d infer model.onnx photo.jpg -o out/`: what an exported model says of a photo, as pictures and as arrays."""
+"""`vega3d infer model.onnx photo.jpg -o out/`: what an exported model says of a photo, as pictures
+and as arrays."""
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 
-def infer(model: Annotated[Path, tyro.conf.Positional], photos: Annotated[tuple[Path, ...], tyro.conf.Positional],
-          out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("out"), threads: int = 0) -> None:
-    """Depth, normals, features and descriptors of photos: PNG to look at, NPY to compute with. Needs no torch.
+def infer(model: Annotated[Path, tyro.conf.Positional], photos: Annotated[tuple[Path, ...],
+                                                                          tyro.conf.Positional],
+          out: Annotated[Path,
+                         tyro.conf.arg(aliases=["-o"])] = Path("out"), threads: int = 0) -> None:
+    """Depth, normals, features and descriptors of photos: PNG to look at, NPY to compute with.
+    Needs no torch.
 
     Args:
         model: an ONNX file of `vega3d export onnx` (--preset for depth, normals and descriptors)

@@ -14,17 +14,21 @@ SHOWN_PX = 448  # side of the pictures
 
 
 def infer_photos(model: Path, photos: Sequence[Path], out: Path, threads: int = 0) -> Iterator[str]:
-    """Writes out/NAME_*.png and .npy for each photo and yields a line about it. Raises ValueError for bad input; what
-    was written before it stays."""
+    """Writes out/NAME_*.png and .npy for each photo and yields a line about it. Raises ValueError
+    for bad input; what was written before it stays."""
     if not photos:
-        raise ValueError("infer: got no photo, expected at least one: vega3d infer model.onnx photo.jpg -o out/")
+        raise ValueError(
+            "infer: got no photo, expected at least one: vega3d infer model.onnx photo.jpg -o out/")
     if threads < 0:
         raise ValueError(f"infer: got {threads} threads, expected 0 (one a core) or more")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file, expected a folder to write to")
     stems = [path.stem for path in photos]
     if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
-        raise ValueError(f"infer: got two photos called {twice}, whose answers would have one name; give one at a time")
+        raise ValueError(
+            f"infer: got two photos called {twice}, whose answers would have one name; give one at "
+            "a time"
+        )
     loaded = Model(model, threads)
     for path in photos:
         frame = read_photo(path, loaded.px)
@@ -33,7 +37,8 @@ def infer_photos(model: Path, photos: Sequence[Path], out: Path, threads: int = 
         took = time.perf_counter() - begin
         for name, picture in pictures(frame, answers).items():
             with beside(out / f"{path.stem}_{name}.png") as scratch:
-                shown = Image.fromarray(picture).resize((SHOWN_PX, SHOWN_PX), Image.Resampling.BILINEAR)
+                shown = Image.fromarray(picture).resize((SHOWN_PX, SHOWN_PX),
+                                                        Image.Resampling.BILINEAR)
                 shown.save(scratch)
         for name, value in answers.items():
             if name != "colours":  # a picture, not a measurement
@@ -64,11 +69,13 @@ def _depth_line(answers: dict[str, np.ndarray]) -> str:
 
 
 MOST_PIXELS = 250_000_000      # a phone's 200 million and some; 0.75 GB once decoded
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower than a phone's, and ours is checked before any decoding
+# Pillow's own limit is lower than a phone's, and ours is checked before any decoding
+Image.MAX_IMAGE_PIXELS = None
 
 
 def read_photo(path: Path, px: int) -> np.ndarray:
-    """uint8 RGB [3,px,px]. Raises ValueError, in one line, for a file that is missing, broken, huge or no picture."""
+    """uint8 RGB [3,px,px]. Raises ValueError, in one line, for a file that is missing, broken, huge
+    or no picture."""
     if not path.is_file():
         raise ValueError(f"{path}: no such photo")
     try:

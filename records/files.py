@@ -11,9 +11,11 @@ from typing import Any
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A scratch name in the same folder, renamed to `path` if the block ends well, removed if it does not.
+    """A scratch name in the same folder, renamed to `path` if the block ends well, removed if it
+    does not.
 
-    The block may write a file there, or make a folder: a folder replaces only a missing or an empty one.
+    The block may write a file there, or make a folder: a folder replaces only a missing or an empty
+    one.
     """
     scratch = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:

@@ -1,4 +1,5 @@
-"""Upright boxes [K,7]: centre xyz, size xyz, heading about +Z; metres and radians. [K,6] are those with heading 0."""
+"""Upright boxes [K,7]: centre xyz, size xyz, heading about +Z; metres and radians. [K,6] are those
+with heading 0."""
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,12 +24,15 @@ def upright(boxes: np.ndarray) -> np.ndarray:
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Axis-aligned intersection over union [A,B] in [0,1]; a box without volume has 0 with everything."""
-    a, b = upright(a)[:, None], upright(b)[None]                                             # [A,1,2,3], [1,B,2,3]
-    shared = np.clip(np.minimum(a[:, :, 1], b[:, :, 1]) - np.maximum(a[:, :, 0], b[:, :, 0]), 0, None).prod(-1)
+    """Axis-aligned intersection over union [A,B] in [0,1]; a box without volume has 0 with
+    everything."""
+    a, b = upright(a)[:, None], upright(b)[None]  # [A,1,2,3], [1,B,2,3]
+    shared = np.clip(
+        np.minimum(a[:, :, 1], b[:, :, 1]) - np.maximum(a[:, :, 0], b[:, :, 0]), 0, None).prod(-1)
     volumes = [np.clip(x[:, :, 1] - x[:, :, 0], 0, None).prod(-1) for x in (a, b)]
     union = volumes[0] + volumes[1] - shared                                                 # [A,B]
-    return np.where((volumes[0] > 0) & (volumes[1] > 0), shared / np.where(union > 0, union, 1), 0.0)
+    return np.where((volumes[0] > 0) & (volumes[1] > 0), shared / np.where(union > 0, union, 1),
+                    0.0)
 
 
 def corners(box: np.ndarray) -> np.ndarray:
@@ -51,7 +55,7 @@ def _flat_gap(p: np.ndarray, q: np.ndarray) -> float:
     normals = np.stack([edges[:, 1], -edges[:, 0]], 1)
     on_p, on_q = p @ normals.T, q @ normals.T                                                # [N,E]
     if not ((on_p.max(0) < on_q.min(0)) | (on_q.max(0) < on_p.min(0))).any():
-        return 0.0                                                                           # no axis keeps them apart
+        return 0.0  # no axis keeps them apart
     return min(_to_edges(p, q), _to_edges(q, p))
 
 

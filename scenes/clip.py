@@ -33,25 +33,30 @@ class Clip:
     """T frames of one place. Only `frames` is always there; arrays that are not known are None."""
     id: str
     frames: np.ndarray                      # [T,3,H,W] uint8 RGB
-    depth: np.ndarray | None = None         # [T,H,W] float32, metres along the optical axis, 0 = none
-    normals: np.ndarray | None = None       # [T,3,H,W] int8, 127 * unit normal in camera axes (OpenCV)
+    depth: np.ndarray | None = None  # [T,H,W] float32, metres along the optical axis, 0 = none
+    normals: np.ndarray | None = None  # [T,3,H,W] int8, 127 * unit normal in camera axes (OpenCV)
     instances: np.ndarray | None = None     # [T,H,W] int32, SceneObject.id, 0 = none
     intrinsics: np.ndarray | None = None    # [3,3] float64, pixels; pixel centres at +0.5
-    poses: np.ndarray | None = None         # [T,4,4] float64, camera to world, OpenCV axes (x right, y down, z ahead)
+    # [T,4,4] float64, camera to world, OpenCV axes (x right, y down, z ahead)
+    poses: np.ndarray | None = None
     objects: list[SceneObject] = field(default_factory=list)
     room_size: tuple[float, float, float] | None = None  # width (x), depth (y), height (z), m
 
     def __post_init__(self) -> None:
-        if self.frames.ndim != 4 or self.frames.shape[1] != 3 or self.frames.dtype != np.uint8 or not len(self.frames):
-            raise ValueError(f"clip {self.id}: frames are {self.frames.dtype} {list(self.frames.shape)}, "
-                             "expected uint8 [T,3,H,W] with T >= 1")
+        if self.frames.ndim != 4 or self.frames.shape[
+                1] != 3 or self.frames.dtype != np.uint8 or not len(self.frames):
+            raise ValueError(
+                f"clip {self.id}: frames are {self.frames.dtype} {list(self.frames.shape)}, "
+                "expected uint8 [T,3,H,W] with T >= 1")
         t, _, h, w = self.frames.shape
         for name, shape in {"depth": (t, h, w), "normals": (t, 3, h, w), "instances": (t, h, w),
                             "intrinsics": (3, 3), "poses": (t, 4, 4)}.items():
             value = getattr(self, name)
             if value is not None and value.shape != shape:
-                raise ValueError(f"clip {self.id}: {name} is {list(value.shape)}, expected {list(shape)}")
-        if self.depth is not None and not (np.isfinite(self.depth).all() and (self.depth >= 0).all()):
+                raise ValueError(
+                    f"clip {self.id}: {name} is {list(value.shape)}, expected {list(shape)}")
+        if self.depth is not None and not (np.isfinite(self.depth).all() and
+                                           (self.depth >= 0).all()):
             raise ValueError(f"clip {self.id}: depth holds NaN, infinite or negative metres; "
                              "write 0 where depth is unknown")
 
@@ -59,7 +64,8 @@ class Clip:
         """Semantic map [T,H,W] uint8: index into `classes` of each pixel's object, 255 = none."""
         if self.instances is None:
             raise ValueError(f"clip {self.id}: has no instances, so no semantic map")
-        lookup = np.full(max([0, int(self.instances.max()), *(o.id for o in self.objects)]) + 1, 255, np.uint8)
+        lookup = np.full(
+            max([0, int(self.instances.max()), *(o.id for o in self.objects)]) + 1, 255, np.uint8)
         for thing in self.objects:
             lookup[thing.id] = classes.index(thing.category)
         return lookup[self.instances]
@@ -78,8 +84,13 @@ _ARRAYS = {f.name for f in fields(Clip)} - {"id", "objects", "room_size"}
 
 def save_clip(clip: Clip, path: Path) -> None:
     """Writes one clip beside `path` and renames it there, so that a kill leaves no half file."""
-    arrays = {n: np.ascontiguousarray(v) for n in sorted(_ARRAYS) if (v := getattr(clip, n)) is not None}
-    about = {"id": clip.id, "objects": [asdict(o) for o in clip.objects], "room_size": clip.room_size}
+    arrays = {
+        n: np.ascontiguousarray(v)
+        for n in sorted(_ARRAYS) if (v := getattr(clip, n)) is not None
+    }
+    about = {
+        "id": clip.id, "objects": [asdict(o) for o in clip.objects], "room_size": clip.room_size
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -111,7 +122,10 @@ class ClipFolder:
     def __init__(self, root: Path | str):
         self.root = Path(root)
         if not self.root.is_dir():
-            raise ValueError(f"{self.root}: no such folder; make one with: vega3d scenes render --out {self.root}")
+            raise ValueError(
+                f"{self.root}: no such folder; make one with: vega3d scenes render --out "
+                f"{self.root}"
+            )
         if not any(self.root.glob("*/*.safetensors")):
             raise ValueError(f"{self.root}: holds no clips (SPLIT/ID.safetensors); "
                              f"make some with: vega3d scenes render --out {self.root}")

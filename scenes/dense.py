@@ -1,6 +1,8 @@
-"""What every pixel is asked: how far, which way it faces, what it is; and the metrics of those three answers.
+"""What every pixel is asked: how far, which way it faces, what it is; and the metrics of those
+three answers.
 
-Targets are read at every fourth pixel, [56,56] for a 224 px frame: four to a side of each 14x14 token.
+Targets are read at every fourth pixel, [56,56] for a 224 px frame: four to a side of each 14x14
+token.
 """
 from dataclasses import dataclass
 
@@ -21,19 +23,22 @@ class DenseTargets:
 
 
 def dense_targets(clip: Clip) -> DenseTargets:
-    """Samples a clip's ground truth at the middle of every 4x4 px cell. Raises ValueError if it has none."""
+    """Samples a clip's ground truth at the middle of every 4x4 px cell. Raises ValueError if it has
+    none."""
     from scenes.furniture.pack import CLASSES
 
     if clip.depth is None or clip.normals is None or clip.instances is None:
-        raise ValueError(f"clip {clip.id}: has no depth, normals and instances; the teacher's heads train on rendered "
-                         "rooms (vega3d scenes render), videos can only be distilled from")
+        raise ValueError(
+            f"clip {clip.id}: has no depth, normals and instances; the teacher's heads train on "
+            "rendered rooms (vega3d scenes render), videos can only be distilled from")
     cut = slice(STRIDE // 2, None, STRIDE)
     return DenseTargets(clip.depth[:, cut, cut].copy(), clip.normals[:, :, cut, cut].copy(),
                         clip.categories(CLASSES)[:, cut, cut].copy())
 
 
 def patch_depth(clip: Clip, cells: int = 14) -> np.ndarray:
-    """Mean metric depth of each patch's known pixels, [T,cells,cells] float32; 0 where none is known."""
+    """Mean metric depth of each patch's known pixels, [T,cells,cells] float32; 0 where none is
+    known."""
     if clip.depth is None:
         raise ValueError(f"clip {clip.id}: has no depth")
     t, h, w = clip.depth.shape
@@ -43,14 +48,16 @@ def patch_depth(clip: Clip, cells: int = 14) -> np.ndarray:
 
 
 class DenseScores:
-    """Accumulates the four scores over batches; arrays as in DenseTargets, predictions alike (depth in metres)."""
+    """Accumulates the four scores over batches; arrays as in DenseTargets, predictions alike (depth
+    in metres)."""
 
     def __init__(self, classes: int):
         self.confusion = np.zeros((classes, classes), np.int64)
         self.close, self.relative, self.known = 0.0, 0.0, 0
         self.angle, self.facing = 0.0, 0
 
-    def add(self, depth: np.ndarray, normals: np.ndarray, logits_argmax: np.ndarray, truth: DenseTargets) -> None:
+    def add(self, depth: np.ndarray, normals: np.ndarray, logits_argmax: np.ndarray,
+            truth: DenseTargets) -> None:
         known = truth.depth > 0
         ratio = np.maximum(depth[known], 1e-3) / truth.depth[known]
         self.close += float((np.maximum(ratio, 1 / ratio) < 1.25).sum())
@@ -69,13 +76,17 @@ class DenseScores:
         self.confusion += np.bincount(pairs, minlength=n * n).reshape(n, n)
 
     def result(self) -> dict[str, float]:
-        """delta1 (share of pixels within 25 % of the true depth), abs_rel, normal_deg (mean angle), miou.
+        """delta1 (share of pixels within 25 % of the true depth), abs_rel, normal_deg (mean angle),
+        miou.
 
         miou averages over the classes present in the truth; 0 to 1.
         """
         hits = np.diag(self.confusion)
         union = self.confusion.sum(0) + self.confusion.sum(1) - hits
         present = self.confusion.sum(1) > 0
-        return {"delta1": self.close / max(self.known, 1), "abs_rel": self.relative / max(self.known, 1),
-                "normal_deg": self.angle / max(self.facing, 1),
-                "miou": float((hits[present] / union[present]).mean()) if present.any() else 0.0}
+        return {
+            "delta1": self.close / max(self.known, 1),
+            "abs_rel": self.relative / max(self.known, 1),
+            "normal_deg": self.angle / max(self.facing, 1), "miou": float(
+                (hits[present] / union[present]).mean()) if present.any() else 0.0
+        }

@@ -1,4 +1,5 @@
-"""One picture of a clip: a column a frame; colour, depth, instances and normals below each other, and what is in it."""
+"""One picture of a clip: a column a frame; colour, depth, instances and normals below each other,
+and what is in it."""
 import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
@@ -9,9 +10,12 @@ _LINE, _MARGIN = 14, 6
 
 
 def contact_sheet(clip: Clip, most: int = 9) -> Image.Image:
-    """RGB image of at most `most` frames, evenly chosen; rows that the clip does not have are left out."""
-    chosen = np.unique(np.linspace(0, len(clip.frames) - 1, min(most, len(clip.frames))).round().astype(int))
-    rows = [clip.frames[chosen].transpose(0, 2, 3, 1)]                                       # [T,H,W,3] each
+    """RGB image of at most `most` frames, evenly chosen; rows that the clip does not have are left
+    out."""
+    chosen = np.unique(
+        np.linspace(0,
+                    len(clip.frames) - 1, min(most, len(clip.frames))).round().astype(int))
+    rows = [clip.frames[chosen].transpose(0, 2, 3, 1)]  # [T,H,W,3] each
     if clip.depth is not None:
         rows.append(_depth_colours(clip.depth[chosen]))
     if clip.instances is not None:

@@ -1,7 +1,8 @@
 """The student: a plain ViT that turns one RGB frame into the teacher's 14x14 geometric features.
 
-Written so that it exports clean: LayerNorm stays one op, attention is three visible products with the scale on
-the query alone, positions are one constant, and input normalisation is inside the graph (arXiv 2010.11929, 2012.12877).
+Written so that it exports clean: LayerNorm stays one op, attention is three visible products with
+the scale on the query alone, positions are one constant, and input normalisation is inside the
+graph (arXiv 2010.11929, 2012.12877).
 """
 import json
 from dataclasses import asdict, dataclass
@@ -32,7 +33,9 @@ class StudentConfig:
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch:
-            raise ValueError(f"student.image_size {self.image_size} is no multiple of student.patch {self.patch}")
+            raise ValueError(
+                f"student.image_size {self.image_size} is no multiple of student.patch {self.patch}"
+            )
 
     @property
     def width(self) -> int:
@@ -52,7 +55,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, c = x.shape
-        q, k, v = (t.reshape(b, n, self.heads, HEAD_WIDTH).transpose(1, 2) for t in self.qkv(x).split(c, dim=-1))
+        q, k, v = (t.reshape(b, n, self.heads, HEAD_WIDTH).transpose(1, 2)
+                   for t in self.qkv(x).split(c, dim=-1))
         if self.training:
             y = F.scaled_dot_product_attention(q, k, v)             # [B,h,N,64]
         else:
@@ -76,9 +80,11 @@ class Block(nn.Module):
 
 
 class Student(nn.Module):
-    """frames [B,3,224,224] in [0,1] -> standardised teacher features [B,D,14,14] (unitless, per-channel mean 0, std 1).
+    """frames [B,3,224,224] in [0,1] -> standardised teacher features [B,D,14,14] (unitless,
+    per-channel mean 0, std 1).
 
-    `target_mean` and `target_std` ([D], from the feature store) undo the standardisation: see `destandardise`.
+    `target_mean` and `target_std` ([D], from the feature store) undo the standardisation: see
+    `destandardise`.
     """
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -117,8 +123,11 @@ class Student(nn.Module):
 def save_student(student: Student, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Writes folder/student.safetensors and folder/student.json, each beside and renamed."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().to("cpu", dtype if k.split(".")[0] in _WEIGHTS else torch.float32).contiguous()
-             for k, v in student.state_dict().items()}
+    state = {
+        k: v.detach().to("cpu",
+                         dtype if k.split(".")[0] in _WEIGHTS else torch.float32).contiguous()
+        for k, v in student.state_dict().items()
+    }
     weights, about = folder / "student.safetensors", folder / "student.json"
     with beside(weights) as scratch:
         save_file(state, scratch)
@@ -126,7 +135,8 @@ def save_student(student: Student, folder: Path, dtype: torch.dtype = torch.floa
 
 
 def load_student(folder: Path | str) -> Student:
-    """The student that `save_student` wrote, float32, in eval mode. Raises ValueError if the folder holds none."""
+    """The student that `save_student` wrote, float32, in eval mode. Raises ValueError if the folder
+    holds none."""
     folder = Path(folder)
     about, weights = folder / "student.json", folder / "student.safetensors"
     if not (about.is_file() and weights.is_file()):
@@ -141,7 +151,8 @@ def load_student(folder: Path | str) -> Student:
     return student.eval()
 
 
-_WEIGHTS = {"patch_embed", "positions", "blocks", "norm", "head"}  # what may be stored in half precision
+# what may be stored in half precision
+_WEIGHTS = {"patch_embed", "positions", "blocks", "norm", "head"}
 
 
 def _init(module: nn.Module) -> None:

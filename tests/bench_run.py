@@ -1,4 +1,5 @@
-"""A run folder made by the real `distill run` from drawn rooms and a tiny random generator: small, quick, whole."""
+"""A run folder made by the real `distill run` from drawn rooms and a tiny random generator: small,
+quick, whole."""
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -38,21 +39,23 @@ class DrawnRooms:
         frames, depth, normals, instances = (np.stack(v) for v in zip(*views, strict=True))
         if not self.labelled:
             return Clip(clip_id, frames)
-        things = [SceneObject(i + 1, CLASSES[i], CLASSES[i], (0, 0, 0), (1, 1, 1)) for i in range(3)]
+        things = [
+            SceneObject(i + 1, CLASSES[i], CLASSES[i], (0, 0, 0), (1, 1, 1)) for i in range(3)
+        ]
         return Clip(clip_id, frames, depth, normals, instances, objects=things)
 
 
 def _draw(box: tuple, colours: np.ndarray, wall: float, shift: float) -> tuple[np.ndarray, ...]:
     v, u = np.mgrid[0:PX, 0:PX] / PX
-    floor = 1.2 / np.maximum(v - 0.45, 1e-3)                                           # [H,W] metres
+    floor = 1.2 / np.maximum(v - 0.45, 1e-3)  # [H,W] metres
     (x, y), near = box
     inside = (abs(u - x - shift - 0.15) < 0.15) & (abs(v - y - 0.2) < 0.2)
     kind = np.where(inside, 2, np.where(floor < wall, 1, 0))
     depth = np.choose(kind, [wall, floor, near]).astype(np.float32)
-    facing = np.array([[0, 0, -1], [0, -1, 0], [0, 0, -1]])                            # wall, floor, box
+    facing = np.array([[0, 0, -1], [0, -1, 0], [0, 0, -1]])  # wall, floor, box
     image = colours[kind] * np.exp(-depth / 7)[..., None]                              # [H,W,3]
-    return (image.transpose(2, 0, 1).astype(np.uint8), depth, (127 * facing[kind]).transpose(2, 0, 1).astype(np.int8),
-            (kind + 1).astype(np.int32))
+    return (image.transpose(2, 0, 1).astype(np.uint8), depth,
+            (127 * facing[kind]).transpose(2, 0, 1).astype(np.int8), (kind + 1).astype(np.int32))
 
 
 def tiny_generator(folder: Path) -> Path:
@@ -60,8 +63,9 @@ def tiny_generator(folder: Path) -> Path:
     torch.manual_seed(0)
     AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[1, 2, 2, 2], num_res_blocks=1,
                      temperal_downsample=[False, True, True]).save_pretrained(folder / "vae")
-    WanTransformer3DModel(num_attention_heads=2, attention_head_dim=32, text_dim=32, freq_dim=32, ffn_dim=128,
-                          num_layers=4, rope_max_seq_len=64).save_pretrained(folder / "transformer")
+    WanTransformer3DModel(num_attention_heads=2, attention_head_dim=32, text_dim=32, freq_dim=32,
+                          ffn_dim=128, num_layers=4,
+                          rope_max_seq_len=64).save_pretrained(folder / "transformer")
     save_file({"prompt": torch.zeros(1, 1, 32)}, folder / "prompt.safetensors")
     return folder
 
@@ -72,7 +76,8 @@ def use(source: Source, patch: pytest.MonkeyPatch) -> None:
 
 
 def make_run(root: Path, labelled: bool = True, depth: int = 2) -> Path:
-    """Trains teacher heads and a student for an epoch and exports FP32, FP16 and a CPU INT8 ONNX."""
+    """Trains teacher heads and a student for an epoch and exports FP32, FP16 and a CPU INT8
+    ONNX."""
     from distill.run import run
 
     config = RunConfig(
@@ -86,7 +91,8 @@ def make_run(root: Path, labelled: bool = True, depth: int = 2) -> Path:
 
 
 def export(folder: Path) -> None:
-    """The files of `vega3d export onnx`, by its own FP32 and FP16 passes and a quick dynamic INT8 in NNCF's place."""
+    """The files of `vega3d export onnx`, by its own FP32 and FP16 passes and a quick dynamic INT8
+    in NNCF's place."""
     from onnxruntime.quantization import quantize_dynamic
 
     from export.artefact import save_onnx
@@ -103,7 +109,8 @@ def export(folder: Path) -> None:
     quantize_dynamic(out / "model.onnx", out / "int8.onnx", op_types_to_quantize=["MatMul"])
     import onnx
 
-    save_onnx(onnx.load(out / "int8.onnx"), out / "model.int8.cpu.onnx", {**facts, "precision": "int8"})
+    save_onnx(onnx.load(out / "int8.onnx"), out / "model.int8.cpu.onnx",
+              {**facts, "precision": "int8"})
     (out / "int8.onnx").unlink()
 
 

@@ -1,7 +1,8 @@
-"""A run folder as `distill run` writes it, small and quick: toy rooms, a briefly trained student, and their exports.
+"""A run folder as `distill run` writes it, small and quick: toy rooms, a briefly trained student,
+and their exports.
 
-Quantisation is never judged on random weights (they rank the settings wrongly), hence the training. What is cached here
-is shared by every test of the session: copy before you edit.
+Quantisation is never judged on random weights (they rank the settings wrongly), hence the training.
+What is cached here is shared by every test of the session: copy before you edit.
 """
 import atexit
 import json
@@ -30,7 +31,8 @@ EXPORTED = Options(recipe=Recipe(frames=32))
 
 @cache
 def trained_run() -> Path:
-    """One run folder a test session: Ti width, 2 blocks, 64 features, 70 steps (15 s). Read it, don't write in it."""
+    """One run folder a test session: Ti width, 2 blocks, 64 features, 70 steps (15 s). Read it,
+    don't write in it."""
     folder = Path(mkdtemp(prefix="vega3d_export_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return make_run(folder / "run", StudentConfig(size="ti", depth=2, out_dim=64), 70)
@@ -58,7 +60,8 @@ def gate() -> Gate:
 
 @cache
 def exported_run() -> Path:
-    """A copy of that run with its INT8, FP16 and opset-17 ONNX files. Copy it before writing in it."""
+    """A copy of that run with its INT8, FP16 and opset-17 ONNX files. Copy it before writing in
+    it."""
     folder = shutil.copytree(trained_run(), trained_run().with_name("exported"))
     exporter = Exporter(open_run(folder), EXPORTED, say=lambda _: None)
     exporter.__dict__["gate"] = gate()  # the same student and frames
@@ -74,7 +77,8 @@ def make_run(folder: Path, config: StudentConfig, steps: int, seed: int = 0) -> 
     student = train(Student(config), steps, np.random.default_rng(seed))
     save_student(student, folder / "student")
     (folder / "frames").mkdir(parents=True)
-    for name, n, rng in (("calibration", 300, np.random.default_rng(1)), ("heldout", 32, np.random.default_rng(2))):
+    for name, n, rng in (("calibration", 300, np.random.default_rng(1)),
+                         ("heldout", 32, np.random.default_rng(2))):
         frames, depth = rooms(n, rng)
         save_file({"frames": frames, "depth": depth}, folder / "frames" / f"{name}.safetensors")
     (folder / "env.json").write_text(json.dumps({"commit": "fixture"}))
@@ -83,10 +87,11 @@ def make_run(folder: Path, config: StudentConfig, steps: int, seed: int = 0) -> 
 
 
 def train(student: Student, steps: int, rng: np.random.Generator) -> Student:
-    """Regression onto fixed non-linear functions of depth and colour, here and in the mirrored patch.
+    """Regression onto fixed non-linear functions of depth and colour, here and in the mirrored
+    patch.
 
-    Block weights start three times as wide as usual: in so few steps they would else hardly matter, and no fault in
-    them would show.
+    Block weights start three times as wide as usual: in so few steps they would else hardly matter,
+    and no fault in them would show.
     """
     with torch.no_grad():
         for name, parameter in student.blocks.named_parameters():
@@ -108,7 +113,8 @@ def train(student: Student, steps: int, rng: np.random.Generator) -> Student:
 
 
 def rooms(n: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """n toy rooms: uint8 [n,3,224,224] and depth [n,14,14] in metres (floor, wall, boxes; far is darker)."""
+    """n toy rooms: uint8 [n,3,224,224] and depth [n,14,14] in metres (floor, wall, boxes; far is
+    darker)."""
     frames, depths = zip(*(_room(rng) for _ in range(n)), strict=True)
     return torch.from_numpy(np.stack(frames)), torch.from_numpy(np.stack(depths))
 
@@ -116,7 +122,7 @@ def rooms(n: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]
 def _room(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     v, u = np.mgrid[0:PX, 0:PX] / PX                                     # [H,W]
     horizon, wall = rng.uniform(0.3, 0.6), rng.uniform(3, 8)
-    depth = np.minimum(wall, 1.4 / np.maximum(v - horizon, 1e-3))        # floor, cut by the back wall
+    depth = np.minimum(wall, 1.4 / np.maximum(v - horizon, 1e-3))  # floor, cut by the back wall
     colour = rng.uniform(0.2, 1, (2, 3, 1, 1))
     image = np.where(depth < wall, colour[0], colour[1])                 # [3,H,W]
     for _ in range(rng.integers(2, 6)):
@@ -132,7 +138,8 @@ def _room(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Targets:
-    """Standardised per channel, as a feature store's are: a mean that all tokens share would hide every error."""
+    """Standardised per channel, as a feature store's are: a mean that all tokens share would hide
+    every error."""
 
     def __init__(self, out_dim: int):
         generator = torch.Generator().manual_seed(7)
@@ -140,7 +147,8 @@ class _Targets:
         self.second = torch.randn(64, out_dim, generator=generator) / 8
         frames, depth = rooms(64, np.random.default_rng(3))
         mixed = self._mix(frames.float() / 255, depth)
-        self.mean, self.std = mixed.mean((0, 2, 3), keepdim=True), mixed.std((0, 2, 3), keepdim=True)
+        self.mean, self.std = mixed.mean((0, 2, 3), keepdim=True), mixed.std((0, 2, 3),
+                                                                             keepdim=True)
 
     def __call__(self, frames: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
         return (self._mix(frames, depth) - self.mean) / self.std          # [B,D,14,14]
@@ -149,5 +157,10 @@ class _Targets:
         rgb = F.adaptive_avg_pool2d(frames, GRID) * 4 - 2                 # [B,3,14,14]
         near = torch.log(depth)[:, None] - 1                              # [B,1,14,14]
         row = torch.linspace(-1, 1, GRID).view(1, 1, GRID, 1).expand_as(near)
-        facts = torch.cat([rgb, near, rgb.flip(3), near.flip(3), row, row.transpose(2, 3), torch.ones_like(near)], 1)
+        facts = torch.cat(
+            [rgb, near,
+             rgb.flip(3),
+             near.flip(3), row,
+             row.transpose(2, 3),
+             torch.ones_like(near)], 1)
         return (torch.tanh(facts.movedim(1, -1) @ self.first / 2) @ self.second).movedim(-1, 1)

@@ -1,4 +1,5 @@
-"""A language model of a few thousand weights with a tokenizer of characters, and made-up questions about a clip."""
+"""A language model of a few thousand weights with a tokenizer of characters, and made-up questions
+about a clip."""
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +12,44 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,?!'(
 
 
 def save_tiny_lm(folder: Path, kind: str = "llama", chat: bool = True, eos: bool = True) -> Path:
-    """A random causal language model in the official layout: llama (as SmolLM2) or qwen2 (as LLaVA-Video)."""
+    """A random causal language model in the official layout: llama (as SmolLM2) or qwen2 (as
+    LLaVA-Video)."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+    )
 
-    words = {c: i for i, c in enumerate(["<end>", "<unk>", *LETTERS, "<|endoftext|>"])}  # Qwen2's own
+    # Qwen2's own
+    words = {c: i for i, c in enumerate(["<end>", "<unk>", *LETTERS, "<|endoftext|>"])}
     letters = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     letters.decoder = decoders.Fuse()
     template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]" if chat else None
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="<unk>", chat_template=template,
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="<unk>",
+                                        chat_template=template,
                                         **({"eos_token": "<end>"} if eos else {}))
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config, model = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[kind]
-    sizes = {"vocab_size": len(words), "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 0, "bos_token_id": None,
-             "pad_token_id": None, "tie_word_embeddings": kind == "llama", "max_position_embeddings": 4096}
+    config, model = {
+        "llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)
+    }[kind]
+    sizes = {
+        "vocab_size": len(words), "hidden_size": 24, "intermediate_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "eos_token_id": 0, "bos_token_id": None, "pad_token_id": None,
+        "tie_word_embeddings": kind == "llama", "max_position_embeddings": 4096
+    }
     model(config(**sizes)).save_pretrained(folder)
     return folder
 
 
 def made_up_room(name: str = "train/00000_0", frames: int = 2, number: int = 3) -> Room:
-    """Four boxes in a row, each the tokens of one quarter of the first frame; questions of every family.
+    """Four boxes in a row, each the tokens of one quarter of the first frame; questions of every
+    family.
 
     number: what there is to count.
     """
@@ -45,13 +61,18 @@ def made_up_room(name: str = "train/00000_0", frames: int = 2, number: int = 3) 
     points = rng.uniform(0, 4, (frames, 14, 14, 3)).astype(np.float32)
     target = int(rng.integers(4))
     asked = [
-        Question(name, "vsi:object_counting", "How many?", str(number), float(number), (), boxes[:0], ()),
-        Question(name, "vsi:object_rel_distance", "Which?", "AB"[number % 2], None, ("A. bed", "B. sofa"), boxes[:0],
-                 ()),
-        Question(name, "ground", f"the thing {target}", None, None, (), boxes, (target,), "unique"),
+        Question(name, "vsi:object_counting", "How many?", str(number), float(number), (),
+                 boxes[:0], ()),
+        Question(name, "vsi:object_rel_distance", "Which?", "AB"[number % 2], None,
+                 ("A. bed", "B. sofa"), boxes[:0], ()),
+        Question(name, "ground", f"the thing {target}", None, None, (), boxes, (target, ),
+                 "unique"),
         Question(name, "multi_ground", "every thing", None, None, (), boxes, (0, 3), "mt"),
         Question(name, "multi_ground", "no thing", None, None, (), boxes, (), "zt_wo_d"),
-        Question(name, "caption", "Describe <coord>.", "a thing", None, (), boxes, (target,), answers=("a thing",)),
-        Question(name, "situated", "What is near?", "bed", None, (), boxes[:0], (), "what", ("bed",))]
+        Question(name, "caption", "Describe <coord>.", "a thing", None, (), boxes, (target, ),
+                 answers=("a thing", )),
+        Question(name, "situated", "What is near?", "bed", None, (), boxes[:0], (), "what",
+                 ("bed", ))
+    ]
     candidates = [list(range(len(q.boxes))) for q in asked]
     return Room(name, points, boxes, inside.reshape(4, -1), asked, candidates)

@@ -1,4 +1,5 @@
-"""A second renderer for the tests: rays against the room's triangles with embree, sharing no code with OpenGL."""
+"""A second renderer for the tests: rays against the room's triangles with embree, sharing no code
+with OpenGL."""
 import numpy as np
 import trimesh
 from trimesh.ray.ray_pyembree import RayMeshIntersector
@@ -10,11 +11,14 @@ from scenes.rooms.mesh import room_mesh
 
 def traced(room: Room, pack: Pack, pose: np.ndarray, intrinsics: np.ndarray, size: int
            ) -> tuple[np.ndarray, np.ndarray]:
-    """Depth [H,W] in metres along the optical axis and instance ids [H,W]; 0 where a ray hits nothing."""
+    """Depth [H,W] in metres along the optical axis and instance ids [H,W]; 0 where a ray hits
+    nothing."""
     mesh = room_mesh(room, pack)
-    scene = RayMeshIntersector(trimesh.Trimesh(mesh.vertices["position"], mesh.triangles, process=False))
+    scene = RayMeshIntersector(
+        trimesh.Trimesh(mesh.vertices["position"], mesh.triangles, process=False))
     u, v = np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5)
-    rays = np.stack([(u - intrinsics[0, 2]) / intrinsics[0, 0], (v - intrinsics[1, 2]) / intrinsics[1, 1],
+    rays = np.stack([(u - intrinsics[0, 2]) / intrinsics[0, 0],
+                     (v - intrinsics[1, 2]) / intrinsics[1, 1],
                      np.ones_like(u)], -1).reshape(-1, 3)
     directions = rays @ pose[:3, :3].T
     origins = np.broadcast_to(pose[:3, 3], directions.shape)
@@ -28,16 +32,18 @@ def traced(room: Room, pack: Pack, pose: np.ndarray, intrinsics: np.ndarray, siz
 def unprojected(depth: np.ndarray, pose: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
     """World points [H,W,3] of a depth map."""
     v, u = np.indices(depth.shape) + 0.5
-    rays = np.stack([(u - intrinsics[0, 2]) / intrinsics[0, 0], (v - intrinsics[1, 2]) / intrinsics[1, 1],
+    rays = np.stack([(u - intrinsics[0, 2]) / intrinsics[0, 0],
+                     (v - intrinsics[1, 2]) / intrinsics[1, 1],
                      np.ones_like(u)], -1)
     return (rays * depth[..., None]) @ pose[:3, :3].T + pose[:3, 3]
 
 
 def same_instance_share(clip, i: int, j: int) -> float:
-    """Of frame i's pixels that frame j sees too, the share whose point lands on the same instance there.
+    """Of frame i's pixels that frame j sees too, the share whose point lands on the same instance
+    there.
 
-    Seen too: inside frame j and not behind what it sees (2 % and 2 cm). A landing within one pixel counts: points
-    fall between pixel centres.
+    Seen too: inside frame j and not behind what it sees (2 % and 2 cm). A landing within one pixel
+    counts: points fall between pixel centres.
     """
     points = unprojected(clip.depth[i], clip.poses[i], clip.intrinsics)
     camera = (points - clip.poses[j, :3, 3]) @ clip.poses[j, :3, :3]

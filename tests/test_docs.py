@@ -12,8 +12,11 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 def test_the_pages_are_there_and_short():
-    assert {page.stem for page in PAGES} >= {"when-int8-does-not-help", "bring-your-own-video", "real-wan", "jetson",
-                                             "what-the-numbers-mean"}
+    assert {page.stem
+            for page in PAGES} >= {
+                "when-int8-does-not-help", "bring-your-own-video", "real-wan", "jetson",
+                "what-the-numbers-mean"
+            }
     assert all(len(page.read_text().splitlines()) < 150 for page in PAGES)
 
 
@@ -41,8 +44,12 @@ def test_links_to_files_lead_somewhere(page):
 
 
 def _help(words: list[str], capsys) -> str:
-    """What --help of the command's room and verb says; the verb may be missing, as in `vega3d bench`."""
-    verb = [word for word in words[:2] if not word.startswith("-") and "/" not in word and "." not in word]
+    """What --help of the command's room and verb says; the verb may be missing, as in `vega3d
+    bench`."""
+    verb = [
+        word for word in words[:2]
+        if not word.startswith("-") and "/" not in word and "." not in word
+    ]
     with pytest.raises(SystemExit) as stop:
         vega3d.main([*verb, "--help"])
     assert stop.value.code == 0, verb

@@ -1,4 +1,5 @@
-"""`vega3d infer`: the numbers are onnxruntime's, the pictures follow them, and it starts without torch."""
+"""`vega3d infer`: the numbers are onnxruntime's, the pictures follow them, and it starts without
+torch."""
 import os
 import subprocess
 import sys
@@ -26,7 +27,8 @@ ROOT = Path(vega3d.__file__).parent
 def parts() -> tuple[onnx.ModelProto, onnx.ModelProto, dict]:
     student = Student(StudentConfig(depth=1, out_dim=16))
     heads = Heads(HeadsShape(in_dim=16, width=8))
-    return export_onnx(student), traced(heads, (16, 14, 14), "features", OUTPUTS), interface(student)
+    return export_onnx(student), traced(heads, (16, 14, 14), "features",
+                                        OUTPUTS), interface(student)
 
 
 @pytest.fixture
@@ -58,7 +60,9 @@ def test_arrays_are_what_the_file_says_and_pictures_are_there(model, photo, tmp_
 
     frame = read_photo(photo, 224)[None].astype(np.float32) / 255
     session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    wanted = dict(zip(("features", *OUTPUTS), session.run(["features", *OUTPUTS], {"frames": frame}), strict=True))
+    wanted = dict(
+        zip(("features", *OUTPUTS), session.run(["features", *OUTPUTS], {"frames": frame}),
+            strict=True))
     for name in ("features", "depth", "normals", "descriptors"):
         found = np.load(tmp_path / "out" / f"room_{name}.npy")
         assert np.abs(found - wanted[name][0].squeeze()).max() < 1e-5, name
@@ -72,14 +76,18 @@ def test_a_model_of_features_alone_gives_features_and_says_what_is_missing(photo
     save_onnx(student, tmp_path / "plain.onnx", facts)
     code, line = said(capsys, tmp_path / "plain.onnx", photo, "-o", tmp_path / "out")
     assert code == 0 and "no depth in this model" in line
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"room_view.png", "room_pca.png", "room_features.npy"}
+    assert {p.name
+            for p in (tmp_path / "out").iterdir()
+            } == {"room_view.png", "room_pca.png", "room_features.npy"}
 
 
 def test_a_foreign_model_is_refused_in_one_line(photo, tmp_path, capsys):
     onnx.save(parts()[0], tmp_path / "foreign.onnx")                                  # no metadata
-    save_onnx(parts()[0], tmp_path / "other.onnx", {"input": {**parts()[2]["input"], "range": [0, 255]}})
+    save_onnx(parts()[0], tmp_path / "other.onnx",
+              {"input": {**parts()[2]["input"], "range": [0, 255]}})
     (tmp_path / "text.onnx").write_text("not a model")
-    for name, why in (("foreign.onnx", "does not say how to feed it"), ("other.onnx", "range [0, 255]"),
+    for name, why in (("foreign.onnx", "does not say how to feed it"), ("other.onnx",
+                                                                        "range [0, 255]"),
                       ("text.onnx", "cannot load it"), ("gone.onnx", "no such model")):
         code, line = said(capsys, tmp_path / name, photo, "-o", tmp_path / "out")
         assert code == 2 and why in line and len(line.splitlines()) == 1, line
@@ -88,11 +96,14 @@ def test_a_foreign_model_is_refused_in_one_line(photo, tmp_path, capsys):
 
 def identity(path: Path, kind: int, shape: list) -> Path:
     """A graph that returns its input, and says in our words how it is fed."""
-    tensors = [onnx.helper.make_tensor_value_info(name, kind, shape) for name in ("frames", "features")]
+    tensors = [
+        onnx.helper.make_tensor_value_info(name, kind, shape) for name in ("frames", "features")
+    ]
     node = onnx.helper.make_node("Identity", ["frames"], ["features"])
     graph = onnx.helper.make_graph([node], "g", tensors[:1], tensors[1:])
-    save_onnx(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), path,
-              {"input": parts()[2]["input"]})
+    save_onnx(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)],
+                               ir_version=10), path, {"input": parts()[2]["input"]})
     return path
 
 
@@ -100,14 +111,17 @@ def identity(path: Path, kind: int, shape: list) -> Path:
     (onnx.TensorProto.INT64, [1, 3, 224, 224], "tensor(int64)"), (onnx.TensorProto.FLOAT, [1, 3, "h", "w"], "'h', 'w'"),
     (onnx.TensorProto.FLOAT, [1, 4, 224, 224], "[1, 4, 224, 224]"),
     (onnx.TensorProto.FLOAT, [1, 3, 224, 192], "[1, 3, 224, 192]")])
-def test_a_model_whose_frames_are_not_what_its_metadata_says_is_refused(kind, shape, why, photo, tmp_path, capsys):
+def test_a_model_whose_frames_are_not_what_its_metadata_says_is_refused(
+        kind, shape, why, photo, tmp_path, capsys):
     path = identity(tmp_path / "odd.onnx", kind, shape)
     code, line = said(capsys, path, photo, "-o", tmp_path / "out")
-    assert code == 2 and why in line and "is fed otherwise" in line and len(line.splitlines()) == 1, line
+    assert code == 2 and why in line and "is fed otherwise" in line and len(
+        line.splitlines()) == 1, line
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_with_damaged_weights_is_refused_before_anything_is_written(model, photo, tmp_path, capsys):
+def test_a_file_with_damaged_weights_is_refused_before_anything_is_written(
+        model, photo, tmp_path, capsys):
     damaged = onnx.load(model)
     tensor = max(damaged.graph.initializer, key=lambda t: len(t.raw_data))
     tensor.raw_data = b"\xff" * len(tensor.raw_data)                                   # NaN
@@ -125,7 +139,7 @@ def test_a_broken_or_huge_photo_is_refused_in_one_line(model, photo, tmp_path, c
     huge = tmp_path / "huge.png"
     Image.new("1", (30000, 20000)).save(huge)
     large = tmp_path / "large.png"
-    Image.new("1", (14000, 14000)).save(large)                                        # more than Pillow's own limit
+    Image.new("1", (14000, 14000)).save(large)  # more than Pillow's own limit
     assert read_photo(large, 224).shape == (3, 224, 224)
     for path, why in ((cut, "not a whole picture"), (noise, "not a whole picture"),
                       (huge, "expected at most 250 million"),
@@ -150,10 +164,10 @@ def test_what_would_be_written_is_looked_at_first(model, photo, tmp_path, capsys
 
 def test_a_photo_is_turned_upright_and_its_middle_is_taken(tmp_path):
     pixels = np.zeros((100, 300, 3), np.uint8)
-    pixels[:, 100:200] = 255                                                          # the middle square is white
-    pixels[:50, 100:200] = (255, 0, 0)                                                # its upper half red
+    pixels[:, 100:200] = 255  # the middle square is white
+    pixels[:50, 100:200] = (255, 0, 0)  # its upper half red
     image, exif = Image.fromarray(pixels), Image.Exif()
-    exif[0x0112] = 3                                                                  # stored upside down
+    exif[0x0112] = 3  # stored upside down
     image.save(tmp_path / "turned.png", exif=exif)
     frame = read_photo(tmp_path / "turned.png", 224)
     assert (frame[:, 200, 112] == (255, 0, 0)).all() and (frame[:, 20, 112] == 255).all()
@@ -161,16 +175,20 @@ def test_a_photo_is_turned_upright_and_its_middle_is_taken(tmp_path):
 
 def test_it_runs_without_torch_or_any_of_the_training_stack(model, photo, tmp_path):
     forbidden = ("torch", "onnx", "safetensors", "rich", "diffusers", "transformers", "matplotlib")
-    done = without(forbidden, ["infer", str(model), str(photo), "-o", str(tmp_path / "o")], tmp_path)
+    done = without(forbidden,
+                   ["infer", str(model), str(photo), "-o",
+                    str(tmp_path / "o")], tmp_path)
     assert done.returncode == 0 and "depth" in done.stdout, done.stderr
 
 
 def test_a_room_that_needs_the_training_stack_says_how_to_get_it(tmp_path):
     done = without(("torch",), ["distill", "run", "--name", "x"], tmp_path)
-    assert done.returncode == 2 and done.stderr.strip().endswith("pip install 'vega3d-edge[train]'"), done.stderr
+    assert done.returncode == 2 and done.stderr.strip().endswith(
+        "pip install 'vega3d-edge[train]'"), done.stderr
 
 
-def without(packages: tuple[str, ...], args: list[str], folder: Path) -> subprocess.CompletedProcess:
+def without(packages: tuple[str, ...], args: list[str],
+            folder: Path) -> subprocess.CompletedProcess:
     """vega3d ARGS in a process where these packages are not installed."""
     code = f"""
 import sys
@@ -188,8 +206,9 @@ vega3d.main({args!r})"""
 def test_colours_run_from_near_to_far_and_follow_the_normal():
     ramp = depth_colours(np.array([[0.0, NEAR_M, 2.0, FAR_M, 99.0]]))[0].astype(int)
     assert (ramp[0] == ramp[1]).all() and (ramp[3] == ramp[4]).all()
-    assert (np.diff(ramp[1:4].sum(1)) < 0).all()                                      # darker with distance
-    facing = np.array([[1, 0, 0], [0, -1, 0], [0, 0, -1]], float).T[:, None]          # right, up, to the camera
+    assert (np.diff(ramp[1:4].sum(1)) < 0).all()  # darker with distance
+    # right, up, to the camera
+    facing = np.array([[1, 0, 0], [0, -1, 0], [0, 0, -1]], float).T[:, None]
     assert (normal_colours(facing)[0] == [[255, 128, 128], [128, 255, 128], [128, 128, 255]]).all()
 
 
@@ -204,6 +223,7 @@ def test_match_finds_a_shifted_view_between_cells():
     rng = np.random.default_rng(1)
     wide = rng.normal(size=(16, 28, 31))
     wide /= np.linalg.norm(wide, axis=0)
-    x, y, likeness = match(wide[:, :, 3:], wide[:, :, :28], 10.5 / 28, 7.5 / 28)       # three cells to the right
+    # three cells to the right
+    x, y, likeness = match(wide[:, :, 3:], wide[:, :, :28], 10.5 / 28, 7.5 / 28)
     assert x == pytest.approx(13.5 / 28, abs=0.01) and y == pytest.approx(7.5 / 28, abs=0.01)
     assert likeness.shape == (28, 28) and likeness.max() == pytest.approx(1)

@@ -19,7 +19,8 @@ def exit_of(capsys, *args):
 def test_help_names_every_room_and_imports_none():
     code = ("import sys, vega3d; vega3d.main(['--help']); "
             "print([m for m in ('torch', 'tyro', 'scenes') if m in sys.modules])")
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+                         check=True).stdout
     assert all(room in out for room in vega3d.ROOMS) and out.endswith("[]\n")
 
 
@@ -38,7 +39,8 @@ def test_a_wrong_call_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     code, said = exit_of(capsys, *args)
     assert code == 2
-    assert message in said.err and said.err.startswith("vega3d: ") and len(said.err.splitlines()) == 1
+    assert message in said.err and said.err.startswith("vega3d: ") and len(
+        said.err.splitlines()) == 1
     assert "Traceback" not in said.err + said.out
 
 
@@ -67,8 +69,11 @@ def test_a_failed_gate_is_exit_code_3_and_an_interrupt_130(capsys, monkeypatch):
 
 def test_every_command_in_the_readme_is_one_that_exists(capsys):
     fences = re.findall(r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    commands = {tuple(line.split("#")[0].split()[1:3]) for fence in fences for line in fence.splitlines()
-                if line.startswith("vega3d ")}
+    commands = {
+        tuple(line.split("#")[0].split()[1:3])
+        for fence in fences
+        for line in fence.splitlines() if line.startswith("vega3d ")
+    }
     assert {("distill", "run"), ("export", "trt"), ("bench",), ("scenes", "show")} <= commands
     for command in commands:
         assert exit_of(capsys, *command, "--help")[0] == 0, command

@@ -1,4 +1,5 @@
-"""What each student keeps of the teacher, measured on held-out rooms with the very files that are timed."""
+"""What each student keeps of the teacher, measured on held-out rooms with the very files that are
+timed."""
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -37,17 +38,19 @@ class _Scored:
     rows: list[Row]
 
 
-def accuracy(folder: Path, also: Sequence[Path] = (), teachers: Sequence[Path] = (), questions: int | None = None
-             ) -> list[Row]:
-    """Rows of kind `accuracy`, `picture` (bench.strips), `match` and `match_pair` (bench.matches), `layer`
-    (bench.layers), `verdict` (the export's own) and `absent`.
+def accuracy(folder: Path, also: Sequence[Path] = (), teachers: Sequence[Path] = (),
+             questions: int | None = None) -> list[Row]:
+    """Rows of kind `accuracy`, `picture` (bench.strips), `match` and `match_pair` (bench.matches),
+    `layer` (bench.layers), `verdict` (the export's own) and `absent`.
 
-    Teacher, semantic only, controls and the torch student as the run scored them, for every seed; the exported files of
-    the first seed through onnxruntime in the student's place: delta1, abs_rel, normal_deg, miou, cosine to the teacher,
-    recovery (distill.run.score_student), and fp32_cosine, to the torch student. The first seed's rows carry intervals:
-    bench.intervals. also: runs like this one with other seeds, whose `accuracy` rows are added, exported files and all.
-    teachers: folders of `vega3d teacher train`, for the columns of bench.asked, from at most so many `questions` a
-    task. Raises ValueError if a run is unfinished, or one of `also` or `teachers` is not like this one.
+    Teacher, semantic only, controls and the torch student as the run scored them, for every seed;
+    the exported files of the first seed through onnxruntime in the student's place: delta1,
+    abs_rel, normal_deg, miou, cosine to the teacher, recovery (distill.run.score_student), and
+    fp32_cosine, to the torch student. The first seed's rows carry intervals: bench.intervals. also:
+    runs like this one with other seeds, whose `accuracy` rows are added, exported files and all.
+    teachers: folders of `vega3d teacher train`, for the columns of bench.asked, from at most so
+    many `questions` a task. Raises ValueError if a run is unfinished, or one of `also` or
+    `teachers` is not like this one.
     """
     for other in also:  # before minutes of scoring
         _check_alike(folder, other)
@@ -63,7 +66,8 @@ def accuracy(folder: Path, also: Sequence[Path] = (), teachers: Sequence[Path] =
     for other in also:
         one.rows += _score(open_run(_finished(other), render=True)).rows
     names = [file.features for file in files]
-    rows = one.rows + draw_strips(run, one.student, test, names) + match_rows(run, test, names) + layer_rows(files)
+    rows = one.rows + draw_strips(run, one.student, test, names) + match_rows(
+        run, test, names) + layer_rows(files)
     return rows + [verdict for file in files if (verdict := _verdict(file))] + one.missing
 
 
@@ -73,7 +77,8 @@ def _score(run: Run) -> _Scored:
     files, missing = exported(folder)
     student = run.student(seed)
     test = run.examples("test")
-    test = Examples(run.source, test.ids, {**test.stores, **speak(run, student, files, test.ids)}, run.device)
+    test = Examples(run.source, test.ids, {**test.stores, **speak(run, student, files, test.ids)},
+                    run.device)
     rows = [{"kind": "accuracy", **row} for row in recorded]
     if not run.labelled:
         rows.append(_unlabelled(student, test, TORCH, seed))
@@ -90,27 +95,36 @@ def _score(run: Run) -> _Scored:
 
 def _check_alike(folder: Path, other: Path) -> None:
     one, two = (load_config(path / "config.yaml") for path in (_finished(folder), _finished(other)))
-    facts = [{k: v for k, v in asdict(c).items() if k not in ("seeds", "name", "runs")} for c in (one, two)]
+    facts = [{k: v
+              for k, v in asdict(c).items() if k not in ("seeds", "name", "runs")}
+             for c in (one, two)]
     if facts[0] != facts[1]:
-        raise ValueError(f"--also {other}: its configuration differs from {folder}'s in more than the seeds")
+        raise ValueError(
+            f"--also {other}: its configuration differs from {folder}'s in more than the seeds")
     if shared := set(one.seeds) & set(two.seeds):
-        raise ValueError(f"--also {other}: seed {min(shared)} is also in {folder}, and would be counted twice")
+        raise ValueError(
+            f"--also {other}: seed {min(shared)} is also in {folder}, and would be counted twice")
 
 
 def _verdict(file: Artefact) -> Row | None:
-    """What the export found when it timed this file against another precision, as its sidecar keeps it."""
+    """What the export found when it timed this file against another precision, as its sidecar keeps
+    it."""
     verdict = file.facts.get("verdict")
-    return {"kind": "verdict", "artefact": file.path.name, "sha256": file.sha256, "use": verdict.get("use"),
-            "line": verdict["line"]} if verdict else None
+    return {
+        "kind": "verdict", "artefact": file.path.name, "sha256": file.sha256,
+        "use": verdict.get("use"), "line": verdict["line"]
+    } if verdict else None
 
 
 def _finished(folder: Path) -> Path:
     path = folder / "accuracy.json"
     if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder}: no run here (no config.yaml); make one with: vega3d distill run")
+        raise ValueError(
+            f"{folder}: no run here (no config.yaml); make one with: vega3d distill run")
     if not path.is_file():
-        raise ValueError(f"{path}: not there, so the run is unfinished; finish it with: vega3d distill run "
-                         f"--name {folder.resolve().name}")
+        raise ValueError(
+            f"{path}: not there, so the run is unfinished; finish it with: vega3d distill run "
+            f"--name {folder.resolve().name}")
     return folder
 
 
@@ -118,7 +132,8 @@ def _rows_of(run: Run, student: Student, test: Examples, file: Artefact, seed: i
              recorded: Sequence[Row]) -> list[Row]:
     if not run.labelled:
         return [_unlabelled(student, test, file.features, seed)]
-    rows = score_student(run, student, file.features, test, seed, recorded, stream_of(student, file.features))
+    rows = score_student(run, student, file.features, test, seed, recorded,
+                         stream_of(student, file.features))
     return [{"kind": "accuracy", **row} for row in rows]
 
 
@@ -129,12 +144,18 @@ def _unlabelled(student: Student, test: Examples, name: str, seed: int) -> Row:
 
 def _to_fp32(test: Examples, name: str) -> Row:
     """Token cosine between a file's features and the torch student's: what export alone cost."""
-    cosines = torch.cat([torch.cosine_similarity(example[name].double(), example[TORCH].double(), dim=1).flatten()
-                         for _, example in test.in_order()]).cpu().numpy()
-    return {"fp32_cosine_mean": float(cosines.mean()), "fp32_cosine_p1": float(np.percentile(cosines, 1))}
+    cosines = torch.cat([
+        torch.cosine_similarity(example[name].double(), example[TORCH].double(), dim=1).flatten()
+        for _, example in test.in_order()
+    ]).cpu().numpy()
+    return {
+        "fp32_cosine_mean": float(cosines.mean()),
+        "fp32_cosine_p1": float(np.percentile(cosines, 1))
+    }
 
 
-def _per_clip(run: Run, student: Student, files: Sequence[Artefact], test: Examples, seed: int) -> dict[str, list[Row]]:
+def _per_clip(run: Run, student: Student, files: Sequence[Artefact], test: Examples,
+              seed: int) -> dict[str, list[Row]]:
     """The dense metrics of every clip, by the row's `features`."""
     own = ("teacher", "semantic_only", *run.config.teacher.controls)
     asked = [(name, run.heads(name, seed), run.stream(name)) for name in own]

@@ -1,7 +1,8 @@
-"""Exported files speaking in the generator's place: their features of every held-out clip, from the very file shipped.
+"""Exported files speaking in the generator's place: their features of every held-out clip, from the
+very file shipped.
 
-Features are kept under RUN/bench/features by the file's SHA-256, so that a second bench of the same files is quick and
-one of other files never reads them.
+Features are kept under RUN/bench/features by the file's SHA-256, so that a second bench of the same
+files is quick and one of other files never reads them.
 """
 import shutil
 from collections.abc import Sequence
@@ -20,16 +21,18 @@ from teacher.dense.train import Stream
 
 
 class OnnxTower:
-    """An ONNX file as a tower: frames [B,T,3,224,224] in [0,1] -> standardised features [B,T,D,14,14].
+    """An ONNX file as a tower: frames [B,T,3,224,224] in [0,1] -> standardised features
+    [B,T,D,14,14].
 
-    A CPU file runs as its users run it, fully optimised; the others stop at onnxruntime's basic level, where the graph
-    says what it means for other machines.
+    A CPU file runs as its users run it, fully optimised; the others stop at onnxruntime's basic
+    level, where the graph says what it means for other machines.
     """
 
     def __init__(self, file: Artefact, dim: int):
         self.dim = dim
         self.spec = {"tower": file.features, "sha256": file.sha256, "dim": dim}
-        self._model = OnnxModel(file.path, optimise=file.path.name in ("model.onnx", "model.int8.cpu.onnx"))
+        self._model = OnnxModel(file.path, optimise=file.path.name
+                                in ("model.onnx", "model.int8.cpu.onnx"))
 
     def features(self, frames: Tensor) -> Tensor:
         flat = frames.flatten(0, 1).cpu().numpy()
@@ -48,8 +51,10 @@ class StudentTower:
         return self.student(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
 
-def speak(run: Run, student: Student, files: Sequence[Artefact], ids: Sequence[str]) -> dict[str, FeatureStore]:
-    """One filled store for the torch student and one for each file, by the name of its accuracy row."""
+def speak(run: Run, student: Student, files: Sequence[Artefact],
+          ids: Sequence[str]) -> dict[str, FeatureStore]:
+    """One filled store for the torch student and one for each file, by the name of its accuracy
+    row."""
     root = run.folder / "bench" / "features"
     towers: dict[str, OnnxTower | StudentTower] = {
         "student_fp32": StudentTower(student, run.folder / "student" / "student.safetensors"),

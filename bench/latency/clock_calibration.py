@@ -1,9 +1,10 @@
 """Is the clock right? Work whose duration is known from elsewhere, timed as any model is.
 
-spin: waits until another clock has moved on by a given time. product: one long run of many calls, divided by their
-number; on a CPU the very calls that were timed, so that other programs are in both. Rows of kind `timer`: work,
-truth_ms, latency_ms and error_percent, which is of the truth. `python -m bench.latency.clock_calibration` writes
-bench/results/timer_cpu.json; the GPU's comes from bench/h200/latency.py.
+spin: waits until another clock has moved on by a given time. product: one long run of many calls,
+divided by their number; on a CPU the very calls that were timed, so that other programs are in
+both. Rows of kind `timer`: work, truth_ms, latency_ms and error_percent, which is of the truth.
+`python -m bench.latency.clock_calibration` writes bench/results/timer_cpu.json; the GPU's comes
+from bench/h200/latency.py.
 """
 import time
 from collections.abc import Callable
@@ -28,7 +29,8 @@ _SPIN = """extern "C" __global__ void spin() {
 
 
 def cpu_yardsticks(plan: Plan = PLAN) -> list[Row]:
-    """The wall clock against the kernel's raw clock, which nothing slews: inside each call, and around many of them."""
+    """The wall clock against the kernel's raw clock, which nothing slews: inside each call, and
+    around many of them."""
     a = np.random.default_rng(0).standard_normal((384, 384), np.float32)
     spin, product = _Spin(), Subject({}, lambda: a @ a)
     spins = timed_for(Subject({}, spin), plan.seconds)
@@ -36,19 +38,25 @@ def cpu_yardsticks(plan: Plan = PLAN) -> list[Row]:
     began = _raw_ms()
     products = timed_for(product, plan.seconds)
     around = (_raw_ms() - began) / len(products)
-    return [_held_against("spin until CLOCK_MONOTONIC_RAW moved on", float(np.mean(spin.took)), spins),
-            _held_against("float32 product, 384", around, products)]
+    return [
+        _held_against("spin until CLOCK_MONOTONIC_RAW moved on", float(np.mean(spin.took)), spins),
+        _held_against("float32 product, 384", around, products)
+    ]
 
 
 def _held_against(work: str, truth_ms: float, calls: np.ndarray) -> Row:
-    """Means of the very same calls: on a machine shared with other work, medians of two clocks need not agree."""
+    """Means of the very same calls: on a machine shared with other work, medians of two clocks need
+    not agree."""
     found = float(calls.mean())
-    return {"kind": "timer", "work": work, "device": "cpu", "truth_ms": truth_ms, "latency_ms": found,
-            "iterations": len(calls), "error_percent": 100 * (found / truth_ms - 1)}
+    return {
+        "kind": "timer", "work": work, "device": "cpu", "truth_ms": truth_ms, "latency_ms": found,
+        "iterations": len(calls), "error_percent": 100 * (found / truth_ms - 1)
+    }
 
 
 def gpu_yardsticks(plan: Plan = PLAN) -> list[Row]:
-    """CUDA events, call by call and graph by graph, against the GPU's nanosecond counter and a long run of products."""
+    """CUDA events, call by call and graph by graph, against the GPU's nanosecond counter and a long
+    run of products."""
     import torch
 
     a = torch.randn(4096, 4096, device="cuda", dtype=torch.float16)
@@ -61,14 +69,23 @@ def gpu_yardsticks(plan: Plan = PLAN) -> list[Row]:
     rows = [check("float16 product, 4096", product, "cuda", plan, _long_run_gpu(product)),
             check("float16 product, 4096, as a graph", replay, "cuda", plan, _long_run_gpu(replay))]
     try:
-        spin = torch.cuda._compile_kernel(_SPIN.replace("NANOSECONDS", str(round(SPIN_MS * 1e6))), "spin")
-    except (AttributeError, RuntimeError, OSError, TypeError) as error:  # torch before 2.9, or no NVRTC beside it
+        spin = torch.cuda._compile_kernel(_SPIN.replace("NANOSECONDS", str(round(SPIN_MS * 1e6))),
+                                          "spin")
+    # torch before 2.9, or no NVRTC beside it
+    except (AttributeError, RuntimeError, OSError, TypeError) as error:
         why = " ".join(str(error).split())[:200]
-        return [*rows, absent("spin until %globaltimer moved on", why, "use a torch that brings NVRTC")]
-    return [check("spin until %globaltimer moved on", lambda: spin((1, 1, 1), (1, 1, 1)), "cuda", plan, SPIN_MS), *rows]
+        return [
+            *rows,
+            absent("spin until %globaltimer moved on", why, "use a torch that brings NVRTC")
+        ]
+    return [
+        check("spin until %globaltimer moved on", lambda: spin((1, 1, 1), (1, 1, 1)), "cuda", plan,
+              SPIN_MS), *rows
+    ]
 
 
-def check(work: str, call: Callable[[], object], device: Device, plan: Plan, truth_ms: float) -> Row:
+def check(work: str, call: Callable[[], object], device: Device, plan: Plan,
+          truth_ms: float) -> Row:
     """Times `call` as any row is timed, and says how far that is from `truth_ms`."""
     subject = Subject({"artefact": work}, call, device)
     measure([subject], plan)
@@ -112,9 +129,13 @@ def _long_run_gpu(call: Callable[[], object]) -> float:
 def main() -> None:
     env, rows = device_facts(), cpu_yardsticks()
     for row in rows:
-        print(f"{row['work']}: {row['latency_ms']:.4f} ms, truth {row['truth_ms']:.4f} ({row['error_percent']:+.2f} %)")
-    save(Results("timer_cpu", "python -m bench.latency.clock_calibration", str(env["commit"]), env, rows),
-         Path("bench/results/timer_cpu.json"))
+        print(
+            f"{row['work']}: {row['latency_ms']:.4f} ms, truth {row['truth_ms']:.4f} "
+            f"({row['error_percent']:+.2f} %)"
+        )
+    save(
+        Results("timer_cpu", "python -m bench.latency.clock_calibration", str(env["commit"]), env,
+                rows), Path("bench/results/timer_cpu.json"))
 
 
 if __name__ == "__main__":

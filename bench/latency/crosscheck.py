@@ -1,4 +1,5 @@
-"""The same file under another's clock: NVIDIA's trtexec for engines, polygraphy for ONNX files, where installed."""
+"""The same file under another's clock: NVIDIA's trtexec for engines, polygraphy for ONNX files,
+where installed."""
 import importlib.util
 import json
 import re
@@ -51,7 +52,8 @@ def crosscheck(row: Row, file: Artefact) -> Row | None:
     if not here:
         fix = "pip install polygraphy" if tool == "polygraphy" else "it comes with TensorRT"
         return absent(f"cross-check with {tool}", f"{tool} is not here", fix)
-    theirs = _trtexec(file.path) if tool == "trtexec" else _polygraphy(file.path, row.get("threads", 1))
+    theirs = _trtexec(file.path) if tool == "trtexec" else _polygraphy(
+        file.path, row.get("threads", 1))
     if isinstance(theirs, str):
         return absent(f"cross-check with {tool}", theirs, "run it by hand")
     if tool == "polygraphy":
@@ -65,8 +67,10 @@ def _trtexec(engine: Path) -> float | str:
     """Median GPU compute time."""
     with TemporaryDirectory() as folder:
         times = Path(folder) / "times.json"
-        done = _run(["trtexec", f"--loadEngine={engine}", "--useSpinWait", "--noDataTransfers",
-                     f"--iterations={ITERATIONS}", "--warmUp=500", "--duration=3", f"--exportTimes={times}"])
+        done = _run([
+            "trtexec", f"--loadEngine={engine}", "--useSpinWait", "--noDataTransfers",
+            f"--iterations={ITERATIONS}", "--warmUp=500", "--duration=3", f"--exportTimes={times}"
+        ])
         if not times.is_file():
             return f"trtexec failed: {done[-200:]}"
         return float(np.median([call["computeMs"] for call in json.loads(times.read_text())]))

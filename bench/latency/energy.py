@@ -10,11 +10,12 @@ from records.results import Row
 CHECK_SECONDS = 0.004  # of calls between two looks at the counter
 
 
-def energy(call: Callable[[], object], joules: Callable[[], float | None], wait: Callable[[], object],
-           seconds: float = 1.0) -> Row:
+def energy(call: Callable[[], object], joules: Callable[[], float | None],
+           wait: Callable[[], object], seconds: float = 1.0) -> Row:
     """{energy_mj: millijoules a call, power_w: mean}, the device's whole draw, idle share included.
 
-    joules: the counter, None where there is none (then the row is empty). wait: returns when all calls are done.
+    joules: the counter, None where there is none (then the row is empty). wait: returns when all
+    calls are done.
     """
     if joules() is None:
         return {}

@@ -1,4 +1,5 @@
-"""A torch call on the GPU as something to time: launched call by call or as one CUDA graph; there, or host to host."""
+"""A torch call on the GPU as something to time: launched call by call or as one CUDA graph; there,
+or host to host."""
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -13,12 +14,14 @@ Launch = Literal["eager", "graph"]
 LAUNCHES: tuple[Launch, ...] = ("eager", "graph")
 
 
-def gpu_subjects(model: Callable[[Tensor], Tensor], inputs: Tensor, about: Row, launches: Sequence[Launch] = LAUNCHES,
+def gpu_subjects(model: Callable[[Tensor], Tensor], inputs: Tensor, about: Row,
+                 launches: Sequence[Launch] = LAUNCHES,
                  held_mb: float = 0.0) -> tuple[list[Subject], list[Row]]:
     """One subject a way of launching, or an `absent` row where it cannot be had.
 
-    inputs: on the host, in the model's dtype. held_mb: what the weights already take; memory_mb is that and what the
-    call itself needs at its largest (torch's allocator; the CUDA context comes on top).
+    inputs: on the host, in the model's dtype. held_mb: what the weights already take; memory_mb is
+    that and what the call itself needs at its largest (torch's allocator; the CUDA context comes on
+    top).
     """
     found, missing = [], []
     for launch in launches:
@@ -28,11 +31,14 @@ def gpu_subjects(model: Callable[[Tensor], Tensor], inputs: Tensor, about: Row, 
         except (RuntimeError, ValueError) as error:
             torch.cuda.synchronize()
             what = f"{about['artefact']} {about['stage']} {about['precision']} batch {about['batch']}, {launch}"
-            missing.append(absent(what, " ".join(str(error).split())[:200], "launch it call by call: --launch eager"))
+            missing.append(
+                absent(what, " ".join(str(error).split())[:200],
+                       "launch it call by call: --launch eager"))
     return found, missing
 
 
-def _subject(model: Callable[[Tensor], Tensor], inputs: Tensor, about: Row, launch: Launch, held_mb: float) -> Subject:
+def _subject(model: Callable[[Tensor], Tensor], inputs: Tensor, about: Row, launch: Launch,
+             held_mb: float) -> Subject:
     before = _start_peak()
     pinned, here = inputs.pin_memory(), inputs.cuda()
     once = torch.inference_mode()(lambda: model(here))
@@ -63,7 +69,8 @@ WARM_CALLS = 3  # compile, choose kernels, fill the allocator: none of it may ha
 
 
 def captured(call: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-    """(replay, the output it overwrites). Raises RuntimeError if the call cannot be captured (it reads from the host).
+    """(replay, the output it overwrites). Raises RuntimeError if the call cannot be captured (it
+    reads from the host).
 
     What `call` reads stays where it is: write new inputs into the same tensors.
     """

@@ -1,7 +1,8 @@
-"""Host memory of one artefact: a fresh process loads it, runs it and reports its peak resident size.
+"""Host memory of one artefact: a fresh process loads it, runs it and reports its peak resident
+size.
 
-`python -m bench.latency.memory KIND PATH THREADS` is that process; `peak_memory` starts it. Within one process that timed
-everything, the peak would belong to whichever was largest.
+`python -m bench.latency.memory KIND PATH THREADS` is that process; `peak_memory` starts it. Within
+one process that timed everything, the peak would belong to whichever was largest.
 """
 import json
 import os
@@ -19,13 +20,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def peak_memory(kind: Kind, path: Path, threads: int) -> dict[str, float | None]:
-    """memory_mb: the process at its largest; runtime_mb: of that, Python and libraries before anything was loaded.
+    """memory_mb: the process at its largest; runtime_mb: of that, Python and libraries before
+    anything was loaded.
 
-    path: an ONNX file, a student folder, or (generator, semantic) a run folder. Nulls if the process failed.
+    path: an ONNX file, a student folder, or (generator, semantic) a run folder. Nulls if the
+    process failed.
     """
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    done = subprocess.run([sys.executable, "-m", "bench.latency.memory", kind, str(path), str(threads)],
-                          capture_output=True, text=True, env=env)
+    env = {
+        **os.environ, "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.latency.memory", kind,
+         str(path), str(threads)], capture_output=True, text=True, env=env)
     if done.returncode:
         return {"memory_mb": None, "runtime_mb": None}
     return json.loads(done.stdout.splitlines()[-1])
@@ -56,7 +63,8 @@ def _openvino(path: Path, threads: int):
     import openvino
 
     before = _peak_mb()
-    model = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1})
+    model = openvino.Core().compile_model(str(path), "CPU",
+                                          {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1})
     return before, lambda frame: model([frame])
 
 

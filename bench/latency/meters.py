@@ -1,4 +1,5 @@
-"""Where this machine tells what it draws and how hot it is: NVML on a desktop or server GPU, tegrastats on a Jetson."""
+"""Where this machine tells what it draws and how hot it is: NVML on a desktop or server GPU,
+tegrastats on a Jetson."""
 import os
 import re
 import shutil
@@ -11,7 +12,8 @@ from typing import Any, Protocol
 from bench.latency.nvml import current_gpu
 
 INTERVAL_MS = 100  # between two lines of tegrastats
-_POWER = re.compile(r"\b(VDD_IN|POM_5V_IN|VIN_SYS_5V0) (\d+)(?:mW)?/")  # the whole module's rail, by generation
+# the whole module's rail, by generation
+_POWER = re.compile(r"\b(VDD_IN|POM_5V_IN|VIN_SYS_5V0) (\d+)(?:mW)?/")
 _HEAT = re.compile(r"\b(?:tj|CPU|cpu|GPU|gpu)@(-?[\d.]+)C")
 
 
@@ -85,8 +87,10 @@ def cpu_state() -> dict[str, Any]:
              if (text := _text(zone)).lstrip("-").isdigit()]
     clocks = [float(line.split(":")[1]) for line in _text(Path("/proc/cpuinfo")).splitlines()
               if line.startswith("cpu MHz")]
-    slowed = [int(text) for count in Path("/sys/devices/system/cpu").glob("cpu*/thermal_throttle/core_throttle_count")
-              if (text := _text(count)).isdigit()]
+    slowed = [
+        int(text) for count in Path("/sys/devices/system/cpu").glob(
+            "cpu*/thermal_throttle/core_throttle_count") if (text := _text(count)).isdigit()
+    ]
     return {"temperature_c": max(zones, default=None), "cpu_mhz": max(clocks, default=None),
             "load_1m": os.getloadavg()[0], "throttle_count": sum(slowed) if slowed else None}
 

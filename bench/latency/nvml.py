@@ -1,7 +1,8 @@
-"""What an NVIDIA GPU says of itself: energy, power, clocks, heat and what holds it back; through NVML, by ctypes.
+"""What an NVIDIA GPU says of itself: energy, power, clocks, heat and what holds it back; through
+NVML, by ctypes.
 
-libnvidia-ml.so.1 comes with every driver. What a GPU or a driver does not tell (energy on a MIG slice, NVML on a
-Jetson) is None, never an error.
+libnvidia-ml.so.1 comes with every driver. What a GPU or a driver does not tell (energy on a MIG
+slice, NVML on a Jetson) is None, never an error.
 """
 import ctypes
 from functools import cache
@@ -9,12 +10,14 @@ from typing import Any
 
 CLOCK_SM, TEMPERATURE_GPU = 1, 0
 SLOWED = {  # bits of nvmlDeviceGetCurrentClocksEventReasons that mean slower than asked for
-    0x04: "power cap", 0x08: "hardware slowdown", 0x20: "thermal limit", 0x40: "hardware thermal slowdown",
-    0x80: "power brake"}
+    0x04: "power cap", 0x08: "hardware slowdown", 0x20: "thermal limit",
+    0x40: "hardware thermal slowdown", 0x80: "power brake"
+}
 
 
 class Gpu:
-    """One GPU, by its UUID ("GPU-…", as torch and nvidia-smi write it) or by index. Raises OSError without NVML."""
+    """One GPU, by its UUID ("GPU-…", as torch and nvidia-smi write it) or by index. Raises OSError
+    without NVML."""
 
     def __init__(self, uuid: str | None = None, index: int = 0):
         self._handle = ctypes.c_void_p()
@@ -45,8 +48,11 @@ class Gpu:
     def state(self) -> dict[str, Any]:
         """Clock, heat, power and throttling now, as a flat row."""
         slowed = self.slowed_by()
-        return {"sm_mhz": self.sm_mhz(), "temperature_c": self.temperature_c(), "power_w": self.power_w(),
-                "slowed_by": None if slowed is None else ", ".join(slowed) or "nothing"}
+        return {
+            "sm_mhz": self.sm_mhz(), "temperature_c": self.temperature_c(),
+            "power_w": self.power_w(),
+            "slowed_by": None if slowed is None else ", ".join(slowed) or "nothing"
+        }
 
     def _read(self, name: str, value: Any, *which: int) -> Any:
         try:

@@ -1,7 +1,9 @@
-"""The clock: several things timed in turn, so that a machine that drifts drifts under all of them alike.
+"""The clock: several things timed in turn, so that a machine that drifts drifts under all of them
+alike.
 
-In each round every subject runs a block of calls, the order reversed every other round; a block begins with an untimed
-call that brings its weights back into the caches. Speed-ups are ratios of two subjects' medians within a round.
+In each round every subject runs a block of calls, the order reversed every other round; a block
+begins with an untimed call that brings its weights back into the caches. Speed-ups are ratios of
+two subjects' medians within a round.
 """
 import gc
 import math
@@ -20,7 +22,8 @@ FEWEST = 3  # calls of even the slowest subject
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure. A row is done at `iterations` calls or `seconds` of them, whichever comes first."""
+    """How long to measure. A row is done at `iterations` calls or `seconds` of them, whichever
+    comes first."""
     seconds: float = 3.0
     iterations: int = 200
     rounds: int = 10
@@ -34,21 +37,24 @@ class Plan:
 
 @dataclass
 class Subject:
-    """Something to time: `call` runs it once; `about` is what its row says besides times. `host`: the same from host
-    memory to host memory, waited for, where that is more than `call`."""
+    """Something to time: `call` runs it once; `about` is what its row says besides times. `host`:
+    the same from host memory to host memory, waited for, where that is more than `call`."""
     about: dict[str, Any]
     call: Callable[[], object]
     device: Device = "cpu"
     host: Callable[[], object] | None = None
-    rounds: list[np.ndarray] = field(default_factory=list)  # ms of each call, one array a round; empty: sat it out
-    busy: list[float] = field(default_factory=list)         # of rounds on a CPU: ms of processor time a call
+    # ms of each call, one array a round; empty: sat it out
+    rounds: list[np.ndarray] = field(default_factory=list)
+    # of rounds on a CPU: ms of processor time a call
+    busy: list[float] = field(default_factory=list)
 
     @property
     def ms(self) -> np.ndarray:
         return np.concatenate(self.rounds)
 
 
-def measure(subjects: Sequence[Subject], plan: Plan, progress: Callable[[], object] = lambda: None) -> None:
+def measure(subjects: Sequence[Subject], plan: Plan,
+            progress: Callable[[], object] = lambda: None) -> None:
     """Fills each subject's `rounds`. `progress` is called after every round."""
     blocks = [_blocks(_warm_up(subject, plan), plan) for subject in subjects]
     with _no_collection():
@@ -58,7 +64,8 @@ def measure(subjects: Sequence[Subject], plan: Plan, progress: Callable[[], obje
                 started = time.process_time_ns()
                 subject.rounds.append(_block(subject, calls[i]))
                 if subject.device == "cpu" and calls[i]:
-                    subject.busy.append((time.process_time_ns() - started) / 1e6 / (calls[i] + (calls[i] > 1)))
+                    subject.busy.append(
+                        (time.process_time_ns() - started) / 1e6 / (calls[i] + (calls[i] > 1)))
             progress()
 
 
@@ -68,29 +75,37 @@ def timed_for(subject: Subject, seconds: float) -> np.ndarray:
     began, at_once = time.perf_counter(), 1
     while not done or time.perf_counter() - began < seconds:
         done.append(_timed(subject, at_once))
-        at_once = max(1, min(1000, round(100 / max(float(np.median(done[-1])), 1e-3))))  # look up every 0.1 s
+        # look up every 0.1 s
+        at_once = max(1, min(1000, round(100 / max(float(np.median(done[-1])), 1e-3))))
     return np.concatenate(done)
 
 
 def summary(subject: Subject) -> dict[str, float | int]:
-    """What a row keeps of its calls: median, tails, the width of the middle half, the quickest tenth; low_ms and
-    high_ms, the 10th and 90th percentile of the rounds' medians: how far the machine itself drifted; and on a CPU
-    busy_ms, the processor time of a call in the least disturbed quarter of the rounds: what other programs take is not
-    in it."""
+    """What a row keeps of its calls: median, tails, the width of the middle half, the quickest
+    tenth; low_ms and high_ms, the 10th and 90th percentile of the rounds' medians: how far the
+    machine itself drifted; and on a CPU busy_ms, the processor time of a call in the least
+    disturbed quarter of the rounds: what other programs take is not in it."""
     ms, rounds = subject.ms, subject.rounds
     quick, low, median, high, p90, p99 = np.percentile(ms, [10, 25, 50, 75, 90, 99])
     least, most = np.percentile([np.median(r) for r in rounds if len(r)], [10, 90])
-    return {"latency_ms": float(median), "p90_ms": float(p90), "p99_ms": float(p99), "iqr_ms": float(high - low),
-            "p10_ms": float(quick), "low_ms": float(least), "high_ms": float(most), "iterations": len(ms),
-            **({"busy_ms": float(np.percentile(subject.busy, 25))} if subject.busy else {})}
+    return {
+        "latency_ms": float(median), "p90_ms": float(p90), "p99_ms": float(p99),
+        "iqr_ms": float(high - low), "p10_ms": float(quick), "low_ms": float(least),
+        "high_ms": float(most), "iterations": len(ms),
+        **({"busy_ms": float(np.percentile(subject.busy, 25))} if subject.busy else {})
+    }
 
 
 def ratio(slow: Subject, fast: Subject) -> tuple[float, float, float]:
-    """How many times faster `fast` is: (median, 10th, 90th percentile) over the rounds that timed both.
+    """How many times faster `fast` is: (median, 10th, 90th percentile) over the rounds that timed
+    both.
 
     Raises ValueError if no round did.
     """
-    pairs = [np.median(a) / np.median(b) for a, b in zip(slow.rounds, fast.rounds, strict=True) if len(a) and len(b)]
+    pairs = [
+        np.median(a) / np.median(b) for a, b in zip(slow.rounds, fast.rounds, strict=True)
+        if len(a) and len(b)
+    ]
     if not pairs:
         raise ValueError("ratio: no round timed both; measure them in one call")
     low, median, high = np.percentile(pairs, [10, 50, 90])
@@ -116,7 +131,9 @@ def _blocks(seconds_a_call: float, plan: Plan) -> list[int]:
 
 def _block(subject: Subject, calls: int) -> np.ndarray:
     if calls > 1 or (calls and subject.device == "cuda"):
-        subject.call()  # untimed: whoever ran before owned the caches, and a GPU that idles waits for its first launch
+        # untimed: whoever ran before owned the caches, and a GPU that idles waits for its first
+        # launch
+        subject.call()
     return _timed(subject, calls)
 
 
@@ -133,8 +150,9 @@ def _timed(subject: Subject, calls: int) -> np.ndarray:
 
 
 def _between_events(call: Callable[[], object], calls: int) -> np.ndarray:
-    """From each CUDA event to the next, the calls queued one behind another as trtexec does: GPU compute time. What the
-    host needs to ask for it counts only where the GPU really waits for the host."""
+    """From each CUDA event to the next, the calls queued one behind another as trtexec does: GPU
+    compute time. What the host needs to ask for it counts only where the GPU really waits for the
+    host."""
     import torch
 
     events = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]

@@ -1,4 +1,5 @@
-"""A headless Chromium driven by the DevTools protocol over two pipes: open a page, ask it things, photograph it."""
+"""A headless Chromium driven by the DevTools protocol over two pipes: open a page, ask it things,
+photograph it."""
 import base64
 import json
 import os
@@ -12,10 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which(
+    "google-chrome")
 _ARGUMENTS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-              "--disable-background-networking", "--disable-component-update", "--disable-sync", "--mute-audio",
-              "--remote-debugging-pipe")
+              "--disable-background-networking", "--disable-component-update", "--disable-sync",
+              "--mute-audio", "--remote-debugging-pipe")
 
 
 class Browser:
@@ -26,12 +28,14 @@ class Browser:
         self._buffer, self._id, self.session = b"", 0, ""
         self.complaints: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.session = self.call("Target.attachToTarget", targetId=target,
+                                 flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, seconds: float = 120, **params: Any) -> dict:
-        """One command and its answer. Raises RuntimeError if the browser refuses, TimeoutError if it stays silent."""
+        """One command and its answer. Raises RuntimeError if the browser refuses, TimeoutError if
+        it stays silent."""
         self._id += 1
         message = {"id": self._id, "method": method, "params": params}
         if self.session:
@@ -47,8 +51,10 @@ class Browser:
         raise TimeoutError(f"{method}: no answer in {seconds:.0f} s")
 
     def ask(self, script: str, seconds: float = 120) -> Any:
-        """The value of a JavaScript expression; a promise is waited for. Raises RuntimeError if it throws."""
-        answer = self.call("Runtime.evaluate", seconds, expression=script, awaitPromise=True, returnByValue=True)
+        """The value of a JavaScript expression; a promise is waited for. Raises RuntimeError if it
+        throws."""
+        answer = self.call("Runtime.evaluate", seconds, expression=script, awaitPromise=True,
+                           returnByValue=True)
         if "exceptionDetails" in answer:
             told = answer["exceptionDetails"]
             raise RuntimeError(told.get("exception", {}).get("description") or told["text"])
@@ -61,19 +67,22 @@ class Browser:
             if self.ask(f"(async () => !!({condition}))()"):
                 return time.monotonic() - begin
             time.sleep(0.05)
-        raise TimeoutError(f"{condition}: not within {seconds:.0f} s; the page says {self.complaints}")
+        raise TimeoutError(
+            f"{condition}: not within {seconds:.0f} s; the page says {self.complaints}")
 
     def open(self, url: str) -> None:
         self.call("Page.navigate", url=url)
 
-    def window(self, width: int, height: int, dark: bool = False, scale: float = 1, phone: bool = False) -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale,
-                  mobile=phone)
+    def window(self, width: int, height: int, dark: bool = False, scale: float = 1,
+               phone: bool = False) -> None:
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
+                  deviceScaleFactor=scale, mobile=phone)
         self.call("Emulation.setEmulatedMedia",
                   features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
 
     def photograph(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+        path.write_bytes(base64.b64decode(
+            self.call("Page.captureScreenshot", format="png")["data"]))
 
     def _next(self, end: float) -> dict | None:
         while b"\0" not in self._buffer:
@@ -93,10 +102,14 @@ class Browser:
         if message.get("method") == "Runtime.exceptionThrown":
             told = params["exceptionDetails"]
             self.complaints.append(told.get("exception", {}).get("description") or told["text"])
-        if message.get("method") == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+        if message.get("method") == "Log.entryAdded" and params["entry"]["level"] in ("error",
+                                                                                      "warning"):
             self.complaints.append(f"{params['entry']['text']} ({params['entry'].get('url', '')})")
-        if message.get("method") == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
-            self.complaints.append(" ".join(str(a.get("value", a.get("description"))) for a in params["args"]))
+        if message.get("method") == "Runtime.consoleAPICalled" and params["type"] in ("error",
+                                                                                      "warning",
+                                                                                      "assert"):
+            self.complaints.append(" ".join(
+                str(a.get("value", a.get("description"))) for a in params["args"]))
 
 
 @contextmanager
@@ -109,9 +122,11 @@ def browser(*arguments: str) -> Iterator[Browser]:
     with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         # the protocol's pipes are file descriptors 3 and 4 by definition; a shell puts them there
         line = f'exec "$0" "$@" 3<&{to_child} 4>&{from_child}'
-        command = ["bash", "-c", line, CHROMIUM, *_ARGUMENTS, f"--user-data-dir={profile}", *arguments]
-        process = subprocess.Popen(command, pass_fds=(to_child, from_child), stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL)
+        command = [
+            "bash", "-c", line, CHROMIUM, *_ARGUMENTS, f"--user-data-dir={profile}", *arguments
+        ]
+        process = subprocess.Popen(command, pass_fds=(to_child, from_child),
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.close(to_child)
         os.close(from_child)
         try:

@@ -1,8 +1,9 @@
 """Does `vega3d bench compare` cry wolf, and does it see one? The experiment behind its noise rule.
 
-Usage: python -m bench.recipes.compare_trials MODEL.onnx [--trials 100] [--out bench/results/compare_trials.json]
-Each trial times one file twice, a fresh session each, and a third time with real work added to every call. Rows: trial,
-what (again, slower), added (share of a call), the medians, and the verdict; a first row counts them.
+Usage: python -m bench.recipes.compare_trials MODEL.onnx [--trials 100] [--out
+bench/results/compare_trials.json] Each trial times one file twice, a fresh session each, and a
+third time with real work added to every call. Rows: trial, what (again, slower), added (share of a
+call), the medians, and the verdict; a first row counts them.
 """
 import argparse
 import os
@@ -43,11 +44,16 @@ def trials(model: Path, count: int) -> list[Row]:
 def tally(rows: list[Row]) -> Row:
     """How many trials of the same file were called equal, and how many slower ones slower."""
     again = [row for row in rows if row["what"] == "again"]
-    found: Row = {"what": "tally", "trials": len(again), "equal": sum(row["verdict"] == "equal" for row in again)}
+    found: Row = {
+        "what": "tally", "trials": len(again),
+        "equal": sum(row["verdict"] == "equal" for row in again)
+    }
     for added in ADDED:
         slower = [row for row in rows if row["what"] == "slower" and row["added"] == added]
-        found |= {f"slower_{100 * added:.0f}_trials": len(slower),
-                  f"slower_{100 * added:.0f}_seen": sum(row["verdict"] == "worse" for row in slower)}
+        found |= {
+            f"slower_{100 * added:.0f}_trials": len(slower),
+            f"slower_{100 * added:.0f}_seen": sum(row["verdict"] == "worse" for row in slower)
+        }
     return found
 
 
@@ -61,7 +67,8 @@ def _once(model: Path, extra_ms: float) -> Row:
 
 
 def _slowed(call: Callable[[], object], extra_ms: float) -> Callable[[], object]:
-    """Adds processor time, not waiting: another program's share is taken from it as from the call itself."""
+    """Adds processor time, not waiting: another program's share is taken from it as from the call
+    itself."""
     def slowed() -> None:
         call()
         end = time.thread_time_ns() + round(extra_ms * 1e6)

@@ -1,11 +1,14 @@
-"""INT8 of one student by several tools, on one CPU thread in one run: fidelity, speed, and where the time goes.
+"""INT8 of one student by several tools, on one CPU thread in one run: fidelity, speed, and where
+the time goes.
 
-    python -m bench.recipes.int8_tools RUN [RUN ...] [--modelopt PYTHON] [--out bench/results/int8_tools.json]
+    python -m bench.recipes.int8_tools RUN [RUN ...] [--modelopt PYTHON] [--out
+    bench/results/int8_tools.json]
 
-Ours (NNCF and the uint8 rewrite), NNCF as it comes, onnxruntime's static quantiser, and NVIDIA's ModelOpt, which pins
-another onnx and so runs in an environment of its own (python3 -m venv DIR; DIR/bin/pip install
-"nvidia-modelopt[onnx]==0.47.0", 5 GB; PYTHON is DIR/bin/python). All see the same frames; each file is judged by the
-export's own gate and runs in onnxruntime at full optimisation.
+Ours (NNCF and the uint8 rewrite), NNCF as it comes, onnxruntime's static quantiser, and NVIDIA's
+ModelOpt, which pins another onnx and so runs in an environment of its own (python3 -m venv DIR;
+DIR/bin/pip install "nvidia-modelopt[onnx]==0.47.0", 5 GB; PYTHON is DIR/bin/python). All see the
+same frames; each file is judged by the export's own gate and runs in onnxruntime at full
+optimisation.
 """
 import argparse
 import json
@@ -53,30 +56,37 @@ class _Reader(CalibrationDataReader):
 
 
 def static(source: Path, target: Path, frames: np.ndarray, layers: list[str] | None = None) -> None:
-    """onnxruntime's static quantiser: uint8 activations, int8 weights per channel, around every MatMul or `layers`."""
+    """onnxruntime's static quantiser: uint8 activations, int8 weights per channel, around every
+    MatMul or `layers`."""
     wanted = ["MatMul"]
-    quantize_static(str(source), str(target), _Reader(frames), quant_format=QuantFormat.QDQ, per_channel=True,
-                    activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=wanted,
-                    nodes_to_quantize=layers,
-                    extra_options={"OpTypesToExcludeOutputQuantization": wanted, "QuantizeBias": False})
+    quantize_static(
+        str(source), str(target), _Reader(frames), quant_format=QuantFormat.QDQ, per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=wanted,
+        nodes_to_quantize=layers,
+        extra_options={"OpTypesToExcludeOutputQuantization": wanted, "QuantizeBias": False})
 
 
 def plain_nncf(source: Path, target: Path, frames: np.ndarray, model_type: str | None) -> None:
-    """nncf.quantize with nothing said, or the model type alone. Initialisers are first made each node's own: NNCF's
-    bias correction edits a shared one in place, which would spoil the file for another reason."""
+    """nncf.quantize with nothing said, or the model type alone. Initialisers are first made each
+    node's own: NNCF's bias correction edits a shared one in place, which would spoil the file for
+    another reason."""
     import nncf
 
     chosen = None if model_type is None else nncf.ModelType[model_type]
     dataset = nncf.Dataset(frames, lambda frame: {"frames": frame[None]})
-    onnx.save(nncf.quantize(unshared(onnx.load(source)), dataset, subset_size=len(frames), model_type=chosen), target)
+    onnx.save(
+        nncf.quantize(unshared(onnx.load(source)), dataset, subset_size=len(frames),
+                      model_type=chosen), target)
 
 
 def modelopt(python: str, source: Path, target: Path, frames: np.ndarray, what: str) -> None:
-    """ModelOpt's max calibration of every MatMul ("all"), or with the attention products left out ("linears")."""
+    """ModelOpt's max calibration of every MatMul ("all"), or with the attention products left out
+    ("linears")."""
     held = target.with_suffix(".npy")
     np.save(held, frames)
-    done = subprocess.run([python, "-c", MODELOPT, str(source), str(target), str(held), what], capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [python, "-c", MODELOPT, str(source),
+         str(target), str(held), what], capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"modelopt in {python} failed: {done.stderr.strip()[-300:]}")
 
@@ -95,7 +105,8 @@ def measure(run: Path, python: str | None, scratch: Path) -> list[Row]:
     for tool, layers in (("onnxruntime static", None), ("onnxruntime static, our layers", same)):
         files[tool] = scratch / f"{tool}.onnx"
         static(fp32.path, files[tool], frames, layers)
-    for tool, what in (("modelopt", "all"), ("modelopt, attention left out", "linears")) if python else ():
+    for tool, what in (("modelopt", "all"), ("modelopt, attention left out",
+                                             "linears")) if python else ():
         files[tool] = scratch / f"{tool}.onnx"
         modelopt(python or "", fp32.path, files[tool], frames, what)
     model = NAMES[exporter.run.student.config.size]
@@ -103,12 +114,16 @@ def measure(run: Path, python: str | None, scratch: Path) -> list[Row]:
     rows: list[Row] = []
     for tool, path in files.items():
         parity = exporter.gate.measure(OnnxModel(path, optimise=True))
-        rows.append({"model": model, "part": "tool", "tool": tool, "precision": "fp32" if tool == "fp32" else "int8",
-                     "backend": "onnxruntime-cpu", "batch": 1, "threads": 1, **times[tool],
-                     "vs_fp32": times["fp32"]["cpu_ms"] / times[tool]["cpu_ms"], "size_mb": path.stat().st_size / 1e6,
-                     "cosine_mean": parity.cosine_mean, "cosine_p1": parity.cosine_p1,
-                     "relative_error": parity.relative_error, "delta1_drop": parity.delta1_drop,
-                     "int8_layers": quantised(path), "student_sha256": exporter.run.student_sha256})
+        rows.append({
+            "model": model, "part": "tool", "tool": tool,
+            "precision": "fp32" if tool == "fp32" else "int8", "backend": "onnxruntime-cpu",
+            "batch": 1, "threads": 1,
+            **times[tool], "vs_fp32": times["fp32"]["cpu_ms"] / times[tool]["cpu_ms"],
+            "size_mb": path.stat().st_size / 1e6, "cosine_mean": parity.cosine_mean,
+            "cosine_p1": parity.cosine_p1, "relative_error": parity.relative_error,
+            "delta1_drop": parity.delta1_drop, "int8_layers": quantised(path),
+            "student_sha256": exporter.run.student_sha256
+        })
     for tool in ("fp32", "vega3d"):
         rows += [{"model": model, "part": "share", "tool": tool, "op": op, "ms": ms, "share": share}
                  for op, ms, share in shares(files[tool], frames[:1], scratch)]
@@ -121,7 +136,8 @@ def call(path: Path, frames: np.ndarray) -> Callable[[], object]:
 
 
 def interleaved(calls: dict[str, Callable[[], object]]) -> dict[str, dict[str, Any]]:
-    """latency_ms by the wall clock and cpu_ms of this thread (other programs' share left out), medians of rounds."""
+    """latency_ms by the wall clock and cpu_ms of this thread (other programs' share left out),
+    medians of rounds."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for i in range(ROUNDS):
         for name in list(calls) if i % 2 == 0 else list(calls)[::-1]:
@@ -131,7 +147,8 @@ def interleaved(calls: dict[str, Callable[[], object]]) -> dict[str, dict[str, A
             while not block or time.perf_counter() < until:
                 wall, cpu = time.perf_counter(), time.thread_time()
                 calls[name]()
-                block.append((1000 * (time.perf_counter() - wall), 1000 * (time.thread_time() - cpu)))
+                block.append(
+                    (1000 * (time.perf_counter() - wall), 1000 * (time.thread_time() - cpu)))
             wall, cpu = np.median(block, axis=0)
             taken[name].append((float(wall), float(cpu)))
     return {name: {"latency_ms": float(np.median([wall for wall, _ in rounds])),
@@ -142,12 +159,17 @@ def interleaved(calls: dict[str, Callable[[], object]]) -> dict[str, dict[str, A
 def quantised(path: Path) -> int:
     """How many MatMuls read dequantised values on both sides."""
     graph = onnx.load(path).graph
-    made = {output for node in graph.node if node.op_type == "DequantizeLinear" for output in node.output}
+    made = {
+        output
+        for node in graph.node if node.op_type == "DequantizeLinear" for output in node.output
+    }
     return sum(node.op_type == "MatMul" and set(node.input) <= made for node in graph.node)
 
 
-def shares(path: Path, frames: np.ndarray, scratch: Path, runs: int = 20) -> list[tuple[str, float, float]]:
-    """(operator as onnxruntime runs it, ms of a frame, share of all), the largest first, by its own profiler."""
+def shares(path: Path, frames: np.ndarray, scratch: Path,
+           runs: int = 20) -> list[tuple[str, float, float]]:
+    """(operator as onnxruntime runs it, ms of a frame, share of all), the largest first, by its own
+    profiler."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.enable_profiling = 1, True
     options.profile_file_prefix = str(scratch / "profile")
@@ -160,23 +182,30 @@ def shares(path: Path, frames: np.ndarray, scratch: Path, runs: int = 20) -> lis
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             spent[event["args"]["op_name"]] += event["dur"]
     whole = sum(spent.values())
-    return [(op, us / runs / 1000, us / whole) for op, us in spent.most_common() if us > 0.005 * whole]
+    return [(op, us / runs / 1000, us / whole) for op, us in spent.most_common()
+            if us > 0.005 * whole]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--modelopt", help="python of an environment with nvidia-modelopt[onnx]")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "int8_tools.json")
+    parser.add_argument("--out", type=Path,
+                        default=Path(__file__).parents[1] / "results" / "int8_tools.json")
     options = parser.parse_args()
     with TemporaryDirectory() as scratch:
-        rows = [row for run in options.runs for row in measure(run, options.modelopt, Path(scratch))]
+        rows = [
+            row for run in options.runs for row in measure(run, options.modelopt, Path(scratch))
+        ]
     env = {**environment(), "load_average": os.getloadavg()[0]}
     command = " ".join(["python", "-m", "bench.recipes.int8_tools", *sys.argv[1:]])
     save(Results("int8_tools", command, str(env["commit"]), env, rows), options.out)
     for row in rows:
-        print({key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()
-               if key not in ("student_sha256", "backend", "threads", "batch")})
+        print({
+            key: round(value, 5) if isinstance(value, float) else value
+            for key, value in row.items()
+            if key not in ("student_sha256", "backend", "threads", "batch")
+        })
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What the page of `vega3d export web` costs in a browser: headless Chromium, WASM, each model file, 1 and 2 threads.
+"""What the page of `vega3d export web` costs in a browser: headless Chromium, WASM, each model
+file, 1 and 2 threads.
 
 Run by: python -m bench.recipes.web --run runs/latest   -> bench/results/web.json
 """
@@ -24,8 +25,10 @@ RESULTS = Path(__file__).parents[1] / "results" / "web.json"
 WARM_UP, FRAMES, LIVE_S = 5, 40, 3.0
 
 
-def main(run: Path = Path("runs/latest"), threads: tuple[int, ...] = (1, 2), out: Path = RESULTS) -> None:
-    """Measures RUN/export/page (made by `vega3d export web`) and, beside its models, the FP32 file of the web preset.
+def main(run: Path = Path("runs/latest"), threads: tuple[int, ...] = (1, 2),
+         out: Path = RESULTS) -> None:
+    """Measures RUN/export/page (made by `vega3d export web`) and, beside its models, the FP32 file
+    of the web preset.
 
     Args:
         run: a run folder
@@ -40,26 +43,31 @@ def main(run: Path = Path("runs/latest"), threads: tuple[int, ...] = (1, 2), out
         env["chromium"] = chromium.call("Browser.getVersion")["product"]
         folder = Path(scratch) / "page"
         folder_mb = sum(path.stat().st_size for path in page.rglob("*") if path.is_file()) / 1e6
-        names, rows, command = _with_fp32(page, fp32, folder), [], " ".join(["python -m bench.recipes.web", *sys.argv[1:]])
+        names, rows, command = _with_fp32(page, fp32, folder), [], " ".join(
+            ["python -m bench.recipes.web", *sys.argv[1:]])
         for row in measure(chromium, folder, names, threads, folder_mb):
             rows.append(row)
-            save(Results("web", command, str(env["commit"]), env, rows), out)  # a kill leaves what there is
-            print(f"{row['precision']:5} {row['threads']} threads  {row['latency_ms']:6.1f} ms  p90 "
-                  f"{row['p90_ms']:6.1f}  {row['frames_per_s']:5.1f} frames/s  first overlay "
-                  f"{row['first_overlay_s']:.1f} s  load {row['load_average']:.1f}", flush=True)
+            # a kill leaves what there is
+            save(Results("web", command, str(env["commit"]), env, rows), out)
+            print(
+                f"{row['precision']:5} {row['threads']} threads  {row['latency_ms']:6.1f} ms  p90 "
+                f"{row['p90_ms']:6.1f}  {row['frames_per_s']:5.1f} frames/s  first overlay "
+                f"{row['first_overlay_s']:.1f} s  load {row['load_average']:.1f}", flush=True)
     print(out)
 
 
 def measure(chromium: Browser, folder: Path, names: list[str], threads: tuple[int, ...],
             folder_mb: float) -> Iterator[Row]:
-    """A row for each model and number of threads. latency_ms: the network alone, from pixels to answers; frames_per_s:
-    the live page, drawing included; first_overlay_s: from opening the address, nothing cached but the disk's."""
+    """A row for each model and number of threads. latency_ms: the network alone, from pixels to
+    answers; frames_per_s: the live page, drawing included; first_overlay_s: from opening the
+    address, nothing cached but the disk's."""
     serving = server(folder)
     threading.Thread(target=serving.serve_forever, daemon=True).start()
     try:
         for name in names:
             for count in threads:
-                yield _row(chromium, f"http://127.0.0.1:{serving.server_port}", name, count, folder_mb)
+                yield _row(chromium, f"http://127.0.0.1:{serving.server_port}", name, count,
+                           folder_mb)
     finally:
         serving.shutdown()
         serving.server_close()
@@ -67,23 +75,29 @@ def measure(chromium: Browser, folder: Path, names: list[str], threads: tuple[in
 
 def _row(chromium: Browser, address: str, name: str, threads: int, folder_mb: float) -> Row:
     begin = time.perf_counter()
-    chromium.open(f"{address}/?plain&backend=wasm&model={name}&threads={threads}")  # plain: no service worker's cache
+    # plain: no service worker's cache
+    chromium.open(f"{address}/?plain&backend=wasm&model={name}&threads={threads}")
     chromium.wait("window.page?.state.view")
     first = time.perf_counter() - begin
     time.sleep(LIVE_S)
     live = chromium.ask("(r => 1000 * (r.length - 1) / (r.at(-1) - r[0]))(page.state.rates)")
     backend = chromium.ask("document.getElementById('fact-backend').textContent")
     model = chromium.ask(f"page.state.facts.models.find(m => m.name === '{name}')")
-    times = np.array(chromium.ask(f"""(async () => {{
+    times = np.array(
+        chromium.ask(
+            f"""(async () => {{
         const times = [], count = page.state.facts.clip.frames;
         for (let i = 0; i < {WARM_UP + FRAMES}; i++) times.push((await page.frame(i % count)).milliseconds);
         return times.slice({WARM_UP});
     }})()""", seconds=300))
-    return {"model": "ViT student with heads", "artefact": Path(model["file"]).name, "sha256": model["sha256"],
-            "precision": name, "backend": f"onnxruntime-web {backend}", "threads": threads, "batch": 1,
-            "latency_ms": float(np.median(times)), "p90_ms": float(np.percentile(times, 90)), "frames": FRAMES,
-            "frames_per_s": live, "first_overlay_s": first, "size_mb": model["size_mb"], "folder_mb": folder_mb,
-            "load_average": os.getloadavg()[0], "complaints": "; ".join(chromium.complaints)}
+    return {
+        "model": "ViT student with heads", "artefact": Path(model["file"]).name,
+        "sha256": model["sha256"], "precision": name, "backend": f"onnxruntime-web {backend}",
+        "threads": threads, "batch": 1, "latency_ms": float(np.median(times)),
+        "p90_ms": float(np.percentile(times, 90)), "frames": FRAMES, "frames_per_s": live,
+        "first_overlay_s": first, "size_mb": model["size_mb"], "folder_mb": folder_mb,
+        "load_average": os.getloadavg()[0], "complaints": "; ".join(chromium.complaints)
+    }
 
 
 def _with_fp32(page: Path, fp32: Path, folder: Path) -> list[str]:
@@ -92,8 +106,10 @@ def _with_fp32(page: Path, fp32: Path, folder: Path) -> list[str]:
     shutil.copyfile(fp32, folder / "model" / "onnx" / fp32.name)
     facts = json.loads((folder / "page.json").read_text())
     sidecar = json.loads(fp32.with_name(f"{fp32.name}.json").read_text())
-    facts["models"].append({"name": "fp32", "label": "FP32", "file": f"model/onnx/{fp32.name}", "for": [],
-                            "what": "32-bit", "size_mb": sidecar["size_mb"], "sha256": sidecar["sha256"]})
+    facts["models"].append({
+        "name": "fp32", "label": "FP32", "file": f"model/onnx/{fp32.name}", "for": [],
+        "what": "32-bit", "size_mb": sidecar["size_mb"], "sha256": sidecar["sha256"]
+    })
     (folder / "page.json").write_text(json.dumps(facts))
     return ["int8", "fp32", "fp16"]
 

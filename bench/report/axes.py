@@ -1,4 +1,5 @@
-"""Scales and the pieces of a chart: SVG elements placed in chart units, styled by the page (bench/page.html)."""
+"""Scales and the pieces of a chart: SVG elements placed in chart units, styled by the page
+(bench/page.html)."""
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +32,10 @@ class Scale:
             found = [step * 10.0**power for power in powers for step in steps]
         else:
             step = _round_step((self.high - self.low) / 5)
-            found = [i * step for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+            found = [
+                i * step for i in range(math.ceil(self.low / step),
+                                        math.floor(self.high / step) + 1)
+            ]
         return [value for value in found if self.low <= value <= self.high]
 
 
@@ -44,8 +48,9 @@ def padded(values: Sequence[float], share: float = 0.12) -> tuple[float, float]:
 
 def chart(title: str, description: str, height: float, parts: Sequence[Html]) -> Html:
     """An SVG that scales with its column. Title and description are what a screen reader says."""
-    return el("svg", el("title", title), el("desc", description), *parts, role="img", viewBox=f"0 0 {WIDTH} {height:g}",
-              aria_label=f"{title}. {description}", xmlns="http://www.w3.org/2000/svg")
+    return el("svg", el("title", title), el("desc", description), *parts, role="img",
+              viewBox=f"0 0 {WIDTH} {height:g}", aria_label=f"{title}. {description}",
+              xmlns="http://www.w3.org/2000/svg")
 
 
 def text(x: float, y: float, words: str, class_: str = "", anchor: str = "start") -> Html:
@@ -59,13 +64,17 @@ def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Html:
 def bar(x: Scale, value: float, y: float, height: float, class_: str) -> Html:
     """From zero to the value."""
     left, right = sorted((x(0), x(value)))
-    return el("rect", x=left, y=y, width=max(right - left, 0.5), height=height, rx=2, class_=f"fill {class_}")
+    return el("rect", x=left, y=y, width=max(right - left, 0.5), height=height, rx=2,
+              class_=f"fill {class_}")
 
 
 def whisker(x: Scale, low: float, high: float, y: float) -> list[Html]:
     """An interval: a line with two ends."""
     left, right = x(low), x(high)
-    return [line(left, y, right, y, "whisker"), *(line(end, y - 4, end, y + 4, "whisker") for end in (left, right))]
+    return [
+        line(left, y, right, y, "whisker"),
+        *(line(end, y - 4, end, y + 4, "whisker") for end in (left, right))
+    ]
 
 
 def number(value: float) -> str:
@@ -79,7 +88,8 @@ def labels(ticks: Sequence[float]) -> list[str]:
     """Tick values with as many decimals as tell neighbours apart: 53.2, 53.4, not 53, 53."""
     gaps = [b - a for a, b in pairwise(ticks)]
     digits = max(0, -math.floor(math.log10(min(gaps)) + 1e-9)) if gaps else 0
-    return [f"{value:.{digits}f}" for value in ticks] if gaps else [number(value) for value in ticks]
+    return [f"{value:.{digits}f}"
+            for value in ticks] if gaps else [number(value) for value in ticks]
 
 
 def _round_step(rough: float) -> float:

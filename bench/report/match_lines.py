@@ -1,4 +1,5 @@
-"""Which token of one view is which of another, by the features alone: the lines between two frames of the report."""
+"""Which token of one view is which of another, by the features alone: the lines between two frames
+of the report."""
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,14 +16,15 @@ from teacher.probing.correspondence import NEAR_M, token_points
 from teacher.towers.base import GRID
 
 PAIRS = 2          # clips
-LINES = 16         # of those found, drawn at random: the page shows what is typical, not what is best
+LINES = 16  # of those found, drawn at random: the page shows what is typical, not what is best
 
 
 def match_rows(run: Run, test: Examples, files: Sequence[str]) -> list[Row]:
-    """Rows of kind `match`: clip, voice, from and to in pixels of a 224 px frame, and right: whether the two tokens lie
-    within 0.2 m of one another in the room (null where that is unknown). Of kind `match_pair`: the two pictures, and
-    for each voice how many mutual nearest neighbours there are (found) and how many are right (of those asked: whose
-    point the other view sees at all)."""
+    """Rows of kind `match`: clip, voice, from and to in pixels of a 224 px frame, and right:
+    whether the two tokens lie within 0.2 m of one another in the room (null where that is unknown).
+    Of kind `match_pair`: the two pictures, and for each voice how many mutual nearest neighbours
+    there are (found) and how many are right (of those asked: whose point the other view sees at
+    all)."""
     voices = {"teacher": "generative", "student": "student_fp32"}
     if int8 := next((name for name in INT8 if name in files), None):
         voices["int8"] = int8
@@ -35,7 +37,8 @@ def match_rows(run: Run, test: Examples, files: Sequence[str]) -> list[Row]:
         points = _points(clip, ends)
         names = [f"{i}_view_{end}.png" for end in ends]
         for end, name in zip(ends, names, strict=True):
-            save_picture(run.folder / "bench" / "strips" / name, clip.frames[end].transpose(1, 2, 0))
+            save_picture(run.folder / "bench" / "strips" / name,
+                         clip.frames[end].transpose(1, 2, 0))
         for voice, field in voices.items():
             rows += _matched(clip_id, voice, _tokens(example, field, ends), points, names, seed=i)
     return rows
@@ -55,15 +58,19 @@ def _matched(clip: str, voice: str, tokens: Tensor, points: Tensor | None, names
     pairs = mutual(*tokens)                                                              # [M,2]
     near = seen = None
     if points is not None:
-        apart = torch.cdist(points[0], points[1]).nan_to_num(torch.inf)                  # [196,196] m
+        apart = torch.cdist(points[0], points[1]).nan_to_num(torch.inf)  # [196,196] m
         near, seen = apart[pairs[:, 0], pairs[:, 1]] < NEAR_M, (apart < NEAR_M).any(1)[pairs[:, 0]]
     about = {"clip": clip, "voice": voice}
-    row: Row = {"kind": "match_pair", **about, "from_file": names[0], "to_file": names[1], "found": len(pairs),
-                "asked": None if seen is None else int(seen.sum()),
-                "right": None if near is None or seen is None else int((near & seen).sum())}
+    row: Row = {
+        "kind": "match_pair", **about, "from_file": names[0], "to_file": names[1],
+        "found": len(pairs), "asked": None if seen is None else int(seen.sum()),
+        "right": None if near is None or seen is None else int((near & seen).sum())
+    }
     drawn = np.random.default_rng(seed).permutation(len(pairs))[:LINES]
-    lines = [{"kind": "match", **about, **_ends(pairs[i]), "right": None if near is None else bool(near[i])}
-             for i in sorted(drawn.tolist())]
+    lines = [{
+        "kind": "match", **about,
+        **_ends(pairs[i]), "right": None if near is None else bool(near[i])
+    } for i in sorted(drawn.tolist())]
     return [row, *lines]
 
 
@@ -75,7 +82,8 @@ def _ends(pair: Tensor) -> Row:
 
 
 def _tokens(example: Example, field: str, ends: Sequence[int]) -> Tensor:
-    """[2,196,D], channels standardised over the clip: a few huge ones would make any two tokens alike."""
+    """[2,196,D], channels standardised over the clip: a few huge ones would make any two tokens
+    alike."""
     flat = example[field].float().flatten(2).transpose(1, 2)                             # [T,196,D]
     return ((flat - flat.mean((0, 1))) / flat.std((0, 1)).clamp_min(1e-4))[list(ends)]
 

@@ -1,4 +1,5 @@
-"""Picture strips of held-out rooms: the frame, its true depth, and what each reads out of it, as small PNG files."""
+"""Picture strips of held-out rooms: the frame, its true depth, and what each reads out of it, as
+small PNG files."""
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,31 +21,41 @@ STRIPS = 4
 PX = 224                          # of the frame; maps keep their own size
 UNKNOWN = (128, 128, 128)         # colour of pixels without depth
 INT8 = ("student_int8_cpu", "student_int8")  # which INT8 file speaks, in order of preference
-SAYS = {"semantic_only": "semantic features only", "teacher": "the teacher", "student_fp32": "the FP32 student",
-        "student_int8_cpu": "the INT8 student", "student_int8": "the INT8 student"}
+SAYS = {
+    "semantic_only": "semantic features only", "teacher": "the teacher",
+    "student_fp32": "the FP32 student", "student_int8_cpu": "the INT8 student",
+    "student_int8": "the INT8 student"
+}
 
 
 def draw_strips(run: Run, student: Student, test: Examples, files: Sequence[str]) -> list[Row]:
     """Draws the middle frame of a few clips, spread over the split, into RUN/bench/strips.
 
-    files: accuracy names of the exported files. Returns rows of kind `picture`: clip, file, place (its cell in the
-    report's strip), shows, alt, and of depth near_m and far_m, the range of the colours.
+    files: accuracy names of the exported files. Returns rows of kind `picture`: clip, file, place
+    (its cell in the report's strip), shows, alt, and of depth near_m and far_m, the range of the
+    colours.
     """
     int8 = [name for name in INT8 if name in files][:1]
     picked = spread(test.ids, STRIPS)
     middle = test.frames_per_clip // 2
-    examples = [{key: value[middle:middle + 1].to(run.device) for key, value in test.load(clip).items()}
-                for clip in picked]
+    examples = [{
+        key: value[middle:middle + 1].to(run.device)
+        for key, value in test.load(clip).items()
+    } for clip in picked]
     features = _feature_maps(student, examples, ["student_fp32", *int8])
     folder, rows = run.folder / "bench" / "strips", []
     for i, (clip, example) in enumerate(zip(picked, examples, strict=True)):
-        pictures = [_save(folder, f"{i}_frame.png", example["frames"][0].permute(1, 2, 0).cpu().numpy(),
-                          "frame", "frame", f"A frame of held-out clip {clip}")]
+        pictures = [
+            _save(folder, f"{i}_frame.png", example["frames"][0].permute(1, 2, 0).cpu().numpy(),
+                  "frame", "frame", f"A frame of held-out clip {clip}")
+        ]
         if run.labelled:
             pictures += _depth_pictures(run, student, example, int8, folder, f"{i}")
-        pictures += [_save(folder, f"{i}_{name}_features.png", colours[i], f"{_column(name)}_features", "features",
-                           f"Features of {SAYS[name]}, coloured by their three main directions")
-                     for name, colours in features.items()]
+        pictures += [
+            _save(folder, f"{i}_{name}_features.png", colours[i], f"{_column(name)}_features",
+                  "features", f"Features of {SAYS[name]}, coloured by their three main directions")
+            for name, colours in features.items()
+        ]
         rows += [{"kind": "picture", "clip": clip, **picture} for picture in pictures]
     return rows
 
@@ -65,16 +76,21 @@ def colour_bar() -> bytes:
     return _png(_coloured(np.linspace(0, 1, 64)[None], 0, 1))
 
 
-def _feature_maps(student: Student, examples: Sequence[Example], names: Sequence[str]) -> dict[str, np.ndarray]:
-    teacher = torch.cat([standardise(example["generative"], student) for example in examples])  # [N,D,14,14]
-    maps = [teacher, *(torch.cat([example[name].float() for example in examples]) for name in names)]
+def _feature_maps(student: Student, examples: Sequence[Example],
+                  names: Sequence[str]) -> dict[str, np.ndarray]:
+    teacher = torch.cat([standardise(example["generative"], student)
+                         for example in examples])  # [N,D,14,14]
+    maps = [
+        teacher, *(torch.cat([example[name].float() for example in examples]) for name in names)
+    ]
     return dict(zip(("teacher", *names), pca_colours(maps), strict=True))
 
 
 @torch.inference_mode()
 def _depth_pictures(run: Run, student: Student, example: Example, int8: Sequence[str], folder: Path,
                     stem: str) -> list[Row]:
-    """True depth and every reader's, in one colour range: the truth's own, but for its outermost 2 %."""
+    """True depth and every reader's, in one colour range: the truth's own, but for its outermost 2
+    %."""
     seed = run.config.seeds[0]
     truth = example["depth"][0].cpu().numpy()
     near, far = np.percentile(truth[truth > 0], [2, 98]) if (truth > 0).any() else (0.0, 1.0)
@@ -85,9 +101,10 @@ def _depth_pictures(run: Run, student: Student, example: Example, int8: Sequence
         stream = run.stream(name)(example) if own else student.destandardise(example[name].float())
         depths[name] = heads(example["semantic"].float(), stream).log_depth.exp()[0].cpu().numpy()
     span = {"near_m": float(near), "far_m": float(far)}
-    return [{**_save(folder, f"{stem}_{name}_depth.png", _coloured(depth, near, far), f"{_column(name)}_depth", "depth",
-                     f"{'True depth' if name == 'truth' else f'Depth by {SAYS[name]}'}, bright is near"), **span}
-            for name, depth in depths.items()]
+    return [{
+        **_save(folder, f"{stem}_{name}_depth.png", _coloured(depth, near, far), f"{_column(name)}_depth", "depth", f"{'True depth' if name == 'truth' else f'Depth by {SAYS[name]}'}, bright is near"),
+        **span
+    } for name, depth in depths.items()]
 
 
 def _column(name: str) -> str:

@@ -1,4 +1,5 @@
-"""The report's precision maps: for each exported file a grid of blocks and layers, each cell its precision."""
+"""The report's precision maps: for each exported file a grid of blocks and layers, each cell its
+precision."""
 from collections.abc import Sequence
 
 from bench.report.axes import WIDTH, chart, text
@@ -8,7 +9,8 @@ from records.results import Results, Row
 
 LEFT, TOP, HEIGHT = 40, 34, 17  # chart units: of the block numbers, of the layer names, of a row
 SHORT = {"fp32": "32", "fp16": "16", "bf16": "16", "int8": "8"}
-SPANS = {"patch_embed": (0, len(SLOTS)), "head": (1, len(SLOTS) - 1)}  # outside the blocks: one cell for a row
+# outside the blocks: one cell for a row
+SPANS = {"patch_embed": (0, len(SLOTS)), "head": (1, len(SLOTS) - 1)}
 CLASS = {"int8": "int8", "fp16": "half", "bf16": "half", "fp32": "full"}
 
 
@@ -35,10 +37,12 @@ def _map(rows: Sequence[Row]) -> Html:
         parts.append(text(LEFT - 6, top + 12, name, "small", "end"))
         for row in (row for row in rows if row["block"] == block):
             column, span = SPANS.get(row["slot"]) or (SLOTS.index(row["slot"]), 1)
-            parts += [el("rect", x=LEFT + column * width + 1, y=top + 1, width=span * width - 2, height=HEIGHT - 2,
-                         rx=3, class_=f"cell {CLASS.get(row['precision'], 'full')}"),
-                      text(LEFT + (column + span / 2) * width, top + 12.5, SHORT.get(row["precision"], "?"), "cellmark",
-                           "middle")]
+            parts += [
+                el("rect", x=LEFT + column * width + 1, y=top + 1, width=span * width - 2,
+                   height=HEIGHT - 2, rx=3, class_=f"cell {CLASS.get(row['precision'], 'full')}"),
+                text(LEFT + (column + span / 2) * width, top + 12.5,
+                     SHORT.get(row["precision"], "?"), "cellmark", "middle")
+            ]
     return chart("Precision of every layer", _said(rows), TOP + len(blocks) * HEIGHT + 4, parts)
 
 

@@ -1,4 +1,5 @@
-"""Columns of a table: which field, how it is written; and rows of several seeds as one row with their spread."""
+"""Columns of a table: which field, how it is written; and rows of several seeds as one row with
+their spread."""
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Column:
-    """A header with its unit, and the field under it. Numbers get `digits` decimals after `scale` (None: four
-    significant digits); text stays."""
+    """A header with its unit, and the field under it. Numbers get `digits` decimals after `scale`
+    (None: four significant digits); text stays."""
     header: str
     field: str
     digits: int | None = 3
@@ -19,7 +20,8 @@ class Column:
     suffix: str = ""
 
     def cell(self, row: Row) -> str:
-        """As text; with the spread over seeds behind ± where the row has one. A field that is not there is a dash."""
+        """As text; with the spread over seeds behind ± where the row has one. A field that is not
+        there is a dash."""
         value = row.get(self.field)
         if value is None:
             return NONE
@@ -39,16 +41,19 @@ class Column:
         return self.field not in TEXT
 
 
-TEXT = {"features", "head", "mode", "model", "backend", "precision", "artefact", "stage", "label", "device", "timer",
-        "launch", "work", "what", "tool", "unit", "task", "metric", "tune", "path", "outcome", "position",
-        "variant", "weights", "gate", "training"}
+TEXT = {
+    "features", "head", "mode", "model", "backend", "precision", "artefact", "stage", "label",
+    "device", "timer", "launch", "work", "what", "tool", "unit", "task", "metric", "tune", "path",
+    "outcome", "position", "variant", "weights", "gate", "training"
+}
 
 
 def over_seeds(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:
     """One row for each combination of `by`, in order of appearance.
 
-    Numbers become their mean over seeds and FIELD_std their sample standard deviation (two seeds or more); `seeds`
-    counts them. A field that a seed lacks is averaged over the others; text is the first seed's.
+    Numbers become their mean over seeds and FIELD_std their sample standard deviation (two seeds or
+    more); `seeds` counts them. A field that a seed lacks is averaged over the others; text is the
+    first seed's.
     """
     groups: dict[tuple, list[Row]] = {}
     for row in rows:

@@ -1,7 +1,10 @@
-"""Where Q/DQ may sit and what it may hold, checked without the device: each rule is an INT8 ViT somebody lost.
+"""Where Q/DQ may sit and what it may hold, checked without the device: each rule is an INT8 ViT
+somebody lost.
 
-Works on any ONNX model. What TensorRT refuses (a zero point), what it accepts and gets wrong (Q/DQ on the residual
-stream: 85 % -> 0-5 %), and what silently leaves the INT8 path (a Linear quantised on one side only).
+Works on any ONNX model. What TensorRT refuses (a zero point), what it accepts and gets wrong (Q/DQ
+on the residual
+stream: 85 % -> 0-5 %), and what silently leaves the INT8 path (a Linear quantised on one side
+only).
 """
 from collections import Counter
 from collections.abc import Iterator
@@ -19,14 +22,17 @@ from export.graph.targets import Target, target_called
 FLOAT8 = "float8_e4m3fn"
 LINEAR = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 # Values pass through these unchanged: TensorRT moves Q/DQ across them.
-MOVERS = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice", "Split", "Gather", "MaxPool")
-INTEGER_OPS = ("MatMulInteger", "QLinearMatMul", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear")
+MOVERS = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice", "Split",
+          "Gather", "MaxPool")
+INTEGER_OPS = ("MatMulInteger", "QLinearMatMul", "QLinearConv", "ConvInteger",
+               "DynamicQuantizeLinear")
 WHY_NOT = {
     "Add": "a residual Add stays in half: its range (1e3) leaves INT8 nothing for the rest",
-    "LayerNormalization": "LayerNorm stays in half: INT8 inputs lose the small channels that it scales up",
-    "Softmax": "Softmax stays in half: its inputs are exponents",
-    "Gelu": "GELU stays in half", "Erf": "GELU (Erf) stays in half",
-    "Mul": "elementwise products stay in half", "Div": "elementwise quotients stay in half",
+    "LayerNormalization": "LayerNorm stays in half: INT8 inputs lose the small channels that it "
+                          "scales up",
+    "Softmax": "Softmax stays in half: its inputs are exponents", "Gelu": "GELU stays in half",
+    "Erf": "GELU (Erf) stays in half", "Mul": "elementwise products stay in half",
+    "Div": "elementwise quotients stay in half",
 }
 
 
@@ -40,10 +46,12 @@ class Violation:
         return f"{self.node}: {self.rule}: {self.why}"
 
 
-def check_qdq(model: onnx.ModelProto, target: Target | str = "trt10", want_int8: bool = False) -> list[Violation]:
+def check_qdq(model: onnx.ModelProto, target: Target | str = "trt10",
+              want_int8: bool = False) -> list[Violation]:
     """Every broken rule, in graph order; an empty list is a pass.
 
-    want_int8: also require that something is quantised (an export that lost its Q/DQ is not an INT8 model).
+    want_int8: also require that something is quantised (an export that lost its Q/DQ is not an INT8
+    model).
     """
     target = target_called(target) if isinstance(target, str) else target
     wiring = Wiring(model)
@@ -53,20 +61,27 @@ def check_qdq(model: onnx.ModelProto, target: Target | str = "trt10", want_int8:
             found += _numbers(wiring, node, target)
             found += _pairing(wiring, node, target)
         elif node.op_type in INTEGER_OPS or node.domain not in OWN_DOMAINS:
-            found.append(Violation(node.name, "operator", f"{node.domain} {node.op_type}".strip() +
-                                   f" is not for {target.what}; spell INT8 as QuantizeLinear, DequantizeLinear"))
+            found.append(
+                Violation(
+                    node.name, "operator", f"{node.domain} {node.op_type}".strip() +
+                    f" is not for {target.what}; spell INT8 as QuantizeLinear, DequantizeLinear"))
         else:
             found += _placement(wiring, node)
         if node.op_type == "LayerNormalization" and not target.layernorm:
-            found.append(Violation(node.name, "operator", f"{target.what} does not know it; use {target.dialect}"))
+            found.append(
+                Violation(node.name, "operator",
+                          f"{target.what} does not know it; use {target.dialect}"))
     found += [Violation(*fault) for fault in half_precision_faults(model)]
     if want_int8 and not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
-        found.append(Violation("graph", "quantised", "no Q/DQ at all: every layer would run in floating point"))
+        found.append(
+            Violation("graph", "quantised",
+                      "no Q/DQ at all: every layer would run in floating point"))
     return found
 
 
 def brief(broken: list[Violation], most: int = 3) -> list[str]:
-    """A line each, but where one rule breaks for one reason at many nodes, the first few and how many more."""
+    """A line each, but where one rule breaks for one reason at many nodes, the first few and how
+    many more."""
     places = Counter((violation.rule, violation.why) for violation in broken)
     seen: Counter[tuple[str, str]] = Counter()
     lines = []
@@ -75,7 +90,8 @@ def brief(broken: list[Violation], most: int = 3) -> list[str]:
         seen[reason] += 1
         if seen[reason] <= most:
             more = places[reason] - most
-            lines.append(f"{violation}{f' (and {more} more)' if more > 0 and seen[reason] == most else ''}")
+            lines.append(
+                f"{violation}{f' (and {more} more)' if more > 0 and seen[reason] == most else ''}")
     return lines
 
 
@@ -86,7 +102,8 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path)
     except Exception as error:  # protobuf's DecodeError, or onnx's own for missing external data
-        raise ValueError(f"{path}: not an ONNX model ({' '.join(str(error).split())[:100]})") from error
+        raise ValueError(
+            f"{path}: not an ONNX model ({' '.join(str(error).split())[:100]})") from error
     if not model.graph.node:
         raise ValueError(f"{path}: not an ONNX model (it holds no node)")
     return model
@@ -95,7 +112,10 @@ def read_onnx(path: Path) -> onnx.ModelProto:
 def summary(model: onnx.ModelProto) -> str:
     """How much of a model is quantised, in words."""
     wiring = Wiring(model)
-    linear = [node for node in model.graph.node if node.op_type in LINEAR and any(map(wiring.is_weight, node.input))]
+    linear = [
+        node for node in model.graph.node
+        if node.op_type in LINEAR and any(map(wiring.is_weight, node.input))
+    ]
     quantised = sum(_is_dequantised(wiring, node.input[0]) for node in linear)
     return f"{quantised} of {len(linear)} layers with weights are INT8" if quantised else "nothing in it is INT8"
 
@@ -107,8 +127,9 @@ def _file(model: onnx.ModelProto, target: Target) -> Iterator[Violation]:
         yield Violation("graph", "valid", " ".join(str(error).split())[:160])
     low, high = target.opset
     if not low <= opset(model) <= high:
-        yield Violation("graph", "opset", f"{opset(model)} is outside {low}..{high}, what {target.what} reads; "
-                                          f"use {target.dialect} of a vega3d export")
+        yield Violation(
+            "graph", "opset", f"{opset(model)} is outside {low}..{high}, what {target.what} reads; "
+            f"use {target.dialect} of a vega3d export")
 
 
 def _constants(wiring: Wiring) -> Iterator[Violation]:
@@ -116,7 +137,8 @@ def _constants(wiring: Wiring) -> Iterator[Violation]:
         if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
             value = wiring.value(name)
             reader = wiring.readers[name][0] if wiring.readers[name] else None
-            is_scale = reader is not None and reader.op_type in ("QuantizeLinear", "DequantizeLinear")
+            is_scale = reader is not None and reader.op_type in ("QuantizeLinear",
+                                                                 "DequantizeLinear")
             if value is not None and not is_scale and not np.isfinite(value).all():
                 yield Violation(name, "finite", "holds NaN or infinity")
 
@@ -129,23 +151,29 @@ def _numbers(wiring: Wiring, node: onnx.NodeProto, target: Target) -> Iterator[V
         yield Violation(at, "scale", "is computed at run time; it must be a constant")
         return
     if not (np.isfinite(scale).all() and (scale > 0).all()):
-        yield Violation(at, "scale", f"must be positive and finite, got {scale.min():g} .. {scale.max():g}")
+        yield Violation(at, "scale",
+                        f"must be positive and finite, got {scale.min():g} .. {scale.max():g}")
     if scale.dtype == np.float16 and not target.half_scales:
-        yield Violation(at, "scale-type", f"float16, which {target.what} does not read; use {target.dialect}")
+        yield Violation(at, "scale-type",
+                        f"float16, which {target.what} does not read; use {target.dialect}")
     is_weight = wiring.is_weight(node.input[0])
     wanted, zero_point = ("int8", 0) if is_weight else target.activations
-    zero = wiring.value(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros((), np.uint8)
+    zero = wiring.value(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(
+        (), np.uint8)
     if zero is None:
         yield Violation(at, "zero-point", "is computed at run time; it must be a constant")
     elif zero.dtype.name == FLOAT8 and target.fp8:
         if zero.astype(np.float32).any():
-            yield Violation(at, "zero-point", f"must be 0 in {FLOAT8}: it is a floating-point format")
+            yield Violation(at, "zero-point",
+                            f"must be 0 in {FLOAT8}: it is a floating-point format")
     elif zero.dtype.name != wanted:
-        yield Violation(at, "type", f"{zero.dtype.name} {'weights' if is_weight else 'activations'}; "
-                                    f"{target.what} wants {wanted}")
+        yield Violation(
+            at, "type", f"{zero.dtype.name} {'weights' if is_weight else 'activations'}; "
+            f"{target.what} wants {wanted}")
     elif (zero != zero_point).any():
         got = int(zero.ravel()[(zero != zero_point).argmax()])
-        yield Violation(at, "zero-point", f"must be {zero_point}, got {got}: quantise symmetrically")
+        yield Violation(at, "zero-point",
+                        f"must be {zero_point}, got {got}: quantise symmetrically")
     if scale.size > 1:
         yield from _per_channel(wiring, node, scale, is_weight, at)
 
@@ -159,41 +187,50 @@ def _per_channel(wiring: Wiring, node: onnx.NodeProto, scale: np.ndarray, is_wei
     axis = int(attribute(node, "axis", 1))  # type: ignore[call-overload]
     axis += len(shape) * (axis < 0)
     if axis >= len(shape) or shape[axis] != scale.size:
-        yield Violation(at, "axis", f"{scale.size} scales along axis {axis} of a weight {list(shape)}")
+        yield Violation(at, "axis",
+                        f"{scale.size} scales along axis {axis} of a weight {list(shape)}")
         return
     for reader, position in _consumers(wiring, node.output[0]):
         output_axis = _output_axis(reader, len(shape))
         if position == 1 and output_axis is not None and axis != output_axis:
-            yield Violation(at, "axis", f"scales run along axis {axis}, outputs of {reader.name} along {output_axis}")
+            yield Violation(
+                at, "axis",
+                f"scales run along axis {axis}, outputs of {reader.name} along {output_axis}")
 
 
 def _pairing(wiring: Wiring, node: onnx.NodeProto, target: Target) -> Iterator[Violation]:
-    """Q must be followed by its DQ, with the same numbers; weights stored as the target reads them."""
+    """Q must be followed by its DQ, with the same numbers; weights stored as the target reads
+    them."""
     at = node.name or node.output[0]
     if node.op_type == "QuantizeLinear":
         readers = wiring.readers[node.output[0]]
         if not readers or any(reader.op_type != "DequantizeLinear" for reader in readers):
-            yield Violation(at, "pair", "a QuantizeLinear is read by its DequantizeLinear and by nothing else")
+            yield Violation(at, "pair",
+                            "a QuantizeLinear is read by its DequantizeLinear and by nothing else")
         return
     quantizer = wiring.source(node.input[0])
     if quantizer is None:
         if node.input[0] not in wiring.constants:
             yield Violation(at, "pair", "dequantises an input of the graph")
         elif target.weights == "float":
-            yield Violation(at, "weights", f"int8 initialiser; {target.what} wants float weights under Q and DQ "
-                                           f"({target.dialect})")
+            yield Violation(
+                at, "weights",
+                f"int8 initialiser; {target.what} wants float weights under Q and DQ "
+                f"({target.dialect})")
         return
     if quantizer.op_type != "QuantizeLinear":
         yield Violation(at, "pair", f"dequantises the output of {quantizer.op_type}")
         return
     for i, what in ((1, "scale"), (2, "zero point")):
-        ours, theirs = (wiring.value(n.input[i]) if len(n.input) > i else None for n in (node, quantizer))
+        ours, theirs = (wiring.value(n.input[i]) if len(n.input) > i else None
+                        for n in (node, quantizer))
         if ours is not None and theirs is not None and not np.array_equal(ours, theirs):
             yield Violation(at, "pair", f"its {what} is not that of {quantizer.name}")
 
 
 def _placement(wiring: Wiring, node: onnx.NodeProto) -> Iterator[Violation]:
-    """A node reads dequantised tensors on both sides, and is a layer with a weight; or it reads none."""
+    """A node reads dequantised tensors on both sides, and is a layer with a weight; or it reads
+    none."""
     dequantised = [_is_dequantised(wiring, name) for name in node.input]
     if not any(dequantised) or node.op_type in MOVERS:
         return
@@ -202,10 +239,12 @@ def _placement(wiring: Wiring, node: onnx.NodeProto) -> Iterator[Violation]:
         why = WHY_NOT.get(node.op_type, f"{node.op_type} stays in half")
         yield Violation(at, "placement", f"reads Q/DQ; {why}")
     elif not any(map(wiring.is_weight, node.input)):
-        yield Violation(at, "placement", "an attention product reads Q/DQ; leave both in half, where they fuse")
+        yield Violation(at, "placement",
+                        "an attention product reads Q/DQ; leave both in half, where they fuse")
     elif not all(dequantised[:2]):
         side = "activation" if dequantised[1] else "weight"
-        yield Violation(at, "half-quantised", f"its {side} has no Q/DQ, so it would run in floating point")
+        yield Violation(at, "half-quantised",
+                        f"its {side} has no Q/DQ, so it would run in floating point")
     for name in node.input[2:]:
         if _is_dequantised(wiring, name):
             yield Violation(at, "bias", "is quantised; a bias stays floating point")
@@ -241,4 +280,3 @@ def _weight_shape(wiring: Wiring, name: str) -> tuple[int, ...]:
         name = node.input[0]
         node = wiring.source(name)
     return tuple(wiring.constants[name].dims)
-

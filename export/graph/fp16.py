@@ -1,8 +1,9 @@
 """float16 for everything that is not INT8; inputs and outputs stay float32 behind a Cast.
 
-An own pass because onnxruntime's converter leaves nodes unsorted, value_info stale and duplicate names on this graph.
-It knows exactly the operators the student has. LayerNormalization stays one op whose statistics are float32 by its
-stash_type, so it is safe as it stands; `islands` keeps operators wholly in float32 where parity asks for it.
+An own pass because onnxruntime's converter leaves nodes unsorted, value_info stale and duplicate
+names on this graph. It knows exactly the operators the student has. LayerNormalization stays one op
+whose statistics are float32 by its stash_type, so it is safe as it stands; `islands` keeps
+operators wholly in float32 where parity asks for it.
 """
 from collections.abc import Collection, Iterator
 
@@ -12,9 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.graph.index import OWN_DOMAINS, Wiring, attribute, opset
 
-KNOWN = {"Add", "Cast", "Concat", "Constant", "Conv", "DequantizeLinear", "Div", "Erf", "Gather", "Gelu", "Gemm",
-         "Identity", "LayerNormalization", "MatMul", "Mul", "QuantizeLinear", "Reshape", "Shape", "Slice", "Softmax",
-         "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze"}
+KNOWN = {
+    "Add", "Cast", "Concat", "Constant", "Conv", "DequantizeLinear", "Div", "Erf", "Gather", "Gelu",
+    "Gemm", "Identity", "LayerNormalization", "MatMul", "Mul", "QuantizeLinear", "Reshape", "Shape",
+    "Slice", "Softmax", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze"
+}
 FP16_MAX = 65504.0
 SMALLEST_SCALE = 2.0**-17  # below it fp16 is subnormal, and rounding costs a scale more than 0.4 %
 _SCALE_OPSET = 19          # Q/DQ took float16 scales then
@@ -24,7 +27,8 @@ def to_half(model: onnx.ModelProto, islands: Collection[str] = ()) -> onnx.Model
     """A float16 copy of an FP32 (or INT8 with FP32 around) model, checked in full.
 
     islands: operator types kept in float32 between Casts, e.g. ("LayerNormalization", "Softmax").
-    Raises ValueError for an unknown operator, an opset below 19 under Q/DQ, or a constant beyond float16's range.
+    Raises ValueError for an unknown operator, an opset below 19 under Q/DQ, or a constant beyond
+    float16's range.
     """
     _refuse_unknown(model)
     half = onnx.ModelProto()
@@ -43,15 +47,18 @@ def to_half(model: onnx.ModelProto, islands: Collection[str] = ()) -> onnx.Model
 def _refuse_unknown(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if node.op_type not in KNOWN or node.domain not in OWN_DOMAINS:
-            raise ValueError(f"to_half: got operator {node.domain}{node.op_type} at {node.name}, expected only those "
-                             "that the student has; add it to KNOWN once its float16 behaviour is tested")
+            raise ValueError(
+                f"to_half: got operator {node.domain}{node.op_type} at {node.name}, expected only "
+                "those that the student has; add it to KNOWN once its float16 behaviour is tested")
         if node.op_type == "QuantizeLinear" and opset(model) < _SCALE_OPSET:
-            raise ValueError(f"to_half: got opset {opset(model)} with Q/DQ, expected >= {_SCALE_OPSET}; "
-                             "float16 scales came with it")
+            raise ValueError(
+                f"to_half: got opset {opset(model)} with Q/DQ, expected >= {_SCALE_OPSET}; "
+                "float16 scales came with it")
 
 
 def _lift_small_scales(model: onnx.ModelProto) -> None:
-    """Scales that float16 would round to nothing are raised, and int8 weights behind them rounded again."""
+    """Scales that float16 would round to nothing are raised, and int8 weights behind them rounded
+    again."""
     wiring = Wiring(model)
     for node in model.graph.node:
         if node.op_type != "DequantizeLinear" or (scale := wiring.value(node.input[1])) is None:
@@ -70,7 +77,8 @@ def _lift_small_scales(model: onnx.ModelProto) -> None:
 
 
 def _wide_constants(model: onnx.ModelProto, islands: Collection[str]) -> dict[str, str]:
-    """Turns float constants to float16, leaving a float32 twin of each that an island reads: {name: twin}."""
+    """Turns float constants to float16, leaving a float32 twin of each that an island reads: {name:
+    twin}."""
     readers = Wiring(model).readers
     wide: dict[str, str] = {}
     for tensor in list(model.graph.initializer):
@@ -97,8 +105,9 @@ def _halved(tensor: TensorProto) -> TensorProto:
     value = numpy_helper.to_array(tensor)
     worst = float(np.abs(value).max(initial=0))
     if not worst <= FP16_MAX:
-        raise ValueError(f"to_half: got {tensor.name} up to {worst:g}, expected <= {FP16_MAX:g} (float16's range); "
-                         "ship this student in FP32")
+        raise ValueError(
+            f"to_half: got {tensor.name} up to {worst:g}, expected <= {FP16_MAX:g} (float16's "
+            "range); ship this student in FP32")
     return numpy_helper.from_array(value.astype(np.float16), tensor.name)
 
 
@@ -111,7 +120,8 @@ def _enter(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return casts
 
 
-def _cast_around(model: onnx.ModelProto, islands: Collection[str], wide: dict[str, str]) -> list[onnx.NodeProto]:
+def _cast_around(model: onnx.ModelProto, islands: Collection[str],
+                 wide: dict[str, str]) -> list[onnx.NodeProto]:
     nodes = []
     for node in model.graph.node:
         if node.op_type not in islands:
@@ -152,17 +162,20 @@ Fault = tuple[str, str, str]  # node, rule, why
 
 
 def half_precision_faults(model: onnx.ModelProto) -> Iterator[Fault]:
-    """(node, rule, why) of each LayerNorm taken apart in float16, or whole but with float16 statistics."""
+    """(node, rule, why) of each LayerNorm taken apart in float16, or whole but with float16
+    statistics."""
     types = _tensor_types(model)
     wiring = Wiring(model)
     for node in model.graph.node:
         if _squares(wiring, node) and types.get(node.output[0]) == TensorProto.FLOAT16:
-            yield (node.name, "layernorm", "a decomposed LayerNorm squares in float16 and overflows past 256; "
-                                           "export at opset >= 17, where it is one op")
+            yield (node.name, "layernorm",
+                   "a decomposed LayerNorm squares in float16 and overflows past 256; "
+                   "export at opset >= 17, where it is one op")
         if node.op_type == "LayerNormalization" and types.get(node.input[0]) == TensorProto.FLOAT16:
             stash = next((entry.i for entry in node.attribute if entry.name == "stash_type"), 1)
             if stash != TensorProto.FLOAT:
-                yield (node.name, "layernorm", "keeps its statistics in float16; set stash_type to 1 (float32)")
+                yield (node.name, "layernorm",
+                       "keeps its statistics in float16; set stash_type to 1 (float32)")
 
 
 def _squares(wiring: Wiring, node: onnx.NodeProto) -> bool:
@@ -172,7 +185,8 @@ def _squares(wiring: Wiring, node: onnx.NodeProto) -> bool:
         squares = exponent is not None and exponent.size == 1 and float(exponent.ravel()[0]) == 2
     else:
         squares = node.op_type == "Mul" and node.input[0] == node.input[1]
-    return squares and any(reader.op_type == "ReduceMean" for reader in wiring.readers[node.output[0]])
+    return squares and any(reader.op_type == "ReduceMean"
+                           for reader in wiring.readers[node.output[0]])
 
 
 def _tensor_types(model: onnx.ModelProto) -> dict[str, int]:

@@ -1,4 +1,5 @@
-"""Who makes and who reads each tensor of an ONNX graph: the one view that every pass and every rule here needs."""
+"""Who makes and who reads each tensor of an ONNX graph: the one view that every pass and every rule
+here needs."""
 from collections import defaultdict
 
 import numpy as np
@@ -31,14 +32,16 @@ class Wiring:
         return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
 
     def is_weight(self, name: str) -> bool:
-        """True for a constant, also behind Q/DQ (int8 initialiser -> DQ, or float initialiser -> Q -> DQ)."""
+        """True for a constant, also behind Q/DQ (int8 initialiser -> DQ, or float initialiser -> Q
+        -> DQ)."""
         node = self.producer.get(name)
         if node is not None and node.op_type in ("DequantizeLinear", "QuantizeLinear"):
             return self.is_weight(node.input[0])
         return name in self.constants
 
     def attention_products(self) -> list[onnx.NodeProto]:
-        """q k^T and softmax v: the MatMuls with no weight among their inputs (found by structure, not by name)."""
+        """q k^T and softmax v: the MatMuls with no weight among their inputs (found by structure,
+        not by name)."""
         return [node for node in self.graph.node
                 if node.op_type == "MatMul" and not any(map(self.is_weight, node.input))]
 
@@ -48,7 +51,8 @@ def opset(model: onnx.ModelProto) -> int:
     for entry in model.opset_import:
         if entry.domain in OWN_DOMAINS:
             return entry.version
-    raise ValueError("opset: got a model without the standard operator set, expected one; re-export it")
+    raise ValueError(
+        "opset: got a model without the standard operator set, expected one; re-export it")
 
 
 def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:

@@ -14,7 +14,8 @@ CHUNK = 8  # frames at a time where the model lets us choose
 class OnnxModel:
     """Runs a model, given as a file or as a proto. frames [N,3,H,W] float32 -> features [N,D,h,w].
 
-    optimise=False stops at onnxruntime's basic level: what the graph says, not what a fused kernel makes of it.
+    optimise=False stops at onnxruntime's basic level: what the graph says, not what a fused kernel
+    makes of it.
     Raises ValueError for a file that is no ONNX model or does not take one frames tensor.
     """
 
@@ -27,9 +28,12 @@ class OnnxModel:
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_ENABLE_BASIC
         try:
-            self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self.session = ort.InferenceSession(content, options,
+                                                providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base but RuntimeError's
-            raise ValueError(f"{name}: onnxruntime cannot load it: {' '.join(str(error).split())[:300]}") from error
+            raise ValueError(
+                f"{name}: onnxruntime cannot load it: {' '.join(str(error).split())[:300]}"
+            ) from error
         inputs = self.session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             got = ", ".join(f"{i.name} {i.shape}" for i in inputs)
@@ -46,9 +50,11 @@ class OnnxModel:
         outputs = []
         for start in range(0, len(frames), step):
             chunk = frames[start:start + step]
-            missing = step - len(chunk) if isinstance(batch, int) else 0  # a static batch's last one is filled up
+            # a static batch's last one is filled up
+            missing = step - len(chunk) if isinstance(batch, int) else 0
             full = np.concatenate([chunk, np.repeat(chunk[-1:], missing, 0)]) if missing else chunk
-            outputs.append([output[:len(chunk)] for output in self.session.run(None, {self.input.name: full})])
+            outputs.append(
+                [output[:len(chunk)] for output in self.session.run(None, {self.input.name: full})])
         return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 
 

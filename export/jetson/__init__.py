@@ -1,1 +1,2 @@
-"""One folder that builds, gates and times the student on a Jetson, with nothing but what JetPack brings."""
+"""One folder that builds, gates and times the student on a Jetson, with nothing but what JetPack
+brings."""

@@ -1,4 +1,5 @@
-"""`export trt --target jetson`: the folder to copy onto the device. Engines do not travel, so it builds them there."""
+"""`export trt --target jetson`: the folder to copy onto the device. Engines do not travel, so it
+builds them there."""
 import json
 import shutil
 from dataclasses import asdict
@@ -22,7 +23,8 @@ REFERENCE_FRAMES = 32  # the gate's floor; 5 MB of frames and 6 MB of features
 
 
 def write_bundle(exporter: Exporter) -> Path:
-    """Writes RUN/export/jetson/ whole, or not at all, and returns it. Every ONNX in it has passed its gate here."""
+    """Writes RUN/export/jetson/ whole, or not at all, and returns it. Every ONNX in it has passed
+    its gate here."""
     made = [*exporter.make("int8"), *exporter.make("fp16"), *exporter.make_kinds((FLAGGED,))]
     files = [file.path for file in made if file.kind in (INT8, INT8_FLAGGED, FP16, FLAGGED)]
     folder = exporter.run.out / "jetson"
@@ -31,7 +33,10 @@ def write_bundle(exporter: Exporter) -> Path:
     scratch.mkdir()
     for path in (*files, RUNNER):
         shutil.copy(path, scratch / path.name)
-    files += [_for_jetpack5(exporter, file, scratch) for file in made if file.kind in (INT8_FLAGGED, FLAGGED)]
+    files += [
+        _for_jetpack5(exporter, file, scratch) for file in made
+        if file.kind in (INT8_FLAGGED, FLAGGED)
+    ]
     _references(exporter, scratch)
     facts = _facts(exporter, files)
     write_json(facts, scratch / "bundle.json")
@@ -42,7 +47,8 @@ def write_bundle(exporter: Exporter) -> Path:
 
 
 def _for_jetpack5(exporter: Exporter, flagged: Made, folder: Path) -> Path:
-    """The flagged file without LayerNormalization, held to the same gate. Raises GateError if it fails."""
+    """The flagged file without LayerNormalization, held to the same gate. Raises GateError if it
+    fails."""
     path = folder / flagged.path.name.replace("flagged", "jp5")
     model = to_jetpack5(onnx.load(flagged.path))
     if broken := check_qdq(model, "jetson-orin-jp5", want_int8=flagged.kind is INT8_FLAGGED):
@@ -53,14 +59,17 @@ def _for_jetpack5(exporter: Exporter, flagged: Made, folder: Path) -> Path:
 
 
 def _references(exporter: Exporter, folder: Path) -> None:
-    """What the device is held against: frames, FP32 features, and the depth probe where depth is known."""
+    """What the device is held against: frames, FP32 features, and the depth probe where depth is
+    known."""
     gate, heldout = exporter.gate, exporter.run.heldout
     rows = spread(np.arange(len(heldout)), REFERENCE_FRAMES)
-    assert np.array_equal(to_input(heldout.frames[rows[:1]]), heldout.frames[rows[:1]].astype(np.float32) / 255)
+    assert np.array_equal(to_input(heldout.frames[rows[:1]]),
+                          heldout.frames[rows[:1]].astype(np.float32) / 255)
     _save(folder / "reference_frames.npy", heldout.frames[rows])        # uint8 [32,3,224,224]
     _save(folder / "reference_features.npy", gate.reference[rows])      # float32 [32,D,14,14]
     if gate.probe is not None and heldout.depth is not None:
-        np.savez(folder / "probe.npz", weights=gate.probe.weights, bias=gate.probe.bias, depth=heldout.depth[rows])
+        np.savez(folder / "probe.npz", weights=gate.probe.weights, bias=gate.probe.bias,
+                 depth=heldout.depth[rows])
 
 
 def _save(path: Path, array: np.ndarray) -> None:
@@ -70,7 +79,8 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 def _facts(exporter: Exporter, files: list[Path]) -> Facts:
     student = exporter.run.student.config
-    thresholds = {precision: asdict(THRESHOLDS[precision]) for precision in ("fp16", "int8")}  # type: ignore[index]
+    thresholds = {precision: asdict(THRESHOLDS[precision])
+                  for precision in ("fp16", "int8")}  # type: ignore[index]
     return {"schema": 1, "model": f"vit-{student.size}", "commit": _commit(exporter.run.folder),
             "student_sha256": exporter.run.student_sha256, "thresholds": thresholds,
             "sha256": {path.name: sha256(path) for path in files}}

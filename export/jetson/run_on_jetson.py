@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Builds this folder's student with the Jetson's own TensorRT, gates it, times INT8 and FP16, says which to use.
+"""Builds this folder's student with the Jetson's own TensorRT, gates it, times INT8 and FP16, says
+which to use.
 
     python3 run_on_jetson.py        # or on any machine with TensorRT >= 8.5 and an NVIDIA GPU
 
-Needs Python 3.8+, numpy and JetPack's own `tensorrt`; CUDA is called by ctypes. Leaves model.PRECISION.*.engine,
-a timing cache and result.json here. Exit 2: cannot run here; 3: an engine failed its parity gate (and is not kept).
+Needs Python 3.8+, numpy and JetPack's own `tensorrt`; CUDA is called by ctypes. Leaves
+model.PRECISION.*.engine, a timing cache and result.json here. Exit 2: cannot run here; 3: an engine
+failed its parity gate (and is not kept).
 """
 from __future__ import annotations
 
@@ -43,12 +45,16 @@ def main():
 
 
 def run(options):
-    """0 if every engine passed its gate, 3 if one failed. Raises ValueError if it cannot run here."""
+    """0 if every engine passed its gate, 3 if one failed. Raises ValueError if it cannot run
+    here."""
     trt, bundle = _tensorrt(), json.loads((HERE / "bundle.json").read_text())
     cuda = Cuda()
     before = device_state()
     if not before["power_mode"]:
-        print("note: no nvpmodel here: power mode and clocks are unknown, so are what these times mean")
+        print(
+            "note: no nvpmodel here: power mode and clocks are unknown, so are what these times "
+            "mean"
+        )
     rows, engines = [], {}
     for precision in ("fp16", "int8"):
         row, engine = make(trt, cuda, bundle, precision, options.own_kernels)
@@ -63,7 +69,8 @@ def run(options):
 
 
 def make(trt, cuda, bundle, precision, own_kernels=False):
-    """(its row, the engine or None): built, run on the reference frames, and kept only if it passes."""
+    """(its row, the engine or None): built, run on the reference frames, and kept only if it
+    passes."""
     source = HERE / FILES[dialect(trt)][precision]
     path = HERE / f"model.{precision}.trt-{trt.__version__}.sm{cuda.sm}.engine"
     if path.exists():
@@ -71,17 +78,22 @@ def make(trt, cuda, bundle, precision, own_kernels=False):
     content = _whole(source, bundle)
     print(f"building {path.name} from {source.name} (minutes the first time) ...", flush=True)
     began = time.time()
-    plan = build(trt, content, source, precision, HERE / f"timing-trt-{trt.__version__}-sm{cuda.sm}.cache",
-                 own_kernels)
+    plan = build(trt, content, source, precision,
+                 HERE / f"timing-trt-{trt.__version__}-sm{cuda.sm}.cache", own_kernels)
     took = time.time() - began
     engine = Engine(trt, cuda, plan)
     frames = np.load(HERE / "reference_frames.npy").astype(np.float32) / 255
-    fidelity, missed = gate(engine(frames), np.load(HERE / "reference_features.npy"), bundle, precision)
-    row = {"kind": "latency", "model": bundle["model"], "precision": precision, "backend": "tensorrt", "device": "cuda",
-           "batch": engine.batch, "latency_ms": None, **fidelity, "gate": "; ".join(missed) or "passed",
-           "size_mb": round(len(plan) / 1e6, 3), "build_seconds": round(took, 1), "onnx": source.name}
+    fidelity, missed = gate(engine(frames), np.load(HERE / "reference_features.npy"), bundle,
+                            precision)
+    row = {
+        "kind": "latency", "model": bundle["model"], "precision": precision, "backend": "tensorrt",
+        "device": "cuda", "batch": engine.batch, "latency_ms": None,
+        **fidelity, "gate": "; ".join(missed) or "passed", "size_mb": round(len(plan) / 1e6, 3),
+        "build_seconds": round(took, 1), "onnx": source.name
+    }
     if missed:
-        print("{}: FAILED its parity gate, not kept: {}".format(path.name, "; ".join(missed)), file=sys.stderr)
+        print("{}: FAILED its parity gate, not kept: {}".format(path.name, "; ".join(missed)),
+              file=sys.stderr)
         return row, None
     _write(path, plan)
     print("{}: built in {:.0f} s, passed: cosine mean {:.6f}, p1 {:.6f}".format(
@@ -90,20 +102,24 @@ def make(trt, cuda, bundle, precision, own_kernels=False):
 
 
 def dialect(trt):
-    """TensorRT 10+ is strongly typed; 8.6 takes float weights under Q/DQ and builder flags; 8.5 has no LayerNorm."""
-    if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or not hasattr(trt.BuilderFlag, "FP16"):
+    """TensorRT 10+ is strongly typed; 8.6 takes float weights under Q/DQ and builder flags; 8.5 has
+    no LayerNorm."""
+    if hasattr(trt.NetworkDefinitionCreationFlag,
+               "STRONGLY_TYPED") or not hasattr(trt.BuilderFlag, "FP16"):
         return "typed"
     return "flagged" if _release(trt) >= (8, 6) else "jp5"
 
 
 def build(trt, content, source, precision, cache, own_kernels=False):
-    """Serialised engine. Raises ValueError with TensorRT's words if it cannot read or build the ONNX."""
+    """Serialised engine. Raises ValueError with TensorRT's words if it cannot read or build the
+    ONNX."""
     flags = trt.NetworkDefinitionCreationFlag
     log = logger(trt)
     builder = trt.Builder(log)
     typed = dialect(trt) == "typed"
     wanted = "STRONGLY_TYPED" if typed else "EXPLICIT_BATCH"
-    network = builder.create_network(1 << int(getattr(flags, wanted)) if hasattr(flags, wanted) else 0)
+    network = builder.create_network(
+        1 << int(getattr(flags, wanted)) if hasattr(flags, wanted) else 0)
     parser = trt.OnnxParser(network, log)
     if not parser.parse(content):
         said = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
@@ -115,7 +131,9 @@ def build(trt, content, source, precision, cache, own_kernels=False):
     if dialect(trt) == "jp5":
         keep_norms(trt, network, config)
     if own_kernels:
-        others = [1 << int(getattr(trt.TacticSource, name)) for name in ("CUBLAS", "CUBLAS_LT", "CUDNN")]
+        others = [
+            1 << int(getattr(trt.TacticSource, name)) for name in ("CUBLAS", "CUBLAS_LT", "CUDNN")
+        ]
         config.set_tactic_sources(config.get_tactic_sources() & ~sum(others))
     frames = network.get_input(0)
     if frames.shape[0] == -1:
@@ -130,11 +148,13 @@ def build(trt, content, source, precision, cache, own_kernels=False):
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise ValueError(f"{source.name}: TensorRT {trt.__version__} cannot build it; its log is above")
+        raise ValueError(
+            f"{source.name}: TensorRT {trt.__version__} cannot build it; its log is above")
     if held and log.refused:
         os.replace(str(cache), f"{cache}.refused")
-        print(f"note: TensorRT {trt.__version__} refused its timing cache: built without, set aside as "
-              f"{cache.name}.refused", file=sys.stderr)
+        print(
+            f"note: TensorRT {trt.__version__} refused its timing cache: built without, set aside "
+            f"as {cache.name}.refused", file=sys.stderr)
     else:
         _write(cache, bytes(config.get_timing_cache().serialize()))
     return bytes(plan)
@@ -146,8 +166,9 @@ def logger(trt):
 
     One for the process: TensorRT keeps the first that it is given.
 
-    8.5 and 8.6 cannot read back a cache of a transformer ("Myelin error from unknown graph"), not even the one that the
-    same graph has just left: the same is told of them in KataGo issues 739 and 945, fixed in TensorRT 10.
+    8.5 and 8.6 cannot read back a cache of a transformer ("Myelin error from unknown graph"), not
+    even the one that the same graph has just left: the same is told of them in KataGo issues 739
+    and 945, fixed in TensorRT 10.
     """
     class Log(trt.ILogger):  # type: ignore[name-defined]
         def __init__(self):
@@ -189,7 +210,8 @@ class Engine:
         self.context.set_input_shape(frames, (self.batch, *shape[1:]))
         self.host_in = np.zeros((self.batch, *shape[1:]), np.float32)
         self.host_out = np.zeros(tuple(self.context.get_tensor_shape(features)), np.float32)
-        self.device_in, self.device_out = cuda.malloc(self.host_in.nbytes), cuda.malloc(self.host_out.nbytes)
+        self.device_in, self.device_out = cuda.malloc(self.host_in.nbytes), cuda.malloc(
+            self.host_out.nbytes)
         self.context.set_tensor_address(frames, self.device_in)
         self.context.set_tensor_address(features, self.device_out)
 
@@ -219,11 +241,14 @@ class Cuda:
     """The few calls of the CUDA runtime that are needed, by ctypes."""
 
     def __init__(self):
-        self.lib = _first_library(["libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0",
-                                   "/usr/local/cuda/lib64/libcudart.so"])
+        self.lib = _first_library([
+            "libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0",
+            "/usr/local/cuda/lib64/libcudart.so"
+        ])
         self.stream = self._made("cudaStreamCreate")
         self.events = [ctypes.c_void_p(self._made("cudaEventCreate")) for _ in range(2)]
-        self.sm = 10 * self._attribute(75) + self._attribute(76)  # compute capability, major and minor
+        # compute capability, major and minor
+        self.sm = 10 * self._attribute(75) + self._attribute(76)
 
     def malloc(self, size):
         pointer = ctypes.c_void_p()
@@ -232,7 +257,8 @@ class Cuda:
 
     def copy(self, to, source, size, kind):
         """kind 1: host to device, 2: device to host."""
-        self._call("cudaMemcpy", ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_size_t(size), kind)
+        self._call("cudaMemcpy", ctypes.c_void_p(to), ctypes.c_void_p(source),
+                   ctypes.c_size_t(size), kind)
 
     def begin(self):
         self._call("cudaEventRecord", self.events[0], ctypes.c_void_p(self.stream))
@@ -265,8 +291,10 @@ def gate(features, reference, bundle, precision):
     limits = bundle["thresholds"][precision]
     if features.shape != reference.shape:
         raise ValueError(f"got features {features.shape}, expected {reference.shape}")
-    a, b = (x.reshape((*x.shape[:2], -1)).astype(np.float64) for x in (reference, features))  # [N,D,h*w]
-    cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
+    # [N,D,h*w]
+    a, b = (x.reshape((*x.shape[:2], -1)).astype(np.float64) for x in (reference, features))
+    cosine = (a * b).sum(1) / np.maximum(
+        np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
     got = {"cosine_mean": float(cosine.mean()), "cosine_p1": float(np.percentile(cosine, 1)),
            "relative_error": float(np.linalg.norm(b - a) / np.linalg.norm(a))}
     if (HERE / "probe.npz").is_file():
@@ -274,14 +302,18 @@ def gate(features, reference, bundle, precision):
             known = probe["depth"].reshape(len(a), -1) > 0  # [N,h*w]
             before, after = (_delta1(x, probe, known) for x in (a, b))
         got["delta1_drop"] = before - after
-    missed = [f"{k} {got[k]:.5f} < {limits[k]}" for k in ("cosine_mean", "cosine_p1") if not got[k] >= limits[k]]
+    missed = [
+        f"{k} {got[k]:.5f} < {limits[k]}" for k in ("cosine_mean", "cosine_p1")
+        if not got[k] >= limits[k]
+    ]
     missed += [f"{k} {got[k]:.4f} > {limits[k]}" for k in ("relative_error", "delta1_drop")
                if k in got and not got[k] <= limits[k]]
     return {k: round(v, 6) if np.isfinite(v) else None for k, v in got.items()}, missed
 
 
 def measure(engines, rows, options):
-    """Times the engines in turn (whatever drifts, drifts under both), after a warm-up of 50 calls each."""
+    """Times the engines in turn (whatever drifts, drifts under both), after a warm-up of 50 calls
+    each."""
     for engine in engines.values():
         for _ in range(min(50, options.iterations)):
             engine.run()
@@ -291,7 +323,8 @@ def measure(engines, rows, options):
         for name in sorted(engines, reverse=bool(i % 2)):
             engines[name].run()
             began, calls = time.perf_counter(), 0
-            while calls < options.iterations / ROUNDS or time.perf_counter() - began < options.seconds / ROUNDS:
+            while calls < options.iterations / ROUNDS or time.perf_counter(
+            ) - began < options.seconds / ROUNDS:
                 gpu[name].append(engines[name].run())
                 calls += 1
             began = time.perf_counter()
@@ -300,11 +333,14 @@ def measure(engines, rows, options):
     for row in rows:
         times = gpu.get(row["precision"])
         if times:
-            row["latency_ms"], row["p90_ms"], row["p99_ms"] = (float(t) for t in np.percentile(times, [50, 90, 99]))
-            row["host_to_host_ms"], row["iterations"] = float(np.median(host[row["precision"]])), len(times)
+            row["latency_ms"], row["p90_ms"], row["p99_ms"] = (
+                float(t) for t in np.percentile(times, [50, 90, 99]))
+            row["host_to_host_ms"], row["iterations"] = float(np.median(
+                host[row["precision"]])), len(times)
             row["frame_ms"], row["timer"] = row["latency_ms"] / row["batch"], "CUDA events"
-            print("{precision}: median {latency_ms:.3f} ms, p90 {p90_ms:.3f}, p99 {p99_ms:.3f} ({iterations} calls of "
-                  "{batch} frame(s)); with copies {host_to_host_ms:.3f} ms".format(**row))
+            print(
+                "{precision}: median {latency_ms:.3f} ms, p90 {p90_ms:.3f}, p99 {p99_ms:.3f} "
+                "({iterations} calls of {batch} frame(s)); with copies {host_to_host_ms:.3f} ms".format(**row))
 
 
 def verdict(rows):
@@ -321,31 +357,45 @@ def verdict(rows):
 
 
 def device_state():
-    """Power mode, clocks, temperatures, as the device's own tools say; "" for a tool that is not there."""
+    """Power mode, clocks, temperatures, as the device's own tools say; "" for a tool that is not
+    there."""
     stats = _said(["tegrastats", "--interval", "300"], seconds=1)
-    heat = {name: float(c) for name, c in re.findall(r"(\w+)@(-?[\d.]+)C", stats.splitlines()[-1] if stats else "")}
-    return {"power_mode": " ".join(_said(["nvpmodel", "-q"]).split()), "clocks": _said(["jetson_clocks", "--show"]),
-            "tegrastats": stats.splitlines()[-1] if stats else "", "temperature_c": heat}
+    heat = {
+        name: float(c)
+        for name, c in re.findall(r"(\w+)@(-?[\d.]+)C",
+                                  stats.splitlines()[-1] if stats else "")
+    }
+    return {
+        "power_mode": " ".join(_said(["nvpmodel",
+                                      "-q"]).split()), "clocks": _said(["jetson_clocks", "--show"]),
+        "tegrastats": stats.splitlines()[-1] if stats else "", "temperature_c": heat
+    }
 
 
 def save(trt, bundle, rows, line, before):
     """result.json, in the schema of bench/results."""
     release = Path("/etc/nv_tegra_release")
     model = Path("/proc/device-tree/model")
-    env = {"device": model.read_text().strip("\0\n ") if model.is_file() else platform.node(),
-           "l4t": release.read_text().splitlines()[0] if release.is_file() else "",
-           "tensorrt": trt.__version__, "dialect": dialect(trt), "python": platform.python_version(),
-           "numpy": np.__version__, "machine": platform.machine(), "verdict": line, "before": before,
-           "after": device_state(), "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    result = {"schema": 1, "name": "jetson", "command": " ".join(["python3", Path(sys.argv[0]).name, *sys.argv[1:]]),
-              "commit": bundle["commit"], "env": env, "rows": rows}
+    env = {
+        "device": model.read_text().strip("\0\n ") if model.is_file() else platform.node(),
+        "l4t": release.read_text().splitlines()[0] if release.is_file() else "",
+        "tensorrt": trt.__version__, "dialect": dialect(trt), "python": platform.python_version(),
+        "numpy": np.__version__, "machine": platform.machine(), "verdict": line, "before": before,
+        "after": device_state(), "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    }
+    result = {
+        "schema": 1, "name": "jetson",
+        "command": " ".join(["python3", Path(sys.argv[0]).name,
+                             *sys.argv[1:]]), "commit": bundle["commit"], "env": env, "rows": rows
+    }
     _write(HERE / "result.json", (json.dumps(result, indent=1) + "\n").encode())
     print("wrote {}".format(HERE / "result.json"))
 
 
 def _options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--iterations", type=int, default=200, help="timed calls of each engine, at least")
+    parser.add_argument("--iterations", type=int, default=200,
+                        help="timed calls of each engine, at least")
     parser.add_argument("--seconds", type=float, default=3.0, help="and for at least this long")
     parser.add_argument("--own-kernels", action="store_true",
                         help="leave cuBLAS and cuDNN out, where TensorRT 8.6 runs without them")
@@ -356,14 +406,17 @@ def _tensorrt():
     try:
         import tensorrt as trt
     except ImportError as error:
-        raise ValueError(f"no tensorrt here ({error}); it comes with JetPack: sudo apt install python3-libnvinfer, "
-                         "and use the system's python3") from error
+        raise ValueError(
+            f"no tensorrt here ({error}); it comes with JetPack: sudo apt install "
+            "python3-libnvinfer, and use the system's python3") from error
     version, release = trt.__version__, _release(trt)
     if release < (8, 5):
         raise ValueError(f"TensorRT {version} is too old, expected >= 8.5: JetPack 5.1 or later")
     if release in KNOWN_BAD:
-        print(f"warning: TensorRT {version} is {KNOWN_BAD[release]}; fixed in 10.5 (JetPack 7). The gate decides.",
-              file=sys.stderr)
+        print(
+            f"warning: TensorRT {version} is {KNOWN_BAD[release]}; fixed in 10.5 (JetPack 7). The "
+            "gate decides.",
+            file=sys.stderr)
     return trt
 
 
@@ -374,7 +427,8 @@ def _release(trt):
 def _whole(source, bundle):
     content = source.read_bytes()
     if hashlib.sha256(content).hexdigest() != bundle["sha256"][source.name]:
-        raise ValueError(f"{source.name}: truncated or altered on its way here; copy the folder again")
+        raise ValueError(
+            f"{source.name}: truncated or altered on its way here; copy the folder again")
     return content
 
 
@@ -390,13 +444,15 @@ def _first_library(names):
             return ctypes.CDLL(name)
         except OSError:
             continue
-    raise ValueError("no CUDA runtime here (libcudart.so); on a Jetson: sudo apt install cuda-cudart")
+    raise ValueError(
+        "no CUDA runtime here (libcudart.so); on a Jetson: sudo apt install cuda-cudart")
 
 
 def _said(command, seconds=10):
     """What a tool prints within `seconds`; "" if it is not installed."""
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              timeout=seconds)
         return done.stdout.decode(errors="replace").strip()
     except subprocess.TimeoutExpired as stopped:  # tegrastats never ends by itself
         return (stopped.stdout or b"").decode(errors="replace").strip()

@@ -1,9 +1,11 @@
-"""Short quantisation-aware distillation: the INT8 student learns from its FP32 self to answer as if nothing happened.
+"""Short quantisation-aware distillation: the INT8 student learns from its FP32 self to answer as if
+nothing happened.
 
-An own fake-quant operator with an ONNX translation: NNCF's own modules do not export by dynamo, and with SmoothQuant
-they silently lose three quarters of their activation quantisers. What comes out has the form `quantize` makes.
-The target is the FP32 student on the run's frames, seen anew each time (mirrored, brighter, darker): that is what the
-gate asks, and what cached teacher features, whose frames a run folder does not hold, could not say of a new view.
+An own fake-quant operator with an ONNX translation: NNCF's own modules do not export by dynamo, and
+with SmoothQuant they silently lose three quarters of their activation quantisers. What comes out
+has the form `quantize` makes. The target is the FP32 student on the run's frames, seen anew each
+time (mirrored, brighter, darker): that is what the gate asks, and what cached teacher features,
+whose frames a run folder does not hold, could not say of a new view.
 """
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -23,7 +25,7 @@ from export.source import Frames, spread
 from student.vit import Block, Student
 
 BATCH = 8
-RATE = 1e-5          # of AdamW: the weights are to move by a rounding step or two, not to learn anew
+RATE = 1e-5  # of AdamW: the weights are to move by a rounding step or two, not to learn anew
 SCALE_RATE = 1e-3    # relative to each activation scale
 PEAK_FRAMES = 64     # that set the starting ranges
 QMAX = 127
@@ -31,7 +33,8 @@ QMAX = 127
 
 @torch.library.custom_op("vega3d::qdq", mutates_args=())
 def qdq(x: Tensor, scale: Tensor, zero: Tensor, axis: int) -> Tensor:
-    """Rounds x to int8 steps of `scale` (one, or one for each index along `axis`) and back. zero: int8 zeros."""
+    """Rounds x to int8 steps of `scale` (one, or one for each index along `axis`) and back. zero:
+    int8 zeros."""
     step = _along(scale, x, axis)
     return (x / step).round().clamp(-QMAX, QMAX) * step
 
@@ -52,7 +55,8 @@ def _straight_through(ctx, grad):
     ratio = x / _along(scale, x, ctx.axis)
     inside = ratio.abs() <= QMAX
     of_scale = grad * torch.where(inside, ratio.round() - ratio, ratio.sign() * QMAX)
-    summed = of_scale.sum() if scale.ndim == 0 else of_scale.sum([d for d in range(x.ndim) if d != ctx.axis])
+    summed = of_scale.sum() if scale.ndim == 0 else of_scale.sum(
+        [d for d in range(x.ndim) if d != ctx.axis])
     return grad * inside, summed / (x.numel() * QMAX) ** 0.5, None, None
 
 
@@ -64,7 +68,8 @@ def _qdq_onnx(x, scale, zero, axis: int = 0):
 
 
 class QuantLinear(nn.Module):
-    """A Linear whose weight [O,I] and input [...,I] are rounded to int8. factor [I]: SmoothQuant's Mul, if it stays."""
+    """A Linear whose weight [O,I] and input [...,I] are rounded to int8. factor [I]: SmoothQuant's
+    Mul, if it stays."""
     weight_scale: Tensor
     factor: Tensor | None
 
@@ -91,11 +96,13 @@ class QuantLinear(nn.Module):
         return F.linear(qdq(x, self.scale, self.zero, 0), weight, self.bias)
 
 
-def distil_int8(student: Student, calibration: Frames, layers: Sequence[str], recipe: Recipe, steps: int,
-                batch: Batch = 1, say: Callable[[str], None] = lambda _: None) -> onnx.ModelProto:
+def distil_int8(student: Student, calibration: Frames, layers: Sequence[str], recipe: Recipe,
+                steps: int, batch: Batch = 1,
+                say: Callable[[str], None] = lambda _: None) -> onnx.ModelProto:
     """The student's signed INT8 ONNX after `steps` of distillation from its FP32 self.
 
-    layers: ONNX names of the MatMuls to quantise, such as blocks.0.fc1/MatMul. The student itself is left as it was.
+    layers: ONNX names of the MatMuls to quantise, such as blocks.0.fc1/MatMul. The student itself
+    is left as it was.
     Raises ValueError for steps < 1.
     """
     if steps < 1:
@@ -108,7 +115,8 @@ def distil_int8(student: Student, calibration: Frames, layers: Sequence[str], re
 
 
 def prepare(student: Student, frames: Tensor, layers: Sequence[str], recipe: Recipe) -> Student:
-    """A smoothed copy whose `layers` are QuantLinear, their ranges those of `frames` (uint8 [N,3,H,W])."""
+    """A smoothed copy whose `layers` are QuantLinear, their ranges those of `frames` (uint8
+    [N,3,H,W])."""
     wanted = {name.removesuffix("/MatMul") for name in layers}
     seen = torch.from_numpy(spread(frames.numpy(), PEAK_FRAMES)).float() / 255
     quantised, factors = smoothed(student, seen, wanted, recipe.smooth_alpha)
@@ -118,16 +126,19 @@ def prepare(student: Student, frames: Tensor, layers: Sequence[str], recipe: Rec
         parent = quantised.get_submodule(name.rpartition(".")[0])
         linear, factor = quantised.get_submodule(name), factors.get(name)
         assert isinstance(linear, nn.Linear)
-        setattr(parent, name.rpartition(".")[2], QuantLinear(linear, float(peaks[name].max()), factor))
+        setattr(parent,
+                name.rpartition(".")[2], QuantLinear(linear, float(peaks[name].max()), factor))
     return quantised
 
 
 def smoothed(student: Student, frames: Tensor, layers: Collection[str],
              alpha: float = Recipe.smooth_alpha) -> tuple[Student, dict[str, Tensor]]:
-    """A copy that computes the same with SmoothQuant's weights, and what the inputs of some layers are multiplied by.
+    """A copy that computes the same with SmoothQuant's weights, and what the inputs of some layers
+    are multiplied by.
 
-    frames: float [N,3,H,W] in [0,1], where the student is; layers: modules such as blocks.0.fc1; alpha < 0: as it was.
-    The copy applies the factors itself, by hooks that go with the Linears they stand before.
+    frames: float [N,3,H,W] in [0,1], where the student is; layers: modules such as blocks.0.fc1;
+    alpha < 0: as it was. The copy applies the factors itself, by hooks that go with the Linears
+    they stand before.
     """
     copied = copy.deepcopy(student).eval().float()
     factors: dict[str, Tensor] = {}
@@ -138,12 +149,15 @@ def smoothed(student: Student, frames: Tensor, layers: Collection[str],
         assert isinstance(block, Block)
         factors |= _smooth(f"blocks.{i}", block, peaks, alpha)
     for name, factor in factors.items():
-        copied.get_submodule(name).register_forward_pre_hook(lambda _, inputs, factor=factor: (inputs[0] * factor,))
+        copied.get_submodule(name).register_forward_pre_hook(lambda _, inputs, factor=factor:
+                                                             (inputs[0] * factor, ))
     return copied, factors
 
 
-def train(quantised: Student, student: Student, frames: Tensor, steps: int, say: Callable[[str], None]) -> None:
-    """Moves weights and scales, in place, towards the FP32 student's answers on random views of `frames`."""
+def train(quantised: Student, student: Student, frames: Tensor, steps: int,
+          say: Callable[[str], None]) -> None:
+    """Moves weights and scales, in place, towards the FP32 student's answers on random views of
+    `frames`."""
     scales = [module.scale for module in quantised.modules() if isinstance(module, QuantLinear)]
     start = [float(scale.detach()) for scale in scales]
     held = {id(scale) for scale in scales}
@@ -185,10 +199,11 @@ def to_onnx(quantised: Student, batch: Batch = 1) -> onnx.ModelProto:
 
 
 def _smooth(at: str, block: Block, peaks: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """SmoothQuant, in place: s = input peak^alpha / weight peak^(1-alpha), into LayerNorms and v; fc2's is returned."""
+    """SmoothQuant, in place: s = input peak^alpha / weight peak^(1-alpha), into LayerNorms and v;
+    fc2's is returned."""
     factors = {}
-    for name, linear in (("attn.qkv", block.attn.qkv), ("attn.proj", block.attn.proj), ("fc1", block.fc1),
-                         ("fc2", block.fc2)):
+    for name, linear in (("attn.qkv", block.attn.qkv), ("attn.proj", block.attn.proj),
+                         ("fc1", block.fc1), ("fc2", block.fc2)):
         path = f"{at}.{name}"
         if path not in peaks:
             continue
@@ -198,7 +213,7 @@ def _smooth(at: str, block: Block, peaks: dict[str, Tensor], alpha: float) -> di
             if name == "fc2":
                 factors[path] = 1 / s
             elif name == "attn.proj":
-                block.attn.qkv.weight[-len(s):] /= s[:, None]                           # the rows that make v
+                block.attn.qkv.weight[-len(s):] /= s[:, None]  # the rows that make v
                 block.attn.qkv.bias[-len(s):] /= s
             else:
                 norm = block.norm1 if name == "attn.qkv" else block.norm2
@@ -209,7 +224,8 @@ def _smooth(at: str, block: Block, peaks: dict[str, Tensor], alpha: float) -> di
 
 
 def _channel_peaks(student: Student, names: Collection[str], frames: Tensor) -> dict[str, Tensor]:
-    """Largest magnitude of each channel of each named Linear's input over `frames` (float in [0,1])."""
+    """Largest magnitude of each channel of each named Linear's input over `frames` (float in
+    [0,1])."""
     peaks: dict[str, Tensor] = {}
 
     def watch(name: str):
@@ -230,7 +246,8 @@ def _channel_peaks(student: Student, names: Collection[str], frames: Tensor) -> 
 
 
 def _views(frames: Tensor, steps: int) -> Iterator[Tensor]:
-    """Batches of random frames, mirrored half of the time, 20 % brighter or darker: float in [0,1]."""
+    """Batches of random frames, mirrored half of the time, 20 % brighter or darker: float in
+    [0,1]."""
     rng = torch.Generator().manual_seed(0)
     for _ in range(steps):
         view = frames[torch.randint(len(frames), (BATCH,), generator=rng)].float() / 255
@@ -268,4 +285,5 @@ def _store_int8_weights(model: onnx.ModelProto) -> None:
 
 
 def _along(scale: Tensor, x: Tensor, axis: int) -> Tensor:
-    return scale if scale.ndim == 0 else scale.reshape([-1 if d == axis else 1 for d in range(x.ndim)])
+    return scale if scale.ndim == 0 else scale.reshape(
+        [-1 if d == axis else 1 for d in range(x.ndim)])

@@ -1,9 +1,10 @@
 """SmoothQuant leaves one Mul before every Linear; most need not be paid for at run time.
 
-After a LayerNorm it goes into gamma and beta. Before proj it goes back through attention, which is linear in v, into
-the columns of the qkv weight that make v (per-channel scales take it, no int8 value changes). After GELU it stays:
-16.8 ms with or without it on CPU, and a third less error with it.
-Tensors whose numbers change by it get a new name: equal names mean equal things in a layer-by-layer comparison.
+After a LayerNorm it goes into gamma and beta. Before proj it goes back through attention, which is
+linear in v, into the columns of the qkv weight that make v (per-channel scales take it, no int8
+value changes). After GELU it stays: 16.8 ms with or without it on CPU, and a third less error with
+it. Tensors whose numbers change by it get a new name: equal names mean equal things in a
+layer-by-layer comparison.
 """
 import numpy as np
 import onnx
@@ -11,7 +12,8 @@ from onnx import numpy_helper
 
 from export.graph.index import Wiring, rename
 
-_THROUGH_ATTENTION = ("Reshape", "Transpose", "MatMul", "Transpose", "Reshape", "Split", "Add", "MatMul")
+_THROUGH_ATTENTION = ("Reshape", "Transpose", "MatMul", "Transpose", "Reshape", "Split", "Add",
+                      "MatMul")
 
 
 def fold_smoothing(model: onnx.ModelProto) -> int:
@@ -30,7 +32,8 @@ def fold_smoothing(model: onnx.ModelProto) -> int:
 
 def _into_norm(wiring: Wiring, node: onnx.NodeProto, factor: np.ndarray) -> bool:
     norm = wiring.source(node.input[0])
-    if norm is None or norm.op_type != "LayerNormalization" or not _one_reader(wiring, norm.output[0]):
+    if norm is None or norm.op_type != "LayerNormalization" or not _one_reader(
+            wiring, norm.output[0]):
         return False
     if not all(_one_reader(wiring, name) for name in norm.input[1:]):
         return False
@@ -41,7 +44,8 @@ def _into_norm(wiring: Wiring, node: onnx.NodeProto, factor: np.ndarray) -> bool
 
 
 def _into_values(wiring: Wiring, node: onnx.NodeProto, factor: np.ndarray) -> bool:
-    """Mul <- Reshape <- Transpose <- softmax @ v <- Transpose <- Reshape <- Split <- Add <- MatMul(qkv)."""
+    """Mul <- Reshape <- Transpose <- softmax @ v <- Transpose <- Reshape <- Split <- Add <-
+    MatMul(qkv)."""
     name, path = node.input[0], []
     for op_type in _THROUGH_ATTENTION:
         step = wiring.source(name)
@@ -53,18 +57,20 @@ def _into_values(wiring: Wiring, node: onnx.NodeProto, factor: np.ndarray) -> bo
     if list(split.output).index(made) != len(split.output) - 1:
         return False
     bias, weight = wiring.value(add.input[1]), _weight_scale(wiring, linear.input[1])
-    if bias is None or weight is None or not _one_reader(wiring, add.input[1]) or not _one_reader(wiring, weight):
+    if bias is None or weight is None or not _one_reader(wiring, add.input[1]) or not _one_reader(
+            wiring, weight):
         return False
     whole = np.ones(bias.shape[-1], np.float32)  # [3C]: 1 for q and k
     whole[-len(factor):] = factor
     _scale(wiring, add.input[1], whole)
-    _scale(wiring, weight, whole)                # scale [3C] of a quantised weight, or [C,3C] of a float one
+    _scale(wiring, weight, whole)  # scale [3C] of a quantised weight, or [C,3C] of a float one
     _mark(wiring, *(name for _, name in path))
     return True
 
 
 def _weight_scale(wiring: Wiring, name: str) -> str | None:
-    """The constant that carries a Linear's output scale: the DQ's per-channel scale, or the float weight itself."""
+    """The constant that carries a Linear's output scale: the DQ's per-channel scale, or the float
+    weight itself."""
     node = wiring.source(name)
     if node is None:
         return name if name in wiring.constants else None
@@ -74,7 +80,8 @@ def _weight_scale(wiring: Wiring, name: str) -> str | None:
 
 def _scale(wiring: Wiring, name: str, factor: np.ndarray) -> None:
     tensor = wiring.constants[name]
-    tensor.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(tensor) * factor).astype(np.float32), name))
+    tensor.CopyFrom(
+        numpy_helper.from_array((numpy_helper.to_array(tensor) * factor).astype(np.float32), name))
 
 
 def _mark(wiring: Wiring, *names: str) -> None:
@@ -94,4 +101,5 @@ def _bypass(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
     factor = node.input[1]
     graph.node.remove(node)
     if not any(factor in reader.input for reader in graph.node):
-        graph.initializer.remove(next(tensor for tensor in graph.initializer if tensor.name == factor))
+        graph.initializer.remove(
+            next(tensor for tensor in graph.initializer if tensor.name == factor))

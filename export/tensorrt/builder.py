@@ -1,7 +1,9 @@
-"""ONNX -> engine bytes, strongly typed: one builder for TensorRT 10, 11 and RTX, and the flags that 8.6 still needs.
+"""ONNX -> engine bytes, strongly typed: one builder for TensorRT 10, 11 and RTX, and the flags that
+8.6 still needs.
 
-Versions are told apart by what they offer (`hasattr`), never by guesswork: 11 removed BuilderFlag.INT8 and weak typing,
-8.6 has no strong typing and needs EXPLICIT_BATCH and the precision flags.
+Versions are told apart by what they offer (`hasattr`), never by guesswork: 11 removed
+BuilderFlag.INT8 and weak typing, 8.6 has no strong typing and needs EXPLICIT_BATCH and the
+precision flags.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from export.parity import Precision
 from export.tensorrt.progress import Monitor
 
 Config = Any                         # trt.IBuilderConfig; the package is optional, so are its types
-WORKSPACE_BYTES = 1 << 30            # a ViT-B needs a tenth; Jetson shares memory with everything else
+WORKSPACE_BYTES = 1 << 30  # a ViT-B needs a tenth; Jetson shares memory with everything else
 DYNAMIC_BATCHES = (1, 8, 32)         # min, opt, max of a dynamic ONNX's optimisation profile
 
 
@@ -34,15 +36,20 @@ class Surface:
         """Its row in targets.py."""
         if self.name == "rtx":
             return "rtx"
-        return "trt8.6" if self.dialect == "flagged" else "trt11" if int(self.version.split(".")[0]) >= 11 else "trt10"
+        return "trt8.6" if self.dialect == "flagged" else "trt11" if int(
+            self.version.split(".")[0]) >= 11 else "trt10"
 
 
 def surface(trt: ModuleType) -> Surface:
     """Raises ValueError for a TensorRT that has neither strong typing nor the INT8 flag."""
     name = "rtx" if "rtx" in trt.__name__ else "trt"
-    typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or not hasattr(trt.BuilderFlag, "FP16")
+    typed = hasattr(trt.NetworkDefinitionCreationFlag,
+                    "STRONGLY_TYPED") or not hasattr(trt.BuilderFlag, "FP16")
     if not typed and not hasattr(trt.BuilderFlag, "INT8"):
-        raise ValueError(f"{name} {trt.__version__}: got neither strong typing nor INT8, expected TensorRT >= 8.6")
+        raise ValueError(
+            f"{name} {trt.__version__}: got neither strong typing nor INT8, expected TensorRT >= "
+            "8.6"
+        )
     return Surface(name, trt.__version__, "typed" if typed else "flagged")
 
 
@@ -61,15 +68,21 @@ def precision_flags(trt: ModuleType, precision: Precision) -> list[str]:
     if surface(trt).dialect == "typed":
         return []
     if precision == "fp8":
-        raise ValueError(f"export trt: FP8 needs TensorRT 10 or later, this is {trt.__version__}; use INT8 or FP16")
+        raise ValueError(
+            f"export trt: FP8 needs TensorRT 10 or later, this is {trt.__version__}; use INT8 or "
+            "FP16"
+        )
     return {"fp32": [], "fp16": ["FP16"], "int8": ["INT8", "FP16"]}[precision]
 
 
-def build(trt: ModuleType, onnx_file: Path, precision: Precision, configure: Callable[[Config], None] = lambda _: None,
-          timing_cache: Path | None = None, monitor: Monitor | None = None) -> bytes:
-    """The serialised engine. `configure` sets what only its caller knows (an ahead-of-time SM, say).
+def build(trt: ModuleType, onnx_file: Path, precision: Precision,
+          configure: Callable[[Config], None] = lambda _: None, timing_cache: Path | None = None,
+          monitor: Monitor | None = None) -> bytes:
+    """The serialised engine. `configure` sets what only its caller knows (an ahead-of-time SM,
+    say).
 
-    Raises ValueError with the parser's or the builder's own words if it cannot; KeyboardInterrupt if cancelled.
+    Raises ValueError with the parser's or the builder's own words if it cannot; KeyboardInterrupt
+    if cancelled.
     """
     log = _logger(trt)
     log.errors.clear()
@@ -79,7 +92,8 @@ def build(trt: ModuleType, onnx_file: Path, precision: Precision, configure: Cal
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     if hasattr(trt, "ProfilingVerbosity"):
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names in the layer report; costs nothing to run
+        # names in the layer report; costs nothing to run
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     for flag in precision_flags(trt, precision):
         config.set_flag(getattr(trt.BuilderFlag, flag))
     _profile(builder, network, config)
@@ -100,8 +114,9 @@ def _parse(trt: ModuleType, network: Any, log: Any, onnx_file: Path) -> None:
     parser = trt.OnnxParser(network, log)
     if not parser.parse(onnx_file.read_bytes()):
         said = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
-        raise ValueError(f"{onnx_file}: {surface(trt).label} cannot read it: {' '.join(said.split())[:300]}; "
-                         f"see why with: vega3d export check {onnx_file} --target {surface(trt).target}")
+        raise ValueError(
+            f"{onnx_file}: {surface(trt).label} cannot read it: {' '.join(said.split())[:300]}; "
+            f"see why with: vega3d export check {onnx_file} --target {surface(trt).target}")
 
 
 def _profile(builder: Any, network: Any, config: Config) -> None:
@@ -109,12 +124,14 @@ def _profile(builder: Any, network: Any, config: Config) -> None:
     if frames.shape[0] != -1:
         return
     profile = builder.create_optimization_profile()
-    profile.set_shape(frames.name, *((batch, *tuple(frames.shape)[1:]) for batch in DYNAMIC_BATCHES))
+    profile.set_shape(frames.name,
+                      *((batch, *tuple(frames.shape)[1:]) for batch in DYNAMIC_BATCHES))
     config.add_optimization_profile(profile)
 
 
 def _load_timing(config: Config, path: Path | None) -> Any:
-    """A timing cache makes the second build take seconds; a foreign or broken one is ignored, never fatal."""
+    """A timing cache makes the second build take seconds; a foreign or broken one is ignored, never
+    fatal."""
     if path is None or not hasattr(config, "create_timing_cache"):
         return None
     held = path.read_bytes() if path.is_file() else b""

@@ -1,5 +1,6 @@
-"""The few calls an engine needs from the CUDA driver, by ctypes: libcuda comes with every driver, Jetson's included,
-so that neither torch with CUDA nor cuda-python has to be installed beside TensorRT."""
+"""The few calls an engine needs from the CUDA driver, by ctypes: libcuda comes with every driver,
+Jetson's included, so that neither torch with CUDA nor cuda-python has to be installed beside
+TensorRT."""
 import ctypes
 from dataclasses import dataclass
 from functools import cache
@@ -37,7 +38,8 @@ class Buffer:
         _context()
         self.host = np.empty(shape, dtype)
         self.pointer = ctypes.c_uint64()
-        _call("cuMemAlloc_v2", ctypes.byref(self.pointer), ctypes.c_size_t(max(self.host.nbytes, 1)))
+        _call("cuMemAlloc_v2", ctypes.byref(self.pointer), ctypes.c_size_t(max(self.host.nbytes,
+                                                                               1)))
 
     @property
     def address(self) -> int:
@@ -46,7 +48,8 @@ class Buffer:
     def upload(self, array: np.ndarray) -> None:
         """Copies `array` to the device. Raises ValueError if its shape is not the buffer's."""
         if array.shape != self.host.shape:
-            raise ValueError(f"Buffer.upload: got {list(array.shape)}, expected {list(self.host.shape)}")
+            raise ValueError(
+                f"Buffer.upload: got {list(array.shape)}, expected {list(self.host.shape)}")
         self.host[...] = array
         _call("cuMemcpyHtoD_v2", self.pointer, self.host.ctypes.data_as(ctypes.c_void_p),
               ctypes.c_size_t(self.host.nbytes))

@@ -1,6 +1,8 @@
-"""Is INT8 worth it here? Both precisions timed in turn on this very device, and one line that says which to ship.
+"""Is INT8 worth it here? Both precisions timed in turn on this very device, and one line that says
+which to ship.
 
-INT8 is not always faster (0.68x of FP16 for a ViT at batch 32 on one GPU): nobody should have to find out later.
+INT8 is not always faster (0.68x of FP16 for a ViT at batch 32 on one GPU): nobody should have to
+find out later.
 """
 import platform
 import statistics
@@ -19,7 +21,7 @@ from export.tensorrt.engines import Engine, Site, make_engines
 from export.tensorrt.runtime import EngineModel
 from records.files import digest
 
-WORTH = 1.03          # a smaller gain is within the noise of a clock: then the more faithful file wins
+WORTH = 1.03  # a smaller gain is within the noise of a clock: then the more faithful file wins
 ROUNDS = 21
 ROUND_SECONDS = 0.05  # of each subject, so that 0.5 ms engines are not judged on single calls
 CPU = "onnxruntime CPU 1 thread"
@@ -29,7 +31,8 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Verdict:
-    """int8_ms, other_ms: medians of a call. cosine: INT8's mean token cosine to FP32. where: "" for a GPU's engines."""
+    """int8_ms, other_ms: medians of a call. cosine: INT8's mean token cosine to FP32. where: "" for
+    a GPU's engines."""
     int8_ms: float
     other_ms: float
     other: Literal["fp32", "fp16"]
@@ -48,15 +51,20 @@ class Verdict:
     def __str__(self) -> str:
         here, where = (" here", f", {self.where}") if self.where else ("", "")
         times = f"{_ms(self.int8_ms)} vs {_ms(self.other_ms)} ms{where}"
-        return (f"{self.what} {self.speedup:.2f}x of {self.other.upper()}{here} ({times}), cosine {self.cosine:.4f}: "
-                f"use {self.use}{'' if self.use == self.what else ' here'}")
+        return (
+            f"{self.what} {self.speedup:.2f}x of {self.other.upper()}{here} ({times}), cosine "
+            f"{self.cosine:.4f}: use {self.use}{'' if self.use == self.what else ' here'}")
 
     def facts(self) -> Facts:
-        return {**asdict(self), "speedup": round(self.speedup, 3), "use": self.use, "line": str(self)}
+        return {
+            **asdict(self), "speedup": round(self.speedup, 3), "use": self.use, "line": str(self)
+        }
 
 
-def duel(first: Call, second: Call, clock: Clock = time.perf_counter, rounds: int = ROUNDS) -> tuple[float, float]:
-    """Milliseconds a call of each: the median over `rounds` turns A B, B A, A B, ... each turn the median of a block.
+def duel(first: Call, second: Call, clock: Clock = time.perf_counter,
+         rounds: int = ROUNDS) -> tuple[float, float]:
+    """Milliseconds a call of each: the median over `rounds` turns A B, B A, A B, ... each turn the
+    median of a block.
 
     A block begins with an untimed call, which brings its own weights back into the caches.
     """
@@ -70,8 +78,10 @@ def duel(first: Call, second: Call, clock: Clock = time.perf_counter, rounds: in
     return statistics.median(turns[0]) * 1000, statistics.median(turns[1]) * 1000
 
 
-def onnx_verdict(exporter: Exporter, fp32: Made, int8: Made, clock: Clock = time.perf_counter) -> Verdict:
-    """The uint8 file against the FP32 one, by onnxruntime on one CPU thread; recorded in the INT8 file's sidecar."""
+def onnx_verdict(exporter: Exporter, fp32: Made, int8: Made,
+                 clock: Clock = time.perf_counter) -> Verdict:
+    """The uint8 file against the FP32 one, by onnxruntime on one CPU thread; recorded in the INT8
+    file's sidecar."""
     key = digest(fp32.facts["sha256"], int8.facts["sha256"], CPU, platform.node())
     if held := _held(int8.facts, key):
         return held
@@ -83,17 +93,22 @@ def onnx_verdict(exporter: Exporter, fp32: Made, int8: Made, clock: Clock = time
     return verdict
 
 
-def engine_verdict(exporter: Exporter, where: Site, int8: Engine, clock: Clock = time.perf_counter) -> Verdict | str:
-    """The INT8 (or FP8) engine against the FP16 one, built for it; or, for a GPU that is not here, how to get one.
+def engine_verdict(exporter: Exporter, where: Site, int8: Engine,
+                   clock: Clock = time.perf_counter) -> Verdict | str:
+    """The INT8 (or FP8) engine against the FP16 one, built for it; or, for a GPU that is not here,
+    how to get one.
 
     Recorded in the INT8 engine's sidecar either way.
     """
     sm = int8.facts["sm"]
     if where.ahead(sm):
-        what, option = int8.facts["precision"].upper(), " --fp8" if int8.facts["precision"] == "fp8" else ""
+        what, option = int8.facts["precision"].upper(
+        ), " --fp8" if int8.facts["precision"] == "fp8" else ""
         there = f"vega3d export trt{option} --target {where.surface.name} --sm {sm}"
-        line = (f"{what} or FP16 on SM {sm}? The verdict needs that GPU ({rtx.AHEAD_OF_TIME.split(':')[0]} build); "
-                f"there, on a copy of this run folder: {there}")
+        line = (
+            f"{what} or FP16 on SM {sm}? The verdict needs that GPU "
+            f"({rtx.AHEAD_OF_TIME.split(':')[0]} build); there, on a copy of this run folder: "
+            f"{there}")
         annotate(int8.path, verdict={"use": None, "line": line})
         return line
     (fp16,) = make_engines(exporter, replace(where, sms=(sm,)), "fp16")
@@ -101,8 +116,8 @@ def engine_verdict(exporter: Exporter, where: Site, int8: Engine, clock: Clock =
     if held := _held(int8.facts, key):
         return held
     ours, other = (EngineModel(where.module, engine.path.read_bytes()) for engine in (int8, fp16))
-    verdict = Verdict(*duel(ours.run, other.run, clock), "fp16", int8.facts["parity"]["cosine_mean"],
-                      what=int8.facts["precision"].upper())
+    verdict = Verdict(*duel(ours.run, other.run, clock), "fp16",
+                      int8.facts["parity"]["cosine_mean"], what=int8.facts["precision"].upper())
     annotate(int8.path, verdict={**verdict.facts(), "key": key})
     return verdict
 
@@ -112,7 +127,8 @@ def _held(facts: Facts, key: str) -> Verdict | None:
     held = facts.get("verdict") or {}
     if held.get("key") != key:
         return None
-    return Verdict(held["int8_ms"], held["other_ms"], held["other"], held["cosine"], held["where"], held["what"])
+    return Verdict(held["int8_ms"], held["other_ms"], held["other"], held["cosine"], held["where"],
+                   held["what"])
 
 
 def _session_call(path: Path, frames) -> Call:

@@ -7,13 +7,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 
 class Monitor:
-    """Shows a TensorRT build where the version reports progress (IProgressMonitor: 8.6 and later). Use as a context."""
+    """Shows a TensorRT build where the version reports progress (IProgressMonitor: 8.6 and later).
+    Use as a context."""
 
     def __init__(self, title: str):
         self.cancelled = False
         self.title = title
-        self.bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), transient=True,
-                            disable=not sys.stdout.isatty())
+        self.bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
+                            transient=True, disable=not sys.stdout.isatty())
         self.tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> "Monitor":
@@ -25,7 +26,8 @@ class Monitor:
         self.bar.stop()
 
     def attach(self, trt: ModuleType, config: Any) -> Any:
-        """Hooks this monitor into a builder config; the caller keeps what is returned alive while it builds."""
+        """Hooks this monitor into a builder config; the caller keeps what is returned alive while
+        it builds."""
         if not (hasattr(trt, "IProgressMonitor") and hasattr(config, "progress_monitor")):
             return None
         monitor = self
@@ -34,7 +36,8 @@ class Monitor:
             def __init__(self) -> None:
                 trt.IProgressMonitor.__init__(self)
 
-            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            def phase_start(self, phase_name: str, parent_phase: str | None,
+                            num_steps: int) -> None:
                 monitor.tasks[phase_name] = monitor.bar.add_task(f"  {phase_name}", total=num_steps)
 
             def step_complete(self, phase_name: str, step: int) -> bool:

@@ -1,4 +1,5 @@
-"""TensorRT-RTX: engines for GeForce RTX and workstation cards, built ahead of time on a machine that has none."""
+"""TensorRT-RTX: engines for GeForce RTX and workstation cards, built ahead of time on a machine
+that has none."""
 import importlib
 from collections.abc import Callable
 from types import ModuleType
@@ -15,20 +16,27 @@ def load() -> ModuleType:
     try:
         return importlib.import_module(PACKAGE)
     except ImportError as error:
-        raise ValueError(f"export trt: TensorRT-RTX is not installed ({error}); {INSTALL}") from error
+        raise ValueError(
+            f"export trt: TensorRT-RTX is not installed ({error}); {INSTALL}") from error
 
 
 def buildable(trt: ModuleType) -> list[int]:
     """The compute capabilities this version compiles for, e.g. 89 for SM 8.9."""
-    return sorted(int(name[2:]) for name in dir(trt.ComputeCapability) if name[:2] == "SM" and name[2:].isdigit())
+    return sorted(
+        int(name[2:]) for name in dir(trt.ComputeCapability)
+        if name[:2] == "SM" and name[2:].isdigit())
 
 
 def for_sm(trt: ModuleType, sm: int) -> Callable[[Any], None]:
-    """A builder setting that compiles for one compute capability, present or not. Raises ValueError if unknown."""
+    """A builder setting that compiles for one compute capability, present or not. Raises ValueError
+    if unknown."""
     known = buildable(trt)
     if sm not in known:
-        raise ValueError(f"export trt: got --sm {sm}, expected some of {', '.join(map(str, known))} "
-                         f"(TensorRT-RTX {trt.__version__}); other GPUs, H100 and Jetson among them, need --target trt")
+        raise ValueError(
+            f"export trt: got --sm {sm}, expected some of {', '.join(map(str, known))} "
+            f"(TensorRT-RTX {trt.__version__}); other GPUs, H100 and Jetson among them, need "
+            "--target trt"
+        )
 
     def configure(config: Any) -> None:
         config.num_compute_capabilities = 1

@@ -1,7 +1,9 @@
-"""`--via torch-tensorrt`: the student straight from torch to an engine, without ONNX; gated and described alike.
+"""`--via torch-tensorrt`: the student straight from torch to an engine, without ONNX; gated and
+described alike.
 
-For those who already live in torch-tensorrt (or its TensorRT-RTX build). It needs a GPU at every step, the import
-included. FP16 only: INT8 by this route means ModelOpt's own quantisers, while ours stand in the ONNX.
+For those who already live in torch-tensorrt (or its TensorRT-RTX build). It needs a GPU at every
+step, the import included. FP16 only: INT8 by this route means ModelOpt's own quantisers, while ours
+stand in the ONNX.
 """
 import copy
 import importlib
@@ -19,13 +21,15 @@ DYNAMIC = (1, 8, 32)  # min, opt, max
 
 
 def load() -> ModuleType:
-    """The torch_tensorrt package. Raises ValueError, saying what to do, if it cannot be imported here."""
+    """The torch_tensorrt package. Raises ValueError, saying what to do, if it cannot be imported
+    here."""
     try:
         return importlib.import_module(PACKAGE)
     except Exception as error:  # without a GPU it fails by an AssertionError from inside torch.cuda
         said = " ".join(str(error).split())[:120]
-        raise ValueError(f"export trt --via torch-tensorrt: cannot be used here ({said}); {INSTALL}; or leave --via "
-                         "out: the ONNX route needs neither") from error
+        raise ValueError(
+            f"export trt --via torch-tensorrt: cannot be used here ({said}); {INSTALL}; or leave "
+            "--via out: the ONNX route needs neither") from error
 
 
 def tensorrt_of(package: ModuleType) -> ModuleType:
@@ -34,7 +38,8 @@ def tensorrt_of(package: ModuleType) -> ModuleType:
 
 
 class Halved(nn.Module):
-    """The student in float16 between float32 ends, as model.fp16.onnx is; LayerNorm's statistics stay float32."""
+    """The student in float16 between float32 ends, as model.fp16.onnx is; LayerNorm's statistics
+    stay float32."""
 
     def __init__(self, student: Student):
         super().__init__()
@@ -51,12 +56,15 @@ def build(package: ModuleType, student: Student, batch: Batch) -> bytes:
     low, best, high = ((n, 3, size, size) for n in DYNAMIC)
     given = package.Input(min_shape=low, opt_shape=best, max_shape=high, dtype=torch.float32) if batch == "dynamic" \
         else package.Input(tuple(frames.shape), dtype=torch.float32)
-    shapes = {"frames": {0: torch.export.Dim("batch", min=low[0], max=high[0])}} if batch == "dynamic" else None
+    shapes = {"frames": {0: torch.export.Dim("batch", min=low[0], max=high[0])}
+              } if batch == "dynamic" else None
     try:
-        program = torch.export.export(Halved(student).eval().cuda(), (frames,), dynamic_shapes=shapes)
+        program = torch.export.export(
+            Halved(student).eval().cuda(), (frames, ), dynamic_shapes=shapes)
         plan = package.dynamo.convert_exported_program_to_serialized_trt_engine(
             program, arg_inputs=(given,), require_full_compilation=True)
     except Exception as error:  # torch's, TensorRT's and its own exceptions share no base
-        raise ValueError(f"export trt --via torch-tensorrt: cannot build it: {' '.join(str(error).split())[:300]}; "
-                         "leave --via out for the ONNX route") from error
+        raise ValueError(
+            "export trt --via torch-tensorrt: cannot build it: "
+            f"{' '.join(str(error).split())[:300]}; leave --via out for the ONNX route") from error
     return bytes(plan)

@@ -1,4 +1,5 @@
-"""TensorRT proper: it builds on the GPU it will run on, and some of its versions are wrong without saying so."""
+"""TensorRT proper: it builds on the GPU it will run on, and some of its versions are wrong without
+saying so."""
 import importlib
 import os
 from pathlib import Path
@@ -11,7 +12,8 @@ INSTALL = "pip install 'vega3d-edge[tensorrt]'  (on a Jetson it comes with JetPa
 KNOWN_BAD = {
     (10, 3): "silently wrong on several ViTs (TensorRT issues 4419, 4558, 4723); fixed in 10.5",
     (10, 4): "silently wrong on several ViTs, fp16 NaN (TensorRT issue 4742); fixed in 10.5",
-    (10, 7): "scaled dot-product attention wrong even in fp32 (TensorRT issues 4328, 4333); our graph avoids it",
+    (10, 7): "scaled dot-product attention wrong even in fp32 (TensorRT issues 4328, 4333); our "
+             "graph avoids it",
 }
 
 
@@ -20,8 +22,9 @@ def load() -> ModuleType:
     try:
         return importlib.import_module(PACKAGE)
     except ImportError as error:
-        raise ValueError(f"export trt: TensorRT is not installed ({error}); {INSTALL}, or build for GeForce RTX "
-                         "cards without a GPU: pip install 'vega3d-edge[rtx]'") from error
+        raise ValueError(
+            f"export trt: TensorRT is not installed ({error}); {INSTALL}, or build for GeForce RTX "
+            "cards without a GPU: pip install 'vega3d-edge[rtx]'") from error
 
 
 def warning(version: str) -> str | None:
@@ -38,5 +41,6 @@ def release(version: str) -> tuple[int, int]:
 
 def timing_cache(version: str, sm: int) -> Path:
     """Where this machine keeps its kernel timings: they hold for one version on one kind of GPU."""
-    home = os.environ.get("VEGA3D_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = os.environ.get("VEGA3D_CACHE") or os.environ.get(
+        "XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "vega3d-edge" / f"timing-trt-{version}-sm{sm}.cache"

@@ -1,4 +1,5 @@
-"""The page's folder: static files, the clip, the models of the web preset, onnxruntime-web, and one list of it all."""
+"""The page's folder: static files, the clip, the models of the web preset, onnxruntime-web, and one
+list of it all."""
 import json
 import shutil
 from pathlib import Path
@@ -13,16 +14,19 @@ from records.files import beside, digest, sha256
 
 STATIC = Path(__file__).parent / "static"
 CLIP = STATIC / "clip.json"
-# float32 is left out: its file is twice as large, and WASM computes the half-precision file in float32 all the same
+# float32 is left out: its file is twice as large, and WASM computes the half-precision file in
+# float32 all the same
 MODELS = {"model_fp16.onnx": ("fp16", "half-precision weights", ["webgpu"]),
           "model_quantized.onnx": ("int8", "8-bit weights and activations", ["wasm"])}
 LABELS = {"fp16": "FP16", "int8": "INT8"}
 
 
 def write_page(exporter: Exporter, runtime: Path, out: Path | None = None) -> tuple[Path, float]:
-    """Writes RUN/export/page (or `out`) whole, in the place of an earlier one. Returns it and its size in MB.
+    """Writes RUN/export/page (or `out`) whole, in the place of an earlier one. Returns it and its
+    size in MB.
 
-    runtime: what `export.web.vendor.runtime` returned. Raises ValueError if `out` holds something else.
+    runtime: what `export.web.vendor.runtime` returned. Raises ValueError if `out` holds something
+    else.
     """
     folder = out or exporter.run.out / "page"
     if folder.exists() and any(folder.iterdir()) and not (folder / "page.json").is_file():
@@ -56,11 +60,18 @@ def _facts(made: list[Made], exporter: Exporter) -> dict[str, Any]:
     models = []
     for file in made:
         name, what, backends = MODELS[file.path.name]
-        models.append({"name": name, "label": LABELS[name], "file": f"model/onnx/{file.path.name}", "for": backends,
-                       "what": what, "size_mb": file.facts["size_mb"], "sha256": file.facts["sha256"]})
+        models.append({
+            "name": name, "label": LABELS[name], "file": f"model/onnx/{file.path.name}",
+            "for": backends, "what": what, "size_mb": file.facts["size_mb"],
+            "sha256": file.facts["sha256"]
+        })
     config = exporter.run.student.config
-    return {"px": config.image_size, "models": models, "runtime": BACKENDS, "clip": json.loads(CLIP.read_text()),
-            "about": f"ViT-{config.size.title()}, run {exporter.run.folder.name}; onnxruntime-web {VERSION}."}
+    return {
+        "px": config.image_size, "models": models, "runtime": BACKENDS,
+        "clip": json.loads(CLIP.read_text()),
+        "about": f"ViT-{config.size.title()}, run {exporter.run.folder.name}; onnxruntime-web "
+                 f"{VERSION}."
+    }
 
 
 def _write_service_worker(folder: Path) -> None:

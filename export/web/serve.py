@@ -1,16 +1,21 @@
-"""Serves a folder on localhost with the two headers that WASM threads need. Standard library only: it is copied into
-the folder as serve.py, so that `python3 serve.py` there works without this package."""
+"""Serves a folder on localhost with the two headers that WASM threads need. Standard library only:
+it is copied into the folder as serve.py, so that `python3 serve.py` there works without this
+package."""
 import sys
 from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-ISOLATION = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp",
-             "Cross-Origin-Resource-Policy": "same-origin"}
+ISOLATION = {
+    "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin"
+}
 
-
-TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".webp": "image/webp", ".gz": "application/octet-stream"}
+TYPES = {
+    ".mjs": "text/javascript", ".js": "text/javascript", ".webp": "image/webp",
+    ".gz": "application/octet-stream"
+}
 
 
 class Isolated(SimpleHTTPRequestHandler):
@@ -37,7 +42,9 @@ def serve_folder(folder: Path, port: int = 8000, say: Callable[[str], None] = pr
     try:
         serving = server(folder, port)
     except OSError as error:
-        raise ValueError(f"serve: port {port} cannot be used ({error.strerror}); choose another with --port") from error
+        raise ValueError(
+            f"serve: port {port} cannot be used ({error.strerror}); choose another with --port"
+        ) from error
     say(f"http://localhost:{serving.server_port}/  (Ctrl-C ends)")
     with serving:
         try:

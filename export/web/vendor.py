@@ -1,4 +1,5 @@
-"""onnxruntime-web from npm: one pinned tarball, checked against its digest, kept in the user's cache."""
+"""onnxruntime-web from npm: one pinned tarball, checked against its digest, kept in the user's
+cache."""
 import base64
 import gzip
 import hashlib
@@ -15,14 +16,19 @@ from records.files import beside
 
 VERSION = "1.30.0"
 TARBALL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
-INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="  # sha512
+# sha512
+INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm",
-         "ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm")
+         "ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs",
+         "ort-wasm-simd-threaded.asyncify.wasm")
 BACKENDS = {
-    "wasm": {"script": "ort/ort.wasm.min.mjs", "glue": "ort/ort-wasm-simd-threaded.mjs",
-             "wasm": "ort/ort-wasm-simd-threaded.wasm.gz"},
-    "webgpu": {"script": "ort/ort.webgpu.min.mjs", "glue": "ort/ort-wasm-simd-threaded.asyncify.mjs",
-               "wasm": "ort/ort-wasm-simd-threaded.asyncify.wasm.gz"},
+    "wasm": {
+        "script": "ort/ort.wasm.min.mjs", "glue": "ort/ort-wasm-simd-threaded.mjs",
+        "wasm": "ort/ort-wasm-simd-threaded.wasm.gz"
+    }, "webgpu": {
+        "script": "ort/ort.webgpu.min.mjs", "glue": "ort/ort-wasm-simd-threaded.asyncify.mjs",
+        "wasm": "ort/ort-wasm-simd-threaded.asyncify.wasm.gz"
+    },
 }
 NOTICE = f"""onnxruntime-web {VERSION} (npm), Copyright (c) Microsoft Corporation, MIT License:
 https://github.com/microsoft/onnxruntime/blob/main/LICENSE
@@ -30,10 +36,11 @@ https://github.com/microsoft/onnxruntime/blob/main/LICENSE
 
 
 def runtime(tarball: Path | None = None) -> Path:
-    """A folder with FILES (WASM binaries gzipped: a quarter of the size, and the page unpacks them) and a NOTICE.
+    """A folder with FILES (WASM binaries gzipped: a quarter of the size, and the page unpacks them)
+    and a NOTICE.
 
-    tarball: the npm package, if it is already here. Raises ValueError if npm cannot be reached, or if what came is not
-    the pinned package.
+    tarball: the npm package, if it is already here. Raises ValueError if npm cannot be reached, or
+    if what came is not the pinned package.
     """
     folder = _cache() / f"onnxruntime-web-{VERSION}"
     if (folder / "NOTICE").is_file() and tarball is None:
@@ -63,15 +70,20 @@ def _check(package: Path) -> None:
     with package.open("rb") as file:
         found = base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode()
     if found != INTEGRITY:
-        raise ValueError(f"{package}: is not onnxruntime-web {VERSION} (sha512 differs); get it with: "
-                         f"npm pack onnxruntime-web@{VERSION}")
+        raise ValueError(
+            f"{package}: is not onnxruntime-web {VERSION} (sha512 differs); get it with: "
+            f"npm pack onnxruntime-web@{VERSION}")
 
 
 def _download(folder: Path) -> Path:
-    """By npm where there is one, for it knows the user's registry and proxy; else straight from registry.npmjs.org."""
+    """By npm where there is one, for it knows the user's registry and proxy; else straight from
+    registry.npmjs.org."""
     npm = shutil.which("npm")
     if npm:
-        command = [npm, "pack", f"onnxruntime-web@{VERSION}", "--silent", "--pack-destination", str(folder)]
+        command = [
+            npm, "pack", f"onnxruntime-web@{VERSION}", "--silent", "--pack-destination",
+            str(folder)
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
             return next(folder.glob("*.tgz"))
@@ -81,8 +93,9 @@ def _download(folder: Path) -> Path:
             shutil.copyfileobj(answer, file)
     except (urllib.error.URLError, OSError) as error:
         why = getattr(error, "reason", error)
-        raise ValueError(f"export web: npm cannot be reached ({why}); on another machine run: npm pack "
-                         f"onnxruntime-web@{VERSION}, and pass the file here with --ort FILE.tgz") from error
+        raise ValueError(
+            f"export web: npm cannot be reached ({why}); on another machine run: npm pack "
+            f"onnxruntime-web@{VERSION}, and pass the file here with --ort FILE.tgz") from error
     return path
 
 

@@ -1,4 +1,5 @@
-"""The libraries of the Debian package sweethome3d-furniture: what each model is, and where in a room it belongs."""
+"""The libraries of the Debian package sweethome3d-furniture: what each model is, and where in a
+room it belongs."""
 import re
 import zipfile
 from collections.abc import Iterator
@@ -8,9 +9,13 @@ from pathlib import Path
 import numpy as np
 
 CC0 = "CC0-1.0"
-LICENCES = {"BlendSwap-CC-0": CC0, "BlendSwap-CC-BY": "CC-BY-3.0", "KatorLegaz": "CC-BY-3.0-US", "Scopia": "CC-BY-3.0"}
+LICENCES = {
+    "BlendSwap-CC-0": CC0, "BlendSwap-CC-BY": "CC-BY-3.0", "KatorLegaz": "CC-BY-3.0-US",
+    "Scopia": "CC-BY-3.0"
+}
 
-# (category/name, class, role); the first match wins, "" leaves a model out. Roles say where layout.py puts it.
+# (category/name, class, role); the first match wins, "" leaves a model out. Roles say where
+# layout.py puts it.
 RULES = tuple((re.compile(pattern), category, role) for pattern, category, role in (
     (r"^(characters|vehicles|staircases|doors and windows)/", "", ""),
     (r"^exterior/(cafe chair|rattan armchair|teck chair)", "chair", "chair"),
@@ -19,14 +24,23 @@ RULES = tuple((re.compile(pattern), category, role) for pattern, category, role 
     (r"^exterior/rattan table", "table", "coffee"),
     (r"^exterior/(flower box|plant box)", "plant", "floor"),
     (r"^exterior/", "", ""),
-    (r"table tennis|pool table|football table|wheelchair|shipping|fence|railing|tatami|fork lift|mower|chimney|pallet|"
-     r"cone$|furnace|socket|plug|switch|bill |dress$|jacket|trousers|skirt|short$|glove|sleeping bag|air mattress|"
-     r"blind|shutter|screen door|shower (door|curtain)|camping|flashlight|park light|street|lamppost|outdoor lamp|"
-     r"porch light|trap|ring$|workbench|step ladder|flipper|abdominal|treadmill|fitness|indoor bike|water heater|"
-     r"cutting pliers|grinder|saw$|shovel|rake|hammer|drill|screwdriver|white board|surveillance|clothes horse|"
-     r"hanging clothes|suit$|coathanger|clothes hanger|towel$|emergency|number lock|double vanity|ceiling fan|"
-     r"elevator|urinal|hospital|opened convertible|kitchen tools|knife stand|cctv|smoke|potty|stapler|curtain|"
-     r"induction|cooktop|kitchen/stove|kitchen/hood|iphone|mobile phone|basketball net|technical table|ruler", "", ""),
+    (r"table tennis|pool table|football table|wheelchair|shipping|fence|railing|tatami|fork "
+     r"lift|mower|chimney|pallet|"
+     r"cone$|furnace|socket|plug|switch|bill |dress$|jacket|trousers|skirt|short$|glove|sleeping "
+     r"bag|air mattress|"
+     r"blind|shutter|screen door|shower (door|curtain)|camping|flashlight|park "
+     r"light|street|lamppost|outdoor lamp|"
+     r"porch light|trap|ring$|workbench|step ladder|flipper|abdominal|treadmill|fitness|indoor "
+     r"bike|water heater|"
+     r"cutting pliers|grinder|saw$|shovel|rake|hammer|drill|screwdriver|white "
+     r"board|surveillance|clothes horse|"
+     r"hanging clothes|suit$|coathanger|clothes hanger|towel$|emergency|number lock|double "
+     r"vanity|ceiling fan|"
+     r"elevator|urinal|hospital|opened convertible|kitchen tools|knife "
+     r"stand|cctv|smoke|potty|stapler|curtain|"
+     r"induction|cooktop|kitchen/stove|kitchen/hood|iphone|mobile phone|basketball net|technical "
+     r"table|ruler",
+     "", ""),
     (r"xylophone|tablet|penbox", "decor", "top"),  # names that other rules would take
     (r"island bath", "sanitary", "bath"),
     (r"kitchen/upper shelves", "storage", "upper"),
@@ -49,7 +63,8 @@ RULES = tuple((re.compile(pattern), category, role) for pattern, category, role 
     (r"office/.*(desk|table)", "table", "desk"),
     (r"table", "table", "dining"),
     (r"wardrobe|cupboard|high cabinet|clothes rack", "storage", "tall"),
-    (r"bookcase|shelves|contemporary living|living room/box|office/box|doll house", "storage", "tall"),
+    (r"bookcase|shelves|contemporary living|living room/box|office/box|doll house", "storage",
+     "tall"),
     (r"upper|glass door cabinet", "storage", "upper"),
     (r"corner cabinet", "", ""),
     (r"sink cabinet|kitchen/sink", "storage", "sink"),
@@ -81,12 +96,14 @@ RULES = tuple((re.compile(pattern), category, role) for pattern, category, role 
     (r"lights/(wall|japanese)", "lamp", "wall"),
     (r"lights/.*(hanging|chandelier|pendant|ceiling|track|fluorescent)", "lamp", "ceiling"),
     (r"lights/lamp$|lights/", "lamp", "top"),
-    (r"plant|ficus|bonsai|cactus|orchid|bamboo|yucca|spathi|tulip|lily|flowers|christmas|succulent", "plant", "top"),
+    (r"plant|ficus|bonsai|cactus|orchid|bamboo|yucca|spathi|tulip|lily|flowers|christmas|succulent",
+     "plant", "top"),
     (r"rug$|carpet|mat$", "rug", "rug"),
     (r"intercom", "decor", "wall"),
     (r"^kitchen/(broom|bullet|shopping)", "decor", "floor"),
     (r"dustbin|recycling|extinguisher|umbrella|guitar|rocking|crate|barrel|box$|trunck|suitcase|water|basket|"
-     r"backpack|brush$|briefcase|wood logs|punching|vase5|screen$|piano|toy train|gift|aquarium", "decor", "floor"),
+     r"backpack|brush$|briefcase|wood logs|punching|vase5|screen$|piano|toy train|gift|aquarium",
+     "decor", "floor"),
     (r"dart|cuckoo|wall hanger|thermometer", "decor", "wall"),
     (r"^kitchen/", "tableware", "top"),
     (r"", "decor", "top"),
@@ -109,15 +126,18 @@ class Entry:
     licence: str
 
 
-def read_catalogue(folder: Path, licence: str = "all") -> Iterator[tuple[zipfile.ZipFile, list[Entry]]]:
-    """Each library with the entries that furnish a room; licence "cc0" yields the public-domain library only.
+def read_catalogue(folder: Path,
+                   licence: str = "all") -> Iterator[tuple[zipfile.ZipFile, list[Entry]]]:
+    """Each library with the entries that furnish a room; licence "cc0" yields the public-domain
+    library only.
 
     Raises ValueError if the folder holds no library.
     """
     found = [p for p in (folder / f"{name}.sh3f" for name in LICENCES) if p.is_file()]
     if not found:
-        raise ValueError(f"{folder}: holds no .sh3f library; install the Debian package sweethome3d-furniture, or "
-                         "unpack it with dpkg -x and pass --library DIR/usr/share/sweethome3d/furniture")
+        raise ValueError(
+            f"{folder}: holds no .sh3f library; install the Debian package sweethome3d-furniture, "
+            "or unpack it with dpkg -x and pass --library DIR/usr/share/sweethome3d/furniture")
     for path in found:
         if licence == "all" or LICENCES[path.stem] == CC0:
             with zipfile.ZipFile(path) as archive:
@@ -136,14 +156,16 @@ def _entries(archive: zipfile.ZipFile, library: str) -> Iterator[Entry]:
         width, depth, height = (float(row[k]) / 100 for k in ("width", "depth", "height"))
         category, role = _classify(f"{row['category'].lower()}/{name}", (width, depth, height),
                                    float(row.get("elevation", 0)) / 100)
-        if not category or sorted((width, depth, height))[1] < 0.045 or min(width, depth, height) < 0.004:
+        if not category or sorted(
+            (width, depth, height))[1] < 0.045 or min(width, depth, height) < 0.004:
             continue  # not furniture, or too small to be seen
-        turn = np.array(row["modelRotation"].split(), float).reshape(3, 3) if "modelRotation" in row else np.eye(3)
+        turn = np.array(row["modelRotation"].split(), float).reshape(
+            3, 3) if "modelRotation" in row else np.eye(3)
         stem = row["model"].rsplit("/", 1)[-1].removesuffix(".obj")
-        yield Entry(id=f"{library}/{stem}", library=library, name=name.replace("\\", ""), category=category, role=role,
-                    path=row["model"].lstrip("/"), size=(width, depth, height),
-                    elevation=float(row.get("elevation", 0)) / 100, rotation=turn,
-                    creator=row.get("creator", library), licence=LICENCES[library])
+        yield Entry(id=f"{library}/{stem}", library=library, name=name.replace("\\", ""),
+                    category=category, role=role, path=row["model"].lstrip("/"),
+                    size=(width, depth, height), elevation=float(row.get("elevation", 0)) / 100,
+                    rotation=turn, creator=row.get("creator", library), licence=LICENCES[library])
 
 
 def _classify(key: str, size: tuple[float, float, float], elevation: float) -> tuple[str, str]:

@@ -1,4 +1,5 @@
-"""Reads the OBJ + MTL models of a Sweet Home 3D library (a zip) into arrays. Nothing else of either format is read."""
+"""Reads the OBJ + MTL models of a Sweet Home 3D library (a zip) into arrays. Nothing else of either
+format is read."""
 import io
 import posixpath
 import zipfile
@@ -57,7 +58,8 @@ def read_obj(archive: zipfile.ZipFile, path: str) -> Mesh:
 
 
 def read_texture(archive: zipfile.ZipFile, path: str) -> Image.Image | None:
-    """RGB image with see-through parts filled by the mean colour; None if it is absent or unreadable."""
+    """RGB image with see-through parts filled by the mean colour; None if it is absent or
+    unreadable."""
     try:
         image = Image.open(io.BytesIO(archive.read(path))).convert("RGBA")
     except (KeyError, OSError):
@@ -86,7 +88,8 @@ def _index(vectors: dict[str, list], corners: np.ndarray, parts: np.ndarray) -> 
     p = v[unique[:, 0]]
     n = np.where(unique[:, 2:] >= 0, vn[unique[:, 2]], 0)
     t = np.where(unique[:, 1:2] >= 0, vt[unique[:, 1]], 0)
-    faces = np.cross(p[triangles[:, 1]] - p[triangles[:, 0]], p[triangles[:, 2]] - p[triangles[:, 0]])
+    faces = np.cross(p[triangles[:, 1]] - p[triangles[:, 0]],
+                     p[triangles[:, 2]] - p[triangles[:, 0]])
     solid = np.linalg.norm(faces, axis=1) > 1e-12
     triangles, parts, faces = triangles[solid], parts[solid], faces[solid]
     missing = np.linalg.norm(n, axis=1) < 0.1  # no normal in the file: the mean of the faces around

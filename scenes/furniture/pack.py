@@ -13,9 +13,9 @@ from PIL import Image
 
 from scenes.clip import SPLITS, Split
 
-CLASSES: tuple[str, ...] = (
-    "wall", "floor", "ceiling", "door", "window", "chair", "sofa", "table", "bed", "storage", "lamp", "appliance",
-    "sanitary", "electronics", "plant", "rug", "decor", "tableware")
+CLASSES: tuple[str, ...] = ("wall", "floor", "ceiling", "door", "window", "chair", "sofa", "table",
+                            "bed", "storage", "lamp", "appliance", "sanitary", "electronics",
+                            "plant", "rug", "decor", "tableware")
 CC0_PACK = Path(__file__).parents[1] / "assets" / "furniture_cc0.zip"
 TEXTURE_PX = 128
 TOP_CELLS = 16
@@ -23,7 +23,8 @@ TOP_CELLS = 16
 
 @dataclass(frozen=True)
 class Model:
-    """One piece of furniture. Metres, Z up, its front faces -Y; the box stands on z=0, centred in x and y."""
+    """One piece of furniture. Metres, Z up, its front faces -Y; the box stands on z=0, centred in x
+    and y."""
     id: str
     name: str
     category: str                       # one of CLASSES
@@ -31,7 +32,7 @@ class Model:
     size: tuple[float, float, float]    # width, depth, height
     elevation: float                    # of its underside above the floor, where it hangs on a wall
     support: float | None               # height of the surface that can carry things; None = none
-    top: np.ndarray                     # [16,16] bool, cells [x,y] of the footprint where that surface is
+    top: np.ndarray  # [16,16] bool, cells [x,y] of the footprint where that surface is
     light: bool
     creator: str
     licence: str
@@ -59,17 +60,21 @@ class Pack:
             self.manifest: dict[str, Any] = json.loads(self._zip.read("manifest.json"))
             self.models = tuple(_model(row) for row in self.manifest["models"])
         except (zipfile.BadZipFile, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{where}: not a furniture pack ({error}); make one with: vega3d scenes pack") from error
+            raise ValueError(
+                f"{where}: not a furniture pack ({error}); make one with: vega3d scenes pack"
+            ) from error
         self.digest = sha256(data).hexdigest()[:16]
         self._rows = {row["id"]: row for row in self.manifest["models"]}
         self._skins: dict[str, Skin] = {}
 
     @classmethod
     def load(cls, path: Path | None = None) -> "Pack":
-        """The pack at `path`; None is the committed public-domain one. Raises ValueError if it is no pack."""
+        """The pack at `path`; None is the committed public-domain one. Raises ValueError if it is
+        no pack."""
         path = path or CC0_PACK
         if not path.is_file():
-            raise ValueError(f"{path}: no such pack; make one with: vega3d scenes pack --out {path}")
+            raise ValueError(
+                f"{path}: no such pack; make one with: vega3d scenes pack --out {path}")
         return cls(path.read_bytes(), str(path))
 
     @cached_property
@@ -85,7 +90,8 @@ class Pack:
         data, v, f = self._zip.read(f"{row['id']}.bin"), row["vertices"], row["triangles"]
         width = np.uint16 if v <= 65536 else np.uint32
         columns = np.frombuffer(data, np.uint16, v * 3).reshape(3, v)
-        positions = np.cumsum(columns, axis=1, dtype=np.uint16).T / np.float32(65535)        # deltas wrap; [V,3]
+        # deltas wrap; [V,3]
+        positions = np.cumsum(columns, axis=1, dtype=np.uint16).T / np.float32(65535)
         at = v * 6
         normals = np.frombuffer(data, np.int8, v * 3, at).reshape(3, v).T
         at += v * 3
@@ -107,12 +113,16 @@ class Pack:
                     texture=texture[material], triangles=triangles, textures=textures)
 
     def _texture(self, path: str) -> np.ndarray:
-        return np.asarray(Image.open(io.BytesIO(self._zip.read(path))).convert("RGB").resize((TEXTURE_PX, TEXTURE_PX)))
+        return np.asarray(
+            Image.open(io.BytesIO(self._zip.read(path))).convert("RGB").resize(
+                (TEXTURE_PX, TEXTURE_PX)))
 
 
 def _model(row: dict[str, Any]) -> Model:
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["top"]), np.uint8)).astype(bool)
-    top = bits.reshape(TOP_CELLS, TOP_CELLS) if bits.size else np.zeros((TOP_CELLS, TOP_CELLS), bool)
-    return Model(id=row["id"], name=row["name"], category=row["category"], role=row["role"], size=tuple(row["size"]),
-                 elevation=row["elevation"], support=row["support"], top=top, light=row["light"],
-                 creator=row["creator"], licence=row["licence"], split=row["split"])
+    top = bits.reshape(TOP_CELLS, TOP_CELLS) if bits.size else np.zeros(
+        (TOP_CELLS, TOP_CELLS), bool)
+    return Model(id=row["id"], name=row["name"], category=row["category"], role=row["role"],
+                 size=tuple(row["size"]), elevation=row["elevation"], support=row["support"],
+                 top=top, light=row["light"], creator=row["creator"], licence=row["licence"],
+                 split=row["split"])

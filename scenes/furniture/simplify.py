@@ -1,4 +1,5 @@
-"""Fewer triangles, same shape: quadric edge collapse (Garland & Heckbert 1997), many independent edges a round."""
+"""Fewer triangles, same shape: quadric edge collapse (Garland & Heckbert 1997), many independent
+edges a round."""
 from dataclasses import replace
 
 import numpy as np
@@ -9,17 +10,19 @@ _BORDER = 4.0  # weight of the planes that keep open borders and material border
 
 
 def simplify(mesh: Mesh, max_triangles: int) -> Mesh:
-    """At most about `max_triangles` triangles, each vertex its own corner (3F vertices); unchanged if few already.
+    """At most about `max_triangles` triangles, each vertex its own corner (3F vertices); unchanged
+    if few already.
 
     Positions move; corners keep their normal, texture coordinate and part.
     """
     if len(mesh.triangles) <= max_triangles:
         return mesh
     span = np.ptp(mesh.positions, axis=0).max()
-    grid = np.round(mesh.positions / span * 1e5).astype(np.int64)       # welds what is equal to 1/100000 of the size
+    # welds what is equal to 1/100000 of the size
+    grid = np.round(mesh.positions / span * 1e5).astype(np.int64)
     _, first, welded = np.unique(grid, axis=0, return_index=True, return_inverse=True)
     points = mesh.positions[first].astype(np.float64) / span            # [N,3]
-    corners = mesh.triangles                                            # [F,3] into the mesh's vertices
+    corners = mesh.triangles  # [F,3] into the mesh's vertices
     faces, parts = welded.reshape(-1)[corners], mesh.parts              # [F,3], [F]
     faces, corners, parts = _without_flat(faces, corners, parts)
     quadrics = _quadrics(points, faces, parts)                          # [N,4,4]
@@ -31,18 +34,21 @@ def simplify(mesh: Mesh, max_triangles: int) -> Mesh:
         remap, points, quadrics = _collapse(points, faces, quadrics, excess, rng)
         faces, corners, parts = _without_flat(remap[faces], corners, parts)
     flat = corners.reshape(-1)
-    return replace(mesh, positions=(points[faces.reshape(-1)] * span).astype(np.float32), normals=mesh.normals[flat],
-                   uvs=mesh.uvs[flat], triangles=np.arange(len(flat)).reshape(-1, 3), parts=parts)
+    return replace(mesh, positions=(points[faces.reshape(-1)] * span).astype(np.float32),
+                   normals=mesh.normals[flat], uvs=mesh.uvs[flat],
+                   triangles=np.arange(len(flat)).reshape(-1, 3), parts=parts)
 
 
 def _without_flat(faces: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    solid = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
+    solid = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:,
+                                                                                                0])
     return tuple(a[solid] for a in (faces, *others))
 
 
 def _normals(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """[F,3], length = twice the area."""
-    return np.cross(points[faces[:, 1]] - points[faces[:, 0]], points[faces[:, 2]] - points[faces[:, 0]])
+    return np.cross(points[faces[:, 1]] - points[faces[:, 0]],
+                    points[faces[:, 2]] - points[faces[:, 0]])
 
 
 def _plane_products(unit: np.ndarray, on: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -58,10 +64,10 @@ def _quadrics(points: np.ndarray, faces: np.ndarray, parts: np.ndarray) -> np.nd
     product = _plane_products(unit, points[faces[:, 0]], area)
     for k in range(3):
         np.add.at(out, faces[:, k], product)
-    edges = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), 1)                # [3F,2], face i owns 3i..3i+2
+    edges = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), 1)  # [3F,2], face i owns 3i..3i+2
     key = edges[:, 0] * len(points) + edges[:, 1]
     owner = np.repeat(np.arange(len(faces)), 3)
-    with_part = np.unique(np.stack([key, parts[owner]], 1), axis=0)                # one row a (edge, material)
+    with_part = np.unique(np.stack([key, parts[owner]], 1), axis=0)  # one row a (edge, material)
     keys, materials = np.unique(with_part[:, 0], return_counts=True)
     _, inverse, uses = np.unique(key, return_inverse=True, return_counts=True)
     border = (uses[inverse] == 1) | (materials[np.searchsorted(keys, key)] > 1)    # [3F]
@@ -69,7 +75,8 @@ def _quadrics(points: np.ndarray, faces: np.ndarray, parts: np.ndarray) -> np.nd
     along = points[b] - points[a]
     across = np.cross(along, unit[owner[border]])
     length = np.linalg.norm(across, axis=1)
-    product = _plane_products(across / np.maximum(length, 1e-15)[:, None], points[a], _BORDER * length**2)
+    product = _plane_products(across / np.maximum(length, 1e-15)[:, None], points[a],
+                              _BORDER * length**2)
     np.add.at(out, a, product)
     np.add.at(out, b, product)
     return out
@@ -77,7 +84,8 @@ def _quadrics(points: np.ndarray, faces: np.ndarray, parts: np.ndarray) -> np.nd
 
 def _collapse(points: np.ndarray, faces: np.ndarray, quadrics: np.ndarray, excess: int,
               rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One round: the cheapest edges that share no vertex become points. Returns remap [N], points, quadrics."""
+    """One round: the cheapest edges that share no vertex become points. Returns remap [N], points,
+    quadrics."""
     edges = np.unique(np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), 1), axis=0)
     a, b = edges.T
     q = quadrics[a] + quadrics[b]                                                  # [E,4,4]
@@ -87,18 +95,21 @@ def _collapse(points: np.ndarray, faces: np.ndarray, quadrics: np.ndarray, exces
     system = q[:, :3, :3] + 1e-3 * trace[:, None, None] * np.eye(3)
     gradient = np.einsum("eij,ej->ei", q[:, :3, :3], middle) + q[:, :3, 3]
     step = -np.linalg.solve(system, gradient[..., None])[..., 0]
-    step *= np.minimum(1, np.sqrt(length) / np.maximum(np.linalg.norm(step, axis=1), 1e-15))[:, None]
+    step *= np.minimum(1,
+                       np.sqrt(length) / np.maximum(np.linalg.norm(step, axis=1), 1e-15))[:, None]
     target = middle + step                                                         # [E,3]
     at = np.concatenate([target, np.ones((len(target), 1))], 1)
     cost = np.einsum("ei,eij,ej->e", at, q, at) + 1e-7 * length * length
-    cost *= rng.uniform(1, 2, len(cost))  # so that edges refused this round do not block their neighbours in the next
+    # so that edges refused this round do not block their neighbours in the next
+    cost *= rng.uniform(1, 2, len(cost))
     order = np.argsort(cost, kind="stable")[:max(excess, len(cost) // 3)]
     rank = np.full(len(cost), len(cost))
     rank[order] = np.arange(len(order))
     best = np.full(len(points), len(cost))
     np.minimum.at(best, a, rank)
     np.minimum.at(best, b, rank)
-    chosen = order[(best[a[order]] == rank[order]) & (best[b[order]] == rank[order])][:max(excess // 2, 1)]
+    chosen = order[(best[a[order]] == rank[order])
+                   & (best[b[order]] == rank[order])][:max(excess // 2, 1)]
     for _ in range(2):  # the second time without the edges that would fold a triangle over
         remap = np.arange(len(points))
         moved = points.copy()

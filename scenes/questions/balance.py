@@ -1,8 +1,9 @@
 """Evening out the answers of a set of questions, so that the commonest one is no good guess.
 
-Within a task (and a situated question's kind) few answers are kept equally often; of many, none keeps more questions
-than an even spread would give it. Numbers count as one answer where they lie within a quarter of each
-other. What the words of a question give away stays: that is for scenes.baselines to measure.
+Within a task (and a situated question's kind) few answers are kept equally often; of many, none
+keeps more questions than an even spread would give it. Numbers count as one answer where they lie
+within a quarter of each other. What the words of a question give away stays: that is for
+scenes.baselines to measure.
 """
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -18,13 +19,17 @@ _RATIO = 1.25
 _FEW = 6       # of up to so many answers, those that are a tenth or more are kept equally often
 
 
-def question_set(clips: Iterable[Clip], tasks: Sequence[str] = TASKS, seed: int = 0) -> list[Question]:
+def question_set(clips: Iterable[Clip], tasks: Sequence[str] = TASKS,
+                 seed: int = 0) -> list[Question]:
     """The balanced questions of these tasks about these clips, in the order of the clips."""
-    return balanced([q for view in map(View, clips) for task in tasks for q in questions(view, task, seed)], seed)
+    return balanced(
+        [q for view in map(View, clips) for task in tasks for q in questions(view, task, seed)],
+        seed)
 
 
 def balanced(asked: Sequence[Question], seed: int = 0) -> list[Question]:
-    """Those of the questions that are kept, in their order; which of too many are dropped is up to the seed."""
+    """Those of the questions that are kept, in their order; which of too many are dropped is up to
+    the seed."""
     groups: dict[str, dict[str | int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for i, question in enumerate(asked):
         group, answer = _answer_class(question)
@@ -41,18 +46,22 @@ def balanced(asked: Sequence[Question], seed: int = 0) -> list[Question]:
 
 
 def _unguessable(asked: list[Question]) -> list[Question]:
-    """Without those relative distances that give a thing away which is mostly the right one where it is offered.
+    """Without those relative distances that give a thing away which is mostly the right one where
+    it is offered.
 
-    Drops the most guessable ones until a guess by such rates is right for no more than chance, or half are left.
+    Drops the most guessable ones until a guess by such rates is right for no more than chance, or
+    half are left.
     """
     mine = [i for i, q in enumerate(asked) if q.task == "vsi:object_rel_distance"]
     names: dict[str, int] = {}
-    options = np.full((len(mine), len(LETTERS)), -1)                                        # [Q,4], -1 = none
+    options = np.full((len(mine), len(LETTERS)), -1)  # [Q,4], -1 = none
     for row, i in zip(options, mine, strict=True):
-        row[:len(asked[i].options)] = [names.setdefault(o[3:], len(names)) for o in asked[i].options]
+        row[:len(asked[i].options)] = [
+            names.setdefault(o[3:], len(names)) for o in asked[i].options
+        ]
     answer = np.array([LETTERS.index(asked[i].answer or "") for i in mine], int)
     kept, every = np.ones(len(mine), bool), np.arange(len(mine))
-    offered = np.bincount(options[options >= 0], minlength=len(names))                       # [names]
+    offered = np.bincount(options[options >= 0], minlength=len(names))  # [names]
     right = np.bincount(options[every, answer], minlength=len(names))
     while 2 * kept.sum() > len(mine):
         rates = np.where(options < 0, -1.0, (right / np.maximum(offered, 1))[options])       # [Q,4]

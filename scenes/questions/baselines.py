@@ -1,8 +1,9 @@
 """How far guessing gets: answers made from training questions alone, without a look at the clip.
 
-`Majority` always gives the commonest answer of a type, or its median. `TextOnly` reads the question too and answers as
-the training questions most like it were answered: what it scores above `Majority` is language bias. For boxes both know
-where the candidates are and how large, as the candidates are given, but not what they are.
+`Majority` always gives the commonest answer of a type, or its median. `TextOnly` reads the question
+too and answers as the training questions most like it were answered: what it scores above
+`Majority` is language bias. For boxes both know where the candidates are and how large, as the
+candidates are given, but not what they are.
 """
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ _NEIGHBOURS = 25
 
 
 class Majority:
-    """Fitted to training questions of any tasks. Raises ValueError where a task was not among them."""
+    """Fitted to training questions of any tasks. Raises ValueError where a task was not among
+    them."""
 
     def __init__(self, training: Sequence[Question]):
         self.by_task: dict[str, list[Question]] = {}
@@ -35,7 +37,8 @@ class Majority:
 
 
 class TextOnly(Majority):
-    """By the 25 training questions that share the rarest words with the one asked, and their options' words."""
+    """By the 25 training questions that share the rarest words with the one asked, and their
+    options' words."""
 
     def __init__(self, training: Sequence[Question]):
         super().__init__(training)
@@ -59,7 +62,8 @@ class TextOnly(Majority):
 
 
 def best_constant(numbers: Sequence[float]) -> float:
-    """The single number with the highest mean relative accuracy on these: what a median only comes near to."""
+    """The single number with the highest mean relative accuracy on these: what a median only comes
+    near to."""
     candidates = sorted(set(numbers))
     return max(candidates, key=lambda c: float(np.mean([mra(c, n) for n in numbers])))
 
@@ -76,19 +80,22 @@ def _common(known: Sequence[Question], question: Question) -> Output:
 
 
 def _common_option(known: Sequence[Question], question: Question) -> str:
-    """The option whose words were right most often when offered; between equals the commonest letter."""
+    """The option whose words were right most often when offered; between equals the commonest
+    letter."""
     offered = Counter(o[3:] for q in known for o in q.options)
     right = Counter(o[3:] for q in known for o in q.options if o[0] == q.answer)
     letters = Counter(q.answer for q in known)
 
     def promise(option: str) -> tuple[float, int]:
-        return (right[option[3:]] + 0.5) / (offered[option[3:]] + 0.5 * len(question.options)), letters[option[0]]
+        return (right[option[3:]] + 0.5) / (offered[option[3:]] +
+                                            0.5 * len(question.options)), letters[option[0]]
 
     return max(question.options, key=promise)[0]
 
 
 def _likely_boxes(known: Sequence[Question], question: Question) -> np.ndarray:
-    """The candidate most like the targets in size and height; none if most of these questions have none."""
+    """The candidate most like the targets in size and height; none if most of these questions have
+    none."""
     targets = np.concatenate([q.boxes[list(q.targets)][:, :6] for q in known])               # [N,6]
     offered = question.offered
     if not len(offered) or len(targets) == 0 or np.mean([not q.targets for q in known]) > 0.5:
@@ -99,7 +106,8 @@ def _likely_boxes(known: Sequence[Question], question: Question) -> np.ndarray:
 
 
 def _shape(boxes: np.ndarray) -> np.ndarray:
-    """[K,4]: logarithms of the three sides, sorted on the floor plan, and the height of the middle in metres."""
+    """[K,4]: logarithms of the three sides, sorted on the floor plan, and the height of the middle
+    in metres."""
     sides = np.log(np.maximum(np.c_[np.sort(boxes[:, 3:5], 1), boxes[:, 5]], 0.01))
     return np.c_[sides, boxes[:, 2]]
 

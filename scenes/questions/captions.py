@@ -1,9 +1,11 @@
-"""How near a sentence is to what people wrote: BLEU, ROUGE-L, CIDEr and METEOR, as for Scan2Cap and ScanQA.
+"""How near a sentence is to what people wrote: BLEU, ROUGE-L, CIDEr and METEOR, as for Scan2Cap and
+ScanQA.
 
-BLEU (Papineni et al. 2002), ROUGE-L (Lin 2004) and CIDEr-D (arXiv 1411.5726) follow the COCO caption evaluation that
-the benchmarks use, to the digit; words are what spaces separate, as there. METEOR 1.5, which they use, is a Java
-program with tables of paraphrases: it is run where pycocoevalcap (104 MB) and Java are installed. `meteor` is NLTK's on
-equal words and equal stems, without WordNet, which would be a download: it compares with itself only.
+BLEU (Papineni et al. 2002), ROUGE-L (Lin 2004) and CIDEr-D (arXiv 1411.5726) follow the COCO
+caption evaluation that the benchmarks use, to the digit; words are what spaces separate, as there.
+METEOR 1.5, which they use, is a Java program with tables of paraphrases: it is run where
+pycocoevalcap (104 MB) and Java are installed. `meteor` is NLTK's on equal words and equal stems,
+without WordNet, which would be a download: it compares with itself only.
 """
 from collections import Counter
 from collections.abc import Sequence
@@ -22,30 +24,37 @@ _SMALL, _TINY = 1e-9, 1e-15
 
 
 def scan2cap_words(caption: str) -> str:
-    """A caption as Scan2Cap's evaluation reads it: full stops and commas as words, between sos and eos."""
+    """A caption as Scan2Cap's evaluation reads it: full stops and commas as words, between sos and
+    eos."""
     return " ".join(f"sos {caption.lower().replace('.', ' . ').replace(',', ' , ')} eos".split())
 
 
 def caption_scores(said: Sequence[str], meant: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Each sentence said against those meant: bleu1 to bleu4, rouge_l and meteor in [0,1], cider in [0,10]; meteor15
-    too where it can be run.
+    """Each sentence said against those meant: bleu1 to bleu4, rouge_l and meteor in [0,1], cider in
+    [0,10]; meteor15 too where it can be run.
 
-    Raises ValueError if there is no sentence, the numbers differ, or one has nothing to be compared with.
+    Raises ValueError if there is no sentence, the numbers differ, or one has nothing to be compared
+    with.
     """
     if not said or len(said) != len(meant) or not all(meant):
-        raise ValueError(f"captions: got {len(said)} sentences and {len(meant)} sets of references, expected one set "
-                         "of one or more for each; check that both come from the same questions")
+        raise ValueError(
+            f"captions: got {len(said)} sentences and {len(meant)} sets of references, expected "
+            "one set of one or more for each; check that both come from the same questions")
     official = meteor15(said, meant)
     heard, references = [s.split() for s in said], [[r.split() for r in rs] for rs in meant]
-    return {**{f"bleu{n}": v for n, v in zip(_ORDERS, bleu(heard, references), strict=True)},
-            "rouge_l": float(np.mean([rouge_l(h, rs) for h, rs in zip(heard, references, strict=True)])),
-            "cider": float(np.mean(cider(heard, references))),
-            "meteor": float(np.mean([meteor(h, rs) for h, rs in zip(heard, references, strict=True)])),
-            **({} if official is None else {"meteor15": official})}
+    return {
+        **{f"bleu{n}": v
+           for n, v in zip(_ORDERS, bleu(heard, references), strict=True)}, "rouge_l": float(
+            np.mean([rouge_l(h, rs) for h, rs in zip(heard, references, strict=True)])),
+        "cider": float(np.mean(cider(heard, references))),
+        "meteor": float(np.mean([meteor(h, rs) for h, rs in zip(heard, references, strict=True)])),
+        **({} if official is None else {"meteor15": official})
+    }
 
 
 def bleu(said: Sequence[Words], meant: Sequence[Sequence[Words]]) -> list[float]:
-    """BLEU-1 to BLEU-4 of the whole corpus; each sentence counts the reference nearest in length."""
+    """BLEU-1 to BLEU-4 of the whole corpus; each sentence counts the reference nearest in
+    length."""
     right, guessed, length, wanted = [0] * 4, [0] * 4, 0, 0
     for words, references in zip(said, meant, strict=True):
         length += len(words)
@@ -67,7 +76,8 @@ def bleu(said: Sequence[Words], meant: Sequence[Sequence[Words]]) -> list[float]
 
 
 def rouge_l(words: Words, references: Sequence[Words]) -> float:
-    """F-measure, recall weighing 1.2, of the best precision and best recall of the longest common subsequence."""
+    """F-measure, recall weighing 1.2, of the best precision and best recall of the longest common
+    subsequence."""
     common = [_subsequence(words, r) for r in references]
     precision = max(c / len(words) for c in common) if words else 0.0
     recall = max(c / len(r) if r else 0.0 for c, r in zip(common, references, strict=True))
@@ -102,7 +112,8 @@ def meteor(words: Words, references: Sequence[Words]) -> float:
 
 
 def meteor15(said: Sequence[str], meant: Sequence[Sequence[str]]) -> float | None:
-    """METEOR 1.5 of the corpus, the benchmarks' own; None where pycocoevalcap or Java is not installed."""
+    """METEOR 1.5 of the corpus, the benchmarks' own; None where pycocoevalcap or Java is not
+    installed."""
     if which("java") is None or find_spec("pycocoevalcap") is None:
         return None
     from pycocoevalcap.meteor.meteor import Meteor
@@ -124,8 +135,12 @@ def _pairs(words: Words) -> int:
     return max(len(words) - 1, 0)
 
 
-def _weighed(words: Words, n: int, seen_in: Grams, everything: float) -> dict[tuple[str, ...], float]:
-    return {g: count * (everything - log(max(1.0, seen_in[g]))) for g, count in _grams(words, n).items()}
+def _weighed(words: Words, n: int, seen_in: Grams,
+             everything: float) -> dict[tuple[str, ...], float]:
+    return {
+        g: count * (everything - log(max(1.0, seen_in[g])))
+        for g, count in _grams(words, n).items()
+    }
 
 
 def _similarity(mine: dict[tuple[str, ...], float], theirs: dict[tuple[str, ...], float]) -> float:

@@ -1,4 +1,5 @@
-"""How many questions rooms give, how their answers spread, and how far guessing gets: one row a task."""
+"""How many questions rooms give, how their answers spread, and how far guessing gets: one row a
+task."""
 from collections import Counter
 from collections.abc import Sequence
 
@@ -13,17 +14,23 @@ Row = dict[str, float | int | str]
 _HEADLINE = {"ground": "acc@0.25", "multi_ground": "f1@0.25", "caption": "cider", "situated": "em"}
 
 
-def census(training: Sequence[Question], held_out: Sequence[Question], rooms: int, held_out_rooms: int) -> list[Row]:
-    """Per task: questions per 100 rooms, and on the held-out rooms what `Majority` and `TextOnly` score.
+def census(training: Sequence[Question], held_out: Sequence[Question], rooms: int,
+           held_out_rooms: int) -> list[Row]:
+    """Per task: questions per 100 rooms, and on the held-out rooms what `Majority` and `TextOnly`
+    score.
 
-    "constant" is the score of the best single answer chosen on the held-out questions themselves: no constant does
-    better. Shares of "kinds" are of the training questions.
+    "constant" is the score of the best single answer chosen on the held-out questions themselves:
+    no constant does better. Shares of "kinds" are of the training questions.
     """
     rows: list[Row] = []
     for task in TASKS:
-        known, asked = [q for q in training if q.task == task], [q for q in held_out if q.task == task]
-        row: Row = {"task": task, "rooms": rooms, "questions": len(known), "per_100_rooms": 100 * len(known) / rooms,
-                    "held_out_rooms": held_out_rooms, "held_out_questions": len(asked)}
+        known, asked = [q for q in training
+                        if q.task == task], [q for q in held_out if q.task == task]
+        row: Row = {
+            "task": task, "rooms": rooms, "questions": len(known),
+            "per_100_rooms": 100 * len(known) / rooms, "held_out_rooms": held_out_rooms,
+            "held_out_questions": len(asked)
+        }
         kinds = Counter(q.kind for q in known if q.kind)
         row |= {f"share/{kind}": count / len(known) for kind, count in sorted(kinds.items())}
         if known and asked:
@@ -33,7 +40,8 @@ def census(training: Sequence[Question], held_out: Sequence[Question], rooms: in
                 row[name] = summary(asked, [baseline.output(q) for q in asked])[task][metric]
             if asked[0].number is not None:
                 numbers = [q.number for q in asked if q.number is not None]
-                row["constant"] = sum(mra(best_constant(numbers), n) for n in numbers) / len(numbers)
+                row["constant"] = sum(mra(best_constant(numbers), n)
+                                      for n in numbers) / len(numbers)
         rows.append(row)
     return rows
 
@@ -51,7 +59,10 @@ def print_questions(clip: Clip, tasks: Sequence[str], seed: int) -> None:
     """Task, question, options and answer; for boxes, what is in them."""
     view = View(clip)
     asked = [question for task in tasks for question in questions(view, task, seed)]
-    print(f"{clip.id} shows {', '.join(f'{len(g)} {noun}' for noun, g in sorted(view.groups.items())) or 'nothing'}")
+    print(
+        f"{clip.id} shows "
+        f"{', '.join(f'{len(g)} {noun}' for noun, g in sorted(view.groups.items())) or 'nothing'}"
+    )
     for question in asked:
         print(f"\n{question.task}{' (' + question.kind + ')' if question.kind else ''}")
         print("  " + question.text.replace("\n", "\n  "))
@@ -62,8 +73,10 @@ def print_questions(clip: Clip, tasks: Sequence[str], seed: int) -> None:
 
 
 def _answers(question: Question, view: View) -> list[str]:
-    where = [f"{view.things[i].noun} at " + "({:.1f}, {:.1f}, {:.1f}) m".format(*question.boxes[i, :3])
-             for i in question.targets]
+    where = [
+        f"{view.things[i].noun} at " + "({:.1f}, {:.1f}, {:.1f}) m".format(*question.boxes[i, :3])
+        for i in question.targets
+    ]
     if question.task in ("ground", "multi_ground"):
         return where or ["none of them"]
     return [*where, *(question.answers or (question.answer or "",))]

@@ -1,6 +1,8 @@
-"""Descriptions of things and questions from a place in the room, after ScanRefer, Multi3DRefer, Scan2Cap and SQA3D.
+"""Descriptions of things and questions from a place in the room, after ScanRefer, Multi3DRefer,
+Scan2Cap and SQA3D.
 
-The candidates of a clip are the boxes of everything it shows clearly, in an order that says nothing.
+The candidates of a clip are the boxes of everything it shows clearly, in an order that says
+nothing.
 """
 from collections.abc import Callable, Sequence
 
@@ -15,19 +17,24 @@ Rng = np.random.Generator
 PER_CLIP = 8          # descriptions of a task in one clip, at most
 _MULTI_KINDS = (("zt_w_d", "zt_wo_d"), ("st_w_d", "st_wo_d"), ("mt",))
 # what may be asked about where it is not, with a usual longest side in metres
-EVERYDAY = {"chair": 1.0, "plant": 0.5, "lamp": 0.5, "table": 1.4, "cabinet": 0.8, "sofa": 2.0, "bed": 2.0, "rug": 1.5,
-            "picture": 0.6, "desk": 1.4, "bookshelf": 1.8, "stool": 0.8, "armchair": 1.0, "trash bin": 0.5, "tv": 0.9,
-            "radiator": 0.9, "speaker": 0.4, "wardrobe": 2.0, "nightstand": 0.5, "refrigerator": 1.8, "window": 1.4}
+EVERYDAY = {
+    "chair": 1.0, "plant": 0.5, "lamp": 0.5, "table": 1.4, "cabinet": 0.8, "sofa": 2.0, "bed": 2.0,
+    "rug": 1.5, "picture": 0.6, "desk": 1.4, "bookshelf": 1.8, "stool": 0.8, "armchair": 1.0,
+    "trash bin": 0.5, "tv": 0.9, "radiator": 0.9, "speaker": 0.4, "wardrobe": 2.0,
+    "nightstand": 0.5, "refrigerator": 1.8, "window": 1.4
+}
 
 
 def ground(view: View, rng: Rng) -> list[Question]:
-    """One target each. kind: "unique" if the clip shows nothing else of its noun, else "multiple"."""
+    """One target each. kind: "unique" if the clip shows nothing else of its noun, else
+    "multiple"."""
     out: list[Question] = []
     for group in view.groups.values():
         for target in group:
             for told in _told(view, target, group, rng)[:2]:
                 kind = "unique" if len(group) == 1 else "multiple"
-                out.append(_question(view, "ground", _description(target.noun, told, rng), [target], kind))
+                out.append(
+                    _question(view, "ground", _description(target.noun, told, rng), [target], kind))
     return _mixed(out, rng)
 
 
@@ -37,8 +44,14 @@ def multi_ground(view: View, rng: Rng) -> list[Question]:
     kind, as in Multi3DRefer: zt | st, _w_d | _wo_d with or without distractors of the noun; mt.
     """
     out: dict[str, list[Question]] = {}
-    absent = {n: size for n, size in EVERYDAY.items() if n not in view.groups and n not in view.vague}
-    sizes = {n: float(np.median([t.box[3:6].max() for t in group])) for n, group in view.groups.items()}
+    absent = {
+        n: size
+        for n, size in EVERYDAY.items() if n not in view.groups and n not in view.vague
+    }
+    sizes = {
+        n: float(np.median([t.box[3:6].max() for t in group]))
+        for n, group in view.groups.items()
+    }
     for noun, size in (sizes | absent).items():
         group = view.groups.get(noun, [])
         found: list[tuple[Relation | None, list[Seen]]] = [(None, group)]
@@ -48,16 +61,20 @@ def multi_ground(view: View, rng: Rng) -> list[Question]:
                 found.append((relation, held))
         for told, held in found:
             kind = _multi_kind(held, group)
-            out.setdefault(kind, []).append(_question(view, "multi_ground", _every(noun, told, rng), held, kind))
-    return _in_turn([_in_turn([out.get(kind, []) for kind in kinds], rng) for kinds in _MULTI_KINDS])[:PER_CLIP]
+            out.setdefault(kind, []).append(
+                _question(view, "multi_ground", _every(noun, told, rng), held, kind))
+    return _in_turn(
+        [_in_turn([out.get(kind, []) for kind in kinds], rng) for kinds in _MULTI_KINDS])[:PER_CLIP]
 
 
 def caption(view: View, rng: Rng) -> list[Question]:
-    """Describe the thing in the target box; `answers` are several true descriptions, the first is `answer`."""
+    """Describe the thing in the target box; `answers` are several true descriptions, the first is
+    `answer`."""
     out: list[Question] = []
     for group in view.groups.values():
         for target in group:
-            said = tuple(_description(target.noun, told, rng) for told in _told(view, target, group, rng))
+            said = tuple(
+                _description(target.noun, told, rng) for told in _told(view, target, group, rng))
             if said:
                 kind = "unique" if len(group) == 1 else "multiple"
                 out.append(_question(view, "caption", COORD, [target], kind, said))
@@ -65,7 +82,8 @@ def caption(view: View, rng: Rng) -> list[Question]:
 
 
 def situated(view: View, rng: Rng) -> list[Question]:
-    """A place to stand and a way to look, then a question; kind is SQA3D's: what, is, how, can, which, others."""
+    """A place to stand and a way to look, then a question; kind is SQA3D's: what, is, how, can,
+    which, others."""
     made: dict[str, list[Question]] = {}
     stands = [(a, b) for a in view.unique for b in view.unique
               if a is not b and np.hypot(*(a.spot - b.spot)) > 0.8 and a.stands]
@@ -73,9 +91,10 @@ def situated(view: View, rng: Rng) -> list[Question]:
         at, facing = stands[i]
         start = f"I am standing by the {at.noun} and facing the {facing.noun}."
         for kind, text, answer in _asked(view, at, facing, rng):
-            question = Question(view.clip.id, "situated", f"{start} {text}", answer, None, (), view.boxes, (), kind,
-                                (answer,))
-            made.setdefault(f"{kind}/{answer if kind in ('is', 'can', 'which') else ''}", []).append(question)
+            question = Question(view.clip.id, "situated", f"{start} {text}", answer, None, (),
+                                view.boxes, (), kind, (answer, ))
+            made.setdefault(f"{kind}/{answer if kind in ('is', 'can', 'which') else ''}",
+                            []).append(question)
     return _in_turn(list(made.values()), rng)[:PER_CLIP]
 
 
@@ -88,7 +107,8 @@ def _asked(view: View, at: Seen, facing: Seen, rng: Rng) -> list[tuple[str, str,
         blurred = {t.noun for t in view.things if where.get(t.index) is None} | view.vague
         named = "behind me" if side == "behind me" else f"to my {side}"
         large = [t for t in held if t.box[3:6].max() > 0.4]
-        unclear = any(where.get(t.index, "") is None and t.box[3:6].max() > 0.4 for t in view.things)
+        unclear = any(
+            where.get(t.index, "") is None and t.box[3:6].max() > 0.4 for t in view.things)
         if len({t.noun for t in large}) == 1 and not unclear:
             out.append(("what", f"What large object is {named}?", large[0].noun))
         for noun in view.groups:
@@ -102,8 +122,12 @@ def _asked(view: View, at: Seen, facing: Seen, rng: Rng) -> list[tuple[str, str,
         direction = where[other.index]
         if direction is not None:
             word = "back" if direction == "behind me" else direction
-            out.append(("which", f"Which direction should I turn to face the {other.noun}: left, right or back?", word)
-                       if word != "ahead" else ("can", f"Can I see the {other.noun} without turning?", "yes"))
+            out.append((
+                "which",
+                f"Which direction should I turn to face the {other.noun}: left, right or back?",
+                word) if word != "ahead" else ("can",
+                                               f"Can I see the {other.noun} without turning?",
+                                               "yes"))
             if word == "back":
                 out.append(("can", f"Can I see the {other.noun} without turning?", "no"))
         near, far = at.distance(other), at.distance(facing)
@@ -127,16 +151,20 @@ def _side(at: Seen, facing: Seen, other: Seen) -> str | None:
 def _told(view: View, target: Seen, group: Sequence[Seen], rng: Rng) -> list[list[Relation]]:
     """Up to four ways to describe the target, each clearly true of it and of no other in its group.
 
-    Each has one relation that singles it out, or any for the only one of its noun, and half have a second place.
+    Each has one relation that singles it out, or any for the only one of its noun, and half have a
+    second place.
     """
     around = [r for r in places(view, target.noun) if r.fits(target)]
     leading = around if len(group) == 1 else [
-        r for r in (*around, *ranks(view, group)) if r.fits(target) and len(fitting(r, group) or group) == 1]
+        r for r in (*around, *ranks(view, group))
+        if r.fits(target) and len(fitting(r, group) or group) == 1
+    ]
     by_kind: dict[str, list[Relation]] = {}
     for relation in (leading[i] for i in rng.permutation(len(leading))):
         by_kind.setdefault(relation.kind, []).append(relation)
     piles = [by_kind[kind] for kind in rng.permutation(sorted(by_kind))]
-    first = [pile[depth] for depth in range(4) for pile in piles if depth < len(pile)][:4]  # every kind in turn
+    # every kind in turn
+    first = [pile[depth] for depth in range(4) for pile in piles if depth < len(pile)][:4]
     second = [r for i in rng.permutation(len(around)) if (r := around[i]).kind != "side"]
     return [[f, *[r for r in second if r.kind != f.kind][:int(rng.integers(2))]] for f in first]
 
@@ -149,8 +177,10 @@ def _description(noun: str, relations: Sequence[Relation], rng: Rng) -> str:
     elif first.kind in ("closest", "farthest"):
         opening = f"The {noun} that is {first.phrase}."
     else:
-        opening = [f"This is {with_article(noun)}. It is {first.phrase}.", f"The {noun} is {first.phrase}.",
-                   f"There is {with_article(noun)} {first.phrase}."][int(rng.integers(3))]
+        opening = [
+            f"This is {with_article(noun)}. It is {first.phrase}.",
+            f"The {noun} is {first.phrase}.", f"There is {with_article(noun)} {first.phrase}."
+        ][int(rng.integers(3))]
     return " ".join([opening, *(f"It is {r.phrase}." for r in relations[1:])])
 
 
@@ -165,27 +195,32 @@ def _multi_kind(held: Sequence[Seen], group: Sequence[Seen]) -> str:
     return f"{'st' if held else 'zt'}_{'w' if len(group) > len(held) else 'wo'}_d"
 
 
-def _question(view: View, task: str, text: str, targets: Sequence[Seen], kind: str, answers: tuple[str, ...] = ()
-              ) -> Question:
+def _question(view: View, task: str, text: str, targets: Sequence[Seen], kind: str,
+              answers: tuple[str, ...] = ()) -> Question:
     return Question(view.clip.id, task, text, answers[0] if answers else None, None, (), view.boxes,
                     tuple(sorted(t.index for t in targets)), kind, answers)
 
 
 def _mixed(made: list[Question], rng: Rng) -> list[Question]:
     """Unique and multiple in turn, PER_CLIP at most."""
-    return _in_turn([[q for q in made if q.kind == kind] for kind in ("unique", "multiple")], rng)[:PER_CLIP]
+    return _in_turn([[q for q in made if q.kind == kind] for kind in ("unique", "multiple")],
+                    rng)[:PER_CLIP]
 
 
 def _in_turn(piles: Sequence[list[Question]], rng: Rng | None = None) -> list[Question]:
-    """One of each pile in turn, so that none prevails; no text twice. With an rng all is shuffled first."""
+    """One of each pile in turn, so that none prevails; no text twice. With an rng all is shuffled
+    first."""
     if rng is not None:
-        piles = [[piles[k][i] for i in rng.permutation(len(piles[k]))] for k in rng.permutation(len(piles))]
+        piles = [[piles[k][i] for i in rng.permutation(len(piles[k]))]
+                 for k in rng.permutation(len(piles))]
     out: dict[str, Question] = {}
     for depth in range(max(map(len, piles), default=0)):
         for pile in piles:
             if depth < len(pile):
                 question = pile[depth]
-                out.setdefault(f"{question.text} {question.targets if question.task == 'caption' else ''}", question)
+                out.setdefault(
+                    f"{question.text} {question.targets if question.task == 'caption' else ''}",
+                    question)
     return list(out.values())
 
 

@@ -1,7 +1,8 @@
-"""What can be said about where a thing is: relations that hold for some things of a noun and clearly not for the rest.
+"""What can be said about where a thing is: relations that hold for some things of a noun and
+clearly not for the rest.
 
-`fits` is True, False, or None where it is too close to call. A relation is only said of a group of things where none of
-them is too close to call, so exactly the things meant are meant.
+`fits` is True, False, or None where it is too close to call. A relation is only said of a group of
+things where none of them is too close to call, so exactly the things meant are meant.
 """
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,18 +12,20 @@ import numpy as np
 
 from scenes.questions.visibility import Seen, View
 
-CARRIERS = ("table", "desk", "nightstand", "coffee table", "side table", "cabinet", "tv stand", "bookshelf", "rug",
-            "wall shelf", "wardrobe", "locker", "sink", "washbasin", "oven", "washing machine", "bed", "sofa", "bench",
-            "piano")
+CARRIERS = ("table", "desk", "nightstand", "coffee table", "side table", "cabinet", "tv stand",
+            "bookshelf", "rug", "wall shelf", "wardrobe", "locker", "sink", "washbasin", "oven",
+            "washing machine", "bed", "sofa", "bench", "piano")
 
 
 @dataclass(frozen=True, eq=False)
 class Relation:
-    """`phrase` follows the noun: "the chair" + "next to the table", or "that is closest to the table"."""
+    """`phrase` follows the noun: "the chair" + "next to the table", or "that is closest to the
+    table"."""
     kind: str
     phrase: str
     fits: Callable[[Seen], bool | None]
-    of: str = ""              # what replaces the noun where the relation ranks: "the taller of the two bookshelves"
+    # what replaces the noun where the relation ranks: "the taller of the two bookshelves"
+    of: str = ""
 
 
 def places(view: View, noun: str) -> Iterator[Relation]:
@@ -32,21 +35,26 @@ def places(view: View, noun: str) -> Iterator[Relation]:
         if a.noun in CARRIERS:
             yield Relation("on", f"on the {a.noun}", partial(_on, a=a))
         yield Relation("next", f"next to the {a.noun}", partial(_next_to, a=a))
-        yield Relation("far", f"more than two meters away from the {a.noun}", partial(_far_from, a=a))
+        yield Relation("far", f"more than two meters away from the {a.noun}",
+                       partial(_far_from, a=a))
     for i, a in enumerate(anchors):
         for b in anchors[:i]:
             if 0.8 < np.hypot(*(a.spot - b.spot)) < 4:
-                yield Relation("between", f"between the {a.noun} and the {b.noun}", partial(_between, a=a, b=b))
+                yield Relation("between", f"between the {a.noun} and the {b.noun}",
+                               partial(_between, a=a, b=b))
     for a in (t for t in anchors if t.stands):
         for b in anchors:
             if a is not b and np.hypot(*(a.spot - b.spot)) > 0.8:
                 for side, sign in (("left", 1), ("right", -1)):
-                    yield Relation("side", f"on the {side} when standing by the {a.noun} and facing the {b.noun}",
-                                   partial(_on_side, a=a, b=b, sign=sign))
+                    yield Relation(
+                        "side",
+                        f"on the {side} when standing by the {a.noun} and facing the {b.noun}",
+                        partial(_on_side, a=a, b=b, sign=sign))
 
 
 def ranks(view: View, group: Sequence[Seen]) -> Iterator[Relation]:
-    """Relations that single out one of a group of two or more: closest, farthest, largest, tallest, highest."""
+    """Relations that single out one of a group of two or more: closest, farthest, largest, tallest,
+    highest."""
     noun = group[0].noun
     among = f"of the two {plural(noun)}" if len(group) == 2 else f"of the {plural(noun)}"
     for anchor in (t for t in view.unique if t.noun != noun):
@@ -58,21 +66,25 @@ def ranks(view: View, group: Sequence[Seen]) -> Iterator[Relation]:
     widths = {t.index: float(t.box[3:5].max()) for t in group}
     levels = {t.index: float(t.bottom) for t in group}
     two = len(group) == 2
-    for word, values, sign, margin in (
-            ("larger" if two else "largest", sizes, 1, 0.5), ("smaller" if two else "smallest", sizes, -1, 0.5),
-            ("taller" if two else "tallest", heights, 1, 0.15), ("wider" if two else "widest", widths, 1, 0.15),
-            ("higher" if two else "highest", levels, 1, 0.15), ("lower" if two else "lowest", levels, -1, 0.15)):
+    for word, values, sign, margin in (("larger" if two else "largest", sizes, 1,
+                                        0.5), ("smaller" if two else "smallest", sizes, -1, 0.5),
+                                       ("taller" if two else "tallest", heights, 1,
+                                        0.15), ("wider" if two else "widest", widths, 1, 0.15),
+                                       ("higher" if two else "highest", levels, 1,
+                                        0.15), ("lower" if two else "lowest", levels, -1, 0.15)):
         yield _extreme("rank", "", values, sign, margin, f"{word} {among}")
 
 
 def fitting(relation: Relation, group: Sequence[Seen]) -> list[Seen] | None:
-    """Those of the group that the relation fits; None if it is too close to call for one of them."""
+    """Those of the group that the relation fits; None if it is too close to call for one of
+    them."""
     answers = [relation.fits(t) for t in group]
     return None if None in answers else [t for t, a in zip(group, answers, strict=True) if a]
 
 
 def plausible(noun_size: float, relation: Relation) -> bool:
-    """Whether a thing with that longest side in metres could be where the relation says, for all one knows."""
+    """Whether a thing with that longest side in metres could be where the relation says, for all
+    one knows."""
     return relation.kind != "on" or noun_size < 0.8
 
 
@@ -82,7 +94,8 @@ def plural(noun: str) -> str:
     return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
 
 
-def _extreme(kind: str, phrase: str, values: dict[int, float], sign: int, margin: float, of: str = "") -> Relation:
+def _extreme(kind: str, phrase: str, values: dict[int, float], sign: int, margin: float,
+             of: str = "") -> Relation:
     ordered = sorted(values, key=lambda i: -sign * values[i])
     clear = len(ordered) > 1 and abs(values[ordered[0]] - values[ordered[1]]) >= margin
     return Relation(kind, phrase, lambda t: t.index == ordered[0] if clear else None, of)

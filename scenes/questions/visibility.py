@@ -22,7 +22,8 @@ class Seen:
     box: np.ndarray          # [7]
     share: np.ndarray        # [T] share of each frame's pixels
     whole: bool              # some frame holds its whole box
-    known: dict[tuple[int, int], float] = field(repr=False)  # distances already worked out in this view
+    # distances already worked out in this view
+    known: dict[tuple[int, int], float] = field(repr=False)
 
     @property
     def bottom(self) -> float:
@@ -50,39 +51,47 @@ class Seen:
         return self.known[pair]
 
     def is_on(self, other: "Seen") -> bool:
-        """Whether it stands on the other: its middle over the other's footprint, its underside at a height inside."""
+        """Whether it stands on the other: its middle over the other's footprint, its underside at a
+        height inside."""
         level = other.bottom + 0.02 < self.bottom <= other.top + 0.03
         return level and self is not other and _inside(self.spot, corners(other.box))
 
 
 class View:
-    """The things a clip shows clearly, by noun; a noun is only asked about where no trace of another one confuses.
+    """The things a clip shows clearly, by noun; a noun is only asked about where no trace of
+    another one confuses.
 
     Raises ValueError if the clip lacks what questions are made from.
     """
 
     def __init__(self, clip: Clip):
-        missing = [n for n in ("instances", "poses", "intrinsics", "room_size") if getattr(clip, n) is None]
+        missing = [
+            n for n in ("instances", "poses", "intrinsics", "room_size") if getattr(clip, n) is None
+        ]
         if missing or clip.instances is None or not clip.objects:
-            raise ValueError(f"questions: clip {clip.id} lacks {', '.join(missing) or 'objects'}; questions are made "
-                             "from rendered rooms (vega3d scenes render), not from bare videos")
+            raise ValueError(
+                f"questions: clip {clip.id} lacks {', '.join(missing) or 'objects'}; questions are "
+                "made from rendered rooms (vega3d scenes render), not from bare videos")
         pixels = clip.instances.reshape(len(clip.instances), -1)                             # [T,P]
         furniture = [o for o in clip.objects if o.category not in _SHELL]
-        shares = [(pixels == o.id).mean(1) for o in furniture]                               # [T] each
+        shares = [(pixels == o.id).mean(1) for o in furniture]  # [T] each
         nouns = [noun_of(o.name, o.center[2] - o.size[2] / 2) for o in furniture]
         boxes = boxes_of(furniture)
         clear = [i for i, share in enumerate(shares) if share.max() >= CLEAR]
         self.clip = clip
         known: dict[tuple[int, int], float] = {}
-        self.things = [Seen(k, furniture[i], nouns[i], boxes[i], shares[i], _whole(clip, boxes[i]), known)
-                       for k, i in enumerate(clear)]
+        self.things = [
+            Seen(k, furniture[i], nouns[i], boxes[i], shares[i], _whole(clip, boxes[i]), known)
+            for k, i in enumerate(clear)
+        ]
         self.boxes = boxes[clear]
         self.vague = {nouns[i] for i, share in enumerate(shares) if TRACE <= share.max() < CLEAR}
-        self.all_boxes = boxes                                                               # also the vague ones
+        self.all_boxes = boxes  # also the vague ones
 
     @cached_property
     def groups(self) -> dict[str, list[Seen]]:
-        """Every noun with all its instances; nouns of which there are vague instances too are left out."""
+        """Every noun with all its instances; nouns of which there are vague instances too are left
+        out."""
         out: dict[str, list[Seen]] = {}
         for thing in self.things:
             if thing.noun not in self.vague:
@@ -99,13 +108,15 @@ def _whole(clip: Clip, box: np.ndarray) -> bool:
     """Whether all eight corners of the box fall into one frame."""
     assert clip.poses is not None and clip.intrinsics is not None
     flat = corners(box)
-    points = np.concatenate([np.c_[flat, np.full(4, box[2] + s * box[5] / 2)] for s in (-1, 1)])          # [8,3]
-    local = np.einsum("tij,tki->tkj", clip.poses[:, :3, :3], points[None] - clip.poses[:, None, :3, 3])   # [T,8,3]
+    points = np.concatenate([np.c_[flat, np.full(4, box[2] + s * box[5] / 2)]
+                             for s in (-1, 1)])  # [8,3]
+    local = np.einsum("tij,tki->tkj", clip.poses[:, :3, :3],
+                      points[None] - clip.poses[:, None, :3, 3])  # [T,8,3]
     h, w = clip.frames.shape[2:]
     pixels = local @ clip.intrinsics.T
     with np.errstate(divide="ignore", invalid="ignore"):
         u, v = pixels[..., 0] / pixels[..., 2], pixels[..., 1] / pixels[..., 2]
-    inside = (pixels[..., 2] > 0.05) & (u >= 0) & (u <= w) & (v >= 0) & (v <= h)                          # [T,8]
+    inside = (pixels[..., 2] > 0.05) & (u >= 0) & (u <= w) & (v >= 0) & (v <= h)  # [T,8]
     return bool(inside.all(1).any())
 
 

@@ -1,8 +1,9 @@
 """The eight question types of VSI-Bench (arXiv 2412.14171), in its words, from the exact scene.
 
-Only things that the clip shows clearly are asked about, and no question has a near tie for an answer. What would make
-guessing easy is evened out here: the right option's letter is uniform, and an answer is drawn before the objects that
-have it, so that "left" is not the common answer because most things stand there.
+Only things that the clip shows clearly are asked about, and no question has a near tie for an
+answer. What would make guessing easy is evened out here: the right option's letter is uniform, and
+an answer is drawn before the objects that have it, so that "left" is not the common answer because
+most things stand there.
 """
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations, pairwise, permutations
@@ -25,21 +26,27 @@ def counting(view: View, rng: Rng) -> list[Question]:
     """Answers are whole numbers of what the clip shows."""
     groups = view.groups
     chosen = _some(rng, sorted(groups, key=lambda noun: -len(groups[noun]) - rng.random()), first=2)
-    return [_numeric(view.clip, "object_counting", f"How many {noun}(s) are in this room?", len(groups[noun]), 0)
-            for noun in chosen]
+    return [
+        _numeric(view.clip, "object_counting", f"How many {noun}(s) are in this room?",
+                 len(groups[noun]), 0) for noun in chosen
+    ]
 
 
 def absolute_distance(view: View, rng: Rng) -> list[Question]:
-    """Metres between the closest points of two boxes, to a decimetre; distances are drawn even on a log scale."""
+    """Metres between the closest points of two boxes, to a decimetre; distances are drawn even on a
+    log scale."""
     things = view.unique
-    pairs = {(a, b): d for i, a in enumerate(things) for b in things[:i] if (d := a.distance(b)) >= _APART}
+    pairs = {(a, b): d
+             for i, a in enumerate(things)
+             for b in things[:i] if (d := a.distance(b)) >= _APART}
     out = []
     for _ in range(min(PER_CLIP, len(pairs))):
         wanted = np.exp(rng.uniform(np.log(_APART), np.log(5.0)))
         a, b = pair = min(pairs, key=lambda p: abs(np.log(pairs[p] / wanted)))
         a, b = (a, b) if rng.random() < 0.5 else (b, a)
-        text = (f"Measuring from the closest point of each object, what is the distance between the {a.noun} and the "
-                f"{b.noun} (in meters)?")
+        text = (
+            "Measuring from the closest point of each object, what is the distance between the "
+            f"{a.noun} and the {b.noun} (in meters)?")
         out.append(_numeric(view.clip, "object_abs_distance", text, pairs.pop(pair), 1))
     return out
 
@@ -47,27 +54,33 @@ def absolute_distance(view: View, rng: Rng) -> list[Question]:
 def object_size(view: View, rng: Rng) -> list[Question]:
     """Centimetres of the longest side of a thing that one frame holds whole."""
     text = "What is the length of the longest dimension (length, width, or height) of the {}, measured in centimeters?"
-    return [_numeric(view.clip, "object_size_estimation", text.format(t.noun), 100 * max(t.thing.size), 0)
-            for t in _some(rng, [t for t in view.unique if t.whole])]
+    return [
+        _numeric(view.clip, "object_size_estimation", text.format(t.noun), 100 * max(t.thing.size),
+                 0) for t in _some(rng, [t for t in view.unique if t.whole])
+    ]
 
 
 def room_size(view: View, rng: Rng) -> list[Question]:
     """Square metres of floor."""
     assert view.clip.room_size is not None
-    text = ("What is the size of this room (in square meters)? \nIf multiple rooms are shown, estimate the size of the "
-            "combined space.")
-    return [_numeric(view.clip, "room_size_estimation", text, view.clip.room_size[0] * view.clip.room_size[1], 1)]
+    text = (
+        "What is the size of this room (in square meters)? \nIf multiple rooms are shown, estimate "
+        "the size of the combined space.")
+    return [
+        _numeric(view.clip, "room_size_estimation", text,
+                 view.clip.room_size[0] * view.clip.room_size[1], 1)
+    ]
 
 
 def relative_distance(view: View, rng: Rng) -> list[Question]:
     """Four things to choose from; the closest is so by at least 0.3 m.
 
-    The same four are offered for two or more targets that have different ones closest, so that a thing which is close
-    to most others (a table in the middle) is wrong as often.
+    The same four are offered for two or more targets that have different ones closest, so that a
+    thing which is close to most others (a table in the middle) is wrong as often.
     """
     things = view.unique
     gaps = np.array([[a.distance(b) for b in things] for a in things])                       # [N,N]
-    best: dict[int, int] = {}                                                                # target -> closest
+    best: dict[int, int] = {}  # target -> closest
     for _ in range(40 if len(things) >= 6 else 0):
         offered = rng.permutation(len(things))[:4]
         found: dict[int, list[int]] = {}
@@ -84,14 +97,16 @@ def relative_distance(view: View, rng: Rng) -> list[Question]:
     out = []
     for target, closest in best.items():
         names = [things[i].noun for i in (closest, *(i for i in options if i != closest))]
-        text = ("Measuring from the closest point of each object, which of these objects ({}) is the closest to the "
-                f"{things[target].noun}?")
+        text = (
+            "Measuring from the closest point of each object, which of these objects ({}) is the "
+            f"closest to the {things[target].noun}?")
         out.append(_choice(view.clip, "object_rel_distance", text, names, rng))
     return out
 
 
 def direction(level: str) -> Callable[[View, Rng], list[Question]]:
-    """Standing by one thing, at its middle, and facing another, where is a third? No angle is near a border."""
+    """Standing by one thing, at its middle, and facing another, where is a third? No angle is near
+    a border."""
     ending = _ENDINGS[level]
     classes = _SECTORS[level]
 
@@ -107,20 +122,25 @@ def direction(level: str) -> Callable[[View, Rng], list[Question]]:
         for name in _some(rng, list(classes)):
             if triples[name]:
                 nouns = [t.noun for t in triples[name][rng.integers(len(triples[name]))]]
-                text = ("If I am standing by the {0} and facing the {1}, is the {2} " + ending).format(*nouns)
+                text = ("If I am standing by the {0} and facing the {1}, is the {2} " +
+                        ending).format(*nouns)
                 wrong = [c for c in classes if c != name]
-                out.append(_choice(view.clip, f"object_rel_direction_{level}", text, [name, *wrong], rng))
+                out.append(
+                    _choice(view.clip, f"object_rel_direction_{level}", text, [name, *wrong], rng))
         return out
 
     return make
 
 
 _ENDINGS = {
-    "easy": "to the left or the right of the {1}?",
-    "medium": "to my left, right, or back?\nAn object is to my back if I would have to turn at least 135 degrees in "
-              "order to face it.",
-    "hard": "to my front-left, front-right, back-left, or back-right?\nThe directions refer to the quadrants of a "
-            "Cartesian plane (if I am standing at the origin and facing along the positive y-axis)."}
+    "easy": "to the left or the right of the {1}?", "medium":
+        "to my left, right, or back?\nAn object is to my back if I would have to turn at least 135 "
+        "degrees in order to face it.",
+    "hard":
+        "to my front-left, front-right, back-left, or back-right?\nThe directions refer to the "
+        "quadrants of a Cartesian plane (if I am standing at the origin and facing along the "
+        "positive y-axis)."
+}
 # degrees counter-clockwise from where one faces, with a margin to every border
 _SECTORS = {"easy": {"left": (20, 120), "right": (240, 340)},
             "medium": {"left": (30, 120), "right": (240, 330), "back": (150, 210)},
@@ -140,21 +160,25 @@ def route(view: View, rng: Rng) -> list[Question]:
         last = _named_turn(turn(by.spot, 2 * by.spot - start.spot, end.spot))
         if last:
             plans.setdefault((last,), []).append((start, by, by, end))
-            for facing in (t for t in view.unique if t not in (start, by, end) and _apart(start, t)):
+            for facing in (t for t in view.unique
+                           if t not in (start, by, end) and _apart(start, t)):
                 first = _named_turn(turn(start.spot, facing.spot, by.spot))
                 if first:
                     plans.setdefault((first, last), []).append((start, facing, by, end))
     out = []
     for answer in _some(rng, sorted(plans)):
         start, facing, by, end = plans[answer][rng.integers(len(plans[answer]))]
-        text, right, wrong = _route_text(answer, start, facing, by, end), ", ".join(answer), _wrong_turns(answer, rng)
+        text, right, wrong = _route_text(answer, start, facing, by,
+                                         end), ", ".join(answer), _wrong_turns(answer, rng)
         out.append(_choice(view.clip, "route_planning", text, [right, *wrong], rng))
     return out
 
 
 def appearance_order(view: View, rng: Rng) -> list[Question]:
-    """Four categories that come into view one after the other: each is clear before there is a trace of the next."""
-    coming = sorted((*_coming(group), noun) for noun, group in view.groups.items())    # (trace, clear, noun)
+    """Four categories that come into view one after the other: each is clear before there is a
+    trace of the next."""
+    coming = sorted(
+        (*_coming(group), noun) for noun, group in view.groups.items())  # (trace, clear, noun)
     chains = [c for c in combinations(coming, 4) if all(a[1] < b[0] for a, b in pairwise(c))]
     out = []
     for i in rng.permutation(len(chains))[:PER_CLIP]:
@@ -162,12 +186,14 @@ def appearance_order(view: View, rng: Rng) -> list[Question]:
         others = [p for p in permutations(order) if list(p) != order]
         wrong = [", ".join(others[k]) for k in rng.permutation(len(others))[:3]]
         text = _FIRST.format(", ".join(order[k] for k in rng.permutation(4)))
-        out.append(_choice(view.clip, "obj_appearance_order", text, [", ".join(order), *wrong], rng))
+        out.append(_choice(view.clip, "obj_appearance_order", text, [", ".join(order), *wrong],
+                           rng))
     return out
 
 
 def turn(at: np.ndarray, facing: np.ndarray, other: np.ndarray) -> float:
-    """Degrees in (-180, 180], counter-clockwise (left is positive), from facing one spot [2] to another."""
+    """Degrees in (-180, 180], counter-clockwise (left is positive), from facing one spot [2] to
+    another."""
     (ax, ay), (bx, by) = facing - at, other - at
     return float(np.degrees(np.arctan2(ax * by - ay * bx, ax * bx + ay * by)))
 
@@ -177,7 +203,8 @@ def _named_turn(angle: float) -> str | None:
 
 
 def _apart(*things: Seen) -> bool:
-    """Whether their middles are so far from each other that a direction between them means something."""
+    """Whether their middles are so far from each other that a direction between them means
+    something."""
     spots = [t.spot for t in things]
     return all(np.hypot(*(p - q)) >= 0.6 for i, p in enumerate(spots) for q in spots[:i])
 
@@ -197,17 +224,22 @@ def _walkable(view: View, a: Seen, b: Seen) -> bool:
 def _over(points: np.ndarray, box: np.ndarray) -> bool:
     polygon = corners(box)
     edges = np.roll(polygon, -1, 0) - polygon
-    to = points[:, None] - polygon                                                           # [S,4,2]
+    to = points[:, None] - polygon  # [S,4,2]
     return bool((edges[:, 0] * to[..., 1] - edges[:, 1] * to[..., 0] >= 0).all(1).any())
 
 
 def _route_text(turns: Sequence[str], start: Seen, facing: Seen, by: Seen, end: Seen) -> str:
-    steps = [f"Go forward until the {by.noun}", "[please fill in]", f"Go forward until the {end.noun}"]
+    steps = [
+        f"Go forward until the {by.noun}", "[please fill in]", f"Go forward until the {end.noun}"
+    ]
     steps = ["[please fill in]", *steps] if len(turns) == 2 else steps
-    listed = " ".join(f"{i}. {step}." if step[0] == "G" else f"{i}. {step}" for i, step in enumerate(steps, 1))
-    return (f"You are a robot beginning at the {start.noun} and facing the {facing.noun}. You want to navigate to the "
-            f"{end.noun}. You will perform the following actions (Note: for each [please fill in], choose either 'turn "
-            f"back,' 'turn left,' or 'turn right.'): {listed} You have reached the final destination.")
+    listed = " ".join(f"{i}. {step}." if step[0] == "G" else f"{i}. {step}"
+                      for i, step in enumerate(steps, 1))
+    return (
+        f"You are a robot beginning at the {start.noun} and facing the {facing.noun}. You want to "
+        f"navigate to the {end.noun}. You will perform the following actions (Note: for each "
+        f"[please fill in], choose either 'turn back,' 'turn left,' or 'turn right.'): {listed} "
+        "You have reached the final destination.")
 
 
 def _wrong_turns(answer: Sequence[str], rng: Rng) -> list[str]:
@@ -236,17 +268,22 @@ def _numeric(clip: Clip, kind: str, text: str, value: float, digits: int) -> Que
 
 
 def _choice(clip: Clip, kind: str, text: str, choices: Sequence[str], rng: Rng) -> Question:
-    """The first choice is the right one; "{}" in the text becomes the choices in the order they are offered."""
+    """The first choice is the right one; "{}" in the text becomes the choices in the order they are
+    offered."""
     order = rng.permutation(len(choices))
     shown = [choices[i] for i in order]
     options = tuple(f"{letter}. {name}" for letter, name in zip(LETTERS, shown, strict=False))
     answer = LETTERS[int(np.flatnonzero(order == 0)[0])]
-    return Question(clip.id, f"vsi:{kind}", text.replace("{}", ", ".join(shown)), answer, None, options, NO_BOXES, ())
+    return Question(clip.id, f"vsi:{kind}", text.replace("{}", ", ".join(shown)), answer, None,
+                    options, NO_BOXES, ())
 
 
 MAKERS: dict[str, Callable[[View, Rng], list[Question]]] = {
     "vsi:object_counting": counting, "vsi:object_abs_distance": absolute_distance,
     "vsi:object_size_estimation": object_size, "vsi:room_size_estimation": room_size,
-    "vsi:object_rel_distance": relative_distance, "vsi:object_rel_direction_easy": direction("easy"),
-    "vsi:object_rel_direction_medium": direction("medium"), "vsi:object_rel_direction_hard": direction("hard"),
-    "vsi:route_planning": route, "vsi:obj_appearance_order": appearance_order}
+    "vsi:object_rel_distance": relative_distance,
+    "vsi:object_rel_direction_easy": direction("easy"),
+    "vsi:object_rel_direction_medium": direction("medium"),
+    "vsi:object_rel_direction_hard": direction("hard"), "vsi:route_planning": route,
+    "vsi:obj_appearance_order": appearance_order
+}

@@ -1,6 +1,8 @@
-"""A furnished room from a seed: shell, lights, textures and furniture. The same (split, seed, pack) is the same room.
+"""A furnished room from a seed: shell, lights, textures and furniture. The same (split, seed, pack)
+is the same room.
 
-Metres, Z up; the room is [0,width] x [0,depth] x [0,height]. Ids: 1 floor, 2 ceiling, 3-6 the walls, then the rest.
+Metres, Z up; the room is [0,width] x [0,depth] x [0,height]. Ids: 1 floor, 2 ceiling, 3-6 the
+walls, then the rest.
 """
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,18 +18,23 @@ from scenes.rooms.textures import FLOOR_KINDS, METRES, WALL_KINDS, surface
 FLOOR, CEILING = 1, 2
 WALL_IDS = {wall: 3 + i for i, wall in enumerate(WALLS)}
 KINDS: dict[str, Callable[[Arrangement, list[np.ndarray]], None]] = {
-    "living": recipes.living, "bedroom": recipes.bedroom, "kitchen": recipes.kitchen, "office": recipes.office,
-    "bath": recipes.bath, "dining": recipes.dining}
-_SIZES = {"living": (3.8, 6.2), "bedroom": (3.2, 4.8), "kitchen": (2.9, 4.6), "office": (3.2, 5.2), "bath": (2.3, 3.5),
-          "dining": (3.4, 5.4)}
+    "living": recipes.living, "bedroom": recipes.bedroom, "kitchen": recipes.kitchen,
+    "office": recipes.office, "bath": recipes.bath, "dining": recipes.dining
+}
+_SIZES = {
+    "living": (3.8, 6.2), "bedroom": (3.2, 4.8), "kitchen": (2.9, 4.6), "office": (3.2, 5.2),
+    "bath": (2.3, 3.5), "dining": (3.4, 5.4)
+}
 
 
 @dataclass(frozen=True)
 class Light:
-    """A point light. Colour is linear RGB times strength: 1 lights a white wall a metre away to about mid-grey."""
+    """A point light. Colour is linear RGB times strength: 1 lights a white wall a metre away to
+    about mid-grey."""
     position: tuple[float, float, float]
     colour: tuple[float, float, float]
-    direction: tuple[float, float, float] = (0.0, 0.0, -1.0)  # the axis of its shadow map, if it has one
+    # the axis of its shadow map, if it has one
+    direction: tuple[float, float, float] = (0.0, 0.0, -1.0)
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,8 @@ class Room:
     shell: dict[int, Surface]               # floor, ceiling and walls by id
     textures: tuple[np.ndarray, ...]        # [128,128,3] uint8 each
     lights: tuple[Light, ...]               # the first casts shadows
-    ambient: tuple[tuple[float, float, float], tuple[float, float, float]]  # linear light from above, from below
+    # linear light from above, from below
+    ambient: tuple[tuple[float, float, float], tuple[float, float, float]]
 
     @property
     def objects(self) -> list[SceneObject]:
@@ -58,12 +66,21 @@ class Room:
         t = 0.1
         shell = [(FLOOR, "floor", "floor", (w / 2, d / 2, -t / 2), (w, d, t)),
                  (CEILING, "ceiling", "ceiling", (w / 2, d / 2, h + t / 2), (w, d, t))]
-        spots = {"south": ((w / 2, -t / 2, h / 2), (w, t, h)), "north": ((w / 2, d + t / 2, h / 2), (w, t, h)),
-                 "west": ((-t / 2, d / 2, h / 2), (t, d, h)), "east": ((w + t / 2, d / 2, h / 2), (t, d, h))}
+        spots = {
+            "south": ((w / 2, -t / 2, h / 2), (w, t, h)), "north": (
+                (w / 2, d + t / 2, h / 2), (w, t, h)), "west": ((-t / 2, d / 2, h / 2), (t, d, h)),
+            "east": ((w + t / 2, d / 2, h / 2), (t, d, h))
+        }
         shell += [(WALL_IDS[wall], "wall", f"{wall} wall", *spots[wall]) for wall in WALLS]
-        things = [SceneObject(i, category, name, center, size) for i, category, name, center, size in shell]
-        return things + [SceneObject(p.id, p.category, p.name, (*p.center, p.bottom + p.size[2] / 2), p.size, p.heading)
-                         for p in self.pieces]
+        things = [
+            SceneObject(i, category, name, center, size)
+            for i, category, name, center, size in shell
+        ]
+        return things + [
+            SceneObject(p.id, p.category, p.name,
+                        (*p.center, p.bottom + p.size[2] / 2), p.size, p.heading)
+            for p in self.pieces
+        ]
 
 
 def furnish(split: Split, seed: int, pack: Pack, kind: str | None = None) -> Room:
@@ -71,30 +88,39 @@ def furnish(split: Split, seed: int, pack: Pack, kind: str | None = None) -> Roo
     rng = np.random.default_rng([SPLITS.index(split), seed])
     kind = kind or str(rng.choice(list(KINDS)))
     low, high = _SIZES[kind]
-    size = (float(rng.uniform(low, high)), float(rng.uniform(low, high)), float(rng.uniform(2.4, 2.9)))
+    size = (float(rng.uniform(low, high)), float(rng.uniform(low,
+                                                             high)), float(rng.uniform(2.4, 2.9)))
     arrangement = Arrangement(size, rng, pack, split, FLOOR, next_id=3 + len(WALLS))
     textures: list[np.ndarray] = []
     shell = _shell(kind, rng, textures)
     _doors_and_windows(arrangement, textures)
     KINDS[kind](arrangement, textures)
     lights, ambient = _lights(arrangement)
-    return Room(kind, split, seed, size, tuple(_seated(arrangement.pieces)), shell, tuple(textures), lights, ambient)
+    return Room(kind, split, seed, size, tuple(_seated(arrangement.pieces)), shell, tuple(textures),
+                lights, ambient)
 
 
 def _seated(pieces: list[Piece]) -> list[Piece]:
-    return [replace(p, center=(float(p.center[0]), float(p.center[1])), bottom=float(p.bottom)) for p in pieces]
+    return [
+        replace(p, center=(float(p.center[0]), float(p.center[1])), bottom=float(p.bottom))
+        for p in pieces
+    ]
 
 
 def _shell(kind: str, rng: np.random.Generator, textures: list[np.ndarray]) -> dict[int, Surface]:
     wet = kind in ("bath", "kitchen")
-    wall_kind = "wall_tiles" if kind == "bath" else str(rng.choice(WALL_KINDS, p=[0.55, 0.22, 0.13, 0.1]))
-    floor_kind = "tiles" if wet and rng.random() < 0.7 else str(rng.choice(FLOOR_KINDS, p=[0.45, 0.2, 0.15, 0.2]))
+    wall_kind = "wall_tiles" if kind == "bath" else str(
+        rng.choice(WALL_KINDS, p=[0.55, 0.22, 0.13, 0.1]))
+    floor_kind = "tiles" if wet and rng.random() < 0.7 else str(
+        rng.choice(FLOOR_KINDS, p=[0.45, 0.2, 0.15, 0.2]))
 
     def add(name: str, gloss: float) -> Surface:
         textures.append(surface(name, rng))
         return Surface(len(textures) - 1, METRES[name] * float(rng.uniform(0.8, 1.3)), gloss)
 
-    shell = {FLOOR: add(floor_kind, 0.0 if floor_kind == "carpet" else float(rng.uniform(0.05, 0.35)))}
+    shell = {
+        FLOOR: add(floor_kind, 0.0 if floor_kind == "carpet" else float(rng.uniform(0.05, 0.35)))
+    }
     textures.append((surface("plaster", rng) // 4 + 190).astype(np.uint8))
     shell[CEILING] = Surface(len(textures) - 1, METRES["plaster"], 0.0)
     main = add(wall_kind, 0.1)
@@ -106,14 +132,16 @@ def _shell(kind: str, rng: np.random.Generator, textures: list[np.ndarray]) -> d
 
 def _doors_and_windows(a: Arrangement, textures: list[np.ndarray]) -> None:
     walls = [WALLS[i] for i in a.rng.permutation(4)]
-    door = a.on_wall(primitives.door(a.rng, textures), 0.0, walls[0], float(a.rng.choice([0.05, 0.95, a.rng.random()])))
+    door = a.on_wall(primitives.door(a.rng, textures), 0.0, walls[0],
+                     float(a.rng.choice([0.05, 0.95, a.rng.random()])))
     if door:
         a.kept_free.append(_before(door, 0.9))
     for wall in walls[1:2 + int(a.rng.integers(0, 2))]:
         length = a.size[0] if wall in ("south", "north") else a.size[1]
         window = primitives.window(a.rng, textures, length - 0.8)
         low = float(a.rng.uniform(0.8, 1.05))
-        placed = a.on_wall(window, min(low, a.size[2] - window.size[2] - 0.1), wall, float(a.rng.uniform(0.3, 0.7)))
+        placed = a.on_wall(window, min(low, a.size[2] - window.size[2] - 0.1), wall,
+                           float(a.rng.uniform(0.3, 0.7)))
         if placed:
             a.kept_free.append(_before(placed, 0.25))
 
@@ -127,7 +155,9 @@ def _before(piece: Piece, depth: float) -> np.ndarray:
     return box
 
 
-def _lights(a: Arrangement) -> tuple[tuple[Light, ...], tuple[tuple[float, float, float], tuple[float, float, float]]]:
+def _lights(
+    a: Arrangement
+) -> tuple[tuple[Light, ...], tuple[tuple[float, float, float], tuple[float, float, float]]]:
     """Lamps that hang, windows that let the day in, small lamps; the strongest first."""
     rng, (w, d, h) = a.rng, a.size
     day = float(rng.choice([0.0, 1.0], p=[0.3, 0.7])) * float(rng.uniform(0.4, 1.0))
@@ -144,8 +174,9 @@ def _lights(a: Arrangement) -> tuple[tuple[Light, ...], tuple[tuple[float, float
         front = (float(np.sin(window.heading)), -float(np.cos(window.heading)))
         x, y = window.center[0] + 0.1 * front[0], window.center[1] + 0.1 * front[1]
         strength = float(day * rng.uniform(1.5, 3.5) * window.size[0])
-        lights.append(Light((x, y, window.bottom + window.size[2] * 0.6), _warm(rng, 5200, 9000, strength),
-                            (front[0], front[1], -0.75)))
+        lights.append(
+            Light((x, y, window.bottom + window.size[2] * 0.6), _warm(rng, 5200, 9000, strength),
+                  (front[0], front[1], -0.75)))
     lights.sort(key=lambda light: -sum(light.colour))
     level = float(rng.uniform(0.16, 0.34)) + 0.1 * day
     above = _warm(rng, 4500, 7500, level)
@@ -153,8 +184,10 @@ def _lights(a: Arrangement) -> tuple[tuple[Light, ...], tuple[tuple[float, float
     return tuple(lights[:4]), (above, below)
 
 
-def _warm(rng: np.random.Generator, low: float, high: float, strength: float) -> tuple[float, float, float]:
-    """Linear RGB of a black body between two temperatures in kelvin (Tanner Helland's fit), times strength."""
+def _warm(rng: np.random.Generator, low: float, high: float,
+          strength: float) -> tuple[float, float, float]:
+    """Linear RGB of a black body between two temperatures in kelvin (Tanner Helland's fit), times
+    strength."""
     t = rng.uniform(low, high) / 100
     red = 1.0 if t <= 66 else 1.292936 * (t - 60) ** -0.1332047
     green = 0.390082 * np.log(t) - 0.631841 if t <= 66 else 1.129891 * (t - 60) ** -0.0755148

@@ -7,8 +7,16 @@ from scenes.furniture.pack import Pack
 from scenes.rooms.layout import CEILING, FLOOR, WALL_IDS, Room
 from scenes.rooms.placement import Part, Piece
 
-VERTEX = np.dtype([("position", "<f4", 3), ("normal", "i1", 3), ("glow", "i1"), ("uv", "<f4", 2), ("colour", "u1", 4),
-                   ("layer", "<u2"), ("id", "<u2")])  # colour: sRGB and gloss; layer 65535 = untextured
+VERTEX = np.dtype([
+    ("position", "<f4", 3),
+    ("normal", "i1", 3),
+    ("glow", "i1"),
+    ("uv", "<f4", 2),
+    ("colour", "u1", 4),
+    # colour: sRGB and gloss; layer 65535 = untextured
+    ("layer", "<u2"),
+    ("id", "<u2")
+])
 PLAIN = 65535
 _CORNERS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
 _SIDES = np.array([(axis, sign) for axis in range(3) for sign in (-1, 1)])
@@ -18,8 +26,8 @@ _SIDES = np.array([(axis, sign) for axis in range(3) for sign in (-1, 1)])
 class RoomMesh:
     vertices: np.ndarray    # [V] VERTEX, world metres
     triangles: np.ndarray   # [F,3] uint32
-    casters: int            # so many of the first triangles throw shadows: all but lamps and windows
-    spans: np.ndarray       # [N,2] first triangle and number of triangles of each piece and of the shell
+    casters: int  # so many of the first triangles throw shadows: all but lamps and windows
+    spans: np.ndarray  # [N,2] first triangle and number of triangles of each piece and of the shell
     shell: int              # which span is floor, ceiling and walls
     boxes: np.ndarray       # [N,2,3] what each span fills, m
     layers: np.ndarray      # [L,128,128,3] uint8, sRGB
@@ -44,10 +52,12 @@ def room_mesh(room: Room, pack: Pack) -> RoomMesh:
     parts = [*casting, (*_shell(room), np.array([[0, 0, 0], room.size])), *still]
     firsts = np.cumsum([0] + [len(v) for v, _, _ in parts])
     counts = np.array([len(f) for _, f, _ in parts])
-    return RoomMesh(vertices=np.concatenate([v for v, _, _ in parts]),
-                    triangles=np.concatenate([f + np.uint32(at) for (_, f, _), at in zip(parts, firsts, strict=False)]),
-                    casters=int(counts[:len(casting) + 1].sum()), shell=len(casting), layers=np.stack(layers),
-                    spans=np.stack([np.cumsum(counts) - counts, counts], 1), boxes=np.stack([b for _, _, b in parts]))
+    return RoomMesh(
+        vertices=np.concatenate([v for v, _, _ in parts]), triangles=np.concatenate([
+            f + np.uint32(at) for (_, f, _), at in zip(parts, firsts, strict=False)
+        ]), casters=int(counts[:len(casting) + 1].sum()), shell=len(casting),
+        layers=np.stack(layers), spans=np.stack([np.cumsum(counts) - counts, counts],
+                                                1), boxes=np.stack([b for _, _, b in parts]))
 
 
 def _vertices(piece_id: int, positions: np.ndarray, normals: np.ndarray) -> np.ndarray:
@@ -65,10 +75,14 @@ def _modelled(piece: Piece, pack: Pack, first_layer: int) -> tuple[np.ndarray, n
     assert piece.model is not None
     skin = pack.skin(piece.model.id)
     at = np.array([*piece.center, piece.bottom], np.float32)
-    out = _vertices(piece.id, _turned(skin.positions, piece.heading) + at,
-                    np.rint(_turned(skin.normals.astype(np.float32), piece.heading)).clip(-127, 127))
-    out["uv"], out["colour"] = skin.uvs * np.array([1, -1], np.float32), skin.colours  # row 0 of a picture is its top
-    out["layer"] = np.where(skin.texture == 255, PLAIN, skin.texture.astype(np.uint16) + first_layer)
+    out = _vertices(
+        piece.id,
+        _turned(skin.positions, piece.heading) + at,
+        np.rint(_turned(skin.normals.astype(np.float32), piece.heading)).clip(-127, 127))
+    # row 0 of a picture is its top
+    out["uv"], out["colour"] = skin.uvs * np.array([1, -1], np.float32), skin.colours
+    out["layer"] = np.where(skin.texture == 255, PLAIN,
+                            skin.texture.astype(np.uint16) + first_layer)
     out["glow"] = 30 if piece.model.light else 0
     return out, skin.triangles.astype(np.uint32)
 
@@ -85,7 +99,8 @@ def _built(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _block(part: Part) -> np.ndarray:
-    """The 24 vertices of a box; its texture is laid once over the front, or repeats every `metres`."""
+    """The 24 vertices of a box; its texture is laid once over the front, or repeats every
+    `metres`."""
     size, center = np.array(part.size), np.array(part.center)
     faces = []
     for axis, sign in _SIDES:
@@ -117,7 +132,7 @@ def _shell(room: Room) -> tuple[np.ndarray, np.ndarray]:
              WALL_IDS["east"]: ([0, d, 0], [0, 0, h], [w, 0, 0], [-1, 0, 0])}
     out = []
     for wall, (u, v, origin, normal) in sides.items():
-        corners = flat[:, :1] * np.array(u) + flat[:, 1:] * np.array(v) + np.array(origin)       # [4,3]
+        corners = flat[:, :1] * np.array(u) + flat[:, 1:] * np.array(v) + np.array(origin)  # [4,3]
         face = _vertices(wall, corners, np.tile(127 * np.array(normal), (4, 1)))
         look = room.shell[wall]
         lengths = np.array([np.linalg.norm(u), np.linalg.norm(v)])

@@ -1,7 +1,8 @@
 """Puts pieces into a room so that nothing floats and nothing runs into anything else.
 
-World: metres, Z up, the room is [0,width] x [0,depth] x [0,height]. A piece's heading turns its front from -Y,
-counter-clockwise, in radians. Boxes of pieces never overlap; what stands on something stands on its real surface.
+World: metres, Z up, the room is [0,width] x [0,depth] x [0,height]. A piece's heading turns its
+front from -Y, counter-clockwise, in radians. Boxes of pieces never overlap; what stands on
+something stands on its real surface.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,13 +14,15 @@ from scenes.clip import Split
 from scenes.furniture.pack import TOP_CELLS, Model, Pack
 
 WALLS = ("south", "east", "north", "west")
-FACING = {"south": np.pi, "east": -np.pi / 2, "north": 0.0, "west": np.pi / 2}  # heading of a piece with its back there
+# heading of a piece with its back there
+FACING = {"south": np.pi, "east": -np.pi / 2, "north": 0.0, "west": np.pi / 2}
 GAP = 0.01  # m between the boxes of neighbours
 
 
 @dataclass(frozen=True)
 class Part:
-    """A coloured block of a piece that is built here rather than modelled, in the piece's own axes."""
+    """A coloured block of a piece that is built here rather than modelled, in the piece's own
+    axes."""
     center: tuple[float, float, float]
     size: tuple[float, float, float]
     colour: tuple[float, float, float]  # sRGB in [0,1]; multiplies the texture
@@ -38,7 +41,7 @@ class Piece:
     bottom: float                       # height of its underside, m
     size: tuple[float, float, float]    # width, depth, height in its own axes
     heading: float
-    resting_on: int = 0                 # id of what carries it; 0 = it hangs on a wall or the ceiling
+    resting_on: int = 0  # id of what carries it; 0 = it hangs on a wall or the ceiling
     model: Model | None = None
     parts: tuple[Part, ...] = ()
 
@@ -48,12 +51,14 @@ class Piece:
         c, s = abs(np.cos(self.heading)), abs(np.sin(self.heading))
         w, d, h = self.size
         half = np.array([w * c + d * s, w * s + d * c]) / 2
-        return np.array([[*(self.center - half), self.bottom], [*(self.center + half), self.bottom + h]])
+        return np.array([[*(self.center - half), self.bottom],
+                         [*(self.center + half), self.bottom + h]])
 
 
 @dataclass
 class Arrangement:
-    """The pieces so far, and the ways to add one; every way returns the piece, or None if there is no place."""
+    """The pieces so far, and the ways to add one; every way returns the piece, or None if there is
+    no place."""
     size: tuple[float, float, float]
     rng: np.random.Generator
     pack: Pack
@@ -61,7 +66,8 @@ class Arrangement:
     floor_id: int
     next_id: int
     pieces: list[Piece] = field(default_factory=list)
-    kept_free: list[np.ndarray] = field(default_factory=list)  # boxes [2,3] where no furniture may stand
+    # boxes [2,3] where no furniture may stand
+    kept_free: list[np.ndarray] = field(default_factory=list)
     _queues: dict[str, list[Model]] = field(default_factory=dict)
 
     def pick(self, *roles: str, max_size: Sequence[float] = (9, 9, 9)) -> Model | None:
@@ -72,13 +78,16 @@ class Arrangement:
             for i, model in enumerate(queue):
                 if all(s <= m for s, m in zip(model.size, max_size, strict=True)):
                     return queue.pop(i)
-            models = [m for m in self.pack.by_split[self.split] if f"{m.category}/{m.role}" in roles]
+            models = [
+                m for m in self.pack.by_split[self.split] if f"{m.category}/{m.role}" in roles
+            ]
             queue[:] = [models[i] for i in self.rng.permutation(len(models))]
         return None
 
-    def against_wall(self, model: Model | Piece | None, wall: str | None = None, along: float | None = None,
-                     tries: int = 12) -> Piece | None:
-        """With its back to a wall: on the floor, or above it if it hangs. along: fraction of the wall in [0,1]."""
+    def against_wall(self, model: Model | Piece | None, wall: str | None = None,
+                     along: float | None = None, tries: int = 12) -> Piece | None:
+        """With its back to a wall: on the floor, or above it if it hangs. along: fraction of the
+        wall in [0,1]."""
         if model is None:
             return None
         if isinstance(model, Model) and model.elevation > 0.05:
@@ -86,7 +95,9 @@ class Arrangement:
         piece = self.new(model)
         for _ in range(tries if along is None else 1):
             side = wall or WALLS[self.rng.integers(4)]
-            found = self._place(self.at_wall(piece, side, self.rng.random() if along is None else along))
+            found = self._place(
+                self.at_wall(piece, side,
+                             self.rng.random() if along is None else along))
             if found:
                 return found
         return None
@@ -103,35 +114,42 @@ class Arrangement:
 
     def in_front(self, anchor: Piece, model: Model | Piece | None, gap: float, aside: float = 0.0,
                  turned: float = np.pi) -> Piece | None:
-        """`gap` metres before the anchor's front, shifted `aside` to its right hand, turned against it."""
+        """`gap` metres before the anchor's front, shifted `aside` to its right hand, turned against
+        it."""
         if model is None:
             return None
         piece = self.new(model)
         reach = anchor.size[1] / 2 + gap + piece.size[1] / 2
-        return self._place(replace(piece, center=offset(anchor, aside, -reach), heading=anchor.heading + turned))
+        return self._place(
+            replace(piece, center=offset(anchor, aside, -reach), heading=anchor.heading + turned))
 
-    def beside(self, anchor: Piece, model: Model | Piece | None, right: bool, gap: float = 0.05) -> Piece | None:
+    def beside(self, anchor: Piece, model: Model | Piece | None, right: bool,
+               gap: float = 0.05) -> Piece | None:
         """At the anchor's side, backs in one line."""
         if model is None:
             return None
         piece = self.new(model)
         across = (anchor.size[0] / 2 + gap + piece.size[0] / 2) * (1 if right else -1)
         back = (anchor.size[1] - piece.size[1]) / 2
-        return self._place(replace(piece, center=offset(anchor, across, back), heading=anchor.heading))
+        return self._place(
+            replace(piece, center=offset(anchor, across, back), heading=anchor.heading))
 
-    def anywhere(self, model: Model | Piece | None, margin: float = 0.5, tries: int = 12) -> Piece | None:
+    def anywhere(self, model: Model | Piece | None, margin: float = 0.5,
+                 tries: int = 12) -> Piece | None:
         """On the floor, at least `margin` from the walls if the room allows it."""
         if model is None:
             return None
         for _ in range(tries):
-            x, y = (self.rng.uniform(min(margin, s / 3), max(s - margin, 2 * s / 3)) for s in self.size[:2])
+            x, y = (self.rng.uniform(min(margin, s / 3), max(s - margin, 2 * s / 3))
+                    for s in self.size[:2])
             turn = float(self.rng.integers(4)) * np.pi / 2
             if found := self._place(replace(self.new(model), center=(x, y), heading=turn)):
                 return found
         return None
 
     def around(self, table: Piece, roles: Sequence[str], most: int = 6) -> list[Piece]:
-        """Chairs at the sides of a table, facing it, pulled out so far that their boxes do not overlap."""
+        """Chairs at the sides of a table, facing it, pulled out so far that their boxes do not
+        overlap."""
         model = self.pick(*roles)
         if model is None:
             return []
@@ -144,14 +162,17 @@ class Arrangement:
             turn = side * np.pi / 2 + self.rng.normal(0, 0.08)
             chair = replace(self.new(model), heading=table.heading + turn + np.pi)
             half = chair.box[1] - [*chair.center, 0]
-            reach = (d if side % 2 == 0 else w) / 2 + 0.02 + float(max(half[:2])) + abs(self.rng.normal(0, 0.04))
-            dx, dy = {0: (along, -reach), 1: (reach, along), 2: (along, reach), 3: (-reach, along)}[side]
-            if len(out) < most and (placed := self._place(replace(chair, center=offset(table, dx, dy)))):
+            reach = (d if side % 2 == 0 else w) / 2 + 0.02 + float(max(half[:2])) + abs(
+                self.rng.normal(0, 0.04))
+            dx, dy = {0: (along, -reach), 1: (reach, along), 2: (along, reach),
+                      3: (-reach, along)}[side]
+            if len(out) < most and (placed := self._place(
+                    replace(chair, center=offset(table, dx, dy)))):
                 out.append(placed)
         return out
 
-    def on_top(self, carrier: Piece | None, model: Model | None, tries: int = 10, straight: bool = False
-               ) -> Piece | None:
+    def on_top(self, carrier: Piece | None, model: Model | None, tries: int = 10,
+               straight: bool = False) -> Piece | None:
         """Somewhere on the carrier's surface, the whole footprint supported."""
         if model is None or carrier is None:
             return None
@@ -160,23 +181,26 @@ class Arrangement:
             return None
         open_cells = np.argwhere(cells)
         for _ in range(tries):
-            turn = 0.0 if straight else float(self.rng.integers(4)) * np.pi / 2 + self.rng.normal(0, 0.2)
-            x, y = (open_cells[self.rng.integers(len(open_cells))] + self.rng.random(2)) / TOP_CELLS - 0.5
+            turn = 0.0 if straight else float(self.rng.integers(4)) * np.pi / 2 + self.rng.normal(
+                0, 0.2)
+            x, y = (open_cells[self.rng.integers(len(open_cells))] +
+                    self.rng.random(2)) / TOP_CELLS - 0.5
             center = offset(carrier, x * carrier.size[0], y * carrier.size[1])
-            piece = replace(self.new(model), center=center, bottom=level, heading=carrier.heading + turn,
-                            resting_on=carrier.id)
+            piece = replace(self.new(model), center=center, bottom=level,
+                            heading=carrier.heading + turn, resting_on=carrier.id)
             if _supported(piece, carrier, cells) and self._free(piece, ignore=carrier.id):
                 return self._add(piece)
         return None
 
-    def on_wall(self, model: Model | Piece | None, bottom: float, wall: str | None = None, along: float | None = None,
-                tries: int = 10) -> Piece | None:
+    def on_wall(self, model: Model | Piece | None, bottom: float, wall: str | None = None,
+                along: float | None = None, tries: int = 10) -> Piece | None:
         """Hanging on a wall, its underside at `bottom`."""
         if model is None:
             return None
         for _ in range(tries if along is None else 1):
             side = wall or WALLS[self.rng.integers(4)]
-            piece = self.at_wall(self.new(model), side, self.rng.random() if along is None else along, 0.003)
+            piece = self.at_wall(self.new(model), side,
+                                 self.rng.random() if along is None else along, 0.003)
             piece = replace(piece, bottom=bottom, resting_on=0)
             if self._free(piece):
                 return self._add(piece)
@@ -193,8 +217,8 @@ class Arrangement:
     def new(self, model: Model | Piece) -> Piece:
         if isinstance(model, Piece):
             return replace(model, resting_on=self.floor_id)
-        return Piece(id=0, category=model.category, name=model.name, center=(0.0, 0.0), bottom=0.0, size=model.size,
-                     heading=0.0, resting_on=self.floor_id, model=model)
+        return Piece(id=0, category=model.category, name=model.name, center=(0.0, 0.0), bottom=0.0,
+                     size=model.size, heading=0.0, resting_on=self.floor_id, model=model)
 
     def _place(self, piece: Piece) -> Piece | None:
         """Onto the floor, or onto the rug that lies under all of it."""
@@ -202,10 +226,12 @@ class Arrangement:
         for rug in (p for p in self.pieces if p.category == "rug"):
             low, high = rug.box
             if (box[0, :2] < high[:2]).all() and (box[1, :2] > low[:2]).all():
-                if piece.category == "rug" or (box[0, :2] < low[:2]).any() or (box[1, :2] > high[:2]).any():
+                if piece.category == "rug" or (box[0, :2] < low[:2]).any() or (box[1, :2]
+                                                                               > high[:2]).any():
                     return None
                 piece = replace(piece, bottom=float(high[2]), resting_on=rug.id)
-        if not self._free(piece) or (piece.category != "rug" and any(overlap(piece.box, k) for k in self.kept_free)):
+        if not self._free(piece) or (piece.category != "rug"
+                                     and any(overlap(piece.box, k) for k in self.kept_free)):
             return None
         return self._add(piece)
 
@@ -232,11 +258,13 @@ def overlap(a: np.ndarray, b: np.ndarray, gap: float = 0.0) -> bool:
 def offset(anchor: Piece, right: float, back: float) -> tuple[float, float]:
     """A point given in the anchor's axes (x to the right, y to the back), in the room's."""
     c, s = np.cos(anchor.heading), np.sin(anchor.heading)
-    return float(anchor.center[0] + c * right - s * back), float(anchor.center[1] + s * right + c * back)
+    return float(anchor.center[0] + c * right - s * back), float(anchor.center[1] + s * right +
+                                                                 c * back)
 
 
 def surface_of(carrier: Piece) -> tuple[float | None, np.ndarray]:
-    """Height of what it can carry things on, and which cells [16,16] of its footprint do; built pieces carry on top."""
+    """Height of what it can carry things on, and which cells [16,16] of its footprint do; built
+    pieces carry on top."""
     if carrier.model is None:
         return carrier.bottom + carrier.size[2], np.ones((TOP_CELLS, TOP_CELLS), bool)
     support = carrier.model.support
@@ -244,7 +272,8 @@ def surface_of(carrier: Piece) -> tuple[float | None, np.ndarray]:
 
 
 def _supported(piece: Piece, carrier: Piece, cells: np.ndarray) -> bool:
-    """Whether the piece's upright footprint, seen in the carrier's axes, lies on open cells only."""
+    """Whether the piece's upright footprint, seen in the carrier's axes, lies on open cells
+    only."""
     turn = piece.heading - carrier.heading
     c, s = abs(np.cos(turn)), abs(np.sin(turn))
     w, d, _ = piece.size

@@ -1,6 +1,8 @@
-"""Pieces built from blocks rather than modelled: doors, windows, pictures, rugs, shelves, plain tables, ceiling lights.
+"""Pieces built from blocks rather than modelled: doors, windows, pictures, rugs, shelves, plain
+tables, ceiling lights.
 
-Each function returns an unplaced Piece; `textures` grows by what it uses. Metres; a piece's back is at +Y.
+Each function returns an unplaced Piece; `textures` grows by what it uses. Metres; a piece's back is
+at +Y.
 """
 import numpy as np
 
@@ -19,10 +21,13 @@ def door(rng: Rng, textures: Textures) -> Piece:
     if texture >= 0:
         colour = (1.0, 1.0, 1.0)
     w, h, t = width, height, 0.05
-    parts = [Part((0, 0.01, h / 2), (w - 0.12, t - 0.02, h - 0.06), colour, texture, 0.8),
-             Part((-w / 2 + 0.03, 0, h / 2), (0.06, t, h), frame), Part((w / 2 - 0.03, 0, h / 2), (0.06, t, h), frame),
-             Part((0, 0, h - 0.03), (w - 0.12, t, 0.06), frame),
-             Part((w / 2 - 0.14, -t / 2 + 0.005, 1.0), (0.1, 0.02, 0.025), (0.55, 0.5, 0.42))]
+    parts = [
+        Part((0, 0.01, h / 2), (w - 0.12, t - 0.02, h - 0.06), colour, texture, 0.8),
+        Part((-w / 2 + 0.03, 0, h / 2), (0.06, t, h), frame),
+        Part((w / 2 - 0.03, 0, h / 2), (0.06, t, h), frame),
+        Part((0, 0, h - 0.03), (w - 0.12, t, 0.06), frame),
+        Part((w / 2 - 0.14, -t / 2 + 0.005, 1.0), (0.1, 0.02, 0.025), (0.55, 0.5, 0.42))
+    ]
     for z, tall in ((0.55, 0.7), (1.45, 0.8)) if rng.random() < 0.7 else ():
         dark = (colour[0] * 0.85, colour[1] * 0.85, colour[2] * 0.85)
         parts.append(Part((0, -0.004, z), (w * 0.55, t - 0.025, tall), dark, texture, 0.8))
@@ -33,11 +38,19 @@ def window(rng: Rng, textures: Textures, max_width: float) -> Piece:
     w = float(rng.uniform(0.8, min(2.0, max_width)))
     h, t = float(rng.uniform(1.0, 1.5)), 0.06
     frame, view = _tint(rng, 0.55, 0.97), _add(textures, "view", rng)
-    parts = [Part((0, 0.02, h / 2), (w - 0.1, 0.02, h - 0.1), (1, 1, 1), view, 0.0, float(rng.uniform(0.5, 1.0))),
-             Part((-w / 2 + 0.03, 0, h / 2), (0.06, t, h), frame), Part((w / 2 - 0.03, 0, h / 2), (0.06, t, h), frame),
-             Part((0, 0, 0.03), (w - 0.12, t, 0.06), frame), Part((0, 0, h - 0.03), (w - 0.12, t, 0.06), frame)]
+    parts = [
+        Part((0, 0.02, h / 2), (w - 0.1, 0.02, h - 0.1), (1, 1, 1), view, 0.0,
+             float(rng.uniform(0.5, 1.0))),
+        Part((-w / 2 + 0.03, 0, h / 2), (0.06, t, h), frame),
+        Part((w / 2 - 0.03, 0, h / 2), (0.06, t, h), frame),
+        Part((0, 0, 0.03), (w - 0.12, t, 0.06), frame),
+        Part((0, 0, h - 0.03), (w - 0.12, t, 0.06), frame)
+    ]
     bars = max(1, round(w / 0.6))
-    parts += [Part((w * (i / bars - 0.5), 0.005, h / 2), (0.035, 0.03, h - 0.12), frame) for i in range(1, bars)]
+    parts += [
+        Part((w * (i / bars - 0.5), 0.005, h / 2), (0.035, 0.03, h - 0.12), frame)
+        for i in range(1, bars)
+    ]
     if rng.random() < 0.4:
         parts.append(Part((0, 0.007, h * 0.62), (w - 0.12, 0.026, 0.03), frame))
     return _piece("window", "window", (w, t, h), parts)
@@ -47,9 +60,14 @@ def picture(rng: Rng, textures: Textures) -> Piece:
     w, h, t = float(rng.uniform(0.25, 0.9)), float(rng.uniform(0.25, 0.7)), 0.03
     frame = _tint(rng, 0.1, 0.9)
     b = 0.025
-    parts = [Part((0, 0.005, h / 2), (w - 2 * b, t - 0.01, h - 2 * b), (1, 1, 1), _add(textures, "picture", rng)),
-             Part((-w / 2 + b / 2, 0, h / 2), (b, t, h), frame), Part((w / 2 - b / 2, 0, h / 2), (b, t, h), frame),
-             Part((0, 0, b / 2), (w - 2 * b, t, b), frame), Part((0, 0, h - b / 2), (w - 2 * b, t, b), frame)]
+    parts = [
+        Part((0, 0.005, h / 2), (w - 2 * b, t - 0.01, h - 2 * b), (1, 1, 1),
+             _add(textures, "picture", rng)),
+        Part((-w / 2 + b / 2, 0, h / 2), (b, t, h), frame),
+        Part((w / 2 - b / 2, 0, h / 2), (b, t, h), frame),
+        Part((0, 0, b / 2), (w - 2 * b, t, b), frame),
+        Part((0, 0, h - b / 2), (w - 2 * b, t, b), frame)
+    ]
     return _piece("decor", "picture", (w, t, h), parts)
 
 
@@ -60,11 +78,13 @@ def rug(rng: Rng, textures: Textures, width: float, depth: float) -> Piece:
 
 def shelf(rng: Rng, textures: Textures) -> Piece:
     w, d = float(rng.uniform(0.5, 1.1)), float(rng.uniform(0.18, 0.26))
-    return _piece("storage", "wall shelf", (w, d, 0.03), [Part((0, 0, 0.015), (w, d, 0.03), *_board(rng, textures))])
+    return _piece("storage", "wall shelf", (w, d, 0.03),
+                  [Part((0, 0, 0.015), (w, d, 0.03), *_board(rng, textures))])
 
 
 def coffee_table(rng: Rng, textures: Textures) -> Piece:
-    return _plain_table("coffee table", float(rng.uniform(0.7, 1.2)), float(rng.uniform(0.45, 0.65)),
+    return _plain_table("coffee table", float(rng.uniform(0.7, 1.2)), float(rng.uniform(0.45,
+                                                                                        0.65)),
                         float(rng.uniform(0.36, 0.48)), rng, textures)
 
 
@@ -84,8 +104,10 @@ def _plain_table(name: str, w: float, d: float, h: float, rng: Rng, textures: Te
     board = _board(rng, textures)
     leg, top = float(rng.uniform(0.03, 0.06)), 0.035
     parts = [Part((0, 0, h - top / 2), (w, d, top), *board)]
-    parts += [Part((sx * (w - leg) / 2, sy * (d - leg) / 2, (h - top) / 2), (leg, leg, h - top), *board)
-              for sx in (-1, 1) for sy in (-1, 1)]
+    parts += [
+        Part((sx * (w - leg) / 2, sy * (d - leg) / 2, (h - top) / 2), (leg, leg, h - top), *board)
+        for sx in (-1, 1) for sy in (-1, 1)
+    ]
     if rng.random() < 0.5:
         parts.append(Part((0, 0, h * 0.35), (w - 2 * leg, d - 2 * leg, 0.02), *board))
     return _piece("table", name, (w, d, h), parts)

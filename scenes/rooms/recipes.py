@@ -1,4 +1,5 @@
-"""What each kind of room holds, and where. Each recipe furnishes one arrangement in place; `textures` may grow."""
+"""What each kind of room holds, and where. Each recipe furnishes one arrangement in place;
+`textures` may grow."""
 from collections.abc import Iterable
 
 import numpy as np
@@ -52,8 +53,10 @@ def bedroom(a: Arrangement, textures: Textures) -> None:
 def kitchen(a: Arrangement, textures: Textures) -> None:
     wall = _longest_free_wall(a)
     length = a.size[0] if wall in ("south", "north") else a.size[1]
-    units = ["storage/counter", "storage/sink", "appliance/oven", "storage/counter", "appliance/fridge",
-             "storage/counter", "appliance/washer"]
+    units = [
+        "storage/counter", "storage/sink", "appliance/oven", "storage/counter", "appliance/fridge",
+        "storage/counter", "appliance/washer"
+    ]
     units = [units[i] for i in a.rng.permutation(len(units))] + 4 * ["storage/counter"]
     at, line = 0.02 + float(a.rng.uniform(0, 0.3)), []
     for role in units:
@@ -67,7 +70,8 @@ def kitchen(a: Arrangement, textures: Textures) -> None:
     for unit in line:
         center = unit.center[0] if wall in ("south", "north") else unit.center[1]
         role = "appliance/hood" if "oven" in unit.name or "stove" in unit.name else "storage/upper"
-        upper = a.pick(role, max_size=(unit.size[0] + 0.02, 0.5, 1.0)) if unit.size[2] < 1.3 else None
+        upper = a.pick(role, max_size=(unit.size[0] + 0.02, 0.5,
+                                       1.0)) if unit.size[2] < 1.3 else None
         if upper and a.rng.random() < 0.85:
             width = upper.size[0]
             along = (center - width / 2 - 0.01) / max(length - width - 0.02, 1e-3)
@@ -95,8 +99,8 @@ def bath(a: Arrangement, textures: Textures) -> None:
         _decorate(a, a.against_wall(a.pick(role)), "decor/top", most=2)
     if a.rng.random() < 0.6:
         _decorate(a, a.against_wall(a.pick("appliance/washer")), "decor/top", "plant/top", most=2)
-    _decorate(a, a.against_wall(a.pick("storage/low", "storage/tall", max_size=(1.2, 0.5, 2.2))), "decor/top",
-              "plant/top", most=3)
+    _decorate(a, a.against_wall(a.pick("storage/low", "storage/tall", max_size=(1.2, 0.5, 2.2))),
+              "decor/top", "plant/top", most=3)
     a.against_wall(a.pick("chair/stool"))
     a.anywhere(_rug(a, textures, (0.6, 0.8), (0.4, 0.6)), margin=0.3)
     _finish(a, textures, pictures=1)
@@ -105,8 +109,8 @@ def bath(a: Arrangement, textures: Textures) -> None:
 def dining(a: Arrangement, textures: Textures) -> None:
     _dining_set(a, most=6, centred=True)
     for _ in range(int(a.rng.integers(2, 4))):
-        _decorate(a, a.against_wall(a.pick("storage/low", "storage/tall", "storage/counter")), *SMALL, "tableware/top",
-                  most=3)
+        _decorate(a, a.against_wall(a.pick("storage/low", "storage/tall", "storage/counter")),
+                  *SMALL, "tableware/top", most=3)
     a.against_wall(a.pick("chair/armchair", "sofa/sofa", max_size=(2.2, 1.0, 3)))
     _finish(a, textures, pictures=3)
 
@@ -121,14 +125,17 @@ def _sofa_corner(a: Arrangement, sofa: Piece, textures: Textures) -> None:
     _decorate(a, table, *SMALL, "tableware/top", most=4)
     for aside in (1.7, -1.7):
         if a.rng.random() < 0.7:
-            a.in_front(sofa, a.pick("chair/armchair"), gap + 0.2, aside, turned=float(np.sign(aside)) * -np.pi / 2)
+            a.in_front(sofa, a.pick("chair/armchair"), gap + 0.2, aside,
+                       turned=float(np.sign(aside)) * -np.pi / 2)
     for right in (True, False):
-        table = a.beside(sofa, primitives.side_table(a.rng, textures), right) if a.rng.random() < 0.6 else None
+        table = a.beside(sofa, primitives.side_table(a.rng, textures),
+                         right) if a.rng.random() < 0.6 else None
         a.on_top(table, a.pick("lamp/top", *SMALL))
 
 
 def _television(a: Arrangement, wall: str) -> None:
-    stand = a.against_wall(a.pick("storage/low"), wall, 0.5) or a.against_wall(a.pick("storage/low"))
+    stand = a.against_wall(a.pick("storage/low"), wall, 0.5) or a.against_wall(
+        a.pick("storage/low"))
     if stand and stand.size[2] < 1.1:
         a.on_top(stand, a.pick("electronics/tv"), straight=True, tries=20)
     _decorate(a, stand, *SMALL, most=3)
@@ -137,7 +144,8 @@ def _television(a: Arrangement, wall: str) -> None:
 def _dining_set(a: Arrangement, most: int, centred: bool = False) -> None:
     table = None
     for margin in ((1.3, 1.1, 0.9) if centred else (1.1, 0.9, 0.8)):
-        table = table or a.anywhere(a.pick("table/dining") or a.pick("table/desk", max_size=(1.8, 1.2, 0.9)), margin)
+        table = table or a.anywhere(
+            a.pick("table/dining") or a.pick("table/desk", max_size=(1.8, 1.2, 0.9)), margin)
     if table is None:
         return
     a.around(table, ("chair/bar",) if table.size[2] > 0.88 else ("chair/chair",), most)
@@ -147,7 +155,8 @@ def _dining_set(a: Arrangement, most: int, centred: bool = False) -> None:
 def _work_place(a: Arrangement, desk: Piece | None) -> None:
     if desk is None:
         return
-    a.in_front(desk, a.pick("chair/office") or a.pick("chair/chair"), 0.03, float(a.rng.normal(0, 0.1)),
+    a.in_front(desk,
+               a.pick("chair/office") or a.pick("chair/chair"), 0.03, float(a.rng.normal(0, 0.1)),
                turned=np.pi + float(a.rng.normal(0, 0.15)))
     a.on_top(desk, a.pick("electronics/computer"), straight=True)
     a.on_top(desk, a.pick("lamp/top"))
@@ -165,7 +174,8 @@ def _finish(a: Arrangement, textures: Textures, pictures: int) -> None:
     """Light, warmth and what stands about in any room."""
     rng, (w, d, _) = a.rng, a.size
     middle = (w / 2 + float(rng.normal(0, 0.15)), d / 2 + float(rng.normal(0, 0.15)))
-    lamp = a.at_ceiling(a.pick("lamp/ceiling", max_size=(1.4, 1.4, 0.8)) if rng.random() < 0.6 else None, middle)
+    lamp = a.at_ceiling(
+        a.pick("lamp/ceiling", max_size=(1.4, 1.4, 0.8)) if rng.random() < 0.6 else None, middle)
     lamp = lamp or a.at_ceiling(primitives.ceiling_light(rng), middle)
     if lamp is None:
         a.at_ceiling(primitives.ceiling_light(rng), (w / 3, d / 3))
@@ -173,7 +183,8 @@ def _finish(a: Arrangement, textures: Textures, pictures: int) -> None:
         a.against_wall(a.pick("appliance/radiator"))
     a.against_wall(a.pick("lamp/floor", "plant/floor"))
     for _ in range(int(rng.integers(1, 4))):
-        a.against_wall(a.pick("plant/floor", "decor/floor", "decor/floor", max_size=(1.3, 1.2, 2.0)))
+        a.against_wall(a.pick("plant/floor", "decor/floor", "decor/floor",
+                              max_size=(1.3, 1.2, 2.0)))
     for _ in range(int(rng.integers(0, 3))):
         shelf = a.on_wall(primitives.shelf(rng, textures), float(rng.uniform(1.2, 1.6)))
         _decorate(a, shelf, "decor/top", "plant/top", "decor/top", most=3)
@@ -188,7 +199,8 @@ def _longest_free_wall(a: Arrangement) -> str:
     """The wall with most length left beside doors and, for less, windows."""
     def length(wall: str) -> float:
         whole = a.size[0] if wall in ("south", "north") else a.size[1]
-        reach = {"south": (1, 0), "north": (1, a.size[1]), "west": (0, 0), "east": (0, a.size[0])}[wall]
+        reach = {"south": (1, 0), "north": (1, a.size[1]), "west": (0, 0),
+                 "east": (0, a.size[0])}[wall]
         taken = 0.0
         for p in a.pieces:
             axis, at = reach
@@ -198,10 +210,12 @@ def _longest_free_wall(a: Arrangement) -> str:
     return max(WALLS, key=length)
 
 
-def _rug(a: Arrangement, textures: Textures, widths: tuple[float, float], depths: tuple[float, float]) -> Piece | Model:
+def _rug(a: Arrangement, textures: Textures, widths: tuple[float, float],
+         depths: tuple[float, float]) -> Piece | Model:
     """A modelled rug of about that size, else one built here."""
     width, depth = float(a.rng.uniform(*widths)), float(a.rng.uniform(*depths))
-    model = a.pick("rug/rug", max_size=(width + 0.2, depth + 0.2, 0.03)) if a.rng.random() < 0.5 else None
+    model = a.pick("rug/rug", max_size=(width + 0.2, depth + 0.2,
+                                        0.03)) if a.rng.random() < 0.5 else None
     return model or primitives.rug(a.rng, textures, width, depth)
 
 

@@ -1,4 +1,5 @@
-"""Renders a room on EGL (a GPU's, or Mesa's on a CPU): colour, metric depth, instance ids and normals in one pass."""
+"""Renders a room on EGL (a GPU's, or Mesa's on a CPU): colour, metric depth, instance ids and
+normals in one pass."""
 from typing import TypedDict
 
 import moderngl
@@ -25,7 +26,8 @@ class Views(TypedDict):
     frames: np.ndarray     # [T,3,H,W] uint8
     depth: np.ndarray      # [T,H,W] float32, m along the optical axis
     instances: np.ndarray  # [T,H,W] int32
-    normals: np.ndarray    # [T,3,H,W] int8, 127 * unit, camera axes; of the triangle seen, towards the camera
+    # [T,3,H,W] int8, 127 * unit, camera axes; of the triangle seen, towards the camera
+    normals: np.ndarray
 
 
 class Renderer:
@@ -37,18 +39,24 @@ class Renderer:
     def __init__(self, size: int = 224):
         self.size = size
         try:
-            self._gl = moderngl.create_context(330, standalone=True, backend="egl")  # type: ignore[arg-type]
+            self._gl = moderngl.create_context(330, standalone=True,
+                                               backend="egl")  # type: ignore[arg-type]
         except Exception as error:  # glcontext raises bare Exception
-            raise ValueError(f"render: no EGL device ({error}); install libegl1 libgl1-mesa-dri (make setup), or bring "
-                             "your GPU's EGL library") from error
+            raise ValueError(
+                f"render: no EGL device ({error}); install libegl1 libgl1-mesa-dri (make setup), "
+                "or bring your GPU's EGL library") from error
         self._gl.enable(moderngl.DEPTH_TEST)
-        self._program = self._gl.program(vertex_shader=VERTEX_SHADER, fragment_shader=FRAGMENT_SHADER)
-        self._shadow_program = self._gl.program(vertex_shader=SHADOW_VERTEX, fragment_shader=SHADOW_FRAGMENT)
+        self._program = self._gl.program(vertex_shader=VERTEX_SHADER,
+                                         fragment_shader=FRAGMENT_SHADER)
+        self._shadow_program = self._gl.program(vertex_shader=SHADOW_VERTEX,
+                                                fragment_shader=SHADOW_FRAGMENT)
         finish = self._gl.program(vertex_shader=WHOLE_PICTURE, fragment_shader=FINISH_SHADER)
         self._finish = self._gl.vertex_array(finish, [])
         self._shadow = self._gl.texture((SHADOW_PX, SHADOW_PX), 2, dtype="f4")
         self._shadow.filter = (moderngl.LINEAR_MIPMAP_LINEAR, moderngl.LINEAR)
-        self._shadow_target = self._gl.framebuffer([self._shadow], self._gl.depth_renderbuffer((SHADOW_PX, SHADOW_PX)))
+        self._shadow_target = self._gl.framebuffer([self._shadow],
+                                                   self._gl.depth_renderbuffer(
+                                                       (SHADOW_PX, SHADOW_PX)))
         self._targets: dict[int, tuple[moderngl.Framebuffer, moderngl.Framebuffer]] = {}
         self._held: list[moderngl.Buffer | moderngl.VertexArray | moderngl.TextureArray] = []
         self._room: Room | None = None
@@ -57,11 +65,13 @@ class Renderer:
     def device(self) -> str:
         return str(self._gl.info["GL_RENDERER"])
 
-    def render(self, room: Room, pack: Pack, poses: np.ndarray, intrinsics: np.ndarray, exposure: float = 1.0,
-               noise: float = 0.0, seed: int = 0) -> Views:
-        """poses [T,4,4] camera to world (OpenCV axes), intrinsics [3,3] in pixels with centres at +0.5.
+    def render(self, room: Room, pack: Pack, poses: np.ndarray, intrinsics: np.ndarray,
+               exposure: float = 1.0, noise: float = 0.0, seed: int = 0) -> Views:
+        """poses [T,4,4] camera to world (OpenCV axes), intrinsics [3,3] in pixels with centres at
+        +0.5.
 
-        exposure multiplies the light; noise is the half-width of the sensor noise in [0,1]; seed fixes that noise.
+        exposure multiplies the light; noise is the half-width of the sensor noise in [0,1]; seed
+        fixes that noise.
         """
         if self._room is not room:
             self._upload(room, pack)
@@ -82,7 +92,8 @@ class Renderer:
             for first, count in _in_view(pose, intrinsics, size, self._mesh):
                 self._whole.render(vertices=3 * count, first=3 * first)
         self._finish_colour(target, finished, noise, seed)
-        data = np.frombuffer(target.read(components=4, attachment=1, dtype="u4", viewport=whole), np.uint32)
+        data = np.frombuffer(target.read(components=4, attachment=1, dtype="u4", viewport=whole),
+                             np.uint32)
         colour = np.frombuffer(finished.read(components=3, viewport=whole, alignment=1), np.uint8)
         return _unpack(data.reshape(t, size, size, 4), colour.reshape(t, size, size, 3))
 
@@ -101,12 +112,14 @@ class Renderer:
                                      gl.framebuffer([gl.renderbuffer(shape, 4)]))
         return self._targets[frames]
 
-    def _finish_colour(self, drawn: moderngl.Framebuffer, finished: moderngl.Framebuffer, noise: float, seed: int
-                       ) -> None:
+    def _finish_colour(self, drawn: moderngl.Framebuffer, finished: moderngl.Framebuffer,
+                       noise: float, seed: int) -> None:
         finished.use()
         self._gl.disable(moderngl.DEPTH_TEST)
         drawn.color_attachments[0].use(2)  # type: ignore[union-attr]
-        for name, value in {"picture": 2, "noise": noise, "seed": seed & 0xFFFFFFFF, "rows": float(self.size)}.items():
+        for name, value in {
+                "picture": 2, "noise": noise, "seed": seed & 0xFFFFFFFF, "rows": float(self.size)
+        }.items():
             _set(self._finish.program, name, value)
         self._finish.render(moderngl.TRIANGLES, vertices=3)
         self._gl.enable(moderngl.DEPTH_TEST)
@@ -118,9 +131,11 @@ class Renderer:
         indices = self._gl.buffer(mesh.triangles.tobytes())
         layout = ("3f4 4i1 2f4 4f1 2u2", "position", "normal", "uv", "colour", "layer_id")
         self._whole = self._gl.vertex_array(self._program, [(vertices, *layout)], indices)
-        casting = self._gl.vertex_array(self._shadow_program, [(vertices, f"3f4 {mesh.vertices.itemsize - 12}x1",
-                                                                "position")], indices)
-        textures = self._gl.texture_array((*mesh.layers.shape[2:0:-1], len(mesh.layers)), 3, mesh.layers.tobytes())
+        casting = self._gl.vertex_array(
+            self._shadow_program, [(vertices, f"3f4 {mesh.vertices.itemsize - 12}x1", "position")],
+            indices)
+        textures = self._gl.texture_array((*mesh.layers.shape[2:0:-1], len(mesh.layers)), 3,
+                                          mesh.layers.tobytes())
         textures.filter = (moderngl.LINEAR_MIPMAP_LINEAR, moderngl.LINEAR)
         textures.build_mipmaps()
         textures.use(0)
@@ -162,15 +177,19 @@ def _write(program: moderngl.Program, name: str, matrix: np.ndarray) -> None:
     program[name].write(matrix.T.astype("<f4").tobytes())  # type: ignore[union-attr]
 
 
-def _in_view(pose: np.ndarray, intrinsics: np.ndarray, size: int, mesh: RoomMesh) -> list[list[int]]:
-    """The spans that may be seen, nearest first (hidden pixels are then never shaded), the shell last."""
-    corners = np.stack([mesh.boxes[:, [0, 1][i], [0, 1, 2][k]] for i in (0, 1) for k in range(3)], 1)
+def _in_view(pose: np.ndarray, intrinsics: np.ndarray, size: int,
+             mesh: RoomMesh) -> list[list[int]]:
+    """The spans that may be seen, nearest first (hidden pixels are then never shaded), the shell
+    last."""
+    corners = np.stack([mesh.boxes[:, [0, 1][i], [0, 1, 2][k]] for i in (0, 1) for k in range(3)],
+                       1)
     x, y, z = np.array(np.meshgrid([0, 3], [1, 4], [2, 5])).reshape(3, -1)
-    points = np.stack([corners[:, x], corners[:, y], corners[:, z]], -1) - pose[:3, 3]       # [N,8,3]
+    points = np.stack([corners[:, x], corners[:, y], corners[:, z]], -1) - pose[:3, 3]  # [N,8,3]
     points = points @ pose[:3, :3]
     slope = size / 2 / intrinsics[0, 0]
     reach = points[..., 2] * slope                                                           # [N,8]
-    outside = ((points[..., 0] > reach).all(1) | (points[..., 0] < -reach).all(1) | (points[..., 1] > reach).all(1)
+    outside = ((points[..., 0] > reach).all(1) | (points[..., 0] < -reach).all(1) |
+               (points[..., 1] > reach).all(1)
                | (points[..., 1] < -reach).all(1) | (points[..., 2] < 0).all(1))
     near = points[..., 2].min(1)
     near[mesh.shell] = np.inf

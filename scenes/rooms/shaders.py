@@ -1,4 +1,5 @@
-"""The renderer's programs (GLSL 330): one pass writes colour, depth, instance, normal; a second smooths the colour."""
+"""The renderer's programs (GLSL 330): one pass writes colour, depth, instance, normal; a second
+smooths the colour."""
 
 VERTEX_SHADER = """
 #version 330

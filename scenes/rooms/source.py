@@ -1,6 +1,8 @@
-"""Clips of furnished rooms, rendered when asked for: the same (seed, split, room, clip) is the same clip.
+"""Clips of furnished rooms, rendered when asked for: the same (seed, split, room, clip) is the same
+clip.
 
-Ids are SPLIT/RRRRR_C: room and clip number. `render_clips` spreads rooms over processes and keeps their order.
+Ids are SPLIT/RRRRR_C: room and clip number. `render_clips` spreads rooms over processes and keeps
+their order.
 """
 import json
 import multiprocessing
@@ -35,7 +37,8 @@ _ATTEMPTS = 6
 
 @dataclass
 class RoomSource:
-    """Rooms per split, and how each is filmed. Rooms and furniture models of different splits are disjoint."""
+    """Rooms per split, and how each is filmed. Rooms and furniture models of different splits are
+    disjoint."""
     train: int = 160
     val: int = 20
     test: int = 20
@@ -55,7 +58,8 @@ class RoomSource:
 
     @cached_property
     def key(self) -> str:
-        """Names what the clips hold: equal keys, equal clips under equal ids, however many rooms were asked for."""
+        """Names what the clips hold: equal keys, equal clips under equal ids, however many rooms
+        were asked for."""
         facts = [ROOMS_VERSION, self.seed, self.frames, self.size, self.furniture.digest]
         return "rooms-" + sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
@@ -64,7 +68,8 @@ class RoomSource:
                 for clip in range(self.clips_per_room)]
 
     def clip(self, clip_id: str) -> Clip:
-        """Renders one clip here. Raises ValueError for an id that is not in `ids`, or if there is no EGL."""
+        """Renders one clip here. Raises ValueError for an id that is not in `ids`, or if there is
+        no EGL."""
         split, number, take = self._parse(clip_id)
         room = self.room(split, number)
         rng = np.random.default_rng([self.seed, SPLITS.index(split), number, take, 1])
@@ -82,9 +87,10 @@ class RoomSource:
         return Clip(id=clip_id, **views, intrinsics=track.intrinsics(self.size), poses=track.poses,
                     room_size=room.size, objects=[o for o in room.objects if o.id in seen])
 
-    def _shoot(self, room: Room, poses: np.ndarray, track: Track, exposure: float, noise: float = 0.0, seed: int = 0
-               ) -> Views:
-        return self.renderer.render(room, self.furniture, poses, track.intrinsics(self.size), exposure, noise, seed)
+    def _shoot(self, room: Room, poses: np.ndarray, track: Track, exposure: float,
+               noise: float = 0.0, seed: int = 0) -> Views:
+        return self.renderer.render(room, self.furniture, poses, track.intrinsics(self.size),
+                                    exposure, noise, seed)
 
     def room(self, split: Split, number: int) -> Room:
         """The room with this number; the last one asked for is kept."""
@@ -105,14 +111,17 @@ class RoomSource:
     def _parse(self, clip_id: str) -> tuple[Split, int, int]:
         split, _, rest = clip_id.partition("/")
         number, _, take = rest.partition("_")
-        if (split in SPLITS and number.isdigit() and take.isdigit() and int(number) < getattr(self, split)
-                and int(take) < self.clips_per_room):
+        if (split in SPLITS and number.isdigit() and take.isdigit()
+                and int(number) < getattr(self, split) and int(take) < self.clips_per_room):
             return split, int(number), int(take)
-        raise ValueError(f"rooms: no clip {clip_id!r}; ids are SPLIT/ROOM_CLIP, such as train/00000_0, with "
-                         f"{self.train}/{self.val}/{self.test} rooms of {self.clips_per_room} clips")
+        raise ValueError(
+            f"rooms: no clip {clip_id!r}; ids are SPLIT/ROOM_CLIP, such as train/00000_0, with "
+            f"{self.train}/{self.val}/{self.test} rooms of {self.clips_per_room} clips")
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("furniture", "renderer")} | {"_held": {}}
+        return {k: v
+                for k, v in self.__dict__.items()
+                if k not in ("furniture", "renderer")} | {"_held": {}}
 
 
 def _fault(views: Views) -> bool:
@@ -122,7 +131,8 @@ def _fault(views: Views) -> bool:
 
 
 def _metered(frames: np.ndarray, rng: np.random.Generator) -> float:
-    """The exposure that brings the mean from what it is at exposure 1 to somewhere in the middle, as a phone does."""
+    """The exposure that brings the mean from what it is at exposure 1 to somewhere in the middle,
+    as a phone does."""
     target = rng.uniform(95, 165)
     return float(np.clip((target / max(float(frames.mean()), 1.0)) ** 2.2, 0.25, 4.0))
 
@@ -134,10 +144,12 @@ class Filmed(Protocol):
 
 
 def render_clips(source: Filmed, ids: Sequence[str], workers: int = 0) -> Iterator[Clip]:
-    """The clips in the order of `ids`. Each of `workers` processes takes every n-th room; 0 renders in this process.
+    """The clips in the order of `ids`. Each of `workers` processes takes every n-th room; 0 renders
+    in this process.
 
-    A worker is at most one room ahead of the reader, so memory does not grow with the number of clips. A script that
-    uses workers needs an `if __name__ == "__main__":` (they are spawned, for a GPU context survives no fork).
+    A worker is at most one room ahead of the reader, so memory does not grow with the number of
+    clips. A script that uses workers needs an `if __name__ == "__main__":` (they are spawned, for a
+    GPU context survives no fork).
     """
     if workers <= 0 or len(ids) < 2:
         yield from map(source.clip, ids)
@@ -150,7 +162,8 @@ def render_clips(source: Filmed, ids: Sequence[str], workers: int = 0) -> Iterat
         with _one_thread_each():
             for w in range(workers):
                 receive, send = spawn.Pipe(duplex=False)
-                process = spawn.Process(target=_work, args=(source, rooms[w::workers], send), daemon=True)
+                process = spawn.Process(target=_work, args=(source, rooms[w::workers], send),
+                                        daemon=True)
                 process.start()
                 send.close()
                 crew.append((process, receive))
@@ -166,7 +179,8 @@ def render_clips(source: Filmed, ids: Sequence[str], workers: int = 0) -> Iterat
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Processes started here keep to one thread: Mesa's renderer and BLAS would start one a core in each of them."""
+    """Processes started here keep to one thread: Mesa's renderer and BLAS would start one a core in
+    each of them."""
     one = dict.fromkeys(("LP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
     before = {name: os.environ.get(name) for name in one}
     os.environ.update(one)
@@ -184,7 +198,8 @@ def _receive(pipe: Connection, clip_id: str) -> Clip:
     try:
         message = pipe.recv()
     except EOFError as error:
-        raise RuntimeError(f"rooms: the process rendering {clip_id} died; if memory ran out, use fewer") from error
+        raise RuntimeError(
+            f"rooms: the process rendering {clip_id} died; if memory ran out, use fewer") from error
     if isinstance(message, ValueError):
         raise message
     if not isinstance(message, Clip):

@@ -1,16 +1,20 @@
-"""Walls, floors, rugs and pictures: small tiling textures made from random numbers. All are [128,128,3] uint8 sRGB."""
+"""Walls, floors, rugs and pictures: small tiling textures made from random numbers. All are
+[128,128,3] uint8 sRGB."""
 import numpy as np
 
 from scenes.furniture.pack import TEXTURE_PX as PX
 
 WALL_KINDS = ("plaster", "wallpaper", "stripes", "bricks")
 FLOOR_KINDS = ("planks", "parquet", "tiles", "carpet")
-METRES = {"plaster": 1.5, "wallpaper": 1.2, "stripes": 0.8, "bricks": 1.0, "planks": 1.2, "parquet": 1.0, "tiles": 1.2,
-          "carpet": 1.0, "wood": 0.8, "wall_tiles": 0.6}  # what one repeat of the texture measures
+METRES = {
+    "plaster": 1.5, "wallpaper": 1.2, "stripes": 0.8, "bricks": 1.0, "planks": 1.2, "parquet": 1.0,
+    "tiles": 1.2, "carpet": 1.0, "wood": 0.8, "wall_tiles": 0.6
+}  # what one repeat of the texture measures
 
 
 def surface(kind: str, rng: np.random.Generator) -> np.ndarray:
-    """One texture of a kind in METRES, or "rug", "picture", "view"; the generator picks its colours and pattern."""
+    """One texture of a kind in METRES, or "rug", "picture", "view"; the generator picks its colours
+    and pattern."""
     image = _KINDS[kind](rng)
     return (np.clip(image, 0, 1) * 255).astype(np.uint8)
 
@@ -23,7 +27,8 @@ def smooth_noise(rng: np.random.Generator, cells_y: int, cells_x: int) -> np.nda
         low = at.astype(int)
         t = (1 - np.cos(np.pi * (at - low))) / 2
         t = t[:, None] if axis == 0 else t[None, :]
-        grid = np.take(grid, low % cells, axis) * (1 - t) + np.take(grid, (low + 1) % cells, axis) * t
+        grid = np.take(grid, low % cells, axis) * (1 - t) + np.take(grid,
+                                                                    (low + 1) % cells, axis) * t
     return grid
 
 
@@ -47,7 +52,9 @@ def _wallpaper(rng: np.random.Generator) -> np.ndarray:
     n = int(rng.choice([4, 6, 8]))
     y, x = np.mgrid[:PX, :PX] * (2 * np.pi * n / PX)
     shift = np.pi * (np.floor(y / (2 * np.pi)) % 2)
-    pattern = np.cos(x + shift) * np.cos(y) if rng.random() < 0.5 else np.cos(x + rng.uniform(0.5, 2) * np.sin(y))
+    pattern = np.cos(x + shift) * np.cos(y) if rng.random() < 0.5 else np.cos(x +
+                                                                              rng.uniform(0.5, 2) *
+                                                                              np.sin(y))
     mask = np.clip((pattern - rng.uniform(0.2, 0.6)) * 6, 0, 1)[..., None]
     return ground + (ink - ground) * mask * rng.uniform(0.3, 0.8)
 
@@ -59,8 +66,8 @@ def _stripes(rng: np.random.Generator) -> np.ndarray:
     return np.broadcast_to(ground + (ink - ground) * 0.6 * mask[:, None], (PX, PX, 3))
 
 
-def _blocks(rng: np.random.Generator, rows: int, columns: int, offset: float, gap: int, tint: np.ndarray,
-            joint: np.ndarray, spread: float) -> np.ndarray:
+def _blocks(rng: np.random.Generator, rows: int, columns: int, offset: float, gap: int,
+            tint: np.ndarray, joint: np.ndarray, spread: float) -> np.ndarray:
     """Rectangles of slightly different brightness with joints `gap` px wide."""
     y, x = np.mgrid[:PX, :PX]
     row = y * rows // PX
@@ -85,7 +92,8 @@ def _tiles(rng: np.random.Generator) -> np.ndarray:
 def _wall_tiles(rng: np.random.Generator) -> np.ndarray:
     rows = int(rng.choice([4, 8]))
     tint = _tint(rng, 0.6, 0.95, 0.15)
-    return _blocks(rng, rows, 4, float(rng.choice([0, 0.5])), 1, tint, tint * rng.uniform(0.7, 0.9), 0.04)
+    return _blocks(rng, rows, 4, float(rng.choice([0, 0.5])), 1, tint, tint * rng.uniform(0.7, 0.9),
+                   0.04)
 
 
 def _grain(rng: np.random.Generator) -> np.ndarray:
@@ -94,7 +102,8 @@ def _grain(rng: np.random.Generator) -> np.ndarray:
 
 def _planks(rng: np.random.Generator) -> np.ndarray:
     tint = _wood_tint(rng)
-    image = _blocks(rng, int(rng.choice([8, 16])), 2, 0.5 * rng.random(), 1, tint, tint * 0.55, 0.15)
+    image = _blocks(rng, int(rng.choice([8, 16])), 2, 0.5 * rng.random(), 1, tint, tint * 0.55,
+                    0.15)
     return image * (1 + 0.1 * _grain(rng)[..., None])
 
 
@@ -117,7 +126,8 @@ def _wood(rng: np.random.Generator) -> np.ndarray:
 def _rug(rng: np.random.Generator) -> np.ndarray:
     y, x = np.mgrid[:PX, :PX] / PX - 0.5
     edge = np.maximum(np.abs(x), np.abs(y)) * 2
-    rings = np.floor((edge if rng.random() < 0.5 else np.abs(x) + np.abs(y)) * rng.integers(3, 9)).astype(int)
+    rings = np.floor(
+        (edge if rng.random() < 0.5 else np.abs(x) + np.abs(y)) * rng.integers(3, 9)).astype(int)
     colours = np.stack([_tint(rng, 0.2, 0.8, 0.5) for _ in range(4)])
     image = colours[(rings + (edge > 0.88)) % 4]
     return image * (1 + 0.12 * rng.uniform(-1, 1, (PX, PX, 1)))
@@ -131,7 +141,8 @@ def _picture(rng: np.random.Generator) -> np.ndarray:
     for _ in range(int(rng.integers(1, 7))):
         cx, cy, r = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9), rng.uniform(0.04, 0.25)
         round_one = rng.random() < 0.5
-        inside = np.hypot(x - cx, y - cy) < r if round_one else (np.abs(x - cx) < r) & (np.abs(y - cy) < r / 2)
+        inside = np.hypot(x - cx, y -
+                          cy) < r if round_one else (np.abs(x - cx) < r) & (np.abs(y - cy) < r / 2)
         image = np.where(inside[..., None], _tint(rng, 0.15, 0.9, 0.6), image)
     border = np.maximum(np.abs(x - 0.5), np.abs(y - 0.5)) > 0.43
     brush = 1 + 0.08 * smooth_noise(rng, 32, 32)[..., None]
@@ -147,10 +158,12 @@ def _view(rng: np.random.Generator) -> np.ndarray:
     image = image + (1 - image) * clouds * 0.7
     ground = _tint(rng, 0.25, 0.6, 0.1) * (np.array([0.8, 1.1, 0.6]) if rng.random() < 0.7 else 1)
     line = rng.uniform(0.45, 0.8) + 0.12 * smooth_noise(rng, 2, 8) + 0.03 * smooth_noise(rng, 2, 32)
-    return np.where((y > line)[..., None], ground * (1 + 0.25 * smooth_noise(rng, 32, 32)[..., None]), image)
+    return np.where((y > line)[..., None],
+                    ground * (1 + 0.25 * smooth_noise(rng, 32, 32)[..., None]), image)
 
 
-_KINDS = {"plaster": _plaster, "wallpaper": _wallpaper, "stripes": _stripes, "bricks": _bricks, "tiles": _tiles,
-          "wall_tiles": _wall_tiles, "planks": _planks, "parquet": _parquet, "carpet": _carpet, "wood": _wood,
-          "rug": _rug, "picture": _picture,
-          "view": _view}
+_KINDS = {
+    "plaster": _plaster, "wallpaper": _wallpaper, "stripes": _stripes, "bricks": _bricks,
+    "tiles": _tiles, "wall_tiles": _wall_tiles, "planks": _planks, "parquet": _parquet,
+    "carpet": _carpet, "wood": _wood, "rug": _rug, "picture": _picture, "view": _view
+}

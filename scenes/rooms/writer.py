@@ -1,4 +1,5 @@
-"""Rendering clips into a folder: scenes.json, and SPLIT/ID.safetensors, written by the process that rendered it."""
+"""Rendering clips into a folder: scenes.json, and SPLIT/ID.safetensors, written by the process that
+rendered it."""
 import json
 import os
 import shutil
@@ -18,18 +19,22 @@ _SPARE_BYTES = 200_000_000     # left free on the disk
 
 
 def render_folder(source: RoomSource, ids: Sequence[str], folder: Path, workers: int) -> int:
-    """Renders what `folder` lacks of `ids`, with a progress bar, and returns how many clips that was.
+    """Renders what `folder` lacks of `ids`, with a progress bar, and returns how many clips that
+    was.
 
-    Clips that are whole on disk are kept, so the same call resumes. Raises ValueError before any work if the disk
-    cannot hold the rest, or if the folder holds clips that were rendered otherwise.
+    Clips that are whole on disk are kept, so the same call resumes. Raises ValueError before any
+    work if the disk cannot hold the rest, or if the folder holds clips that were rendered
+    otherwise.
     """
     _write_card(source, folder)
     missing = [i for i in ids if not _is_whole(folder / f"{i}.safetensors", i)]
     need = len(missing) * source.frames * source.size**2 * BYTES_A_PIXEL
     free = shutil.disk_usage(folder).free
     if need > free - _SPARE_BYTES:
-        raise ValueError(f"{folder}: {len(missing)} clips need {need / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB "
-                         "free; render fewer, smaller or shorter clips, or use another folder")
+        raise ValueError(
+            f"{folder}: {len(missing)} clips need {need / 1e9:.1f} GB, the disk has "
+            f"{free / 1e9:.1f} GB free; render fewer, smaller or shorter clips, or use another "
+            "folder")
     if missing:
         print(f"{folder}: rendering {len(missing)} of {len(ids)} clips, {need / 1e6:.0f} MB")
         _render(source, missing, folder, workers)
@@ -38,7 +43,8 @@ def render_folder(source: RoomSource, ids: Sequence[str], folder: Path, workers:
 
 def _render(source: RoomSource, ids: Sequence[str], folder: Path, workers: int) -> None:
     columns = (TextColumn("rendering"), BarColumn(), MofNCompleteColumn(), TextColumn("clips,"),
-               TextColumn("{task.fields[rate]:.0f} frames/s,"), TimeRemainingColumn(), TextColumn("left"))
+               TextColumn("{task.fields[rate]:.0f} frames/s,"), TimeRemainingColumn(),
+               TextColumn("left"))
     with Progress(*columns) as progress:
         task = progress.add_task("rendering", total=len(ids), rate=0.0)
         begin = time.monotonic()
@@ -47,7 +53,8 @@ def _render(source: RoomSource, ids: Sequence[str], folder: Path, workers: int) 
 
 
 class _Saving:
-    """A source that writes each clip where it is rendered and passes on a stub: no frames travel between processes."""
+    """A source that writes each clip where it is rendered and passes on a stub: no frames travel
+    between processes."""
 
     def __init__(self, source: RoomSource, folder: Path):
         self.source, self.folder = source, folder
@@ -66,26 +73,36 @@ def _is_whole(path: Path, clip_id: str) -> bool:
 
 
 def _write_card(source: RoomSource, folder: Path) -> None:
-    """scenes.json: what makes these clips what they are. Raises ValueError if another one is there."""
+    """scenes.json: what makes these clips what they are. Raises ValueError if another one is
+    there."""
     path = folder / "scenes.json"
-    card = {"schema": 1, "key": source.key, "rooms": ROOMS_VERSION, "seed": source.seed, "frames": source.frames,
-            "size": source.size, "furniture": source.furniture.digest, "source": source.furniture.manifest["source"],
-            "versions": {name: version(name) for name in ("vega3d-edge", "moderngl", "numpy")}}
+    card = {
+        "schema": 1, "key": source.key, "rooms": ROOMS_VERSION, "seed": source.seed,
+        "frames": source.frames, "size": source.size, "furniture": source.furniture.digest,
+        "source": source.furniture.manifest["source"],
+        "versions": {name: version(name)
+                     for name in ("vega3d-edge", "moderngl", "numpy")}
+    }
     try:
         there = json.loads(path.read_text()) if path.is_file() else card
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}); remove the folder or use another one") from error
+        raise ValueError(
+            f"{path}: not JSON ({error}); remove the folder or use another one") from error
     if there.get("key") != source.key:
-        was, now = ([c.get(k) for k in ("seed", "frames", "size", "furniture")] for c in (there, card))
-        raise ValueError(f"{folder}: holds clips with [seed, frames, size, furniture] {was}, expected {now}; "
-                         "use another folder")
+        was, now = ([c.get(k) for k in ("seed", "frames", "size", "furniture")]
+                    for c in (there, card))
+        raise ValueError(
+            f"{folder}: holds clips with [seed, frames, size, furniture] {was}, expected {now}; "
+            "use another folder")
     write_json(card, path)
 
 
 def default_workers() -> int:
-    """One process less than there are cores, at most 15, as more only wait for the GPU; on two cores this process.
+    """One process less than there are cores, at most 15, as more only wait for the GPU; on two
+    cores this process.
 
-    Measured on 2 cores with Mesa: one process with two rendering threads 29 to 36 frames/s, two processes 22 to 27.
+    Measured on 2 cores with Mesa: one process with two rendering threads 29 to 36 frames/s, two
+    processes 22 to 27.
     """
     cores = len(os.sched_getaffinity(0))
     return 0 if cores <= 2 else min(cores - 1, 15)

@@ -1,4 +1,5 @@
-"""Clips that look about more: every n-th frame of longer ones, so that nine frames see as much as a tour."""
+"""Clips that look about more: every n-th frame of longer ones, so that nine frames see as much as a
+tour."""
 from dataclasses import dataclass, fields, replace
 
 from scenes.clip import Clip, Source, Split

@@ -1,6 +1,8 @@
-"""The same five benchmarks from Video-3D LLM's files, DATASET_SPLIT_llava_style.json of zd11024/Video-3D-LLM_data.
+"""The same five benchmarks from Video-3D LLM's files, DATASET_SPLIT_llava_style.json of
+zd11024/Video-3D-LLM_data.
 
-VEGA-3D trains and tests on these; each entry has its prompt, answer and boxes in it, so only frames are needed beside.
+VEGA-3D trains and tests on these; each entry has its prompt, answer and boxes in it, so only frames
+are needed beside.
 """
 import json
 from collections.abc import Mapping
@@ -13,17 +15,21 @@ from scenes.clip import Split
 from scenes.questions.question import PROMPTS, Question
 from scenes.sources.scannet_annotations import read_proposals
 
-_TASKS = {"scanrefer": "ground", "multi3drefer": "multi_ground", "scan2cap": "caption", "scanqa": "qa",
-          "sqa3d": "situated"}
+_TASKS = {
+    "scanrefer": "ground", "multi3drefer": "multi_ground", "scan2cap": "caption", "scanqa": "qa",
+    "sqa3d": "situated"
+}
 _NONE = np.zeros((0, 6), np.float32)
 
 
-def processed(path: Path | str, split: Split, proposals: Path | str | None = None) -> list[Question]:
+def processed(path: Path | str, split: Split,
+              proposals: Path | str | None = None) -> list[Question]:
     """The questions of one file, about clips SPLIT/SCENE.
 
-    proposals: a JSON of boxes that may be chosen, "scannet/SCENE" -> list of six numbers (scannet_train_gt_box.json,
-    scannet_val_pred_box.json). Without it only the boxes that are meant are known. An entry whose box has no volume
-    stays, and scores 0. Raises ValueError for a file or entry that is laid out otherwise, or a scene without proposals.
+    proposals: a JSON of boxes that may be chosen, "scannet/SCENE" -> list of six numbers
+    (scannet_train_gt_box.json, scannet_val_pred_box.json). Without it only the boxes that are meant
+    are known. An entry whose box has no volume stays, and scores 0. Raises ValueError for a file or
+    entry that is laid out otherwise, or a scene without proposals.
     """
     path = Path(path)
     items, proposed = _list(path), read_proposals(Path(proposals)) if proposals else None
@@ -32,12 +38,14 @@ def processed(path: Path | str, split: Split, proposals: Path | str | None = Non
         try:
             out.append(_question(item, split, proposed))
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise ValueError(f"{path}: entry {number} cannot be read ({type(error).__name__}: {error}); expected the "
-                             "layout of Video-3D LLM's processed files") from error
+            raise ValueError(
+                f"{path}: entry {number} cannot be read ({type(error).__name__}: {error}); "
+                "expected the layout of Video-3D LLM's processed files") from error
     return out
 
 
-def _question(item: Mapping[str, Any], split: Split, proposed: Mapping[str, Any] | None) -> Question:
+def _question(item: Mapping[str, Any], split: Split,
+              proposed: Mapping[str, Any] | None) -> Question:
     about = item["metadata"]
     task, answer = _TASKS[str(about["dataset"]).lower()], str(item["conversations"][1]["value"])
     text = _bare(str(item["conversations"][0]["value"]), task)
@@ -47,13 +55,17 @@ def _question(item: Mapping[str, Any], split: Split, proposed: Mapping[str, Any]
         offered = _NONE if proposed is None else _boxes(proposed[item["video"]])
     elif task == "caption":
         meant = _boxes(item["gt_box"])
-        offered = meant if item["box_input"] is None and split == "train" else _boxes(item["box_input"] or [])
+        offered = meant if item["box_input"] is None and split == "train" else _boxes(
+            item["box_input"] or [])
     answers = about.get("answers") or item.get("annotations") or [answer]
     words = () if task in ("ground", "multi_ground") else tuple(str(a) for a in answers)
     known = proposed is not None or task == "caption"
-    return Question(f"{split}/{item['video'].rpartition('/')[2]}", task, text, words[0] if words else None, None, (),
-                    np.concatenate([offered, meant]), tuple(range(len(offered), len(offered) + len(meant))),
-                    str(about.get("question_type", "")), words, len(offered) if known else None)
+    return Question(f"{split}/{item['video'].rpartition('/')[2]}", task, text,
+                    words[0] if words else None, None, (), np.concatenate([offered, meant]),
+                    tuple(range(len(offered),
+                                len(offered) + len(meant))), str(about.get("question_type",
+                                                                           "")), words,
+                    len(offered) if known else None)
 
 
 def _bare(prompt: str, task: str) -> str:

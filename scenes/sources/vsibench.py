@@ -1,7 +1,8 @@
-"""VSI-Bench (arXiv 2412.14171) as published on the Hugging Face hub, nyu-visionx/VSI-Bench, unpacked into one folder.
+"""VSI-Bench (arXiv 2412.14171) as published on the Hugging Face hub, nyu-visionx/VSI-Bench,
+unpacked into one folder.
 
-ROOT/test.jsonl                    a question a line: id, dataset, scene_name, question_type, question, options,
-                                   ground_truth
+ROOT/test.jsonl                    a question a line: id, dataset, scene_name, question_type,
+                                   question, options, ground_truth
 ROOT/DATASET/SCENE.mp4             from scannet.zip, scannetpp.zip and arkitscenes.zip
 """
 import json
@@ -19,16 +20,18 @@ _FIELDS = ("id", "dataset", "scene_name", "question_type", "question", "ground_t
 
 
 class VSIBench:
-    """Its videos as clips of `frames` frames spread evenly from first to last, `size` px square (squashed).
+    """Its videos as clips of `frames` frames spread evenly from first to last, `size` px square
+    (squashed).
 
-    Everything is in the test split. Ids are test/DATASET-SCENE. Raises ValueError naming what is missing or laid out
-    otherwise, with its line.
+    Everything is in the test split. Ids are test/DATASET-SCENE. Raises ValueError naming what is
+    missing or laid out otherwise, with its line.
     """
 
     def __init__(self, root: Path | str, frames: int = 32, size: int = 384):
         self.root, self.frames, self.size = Path(root), frames, size
         if frames < 1 or size < 1:
-            raise ValueError(f"vsibench: got frames={frames}, size={size}, expected both at least 1")
+            raise ValueError(
+                f"vsibench: got frames={frames}, size={size}, expected both at least 1")
         self.rows = _rows(self.root / "test.jsonl")
 
     def ids(self, split: Split) -> list[str]:
@@ -39,16 +42,19 @@ class VSIBench:
         dataset, _, scene = clip_id.removeprefix("test/").partition("-")
         path = self.root / dataset / f"{scene}.mp4"
         if not path.is_file():
-            raise ValueError(f"vsibench: no video {path}; unpack {dataset}.zip of nyu-visionx/VSI-Bench there")
+            raise ValueError(
+                f"vsibench: no video {path}; unpack {dataset}.zip of nyu-visionx/VSI-Bench there")
         return Clip(id=clip_id, frames=_evenly(path, self.frames, self.size))
 
     def questions(self, only_present: bool = False) -> list[Question]:
-        """Every question; with only_present those whose video is here. Raises ValueError if a video is missing."""
+        """Every question; with only_present those whose video is here. Raises ValueError if a video
+        is missing."""
         if not only_present:
             lost = sorted({row["dataset"] for row in self.rows if not self._here(row)})
             if lost:
-                raise ValueError(f"vsibench: {self.root} lacks videos of {', '.join(lost)}; unpack their zip files "
-                                 "there, or ask only_present")
+                raise ValueError(
+                    f"vsibench: {self.root} lacks videos of {', '.join(lost)}; unpack their zip "
+                    "files there, or ask only_present")
         return [_question(row) for row in self.rows if self._here(row)]
 
     def _here(self, row: dict[str, Any]) -> bool:
@@ -57,17 +63,20 @@ class VSIBench:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
-        raise ValueError(f"{path}: missing; download it from nyu-visionx/VSI-Bench (of its formats, the .jsonl)")
+        raise ValueError(
+            f"{path}: missing; download it from nyu-visionx/VSI-Bench (of its formats, the .jsonl)")
     rows = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
             row = json.loads(line)
             lacking = [name for name in _FIELDS if name not in row]
         except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: not a JSON object ({error}); download the file again") from error
+            raise ValueError(
+                f"{path}:{number}: not a JSON object ({error}); download the file again") from error
         if lacking or row["question_type"] not in VSI_TYPES:
             wrong = f"lacks {', '.join(lacking)}" if lacking else f"has question_type {row['question_type']!r}"
-            raise ValueError(f"{path}:{number}: {wrong}; expected the published VSI-Bench test.jsonl")
+            raise ValueError(
+                f"{path}:{number}: {wrong}; expected the published VSI-Bench test.jsonl")
         rows.append(row)
     if not rows:
         raise ValueError(f"{path}: holds no question; download it again")
@@ -78,10 +87,13 @@ def _question(row: dict[str, Any]) -> Question:
     task, answer = f"vsi:{row['question_type']}", str(row["ground_truth"])
     number = number_in(answer) if task in NUMERIC else None
     options = tuple(str(o) for o in row.get("options") or ())
-    if (task in NUMERIC) != (number is not None and number > 0) or bool(options) == (task in NUMERIC):
-        raise ValueError(f"vsibench: question {row['id']} of {row['question_type']} has the answer {answer!r} and "
-                         f"{len(options)} options; expected a number above 0, or a letter and options")
-    return Question(_clip_id(row), task, str(row["question"]), answer, number, options, NO_BOXES, ())
+    if (task in NUMERIC) != (number is not None and number > 0) or bool(options) == (task
+                                                                                     in NUMERIC):
+        raise ValueError(
+            f"vsibench: question {row['id']} of {row['question_type']} has the answer {answer!r} "
+            f"and {len(options)} options; expected a number above 0, or a letter and options")
+    return Question(_clip_id(row), task, str(row["question"]), answer, number, options, NO_BOXES,
+                    ())
 
 
 def _clip_id(row: dict[str, Any]) -> str:
@@ -89,10 +101,12 @@ def _clip_id(row: dict[str, Any]) -> str:
 
 
 def _evenly(path: Path, frames: int, size: int) -> np.ndarray:
-    """[T,3,size,size] uint8: frames 0 to the last one, evenly; a video with fewer gives what it has, some twice."""
-    reader = imageio_ffmpeg.read_frames(str(path), output_params=["-vf", f"scale={size}:{size},setsar=1"])
+    """[T,3,size,size] uint8: frames 0 to the last one, evenly; a video with fewer gives what it
+    has, some twice."""
+    reader = imageio_ffmpeg.read_frames(str(path),
+                                        output_params=["-vf", f"scale={size}:{size},setsar=1"])
     try:
-        next(reader)                                                                         # the facts about the video
+        next(reader)  # the facts about the video
         count, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
         wanted = np.linspace(0, max(count - 1, 0), frames).astype(int)
         needed, kept = set(wanted.tolist()), {}
@@ -101,6 +115,8 @@ def _evenly(path: Path, frames: int, size: int) -> np.ndarray:
                 kept[i] = np.frombuffer(frame, np.uint8).reshape(size, size, 3)
         return np.stack([kept[int(i)] for i in wanted]).transpose(0, 3, 1, 2).copy()
     except (OSError, RuntimeError, StopIteration, KeyError) as error:
-        raise ValueError(f"{path}: not a readable video (damaged or cut short); unpack or download it again") from error
+        raise ValueError(
+            f"{path}: not a readable video (damaged or cut short); unpack or download it again"
+        ) from error
     finally:
         reader.close()

@@ -1,6 +1,8 @@
-"""Training examples: a clip's frames, features and targets, drawn frame by frame in an order set by (seed, epoch).
+"""Training examples: a clip's frames, features and targets, drawn frame by frame in an order set by
+(seed, epoch).
 
-Small sets stay in memory (on the GPU where there is one); larger ones stream clip by clip, so memory stays flat.
+Small sets stay in memory (on the GPU where there is one); larger ones stream clip by clip, so
+memory stays flat.
 """
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +19,15 @@ CPU_BUDGET = 2 * 2**30       # bytes held in memory without a GPU
 
 
 class Examples:
-    """Fields of each frame: frames uint8 [3,H,W]; one per store, float16 [D,14,14]; and where the clips are labelled
-    depth [56,56] m, normals int8 [3,56,56], classes uint8 [56,56], patch_depth [14,14] m."""
+    """Fields of each frame: frames uint8 [3,H,W]; one per store, float16 [D,14,14]; and where the
+    clips are labelled depth [56,56] m, normals int8 [3,56,56], classes uint8 [56,56], patch_depth
+    [14,14] m."""
 
-    def __init__(self, source: Source, ids: Sequence[str], stores: dict[str, FeatureStore], device: torch.device):
+    def __init__(self, source: Source, ids: Sequence[str], stores: dict[str, FeatureStore],
+                 device: torch.device):
         if not ids:
-            raise ValueError("examples: no clips in this split; ask for more rooms or a longer video")
+            raise ValueError(
+                "examples: no clips in this split; ask for more rooms or a longer video")
         self.source, self.ids, self.stores, self.device = source, list(ids), stores, device
         first = self.load(self.ids[0])
         self.frames_per_clip = len(first["frames"])
@@ -41,14 +46,18 @@ class Examples:
             example[name] = store.get(clip_id)
         if clip.depth is not None and clip.normals is not None and clip.instances is not None:
             targets = dense_targets(clip)
-            example |= {"depth": torch.from_numpy(targets.depth), "normals": torch.from_numpy(targets.normals),
-                        "classes": torch.from_numpy(targets.classes)}
+            example |= {
+                "depth": torch.from_numpy(targets.depth),
+                "normals": torch.from_numpy(targets.normals),
+                "classes": torch.from_numpy(targets.classes)
+            }
         if clip.depth is not None:
             example["patch_depth"] = torch.from_numpy(patch_depth(clip))
         return example
 
     def batches(self, batch: int, seed: int, epoch: int, skip: int = 0) -> Iterator[Example]:
-        """One epoch of shuffled batches on the device, the last short one dropped; `skip` batches are passed over."""
+        """One epoch of shuffled batches on the device, the last short one dropped; `skip` batches
+        are passed over."""
         draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         if self._all is not None:
             order = torch.randperm(len(self), generator=draw)
@@ -58,7 +67,10 @@ class Examples:
             return
         per_step = max(1, batch // self.frames_per_clip)
         order = torch.randperm(len(self.ids), generator=draw)
-        groups = [order[i:i + per_step].tolist() for i in range(0, len(order) - per_step + 1, per_step)][skip:]
+        groups = [
+            order[i:i + per_step].tolist() for i in range(0,
+                                                          len(order) - per_step + 1, per_step)
+        ][skip:]
         for example in _ahead(lambda group: _join([self.load(self.ids[i]) for i in group]), groups):
             yield {k: v.to(self.device, non_blocking=True) for k, v in example.items()}
 
@@ -67,7 +79,10 @@ class Examples:
         per_step = max(1, batch // self.frames_per_clip)
         count = len(self) // batch if self._all is not None else len(self.ids) // per_step
         if not count:
-            raise ValueError(f"examples: {len(self)} frames are fewer than one batch of {batch}; lower the batch size")
+            raise ValueError(
+                f"examples: {len(self)} frames are fewer than one batch of {batch}; lower the "
+                "batch size"
+            )
         return count
 
     def in_order(self) -> Iterator[tuple[str, Example]]:
@@ -96,7 +111,8 @@ class Examples:
 
 @torch.inference_mode()
 def moments(examples: Examples, stream: Callable[[Example], Tensor]) -> tuple[Tensor, Tensor]:
-    """Per-channel mean and standard deviation (floor 1e-4) of a stream's tokens [B,D,14,14] -> ([D], [D]) float32."""
+    """Per-channel mean and standard deviation (floor 1e-4) of a stream's tokens [B,D,14,14] ->
+    ([D], [D]) float32."""
     count, sums = 0, torch.zeros((), device=examples.device)
     for _, example in examples.in_order():
         x = stream(example).double().transpose(0, 1).flatten(1)        # [D,B*196]

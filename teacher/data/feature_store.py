@@ -1,7 +1,9 @@
-"""The feature store: what a frozen tower says of each clip, on disk once, and never for another configuration.
+"""The feature store: what a frozen tower says of each clip, on disk once, and never for another
+configuration.
 
-One safetensors file a clip, float16 [T,D,14,14], in a folder named by the digest of the tower's spec (checkpoint,
-tap, noise seeds, preprocessing, grid). Files are written beside and renamed; each has its SHA-256 in files.jsonl.
+One safetensors file a clip, float16 [T,D,14,14], in a folder named by the digest of the tower's
+spec (checkpoint, tap, noise seeds, preprocessing, grid). Files are written beside and renamed; each
+has its SHA-256 in files.jsonl.
 """
 import hashlib
 import json
@@ -26,10 +28,13 @@ GROUP_BYTES = 2**28  # uint8 frames that go to the GPU at once; there they are f
 
 
 class FeatureStore:
-    """Features by clip id. Open it with the tower's spec: another spec is another folder, so no hit can be stale."""
+    """Features by clip id. Open it with the tower's spec: another spec is another folder, so no hit
+    can be stale."""
 
     def __init__(self, root: Path, spec: dict, source_key: str):
-        self.spec = {"format": FORMAT, "grid": GRID, "dtype": "float16", "source": source_key, **spec}
+        self.spec = {
+            "format": FORMAT, "grid": GRID, "dtype": "float16", "source": source_key, **spec
+        }
         self.key = spec_digest(self.spec)
         self.folder = root / f"{spec['tower']}-{self.key}"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -37,8 +42,11 @@ class FeatureStore:
         if manifest.is_file():
             found = _read_manifest(manifest)
             if found != json.loads(json.dumps(self.spec)):
-                raise ValueError(f"{manifest}: belongs to another configuration "
-                                 f"({_difference(found, self.spec)}); delete the folder or use another --features")
+                raise ValueError(
+                    f"{manifest}: belongs to another configuration "
+                    f"({_difference(found, self.spec)}); delete the folder or use another "
+                    "--features"
+                )
         else:
             _write(manifest, json.dumps(self.spec, indent=2).encode())
         self._files = self._read_files()
@@ -48,7 +56,8 @@ class FeatureStore:
         return clip_id in self._files and self._path(clip_id).is_file()
 
     def put(self, clip_id: str, features: Tensor) -> None:
-        """features [T,D,14,14], any float type; kept as float16. Raises ValueError if they are not finite."""
+        """features [T,D,14,14], any float type; kept as float16. Raises ValueError if they are not
+        finite."""
         half = features.detach().to("cpu", torch.float16).contiguous()
         if not torch.isfinite(half).all():
             raise ValueError(f"features of {clip_id}: not finite in float16 (largest magnitude "
@@ -62,13 +71,16 @@ class FeatureStore:
         self._files[clip_id] = row
 
     def get(self, clip_id: str) -> Tensor:
-        """[T,D,14,14] float16. The first read of each file checks its digest; ValueError if it is damaged."""
+        """[T,D,14,14] float16. The first read of each file checks its digest; ValueError if it is
+        damaged."""
         if clip_id not in self._files:
-            raise ValueError(f"{self.folder}: has no features of clip {clip_id}; fill the store first")
+            raise ValueError(
+                f"{self.folder}: has no features of clip {clip_id}; fill the store first")
         data = self._path(clip_id).read_bytes()
         if clip_id not in self._verified:
             if hashlib.sha256(data).hexdigest() != self._files[clip_id]["sha256"]:
-                raise ValueError(f"{self._path(clip_id)}: damaged (SHA-256 differs); delete it and run again")
+                raise ValueError(
+                    f"{self._path(clip_id)}: damaged (SHA-256 differs); delete it and run again")
             self._verified.add(clip_id)
         return load(data)["features"]
 
@@ -87,8 +99,10 @@ class FeatureStore:
         return rows
 
 
-def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str], device: torch.device) -> None:
-    """Extracts what is missing; prints its size first. Raises ValueError if the disk cannot hold it."""
+def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str],
+         device: torch.device) -> None:
+    """Extracts what is missing; prints its size first. Raises ValueError if the disk cannot hold
+    it."""
     missing = [i for i in ids if i not in store]
     if not missing:
         return
@@ -98,17 +112,23 @@ def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str], 
     size = len(missing) * t * tower.dim * GRID * GRID * 2
     free = shutil.disk_usage(store.folder).free
     if size > free:
-        raise ValueError(f"{store.folder}: features need {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
-                         "use fewer clips or another folder")
-    console.print(f"{store.spec['tower']}: {len(missing)} clips x {t} frames, {size / 1e6:.0f} MB -> {store.folder}")
+        raise ValueError(
+            f"{store.folder}: features need {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB "
+            "free; use fewer clips or another folder")
+    console.print(
+        f"{store.spec['tower']}: {len(missing)} clips x {t} frames, {size / 1e6:.0f} MB -> "
+        f"{store.folder}"
+    )
     group = max(1, min(16, GROUP_BYTES // first.nbytes)) if device.type == "cuda" else 1
     groups = [missing[i:i + group] for i in range(0, len(missing), group)]
-    # three things at once: the next group is read, this one is in the tower, the last one is hashed and written
-    with (Progress(console=console) as progress, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer):
+    # three things at once: the next group is read, this one is in the tower, the last one is hashed
+    # and written
+    with (Progress(console=console) as progress, ThreadPoolExecutor(1) as
+          reader, ThreadPoolExecutor(1) as writer):
         read = reader.submit(_read_frames, source, groups[0], device)
         written: Future[None] | None = None
         for i in progress.track(range(len(groups)), description=f"{store.spec['tower']} features"):
-            frames = read.result().to(device, non_blocking=True)                        # [B,T,3,H,W] uint8
+            frames = read.result().to(device, non_blocking=True)  # [B,T,3,H,W] uint8
             if i + 1 < len(groups):
                 read = reader.submit(_read_frames, source, groups[i + 1], device)
             features = tower.features(frames.float() / 255)
@@ -125,7 +145,8 @@ def _read_frames(source: Source, ids: Sequence[str], device: torch.device) -> Te
 
 
 def _to_host(features: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Float16 on the CPU once the event has passed: nobody waits for the GPU here. Too large values become infinite."""
+    """Float16 on the CPU once the event has passed: nobody waits for the GPU here. Too large values
+    become infinite."""
     half = features.detach().half()
     if not features.is_cuda:
         return half, None
@@ -136,7 +157,8 @@ def _to_host(features: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     return there, copied
 
 
-def _put_all(store: FeatureStore, ids: Sequence[str], sent: tuple[Tensor, torch.cuda.Event | None]) -> None:
+def _put_all(store: FeatureStore, ids: Sequence[str], sent: tuple[Tensor,
+                                                                  torch.cuda.Event | None]) -> None:
     features, copied = sent
     if copied is not None:
         copied.synchronize()

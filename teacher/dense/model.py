@@ -32,8 +32,8 @@ class DenseOutput:
 
 
 class DenseTeacher(nn.Module):
-    """semantic [B,Ds,14,14], generative [B,Dg,14,14] or None -> DenseOutput. Both inputs are raw: the statistics of
-    the training set, kept here as buffers, standardise them."""
+    """semantic [B,Ds,14,14], generative [B,Dg,14,14] or None -> DenseOutput. Both inputs are raw:
+    the statistics of the training set, kept here as buffers, standardise them."""
     semantic_mean: Tensor
     semantic_std: Tensor
     generative_mean: Tensor
@@ -42,12 +42,15 @@ class DenseTeacher(nn.Module):
     def __init__(self, shape: DenseShape):
         super().__init__()
         self.shape = shape
-        for name, dim in (("semantic", shape.semantic_dim), ("generative", max(shape.generative_dim, 1))):
+        for name, dim in (("semantic", shape.semantic_dim), ("generative",
+                                                             max(shape.generative_dim, 1))):
             self.register_buffer(f"{name}_mean", torch.zeros(1, dim, 1, 1))
             self.register_buffer(f"{name}_std", torch.ones(1, dim, 1, 1))
         self.fusion = TokenGate(shape.semantic_dim, max(shape.generative_dim, 1), shape.width)
-        # every variant knows where a token is, so that no generative stream can gain by being a position code: without
-        # this, fixed noise beat the semantic-only baseline by as much as the generator (bench/results/rooms_accuracy)
+        # every variant knows where a token is, so that no generative stream can gain by being a
+        # position code: without
+        # this, fixed noise beat the semantic-only baseline by as much as the generator
+        # (bench/results/rooms_accuracy)
         self.position = nn.Parameter(torch.zeros(1, shape.width, GRID, GRID))
         outputs = 1 + 3 + shape.classes
         self.mix = nn.Conv2d(shape.width, shape.width, 3, padding=1)
@@ -63,19 +66,21 @@ class DenseTeacher(nn.Module):
             generative = (generative - self.generative_mean) / self.generative_std
         fused, gate = self.fusion(semantic, generative)                                # [B,W,14,14]
         fused = fused + self.position
-        out = F.pixel_shuffle(self.head(F.gelu(fused + self.mix(fused))), UP)          # [B,4+classes,56,56]
+        out = F.pixel_shuffle(self.head(F.gelu(fused + self.mix(fused))), UP)  # [B,4+classes,56,56]
         return DenseOutput(out[:, 0], out[:, 1:4], out[:, 4:], gate)
 
 
 def dense_loss(out: DenseOutput, depth: Tensor, normals: Tensor, classes: Tensor) -> Tensor:
-    """Sum of log-depth L1, normal cosine distance and cross-entropy; targets as in scenes.dense.DenseTargets.
+    """Sum of log-depth L1, normal cosine distance and cross-entropy; targets as in
+    scenes.dense.DenseTargets.
 
-    depth [B,56,56] metres, normals [B,3,56,56] int8, classes [B,56,56] uint8. Returns a float32 scalar.
+    depth [B,56,56] metres, normals [B,3,56,56] int8, classes [B,56,56] uint8. Returns a float32
+    scalar.
     """
     known = depth > 0
     distance = (out.log_depth - depth.clamp_min(1e-3).log()).abs()[known].mean()
     wanted = normals.float() / 127
     facing = (normals != 0).any(1)
     direction = (1 - F.cosine_similarity(out.normals.float(), wanted, dim=1))[facing].mean()
-    return distance + direction + 0.25 * F.cross_entropy(out.logits.float(), classes.long(), ignore_index=NO_CLASS)
-
+    return distance + direction + 0.25 * F.cross_entropy(out.logits.float(), classes.long(),
+                                                         ignore_index=NO_CLASS)

@@ -1,4 +1,5 @@
-"""Training and scoring the dense teacher on stored features: full, semantic only, or fed with a control."""
+"""Training and scoring the dense teacher on stored features: full, semantic only, or fed with a
+control."""
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,7 +18,8 @@ from teacher.dense.model import DenseShape, DenseTeacher, dense_loss
 from teacher.towers.tap import spec_digest
 from teacher.training.checkpoint import load_checkpoint, save_checkpoint, set_lr
 
-Stream = Callable[[Example], Tensor | None]  # a batch's generative features [B,D,14,14] float32, in raw units
+# a batch's generative features [B,D,14,14] float32, in raw units
+Stream = Callable[[Example], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -28,24 +30,32 @@ class HeadsConfig:
     width: int = 128
 
 
-def train_heads(name: str, examples: Examples, stream: Stream, shape: DenseShape, config: HeadsConfig, seed: int,
-                folder: Path) -> DenseTeacher:
-    """Trains one DenseTeacher on the examples' field `semantic` and a generative stream (None: semantic only).
+def train_heads(name: str, examples: Examples, stream: Stream, shape: DenseShape,
+                config: HeadsConfig, seed: int, folder: Path) -> DenseTeacher:
+    """Trains one DenseTeacher on the examples' field `semantic` and a generative stream (None:
+    semantic only).
 
-    A killed run resumes from folder/NAME.ckpt.safetensors to the same weights; the result is folder/NAME.safetensors.
+    A killed run resumes from folder/NAME.ckpt.safetensors to the same weights; the result is
+    folder/NAME.safetensors.
     """
     device = examples.device
     torch.manual_seed(seed)
     model = DenseTeacher(shape).to(device)
-    inputs = {"semantic": lambda e: e["semantic"], **({"generative": stream} if shape.generative_dim else {})}
+    inputs = {
+        "semantic": lambda e: e["semantic"],
+        **({"generative": stream} if shape.generative_dim else {})
+    }
     for side, values in inputs.items():
         for key, value in zip(("mean", "std"), moments(examples, values), strict=True):
             getattr(model, f"{side}_{key}").copy_(value.view(1, -1, 1, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01)
     total = config.epochs * (per_epoch := examples.steps(config.batch))
     path = folder / f"{name}.ckpt.safetensors"
-    key = spec_digest({"name": name, "seed": seed, "examples": examples.ids, **asdict(config), **asdict(shape),
-                       **{n: s.key for n, s in examples.stores.items()}})
+    key = spec_digest({
+        "name": name, "seed": seed, "examples": examples.ids, **asdict(config), **asdict(shape),
+        **{n: s.key
+           for n, s in examples.stores.items()}
+    })
     start = load_checkpoint(path, {"model": model}, optimizer, key)
     for epoch in track(range(start // per_epoch, config.epochs), description=f"teacher: {name}"):
         for i, batch in enumerate(examples.batches(config.batch, seed, epoch)):
@@ -63,13 +73,16 @@ def train_heads(name: str, examples: Examples, stream: Stream, shape: DenseShape
 
 
 @torch.inference_mode()
-def score(model: DenseTeacher, examples: Examples, stream: Stream) -> tuple[dict[str, float], list[dict]]:
-    """The four dense metrics over all clips, and the same for each clip: (whole, rows with `clip`)."""
+def score(model: DenseTeacher, examples: Examples,
+          stream: Stream) -> tuple[dict[str, float], list[dict]]:
+    """The four dense metrics over all clips, and the same for each clip: (whole, rows with
+    `clip`)."""
     whole, rows = DenseScores(model.shape.classes), []
     for clip_id, example in examples.in_order():
         out = model(example["semantic"].float(), stream(example))
         truth = DenseTargets(*(example[k].cpu().numpy() for k in ("depth", "normals", "classes")))
-        answer = (out.log_depth.exp().cpu().numpy(), out.normals.cpu().numpy(), out.logits.argmax(1).cpu().numpy())
+        answer = (out.log_depth.exp().cpu().numpy(), out.normals.cpu().numpy(),
+                  out.logits.argmax(1).cpu().numpy())
         one = DenseScores(model.shape.classes)
         for scores in (whole, one):
             scores.add(*answer, truth)
@@ -84,7 +97,8 @@ def save_teacher(model: DenseTeacher, folder: Path, name: str) -> None:
 
 
 def load_teacher(folder: Path, name: str) -> DenseTeacher:
-    """What `save_teacher` wrote, in eval mode. Raises ValueError naming the file if it is not there."""
+    """What `save_teacher` wrote, in eval mode. Raises ValueError naming the file if it is not
+    there."""
     path = folder / f"{name}.safetensors"
     if not path.is_file():
         raise ValueError(f"{path}: no such teacher; train it with: vega3d distill run")
@@ -93,4 +107,3 @@ def load_teacher(folder: Path, name: str) -> DenseTeacher:
     model = DenseTeacher(shape)
     model.load_state_dict(load_file(path), strict=True)
     return model.eval()
-

@@ -1,7 +1,9 @@
 """The Wan VAE's encoder on single frames: exact 2D convolutions, channels last.
 
-A causal 3D convolution pads the past with zeros, so over a one-frame video only its last temporal slice ever meets
-data: the same result costs a third of the arithmetic as a 2D convolution, and none of the caches a video needs.
+A causal 3D convolution pads the past with zeros, so over a one-frame video only its last temporal
+slice ever meets
+data: the same result costs a third of the arithmetic as a 2D convolution, and none of the caches a
+video needs.
 """
 from copy import deepcopy
 from typing import Any
@@ -9,7 +11,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanCausalConv3d, WanRMS_norm, patchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    WanAttentionBlock,
+    WanCausalConv3d,
+    WanRMS_norm,
+    patchify,
+)
 from torch import Tensor, nn
 
 ALIGNED = 8  # channels: tensor cores read bf16 in groups of eight
@@ -17,7 +24,8 @@ NEIGHBOURHOOD = 32  # numbers a place of the first convolution: 3 channels times
 
 
 class FrameEncoder(nn.Module):
-    """frames [N,3,H,W] in [0,1] -> normalised posterior mean [N,z_dim,h,w] float32, as `vae.encode` of each alone."""
+    """frames [N,3,H,W] in [0,1] -> normalised posterior mean [N,z_dim,h,w] float32, as `vae.encode`
+    of each alone."""
 
     mean: Tensor
     std: Tensor
@@ -28,19 +36,22 @@ class FrameEncoder(nn.Module):
         self.encoder: Any = _flat(deepcopy(vae.encoder))
         self.quantise = FrameConv(vae.quant_conv)
         for name, values in (("mean", vae.config.latents_mean), ("std", vae.config.latents_std)):
-            self.register_buffer(name, torch.tensor(values, device=vae.quant_conv.weight.device).view(1, -1, 1, 1))
+            self.register_buffer(
+                name,
+                torch.tensor(values, device=vae.quant_conv.weight.device).view(1, -1, 1, 1))
 
     def forward(self, frames: Tensor) -> Tensor:
-        x = (frames * 2 - 1).to(self.quantise.weight.dtype).unsqueeze(2)                  # [N,3,1,H,W]
+        x = (frames * 2 - 1).to(self.quantise.weight.dtype).unsqueeze(2)  # [N,3,1,H,W]
         if self.patch is not None:
             x = patchify(x, self.patch)
-        z = self.quantise(self.encoder(x))[:, :self.z_dim, 0].float()                     # the rest is the variance
+        z = self.quantise(self.encoder(x))[:, :self.z_dim, 0].float()  # the rest is the variance
         return (z - self.mean) / self.std
 
 
 class FirstConv(nn.Module):
-    """[N,C,1,H,W] -> [N,C',1,H,W]: a 3x3 `FrameConv` of so few channels that each place's whole neighbourhood fits in
-    one group of 32: a product over it, where no convolution kernel fills its groups."""
+    """[N,C,1,H,W] -> [N,C',1,H,W]: a 3x3 `FrameConv` of so few channels that each place's whole
+    neighbourhood fits in one group of 32: a product over it, where no convolution kernel fills its
+    groups."""
 
     def __init__(self, conv: WanCausalConv3d):
         super().__init__()
@@ -55,7 +66,8 @@ class FirstConv(nn.Module):
         return shape == ((3, 3), (1, 1), (1, 1)) and conv.in_channels * 9 <= NEIGHBOURHOOD
 
     def forward(self, x: Tensor) -> Tensor:
-        near = F.pad(x.squeeze(2), (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1)       # [N,C,H,W,3,3], a view
+        near = F.pad(x.squeeze(2), (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3,
+                                                                        1)  # [N,C,H,W,3,3], a view
         near = F.pad(near.permute(0, 2, 3, 1, 4, 5).flatten(3), (0, self.spare))       # [N,H,W,32]
         return F.linear(near, self.weight, self.bias).permute(0, 3, 1, 2).unsqueeze(2)
 
@@ -63,16 +75,23 @@ class FirstConv(nn.Module):
 class FrameConv(nn.Conv2d):
     """[N,C,1,H,W] -> [N,C',1,H',W']: the slice of a causal convolution that meets a lone frame.
 
-    Few input channels are filled up with zeros to whole groups; the weights of those are zero as well.
+    Few input channels are filled up with zeros to whole groups; the weights of those are zero as
+    well.
     """
 
     def __init__(self, conv: WanCausalConv3d):
         # made without storage: the constructor's own draw is thrown away
-        super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size[1:], conv.stride[1:],  # type: ignore
-                         (conv._padding[2], conv._padding[0]), device="meta")
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size[1:],
+            conv.stride[1:],  # type: ignore
+            (conv._padding[2], conv._padding[0]),
+            device="meta")
         self.spare = -conv.in_channels % ALIGNED
         weight = F.pad(conv.weight.data[:, :, -1], (0, 0, 0, 0, 0, self.spare))
-        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
+        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last),
+                                   requires_grad=False)
         self.bias = nn.Parameter(conv.bias.data, requires_grad=False)  # type: ignore[union-attr]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,10 +100,12 @@ class FrameConv(nn.Conv2d):
 
 
 class FrameNorm(nn.Module):
-    """x [N,C,...] over its length across channels, times sqrt(C) and gamma, and SiLU of that where one follows.
+    """x [N,C,...] over its length across channels, times sqrt(C) and gamma, and SiLU of that where
+    one follows.
 
-    Few instructions an element, all in float32: one division a place instead of one an element, and the logistic
-    function itself, where compiled kernels of this width are bound by arithmetic as much as by memory.
+    Few instructions an element, all in float32: one division a place instead of one an element, and
+    the logistic function itself, where compiled kernels of this width are bound by arithmetic as
+    much as by memory.
     """
 
     gain: Tensor
@@ -92,9 +113,10 @@ class FrameNorm(nn.Module):
     def __init__(self, norm: WanRMS_norm, active: bool):
         super().__init__()
         if not norm.channel_first or isinstance(norm.bias, Tensor):
-            raise ValueError("wan: this VAE's norms are of another kind (channels last, or with a bias)")
+            raise ValueError(
+                "wan: this VAE's norms are of another kind (channels last, or with a bias)")
         self.active = active
-        self.register_buffer("gain", norm.gamma.data.float() * norm.scale)             # [C,1,1] or [C,1,1,1]
+        self.register_buffer("gain", norm.gamma.data.float() * norm.scale)  # [C,1,1] or [C,1,1,1]
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
@@ -104,8 +126,8 @@ class FrameNorm(nn.Module):
 
 
 class FrameAttention(nn.Module):
-    """The middle block's one-headed attention [N,C,1,h,w] -> same. Heads this wide (384) have no fused kernel that is
-    faster than two matrix products."""
+    """The middle block's one-headed attention [N,C,1,h,w] -> same. Heads this wide (384) have no
+    fused kernel that is faster than two matrix products."""
 
     def __init__(self, block: Any):
         super().__init__()
@@ -119,7 +141,8 @@ class FrameAttention(nn.Module):
 
 
 def _flat(module: nn.Module) -> nn.Module:
-    # the encoder and its residual blocks apply their one SiLU after each of their own norms: it goes into those
+    # the encoder and its residual blocks apply their one SiLU after each of their own norms: it
+    # goes into those
     active = isinstance(getattr(module, "nonlinearity", None), nn.SiLU)
     if active:
         module.nonlinearity = nn.Identity()

@@ -1,7 +1,9 @@
-"""Distances between what visual tokens show, told from their hidden states: geometry as a task of its own in training.
+"""Distances between what visual tokens show, told from their hidden states: geometry as a task of
+its own in training.
 
-A room's questions say little about its shape: one number for a whole clip. The depth and poses that training clips have
-say how far apart any two tokens' points are. At test time nobody needs them, nor this head. Not in the paper.
+A room's questions say little about its shape: one number for a whole clip. The depth and poses that
+training clips have say how far apart any two tokens' points are. At test time nobody needs them,
+nor this head. Not in the paper.
 """
 import torch
 import torch.nn.functional as F
@@ -12,11 +14,13 @@ NEAR = 0.1      # m: distances count by their logarithm from here on
 
 
 class MetricHead(nn.Module):
-    """hidden states of two tokens, each [...,W] -> log(distance in metres + 0.1), [...]; the order does not matter."""
+    """hidden states of two tokens, each [...,W] -> log(distance in metres + 0.1), [...]; the order
+    does not matter."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.net = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
+        self.net = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(),
+                                 nn.Linear(width, 1))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.net(torch.cat([a + b, (a - b).abs()], -1)).squeeze(-1)
@@ -29,6 +33,7 @@ def metric_loss(head: MetricHead, states: Tensor, points: Tensor) -> Tensor:
     """
     c, n, _ = states.shape
     pick = torch.randint(n, (2, c, PAIRS), device=states.device)
-    (a, b), (p, q) = ([x.gather(1, i[..., None].expand(-1, -1, x.shape[2])) for i in pick] for x in (states, points))
+    (a, b), (p, q) = ([x.gather(1, i[..., None].expand(-1, -1, x.shape[2])) for i in pick]
+                      for x in (states, points))
     told = head(a, b).float()
     return F.smooth_l1_loss(told, ((p - q).float().norm(dim=-1) + NEAR).log())

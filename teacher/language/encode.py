@@ -1,4 +1,5 @@
-"""From a clip's questions to tensors: what is written before, between and after the visual tokens, and which boxes."""
+"""From a clip's questions to tensors: what is written before, between and after the visual tokens,
+and which boxes."""
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -34,14 +35,16 @@ class Room:
 
 
 def read_room(clip: Clip, tasks: Sequence[str], seed: int, draws: int = 1) -> Room:
-    """Asks every task of one clip; `evened` takes the rooms of a split. draws: how often the tasks OFTEN are asked, of
-    other things each time. Raises ValueError if the clip has no depth or camera."""
+    """Asks every task of one clip; `evened` takes the rooms of a split. draws: how often the tasks
+    OFTEN are asked, of other things each time. Raises ValueError if the clip has no depth or
+    camera."""
     if clip.depth is None or clip.intrinsics is None or clip.poses is None:
-        raise ValueError(f"clip {clip.id}: questions need depth, intrinsics and poses; render it with: "
-                         "vega3d scenes render")
+        raise ValueError(
+            f"clip {clip.id}: questions need depth, intrinsics and poses; render it with: "
+            "vega3d scenes render")
     view = View(clip)
     asked = [q for task in tasks for q in _drawn(view, task, seed, draws if task in OFTEN else 1)]
-    points = world_points(clip.depth, clip.intrinsics, clip.poses)                            # [T,H,W,3]
+    points = world_points(clip.depth, clip.intrinsics, clip.poses)  # [T,H,W,3]
     rows: dict[bytes, int] = {}
     unique: list[np.ndarray] = []
     candidates = []
@@ -63,12 +66,16 @@ def _drawn(view: View, task: str, seed: int, draws: int) -> list[Question]:
     asked = questions(view, task, seed)
     for draw in range(1, draws):
         known = {question.text for question in asked}
-        asked += [question for question in questions(view, task, seed + draw) if question.text not in known]
+        asked += [
+            question for question in questions(view, task, seed + draw)
+            if question.text not in known
+        ]
     return asked
 
 
 def evened(rooms: Sequence[Room], seed: int) -> list[Room]:
-    """The rooms of one split with only those questions that scenes.balance keeps; rooms left with none stay out."""
+    """The rooms of one split with only those questions that scenes.balance keeps; rooms left with
+    none stay out."""
     kept = {id(question) for question in balanced([q for room in rooms for q in room.asked], seed)}
     out = []
     for room in rooms:
@@ -82,17 +89,20 @@ def evened(rooms: Sequence[Room], seed: int) -> list[Room]:
 class Writer:
     """Writes questions as token ids, with the tokenizer's chat template if it has one.
 
-    <ground> and <coord> need not be in the tokenizer: they get the ids after the language model's last word.
+    <ground> and <coord> need not be in the tokenizer: they get the ids after the language model's
+    last word.
     Raises ValueError for a tokenizer without an end-of-text token.
     """
 
     def __init__(self, tokenizer: Any, words: int):
         if tokenizer.eos_token_id is None:
-            raise ValueError("tokenizer: has no end-of-text token (eos_token), so no answer would end; set one in its "
-                             "tokenizer_config.json")
+            raise ValueError(
+                "tokenizer: has no end-of-text token (eos_token), so no answer would end; set one "
+                "in its tokenizer_config.json")
         if len(tokenizer) > words:
-            raise ValueError(f"tokenizer: knows {len(tokenizer)} words, the language model {words}; they do not belong "
-                             "together")
+            raise ValueError(
+                f"tokenizer: knows {len(tokenizer)} words, the language model {words}; they do not "
+                "belong together")
         self.tokenizer, self.words, self.end = tokenizer, words, tokenizer.eos_token_id
         self._known: dict[str, list[int]] = {}  # ids of the pieces seen so far
         before, self._after = _template(tokenizer)
@@ -110,17 +120,20 @@ class Writer:
         return ids
 
     def read_ahead(self, questions: Iterable[Question]) -> None:
-        """Tokenises all pieces of these questions at once, which is some ten times quicker than one by one."""
+        """Tokenises all pieces of these questions at once, which is some ten times quicker than one
+        by one."""
         texts = {text for q in questions for text in (self._before_answer(q), q.answer) if text}
         pieces = {piece for text in texts for piece in _pieces(text)} - {*SPECIALS}
         if new := sorted(pieces - self._known.keys()):
-            self._known |= zip(new, self.tokenizer(new, add_special_tokens=False).input_ids, strict=True)
+            self._known |= zip(new,
+                               self.tokenizer(new, add_special_tokens=False).input_ids, strict=True)
 
     def _before_answer(self, question: Question) -> str:
         return "\n" + question.prompt + self._after
 
     def prompt(self, question: Question) -> list[int]:
-        """Token ids after the visual tokens, up to where the answer begins; <ground> ends a grounding question."""
+        """Token ids after the visual tokens, up to where the answer begins; <ground> ends a
+        grounding question."""
         ids = self.encode(self._before_answer(question))
         return [*ids, *self.encode(GROUND)] if question.task in GROUNDED else ids
 
@@ -152,8 +165,9 @@ def write(writer: Writer, room: Room) -> list[Written]:
         prompt = writer.prompt(question)
         spot = COORD in question.prompt and bool(question.targets)
         offered = boxes[:len(question.offered)] if ground else []
-        out.append(Written(prompt, writer.answer(question), boxes[question.targets[0]] if spot else -1, offered,
-                           tuple(t for t in question.targets if t < len(offered))))
+        out.append(
+            Written(prompt, writer.answer(question), boxes[question.targets[0]] if spot else -1,
+                    offered, tuple(t for t in question.targets if t < len(offered))))
     return out
 
 
@@ -167,16 +181,19 @@ class Widest:
 
 def widest(questions: Iterable[Written]) -> Widest:
     """Of at least one question."""
-    text, answer, boxes = zip(*((len(w.prompt) + len(w.answer), len(w.answer), len(w.candidates)) for w in questions),
-                              strict=True)
+    text, answer, boxes = zip(
+        *((len(w.prompt) + len(w.answer), len(w.answer), len(w.candidates)) for w in questions),
+        strict=True)
     return Widest(max(text), max(answer), max(boxes))
 
 
-def pack(groups: Sequence[Sequence[Written]], pad: int, room_for: int = 0, most: Widest | None = None) -> Asked:
+def pack(groups: Sequence[Sequence[Written]], pad: int, room_for: int = 0,
+         most: Widest | None = None) -> Asked:
     """Groups of equally many questions, one a clip, as tensors on the CPU; L is a multiple of 8.
 
-    room_for: 0 writes the answers, as in training; n leaves them out and n free places behind each prompt. most: what
-    the shapes have room for (in training), so that batches are alike; None: as these questions need.
+    room_for: 0 writes the answers, as in training; n leaves them out and n free places behind each
+    prompt. most: what the shapes have room for (in training), so that batches are alike; None: as
+    these questions need.
     """
     texts = [[w.prompt + ([] if room_for else w.answer) for w in group] for group in groups]
     c, q = len(groups), len(groups[0])
@@ -184,8 +201,10 @@ def pack(groups: Sequence[Sequence[Written]], pad: int, room_for: int = 0, most:
     l = most.text if not room_for else room_for + max(len(t) for group in texts for t in group)
     l, k = -(-l // 8) * 8, most.candidates
     ids = np.full((c, q, l), pad)
-    wanted, length, start = np.full((c, q, most.answer), IGNORED), np.zeros((c, q), int), np.zeros((c, q), int)
-    coord, candidates, targets = np.full((c, q), -1), np.full((c, q, k), -1), np.zeros((c, q, k), bool)
+    wanted, length, start = np.full((c, q, most.answer), IGNORED), np.zeros((c, q), int), np.zeros(
+        (c, q), int)
+    coord, candidates, targets = np.full((c, q), -1), np.full((c, q, k), -1), np.zeros((c, q, k),
+                                                                                       bool)
     for i, group in enumerate(groups):
         for j, one in enumerate(group):
             text = texts[i][j]
@@ -195,7 +214,8 @@ def pack(groups: Sequence[Sequence[Written]], pad: int, room_for: int = 0, most:
                 wanted[i, j, :len(one.answer)] = one.answer
             candidates[i, j, :len(one.candidates)] = one.candidates
             targets[i, j, list(one.targets)] = True
-    return Asked(*(torch.from_numpy(x) for x in (ids, length, start, wanted, coord, candidates, targets)))
+    return Asked(*(torch.from_numpy(x)
+                   for x in (ids, length, start, wanted, coord, candidates, targets)))
 
 
 def _pieces(text: str) -> list[str]:

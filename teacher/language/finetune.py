@@ -1,4 +1,5 @@
-"""Training the full teacher: several tasks, one a batch; words by cross-entropy, boxes by InfoNCE."""
+"""Training the full teacher: several tasks, one a batch; words by cross-entropy, boxes by
+InfoNCE."""
 import json
 import time
 from collections.abc import Callable
@@ -41,15 +42,19 @@ class TuneConfig:
     warm: float = 0.03          # share of the steps
     weight_decay: float = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU
-    recompute: bool = False     # keep only the layers' inputs and compute the rest again in the backward pass
-    graphed: bool = True        # on one GPU in bf16: a step as one CUDA graph, which waits for no launches
-    compiled: bool = False      # of such a graph, the language model's layers compiled: takes a minute at first
+    # keep only the layers' inputs and compute the rest again in the backward pass
+    recompute: bool = False
+    # on one GPU in bf16: a step as one CUDA graph, which waits for no launches
+    graphed: bool = True
+    # of such a graph, the language model's layers compiled: takes a minute at first
+    compiled: bool = False
     save_every: int = 200       # steps
     validate_every: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "clips", "questions", "accumulate", "lora_rank", "save_every", "validate_every"):
+        for name in ("steps", "clips", "questions", "accumulate", "lora_rank", "save_every",
+                     "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"tuning: got {name}={getattr(self, name)}, expected at least 1")
 
@@ -59,14 +64,17 @@ CHECKPOINT, METRICS = "tuning.ckpt.safetensors", "metrics.jsonl"
 RECIPES = {
     # what docs/language.md was measured with, and a little longer than its longest
     "embedded": TuneConfig(layers=6, steps=2000, clips=16, lr=5e-4),
-    # the paper's: 128 questions a step over 8 GPUs (bench/recipes/paper_fsdp.yaml; `vega3d teacher plan`: what it needs)
-    "paper": TuneConfig(lm="llava-video-7b", steps=1500, clips=1, questions=1, accumulate=16, lr=1e-5, lr_new=1e-5,
-                        recompute=True),
+    # the paper's: 128 questions a step over 8 GPUs (bench/recipes/paper_fsdp.yaml; `vega3d teacher
+    # plan`: what it needs)
+    "paper": TuneConfig(lm="llava-video-7b", steps=1500, clips=1, questions=1, accumulate=16,
+                        lr=1e-5, lr_new=1e-5, recompute=True),
 }
 
 
-def build(config: TuneConfig, shape: LanguageShape, device: torch.device) -> tuple[LanguageTeacher, Writer]:
-    """(model, writer); a frozen or adapted language model is held in bf16 on a GPU, a trained one in float32."""
+def build(config: TuneConfig, shape: LanguageShape,
+          device: torch.device) -> tuple[LanguageTeacher, Writer]:
+    """(model, writer); a frozen or adapted language model is held in bf16 on a GPU, a trained one
+    in float32."""
     half = config.tune != "full" and _half(config, device)
     lm, tokenizer = load_lm(config.lm, torch.bfloat16 if half else torch.float32, config.layers)
     torch.manual_seed(config.seed)  # adapters, too, start from a draw
@@ -83,14 +91,17 @@ def build(config: TuneConfig, shape: LanguageShape, device: torch.device) -> tup
 
 @torch.no_grad()
 def set_statistics(model: LanguageTeacher, lessons: Lessons) -> None:
-    """Per-channel mean and standard deviation (floor 1e-4) of the training clips' features, and of the grounding
-    questions' states before any training (LanguageTeacher.query)."""
+    """Per-channel mean and standard deviation (floor 1e-4) of the training clips' features, and of
+    the grounding questions' states before any training (LanguageTeacher.query)."""
     for name in ("semantic", "generative"):
         stream = getattr(lessons.sight, name)
         if stream is None:
             continue
-        sums = [torch.zeros(stream.shape[2], dtype=torch.float64, device=stream.device) for _ in range(2)]
-        for part in stream.split(64):                                                         # [N,T,D,14,14]
+        sums = [
+            torch.zeros(stream.shape[2], dtype=torch.float64, device=stream.device)
+            for _ in range(2)
+        ]
+        for part in stream.split(64):  # [N,T,D,14,14]
             x = part.double()
             sums[0] += x.sum((0, 1, 3, 4))
             sums[1] += x.square().sum((0, 1, 3, 4))
@@ -109,7 +120,8 @@ def _set_query_statistics(model: LanguageTeacher, lessons: Lessons) -> None:
     states = []
     for name in (name for name in lessons.families if name in GROUNDED):
         for batch in islice(lessons.exam(name, 8, 8), QUERY_BATCHES):
-            states.append(model.query(model(batch.sight, batch.asked).hidden, batch.asked).flatten(0, 1))
+            states.append(
+                model.query(model(batch.sight, batch.asked).hidden, batch.asked).flatten(0, 1))
     if states and sum(map(len, states)) > 1:
         std, mean = torch.std_mean(torch.cat(states).float(), 0)
         model.query_mean.copy_(mean)
@@ -118,15 +130,16 @@ def _set_query_statistics(model: LanguageTeacher, lessons: Lessons) -> None:
 
 
 class Objective(nn.Module):
-    """A batch's loss as one module, so that what shards or replicates models sees every weight inside one forward."""
+    """A batch's loss as one module, so that what shards or replicates models sees every weight
+    inside one forward."""
 
     def __init__(self, teacher: LanguageTeacher):
         super().__init__()
         self.teacher = teacher
 
     def forward(self, batch: Batch) -> Tensor:
-        """Cross-entropy of the answers' tokens, or InfoNCE over the boxes, and in training the tokens' distances if the
-        shape gives them a weight; a float32 scalar."""
+        """Cross-entropy of the answers' tokens, or InfoNCE over the boxes, and in training the
+        tokens' distances if the shape gives them a weight; a float32 scalar."""
         heard = self.teacher(batch.sight, batch.asked)
         loss = self._answers(heard, batch.asked)
         if self.training and self.teacher.metric is not None:
@@ -137,7 +150,8 @@ class Objective(nn.Module):
         if heard.ground is not None:
             return ground_loss(heard.ground, asked.targets, asked.candidates >= 0)
         logits = self.teacher.answers(heard, asked)
-        return F.cross_entropy(logits.flatten(0, 2).float(), asked.wanted.flatten(), ignore_index=IGNORED)
+        return F.cross_entropy(
+            logits.flatten(0, 2).float(), asked.wanted.flatten(), ignore_index=IGNORED)
 
 
 class _Loose(nn.Module):
@@ -156,8 +170,10 @@ class _Loose(nn.Module):
             part, _, field = name.partition(".")
             parts[part][field] = tensor
         batch = Batch(Sight(**parts["sight"]), Asked(**parts["asked"]), [])
-        for layer in self.layers:  # one program for all of them; elsewhere, as in validation, they stay as they are
-            layer.forward = torch.compile(type(layer).forward.__get__(layer), fullgraph=True, dynamic=False)
+        # one program for all of them; elsewhere, as in validation, they stay as they are
+        for layer in self.layers:
+            layer.forward = torch.compile(
+                type(layer).forward.__get__(layer), fullgraph=True, dynamic=False)
         try:
             return self.objective(batch)
         finally:
@@ -166,31 +182,41 @@ class _Loose(nn.Module):
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:
-    both = {f"{part}.{name}": x for part in ("sight", "asked") for name, x in vars(getattr(batch, part)).items()}
+    both = {
+        f"{part}.{name}": x
+        for part in ("sight", "asked")
+        for name, x in vars(getattr(batch, part)).items()
+    }
     return {name: x for name, x in both.items() if x is not None}
 
 
 def fit(model: LanguageTeacher, lessons: Lessons, config: TuneConfig, folder: Path | None = None,
         validate: Callable[[nn.Module], dict[str, float]] | None = None, stop: float | None = None,
         quiet: bool = False, accelerator: Any = None) -> list[dict]:
-    """Trains in place and returns the curve. With a folder: metrics.jsonl, and a killed run resumes to the same result.
+    """Trains in place and returns the curve. With a folder: metrics.jsonl, and a killed run resumes
+    to the same result.
 
-    validate: what the objective adds to the curve every `validate_every` steps; runs on every process. stop: a
-    time.monotonic() to end at, whatever the step (benchmarks under a budget; the schedule is then cut short).
-    accelerator: of accelerate, for several processes: each draws its own clips of the same family, gradients are
-    averaged, the first one writes.
+    validate: what the objective adds to the curve every `validate_every` steps; runs on every
+    process. stop: a time.monotonic() to end at, whatever the step (benchmarks under a budget; the
+    schedule is then cut short).
+    accelerator: of accelerate, for several processes: each draws its own clips of the same family,
+    gradients are averaged, the first one writes.
     """
     device = lessons.device
-    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-    key = digest(asdict(config), asdict(model.shape), [room.id for room in lessons.rooms], len(lessons), world)
+    rank, world = (0, 1) if accelerator is None else (accelerator.process_index,
+                                                      accelerator.num_processes)
+    key = digest(asdict(config), asdict(model.shape), [room.id for room in lessons.rooms],
+                 len(lessons), world)
     weights: Any = Held()
     moments: Any = Held({"state": {}, "param_groups": []})
-    start = 0 if folder is None else load_checkpoint(folder / CHECKPOINT, {"teacher": weights}, moments, key)
+    start = 0 if folder is None else load_checkpoint(folder /
+                                                     CHECKPOINT, {"teacher": weights}, moments, key)
     if start:
         relearn(model, weights.state)
     optimizer: Any = _optimizer(model, config)
     objective: Any = Objective(model)
-    single = world == 1 and config.accumulate == 1 and not config.recompute  # a step is one forward and one backward
+    # a step is one forward and one backward
+    single = world == 1 and config.accumulate == 1 and not config.recompute
     graphed = config.graphed and single and device.type == "cuda" and _half(config, device)
     graphs: GraphPerShape | None = None
     if accelerator is not None:
@@ -200,7 +226,8 @@ def fit(model: LanguageTeacher, lessons: Lessons, config: TuneConfig, folder: Pa
     saves = folder is not None  # every process reads and gathers, one writes
     folder = folder if rank == 0 else None
     curve = _read_curve(folder, start)
-    recent: list[Tensor] = []  # losses since the last row of the curve; on the device, so that no step waits
+    # losses since the last row of the curve; on the device, so that no step waits
+    recent: list[Tensor] = []
     for step in track(range(start, config.steps), description="teacher", disable=quiet or rank > 0):
         torch.manual_seed(config.seed * 1_000_003 + step)  # dropout of a resumed run
         set_lr(optimizer, 1.0, step, config.steps, warm=int(config.warm * config.steps))
@@ -210,11 +237,12 @@ def fit(model: LanguageTeacher, lessons: Lessons, config: TuneConfig, folder: Pa
         loss = torch.zeros((), device=device)
         optimizer.zero_grad(set_to_none=True)
         for part in range(config.accumulate):
-            batch = lessons.draw(config.seed, step * config.accumulate + part, config.clips, config.questions, rank,
-                                 alike=graphed)
+            batch = lessons.draw(config.seed, step * config.accumulate + part, config.clips,
+                                 config.questions, rank, alike=graphed)
             if graphed:
                 inputs = _tensors(batch)
-                graphs = graphs or GraphPerShape(_Loose(Objective(model), [*inputs], config.compiled))
+                graphs = graphs or GraphPerShape(
+                    _Loose(Objective(model), [*inputs], config.compiled))
                 loss += graphs(*inputs.values())[0]
                 continue
             with autocast(config, device):
@@ -227,14 +255,18 @@ def fit(model: LanguageTeacher, lessons: Lessons, config: TuneConfig, folder: Pa
         done = step + 1
         late = stop is not None and time.monotonic() > stop
         if done % config.validate_every == 0 or done == config.steps or late:
-            row = {"step": done, "loss": float(torch.stack(recent).mean()), **(validate(objective) if validate else {})}
+            row = {
+                "step": done, "loss": float(torch.stack(recent).mean()),
+                **(validate(objective) if validate else {})
+            }
             recent.clear()
             curve.append(row)
             if folder is not None:
                 with (folder / METRICS).open("a") as file:
                     file.write(json.dumps(row) + "\n")
         if saves and (done % config.save_every == 0 or done == config.steps):
-            weights, moments = Held(learned(model)), Held(WholeOptimizer(_plain(optimizer)).state_dict())
+            weights, moments = Held(learned(model)), Held(
+                WholeOptimizer(_plain(optimizer)).state_dict())
             if folder is not None:
                 save_checkpoint(folder / CHECKPOINT, done, {"teacher": weights}, moments, key)
         if late:
@@ -243,8 +275,10 @@ def fit(model: LanguageTeacher, lessons: Lessons, config: TuneConfig, folder: Pa
 
 
 @torch.no_grad()
-def validation_loss(objective: nn.Module, lessons: Lessons, config: TuneConfig, batches: int = 2) -> dict[str, float]:
-    """Mean loss of each family over its first few batches of held-out clips, by name loss_FAMILY."""
+def validation_loss(objective: nn.Module, lessons: Lessons, config: TuneConfig,
+                    batches: int = 2) -> dict[str, float]:
+    """Mean loss of each family over its first few batches of held-out clips, by name
+    loss_FAMILY."""
     objective.eval()
     out = {}
     for name in lessons.families:
@@ -262,8 +296,8 @@ def autocast(config: TuneConfig, device: torch.device):
 
 @torch.no_grad()
 def learned(model: LanguageTeacher) -> dict[str, Tensor]:
-    """What was trained, and the statistics, by name: all that a checkpoint needs beside the published weights. Of a
-    sharded model every process must ask."""
+    """What was trained, and the statistics, by name: all that a checkpoint needs beside the
+    published weights. Of a sharded model every process must ask."""
     return {name: whole(value) for name, value in _trained(model).items()}
 
 
@@ -271,49 +305,71 @@ def learned(model: LanguageTeacher) -> dict[str, Tensor]:
 def relearn(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
     """Copies what `learned` gave back into a model. Raises ValueError if it is another model's."""
     mine = _trained(model)
-    if wrong := sorted(set(mine) ^ set(state)) or [n for n in mine if mine[n].shape != state[n].shape]:
-        raise ValueError(f"teacher: the checkpoint and the model differ in {len(wrong)} weights, {wrong[0]} first; "
-                         "give the language model and the features that it was trained with")
+    if wrong := sorted(set(mine)
+                       ^ set(state)) or [n for n in mine if mine[n].shape != state[n].shape]:
+        raise ValueError(
+            f"teacher: the checkpoint and the model differ in {len(wrong)} weights, {wrong[0]} "
+            "first; give the language model and the features that it was trained with")
     for name, value in mine.items():
         value.copy_(state[name])
 
 
 @torch.no_grad()
 def begin_with(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
-    """Starts a model as `learned` of one without a second stream left off: it answers the same until its own stream,
-    silent at first, has learnt. The statistics of that stream must be set already.
+    """Starts a model as `learned` of one without a second stream left off: it answers the same
+    until its own stream, silent at first, has learnt. The statistics of that stream must be set
+    already.
 
     Raises ValueError if the state is of another model, or if the fusion cannot start like that.
     """
-    mine = {n: value for n, value in _trained(model).items() if not n.startswith(("fusion.", "generative_"))}
-    fused = {n.removeprefix("fusion."): value for n, value in state.items() if n.startswith("fusion.")}
-    alone = SemanticOnly(model.shape.semantic_dim, 1, model.newline.shape[0]).to(model.newline.device)
-    theirs = {n: value.shape for n, value in state.items() if n in mine} | {n: v.shape for n, v in fused.items()}
+    mine = {
+        n: value
+        for n, value in _trained(model).items() if not n.startswith(("fusion.", "generative_"))
+    }
+    fused = {
+        n.removeprefix("fusion."): value
+        for n, value in state.items() if n.startswith("fusion.")
+    }
+    alone = SemanticOnly(model.shape.semantic_dim, 1,
+                         model.newline.shape[0]).to(model.newline.device)
+    theirs = {n: value.shape
+              for n, value in state.items() if n in mine} | {n: v.shape
+                                                             for n, v in fused.items()}
     if theirs != {n: value.shape for n, value in {**mine, **alone.state_dict()}.items()}:
-        raise ValueError("teacher: that is no teacher without a second stream (--features none) of the same language "
-                         "model and options")
+        raise ValueError(
+            "teacher: that is no teacher without a second stream (--features none) of the same "
+            "language model and options")
     alone.load_state_dict(fused)
     if isinstance(model.fusion, SemanticOnly):
         model.fusion.load_state_dict(fused)
-    elif isinstance(model.fusion, TokenGate) and not isinstance(model.fusion, (PaperGate, ResidualGate)):  # raw streams
+    # raw streams
+    elif isinstance(model.fusion, TokenGate) and not isinstance(model.fusion,
+                                                                (PaperGate, ResidualGate)):
         model.fusion.begin_with(alone)
     else:
-        raise ValueError(f"teacher: fusion {model.shape.fusion} cannot go on from a teacher without a second stream; "
-                         "use token_gate")
+        raise ValueError(
+            f"teacher: fusion {model.shape.fusion} cannot go on from a teacher without a second "
+            "stream; use token_gate")
     for name, value in mine.items():
         value.copy_(state[name])
 
 
 def _trained(model: LanguageTeacher) -> dict[str, Tensor]:
-    return {**{n: p for n, p in model.named_parameters() if p.requires_grad},
-            **{n: b for n, b in model.named_buffers() if n.endswith(("_mean", "_std")) or n == "scale"}}
+    return {
+        **{n: p
+           for n, p in model.named_parameters() if p.requires_grad},
+        **{n: b
+           for n, b in model.named_buffers() if n.endswith(("_mean", "_std")) or n == "scale"}
+    }
 
 
 def _optimizer(model: LanguageTeacher, config: TuneConfig) -> torch.optim.Optimizer:
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [{"params": [p for n, p in named if n.startswith("lm.") == old], "peak": peak}
-              for old, peak in ((True, config.lr_new if config.tune == "lora" else config.lr), (False, config.lr_new))]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, weight_decay=config.weight_decay,
+              for old, peak in ((True, config.lr_new if config.tune == "lora" else config.lr),
+                                (False, config.lr_new))]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr,
+                             weight_decay=config.weight_decay,
                              fused=any(p.is_cuda for _, p in named))
 
 

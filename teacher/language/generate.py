@@ -12,7 +12,8 @@ from teacher.language.encode import GROUNDED
 from teacher.language.grounding import TEMPERATURE, masked
 from teacher.language.model import LanguageTeacher
 
-LONGEST = {"vsi_number": 8, "vsi_choice": 2, "situated": 8, "caption": 48, "qa": 16}  # tokens of an answer
+# tokens of an answer
+LONGEST = {"vsi_number": 8, "vsi_choice": 2, "situated": 8, "caption": 48, "qa": 16}
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,9 @@ class Reply:
     room: int
     question: int
     text: str | None             # None where a box was asked for
-    boxes: tuple[int, ...] = ()  # chosen candidates, as in Question.boxes, best first; none: "there is no such thing"
-    best: int = -1               # the likeliest candidate, whatever the zero target says (ScanRefer)
+    # chosen candidates, as in Question.boxes, best first; none: "there is no such thing"
+    boxes: tuple[int, ...] = ()
+    best: int = -1  # the likeliest candidate, whatever the zero target says (ScanRefer)
 
     def output(self, question: Question) -> str | np.ndarray:
         """As scenes.scoring takes it: the text, or the boxes."""
@@ -32,7 +34,8 @@ class Reply:
 
 
 @torch.inference_mode()
-def replies(model: LanguageTeacher, lessons: Lessons, name: str, clips: int = 8, each: int = 8) -> list[Reply]:
+def replies(model: LanguageTeacher, lessons: Lessons, name: str, clips: int = 8,
+            each: int = 8) -> list[Reply]:
     """Every question of one family (teacher.lessons.FAMILIES)."""
     model.eval()
     out = []
@@ -41,32 +44,38 @@ def replies(model: LanguageTeacher, lessons: Lessons, name: str, clips: int = 8,
             logits = model(batch.sight, batch.asked).ground
             assert logits is not None
             real = batch.asked.candidates >= 0
-            scores = masked(logits, real).flatten(0, 1).cpu()                                 # [C*Q,K+1]
+            scores = masked(logits, real).flatten(0, 1).cpu()  # [C*Q,K+1]
             for (i, j), row in zip(batch.rows, scores, strict=True):
-                out.append(Reply(i, j, None, tuple(chosen(row.numpy() * TEMPERATURE)), int(row[:-1].argmax())))
+                out.append(
+                    Reply(i, j, None, tuple(chosen(row.numpy() * TEMPERATURE)),
+                          int(row[:-1].argmax())))
             continue
-        for (i, j), ids in zip(batch.rows, _greedy(model, batch, LONGEST[name], lessons.writer.end), strict=True):
+        for (i, j), ids in zip(batch.rows, _greedy(model, batch, LONGEST[name], lessons.writer.end),
+                               strict=True):
             out.append(Reply(i, j, lessons.writer.read(ids)))
     return out
 
 
 def _greedy(model: LanguageTeacher, batch: Batch, longest: int, end: int) -> list[list[int]]:
-    """The likeliest next token, over and over; one list a question. The clip is read again for each: answers are
-    short, and the questions about a clip are many."""
+    """The likeliest next token, over and over; one list a question. The clip is read again for
+    each: answers are short, and the questions about a clip are many."""
     asked = batch.asked
-    ids, start = asked.ids.clone(), asked.length                                              # [C,Q,L], [C,Q]
+    ids, start = asked.ids.clone(), asked.length  # [C,Q,L], [C,Q]
     done = torch.zeros_like(start, dtype=torch.bool)
     for n in range(longest):
         asked.ids = ids
-        hidden = model(batch.sight, asked).hidden                                             # [C,Q,L,W]
+        hidden = model(batch.sight, asked).hidden  # [C,Q,L,W]
         last = (start + n - 1)[..., None, None].expand(-1, -1, 1, hidden.shape[-1])
-        best = model.logits(hidden.gather(2, last).squeeze(2)).argmax(-1)                     # [C,Q]
+        best = model.logits(hidden.gather(2, last).squeeze(2)).argmax(-1)  # [C,Q]
         best = torch.where(done, end, best)
         ids = ids.scatter(2, (start + n)[..., None], best[..., None])
         done |= best == end
         if bool(done.all()):
             break
-    return [_cut(row, int(at), longest) for row, at in zip(ids.flatten(0, 1).cpu(), start.flatten(), strict=True)]
+    return [
+        _cut(row, int(at), longest)
+        for row, at in zip(ids.flatten(0, 1).cpu(), start.flatten(), strict=True)
+    ]
 
 
 def _cut(row: Tensor, start: int, longest: int) -> list[int]:

@@ -1,8 +1,9 @@
-"""What a training of the full teacher needs of every GPU, before anybody rents eight: nothing is allocated.
+"""What a training of the full teacher needs of every GPU, before anybody rents eight: nothing is
+allocated.
 
-The model is made on PyTorch's meta device in its true shape, and its forward pass is run there (one layer for all, as
-they are alike); what autograd would keep is counted, not estimated. Weights, gradients and Adam's moments are shared
-out over the GPUs (FSDP, ZeRO-3).
+The model is made on PyTorch's meta device in its true shape, and its forward pass is run there (one
+layer for all, as they are alike); what autograd would keep is counted, not estimated. Weights,
+gradients and Adam's moments are shared out over the GPUs (FSDP, ZeRO-3).
 """
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,8 +23,10 @@ GB = 1e9
 QWEN2_7B: dict[str, Any] = {  # LLaVA-Video's too
     "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
     "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 32768}
-PAPER = LanguageShape(semantic_dim=1152, generative_dim=1536, grid=14, query="ground")  # SigLIP so400m, Wan2.1 1.3B
-WAN_TAPPED = 1.0e9  # of Wan2.1 1.3B, weights of the blocks up to the tap, all else and the VAE; bf16
+# SigLIP so400m, Wan2.1 1.3B
+PAPER = LanguageShape(semantic_dim=1152, generative_dim=1536, grid=14, query="ground")
+# of Wan2.1 1.3B, weights of the blocks up to the tap, all else and the VAE; bf16
+WAN_TAPPED = 1.0e9
 
 
 @dataclass(frozen=True)
@@ -43,37 +46,47 @@ class Plan:
 
     @property
     def total(self) -> float:
-        return sum((self.weights, self.gradients, self.moments, self.gathered, self.activations, self.layer,
-                    self.logits, self.towers))
+        return sum((self.weights, self.gradients, self.moments, self.gathered, self.activations,
+                    self.layer, self.logits, self.towers))
 
     def lines(self) -> list[str]:
         """One row a kind, in GB, for printing."""
-        kinds = ("weights", "gradients", "moments", "gathered", "activations", "layer", "logits", "towers", "total")
-        return [f"{self.parameters / 1e9:.2f} G parameters, {self.trained / 1e9:.2f} G trained, {self.world} GPU(s)",
-                *(f"  {kind:12} {getattr(self, kind) / GB:7.2f} GB" for kind in kinds)]
+        kinds = ("weights", "gradients", "moments", "gathered", "activations", "layer", "logits",
+                 "towers", "total")
+        return [
+            f"{self.parameters / 1e9:.2f} G parameters, {self.trained / 1e9:.2f} G trained, "
+            f"{self.world} GPU(s)",
+            *(f"  {kind:12} {getattr(self, kind) / GB:7.2f} GB" for kind in kinds)
+        ]
 
 
-def plan(how: Tune = "full", world: int = 8, frames: int = 32, words: int = 128, answer: int = 16, clips: int = 1,
-         shape: LanguageShape = PAPER, lm: dict[str, Any] | None = None, again: bool = True, rank: int = RANK) -> Plan:
-    """Memory of one training step of `clips` clips a GPU, a question each of `words` tokens with `answer` of them the
-    answer. lm: a Qwen2's sizes (None: the 7B's); again: layers are recomputed (TuneConfig.recompute).
+def plan(how: Tune = "full", world: int = 8, frames: int = 32, words: int = 128, answer: int = 16,
+         clips: int = 1, shape: LanguageShape = PAPER, lm: dict[str, Any] | None = None,
+         again: bool = True, rank: int = RANK) -> Plan:
+    """Memory of one training step of `clips` clips a GPU, a question each of `words` tokens with
+    `answer` of them the answer. lm: a Qwen2's sizes (None: the 7B's); again: layers are recomputed
+    (TuneConfig.recompute).
 
-    One GPU holds everything in bf16, gradients and moments too: float32 copies of 7 G weights would not fit.
+    One GPU holds everything in bf16, gradients and moments too: float32 copies of 7 G weights would
+    not fit.
     """
     model = meta_teacher(how, shape, lm or QWEN2_7B, rank)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in model.parameters())
     exact = 4 if world > 1 else 2
-    largest = max(sum(p.numel() for p in layer.parameters()) for layer in model.lm.get_decoder().layers)
+    largest = max(
+        sum(p.numel() for p in layer.parameters()) for layer in model.lm.get_decoder().layers)
     table = model.words * model.newline.shape[0]
     kept, layer = _activations(model, frames, words, clips, again)
-    return Plan(world, every, trained, ((every - trained) * 2 + trained * exact) / world, trained * exact / world,
-                2 * trained * exact / world, 0 if world == 1 else 2 * (2 * largest + 2 * table), kept, layer,
+    return Plan(world, every, trained, ((every - trained) * 2 + trained * exact) / world,
+                trained * exact / world, 2 * trained * exact / world,
+                0 if world == 1 else 2 * (2 * largest + 2 * table), kept, layer,
                 clips * answer * model.words * (4 + 4 + 2), 2 * WAN_TAPPED)
 
 
 def processes(launch: Path) -> int:
-    """How many GPUs an accelerate configuration shares the model over. Raises ValueError if it would not share it."""
+    """How many GPUs an accelerate configuration shares the model over. Raises ValueError if it
+    would not share it."""
     from accelerate.commands.config.config_args import load_config_from_file
 
     if not launch.is_file():
@@ -81,17 +94,21 @@ def processes(launch: Path) -> int:
     try:
         read = load_config_from_file(str(launch))
     except Exception as error:  # accelerate raises whatever its YAML reader and its own checks do
-        raise ValueError(f"{launch}: accelerate cannot read it ({' '.join(str(error).split())[:200]})") from error
+        raise ValueError(
+            f"{launch}: accelerate cannot read it ({' '.join(str(error).split())[:200]})"
+        ) from error
     sharding = getattr(read, "fsdp_config", None) or {}
     if str(getattr(read, "distributed_type", "")).rpartition(".")[2] != "FSDP" or not sharding:
-        raise ValueError(f"{launch}: distributed_type is {getattr(read, 'distributed_type', None)}, expected FSDP with "
-                         "an fsdp_config: a 7B model does not fit on one GPU with float32 moments")
+        raise ValueError(
+            f"{launch}: distributed_type is {getattr(read, 'distributed_type', None)}, expected "
+            "FSDP with an fsdp_config: a 7B model does not fit on one GPU with float32 moments")
     if str(sharding.get("fsdp_version")) != "2":
         raise ValueError(f"{launch}: fsdp_version is {sharding.get('fsdp_version')}, expected 2")
     return int(read.num_processes)
 
 
-def meta_teacher(how: Tune, shape: LanguageShape, lm: dict[str, Any], rank: int = RANK) -> LanguageTeacher:
+def meta_teacher(how: Tune, shape: LanguageShape, lm: dict[str, Any],
+                 rank: int = RANK) -> LanguageTeacher:
     """The teacher in its true shape, without a byte of weights; bf16."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -101,8 +118,8 @@ def meta_teacher(how: Tune, shape: LanguageShape, lm: dict[str, Any], rank: int 
         return LanguageTeacher(inner, shape, [0] * 24).to(torch.bfloat16).train()
 
 
-def made_up_batch(model: LanguageTeacher, frames: int, words: int, clips: int, device: torch.device | str
-                  ) -> tuple[Sight, Asked]:
+def made_up_batch(model: LanguageTeacher, frames: int, words: int, clips: int,
+                  device: torch.device | str) -> tuple[Sight, Asked]:
     """A batch of the right shapes: one grounding question a clip, about 32 boxes."""
     shape, boxes = model.shape, 32
     with torch.device(device):
@@ -113,11 +130,12 @@ def made_up_batch(model: LanguageTeacher, frames: int, words: int, clips: int, d
         ids = torch.full((clips, 1, words), model.words + SPECIALS.index("<ground>"))
         one = torch.full((clips, 1), -1)
         candidates = torch.zeros(clips, 1, boxes, dtype=torch.long)
-        return sight, Asked(ids, one + words, one + words, torch.full((clips, 1, 1), IGNORED), one, candidates,
-                            candidates.bool())
+        return sight, Asked(ids, one + words, one + words, torch.full((clips, 1, 1), IGNORED), one,
+                            candidates, candidates.bool())
 
 
-def _activations(model: LanguageTeacher, frames: int, words: int, clips: int, again: bool) -> tuple[float, float]:
+def _activations(model: LanguageTeacher, frames: int, words: int, clips: int,
+                 again: bool) -> tuple[float, float]:
     """Bytes kept from forward to backward, and those of one layer when it is computed again."""
     decoder = model.lm.get_decoder()
     seen: list[Tensor] = []
@@ -128,7 +146,7 @@ def _activations(model: LanguageTeacher, frames: int, words: int, clips: int, ag
 
     model.lm.get_decoder = lambda: listen  # the layers are all alike: one is counted below
     rest = _kept(lambda: model(*made_up_batch(model, frames, words, clips, "meta")))
-    x = seen[0].detach().requires_grad_()                                                     # [C,S,W]
+    x = seen[0].detach().requires_grad_()  # [C,S,W]
     place = decoder.rotary_emb(x, torch.arange(x.shape[1], device="meta")[None])
     with _flash():
         layer = _kept(lambda: decoder.layers[0](x, attention_mask=None, position_embeddings=place))
@@ -148,9 +166,11 @@ class _Attention(torch.autograd.Function):
 
 @contextmanager
 def _flash() -> Iterator[None]:
-    """On the meta device PyTorch would count the whole attention matrix, which no GPU kernel of today writes down."""
+    """On the meta device PyTorch would count the whole attention matrix, which no GPU kernel of
+    today writes down."""
     real = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = lambda q, k, v, **_: _Attention.apply(q, k, v)  # type: ignore[assignment]
+    F.scaled_dot_product_attention = lambda q, k, v, **_: _Attention.apply(
+        q, k, v)  # type: ignore[assignment]
     try:
         yield
     finally:

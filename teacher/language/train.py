@@ -1,7 +1,9 @@
-"""`vega3d teacher train`: clips -> features -> questions -> the full teacher, its curves and scores on unseen rooms.
+"""`vega3d teacher train`: clips -> features -> questions -> the full teacher, its curves and scores
+on unseen rooms.
 
-The folder it writes: config.json, rooms_SPLIT-KEY.safetensors (questions), metrics.jsonl, curves.png,
-teacher.safetensors (what was trained), scores.json. On several GPUs: accelerate launch -m vega3d teacher train …
+The folder it writes: config.json, rooms_SPLIT-KEY.safetensors (questions), metrics.jsonl,
+curves.png, teacher.safetensors (what was trained), scores.json. On several GPUs: accelerate launch
+-m vega3d teacher train …
 """
 import json
 from collections.abc import Sequence
@@ -52,21 +54,25 @@ WEIGHTS = "teacher.safetensors"
 class CourseConfig:
     """What the full teacher is trained on, and how."""
     out: Path = Path("runs/teacher")
-    clips: Path | None = None           # of `vega3d scenes render`; None: rooms are rendered into OUT/clips
-    rooms: int = 200                    # to render, of which 80 % train, 10 % each validate and test
+    clips: Path | None = None  # of `vega3d scenes render`; None: rooms are rendered into OUT/clips
+    rooms: int = 200  # to render, of which 80 % train, 10 % each validate and test
     frames: int = 5                     # of each rendered clip
-    semantic: str = "efficientnet-lite0"  # or siglip-so400m, siglip2-so400m, a hub id or folder of a SigLIP
-    features: Features = "generator"    # the second stream, or a control in its place; none: semantic only
+    # or siglip-so400m, siglip2-so400m, a hub id or folder of a SigLIP
+    semantic: str = "efficientnet-lite0"
+    # the second stream, or a control in its place; none: semantic only
+    features: Features = "generator"
     generator: str = "wan-nano"
     tap: Tap = field(default_factory=Tap)
     fusion: str = "token_gate"          # one of teacher.fusion.FUSIONS
     position: PositionMode = "depth_pose"
     grid: int = 7                       # visual tokens to a frame's side
     objects: Objects = "fused"
-    query: Query = "words"      # what a grounding question is known by: its words' states, or that of <ground>
-    draws: int = 1              # of a training clip's distances and single boxes to ask about: others each time
+    # what a grounding question is known by: its words' states, or that of <ground>
+    query: Query = "words"
+    draws: int = 1  # of a training clip's distances and single boxes to ask about: others each time
     metric: float = 0.0         # weight of telling the distances between visual tokens, in training
-    start: Path | None = None   # OUT of a teacher of --features none that this one goes on from; None: from nothing
+    # OUT of a teacher of --features none that this one goes on from; None: from nothing
+    start: Path | None = None
     tasks: tuple[str, ...] = TASKS
     tuning: TuneConfig = field(default_factory=TuneConfig)
     exam: bool = True                   # score it on the test rooms at the end
@@ -83,11 +89,13 @@ class CourseConfig:
 
 
 def take(config: CourseConfig) -> dict[str, dict[str, float]]:
-    """Trains (or goes on training) and scores; returns scenes.scoring.summary of the test rooms, {} without exam."""
+    """Trains (or goes on training) and scores; returns scenes.scoring.summary of the test rooms, {}
+    without exam."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     # a batch is of one task, so each step leaves some heads without a gradient
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    accelerator = Accelerator(
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     device = accelerator.device
     start = None if config.start is None else _start(config.start)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -97,10 +105,13 @@ def take(config: CourseConfig) -> dict[str, dict[str, float]]:
     rooms = {split: _rooms(config, source, split, accelerator) for split in SPLITS}
     second = stores[1]
     shape = LanguageShape(stores[0].spec["dim"], 1 if second is None else second.spec["dim"],
-                          "semantic_only" if second is None else config.fusion, config.position, config.grid,
-                          config.objects, config.query, metric=config.metric)
+                          "semantic_only" if second is None else config.fusion, config.position,
+                          config.grid, config.objects, config.query, metric=config.metric)
     model, writer = build(config.tuning, shape, device)
-    lessons = {split: lessons_of(part, stores, writer, device) for split, part in rooms.items() if part}
+    lessons = {
+        split: lessons_of(part, stores, writer, device)
+        for split, part in rooms.items() if part
+    }
     set_statistics(model, lessons["train"])
     if start is not None:
         begin_with(model, {name: value.to(device) for name, value in start.items()})
@@ -108,8 +119,9 @@ def take(config: CourseConfig) -> dict[str, dict[str, float]]:
         write_json({"config": _jsonable(config), "shape": asdict(shape), "env": environment()},
                    config.out / "config.json")
     val = lessons.get("val")
-    curve = fit(model, lessons["train"], config.tuning, config.out, accelerator=accelerator,
-                validate=None if val is None else lambda objective: validation_loss(objective, val, config.tuning))
+    curve = fit(
+        model, lessons["train"], config.tuning, config.out, accelerator=accelerator, validate=None
+        if val is None else lambda objective: validation_loss(objective, val, config.tuning))
     trained = learned(model)  # every process: a sharded model is gathered
     if not accelerator.is_main_process:
         return {}
@@ -117,12 +129,14 @@ def take(config: CourseConfig) -> dict[str, dict[str, float]]:
     _tensorboard(curve, config.out)
     save_language(trained, model, config, config.out / WEIGHTS)
     (config.out / CHECKPOINT).unlink(missing_ok=True)
-    scores = examine(model, lessons["test"], config.tuning) if config.exam and "test" in lessons else {}
+    scores = examine(model, lessons["test"],
+                     config.tuning) if config.exam and "test" in lessons else {}
     write_json({"scores": scores, "steps": config.tuning.steps}, config.out / "scores.json")
     return scores
 
 
-def examine(model: LanguageTeacher, lessons: Lessons, config: TuneConfig) -> dict[str, dict[str, float]]:
+def examine(model: LanguageTeacher, lessons: Lessons,
+            config: TuneConfig) -> dict[str, dict[str, float]]:
     """scenes.scoring.summary over every question of the lessons."""
     questions, outputs = [], []
     for name in lessons.families:
@@ -136,22 +150,25 @@ def examine(model: LanguageTeacher, lessons: Lessons, config: TuneConfig) -> dic
     return scores | ({"vsi_numeric": {"mra": sum(numeric) / len(numeric)}} if numeric else {})
 
 
-def lessons_of(rooms: Sequence[Room], stores: tuple[FeatureStore, FeatureStore | None], writer: Writer,
-               device: torch.device) -> Lessons:
+def lessons_of(rooms: Sequence[Room], stores: tuple[FeatureStore, FeatureStore | None],
+               writer: Writer, device: torch.device) -> Lessons:
     """Rooms with the features of both stores."""
     second = None if stores[1] is None else stack(stores[1], rooms)
     return Lessons(rooms, stack(stores[0], rooms), second, writer, device)
 
 
-def save_language(trained: dict[str, Tensor], model: LanguageTeacher, config: CourseConfig, path: Path) -> None:
+def save_language(trained: dict[str, Tensor], model: LanguageTeacher, config: CourseConfig,
+                  path: Path) -> None:
     """What was trained, and how the rest is had: the published language model stays where it is."""
     about = {"shape": json.dumps(asdict(model.shape)), "tuning": json.dumps(asdict(config.tuning))}
     with beside(path) as scratch:
-        save_file({k: v.detach().cpu().contiguous() for k, v in trained.items()}, scratch, metadata=about)
+        save_file({k: v.detach().cpu().contiguous()
+                   for k, v in trained.items()}, scratch, metadata=about)
 
 
 def load_language(path: Path, device: torch.device) -> tuple[LanguageTeacher, Writer, TuneConfig]:
-    """What `save_language` wrote, with its language model. Raises ValueError naming the file if it is not whole."""
+    """What `save_language` wrote, with its language model. Raises ValueError naming the file if it
+    is not whole."""
     state, config, shape = _state(path)
     model, writer = build(config, shape, device)
     relearn(model, state)
@@ -159,14 +176,16 @@ def load_language(path: Path, device: torch.device) -> tuple[LanguageTeacher, Wr
 
 
 def _start(folder: Path) -> dict[str, Tensor]:
-    """What a teacher without a second stream has learnt. Raises ValueError if the folder holds none."""
+    """What a teacher without a second stream has learnt. Raises ValueError if the folder holds
+    none."""
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder}: holds no trained teacher to start from; "
                          f"train it with: vega3d teacher train --features none --out {folder}")
     state, _, shape = _state(folder / WEIGHTS)
     if shape.fusion != "semantic_only":
-        raise ValueError(f"{folder}: its teacher has a second stream ({shape.fusion}); start from one that was trained "
-                         "with --features none")
+        raise ValueError(
+            f"{folder}: its teacher has a second stream ({shape.fusion}); start from one that was "
+            "trained with --features none")
     return state
 
 
@@ -180,7 +199,9 @@ def _state(path: Path) -> tuple[dict[str, Tensor], TuneConfig, LanguageShape]:
         config = TuneConfig(**{k: v for k, v in json.loads(about["tuning"]).items() if k in known})
         return load_file(path), config, LanguageShape(**json.loads(about["shape"]))
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a whole teacher ({error}); train it with: vega3d teacher train") from error
+        raise ValueError(
+            f"{path}: not a whole teacher ({error}); train it with: vega3d teacher train"
+        ) from error
 
 
 def draw_curves(curve: Sequence[dict], path: Path) -> None:
@@ -190,12 +211,15 @@ def draw_curves(curve: Sequence[dict], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = sorted({name for row in curve for name in row if name != "step"}, key=lambda n: (n != "loss", n))
+    names = sorted({name
+                    for row in curve
+                    for name in row if name != "step"}, key=lambda n: (n != "loss", n))
     figure, axes = plt.subplots(figsize=(8, 4.5), constrained_layout=True)
     for name in names:
         points = [(row["step"], row[name]) for row in curve if name in row]
         label = "training, all families" if name == "loss" else f"validation, {name.removeprefix('loss_')}"
-        axes.plot(*zip(*points, strict=True), label=label, color="gray" if name == "loss" else None, marker=".")
+        axes.plot(*zip(*points, strict=True), label=label, color="gray" if name == "loss" else None,
+                  marker=".")
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -205,13 +229,14 @@ def draw_curves(curve: Sequence[dict], path: Path) -> None:
 
 
 def recipe(name: str) -> CourseConfig:
-    """One of teacher.tuning.RECIPES, with the course that it is for. Raises ValueError listing them."""
+    """One of teacher.tuning.RECIPES, with the course that it is for. Raises ValueError listing
+    them."""
     if name not in RECIPES:
         raise ValueError(f"course: no recipe {name!r}; there are: {', '.join(RECIPES)}")
     if name == "paper":
-        return CourseConfig(semantic="siglip-so400m", generator="wan2.1-t2v-1.3b", frames=32, grid=14,
-                            tap=Tap(block=20, k=300, seeds=1), objects="semantic", query="ground",
-                            tuning=RECIPES[name])
+        return CourseConfig(semantic="siglip-so400m", generator="wan2.1-t2v-1.3b", frames=32,
+                            grid=14, tap=Tap(block=20, k=300, seeds=1), objects="semantic",
+                            query="ground", tuning=RECIPES[name])
     return CourseConfig(draws=3, metric=1.0, tuning=RECIPES[name])
 
 
@@ -221,8 +246,9 @@ def _source(config: CourseConfig, render: bool) -> tuple[Source, str]:
         card = config.clips / "scenes.json"
         source = ClipFolder(config.clips)
         if not card.is_file():
-            raise ValueError(f"{config.clips}: has no scenes.json, so its clips have no name; render them with: "
-                             "vega3d scenes render")
+            raise ValueError(
+                f"{config.clips}: has no scenes.json, so its clips have no name; render them with: "
+                "vega3d scenes render")
         return source, json.loads(card.read_text())["key"]
     from scenes.rooms.source import RoomSource
     from scenes.rooms.writer import default_workers, render_folder
@@ -231,7 +257,8 @@ def _source(config: CourseConfig, render: bool) -> tuple[Source, str]:
     rooms = RoomSource(train=config.rooms - 2 * held, val=held, test=held, frames=config.frames)
     folder = config.out / "clips" / rooms.key
     if render:
-        render_folder(rooms, [i for split in SPLITS for i in rooms.ids(split)], folder, default_workers())
+        render_folder(rooms, [i for split in SPLITS for i in rooms.ids(split)], folder,
+                      default_workers())
     return ClipFolder(folder), rooms.key
 
 
@@ -250,7 +277,8 @@ def _stores(config: CourseConfig, source: Source, key: str, device: torch.device
 
 
 def _semantic(config: CourseConfig) -> Any:
-    return SemanticEncoder() if config.semantic == "efficientnet-lite0" else load_siglip(config.semantic)
+    return SemanticEncoder() if config.semantic == "efficientnet-lite0" else load_siglip(
+        config.semantic)
 
 
 def _tower(config: CourseConfig, device: torch.device) -> Tower | None:

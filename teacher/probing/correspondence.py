@@ -1,9 +1,11 @@
-"""Do features of one place agree between views? The paper's score (arXiv 2603.19235, eq. 3), and what it lacks.
+"""Do features of one place agree between views? The paper's score (arXiv 2603.19235, eq. 3), and
+what it lacks.
 
-Tokens are put in 0.1 m voxels by true depth and pose; those of one view in one voxel are averaged to a unit prototype;
-the score is the mean cosine of prototypes of a voxel between views, over all (voxel, view pair). It has no negatives
-and no centring: a few huge channels make any two tokens alike. Hence the random-pair cosine, the same score of
-standardised channels, same-voxel against other-voxel AUC, and retrieval by mutual nearest neighbours beside it.
+Tokens are put in 0.1 m voxels by true depth and pose; those of one view in one voxel are averaged
+to a unit prototype; the score is the mean cosine of prototypes of a voxel between views, over all
+(voxel, view pair). It has no negatives and no centring: a few huge channels make any two tokens
+alike. Hence the random-pair cosine, the same score of standardised channels, same-voxel against
+other-voxel AUC, and retrieval by mutual nearest neighbours beside it.
 """
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,18 +24,21 @@ NEAR_M = 0.2  # a retrieved token is right when its point is this close to the a
 
 
 def token_points(clip: Clip, keys: Sequence[int]) -> Tensor:
-    """World points of the 14x14 token centres of frames `keys`: [K,196,3] float64 metres, NaN where depth is unknown.
+    """World points of the 14x14 token centres of frames `keys`: [K,196,3] float64 metres, NaN where
+    depth is unknown.
 
     Raises ValueError if the clip lacks depth or cameras.
     """
     if clip.depth is None or clip.intrinsics is None or clip.poses is None:
-        raise ValueError(f"clip {clip.id}: has no depth, intrinsics and poses; correspondence needs all three")
+        raise ValueError(
+            f"clip {clip.id}: has no depth, intrinsics and poses; correspondence needs all three")
     h, w = clip.depth.shape[1:]
-    v, u = np.meshgrid(*(((np.arange(GRID) + 0.5) * n / GRID).astype(int) for n in (h, w)), indexing="ij")
+    v, u = np.meshgrid(*(((np.arange(GRID) + 0.5) * n / GRID).astype(int) for n in (h, w)),
+                       indexing="ij")
     z = clip.depth[np.asarray(keys)][:, v, u].reshape(len(keys), -1).astype(float)      # [K,196]
     pixels = np.stack([u + 0.5, v + 0.5, np.ones_like(u)]).reshape(3, -1)
     rays = np.linalg.inv(clip.intrinsics) @ pixels                                      # [3,196]
-    points = rays[None] * np.where(z > 0, z, np.nan)[:, None]                           # [K,3,196], camera
+    points = rays[None] * np.where(z > 0, z, np.nan)[:, None]  # [K,3,196], camera
     poses = clip.poses[np.asarray(keys)]
     return torch.from_numpy(poses[:, :3, :3] @ points + poses[:, :3, 3:]).transpose(1, 2)
 
@@ -47,7 +52,8 @@ class Prototypes:
 
 
 def prototypes(features: Tensor, points: Tensor, voxel_m: float = VOXEL_M) -> Prototypes:
-    """features [K,196,D], points [K,196,3] m (NaN: left out) -> a prototype for every (view, voxel) that is seen."""
+    """features [K,196,D], points [K,196,3] m (NaN: left out) -> a prototype for every (view, voxel)
+    that is seen."""
     known = ~points.isnan().any(-1)                                                     # [K,196]
     view = torch.arange(len(points), device=points.device)[:, None].expand_as(known)[known]
     cells = torch.cat([torch.floor(points[known] / voxel_m).long(), view[:, None]], 1)  # [M,4]
@@ -56,23 +62,29 @@ def prototypes(features: Tensor, points: Tensor, voxel_m: float = VOXEL_M) -> Pr
     total = torch.zeros(len(unique), features.shape[-1], device=features.device).index_add_(
         0, owner, features[known.to(features.device)].float())
     voxel = unique[:, :3].unique(dim=0, return_inverse=True)[1]
-    return Prototypes(F.normalize(total, dim=1), voxel.to(features.device), unique[:, 3].to(features.device))
+    return Prototypes(F.normalize(total, dim=1), voxel.to(features.device),
+                      unique[:, 3].to(features.device))
 
 
 def correspondence(features: Tensor, points: Tensor) -> dict[str, float]:
-    """features [N,K,D,14,14] of N clips' K views, points [N,K,196,3] m -> the scores; NaN where no voxel is seen twice.
+    """features [N,K,D,14,14] of N clips' K views, points [N,K,196,3] m -> the scores; NaN where no
+    voxel is seen twice.
 
-    corr_x100: as published. corr_random_x100: of different voxels in different views. corr_std_x100: as published, of
-    channels standardised over all tokens. corr_auc, corr_std_auc: chance that a same-voxel pair is more alike than
-    another (mean of clips). corr_pck: share of mutual nearest neighbours (standardised) that lie within 0.2 m, of those
-    whose point the other view sees.
+    corr_x100: as published. corr_random_x100: of different voxels in different views.
+    corr_std_x100: as published, of channels standardised over all tokens. corr_auc, corr_std_auc:
+    chance that a same-voxel pair is more alike than another (mean of clips). corr_pck: share of
+    mutual nearest neighbours (standardised) that lie within 0.2 m, of those whose point the other
+    view sees.
     """
-    return correspondence_scores({k: v.sum() for k, v in correspondence_sums(features, points).items()})
+    return correspondence_scores(
+        {k: v.sum()
+         for k, v in correspondence_sums(features, points).items()})
 
 
 def correspondence_sums(features: Tensor, points: Tensor) -> dict[str, np.ndarray]:
-    """What the scores are ratios of, clip by clip [N]: sums and counts of cosines, of AUCs and of retrievals."""
-    flat = features.float().flatten(3).transpose(2, 3)                                  # [N,K,196,D]
+    """What the scores are ratios of, clip by clip [N]: sums and counts of cosines, of AUCs and of
+    retrievals."""
+    flat = features.float().flatten(3).transpose(2, 3)  # [N,K,196,D]
     mean, std = flat.mean((0, 1, 2)), flat.std((0, 1, 2)).clamp_min(1e-4)
     rows = []
     for x, p in zip(flat, points, strict=True):
@@ -85,18 +97,25 @@ def correspondence_sums(features: Tensor, points: Tensor) -> dict[str, np.ndarra
 
 
 def correspondence_scores(total: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores of summed clips: numbers, or arrays of resampled sums. NaN where nothing was counted."""
+    """The scores of summed clips: numbers, or arrays of resampled sums. NaN where nothing was
+    counted."""
     def share(part: str, whole: str) -> Any:
         count = np.asarray(total[f"corr_{whole}"], float)
-        return np.divide(total[f"corr_{part}"], count, out=np.full_like(count, np.nan), where=count > 0)[()]
+        return np.divide(total[f"corr_{part}"], count, out=np.full_like(count, np.nan), where=count
+                         > 0)[()]
 
-    return {"corr_x100": 100 * share("same", "same_pairs"), "corr_random_x100": 100 * share("other", "other_pairs"),
-            "corr_std_x100": 100 * share("std_same", "std_same_pairs"), "corr_auc": share("auc", "auc_clips"),
-            "corr_std_auc": share("std_auc", "std_auc_clips"), "corr_pck": share("right", "asked")}
+    return {
+        "corr_x100": 100 * share("same", "same_pairs"),
+        "corr_random_x100": 100 * share("other", "other_pairs"),
+        "corr_std_x100": 100 * share("std_same", "std_same_pairs"),
+        "corr_auc": share("auc", "auc_clips"), "corr_std_auc": share("std_auc", "std_auc_clips"),
+        "corr_pck": share("right", "asked")
+    }
 
 
 def noise_snr(draws: Tensor) -> dict[str, float]:
-    """draws [S,M,D]: S >= 2 noise seeds of M tokens -> variance between tokens over variance between seeds.
+    """draws [S,M,D]: S >= 2 noise seeds of M tokens -> variance between tokens over variance
+    between seeds.
 
     snr: summed over channels (the large ones decide); snr_median: of the channels' own ratios.
     """
@@ -104,27 +123,35 @@ def noise_snr(draws: Tensor) -> dict[str, float]:
         raise ValueError(f"noise_snr: got {len(draws)} seeds, expected at least 2")
     x = draws.double()
     noise = x.var(0).mean(0)                                                            # [D]
-    signal = (x.mean(0).var(0) - noise / len(x)).clamp_min(0)  # the mean of S seeds still holds a share of noise
-    return {"snr": (signal.sum() / noise.sum()).item(), "snr_median": (signal / noise).median().item()}
+    # the mean of S seeds still holds a share of noise
+    signal = (x.mean(0).var(0) - noise / len(x)).clamp_min(0)
+    return {
+        "snr": (signal.sum() / noise.sum()).item(), "snr_median": (signal / noise).median().item()
+    }
 
 
 def _pairs(p: Prototypes) -> dict[str, float]:
-    """Cosines of one clip's prototype pairs from different views, of one voxel and of two: sums, counts and AUC."""
+    """Cosines of one clip's prototype pairs from different views, of one voxel and of two: sums,
+    counts and AUC."""
     cosine = p.unit @ p.unit.T                                                          # [P,P]
     apart = p.view[:, None] < p.view[None]
     alike = p.voxel[:, None] == p.voxel[None]
     same, other = cosine[apart & alike].double(), cosine[apart & ~alike].double()
-    found = {"same": same.sum().item(), "same_pairs": len(same), "other": other.sum().item(), "other_pairs": len(other),
-             "auc": 0.0, "auc_clips": 0}
+    found = {
+        "same": same.sum().item(), "same_pairs": len(same), "other": other.sum().item(),
+        "other_pairs": len(other), "auc": 0.0, "auc_clips": 0
+    }
     if len(same) and len(other):
         ordered = other.sort().values
         below = torch.searchsorted(ordered, same) + torch.searchsorted(ordered, same, right=True)
-        found |= {"auc": (below.double().mean() / (2 * len(other))).item(), "auc_clips": 1}  # ties count half
+        # ties count half
+        found |= {"auc": (below.double().mean() / (2 * len(other))).item(), "auc_clips": 1}
     return found
 
 
 def _retrieved(unit: Tensor, points: Tensor) -> tuple[int, int]:
-    """unit [K,196,D], points [K,196,3] -> (right, asked) over the mutual nearest neighbours of every pair of views."""
+    """unit [K,196,D], points [K,196,3] -> (right, asked) over the mutual nearest neighbours of
+    every pair of views."""
     right = asked = 0
     for a in range(len(unit)):
         for b in range(a + 1, len(unit)):

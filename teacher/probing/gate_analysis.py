@@ -13,28 +13,34 @@ NEAR = (1.5, 3.0)  # m: nearer, between, farther
 
 
 def gate_rows(clips: Sequence[Clip], gates: np.ndarray) -> Iterator[dict]:
-    """Mean and standard deviation of the semantic share by `group` (class, distance, row of the frame, border) and
-    `name`. gates [N,T,14,14] in [0,1], of labelled clips. A token's class is that of most of its pixels."""
+    """Mean and standard deviation of the semantic share by `group` (class, distance, row of the
+    frame, border) and `name`. gates [N,T,14,14] in [0,1], of labelled clips. A token's class is
+    that of most of its pixels."""
     labels = [_labels(clip) for clip in clips]
     for group in labels[0]:
-        names = np.stack([label[group] for label in labels])                              # [N,T,14,14] text
+        names = np.stack([label[group] for label in labels])  # [N,T,14,14] text
         for name in np.unique(names[names != ""]):
             values = gates[names == name].astype(float)
-            yield {"group": group, "name": str(name), "tokens": len(values), "gate_mean": float(values.mean()),
-                   "gate_std": float(values.std())}
+            yield {
+                "group": group, "name": str(name), "tokens": len(values),
+                "gate_mean": float(values.mean()), "gate_std": float(values.std())
+            }
 
 
 def draw_gates(clips: Sequence[Clip], gates: np.ndarray, path: Path) -> None:
-    """First frame of each clip, and its gate over it: blue = geometry, red = semantics, white = the mean of all."""
+    """First frame of each clip, and its gate over it: blue = geometry, red = semantics, white = the
+    mean of all."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.colors import TwoSlopeNorm
 
-    figure, axes = plt.subplots(2, len(clips), figsize=(2.4 * len(clips), 5.2), squeeze=False, constrained_layout=True)
+    figure, axes = plt.subplots(2, len(clips), figsize=(2.4 * len(clips), 5.2), squeeze=False,
+                                constrained_layout=True)
     middle = float(gates.mean())
-    scale = TwoSlopeNorm(middle, min(float(gates.min()), middle - 1e-3), max(float(gates.max()), middle + 1e-3))
+    scale = TwoSlopeNorm(middle, min(float(gates.min()), middle - 1e-3),
+                         max(float(gates.max()), middle + 1e-3))
     for column, (clip, gate) in zip(axes.T, zip(clips, gates, strict=True), strict=True):
         frame = clip.frames[0].transpose(1, 2, 0)
         column[0].imshow(frame)
@@ -43,7 +49,8 @@ def draw_gates(clips: Sequence[Clip], gates: np.ndarray, path: Path) -> None:
                                  extent=(0, 14, 14, 0))
         for axis in column:
             axis.axis("off")
-    figure.colorbar(shown, ax=axes[1].tolist(), location="bottom", shrink=0.5, label="gate: semantic share")
+    figure.colorbar(shown, ax=axes[1].tolist(), location="bottom", shrink=0.5,
+                    label="gate: semantic share")
     with beside(path) as scratch:
         figure.savefig(scratch, dpi=110)
     plt.close(figure)
@@ -51,20 +58,24 @@ def draw_gates(clips: Sequence[Clip], gates: np.ndarray, path: Path) -> None:
 
 def _labels(clip: Clip) -> dict[str, np.ndarray]:
     """What each token is, by group, [T,14,14] text; "" = unknown."""
-    targets = dense_targets(clip)                                                          # [T,56,56]
+    targets = dense_targets(clip)  # [T,56,56]
     t = len(targets.depth)
     cells = targets.classes.reshape(t, 14, 4, 14, 4).swapaxes(2, 3).reshape(t, 14, 14, 16)
-    votes = np.stack([(cells == c).sum(-1) for c in range(len(CLASSES))], -1)              # [T,14,14,classes]
+    votes = np.stack([(cells == c).sum(-1) for c in range(len(CLASSES))], -1)  # [T,14,14,classes]
     named = np.array(CLASSES)[votes.argmax(-1)]
     classes = np.where(votes.max(-1) > 0, named, "")
     depth = np.where(targets.depth > 0, targets.depth, np.nan).reshape(t, 14, 4, 14, 4)
     far = _median(depth.swapaxes(2, 3).reshape(t, 14, 14, 16))
     distance = np.select([np.isnan(far), far < NEAR[0], far < NEAR[1]],
-                         ["", f"under {NEAR[0]} m", f"{NEAR[0]} to {NEAR[1]} m"], f"over {NEAR[1]} m")
+                         ["", f"under {NEAR[0]} m", f"{NEAR[0]} to {NEAR[1]} m"],
+                         f"over {NEAR[1]} m")
     rows = np.repeat(["upper third", "middle third", "lower third"], [5, 4, 5])
-    border = np.where((cells != cells[..., :1]).any(-1) & (cells != NO_CLASS).all(-1), "two classes", "one class")
-    return {"class": classes, "distance": distance, "frame": np.broadcast_to(rows[:, None], (t, 14, 14)),
-            "border": border}
+    border = np.where((cells != cells[..., :1]).any(-1) & (cells != NO_CLASS).all(-1),
+                      "two classes", "one class")
+    return {
+        "class": classes, "distance": distance,
+        "frame": np.broadcast_to(rows[:, None], (t, 14, 14)), "border": border
+    }
 
 
 def _median(values: np.ndarray) -> np.ndarray:

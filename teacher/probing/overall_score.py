@@ -1,6 +1,8 @@
-"""Normalised Overall Score (arXiv 2603.19235): each metric min-max scaled over the rows, then averaged, x100.
+"""Normalised Overall Score (arXiv 2603.19235): each metric min-max scaled over the rows, then
+averaged, x100.
 
-The published numbers come out only if discriminative and generative backbones are scaled apart, each with the
+The published numbers come out only if discriminative and generative backbones are scaled apart,
+each with the
 baseline: they do not compare across the two groups. Pooled over all rows, they do.
 """
 from collections.abc import Collection, Mapping, Sequence
@@ -21,13 +23,19 @@ def nos_pooled(scores: Scores) -> dict[str, float]:
 
 
 def pooled(table: np.ndarray) -> np.ndarray:
-    """[rows, metrics] -> [rows]. A metric that is unknown for some row (NaN) is left out as well; 0 if none is left."""
+    """[rows, metrics] -> [rows]. A metric that is unknown for some row (NaN) is left out as well; 0
+    if none is left."""
     low, high = table.min(0), table.max(0)
     told = high > low
     scaled = (table[:, told] - low[told]) / (high - low)[told]
     return 100 * scaled.mean(1) if told.any() else np.zeros(len(table))
 
 
-def nos_published(scores: Scores, baseline: str, groups: Mapping[str, Collection[str]]) -> dict[str, dict[str, float]]:
+def nos_published(scores: Scores, baseline: str,
+                  groups: Mapping[str, Collection[str]]) -> dict[str, dict[str, float]]:
     """Each group scaled apart, with the baseline in it: {group: {row: score}}."""
-    return {name: nos_pooled({row: scores[row] for row in (baseline, *rows)}) for name, rows in groups.items()}
+    return {
+        name: nos_pooled({row: scores[row]
+                          for row in (baseline, *rows)})
+        for name, rows in groups.items()
+    }

@@ -1,7 +1,9 @@
-"""What a tower knows of 3D, read by small probes on unseen rooms and furniture: depth, normals, correspondence.
+"""What a tower knows of 3D, read by small probes on unseen rooms and furniture: depth, normals,
+correspondence.
 
-Ridge and a 256-unit MLP go from a token (position always added, so that "up is far" earns nothing) to log depth and
-camera-space normal. They train on `val` rooms and are scored on `test` rooms: the generator has seen neither.
+Ridge and a 256-unit MLP go from a token (position always added, so that "up is far" earns nothing)
+to log depth and camera-space normal. They train on `val` rooms and are scored on `test` rooms: the
+generator has seen neither.
 """
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +19,8 @@ from scenes.dense import patch_depth
 from teacher.probing.correspondence import correspondence_scores, correspondence_sums, token_points
 from teacher.towers.base import GRID
 
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # times the mean eigenvalue; picked on a tenth of the training tokens
+# times the mean eigenvalue; picked on a tenth of the training tokens
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 @dataclass
@@ -28,7 +31,8 @@ class ProbeSet:
     depth: Tensor      # [N,K,14,14] metres, 0 = unknown
     normals: Tensor    # [N,K,3,14,14] unit, camera axes
     places: Tensor     # [N,K,3,14,14] metres, camera axes: each cell's centre at its depth
-    matches: Tensor    # [N,196] int: first key frame's token -> last key frame's, -1 = hidden, unknown or unmoved
+    # [N,196] int: first key frame's token -> last key frame's, -1 = hidden, unknown or unmoved
+    matches: Tensor
     points: Tensor     # [N,K,196,3] world metres of the token centres, NaN = unknown
 
 
@@ -42,8 +46,8 @@ def probe_set(clips: list[Clip], keys: list[int]) -> ProbeSet:
         normals.append(F.normalize(F.adaptive_avg_pool2d(n, GRID), dim=1))
         places.append(_places(clip, torch.from_numpy(patch_depth(clip)[keys])))
     return ProbeSet(torch.from_numpy(np.stack([c.frames for c in clips])), keys,
-                    torch.from_numpy(np.stack([patch_depth(c)[keys] for c in clips])), torch.stack(normals),
-                    torch.stack(places),
+                    torch.from_numpy(np.stack([patch_depth(c)[keys] for c in clips])),
+                    torch.stack(normals), torch.stack(places),
                     torch.from_numpy(np.stack([true_matches(c, keys[0], keys[-1]) for c in clips])),
                     torch.stack([token_points(c, keys) for c in clips]))
 
@@ -51,14 +55,18 @@ def probe_set(clips: list[Clip], keys: list[int]) -> ProbeSet:
 def true_matches(clip: Clip, first: int, last: int) -> np.ndarray:
     """Where each 14x14 token centre of frame `first` is in frame `last`: cell index [196], or -1.
 
-    -1: out of view, occluded (depth off by more than 5 %), unknown, or in the same cell (nothing to prove).
+    -1: out of view, occluded (depth off by more than 5 %), unknown, or in the same cell (nothing to
+    prove).
     """
     assert clip.depth is not None and clip.intrinsics is not None and clip.poses is not None
     h, w = clip.depth.shape[1:]
     cell_h, cell_w = h // GRID, w // GRID
-    v, u = np.meshgrid(np.arange(GRID) * cell_h + cell_h // 2, np.arange(GRID) * cell_w + cell_w // 2, indexing="ij")
+    v, u = np.meshgrid(
+        np.arange(GRID) * cell_h + cell_h // 2,
+        np.arange(GRID) * cell_w + cell_w // 2, indexing="ij")
     z = clip.depth[first, v, u]                                                       # [14,14]
-    rays = np.linalg.inv(clip.intrinsics) @ np.stack([u + 0.5, v + 0.5, np.ones_like(u)]).reshape(3, -1)
+    rays = np.linalg.inv(clip.intrinsics) @ np.stack([u + 0.5, v + 0.5,
+                                                      np.ones_like(u)]).reshape(3, -1)
     points = clip.poses[first] @ np.vstack([rays * z.reshape(-1), np.ones(z.size)])
     seen = (np.linalg.inv(clip.poses[last]) @ points)[:3]
     pixel = clip.intrinsics @ seen
@@ -72,9 +80,10 @@ def true_matches(clip: Clip, first: int, last: int) -> np.ndarray:
     return np.where(visible & (cells != np.arange(GRID * GRID)), cells, -1)
 
 
-def extract(data: ProbeSet, features: Callable[[Tensor], Tensor], device: torch.device, whole_clip: bool = False,
-            batch: int = 16) -> Tensor:
-    """features: frames [B,T,3,H,W] in [0,1] -> [L,B,T,D,14,14]. Returns the key frames' [L,N,K,D,14,14] float16.
+def extract(data: ProbeSet, features: Callable[[Tensor], Tensor], device: torch.device,
+            whole_clip: bool = False, batch: int = 16) -> Tensor:
+    """features: frames [B,T,3,H,W] in [0,1] -> [L,B,T,D,14,14]. Returns the key frames'
+    [L,N,K,D,14,14] float16.
 
     whole_clip: a tower that reads frames together sees all T of them, not only the key frames.
     """
@@ -86,31 +95,39 @@ def extract(data: ProbeSet, features: Callable[[Tensor], Tensor], device: torch.
     return torch.cat(parts, 1)
 
 
-def probe(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed: int = 0) -> dict[str, float | None]:
-    """x: [N,K,D,14,14]. depth_r2 by ridge and MLP, xyz_r2 by ridge, delta1 and normal cosine of the MLP, share of exact
-    matches and of matches within one token, the scores of teacher.correspondence; all on `test`."""
+def probe(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor,
+          seed: int = 0) -> dict[str, float | None]:
+    """x: [N,K,D,14,14]. depth_r2 by ridge and MLP, xyz_r2 by ridge, delta1 and normal cosine of the
+    MLP, share of exact matches and of matches within one token, the scores of
+    teacher.correspondence; all on `test`."""
     found = scores({k: v.sum() for k, v in sums(train, test, x_train, x_test, seed).items()})
-    return {**{k: None if np.isnan(v) else float(v) for k, v in found.items()}, **_matching(test, x_test)}
+    return {
+        **{k: None if np.isnan(v) else float(v)
+           for k, v in found.items()}, **_matching(test, x_test)
+    }
 
 
-def sums(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed: int = 0, mlp: bool = True
-         ) -> dict[str, np.ndarray]:
-    """What the scores are made of, clip by clip of `test` [N], so that clips can be drawn again; those of the MLP if
-    asked for."""
+def sums(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed: int = 0,
+         mlp: bool = True) -> dict[str, np.ndarray]:
+    """What the scores are made of, clip by clip of `test` [N], so that clips can be drawn again;
+    those of the MLP if asked for."""
     device = x_train.device
     a, b = _tokens(x_train), _tokens(x_test)
     mean, std = a.mean(0), a.std(0).clamp_min(1e-4)
     a, b = _with_position((a - mean) / std), _with_position((b - mean) / std)
     (ya, ka), (yb, kb) = (_targets(s, device) for s in (train, test))
-    linear = ridge(a[ka], ya[ka][:, [0, 4, 5, 6]], b[kb])                            # log depth and the place
+    linear = ridge(a[ka], ya[ka][:, [0, 4, 5, 6]], b[kb])  # log depth and the place
     truth = yb[kb]
     depth, place = truth[:, 0], truth[:, 4:]
-    each = {"tokens": torch.ones_like(depth), "depth": depth, "depth_square": depth.square(),
-            "ridge_error": (linear[:, 0] - depth).square(),
-            "xyz_error": (linear[:, 1:] - place).square().sum(1), "xyz_square": place.square().sum(1),
-            **{axis: place[:, i] for i, axis in enumerate("xyz")}}
+    each = {
+        "tokens": torch.ones_like(depth), "depth": depth, "depth_square": depth.square(),
+        "ridge_error": (linear[:, 0] - depth).square(),
+        "xyz_error": (linear[:, 1:] - place).square().sum(1), "xyz_square": place.square().sum(1),
+        **{axis: place[:, i]
+           for i, axis in enumerate("xyz")}
+    }
     if mlp:
-        guess = _mlp(a[ka], ya[ka][:, :4], b[kb], seed)                               # log depth and normal
+        guess = _mlp(a[ka], ya[ka][:, :4], b[kb], seed)  # log depth and normal
         off = guess[:, 0] - depth
         each |= {"mlp_error": off.square(), "near": (off.abs() < np.log(1.25)).float(),
                  "normal_cos": F.cosine_similarity(guess[:, 1:], truth[:, 1:4])}
@@ -128,8 +145,10 @@ def scores(total: Mapping[str, Any]) -> dict[str, Any]:
     mlp = {} if "mlp_error" not in total else {
         "depth_r2_mlp": 1 - total["mlp_error"] / spread, "delta1": total["near"] / n,
         "normal_cos": total["normal_cos"] / n}
-    return {"depth_r2_ridge": 1 - total["ridge_error"] / spread, "xyz_r2_ridge": 1 - total["xyz_error"] / spread_xyz,
-            **mlp, **correspondence_scores(total)}
+    return {
+        "depth_r2_ridge": 1 - total["ridge_error"] / spread,
+        "xyz_r2_ridge": 1 - total["xyz_error"] / spread_xyz, **mlp, **correspondence_scores(total)
+    }
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -139,8 +158,11 @@ def _tokens(x: Tensor) -> Tensor:
 def _with_position(x: Tensor) -> Tensor:
     grid = torch.linspace(-1, 1, GRID, device=x.device)
     v, u = torch.meshgrid(grid, grid, indexing="ij")
-    waves = [f(s * np.pi * c) for s in (0.5, 1, 2, 4) for c in (u, v) for f in (torch.sin, torch.cos)]
-    position = torch.stack([torch.ones_like(u), u, v, u * v, u * u, v * v, *waves], -1).flatten(0, 1)  # [196,22]
+    waves = [
+        f(s * np.pi * c) for s in (0.5, 1, 2, 4) for c in (u, v) for f in (torch.sin, torch.cos)
+    ]
+    position = torch.stack([torch.ones_like(u), u, v, u * v, u * u, v * v, *waves],
+                           -1).flatten(0, 1)  # [196,22]
     return torch.cat([x, position.repeat(len(x) // len(position), 1)], 1)
 
 
@@ -152,33 +174,40 @@ def _targets(data: ProbeSet, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _places(clip: Clip, depth: Tensor) -> Tensor:
-    """depth [K,14,14] m along the axis -> camera-space positions of the cells' centres [K,3,14,14] m."""
+    """depth [K,14,14] m along the axis -> camera-space positions of the cells' centres [K,3,14,14]
+    m."""
     h, w = clip.frames.shape[2:]
     v, u = torch.meshgrid(*((torch.arange(GRID) + 0.5) * n / GRID for n in (h, w)), indexing="ij")
     pixels = torch.stack([u, v, torch.ones_like(u)]).flatten(1).double()              # [3,196]
-    rays = (torch.linalg.inv(torch.from_numpy(clip.intrinsics).double()) @ pixels).unflatten(1, (GRID, GRID))
+    rays = (torch.linalg.inv(torch.from_numpy(clip.intrinsics).double()) @ pixels).unflatten(
+        1, (GRID, GRID))
     return (rays[None] * depth[:, None]).float()
 
 
 def ridge(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
-    """What ridge regression of y [N,K] on standardised x [N,D] says of x_test; the penalty that is best on the last
-    tenth of the rows is taken."""
+    """What ridge regression of y [N,K] on standardised x [N,D] says of x_test; the penalty that is
+    best on the last tenth of the rows is taken."""
     cut = len(x) * 9 // 10  # clips are in order, so these are the last rooms
-    best = min(RIDGES, key=lambda r: (_solve(x[:cut], y[:cut], r, x[cut:]) - y[cut:]).square().mean().item())
+    best = min(
+        RIDGES, key=lambda r:
+        (_solve(x[:cut], y[:cut], r, x[cut:]) - y[cut:]).square().mean().item())
     return _solve(x, y, best, x_test)
 
 
 def _solve(x: Tensor, y: Tensor, penalty: float, x_test: Tensor) -> Tensor:
     shift = y.mean(0)
     gram = (x.T @ x).double()
-    gram += penalty * gram.diagonal().mean() * torch.eye(len(gram), device=x.device, dtype=torch.double)
+    gram += penalty * gram.diagonal().mean() * torch.eye(len(gram), device=x.device,
+                                                         dtype=torch.double)
     return x_test @ torch.linalg.solve(gram, (x.T @ (y - shift)).double()).float() + shift
 
 
-def _mlp(x: Tensor, y: Tensor, x_test: Tensor, seed: int, steps: int = 300, batch: int = 8192) -> Tensor:
+def _mlp(x: Tensor, y: Tensor, x_test: Tensor, seed: int, steps: int = 300,
+         batch: int = 8192) -> Tensor:
     torch.manual_seed(seed)
     shift, scale = y.mean(0), torch.tensor([y[:, 0].std().item(), 1, 1, 1], device=x.device)
-    net = nn.Sequential(nn.Linear(x.shape[1], 256), nn.GELU(), nn.Linear(256, y.shape[1])).to(x.device)
+    net = nn.Sequential(nn.Linear(x.shape[1], 256), nn.GELU(), nn.Linear(256,
+                                                                         y.shape[1])).to(x.device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
     draw, batch = torch.Generator(device=x.device).manual_seed(seed), min(batch, len(x))
@@ -199,5 +228,9 @@ def _matching(data: ProbeSet, x: Tensor) -> dict[str, float]:
     nearest = (flat[:, 0] @ flat[:, -1].transpose(1, 2)).argmax(-1)                   # [N,196]
     truth = data.matches.to(x.device)
     asked = truth >= 0
-    off = torch.maximum((nearest // GRID - truth // GRID).abs(), (nearest % GRID - truth % GRID).abs())[asked]
-    return {"match_exact": (off == 0).float().mean().item(), "match_1": (off <= 1).float().mean().item()}
+    off = torch.maximum((nearest // GRID - truth // GRID).abs(),
+                        (nearest % GRID - truth % GRID).abs())[asked]
+    return {
+        "match_exact": (off == 0).float().mean().item(), "match_1": (off
+                                                                     <= 1).float().mean().item()
+    }

@@ -1,7 +1,9 @@
-"""`vega3d teacher search`: every block x noise level x frame mode of a generator ranked by what it knows of 3D.
+"""`vega3d teacher search`: every block x noise level x frame mode of a generator ranked by what it
+knows of 3D.
 
-A tap's score is the mean over the criteria, each scaled from worst to best tap (the paper's NOS, pooled). Test clips
-are drawn again with replacement, the same draw for all taps: intervals, and how often a tap would have come first.
+A tap's score is the mean over the criteria, each scaled from worst to best tap (the paper's NOS,
+pooled). Test clips are drawn again with replacement, the same draw for all taps: intervals, and how
+often a tap would have come first.
 """
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +29,8 @@ from teacher.towers.wan import Tap, WanTower, load_wan
 
 CRITERIA = ("depth_r2_ridge", "xyz_r2_ridge", "corr_std_auc")
 MLP = ("depth_r2_mlp", "normal_cos", "delta1")
-COLUMNS = (*CRITERIA, *MLP, "corr_x100", "corr_random_x100", "corr_std_x100", "corr_auc", "corr_pck", "snr")
+COLUMNS = (*CRITERIA, *MLP, "corr_x100", "corr_random_x100", "corr_std_x100", "corr_auc",
+           "corr_pck", "snr")
 Mode = Literal["image", "video"]
 Sums = dict[str, np.ndarray]           # what scores are made of, clip by clip: each [clips]
 Taps = dict[tuple[Mode, int, int], Sums]  # by mode, k and block
@@ -36,12 +39,13 @@ Taps = dict[tuple[Mode, int, int], Sums]  # by mode, k and block
 @dataclass(frozen=True)
 class SearchConfig:
     """What is tried, on what, and what decides."""
-    generator: str = "wan-nano"          # or a name, a hub id, a local folder in the diffusers layout
+    generator: str = "wan-nano"  # or a name, a hub id, a local folder in the diffusers layout
     clips: int = 100                     # of each split: val trains the probes, test scores them
     modes: tuple[Mode, ...] = ("image", "video")
     levels: tuple[int, ...] = (50, 100, 200, 300, 500, 700)  # k, in thousandths of pure noise
-    mlp: bool = True                     # also the MLP's probes: of depth and normals, and most of the time
-    by: tuple[str, ...] = ()             # columns of the result that decide (more is better); none: five, or three
+    mlp: bool = True  # also the MLP's probes: of depth and normals, and most of the time
+    # columns of the result that decide (more is better); none: five, or three
+    by: tuple[str, ...] = ()
     resamples: int = 1000
     seed: int = 0
     device: str = "auto"
@@ -53,7 +57,8 @@ class SearchConfig:
             raise ValueError(f"search: level {bad[0]}, expected 0 (clean) to 1000 (pure noise)")
         there = [c for c in COLUMNS if self.mlp or c not in MLP]
         if unknown := [name for name in self.by if name not in there]:
-            raise ValueError(f"search: no column {', '.join(unknown)}; there are: {', '.join(there)}")
+            raise ValueError(
+                f"search: no column {', '.join(unknown)}; there are: {', '.join(there)}")
 
     @property
     def criteria(self) -> tuple[str, ...]:
@@ -67,10 +72,12 @@ class Found:
     best: Tap
 
 
-def search(config: SearchConfig, clips: Callable[[Split], Sequence[Clip]], key: str, work: Path) -> Found:
-    """Reads every tap, one file of `work` a mode and level: a killed search goes on there. clips: of the two splits
-    val and test; `key` names them."""
-    device = torch.device(config.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
+def search(config: SearchConfig, clips: Callable[[Split], Sequence[Clip]], key: str,
+           work: Path) -> Found:
+    """Reads every tap, one file of `work` a mode and level: a killed search goes on there. clips:
+    of the two splits val and test; `key` names them."""
+    device = torch.device(
+        config.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
     where = generator_folder(config.generator)
     blocks = list(range(block_count(where)))
     todo = [(mode, k) for mode in config.modes for k in config.levels]
@@ -84,10 +91,16 @@ def search(config: SearchConfig, clips: Callable[[Split], Sequence[Clip]], key: 
             unit = work / f"{name}.safetensors"
             if (known := _read(unit)) is None:
                 # only now: a finished search needs no clip
-                sets = sets or (_probe_set(clips("val")[: config.clips]), _probe_set(clips("test")[: config.clips]))
+                sets = sets or (_probe_set(
+                    clips("val")[:config.clips]), _probe_set(clips("test")[:config.clips]))
                 known = _read_taps(tower.to(device), blocks, *sets, device, config.mlp)
                 with beside(unit) as scratch:
-                    save_file({f"{b}/{name}": v for b, found in known.items() for name, v in found.items()}, scratch)
+                    save_file(
+                        {
+                            f"{b}/{name}": v
+                            for b, found in known.items()
+                            for name, v in found.items()
+                        }, scratch)
             taps |= {(mode, k, block): found for block, found in known.items()}
     return rank(taps, config)
 
@@ -95,28 +108,36 @@ def search(config: SearchConfig, clips: Callable[[Split], Sequence[Clip]], key: 
 def rank(taps: Taps, config: SearchConfig) -> Found:
     """Scores and intervals of clips drawn again, for all taps at once."""
     names = list(next(iter(taps.values())))
-    table = np.stack([np.stack([found[n] for n in names]) for found in taps.values()])   # [taps, sums, clips]
-    draws = np.random.default_rng(config.seed).multinomial(
-        table.shape[2], np.full(table.shape[2], 1 / table.shape[2]), config.resamples)    # [resamples, clips]
-    weights = np.concatenate([np.ones((1, table.shape[2])), draws])                       # the first: as they are
-    total = np.einsum("tsc,rc->srt", table, weights)                                      # [sums, 1+resamples, taps]
+    table = np.stack([np.stack([found[n] for n in names])
+                      for found in taps.values()])  # [taps, sums, clips]
+    draws = np.random.default_rng(config.seed).multinomial(table.shape[2],
+                                                           np.full(table.shape[2],
+                                                                   1 / table.shape[2]),
+                                                           config.resamples)  # [resamples, clips]
+    weights = np.concatenate([np.ones((1, table.shape[2])), draws])  # the first: as they are
+    total = np.einsum("tsc,rc->srt", table, weights)  # [sums, 1+resamples, taps]
     found = _scores(dict(zip(names, total, strict=True)))
-    score = np.stack([pooled(np.stack([found[c][r] for c in config.criteria], 1)) for r in range(len(weights))])
+    score = np.stack(
+        [pooled(np.stack([found[c][r] for c in config.criteria], 1)) for r in range(len(weights))])
     first = np.bincount(score[1:].argmax(1), minlength=len(taps)) / max(1, config.resamples)
     columns = {**found, "score": score}
     rows = []
     for i, (mode, k, block) in enumerate(taps):
-        row: dict[str, Any] = {"features": f"generator, {mode}", "mode": mode, "t": k / 1000, "block": block,
-                               "seeds": 1}
+        row: dict[str, Any] = {
+            "features": f"generator, {mode}", "mode": mode, "t": k / 1000, "block": block,
+            "seeds": 1
+        }
         for name, values in columns.items():
             row[name] = float(values[0, i])
             if name in ("score", "snr", *config.criteria) and config.resamples:
-                row[f"{name}_low"], row[f"{name}_high"] = map(float, np.nanpercentile(values[1:, i], (2.5, 97.5)))
+                row[f"{name}_low"], row[f"{name}_high"] = map(
+                    float, np.nanpercentile(values[1:, i], (2.5, 97.5)))
         rows.append(row | {"first_share": float(first[i])})
     rows.sort(key=lambda row: -row["score"])
     for place, row in enumerate(rows, 1):
         row["rank"] = place
-    return Found(rows, Tap(block=rows[0]["block"], k=round(1000 * rows[0]["t"]), frames=rows[0]["mode"]))
+    return Found(rows,
+                 Tap(block=rows[0]["block"], k=round(1000 * rows[0]["t"]), frames=rows[0]["mode"]))
 
 
 def tap_file(where: Path) -> Path:
@@ -134,24 +155,30 @@ def save_tap(tap: Tap, path: Path) -> None:
 
 
 def chosen_tap(generator: str, tap: Tap) -> Tap:
-    """`tap` at the block, noise level and frame mode that a search chose for the generator. ValueError without one."""
+    """`tap` at the block, noise level and frame mode that a search chose for the generator.
+    ValueError without one."""
     path = tap_file(generator_folder(generator))
     if not path.is_file():
-        raise ValueError(f"{path}: no tap was chosen for {generator} yet; run: vega3d teacher search --generator "
-                         f"{generator}")
+        raise ValueError(
+            f"{path}: no tap was chosen for {generator} yet; run: vega3d teacher search "
+            f"--generator {generator}")
     try:
         chosen = yaml.safe_load(path.read_text())
         return replace(tap, **{name: chosen[name] for name in ("block", "k", "frames")})
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a chosen tap ({' '.join(str(error).split())}); run vega3d teacher search again"
-                         ) from error
+        raise ValueError(
+            f"{path}: not a chosen tap ({' '.join(str(error).split())}); run vega3d teacher search "
+            "again"
+        ) from error
 
 
-def _read_taps(tower: WanTower, blocks: list[int], train: ProbeSet, test: ProbeSet, device: torch.device, mlp: bool
-               ) -> dict[int, Sums]:
-    """Of one mode and level; a second noise draw of the test clips says how much of the first is noise."""
+def _read_taps(tower: WanTower, blocks: list[int], train: ProbeSet, test: ProbeSet,
+               device: torch.device, mlp: bool) -> dict[int, Sums]:
+    """Of one mode and level; a second noise draw of the test clips says how much of the first is
+    noise."""
     tap, whole = tower.tap, tower.tap.frames == "video"
-    a, b = (extract(s, lambda f: tower.block_features(f, blocks), device, whole) for s in (train, test))
+    a, b = (extract(s, lambda f: tower.block_features(f, blocks), device, whole)
+            for s in (train, test))
     tower.tap = replace(tap, seed=tap.seed + 1)
     again = extract(test, lambda f: tower.block_features(f, blocks), device, whole)
     tower.tap = tap
@@ -160,8 +187,9 @@ def _read_taps(tower: WanTower, blocks: list[int], train: ProbeSet, test: ProbeS
 
 
 def noise_sums(one: Tensor, two: Tensor) -> Sums:
-    """Two draws [N,K,D,14,14] -> each clip's scatter of tokens about the mean token, and of draws about theirs."""
-    x = torch.stack([one, two]).movedim(3, -1).flatten(2, -2).double()                    # [2,N,K*196,D]
+    """Two draws [N,K,D,14,14] -> each clip's scatter of tokens about the mean token, and of draws
+    about theirs."""
+    x = torch.stack([one, two]).movedim(3, -1).flatten(2, -2).double()  # [2,N,K*196,D]
     mean = x.mean(0)
     return {"signal": (mean - mean.mean((0, 1))).square().sum((1, 2)).cpu().numpy(),
             "noise": x.var(0).sum((1, 2)).cpu().numpy()}

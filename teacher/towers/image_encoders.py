@@ -1,7 +1,9 @@
-"""Vision transformers as geometry towers: DINOv2, DINOv3 and V-JEPA2, from local transformers folders.
+"""Vision transformers as geometry towers: DINOv2, DINOv3 and V-JEPA2, from local transformers
+folders.
 
-They see the pixels the generator sees (224 px by default: the paper's towers saw 196 to 1280, so its table compares
-sizes as much as models), each frame alone, with their own normalisation; patch tokens after the last norm.
+They see the pixels the generator sees (224 px by default: the paper's towers saw 196 to 1280, so
+its table compares sizes as much as models), each frame alone, with their own normalisation; patch
+tokens after the last norm.
 """
 import json
 from hashlib import file_digest, sha256
@@ -18,21 +20,26 @@ from teacher.towers.base import GRID
 from teacher.towers.chunking import chunk_size, in_chunks
 from teacher.towers.resize import registered
 
-ENCODERS = {"dinov2": ("dinov2", "dinov2_with_registers"), "dinov3": ("dinov3_vit",), "vjepa2": ("vjepa2",)}
+ENCODERS = {
+    "dinov2": ("dinov2", "dinov2_with_registers"), "dinov3": ("dinov3_vit", ), "vjepa2": ("vjepa2",
+                                                                                          )
+}
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 class ImageTower:
     """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14]; other grids are averaged to it."""
 
-    def __init__(self, model: PreTrainedModel, mean: list[float], std: list[float], digest: str = "unsaved",
-                 side: int = 224):
+    def __init__(self, model: PreTrainedModel, mean: list[float], std: list[float],
+                 digest: str = "unsaved", side: int = 224):
         self.model = model.eval().requires_grad_(False)
         self.config: Any = model.config
         self.dim, self.side = self.config.hidden_size, side
         self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
-        self.spec = {"tower": self.config.model_type, "weights": digest, "dim": self.dim, "grid": GRID, "side": side,
-                     "mean": mean, "std": std}
+        self.spec = {
+            "tower": self.config.model_type, "weights": digest, "dim": self.dim, "grid": GRID,
+            "side": side, "mean": mean, "std": std
+        }
 
     def to(self, device: torch.device | str) -> "ImageTower":
         self.model.to(device)  # type: ignore[arg-type]
@@ -42,10 +49,11 @@ class ImageTower:
     @torch.inference_mode()
     def features(self, frames: Tensor) -> Tensor:
         b, t = frames.shape[:2]
-        x = (registered(frames.flatten(0, 1), self.side, self.config.patch_size) - self.mean) / self.std
+        x = (registered(frames.flatten(0, 1), self.side, self.config.patch_size) -
+             self.mean) / self.std
         cells = x.shape[-2] * x.shape[-1] // self.config.patch_size ** 2
-        tokens = in_chunks(lambda part: self._tokens(x[part]), b * t, chunk_size(cells * 80 * self.dim, x.device), 0,
-                           "use a smaller encoder")
+        tokens = in_chunks(lambda part: self._tokens(x[part]), b * t,
+                           chunk_size(cells * 80 * self.dim, x.device), 0, "use a smaller encoder")
         return tokens.unflatten(0, (b, t))
 
     def _tokens(self, x: Tensor) -> Tensor:
@@ -55,12 +63,14 @@ class ImageTower:
             tokens = self.model(pixel_values_videos=still, skip_predictor=True).last_hidden_state
         else:
             tokens = self.model(pixel_values=x).last_hidden_state
-        grid = tokens[:, -high * wide:].transpose(1, 2).unflatten(2, (high, wide))  # class and registers come first
+        # class and registers come first
+        grid = tokens[:, -high * wide:].transpose(1, 2).unflatten(2, (high, wide))
         return F.adaptive_avg_pool2d(grid.float(), (GRID, GRID))
 
 
 def load_encoder(kind: str, folder: Path, side: int = 224) -> ImageTower:
-    """kind: dinov2, dinov3 or vjepa2. Raises ValueError if the folder is not a whole checkpoint of that kind."""
+    """kind: dinov2, dinov3 or vjepa2. Raises ValueError if the folder is not a whole checkpoint of
+    that kind."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json; expected a transformers folder of {kind}")
     found = json.loads((folder / "config.json").read_text()).get("model_type")
@@ -70,9 +80,11 @@ def load_encoder(kind: str, folder: Path, side: int = 224) -> ImageTower:
         model, info = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True,
                                                 use_safetensors=True, output_loading_info=True)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder}: not a whole {kind} checkpoint ({str(error).splitlines()[0]})") from error
+        raise ValueError(
+            f"{folder}: not a whole {kind} checkpoint ({str(error).splitlines()[0]})") from error
     if lost := sorted(info["missing_keys"]):
-        raise ValueError(f"{folder}: not a whole {kind} checkpoint (lacks {len(lost)} weights, {lost[0]} first)")
+        raise ValueError(
+            f"{folder}: not a whole {kind} checkpoint (lacks {len(lost)} weights, {lost[0]} first)")
     pre = folder / "preprocessor_config.json"
     said = json.loads(pre.read_text()) if pre.is_file() else {}
     mean, std = said.get("image_mean") or IMAGENET[0], said.get("image_std") or IMAGENET[1]
@@ -84,5 +96,6 @@ def folder_digest(folder: Path) -> str:
     total = sha256()
     for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json")):
         with path.open("rb") as file:
-            total.update(str(path.relative_to(folder)).encode() + file_digest(file, "sha256").digest())
+            total.update(
+                str(path.relative_to(folder)).encode() + file_digest(file, "sha256").digest())
     return total.hexdigest()[:16]

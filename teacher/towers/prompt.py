@@ -1,6 +1,8 @@
-"""The empty prompt: its embedding exported once, then its cross-attention keys and values computed once a tower.
+"""The empty prompt: its embedding exported once, then its cross-attention keys and values computed
+once a tower.
 
-Text encoders of this size (UMT5-XXL, 5.7 B parameters) say one constant here; no extraction ever loads one.
+Text encoders of this size (UMT5-XXL, 5.7 B parameters) say one constant here; no extraction ever
+loads one.
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +21,8 @@ PADDED_TO = 512  # Wan's pipelines fill every prompt up with zero vectors, and d
 
 @dataclass(frozen=True)
 class Prompt:
-    """embedding [1,L,text_dim] at its true length; the generator was trained to see `length` >= L vectors, the rest
-    of them zero."""
+    """embedding [1,L,text_dim] at its true length; the generator was trained to see `length` >= L
+    vectors, the rest of them zero."""
     embedding: Tensor
     length: int
 
@@ -33,87 +35,113 @@ class Prompt:
 
 
 def export_prompt(generator: str, out: Path) -> Path:
-    """Runs the checkpoint's own text encoder on "" and keeps the result, at its true length for Wan's UMT5.
+    """Runs the checkpoint's own text encoder on "" and keeps the result, at its true length for
+    Wan's UMT5.
 
-    Stable Diffusion's CLIP and CogVideoX's T5 read their padding too: for them it is part of the embedding.
+    Stable Diffusion's CLIP and CogVideoX's T5 read their padding too: for them it is part of the
+    embedding.
     Raises ValueError if there is no such encoder.
     """
-    from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, T5EncoderModel, UMT5EncoderModel
+    from transformers import (
+        AutoConfig,
+        AutoTokenizer,
+        CLIPTextModel,
+        T5EncoderModel,
+        UMT5EncoderModel,
+    )
 
-    kinds: dict[str, Any] = {"umt5": UMT5EncoderModel, "t5": T5EncoderModel, "clip_text_model": CLIPTextModel}
+    kinds: dict[str, Any] = {
+        "umt5": UMT5EncoderModel, "t5": T5EncoderModel, "clip_text_model": CLIPTextModel
+    }
     try:
         kind = AutoConfig.from_pretrained(generator, subfolder="text_encoder").model_type
         if kind not in kinds:
             raise ValueError(f"a {kind}, expected {', '.join(kinds)}")
         tokenizer = AutoTokenizer.from_pretrained(generator, subfolder="tokenizer")
-        encoder = kinds[kind].from_pretrained(generator, subfolder="text_encoder", dtype=torch.bfloat16).eval()
+        encoder = kinds[kind].from_pretrained(generator, subfolder="text_encoder",
+                                              dtype=torch.bfloat16).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{generator}: no tokenizer/ and text_encoder/ to export the prompt from "
                          f"({str(error).splitlines()[0]})") from error
-    tokens = tokenizer("", return_tensors="pt", padding="longest" if kind == "umt5" else "max_length")
+    tokens = tokenizer("", return_tensors="pt",
+                       padding="longest" if kind == "umt5" else "max_length")
     mask = tokens.attention_mask if kind == "umt5" else None
     with torch.inference_mode():
-        embedding = encoder(tokens.input_ids, mask).last_hidden_state                   # [1,L,text_dim]
+        embedding = encoder(tokens.input_ids, mask).last_hidden_state  # [1,L,text_dim]
     return save_prompt(Prompt(embedding, PADDED_TO if kind == "umt5" else embedding.shape[1]), out)
 
 
 def save_prompt(prompt: Prompt, out: Path) -> Path:
     with beside(out) as scratch:
-        save_file({"prompt": prompt.embedding.contiguous(), "length": torch.tensor(prompt.length)}, scratch)
+        save_file({"prompt": prompt.embedding.contiguous(), "length": torch.tensor(prompt.length)},
+                  scratch)
     return out
 
 
 def load_prompt(path: Path) -> Prompt:
-    """A file without `length` (wan-nano's) is not padded. Raises ValueError if it is not a prompt."""
+    """A file without `length` (wan-nano's) is not padded. Raises ValueError if it is not a
+    prompt."""
     try:
         tensors = load_file(path)
         embedding = tensors["prompt"].float()
     except (OSError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{path}: not a prompt embedding ({error}); export it with: vega3d teacher prompt") from error
+        raise ValueError(
+            f"{path}: not a prompt embedding ({error}); export it with: vega3d teacher prompt"
+        ) from error
     length = int(tensors["length"]) if "length" in tensors else embedding.shape[1]
     if embedding.ndim != 3 or embedding.shape[0] != 1 or length < embedding.shape[1]:
-        raise ValueError(f"{path}: prompt is {list(embedding.shape)} padded to {length}, expected [1,L,text_dim] with "
-                         "L <= length")
+        raise ValueError(
+            f"{path}: prompt is {list(embedding.shape)} padded to {length}, expected "
+            "[1,L,text_dim] with L <= length")
     return Prompt(embedding, length)
 
 
 @torch.no_grad()
 def fix_prompt(transformer: Any, prompt: Prompt) -> Tensor:
-    """Gives every cross-attention of a Wan transformer its keys and values of this one prompt, in place.
+    """Gives every cross-attention of a Wan transformer its keys and values of this one prompt, in
+    place.
 
-    The padding's vectors are all alike, so one stands for all of them, with the logarithm of their number added to its
-    score: exact, and 2 keys instead of 512. What each key would add to the stream is fixed as well, so of the output
-    projection only a sum over the keys is left. Returns the [1,1,text_dim] to pass from now on; it is not read.
+    The padding's vectors are all alike, so one stands for all of them, with the logarithm of their
+    number added to its
+    score: exact, and 2 keys instead of 512. What each key would add to the stream is fixed as well,
+    so of the output projection only a sum over the keys is left. Returns the [1,1,text_dim] to pass
+    from now on; it is not read.
     """
     embedder = transformer.condition_embedder.text_embedder
     like = embedder.linear_1.weight
     zeros = prompt.length - prompt.embedding.shape[1]
-    text = embedder(F.pad(prompt.embedding, (0, 0, 0, min(zeros, 1))).to(like))          # [1,L or L+1,dim]
+    text = embedder(F.pad(prompt.embedding, (0, 0, 0, min(zeros, 1))).to(like))  # [1,L or L+1,dim]
     bias = torch.zeros(text.shape[1], device=like.device)
     if zeros > 1:
         bias[-1] = torch.tensor(float(zeros)).log()
     for block in [*transformer.blocks, *getattr(transformer, "vace_blocks", [])]:
         attention = block.attn2
         if attention.add_k_proj is not None:
-            raise ValueError("wan: this checkpoint also reads an image (image-to-video); use a text-to-video one")
-        key = attention.norm_k(attention.to_k(text))[0].unflatten(1, (attention.heads, -1))   # [L,heads,d]
+            raise ValueError(
+                "wan: this checkpoint also reads an image (image-to-video); use a text-to-video one"
+            )
+        key = attention.norm_k(attention.to_k(text))[0].unflatten(
+            1, (attention.heads, -1))  # [L,heads,d]
         value = attention.to_v(text)[0].unflatten(1, (attention.heads, -1)).float()
-        out = attention.to_out[0].weight.float().unflatten(1, (attention.heads, -1))          # [dim,heads,d]
-        said = torch.einsum("lhd,ohd->hlo", value, out).flatten(0, 1)                         # [heads*L,dim]
-        weighed = attention.norm_q.weight.float()[:, None] * _by_head(key.float() / key.shape[2] ** 0.5)
+        out = attention.to_out[0].weight.float().unflatten(1,
+                                                           (attention.heads, -1))  # [dim,heads,d]
+        said = torch.einsum("lhd,ohd->hlo", value, out).flatten(0, 1)  # [heads*L,dim]
+        weighed = attention.norm_q.weight.float()[:, None] * _by_head(
+            key.float() / key.shape[2]**0.5)
         attention.set_processor(_FixedText(weighed.to(like), said.to(like), bias))
     return prompt.embedding[:, :1]
 
 
 def _by_head(key: Tensor) -> Tensor:
-    """[L,heads,d] -> [heads*d, heads*L]: a query times this is its score for every head's every key."""
+    """[L,heads,d] -> [heads*d, heads*L]: a query times this is its score for every head's every
+    key."""
     return torch.block_diag(*key.permute(1, 2, 0))
 
 
 class _FixedText:
-    """A diffusers attention processor for a text that never changes: scores [dim,heads*L], of which a query's product
-    is its score for every key but for the query's length; what each key says [heads*L,dim] after the output
-    projection; and bias [L] on the scores."""
+    """A diffusers attention processor for a text that never changes: scores [dim,heads*L], of which
+    a query's product is its score for every key but for the query's length; what each key says
+    [heads*L,dim] after the output projection; and bias [L] on the scores."""
 
     def __init__(self, scores: Tensor, said: Tensor, bias: Tensor):
         self.scores, self.said, self.bias = scores, said, bias
@@ -124,7 +152,8 @@ class _FixedText:
         if keys == 1:  # a softmax over one key is 1, whatever the query
             return (self.said.sum(0) + attn.to_out[0].bias).expand(*hidden_states.shape[:2], -1)
         query = attn.to_q(hidden_states)
-        size = (query.float().square().mean(-1, keepdim=True) + attn.norm_q.eps).rsqrt()      # norm_q's, put off
+        # norm_q's, put off
+        size = (query.float().square().mean(-1, keepdim=True) + attn.norm_q.eps).rsqrt()
         score = ((query @ self.scores).float() * size).unflatten(2, (attn.heads, keys))
-        share = (score + self.bias).softmax(-1).flatten(2).type_as(hidden_states)             # [B,N,heads*L]
+        share = (score + self.bias).softmax(-1).flatten(2).type_as(hidden_states)  # [B,N,heads*L]
         return share @ self.said + attn.to_out[0].bias

@@ -1,4 +1,5 @@
-"""Resumable training state without pickle: modules, one optimiser and the step, in one safetensors file."""
+"""Resumable training state without pickle: modules, one optimiser and the step, in one safetensors
+file."""
 from math import cos, pi
 from pathlib import Path
 
@@ -11,9 +12,15 @@ from torch.optim import Optimizer
 from records.files import beside
 
 
-def save_checkpoint(path: Path, step: int, modules: dict[str, nn.Module], optimizer: Optimizer, key: str) -> None:
-    """Writes beside `path` and renames. `key` names the configuration: another one will not resume from this file."""
-    tensors = {f"{name}/{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
+def save_checkpoint(path: Path, step: int, modules: dict[str, nn.Module], optimizer: Optimizer,
+                    key: str) -> None:
+    """Writes beside `path` and renames. `key` names the configuration: another one will not resume
+    from this file."""
+    tensors = {
+        f"{name}/{k}": v
+        for name, module in modules.items()
+        for k, v in module.state_dict().items()
+    }
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
     with beside(path) as scratch:
@@ -21,8 +28,10 @@ def save_checkpoint(path: Path, step: int, modules: dict[str, nn.Module], optimi
                   metadata={"step": str(step), "key": key})
 
 
-def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: Optimizer, key: str) -> int:
-    """Restores in place and returns the step to go on from; 0 if there is no file or it is another configuration's."""
+def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: Optimizer,
+                    key: str) -> int:
+    """Restores in place and returns the step to go on from; 0 if there is no file or it is another
+    configuration's."""
     if not path.is_file():
         return 0
     try:
@@ -32,21 +41,26 @@ def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: Optimi
                 return 0
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole checkpoint ({error}); delete it to start again") from error
+        raise ValueError(
+            f"{path}: not a whole checkpoint ({error}); delete it to start again") from error
     for name, module in modules.items():
         prefix = f"{name}/"
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        module.load_state_dict(
+            {k.removeprefix(prefix): v
+             for k, v in tensors.items() if k.startswith(prefix)})
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer/"):
             _, index, field = name.split("/")
             state.setdefault(int(index), {})[field] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(about["step"])
 
 
 def set_lr(optimizer: Optimizer, peak: float, step: int, total: int, warm: int) -> None:
-    """Sets every group's rate for `step` (0-based) of `total`; the first `warm` steps rise linearly to `peak`."""
+    """Sets every group's rate for `step` (0-based) of `total`; the first `warm` steps rise linearly
+    to `peak`."""
     if step < warm:
         share = (step + 1) / warm
     else:

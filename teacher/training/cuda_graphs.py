@@ -1,4 +1,5 @@
-"""A training step's forward and backward as one CUDA graph: small models are bound by kernel launches, not by work."""
+"""A training step's forward and backward as one CUDA graph: small models are bound by kernel
+launches, not by work."""
 from collections.abc import Sequence
 
 import torch
@@ -20,10 +21,11 @@ class GraphPerShape:
 
 
 class GraphedLoss:
-    """Calls like `loss(*inputs)` followed by backward, for inputs of one set of shapes; gradients land in `.grad`.
+    """Calls like `loss(*inputs)` followed by backward, for inputs of one set of shapes; gradients
+    land in `.grad`.
 
-    Everything in the module must be capturable: no host reads, fixed shapes. Returned tensors are overwritten by the
-    next call.
+    Everything in the module must be capturable: no host reads, fixed shapes. Returned tensors are
+    overwritten by the next call.
     """
 
     def __init__(self, loss: nn.Module, inputs: Sequence[Tensor]):
@@ -32,7 +34,8 @@ class GraphedLoss:
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
-            for _ in range(3):  # compiles, lets cuDNN choose, fills the allocator: none of it may happen in the capture
+            # compiles, lets cuDNN choose, fills the allocator: none of it may happen in the capture
+            for _ in range(3):
                 self._forward_backward()
         torch.cuda.current_stream().wait_stream(aside)
         self._forget()

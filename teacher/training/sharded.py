@@ -1,4 +1,5 @@
-"""Training state of a model whose weights are spread over several GPUs (FSDP), gathered to be saved and spread again.
+"""Training state of a model whose weights are spread over several GPUs (FSDP), gathered to be saved
+and spread again.
 
 Without sharding every function here hands back what it was given.
 """
@@ -16,14 +17,16 @@ def whole(value: Tensor) -> Tensor:
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as `like` is spread; as it is, if `like` is not, or is of another shape (Adam's step counter)."""
+    """A whole tensor as `like` is spread; as it is, if `like` is not, or is of another shape
+    (Adam's step counter)."""
     if isinstance(like, DTensor) and value.shape == like.shape:
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value
 
 
 class WholeOptimizer:
-    """An optimiser's state_dict and load_state_dict in whole tensors, as teacher.checkpoint takes them."""
+    """An optimiser's state_dict and load_state_dict in whole tensors, as teacher.checkpoint takes
+    them."""
 
     def __init__(self, optimizer: Optimizer):
         self.optimizer = optimizer
@@ -36,12 +39,18 @@ class WholeOptimizer:
 
     def load_state_dict(self, about: dict[str, Any]) -> None:
         every = [p for group in self.optimizer.param_groups for p in group["params"]]
-        state = {i: {k: placed(v, every[i]) for k, v in one.items()} for i, one in about["state"].items()}
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        state = {
+            i: {k: placed(v, every[i])
+                for k, v in one.items()}
+            for i, one in about["state"].items()
+        }
+        self.optimizer.load_state_dict(
+            {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
 
 class Held:
-    """A state already gathered, in the shape that teacher.checkpoint saves; or one just read, to be used later."""
+    """A state already gathered, in the shape that teacher.checkpoint saves; or one just read, to be
+    used later."""
 
     def __init__(self, state: dict[str, Any] | None = None):
         self.state = state or {}

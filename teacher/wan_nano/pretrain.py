@@ -1,6 +1,8 @@
-"""`vega3d teacher pretrain`: rendered rooms -> wan-nano's VAE -> its transformer -> weights, samples and a card.
+"""`vega3d teacher pretrain`: rendered rooms -> wan-nano's VAE -> its transformer -> weights,
+samples and a card.
 
-On several GPUs: accelerate launch --num_processes N -m vega3d teacher pretrain … (each process its own share of clips).
+On several GPUs: accelerate launch --num_processes N -m vega3d teacher pretrain … (each process its
+own share of clips).
 """
 import json
 import os
@@ -24,16 +26,24 @@ from teacher.towers.wan import normalise, spec_digest
 from teacher.training.checkpoint import load_checkpoint, save_checkpoint, set_lr
 from teacher.training.cuda_graphs import GraphPerShape
 from teacher.wan_nano.flow import FlowLoss, build_transformer, empty_prompt, flow_batch
-from teacher.wan_nano.vae import ReconstructionLoss, build_vae, crops, encode_all, reconstruction_psnr
+from teacher.wan_nano.vae import (
+    ReconstructionLoss,
+    build_vae,
+    crops,
+    encode_all,
+    reconstruction_psnr,
+)
 
 WARM_STEPS = 200
-TIMED_FROM, TIMED_TO = 200, 600  # the steps whose speed a time budget goes by; the decay starts after them
+# the steps whose speed a time budget goes by; the decay starts after them
+TIMED_FROM, TIMED_TO = 200, 600
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     out: Path = Path("runs/wan-nano")
-    init: Path | None = None   # an earlier wan-nano to go on from; with vae_steps 0 its VAE stays as it is
+    # an earlier wan-nano to go on from; with vae_steps 0 its VAE stays as it is
+    init: Path | None = None
     clips: int = 2000          # training clips
     held_out: int = 64         # clips of unseen rooms and furniture, for PSNR and the sample sheet
     frames: int = 9            # per clip, 4n+1
@@ -41,7 +51,8 @@ class PretrainConfig:
     vae_batch: int = 32        # clips a step and process
     vae_crop: int = 112        # px, multiple of 16
     vae_lr: float = 1e-3
-    vae_seconds: float = 0.0   # > 0: as many steps as fit, fixed (and logged) once the speed is known
+    # > 0: as many steps as fit, fixed (and logged) once the speed is known
+    vae_seconds: float = 0.0
     flow_steps: int = 20000
     flow_batch: int = 96       # clips a step and process
     flow_lr: float = 1e-3
@@ -53,10 +64,12 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         if self.vae_steps < 1 and self.init is None:
-            raise ValueError("pretrain.vae_steps is 0, which needs an earlier generator: give --init FOLDER")
+            raise ValueError(
+                "pretrain.vae_steps is 0, which needs an earlier generator: give --init FOLDER")
         for part in ("vae", "transformer"):
             if self.init is not None and not (self.init / part / "config.json").is_file():
-                raise ValueError(f"pretrain.init: {self.init} holds no generator (no {part}/config.json)")
+                raise ValueError(
+                    f"pretrain.init: {self.init} holds no generator (no {part}/config.json)")
         if self.frames % 4 != 1:
             raise ValueError(f"pretrain.frames is {self.frames}, expected 4n+1 (5, 9, 17): "
                              "Wan's VAE silently drops the rest")
@@ -77,13 +90,16 @@ class Pretraining:
 
 
 def pretrain(config: PretrainConfig, source: Source) -> Path:
-    """Trains both parts (or resumes them) and returns the folder in the diffusers layout, config.out."""
+    """Trains both parts (or resumes them) and returns the folder in the diffusers layout,
+    config.out."""
     cuda = torch.cuda.is_available()
     torch.backends.cudnn.benchmark = cuda  # few shapes, long training
     run = Pretraining(config, Accelerator(mixed_precision="bf16" if cuda else "no"))
     config.out.mkdir(parents=True, exist_ok=True)
-    ids = source.ids("train")[: config.clips][run.accelerator.process_index::run.accelerator.num_processes]
-    train = gather_frames(source, ids, config.out / f"train{run.accelerator.process_index}.npy", config.workers)
+    ids = source.ids(
+        "train")[:config.clips][run.accelerator.process_index::run.accelerator.num_processes]
+    train = gather_frames(source, ids, config.out / f"train{run.accelerator.process_index}.npy",
+                          config.workers)
     test = gather_frames(source, source.ids("test")[: config.held_out],
                          config.out / f"test{run.accelerator.process_index}.npy", config.workers)
     if cuda and train.nbytes < 0.6 * torch.cuda.mem_get_info()[0]:
@@ -92,13 +108,15 @@ def pretrain(config: PretrainConfig, source: Source) -> Path:
     transformer = train_flow(run, vae, train)
     if run.accelerator.is_main_process:
         save_generator(config.out, vae, transformer)
-        (config.out / "pretrain.json").write_text(json.dumps(history(config), indent=2, default=str) + "\n")
+        (config.out /
+         "pretrain.json").write_text(json.dumps(history(config), indent=2, default=str) + "\n")
     run.accelerator.wait_for_everyone()
     return config.out
 
 
 def history(config: PretrainConfig) -> dict:
-    """The configuration, and under `before` that of the generator it goes on from, with the steps that one had."""
+    """The configuration, and under `before` that of the generator it goes on from, with the steps
+    that one had."""
     before = config.init and config.init / "pretrain.json"
     if not before or not before.is_file():
         return asdict(config)
@@ -113,18 +131,21 @@ def steps_done(rows: Sequence[dict], stage: str) -> int:
 
 
 def train_vae(run: Pretraining, frames: Tensor, test: Tensor) -> AutoencoderKLWan:
-    """Returns the trained VAE in eval mode with its latent statistics set from the training clips."""
+    """Returns the trained VAE in eval mode with its latent statistics set from the training
+    clips."""
     config, accelerator = run.config, run.accelerator
     torch.manual_seed(config.seed)
     vae = build_vae() if config.init is None else AutoencoderKLWan.from_pretrained(
         config.init / "vae", torch_dtype=torch.float32)
     if config.vae_steps:
-        batches = crops(frames, config.vae_batch, config.vae_crop, config.seed + 1000 * accelerator.process_index)
-        _fit(run, "vae", ReconstructionLoss(vae), config.vae_steps, config.vae_lr, lambda step: (next(batches),),
-             {"vae": vae})
+        batches = crops(frames, config.vae_batch, config.vae_crop,
+                        config.seed + 1000 * accelerator.process_index)
+        _fit(run, "vae", ReconstructionLoss(vae), config.vae_steps, config.vae_lr, lambda step:
+             (next(batches), ), {"vae": vae})
     vae = vae.to(accelerator.device).eval().requires_grad_(False)
     psnr = reconstruction_psnr(vae, test, accelerator.device)
-    run.log(stage="vae", psnr_db_mean=psnr.mean().item(), psnr_db_std=psnr.std().item(), clips=len(test))
+    run.log(stage="vae", psnr_db_mean=psnr.mean().item(), psnr_db_std=psnr.std().item(),
+            clips=len(test))
     if not config.vae_steps:
         return vae  # the transformer it came with knows its latents by the statistics it came with
     with accelerator.autocast():
@@ -140,14 +161,20 @@ def train_flow(run: Pretraining, vae: AutoencoderKLWan, frames: Tensor) -> WanTr
     """Returns the averaged (EMA) transformer in eval mode."""
     config, accelerator = run.config, run.accelerator
     with accelerator.autocast():
-        both = [normalise(encode_all(vae, f, accelerator.device), vae) for f in (frames, frames.flip(-1))]
+        both = [
+            normalise(encode_all(vae, f, accelerator.device), vae)
+            for f in (frames, frames.flip(-1))
+        ]
         clips = torch.cat(both)                                                     # [2N,16,F,h,w]
-        single = frames[:, torch.arange(0, config.frames, 4).to(frames.device)].flatten(0, 1).unsqueeze(1)
+        single = frames[:,
+                        torch.arange(0, config.frames, 4).to(frames.device)].flatten(0,
+                                                                                     1).unsqueeze(1)
         images = normalise(encode_all(vae, single, accelerator.device), vae)        # [3N,16,1,h,w]
     torch.manual_seed(config.seed)
     transformer = use_quick_attention(
-        build_transformer() if config.init is None else
-        WanTransformer3DModel.from_pretrained(config.init / "transformer", torch_dtype=torch.float32))
+        build_transformer() if config.init is
+        None else WanTransformer3DModel.from_pretrained(config.init /
+                                                        "transformer", torch_dtype=torch.float32))
     averaged = AveragedModel(transformer, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     seed = config.seed + 1000 * accelerator.process_index
     _fit(run, "flow", FlowLoss(transformer), config.flow_steps, config.flow_lr,
@@ -159,7 +186,8 @@ def train_flow(run: Pretraining, vae: AutoencoderKLWan, frames: Tensor) -> WanTr
 def _fit(run: Pretraining, stage: str, loss: nn.Module, steps: int, lr: float,
          batch: Callable[[int], tuple[Tensor, ...]], modules: dict[str, nn.Module],
          averaged: AveragedModel | None = None) -> None:
-    """The loop both parts share: AdamW, linear warm-up, cosine decay, clipping at 1, resumable checkpoints."""
+    """The loop both parts share: AdamW, linear warm-up, cosine decay, clipping at 1, resumable
+    checkpoints."""
     config, accelerator = run.config, run.accelerator
     device = accelerator.device
     for module in modules.values():
@@ -197,7 +225,8 @@ def _fit(run: Pretraining, stage: str, loss: nn.Module, steps: int, lr: float,
             smooth = shown.clone() if smooth is None else 0.98 * smooth + 0.02 * shown
             step += 1
             if step % 100 == 0 or step == steps:
-                run.log(stage=stage, step=step, loss=float(smooth), seconds=time.monotonic() - began)
+                run.log(stage=stage, step=step, loss=float(smooth),
+                        seconds=time.monotonic() - began)
             if accelerator.is_main_process and (step % config.save_every == 0 or step == steps):
                 save_checkpoint(path, step, modules, optimizer, key)
             progress.update(bar, completed=step, total=steps)
@@ -206,7 +235,8 @@ def _fit(run: Pretraining, stage: str, loss: nn.Module, steps: int, lr: float,
 
 
 class _Gradients:
-    """Fills the parameters' gradients for one batch and returns the loss to show: by CUDA graphs on one GPU."""
+    """Fills the parameters' gradients for one batch and returns the loss to show: by CUDA graphs on
+    one GPU."""
 
     def __init__(self, accelerator: Accelerator, loss: nn.Module, optimizer: torch.optim.Optimizer):
         self.accelerator, self.optimizer = accelerator, optimizer
@@ -232,7 +262,8 @@ def _decided(metrics: Path, stage: str) -> int:
 
 
 def _affordable(accelerator: Accelerator, step: int, measured: float, deadline: float) -> int:
-    """The number of steps that fit before `deadline` (s, monotonic) at the speed seen since `measured`."""
+    """The number of steps that fit before `deadline` (s, monotonic) at the speed seen since
+    `measured`."""
     now = time.monotonic()
     a_step = (now - measured) / (TIMED_TO - TIMED_FROM)
     steps = torch.tensor([step + max(0, int((deadline - now) / a_step))], device=accelerator.device)
@@ -240,10 +271,12 @@ def _affordable(accelerator: Accelerator, step: int, measured: float, deadline: 
 
 
 def gather_frames(source: Source, ids: list[str], path: Path, workers: int) -> Tensor:
-    """The clips' frames as one memory-mapped uint8 tensor [N,T,3,H,W]; rendered on the first call only."""
+    """The clips' frames as one memory-mapped uint8 tensor [N,T,3,H,W]; rendered on the first call
+    only."""
     from scenes.rooms.source import render_clips
 
-    done, about = path.with_suffix(".done"), json.dumps({"source": repr(source), "ids": spec_digest({"ids": ids})})
+    done, about = path.with_suffix(".done"), json.dumps(
+        {"source": repr(source), "ids": spec_digest({"ids": ids})})
     if path.is_file() and done.is_file() and done.read_text() == about:
         return torch.from_numpy(np.load(path, mmap_mode="c"))
     array: np.memmap | None = None
@@ -253,7 +286,8 @@ def gather_frames(source: Source, ids: list[str], path: Path, workers: int) -> T
             array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(ids), *clip.frames.shape))
         array[i] = clip.frames
     if array is None:
-        raise ValueError("pretrain: the source has no clips; render some with: vega3d scenes render")
+        raise ValueError(
+            "pretrain: the source has no clips; render some with: vega3d scenes render")
     array.flush()
     done.write_text(about)
     return torch.from_numpy(np.load(path, mmap_mode="c"))
@@ -273,7 +307,8 @@ def save_generator(folder: Path, vae: AutoencoderKLWan, transformer: WanTransfor
 
 
 class _FramesOnly:
-    """A source whose clips carry nothing but frames: a quarter of the bytes between rendering processes."""
+    """A source whose clips carry nothing but frames: a quarter of the bytes between rendering
+    processes."""
 
     def __init__(self, source: Source):
         self.source = source

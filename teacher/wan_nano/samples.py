@@ -1,4 +1,5 @@
-"""What the pre-trained generator can do, to be looked at: real clip, reconstruction, generated clip; and its card."""
+"""What the pre-trained generator can do, to be looked at: real clip, reconstruction, generated
+clip; and its card."""
 import json
 from pathlib import Path
 
@@ -19,20 +20,25 @@ ROWS = 4
 
 @torch.inference_mode()
 def write_samples(folder: Path, source: Source, config: PretrainConfig, rows: int = ROWS) -> Path:
-    """folder/samples.png: for each of `rows` held-out clips its frames, below them their reconstruction; then as many
-    generated clips. Reads the saved (bfloat16-rounded) weights, not the training ones."""
+    """folder/samples.png: for each of `rows` held-out clips its frames, below them their
+    reconstruction; then as many generated clips. Reads the saved (bfloat16-rounded) weights, not
+    the training ones."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(device).eval()
-    transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+    vae = AutoencoderKLWan.from_pretrained(folder / "vae",
+                                           torch_dtype=torch.float32).to(device).eval()
+    transformer = WanTransformer3DModel.from_pretrained(folder / "transformer",
+                                                        torch_dtype=torch.float32)
     clips = [source.clip(i) for i in source.ids("test")[:rows]]
-    real = to_pixels(torch.from_numpy(np.stack([c.frames for c in clips]))).to(device)      # [N,3,T,H,W]
+    real = to_pixels(torch.from_numpy(np.stack([c.frames
+                                                for c in clips]))).to(device)  # [N,3,T,H,W]
     latent = vae.encode(real).latent_dist.mode()
     rebuilt = vae.decode(latent).sample
     drawn = sample(transformer.to(device).eval(), tuple(latent.shape), device, seed=config.seed)
     mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1, 1)
                  for v in (vae.config.latents_mean, vae.config.latents_std))
     made = vae.decode(drawn * std + mean).sample
-    sheet = [row for i in range(rows) for row in (_strip(real[i]), _strip(rebuilt[i]))] + [_strip(m) for m in made]
+    sheet = [row for i in range(rows)
+             for row in (_strip(real[i]), _strip(rebuilt[i]))] + [_strip(m) for m in made]
     path = folder / "samples.png"
     with beside(path) as scratch:
         Image.fromarray(np.concatenate(sheet)).save(scratch)
@@ -47,8 +53,9 @@ def write_card(folder: Path, config: PretrainConfig) -> None:
     earlier = {stage: _total(about.get("before"), f"{stage}_steps") for stage in ("vae", "flow")}
     steps = {stage: done + steps_done(rows, stage) for stage, done in earlier.items()}
     loss = next(r["loss"] for r in reversed(rows) if r["stage"] == "flow" and "loss" in r)
-    went_on = (f".\n- Of these steps {earlier['vae']} and {earlier['flow']} were made in an earlier sitting, on other "
-               "clips: `before` in pretrain.json") if about.get("before") else ""
+    went_on = (
+        f".\n- Of these steps {earlier['vae']} and {earlier['flow']} were made in an earlier "
+        "sitting, on other clips: `before` in pretrain.json") if about.get("before") else ""
     (folder / "README.md").write_text(f"""# wan-nano
 
 A video generator small enough to ship: Wan2.1's own diffusers classes (`AutoencoderKLWan`, `WanTransformer3DModel`) in
@@ -76,5 +83,6 @@ def _total(config: dict | None, field: str) -> int:
 
 
 def _strip(clip: Tensor) -> np.ndarray:
-    frames = ((clip.clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 3, 0).cpu().numpy()      # [T,H,W,3]
-    return np.concatenate([np.asarray(Image.fromarray(f).resize((112, 112))) for f in frames[::2]], axis=1)
+    frames = ((clip.clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 3, 0).cpu().numpy()  # [T,H,W,3]
+    return np.concatenate([np.asarray(Image.fromarray(f).resize((112, 112))) for f in frames[::2]],
+                          axis=1)

@@ -1,7 +1,9 @@
-"""wan-nano's VAE: Wan's own causal video autoencoder in a small size, trained on random crops of rendered clips.
+"""wan-nano's VAE: Wan's own causal video autoencoder in a small size, trained on random crops of
+rendered clips.
 
-Loss = L1 + image-gradient L1 + a light KL; pixels in [-1,1]. Crops are 9 frames long: the third latent frame is the
-first that decodes from a full temporal cache, so shorter clips would leave that path untrained.
+Loss = L1 + image-gradient L1 + a light KL; pixels in [-1,1]. Crops are 9 frames long: the third
+latent frame is the first that decodes from a full temporal cache, so shorter clips would leave that
+path untrained.
 """
 from collections.abc import Iterator
 
@@ -15,15 +17,18 @@ KL_WEIGHT, GRADIENT_WEIGHT = 1e-4, 1.0
 
 
 def build_vae() -> AutoencoderKLWan:
-    """2.5 M parameters; 8x in space, 4x in time, 16 channels, as Wan2.1. The first halving is the 2x2 patchify of
-    Wan2.2's VAE: no convolution runs at full resolution, which is where a small VAE would spend three quarters."""
-    return AutoencoderKLWan(base_dim=32, z_dim=16, dim_mult=[1, 2, 2], num_res_blocks=1, patch_size=2, in_channels=12,
-                            out_channels=12, temperal_downsample=[True, True], latents_mean=[0.0] * 16,
-                            latents_std=[1.0] * 16)
+    """2.5 M parameters; 8x in space, 4x in time, 16 channels, as Wan2.1. The first halving is the
+    2x2 patchify of Wan2.2's VAE: no convolution runs at full resolution, which is where a small VAE
+    would spend three quarters."""
+    return AutoencoderKLWan(base_dim=32, z_dim=16, dim_mult=[1, 2,
+                                                             2], num_res_blocks=1, patch_size=2,
+                            in_channels=12, out_channels=12, temperal_downsample=[True, True],
+                            latents_mean=[0.0] * 16, latents_std=[1.0] * 16)
 
 
 class ReconstructionLoss(nn.Module):
-    """[B,T,3,h,w] uint8 -> (total, reconstruction L1): one module, so that several GPUs can share it."""
+    """[B,T,3,h,w] uint8 -> (total, reconstruction L1): one module, so that several GPUs can share
+    it."""
 
     def __init__(self, vae: AutoencoderKLWan):
         super().__init__()
@@ -35,12 +40,14 @@ class ReconstructionLoss(nn.Module):
         out = out.float()
         l1 = (out - x).abs().mean()
         gradient = sum((torch.diff(out, dim=d) - torch.diff(x, dim=d)).abs().mean() for d in (3, 4))
-        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        kl = 0.5 * (posterior.mean.float()**2 + posterior.var.float() - 1 -
+                    posterior.logvar.float()).mean()
         return l1 + GRADIENT_WEIGHT * gradient + KL_WEIGHT * kl, l1.detach()
 
 
 def crops(frames: Tensor, batch: int, side: int, seed: int, start: int = 0) -> Iterator[Tensor]:
-    """Endless random crops [B,T,3,side,side] uint8 from frames [N,T,3,H,W]; step i depends on (seed, i) alone."""
+    """Endless random crops [B,T,3,side,side] uint8 from frames [N,T,3,H,W]; step i depends on
+    (seed, i) alone."""
     n, _, _, h, w = frames.shape
     step = start
     while True:
@@ -59,21 +66,27 @@ def to_pixels(frames: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def encode_all(vae: AutoencoderKLWan, frames: Tensor, device: torch.device, batch: int = 64) -> Tensor:
+def encode_all(vae: AutoencoderKLWan, frames: Tensor, device: torch.device,
+               batch: int = 64) -> Tensor:
     """Raw latent means of frames [N,T,3,H,W] uint8 -> [N,16,F,H/8,W/8] float16 on `device`."""
     dtype = next(vae.parameters()).dtype
-    parts = [vae.encode(to_pixels(frames[i:i + batch].to(device)).to(dtype)).latent_dist.mode().half()
-             for i in range(0, len(frames), batch)]
+    parts = [
+        vae.encode(to_pixels(frames[i:i + batch].to(device)).to(dtype)).latent_dist.mode().half()
+        for i in range(0, len(frames), batch)
+    ]
     return torch.cat(parts)
 
 
 @torch.inference_mode()
-def reconstruction_psnr(vae: AutoencoderKLWan, frames: Tensor, device: torch.device, batch: int = 8) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each clip of frames [N,T,3,H,W] uint8 through the VAE -> [N]."""
+def reconstruction_psnr(vae: AutoencoderKLWan, frames: Tensor, device: torch.device,
+                        batch: int = 8) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each clip of frames [N,T,3,H,W] uint8 through the VAE ->
+    [N]."""
     dtype = next(vae.parameters()).dtype
     scores = []
     for i in range(0, len(frames), batch):
         x = to_pixels(frames[i:i + batch].to(device))
         out = vae.decode(vae.encode(x.to(dtype)).latent_dist.mode()).sample.float()
-        scores.append(10 * torch.log10(4 / (out - x).square().mean((1, 2, 3, 4))))  # range 2, so peak^2 = 4
+        # range 2, so peak^2 = 4
+        scores.append(10 * torch.log10(4 / (out - x).square().mean((1, 2, 3, 4))))
     return torch.cat(scores).cpu()

@@ -1,4 +1,5 @@
-"""What can be timed, by what, and what is not here; and the tools around a row: soak, meters, cross-checks."""
+"""What can be timed, by what, and what is not here; and the tools around a row: soak, meters,
+cross-checks."""
 import json
 import stat
 import sys
@@ -64,14 +65,17 @@ def write(path, content: bytes):
 def two_inputs() -> bytes:
     values = [onnx.helper.make_tensor_value_info(name, 1, [1, 3, 8, 8]) for name in "abc"]
     node = onnx.helper.make_node("Add", ["a", "b"], ["c"])
-    return onnx.helper.make_model(onnx.helper.make_graph([node], "two", values[:2], values[2:])).SerializeToString()
+    return onnx.helper.make_model(onnx.helper.make_graph([node], "two", values[:2],
+                                                         values[2:])).SerializeToString()
 
 
 def test_what_is_not_here_is_named_and_the_rest_runs():
     artefacts, _ = find(drawn_run())
     frames = torch.rand(2, 3, 224, 224)
     found, missing = student_subjects(artefacts, frames, (1,), list(BACKENDS), 1)
-    here, gone = {s.about["backend"] for s in found}, {row["what"].split(" on ")[-1].split()[0] for row in missing}
+    here, gone = {s.about["backend"]
+                  for s in found}, {row["what"].split(" on ")[-1].split()[0]
+                                    for row in missing}
     assert {"torch", "compile", "ort-cpu"} <= here
     assert set(BACKENDS) <= here | gone
     with pytest.raises(ValueError, match="got 'tensorflow', expected some of torch,"):
@@ -95,7 +99,9 @@ def test_files_alone_are_timed_with_tails_throughput_and_preprocessing_apart():
         assert row["p10_ms"] <= row["latency_ms"] <= row["p90_ms"] <= row["p99_ms"]
     assert [row["stage"] for row in rows if row["kind"] == "preprocess"] == ["preprocess"]
     with pytest.raises(ValueError, match="nothing here can be timed by openvino"):
-        latency(files[:1], LatencyConfig(QUICK, backends="openvino" if "openvino" not in sys.modules else "trt"))
+        latency(
+            files[:1],
+            LatencyConfig(QUICK, backends="openvino" if "openvino" not in sys.modules else "trt"))
 
 
 def test_a_long_run_shows_when_it_slowed_and_by_what(monkeypatch):
@@ -108,7 +114,8 @@ def test_a_long_run_shows_when_it_slowed_and_by_what(monkeypatch):
                "slowed_by": "thermal limit" if i > 10 else "nothing"} for i in range(INTERVALS)]
     whole, *course = soak(hot, 60.0, iter(states).__next__)
     assert whole["first_ms"] == 10.0 and whole["last_ms"] == 15.0 and whole["slowdown"] == 1.5
-    assert whole["slowed_by"] == "thermal limit" and whole["hottest_c"] == 69.0 and whole["slowest_mhz"] == 1600
+    assert whole["slowed_by"] == "thermal limit" and whole["hottest_c"] == 69.0 and whole[
+        "slowest_mhz"] == 1600
     assert len(course) == INTERVALS and course[0]["latency_ms"] == 10.0
     assert whole["seconds"] == pytest.approx(60, rel=0.05)
 
@@ -156,13 +163,17 @@ json.dump([{"computeMs": ms, "latencyMs": 9} for ms in (1.9, 2.0, 2.2)], open(ti
 
 
 def test_trtexec_s_median_stands_beside_ours(tmp_path, monkeypatch):
-    engine = Artefact(tmp_path / "model.engine", "e", "int8", "abc", kind="engine", backends=("trt",))
-    row = {"artefact": "model.engine", "sha256": "abc", "backend": "trt", "batch": 1, "latency_ms": 2.1}
+    engine = Artefact(tmp_path / "model.engine", "e", "int8", "abc", kind="engine",
+                      backends=("trt", ))
+    row = {
+        "artefact": "model.engine", "sha256": "abc", "backend": "trt", "batch": 1, "latency_ms": 2.1
+    }
     monkeypatch.setenv("PATH", str(tmp_path))
     assert crosscheck(row, engine)["why"] == "trtexec is not here"
     tool(tmp_path, "trtexec", TRTEXEC)
     found = crosscheck(row, engine)
-    assert (found["tool"], found["tool_ms"]) == ("trtexec", 2.0) and found["ratio"] == pytest.approx(1.05)
+    assert (found["tool"], found["tool_ms"]) == ("trtexec",
+                                                 2.0) and found["ratio"] == pytest.approx(1.05)
     tool(tmp_path, "trtexec", "print('no such engine')")
     assert "no such engine" in crosscheck(row, engine)["why"]
     assert crosscheck({**row, "backend": "torch"}, engine) is None
@@ -170,8 +181,11 @@ def test_trtexec_s_median_stands_beside_ours(tmp_path, monkeypatch):
 
 def foreign(path, kind: int, shape: list):
     tensors = [onnx.helper.make_tensor_value_info(name, kind, shape) for name in "ab"]
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["a"], ["b"])], "g", tensors[:1], tensors[1:])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), path)
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["a"], ["b"])], "g",
+                                   tensors[:1], tensors[1:])
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)],
+                               ir_version=10), path)
     return path
 
 
@@ -180,7 +194,8 @@ def test_another_s_model_is_timed_at_its_own_size_or_refused_in_words(tmp_path):
     for shape in ([1, 3, 100, 120], ["b", 3, "h", "w"]):
         ((file,), _) = find(foreign(tmp_path / "other.onnx", onnx.TensorProto.FLOAT, shape))
         (subject,), gaps = student_subjects([file], frames, (1,), ["ort-cpu"], 1)
-        assert not gaps and subject.call()[0].shape == ((1, 3, 100, 120) if shape[0] == 1 else (1, 3, 224, 224))
+        assert not gaps and subject.call()[0].shape == ((1, 3, 100, 120) if shape[0] == 1 else
+                                                        (1, 3, 224, 224))
     for kind, shape, why in ((onnx.TensorProto.INT64, [1, 3, 224, 224], "takes int64"),
                              (onnx.TensorProto.FLOAT, [1, 4, 224, 224], "expected float frames"),
                              (onnx.TensorProto.FLOAT, [1, 3], "another kind of model")):
@@ -200,19 +215,23 @@ POLYGRAPHY = """class OnnxrtRunner:
 def test_polygraphy_s_median_stands_beside_ours(tmp_path, monkeypatch):
     path = drawn_run() / "export" / "model.onnx"
     file = Artefact(path, "o", "fp32", "abc", backends=("ort-cpu",))
-    row = {"artefact": "model.onnx", "sha256": "abc", "backend": "ort-cpu", "precision": "fp32", "batch": 1,
-           "latency_ms": 5.0, "threads": 1}
+    row = {
+        "artefact": "model.onnx", "sha256": "abc", "backend": "ort-cpu", "precision": "fp32",
+        "batch": 1, "latency_ms": 5.0, "threads": 1
+    }
     package = tmp_path / "polygraphy" / "backend" / "onnxrt"
     package.mkdir(parents=True)
     for folder in (package, package.parent, package.parent.parent):
         (folder / "__init__.py").write_text(POLYGRAPHY if folder == package else "")
     (tmp_path / "polygraphy-9.8.7.dist-info").mkdir()
-    (tmp_path / "polygraphy-9.8.7.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: polygraphy\n"
-                                                                      "Version: 9.8.7\n")
+    (tmp_path / "polygraphy-9.8.7.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: polygraphy\n"
+        "Version: 9.8.7\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = crosscheck(row, file)
-    assert (found["tool"], found["tool_ms"]) == ("polygraphy 9.8.7", 4.0)             # the warm-up's 9 s are not in it
+    # the warm-up's 9 s are not in it
+    assert (found["tool"], found["tool_ms"]) == ("polygraphy 9.8.7", 4.0)
     assert found["ratio"] == pytest.approx(1.25)
     commit_rows("crosscheck_cpu", [found], {"commit": "abc"}, tmp_path)
     assert load(tmp_path / "crosscheck_cpu.json").rows[0]["tool_ms"] == 4.0

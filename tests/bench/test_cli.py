@@ -29,8 +29,11 @@ def test_bench_writes_results_and_a_page_that_names_the_run(tmp_path, capsys):
     link.symlink_to(drawn_run())
     bench("--run", link, "--out", tmp_path / "out", *QUICK)
     results = load(tmp_path / "out" / "results.json")
-    assert {row["kind"] for row in results.rows} == {"run", "latency", "preprocess", "accuracy", "picture",
-                                                     "match", "match_pair", "layer", "absent"}
+    assert {row["kind"]
+            for row in results.rows} == {
+                "run", "latency", "preprocess", "accuracy", "picture", "match", "match_pair",
+                "layer", "absent"
+            }
     assert results.of("run")[0]["run"] == str(drawn_run().resolve())
     absent = [row["what"] for row in results.of("absent")]
     assert len(absent) == len(set(absent))
@@ -42,9 +45,13 @@ def test_bench_writes_results_and_a_page_that_names_the_run(tmp_path, capsys):
 def test_the_same_file_is_timed_and_scored(tmp_path):
     bench("--run", drawn_run(), "--out", tmp_path, *QUICK)
     results = load(tmp_path / "results.json")
-    timed = {row["artefact"]: row["sha256"] for row in results.of("latency") if row["stage"] == "student"}
+    timed = {
+        row["artefact"]: row["sha256"]
+        for row in results.of("latency") if row["stage"] == "student"
+    }
     scored = {row["artefact"]: row["sha256"] for row in results.of("accuracy") if "artefact" in row}
-    assert {"student.safetensors", "model.onnx", "model.int8.cpu.onnx"} <= timed.keys() & scored.keys()
+    assert {"student.safetensors", "model.onnx",
+            "model.int8.cpu.onnx"} <= timed.keys() & scored.keys()
     assert all(timed[name] == scored[name] for name in timed)
 
 
@@ -93,7 +100,10 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(args, says, capsys):
 
 
 def test_results_with_strange_rows_are_one_line_and_no_page(tmp_path, capsys):
-    rows = {"lean": {"kind": "latency"}, "words": {"kind": "latency", "stage": "student", "latency_ms": "fast"}}
+    rows = {
+        "lean": {"kind": "latency"},
+        "words": {"kind": "latency", "stage": "student", "latency_ms": "fast"}
+    }
     for name, row in rows.items():
         save(Results(name, "c", "c", {}, [row]), tmp_path / f"{name}.json")
     words = tmp_path / "words.json"
@@ -101,7 +111,8 @@ def test_results_with_strange_rows_are_one_line_and_no_page(tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             bench(*args)
         said = capsys.readouterr().err.strip()
-        assert stop.value.code == 2 and said.count("\n") == 0 and "not as vega3d bench writes it" in said
+        assert stop.value.code == 2 and said.count(
+            "\n") == 0 and "not as vega3d bench writes it" in said
     assert not (tmp_path / "report.html").exists()
 
 

@@ -1,4 +1,5 @@
-"""Two result files: noise is not a regression, a regression is, and what cannot be compared says so."""
+"""Two result files: noise is not a regression, a regression is, and what cannot be compared says
+so."""
 import json
 
 import numpy as np
@@ -26,8 +27,9 @@ def results(*rows: dict, **env) -> Results:
     (timed(20), timed(20.5), "equal"),                        # less than a change worth a name
     (timed(20), timed(24), "worse"),
     (timed(24), timed(20), "better"),
-    (timed(20, drift=0.3), timed(24), "equal"),               # within how far the machine itself drifted
-    (timed(20), timed(26, quick=19.2), "equal"),              # a burst of other work: the quick calls are as quick
+    (timed(20, drift=0.3), timed(24), "equal"),  # within how far the machine itself drifted
+    # a burst of other work: the quick calls are as quick
+    (timed(20), timed(26, quick=19.2), "equal"),
     (timed(20, drift=0.1), timed(26, drift=0.1), "worse"),
     (timed(20, busy_ms=19.0), timed(26, busy_ms=19.5), "equal"),  # the same work, waited for longer
     (timed(20, busy_ms=19.0), timed(26, busy_ms=25.0), "worse"),
@@ -47,20 +49,29 @@ def test_rows_are_matched_by_what_they_are_not_by_their_place():
 
 def test_size_and_memory_may_not_grow_unseen():
     changes, _ = compare(results(timed(20)), results(timed(20, size_mb=24.0, memory_mb=81.0)))
-    assert {c.figure: c.verdict for c in changes} == {"latency_ms": "equal", "size_mb": "worse", "memory_mb": "equal"}
+    assert {c.figure: c.verdict
+            for c in changes} == {"latency_ms": "equal", "size_mb": "worse", "memory_mb": "equal"}
 
 
 def test_accuracy_is_compared_within_its_interval_and_in_its_own_direction():
     old = results(accuracy_row("student_fp32", 0.83, 10.0))
-    assert {c.verdict for c in compare(old, results(accuracy_row("student_fp32", 0.825, 10.1)))[0]} == {"equal"}
-    changes = {c.figure: c.verdict for c in compare(old, results(accuracy_row("student_fp32", 0.80, 8.0)))[0]}
+    assert {c.verdict
+            for c in compare(old, results(accuracy_row("student_fp32", 0.825, 10.1)))[0]
+            } == {"equal"}
+    changes = {
+        c.figure: c.verdict
+        for c in compare(old, results(accuracy_row("student_fp32", 0.80, 8.0)))[0]
+    }
     assert changes["delta1"] == "worse" and changes["normal_deg"] == "better"
 
 
 def test_a_jetson_s_file_is_read():
-    row = {"artefact": "model.int8.engine", "precision": "int8", "batch": 1, "latency_ms": 3.0, "p90_ms": 3.1,
-           "size_mb": 7.0}
-    old, new = (Results("jetson", "run", "abc", {"device": "Orin"}, [{**row, "latency_ms": ms}]) for ms in (3.0, 4.0))
+    row = {
+        "artefact": "model.int8.engine", "precision": "int8", "batch": 1, "latency_ms": 3.0,
+        "p90_ms": 3.1, "size_mb": 7.0
+    }
+    old, new = (Results("jetson", "run", "abc", {"device": "Orin"}, [{**row, "latency_ms": ms}])
+                for ms in (3.0, 4.0))
     (time, _), _ = compare(old, new)
     assert time.verdict == "worse" and "int8 on trt" in time.row
 
@@ -71,7 +82,8 @@ def test_files_without_a_common_row_are_refused():
 
 
 @pytest.mark.parametrize(("after", "env", "code"), [(20.1, {}, None), (30, {}, 1), (30, {"cpu": "another"}, None)])
-def test_the_command_fails_on_a_regression_of_the_same_machine_only(tmp_path, capsys, after, env, code):
+def test_the_command_fails_on_a_regression_of_the_same_machine_only(tmp_path, capsys, after, env,
+                                                                    code):
     save(results(timed(20)), tmp_path / "a.json")
     save(results(timed(after), **env), tmp_path / "b.json")
     arguments = ["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]
@@ -95,10 +107,13 @@ def test_another_schema_is_one_line(tmp_path, capsys):
 
 
 def noisy(rng: np.random.Generator, ms: float) -> dict:
-    """A run on a machine that others use: bursts, a whole run that is slow, a tail; its own work hardly changes."""
+    """A run on a machine that others use: bursts, a whole run that is slow, a tail; its own work
+    hardly changes."""
     level = rng.choice([1.0, 1.15, 1.6], p=[0.6, 0.25, 0.15])
-    rounds = [ms * rng.normal(level * rng.choice([1, 1.3], p=[0.85, 0.15]), 0.02) + rng.exponential(0.05 * ms, 15)
-              for _ in range(10)]
+    rounds = [
+        ms * rng.normal(level * rng.choice([1, 1.3], p=[0.85, 0.15]), 0.02) +
+        rng.exponential(0.05 * ms, 15) for _ in range(10)
+    ]
     busy = [ms * rng.normal(1.0, 0.02) for _ in range(10)]
     return summary(Subject({}, print, rounds=rounds, busy=busy))
 
@@ -109,12 +124,18 @@ def test_the_rule_holds_on_made_up_noise_and_still_sees_a_third():
     assert same.count("equal") >= 0.95 * len(same)
     slower = [compare_times(noisy(rng, 20), noisy(rng, 30))[1] for _ in range(300)]
     assert slower.count("worse") >= 0.5 * len(slower) and "better" not in slower
-    quiet = [compare_times(timed(20 * rng.normal(1, 0.01)), timed(26 * rng.normal(1, 0.01)))[1] for _ in range(100)]
+    quiet = [
+        compare_times(timed(20 * rng.normal(1, 0.01)), timed(26 * rng.normal(1, 0.01)))[1]
+        for _ in range(100)
+    ]
     assert quiet.count("worse") == 100
 
 
 def test_trials_are_counted_by_what_was_done():
-    rows = [{"what": "again", "verdict": "equal", "added": 0.0}, {"what": "again", "verdict": "worse", "added": 0.0},
-            {"what": "slower", "verdict": "worse", "added": 0.2}, {"what": "slower", "verdict": "equal", "added": 0.2}]
+    rows = [{"what": "again", "verdict": "equal",
+             "added": 0.0}, {"what": "again", "verdict": "worse",
+                             "added": 0.0}, {"what": "slower", "verdict": "worse", "added": 0.2},
+            {"what": "slower", "verdict": "equal", "added": 0.2}]
     found = tally(rows)
-    assert (found["trials"], found["equal"], found["slower_20_trials"], found["slower_20_seen"]) == (2, 1, 2, 1)
+    assert (found["trials"], found["equal"], found["slower_20_trials"],
+            found["slower_20_seen"]) == (2, 1, 2, 1)

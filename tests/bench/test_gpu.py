@@ -1,4 +1,5 @@
-"""Timing on a GPU, without one: the host's tensors stand in for the device's, and a made-up counter for its meter."""
+"""Timing on a GPU, without one: the host's tensors stand in for the device's, and a made-up counter
+for its meter."""
 import pytest
 import torch
 
@@ -10,7 +11,8 @@ from bench.recipes.rendering import steady_rate, workers_rate
 
 @pytest.fixture
 def fake_gpu(monkeypatch):
-    """torch.cuda on the CPU. Streams do nothing; a graph's replay runs the captured call again into its output."""
+    """torch.cuda on the CPU. Streams do nothing; a graph's replay runs the captured call again into
+    its output."""
     class Stream:
         def wait_stream(self, _): ...
         def synchronize(self): ...
@@ -57,14 +59,16 @@ def test_both_ways_of_launching_run_the_same_model_and_name_themselves(fake_gpu)
         assert seen[before:] == [6.0, 6.0]  # frames copied in anew, the model run once each
 
 
-def test_a_model_that_cannot_be_captured_is_named_and_still_runs_call_by_call(fake_gpu, monkeypatch):
+def test_a_model_that_cannot_be_captured_is_named_and_still_runs_call_by_call(
+        fake_gpu, monkeypatch):
     def refuse(call):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr("bench.latency.gpu.captured", refuse)
     subjects, missing = gpu_subjects(lambda x: x, torch.ones(2, 3), ABOUT)
     assert [s.about["launch"] for s in subjects] == ["eager"]
-    assert missing[0]["what"] == "model student fp32 batch 2, graph" and "not permitted" in missing[0]["why"]
+    assert missing[0]["what"] == "model student fp32 batch 2, graph" and "not permitted" in missing[
+        0]["why"]
 
 
 class Meter:
@@ -103,12 +107,16 @@ def test_a_device_without_a_meter_has_no_energy_and_a_dead_meter_ends_the_wait(m
 
 
 def test_the_rate_of_rendering_is_counted_while_all_are_at_work():
-    # two workers, rooms of two clips: worker 0 does rooms 0 and 2, worker 1 begins late and does room 1 alone
+    # two workers, rooms of two clips: worker 0 does rooms 0 and 2, worker 1 begins late and does
+    # room 1 alone
     done = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    assert steady_rate(done, workers=2, clips_a_room=2) == pytest.approx(1.0)  # from 3 s to 4 s: one clip
+    # from 3 s to 4 s: one clip
+    assert steady_rate(done, workers=2, clips_a_room=2) == pytest.approx(1.0)
     assert steady_rate([1.0, 2.0], workers=2, clips_a_room=1) == 0.0           # never both at once
-    # worker 0 makes a clip each second from 1 to 3, worker 1, which starts when that one ends, two a second
-    assert workers_rate([1.0, 5.0, 2.0, 5.5, 3.0, 6.0], workers=2, clips_a_room=1) == pytest.approx(3.0)
+    # worker 0 makes a clip each second from 1 to 3, worker 1, which starts when that one ends, two
+    # a second
+    assert workers_rate([1.0, 5.0, 2.0, 5.5, 3.0, 6.0], workers=2,
+                        clips_a_room=1) == pytest.approx(3.0)
     assert workers_rate([1.0, 2.0], workers=2, clips_a_room=1) == 0.0
 
 

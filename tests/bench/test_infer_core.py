@@ -1,4 +1,5 @@
-"""The core install: its bytes are counted without what a fresh environment holds, its starts are whole processes."""
+"""The core install: its bytes are counted without what a fresh environment holds, its starts are
+whole processes."""
 import sys
 
 import pytest
@@ -7,7 +8,8 @@ from bench.recipes.infer_core import installed_mb, rows, seconds
 
 
 def test_a_fresh_environment_s_own_packages_do_not_count(tmp_path):
-    for name in ("numpy", "numpy/core", "pip", "setuptools", "pip-23.2.1.dist-info", "vega3d_edge-0.1.0.dist-info"):
+    for name in ("numpy", "numpy/core", "pip", "setuptools", "pip-23.2.1.dist-info",
+                 "vega3d_edge-0.1.0.dist-info"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file.bin").write_bytes(bytes(1 << 20))
     (tmp_path / "one.py").write_bytes(bytes(1 << 20))

@@ -1,4 +1,5 @@
-"""`vega3d bench accuracy --teacher`: whose features are asked about, what is made of the answers, what is refused."""
+"""`vega3d bench accuracy --teacher`: whose features are asked about, what is made of the answers,
+what is refused."""
 import json
 import shutil
 from collections.abc import Sequence
@@ -33,24 +34,29 @@ class PosedRooms(DrawnRooms):
 
     def clip(self, clip_id: str) -> Clip:
         clip = super().clip(clip_id)
-        return replace(clip, intrinsics=np.eye(3), poses=np.tile(np.eye(4), (FRAMES, 1, 1)), room_size=(4, 4, 3))
+        return replace(clip, intrinsics=np.eye(3), poses=np.tile(np.eye(4), (FRAMES, 1, 1)),
+                       room_size=(4, 4, 3))
 
 
 def asked_room(name: str, tasks: Sequence[str] = tuple(t for t in TASKS if t != "caption")) -> Room:
-    """The made-up questions of some tasks; the boxes that say which room it is are the room's own."""
+    """The made-up questions of some tasks; the boxes that say which room it is are the room's
+    own."""
     room = made_up_room(name, FRAMES)
     kept = [i for i, question in enumerate(room.asked) if question.task in tasks]
-    moved = np.random.default_rng(list(name.encode())).uniform(0, 1e-3, room.boxes.shape).astype(np.float32)
-    return replace(room, asked=[room.asked[i] for i in kept], candidates=[room.candidates[i] for i in kept],
-                   boxes=room.boxes + moved)
+    moved = np.random.default_rng(list(name.encode())).uniform(0, 1e-3,
+                                                               room.boxes.shape).astype(np.float32)
+    return replace(room, asked=[room.asked[i] for i in kept],
+                   candidates=[room.candidates[i] for i in kept], boxes=room.boxes + moved)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def questions():
     with pytest.MonkeyPatch.context() as patch:
         use(PosedRooms(), patch)
-        for module in (teacher.language.train, bench.accuracy.language_accuracy):  # drawn rooms show too little to be asked about
-            patch.setattr(module, "read_rooms", lambda source, ids, tasks, *_: [asked_room(i, tasks) for i in ids])
+        # drawn rooms show too little to be asked about
+        for module in (teacher.language.train, bench.accuracy.language_accuracy):
+            patch.setattr(module, "read_rooms",
+                          lambda source, ids, tasks, *_: [asked_room(i, tasks) for i in ids])
         yield
 
 
@@ -65,9 +71,11 @@ def course(run, tmp_path_factory) -> CourseConfig:
     for i in ("train/0", "train/1", "train/2"):
         save_clip(PosedRooms().clip(i), folder / f"{i}.safetensors")
     (folder / "scenes.json").write_text('{"key": "drawn too"}')
-    tuning = TuneConfig(lm=str(save_tiny_lm(tmp_path_factory.mktemp("lm"))), steps=3, clips=2, questions=2)
-    return CourseConfig(out=tmp_path_factory.mktemp("teachers") / "generator", clips=folder, grid=2, exam=False,
-                        generator=run.config.teacher.generator, tap=run.config.teacher.tap, tuning=tuning)
+    tuning = TuneConfig(lm=str(save_tiny_lm(tmp_path_factory.mktemp("lm"))), steps=3, clips=2,
+                        questions=2)
+    return CourseConfig(out=tmp_path_factory.mktemp("teachers") / "generator", clips=folder, grid=2,
+                        exam=False, generator=run.config.teacher.generator,
+                        tap=run.config.teacher.tap, tuning=tuning)
 
 
 @pytest.fixture(scope="module")
@@ -85,23 +93,36 @@ def control(course) -> Path:
 
 def bench_accuracy(out: Path, *args: object) -> dict[str, dict]:
     """The accuracy rows that the verb writes, by features."""
-    vega3d.main(["bench", "accuracy", "--run", str(drawn_run()), "--out", str(out), *map(str, args)])
+    vega3d.main(
+        ["bench", "accuracy", "--run",
+         str(drawn_run()), "--out",
+         str(out), *map(str, args)])
     return {row["features"]: row for row in load(out / "results.json").of("accuracy")}
 
 
-def test_every_voice_gets_the_columns_and_the_generators_are_what_an_exam_of_it_says(run, trained, control, tmp_path):
+def test_every_voice_gets_the_columns_and_the_generators_are_what_an_exam_of_it_says(
+        run, trained, control, tmp_path):
     rows = bench_accuracy(tmp_path, "--teacher", trained, control)
-    voices = {"teacher", "semantic_only", "student_fp32", "student_onnx_fp32", "student_fp16", "student_int8_cpu"}
+    voices = {
+        "teacher", "semantic_only", "student_fp32", "student_onnx_fp32", "student_fp16",
+        "student_int8_cpu"
+    }
     assert {name for name, row in rows.items() if "questions" in row} == voices and "zeros" in rows
-    for path, name, store in ((trained, "teacher", run.stores["generative"]), (control, "semantic_only", None)):
+    for path, name, store in ((trained, "teacher", run.stores["generative"]),
+                              (control, "semantic_only", None)):
         model, writer, tuning = load_language(path / "teacher.safetensors", run.device)
         rooms = [asked_room(i) for i in run.source.ids("test")]
-        scores = examine(model, lessons_of(rooms, (run.stores["semantic"], store), writer, run.device), tuning)
-        for task, metric in (("vsi_numeric", "mra"), ("ground", "acc@0.25"), ("multi_ground", "f1@0.5")):
-            assert rows[name][f"task/{task}/{metric}"] == pytest.approx(scores[task][metric]), (name, task)
+        scores = examine(model,
+                         lessons_of(rooms, (run.stores["semantic"], store), writer, run.device),
+                         tuning)
+        for task, metric in (("vsi_numeric", "mra"), ("ground", "acc@0.25"), ("multi_ground",
+                                                                              "f1@0.5")):
+            assert rows[name][f"task/{task}/{metric}"] == pytest.approx(
+                scores[task][metric]), (name, task)
     for name in voices:
         row = rows[name]
-        assert (row["questions"], row["asked_rooms"], row["trainings"]) == (4 * 6, 4, 1) and "delta1" in row
+        assert (row["questions"], row["asked_rooms"], row["trainings"]) == (4 * 6, 4,
+                                                                            1) and "delta1" in row
         assert ("task/ground/acc@0.25_vs_semantic_low" in row) == (name != "semantic_only")
         assert "questions_a_task" not in row
 
@@ -118,15 +139,21 @@ def test_each_voice_is_heard_in_the_generators_units(run, trained, monkeypatch):
     rooms, stores = [asked_room("test/2")], {"student_fp32": _store_of(run, "student_fp32")}
     frames = torch.from_numpy(PosedRooms().clip("test/2").frames).float() / 255
     with torch.no_grad():
-        true = {"teacher": run.tower.features(frames[None])[0], "student_fp32": student.destandardise(student(frames))}
+        true = {
+            "teacher": run.tower.features(frames[None])[0],
+            "student_fp32": student.destandardise(student(frames))
+        }
     shutil.rmtree(run.folder / "bench" / "answers", ignore_errors=True)
-    for name, _ in bench.accuracy.language_accuracy._voices(folders[0], rooms, run, student, stores):
-        assert torch.allclose(heard.pop("test/2")[0].float(), true.pop(name), atol=2e-3, rtol=2e-3), name
+    for name, _ in bench.accuracy.language_accuracy._voices(folders[0], rooms, run, student,
+                                                            stores):
+        assert torch.allclose(heard.pop("test/2")[0].float(), true.pop(name), atol=2e-3,
+                              rtol=2e-3), name
     assert not true
     shutil.rmtree(run.folder / "bench" / "answers")
 
 
-def test_a_second_bench_asks_nothing_and_a_killed_one_only_what_is_missing(run, trained, monkeypatch):
+def test_a_second_bench_asks_nothing_and_a_killed_one_only_what_is_missing(
+        run, trained, monkeypatch):
     def answered() -> list[dict]:
         rows: list[dict] = []
         add_answers(rows, set_exam([trained], run, 2), run, run.student(0), {})
@@ -135,16 +162,20 @@ def test_a_second_bench_asks_nothing_and_a_killed_one_only_what_is_missing(run, 
     monkeypatch.setattr(bench.accuracy.language_accuracy, "CLIPS", 1)
     first = answered()
     assert first[0]["questions_a_task"] == 2 and first[0]["questions"] == 2 * 5
-    killed = max((run.folder / "bench" / "answers").glob("teacher-*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+    killed = max((run.folder / "bench" / "answers").glob("teacher-*.jsonl"),
+                 key=lambda path: path.stat().st_mtime_ns)
     lines = killed.read_text().splitlines()
     assert len(lines) > 1
     killed.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:20] + "\n")
     asked, real = [], bench.accuracy.language_accuracy.replies
-    monkeypatch.setattr(bench.accuracy.language_accuracy, "replies", lambda model, lessons, *rest: asked.append(
-        lessons.rooms[0].id) or real(model, lessons, *rest))
+    monkeypatch.setattr(
+        bench.accuracy.language_accuracy, "replies",
+        lambda model, lessons, *rest: asked.append(lessons.rooms[0].id) or real(
+            model, lessons, *rest))
     assert answered() == first
     assert set(asked) == {"test/3"}
-    monkeypatch.setattr(bench.accuracy.language_accuracy, "load_language", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(bench.accuracy.language_accuracy, "load_language",
+                        lambda *_: pytest.fail("asked again"))
     assert answered() == first
 
 
@@ -162,26 +193,35 @@ def test_questions_are_thinned_evenly_over_the_rooms():
 
 
 def test_a_mean_over_types_counts_the_three_directions_as_one():
-    asked = [("vsi:object_rel_direction_easy", 1.0)] * 4 + [("vsi:object_rel_direction_hard", 0.0)] + [
-        ("vsi:route_planning", 0.2), ("vsi:route_planning", 0.4)]
-    piles = piles_of([["test/0", i, task, "", {"accuracy": value}] for i, (task, value) in enumerate(asked)])
+    asked = [("vsi:object_rel_direction_easy", 1.0)] * 4 + [("vsi:object_rel_direction_hard", 0.0)
+                                                            ] + [("vsi:route_planning", 0.2),
+                                                                 ("vsi:route_planning", 0.4)]
+    piles = piles_of([["test/0", i, task, "", {"accuracy": value}]
+                      for i, (task, value) in enumerate(asked)])
     assert np.mean([*choice_pile(piles).values()]) == pytest.approx((0.5 + 0.3) / 2)
     assert choice_pile({}) == {} and ("vsi_numeric", "mra") not in piles
     numbers = [("vsi:object_counting", 0.9)] * 5 + [("vsi:room_size_estimation", 0.1)]
-    piles = piles_of([["test/0", i, task, "", {"mra": value}] for i, (task, value) in enumerate(numbers)])
+    piles = piles_of([["test/0", i, task, "", {"mra": value}]
+                      for i, (task, value) in enumerate(numbers)])
     assert np.mean([*piles["vsi_numeric", "mra"].values()]) == pytest.approx(0.5)
 
 
 def columns(monkeypatch, given: dict[str, dict[int, np.ndarray]]) -> dict[str, dict]:
-    """The rows that `add_answers` makes of 40 rooms' grounding hits, by features and training seed."""
+    """The rows that `add_answers` makes of 40 rooms' grounding hits, by features and training
+    seed."""
     def answers(one, rooms, run, student, stores):
-        for name in [one.row, *(name for name in given if name.startswith("student") and one.row == "teacher")]:
+        for name in [
+                one.row,
+                *(name for name in given if name.startswith("student") and one.row == "teacher")
+        ]:
             yield name, [[f"test/{i:05d}_0", 0, "ground", "unique", {"acc@0.25": value}]
                          for i, value in enumerate(given[name][one.seed])]
 
     own = {"teacher": "generator", "semantic_only": "none", "vae": "vae_latents"}
-    folders = [LanguageFolder(Path(name), {"features": own[name], "tuning": {"seed": seed, "steps": 9}}, [], [], [], "")
-               for name in given if name in own for seed in given[name]]
+    folders = [
+        LanguageFolder(Path(name), {"features": own[name], "tuning": {"seed": seed, "steps": 9}},
+                       [], [], [], "") for name in given if name in own for seed in given[name]
+    ]
     monkeypatch.setattr(bench.accuracy.language_accuracy, "_voices", answers)
     rows = [{"kind": "accuracy", "features": name, "head": "dense", "seed": seed, "delta1": 0.5}
             for seed in (0, 1) for name in given if name != "vae"]
@@ -194,41 +234,55 @@ def columns(monkeypatch, given: dict[str, dict[int, np.ndarray]]) -> dict[str, d
 def test_means_differences_and_recovery_are_over_questions_and_trainings(monkeypatch):
     rng = np.random.default_rng(0)
     base = {seed: rng.uniform(0.2, 0.3, 40) for seed in (0, 1)}
-    rows = columns(monkeypatch, {"semantic_only": base, "teacher": {seed: v + 0.4 for seed, v in base.items()},
-                                 "student_int8": {seed: v + 0.3 for seed, v in base.items()},
-                                 "vae": {1: base[1] - 0.1}})
+    rows = columns(
+        monkeypatch, {
+            "semantic_only": base, "teacher": {seed: v + 0.4
+                                               for seed, v in base.items()},
+            "student_int8": {seed: v + 0.3
+                             for seed, v in base.items()}, "vae": {1: base[1] - 0.1}
+        })
     best, student = rows["teacher"], rows["student_int8"]
     assert best["task/ground/acc@0.25"] == pytest.approx(np.mean([*base.values()]) + 0.4)
     assert best["trainings"] == 2 and best["delta1"] == 0.5
-    assert [best[f"task/ground/acc@0.25_vs_semantic{end}"] for end in ("", "_low", "_high")] == pytest.approx([0.4] * 3)
-    assert [student[f"task/ground/acc@0.25_recovery{end}"] for end in ("", "_low", "_high")] == pytest.approx(
-        [0.75] * 3)
+    assert [best[f"task/ground/acc@0.25_vs_semantic{end}"]
+            for end in ("", "_low", "_high")] == pytest.approx([0.4] * 3)
+    assert [student[f"task/ground/acc@0.25_recovery{end}"]
+            for end in ("", "_low", "_high")] == pytest.approx([0.75] * 3)
     assert "task/ground/acc@0.25_recovery" not in best
-    lone = rows["vae"]                                       # the run has no such control: a row of its own
+    lone = rows["vae"]  # the run has no such control: a row of its own
     assert (lone["head"], lone["trainings"], "delta1" in lone) == ("language", 1, False)
-    assert lone["task/ground/acc@0.25_vs_semantic"] == pytest.approx(-0.1)  # of the seed that both have
+    # of the seed that both have
+    assert lone["task/ground/acc@0.25_vs_semantic"] == pytest.approx(-0.1)
 
 
 def test_no_recovery_of_a_gain_that_may_be_zero(monkeypatch):
     rng = np.random.default_rng(1)
     base = rng.uniform(0.2, 0.3, 40)
-    rows = columns(monkeypatch, {"semantic_only": {0: base}, "teacher": {0: base + rng.normal(0, 0.1, 40)},
-                                 "student_fp32": {0: base + 0.1}})
+    rows = columns(
+        monkeypatch, {
+            "semantic_only": {0: base}, "teacher": {0: base + rng.normal(0, 0.1, 40)},
+            "student_fp32": {0: base + 0.1}
+        })
     assert rows["teacher"]["task/ground/acc@0.25_vs_semantic_low"] < 0
     assert rows["student_fp32"]["task/ground/acc@0.25_vs_semantic_low"] > 0
     assert not [key for key in rows["student_fp32"] if "recovery" in key]
-    alone = columns(monkeypatch, {"teacher": {0: base}, "student_fp32": {0: base}})  # nothing to compare with
-    assert alone["teacher"]["task/ground/acc@0.25"] and not [key for key in alone["teacher"] if "semantic" in key]
+    # nothing to compare with
+    alone = columns(monkeypatch, {"teacher": {0: base}, "student_fp32": {0: base}})
+    assert alone["teacher"]["task/ground/acc@0.25"] and not [
+        key for key in alone["teacher"] if "semantic" in key
+    ]
 
 
 def test_the_table_shows_only_columns_that_were_measured(tmp_path):
     row = {"features": "teacher", "head": "dense", "seed": 0, "delta1": 0.75}
     shown = []
     for more in ({}, {"task/ground/acc@0.25": 0.417, "questions": 60}):
-        save(Results("rooms_accuracy", "vega3d bench", "abc", {}, [row | more]), tmp_path / "rooms_accuracy.json")
+        save(Results("rooms_accuracy", "vega3d bench", "abc", {}, [row | more]),
+             tmp_path / "rooms_accuracy.json")
         shown.append(table("rooms_accuracy", tmp_path))
     assert "Acc@0.25" not in shown[0] and "questions" not in shown[0]
-    assert "grounding Acc@0.25, %" in shown[1] and "41.7" in shown[1] and "numeric MRA" not in shown[1]
+    assert "grounding Acc@0.25, %" in shown[1] and "41.7" in shown[
+        1] and "numeric MRA" not in shown[1]
 
 
 def spoiled(trained: Path, folder: Path, **course: object) -> Path:
@@ -259,7 +313,8 @@ def test_teachers_of_other_features_than_the_runs_are_refused(trained, tmp_path)
     assert "features of no wan" in refused(other)
     moved = open_run(drawn_run())
     moved.tower.spec = {**moved.tower.spec, "weights": "trained on"}
-    with pytest.raises(ValueError, match=r"student was distilled from another generator than .* now is"):
+    with pytest.raises(ValueError,
+                       match=r"student was distilled from another generator than .* now is"):
         set_exam([trained], moved)
 
 
@@ -269,13 +324,15 @@ def test_what_is_no_language_teacher_is_refused(trained, tmp_path):
     half = spoiled(trained, tmp_path / "half")
     (half / "teacher.safetensors").write_bytes(b"\x08")
     assert "no whole language teacher" in refused(half)
-    assert "is of another training" in refused(spoiled(trained, tmp_path / "mixed", tuning={"steps": 7}))
+    assert "is of another training" in refused(
+        spoiled(trained, tmp_path / "mixed", tuning={"steps": 7}))
     bare = spoiled(trained, tmp_path / "bare")
     next(bare.glob("rooms_train-*")).unlink()
     assert "has no rooms_train-*.safetensors" in refused(bare)
     foreign = spoiled(trained, tmp_path / "foreign")
     (foreign / "config.json").write_text('{"size": "ti"}')
-    assert "no whole language teacher (config.json or teacher.safetensors lacks 'config')" in refused(foreign)
+    assert "no whole language teacher (config.json or teacher.safetensors lacks 'config')" in refused(
+        foreign)
 
 
 def test_teachers_that_cannot_be_compared_are_refused(course, trained, control, tmp_path):
@@ -291,14 +348,18 @@ def test_teachers_that_cannot_be_compared_are_refused(course, trained, control, 
 def test_a_teacher_that_has_seen_a_held_out_room_is_refused(trained, same, monkeypatch):
     seen, unseen = asked_room("train/1"), asked_room("test/1")
     leak = replace(unseen, **{same: getattr(seen, same)})
-    monkeypatch.setattr(bench.accuracy.language_accuracy, "read_rooms", lambda *_: [asked_room("test/0"), leak])
+    monkeypatch.setattr(bench.accuracy.language_accuracy, "read_rooms",
+                        lambda *_: [asked_room("test/0"), leak])
     said = refused(trained)
     assert "was trained on train/1, which is the run's held-out room test/1" in said
 
 
-def test_clips_without_poses_and_questions_of_nobody_are_refused_in_one_line(trained, tmp_path, capsys, monkeypatch):
+def test_clips_without_poses_and_questions_of_nobody_are_refused_in_one_line(
+        trained, tmp_path, capsys, monkeypatch):
     use(DrawnRooms(), monkeypatch)
-    for args, says in ((["--teacher", trained], "lacks intrinsics, poses, room_size"), (["--questions", 3], "nobody")):
+    for args, says in ((["--teacher",
+                         trained], "lacks intrinsics, poses, room_size"), (["--questions",
+                                                                            3], "nobody")):
         with pytest.raises(SystemExit) as stop:
             bench_accuracy(tmp_path / "out", *args)
         assert stop.value.code == 2
@@ -309,5 +370,10 @@ def test_clips_without_poses_and_questions_of_nobody_are_refused_in_one_line(tra
 
 def _store_of(run, name: str) -> FeatureStore:
     manifest, = (run.folder / "bench" / "features").glob(f"{name}-*/manifest.json")
-    spec = {k: v for k, v in json.loads(manifest.read_text()).items() if k not in ("format", "grid", "dtype", "source")}
-    return FeatureStore(run.folder / "bench" / "features", spec, run.stores["generative"].spec["source"])
+    spec = {
+        k: v
+        for k, v in json.loads(manifest.read_text()).items()
+        if k not in ("format", "grid", "dtype", "source")
+    }
+    return FeatureStore(run.folder / "bench" / "features", spec,
+                        run.stores["generative"].spec["source"])

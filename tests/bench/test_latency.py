@@ -49,7 +49,8 @@ def clock(monkeypatch) -> Clock:
 def test_the_clock_reports_what_a_call_takes(clock):
     subject = clock.subject("a", 4.0)
     measure([subject], Plan(seconds=1, iterations=50))
-    times = dict.fromkeys(("latency_ms", "p90_ms", "p99_ms", "p10_ms", "low_ms", "high_ms", "busy_ms"), 4.0)
+    times = dict.fromkeys(
+        ("latency_ms", "p90_ms", "p99_ms", "p10_ms", "low_ms", "high_ms", "busy_ms"), 4.0)
     assert summary(subject) == {**times, "iqr_ms": 0.0, "iterations": 50}
 
 
@@ -75,7 +76,8 @@ def test_subjects_take_turns_and_the_order_reverses(clock):
     a, b = clock.subject("a", 1.0), clock.subject("b", 1.0)
     measure([a, b], Plan(seconds=1, iterations=40, rounds=4, warmup_seconds=0.001))
     turns = [name for name, after in pairwise([*clock.calls, ""]) if name != after]
-    assert turns == ["a", "b", "a", "b", "a", "b", "a"]  # warm-up ab, then ab ba ab ba: equal neighbours merge
+    # warm-up ab, then ab ba ab ba: equal neighbours merge
+    assert turns == ["a", "b", "a", "b", "a", "b", "a"]
 
 
 def test_a_drifting_machine_does_not_change_the_ratio(clock):
@@ -120,9 +122,11 @@ def rows() -> list[dict]:
 
 
 def test_every_stage_and_every_file_has_its_row(rows):
-    timed = {(row["stage"], row["backend"], row["precision"]) for row in rows if row["kind"] == "latency"}
-    assert timed == {("vae_encode", "torch", "fp32"), ("transformer", "torch", "fp32"), ("generator", "torch", "fp32"),
-                     ("semantic", "torch", "fp32"), ("student", "torch", "fp32"), ("student", "ort-cpu", "fp32"),
+    timed = {(row["stage"], row["backend"], row["precision"])
+             for row in rows if row["kind"] == "latency"}
+    assert timed == {("vae_encode", "torch", "fp32"), ("transformer", "torch", "fp32"),
+                     ("generator", "torch", "fp32"), ("semantic", "torch", "fp32"),
+                     ("student", "torch", "fp32"), ("student", "ort-cpu", "fp32"),
                      ("student", "ort-cpu", "int8")}
 
 
@@ -140,14 +144,20 @@ def test_a_row_names_the_very_file_and_its_size(rows):
 def test_the_transformer_stage_is_the_generator_without_its_vae():
     from bench.latency.teacher_stages import teacher_subjects
 
-    subjects = {s.about["stage"]: s for s in teacher_subjects(drawn_run(), held_out_frames(drawn_run()), "cpu")[0]}
+    subjects = {
+        s.about["stage"]: s
+        for s in teacher_subjects(drawn_run(), held_out_frames(drawn_run()), "cpu")[0]
+    }
     whole, rest = subjects["generator"].call(), subjects["transformer"].call()
     assert whole.shape == (1, 1, 64, 14, 14)
     assert torch.equal(whole, rest)
 
 
 def test_the_generator_weighs_its_encoder_and_its_transformer(rows):
-    size = {row["stage"]: row["size_mb"] for row in rows if row["kind"] == "latency" and row["stage"] != "student"}
+    size = {
+        row["stage"]: row["size_mb"]
+        for row in rows if row["kind"] == "latency" and row["stage"] != "student"
+    }
     assert size["generator"] == pytest.approx(size["vae_encode"] + size["transformer"])
 
 
@@ -155,14 +165,17 @@ def test_a_stage_is_named_by_the_precision_of_most_of_its_weights():
     from bench.latency.teacher_stages import Stage, _subjects
 
     mixed = torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.Linear(64, 64).bfloat16())
-    found, _ = _subjects([Stage("transformer", torch.clone, [mixed], "")], "any", torch.zeros(1, 1, 3, 2, 2), "cpu", ())
+    found, _ = _subjects([Stage("transformer", torch.clone, [mixed], "")], "any",
+                         torch.zeros(1, 1, 3, 2, 2), "cpu", ())
     assert [subject.about["precision"] for subject in found] == ["bf16"]
 
 
 def test_speed_ups_are_only_against_something_else(rows):
     student = {(r["backend"], r["precision"]): r for r in rows if r.get("stage") == "student"}
-    assert all(row["speedup_low"] <= row["speedup"] <= row["speedup_high"] for row in student.values())
-    assert "vs_torch" not in student["torch", "fp32"] and "vs_fp32" not in student["ort-cpu", "fp32"]
+    assert all(row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
+               for row in student.values())
+    assert "vs_torch" not in student["torch", "fp32"] and "vs_fp32" not in student["ort-cpu",
+                                                                                   "fp32"]
     assert {"vs_torch", "vs_fp32"} <= student["ort-cpu", "int8"].keys()
 
 
@@ -176,8 +189,10 @@ def test_what_is_not_here_is_named_with_its_remedy(rows):
 
 def test_a_batch_that_a_file_does_not_take_is_named_and_torch_still_runs():
     rows = latency([drawn_run()], LatencyConfig(QUICK, batch=(2,), teacher=False, memory=False))
-    assert [(row["backend"], row["frames"]) for row in rows if row["kind"] == "latency"] == [("torch", 2)]
-    assert any(row["what"] == "model.onnx at batch 2 on ort-cpu" for row in rows if row["kind"] == "absent")
+    assert [(row["backend"], row["frames"]) for row in rows
+            if row["kind"] == "latency"] == [("torch", 2)]
+    assert any(row["what"] == "model.onnx at batch 2 on ort-cpu" for row in rows
+               if row["kind"] == "absent")
 
 
 def test_threads_are_put_back():
@@ -189,7 +204,8 @@ def test_threads_are_put_back():
 @pytest.fixture
 def copied(tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(drawn_run(), run, ignore=shutil.ignore_patterns("features", "bench", "*.ckpt.safetensors"))
+    shutil.copytree(drawn_run(), run, ignore=shutil.ignore_patterns("features", "bench",
+                                                                    "*.ckpt.safetensors"))
     return run
 
 
@@ -210,7 +226,9 @@ def test_a_file_that_is_not_this_student_whole_is_not_timed(copied, spoil, why):
 def test_memory_is_measured_in_a_process_of_its_own():
     memory = peak_memory("onnx", drawn_run() / "export" / "model.onnx", 1)
     assert 0 < memory["runtime_mb"] < memory["memory_mb"]
-    assert peak_memory("onnx", drawn_run() / "export" / "gone.onnx", 1) == {"memory_mb": None, "runtime_mb": None}
+    assert peak_memory("onnx",
+                       drawn_run() / "export" / "gone.onnx",
+                       1) == {"memory_mb": None, "runtime_mb": None}
 
 
 def test_a_run_without_frames_says_how_to_make_them(copied):

@@ -18,7 +18,10 @@ def exported(name: str) -> onnx.ModelProto:
 def test_a_file_of_one_precision_is_that_in_every_slot_of_every_block(name, precision):
     found = list(layers(exported(name)))
     assert {kind for *_, kind in found} == {precision}
-    assert {(block, slot) for block, slot, _ in found} >= {(block, slot) for block in (0, 1) for slot in SLOTS}
+    assert {(block, slot)
+            for block, slot, _ in found} >= {(block, slot)
+                                             for block in (0, 1)
+                                             for slot in SLOTS}
     assert [slot for block, slot, _ in found if block == -1] == ["patch_embed"]
     assert [slot for block, slot, _ in found if block == 2] == ["norm1", "head"]
 
@@ -32,8 +35,12 @@ def test_only_a_product_of_two_dequantised_operands_is_int8():
         at, node = next((i, n) for i, n in enumerate(model.graph.node) if n.name == name)
         for operand in operands:
             made = f"{name}.{operand}"
-            pair = [onnx.helper.make_node("QuantizeLinear", [node.input[operand], "scale", "zero"], [f"{made}.q"]),
-                    onnx.helper.make_node("DequantizeLinear", [f"{made}.q", "scale", "zero"], [f"{made}.dq"])]
+            pair = [
+                onnx.helper.make_node("QuantizeLinear", [node.input[operand], "scale", "zero"],
+                                      [f"{made}.q"]),
+                onnx.helper.make_node("DequantizeLinear", [f"{made}.q", "scale", "zero"],
+                                      [f"{made}.dq"])
+            ]
             node.input[operand] = f"{made}.dq"
             for new in reversed(pair):
                 model.graph.node.insert(at, new)
@@ -51,7 +58,7 @@ def test_a_graph_of_other_names_has_no_map():
 
 def test_mutual_nearest_neighbours_are_each_other_s():
     a = torch.eye(5)
-    b = a[[3, 0, 1, 4, 4]]                                 # tokens 3, 0, 1, 4 and a second one like 4; 2 has none
+    b = a[[3, 0, 1, 4, 4]]  # tokens 3, 0, 1, 4 and a second one like 4; 2 has none
     pairs = {tuple(pair) for pair in mutual(a, b).tolist()}
     assert {(3, 0), (0, 1), (1, 2)} <= pairs and len([p for p in pairs if p[0] == 4]) == 1
     assert all(p[0] != 2 or p[1] not in (0, 1, 2) for p in pairs)
@@ -62,18 +69,21 @@ class Moved:
 
     def __init__(self, labelled: bool):
         self.ids, self.source, self.labelled = ["test/00000_0"], self, labelled
-        self.features = torch.randn(1, 8, 14, 14, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1, -1)
+        self.features = torch.randn(1, 8, 14, 14,
+                                    generator=torch.Generator().manual_seed(0)).expand(
+                                        3, -1, -1, -1)
 
     def clip(self, clip_id: str) -> Clip:
         frames = np.zeros((3, 3, 224, 224), np.uint8)
         if not self.labelled:
             return Clip(clip_id, frames)
         camera = np.array([[112.0, 0, 112], [0, 112, 112], [0, 0, 1]])
-        return Clip(clip_id, frames, depth=np.full((3, 224, 224), 4.0, np.float32), intrinsics=camera,
-                    poses=np.stack([np.eye(4)] * 3))
+        return Clip(clip_id, frames, depth=np.full((3, 224, 224), 4.0, np.float32),
+                    intrinsics=camera, poses=np.stack([np.eye(4)] * 3))
 
     def load(self, clip_id: str) -> dict:
-        shuffled = self.features[..., torch.randperm(14, generator=torch.Generator().manual_seed(1))]
+        shuffled = self.features[...,
+                                 torch.randperm(14, generator=torch.Generator().manual_seed(1))]
         wrong = torch.stack([self.features[0], self.features[1], shuffled[2]])
         return {"generative": self.features, "student_fp32": wrong}
 
@@ -87,7 +97,7 @@ def test_matches_are_judged_by_where_the_points_really_are(tmp_path):
     rows = match_rows(Folder(tmp_path), Moved(labelled=True), [])
     pairs = {row["voice"]: row for row in rows if row["kind"] == "match_pair"}
     assert pairs["teacher"]["right"] == pairs["teacher"]["asked"] == pairs["teacher"]["found"] == 196
-    assert pairs["student"]["right"] < 40                     # columns changed places: few stayed where they were
+    assert pairs["student"]["right"] < 40  # columns changed places: few stayed where they were
     lines = [row for row in rows if row["kind"] == "match" and row["voice"] == "teacher"]
     assert 0 < len(lines) <= 16 and all(row["from_x_px"] == row["to_x_px"] for row in lines)
     assert (tmp_path / "bench" / "strips" / pairs["teacher"]["from_file"]).is_file()

@@ -1,4 +1,5 @@
-"""The page: whole or in part it renders, takes nothing from outside, says what is missing, and fits a phone."""
+"""The page: whole or in part it renders, takes nothing from outside, says what is missing, and fits
+a phone."""
 import re
 from dataclasses import replace
 from html import escape
@@ -62,7 +63,8 @@ def test_the_page_takes_nothing_from_outside(tmp_path):
     assert page.all("img") and page.all("svg")
     for tag, attributes in page.tags:
         for name in ("src", "href", "data", "action", "srcset"):
-            assert (attributes.get(name) or "data:").startswith("data:"), f"<{tag} {name}={attributes[name][:60]}>"
+            assert (attributes.get(name)
+                    or "data:").startswith("data:"), f"<{tag} {name}={attributes[name][:60]}>"
     markup = (tmp_path / "report.html").read_text()
     assert not re.search(r"url\(|@import|<script|<iframe|<object", markup)
     assert set(re.findall(r"https?://[^\"' <]+", markup)) <= {"http://www.w3.org/2000/svg"}
@@ -93,7 +95,9 @@ def test_text_stands_out_from_what_is_behind_it(scheme):
 
     style = PAGE.read_text()
     block = style.split("@media (prefers-color-scheme: dark)")[scheme == "dark"]
-    colours = dict(re.findall(r"--(\w+): (#\w{6});", block.split("}")[0] if scheme == "dark" else block))
+    colours = dict(
+        re.findall(r"--(\w+): (#\w{6});",
+                   block.split("}")[0] if scheme == "dark" else block))
     assert {"ink", "muted", "page", "card", "soft", "teacher", "student", "int8"} <= colours.keys()
     for words in ("ink", "muted", "teacher", "student", "int8"):
         for behind in ("page", "card"):
@@ -102,18 +106,26 @@ def test_text_stands_out_from_what_is_behind_it(scheme):
 
 def test_the_precision_map_is_drawn_for_files_of_mixed_precision_and_said_in_words(tmp_path):
     page = page_of(sample(tmp_path), tmp_path)
-    said = [chart["aria-label"] for chart in page.all("svg") if "Precision of every layer" in chart["aria-label"]]
-    assert said == ["Precision of every layer. norm1: fp16 in 2; qkv: int8 in 2; attention: fp16 in 2; fc1: int8 in 2"]
+    said = [
+        chart["aria-label"] for chart in page.all("svg")
+        if "Precision of every layer" in chart["aria-label"]
+    ]
+    assert said == [
+        "Precision of every layer. norm1: fp16 in 2; qkv: int8 in 2; attention: fp16 in 2; fc1: "
+        "int8 in 2"
+    ]
     cells = [a["class"] for a in page.all("rect") if "cell" in a.get("class", "")]
     assert sorted(cells) == ["cell half"] * 4 + ["cell int8"] * 4
-    assert "model.fp16.onnx" not in page.text.split("What runs in which precision")[1].split("Pictures")[0]
+    assert "model.fp16.onnx" not in page.text.split("What runs in which precision")[1].split(
+        "Pictures")[0]
     assert "What runs in which" not in page_of(without(sample(tmp_path), "layer"), tmp_path).text
 
 
 def test_lines_between_views_tell_right_from_wrong_and_the_count_is_of_all(tmp_path):
     page = page_of(sample(tmp_path), tmp_path)
     kinds = [a["class"] for a in page.all("line") if a.get("class", "").startswith("match")]
-    assert sorted(kinds) == ["match right"] * 3 + ["match wrong"]  # unknown truth is not called wrong
+    # unknown truth is not called wrong
+    assert sorted(kinds) == ["match right"] * 3 + ["match wrong"]
     assert "41 mutual matches; 20 of the 30 whose point both frames see are right" in page.text
     (tmp_path / "bench" / "strips" / "view_b.png").unlink()
     results = without(sample(tmp_path / "again"), "nothing")
@@ -124,8 +136,10 @@ def test_lines_between_views_tell_right_from_wrong_and_the_count_is_of_all(tmp_p
 def test_the_front_holds_what_nothing_else_beats_in_both():
     from bench.report.charts import front
 
-    points = [{"frame_ms": ms, "delta1": score} for ms, score in ((10, .7), (12, .69), (20, .8), (30, .8), (40, .9))]
-    assert [(p["frame_ms"], p["delta1"]) for p in front(points, "delta1")] == [(10, .7), (20, .8), (40, .9)]
+    points = [{"frame_ms": ms, "delta1": score}
+              for ms, score in ((10, .7), (12, .69), (20, .8), (30, .8), (40, .9))]
+    assert [(p["frame_ms"], p["delta1"]) for p in front(points, "delta1")] == [(10, .7), (20, .8),
+                                                                               (40, .9)]
 
 
 def test_the_export_s_verdicts_stand_beside_the_bench_s(tmp_path):
@@ -205,9 +219,11 @@ def test_int8_is_advised_only_where_it_is_surely_faster_and_close():
     results = sample_rows()
     assert int8_verdict(*results).sentence.endswith("use INT8 here.")
     slow = sample_rows(vs_fp32=1.2, vs_fp32_low=0.9)
-    assert slow and int8_verdict(*slow).sentence.endswith("use FP32 here: it is not clearly faster.")
+    assert slow and int8_verdict(
+        *slow).sentence.endswith("use FP32 here: it is not clearly faster.")
     far = sample_rows(fp32_cosine_mean=0.97, delta1_vs_fp32=-0.03)
-    assert int8_verdict(*far).sentence.endswith("its features drift too far and it loses too much depth.")
+    assert int8_verdict(
+        *far).sentence.endswith("its features drift too far and it loses too much depth.")
 
 
 def test_a_gain_that_may_be_zero_is_called_that_and_no_share_of_it_is_shown(tmp_path):
@@ -246,7 +262,8 @@ READABLE = """(() => {
     return faint; })()"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; the page is checked statically above")
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; the page is checked statically "
+                                             "above")
 def test_a_browser_shows_the_page_readably_in_both_themes_and_on_a_phone(tmp_path):
     write_report(sample(tmp_path), tmp_path / "report.html")
     with browser() as chromium:
@@ -257,7 +274,8 @@ def test_a_browser_shows_the_page_readably_in_both_themes_and_on_a_phone(tmp_pat
                 chromium.wait("document.readyState === 'complete' && location.protocol === 'file:'")
                 assert chromium.ask("document.documentElement.scrollWidth") <= width
                 assert chromium.ask("document.querySelectorAll('svg').length") == 7
-                assert chromium.ask("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+                assert chromium.ask(
+                    "[...document.images].every(i => i.complete && i.naturalWidth > 0)")
                 assert chromium.ask(READABLE) == [], f"dark: {dark}, {width} px"
         assert chromium.complaints == []
         chromium.ask("document.documentElement.style.setProperty('--muted', '#3d434b')")
@@ -268,7 +286,8 @@ def sample_rows(**changes) -> tuple[list[dict], list[dict]]:
     """The rows an INT8 verdict reads, with changes to those of the INT8 file."""
     from tests.bench_rows import file_row, latency_row
 
-    fast = latency_row("student", "model.int8.cpu.onnx", 14.9, "int8", "ort-cpu", vs_fp32=1.64, vs_fp32_low=1.6)
+    fast = latency_row("student", "model.int8.cpu.onnx", 14.9, "int8", "ort-cpu", vs_fp32=1.64,
+                       vs_fp32_low=1.6)
     kept = file_row("student_int8_cpu", "model.int8.cpu.onnx", 0.832, 0.9993)
     return ([{**kept, **changes}],
             [latency_row("student", "model.onnx", 24.4, backend="ort-cpu"), {**fast, **changes}])

@@ -1,4 +1,5 @@
-"""README tables: what stands there is what the files say, and nothing else in the file is touched."""
+"""README tables: what stands there is what the files say, and nothing else in the file is
+touched."""
 import pytest
 
 from bench.recipes.compare_trials import tally
@@ -10,76 +11,120 @@ from tests.bench_rows import ENV, accuracy_row, file_row, latency_row
 
 
 def write(folder, name: str, rows: list[dict], **env) -> None:
-    save(Results(name, f"vega3d bench --save {name}", "abc123", {**ENV, **env}, rows), folder / f"{name}.json")
+    save(Results(name, f"vega3d bench --save {name}", "abc123", {**ENV, **env}, rows),
+         folder / f"{name}.json")
 
 
 def probe(features: str, depth: float, block=None, seeds=None, mode: str = "-") -> dict:
-    return {"features": features, "mode": mode, "t": 0.3, "block": block, "seeds": seeds, "depth_r2_mlp": depth,
-            "depth_r2_ridge": depth - 0.05, "delta1": 0.5, "normal_cos": 0.9, "match_exact": None, "match_1": 0.6}
+    return {
+        "features": features, "mode": mode, "t": 0.3, "block": block, "seeds": seeds,
+        "depth_r2_mlp": depth, "depth_r2_ridge": depth - 0.05, "delta1": 0.5, "normal_cos": 0.9,
+        "match_exact": None, "match_1": 0.6
+    }
 
 
 @pytest.fixture
 def folder(tmp_path):
     rooms = [accuracy_row(name, delta1 + seed / 100, 10.0, seed) for seed in (0, 1, 2)
              for name, delta1 in (("teacher", 0.84), ("semantic_only", 0.77))]
-    write(tmp_path, "rooms_accuracy", [*rooms, file_row("student_int8_cpu", "model.int8.cpu.onnx", 0.832, 0.999)])
-    write(tmp_path, "latency_cpu", [latency_row("student", "model.onnx", 24.44, backend="ort-cpu", speedup=16.1)])
-    write(tmp_path, "int8_cpu", [{"model": "ViT-Ti", **latency_row("student", "model.int8.cpu.onnx", 14.9, "int8"),
-                                  "vs_fp32": 1.64, "cosine_mean": 0.99931, "cosine_p1": 0.9951}])
+    write(tmp_path, "rooms_accuracy",
+          [*rooms, file_row("student_int8_cpu", "model.int8.cpu.onnx", 0.832, 0.999)])
+    write(tmp_path, "latency_cpu",
+          [latency_row("student", "model.onnx", 24.44, backend="ort-cpu", speedup=16.1)])
+    write(tmp_path, "int8_cpu", [{
+        "model": "ViT-Ti",
+        **latency_row("student", "model.int8.cpu.onnx", 14.9, "int8"), "vs_fp32": 1.64,
+        "cosine_mean": 0.99931, "cosine_p1": 0.9951
+    }])
     write(tmp_path, "nano_probe", [
-        probe("position only", 0.18), probe("rgb patches", 0.38), probe("random weights", 0.3, 6, 1, "image"),
-        probe("random weights", 0.35, 6, 1, "video"), probe("generator, image", 0.6, 4, 1, "image"),
-        probe("generator, image", 0.7, 6, 1, "image"), probe("generator, image", 0.76, 6, 8, "image")])
-    write(tmp_path, "latency_h200", [
-        {**latency_row("student", "student.safetensors", 0.31, "fp16"), "launch": launch, "batch": batch}
-        for launch in ("eager", "graph") for batch in (1, 8)])
+        probe("position only", 0.18),
+        probe("rgb patches", 0.38),
+        probe("random weights", 0.3, 6, 1, "image"),
+        probe("random weights", 0.35, 6, 1, "video"),
+        probe("generator, image", 0.6, 4, 1, "image"),
+        probe("generator, image", 0.7, 6, 1, "image"),
+        probe("generator, image", 0.76, 6, 8, "image")
+    ])
+    write(tmp_path, "latency_h200", [{
+        **latency_row("student", "student.safetensors", 0.31, "fp16"), "launch": launch,
+        "batch": batch
+    } for launch in ("eager", "graph") for batch in (1, 8)])
     for name in ("timer_h200", "timer_cpu"):
-        write(tmp_path, name, [{"kind": "timer", "work": "spin", "device": "cpu", "truth_ms": 2.0, "latency_ms": 2.001,
-                                "error_percent": 0.05}, {"kind": "absent", "what": "a", "why": "b", "fix": "c"}])
-    write(tmp_path, "rendering_h200", [{"workers": 14, "frames": 900, "size_px": 224, "frames_per_s": 1100.0,
-                                        "steady_frames_per_s": 1500.0, "mb_per_s": 800.0}])
-    write(tmp_path, "compare_trials", [tally([{"what": "again", "verdict": "equal", "added": 0.0}]), {"what": "again"}])
-    write(tmp_path, "int8_tools", [
-        {"model": "ViT-Ti", "part": "tool", "tool": "vega3d", "cosine_mean": 0.9998, "vs_fp32": 1.8, "int8_layers": 48},
-        {"model": "ViT-Ti", "part": "share", "tool": "vega3d", "op": "Gelu", "ms": 1.5, "share": 0.1}])
-    write(tmp_path, "crosscheck_cpu", [{"artefact": "model.onnx", "backend": "ort-cpu", "precision": "fp32", "batch": 1,
-                                        "latency_ms": 20.0, "tool": "polygraphy 0.53.6", "tool_ms": 20.2,
-                                        "ratio": 0.99}])
-    write(tmp_path, "tap_search", [{"rank": rank, "mode": "image", "t": 0.5, "block": rank, "score": 97.0 - rank,
-                                    "score_low": 90.0, "score_high": 99.0, "first_share": 0.5, "corr_std_auc": 0.9}
-                                   for rank in range(12, 0, -1)])
-    write(tmp_path, "rooms_census", [{"task": "ground", "per_100_rooms": 762.0, "metric": "acc@0.25", "chance": "",
-                                      "majority": 0.13, "text_only": 0.2}])
+        write(tmp_path, name, [{
+            "kind": "timer", "work": "spin", "device": "cpu", "truth_ms": 2.0, "latency_ms": 2.001,
+            "error_percent": 0.05
+        }, {"kind": "absent", "what": "a", "why": "b", "fix": "c"}])
+    write(tmp_path, "rendering_h200", [{
+        "workers": 14, "frames": 900, "size_px": 224, "frames_per_s": 1100.0,
+        "steady_frames_per_s": 1500.0, "mb_per_s": 800.0
+    }])
+    write(tmp_path, "compare_trials",
+          [tally([{"what": "again", "verdict": "equal", "added": 0.0}]), {"what": "again"}])
+    write(tmp_path, "int8_tools", [{
+        "model": "ViT-Ti", "part": "tool", "tool": "vega3d", "cosine_mean": 0.9998, "vs_fp32": 1.8,
+        "int8_layers": 48
+    }, {
+        "model": "ViT-Ti", "part": "share", "tool": "vega3d", "op": "Gelu", "ms": 1.5, "share": 0.1
+    }])
+    write(tmp_path, "crosscheck_cpu", [{
+        "artefact": "model.onnx", "backend": "ort-cpu", "precision": "fp32", "batch": 1,
+        "latency_ms": 20.0, "tool": "polygraphy 0.53.6", "tool_ms": 20.2, "ratio": 0.99
+    }])
+    write(tmp_path, "tap_search", [{
+        "rank": rank, "mode": "image", "t": 0.5, "block": rank, "score": 97.0 - rank,
+        "score_low": 90.0, "score_high": 99.0, "first_share": 0.5, "corr_std_auc": 0.9
+    } for rank in range(12, 0, -1)])
+    write(tmp_path, "rooms_census", [{
+        "task": "ground", "per_100_rooms": 762.0, "metric": "acc@0.25", "chance": "",
+        "majority": 0.13, "text_only": 0.2
+    }])
     write(tmp_path, "language_7b", [{"tune": "lora", "parameters": 7742769665, "peak_gb": 22.4}])
     for name in ("trt_h100", "trt_h200"):
-        write(tmp_path, name, [
-            {"model": "ViT-S", "precision": "fp16", "variant": "fp16", "backend": "tensorrt-8.6", "batch": 1,
-             "latency_ms": 0.55, "graph_ms": 0.49, "gate": "passed"},
-            {"model": "ViT-S", "precision": "int8", "variant": "int8-mlp", "backend": "tensorrt-8.6", "batch": 1,
-             "latency_ms": 0.5, "graph_ms": 0.45, "gate": "passed"},
-            {"model": "ViT-S", "precision": "int8", "variant": "int8", "backend": "tensorrt-8.6", "batch": 1,
-             "error": "not built in the time"}])
-        write(tmp_path, f"{name}_layers", [{"model": "ViT-S", "batch": 32, "variant": "int8", "by": "kernels",
-                                            "launches": 97, "total_ms": 2.5, "gemm_int8_ms": 0.5}])
-    answers = {"features": "generator", "position": "pose_free", "task": "ground", "metric": "acc@0.25", "value": 0.4}
-    write(tmp_path, "question_probes", [{"features": "semantic", "train_clips": 600, "clips": 120, "room_size_r2": 0.5,
-                                         "thing_size_r2": 0.5, "thing_distance_r2": 0.6, "token_distance_r2": 0.7,
-                                         "room_size_mra": 0.4, "room_size_gain": 0.012, "room_size_gain_low": -0.003,
-                                         "room_size_gain_high": 0.02}])
-    write(tmp_path, "language_curves", [{"kind": "training", "training": "longer", "features": "generator", "seed": 0,
-                                         "number_lowest": 1.2, "number_lowest_at": 800}, {"kind": "point", "step": 9}])
-    for name in ("rooms_questions", "rooms_questions_pilot", "rooms_questions_warm", "fusion_ablation"):
-        write(tmp_path, name, [{**answers, "kind": "score", "seed": 0, "steps": 9},
-                               {**answers, "kind": "difference", "minus": "zeros", "seeds": 1, "low": 0.1,
-                                "high": 0.7}])
-    gate = {"features": "generator", "seed": 0, "group": "class", "name": "wall", "tokens": 9, "gate_mean": 0.4}
+        write(tmp_path, name, [{
+            "model": "ViT-S", "precision": "fp16", "variant": "fp16", "backend": "tensorrt-8.6",
+            "batch": 1, "latency_ms": 0.55, "graph_ms": 0.49, "gate": "passed"
+        }, {
+            "model": "ViT-S", "precision": "int8", "variant": "int8-mlp", "backend": "tensorrt-8.6",
+            "batch": 1, "latency_ms": 0.5, "graph_ms": 0.45, "gate": "passed"
+        }, {
+            "model": "ViT-S", "precision": "int8", "variant": "int8", "backend": "tensorrt-8.6",
+            "batch": 1, "error": "not built in the time"
+        }])
+        write(tmp_path, f"{name}_layers", [{
+            "model": "ViT-S", "batch": 32, "variant": "int8", "by": "kernels", "launches": 97,
+            "total_ms": 2.5, "gemm_int8_ms": 0.5
+        }])
+    answers = {
+        "features": "generator", "position": "pose_free", "task": "ground", "metric": "acc@0.25",
+        "value": 0.4
+    }
+    write(tmp_path, "question_probes", [{
+        "features": "semantic", "train_clips": 600, "clips": 120, "room_size_r2": 0.5,
+        "thing_size_r2": 0.5, "thing_distance_r2": 0.6, "token_distance_r2": 0.7,
+        "room_size_mra": 0.4, "room_size_gain": 0.012, "room_size_gain_low": -0.003,
+        "room_size_gain_high": 0.02
+    }])
+    write(tmp_path, "language_curves", [{
+        "kind": "training", "training": "longer", "features": "generator", "seed": 0,
+        "number_lowest": 1.2, "number_lowest_at": 800
+    }, {"kind": "point", "step": 9}])
+    for name in ("rooms_questions", "rooms_questions_pilot", "rooms_questions_warm",
+                 "fusion_ablation"):
+        write(tmp_path, name, [{**answers, "kind": "score", "seed": 0, "steps": 9}, {
+            **answers, "kind": "difference", "minus": "zeros", "seeds": 1, "low": 0.1, "high": 0.7
+        }])
+    gate = {
+        "features": "generator", "seed": 0, "group": "class", "name": "wall", "tokens": 9,
+        "gate_mean": 0.4
+    }
     write(tmp_path, "gate_by_class", [gate])
     write(tmp_path, "infer_core", core_rows(190.5, [(1.2, 0.9), (1.0, 0.8), (1.1, 0.8)]))
     return tmp_path
 
 
 def cells(text: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()
+            if line.startswith("|")]
 
 
 @pytest.mark.parametrize("name", list(TABLES))
@@ -108,7 +153,8 @@ def test_seeds_are_one_row_with_their_spread(folder):
 def test_latency_is_shown_as_graphs_and_eager_only_for_a_lone_frame(folder):
     head, _, *body = cells(table("latency_h200", folder))
     launch, batch = head.index("launch"), head.index("batch")
-    assert [(row[launch], row[batch]) for row in body] == [("eager", "1"), ("graph", "1"), ("graph", "8")]
+    assert [(row[launch], row[batch]) for row in body] == [("eager", "1"), ("graph", "1"),
+                                                           ("graph", "8")]
 
 
 def test_a_share_of_a_gain_that_may_be_zero_is_not_shown(folder):
@@ -120,7 +166,8 @@ def test_a_share_of_a_gain_that_may_be_zero_is_not_shown(folder):
 
 
 def test_the_ten_best_taps_are_shown_best_first(folder):
-    assert [row[0] for row in cells(table("tap_search", folder))[2:]] == [str(rank) for rank in range(1, 11)]
+    assert [row[0] for row in cells(table("tap_search", folder))[2:]
+            ] == [str(rank) for rank in range(1, 11)]
 
 
 def test_what_was_not_guessed_is_no_column(folder):
@@ -130,29 +177,40 @@ def test_what_was_not_guessed_is_no_column(folder):
 
 def test_engines_of_a_place_stand_in_one_row_with_what_became_of_each(folder):
     def engine(batch, variant, **facts):
-        return {"model": "ViT-S", "batch": batch, "precision": variant.split("-")[0], "variant": variant,
-                "backend": "torch" if variant.endswith("compiled") else "tensorrt-8.6", **facts}
+        return {
+            "model": "ViT-S", "batch": batch, "precision": variant.split("-")
+                                                           [0], "variant": variant,
+            "backend": "torch" if variant.endswith("compiled") else "tensorrt-8.6", **facts
+        }
 
     timed = {"latency_ms": 2.1, "graph_ms": 2.0, "gate": "passed"}
     write(folder, "trt_h200", [
-        engine(1, "fp16", error="not built in the time"), engine(8, "fp16-compiled", **timed),
-        *(engine(32, name, **timed, vs_fp16=0.5) for name in ("fp16", "int8", "fp32", "fp16-compiled", "int8-mlp")),
-        engine(8, "int8", **{**timed, "gate": "failed"}), engine(8, "fp16", **timed)])
+        engine(1, "fp16", error="not built in the time"),
+        engine(8, "fp16-compiled", **timed),
+        *(engine(32, name, **timed, vs_fp16=0.5)
+          for name in ("fp16", "int8", "fp32", "fp16-compiled", "int8-mlp")),
+        engine(8, "int8", **{**timed, "gate": "failed"}),
+        engine(8, "fp16", **timed)
+    ])
     head, _, *body = cells(table("trt_h200", folder))
     told = [dict(zip(head, row, strict=True)) for row in body]
-    assert [(row["batch"], row["INT8, ms"], row["FP32, ms"], row["gates"]) for row in told] == [
-        ("8", "2.000", "–", "fp16: passed; int8: failed; fp32: not measured"), ("32", "2.000", "2.000", "all passed")]
+    assert [(row["batch"], row["INT8, ms"], row["FP32, ms"], row["gates"]) for row in told
+            ] == [("8", "2.000", "–", "fp16: passed; int8: failed; fp32: not measured"),
+                  ("32", "2.000", "2.000", "all passed")]
 
 
 def test_a_column_that_no_row_fills_is_left_out(folder):
-    assert "faster than FP32" in table("int8_cpu", folder) and "faster than FP16" not in table("int8_cpu", folder)
+    assert "faster than FP32" in table("int8_cpu", folder) and "faster than FP16" not in table(
+        "int8_cpu", folder)
 
 
 def test_the_probe_table_keeps_every_control_and_the_best_generator_rows(folder):
     rows = cells(table("nano_probe", folder))[2:]
-    assert [(row[0], row[4], row[6]) for row in rows] == [
-        ("position only", "–", "0.180"), ("rgb patches", "–", "0.380"), ("random weights", "1", "0.350"),
-        ("generator, image", "1", "0.700"), ("generator, image", "8", "0.760")]
+    assert [(row[0], row[4], row[6]) for row in rows] == [("position only", "–", "0.180"),
+                                                          ("rgb patches", "–", "0.380"),
+                                                          ("random weights", "1", "0.350"),
+                                                          ("generator, image", "1", "0.700"),
+                                                          ("generator, image", "8", "0.760")]
 
 
 def test_a_table_says_where_it_was_measured(folder):
@@ -161,14 +219,16 @@ def test_a_table_says_where_it_was_measured(folder):
     assert "on a GPU, commit" in table("nano_probe", folder)
 
 
-README = ("# Title\n\n<!-- results:latency_cpu -->\nold\n<!-- /results:latency_cpu -->\n\ntext | between\n\n"
-          "<!-- results:int8_cpu -->\n<!-- /results:int8_cpu -->\nend\n")
+README = (
+    "# Title\n\n<!-- results:latency_cpu -->\nold\n<!-- /results:latency_cpu -->\n\ntext | "
+    "between\n\n<!-- results:int8_cpu -->\n<!-- /results:int8_cpu -->\nend\n")
 
 
 def test_filling_changes_only_what_is_between_markers_and_is_stable(folder):
     once = fill(README, folder)
     assert "24.4" in once and "0.99931" in once and "old" not in once
-    assert once.startswith("# Title\n\n<!-- results:latency_cpu -->\n|") and "\n\ntext | between\n\n" in once
+    assert once.startswith(
+        "# Title\n\n<!-- results:latency_cpu -->\n|") and "\n\ntext | between\n\n" in once
     assert once.endswith("<!-- /results:int8_cpu -->\nend\n")
     assert fill(once, folder) == once
 
@@ -179,7 +239,9 @@ def test_check_fails_by_name_when_a_result_has_changed_and_writes_nothing(folder
     assert update([readme], folder) == [readme] and update([readme], folder, check=True) == []
     write(folder, "latency_cpu", [latency_row("student", "model.onnx", 99.0)])
     before = readme.read_text()
-    with pytest.raises(ValueError, match=r"differ from their result files \(latency_cpu\); run: vega3d bench tables"):
+    with pytest.raises(
+            ValueError,
+            match=r"differ from their result files \(latency_cpu\); run: vega3d bench tables"):
         update([readme], folder, check=True)
     assert readme.read_text() == before
 
@@ -196,7 +258,9 @@ def test_markers_that_make_no_table_are_refused_in_words(folder, text, says):
 
 
 def test_a_marker_may_name_the_fields_of_any_file(folder):
-    write(folder, "any", [{"model": "a", "latency_ms": 1.23456, "vs_fp16": 1.1}, {"model": "b", "latency_ms": None}])
+    write(
+        folder, "any",
+        [{"model": "a", "latency_ms": 1.23456, "vs_fp16": 1.1}, {"model": "b", "latency_ms": None}])
     filled = fill("<!-- results:any model latency_ms -->\n<!-- /results:any -->", folder)
     assert cells(filled) == [["model", "latency ms"], ["---", "---:"], ["a", "1.235"]]
     assert fill(filled, folder) == filled
@@ -224,7 +288,8 @@ def test_several_documents_are_kept_together(folder):
         document.write_text(README)
     assert update(documents, folder) == documents
     documents[1].write_text(documents[1].read_text().replace("24.4", "11.1"))
-    with pytest.raises(ValueError, match=r"page\.md: tables differ from their result files \(latency_cpu\)"):
+    with pytest.raises(ValueError,
+                       match=r"page\.md: tables differ from their result files \(latency_cpu\)"):
         update(documents, folder, check=True)
 
 
@@ -236,8 +301,10 @@ def test_numbers_are_written_as_their_column_says():
 
 
 def test_a_field_that_one_seed_lacks_is_averaged_over_the_others():
-    rows = [{"features": "a", "seed": 0, "recovery": 0.8}, {"features": "a", "seed": 1, "recovery": None},
+    rows = [{"features": "a", "seed": 0,
+             "recovery": 0.8}, {"features": "a", "seed": 1, "recovery": None},
             {"features": "a", "seed": 2, "recovery": 0.9}]
     row, = over_seeds(rows, ("features",))
     assert (row["seeds"], row["features"]) == (3, "a")
-    assert (row["recovery"], row["recovery_std"]) == (pytest.approx(0.85), pytest.approx(0.0707, abs=1e-4))
+    assert (row["recovery"], row["recovery_std"]) == (pytest.approx(0.85),
+                                                      pytest.approx(0.0707, abs=1e-4))

@@ -17,7 +17,8 @@ def test_rooms_are_rendered_once_and_found_again(tmp_path, monkeypatch):
     assert source.ids("train") == ["train/00000_0"] and source.ids("val") == []
     clip = source.clip("test/00000_0")
     assert clip.depth is not None and clip.frames.shape == (1, 3, 224, 224)
-    monkeypatch.setattr("scenes.rooms.writer.render_clips", lambda *_: pytest.fail("rendered again"))
+    monkeypatch.setattr("scenes.rooms.writer.render_clips",
+                        lambda *_: pytest.fail("rendered again"))
     again, same = open_source(ROOMS, tmp_path, render=True)
     assert same == key and np.array_equal(again.clip("test/00000_0").frames, clip.frames)
 
@@ -33,7 +34,8 @@ def test_a_folder_of_clips_is_taken_as_it_is(tmp_path):
         for clip_id in rooms.ids(split):
             save_clip(rooms.clip(clip_id), tmp_path / f"{clip_id}.safetensors")
     source, key = open_source(ScenesConfig(path=tmp_path), tmp_path / "cache", render=True)
-    assert source.ids("train") == ["train/000", "train/001"] and source.clip("test/000").objects[1].name == "red square"
+    assert source.ids("train") == ["train/000", "train/001"
+                                   ] and source.clip("test/000").objects[1].name == "red square"
     (tmp_path / "train/001.safetensors").unlink()
     assert open_source(ScenesConfig(path=tmp_path), tmp_path / "cache", render=True)[1] != key
 

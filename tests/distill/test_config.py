@@ -13,14 +13,17 @@ def written(tmp_path, text):
 
 
 def test_a_config_survives_being_written_and_read(tmp_path):
-    config = replace(RunConfig(), name="a", seeds=(1, 2), scenes=replace(ScenesConfig(), path=Path("my/video.mp4")))
+    config = replace(RunConfig(), name="a", seeds=(1, 2),
+                     scenes=replace(ScenesConfig(), path=Path("my/video.mp4")))
     assert load_config(written(tmp_path, dump_config(config))) == config
     assert load_config(written(tmp_path, "")) == RunConfig()
 
 
 def test_nested_keys_and_whole_numbers_for_fractions_are_taken(tmp_path):
-    config = load_config(written(tmp_path, "teacher: {tap: {k: 500, frames: video}}\nstudent: {lr: 1}"))
-    assert (config.teacher.tap.k, config.teacher.tap.frames, config.student.lr) == (500, "video", 1.0)
+    config = load_config(
+        written(tmp_path, "teacher: {tap: {k: 500, frames: video}}\nstudent: {lr: 1}"))
+    assert (config.teacher.tap.k, config.teacher.tap.frames, config.student.lr) == (500, "video",
+                                                                                    1.0)
 
 
 @pytest.mark.parametrize(("text", "message"), [

@@ -34,7 +34,8 @@ def test_token_loss_sees_size_where_the_direction_is_right():
 
 def test_student_and_teacher_widths_may_differ_only_for_the_relation_loss():
     assert relation_loss(features(2, 8, 4, 4), features(2, 32, 4, 4)).isfinite()
-    with pytest.raises(ValueError, match=r"got student \[2, 8, 4, 4\], expected the teacher's \[2, 32, 4, 4\]"):
+    with pytest.raises(ValueError,
+                       match=r"got student \[2, 8, 4, 4\], expected the teacher's \[2, 32, 4, 4\]"):
         token_loss(features(2, 8, 4, 4), features(2, 32, 4, 4))
 
 
@@ -48,10 +49,12 @@ def test_losses_stay_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert token_loss(x.bfloat16(), x).dtype == torch.float32
         near = x + 1e-3 * features(1, 8, 4, 4, seed=2)
-        assert relation_loss(x, near).dtype == torch.float32 and 0 < relation_loss(x, near).item() < 1e-5
+        assert relation_loss(
+            x, near).dtype == torch.float32 and 0 < relation_loss(x, near).item() < 1e-5
 
 
 def test_no_gradient_reaches_the_teacher():
-    student, teacher = features(1, 8, 4, 4).requires_grad_(), features(1, 8, 4, 4, seed=1).requires_grad_()
+    student, teacher = features(1, 8, 4, 4).requires_grad_(), features(1, 8, 4, 4,
+                                                                       seed=1).requires_grad_()
     (token_loss(student, teacher) + relation_loss(student, teacher)).backward()
     assert student.grad.abs().sum() > 0 and teacher.grad is None

@@ -21,16 +21,17 @@ def config(tmp_path, tiny_wan, monkeypatch):
     monkeypatch.setattr("distill.clips.open_source", lambda *_: (rooms, "fake"))
     return RunConfig(
         name="a", runs=tmp_path / "runs",
-        teacher=TeacherConfig(str(tiny_wan), Tap(block=1, seeds=1), HeadsConfig(epochs=1, batch=3, width=8),
-                              ("zeros",)),
+        teacher=TeacherConfig(str(tiny_wan), Tap(block=1, seeds=1),
+                              HeadsConfig(epochs=1, batch=3, width=8), ("zeros", )),
         student=StudentTraining(StudentConfig(depth=1), init="scratch", epochs=2, batch=2))
 
 
 def test_a_run_folder_holds_what_the_design_promises(config):
     folder = run(config)
-    for name in ("config.yaml", "env.json", "metrics.jsonl", "accuracy.json", "student/student.safetensors",
-                 "teacher/teacher_seed0.safetensors", "teacher/semantic_only_seed0.safetensors",
-                 "frames/calibration.safetensors", "frames/heldout.safetensors", "MODEL_CARD.md"):
+    for name in ("config.yaml", "env.json", "metrics.jsonl", "accuracy.json",
+                 "student/student.safetensors", "teacher/teacher_seed0.safetensors",
+                 "teacher/semantic_only_seed0.safetensors", "frames/calibration.safetensors",
+                 "frames/heldout.safetensors", "MODEL_CARD.md"):
         where = folder / ("student" if name == "metrics.jsonl" else "") / name
         assert where.is_file(), name
     assert (folder.parent / "latest").resolve() == folder.resolve()
@@ -43,9 +44,11 @@ def test_a_run_folder_holds_what_the_design_promises(config):
 
 @pytest.mark.parametrize(("teacher", "student", "wanted"), [
     ({"delta1": 0.6, "normal_deg": 20.0}, {"delta1": 0.58, "normal_deg": 21.0}, {"delta1": 0.8, "normal_deg": 0.9}),
-    ({"delta1": 0.6, "normal_deg": 30.1}, {"delta1": 0.5, "normal_deg": 21.0}, {"delta1": 0.0}),  # no gain in normals
+    # no gain in normals
+    ({"delta1": 0.6, "normal_deg": 30.1}, {"delta1": 0.5, "normal_deg": 21.0}, {"delta1": 0.0}),
 ])
-def test_recovery_is_the_share_of_the_teachers_gain_where_there_is_one(monkeypatch, teacher, student, wanted):
+def test_recovery_is_the_share_of_the_teachers_gain_where_there_is_one(
+        monkeypatch, teacher, student, wanted):
     from distill import run as module
 
     base = {"features": "semantic_only", "seed": 0, "delta1": 0.5, "normal_deg": 30.0}
@@ -56,7 +59,8 @@ def test_recovery_is_the_share_of_the_teachers_gain_where_there_is_one(monkeypat
     row, = module.score_student(opened, None, "student_fp32", None, 0, rows, stream=lambda e: None)
     found = {k.removeprefix("recovery_"): v for k, v in row.items() if k.startswith("recovery_")}
     assert found == pytest.approx(wanted)
-    assert ("recovery" in row) == (len(wanted) == 2) and row.get("recovery", 0.8) == pytest.approx(0.8)
+    assert ("recovery" in row) == (len(wanted) == 2) and row.get("recovery",
+                                                                 0.8) == pytest.approx(0.8)
 
 
 def test_a_finished_run_is_not_trained_again(config, monkeypatch):
@@ -64,7 +68,9 @@ def test_a_finished_run_is_not_trained_again(config, monkeypatch):
     before = load_file(folder / "student/student.safetensors")
     monkeypatch.setattr(loop, "train_step", lambda *_: pytest.fail("trained again"))
     assert run(config) == folder
-    assert all(torch.equal(v, before[k]) for k, v in load_file(folder / "student/student.safetensors").items())
+    assert all(
+        torch.equal(v, before[k])
+        for k, v in load_file(folder / "student/student.safetensors").items())
 
 
 def test_a_killed_run_resumes_to_the_same_student(config, monkeypatch):
@@ -83,7 +89,8 @@ def test_a_killed_run_resumes_to_the_same_student(config, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(other)
     folder = other.runs / "b"
-    assert (folder / "student/student.ckpt.safetensors").is_file() and not (folder / "accuracy.json").exists()
+    assert (folder / "student/student.ckpt.safetensors"
+            ).is_file() and not (folder / "accuracy.json").exists()
     run(other)
     assert len(calls) == 5 + 2  # six steps in all: four done, the killed one and the last again
     resumed = load_student(folder / "student").state_dict()
@@ -138,7 +145,8 @@ def test_a_shipped_start_keeps_the_head_only_for_the_same_teacher(tmp_path, monk
     assert not torch.equal(other.head.weight, shipped.head.weight) and other.target_mean[0] == 0
     assert torch.equal(other.blocks[0].fc1.weight, shipped.blocks[0].fc1.weight)
     with pytest.raises(ValueError, match="the shipped student is a ViT-Ti"):
-        build_student(replace(start, model=StudentConfig("s", depth=1)), "teacher-a", torch.zeros(8), torch.ones(8), 0)
+        build_student(replace(start, model=StudentConfig("s", depth=1)), "teacher-a",
+                      torch.zeros(8), torch.ones(8), 0)
 
 
 def test_opening_what_is_no_run_is_one_line(tmp_path):

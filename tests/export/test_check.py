@@ -1,4 +1,5 @@
-"""The verifier: our exports pass, NNCF's defaults do not, and each planted fault is named by its node and its rule."""
+"""The verifier: our exports pass, NNCF's defaults do not, and each planted fault is named by its
+node and its rule."""
 from collections.abc import Callable
 from functools import cache
 
@@ -42,14 +43,19 @@ def _nncf(**settings: object) -> onnx.ModelProto:
 def test_nncf_defaults_fail_for_uint8_and_for_the_residual_stream():
     broken = check_qdq(_nncf())
     assert {"type", "placement"} <= {violation.rule for violation in broken}
-    assert any(violation.rule == "placement" and "residual Add" in violation.why for violation in broken)
+    assert any(violation.rule == "placement" and "residual Add" in violation.why
+               for violation in broken)
 
 
 def test_nncf_transformer_defaults_fail_for_shifted_zero_points():
-    assert "zero-point" in {violation.rule for violation in check_qdq(_nncf(model_type=nncf.ModelType.TRANSFORMER))}
+    assert "zero-point" in {
+        violation.rule
+        for violation in check_qdq(_nncf(model_type=nncf.ModelType.TRANSFORMER))
+    }
 
 
-# --- planted faults: each takes a good model and spoils one thing ------------------------------------------------
+# --- planted faults: each takes a good model and spoils one thing
+# ------------------------------------------------
 
 def _tensor(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
     return next(tensor for tensor in model.graph.initializer if tensor.name == name)
@@ -61,7 +67,8 @@ def _node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
 
 def _set(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
     tensor = _tensor(model, name)
-    tensor.CopyFrom(numpy_helper.from_array(np.asarray(change(numpy_helper.to_array(tensor).copy())), name))
+    tensor.CopyFrom(
+        numpy_helper.from_array(np.asarray(change(numpy_helper.to_array(tensor).copy())), name))
 
 
 def _uint8_activation(model):
@@ -126,9 +133,12 @@ def _quantise(model, node: onnx.NodeProto, position: int) -> None:
     scale = _tensor(model, f"{FC1}.input_scale").name
     zero = _tensor(model, f"{FC1}.input_zero").name
     index = list(model.graph.node).index(node)
-    model.graph.node.insert(index, helper.make_node("QuantizeLinear", [read, scale, zero], [f"{at}.q"], name=f"{at}/Q"))
-    model.graph.node.insert(index + 1, helper.make_node("DequantizeLinear", [f"{at}.q", scale, zero], [f"{at}.dq"],
-                                                        name=f"{at}/DQ"))
+    model.graph.node.insert(
+        index, helper.make_node("QuantizeLinear", [read, scale, zero], [f"{at}.q"], name=f"{at}/Q"))
+    model.graph.node.insert(
+        index + 1,
+        helper.make_node("DequantizeLinear", [f"{at}.q", scale, zero], [f"{at}.dq"],
+                         name=f"{at}/DQ"))
     model.graph.node[index + 2].input[position] = f"{at}.dq"
 
 
@@ -147,13 +157,16 @@ def _half_quantised(model):
 def _unpaired_scale(model):
     name = f"{FC1}.input_scale"
     other = model.graph.initializer.add()
-    other.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(_tensor(model, name)) * np.float16(2), "other_scale"))
+    other.CopyFrom(
+        numpy_helper.from_array(
+            numpy_helper.to_array(_tensor(model, name)) * np.float16(2), "other_scale"))
     _node(model, f"{FC1}.input/DequantizeLinear").input[1] = "other_scale"
 
 
 def _quantizer_read_by_cast(model):
     quantised = _node(model, f"{FC1}.input/QuantizeLinear").output[0]
-    model.graph.node.append(helper.make_node("Cast", [quantised], ["leak"], name="leak/Cast", to=TensorProto.FLOAT))
+    model.graph.node.append(
+        helper.make_node("Cast", [quantised], ["leak"], name="leak/Cast", to=TensorProto.FLOAT))
 
 
 def _int32_bias(model):
@@ -164,12 +177,14 @@ def _int32_bias(model):
     scale.CopyFrom(numpy_helper.from_array(np.float16(1e-3), "bias_scale"))
     add = _node(model, "blocks.0.fc1/Add")
     index = list(model.graph.node).index(add)
-    model.graph.node.insert(index, helper.make_node("DequantizeLinear", [bias.name, "bias_scale"], ["bias_dq"]))
+    model.graph.node.insert(
+        index, helper.make_node("DequantizeLinear", [bias.name, "bias_scale"], ["bias_dq"]))
     model.graph.node[index + 1].input[1] = "bias_dq"
 
 
 def _nan_weight(model):
-    _set(model, "blocks.0.norm1.weight", lambda weight: np.where(np.arange(weight.size) == 3, np.nan, weight))
+    _set(model, "blocks.0.norm1.weight",
+         lambda weight: np.where(np.arange(weight.size) == 3, np.nan, weight))
 
 
 def _wrong_opset(model):
@@ -197,15 +212,22 @@ def _decomposed_layernorm(model):
     node = _node(model, "blocks.0.norm1/LayerNormalization")
     x, gamma, beta = node.input
     made = [("two", np.float16(2)), ("eps", np.float16(1e-5))]
-    model.graph.initializer.extend(numpy_helper.from_array(np.array(value), name) for name, value in made)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.array(value), name) for name, value in made)
     axes = model.graph.initializer.add()
     axes.CopyFrom(numpy_helper.from_array(np.array([-1]), "axes"))
     make = helper.make_node
-    steps = [make("ReduceMean", [x, "axes"], ["m"], name="ln/mean"), make("Sub", [x, "m"], ["d"], name="ln/sub"),
-             make("Pow", ["d", "two"], ["p"], name="ln/Pow"), make("ReduceMean", ["p", "axes"], ["v"], name="ln/var"),
-             make("Add", ["v", "eps"], ["ve"], name="ln/eps"), make("Sqrt", ["ve"], ["s"], name="ln/sqrt"),
-             make("Div", ["d", "s"], ["n"], name="ln/div"), make("Mul", ["n", gamma], ["g"], name="ln/mul"),
-             make("Add", ["g", beta], [node.output[0]], name="ln/add")]
+    steps = [
+        make("ReduceMean", [x, "axes"], ["m"], name="ln/mean"),
+        make("Sub", [x, "m"], ["d"], name="ln/sub"),
+        make("Pow", ["d", "two"], ["p"], name="ln/Pow"),
+        make("ReduceMean", ["p", "axes"], ["v"], name="ln/var"),
+        make("Add", ["v", "eps"], ["ve"], name="ln/eps"),
+        make("Sqrt", ["ve"], ["s"], name="ln/sqrt"),
+        make("Div", ["d", "s"], ["n"], name="ln/div"),
+        make("Mul", ["n", gamma], ["g"], name="ln/mul"),
+        make("Add", ["g", beta], [node.output[0]], name="ln/add")
+    ]
     index = list(model.graph.node).index(node)
     model.graph.node.remove(node)
     for step in reversed(steps):
@@ -269,13 +291,15 @@ def test_signed_activations_are_refused_for_the_cpu_file():
 
 
 def test_dq_may_be_moved_across_a_reshape():
-    """TensorRT commutes them, and NNCF hoists proj's Q above Transpose and Reshape when SmoothQuant is off."""
+    """TensorRT commutes them, and NNCF hoists proj's Q above Transpose and Reshape when SmoothQuant
+    is off."""
     model = onnx.ModelProto.FromString(typed().SerializeToString())
     node = _node(model, FC1)
     shape = model.graph.initializer.add()
     shape.CopyFrom(numpy_helper.from_array(np.array([1, 196, 192]), "same_shape"))
     index = list(model.graph.node).index(node)
-    model.graph.node.insert(index, helper.make_node("Reshape", [node.input[0], "same_shape"], ["moved"], name="moved"))
+    model.graph.node.insert(
+        index, helper.make_node("Reshape", [node.input[0], "same_shape"], ["moved"], name="moved"))
     model.graph.node[index + 1].input[0] = "moved"
     assert check_qdq(model) == []
 
@@ -300,7 +324,8 @@ def test_check_command_passes_a_good_file_and_fails_a_bad_one(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["export", "check", str(bad), "--target", "jetson-orin-jp62"])
     said = capsys.readouterr()
-    assert stop.value.code == 2 and "residual Add" in said.out and len(said.err.strip().splitlines()) == 1
+    assert stop.value.code == 2 and "residual Add" in said.out and len(
+        said.err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(("content", "says"), [(None, "no such file"), (b"this is no model", "not an ONNX model"),

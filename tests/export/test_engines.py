@@ -1,5 +1,5 @@
-"""Engines: real TensorRT-RTX builds with no GPU, every TensorRT version branch on look-alike modules, and no engine at
-its final name that was killed, refused or wrong."""
+"""Engines: real TensorRT-RTX builds with no GPU, every TensorRT version branch on look-alike
+modules, and no engine at its final name that was killed, refused or wrong."""
 import importlib.util
 import json
 import shutil
@@ -28,10 +28,14 @@ HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not HAS_RTX, reason=f"TensorRT-RTX is not installed: {rtx.INSTALL}")
 
 
-# --- modules that look like TensorRT 8.6, 10.3 and 11 ------------------------------------------------------------
+# --- modules that look like TensorRT 8.6, 10.3 and 11
+# ------------------------------------------------------------
 
-def look_alike(version: str, network: tuple[str, ...], flags: tuple[str, ...], name: str = "tensorrt") -> ModuleType:
-    """A module with one TensorRT version's surface; what is done to it is recorded in its `did` list."""
+
+def look_alike(version: str, network: tuple[str, ...], flags: tuple[str, ...],
+               name: str = "tensorrt") -> ModuleType:
+    """A module with one TensorRT version's surface; what is done to it is recorded in its `did`
+    list."""
     module = ModuleType(name)
     did: list[tuple] = []
 
@@ -65,7 +69,8 @@ def look_alike(version: str, network: tuple[str, ...], flags: tuple[str, ...], n
 
         def create_network(self, bits):
             did.append(("network", bits))
-            return SimpleNamespace(get_input=lambda i: SimpleNamespace(name="frames", shape=(1, 3, 224, 224)))
+            return SimpleNamespace(
+                get_input=lambda i: SimpleNamespace(name="frames", shape=(1, 3, 224, 224)))
 
         create_builder_config = staticmethod(Config)
 
@@ -86,10 +91,12 @@ def look_alike(version: str, network: tuple[str, ...], flags: tuple[str, ...], n
             return SimpleNamespace(desc=lambda: "Non-zero zero point")
 
     module.__dict__.update(
-        __version__=version, did=did, plan=b"plan", readable=True, ILogger=Log, Logger=Log, Builder=Builder,
-        OnnxParser=Parser, NetworkDefinitionCreationFlag=IntEnum("Network", network, start=0) if network else object,
+        __version__=version, did=did, plan=b"plan", readable=True, ILogger=Log, Logger=Log,
+        Builder=Builder, OnnxParser=Parser,
+        NetworkDefinitionCreationFlag=IntEnum("Network", network, start=0) if network else object,
         BuilderFlag=IntEnum("Flag", flags, start=0), MemoryPoolType=SimpleNamespace(WORKSPACE=0),
-        ProfilingVerbosity=SimpleNamespace(DETAILED=2), LayerInformationFormat=SimpleNamespace(JSON=1))
+        ProfilingVerbosity=SimpleNamespace(DETAILED=2),
+        LayerInformationFormat=SimpleNamespace(JSON=1))
     return module
 
 
@@ -135,7 +142,8 @@ def test_known_bad_versions_warn_with_the_reason(version, says):
     assert (says in warning) if says else warning is None
 
 
-# --- building, through the whole path, on a pretended Orin -------------------------------------------------------
+# --- building, through the whole path, on a pretended Orin
+# -------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
@@ -147,24 +155,34 @@ def _exporter(folder: Path) -> Exporter:
 
 
 class _Engine(TorchModel):
-    """Answers as the FP32 student would; its inspector says that fc2 of block 1 got no INT8 kernel."""
+    """Answers as the FP32 student would; its inspector says that fc2 of block 1 got no INT8
+    kernel."""
 
     def __init__(self):
         super().__init__(run().student)
-        told = {"Layers": [_layer("blocks.0.fc1/MatMul", "Row major Int8 format", "sm80_xmma_gemm_i8i8"),
-                           _layer("blocks.1.fc2/MatMul", "Row major linear FP16 format", "sm80_xmma_gemm_f16f16"),
-                           _layer("_gemm_mha_v2_1", "Row major linear FP16 format", "_gemm_mha_v2")]}
+        told = {
+            "Layers": [
+                _layer("blocks.0.fc1/MatMul", "Row major Int8 format", "sm80_xmma_gemm_i8i8"),
+                _layer("blocks.1.fc2/MatMul", "Row major linear FP16 format",
+                       "sm80_xmma_gemm_f16f16"),
+                _layer("_gemm_mha_v2_1", "Row major linear FP16 format", "_gemm_mha_v2")
+            ]
+        }
         inspector = SimpleNamespace(get_engine_information=lambda form: json.dumps(told))
         self.engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
 
 
 def _layer(name: str, form: str, tactic: str) -> dict:
-    return {"Name": name, "LayerType": "gemm", "Inputs": [{"Name": "x", "Format/Datatype": form}], "TacticName": tactic}
+    return {
+        "Name": name, "LayerType": "gemm", "Inputs": [{"Name": "x", "Format/Datatype": form}],
+        "TacticName": tactic
+    }
 
 
 @pytest.fixture
 def orin(exported, tmp_path, monkeypatch):
-    """(exporter, place(module)): engines 'run' as the FP32 student would, timing caches go to tmp_path."""
+    """(exporter, place(module)): engines 'run' as the FP32 student would, timing caches go to
+    tmp_path."""
     folder = shutil.copytree(exported, tmp_path / "run")
     monkeypatch.setenv("VEGA3D_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cuda, "device", lambda: ORIN)
@@ -204,7 +222,8 @@ def test_layer_report_says_what_runs_in_int8_and_whether_attention_is_fused(orin
     (engine,) = engines.make_engines(exporter, place(trt11()), "int8")
     report = json.loads(engine_report.report_path(engine.path).read_text())
     assert report["int8"] == ["blocks.0.fc1/MatMul"] and report["other"] == ["blocks.1.fc2/MatMul"]
-    assert len(report["hidden"]) == 6 and report["fused_attention"] == 1 and len(report["inspector"]["Layers"]) == 3
+    assert len(report["hidden"]) == 6 and report["fused_attention"] == 1 and len(
+        report["inspector"]["Layers"]) == 3
     assert report["summary"] == engine.facts["layers"]
     assert "INT8 kernels run 1 of 8 quantised layers (not blocks.1.fc2/MatMul)" in report["summary"]
     assert "attention fused in 1 kernels" in report["summary"]
@@ -228,11 +247,13 @@ def test_a_layer_is_found_by_its_whole_name_among_those_fused_with_it():
 
 
 def test_an_inspector_that_leaves_control_characters_in_its_json_is_read():
-    text = '{"Layers": [{"Name": "[ONNX Layer: blocks.1.fc1/MatMul]\x1e[ONNX Layer: x]", "Inputs": []}]}'  # as 8.6 does
+    # as 8.6 does
+    text = '{"Layers": [{"Name": "[ONNX Layer: blocks.1.fc1/MatMul]\x1e[ONNX Layer: x]", "Inputs": []}]}'
     inspector = SimpleNamespace(get_engine_information=lambda _: text)
     trt_like = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON=1))
-    found, told = engine_report.inspect(trt_like, SimpleNamespace(create_engine_inspector=lambda: inspector),
-                                  ["blocks.1.fc1/MatMul"])
+    found, told = engine_report.inspect(trt_like,
+                                        SimpleNamespace(create_engine_inspector=lambda: inspector),
+                                        ["blocks.1.fc1/MatMul"])
     assert told["Layers"][0]["Name"].endswith("x]") and found.other == ("blocks.1.fc1/MatMul",)
 
 
@@ -278,7 +299,8 @@ def test_killed_build_leaves_no_engine_and_the_timing_cache_intact(orin, tmp_pat
 
 
 @pytest.mark.parametrize(("spoil", "says"), [({"plan": None}, "cannot build it"),
-                                             ({"readable": False}, "Non-zero zero point; see why with: vega3d export")])
+                                             ({"readable": False}, "Non-zero zero point; see why "
+                                                                   "with: vega3d export")])
 def test_refused_build_is_one_error_and_no_file(orin, spoil, says):
     exporter, place = orin
     module = trt11()
@@ -320,7 +342,8 @@ def _no_sidecar(path: Path) -> None:
 
 @pytest.mark.parametrize(("spoil", "says"), [
     (_truncate, "truncated or altered"), (_flip_a_byte, "truncated or altered"),
-    (_no_sidecar, "no engine with a sidecar"), (_edit(sm=89), r"built for SM 89, this is SM 87 \(Orin\)"),
+    (_no_sidecar, "no engine with a sidecar"), (_edit(sm=89), r"built for SM 89, this is SM 87 "
+                                                              r"\(Orin\)"),
     (_edit(builder="trt-10.13.0"), "do not travel between"),
     (lambda path: sidecar_path(path).write_text("{"), "not an engine's sidecar"),
 ])
@@ -367,7 +390,8 @@ def test_tensorrt_without_a_gpu_points_to_rtx(monkeypatch):
 
 
 @pytest.mark.parametrize(("target", "extra"), [("rtx", "[rtx]"), ("trt", "[tensorrt]"), ("auto", "[rtx]")])
-def test_missing_package_is_one_line_that_says_what_to_install(monkeypatch, capsys, tmp_path, target, extra):
+def test_missing_package_is_one_line_that_says_what_to_install(monkeypatch, capsys, tmp_path,
+                                                               target, extra):
     def missing(name):
         raise ImportError(f"No module named {name!r}")
 
@@ -377,10 +401,12 @@ def test_missing_package_is_one_line_that_says_what_to_install(monkeypatch, caps
     with pytest.raises(SystemExit) as stop:
         main(["export", "trt", "--run", str(tmp_path), "--target", target])
     lines = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and len(lines) == 1 and f"pip install 'vega3d-edge{extra}'" in lines[0]
+    assert stop.value.code == 2 and len(
+        lines) == 1 and f"pip install 'vega3d-edge{extra}'" in lines[0]
 
 
-# --- the true TensorRT-RTX ---------------------------------------------------------------------------------------
+# --- the true TensorRT-RTX
+# ---------------------------------------------------------------------------------------
 
 @needs_rtx
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
@@ -393,7 +419,8 @@ def test_rtx_builds_for_three_generations_with_no_gpu(exported, precision):
         assert engine.path.name == f"model.{precision}.rtx-{surface(rtx.load()).version}.sm{engine.facts['sm']}.engine"
         assert engine.path.stat().st_size > 1e6
         if engine.facts["device"] == rtx.AHEAD_OF_TIME:
-            assert engine.facts["parity"] is None and engine.facts["onnx_parity"]["cosine_mean"] > 0.99
+            assert engine.facts["parity"] is None and engine.facts["onnx_parity"][
+                "cosine_mean"] > 0.99
     assert time.perf_counter() - began < 60
 
 

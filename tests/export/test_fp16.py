@@ -1,4 +1,5 @@
-"""float16 around Q/DQ: whole graph checked, loadable at every optimisation level, and as close as 11 bits allow."""
+"""float16 around Q/DQ: whole graph checked, loadable at every optimisation level, and as close as
+11 bits allow."""
 import numpy as np
 import onnx
 import pytest
@@ -31,7 +32,10 @@ def test_everything_inside_is_float16_and_both_ends_float32():
     half = to_half(int8())
     ends = [value.type.tensor_type.elem_type for value in (*half.graph.input, *half.graph.output)]
     assert ends == [TensorProto.FLOAT] * 2
-    floats = {tensor.name for tensor in half.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    floats = {
+        tensor.name
+        for tensor in half.graph.initializer if tensor.data_type == TensorProto.FLOAT
+    }
     assert floats == set()
     assert [node.op_type for node in half.graph.node].count("Cast") == 2
     assert not half.graph.value_info
@@ -47,7 +51,9 @@ def test_islands_stay_float32_between_casts():
     half = to_half(int8(), ("Softmax", "LayerNormalization"))
     types = {value.name: value.type.tensor_type.elem_type
              for value in onnx.shape_inference.infer_shapes(half).graph.value_info}
-    islands = [node for node in half.graph.node if node.op_type in ("Softmax", "LayerNormalization")]
+    islands = [
+        node for node in half.graph.node if node.op_type in ("Softmax", "LayerNormalization")
+    ]
     assert len(islands) == 3 * run().student.config.depth + 1
     assert {types[node.input[0]] for node in islands} == {TensorProto.FLOAT}
     others = [node for node in half.graph.node if node.op_type in ("MatMul", "Gelu")]
@@ -73,7 +79,8 @@ def test_a_scale_too_small_for_float16_is_lifted_and_its_weights_rounded_again()
     scale.CopyFrom(numpy_helper.from_array(tiny, scale.name))
     half = Wiring(to_half(model))
     assert half.value(scale.name)[5] == np.float16(SMALLEST_SCALE)
-    assert not half.value("blocks.0.fc1/MatMul.weight_q")[:, 5].any()  # 127e-9 is nothing in steps of 7.6e-6
+    # 127e-9 is nothing in steps of 7.6e-6
+    assert not half.value("blocks.0.fc1/MatMul.weight_q")[:, 5].any()
     assert check_qdq(to_half(model)) == []
 
 
@@ -81,7 +88,8 @@ def test_a_constant_beyond_float16_is_an_error_not_infinity():
     model = _copy(fp32())
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "blocks.0.fc1.bias")
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(1e5), bias.name))
-    with pytest.raises(ValueError, match=r"blocks\.0\.fc1\.bias up to 1.*ship this student in FP32"):
+    with pytest.raises(ValueError,
+                       match=r"blocks\.0\.fc1\.bias up to 1.*ship this student in FP32"):
         to_half(model)
 
 

@@ -1,4 +1,5 @@
-"""FP8: float8 Q/DQ around the block Linears alone, scales by an independent count, refused where it cannot run."""
+"""FP8: float8 Q/DQ around the block Linears alone, scales by an independent count, refused where it
+cannot run."""
 import importlib.util
 import json
 import shutil
@@ -36,9 +37,19 @@ def fp8() -> onnx.ModelProto:
 
 def test_block_linears_are_float8_on_both_sides_and_nothing_else_is():
     wiring = Wiring(fp8())
-    served = {wiring.readers[node.output[0]][0].name for node in fp8().graph.node if node.op_type == "DequantizeLinear"}
-    assert served == {f"blocks.{i}.{name}/MatMul" for i in range(2) for name in ("attn.qkv", "attn.proj", "fc1", "fc2")}
-    kinds = {tensor.data_type for tensor in fp8().graph.initializer if tensor.name.endswith(("_q", "_zero"))}
+    served = {
+        wiring.readers[node.output[0]][0].name
+        for node in fp8().graph.node if node.op_type == "DequantizeLinear"
+    }
+    assert served == {
+        f"blocks.{i}.{name}/MatMul"
+        for i in range(2)
+        for name in ("attn.qkv", "attn.proj", "fc1", "fc2")
+    }
+    kinds = {
+        tensor.data_type
+        for tensor in fp8().graph.initializer if tensor.name.endswith(("_q", "_zero"))
+    }
     assert kinds == {TensorProto.FLOAT8E4M3FN}
 
 
@@ -51,7 +62,8 @@ def test_scales_are_the_largest_magnitude_by_448():
     session = OnnxModel(opened).session
     peak = max(np.abs(session.run([wanted], {"frames": to_input(frame[None])})[0]).max()
                for frame in spread(run().calibration.frames, 16))
-    assert Wiring(fp8()).value("blocks.1.fc2/MatMul.input_scale") == pytest.approx(peak / 448, rel=1e-5)
+    assert Wiring(fp8()).value("blocks.1.fc2/MatMul.input_scale") == pytest.approx(
+        peak / 448, rel=1e-5)
 
 
 def test_weights_are_the_nearest_float8_values():
@@ -59,7 +71,8 @@ def test_weights_are_the_nearest_float8_values():
     scale = Wiring(fp8()).value("blocks.0.fc1/MatMul.weight_scale")
     wanted = Wiring(fp32()).value("blocks.0.fc1.weight_t")
     assert np.abs(stored).max() == 448
-    step = np.maximum(np.abs(wanted) / 16, scale * 2.0**-10)  # half of 3 bits of mantissa, or of a subnormal
+    # half of 3 bits of mantissa, or of a subnormal
+    step = np.maximum(np.abs(wanted) / 16, scale * 2.0**-10)
     assert (np.abs(stored * scale - wanted) <= step * 1.001).all()
 
 
@@ -72,7 +85,8 @@ def test_it_passes_its_gate_and_the_verifier_as_shipped():
 
 def test_int8_keeps_more_than_fp8_of_the_same_layers():
     from tests.export_run import int8
-    assert gate().measure(OnnxModel(int8())).cosine_mean > gate().measure(OnnxModel(fp8())).cosine_mean
+    assert gate().measure(OnnxModel(int8())).cosine_mean > gate().measure(OnnxModel(
+        fp8())).cosine_mean
 
 
 @pytest.mark.parametrize("target", ["jetson-orin-jp62", "trt8.6", "cpu"])
@@ -118,7 +132,8 @@ def test_tensorrt_8_has_no_flag_for_it():
         precision_flags(trt86(), "fp8")
 
 
-# --- through the command ------------------------------------------------------------------------------------------
+# --- through the command
+# ------------------------------------------------------------------------------------------
 
 @needs_rtx
 def test_rtx_builds_it_for_ada_and_blackwell_and_says_which_cards_cannot(tmp_path, capsys):
@@ -128,7 +143,8 @@ def test_rtx_builds_it_for_ada_and_blackwell_and_says_which_cards_cannot(tmp_pat
     made = engines.make_engines(exporter, engines.site("rtx", (89, 120)), "fp8")
     assert [engine.path.name.split(".")[-2] for engine in made] == ["sm89", "sm120"]
     facts = json.loads(sidecar_path(made[0].path).read_text())
-    assert facts["onnx"] == "model.fp8.onnx" and facts["precision"] == "fp8" and facts["flags"] == []
+    assert facts["onnx"] == "model.fp8.onnx" and facts["precision"] == "fp8" and facts[
+        "flags"] == []
     held = json.loads(sidecar_path(folder / "export" / "model.fp8.onnx").read_text())
     assert held["quantisation"]["activations"] == "float8 e4m3fn per tensor"
 

@@ -1,4 +1,5 @@
-"""INT8: which nodes carry Q/DQ and that every other does not; three dialects, one set of numbers."""
+"""INT8: which nodes carry Q/DQ and that every other does not; three dialects, one set of
+numbers."""
 from collections import Counter
 from dataclasses import replace
 
@@ -26,19 +27,30 @@ QUICK = Recipe(frames=16)
 
 def test_block_linears_carry_qdq_and_nothing_else_does():
     model, wiring = int8(), Wiring(int8())
-    dequantised = {node.name for node in model.graph.node
-                   if any((source := wiring.source(name)) is not None and source.op_type == "DequantizeLinear"
-                          for name in node.input)}
+    dequantised = {
+        node.name
+        for node in model.graph.node
+        if any((source := wiring.source(name)) is not None and source.op_type == "DequantizeLinear"
+               for name in node.input)
+    }
     depth = run().student.config.depth
-    assert dequantised == {f"blocks.{i}.{name}/MatMul" for i in range(depth) for name in BLOCK_LINEARS}
+    assert dequantised == {
+        f"blocks.{i}.{name}/MatMul"
+        for i in range(depth)
+        for name in BLOCK_LINEARS
+    }
     quantisers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    assert len(quantisers) == 4 * depth  # one for each Linear's input; the weights are stored as int8
-    assert {wiring.source(node.input[0]).op_type for node in quantisers} == {"LayerNormalization", "Reshape", "Mul"}
+    # one for each Linear's input; the weights are stored as int8
+    assert len(quantisers) == 4 * depth
+    assert {wiring.source(node.input[0]).op_type
+            for node in quantisers} == {"LayerNormalization", "Reshape", "Mul"}
 
 
 def test_int8_only_and_every_zero_point_is_zero():
     wiring = Wiring(int8())
-    nodes = [node for node in int8().graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    nodes = [
+        node for node in int8().graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    ]
     assert nodes
     for node in nodes:
         zero = wiring.value(node.input[2])
@@ -48,11 +60,16 @@ def test_int8_only_and_every_zero_point_is_zero():
 
 def test_no_residual_add_reads_or_feeds_qdq():
     wiring = Wiring(int8())
-    adds = [node for node in int8().graph.node if node.op_type == "Add" and not any(map(wiring.is_weight, node.input))]
+    adds = [
+        node for node in int8().graph.node
+        if node.op_type == "Add" and not any(map(wiring.is_weight, node.input))
+    ]
     assert len(adds) == 2 * run().student.config.depth
     for node in adds:
         around = [wiring.source(name) for name in node.input] + wiring.readers[node.output[0]]
-        assert not {n.op_type for n in around if n is not None} & {"QuantizeLinear", "DequantizeLinear"}, node.name
+        assert not {n.op_type
+                    for n in around
+                    if n is not None} & {"QuantizeLinear", "DequantizeLinear"}, node.name
 
 
 def test_weights_are_int8_per_output_channel():
@@ -81,11 +98,13 @@ def test_file_is_no_worse_than_onnxruntimes_own_quantiser(tmp_path):
             frame = next(self.frames, None)
             return None if frame is None else {"frames": frame[None]}
 
-    quantize_static(tmp_path / "fp32.onnx", tmp_path / "oracle.onnx", Reader(), quant_format=QuantFormat.QDQ,
-                    per_channel=True, activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
-                    op_types_to_quantize=["MatMul"], nodes_to_quantize=quantized_layers(int8()),
-                    extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False,
-                                   "OpTypesToExcludeOutputQuantization": ["MatMul"]})
+    quantize_static(
+        tmp_path / "fp32.onnx", tmp_path / "oracle.onnx", Reader(), quant_format=QuantFormat.QDQ,
+        per_channel=True, activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+        op_types_to_quantize=["MatMul"], nodes_to_quantize=quantized_layers(int8()), extra_options={
+            "ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False,
+            "OpTypesToExcludeOutputQuantization": ["MatMul"]
+        })
     oracle = gate().measure(OnnxModel(tmp_path / "oracle.onnx"))
     ours = gate().measure(OnnxModel(int8()))
     assert oracle.cosine_mean > 0.99  # the oracle itself works
@@ -97,20 +116,23 @@ def test_unsigned_form_gives_exactly_the_signed_numbers():
     zeros = {numpy_helper.to_array(t).dtype.name: int(numpy_helper.to_array(t).ravel()[0])
              for t in unsigned.graph.initializer if t.name.endswith("_zero")}
     assert zeros == {"uint8": 128, "int8": 0}  # activations; weights
-    rows = layerwise(signed, unsigned, to_input(run().heldout.frames[:1]))  # as written, no kernel fused
+    # as written, no kernel fused
+    rows = layerwise(signed, unsigned, to_input(run().heldout.frames[:1]))
     floats = [row for row in rows if not row.tensor.endswith("_q")]
     assert floats[-1].tensor == "features" and {row.relative_error for row in floats} == {0}
 
 
 def test_unsigned_form_runs_in_int8_kernels_and_takes_any_batch(tmp_path):
-    """onnxruntime fuses a static MatMul + Add into Gemm, for which it has no INT8 kernel: 0.7x FP32 instead of 1.9x."""
+    """onnxruntime fuses a static MatMul + Add into Gemm, for which it has no INT8 kernel: 0.7x FP32
+    instead of 1.9x."""
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
     session = ort.InferenceSession(to_unsigned(int8()).SerializeToString(), options)
     ops = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
     assert ops["MatMulIntegerToFloat"] == len(quantized_layers(int8())) and not ops["Gemm"]
-    assert session.run(None, {"frames": to_input(run().heldout.frames[:3])})[0].shape == (3, 64, 14, 14)
+    assert session.run(None,
+                       {"frames": to_input(run().heldout.frames[:3])})[0].shape == (3, 64, 14, 14)
 
 
 def test_unsigned_form_of_an_asymmetric_model_is_refused():
@@ -125,7 +147,10 @@ def test_flagged_form_is_opset_17_with_float_weights_and_the_same_numbers():
     flagged = to_flagged(int8())
     assert opset(flagged) == 17
     wiring = Wiring(flagged)
-    weights = [n for n in flagged.graph.node if n.op_type == "QuantizeLinear" and wiring.is_weight(n.input[0])]
+    weights = [
+        n for n in flagged.graph.node
+        if n.op_type == "QuantizeLinear" and wiring.is_weight(n.input[0])
+    ]
     assert len(weights) == len(quantized_layers(int8()))
     assert {wiring.value(node.input[0]).dtype.name for node in weights} == {"float32"}
     assert not {"Gelu"} & {node.op_type for node in flagged.graph.node}
@@ -142,9 +167,12 @@ def test_flagged_weights_quantise_back_to_the_same_int8():
 
 
 def test_smoothing_is_folded_wherever_it_can_be():
-    factors = [node for node in int8().graph.node
-               if node.op_type == "Mul" and (v := Wiring(int8()).value(node.input[1])) is not None and v.size > 1]
-    assert len(factors) == run().student.config.depth  # one after each GELU; LayerNorms and attention took the rest
+    factors = [
+        node for node in int8().graph.node if node.op_type == "Mul" and (
+            v := Wiring(int8()).value(node.input[1])) is not None and v.size > 1
+    ]
+    # one after each GELU; LayerNorms and attention took the rest
+    assert len(factors) == run().student.config.depth
     assert fold_smoothing(onnx.ModelProto.FromString(int8().SerializeToString())) == 0
 
 
@@ -154,7 +182,8 @@ def test_patch_conv_and_head_are_quantised_when_asked():
 
 
 def test_layers_named_stay_float():
-    model = quantize(fp32(), run().calibration, replace(QUICK, float_layers=("blocks.0.fc2/MatMul",)))
+    model = quantize(fp32(),
+                     run().calibration, replace(QUICK, float_layers=("blocks.0.fc2/MatMul", )))
     assert set(quantized_layers(int8())) - set(quantized_layers(model)) == {"blocks.0.fc2/MatMul"}
     assert gate().measure(OnnxModel(model)).cosine_mean > 0.999
 
@@ -165,7 +194,9 @@ def test_unknown_layer_names_the_layers_there_are():
 
 
 def test_same_frames_give_the_same_bytes():
-    once, again = (quantize(fp32(), run().calibration, QUICK).SerializeToString(deterministic=True) for _ in range(2))
+    once, again = (quantize(fp32(),
+                            run().calibration, QUICK).SerializeToString(deterministic=True)
+                   for _ in range(2))
     assert once == again
 
 
@@ -192,7 +223,8 @@ def _with_coarse_input(layer: str) -> onnx.ModelProto:
     """INT8 whose `layer` reads its input through a step 30 times too wide."""
     model = onnx.ModelProto.FromString(int8().SerializeToString())
     scale = next(t for t in model.graph.initializer if t.name == f"{layer}.input_scale")
-    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(30), scale.name))
+    scale.CopyFrom(
+        numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(30), scale.name))
     return model
 
 
@@ -212,13 +244,15 @@ def test_max_drop_returns_the_worst_layer_to_half_and_names_it():
 
 
 def test_max_drop_keeps_a_model_within_budget_as_it_is():
-    model, floats = within_budget(int8(), 0.01, gate(), lambda names: pytest.fail("requantised"), lambda _: None)
+    model, floats = within_budget(int8(), 0.01, gate(), lambda names: pytest.fail("requantised"),
+                                  lambda _: None)
     assert model is int8() and floats == []
 
 
 def test_max_drop_gives_up_when_half_the_layers_do_not_suffice():
     spoilt = _with_coarse_input("blocks.0.attn.qkv/MatMul")
-    with pytest.raises(GateError, match=r"still .* with half of the 8 INT8 layers returned; use FP16"):
+    with pytest.raises(GateError,
+                       match=r"still .* with half of the 8 INT8 layers returned; use FP16"):
         within_budget(spoilt, 1e-6, gate(), lambda names: spoilt, lambda _: None)
 
 

@@ -36,7 +36,8 @@ def test_duel_gives_the_medians_and_takes_turns():
     first, second = duel(clock.worker(40, log), clock.worker(90, log), clock, rounds=4)
     assert (round(first, 6), round(second, 6)) == (40, 90)
     after_warm_up = log[6:]
-    assert after_warm_up == [40, 40, 90, 90, 90, 90, 40, 40] * 2  # A B, B A, ...; one untimed call before each
+    # A B, B A, ...; one untimed call before each
+    assert after_warm_up == [40, 40, 90, 90, 90, 90, 40, 40] * 2
 
 
 def test_a_single_slow_spell_does_not_decide():
@@ -65,14 +66,17 @@ PARITY = {"cosine_mean": 0.99972}
 
 @pytest.fixture
 def cpu_files(tmp_path, monkeypatch):
-    """(exporter, FP32 file, INT8 file, clock, set milliseconds a call): no model runs, the clock is ours."""
+    """(exporter, FP32 file, INT8 file, clock, set milliseconds a call): no model runs, the clock is
+    ours."""
     clock, ms = Clock(), {}
     made = {}
     for kind in (FP32, INT8_CPU):
         path = tmp_path / kind.file
-        made[kind] = Made(path, kind, save_bytes(kind.file.encode(), path, {"parity": PARITY}), False)
+        made[kind] = Made(path, kind, save_bytes(kind.file.encode(), path, {"parity": PARITY}),
+                          False)
     heldout = SimpleNamespace(frames=np.zeros((32, 3, 4, 4), "uint8"))
-    exporter = SimpleNamespace(options=SimpleNamespace(batch=1), run=SimpleNamespace(heldout=heldout))
+    exporter = SimpleNamespace(options=SimpleNamespace(batch=1),
+                               run=SimpleNamespace(heldout=heldout))
     monkeypatch.setattr(verdicts, "_session_call", lambda path, frames: clock.worker(ms[path.name]))
     return exporter, made[FP32], made[INT8_CPU], clock, ms
 
@@ -85,7 +89,8 @@ def test_cpu_verdict_is_measured_and_recorded_in_the_sidecar(cpu_files, int8_ms,
     assert verdict.use == use and verdict.speedup == pytest.approx(32 / int8_ms)
     held = json.loads(sidecar_path(int8.path).read_text())
     assert held["verdict"]["use"] == use and held["verdict"]["line"] == str(verdict)
-    assert held["sha256"] == int8.facts["sha256"] and held["parity"] == PARITY  # the rest is as it was
+    # the rest is as it was
+    assert held["sha256"] == int8.facts["sha256"] and held["parity"] == PARITY
 
 
 def test_same_files_on_the_same_machine_are_not_timed_again(cpu_files):
@@ -116,7 +121,8 @@ def engine_pair(tmp_path, monkeypatch):
             self.run = clock.worker(ms[plan.decode()])
 
     monkeypatch.setattr(verdicts, "EngineModel", Runner)
-    monkeypatch.setattr(verdicts, "make_engines", lambda exporter, where, precision: [engine(precision)])
+    monkeypatch.setattr(verdicts, "make_engines",
+                        lambda exporter, where, precision: [engine(precision)])
     gpu = SimpleNamespace(name="Orin", sm=87)
     where = Site(SimpleNamespace(), SimpleNamespace(name="trt"), (87,), gpu)
     return engine("int8"), where, clock, ms

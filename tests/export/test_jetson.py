@@ -1,5 +1,6 @@
-"""The Jetson folder: the very script that goes onto the device, run in its own process beside look-alikes of
-TensorRT 8.6, 10.3 and 11 (whose engines are onnxruntime sessions), a CUDA runtime of 60 lines of C, and the tools."""
+"""The Jetson folder: the very script that goes onto the device, run in its own process beside
+look-alikes of TensorRT 8.6, 10.3 and 11 (whose engines are onnxruntime sessions), a CUDA runtime of
+60 lines of C, and the tools."""
 import ast
 import hashlib
 import json
@@ -147,8 +148,11 @@ class Engine:
         return stream == 16
 '''
 
-TOOLS = {"nvpmodel": "echo 'NV Power Mode: MAXN'; echo 0", "jetson_clocks": "echo 'GPU MinFreq=1300500000'",
-         "tegrastats": "while :; do echo '11-22 RAM 2/7620MB cpu@48.2C gpu@45.5C'; sleep .2; done"}
+TOOLS = {
+    "nvpmodel": "echo 'NV Power Mode: MAXN'; echo 0",
+    "jetson_clocks": "echo 'GPU MinFreq=1300500000'",
+    "tegrastats": "while :; do echo '11-22 RAM 2/7620MB cpu@48.2C gpu@45.5C'; sleep .2; done"
+}
 
 
 @pytest.fixture(scope="module")
@@ -166,22 +170,28 @@ def orin(tmp_path_factory) -> dict[str, str]:
 
 
 def pretended(home: Path) -> dict[str, str]:
-    """The environment of a pretended Orin: TensorRT, CUDA runtime and tools, each found where the script looks."""
+    """The environment of a pretended Orin: TensorRT, CUDA runtime and tools, each found where the
+    script looks."""
     if shutil.which("gcc") is None:
         pytest.skip("no gcc to build the CUDA look-alike with")
     (home / "cudart.c").write_text(CUDART)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", home / "libcudart.so", home / "cudart.c"], check=True)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", home / "libcudart.so", home / "cudart.c"],
+                   check=True)
     (home / "tensorrt.py").write_text(TENSORRT)
     for name, script in TOOLS.items():
         (home / name).write_text(f"#!/bin/sh\n{script}\n")
         (home / name).chmod(0o755)
-    return {**os.environ, "PYTHONPATH": str(home), "LD_LIBRARY_PATH": str(home), "PATH": f"{home}:{os.environ['PATH']}"}
+    return {
+        **os.environ, "PYTHONPATH": str(home), "LD_LIBRARY_PATH": str(home),
+        "PATH": f"{home}:{os.environ['PATH']}"
+    }
 
 
-def _on_device(folder: Path, orin: dict[str, str], version: str, **env: str) -> subprocess.CompletedProcess:
+def _on_device(folder: Path, orin: dict[str, str], version: str,
+               **env: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "run_on_jetson.py", "--iterations", "20", "--seconds", "0.1"]
-    return subprocess.run(command, cwd=folder, env={**orin, "FAKE_VERSION": version, **env}, capture_output=True,
-                          text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, env={**orin, "FAKE_VERSION": version, **env},
+                          capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture
@@ -195,28 +205,40 @@ def _engines(folder: Path) -> set[str]:
 
 def test_folder_holds_every_dialect_and_what_they_must_answer(folder):
     names = {path.name for path in folder.iterdir()}
-    assert names == {"README.md", "bundle.json", "probe.npz", "reference_features.npy", "reference_frames.npy",
-                     "run_on_jetson.py", "model.int8.onnx", "model.fp16.onnx", "model.int8.flagged.onnx",
-                     "model.flagged.onnx", "model.int8.jp5.onnx", "model.jp5.onnx"}
+    assert names == {
+        "README.md", "bundle.json", "probe.npz", "reference_features.npy", "reference_frames.npy",
+        "run_on_jetson.py", "model.int8.onnx", "model.fp16.onnx", "model.int8.flagged.onnx",
+        "model.flagged.onnx", "model.int8.jp5.onnx", "model.jp5.onnx"
+    }
     assert not check_qdq(read_onnx(folder / "model.int8.onnx"), "jetson-orin-jp62", want_int8=True)
-    assert not check_qdq(read_onnx(folder / "model.int8.flagged.onnx"), "jetson-orin-jp6", want_int8=True)
-    assert not check_qdq(read_onnx(folder / "model.int8.jp5.onnx"), "jetson-orin-jp5", want_int8=True)
-    assert "operator" in {v.rule for v in check_qdq(read_onnx(folder / "model.flagged.onnx"), "jetson-orin-jp5")}
-    frames, features = (np.load(folder / f"reference_{name}.npy") for name in ("frames", "features"))
-    assert frames.dtype == np.uint8 and len(frames) == len(features) == 32 and features.dtype == np.float32
+    assert not check_qdq(read_onnx(folder / "model.int8.flagged.onnx"), "jetson-orin-jp6",
+                         want_int8=True)
+    assert not check_qdq(read_onnx(folder / "model.int8.jp5.onnx"), "jetson-orin-jp5",
+                         want_int8=True)
+    assert "operator" in {
+        v.rule
+        for v in check_qdq(read_onnx(folder / "model.flagged.onnx"), "jetson-orin-jp5")
+    }
+    frames, features = (np.load(folder / f"reference_{name}.npy")
+                        for name in ("frames", "features"))
+    assert frames.dtype == np.uint8 and len(frames) == len(
+        features) == 32 and features.dtype == np.float32
 
 
 def test_readme_has_the_steps_the_dialects_and_the_reason_against_dla(folder):
     said = (folder / "README.md").read_text()
-    for needed in ("python3 run_on_jetson.py", "scp -r jetson", "sudo nvpmodel -m 0", "No DLA", "| 6.0 | 8.6 |",
-                   "computed, not measured", "Thor T5000"):
+    for needed in ("python3 run_on_jetson.py", "scp -r jetson", "sudo nvpmodel -m 0", "No DLA",
+                   "| 6.0 | 8.6 |", "computed, not measured", "Thor T5000"):
         assert needed in said, needed
 
 
 def test_jetpack_5_computes_what_jetpack_6_does_and_keeps_float32_norms_apart(folder):
     frames = np.load(folder / "reference_frames.npy")[:2].astype(np.float32) / 255
-    for ours, theirs in (("model.jp5.onnx", "model.flagged.onnx"), ("model.int8.jp5.onnx", "model.int8.flagged.onnx")):
-        np.testing.assert_allclose(OnnxModel(folder / ours)(frames), OnnxModel(folder / theirs)(frames), atol=0.02)
+    for ours, theirs in (("model.jp5.onnx", "model.flagged.onnx"), ("model.int8.jp5.onnx",
+                                                                    "model.int8.flagged.onnx")):
+        np.testing.assert_allclose(
+            OnnxModel(folder / ours)(frames),
+            OnnxModel(folder / theirs)(frames), atol=0.02)
 
 
 @pytest.mark.parametrize(("version", "int8_file"), [
@@ -228,10 +250,12 @@ def test_script_builds_gates_times_and_writes_a_result(copied, orin, version, in
     assert _engines(copied) == {f"model.{p}.trt-{version}.sm87.engine" for p in ("int8", "fp16")}
     result = load(copied / "result.json")  # as bench reads it
     fp16, int8 = result.rows
-    assert int8["onnx"] == int8_file and int8["gate"] == fp16["gate"] == "passed" and int8["batch"] == 1
+    assert int8["onnx"] == int8_file and int8["gate"] == fp16["gate"] == "passed" and int8[
+        "batch"] == 1
     assert 0 < int8["latency_ms"] <= int8["p90_ms"] <= int8["p99_ms"] and int8["iterations"] >= 20
     assert int8["cosine_mean"] > 0.999 and int8["delta1_drop"] <= 0.5 and int8["vs_fp16"] > 0
-    assert result.env["verdict"] in done.stdout and "INT8 " in done.stdout and ": use " in done.stdout
+    assert result.env[
+        "verdict"] in done.stdout and "INT8 " in done.stdout and ": use " in done.stdout
     before = result.env["before"]
     assert before["power_mode"].startswith("NV Power Mode: MAXN") and "MinFreq" in before["clocks"]
     assert before["temperature_c"] == {"cpu": 48.2, "gpu": 45.5}
@@ -245,12 +269,15 @@ def test_timing_cache_that_tensorrt_refuses_costs_one_line_and_is_set_aside(copi
     first = _on_device(copied, orin, "8.6.2", FAKE_REFUSES="1")
     cache = copied / "timing-trt-8.6.2-sm87.cache"
     assert first.returncode == 0 and len(_engines(copied)) == 2 and not cache.exists()
-    assert first.stderr.splitlines() == ["note: TensorRT 8.6.2 refused its timing cache: built without, set aside as "
-                                         f"{cache.name}.refused"]
+    assert first.stderr.splitlines() == [
+        "note: TensorRT 8.6.2 refused its timing cache: built without, set aside as "
+        f"{cache.name}.refused"
+    ]
     cache.write_bytes(b"truncated")  # by hand, or by another version
     again = _on_device(copied, orin, "8.6.2", FAKE_REFUSES="1")
     assert again.returncode == 0 and again.stderr.count("refused its timing cache") == 1
-    assert (copied / f"{cache.name}.refused").read_bytes() == b"truncated" and cache.read_bytes() == b"+timed"
+    assert (copied / f"{cache.name}.refused"
+            ).read_bytes() == b"truncated" and cache.read_bytes() == b"+timed"
 
 
 def test_other_errors_of_tensorrt_are_still_heard(copied, orin):
@@ -272,8 +299,10 @@ def test_truncated_onnx_is_one_line_and_no_engine(copied, orin):
     path.write_bytes(path.read_bytes()[:-100])
     done = _on_device(copied, orin, "11.4.1")
     assert done.returncode == 2 and _engines(copied) == set()
-    assert done.stderr.strip().splitlines() == [f"error: {path.name}: truncated or altered on its way here; "
-                                                "copy the folder again"]
+    assert done.stderr.strip().splitlines() == [
+        f"error: {path.name}: truncated or altered on its way here; "
+        "copy the folder again"
+    ]
 
 
 def test_parser_refusal_gives_its_words(copied, orin):
@@ -292,15 +321,18 @@ def test_device_that_cannot_run_it_is_told_why(copied, orin, version, says):
     env = {**orin, "FAKE_VERSION": version or ""}
     if version is None:
         env.pop("PYTHONPATH")
-    done = subprocess.run([sys.executable, "run_on_jetson.py"], cwd=copied, env=env, capture_output=True, text=True)
-    assert done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    done = subprocess.run([sys.executable, "run_on_jetson.py"], cwd=copied, env=env,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and says in done.stderr and len(
+        done.stderr.strip().splitlines()) == 1
 
 
 def test_script_is_python_3_8():
     ast.parse(RUNNER.read_text(), feature_version=(3, 8))
     found = sorted(Path.home().glob(".pyenv/versions/3.8.*/bin/python3.8"))
     for python in found[:1]:
-        subprocess.run([python, "-c", f"compile(open({str(RUNNER)!r}).read(), 'x', 'exec')"], check=True)
+        subprocess.run([python, "-c", f"compile(open({str(RUNNER)!r}).read(), 'x', 'exec')"],
+                       check=True)
 
 
 def test_script_imports_nothing_but_numpy_tensorrt_and_the_standard_library():
@@ -318,9 +350,12 @@ def test_command_writes_the_folder_and_refuses_an_sm(tmp_path, capsys):
 
 def test_roofline_counts_what_is_known_of_a_vit_small():
     small = StudentConfig(size="s")
-    assert roofline.operations(small) == pytest.approx(9.2e9, rel=0.02)  # 4.6 G multiply-adds, as published
+    # 4.6 G multiply-adds, as published
+    assert roofline.operations(small) == pytest.approx(9.2e9, rel=0.02)
     assert roofline.traffic(small, "int8") < roofline.traffic(small, "fp16")
     orin = next(device for device in roofline.DEVICES if device.name == "AGX Orin 64 GB")
-    assert orin.int8_tops == pytest.approx(85, rel=0.01)  # half of the 170 sparse ones that NVIDIA names for its GPU
+    # half of the 170 sparse ones that NVIDIA names for its GPU
+    assert orin.int8_tops == pytest.approx(85, rel=0.01)
     assert roofline.least_ms(orin, small, "int8")[0] < roofline.least_ms(orin, small, "fp16")[0]
-    assert "computed, not measured" in roofline.table() and roofline.table().count("\n| ") == len(roofline.DEVICES)
+    assert "computed, not measured" in roofline.table() and roofline.table().count("\n| ") == len(
+        roofline.DEVICES)

@@ -1,4 +1,5 @@
-"""The ONNX file: the student's numbers, a clean graph, nothing of this machine in it; one clear line when it can't."""
+"""The ONNX file: the student's numbers, a clean graph, nothing of this machine in it; one clear
+line when it can't."""
 import json
 import os
 import shutil
@@ -34,9 +35,12 @@ def test_onnx_says_what_torch_says():
 def test_graph_holds_the_model_and_no_shape_arithmetic():
     depth = run().student.config.depth
     ops = Counter(node.op_type for node in fp32().graph.node)
-    assert ops["MatMul"] == 6 * depth + 1  # qkv, two attention products, proj, fc1, fc2; and the head
-    assert ops["LayerNormalization"] == 2 * depth + 1 and ops["Gelu"] == depth and ops["Softmax"] == depth
-    for op in ("Shape", "Slice", "Squeeze", "Unsqueeze", "Gather", "Concat", "Erf", "Pow", "ReduceMean", "Cast"):
+    # qkv, two attention products, proj, fc1, fc2; and the head
+    assert ops["MatMul"] == 6 * depth + 1
+    assert ops["LayerNormalization"] == 2 * depth + 1 and ops["Gelu"] == depth and ops[
+        "Softmax"] == depth
+    for op in ("Shape", "Slice", "Squeeze", "Unsqueeze", "Gather", "Concat", "Erf", "Pow",
+               "ReduceMean", "Cast"):
         assert not ops[op], f"{ops[op]} {op}"
     reshapes = [node for node in fp32().graph.node if node.op_type == "Reshape"]
     assert reshapes and not any(node.attribute for node in reshapes)  # allowzero means nothing here
@@ -44,7 +48,8 @@ def test_graph_holds_the_model_and_no_shape_arithmetic():
 
 def test_nodes_and_weights_are_named_for_their_modules():
     names = {node.name for node in fp32().graph.node}
-    assert {"patch_embed/Conv", "blocks.0.attn.qkv/MatMul", "blocks.1.fc2/MatMul", "head/MatMul"} <= names
+    assert {"patch_embed/Conv", "blocks.0.attn.qkv/MatMul", "blocks.1.fc2/MatMul",
+            "head/MatMul"} <= names
     assert len(names) == len(fp32().graph.node)
     assert "blocks.0.attn.qkv.weight_t" in {tensor.name for tensor in fp32().graph.initializer}
 
@@ -83,7 +88,8 @@ def test_metadata_and_sidecar_tell_how_to_use_the_file(tmp_path):
     path = tmp_path / "model.onnx"
     sidecar = save_onnx(fp32(), path, {**interface(run().student), "precision": "fp32"})
     held = OnnxModel(path).session.get_modelmeta().custom_metadata_map
-    assert json.loads(held["input"])["range"] == [0, 1] and json.loads(held["input"])["layout"] == "NCHW"
+    assert json.loads(held["input"])["range"] == [0, 1] and json.loads(
+        held["input"])["layout"] == "NCHW"
     assert json.loads(held["output"])["grid"] == [14, 14]
     assert len(json.loads(held["output"])["target_std"]) == run().student.config.out_dim
     on_disk = json.loads(sidecar_path(path).read_text())
@@ -103,7 +109,8 @@ def test_killed_write_leaves_neither_file_nor_scratch(tmp_path):
 
 
 def test_scratch_of_a_process_that_was_killed_outright_is_swept_away(tmp_path):
-    (tmp_path / ".model.4194305.onnx").write_bytes(b"half")  # no process has this id: it is beyond the kernel's limit
+    # no process has this id: it is beyond the kernel's limit
+    (tmp_path / ".model.4194305.onnx").write_bytes(b"half")
     ours = tmp_path / f".model.{os.getpid()}.onnx"
     ours.write_bytes(b"being written")
     ready(tmp_path)
@@ -112,8 +119,10 @@ def test_scratch_of_a_process_that_was_killed_outright_is_swept_away(tmp_path):
 
 def test_a_model_with_other_inputs_is_named(tmp_path):
     other = onnx.ModelProto.FromString(fp32().SerializeToString())
-    other.graph.input.append(onnx.helper.make_tensor_value_info("pose", onnx.TensorProto.FLOAT, [1, 4, 4]))
-    with pytest.raises(ValueError, match=r"got inputs \(frames .*, pose .*\), expected one frames tensor"):
+    other.graph.input.append(
+        onnx.helper.make_tensor_value_info("pose", onnx.TensorProto.FLOAT, [1, 4, 4]))
+    with pytest.raises(ValueError,
+                       match=r"got inputs \(frames .*, pose .*\), expected one frames tensor"):
         OnnxModel(other)
 
 
@@ -132,13 +141,16 @@ def test_command_makes_every_file_then_keeps_them(own_run, capsys):
     made = {path.name: path.stat().st_mtime_ns for path in out.glob("*.onnx")}
     assert set(made) == {"model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.int8.cpu.onnx",
                          "model.int8.flagged.onnx"}
-    assert all(json.loads(sidecar_path(out / name).read_text())["parity"]["frames"] == 32 for name in made)
+    assert all(
+        json.loads(sidecar_path(out / name).read_text())["parity"]["frames"] == 32 for name in made)
     calibration = json.loads((out / "calibration.json").read_text())
     assert calibration["frames"] == 300 == len(calibration["frame_digests"])
     assert onnx.load(out / "model.int8.onnx").opset_import[0].version == 20
-    assert json.loads(sidecar_path(out / "model.int8.cpu.onnx").read_text())["input"]["shape"][0] == "dynamic"
+    assert json.loads(sidecar_path(
+        out / "model.int8.cpu.onnx").read_text())["input"]["shape"][0] == "dynamic"
     held = json.loads(sidecar_path(out / "model.int8.cpu.onnx").read_text())["verdict"]
-    assert held["int8_ms"] > 0 and held["other"] == "fp32" and "onnxruntime CPU 1 thread" in held["line"]
+    assert held["int8_ms"] > 0 and held["other"] == "fp32" and "onnxruntime CPU 1 thread" in held[
+        "line"]
     assert " ".join(held["line"].split()) in " ".join(capsys.readouterr().out.split())
 
     main(["export", "onnx", "--run", str(own_run)])
@@ -186,7 +198,8 @@ def _float_frames(folder: Path) -> None:
 
 def _unwritable(folder: Path) -> None:
     shutil.rmtree(folder / "export")
-    (folder / "export").write_text("a file where the folder should be")  # root may write in any folder
+    # root may write in any folder
+    (folder / "export").write_text("a file where the folder should be")
 
 
 @pytest.mark.parametrize(("spoil", "says"), [

@@ -1,4 +1,5 @@
-"""The gate: an honest candidate passes, every broken one is removed with exit 3, and the report says where it broke."""
+"""The gate: an honest candidate passes, every broken one is removed with exit 3, and the report
+says where it broke."""
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,8 @@ from tests.export_run import fp32, gate, int8, run, trained_run
 
 def test_a_model_equals_itself():
     parity = gate().measure(TorchModel(run().student))
-    assert parity.cosine_mean == pytest.approx(1) and parity.relative_error == 0 and parity.delta1_drop == 0
+    assert parity.cosine_mean == pytest.approx(
+        1) and parity.relative_error == 0 and parity.delta1_drop == 0
     assert parity.frames == 32
 
 
@@ -27,17 +29,22 @@ def test_depth_probe_knows_more_than_chance():
     """A gate whose probe is blind would pass anything."""
     blind = DepthProbe(np.zeros(64), float(np.log(run().heldout.depth).mean()))
     reference = gate().reference
-    assert gate().measure(OnnxModel(fp32())).delta1_reference > 1.3 * blind.delta1(reference, run().heldout.depth)
+    assert gate().measure(OnnxModel(
+        fp32())).delta1_reference > 1.3 * blind.delta1(reference,
+                                                       run().heldout.depth)
 
 
-# --- planted faults: a candidate that must not pass --------------------------------------------------------------
+# --- planted faults: a candidate that must not pass
+# --------------------------------------------------------------
 
 def _edited(change) -> onnx.ModelProto:
     model = onnx.ModelProto.FromString(int8().SerializeToString())
     for tensor in model.graph.initializer:
         value = change(tensor.name, numpy_helper.to_array(tensor))
         if value is not None:
-            tensor.CopyFrom(numpy_helper.from_array(value.astype(numpy_helper.to_array(tensor).dtype), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(value.astype(numpy_helper.to_array(tensor).dtype),
+                                        tensor.name))
     return model
 
 
@@ -59,7 +66,8 @@ def _weight_scales_in_another_order():
 
 
 def _transposed_weights():
-    return OnnxModel(_edited(lambda name, v: v.T if name == "blocks.0.attn.proj/MatMul.weight_q" else None))
+    return OnnxModel(
+        _edited(lambda name, v: v.T if name == "blocks.0.attn.proj/MatMul.weight_q" else None))
 
 
 def _lost_block():
@@ -68,9 +76,13 @@ def _lost_block():
 
 
 def _residual_stream_in_int8():
-    """What NNCF's own defaults do, at the range of the largest channel: Q/DQ on both residual Adds of each block."""
+    """What NNCF's own defaults do, at the range of the largest channel: Q/DQ on both residual Adds
+    of each block."""
     model = _edited(lambda name, v: None)
-    for node in [node for node in model.graph.node if node.name.startswith("blocks.") and "/Add" in node.name]:
+    for node in [
+            node for node in model.graph.node
+            if node.name.startswith("blocks.") and "/Add" in node.name
+    ]:
         if "." not in node.name.removeprefix("blocks.").split("/")[0]:
             _coarse_qdq(model, node)
     return OnnxModel(model)
@@ -82,8 +94,10 @@ def _coarse_qdq(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
                                     numpy_helper.from_array(np.int8(0), f"{at}.z")])
     index = list(model.graph.node).index(node)
     make = onnx.helper.make_node
-    model.graph.node.insert(index, make("QuantizeLinear", [read, f"{at}.s", f"{at}.z"], [f"{at}.q"]))
-    model.graph.node.insert(index + 1, make("DequantizeLinear", [f"{at}.q", f"{at}.s", f"{at}.z"], [f"{at}.dq"]))
+    model.graph.node.insert(index, make("QuantizeLinear", [read, f"{at}.s", f"{at}.z"],
+                                        [f"{at}.q"]))
+    model.graph.node.insert(
+        index + 1, make("DequantizeLinear", [f"{at}.q", f"{at}.s", f"{at}.z"], [f"{at}.dq"]))
     model.graph.node[index + 2].input[0] = f"{at}.dq"
 
 
@@ -96,7 +110,8 @@ def _bytes_for_floats():
 
 
 def _normalised_twice():
-    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = (np.array(v, np.float32).reshape(3, 1, 1)
+                 for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     return lambda frames: OnnxModel(fp32())((frames - mean) / std)
 
 
@@ -140,7 +155,9 @@ def _half_that_overflows():
     model = onnx.ModelProto.FromString(fp32().SerializeToString())
     for tensor in model.graph.initializer:
         if tensor.name in ("blocks.0.fc2.weight_t", "blocks.0.fc2.bias"):
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(6e4), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(
+                    numpy_helper.to_array(tensor) * np.float32(6e4), tensor.name))
     return OnnxModel(to_half(model), optimise=True)
 
 
@@ -159,7 +176,8 @@ def test_planted_fault_fails_the_widest_gate(fault):
 
 def test_honest_int8_passes_with_room_to_spare():
     limits = THRESHOLDS["int8"]
-    tighter = Thresholds((1 + limits.cosine_mean) / 2, (1 + limits.cosine_p1) / 2, limits.relative_error / 1.5, 0.5)
+    tighter = Thresholds((1 + limits.cosine_mean) / 2, (1 + limits.cosine_p1) / 2,
+                         limits.relative_error / 1.5, 0.5)
     gate()(OnnxModel(int8()), "int8", "int8", tighter)
 
 
@@ -176,12 +194,15 @@ def test_failure_names_thresholds_and_worst_frames():
         features[7] = -features[7]
         return features
 
-    with pytest.raises(GateError, match=r"mean token cosine .* < 0\.999; 1st percentile .*worst frame 7 \(-1\.0000\)"):
+    with pytest.raises(
+            GateError,
+            match=r"mean token cosine .* < 0\.999; 1st percentile .*worst frame 7 \(-1\.0000\)"):
         gate()(candidate, "int8", "model.int8.onnx")
 
 
 def test_nan_misses_every_threshold():
-    parity = replace(gate().measure(OnnxModel(fp32())), cosine_mean=float("nan"), relative_error=float("nan"))
+    parity = replace(gate().measure(OnnxModel(fp32())), cosine_mean=float("nan"),
+                     relative_error=float("nan"))
     assert len(misses(parity, THRESHOLDS["int8"])) == 2
 
 
@@ -216,7 +237,8 @@ def test_token_cosine_is_one_a_token():
 
 
 def test_layerwise_finds_where_the_candidate_leaves_the_reference():
-    spoilt = _edited(lambda name, v: v * 30 if name == "blocks.1.attn.proj/MatMul.input_scale" else None)
+    spoilt = _edited(lambda name, v: v * 30
+                     if name == "blocks.1.attn.proj/MatMul.input_scale" else None)
     rows = layerwise(fp32(), spoilt, to_input(run().heldout.frames[:1]))
     by_name = {row.tensor: row.cosine for row in rows}
     assert by_name["blocks.0/Add_2.out"] > 0.999 > by_name["blocks.1.attn.proj/Add.out"]

@@ -1,4 +1,5 @@
-"""Quantisation-aware distillation: it helps or is not kept, and ends in the graph form that `quantize` makes."""
+"""Quantisation-aware distillation: it helps or is not kept, and ends in the graph form that
+`quantize` makes."""
 from collections import Counter
 
 import numpy as np
@@ -24,7 +25,9 @@ _made: list[onnx.ModelProto] = []
 
 def _distilled() -> onnx.ModelProto:
     if not _made:
-        _made.append(distil_int8(run().student, run().calibration, quantized_layers(int8()), Recipe(), STEPS))
+        _made.append(
+            distil_int8(run().student,
+                        run().calibration, quantized_layers(int8()), Recipe(), STEPS))
     return _made[0]
 
 
@@ -32,7 +35,8 @@ def test_qdq_rounds_to_steps_and_clips_to_the_range():
     x = torch.tensor([0.0, 0.26, -0.24, 100.0, -100.0])
     zero = torch.zeros((), dtype=torch.int8)
     assert qdq(x, torch.tensor(0.5), zero, 0).tolist() == [0, 0.5, 0, 63.5, -63.5]
-    torch.library.opcheck(qdq, (x, torch.tensor(0.5), zero, 0), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(qdq, (x, torch.tensor(0.5), zero, 0),
+                          test_utils=("test_schema", "test_faketensor"))
 
 
 def test_gradient_passes_inside_the_range_and_stops_outside():
@@ -66,23 +70,29 @@ def test_every_dialect_is_made_from_it():
 
 
 def test_distillation_improves_or_keeps_fidelity():
-    start = prepare(run().student, torch.from_numpy(run().calibration.frames), quantized_layers(int8()), Recipe())
-    before, after = (gate().measure(model) for model in (TorchModel(start), OnnxModel(_distilled())))
+    start = prepare(run().student, torch.from_numpy(run().calibration.frames),
+                    quantized_layers(int8()), Recipe())
+    before, after = (gate().measure(model)
+                     for model in (TorchModel(start), OnnxModel(_distilled())))
     assert before.cosine_mean > 0.999 and after.relative_error <= before.relative_error * 1.02
     assert gate()(OnnxModel(_distilled()), "int8", "qat")
 
 
 def test_onnx_says_what_the_fake_quantised_student_says():
-    start = prepare(run().student, torch.from_numpy(run().calibration.frames), ["blocks.1.fc2/MatMul"], Recipe())
+    start = prepare(run().student, torch.from_numpy(run().calibration.frames),
+                    ["blocks.1.fc2/MatMul"], Recipe())
     frames = to_input(run().heldout.frames[:2])
     assert np.abs(TorchModel(start)(frames) - OnnxModel(to_onnx(start))(frames)).max() < 2e-2
 
 
 def test_student_is_left_as_it_was_and_only_named_layers_are_quantised():
     before = {name: value.clone() for name, value in run().student.state_dict().items()}
-    quantised = prepare(run().student, torch.from_numpy(run().calibration.frames), ["blocks.0.fc1/MatMul"], Recipe())
-    assert [name for name, module in quantised.named_modules() if isinstance(module, QuantLinear)] == ["blocks.0.fc1"]
-    assert all(torch.equal(before[name], value) for name, value in run().student.state_dict().items())
+    quantised = prepare(run().student, torch.from_numpy(run().calibration.frames),
+                        ["blocks.0.fc1/MatMul"], Recipe())
+    assert [name for name, module in quantised.named_modules()
+            if isinstance(module, QuantLinear)] == ["blocks.0.fc1"]
+    assert all(
+        torch.equal(before[name], value) for name, value in run().student.state_dict().items())
 
 
 @pytest.mark.parametrize(("answer", "kept"), [("distilled", True), ("noise", False)])
@@ -92,7 +102,9 @@ def test_pipeline_keeps_it_only_if_it_helps(monkeypatch, tmp_path, answer, kept)
     exporter.run, exporter.options, exporter.say = run(), Options(qat=STEPS), said.append
     spoilt = onnx.ModelProto.FromString(int8().SerializeToString())
     scale = next(t for t in spoilt.graph.initializer if t.name == "blocks.1.fc1/MatMul.input_scale")
-    scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * np.float32(20), scale.name))
+    scale.CopyFrom(
+        onnx.numpy_helper.from_array(
+            onnx.numpy_helper.to_array(scale) * np.float32(20), scale.name))
     before, after = (spoilt, int8()) if kept else (int8(), spoilt)
     monkeypatch.setattr("export.quant.qat.distil_int8", lambda *args: after)
     assert exporter._distilled(before) is (after if kept else before)

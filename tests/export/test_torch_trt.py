@@ -1,4 +1,5 @@
-"""`--via torch-tensorrt` on a look-alike package: same gate, same sidecar; the true one's calls where it imports."""
+"""`--via torch-tensorrt` on a look-alike package: same gate, same sidecar; the true one's calls
+where it imports."""
 import importlib
 import inspect
 import json
@@ -24,7 +25,8 @@ from vega3d import main
 
 @pytest.fixture()
 def package(monkeypatch) -> ModuleType:
-    """Looks like torch_tensorrt on a GPU: records what it is asked, and gives a plan. `.cuda()` stays on the CPU."""
+    """Looks like torch_tensorrt on a GPU: records what it is asked, and gives a plan. `.cuda()`
+    stays on the CPU."""
     made = ModuleType("torch_tensorrt")
     made.__version__, made.asked, made.fails = "2.13.0", [], None
     made.Input = lambda *shape, **how: SimpleNamespace(shape=shape, how=how)
@@ -48,7 +50,8 @@ def package(monkeypatch) -> ModuleType:
         return Answers(TorchModel(run().student))
 
     monkeypatch.setattr(engines, "EngineModel", model)
-    monkeypatch.setattr(engines.engine_report, "inspect", lambda *_: (engine_report.Kernels(3, (), (), (), 1), {"Layers": []}))
+    monkeypatch.setattr(engines.engine_report, "inspect", lambda *_:
+                        (engine_report.Kernels(3, (), (), (), 1), {"Layers": []}))
     return made
 
 
@@ -73,7 +76,8 @@ def test_engine_is_gated_named_and_described_like_any_other(package, exporter):
     engine = engines.make_torch_engine(exporter, lambda _: None)
     assert engine.path.name == f"model.fp16.torch-trt-{trt11().__version__}.sm87.engine"
     facts = json.loads(sidecar_path(engine.path).read_text())
-    assert facts["via"] == "torch-tensorrt 2.13.0" and facts["parity"]["frames"] == 32 and facts["precision"] == "fp16"
+    assert facts["via"] == "torch-tensorrt 2.13.0" and facts["parity"]["frames"] == 32 and facts[
+        "precision"] == "fp16"
     assert check_engine(engine.path, trt11(), ORIN) == facts
     assert engine_report.report_path(engine.path).is_file()
     assert engines.make_torch_engine(exporter, lambda _: None).reused and len(package.asked) == 1
@@ -87,8 +91,10 @@ def test_what_is_compiled_is_the_student_in_half_between_float_ends(package, exp
     features = program.module()(frames)
     assert features.dtype == torch.float32 and features.shape == (1, 64, 14, 14)
     reference = exporter.run.student(frames)
-    assert torch.cosine_similarity(features, reference, dim=1).min() > 0.999 and not torch.equal(features, reference)
-    assert next(exporter.run.student.parameters()).dtype == torch.float32  # the run's own student is untouched
+    assert torch.cosine_similarity(features, reference,
+                                   dim=1).min() > 0.999 and not torch.equal(features, reference)
+    # the run's own student is untouched
+    assert next(exporter.run.student.parameters()).dtype == torch.float32
 
 
 def test_open_batch_is_a_profile(package, tmp_path):
@@ -102,7 +108,8 @@ def test_open_batch_is_a_profile(package, tmp_path):
 
 def test_wrong_engine_is_not_kept(package, exporter, monkeypatch):
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(engines, "EngineModel", lambda *_: lambda frames: rng.normal(size=(len(frames), 64, 14, 14)))
+    monkeypatch.setattr(engines, "EngineModel",
+                        lambda *_: lambda frames: rng.normal(size=(len(frames), 64, 14, 14)))
     with pytest.raises(GateError):
         engines.make_torch_engine(exporter, lambda _: None)
     assert not list(exporter.run.out.glob("*.engine*"))
@@ -110,7 +117,8 @@ def test_wrong_engine_is_not_kept(package, exporter, monkeypatch):
 
 def test_failed_build_is_one_line_with_its_words(package, exporter):
     package.fails = RuntimeError("no converter\nfor aten.foo")
-    with pytest.raises(ValueError, match=r"cannot build it: no converter for aten\.foo; leave --via out"):
+    with pytest.raises(ValueError,
+                       match=r"cannot build it: no converter for aten\.foo; leave --via out"):
         engines.make_torch_engine(exporter, lambda _: None)
     assert not list(exporter.run.out.glob("*.engine*"))
 
@@ -141,11 +149,14 @@ def test_an_sm_or_a_target_is_refused(capsys, tmp_path):
 
 
 def test_the_true_package_takes_what_it_is_given():
-    """Runs where torch-tensorrt imports, which takes a GPU: the names of the arguments, against its own signature."""
+    """Runs where torch-tensorrt imports, which takes a GPU: the names of the arguments, against its
+    own signature."""
     try:
         true = importlib.import_module("torch_tensorrt")
     except Exception as error:
         pytest.skip(f"torch-tensorrt does not import here: {error}")
-    parameters = inspect.signature(true.dynamo.convert_exported_program_to_serialized_trt_engine).parameters
+    parameters = inspect.signature(
+        true.dynamo.convert_exported_program_to_serialized_trt_engine).parameters
     assert {"arg_inputs", "require_full_compilation"} <= set(parameters)
-    assert true.Input(min_shape=(1, 3), opt_shape=(2, 3), max_shape=(4, 3), dtype=torch.float32).dtype
+    assert true.Input(min_shape=(1, 3), opt_shape=(2, 3), max_shape=(4, 3),
+                      dtype=torch.float32).dtype

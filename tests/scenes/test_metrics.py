@@ -1,4 +1,5 @@
-"""Scores against hand-computed cases, brute force, and numbers that the COCO caption evaluation itself gave."""
+"""Scores against hand-computed cases, brute force, and numbers that the COCO caption evaluation
+itself gave."""
 from itertools import permutations
 
 import numpy as np
@@ -22,14 +23,17 @@ def numeric(number: float, task: str = "vsi:object_size_estimation") -> Question
 
 
 def choice(answer: str, task: str = "vsi:route_planning") -> Question:
-    return Question("c", task, "Which?", answer, None, ("A. left", "B. right", "C. back"), NO_BOXES, ())
+    return Question("c", task, "Which?", answer, None, ("A. left", "B. right", "C. back"), NO_BOXES,
+                    ())
 
 
 def grounded(boxes, targets, kind="unique", task="ground", proposals=None) -> Question:
-    return Question("c", task, "the chair", None, None, (), np.asarray(boxes, np.float32), targets, kind, (), proposals)
+    return Question("c", task, "the chair", None, None, (), np.asarray(boxes, np.float32), targets,
+                    kind, (), proposals)
 
 
-# relative errors 0, 0.04, 0.11, 0.5 and 0.51: of the ten limits 0.5, 0.45 ... 0.05 those at or above are passed
+# relative errors 0, 0.04, 0.11, 0.5 and 0.51: of the ten limits 0.5, 0.45 ... 0.05 those at or
+# above are passed
 @pytest.mark.parametrize(("said", "share"), [("100", 1.0), ("104", 1.0), ("111", 0.8), ("150", 0.1), ("151", 0.0),
                                              ("-100", 0.0), ("nan", 0.0), ("about 100", 0.0), ("", 0.0)])
 def test_mra_is_the_share_of_limits_that_the_relative_error_keeps(said, share):
@@ -61,20 +65,27 @@ def test_outputs_that_cannot_be_read_score_zero_and_are_counted():
 
 
 def test_the_three_directions_count_as_one_type_in_the_mean_of_vsi_bench():
-    asked = [choice("A", f"vsi:object_rel_direction_{level}") for level in ("easy", "medium", "hard")]
-    scores = summary([*asked, numeric(1), choice("A", "vsi:object_rel_distance")], ["A", "A", "B", "1", "B"])
+    asked = [
+        choice("A", f"vsi:object_rel_direction_{level}") for level in ("easy", "medium", "hard")
+    ]
+    scores = summary(
+        [*asked, numeric(1), choice("A", "vsi:object_rel_distance")], ["A", "A", "B", "1", "B"])
     assert scores["vsi"] == {"mean": pytest.approx((2 / 3 + 1 + 0) / 3), "types": 3}
 
 
 def test_iou_equals_counting_points_of_the_upright_boxes():
     rng = np.random.default_rng(0)
-    a, b = (np.c_[rng.uniform(-1, 1, (4, 3)), rng.uniform(0.5, 2, (4, 3)), rng.uniform(-3, 3, 4)] for _ in range(2))
+    a, b = (np.c_[rng.uniform(-1, 1, (4, 3)),
+                  rng.uniform(0.5, 2, (4, 3)),
+                  rng.uniform(-3, 3, 4)] for _ in range(2))
     points = rng.uniform(-3, 3, (400_000, 3))
 
     def inside(box):  # the axis-aligned box around the turned one, from its corners
         x, y, z, w, d, h, t = box
-        turned = [np.array([np.cos(t) * i * w - np.sin(t) * j * d, np.sin(t) * i * w + np.cos(t) * j * d]) / 2
-                  for i in (-1, 1) for j in (-1, 1)]
+        turned = [
+            np.array([np.cos(t) * i * w - np.sin(t) * j * d,
+                      np.sin(t) * i * w + np.cos(t) * j * d]) / 2 for i in (-1, 1) for j in (-1, 1)
+        ]
         half = np.append(np.max(turned, 0), h / 2)
         return (np.abs(points - [x, y, z]) <= half).all(1)
 
@@ -95,8 +106,11 @@ def test_gap_equals_the_nearest_of_many_points_of_turned_boxes():
         return np.c_[x + np.cos(t) * u - np.sin(t) * v, y + np.sin(t) * u + np.cos(t) * v, z + s]
 
     for _ in range(5):
-        p, q = (np.array([*rng.uniform(-1, 1, 2), rng.uniform(0, 3), *rng.uniform(0.2, 1, 3), rng.uniform(-3, 3)])
-                for _ in range(2))
+        p, q = (np.array([
+            *rng.uniform(-1, 1, 2),
+            rng.uniform(0, 3), *rng.uniform(0.2, 1, 3),
+            rng.uniform(-3, 3)
+        ]) for _ in range(2))
         q[:2] += 2.5
         points = surface(p)[:, None] - surface(q)[None, ::4]
         assert gap(p, q) == pytest.approx(np.linalg.norm(points, axis=-1).min(), abs=0.06)
@@ -120,7 +134,8 @@ def test_f1_matches_like_the_best_of_all_permutations():
         predicted, truth = (np.c_[rng.uniform(0, 1.2, (n, 3)), np.ones((n, 3))] for n in (p, g))
         overlaps = np.zeros((4, 4))
         overlaps[:p, :g] = iou(predicted, truth)
-        best = max(permutations(range(4)), key=lambda order: sum(overlaps[i, j] for i, j in enumerate(order)))
+        best = max(permutations(range(4)),
+                   key=lambda order: sum(overlaps[i, j] for i, j in enumerate(order)))
         for limit in (0.25, 0.5):
             right = sum(overlaps[i, j] >= limit for i, j in enumerate(best))
             assert metrics.f1(predicted, truth, limit) == pytest.approx(2 * right / (p + g))
@@ -131,10 +146,14 @@ def test_one_prediction_cannot_serve_two_targets():
 
 
 def test_zero_targets_score_only_when_nothing_is_predicted():
-    asked = [grounded(BOX, (), "zt_w_d", "multi_ground"), grounded(BOX, (), "zt_wo_d", "multi_ground"),
-             grounded(BOX, (0,), "st_wo_d", "multi_ground")]
+    asked = [
+        grounded(BOX, (), "zt_w_d", "multi_ground"),
+        grounded(BOX, (), "zt_wo_d", "multi_ground"),
+        grounded(BOX, (0, ), "st_wo_d", "multi_ground")
+    ]
     scores = summary(asked, [BOX[:0], BOX, BOX[:0]])["multi_ground"]
-    assert scores["f1@0.25/zt_w_d"] == 1 and scores["f1@0.25/zt_wo_d"] == 0 and scores["f1@0.25/st_wo_d"] == 0
+    assert scores["f1@0.25/zt_w_d"] == 1 and scores["f1@0.25/zt_wo_d"] == 0 and scores[
+        "f1@0.25/st_wo_d"] == 0
 
 
 def test_boxes_without_volume_score_zero_and_are_counted():
@@ -145,7 +164,8 @@ def test_boxes_without_volume_score_zero_and_are_counted():
 
 
 def test_candidates_are_taken_until_their_softmax_adds_up():
-    # softmax of (0, 0, -0.07, -1) / 0.07 is about (0.42, 0.42, 0.16, 0): the first alone passes 0.4, not 0.5
+    # softmax of (0, 0, -0.07, -1) / 0.07 is about (0.42, 0.42, 0.16, 0): the first alone passes
+    # 0.4, not 0.5
     scores = np.array([0.5, 0.5, 0.43, -0.5])
     assert metrics.chosen(scores) == [0] and metrics.chosen(scores, total=0.5) == [0, 1]
     assert metrics.chosen(np.array([0.1, 0.2, 0.3])) == []
@@ -161,7 +181,8 @@ def test_answers_are_cleaned_as_sqa3d_does(raw, clean):
 
 
 def test_exact_and_refined_match():
-    assert metrics.exact_match("The chair.", ["chair"]) == 1 and metrics.exact_match("brown chair", ["chair"]) == 0
+    assert metrics.exact_match("The chair.", ["chair"]) == 1 and metrics.exact_match(
+        "brown chair", ["chair"]) == 0
     assert metrics.exact_match("Chair", ["chair"], clean=False) == 0
     assert metrics.refined_match("brown chair", ["chair"]) == 1
     assert metrics.refined_match("to the left", ["left side"]) == 0
@@ -169,8 +190,11 @@ def test_exact_and_refined_match():
 
 
 # what pycocoevalcap 1.2 (Bleu(4), Rouge, Cider) returned for these sentences
-SAID = ["sos this is a brown chair . it is next to the table . eos", "sos a white lamp on the desk eos", "sos eos",
-        "sos the the the sofa is grey and it sits under the window eos", "sos round table eos", "the"]
+SAID = [
+    "sos this is a brown chair . it is next to the table . eos", "sos a white lamp on the desk eos",
+    "sos eos", "sos the the the sofa is grey and it sits under the window eos",
+    "sos round table eos", "the"
+]
 MEANT = [["sos this is a brown wooden chair . it is to the left of the table . eos",
           "sos a chair next to the table eos"],
          ["sos the lamp is on the desk . eos"], ["sos a black bin in the corner eos"],
@@ -185,10 +209,12 @@ CIDER = [3.3202929346836174, 3.178661950431722, 0.10746146017082212, 1.653858774
 def test_caption_scores_are_those_of_the_coco_evaluation():
     said, meant = [s.split() for s in SAID], [[r.split() for r in rs] for rs in MEANT]
     assert bleu(said, meant) == pytest.approx(BLEU, rel=1e-9)
-    assert [rouge_l(s, r) for s, r in zip(said, meant, strict=True)] == pytest.approx(ROUGE, rel=1e-9)
+    assert [rouge_l(s, r)
+            for s, r in zip(said, meant, strict=True)] == pytest.approx(ROUGE, rel=1e-9)
     assert cider(said, meant) == pytest.approx(CIDER, rel=1e-9)
     scores = caption_scores(SAID, MEANT)
-    assert scores["bleu4"] == pytest.approx(BLEU[3]) and scores["cider"] == pytest.approx(np.mean(CIDER))
+    assert scores["bleu4"] == pytest.approx(BLEU[3]) and scores["cider"] == pytest.approx(
+        np.mean(CIDER))
 
 
 def test_meteor_by_hand():
@@ -200,7 +226,10 @@ def test_meteor_by_hand():
 def test_scan2cap_counts_a_caption_as_empty_where_its_box_is_off():
     assert scan2cap_words("A chair, brown.") == "sos a chair , brown . eos"
     said = ["a brown chair"] * 2
-    asked = [Question("c", "caption", "", s, None, (), BOX.astype(np.float32), (0,), "", (s,)) for s in said]
+    asked = [
+        Question("c", "caption", "", s, None, (), BOX.astype(np.float32), (0, ), "", (s, ))
+        for s in said
+    ]
     whole = summary(asked, said)["caption"]
     cut = summary(asked, said, overlaps=[0.6, 0.4])["caption"]
     assert whole["bleu4"] == pytest.approx(1, abs=1e-6) and cut["bleu4@0.5"] < 0.8
@@ -213,11 +242,13 @@ def test_the_described_box_is_the_proposal_nearest_to_the_truth():
 
 
 def test_scanqa_is_compared_letter_by_letter_and_scored_as_captions_too():
-    question = Question("c", "qa", "What?", "brown chair", None, (), NO_BOXES, (), "", ("brown chair", "the chair"))
+    question = Question("c", "qa", "What?", "brown chair", None, (), NO_BOXES, (), "",
+                        ("brown chair", "the chair"))
     other = Question("c", "qa", "Where?", "left", None, (), NO_BOXES, (), "", ("left",))
     scores = summary([question, question, other], ["brown chair", "Brown chair", "left."])["qa"]
     assert scores["em"] == pytest.approx(1 / 3) and scores["em_refined"] == 1
-    assert scores["cider"] > 0 and 0.7 < scores["bleu1"] < 1  # "Brown" is another word; the full stop is taken off
+    # "Brown" is another word; the full stop is taken off
+    assert scores["cider"] > 0 and 0.7 < scores["bleu1"] < 1
 
 
 @pytest.mark.parametrize(("output", "message"), [(BOX, "expected text"), ("A", "expected boxes")])

@@ -1,4 +1,5 @@
-"""From a furniture library to a pack: reading OBJ, reducing triangles, finding what can carry things, splits."""
+"""From a furniture library to a pack: reading OBJ, reducing triangles, finding what can carry
+things, splits."""
 import io
 import zipfile
 
@@ -12,7 +13,8 @@ from scenes.furniture.pack import CC0_PACK, CLASSES, Pack
 from scenes.furniture.packing import assign_splits, pack_library
 from scenes.furniture.simplify import simplify
 
-# a table, Y up, front at +Z, in centimetres twice too large: a top of 2 quads, one leg, a red panel in front
+# a table, Y up, front at +Z, in centimetres twice too large: a top of 2 quads, one leg, a red panel
+# in front
 TABLE_OBJ = """mtllib table.mtl
 v -100 140 -50
 v 100 140 -50
@@ -66,10 +68,13 @@ def library(tmp_path):
     wood = io.BytesIO()
     Image.new("RGB", (300, 200), (180, 120, 60)).save(wood, "PNG")
     rows = []
-    for i, (category, name) in enumerate([("Living room", "Table"), ("Living room", "Table"), ("Vehicles", "Bus"),
-                                          ("Bedroom", "Bedside table"), ("Bedroom", "Bed")], 1):
-        rows += [f"name#{i}={name}", f"category#{i}={category}", f"model#{i}=/m/{i}/thing{i}.obj", f"width#{i}=100",
-                 f"depth#{i}=60", f"height#{i}=70", f"creator#{i}=Somebody"]
+    for i, (category, name) in enumerate([("Living room", "Table"), ("Living room", "Table"),
+                                          ("Vehicles", "Bus"), ("Bedroom", "Bedside table"),
+                                          ("Bedroom", "Bed")], 1):
+        rows += [
+            f"name#{i}={name}", f"category#{i}={category}", f"model#{i}=/m/{i}/thing{i}.obj",
+            f"width#{i}=100", f"depth#{i}=60", f"height#{i}=70", f"creator#{i}=Somebody"
+        ]
     with zipfile.ZipFile(folder / "BlendSwap-CC-0.sh3f", "w") as archive:
         archive.writestr("PluginFurnitureCatalog.properties", "\n".join(rows))
         for i in range(1, 6):
@@ -148,9 +153,12 @@ def test_the_shipped_pack_keeps_its_frozen_splits_and_size():
 def test_simplify_keeps_the_shape_and_reaches_the_budget():
     n = 60  # a bumpy sheet of 2 n^2 triangles
     x, y = np.meshgrid(np.linspace(0, 1, n + 1), np.linspace(0, 1, n + 1))
-    points = np.stack([x, y, 0.1 * np.sin(6 * x) * np.cos(6 * y)], -1).reshape(-1, 3).astype(np.float32)
+    points = np.stack([x, y, 0.1 * np.sin(6 * x) * np.cos(6 * y)], -1).reshape(-1,
+                                                                               3).astype(np.float32)
     i = (np.arange(n)[:, None] * (n + 1) + np.arange(n)).reshape(-1)
-    faces = np.concatenate([np.stack([i, i + 1, i + n + 2], 1), np.stack([i, i + n + 2, i + n + 1], 1)])
+    faces = np.concatenate(
+        [np.stack([i, i + 1, i + n + 2], 1),
+         np.stack([i, i + n + 2, i + n + 1], 1)])
     mesh = Mesh(points, np.zeros_like(points), points[:, :2], faces, np.zeros(len(faces), int), [])
     small = simplify(mesh, 500)
     assert len(small.triangles) <= 520
@@ -162,6 +170,6 @@ def test_simplify_keeps_the_shape_and_reaches_the_budget():
 
 
 def test_few_triangles_are_left_alone():
-    mesh = Mesh(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32), np.zeros((3, 2), np.float32),
-                np.array([[0, 1, 2]]), np.zeros(1, int), [])
+    mesh = Mesh(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32),
+                np.zeros((3, 2), np.float32), np.array([[0, 1, 2]]), np.zeros(1, int), [])
     assert simplify(mesh, 10) is mesh

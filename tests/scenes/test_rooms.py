@@ -28,7 +28,10 @@ def pack(source: RoomSource) -> Pack:
 
 @pytest.fixture(scope="module")
 def clips(source: RoomSource) -> list[Clip]:
-    return [source.clip(i) for i in (*source.ids("train")[:4], source.ids("val")[0], source.ids("test")[0])]
+    return [
+        source.clip(i)
+        for i in (*source.ids("train")[:4], source.ids("val")[0], source.ids("test")[0])
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +49,16 @@ def test_the_same_seed_is_the_same_clip_and_another_seed_is_not(source, clips):
 
 
 def test_number_of_rooms_does_not_change_a_clip(source, clips):
-    assert np.array_equal(RoomSource(train=1, frames=5, size=SIZE).clip(clips[0].id).frames, clips[0].frames)
+    assert np.array_equal(
+        RoomSource(train=1, frames=5, size=SIZE).clip(clips[0].id).frames, clips[0].frames)
 
 
 def test_splits_share_no_furniture_model_and_no_room(pack, rooms):
-    used = {split: {p.model.id for r in rooms if r.split == split for p in r.pieces if p.model} for split in SPLITS}
+    used = {
+        split: {p.model.id
+                for r in rooms if r.split == split for p in r.pieces if p.model}
+        for split in SPLITS
+    }
     assert all(len(models) > 10 for models in used.values())
     for a, b in combinations(SPLITS, 2):
         assert not used[a] & used[b]
@@ -87,7 +95,8 @@ def test_no_two_boxes_interpenetrate(rooms):
 def test_everything_stays_inside_the_room(rooms):
     for room in rooms:
         for piece in room.pieces:
-            assert (piece.box[0] > -1e-6).all() and (piece.box[1] < np.array(room.size) + 1e-6).all(), piece.name
+            assert (piece.box[0] > -1e-6).all() and (piece.box[1]
+                                                     < np.array(room.size) + 1e-6).all(), piece.name
 
 
 def test_objects_rest_on_what_carries_them(rooms):
@@ -120,7 +129,8 @@ def test_a_ray_down_from_a_carried_object_meets_its_carrier(rooms, pack):
             if piece.resting_on <= FLOOR:
                 continue
             carrier = mesh.triangles[owner == piece.resting_on]
-            scene = RayMeshIntersector(trimesh.Trimesh(mesh.vertices["position"], carrier, process=False))
+            scene = RayMeshIntersector(
+                trimesh.Trimesh(mesh.vertices["position"], carrier, process=False))
             start = np.array([[*piece.center, piece.bottom + 0.03]])
             points, _, _ = scene.intersects_location(start, [[0.0, 0.0, -1.0]], multiple_hits=False)
             assert len(points) and abs(points[0, 2] - piece.bottom) < 0.02, (room.kind, piece.name)
@@ -151,12 +161,14 @@ def test_normals_are_unit_face_the_camera_and_follow_depth(clips):
         assert np.abs(np.linalg.norm(n, axis=-1) - 1).max() < 0.012
         points = unprojected(clip.depth[0], np.eye(4), clip.intrinsics)  # camera axes
         assert ((points * n[0]).sum(-1) <= 1e-2).all()
-        gradient = np.cross(points[1:-1, 2:] - points[1:-1, :-2], points[2:, 1:-1] - points[:-2, 1:-1])
+        gradient = np.cross(points[1:-1, 2:] - points[1:-1, :-2],
+                            points[2:, 1:-1] - points[:-2, 1:-1])
         gradient /= np.linalg.norm(gradient, axis=-1, keepdims=True)
         inner = n[0, 1:-1, 1:-1]
         z = clip.depth[0]
         middle = z[1:-1, 1:-1]
-        down, across = z[2:, 1:-1] + z[:-2, 1:-1] - 2 * middle, z[1:-1, 2:] + z[1:-1, :-2] - 2 * middle
+        down, across = z[2:, 1:-1] + z[:-2, 1:-1] - 2 * middle, z[1:-1,
+                                                                  2:] + z[1:-1, :-2] - 2 * middle
         bend = np.maximum(np.abs(down), np.abs(across))
         smooth = bend < 0.002 * middle  # not across the edge of anything
         agree = np.abs((gradient * inner).sum(-1)[smooth])
@@ -192,12 +204,14 @@ def test_the_camera_walks_at_eye_height_clear_of_everything(rooms, frames):
         track = film(room, frames, np.random.default_rng(0))
         eyes = track.poses[:, :3, 3]
         assert track.poses.shape == (frames, 4, 4)
-        assert (eyes[:, :2] >= TO_WALL).all() and (eyes[:, :2] <= np.array(room.size[:2]) - TO_WALL).all()
+        assert (eyes[:, :2] >= TO_WALL).all() and (eyes[:, :2]
+                                                   <= np.array(room.size[:2]) - TO_WALL).all()
         assert (eyes[:, 2] > HEIGHT[0] - 0.06).all() and (eyes[:, 2] < HEIGHT[1] + 0.06).all()
         for piece in room.pieces:
             assert not ((eyes > piece.box[0]) & (eyes < piece.box[1])).all(1).any(), piece.name
         turns = track.poses[:, :3, :3]
-        assert np.allclose(turns @ turns.transpose(0, 2, 1), np.eye(3)) and np.allclose(np.linalg.det(turns), 1)
+        assert np.allclose(turns @ turns.transpose(0, 2, 1), np.eye(3)) and np.allclose(
+            np.linalg.det(turns), 1)
         assert (np.linalg.norm(np.diff(eyes, axis=0), axis=1) < 0.25).all()
 
 

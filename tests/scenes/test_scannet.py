@@ -12,9 +12,11 @@ from scenes.sources.scannet_annotations import annotated
 from scenes.sources.video3dllm import processed
 
 SCENE, WIDTH, HEIGHT = "scene0001_00", 64, 48
-TURN = np.array([[0, -1, 0, 3], [1, 0, 0, 1], [0, 0, 1, 0.5], [0, 0, 0, 1.0]])  # axisAlignment: quarter turn, shift
+# axisAlignment: quarter turn, shift
+TURN = np.array([[0, -1, 0, 3], [1, 0, 0, 1], [0, 0, 1, 0.5], [0, 0, 0, 1.0]])
 COLOUR = np.array([[60, 0, 32, 0], [0, 60, 24, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
-DEPTH = np.array([[30, 0, 16, 0], [0, 30, 12, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])  # half the picture, the same view
+# half the picture, the same view
+DEPTH = np.array([[30, 0, 16, 0], [0, 30, 12, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
 
 
 def box_points(low, high) -> np.ndarray:
@@ -23,17 +25,21 @@ def box_points(low, high) -> np.ndarray:
 
 
 OBJECTS = [("couch", (0, 0, 0), (2, 1, 0.8)), ("office chair", (3, 0, 0), (3.5, 0.5, 1)),
-           ("office chair", (3, 2, 0), (3.5, 2.5, 1)), ("coffee cup", (0.5, 0.5, 0.8), (0.6, 0.6, 0.9)),
+           ("office chair", (3, 2, 0), (3.5, 2.5, 1)),
+           ("coffee cup", (0.5, 0.5, 0.8), (0.6, 0.6, 0.9)),
            ("poster", (0, 0, 1), (1, 0, 2))]  # the poster is flat
 
 
 def write_ply(path, points) -> None:
-    kind = np.dtype([*((axis, "<f4") for axis in "xyz"), *((c, "u1") for c in ("red", "green", "blue", "alpha"))])
+    kind = np.dtype([
+        *((axis, "<f4") for axis in "xyz"), *((c, "u1") for c in ("red", "green", "blue", "alpha"))
+    ])
     rows = np.zeros(len(points), kind)
     for i, axis in enumerate("xyz"):
         rows[axis] = points[:, i]
     head = f"ply\nformat binary_little_endian 1.0\ncomment MLIB generated\nelement vertex {len(points)}\n"
-    head += "".join(f"property float {a}\n" for a in "xyz") + "".join(f"property uchar {c}\n" for c in kind.names[3:])
+    head += "".join(f"property float {a}\n" for a in "xyz") + "".join(f"property uchar {c}\n"
+                                                                      for c in kind.names[3:])
     head += "element face 0\nproperty list uchar int vertex_indices\nend_header\n"
     path.write_bytes(head.encode() + rows.tobytes())
 
@@ -44,13 +50,18 @@ def root(tmp_path):
     scan = tmp_path / "scans" / SCENE
     scan.mkdir(parents=True)
     numbers = " ".join(map(str, TURN.ravel()))
-    (scan / f"{SCENE}.txt").write_text(f"appVersionId = 1\naxisAlignment = {numbers} \nnumDepthFrames = 30\n")
+    (scan / f"{SCENE}.txt"
+     ).write_text(f"appVersionId = 1\naxisAlignment = {numbers} \nnumDepthFrames = 30\n")
     points = [box_points(low, high) for _, low, high in OBJECTS]
     write_ply(scan / f"{SCENE}_vh_clean_2.ply", np.concatenate(points))
     (scan / f"{SCENE}_vh_clean_2.0.010000.segs.json").write_text(json.dumps(
         {"sceneId": SCENE, "segIndices": np.repeat(100 + np.arange(len(OBJECTS)), 8).tolist()}))
-    (scan / f"{SCENE}.aggregation.json").write_text(json.dumps({"sceneId": f"scannet.{SCENE}", "segGroups": [
-        {"id": k, "objectId": k, "segments": [100 + k], "label": label} for k, (label, _, _) in enumerate(OBJECTS)]}))
+    (scan / f"{SCENE}.aggregation.json").write_text(
+        json.dumps({
+            "sceneId": f"scannet.{SCENE}",
+            "segGroups": [{"id": k, "objectId": k, "segments": [100 + k], "label": label}
+                          for k, (label, _, _) in enumerate(OBJECTS)]
+        }))
     frames = tmp_path / "posed_images" / SCENE
     frames.mkdir(parents=True)
     np.savetxt(frames / "intrinsic.txt", COLOUR, fmt="%f")
@@ -78,27 +89,43 @@ def benchmarks(tmp_path):
         (folder / name).write_text(json.dumps(content))
 
     def refer(number, name, said, ann="0"):
-        return {"scene_id": SCENE, "object_id": str(number), "object_name": name, "ann_id": ann, "description": said,
-                "token": said.split()}
+        return {
+            "scene_id": SCENE, "object_id": str(number), "object_name": name, "ann_id": ann,
+            "description": said, "token": said.split()
+        }
+
     write("ScanRefer_filtered_val.json", [
-        refer(0, "couch", "the large couch."), refer(0, "couch", "a couch by the chairs.", "1"),
-        refer(1, "office_chair", "the chair nearest the couch."), refer(2, "office_chair", "the far chair.")])
-    write("multi3drefer_val.json", [
-        {"scene_id": SCENE, "object_ids": ids, "object_name": "chair", "ann_id": k, "description": "the chairs",
-         "eval_type": kind}
-        for k, (ids, kind) in enumerate([([1, 2], "mt"), ([], "zt_w_d"), ([0], "st_wo_d")])])
-    write("ScanQA_v1.0_val.json", [
-        {"answers": ["on couch", "couch"], "object_ids": [3], "object_names": ["cup"], "question": "Where is the cup?",
-         "question_id": "val-scene0001-0", "scene_id": SCENE}])
+        refer(0, "couch", "the large couch."),
+        refer(0, "couch", "a couch by the chairs.", "1"),
+        refer(1, "office_chair", "the chair nearest the couch."),
+        refer(2, "office_chair", "the far chair.")
+    ])
+    write("multi3drefer_val.json", [{
+        "scene_id": SCENE, "object_ids": ids, "object_name": "chair", "ann_id": k,
+        "description": "the chairs", "eval_type": kind
+    } for k, (ids, kind) in enumerate([([1, 2], "mt"), ([], "zt_w_d"), ([0], "st_wo_d")])])
+    write("ScanQA_v1.0_val.json", [{
+        "answers": ["on couch", "couch"], "object_ids": [3], "object_names": ["cup"],
+        "question": "Where is the cup?", "question_id": "val-scene0001-0", "scene_id": SCENE
+    }])
     for split in ("train", "val"):
-        write(f"balanced/v1_balanced_questions_{split}_scannetv2.json", {"info": {}, "questions": [
-            {"scene_id": SCENE, "situation": "I sit on the couch.",
-             "alternative_situation": ["I am on the couch.", "Sitting."], "question": "How many chairs are ahead?",
-             "question_id": 7}]})
-        write(f"balanced/v1_balanced_sqa_annotations_{split}_scannetv2.json", {"info": {}, "annotations": [
-            {"scene_id": SCENE, "question_id": 7, "question_type": "N/A", "answer_type": "other",
-             "position": {"x": 0, "y": 0, "z": 0}, "rotation": {"_x": 0, "_y": 0, "_z": 0, "_w": 1},
-             "answers": [{"answer": "two", "answer_confidence": "yes", "answer_id": 1}]}]})
+        write(
+            f"balanced/v1_balanced_questions_{split}_scannetv2.json", {
+                "info": {}, "questions": [{
+                    "scene_id": SCENE, "situation": "I sit on the couch.",
+                    "alternative_situation": ["I am on the couch.", "Sitting."],
+                    "question": "How many chairs are ahead?", "question_id": 7
+                }]
+            })
+        write(
+            f"balanced/v1_balanced_sqa_annotations_{split}_scannetv2.json", {
+                "info": {}, "annotations": [{
+                    "scene_id": SCENE, "question_id": 7, "question_type": "N/A",
+                    "answer_type": "other", "position": {"x": 0, "y": 0, "z": 0}, "rotation": {
+                        "_x": 0, "_y": 0, "_z": 0, "_w": 1
+                    }, "answers": [{"answer": "two", "answer_confidence": "yes", "answer_id": 1}]
+                }]
+            })
     return folder
 
 
@@ -112,7 +139,8 @@ def test_a_scene_is_a_clip_of_evenly_spread_frames_that_have_a_pose(root):
     assert source.ids("val") == [f"val/{SCENE}"] and source.ids("train") == []
     clip = source.clip(f"val/{SCENE}")
     assert clip.frames.shape == (3, 3, 16, 16)
-    # of the frames 0, 1, 3, 4, 5 that have a pose, the first, middle and last; a jpeg keeps a flat red within 3
+    # of the frames 0, 1, 3, 4, 5 that have a pose, the first, middle and last; a jpeg keeps a flat
+    # red within 3
     assert np.abs(clip.frames[:, 0].mean((1, 2)) - [0, 120, 200]).max() < 3
     camera = np.eye(4)
     camera[:3, 3] = [3, 0, 1]
@@ -121,7 +149,9 @@ def test_a_scene_is_a_clip_of_evenly_spread_frames_that_have_a_pose(root):
 
 def test_objects_have_aligned_boxes_and_the_ids_of_the_instance_pictures(root):
     things = ScanNet(root, frames=1, size=8).clip(f"val/{SCENE}").objects
-    assert [t.id for t in things] == [1, 2, 3, 4, 5] and [t.name for t in things] == [o[0] for o in OBJECTS]
+    assert [t.id
+            for t in things] == [1, 2, 3, 4, 5] and [t.name
+                                                     for t in things] == [o[0] for o in OBJECTS]
     assert [t.category for t in things] == ["sofa", "chair", "chair", "tableware", "decor"]
     assert all(t.category in CLASSES for t in things)
     for k, t in enumerate(things):
@@ -137,11 +167,13 @@ def test_depth_is_in_metres_where_the_colour_pixel_looks(root):
 
 def test_depth_of_another_camera_is_looked_up_through_both(root):
     shifted = DEPTH.copy()
-    shifted[0, 2] += 4  # the depth camera's picture is four pixels to the right of the colour camera's
+    # the depth camera's picture is four pixels to the right of the colour camera's
+    shifted[0, 2] += 4
     np.savetxt(root / "posed_images" / SCENE / "depth_intrinsic.txt", shifted, fmt="%f")
     clip = ScanNet(root, frames=1, size=64).clip(f"val/{SCENE}")
     row = clip.depth[0, 32]
-    assert np.allclose(row[:24], 1.0) and np.allclose(row[24:56], 3.0) and np.allclose(row[56:], 0)  # 0: beyond it
+    # 0: beyond it
+    assert np.allclose(row[:24], 1.0) and np.allclose(row[24:56], 3.0) and np.allclose(row[56:], 0)
 
 
 def test_scanrefer_splits_unique_from_multiple_by_scannets_labels(root, benchmarks):
@@ -152,12 +184,15 @@ def test_scanrefer_splits_unique_from_multiple_by_scannets_labels(root, benchmar
     assert [(q.text, q.targets, q.kind) for q in asked] == [
         ("The large couch.", (0,), "unique"), ("A couch by the chairs.", (0,), "unique"),
         ("The chair nearest the couch.", (1,), "multiple"), ("The far chair.", (2,), "multiple")]
-    assert np.allclose(asked[2].boxes[1], aligned_box(1), atol=1e-5) and asked[0].clip_id == f"val/{SCENE}"
-    assert asked[0].prompt == "Identify the object according to the following description.\nThe large couch."
+    assert np.allclose(asked[2].boxes[1], aligned_box(1),
+                       atol=1e-5) and asked[0].clip_id == f"val/{SCENE}"
+    assert asked[
+        0].prompt == "Identify the object according to the following description.\nThe large couch."
 
 
 def test_proposals_are_what_may_be_chosen_and_the_truth_is_not_among_them(root, benchmarks):
-    (root / "pred.json").write_text(json.dumps({f"scannet/{SCENE}": [[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]]}))
+    (root / "pred.json").write_text(
+        json.dumps({f"scannet/{SCENE}": [[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]]}))
     question = annotated(ScanNet(root), "multi3drefer", benchmarks, "val", root / "pred.json")[0]
     assert len(question.offered) == 2 and question.targets == (3, 4) and question.kind == "mt"
     assert np.allclose(question.boxes[3], aligned_box(1), atol=1e-5)
@@ -165,7 +200,8 @@ def test_proposals_are_what_may_be_chosen_and_the_truth_is_not_among_them(root, 
 
 def test_multi3drefer_has_zero_one_and_several_targets(root, benchmarks):
     asked = annotated(ScanNet(root), "multi3drefer", benchmarks, "val")
-    assert [(q.targets, q.kind) for q in asked] == [((1, 2), "mt"), ((), "zt_w_d"), ((0,), "st_wo_d")]
+    assert [(q.targets, q.kind) for q in asked] == [((1, 2), "mt"), ((), "zt_w_d"),
+                                                    ((0, ), "st_wo_d")]
 
 
 def test_scan2cap_asks_once_an_object_with_all_its_descriptions(root, benchmarks):
@@ -182,29 +218,36 @@ def test_scanqa_and_sqa3d_keep_their_answers_and_wording(root, benchmarks):
     assert question.prompt == "Where is the cup? Answer the question simply."
     question, = annotated(source, "sqa3d", benchmarks, "val")
     assert (question.answer, question.kind) == ("two", "how") and question.prompt == (
-        "I sit on the couch. How many chairs are ahead? Answer the question using a single word or phrase.")
+        "I sit on the couch. How many chairs are ahead? Answer the question using a single word or "
+        "phrase."
+    )
     assert [q.text.split(". ")[0] for q in annotated(source, "sqa3d", benchmarks, "train")] == [
         "I sit on the couch", "I am on the couch", "Sitting"]
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"scene_id": "scene0999_00"}, "no scene scene0999_00"), ({"object_id": "77"}, "has no object 77"),
+    ({"scene_id": "scene0999_00"}, "no scene scene0999_00"), ({"object_id": "77"}, "has no object "
+                                                                                   "77"),
     ({"object_id": "4"}, "box without volume")])
-def test_an_annotation_of_what_is_not_here_is_named_or_left_out(root, benchmarks, capsys, change, message):
+def test_an_annotation_of_what_is_not_here_is_named_or_left_out(root, benchmarks, capsys, change,
+                                                                message):
     path = benchmarks / "ScanRefer_filtered_val.json"
     items = json.loads(path.read_text())
     path.write_text(json.dumps([*items, {**items[0], **change}]))
     with pytest.raises(ValueError, match=message):
         annotated(ScanNet(root), "scanrefer", benchmarks, "val")
-    assert len(annotated(ScanNet(root), "scanrefer", benchmarks, "val", skip_missing=True)) == len(items)
+    assert len(annotated(ScanNet(root), "scanrefer", benchmarks, "val",
+                         skip_missing=True)) == len(items)
     assert "left out 1 annotations" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("multi3drefer_val.json", None, "missing; download"), ("multi3drefer_val.json", "{", "not the published layout"),
-    ("multi3drefer_val.json", '[{"scene_id": "x"}]', "entry 0 lacks object_ids, description, eval_type"),
+    ("multi3drefer_val.json", '[{"scene_id": "x"}]', "entry 0 lacks object_ids, description, "
+                                                     "eval_type"),
     ("multi3drefer_val.json", '{"a": 1}', "entry 0 lacks scene_id")])
-def test_a_file_that_is_missing_or_otherwise_laid_out_is_named(root, benchmarks, name, content, message):
+def test_a_file_that_is_missing_or_otherwise_laid_out_is_named(root, benchmarks, name, content,
+                                                               message):
     (benchmarks / name).unlink()
     if content is not None:
         (benchmarks / name).write_text(content)
@@ -241,7 +284,8 @@ def test_a_mesh_that_is_cut_short_or_of_another_format_is_refused(root):
     whole = path.read_bytes()
     assert np.allclose(vertices(path)[:8], box_points(*OBJECTS[0][1:]))
     ascii_ = whole.replace(b"binary_little_endian", b"ascii")
-    for content, message in ((whole[:-9], "cut short"), (ascii_, "not a binary"), (b"ply\n", "not a binary")):
+    for content, message in ((whole[:-9], "cut short"), (ascii_, "not a binary"), (b"ply\n",
+                                                                                   "not a binary")):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=message):
             vertices(path)
@@ -249,19 +293,29 @@ def test_a_mesh_that_is_cut_short_or_of_another_format_is_refused(root):
 
 IDENTIFY = "<image>Identify the object according to the following description.\nThe far chair."
 ENTRIES = {
-    "scanrefer": {"conversations": [{"value": IDENTIFY, "from": "human"}, {"value": "<ground>", "from": "gpt"}],
-                  "box": [0, 0, 0, 1, 1, 1]},
-    "multi3drefer": {"conversations": [
-        {"value": f"{IDENTIFY}\nThere may be no corresponding object, or there may be one or more objects."},
-        {"value": "<ground>"}], "box": [[0, 0, 0, 1, 1, 1], [2, 0, 0, 1, 1, 1]]},
-    "scan2cap": {"conversations": [
-        {"value": "<image> Given an object located at <coord> , describe the object in detail."},
-        {"value": "A chair."}],
-        "box_input": [0.1, 0, 0, 1, 1, 1], "gt_box": [0, 0, 0, 1, 1, 1], "annotations": ["A chair.", "The chair."]},
-    "scanQA": {"conversations": [{"value": "<image> Where is it? Answer the question simply."}, {"value": "left"}]},
-    "sqa3d": {"conversations": [
-        {"value": "<image> I sit. What is ahead? Answer the question using a single word or phrase."},
-        {"value": "wall"}]}}
+    "scanrefer": {
+        "conversations": [{"value": IDENTIFY, "from": "human"},
+                          {"value": "<ground>", "from": "gpt"}], "box": [0, 0, 0, 1, 1, 1]
+    }, "multi3drefer": {
+        "conversations": [{
+            "value": f"{IDENTIFY}\nThere may be no corresponding object, or there may be one or "
+                     "more objects."
+        }, {"value": "<ground>"}], "box": [[0, 0, 0, 1, 1, 1], [2, 0, 0, 1, 1, 1]]
+    }, "scan2cap": {
+        "conversations": [{
+            "value": "<image> Given an object located at <coord> , describe the object in detail."
+        }, {"value": "A chair."}], "box_input": [0.1, 0, 0, 1, 1, 1], "gt_box": [0, 0, 0, 1, 1, 1],
+        "annotations": ["A chair.", "The chair."]
+    }, "scanQA": {
+        "conversations": [{"value": "<image> Where is it? Answer the question simply."},
+                          {"value": "left"}]
+    }, "sqa3d": {
+        "conversations": [{
+            "value": "<image> I sit. What is ahead? Answer the question using a single word or "
+                     "phrase."
+        }, {"value": "wall"}]
+    }
+}
 
 
 def entry(name: str, **changes) -> dict:
@@ -274,14 +328,16 @@ def test_processed_files_give_the_prompt_they_hold(tmp_path, name):
     path = tmp_path / f"{name}_val_llava_style.json"
     path.write_text(json.dumps([entry(name)]))
     question, = processed(path, "val")
-    assert question.prompt == entry(name)["conversations"][0]["value"].replace("<image>", "").strip()
+    assert question.prompt == entry(name)["conversations"][0]["value"].replace("<image>",
+                                                                               "").strip()
     assert question.clip_id == f"val/{SCENE}" and question.kind == "what"
     assert len(question.targets) == {"scanrefer": 1, "multi3drefer": 2, "scan2cap": 1}.get(name, 0)
     assert question.answer == {"scan2cap": "A chair.", "scanQA": "left", "sqa3d": "wall"}.get(name)
 
 
 def test_processed_proposals_are_offered_before_what_is_meant(tmp_path):
-    (tmp_path / "pred.json").write_text(json.dumps({f"scannet/{SCENE}": [[0, 0, 0, 1, 1, 1.2], [9, 9, 9, 1, 1, 1]]}))
+    (tmp_path / "pred.json").write_text(
+        json.dumps({f"scannet/{SCENE}": [[0, 0, 0, 1, 1, 1.2], [9, 9, 9, 1, 1, 1]]}))
     (tmp_path / "a.json").write_text(json.dumps([entry("scanrefer")]))
     question, = processed(tmp_path / "a.json", "val", tmp_path / "pred.json")
     assert len(question.offered) == 2 and question.targets == (2,)
@@ -290,7 +346,8 @@ def test_processed_proposals_are_offered_before_what_is_meant(tmp_path):
 
 
 def test_a_caption_without_a_proposal_describes_nothing(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps([entry("scan2cap"), entry("scan2cap", box_input=None)]))
+    (tmp_path / "a.json").write_text(
+        json.dumps([entry("scan2cap"), entry("scan2cap", box_input=None)]))
     found, lost = processed(tmp_path / "a.json", "val")
     assert described(found)[1] == pytest.approx(0.9 / 1.1) and described(lost)[1] == 0
 

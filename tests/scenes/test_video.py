@@ -30,14 +30,17 @@ def test_a_video_is_cut_into_clips_in_time_order(video):
     assert len(ids) == 10 and len(source.ids("train")) == 8
     assert len(source.ids("val")) == len(source.ids("test")) == 1
     clips = [source.clip(i) for i in ids]
-    assert all(c.frames.shape == (4, 3, 32, 32) and c.depth is None and c.objects == [] for c in clips)
+    assert all(c.frames.shape == (4, 3, 32, 32) and c.depth is None and c.objects == []
+               for c in clips)
     brightness = np.concatenate([c.frames[:, 1, 16, 16] for c in clips]).astype(int)
-    assert len(brightness) == 40 and (np.diff(brightness) >= 2).all()  # 4 of the video's frames between two of ours
+    # 4 of the video's frames between two of ours
+    assert len(brightness) == 40 and (np.diff(brightness) >= 2).all()
 
 
 def test_crop_keeps_the_middle_and_letterbox_keeps_everything(video):
     crop = VideoSource(video, frames=1, size=48).clip("train/walk-mp4_00000").frames[0]
-    boxed = VideoSource(video, frames=1, size=48, fit="letterbox").clip("train/walk-mp4_00000").frames[0]
+    boxed = VideoSource(video, frames=1, size=48,
+                        fit="letterbox").clip("train/walk-mp4_00000").frames[0]
     assert crop[0, 24, 10] < 120 and boxed[0, 24, 3] > 180 and boxed[2, 24, -3] > 180
     assert boxed[:, 2, 24].max() < 30 and crop[:, 2, 24].max() < 60
 
@@ -62,7 +65,8 @@ def test_a_folder_of_images_is_one_sequence(tmp_path):
     source = VideoSource(tmp_path, frames=3, size=20)
     ids = [i for split in SPLITS for i in source.ids(split)]
     assert len(ids) == 3 and [len(source.ids(s)) for s in SPLITS] == [1, 1, 1]
-    assert [int(f[0, 0, 0]) for i in ids for f in source.clip(i).frames] == [k * 20 for k in range(9)]
+    assert [int(f[0, 0, 0]) for i in ids
+            for f in source.clip(i).frames] == [k * 20 for k in range(9)]
 
 
 def test_missing_empty_and_short_inputs_are_named(tmp_path, video):
@@ -91,8 +95,11 @@ def test_a_video_cut_short_behind_its_index_is_named(tmp_path, video):
     import imageio_ffmpeg
 
     fast = tmp_path / "fast.mp4"  # the index in front, as phones and web sites write it
-    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(video), "-c", "copy", "-movflags",
-                    "+faststart", str(fast)], check=True)
+    subprocess.run([
+        imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i",
+        str(video), "-c", "copy", "-movflags", "+faststart",
+        str(fast)
+    ], check=True)
     fast.write_bytes(fast.read_bytes()[:-fast.stat().st_size // 3])
     with pytest.raises(ValueError, match=r"fast\.mp4: .*(damaged|cut short)"):
         VideoSource(fast, frames=4, size=32)

@@ -8,20 +8,28 @@ import pytest
 from scenes.questions.scoring import summary
 from scenes.sources.vsibench import VSIBench
 
-ROWS = [
-    {"id": 0, "dataset": "scannet", "scene_name": "scene0011_00", "question_type": "object_counting",
-     "question": "How many chair(s) are in this room?", "options": None, "ground_truth": "4"},
-    {"id": 1, "dataset": "scannet", "scene_name": "scene0011_00", "question_type": "object_rel_direction_easy",
-     "question": "If I am standing by the bed and facing the tv, is the sofa to the left or the right of the tv?",
-     "options": ["A. left", "B. right"], "ground_truth": "B"},
-    {"id": 2, "dataset": "arkitscenes", "scene_name": "41069025", "question_type": "room_size_estimation",
-     "question": "What is the size of this room (in square meters)?", "options": None, "ground_truth": "21.3"}]
+ROWS = [{
+    "id": 0, "dataset": "scannet", "scene_name": "scene0011_00", "question_type": "object_counting",
+    "question": "How many chair(s) are in this room?", "options": None, "ground_truth": "4"
+}, {
+    "id": 1, "dataset": "scannet", "scene_name": "scene0011_00",
+    "question_type": "object_rel_direction_easy",
+    "question": "If I am standing by the bed and facing the tv, is the sofa to the left or the "
+                "right of the tv?",
+    "options": ["A. left", "B. right"], "ground_truth": "B"
+}, {
+    "id": 2, "dataset": "arkitscenes", "scene_name": "41069025",
+    "question_type": "room_size_estimation",
+    "question": "What is the size of this room (in square meters)?", "options": None,
+    "ground_truth": "21.3"
+}]
 
 
 def write_video(path, frames: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = imageio_ffmpeg.write_frames(str(path), (64, 48), fps=10, codec="libx264rgb", output_params=["-crf", "1"],
-                                         pix_fmt_in="rgb24", pix_fmt_out="rgb24", macro_block_size=1)
+    writer = imageio_ffmpeg.write_frames(str(path), (64, 48), fps=10, codec="libx264rgb",
+                                         output_params=["-crf", "1"], pix_fmt_in="rgb24",
+                                         pix_fmt_out="rgb24", macro_block_size=1)
     writer.send(None)
     for k in range(frames):
         writer.send(np.full((48, 64, 3), 10 * k, np.uint8))
@@ -39,13 +47,15 @@ def root(tmp_path):
 def test_questions_are_read_as_they_are_and_can_be_scored(root):
     asked = VSIBench(root).questions()
     assert [q.task for q in asked] == [f"vsi:{row['question_type']}" for row in ROWS]
-    assert [(q.answer, q.number, q.options) for q in asked] == [("4", 4.0, ()), ("B", None, ("A. left", "B. right")),
-                                                                 ("21.3", 21.3, ())]
+    assert [(q.answer, q.number, q.options)
+            for q in asked] == [("4", 4.0, ()), ("B", None, ("A. left", "B. right")),
+                                ("21.3", 21.3, ())]
     assert asked[1].prompt == (
         f"These are frames of a video.\n{ROWS[1]['question']}\nOptions:\nA. left\nB. right\n"
         "Answer with the option's letter from the given choices directly.")
     scores = summary(asked, ["4", "B. right", "30"])
-    assert scores["vsi"] == {"mean": pytest.approx((1 + 1 + 0.2) / 3), "types": 3}  # off by 0.408: within 0.5, 0.45
+    # off by 0.408: within 0.5, 0.45
+    assert scores["vsi"] == {"mean": pytest.approx((1 + 1 + 0.2) / 3), "types": 3}
 
 
 def test_a_clip_is_frames_from_first_to_last(root):

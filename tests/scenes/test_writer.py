@@ -30,7 +30,8 @@ def test_a_rendered_folder_reads_back_what_was_rendered(tmp_path, source):
     assert np.array_equal(frames_of(source, "val/00000_0"), frames_of(folder, "val/00000_0"))
     assert read.objects == made.objects and read.room_size == made.room_size
     card = json.loads((tmp_path / "scenes.json").read_text())
-    assert card["seed"] == 0 and card["furniture"] == source.furniture.digest and card["versions"]["moderngl"]
+    assert card["seed"] == 0 and card["furniture"] == source.furniture.digest and card["versions"][
+        "moderngl"]
 
 
 def test_a_second_run_renders_only_what_is_missing_or_damaged(tmp_path, source):
@@ -58,7 +59,8 @@ def test_more_rooms_go_on_in_the_same_folder_but_another_seed_does_not(tmp_path,
 
 
 def test_a_full_disk_is_refused_before_any_work(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 1000))
+    monkeypatch.setattr(writer.shutil, "disk_usage",
+                        lambda path: shutil._ntuple_diskusage(10, 10, 1000))
     with pytest.raises(ValueError, match=r"need 0\.0 GB, the disk has 0\.0 GB free"):
         render_folder(source, source.ids("train"), tmp_path, 0)
     assert not list(tmp_path.glob("train/*"))
@@ -88,7 +90,10 @@ def test_a_contact_sheet_shows_every_row_the_clip_has(source):
 
 def test_render_and_show_from_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    vega3d.main(["scenes", "render", "--n", "2", "--frames", "1", "--size", "32", "--workers", "0", "--out", "clips"])
+    vega3d.main([
+        "scenes", "render", "--n", "2", "--frames", "1", "--size", "32", "--workers", "0", "--out",
+        "clips"
+    ])
     clips = sorted((tmp_path / "clips").glob("*/*.safetensors"))
     assert len(clips) == 2 and "2 new" in capsys.readouterr().out
     vega3d.main(["scenes", "show", str(clips[0]), "--out", "sheet.png"])
@@ -108,4 +113,5 @@ def test_a_wrong_command_is_one_line_and_exit_2(tmp_path, monkeypatch, capsys, c
     with pytest.raises(SystemExit) as stop:
         vega3d.main(command.split())
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and says in error and error.count("\n") == 1 and "Traceback" not in error
+    assert stop.value.code == 2 and says in error and error.count(
+        "\n") == 1 and "Traceback" not in error

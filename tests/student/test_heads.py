@@ -1,4 +1,5 @@
-"""The student's own heads: what they promise, matches that are exact, training that learns and repeats itself."""
+"""The student's own heads: what they promise, matches that are exact, training that learns and
+repeats itself."""
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -34,7 +35,8 @@ def student_in(folder: Path, seed: int = 0) -> Path:
 
 def test_answers_have_the_promised_shapes_and_ranges():
     answers = Heads(SHAPE)(5 * torch.randn(2, 32, 14, 14))
-    assert [list(a.shape) for a in answers] == [[2, 1, 56, 56], [2, 3, 56, 56], [2, 8, 28, 28], [2, 3, 14, 14]]
+    assert [list(a.shape) for a in answers] == [[2, 1, 56, 56], [2, 3, 56, 56], [2, 8, 28, 28],
+                                                [2, 3, 14, 14]]
     assert answers.depth.min() > 0.0999 and answers.depth.max() < 50.01
     assert answers.colours.min() >= 0 and answers.colours.max() <= 1
     for unit in (answers.normals, answers.descriptors):
@@ -47,8 +49,10 @@ def test_a_descriptor_does_not_know_where_it_is_but_depth_does():
         torch.nn.init.normal_(head.positions)
     here, moved = heads(x), heads(x.roll(2, dims=3))
     inner = slice(14, 18)  # away from the padding's reach and from the seam of the roll
-    assert torch.allclose(moved.descriptors[..., 12:16, 14:18], here.descriptors[..., 12:16, 10:14], atol=1e-5)
-    assert not torch.allclose(moved.depth[..., inner, 28:36], here.depth[..., inner, 20:28], atol=1e-3)
+    assert torch.allclose(moved.descriptors[..., 12:16, 14:18], here.descriptors[..., 12:16, 10:14],
+                          atol=1e-5)
+    assert not torch.allclose(moved.depth[..., inner, 28:36], here.depth[..., inner, 20:28],
+                              atol=1e-3)
 
 
 def test_colours_are_the_three_main_directions_of_the_features():
@@ -60,7 +64,7 @@ def test_colours_are_the_three_main_directions_of_the_features():
     weight = heads.colours.weight[:, :, 0, 0].abs()
     assert weight.argmax(1).tolist() == [3, 7, 11]
     inside = heads.colours(x)
-    assert 0.97 < ((inside >= 0) & (inside <= 1)).float().mean() < 0.99                # 1st to 99th percentile
+    assert 0.97 < ((inside >= 0) & (inside <= 1)).float().mean() < 0.99  # 1st to 99th percentile
 
 
 def test_heads_come_back_as_they_were_and_only_for_their_student(tmp_path):
@@ -90,14 +94,14 @@ def test_places_are_where_the_cameras_say():
     """The camera slides right by 0.05 m a frame: what is z away moves left by 200 * 0.05 / z px."""
     clip = rooms().clip("train/000")
     found = places(clip, 0, 2, 28).reshape(28, 28, 2)
-    z = clip.depth[0, 4::8, 4::8]                                                     # pixels 8i+4, right of middle
+    z = clip.depth[0, 4::8, 4::8]  # pixels 8i+4, right of middle
     row, column = np.mgrid[0:28, 0:28]
     expected = (8 * column + 4.5 - 200 * 0.1 / z) / 8 - 0.5
     seen = ~np.isnan(found[..., 0])
     assert 0.8 < seen.mean() < 1
     assert np.abs(found[..., 0] - expected)[seen].max() < 1e-3
     assert np.abs(found[..., 1] - (row + 0.5 / 8))[seen].max() < 1e-3
-    assert not seen[:, 0].all()                                                       # left the picture
+    assert not seen[:, 0].all()  # left the picture
 
 
 def test_what_the_square_hides_has_no_place():
@@ -108,7 +112,7 @@ def test_what_the_square_hides_has_no_place():
     at = ((back[wall] + 0.5) * 8).astype(int)
     assert wall.any() and (there[at[:, 1].clip(0, 223), at[:, 0].clip(0, 223)] > 1.6).all()
     hidden = np.isnan(back[..., 0]) & ~near
-    assert hidden[:, 2:].any()                                                        # not only at the picture's edge
+    assert hidden[:, 2:].any()  # not only at the picture's edge
 
 
 def test_match_loss_wants_the_true_cell_and_nothing_else():
@@ -121,7 +125,7 @@ def test_match_loss_wants_the_true_cell_and_nothing_else():
     unseen = torch.full_like(true, float("nan"))
     assert match_loss(view.flatten(2), view, unseen) == 0
     half = true.clone()
-    half[:, ::2] = float("nan")                                                       # only what is seen counts
+    half[:, ::2] = float("nan")  # only what is seen counts
     assert match_loss(view.flatten(2)[..., 1::2], view, true[:, 1::2]) == pytest.approx(
         match_loss(view.flatten(2), view, half).item())
 
@@ -134,7 +138,7 @@ def test_scores_are_one_for_perfect_matches_and_chance_is_counted():
     scores.add({"good": (unique, unique), "bad": (unique, unique.flip(1).flip(2))}, still)
     found = scores.result()
     assert found["match_good"] == 1 and found["match_same_place"] == 1
-    assert found["match_bad"] == pytest.approx(4 / 196)                               # the middle four
+    assert found["match_bad"] == pytest.approx(4 / 196)  # the middle four
     inner, edges, corners = 12 * 12 * 9, 4 * 12 * 6, 4 * 4
     assert found["match_chance"] == pytest.approx((inner + edges + corners) / 196**2)
 
@@ -158,7 +162,8 @@ def test_training_learns_depth_and_places_and_repeats_itself(tmp_path):
 
 
 def test_heads_are_kept_until_the_student_changes(tmp_path):
-    folder, quick = student_in(tmp_path), HeadTraining(steps=1, batch=2, width=8, descriptor_dim=8, init="scratch")
+    folder, quick = student_in(tmp_path), HeadTraining(steps=1, batch=2, width=8, descriptor_dim=8,
+                                                       init="scratch")
     make_heads(folder, rooms(), quick, 0, CPU)
     first = sha256(folder / FILE)
     make_heads(folder, rooms(), HeadTraining(steps=2, batch=2, width=8, descriptor_dim=8), 0, CPU)
@@ -180,7 +185,8 @@ def _untrained(folder: Path) -> tuple[Student, Heads]:
 
 
 def test_the_shipped_heads_are_those_of_the_shipped_student():
-    assert load_heads(SHIPPED, sha256(SHIPPED / "student.safetensors"))  # else train them again: its card says how
+    # else train them again: its card says how
+    assert load_heads(SHIPPED, sha256(SHIPPED / "student.safetensors"))
     scores = heads_scores(SHIPPED)
     assert scores["match_descriptor"] > 2 * scores["match_rgb"] > 4 * scores["match_chance"]
 

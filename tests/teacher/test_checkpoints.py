@@ -8,7 +8,14 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 
-from teacher.towers.checkpoints import PUBLISHED, block_count, generator_folder, is_hub_id, load_parts, prompt_file
+from teacher.towers.checkpoints import (
+    PUBLISHED,
+    block_count,
+    generator_folder,
+    is_hub_id,
+    load_parts,
+    prompt_file,
+)
 from teacher.towers.wan import Tap, load_wan
 from tests.fakes import save_tiny_5b
 
@@ -17,24 +24,35 @@ FRAMES = torch.rand(1, 1, 3, 224, 224, generator=torch.Generator().manual_seed(1
 
 def test_the_true_1p3b_has_1419_million_parameters_and_the_published_key_names():
     with torch.device("meta"):
-        model = WanTransformer3DModel(num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30,
-                                      text_dim=4096, freq_dim=256, in_channels=16, out_channels=16)
+        model = WanTransformer3DModel(num_attention_heads=12, attention_head_dim=128, ffn_dim=8960,
+                                      num_layers=30, text_dim=4096, freq_dim=256, in_channels=16,
+                                      out_channels=16)
     state = model.state_dict()
     assert sum(v.numel() for v in state.values()) == 1_418_996_800
     per_block = sum(v.numel() for k, v in state.items() if k.startswith("blocks.7."))
     assert per_block == 46_440_704
     # of diffusion_pytorch_model.safetensors.index.json: a block's 27 names, and 15 outside
     within = {k.removeprefix("blocks.0.") for k in state if k.startswith("blocks.0.")}
-    attention = {f"{a}.{n}" for a in ("attn1", "attn2") for n in
-                 ("norm_q.weight", "norm_k.weight", *(f"{m}.{p}" for m in ("to_q", "to_k", "to_v", "to_out.0")
-                                                      for p in ("weight", "bias")))}
-    assert within == attention | {"scale_shift_table", "norm2.weight", "norm2.bias", "ffn.net.0.proj.weight",
-                                  "ffn.net.0.proj.bias", "ffn.net.2.weight", "ffn.net.2.bias"}
-    assert {k for k in state if not k.startswith("blocks.")} == {
-        "scale_shift_table", "patch_embedding.weight", "patch_embedding.bias", "proj_out.weight", "proj_out.bias",
-        *(f"condition_embedder.{m}.{p}" for m in ("time_embedder.linear_1", "time_embedder.linear_2", "time_proj",
-                                                  "text_embedder.linear_1", "text_embedder.linear_2")
-          for p in ("weight", "bias"))}
+    attention = {
+        f"{a}.{n}"
+        for a in ("attn1", "attn2")
+        for n in ("norm_q.weight", "norm_k.weight", *(f"{m}.{p}"
+                                                      for m in ("to_q", "to_k", "to_v", "to_out.0")
+                                                      for p in ("weight", "bias")))
+    }
+    assert within == attention | {
+        "scale_shift_table", "norm2.weight", "norm2.bias", "ffn.net.0.proj.weight",
+        "ffn.net.0.proj.bias", "ffn.net.2.weight", "ffn.net.2.bias"
+    }
+    assert {k
+            for k in state if not k.startswith("blocks.")} == {
+                "scale_shift_table", "patch_embedding.weight", "patch_embedding.bias",
+                "proj_out.weight", "proj_out.bias",
+                *(f"condition_embedder.{m}.{p}"
+                  for m in ("time_embedder.linear_1", "time_embedder.linear_2", "time_proj",
+                            "text_embedder.linear_1", "text_embedder.linear_2")
+                  for p in ("weight", "bias"))
+            }
 
 
 def test_only_the_blocks_up_to_the_tap_are_loaded_and_they_are_the_file_s(tiny_wan):
@@ -49,7 +67,8 @@ def test_names_are_hub_ids_and_folders_are_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("VEGA3D_CACHE", str(tmp_path))
     for name, hub in PUBLISHED.items():
         assert str(generator_folder(name)) == hub and is_hub_id(Path(hub))
-        assert prompt_file(Path(hub)) == tmp_path / "prompts" / f"{hub.replace('/', '--')}.safetensors"
+        assert prompt_file(
+            Path(hub)) == tmp_path / "prompts" / f"{hub.replace('/', '--')}.safetensors"
     assert generator_folder("wan-nano").is_dir()
     for local in (tmp_path, Path("/a/b"), Path("../a"), Path("a")):
         assert not is_hub_id(local)
@@ -58,13 +77,17 @@ def test_names_are_hub_ids_and_folders_are_folders(tmp_path, monkeypatch):
 def test_a_hub_id_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch, tiny_wan):
     monkeypatch.setenv("VEGA3D_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match=r"no such folder, and as a hub id no prompt.safetensors .* vega3d teacher"):
+    with pytest.raises(
+            ValueError,
+            match=r"no such folder, and as a hub id no prompt.safetensors .* vega3d teacher"):
         load_wan("wan2.1-t2v-1.3b")
     prompt = prompt_file(generator_folder("wan2.1-t2v-1.3b"))
     prompt.parent.mkdir()
     shutil.copy(tiny_wan / "prompt.safetensors", prompt)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"cannot be read from the hub or its cache .* local diffusers folder") as said:
+    with pytest.raises(
+            ValueError,
+            match=r"cannot be read from the hub or its cache .* local diffusers folder") as said:
         load_wan("wan2.1-t2v-1.3b")
     assert "\n" not in str(said.value)
 
@@ -73,7 +96,8 @@ def test_bf16_is_near_fp32_and_in_the_spec(tiny_wan):
     one, half = (load_wan(tiny_wan, Tap(block=1, seeds=1, precision=p)) for p in ("fp32", "bf16"))
     assert half.spec == {**one.spec, "precision": "bfloat16"}
     assert half.transformer.blocks[0].ffn.net[2].weight.dtype == torch.bfloat16
-    assert half.transformer.blocks[0].scale_shift_table.dtype == torch.float32      # diffusers' float32 islands
+    # diffusers' float32 islands
+    assert half.transformer.blocks[0].scale_shift_table.dtype == torch.float32
     a, b = one.features(FRAMES), half.features(FRAMES)
     assert b.dtype == torch.float32
     assert torch.cosine_similarity(a, b, dim=2).min() > 0.999
@@ -88,15 +112,17 @@ def test_wan22_5b_has_32_px_tokens_and_its_frames_are_resized_to_them(tmp_path):
 
 def test_vace_reads_the_frames_as_its_control(tiny_wan, tmp_path):
     torch.manual_seed(0)
-    vace = WanVACETransformer3DModel(num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
-                                     text_dim=32, freq_dim=16, ffn_dim=64, num_layers=3, rope_max_seq_len=32,
-                                     vace_layers=[0, 2], vace_in_channels=2 * 4 + 64)
+    vace = WanVACETransformer3DModel(num_attention_heads=2, attention_head_dim=16, in_channels=4,
+                                     out_channels=4, text_dim=32, freq_dim=16, ffn_dim=64,
+                                     num_layers=3, rope_max_seq_len=32, vace_layers=[0, 2],
+                                     vace_in_channels=2 * 4 + 64)
     folder = shutil.copytree(tiny_wan, tmp_path / "vace")
     vace.save_pretrained(folder / "transformer")
     tower = load_wan(folder, Tap(block=1, seeds=1, k=1000))
-    assert len(tower.transformer.vace_blocks) == 1              # the hint of block 2 comes after the tap
+    assert len(tower.transformer.vace_blocks) == 1  # the hint of block 2 comes after the tap
     one, other = tower.features(FRAMES), tower.features(1 - FRAMES)
-    assert one.shape == (1, 1, 32, 14, 14) and not torch.allclose(one, other)  # pure noise, yet the control tells
+    # pure noise, yet the control tells
+    assert one.shape == (1, 1, 32, 14, 14) and not torch.allclose(one, other)
 
 
 @pytest.mark.parametrize("what", ["architecture", "vae", "image_to_video", "prompt_width", "missing_weight", "shard"])
@@ -104,12 +130,15 @@ def test_a_checkpoint_that_will_not_do_says_why(tiny_wan, tmp_path, what):
     folder = shutil.copytree(tiny_wan, tmp_path / "bad")
     part = folder / ("vae" if what == "vae" else "transformer")
     config = json.loads((part / "config.json").read_text())
-    message = {"architecture": r"transformer/ is a CogVideoXTransformer3DModel, expected WanTransformer3DModel or",
-               "vae": "vae/ is a AutoencoderKL, expected AutoencoderKLWan",
-               "image_to_video": r"reads 8 channels, its VAE gives 4 \(an image-to-video checkpoint\?\)",
-               "prompt_width": r"is 16 wide, .* reads 32; export its own with: vega3d teacher prompt",
-               "missing_weight": r"transformer/ lacks 1 weights, blocks\.0\.attn1\.to_q\.bias first",
-               "shard": "not a whole Wan checkpoint"}[what]
+    message = {
+        "architecture": r"transformer/ is a CogVideoXTransformer3DModel, expected "
+                        r"WanTransformer3DModel or",
+        "vae": "vae/ is a AutoencoderKL, expected AutoencoderKLWan",
+        "image_to_video": r"reads 8 channels, its VAE gives 4 \(an image-to-video checkpoint\?\)",
+        "prompt_width": r"is 16 wide, .* reads 32; export its own with: vega3d teacher prompt",
+        "missing_weight": r"transformer/ lacks 1 weights, blocks\.0\.attn1\.to_q\.bias first",
+        "shard": "not a whole Wan checkpoint"
+    }[what]
     if what in ("architecture", "vae"):
         name = {"architecture": "CogVideoXTransformer3DModel", "vae": "AutoencoderKL"}[what]
         (part / "config.json").write_text(json.dumps({**config, "_class_name": name}))

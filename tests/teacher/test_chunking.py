@@ -14,14 +14,16 @@ def test_features_do_not_depend_on_the_chunk(tiny_wan, frames):
     tower = load_wan(tiny_wan, Tap(block=1, seeds=2, frames=frames))
     whole = tower.block_features(FRAMES, [0, 1])
     for tower.chunk in (1, 3):
-        torch.testing.assert_close(tower.block_features(FRAMES, [0, 1]), whole, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tower.block_features(FRAMES, [0, 1]), whole, rtol=1e-4,
+                                   atol=1e-5)
 
 
 def test_a_smaller_budget_means_smaller_chunks(monkeypatch):
     assert chunk_size(2**20, torch.device("cpu")) == 2048
     monkeypatch.setattr(chunking, "CPU_BUDGET", 1000)
     assert chunk_size(400, torch.device("cpu")) == 2 and chunk_size(10**9, torch.device("cpu")) == 1
-    for free, wanted in ((20 * 2**30, 8192), (10 * 2**30, 6144), (2**20, 1)):   # MiB items: the cap, 60 %, at least one
+    # MiB items: the cap, 60 %, at least one
+    for free, wanted in ((20 * 2**30, 8192), (10 * 2**30, 6144), (2**20, 1)):
         monkeypatch.setattr(chunking, "_free", lambda _, f=free: f)
         assert chunk_size(2**20, torch.device("cuda")) == wanted
 
@@ -43,7 +45,8 @@ def test_out_of_memory_with_one_is_one_clear_line():
     def full(part):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate …")
 
-    with pytest.raises(ValueError, match=r"^out of GPU memory with one at a time; lower tap\.side$"):
+    with pytest.raises(ValueError,
+                       match=r"^out of GPU memory with one at a time; lower tap\.side$"):
         in_chunks(full, 4, 4, 0, "lower tap.side")
     with pytest.raises(RuntimeError, match="another"):
         in_chunks(lambda part: (_ for _ in ()).throw(RuntimeError("another")), 4, 4, 0, "-")
@@ -67,5 +70,7 @@ def test_a_tower_that_runs_out_of_memory_says_the_same_in_smaller_chunks(tiny_wa
     torch.testing.assert_close(tower.features(FRAMES), whole, rtol=1e-4, atol=1e-5)
     assert sizes == [10, 5, 2, 2, 2, 2, 2, 10, 5, 5]
     monkeypatch.setattr(tower, "_encode", limited(encode, 0))
-    with pytest.raises(ValueError, match=r"^out of GPU memory with one at a time; lower tap\.side or set tap\.prec"):
+    with pytest.raises(
+            ValueError,
+            match=r"^out of GPU memory with one at a time; lower tap\.side or set tap\.prec"):
         tower.features(FRAMES)

@@ -10,7 +10,8 @@ from tests.fakes import FakeRooms
 
 
 def place_code(points, seed=0, waves=64, scale=4.0):
-    """Smooth random Fourier features of the world point: the same place says the same in every view."""
+    """Smooth random Fourier features of the world point: the same place says the same in every
+    view."""
     draw = torch.Generator().manual_seed(seed)
     w = scale * torch.randn(3, waves, generator=draw, dtype=torch.float64)
     return torch.cat([(points @ w).sin(), (points @ w).cos()], -1).nan_to_num(0).float()
@@ -19,7 +20,8 @@ def place_code(points, seed=0, waves=64, scale=4.0):
 @pytest.fixture(scope="module")
 def views():
     rooms = FakeRooms(test=4, frames=9)
-    return torch.stack([token_points(rooms.clip(i), [0, 4, 8]) for i in rooms.ids("test")])  # [4,3,196,3]
+    return torch.stack([token_points(rooms.clip(i), [0, 4, 8])
+                        for i in rooms.ids("test")])  # [4,3,196,3]
 
 
 def as_grid(tokens):
@@ -32,7 +34,8 @@ def test_token_points_lie_on_the_wall_in_world_coordinates():
     wall = (clip.instances[[0, 8]][:, 8::16, 8::16].reshape(2, -1) == 1)
     x, z = points[..., 0][wall], points[..., 2][wall]
     slope = ((z - z.mean()) * (x - x.mean())).sum() / ((x - x.mean()) ** 2).sum()
-    assert (z - z.mean() - slope * (x - x.mean())).abs().max() < 1e-3       # one plane, from both cameras
+    # one plane, from both cameras
+    assert (z - z.mean() - slope * (x - x.mean())).abs().max() < 1e-3
     clip.depth[0] = 0
     assert token_points(clip, [0]).isnan().all()
 
@@ -50,27 +53,30 @@ def test_features_of_the_place_score_high_and_noise_scores_nothing(views):
     noise = correspondence(torch.randn(4, 3, 128, 14, 14), views)
     assert place["corr_x100"] > 95 and place["corr_auc"] > 0.97 and place["corr_std_auc"] > 0.97
     assert place["corr_pck"] > 0.9 and abs(place["corr_random_x100"]) < 15
-    assert abs(noise["corr_x100"]) < 3 and abs(noise["corr_auc"] - 0.5) < 0.05 and noise["corr_pck"] < 0.4
+    assert abs(
+        noise["corr_x100"]) < 3 and abs(noise["corr_auc"] - 0.5) < 0.05 and noise["corr_pck"] < 0.4
 
 
 def test_one_huge_channel_fools_the_published_score_and_not_the_others(views):
     noise = torch.randn(4, 3, 64, 14, 14)
     noise[:, :, 5] += 100
     found = correspondence(noise, views)
-    assert found["corr_x100"] > 97 and found["corr_random_x100"] > 97       # "97.0", of nothing at all
+    assert found["corr_x100"] > 97 and found["corr_random_x100"] > 97  # "97.0", of nothing at all
     assert abs(found["corr_std_x100"]) < 5 and abs(found["corr_auc"] - 0.5) < 0.05
 
 
 def test_a_code_of_image_position_is_not_correspondence(views):
     position = torch.randn(1, 1, 64, 14, 14).expand(4, 3, -1, -1, -1)
     found, place = (correspondence(f, views) for f in (position, as_grid(place_code(views))))
-    assert found["corr_pck"] < place["corr_pck"] - 0.3 and found["corr_std_x100"] < place["corr_std_x100"] - 30
+    assert found["corr_pck"] < place["corr_pck"] - 0.3 and found[
+        "corr_std_x100"] < place["corr_std_x100"] - 30
 
 
 def test_views_that_share_nothing_have_no_score(views):
     apart = views + 100 * torch.arange(3).view(1, 3, 1, 1)
     found = correspondence(torch.randn(4, 3, 8, 14, 14), apart)
-    assert math.isnan(found["corr_x100"]) and math.isnan(found["corr_auc"]) and math.isnan(found["corr_pck"])
+    assert math.isnan(found["corr_x100"]) and math.isnan(found["corr_auc"]) and math.isnan(
+        found["corr_pck"])
     assert not math.isnan(found["corr_random_x100"])
 
 
@@ -80,7 +86,7 @@ def test_noise_snr_is_the_ratio_of_the_variances():
     seeds = torch.randn(4, 20000, 4, generator=draw)
     found = noise_snr(image + seeds)
     assert found["snr"] == pytest.approx((1 + 4 + 9 + 16) / 4, rel=0.05)
-    assert found["snr_median"] == pytest.approx(4, rel=0.1)                 # lower of the two middle ones
+    assert found["snr_median"] == pytest.approx(4, rel=0.1)  # lower of the two middle ones
     assert noise_snr(seeds)["snr"] < 0.02
     with pytest.raises(ValueError, match="got 1 seeds"):
         noise_snr(seeds[:1])
@@ -105,17 +111,23 @@ GROUPS = {"discriminative": ("DINOv3", "V-JEPA", "VGGT"),
 
 def test_nos_in_two_groups_is_the_published_number():
     found = nos_published(TABLE_4, "base", GROUPS)
-    published = {"discriminative": {"base": 13.58, "DINOv3": 61.63, "V-JEPA": 77.54, "VGGT": 88.24},
-                 "generative": {"base": 12.22, "SVD": 52.06, "SD2.1": 70.57, "Vmem": 63.75, "SEVA": 75.28,
-                                "VAE": 77.29, "VACE": 89.32, "T2V": 82.41}}
+    published = {
+        "discriminative": {"base": 13.58, "DINOv3": 61.63, "V-JEPA": 77.54, "VGGT": 88.24},
+        "generative": {
+            "base": 12.22, "SVD": 52.06, "SD2.1": 70.57, "Vmem": 63.75, "SEVA": 75.28, "VAE": 77.29,
+            "VACE": 89.32, "T2V": 82.41
+        }
+    }
     for group, rows in published.items():
         assert found[group] == pytest.approx(rows, abs=0.006)
 
 
 def test_nos_pooled_compares_the_groups():
     found = nos_pooled(TABLE_4)
-    by_hand = {"base": 13.6, "DINOv3": 51.8, "V-JEPA": 61.8, "VGGT": 71.5, "SVD": 55.6, "SD2.1": 71.9, "Vmem": 66.2,
-               "SEVA": 77.0, "VAE": 77.5, "VACE": 90.0, "T2V": 83.3}
+    by_hand = {
+        "base": 13.6, "DINOv3": 51.8, "V-JEPA": 61.8, "VGGT": 71.5, "SVD": 55.6, "SD2.1": 71.9,
+        "Vmem": 66.2, "SEVA": 77.0, "VAE": 77.5, "VACE": 90.0, "T2V": 83.3
+    }
     assert found == pytest.approx(by_hand, abs=0.06)
     assert nos_pooled({"a": (1, 5), "b": (3, 5)}) == {"a": 0, "b": 100}
     with pytest.raises(ValueError, match=r"rows have \[1, 2\] metrics"):

@@ -49,7 +49,8 @@ def test_dense_loss_is_zero_for_the_truth_and_ignores_the_unknown():
     classes = torch.randint(4, (2, 56, 56), dtype=torch.uint8)
     logits = F.one_hot(classes.long(), 4).permute(0, 3, 1, 2).float() * 50
     classes[:, :10] = 255
-    out = type("Out", (), {"log_depth": depth.clamp_min(1e-3).log(), "normals": normals, "logits": logits})
+    out = type("Out", (),
+               {"log_depth": depth.clamp_min(1e-3).log(), "normals": normals, "logits": logits})
     assert dense_loss(out, depth, stored, classes).item() < 1e-3
     out.log_depth = out.log_depth + 0.5
     assert dense_loss(out, depth, stored, classes).item() == pytest.approx(0.5, abs=2e-3)
@@ -59,9 +60,10 @@ def test_scores_by_hand():
     truth = DenseTargets(np.array([[[2.0, 2.0, 0.0, 4.0]]], np.float32),
                          np.array([[[[0] * 4], [[0] * 4], [[127, 127, 0, 127]]]], np.int8),
                          np.array([[[0, 0, 1, 255]]], np.uint8))
-    depth = np.array([[[2.4, 2.6, 9.0, 4.0]]], np.float32)          # 20 % off, 30 % off, unknown, exact
+    depth = np.array([[[2.4, 2.6, 9.0, 4.0]]], np.float32)  # 20 % off, 30 % off, unknown, exact
     normals = np.zeros((1, 3, 1, 4), np.float32)
-    normals[0, :, 0] = np.array([[0, 0, 1], [1, 0, 0], [1, 0, 0], [0, 0, 3]]).T  # 0, 90, unknown, 0 degrees
+    # 0, 90, unknown, 0 degrees
+    normals[0, :, 0] = np.array([[0, 0, 1], [1, 0, 0], [1, 0, 0], [0, 0, 3]]).T
     scores = DenseScores(3)
     scores.add(depth, normals, np.array([[[0, 1, 1, 0]]]), truth)
     found = scores.result()

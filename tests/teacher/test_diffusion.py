@@ -1,4 +1,5 @@
-"""Stable Video Diffusion and LTX behind the same Protocol, from tiny random checkpoints in their official layouts."""
+"""Stable Video Diffusion and LTX behind the same Protocol, from tiny random checkpoints in their
+official layouts."""
 import json
 import shutil
 from math import log
@@ -25,19 +26,22 @@ MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
 def save_svd(folder):
     torch.manual_seed(0)
     EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-                           timestep_type="continuous", prediction_type="v_prediction", use_karras_sigmas=True
-                           ).save_pretrained(folder / "scheduler")
-    AutoencoderKLTemporalDecoder(block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
+                           timestep_type="continuous", prediction_type="v_prediction",
+                           use_karras_sigmas=True).save_pretrained(folder / "scheduler")
+    AutoencoderKLTemporalDecoder(block_out_channels=(32, 32, 32, 32),
+                                 down_block_types=("DownEncoderBlock2D", ) * 4,
                                  layers_per_block=1).save_pretrained(folder / "vae")
     UNetSpatioTemporalConditionModel(
-        block_out_channels=(32, 32, 64), down_block_types=("CrossAttnDownBlockSpatioTemporal",) * 2 + (
-            "DownBlockSpatioTemporal",), up_block_types=("UpBlockSpatioTemporal",) + (
-            "CrossAttnUpBlockSpatioTemporal",) * 2, layers_per_block=1, cross_attention_dim=16,
-        num_attention_heads=(2, 2, 2), addition_time_embed_dim=8, projection_class_embeddings_input_dim=24
-    ).save_pretrained(folder / "unet")
-    CLIPVisionModelWithProjection(CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14,
-        projection_dim=16)).save_pretrained(folder / "image_encoder")
+        block_out_channels=(32, 32, 64),
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", ) * 2 + ("DownBlockSpatioTemporal", ),
+        up_block_types=("UpBlockSpatioTemporal", ) + ("CrossAttnUpBlockSpatioTemporal", ) * 2,
+        layers_per_block=1, cross_attention_dim=16, num_attention_heads=(2, 2, 2),
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24).save_pretrained(folder / "unet")
+    CLIPVisionModelWithProjection(
+        CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                         num_attention_heads=2, image_size=28, patch_size=14,
+                         projection_dim=16)).save_pretrained(folder / "image_encoder")
     (folder / "feature_extractor").mkdir()
     (folder / "feature_extractor" / "preprocessor_config.json").write_text(json.dumps(
         {"image_mean": MEAN, "image_std": STD}))
@@ -52,31 +56,33 @@ def save_ltx(folder):
     vae.latents_mean.fill_(0.2)
     vae.latents_std.fill_(0.5)
     vae.save_pretrained(folder / "vae")
-    LTXVideoTransformer3DModel(in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=16,
-                               cross_attention_dim=32, num_layers=3, caption_channels=16
-                               ).save_pretrained(folder / "transformer")
+    LTXVideoTransformer3DModel(in_channels=8, out_channels=8, num_attention_heads=2,
+                               attention_head_dim=16, cross_attention_dim=32, num_layers=3,
+                               caption_channels=16).save_pretrained(folder / "transformer")
     save_prompt(Prompt(torch.randn(1, 5, 16), 5), folder / "prompt.safetensors")
     return folder
 
 
-def test_svd_is_read_where_it_enters_the_middle_block_and_sees_the_frame_it_is_conditioned_on(tmp_path):
+def test_svd_is_read_where_it_enters_the_middle_block_and_sees_the_frame_it_is_conditioned_on(
+        tmp_path):
     tower = load_diffusion("svd", save_svd(tmp_path), seed=5)
     assert tower.k == 250 and tower.dim == 64 and tower.features(FRAMES).shape == (1, 2, 64, 14, 14)
     frame = FRAMES[0, :1]
-    still = tower.vae.encode(frame * 2 - 1).latent_dist.mode()                            # [1,4,28,28]
+    still = tower.vae.encode(frame * 2 - 1).latent_dist.mode()  # [1,4,28,28]
     noise = torch.randn(still.shape[1:], generator=torch.Generator().manual_seed(5 * 1009))[None]
     kept = EulerDiscreteScheduler.from_pretrained(tmp_path / "scheduler").alphas_cumprod[250].item()
-    sigma = ((1 - kept) / kept) ** 0.5                        # noise over signal, as SVD's own scheduler counts it
+    sigma = ((1 - kept) / kept) ** 0.5  # noise over signal, as SVD's own scheduler counts it
     noised = (tower.vae.config.scaling_factor * still + sigma * noise) / (1 + sigma ** 2) ** 0.5
     seen = F.interpolate(frame, (28, 28), mode="bicubic", antialias=True).clamp(0, 1)
     seen = (seen - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     taken = []
-    hook = tower.net.mid_block.register_forward_pre_hook(lambda m, a, named: taken.append(named["hidden_states"]),
-                                                         with_kwargs=True)
+    hook = tower.net.mid_block.register_forward_pre_hook(
+        lambda m, a, named: taken.append(named["hidden_states"]), with_kwargs=True)
     with torch.inference_mode():
         embedding = tower.image_encoder(seen).image_embeds
-        tower.net(torch.cat([noised, still], 1)[:, None], torch.tensor(0.25 * log(sigma)), embedding[:, None],
-                  torch.tensor([[6.0, 127.0, 0.0]]))
+        tower.net(
+            torch.cat([noised, still], 1)[:, None], torch.tensor(0.25 * log(sigma)),
+            embedding[:, None], torch.tensor([[6.0, 127.0, 0.0]]))
     hook.remove()
     assert taken[0].shape == (1, 64, 7, 7)
     wanted = F.adaptive_avg_pool2d(taken[0], (14, 14))
@@ -86,14 +92,15 @@ def test_svd_is_read_where_it_enters_the_middle_block_and_sees_the_frame_it_is_c
 def test_ltx_is_read_after_a_block_of_normalised_latents_and_the_end_of_text_alone(tmp_path):
     tower = load_diffusion("ltx", save_ltx(tmp_path), k=400)
     assert tower.block == 2 and tower.features(FRAMES).shape == (1, 2, 32, 14, 14)
-    z = (tower.vae.encode(FRAMES[0, :1, :, None] * 2 - 1).latent_dist.mode() - 0.2) / 0.5  # [1,8,1,7,7]
+    z = (tower.vae.encode(FRAMES[0, :1, :, None] * 2 - 1).latent_dist.mode() -
+         0.2) / 0.5  # [1,8,1,7,7]
     noise = torch.randn(8, 7, 7, generator=torch.Generator().manual_seed(0))
     tokens = (0.6 * z.squeeze(2) + 0.4 * noise).flatten(2).transpose(1, 2)
     taken, text = [], tower.prompt.embedding
     tower.net.transformer_blocks[2].register_forward_hook(lambda m, a, out: taken.append(out))
     with torch.inference_mode():   # the pipeline passes the padding too, and masks it
-        tower.net(tokens, text, torch.tensor([400]), torch.tensor([[1, 0, 0, 0, 0]]), num_frames=1, height=7, width=7,
-                  rope_interpolation_scale=(8 / 25, 32, 32))
+        tower.net(tokens, text, torch.tensor([400]), torch.tensor([[1, 0, 0, 0, 0]]), num_frames=1,
+                  height=7, width=7, rope_interpolation_scale=(8 / 25, 32, 32))
     wanted = F.adaptive_avg_pool2d(taken[0].transpose(1, 2).unflatten(2, (7, 7)), (14, 14))
     torch.testing.assert_close(tower.features(FRAMES[:1, :1])[0], wanted, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="0 to 2: the generator has 3 blocks"):
@@ -105,8 +112,11 @@ def test_gaps_another_architecture_and_a_level_out_of_range_are_one_line_each(ki
     folder = save(tmp_path / "whole")
     with pytest.raises(ValueError, match=rf"{kind}: k is 1001, expected 0 \(clean\) to 1000"):
         load_diffusion(kind, folder, k=1001)
-    with pytest.raises(ValueError, match=r"no .*config\.json.*; expected a diffusers folder of cogvideox"):
-        load_diffusion("cogvideox", shutil.copytree(folder, tmp_path / "x", ignore=lambda *_: ["transformer", "unet"]))
+    with pytest.raises(ValueError,
+                       match=r"no .*config\.json.*; expected a diffusers folder of cogvideox"):
+        load_diffusion(
+            "cogvideox",
+            shutil.copytree(folder, tmp_path / "x", ignore=lambda *_: ["transformer", "unet"]))
     with pytest.raises(ValueError, match=r"vae/ is a Autoencoder\w+, expected Autoencoder"):
         wrong = shutil.copytree(folder, tmp_path / "wrong")
         save_other = {"svd": save_ltx, "ltx": save_svd}[kind](tmp_path / "other")

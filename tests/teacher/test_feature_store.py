@@ -25,7 +25,8 @@ def filled(root, rooms, tower=None):
 
 def test_a_store_gives_back_what_the_tower_said(tmp_path, rooms):
     store = filled(tmp_path, rooms, RGBPatches())
-    wanted = RGBPatches().features(torch.from_numpy(rooms.clip("train/001").frames)[None].float() / 255)[0]
+    wanted = RGBPatches().features(
+        torch.from_numpy(rooms.clip("train/001").frames)[None].float() / 255)[0]
     assert store.get("train/001").dtype == torch.float16
     torch.testing.assert_close(store.get("train/001").float(), wanted, atol=1e-3, rtol=1e-3)
 
@@ -82,7 +83,8 @@ def test_a_killed_fill_goes_on_where_it_stopped(tmp_path, rooms):
 def test_a_full_disk_is_one_line_before_any_work(tmp_path, rooms, monkeypatch):
     from teacher.data import feature_store
 
-    monkeypatch.setattr(feature_store.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(feature_store.shutil, "disk_usage",
+                        lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(ValueError, match=r"features need 0\.0 GB, the disk has 0\.0 GB free"):
         filled(tmp_path, rooms)
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -115,7 +117,8 @@ def test_clips_go_to_the_tower_in_order_and_each_is_kept_under_its_own_name(tmp_
     rooms = FakeRooms(train=6, frames=2)
     store = filled(tmp_path, rooms, RGBPatches())
     for clip_id in rooms.ids("train"):
-        wanted = RGBPatches().features(torch.from_numpy(rooms.clip(clip_id).frames)[None].float() / 255)[0]
+        wanted = RGBPatches().features(
+            torch.from_numpy(rooms.clip(clip_id).frames)[None].float() / 255)[0]
         torch.testing.assert_close(store.get(clip_id).float(), wanted, atol=1e-3, rtol=1e-3)
 
 
@@ -131,18 +134,22 @@ def test_examples_stream_the_same_fields_that_they_hold(tmp_path, rooms, monkeyp
     for both in (held, streamed):
         epoch = list(both.batches(4, seed=0, epoch=0))
         assert len(epoch) == 2
-        assert {k: tuple(v.shape[1:]) for k, v in epoch[0].items()} == {
-            "frames": (3, 224, 224), "generative": (64, 14, 14), "depth": (56, 56), "normals": (3, 56, 56),
-            "classes": (56, 56), "patch_depth": (14, 14)}
+        assert {k: tuple(v.shape[1:])
+                for k, v in epoch[0].items()} == {
+                    "frames": (3, 224, 224), "generative": (64, 14, 14), "depth": (56, 56),
+                    "normals": (3, 56, 56), "classes": (56, 56), "patch_depth": (14, 14)
+                }
         rest = list(both.batches(4, seed=0, epoch=0, skip=1))
         assert len(rest) == 1 and torch.equal(rest[0]["frames"], epoch[1]["frames"])
         assert not torch.equal(next(both.batches(4, 0, 1))["frames"], epoch[0]["frames"])
 
 
 def test_moments_are_the_channels_mean_and_deviation(tmp_path, rooms):
-    examples = Examples(rooms, rooms.ids("train"), {"rgb": filled(tmp_path, rooms, RGBPatches())}, CPU)
+    examples = Examples(rooms, rooms.ids("train"), {"rgb": filled(tmp_path, rooms, RGBPatches())},
+                        CPU)
     mean, std = moments(examples, lambda e: e["rgb"].float())
-    tokens = torch.cat([e["rgb"].float() for _, e in examples.in_order()]).transpose(0, 1).flatten(1)
+    tokens = torch.cat([e["rgb"].float() for _, e in examples.in_order()]).transpose(0,
+                                                                                     1).flatten(1)
     torch.testing.assert_close(mean, tokens.mean(1), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(std, tokens.std(1), atol=1e-3, rtol=1e-3)
 

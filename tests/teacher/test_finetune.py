@@ -1,4 +1,5 @@
-"""Training the full teacher: it learns what can be learned, resumes exactly, trains what it is told to."""
+"""Training the full teacher: it learns what can be learned, resumes exactly, trains what it is told
+to."""
 import json
 from copy import copy
 from dataclasses import replace
@@ -38,12 +39,13 @@ ROOMS = [made_up_room(f"train/{i:05d}_0", number=(2, 7)[i % 2]) for i in range(6
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     folder = save_tiny_lm(tmp_path_factory.mktemp("lm"))
-    return TuneConfig(lm=str(folder), steps=6, clips=3, questions=4, lr=3e-3, lr_new=3e-3, save_every=2,
-                      validate_every=2)
+    return TuneConfig(lm=str(folder), steps=6, clips=3, questions=4, lr=3e-3, lr_new=3e-3,
+                      save_every=2, validate_every=2)
 
 
 def features(rooms, numbers: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Semantic features in which box i's quarter is lit in channel i (and the count is a channel); random geometry."""
+    """Semantic features in which box i's quarter is lit in channel i (and the count is a channel);
+    random geometry."""
     semantic = torch.zeros(len(rooms), 2, 5, 14, 14)
     for n, room in enumerate(rooms):
         for i in range(4):
@@ -89,9 +91,10 @@ def test_what_grounding_questions_share_is_taken_out_of_their_states(config):
     model, lessons = start(config)
     model.eval()
     state = states_of(model, lessons)
-    told = state.var(0) > 1e-3                                         # channels in which the questions differ at all
+    told = state.var(0) > 1e-3  # channels in which the questions differ at all
     assert told.float().mean() > 0.5 and state[:, told].mean(0).abs().max() < 0.05
-    torch.testing.assert_close(state[:, told].std(0), torch.ones(int(told.sum())), atol=0.05, rtol=0)
+    torch.testing.assert_close(state[:, told].std(0), torch.ones(int(told.sum())), atol=0.05,
+                               rtol=0)
     paper, lessons = start(config, query="ground")
     assert not paper.query_mean.any() and bool((paper.query_std == 1).all())
     assert states_of(paper.eval(), lessons).std() > 0
@@ -99,7 +102,8 @@ def test_what_grounding_questions_share_is_taken_out_of_their_states(config):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_batches_that_are_alike_have_one_shape_and_the_same_loss(config, stream):
-    """What a CUDA graph of the step needs; the graph itself runs on a GPU only (bench/h200/language.py)."""
+    """What a CUDA graph of the step needs; the graph itself runs on a GPU only
+    (bench/h200/language.py)."""
     model, lessons = start(config, **({} if stream else {"fusion": "semantic_only"}))
     lessons = lessons if stream else lessons.with_stream(None)
     objective = Objective(model.eval())
@@ -111,14 +115,17 @@ def test_batches_that_are_alike_have_one_shape_and_the_same_loss(config, stream)
         loose = _Loose(objective, [*_tensors(alike[0])])
         for step, batch in enumerate(alike):
             expected = objective(one.draw(0, step, 2, 2))
-            torch.testing.assert_close(loose(*_tensors(batch).values()), expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(loose(*_tensors(batch).values()), expected, atol=1e-5,
+                                       rtol=1e-5)
 
 
 def test_compiled_layers_say_the_same_and_are_plain_again_afterwards(config, monkeypatch):
-    """By another backend than a GPU's: that each layer is one program without a break, and its loss and gradients."""
+    """By another backend than a GPU's: that each layer is one program without a break, and its loss
+    and gradients."""
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda f, fullgraph, dynamic, make=torch.compile: compiled.append(
-        make(f, fullgraph=fullgraph, dynamic=dynamic, backend="aot_eager")) or compiled[-1])
+    monkeypatch.setattr(
+        torch, "compile", lambda f, fullgraph, dynamic, make=torch.compile: compiled.append(
+            make(f, fullgraph=fullgraph, dynamic=dynamic, backend="aot_eager")) or compiled[-1])
     model, lessons = start(config)
     batch = _tensors(lessons.draw(0, 0, 2, 2, alike=True))
     found = []
@@ -126,7 +133,8 @@ def test_compiled_layers_say_the_same_and_are_plain_again_afterwards(config, mon
         model.zero_grad()
         loss = _Loose(Objective(model), [*batch], way)(*batch.values())
         loss.backward()
-        found.append([loss.detach(), *(p.grad for p in model.lm.parameters() if p.grad is not None)])
+        found.append(
+            [loss.detach(), *(p.grad for p in model.lm.parameters() if p.grad is not None)])
     layers = model.lm.get_decoder().layers
     assert len(compiled) == len(layers) and not any("forward" in vars(layer) for layer in layers)
     for plain, other in zip(*found, strict=True):
@@ -134,11 +142,13 @@ def test_compiled_layers_say_the_same_and_are_plain_again_afterwards(config, mon
 
 
 @pytest.mark.parametrize("variant", ["token_gate", "channel_gate", "semantic_only"])
-def test_a_teacher_goes_on_from_one_without_a_second_stream_and_says_the_same_at_first(config, variant):
+def test_a_teacher_goes_on_from_one_without_a_second_stream_and_says_the_same_at_first(
+        config, variant):
     alone, lessons = start(config, fusion="semantic_only")
     with torch.no_grad():
         for parameter in alone.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+            parameter.add_(0.02 *
+                           torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     model, lessons = start(config, fusion=variant)
     batch = lessons.draw(0, 0, 2, 2)
     begin_with(model, learned(alone))
@@ -161,13 +171,20 @@ def test_only_gates_of_normalised_streams_go_on_from_a_semantic_teacher(config, 
 
 
 def test_distances_between_tokens_are_learnt_beside_the_answers(config):
-    """Each token's point is given by its features here: the head must find out how far two of them are apart."""
+    """Each token's point is given by its features here: the head must find out how far two of them
+    are apart."""
     config = replace(config, steps=120, lr=3e-3, lr_new=3e-3, validate_every=200)
-    rooms = [replace(room, points=np.random.default_rng(i).uniform(-2, 2, room.points.shape).astype(np.float32))
-             for i, room in enumerate(ROOMS)]
+    rooms = [
+        replace(
+            room, points=np.random.default_rng(i).uniform(-2, 2,
+                                                          room.points.shape).astype(np.float32))
+        for i, room in enumerate(ROOMS)
+    ]
     writer = build(config, LanguageShape(5, 3, grid=2), CPU)[1]
-    points = torch.from_numpy(np.stack([r.points for r in rooms])).permute(0, 1, 4, 2, 3)          # [N,T,3,14,14]
-    points = F.interpolate(F.adaptive_avg_pool2d(points.flatten(0, 1), 2), size=14).unflatten(0, (len(rooms), -1))
+    points = torch.from_numpy(np.stack([r.points for r in rooms])).permute(0, 1, 4, 2,
+                                                                           3)  # [N,T,3,14,14]
+    points = F.interpolate(F.adaptive_avg_pool2d(points.flatten(0, 1), 2),
+                           size=14).unflatten(0, (len(rooms), -1))
     lessons = Lessons(rooms, features(rooms)[0], points.half(), writer, CPU)
     losses = []
     for weight in (0.0, 1.0):
@@ -183,18 +200,22 @@ def test_distances_between_tokens_are_learnt_beside_the_answers(config):
         batch = lessons.draw(9, 0, 6, 2)
         torch.manual_seed(0)
         with torch.no_grad():
-            losses.append(float(model.eval().metric_loss(model(batch.sight, batch.asked), batch.sight)))
+            losses.append(
+                float(model.eval().metric_loss(model(batch.sight, batch.asked), batch.sight)))
     assert losses[1] < 0.5 * losses[0], losses
-    assert LanguageTeacher(build(config, LanguageShape(5, 3), CPU)[0].lm, LanguageShape(5, 3, sight=False, metric=1.0),
-                           []).metric is None
+    assert LanguageTeacher(
+        build(config, LanguageShape(5, 3), CPU)[0].lm, LanguageShape(5, 3, sight=False, metric=1.0),
+        []).metric is None
 
 
 def test_a_killed_run_resumes_to_the_same_weights(config, tmp_path):
     whole, lessons = start(config)
     fit(whole, lessons, config, tmp_path / "whole", quiet=True)
     first, lessons = start(config)
-    with pytest.raises(KeyboardInterrupt):  # killed after the checkpoint of step 4, while step 6 is being recorded
-        fit(first, lessons, config, tmp_path / "killed", lambda m: stop_at(tmp_path / "killed", 4), quiet=True)
+    # killed after the checkpoint of step 4, while step 6 is being recorded
+    with pytest.raises(KeyboardInterrupt):
+        fit(first, lessons, config, tmp_path / "killed", lambda m: stop_at(tmp_path / "killed", 4),
+            quiet=True)
     again, lessons = start(config)
     curve = fit(again, lessons, config, tmp_path / "killed", quiet=True)
     assert [row["step"] for row in curve] == [2, 4, 6]
@@ -250,7 +271,8 @@ def test_an_exam_asks_everything_once(config):
     _, lessons = start(config)
     for name in lessons.families:
         rows = [row for batch in lessons.exam(name, 4, 2) for row in batch.rows]
-        every = [(i, j) for i, r in enumerate(ROOMS) for j, q in enumerate(r.asked) if family(q) == name]
+        every = [(i, j) for i, r in enumerate(ROOMS) for j, q in enumerate(r.asked)
+                 if family(q) == name]
         assert sorted(rows) == every
 
 
@@ -265,7 +287,8 @@ def test_greedy_answers_are_what_plain_generation_gives(config):
         words = model.lm.get_input_embeddings()
         text = words(batch.asked.ids[0, :1, :int(batch.asked.length)])
         whole = torch.cat([words(model.prefix)[None], visual, text], 1)
-        ids = model.lm.generate(inputs_embeds=whole, max_new_tokens=8, do_sample=False, eos_token_id=0, pad_token_id=0)
+        ids = model.lm.generate(inputs_embeds=whole, max_new_tokens=8, do_sample=False,
+                                eos_token_id=0, pad_token_id=0)
     assert lessons.writer.read(ids[0].tolist()) == reply.text
 
 
@@ -285,7 +308,8 @@ def test_validation_leaves_training_alone(config):
     fit(a, lessons, config, quiet=True)
     b, lessons = start(config)
     losses = []
-    fit(b, lessons, config, validate=lambda m: losses.append(validation_loss(m, lessons, config)) or losses[-1],
+    fit(b, lessons, config,
+        validate=lambda m: losses.append(validation_loss(m, lessons, config)) or losses[-1],
         quiet=True)
     assert len(losses) == 3 and all(name.startswith("loss_") for name in losses[0])
     for name, value in learned(a).items():
@@ -295,12 +319,15 @@ def test_validation_leaves_training_alone(config):
 def test_mismatched_features_and_settings_are_one_clear_line(config):
     model, lessons = start(config)
     semantic, generative = features(ROOMS)
-    with pytest.raises(ValueError, match="generative features are of 6 clips x 1 frames, the questions of 6 x 2"):
+    with pytest.raises(
+            ValueError,
+            match="generative features are of 6 clips x 1 frames, the questions of 6 x 2"):
         Lessons(ROOMS, semantic, generative[:, :1], lessons.writer, CPU)
     with pytest.raises(ValueError, match="semantic features are of 5 clips"):
         Lessons(ROOMS, semantic[:5], None, lessons.writer, CPU)
     with pytest.raises(ValueError, match="no questions"):
-        Lessons([replace(ROOMS[0], asked=[], candidates=[])], semantic[:1], None, lessons.writer, CPU)
+        Lessons([replace(ROOMS[0], asked=[], candidates=[])], semantic[:1], None, lessons.writer,
+                CPU)
     with pytest.raises(ValueError, match="expected at least 1"):
         TuneConfig(clips=0)
     state = {k: v for k, v in learned(model).items() if k != "newline"}

@@ -11,7 +11,10 @@ GATES = ("token_gate", "paper_gate", "channel_gate", "residual_gate")
 
 def streams(layer):
     """Raw and normalised projections, computed here, [B,H,W,D]."""
-    raw = [layer.project_semantic(SEM.permute(0, 2, 3, 1)), layer.project_generative(GEN.permute(0, 2, 3, 1))]
+    raw = [
+        layer.project_semantic(SEM.permute(0, 2, 3, 1)),
+        layer.project_generative(GEN.permute(0, 2, 3, 1))
+    ]
     return *raw, *(F.layer_norm(x, x.shape[-1:]) for x in raw)
 
 
@@ -23,9 +26,11 @@ def test_every_variant_gives_one_grid_and_gradients(name):
     assert (gate is not None) == (name in GATES)
     if gate is not None:
         assert gate.shape == (2, 1, 3, 4) and gate.min() > 0 and gate.max() < 1
-    (fused * torch.randn_like(fused)).sum().backward()  # a plain sum of a layer norm has no gradient
+    # a plain sum of a layer norm has no gradient
+    (fused * torch.randn_like(fused)).sum().backward()
     unused = [n for n, p in layer.named_parameters() if p.grad is None]
-    assert all(n.startswith("norm_") for n in unused) and (not unused or name == "paper_gate"), unused
+    assert all(n.startswith("norm_")
+               for n in unused) and (not unused or name == "paper_gate"), unused
 
 
 @pytest.mark.parametrize("name", ["token_gate", "channel_gate", "paper_gate", "residual_gate"])
@@ -46,9 +51,11 @@ def test_a_gate_is_its_formula(name):
 def test_a_blend_is_its_formula(name):
     layer = fusion(name, 5, 7, 8)
     _, _, sem, gen = streams(layer)
-    expected = {"add": lambda: sem + gen, "weighted": lambda: (sem + gen) / 2,
-                "channel_concat": lambda: torch.cat([sem, gen], -1) @ layer.mix.weight.T + layer.mix.bias,
-                "sequence_concat": lambda: torch.cat([sem, gen], 1)}[name]()
+    expected = {
+        "add": lambda: sem + gen, "weighted": lambda: (sem + gen) / 2,
+        "channel_concat": lambda: torch.cat([sem, gen], -1) @ layer.mix.weight.T + layer.mix.bias,
+        "sequence_concat": lambda: torch.cat([sem, gen], 1)
+    }[name]()
     torch.testing.assert_close(layer(SEM, GEN)[0], expected.permute(0, 3, 1, 2))
 
 
@@ -72,7 +79,8 @@ def test_cross_attention_reads_all_of_its_own_frame_and_no_other():
     other = GEN.clone()
     other[0, :, 2, 3] += 5
     a, b = layer(SEM, GEN)[0], layer(SEM, other)[0]
-    assert ((a[0] - b[0]).abs().amax(0) > 0).all()  # every query of that frame sees the changed token
+    # every query of that frame sees the changed token
+    assert ((a[0] - b[0]).abs().amax(0) > 0).all()
     torch.testing.assert_close(a[1], b[1])
     assert sum(p.numel() for p in layer.asks.parameters()) == 3 * sum(
         p.numel() for p in fusion("cross_attention", 5, 7, 8).asks.parameters())

@@ -13,16 +13,20 @@ def test_logits_are_cosines_over_the_temperature():
     assert logits.shape == (2, 3, 5) and logits.abs().max() <= 1 / 0.07 + 1e-4
     one = torch.cosine_similarity(head.ask(asked[1, 2]), head.thing(things[1, 2, 3]), dim=0) / 0.07
     torch.testing.assert_close(logits[1, 2, 3], one)
-    torch.testing.assert_close(logits[0, 0, 4], torch.cosine_similarity(head.ask(asked[0, 0]), head.none, dim=0) / 0.07)
+    torch.testing.assert_close(
+        logits[0, 0, 4],
+        torch.cosine_similarity(head.ask(asked[0, 0]), head.none, dim=0) / 0.07)
 
 
 def test_the_loss_is_infonce_by_hand():
     logits = torch.tensor([[2.0, 1.0, -1.0, 0.5], [0.0, 3.0, 7.0, 1.0]])
     targets = torch.tensor([[True, True, False], [False, False, False]])
-    real = torch.tensor([[True, True, True], [True, True, False]])     # the last candidate of the second is padding
+    # the last candidate of the second is padding
+    real = torch.tensor([[True, True, True], [True, True, False]])
     first = -np.log((np.e**2 + np.e) / (np.e**2 + np.e + np.e**-1 + np.e**0.5))
-    second = -np.log(np.e / (1 + np.e**3 + np.e))                     # no target: "none of them" is right
-    assert float(ground_loss(logits, targets, real)) == pytest.approx((first + second) / 2, rel=1e-5)
+    second = -np.log(np.e / (1 + np.e**3 + np.e))  # no target: "none of them" is right
+    assert float(ground_loss(logits, targets, real)) == pytest.approx((first + second) / 2,
+                                                                      rel=1e-5)
 
 
 def test_padding_is_never_chosen():
@@ -39,25 +43,30 @@ def plane() -> np.ndarray:
 
 
 def test_a_box_is_known_by_the_tokens_mostly_inside_it():
-    boxes = np.array([[0.02, 0.02, 0, 0.04, 0.04, 0.1, 0],        # exactly the first of 2 x 2 tokens
+    boxes = np.array([[0.02, 0.02, 0, 0.04, 0.04, 0.1, 0],  # exactly the first of 2 x 2 tokens
                       [0.03, 0.02, 0, 0.06, 0.04, 0.1, 0],        # and half of the second
-                      [0.005, 0.005, 0, 0.01, 0.01, 0.1, 0],      # one pixel: the token that it touches
+                      [0.005, 0.005, 0, 0.01, 0.01, 0.1, 0],  # one pixel: the token that it touches
                       [9.0, 0, 0, 1, 1, 1, 0]], np.float32)       # elsewhere
     tokens = box_tokens(plane(), boxes, 2, margin=1e-4)
-    np.testing.assert_allclose(tokens, [[1, 0, 0, 0], [0.5, 0.5, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], atol=1e-5)
+    np.testing.assert_allclose(tokens, [[1, 0, 0, 0], [0.5, 0.5, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]],
+                               atol=1e-5)
 
 
 def test_small_things_weigh_tokens_by_their_share():
-    box = np.array([[0.04, 0.01, 0, 0.02, 0.02, 0.1]], np.float32)   # 2 pixels of two tokens each; no heading
-    np.testing.assert_allclose(box_tokens(plane(), box, 2, margin=1e-4), [[0.5, 0.5, 0, 0]], atol=1e-5)
+    # 2 pixels of two tokens each; no heading
+    box = np.array([[0.04, 0.01, 0, 0.02, 0.02, 0.1]], np.float32)
+    np.testing.assert_allclose(box_tokens(plane(), box, 2, margin=1e-4), [[0.5, 0.5, 0, 0]],
+                               atol=1e-5)
 
 
 def test_a_heading_turns_the_box():
     long = np.array([[0.04, 0.04, 0, 0.08, 0.02, 0.1, 0]], np.float32)
     turned = long + np.array([0, 0, 0, 0, 0, 0, np.pi / 4], np.float32)
-    flat, slanted = (box_tokens(plane(), b, 8, margin=1e-4)[0].reshape(8, 8) > 0 for b in (long, turned))
+    flat, slanted = (box_tokens(plane(), b, 8, margin=1e-4)[0].reshape(8, 8) > 0
+                     for b in (long, turned))
     assert flat[3:5].all() and not flat[[0, 1, 6, 7]].any()
-    assert slanted[1, 1] and slanted[6, 6] and not slanted[1, 6] and not slanted[6, 1]  # +45 degrees: x grows with y
+    # +45 degrees: x grows with y
+    assert slanted[1, 1] and slanted[6, 6] and not slanted[1, 6] and not slanted[6, 1]
 
 
 def test_a_box_without_volume_is_named():

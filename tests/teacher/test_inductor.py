@@ -11,10 +11,12 @@ from teacher.fast import inductor, wan_blocks
 from teacher.fast.inductor import rows_in_registers
 
 
-def held(elements: int, hint: ReductionHint = ReductionHint.INNER, cooperative: bool = False) -> bool:
+def held(elements: int, hint: ReductionHint = ReductionHint.INNER,
+         cooperative: bool = False) -> bool:
     graph = SimpleNamespace(sizevars=SimpleNamespace(statically_known_leq=lambda a, b: a <= b,
                                                       optimization_hint=lambda n: n))
-    features = SimpleNamespace(get_reduction_hint=lambda: hint, reduction_numel=sympy.Integer(elements), numel=10**6)
+    features = SimpleNamespace(get_reduction_hint=lambda: hint,
+                               reduction_numel=sympy.Integer(elements), numel=10**6)
     with V.set_graph_handler(graph):
         return bool(V.choices.should_use_persistent_reduction(features, cooperative))
 

@@ -1,4 +1,5 @@
-"""The full teacher's forward pass: what is written where, who sees whom, and what its tokens carry."""
+"""The full teacher's forward pass: what is written where, who sees whom, and what its tokens
+carry."""
 import json
 from dataclasses import replace
 
@@ -10,7 +11,16 @@ from safetensors.torch import load_file, save_file
 from teacher.fusion import FUSIONS
 from teacher.language.encode import Writer, evened, pack, write
 from teacher.language.lm import load_lm, tune
-from teacher.language.model import COORD, GROUND, IGNORED, Asked, LanguageShape, LanguageTeacher, Sight, own_mask
+from teacher.language.model import (
+    COORD,
+    GROUND,
+    IGNORED,
+    Asked,
+    LanguageShape,
+    LanguageTeacher,
+    Sight,
+    own_mask,
+)
 from tests.language_fakes import made_up_room, save_tiny_lm
 
 
@@ -27,14 +37,17 @@ def parts(folder):
 
 def teacher(parts, **shape) -> LanguageTeacher:
     torch.manual_seed(0)
-    return LanguageTeacher(parts[0], LanguageShape(5, 6, **{"grid": 2, **shape}), parts[1].prefix).eval()
+    return LanguageTeacher(parts[0], LanguageShape(5, 6, **{"grid": 2, **shape}),
+                           parts[1].prefix).eval()
 
 
 def sight(rooms, frames: int = 2) -> Sight:
     draw = torch.Generator().manual_seed(0)
-    return Sight(torch.randn(len(rooms), frames, 5, 14, 14, generator=draw),
-                 torch.randn(len(rooms), frames, 6, 14, 14, generator=draw),
-                 *(torch.from_numpy(np.stack([getattr(r, n) for r in rooms])) for n in ("points", "boxes", "inside")))
+    return Sight(
+        torch.randn(len(rooms), frames, 5, 14, 14, generator=draw),
+        torch.randn(len(rooms), frames, 6, 14, 14, generator=draw),
+        *(torch.from_numpy(np.stack([getattr(r, n) for r in rooms]))
+          for n in ("points", "boxes", "inside")))
 
 
 ROOMS = [made_up_room("train/00000_0"), made_up_room("train/00001_0")]
@@ -52,12 +65,15 @@ def test_many_questions_at_once_are_the_same_as_one_by_one(parts):
             alone = model(sight(ROOMS), Asked(*(x[:, q:q + 1] for x in vars(asked).values())))
             for c in range(2):
                 n = int(asked.length[c, q])
-                torch.testing.assert_close(together.hidden[c, q, :n], alone.hidden[c, 0, :n], atol=1e-5, rtol=1e-4)
-            torch.testing.assert_close(together.ground[:, q], alone.ground[:, 0], atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(together.hidden[c, q, :n], alone.hidden[c, 0, :n],
+                                           atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(together.ground[:, q], alone.ground[:, 0], atol=1e-4,
+                                       rtol=1e-4)
 
 
 def test_it_is_the_plain_language_model_over_the_same_embeddings(parts):
-    """Prefix, visual tokens, question through transformers' own forward: the logits of the answer agree."""
+    """Prefix, visual tokens, question through transformers' own forward: the logits of the answer
+    agree."""
     model, asked = teacher(parts), every_question(parts[1])
     one = Asked(*(x[:1, :1] for x in vars(asked).values()))
     view = Sight(*(x[:1] for x in vars(sight(ROOMS)).values()))
@@ -86,7 +102,7 @@ def test_rows_end_with_the_newline_token(parts):
     view = sight(ROOMS)
     fused, _ = model.fusion(*model.standardise(view))
     tokens = model._visual(view, fused.unflatten(0, (2, 2)))
-    assert tokens.shape == (2, 2 * 2 * 3, 24)                        # frames x rows x (tokens + newline)
+    assert tokens.shape == (2, 2 * 2 * 3, 24)  # frames x rows x (tokens + newline)
     torch.testing.assert_close(tokens[:, 2::3], model.newline.expand(2, 4, -1))
     assert not torch.allclose(tokens[0, 1], model.newline)
 
@@ -115,7 +131,7 @@ def test_a_box_is_known_by_its_own_tokens(parts):
     model, asked = teacher(parts, objects="semantic"), every_question(parts[1])
     view = sight(ROOMS)
     other = view.semantic.clone()
-    other[0, 0, :, :7, :7] += 3                                      # the first box's quarter of the first frame
+    other[0, 0, :, :7, :7] += 3  # the first box's quarter of the first frame
     things = [model._things(v, model.known(model.standardise(v)[0]).unflatten(0, (2, 2)))
               for v in (view, replace(view, semantic=other))]
     differs = (things[0] - things[1]).abs().amax(-1) > 1e-6          # [C,M]
@@ -129,7 +145,7 @@ def test_a_box_may_be_known_by_what_the_language_model_makes_of_its_tokens(parts
     view = sight(ROOMS)
     seen = model(view, asked).visual
     far = torch.zeros_like(seen)
-    far[0, 0] = 5.0                                                  # the first token, of the first box's quarter
+    far[0, 0] = 5.0  # the first token, of the first box's quarter
     moved = (model._heard(seen + far, view) - model._heard(seen, view)).abs().amax(-1) > 1e-6
     assert moved.tolist() == [[True, False, False, False], [False] * 4]
     with torch.no_grad():
@@ -153,9 +169,11 @@ def test_coord_carries_its_box(parts):
 def test_text_only_sees_nothing(parts):
     model, asked = teacher(parts, sight=False), every_question(parts[1])
     view = sight(ROOMS)
-    a, b = model(view, asked), model(replace(view, semantic=view.semantic.flip(0), points=view.points + 1), asked)
+    a, b = model(view, asked), model(
+        replace(view, semantic=view.semantic.flip(0), points=view.points + 1), asked)
     torch.testing.assert_close(a.hidden, b.hidden)
-    assert torch.allclose(a.ground[..., :1], a.ground[..., :-1])     # no candidate is better than another
+    # no candidate is better than another
+    assert torch.allclose(a.ground[..., :1], a.ground[..., :-1])
 
 
 def test_answers_are_wanted_where_they_are_written(parts):
@@ -166,10 +184,12 @@ def test_answers_are_wanted_where_they_are_written(parts):
             wanted = asked.wanted[c, q]
             ids = wanted[wanted != IGNORED].tolist()
             if question.answer is None:
-                assert not ids and asked.ids[c, q, asked.length[c, q] - 1] == writer.encode(GROUND)[0]
+                assert not ids and asked.ids[c, q,
+                                             asked.length[c, q] - 1] == writer.encode(GROUND)[0]
                 continue
             assert writer.read(ids) == question.answer and ids[-1] == writer.end
-            assert asked.ids[c, q, asked.start[c, q] + 1] == ids[0]  # each token is predicted from the one before it
+            # each token is predicted from the one before it
+            assert asked.ids[c, q, asked.start[c, q] + 1] == ids[0]
     free = pack([write(writer, room) for room in ROOMS], writer.end, room_for=5)
     assert (free.wanted == IGNORED).all() and int((free.ids.shape[2] - free.length).min()) >= 5
 
@@ -177,34 +197,42 @@ def test_answers_are_wanted_where_they_are_written(parts):
 def test_specials_need_no_place_in_the_tokenizer(parts):
     writer = parts[1]
     words = parts[0].get_input_embeddings().weight.shape[0]
-    assert writer.encode(f"at {COORD} {GROUND}")[-1] == words and words + 1 in writer.encode(f"at {COORD}")
+    assert writer.encode(f"at {COORD} {GROUND}")[-1] == words and words + 1 in writer.encode(
+        f"at {COORD}")
     assert writer.encode("<groun>") != [words]
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_official_layouts_load_and_lora_adapts_every_linear_layer(tmp_path, kind):
     lm, tokenizer = load_lm(str(save_tiny_lm(tmp_path / kind, kind)))
-    before = sum(1 for n, m in lm.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n)
+    before = sum(1 for n, m in lm.named_modules()
+                 if isinstance(m, torch.nn.Linear) and "lm_head" not in n)
     tune(lm, "lora", rank=2)
     trained = [n for n, p in lm.named_parameters() if p.requires_grad]
     assert before == 14 and len(trained) == 2 * before and all("lora_" in n for n in trained)
-    model = LanguageTeacher(lm, LanguageShape(5, 6, grid=2), Writer(tokenizer, lm.vocab_size).prefix)
+    model = LanguageTeacher(lm, LanguageShape(5, 6, grid=2),
+                            Writer(tokenizer, lm.vocab_size).prefix)
     model(sight(ROOMS), every_question(Writer(tokenizer, lm.vocab_size))).hidden.sum().backward()
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in lm.named_parameters() if "lora_B" in n)
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in lm.named_parameters()
+               if "lora_B" in n)
 
 
 def test_llava_video_gives_its_language_model(tmp_path):
     """Its folder: a Qwen2 with a vision tower and a projector under names of its own."""
     folder = save_tiny_lm(tmp_path, "qwen2")
     card = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(card | {"model_type": "llava_qwen", "mm_hidden_size": 8,
-                                                           "architectures": ["LlavaQwenForCausalLM"]}))
+    (folder / "config.json").write_text(
+        json.dumps(card | {
+            "model_type": "llava_qwen", "mm_hidden_size": 8,
+            "architectures": ["LlavaQwenForCausalLM"]
+        }))
     weights = load_file(folder / "model.safetensors")
-    save_file(weights | {"model.mm_projector.0.weight": torch.zeros(4, 8)}, folder / "model.safetensors",
-              metadata={"format": "pt"})
+    save_file(weights | {"model.mm_projector.0.weight": torch.zeros(4, 8)},
+              folder / "model.safetensors", metadata={"format": "pt"})
     lm, _ = load_lm(str(folder))
     assert type(lm).__name__ == "Qwen2ForCausalLM"
-    torch.testing.assert_close(lm.get_input_embeddings().weight, weights["model.embed_tokens.weight"])
+    torch.testing.assert_close(lm.get_input_embeddings().weight,
+                               weights["model.embed_tokens.weight"])
 
 
 def test_first_layers_alone_are_a_smaller_model(folder):
@@ -235,7 +263,8 @@ def test_bad_models_and_tokenizers_are_one_clear_line(tmp_path, folder, parts):
 def test_evened_rooms_keep_each_question_with_its_own_boxes(monkeypatch):
     rooms = [made_up_room(f"train/{i:05d}_0", number=i % 5) for i in range(3)]
     drop = list(rooms[1].asked) + [q for q in rooms[0].asked if q.task == "vsi:object_counting"]
-    monkeypatch.setattr("teacher.language.encode.balanced", lambda asked, seed: [q for q in asked if q not in drop])
+    monkeypatch.setattr("teacher.language.encode.balanced",
+                        lambda asked, seed: [q for q in asked if q not in drop])
     kept = evened(rooms, 0)
     assert [room.id for room in kept] == [rooms[0].id, rooms[2].id]  # a room left with none is out
     assert len(kept[0].asked) == len(rooms[0].asked) - 1 == len(kept[0].candidates)
@@ -246,5 +275,7 @@ def test_evened_rooms_keep_each_question_with_its_own_boxes(monkeypatch):
 
 def test_the_commonest_count_is_no_good_guess_once_evened():
     rooms = [made_up_room(f"train/{i:05d}_0", number=2 if i % 10 else 3) for i in range(40)]
-    counted = [q.number for room in evened(rooms, 0) for q in room.asked if q.task == "vsi:object_counting"]
+    counted = [
+        q.number for room in evened(rooms, 0) for q in room.asked if q.task == "vsi:object_counting"
+    ]
     assert counted.count(2.0) == counted.count(3.0) == 4

@@ -1,4 +1,5 @@
-"""`vega3d teacher train` from clips to scores, on a tiny language model; what it writes, and what it refuses."""
+"""`vega3d teacher train` from clips to scores, on a tiny language model; what it writes, and what
+it refuses."""
 import json
 import shutil
 from dataclasses import replace
@@ -31,17 +32,21 @@ def clips(tmp_path_factory):
 @pytest.fixture
 def config(clips, tmp_path, monkeypatch):
     # the analytic clips show too little to be asked about: the questions are made up
-    monkeypatch.setattr(teacher.language.train, "read_rooms", lambda source, ids, *_: [made_up_room(i) for i in ids])
-    tuning = TuneConfig(lm=str(save_tiny_lm(tmp_path / "lm")), steps=4, clips=2, questions=2, save_every=2,
-                        validate_every=2)
-    return CourseConfig(out=tmp_path / "out", clips=clips, features="noise", grid=2, metric=1.0, tuning=tuning)
+    monkeypatch.setattr(teacher.language.train, "read_rooms",
+                        lambda source, ids, *_: [made_up_room(i) for i in ids])
+    tuning = TuneConfig(lm=str(save_tiny_lm(tmp_path / "lm")), steps=4, clips=2, questions=2,
+                        save_every=2, validate_every=2)
+    return CourseConfig(out=tmp_path / "out", clips=clips, features="noise", grid=2, metric=1.0,
+                        tuning=tuning)
 
 
 def test_a_course_writes_all_it_promises_and_its_teacher_answers_again(config):
     scores = take(config)
     out = config.out
-    assert {p.name for p in out.iterdir() if p.is_file()} >= {"config.json", "metrics.jsonl", "curves.png",
-                                                            "teacher.safetensors", "scores.json"}
+    assert {p.name
+            for p in out.iterdir() if p.is_file()} >= {
+                "config.json", "metrics.jsonl", "curves.png", "teacher.safetensors", "scores.json"
+            }
     assert not (out / CHECKPOINT).exists()
     assert Image.open(out / "curves.png").size[0] > 400
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -49,10 +54,16 @@ def test_a_course_writes_all_it_promises_and_its_teacher_answers_again(config):
     assert {"loss_ground", "loss_vsi_number", "loss_caption"} <= set(rows[0])
     assert {"ground", "vsi", "vsi_numeric", "caption"} <= set(scores) and scores["ground"]["n"] == 2
     model, writer, tuning = load_language(out / "teacher.safetensors", torch.device("cpu"))
-    stores = tuple(FeatureStore(out / "features", {k: v for k, v in json.loads(path.read_text()).items() if k not in (
-        "format", "grid", "dtype", "source")}, "fake") for path in sorted((out / "features").glob("*/manifest.json")))
+    stores = tuple(
+        FeatureStore(
+            out / "features", {
+                k: v
+                for k, v in json.loads(path.read_text()).items()
+                if k not in ("format", "grid", "dtype", "source")
+            }, "fake") for path in sorted((out / "features").glob("*/manifest.json")))
     assert len(stores) == 2
-    lessons = lessons_of([made_up_room(i) for i in ("test/000", "test/001")], stores, writer, torch.device("cpu"))
+    lessons = lessons_of([made_up_room(i) for i in ("test/000", "test/001")], stores, writer,
+                         torch.device("cpu"))
     assert examine(model, lessons, tuning) == scores
 
 
@@ -66,7 +77,8 @@ def test_semantic_only_has_no_second_stream(config):
 def test_a_course_goes_on_from_one_without_a_second_stream(config, tmp_path):
     alone = replace(config, features="none", exam=False, out=tmp_path / "alone")
     take(alone)
-    first = lambda out: json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["loss"]  # noqa: E731
+    first = lambda out: json.loads(
+        (out / "metrics.jsonl").read_text().splitlines()[0])["loss"]
     take(replace(config, start=alone.out, exam=False))
     take(replace(config, exam=False, out=tmp_path / "fresh"))
     assert first(config.out) < first(tmp_path / "fresh")
@@ -131,9 +143,12 @@ def test_gates_are_counted_by_what_the_tokens_show():
     gates = np.full((1, 2, 14, 14), 0.25)
     gates[:, :, :5] = 0.75                                           # the upper third
     rows = {(r["group"], r["name"]): r for r in gate_rows([clip], gates)}
-    assert rows["frame", "upper third"]["gate_mean"] == 0.75 and rows["frame", "lower third"]["gate_mean"] == 0.25
+    assert rows["frame",
+                "upper third"]["gate_mean"] == 0.75 and rows["frame",
+                                                             "lower third"]["gate_mean"] == 0.25
     assert rows["frame", "upper third"]["tokens"] == 2 * 5 * 14
     assert {name for group, name in rows if group == "class"} == {"wall", "chair"}
     assert sum(r["tokens"] for (group, _), r in rows.items() if group == "class") == 2 * 196
     near, far = rows["distance", "1.5 to 3.0 m"], rows["distance", "over 3.0 m"]
-    assert near["tokens"] + far["tokens"] + rows.get(("distance", "under 1.5 m"), {"tokens": 0})["tokens"] == 2 * 196
+    assert near["tokens"] + far["tokens"] + rows.get(
+        ("distance", "under 1.5 m"), {"tokens": 0})["tokens"] == 2 * 196

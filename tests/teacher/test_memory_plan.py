@@ -18,11 +18,11 @@ def test_the_7b_has_the_weights_it_is_known_for():
     w, i, v, kv = 3584, 18944, 152064, 512
     layer = w * (w + 1) + 2 * kv * (w + 1) + w * w + 3 * w * i + 2 * w
     qwen = 28 * layer + 2 * v * w + w
-    assert qwen == 7_615_616_512                                            # the published checkpoint's own count
+    assert qwen == 7_615_616_512  # the published checkpoint's own count
     extra = sum(p.numel() for p in LanguageTeacher(_lm(SMALL), SHAPE, []).parameters()) - sum(
         p.numel() for p in _lm(SMALL).parameters())
     assert plan(world=8).parameters > qwen and extra > 0
-    assert plan(world=8).parameters - qwen < 0.02 * qwen                    # fusion and ground head are small
+    assert plan(world=8).parameters - qwen < 0.02 * qwen  # fusion and ground head are small
 
 
 def test_counted_activations_are_what_a_real_step_keeps():
@@ -37,13 +37,14 @@ def test_counted_activations_are_what_a_real_step_keeps():
 
 def test_what_is_shared_shrinks_and_what_is_not_stays():
     one, eight = plan(world=1, frames=4), plan(world=8, frames=4)
-    assert eight.weights == pytest.approx(one.weights * 2 / 8)              # float32 on many, bf16 on one
+    assert eight.weights == pytest.approx(one.weights * 2 / 8)  # float32 on many, bf16 on one
     assert eight.moments == pytest.approx(one.moments * 2 / 8)
     assert eight.activations == one.activations and eight.gathered > 0 == one.gathered
 
 
 def test_adapters_and_recomputing_save_what_they_should():
-    full, lora, kept = plan(frames=4, world=1), plan("lora", frames=4, world=1), plan(frames=4, world=1, again=False)
+    full, lora, kept = plan(frames=4, world=1), plan("lora", frames=4,
+                                                     world=1), plan(frames=4, world=1, again=False)
     assert lora.trained < 0.03 * full.trained and lora.moments < 0.03 * full.moments
     assert kept.activations > 5 * full.activations and kept.layer == 0 < full.layer
     assert full.total == pytest.approx(sum(getattr(full, n) for n in (
@@ -61,7 +62,8 @@ def test_launch_files_that_would_not_share_are_named(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         processes(tmp_path / "none.yaml")
     other = tmp_path / "ddp.yaml"
-    other.write_text(RECIPE.read_text().replace("distributed_type: FSDP", "distributed_type: MULTI_GPU"))
+    other.write_text(RECIPE.read_text().replace("distributed_type: FSDP",
+                                                "distributed_type: MULTI_GPU"))
     with pytest.raises(ValueError, match="expected FSDP"):
         processes(other)
     other.write_text("distributed_type: [")
@@ -70,4 +72,5 @@ def test_launch_files_that_would_not_share_are_named(tmp_path):
 
 
 def _lm(sizes):
-    return Qwen2ForCausalLM(Qwen2Config(**sizes, tie_word_embeddings=False, attn_implementation="sdpa"))
+    return Qwen2ForCausalLM(
+        Qwen2Config(**sizes, tie_word_embeddings=False, attn_implementation="sdpa"))

@@ -11,7 +11,9 @@ def test_same_loss_and_gradients_as_diffusers_processors() -> None:
     transformer = build_transformer()
     for p in transformer.parameters():  # adaLN-zero would hide the attention
         p.data += 0.05 * torch.randn_like(p)
-    loss, batch = FlowLoss(transformer).double(), [torch.randn(2, 16, 3, 8, 8).double() for _ in range(2)]
+    loss, batch = FlowLoss(transformer).double(), [
+        torch.randn(2, 16, 3, 8, 8).double() for _ in range(2)
+    ]
     batch.append(torch.rand(2).double())
     loss(*batch).backward()
     wanted = {n: p.grad.clone() for n, p in transformer.named_parameters() if p.grad is not None}

@@ -1,4 +1,5 @@
-"""Pooling before the last product gives what pooling after the block gives, on every grid, in fewer rows."""
+"""Pooling before the last product gives what pooling after the block gives, on every grid, in fewer
+rows."""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,14 @@ from teacher.towers.wan import Tap, load_wan
 
 
 def blocks(count: int, text: int = 3):
-    """(published, ours): the same random transformer of wide gates; ours knows the prompt by heart."""
+    """(published, ours): the same random transformer of wide gates; ours knows the prompt by
+    heart."""
     torch.manual_seed(5)
-    made = [WanTransformer3DModel(num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
-                                  text_dim=32, freq_dim=16, ffn_dim=64, num_layers=count).eval() for _ in range(2)]
+    made = [
+        WanTransformer3DModel(num_attention_heads=2, attention_head_dim=16, in_channels=4,
+                              out_channels=4, text_dim=32, freq_dim=16, ffn_dim=64,
+                              num_layers=count).eval() for _ in range(2)
+    ]
     made[1].load_state_dict(made[0].state_dict())
     prompt = Prompt(torch.randn(1, text, 32), text + 5)
     fuse(made[1])
@@ -32,16 +37,21 @@ def test_a_pooled_block_is_the_published_block_averaged(grid, frames):
     taken = []
     plain.blocks[0].register_forward_hook(lambda _m, _i, out: taken.append(out))
     plain(z, torch.full((2,), 300.0), padded.expand(2, -1, -1))
-    picture = taken[0].unflatten(1, (frames * high, wide)).permute(0, 3, 1, 2)       # latent frames above each other
-    wanted = torch.cat([F.adaptive_avg_pool2d(part, 14) for part in picture.unflatten(2, (frames, high)).unbind(2)])
+    # latent frames above each other
+    picture = taken[0].unflatten(1, (frames * high, wide)).permute(0, 3, 1, 2)
+    wanted = torch.cat([
+        F.adaptive_avg_pool2d(part, 14) for part in picture.unflatten(2, (frames, high)).unbind(2)
+    ])
 
     pooled = PooledBlock(ours.blocks[0], high, wide)
     with in_place_of(ours.blocks, 0, pooled):
         found = outputs(ours, [0], {"hidden_states": z, "timestep": torch.full((1,), 300.0),
                                     "encoder_hidden_states": text})
     assert ours.blocks[0] is pooled.block
-    ours_first = found[0].unflatten(0, (2, frames)).transpose(0, 1).flatten(0, 1)    # [F*N,14*14,D], as wanted's
-    torch.testing.assert_close(ours_first.transpose(1, 2).unflatten(2, (14, 14)), wanted, rtol=1e-5, atol=1e-5)
+    # [F*N,14*14,D], as wanted's
+    ours_first = found[0].unflatten(0, (2, frames)).transpose(0, 1).flatten(0, 1)
+    torch.testing.assert_close(
+        ours_first.transpose(1, 2).unflatten(2, (14, 14)), wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (15, 26), (30, 52), (9, 31)])
@@ -76,7 +86,7 @@ def test_the_last_product_meets_196_tokens_a_frame_and_only_where_there_are_more
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(F, "linear", count)
             tower.features(torch.rand(1, 2, 3, side, side))
-    assert rows == [196, 196, 100]                                                    # 28x28, 14x14, 10x10
+    assert rows == [196, 196, 100]  # 28x28, 14x14, 10x10
 
 
 def test_a_compiled_tower_pools_in_one_program_a_size(tiny_wan):
@@ -85,10 +95,10 @@ def test_a_compiled_tower_pools_in_one_program_a_size(tiny_wan):
     plain, tower = (load_wan(tiny_wan, Tap(block=1, seeds=1)) for _ in range(2))
     tower.compile(lambda graph, _inputs: seen.append(graph) or graph.forward)
     for count in (2, 3):
-        torch.testing.assert_close(tower.features(frames[:, :count]), plain.features(frames[:, :count]),
-                                   rtol=1e-4, atol=1e-5)
-    assert len(seen) == 3                                                             # the encoder, a block, the last
-    tower.features(torch.rand(1, 2, 3, 272, 240))                                     # as many tokens, other windows
+        torch.testing.assert_close(tower.features(frames[:, :count]),
+                                   plain.features(frames[:, :count]), rtol=1e-4, atol=1e-5)
+    assert len(seen) == 3  # the encoder, a block, the last
+    tower.features(torch.rand(1, 2, 3, 272, 240))  # as many tokens, other windows
     assert len(tower._pooled) == 2
     torch.testing.assert_close(tower.features(frames), plain.features(frames), rtol=1e-4, atol=1e-5)
 
@@ -97,6 +107,7 @@ def test_bf16_rounds_no_more_than_before(tiny_wan):
     frames = torch.rand(1, 2, 3, 240, 272)
     exact = load_wan(tiny_wan, Tap(block=1, seeds=1)).features(frames)
     half = load_wan(tiny_wan, Tap(block=1, seeds=1, precision="bf16")).features(frames)
-    after = load_wan(tiny_wan, Tap(block=2, seeds=1, precision="bf16")).block_features(frames, [1, 2])[0]
+    after = load_wan(tiny_wan, Tap(block=2, seeds=1,
+                                   precision="bf16")).block_features(frames, [1, 2])[0]
     error, before = ((x - exact).norm() / exact.norm() for x in (half, after))
     assert error <= 1.05 * before and before > 0

@@ -22,7 +22,8 @@ def test_world_points_are_where_the_camera_says():
     assert np.isnan(points[0, 0, 0]).all() and not np.isnan(points[1]).any()
     local = np.array([2 * (5.5 - 4) / 10, 2 * (1.5 - 3) / 10, 2])
     np.testing.assert_allclose(points[0, 1, 5], local, atol=1e-6)
-    np.testing.assert_allclose(points[1, 1, 5], [1 - local[1], 2 + local[0], 3 + local[2]], atol=1e-6)
+    np.testing.assert_allclose(points[1, 1, 5], [1 - local[1], 2 + local[0], 3 + local[2]],
+                               atol=1e-6)
 
 
 def test_a_token_is_the_mean_of_its_known_points():
@@ -61,4 +62,5 @@ def test_the_pose_free_code_tells_frames_rows_and_columns_apart():
     assert code.shape == (2, 7, 7, 36)
     flat = code.flatten(0, 2)
     assert torch.unique(flat.round(decimals=4), dim=0).shape[0] == 2 * 7 * 7
-    torch.testing.assert_close(video_position(2, 14, 36)[:, ::2, ::2], code)  # the same place, the same code
+    # the same place, the same code
+    torch.testing.assert_close(video_position(2, 14, 36)[:, ::2, ::2], code)

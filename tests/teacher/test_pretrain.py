@@ -13,8 +13,8 @@ from teacher.wan_nano.samples import write_card, write_samples
 from teacher.wan_nano.vae import build_vae, crops, reconstruction_psnr
 from tests.fakes import FakeRooms
 
-TINY = PretrainConfig(clips=3, held_out=2, frames=5, vae_steps=4, vae_batch=1, vae_crop=32, flow_steps=4, flow_batch=1,
-                      save_every=2, workers=0)
+TINY = PretrainConfig(clips=3, held_out=2, frames=5, vae_steps=4, vae_batch=1, vae_crop=32,
+                      flow_steps=4, flow_batch=1, save_every=2, workers=0)
 
 
 @pytest.fixture(autouse=True)
@@ -22,13 +22,16 @@ def small_models(monkeypatch):
     """The shipped sizes, narrowed: what is tested is the training, not its result."""
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-    monkeypatch.setattr(module, "build_vae", lambda: AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True],
-        latents_mean=[0.0] * 4, latents_std=[1.0] * 4))
-    monkeypatch.setattr(module, "build_transformer", lambda: WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, text_dim=32, freq_dim=16,
-        ffn_dim=32, num_layers=2, rope_max_seq_len=32))
-    monkeypatch.setattr("scenes.rooms.source.render_clips", lambda source, ids, workers: (source.clip(i) for i in ids))
+    monkeypatch.setattr(
+        module, "build_vae", lambda: AutoencoderKLWan(
+            base_dim=4, z_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1, temperal_downsample=
+            [False, True, True], latents_mean=[0.0] * 4, latents_std=[1.0] * 4))
+    monkeypatch.setattr(
+        module, "build_transformer", lambda: WanTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, text_dim=
+            32, freq_dim=16, ffn_dim=32, num_layers=2, rope_max_seq_len=32))
+    monkeypatch.setattr("scenes.rooms.source.render_clips", lambda source, ids, workers:
+                        (source.clip(i) for i in ids))
 
 
 def test_shipped_sizes_are_what_the_card_says():
@@ -42,7 +45,8 @@ def test_an_untrained_transformer_says_nothing_so_the_first_loss_is_the_targets_
     loss = FlowLoss(build_transformer())
     z = torch.randn(2, 16, 1, 28, 28)
     noise = torch.randn_like(z)
-    assert loss(z, noise, torch.tensor([0.2, 0.9])).item() == pytest.approx((noise - z).square().mean().item())
+    assert loss(z, noise, torch.tensor([0.2, 0.9])).item() == pytest.approx(
+        (noise - z).square().mean().item())
 
 
 def test_clips_and_single_frames_alternate_with_equal_tokens():
@@ -50,9 +54,11 @@ def test_clips_and_single_frames_alternate_with_equal_tokens():
     z, noise, t = flow_batch(clips, images, 2, seed=0, step=0)
     assert z.shape == noise.shape == (2, 4, 3, 28, 28) and (z == 0).all()
     z, noise, t = flow_batch(clips, images, 2, seed=0, step=1)
-    assert z.shape == (6, 4, 1, 28, 28) and (z == 1).all() and t.shape == (6,) and ((t > 0) & (t < 1)).all()
+    assert z.shape == (6, 4, 1, 28, 28) and (z == 1).all() and t.shape == (6, ) and ((t > 0) &
+                                                                                     (t < 1)).all()
     again = flow_batch(clips, images, 2, seed=0, step=1)
-    assert torch.equal(noise, again[1]) and not torch.equal(noise, flow_batch(clips, images, 2, 0, 3)[1])
+    assert torch.equal(noise, again[1]) and not torch.equal(noise,
+                                                            flow_batch(clips, images, 2, 0, 3)[1])
 
 
 def test_crops_depend_on_the_step_alone():
@@ -60,7 +66,8 @@ def test_crops_depend_on_the_step_alone():
     stream = crops(frames, 3, 32, seed=1)
     first, second = next(stream), next(stream)
     assert first.shape == (3, 5, 3, 32, 32)
-    assert torch.equal(next(crops(frames, 3, 32, seed=1, start=1)), second) and not torch.equal(first, second)
+    assert torch.equal(next(crops(frames, 3, 32, seed=1, start=1)),
+                       second) and not torch.equal(first, second)
 
 
 def test_psnr_of_a_known_error():
@@ -78,7 +85,8 @@ def test_psnr_of_a_known_error():
 
     frames = torch.randint(255, (2, 1, 3, 8, 8), dtype=torch.uint8)
     found = reconstruction_psnr(Shifted(), frames, torch.device("cpu"))
-    torch.testing.assert_close(found, torch.full((2,), 20.0), atol=1e-3, rtol=0)  # 10 log10(4 / .04)
+    # 10 log10(4 / .04)
+    torch.testing.assert_close(found, torch.full((2,), 20.0), atol=1e-3, rtol=0)
 
 
 def test_sampling_follows_the_velocity_to_the_data():
@@ -99,12 +107,15 @@ def test_pretraining_writes_a_generator_that_loads_with_its_card_and_samples(tmp
     rooms = FakeRooms(train=3, test=2, frames=5)
     config = replace(TINY, out=tmp_path / "nano")
     folder = pretrain(config, rooms)
-    assert load_wan(folder, Tap(block=1, seeds=1)).features(torch.rand(1, 1, 3, 224, 224)).shape == (1, 1, 32, 14, 14)
+    assert load_wan(folder, Tap(block=1,
+                                seeds=1)).features(torch.rand(1, 1, 3, 224,
+                                                              224)).shape == (1, 1, 32, 14, 14)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {r["stage"] for r in rows} == {"vae", "flow"} and any("psnr_db_mean" in r for r in rows)
     write_samples(folder, rooms, config, rows=1)
     write_card(folder, config)
-    assert (folder / "samples.png").stat().st_size > 1000 and "dB" in (folder / "README.md").read_text()
+    assert (folder / "samples.png").stat().st_size > 1000 and "dB" in (folder /
+                                                                       "README.md").read_text()
 
 
 def test_a_generator_is_gone_on_from_and_says_so(tmp_path):
@@ -116,7 +127,8 @@ def test_a_generator_is_gone_on_from_and_says_so(tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
     a, b = (json.loads((f / "vae" / "config.json").read_text()) for f in (first, second))
     assert a["latents_mean"] == b["latents_mean"] != [0.0] * 4
-    a, b = (load_file(f / "transformer" / "diffusion_pytorch_model.safetensors") for f in (first, second))
+    a, b = (load_file(f / "transformer" / "diffusion_pytorch_model.safetensors")
+            for f in (first, second))
     moved = max((a[k].float() - b[k].float()).abs().max() for k in a)
     assert 0 < moved < 0.05  # six steps away, not a new start: a fresh draw is 0.1 and more away
     write_card(second, config)
@@ -135,7 +147,7 @@ def test_more_tokens_see_more_noise_and_the_ends_stay():
     t = torch.linspace(0, 1, 11)
     assert torch.equal(shifted(t, (1, 16, 16)), t)                       # 64 tokens
     frame, clip = shifted(t, (1, 28, 28)), shifted(t, (3, 28, 28))       # 196 and 588
-    assert frame[5].item() == pytest.approx(1.75 / 2.75)                 # sqrt(196/64) = 1.75 in the odds of t
+    assert frame[5].item() == pytest.approx(1.75 / 2.75)  # sqrt(196/64) = 1.75 in the odds of t
     assert (clip[1:-1] > frame[1:-1]).all() and (frame[1:-1] > t[1:-1]).all()
     assert frame[[0, -1]].tolist() == clip[[0, -1]].tolist() == [0, 1]
 
@@ -156,8 +168,9 @@ def test_a_killed_pretraining_resumes_to_the_same_weights(tmp_path, monkeypatch)
     monkeypatch.setattr(module, "save_checkpoint", saved)
     resumed = pretrain(replace(TINY, out=tmp_path / "b"), rooms)
     frames = torch.rand(1, 1, 3, 224, 224)
-    torch.testing.assert_close(*(load_wan(f, Tap(block=1, seeds=1)).features(frames) for f in (whole, resumed)),
-                               rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        *(load_wan(f, Tap(block=1, seeds=1)).features(frames) for f in (whole, resumed)), rtol=1e-3,
+        atol=1e-3)
 
 
 def test_a_clip_length_the_vae_would_cut_is_refused():

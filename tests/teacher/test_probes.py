@@ -6,7 +6,8 @@ from tests.fakes import FakeRooms
 
 def sets(count=8):
     rooms = FakeRooms(train=count, test=4, frames=5)
-    return tuple(probe_set([rooms.clip(i) for i in rooms.ids(s)], [0, 4]) for s in ("train", "test"))
+    return tuple(
+        probe_set([rooms.clip(i) for i in rooms.ids(s)], [0, 4]) for s in ("train", "test"))
 
 
 def test_matches_follow_the_camera():
@@ -14,9 +15,9 @@ def test_matches_follow_the_camera():
     found = true_matches(clip, 0, 8).reshape(14, 14)
     assert (found >= 0).sum() > 50
     rows, columns = (found >= 0).nonzero()
-    assert (found[rows, columns] // 14 == rows).all()                      # nothing moves up or down
+    assert (found[rows, columns] // 14 == rows).all()  # nothing moves up or down
     assert (found[rows, columns] % 14 < columns).all()                     # everything moves left
-    assert (true_matches(clip, 3, 3) == -1).all()                          # what did not move proves nothing
+    assert (true_matches(clip, 3, 3) == -1).all()  # what did not move proves nothing
 
 
 def test_hidden_tokens_have_no_match():
@@ -28,7 +29,10 @@ def test_hidden_tokens_have_no_match():
 
 def test_features_that_hold_the_answer_probe_near_one_and_noise_near_nothing():
     train, test = sets()
-    answers = [torch.cat([s.depth.log()[:, :, None], s.normals], 2).repeat(1, 1, 4, 1, 1) for s in (train, test)]
+    answers = [
+        torch.cat([s.depth.log()[:, :, None], s.normals], 2).repeat(1, 1, 4, 1, 1)
+        for s in (train, test)
+    ]
     good = probe(train, test, *[a + 0.01 * torch.randn_like(a) for a in answers])
     noise = probe(train, test, *[torch.randn(len(s.frames), 2, 16, 14, 14) for s in (train, test)])
     assert good["depth_r2_ridge"] > 0.95 and good["depth_r2_mlp"] > 0.9 and good["normal_cos"] > 0.98

@@ -8,12 +8,20 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 
 from teacher.cli import VERBS
-from teacher.towers.prompt import PADDED_TO, Prompt, export_prompt, fix_prompt, load_prompt, save_prompt
+from teacher.towers.prompt import (
+    PADDED_TO,
+    Prompt,
+    export_prompt,
+    fix_prompt,
+    load_prompt,
+    save_prompt,
+)
 from teacher.towers.wan import Tap, load_wan
 from tests.fakes import save_tiny_text_encoder
 
 
-def test_the_exported_prompt_is_the_encoder_s_word_for_nothing_at_its_true_length(tiny_wan, tmp_path):
+def test_the_exported_prompt_is_the_encoder_s_word_for_nothing_at_its_true_length(
+        tiny_wan, tmp_path):
     from transformers import UMT5EncoderModel
 
     folder = save_tiny_text_encoder(shutil.copytree(tiny_wan, tmp_path / "wan"))
@@ -22,7 +30,8 @@ def test_the_exported_prompt_is_the_encoder_s_word_for_nothing_at_its_true_lengt
     encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.bfloat16).eval()
     wanted = encoder(torch.tensor([[1]])).last_hidden_state.float()          # </s> alone
     torch.testing.assert_close(prompt.embedding, wanted)
-    assert prompt.length == PADDED_TO and prompt.padded().shape == (1, 512, 32) and not prompt.padded()[:, 1:].any()
+    assert prompt.length == PADDED_TO and prompt.padded().shape == (
+        1, 512, 32) and not prompt.padded()[:, 1:].any()
     shutil.copy(out, folder / "prompt.safetensors")
     shutil.rmtree(folder / "text_encoder")
     tower = load_wan(folder, Tap(block=0, seeds=1))
@@ -30,14 +39,18 @@ def test_the_exported_prompt_is_the_encoder_s_word_for_nothing_at_its_true_lengt
 
 
 def test_clip_s_padding_is_part_of_its_prompt(tmp_path):
-    prompt = load_prompt(export_prompt(str(save_tiny_text_encoder(tmp_path, 16, "clip")), tmp_path / "p.safetensors"))
+    prompt = load_prompt(
+        export_prompt(str(save_tiny_text_encoder(tmp_path, 16, "clip")),
+                      tmp_path / "p.safetensors"))
     assert prompt.embedding.shape == (1, 7, 16) and prompt.length == 7
 
 
 def test_the_prompt_verb_writes_where_the_extraction_looks(tiny_wan, tmp_path, capsys):
     folder = save_tiny_text_encoder(shutil.copytree(tiny_wan, tmp_path / "wan"))
     (folder / "prompt.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"has no prompt\.safetensors .* export it once with: vega3d teacher prompt"):
+    with pytest.raises(
+            ValueError,
+            match=r"has no prompt\.safetensors .* export it once with: vega3d teacher prompt"):
         load_wan(folder, Tap(block=0))
     VERBS["prompt"](str(folder))
     assert str(folder / "prompt.safetensors") in capsys.readouterr().out
@@ -47,7 +60,8 @@ def test_the_prompt_verb_writes_where_the_extraction_looks(tiny_wan, tmp_path, c
 
 
 def test_a_folder_without_a_text_encoder_is_one_line(tiny_wan, tmp_path):
-    with pytest.raises(ValueError, match="no tokenizer/ and text_encoder/ to export the prompt from") as said:
+    with pytest.raises(ValueError,
+                       match="no tokenizer/ and text_encoder/ to export the prompt from") as said:
         export_prompt(str(tiny_wan), tmp_path / "prompt.safetensors")
     assert "\n" not in str(said.value)
 
@@ -55,8 +69,9 @@ def test_a_folder_without_a_text_encoder_is_one_line(tiny_wan, tmp_path):
 @pytest.mark.parametrize(("long", "length"), [(1, 1), (1, 512), (3, 3), (3, 512), (511, 512)])
 def test_keys_computed_once_give_the_whole_padded_prompt_s_features(long, length):
     torch.manual_seed(3)
-    model = WanTransformer3DModel(num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
-                                  text_dim=32, freq_dim=16, ffn_dim=64, num_layers=2, rope_max_seq_len=32).eval()
+    model = WanTransformer3DModel(num_attention_heads=2, attention_head_dim=16, in_channels=4,
+                                  out_channels=4, text_dim=32, freq_dim=16, ffn_dim=64,
+                                  num_layers=2, rope_max_seq_len=32).eval()
     prompt = Prompt(2 * torch.randn(1, long, 32), length)
     z = torch.randn(2, 4, 1, 8, 8)
     inputs = {"hidden_states": z, "timestep": torch.tensor([300.0, 300.0]), "return_dict": False}
@@ -67,7 +82,7 @@ def test_keys_computed_once_give_the_whole_padded_prompt_s_features(long, length
         again = model(encoder_hidden_states=torch.zeros(2, 1, 32), **inputs)[0]
     assert fixed.shape == (1, 1, 32)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(again, found)                                 # what is passed is no longer read
+    torch.testing.assert_close(again, found)  # what is passed is no longer read
 
 
 def test_a_file_that_is_no_prompt_is_named(tmp_path):
@@ -81,4 +96,5 @@ def test_a_file_that_is_no_prompt_is_named(tmp_path):
 def test_padding_is_not_a_free_choice():
     embedding = torch.randn(1, 1, 8)
     padded = Prompt(embedding, 4).padded()
-    assert torch.equal(padded, F.pad(embedding, (0, 0, 0, 3))) and Prompt(embedding, 1).padded().shape == (1, 1, 8)
+    assert torch.equal(padded, F.pad(embedding, (0, 0, 0, 3))) and Prompt(
+        embedding, 1).padded().shape == (1, 1, 8)

@@ -1,4 +1,5 @@
-"""Frames of any size: resized whole, or squashed and cropped as the released code does; and its clock."""
+"""Frames of any size: resized whole, or squashed and cropped as the released code does; and its
+clock."""
 import shutil
 
 import pytest
@@ -22,7 +23,8 @@ def test_a_registered_frame_is_whole_and_one_that_fits_is_untouched():
     left_white = torch.zeros(1, 3, 100, 200)
     left_white[..., :100] = 1
     out = registered(left_white, 112, 16)
-    assert out.shape == (1, 3, 112, 224) and out[..., :104].min() > 0.99 and out[..., 120:].max() < 0.01
+    assert out.shape == (1, 3, 112, 224) and out[..., :104].min() > 0.99 and out[...,
+                                                                                 120:].max() < 0.01
     fits = torch.rand(1, 3, 32, 48)
     assert registered(fits, None, 16) is fits
 
@@ -51,11 +53,12 @@ def test_the_clock_is_k_itself_and_in_paper_geometry_the_released_scheduler_s_pa
     scheduler = UniPCMultistepScheduler(num_train_timesteps=1000, prediction_type="flow_prediction",
                                         use_flow_sigmas=True, flow_shift=5.0)
     scheduler.set_timesteps(1000)
-    for k in (0, 50, 300, 700, 1000):                                   # diffusers' list is offset by up to a step
+    for k in (0, 50, 300, 700, 1000):  # diffusers' list is offset by up to a step
         i = (scheduler.timesteps - k).abs().argmin()
         timestep, sigma = paper_time(k)
-        assert abs(timestep - scheduler.timesteps[i]) <= 5 and abs(sigma - scheduler.sigmas[i]) <= 0.005
-        assert 0 <= 1000 * sigma - timestep < 1                         # the clock is the noise share, truncated
+        assert abs(timestep - scheduler.timesteps[i]) <= 5 and abs(sigma -
+                                                                   scheduler.sigmas[i]) <= 0.005
+        assert 0 <= 1000 * sigma - timestep < 1  # the clock is the noise share, truncated
 
 
 def test_frames_of_any_size_become_14x14_tokens(tiny_wan):
@@ -81,9 +84,12 @@ def test_paper_geometry_refuses_other_sizes():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_paper_geometry_gives_the_released_path_s_features(tiny_wan, tmp_path, monkeypatch, precision):
-    """The released way, step by step: frames through the 3D VAE one by one, all blocks, prompt padded to 512."""
-    monkeypatch.setattr("teacher.towers.resize.PAPER_SIZES", {720: (64, 112)})  # the true size costs minutes here
+def test_paper_geometry_gives_the_released_path_s_features(tiny_wan, tmp_path, monkeypatch,
+                                                           precision):
+    """The released way, step by step: frames through the 3D VAE one by one, all blocks, prompt
+    padded to 512."""
+    # the true size costs minutes here
+    monkeypatch.setattr("teacher.towers.resize.PAPER_SIZES", {720: (64, 112)})
     folder = shutil.copytree(tiny_wan, tmp_path / "wan")
     prompt = Prompt(torch.randn(1, 1, 32), 512)
     save_prompt(prompt, folder / "prompt.safetensors")
@@ -92,8 +98,10 @@ def test_paper_geometry_gives_the_released_path_s_features(tiny_wan, tmp_path, m
     full = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
     square = F.interpolate(frames, (384, 384), mode="bicubic", antialias=True).clamp(0, 1)
     x = F.interpolate(square, (112, 112), mode="bilinear")[:, :, 24:88] * 2 - 1
-    z = torch.cat([(vae.encode(one[None, :, None]).latent_dist.mode() - 0.1) / 0.5 for one in x])  # [3,4,1,8,14]
-    noise = torch.stack([torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(i)) for i in range(3)])
+    z = torch.cat([(vae.encode(one[None, :, None]).latent_dist.mode() - 0.1) / 0.5
+                   for one in x])  # [3,4,1,8,14]
+    noise = torch.stack(
+        [torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(i)) for i in range(3)])
     sigma, taken = paper_time(300)[1], []
     full.blocks[1].register_forward_hook(lambda m, i, out: taken.append(out))
     with torch.inference_mode():

@@ -6,8 +6,10 @@ from transformers import SiglipConfig, SiglipModel, SiglipVisionConfig, SiglipVi
 
 from teacher.towers.siglip import load_siglip
 
-SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
-         "image_size": 42, "patch_size": 14}
+SIZES = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "image_size": 42, "patch_size": 14
+}
 
 
 def save_tiny(folder, whole: bool):
@@ -23,11 +25,12 @@ def save_tiny(folder, whole: bool):
     return model.vision_model
 
 
-@pytest.mark.parametrize("whole", [False, True])  # a vision tower alone, and the published image-and-text model
+# a vision tower alone, and the published image-and-text model
+@pytest.mark.parametrize("whole", [False, True])
 def test_features_are_the_last_layer_but_one(tmp_path, whole):
     model = save_tiny(tmp_path, whole).eval()
     tower = load_siglip(str(tmp_path))
-    frames = torch.rand(2, 3, 3, 42, 42)                          # the tower's own size: nothing is resized
+    frames = torch.rand(2, 3, 3, 42, 42)  # the tower's own size: nothing is resized
     got = tower.features(frames)
     assert got.shape == (2, 3, 16, 14, 14) and tower.dim == 16
     with torch.no_grad():

@@ -11,16 +11,20 @@ from tests.teacher.test_towers import save_encoder
 
 
 def test_the_probe_has_a_row_for_every_tap_control_and_other_tower(tiny_wan, tmp_path, monkeypatch):
-    monkeypatch.setattr("teacher.probing.probes._mlp", lambda x, y, x_test, seed: torch.zeros(len(x_test), 4))  # seconds each
+    # seconds each
+    monkeypatch.setattr("teacher.probing.probes._mlp",
+                        lambda x, y, x_test, seed: torch.zeros(len(x_test), 4))
     also = f"dinov2:{save_encoder('dinov2', tmp_path / 'dino')}"
-    config = ProbeConfig(generator=tiny_wan, clips=2, modes=("image",), levels=(200,), averaged=2, also=(also,),
-                         device="cpu")
+    config = ProbeConfig(generator=tiny_wan, clips=2, modes=("image", ), levels=(200, ), averaged=2,
+                         also=(also, ), device="cpu")
     rows = probe_grid(config, FakeRooms(val=2, test=2, frames=5))
     names = [row["features"] for row in rows]
     assert names[:4] == ["position only", "rgb patches", "vae latents", "dinov2"]
     taps = [r for r in rows if r["features"] == "generator, image"]
     assert [r["block"] for r in taps if r["seeds"] == 1] == [0, 1, 2]
-    corr = {"corr_x100", "corr_random_x100", "corr_std_x100", "corr_auc", "corr_std_auc", "corr_pck"}
+    corr = {
+        "corr_x100", "corr_random_x100", "corr_std_x100", "corr_auc", "corr_std_auc", "corr_pck"
+    }
     for row in rows:
         assert corr <= set(row)
         assert all(row[c] is None for c in corr) == (row["features"] == "position only")
@@ -32,5 +36,7 @@ def test_the_probe_has_a_row_for_every_tap_control_and_other_tower(tiny_wan, tmp
 
 @pytest.mark.parametrize("name", ["dinov2", "vgg:/tmp", "dinov2:"])
 def test_another_tower_is_kind_and_folder(name):
-    with pytest.raises(ValueError, match="expected KIND:FOLDER with KIND one of dinov2, dinov3, vjepa2, unet, svd, c"):
+    with pytest.raises(
+            ValueError,
+            match="expected KIND:FOLDER with KIND one of dinov2, dinov3, vjepa2, unet, svd, c"):
         open_other(name)

@@ -1,4 +1,5 @@
-"""The search for a tap: ranks that follow the evidence, intervals that cover it, and a search that survives a kill."""
+"""The search for a tap: ranks that follow the evidence, intervals that cover it, and a search that
+survives a kill."""
 import json
 from pathlib import Path
 
@@ -11,7 +12,14 @@ from distill.config import TeacherConfig, load_config
 from teacher.cli import VERBS
 from teacher.probing import probes, tap_search
 from teacher.probing.correspondence import noise_snr
-from teacher.probing.tap_search import SearchConfig, chosen_tap, noise_sums, rank, save_tap, tap_file
+from teacher.probing.tap_search import (
+    SearchConfig,
+    chosen_tap,
+    noise_sums,
+    rank,
+    save_tap,
+    tap_file,
+)
 from teacher.towers.wan import Tap
 from tests.fakes import FakeRooms, save_tiny_wan
 
@@ -24,32 +32,44 @@ def clips(split):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr("teacher.probing.probes._mlp", lambda x, y, x_test, seed: torch.zeros(len(x_test), 4))  # seconds each
+    # seconds each
+    monkeypatch.setattr("teacher.probing.probes._mlp",
+                        lambda x, y, x_test, seed: torch.zeros(len(x_test), 4))
 
 
 def made_up(errors, clips=40, seed=0):
-    """Sums of taps whose probes err by `errors` (share of the variance) on average, each clip differently."""
+    """Sums of taps whose probes err by `errors` (share of the variance) on average, each clip
+    differently."""
     rng = np.random.default_rng(seed)
     hardness = rng.uniform(0.5, 1.5, clips)
     ones = np.ones(clips)
-    plain = {"tokens": 100 * ones, "depth": 0 * ones, "depth_square": 100 * ones, "near": 50 * ones,
-             "normal_cos": 80 * ones, "xyz_square": 300 * ones, "x": 0 * ones, "y": 0 * ones, "z": 0 * ones,
-             "signal": 10 * ones, "noise": ones} | {
-        f"corr_{s}{k}": ones for s in ("", "std_") for k in ("same", "same_pairs", "other", "other_pairs", "auc",
-                                                            "auc_clips")} | {"corr_right": ones, "corr_asked": ones}
-    return {("image", 100 * (i + 1), 4): plain | {name: hardness * error * size * rng.uniform(0.8, 1.2, clips)
-            for name, size in (("ridge_error", 100), ("mlp_error", 100), ("xyz_error", 300))}
+    plain = {
+        "tokens": 100 * ones, "depth": 0 * ones, "depth_square": 100 * ones, "near": 50 * ones,
+        "normal_cos": 80 * ones, "xyz_square": 300 * ones, "x": 0 * ones, "y": 0 * ones,
+        "z": 0 * ones, "signal": 10 * ones, "noise": ones
+    } | {
+        f"corr_{s}{k}": ones
+        for s in ("", "std_")
+        for k in ("same", "same_pairs", "other", "other_pairs", "auc", "auc_clips")
+    } | {"corr_right": ones, "corr_asked": ones}
+    return {("image", 100 * (i + 1), 4): plain | {
+                name: hardness * error * size * rng.uniform(0.8, 1.2, clips)
+                for name, size in (("ridge_error", 100), ("mlp_error", 100), ("xyz_error", 300))
+            }
             for i, error in enumerate(errors)}
 
 
 def test_the_tap_that_errs_least_comes_first_and_its_interval_holds_the_truth():
     found = rank(made_up([0.6, 0.2, 0.4]), SearchConfig(resamples=300))
-    assert [row["t"] for row in found.rows] == [0.2, 0.3, 0.1] and [row["rank"] for row in found.rows] == [1, 2, 3]
+    assert [row["t"]
+            for row in found.rows] == [0.2, 0.3, 0.1] and [row["rank"]
+                                                           for row in found.rows] == [1, 2, 3]
     assert found.best == Tap(block=4, k=200)
     for row, error in zip(found.rows, (0.2, 0.4, 0.6), strict=True):
         assert row["depth_r2_mlp_low"] < 1 - error < row["depth_r2_mlp_high"]
         assert row["depth_r2_mlp_high"] - row["depth_r2_mlp_low"] < 0.4 * error
-    assert found.rows[0]["first_share"] == 1 and found.rows[0]["score"] == 100 and found.rows[2]["score"] == 0
+    assert found.rows[0]["first_share"] == 1 and found.rows[0]["score"] == 100 and found.rows[2][
+        "score"] == 0
 
 
 def test_equals_share_the_first_place_and_more_clips_narrow_the_interval():
@@ -65,16 +85,21 @@ def test_equals_share_the_first_place_and_more_clips_narrow_the_interval():
 def test_what_decides_is_a_choice_and_unknown_columns_are_refused():
     taps = made_up([0.2, 0.6])
     taps["image", 200, 4]["noise"] = taps["image", 200, 4]["noise"] / 10
-    assert rank(taps, SearchConfig()).best.k == 100 and rank(taps, SearchConfig(by=("snr",))).best.k == 200
+    assert rank(taps, SearchConfig()).best.k == 100 and rank(
+        taps, SearchConfig(by=("snr", ))).best.k == 200
     assert set(tap_search.COLUMNS) < set(rank(taps, SearchConfig()).rows[0])
     linear = {tap: {k: v for k, v in found.items() if k not in ("mlp_error", "near", "normal_cos")}
               for tap, found in taps.items()}
     found = rank(linear, SearchConfig(mlp=False))
-    assert found.best.k == 100 and "depth_r2_mlp" not in found.rows[0] and found.rows[0]["first_share"] == 1
-    with pytest.raises(ValueError, match="no column normal_cos; there are: depth_r2_ridge, xyz_r2_ridge, corr_std"):
+    assert found.best.k == 100 and "depth_r2_mlp" not in found.rows[0] and found.rows[0][
+        "first_share"] == 1
+    with pytest.raises(
+            ValueError,
+            match="no column normal_cos; there are: depth_r2_ridge, xyz_r2_ridge, corr_std"):
         SearchConfig(mlp=False, by=("normal_cos",))
-    for bad, said in (({"by": ("depht",)}, "no column depht; there are: depth_r2_ridge"), ({"clips": 1}, "at least 2"),
-                      ({"modes": ()}, "one mode"), ({"levels": ()}, "one level"), ({"levels": (1001,)}, "level 1001")):
+    for bad, said in (({"by": ("depht", )}, "no column depht; there are: depth_r2_ridge"),
+                      ({"clips": 1}, "at least 2"), ({"modes": ()}, "one mode"), ({"levels":
+                          ()}, "one level"), ({"levels": (1001, )}, "level 1001")):
         with pytest.raises(ValueError, match=said):
             SearchConfig(**bad)
 
@@ -96,14 +121,17 @@ def test_probe_sums_of_all_clips_give_the_probe_s_own_scores(quick):
     whole = probes.probe(train, test, *x)
     for name, value in probes.scores({k: v.sum() for k, v in parts.items()}).items():
         assert value == pytest.approx(whole[name], nan_ok=True)
-    truth, guess = test.depth.log().flatten(), torch.full((test.depth.numel(),), float(test.depth.log().mean()))
+    truth, guess = test.depth.log().flatten(), torch.full((test.depth.numel(), ),
+                                                          float(test.depth.log().mean()))
     constant = dict(parts, ridge_error=((guess - truth) ** 2).view(3, -1).sum(1).numpy())
-    assert probes.scores({k: v.sum() for k, v in constant.items()})["depth_r2_ridge"] == pytest.approx(0, abs=1e-5)
+    assert probes.scores({k: v.sum()
+                          for k, v in constant.items()
+                          })["depth_r2_ridge"] == pytest.approx(0, abs=1e-5)
 
 
 def test_a_killed_search_goes_on_and_ends_alike(tiny_wan, tmp_path, monkeypatch, quick):
-    config = SearchConfig(generator=str(tiny_wan), levels=(100, 800), modes=("image",), clips=2, resamples=20,
-                          device="cpu")
+    config = SearchConfig(generator=str(tiny_wan), levels=(100, 800), modes=("image", ), clips=2,
+                          resamples=20, device="cpu")
     whole = tap_search.search(config, clips, "k", tmp_path / "whole")
     assert len(whole.rows) == 6 and {row["block"] for row in whole.rows} == {0, 1, 2}
     real, calls = tap_search._read_taps, []
@@ -119,8 +147,9 @@ def test_a_killed_search_goes_on_and_ends_alike(tiny_wan, tmp_path, monkeypatch,
         tap_search.search(config, clips, "k", tmp_path / "half")
     files = list((tmp_path / "half").iterdir())
     assert len(files) == 1 and not files[0].name.startswith(".")
-    assert tap_search.search(config, clips, "k", tmp_path / "half") == whole and calls == [100, 800, 800]
-    files[0].write_bytes(files[0].read_bytes()[:99])                       # a damaged one is made again
+    assert tap_search.search(config, clips, "k",
+                             tmp_path / "half") == whole and calls == [100, 800, 800]
+    files[0].write_bytes(files[0].read_bytes()[:99])  # a damaged one is made again
     assert tap_search.search(config, clips, "k", tmp_path / "half") == whole and calls[3:] == [100]
     tap_search.search(config, clips, "other clips", tmp_path / "half")
     assert len(calls) == 6
@@ -128,24 +157,29 @@ def test_a_killed_search_goes_on_and_ends_alike(tiny_wan, tmp_path, monkeypatch,
 
 def test_the_verb_writes_rows_picture_and_the_tap_that_auto_uses(tmp_path, monkeypatch, quick):
     folder = save_tiny_wan(tmp_path / "wan")
-    monkeypatch.setattr("scenes.rooms.source.render_clips", lambda source, ids, workers: clips(ids[0].split("/")[0]))
-    with pytest.raises(ValueError, match=r"no tap was chosen .* run: vega3d teacher search --generator"):
+    monkeypatch.setattr("scenes.rooms.source.render_clips",
+                        lambda source, ids, workers: clips(ids[0].split("/")[0]))
+    with pytest.raises(ValueError,
+                       match=r"no tap was chosen .* run: vega3d teacher search --generator"):
         chosen_tap(str(folder), Tap())
-    config = SearchConfig(generator=str(folder), levels=(700,), modes=("video",), clips=2, resamples=20, mlp=False,
-                          device="cpu")
+    config = SearchConfig(generator=str(folder), levels=(700, ), modes=("video", ), clips=2,
+                          resamples=20, mlp=False, device="cpu")
     VERBS["search"](config, out=tmp_path / "tap_search.json", work=tmp_path / "work")
     rows = json.loads((tmp_path / "tap_search.json").read_text())["rows"]
     assert len(rows) == 3 and (tmp_path / "tap_search.png").stat().st_size > 1000
     assert tap_file(folder) == folder / "tap.yaml"
     tap = chosen_tap(str(folder), Tap(seeds=2))
     assert tap == Tap(block=rows[0]["block"], k=700, frames="video", seeds=2)
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"teacher": {"generator": str(folder), "tap": "auto"}}))
-    assert load_config(tmp_path / "run.yaml").teacher == TeacherConfig(str(folder), Tap(rows[0]["block"], 700, "video"))
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump({"teacher": {"generator": str(folder), "tap": "auto"}}))
+    assert load_config(tmp_path / "run.yaml").teacher == TeacherConfig(
+        str(folder), Tap(rows[0]["block"], 700, "video"))
 
 
 def test_a_tap_file_that_is_none_is_named(tmp_path):
     save_tap(Tap(block=6, k=300), tmp_path / "tap.yaml")
-    assert yaml.safe_load((tmp_path / "tap.yaml").read_text()) == {"block": 6, "k": 300, "frames": "image"}
+    assert yaml.safe_load(
+        (tmp_path / "tap.yaml").read_text()) == {"block": 6, "k": 300, "frames": "image"}
     for text in ("block: 1", ": :", "[1, 2]"):
         (tmp_path / "tap.yaml").write_text(text)
         with pytest.raises(ValueError, match=r"tap\.yaml: not a chosen tap"):
@@ -153,6 +187,8 @@ def test_a_tap_file_that_is_none_is_named(tmp_path):
 
 
 def test_the_shipped_default_is_what_the_committed_search_put_first():
-    best = json.loads((Path(__file__).parents[2] / "bench/results/tap_search.json").read_text())["rows"][0]
-    assert (best["rank"], best["block"], best["t"], best["mode"]) == (1, Tap().block, Tap().k / 1000, Tap().frames)
+    best = json.loads(
+        (Path(__file__).parents[2] / "bench/results/tap_search.json").read_text())["rows"][0]
+    assert (best["rank"], best["block"], best["t"], best["mode"]) == (1, Tap().block,
+                                                                      Tap().k / 1000, Tap().frames)
     assert chosen_tap("wan-nano", Tap()) == Tap()

@@ -35,14 +35,17 @@ def save_encoder(kind, folder):
     if kind == "dinov2":
         model = Dinov2Model(Dinov2Config(**SMALL, image_size=224, patch_size=14))
     elif kind == "dinov3":
-        model = DINOv3ViTModel(DINOv3ViTConfig(**SMALL, intermediate_size=32, image_size=224, patch_size=16,
-                                               num_register_tokens=4))
+        model = DINOv3ViTModel(
+            DINOv3ViTConfig(**SMALL, intermediate_size=32, image_size=224, patch_size=16,
+                            num_register_tokens=4))
     else:
-        model = VJEPA2Model(VJEPA2Config(**SMALL, crop_size=64, patch_size=16, frames_per_clip=4, tubelet_size=2,
-                                         pred_hidden_size=16, pred_num_attention_heads=2, pred_num_hidden_layers=1,
-                                         mlp_ratio=2))
+        model = VJEPA2Model(
+            VJEPA2Config(**SMALL, crop_size=64, patch_size=16, frames_per_clip=4, tubelet_size=2,
+                         pred_hidden_size=16, pred_num_attention_heads=2, pred_num_hidden_layers=1,
+                         mlp_ratio=2))
     model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
     return folder
 
 
@@ -51,18 +54,23 @@ def save_diffusion(kind, folder, rotary=True):
     schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     schedule.save_pretrained(folder / "scheduler")
     if kind == "unet":
-        AutoencoderKL(block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4,
-                      up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4).save_pretrained(folder / "vae")
-        UNet2DConditionModel(block_out_channels=(16, 16, 32), norm_num_groups=8, attention_head_dim=8,
-                             down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-                             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-                             layers_per_block=1, cross_attention_dim=16).save_pretrained(folder / "unet")
+        AutoencoderKL(block_out_channels=(8, 8, 8, 8),
+                      down_block_types=("DownEncoderBlock2D", ) * 4,
+                      up_block_types=("UpDecoderBlock2D", ) * 4,
+                      norm_num_groups=4).save_pretrained(folder / "vae")
+        UNet2DConditionModel(
+            block_out_channels=(16, 16, 32), norm_num_groups=8, attention_head_dim=8,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1, cross_attention_dim=16).save_pretrained(folder / "unet")
     else:
-        AutoencoderKLCogVideoX(block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1,
+        AutoencoderKLCogVideoX(block_out_channels=(8, 8, 8, 8), latent_channels=4,
+                               layers_per_block=1,
                                norm_num_groups=4).save_pretrained(folder / "vae")
-        CogVideoXTransformer3DModel(num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
-                                    time_embed_dim=8, text_embed_dim=16, num_layers=3, max_text_seq_length=8,
-                                    use_rotary_positional_embeddings=rotary).save_pretrained(folder / "transformer")
+        CogVideoXTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
+            time_embed_dim=8, text_embed_dim=16, num_layers=3, max_text_seq_length=8,
+            use_rotary_positional_embeddings=rotary).save_pretrained(folder / "transformer")
     save_prompt(Prompt(torch.randn(1, 2, 16), 8), folder / "prompt.safetensors")
     return folder
 
@@ -71,8 +79,10 @@ def save_diffusion(kind, folder, rotary=True):
 def test_an_encoder_gives_14x14_tokens_of_each_frame_alone(kind, tmp_path):
     tower = load_encoder(kind, save_encoder(kind, tmp_path))
     features = tower.features(FRAMES)
-    assert isinstance(tower, ImageTower) and features.shape == (2, 2, 16, 14, 14) and tower.dim == 16
-    torch.testing.assert_close(tower.features(FRAMES[1:, 1:]), features[1:, 1:], rtol=1e-4, atol=1e-5)
+    assert isinstance(tower,
+                      ImageTower) and features.shape == (2, 2, 16, 14, 14) and tower.dim == 16
+    torch.testing.assert_close(tower.features(FRAMES[1:, 1:]), features[1:, 1:], rtol=1e-4,
+                               atol=1e-5)
     assert tower.features(torch.rand(1, 1, 3, 120, 200)).shape == (1, 1, 16, 14, 14)
     assert tower.spec["mean"] == [0.5] * 3 and spec_digest(tower.spec) != spec_digest(
         load_encoder(kind, tmp_path, side=448).spec)
@@ -107,7 +117,8 @@ def test_the_unet_is_read_where_it_enters_the_middle_block(tmp_path):
     taken = []
     tower.net.mid_block.register_forward_pre_hook(lambda m, args: taken.append(args[0]))
     with torch.inference_mode():
-        tower.net(schedule.add_noise(z, noise, torch.tensor([250])), torch.tensor([250]), tower.prompt.padded())
+        tower.net(schedule.add_noise(z, noise, torch.tensor([250])), torch.tensor([250]),
+                  tower.prompt.padded())
     assert taken[0].shape == (1, 32, 7, 7)
     wanted = F.adaptive_avg_pool2d(taken[0], (14, 14))
     torch.testing.assert_close(tower.features(FRAMES[:1, :1])[0], wanted, rtol=1e-4, atol=1e-5)

@@ -14,7 +14,8 @@ FRAMES = torch.rand(2, 5, 3, 224, 224, generator=torch.Generator().manual_seed(1
 def test_tap_after_early_exit_equals_a_hook_on_the_full_transformer(tiny_wan):
     tap = Tap(block=1, k=300, seeds=1, seed=7)
     vae = AutoencoderKLWan.from_pretrained(tiny_wan / "vae", torch_dtype=torch.float32)
-    full = WanTransformer3DModel.from_pretrained(tiny_wan / "transformer", torch_dtype=torch.float32)
+    full = WanTransformer3DModel.from_pretrained(tiny_wan / "transformer",
+                                                 torch_dtype=torch.float32)
     assert len(full.blocks) == 3
     frames = FRAMES[0, :2]
     z = normalise(vae.encode(frames[:, :, None] * 2 - 1).latent_dist.mode(), vae)  # [2,4,1,28,28]
@@ -49,7 +50,8 @@ def test_latents_are_normalised_per_channel(tiny_wan):
 
 def test_features_do_not_depend_on_the_batch(tiny_wan):
     tower = load_wan(tiny_wan, Tap(block=1, seeds=2))
-    torch.testing.assert_close(tower.features(FRAMES)[1:], tower.features(FRAMES[1:]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        tower.features(FRAMES)[1:], tower.features(FRAMES[1:]), rtol=1e-4, atol=1e-5)
 
 
 def test_seeds_reproduce_and_are_averaged(tiny_wan):
@@ -57,7 +59,8 @@ def test_seeds_reproduce_and_are_averaged(tiny_wan):
                       for n, s in ((1, 0), (1, 1), (2, 0)))
     assert not torch.allclose(one, two)
     torch.testing.assert_close(both, (one + two) / 2, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(load_wan(tiny_wan, Tap(block=1, seeds=1)).features(FRAMES[:1, :1]), one)
+    torch.testing.assert_close(
+        load_wan(tiny_wan, Tap(block=1, seeds=1)).features(FRAMES[:1, :1]), one)
 
 
 def test_every_frame_has_its_own_noise_and_keeps_it_in_a_longer_clip(tiny_wan):
@@ -69,7 +72,10 @@ def test_every_frame_has_its_own_noise_and_keeps_it_in_a_longer_clip(tiny_wan):
 
 
 def test_no_noise_means_no_seed_and_pure_noise_means_no_image(tiny_wan):
-    clean = [load_wan(tiny_wan, Tap(block=0, k=0, seeds=1, seed=s)).features(FRAMES[:1, :1]) for s in (0, 1)]
+    clean = [
+        load_wan(tiny_wan, Tap(block=0, k=0, seeds=1, seed=s)).features(FRAMES[:1, :1])
+        for s in (0, 1)
+    ]
     torch.testing.assert_close(*clean)
     pure = load_wan(tiny_wan, Tap(block=0, k=1000, seeds=1)).features(FRAMES[:, :1])
     torch.testing.assert_close(pure[0], pure[1])
@@ -88,9 +94,17 @@ def test_image_mode_sees_frames_alone_and_video_mode_shares_a_latent(tiny_wan):
 
 def test_every_knob_changes_the_spec(tiny_wan, tmp_path):
     tap = Tap(block=1)
-    others = [replace(tap, block=0), replace(tap, k=250), replace(tap, frames="video"), replace(tap, seeds=3),
-              replace(tap, seed=5), replace(tap, geometry="paper"), replace(tap, side=112), replace(tap, tail="pad"),
-              replace(tap, precision="bf16")]
+    others = [
+        replace(tap, block=0),
+        replace(tap, k=250),
+        replace(tap, frames="video"),
+        replace(tap, seeds=3),
+        replace(tap, seed=5),
+        replace(tap, geometry="paper"),
+        replace(tap, side=112),
+        replace(tap, tail="pad"),
+        replace(tap, precision="bf16")
+    ]
     digests = {spec_digest(load_wan(tiny_wan, t).spec) for t in (tap, *others)}
     digests.add(spec_digest(load_wan(tiny_wan, tap, random_weights=True).spec))
     assert len(digests) == len(others) + 2
@@ -121,7 +135,8 @@ def test_a_tap_out_of_range_is_refused(tiny_wan):
 
 
 def test_a_checkpoint_that_lacks_a_part_is_named(tiny_wan, tmp_path):
-    with pytest.raises(ValueError, match=r"prompt\.safetensors, transformer/config\.json, vae/config\.json"):
+    with pytest.raises(ValueError,
+                       match=r"prompt\.safetensors, transformer/config\.json, vae/config\.json"):
         load_wan(tmp_path)
     copy = shutil.copytree(tiny_wan, tmp_path / "half")
     weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"

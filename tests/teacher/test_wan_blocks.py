@@ -1,4 +1,5 @@
-"""The fast path is the published classes' arithmetic: equal to them, compiled once, read no further than the tap."""
+"""The fast path is the published classes' arithmetic: equal to them, compiled once, read no further
+than the tap."""
 import copy
 
 import pytest
@@ -16,16 +17,21 @@ from tests.fakes import save_tiny_5b
 
 def tiny_transformer(**knobs) -> WanTransformer3DModel:
     torch.manual_seed(3)
-    return WanTransformer3DModel(**{"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4,
-                                    "out_channels": 4, "text_dim": 32, "freq_dim": 16, "ffn_dim": 64, "num_layers": 2,
-                                    "rope_max_seq_len": 32, **knobs}).eval()
+    return WanTransformer3DModel(
+        **{
+            "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4,
+            "text_dim": 32, "freq_dim": 16, "ffn_dim": 64, "num_layers": 2, "rope_max_seq_len": 32,
+            **knobs
+        }).eval()
 
 
 @pytest.mark.parametrize("frames", [1, 3])
 def test_a_fused_transformer_says_what_the_published_one_says(frames):
     model = tiny_transformer()
-    inputs = {"hidden_states": torch.randn(2, 4, frames, 8, 12), "timestep": torch.tensor([300.0, 300.0]),
-              "encoder_hidden_states": torch.randn(2, 3, 32)}
+    inputs = {
+        "hidden_states": torch.randn(2, 4, frames, 8, 12), "timestep": torch.tensor([300.0, 300.0]),
+        "encoder_hidden_states": torch.randn(2, 3, 32)
+    }
     fused = fuse(copy.deepcopy(model))
     assert not hasattr(fused.blocks[0].attn1, "to_q")
     with torch.inference_mode():
@@ -48,10 +54,12 @@ def test_the_frame_encoder_is_the_3d_encoder_of_one_frame(tiny_wan, tmp_path, fi
     encoder = FrameEncoder(vae)
     frames = torch.rand(3, 3, 64, 96)
     with torch.inference_mode():
-        wanted = normalise(vae.encode((frames * 2 - 1).unsqueeze(2)).latent_dist.mode(), vae).squeeze(2)
+        wanted = normalise(vae.encode((frames * 2 - 1).unsqueeze(2)).latent_dist.mode(),
+                           vae).squeeze(2)
         torch.testing.assert_close(encoder(frames), wanted, rtol=1e-4, atol=1e-5)
     first = encoder.encoder.conv_in
-    assert isinstance(first, FrameConv if five_b else FirstConv) and first.weight[0].numel() % 8 == 0
+    assert isinstance(first,
+                      FrameConv if five_b else FirstConv) and first.weight[0].numel() % 8 == 0
     flat = [m for m in encoder.modules() if isinstance(m, FrameConv)]
     assert len(flat) > 10 and all(m.weight.shape[1] % 8 == 0 for m in flat)
     assert all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in flat)
@@ -79,7 +87,8 @@ def test_all_blocks_share_one_program_for_any_number_of_frames(tiny_wan):
     compile_blocks(tower.transformer, count)
     for shape in ((2, 3), (5, 1)):
         frames = torch.rand(*shape, 3, 64, 96)
-        torch.testing.assert_close(tower.features(frames), plain.features(frames), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tower.features(frames), plain.features(frames), rtol=1e-4,
+                                   atol=1e-5)
     assert len(seen) == 1
     tower.features(torch.rand(1, 2, 3, 96, 96))
     assert len(seen) == 2  # another size, another program
@@ -104,7 +113,8 @@ def test_a_compiler_that_fails_is_one_line():
 
     module = torch.nn.Linear(2, 2)
     compile_forward(module, broken)
-    with pytest.raises(ValueError, match=r"torch\.compile failed here .*set TORCH_COMPILE_DISABLE=1") as said:
+    with pytest.raises(ValueError,
+                       match=r"torch\.compile failed here .*set TORCH_COMPILE_DISABLE=1") as said:
         module(torch.rand(3, 2))
     assert "\n" not in str(said.value)
 
@@ -124,16 +134,21 @@ def test_nothing_runs_above_the_last_block_that_is_read():
 def test_a_failure_inside_the_forward_is_not_mistaken_for_the_end():
     model = tiny_transformer()
     with pytest.raises(RuntimeError):
-        outputs(model, [1], {"hidden_states": torch.randn(1, 5, 1, 8, 8), "timestep": torch.tensor([300.0]),
-                             "encoder_hidden_states": torch.zeros(1, 1, 32)})
+        outputs(
+            model, [1], {
+                "hidden_states": torch.randn(1, 5, 1, 8, 8), "timestep": torch.tensor([300.0]),
+                "encoder_hidden_states": torch.zeros(1, 1, 32)
+            })
 
 
 def test_noise_is_drawn_once_a_video_and_anew_for_another_size():
     bank, z = NoiseBank(), torch.zeros(3, 4, 1, 6, 6)
     first = bank.draw(7, [0, 1, 0], z)
     assert torch.equal(first[0], first[2]) and not torch.equal(first[0], first[1])
-    torch.testing.assert_close(first[1], torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(7 * 1009 + 1)))
-    assert torch.equal(bank.draw(7, [1], z[:1])[0], first[1]) and not torch.equal(bank.draw(8, [1], z[:1])[0], first[1])
+    torch.testing.assert_close(
+        first[1], torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(7 * 1009 + 1)))
+    assert torch.equal(bank.draw(7, [1], z[:1])[0],
+                       first[1]) and not torch.equal(bank.draw(8, [1], z[:1])[0], first[1])
     assert bank.draw(7, [0], F.pad(z[:1], (0, 1))).shape == (1, 4, 1, 6, 7)
 
 

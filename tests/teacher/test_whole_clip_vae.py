@@ -25,7 +25,8 @@ def test_equals_the_chunked_pass(frames: int) -> None:
     torch.testing.assert_close(out, expected)
     for name, p in vae.named_parameters():
         if name in wanted:
-            assert (p.grad - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name  # diffusers upsamples in float32
+            # diffusers upsamples in float32
+            assert (p.grad - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
 
 
 def test_the_vae_itself_still_works_in_chunks() -> None:
@@ -38,8 +39,9 @@ def test_the_vae_itself_still_works_in_chunks() -> None:
 
 
 def test_refuses_the_residual_vae() -> None:
-    residual = AutoencoderKLWan(base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True],
-                                is_residual=True, patch_size=2, in_channels=12, out_channels=12,
-                                latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    residual = AutoencoderKLWan(base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1,
+                                temperal_downsample=[True], is_residual=True, patch_size=2,
+                                in_channels=12, out_channels=12, latents_mean=[0.0] * 4,
+                                latents_std=[1.0] * 4)
     with pytest.raises(ValueError, match=r"Wan2\.2"):
         WholeClipVAE(residual)
