@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from records.files import beside
+from records.files import atomic_write
 from student.vit import Student
 from teacher.data.dataset import Examples
 
@@ -31,7 +31,7 @@ def save_maps(student: Student, examples: Examples, path: Path, rows: int = 6) -
     colours = pca_colours([teacher, student(images.float() / 255).float()])
     sheet = np.concatenate(
         [_tiles(images.permute(0, 2, 3, 1).cpu().numpy()), *map(_tiles, colours)], axis=1)
-    with beside(path) as scratch:
+    with atomic_write(path) as scratch:
         Image.fromarray(sheet).save(scratch)
 
 

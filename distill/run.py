@@ -19,7 +19,7 @@ from distill.config import RunConfig, dump_config, load_config
 from distill.heads import can_train, make_heads
 from distill.loop import build_student, fidelity, train_student
 from records.environment import environment
-from records.files import beside, write_json
+from records.files import atomic_write, write_json
 from scenes.clip import Source, Split
 from student.vit import Student, load_student
 from teacher.data.dataset import Example, Examples, moments
@@ -223,7 +223,7 @@ def choose_folder(config: RunConfig) -> Path:
 
 
 def _point_latest(folder: Path) -> None:
-    with beside(folder.parent / "latest") as scratch:
+    with atomic_write(folder.parent / "latest") as scratch:
         scratch.symlink_to(folder.name)
 
 
@@ -243,7 +243,7 @@ def _write_frames(path: Path, examples: Examples, count: int) -> None:
     fields: dict[str, Tensor] = {k: torch.cat([t[k] for t in taken]) for k in taken[0]}
     total = len(fields["frames"])
     rows = torch.linspace(0, total - 1, min(count, total)).long()
-    with beside(path) as scratch:
+    with atomic_write(path) as scratch:
         save_file(
             {("depth" if k == "patch_depth" else k): v[rows].contiguous()
              for k, v in fields.items()}, scratch)

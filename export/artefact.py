@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from records.files import beside, sha256, write_json
+from records.files import atomic_write, sha256, write_json
 
 Facts = dict[str, Any]
 
@@ -43,7 +43,7 @@ def save_bytes(content: bytes, path: Path, facts: Facts) -> Facts:
     """Writes `content` and its sidecar. The sidecar goes last: a file without one is never taken
     for a finished one."""
     sidecar_path(path).unlink(missing_ok=True)
-    with beside(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_bytes(content)
     sidecar = {"schema": 1, "file": path.name, "sha256": hashlib.sha256(content).hexdigest(),
                "size_mb": round(len(content) / 1e6, 3), **facts}

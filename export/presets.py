@@ -26,7 +26,7 @@ from export.graph.session import OnnxModel
 from export.parity import THRESHOLDS, GateError, token_cosine
 from export.pipeline import FP16, FP32, INT8, INT8_CPU, Exporter, Kind, Made
 from export.source import Run, to_input
-from records.files import beside, digest, sha256, write_json
+from records.files import atomic_write, digest, sha256, write_json
 from student.heads import FILE, OUTPUTS, DrawableStudent, Heads, load_heads
 
 Preset = Literal["edge", "web", "mobile"]
@@ -81,7 +81,7 @@ def export_preset(exporter: Exporter, preset: Preset, out: Path | None = None) -
     ]
     write_json(_config(run, heads, preset), folder / "config.json")
     write_json(_preprocessor(run), folder / "preprocessor_config.json")
-    with beside(folder / "README.md") as scratch:
+    with atomic_write(folder / "README.md") as scratch:
         scratch.write_text(_card(run, preset, made))
     return made
 

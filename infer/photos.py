@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from infer.model import Model
 from infer.pictures import depth_colours, normal_colours, own_colours, to_bytes
-from records.files import beside
+from records.files import atomic_write
 
 SHOWN_PX = 448  # side of the pictures
 
@@ -36,13 +36,13 @@ def infer_photos(model: Path, photos: Sequence[Path], out: Path, threads: int = 
         answers = {name: value[0] for name, value in loaded(frame[None]).items()}
         took = time.perf_counter() - begin
         for name, picture in pictures(frame, answers).items():
-            with beside(out / f"{path.stem}_{name}.png") as scratch:
+            with atomic_write(out / f"{path.stem}_{name}.png") as scratch:
                 shown = Image.fromarray(picture).resize((SHOWN_PX, SHOWN_PX),
                                                         Image.Resampling.BILINEAR)
                 shown.save(scratch)
         for name, value in answers.items():
             if name != "colours":  # a picture, not a measurement
-                with beside(out / f"{path.stem}_{name}.npy") as scratch:
+                with atomic_write(out / f"{path.stem}_{name}.npy") as scratch:
                     np.save(scratch, value[0] if value.shape[0] == 1 else value)
         yield f"{path.name}: {took * 1000:.0f} ms{_depth_line(answers)}; in {out}/{path.stem}_*"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 
 @contextmanager
-def beside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A scratch name in the same folder, renamed to `path` if the block ends well, removed if it
     does not.
 
@@ -29,7 +29,7 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 def write_json(content: Any, path: Path) -> None:
-    with beside(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from records.files import beside
+from records.files import atomic_write
 
 SCHEMA = 1
 Row = dict[str, Any]  # values: str, int, float, bool or None
@@ -49,7 +49,7 @@ def save(results: Results, path: Path) -> None:
     rows = [{key: _plain(value, f"{path}: {key}")
              for key, value in row.items()} for row in results.rows]
     content = {"schema": SCHEMA, **asdict(results), "rows": rows}
-    with beside(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 

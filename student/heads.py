@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from records.files import beside
+from records.files import atomic_write
 from student.vit import Student
 
 FILE = "heads.safetensors"  # beside student.safetensors
@@ -133,7 +133,7 @@ def save_heads(heads: Heads, folder: Path, about: dict[str, float] | None = None
     """Writes folder/heads.safetensors beside and renames; shape and `about` (held-out scores) go
     into its header."""
     path = folder / FILE
-    with beside(path) as scratch:
+    with atomic_write(path) as scratch:
         save_file({k: v.detach().cpu().float().contiguous()
                    for k, v in heads.state_dict().items()}, scratch, metadata={
                        "shape": json.dumps(asdict(heads.shape)), "scores": json.dumps(about or {})

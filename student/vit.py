@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from records.files import beside, write_json
+from records.files import atomic_write, write_json
 
 SHIPPED = Path(__file__).parent / "weights" / "vit-ti"  # distilled from wan-nano; see its card
 HEAD_WIDTH = 64  # fused attention in TensorRT wants 16, 32 or 64
@@ -129,7 +129,7 @@ def save_student(student: Student, folder: Path, dtype: torch.dtype = torch.floa
         for k, v in student.state_dict().items()
     }
     weights, about = folder / "student.safetensors", folder / "student.json"
-    with beside(weights) as scratch:
+    with atomic_write(weights) as scratch:
         save_file(state, scratch)
     write_json(asdict(student.config), about)
 

@@ -10,7 +10,7 @@ import tyro
 from PIL import Image
 
 from export.web.page import CLIP
-from records.files import beside, write_json
+from records.files import atomic_write, write_json
 from scenes.rooms.camera_path import film
 from scenes.rooms.source import RoomSource
 
@@ -48,7 +48,7 @@ def main(room: int = 4, take: int = 0, keyframes: int = 11, between: int = 3, si
         y, x = divmod(i, COLUMNS)
         sheet[y * side:(y + 1) * side, x * side:(x + 1) * side] = frame.transpose(1, 2, 0)
     picture = out.with_name("clip.webp")
-    with beside(picture) as scratch:
+    with atomic_write(picture) as scratch:
         Image.fromarray(sheet).save(scratch, quality=quality, method=6)
     write_json(
         {

@@ -18,7 +18,7 @@ from bench.report.labels import accuracy_label, latency_label
 from bench.report.precision_map import precision_maps
 from bench.report.verdicts import gain_is_real, verdicts
 from bench.tables.columns import Column, over_seeds
-from records.files import beside
+from records.files import atomic_write
 from records.results import Results, Row
 
 PAGE = Path(__file__).parent / "page.html"
@@ -62,7 +62,7 @@ def write_report(results: Results, path: Path) -> None:
         [_header(title, about, results),
          el("main", *filter(None, sections)),
          _footer(results)])
-    with beside(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(Template(PAGE.read_text()).substitute(title=escape(title), body=body))
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from distill.loop import standardise
 from distill.pca_visualization import pca_colours
 from distill.run import Run
-from records.files import beside
+from records.files import atomic_write
 from records.results import Row
 from student.vit import Student
 from teacher.data.dataset import Example, Examples
@@ -67,7 +67,7 @@ def spread(ids: Sequence[str], count: int) -> list[str]:
 
 def save_picture(path: Path, pixels: np.ndarray) -> None:
     """pixels [h,w,3] uint8, as a PNG."""
-    with beside(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_bytes(_png(pixels))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.tables.table_list import TABLES, plain_table
-from records.files import beside
+from records.files import atomic_write
 from records.results import Results, load
 
 _BLOCK = re.compile(
@@ -90,7 +90,7 @@ def update(documents: Sequence[Path], folder: Path, check: bool = False) -> list
         if before != after:
             filled.append((document, after))
     for document, text in filled:
-        with beside(document) as scratch:
+        with atomic_write(document) as scratch:
             scratch.write_text(text)
     return [document for document, _ in filled]
 

@@ -16,7 +16,7 @@ from export.jetson.roofline import operations, table, traffic
 from export.parity import THRESHOLDS, GateError
 from export.pipeline import FLAGGED, FP16, INT8, INT8_FLAGGED, Exporter, Made
 from export.source import spread, to_input
-from records.files import beside, sha256, write_json
+from records.files import atomic_write, sha256, write_json
 
 RUNNER = Path(__file__).with_name("run_on_jetson.py")
 REFERENCE_FRAMES = 32  # the gate's floor; 5 MB of frames and 6 MB of features
@@ -73,7 +73,7 @@ def _references(exporter: Exporter, folder: Path) -> None:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    with beside(path) as scratch:
+    with atomic_write(path) as scratch:
         np.save(scratch, array, allow_pickle=False)
 
 

@@ -145,8 +145,8 @@ def _load_timing(config: Config, path: Path | None) -> Any:
 def _save_timing(config: Config, handle: Any, path: Path | None) -> None:
     if handle is None or path is None:
         return
-    from records.files import beside
-    with beside(path) as scratch:
+    from records.files import atomic_write
+    with atomic_write(path) as scratch:
         scratch.write_bytes(bytes(config.get_timing_cache().serialize()))
 
 

@@ -10,7 +10,7 @@ from export.artefact import ready
 from export.pipeline import Exporter, Made
 from export.presets import export_preset
 from export.web.vendor import BACKENDS, VERSION
-from records.files import beside, digest, sha256
+from records.files import atomic_write, digest, sha256
 
 STATIC = Path(__file__).parent / "static"
 CLIP = STATIC / "clip.json"
@@ -35,7 +35,7 @@ def write_page(exporter: Exporter, runtime: Path, out: Path | None = None) -> tu
     made = [file for file in export_preset(exporter, "web") if file.path.name in MODELS]
     if folder.exists():
         shutil.rmtree(folder)
-    with beside(folder) as scratch:
+    with atomic_write(folder) as scratch:
         scratch.mkdir()
         assemble(scratch, runtime, made, exporter)
     return folder, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from records.files import beside
+from records.files import atomic_write
 
 VERSION = "1.30.0"
 TARBALL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
@@ -53,14 +53,14 @@ def runtime(tarball: Path | None = None) -> Path:
                 member = archive.extractfile(f"package/dist/{name}")
                 assert member is not None  # the digest says so
                 _store(folder, name, member.read())
-    with beside(folder / "NOTICE") as notice:
+    with atomic_write(folder / "NOTICE") as notice:
         notice.write_text(NOTICE)
     return folder
 
 
 def _store(folder: Path, name: str, content: bytes) -> None:
     packed = name.endswith(".wasm")
-    with beside(folder / (f"{name}.gz" if packed else name)) as scratch:
+    with atomic_write(folder / (f"{name}.gz" if packed else name)) as scratch:
         scratch.write_bytes(gzip.compress(content, 9, mtime=0) if packed else content)
 
 

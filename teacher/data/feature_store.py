@@ -18,7 +18,7 @@ from rich.progress import Progress
 from safetensors.torch import load, save
 from torch import Tensor
 
-from records.files import beside
+from records.files import atomic_write
 from scenes.clip import Source, frames_of
 from teacher.towers.base import GRID, Tower
 from teacher.towers.tap import spec_digest
@@ -179,5 +179,5 @@ def _difference(found: dict, wanted: dict) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with beside(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_bytes(data)

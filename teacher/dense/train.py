@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from records.files import beside
+from records.files import atomic_write
 from scenes.dense import DenseScores, DenseTargets
 from teacher.data.dataset import Example, Examples, moments
 from teacher.dense.model import DenseShape, DenseTeacher, dense_loss
@@ -91,7 +91,7 @@ def score(model: DenseTeacher, examples: Examples,
 
 
 def save_teacher(model: DenseTeacher, folder: Path, name: str) -> None:
-    with beside(folder / f"{name}.safetensors") as scratch:
+    with atomic_write(folder / f"{name}.safetensors") as scratch:
         save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, scratch,
                   metadata={"shape": json.dumps(asdict(model.shape))})
 

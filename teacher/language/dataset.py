@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from records.files import beside
+from records.files import atomic_write
 from scenes.clip import Source
 from scenes.questions.question import Question
 from teacher.data.feature_store import FeatureStore
@@ -182,7 +182,7 @@ def save_rooms(rooms: Sequence[Room], path: Path) -> None:
         "asked": [{k: v
                    for k, v in asdict(q).items() if k != "boxes"} for q in r.asked]
     } for r in rooms]
-    with beside(path) as scratch:
+    with atomic_write(path) as scratch:
         save_file(arrays | {"rooms": np.frombuffer(json.dumps(about).encode(), np.uint8)}, scratch)
 
 

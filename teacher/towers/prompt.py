@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from records.files import beside
+from records.files import atomic_write
 
 PADDED_TO = 512  # Wan's pipelines fill every prompt up with zero vectors, and do not mask them
 
@@ -72,7 +72,7 @@ def export_prompt(generator: str, out: Path) -> Path:
 
 
 def save_prompt(prompt: Prompt, out: Path) -> Path:
-    with beside(out) as scratch:
+    with atomic_write(out) as scratch:
         save_file({"prompt": prompt.embedding.contiguous(), "length": torch.tensor(prompt.length)},
                   scratch)
     return out

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from records.files import beside
+from records.files import atomic_write
 
 
 def save_checkpoint(path: Path, step: int, modules: dict[str, nn.Module], optimizer: Optimizer,
@@ -23,7 +23,7 @@ def save_checkpoint(path: Path, step: int, modules: dict[str, nn.Module], optimi
     }
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
-    with beside(path) as scratch:
+    with atomic_write(path) as scratch:
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, scratch,
                   metadata={"step": str(step), "key": key})
 

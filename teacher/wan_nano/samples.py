@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from PIL import Image
 from torch import Tensor
 
-from records.files import beside
+from records.files import atomic_write
 from scenes.clip import Source
 from teacher.wan_nano.flow import sample
 from teacher.wan_nano.pretrain import PretrainConfig, steps_done
@@ -40,7 +40,7 @@ def write_samples(folder: Path, source: Source, config: PretrainConfig, rows: in
     sheet = [row for i in range(rows)
              for row in (_strip(real[i]), _strip(rebuilt[i]))] + [_strip(m) for m in made]
     path = folder / "samples.png"
-    with beside(path) as scratch:
+    with atomic_write(path) as scratch:
         Image.fromarray(np.concatenate(sheet)).save(scratch)
     return path
 

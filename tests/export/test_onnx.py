@@ -15,7 +15,7 @@ from export.artefact import ready, save_onnx, sidecar_path, up_to_date
 from export.graph.export_onnx import export_onnx, interface
 from export.graph.session import OnnxModel, TorchModel
 from export.source import open_run, to_input
-from records.files import beside, sha256
+from records.files import atomic_write, sha256
 from student.vit import Student, StudentConfig
 from tests.export_run import fp32, run, trained_run
 from vega3d import main
@@ -102,7 +102,7 @@ def test_a_batch_of_zero_is_refused():
 
 
 def test_killed_write_leaves_neither_file_nor_scratch(tmp_path):
-    with pytest.raises(KeyboardInterrupt), beside(tmp_path / "model.onnx") as scratch:
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "model.onnx") as scratch:
         scratch.write_bytes(b"half")
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
