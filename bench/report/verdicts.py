@@ -3,8 +3,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from records.results import Results, Row
+from records.timing import MIN_SPEEDUP
 
-FASTER = 1.05       # below it a speed-up is not worth a second file
 COSINE = 0.99       # to FP32: the export gate's own floor for INT8
 DROP_POINTS = 1.0   # of depth delta1
 
@@ -36,7 +36,7 @@ def int8_verdict(accuracy: Sequence[Row], latency: Sequence[Row]) -> Verdict | N
     if not (fast and plain and kept):
         return None
     reasons = []
-    if fast["vs_fp32"] < FASTER or fast["vs_fp32_low"] < 1:
+    if fast["vs_fp32"] < MIN_SPEEDUP or fast["vs_fp32_low"] < 1:
         reasons.append("it is not clearly faster")
     if kept["fp32_cosine_mean"] < COSINE:
         reasons.append("its features drift too far")

@@ -16,9 +16,11 @@ from export.jetson.roofline import operations, table, traffic
 from export.parity import THRESHOLDS, GateError
 from export.pipeline import FLAGGED, FP16, INT8, INT8_FLAGGED, Exporter, Made
 from export.source import spread, to_input
+from records import timing
 from records.files import atomic_write, sha256, write_json
 
 RUNNER = Path(__file__).with_name("run_on_jetson.py")
+SCRIPTS = (RUNNER, Path(timing.__file__))  # Python 3.8, numpy and tensorrt only
 REFERENCE_FRAMES = 32  # the gate's floor; 5 MB of frames and 6 MB of features
 
 
@@ -31,7 +33,7 @@ def write_bundle(exporter: Exporter) -> Path:
     scratch = folder.with_name(".jetson.new")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    for path in (*files, RUNNER):
+    for path in (*files, *SCRIPTS):
         shutil.copy(path, scratch / path.name)
     files += [
         _for_jetpack5(exporter, file, scratch) for file in made

@@ -24,9 +24,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from timing import MIN_SPEEDUP, interleave, sample_block
 
 HERE = Path(__file__).resolve().parent
-WORTH = 1.03            # a smaller gain is within the noise: then the more faithful precision wins
 ROUNDS = 10
 KNOWN_BAD = {(10, 3): "silently wrong on several ViTs (TensorRT issues 4419, 4558, 4723)",
              (10, 4): "silently wrong on several ViTs, fp16 NaN (TensorRT issue 4742)"}
@@ -312,35 +312,36 @@ def gate(features, reference, bundle, precision):
 
 
 def measure(engines, rows, options):
-    """Times the engines in turn (whatever drifts, drifts under both), after a warm-up of 50 calls
-    each."""
+    """Times the engines in turn, after a warm-up of 50 calls each, and completes their rows."""
     for engine in engines.values():
         for _ in range(min(50, options.iterations)):
             engine.run()
-    gpu: dict[str, list[float]] = {name: [] for name in engines}
-    host: dict[str, list[float]] = {name: [] for name in engines}
-    for i in range(ROUNDS):
-        for name in sorted(engines, reverse=bool(i % 2)):
-            engines[name].run()
-            began, calls = time.perf_counter(), 0
-            while calls < options.iterations / ROUNDS or time.perf_counter(
-            ) - began < options.seconds / ROUNDS:
-                gpu[name].append(engines[name].run())
-                calls += 1
-            began = time.perf_counter()
-            engines[name].transfer_and_run()
-            host[name].append((time.perf_counter() - began) * 1000)
+    names = sorted(engines)
+    blocks = [functools.partial(time_block, engines[name], options) for name in names]
+    times = dict(zip(names, interleave(blocks, ROUNDS)))
     for row in rows:
-        times = gpu.get(row["precision"])
-        if times:
-            row["latency_ms"], row["p90_ms"], row["p99_ms"] = (
-                float(t) for t in np.percentile(times, [50, 90, 99]))
-            row["host_to_host_ms"], row["iterations"] = float(np.median(
-                host[row["precision"]])), len(times)
-            row["frame_ms"], row["timer"] = row["latency_ms"] / row["batch"], "CUDA events"
+        if row["precision"] in times:
+            add_times(row, times[row["precision"]])
             print(
                 "{precision}: median {latency_ms:.3f} ms, p90 {p90_ms:.3f}, p99 {p99_ms:.3f} "
                 "({iterations} calls of {batch} frame(s)); with copies {host_to_host_ms:.3f} ms".format(**row))
+
+
+def time_block(engine, options, _round):
+    """(GPU milliseconds of each call, milliseconds of one call with its copies)."""
+    gpu = sample_block(engine.run, options.iterations / ROUNDS, options.seconds / ROUNDS)
+    began = time.perf_counter()
+    engine.transfer_and_run()
+    return gpu, (time.perf_counter() - began) * 1000
+
+
+def add_times(row, blocks):
+    gpu = np.concatenate([times for times, _ in blocks])
+    row["latency_ms"], row["p90_ms"], row["p99_ms"] = (
+        float(ms) for ms in np.percentile(gpu, [50, 90, 99]))
+    row["host_to_host_ms"] = float(np.median([host for _, host in blocks]))
+    row["iterations"] = len(gpu)
+    row["frame_ms"], row["timer"] = row["latency_ms"] / row["batch"], "CUDA events"
 
 
 def verdict(rows):
@@ -353,7 +354,7 @@ def verdict(rows):
     int8["vs_fp16"] = fp16["latency_ms"] / int8["latency_ms"]
     return "INT8 {:.2f}x of FP16 ({:.2f} vs {:.2f} ms), cosine {:.4f}: use {}".format(
         int8["vs_fp16"], int8["latency_ms"], fp16["latency_ms"], int8["cosine_mean"],
-        "INT8" if int8["vs_fp16"] >= WORTH else "FP16 here")
+        "INT8" if int8["vs_fp16"] >= MIN_SPEEDUP else "FP16 here")
 
 
 def device_state():

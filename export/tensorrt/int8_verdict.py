@@ -5,7 +5,6 @@ INT8 is not always faster (0.68x of FP16 for a ViT at batch 32 on one GPU): nobo
 find out later.
 """
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -20,13 +19,10 @@ from export.tensorrt import rtx
 from export.tensorrt.engines import Engine, Site, make_engines
 from export.tensorrt.runtime import EngineModel
 from records.files import digest
+from records.timing import MIN_SPEEDUP, Clock, time_interleaved
 
-WORTH = 1.03  # a smaller gain is within the noise of a clock: then the more faithful file wins
-ROUNDS = 21
-ROUND_SECONDS = 0.05  # of each subject, so that 0.5 ms engines are not judged on single calls
 CPU = "onnxruntime CPU 1 thread"
 Call = Callable[[], object]
-Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Verdict:
 
     @property
     def use(self) -> str:
-        return self.what if self.speedup >= WORTH else self.other.upper()
+        return self.what if self.speedup >= MIN_SPEEDUP else self.other.upper()
 
     def __str__(self) -> str:
         here, where = (" here", f", {self.where}") if self.where else ("", "")
@@ -61,23 +57,6 @@ class Verdict:
         }
 
 
-def duel(first: Call, second: Call, clock: Clock = time.perf_counter,
-         rounds: int = ROUNDS) -> tuple[float, float]:
-    """Milliseconds a call of each: the median over `rounds` turns A B, B A, A B, ... each turn the
-    median of a block.
-
-    A block begins with an untimed call, which brings its own weights back into the caches.
-    """
-    calls = [(call, _block_length(call, clock)) for call in (first, second)]
-    turns: list[list[float]] = [[], []]
-    for i in range(rounds):
-        for which in (0, 1) if i % 2 == 0 else (1, 0):
-            call, length = calls[which]
-            call()
-            turns[which].append(statistics.median(_timed(call, clock) for _ in range(length)))
-    return statistics.median(turns[0]) * 1000, statistics.median(turns[1]) * 1000
-
-
 def onnx_verdict(exporter: Exporter, fp32: Made, int8: Made,
                  clock: Clock = time.perf_counter) -> Verdict:
     """The uint8 file against the FP32 one, by onnxruntime on one CPU thread; recorded in the INT8
@@ -88,7 +67,7 @@ def onnx_verdict(exporter: Exporter, fp32: Made, int8: Made,
     batch = exporter.options.batch
     frames = to_input(exporter.run.heldout.frames[:1 if batch == "dynamic" else batch])
     ours, other = (_session_call(made.path, frames) for made in (int8, fp32))
-    verdict = Verdict(*duel(ours, other, clock), "fp32", int8.parity["cosine_mean"], CPU)
+    verdict = Verdict(*time_interleaved((ours, other), clock), "fp32", int8.parity["cosine_mean"], CPU)
     annotate(int8.path, verdict={**verdict.facts(), "key": key})
     return verdict
 
@@ -116,7 +95,7 @@ def engine_verdict(exporter: Exporter, where: Site, int8: Engine,
     if held := _held(int8.facts, key):
         return held
     ours, other = (EngineModel(where.module, engine.path.read_bytes()) for engine in (int8, fp16))
-    verdict = Verdict(*duel(ours.run, other.run, clock), "fp16",
+    verdict = Verdict(*time_interleaved((ours.run, other.run), clock), "fp16",
                       int8.facts["parity"]["cosine_mean"], what=int8.facts["precision"].upper())
     annotate(int8.path, verdict={**verdict.facts(), "key": key})
     return verdict
@@ -134,18 +113,6 @@ def _held(facts: Facts, key: str) -> Verdict | None:
 def _session_call(path: Path, frames) -> Call:
     session = OnnxModel(path, optimise=True)
     return lambda: session(frames)
-
-
-def _block_length(call: Call, clock: Clock) -> int:
-    call()
-    seconds = min(_timed(call, clock) for _ in range(2))
-    return min(max(round(ROUND_SECONDS / max(seconds, 1e-9)), 1), 50)
-
-
-def _timed(call: Call, clock: Clock) -> float:
-    start = clock()
-    call()
-    return clock() - start
 
 
 def _ms(value: float) -> str:

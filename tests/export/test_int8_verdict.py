@@ -11,42 +11,10 @@ from export.artefact import save_bytes, sidecar_path
 from export.pipeline import FP32, INT8_CPU, Made
 from export.tensorrt import int8_verdict as verdicts
 from export.tensorrt.engines import Engine, Site
-from export.tensorrt.int8_verdict import Verdict, duel, engine_verdict, onnx_verdict
+from export.tensorrt.int8_verdict import Verdict, engine_verdict, onnx_verdict
+from tests.fake_clock import FakeClock
 
 CPU = verdicts.CPU
-
-
-class Clock:
-    """Time passes only when somebody works."""
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def worker(self, ms: float, log: list | None = None):
-        def work():
-            self.now += ms / 1000
-            if log is not None:
-                log.append(ms)
-        return work
-
-
-def test_duel_gives_the_medians_and_takes_turns():
-    clock, log = Clock(), []
-    first, second = duel(clock.worker(40, log), clock.worker(90, log), clock, rounds=4)
-    assert (round(first, 6), round(second, 6)) == (40, 90)
-    after_warm_up = log[6:]
-    # A B, B A, ...; one untimed call before each
-    assert after_warm_up == [40, 40, 90, 90, 90, 90, 40, 40] * 2
-
-
-def test_a_single_slow_spell_does_not_decide():
-    clock, calls = Clock(), []
-
-    def disturbed():
-        calls.append(None)
-        clock.now += 0.001 if len(calls) % 60 else 1.0
-    assert round(duel(disturbed, clock.worker(2), clock)[0], 3) == 1
 
 
 @pytest.mark.parametrize(("verdict", "line"), [
@@ -68,7 +36,7 @@ PARITY = {"cosine_mean": 0.99972}
 def cpu_files(tmp_path, monkeypatch):
     """(exporter, FP32 file, INT8 file, clock, set milliseconds a call): no model runs, the clock is
     ours."""
-    clock, ms = Clock(), {}
+    clock, ms = FakeClock(), {}
     made = {}
     for kind in (FP32, INT8_CPU):
         path = tmp_path / kind.file
@@ -77,7 +45,7 @@ def cpu_files(tmp_path, monkeypatch):
     heldout = SimpleNamespace(frames=np.zeros((32, 3, 4, 4), "uint8"))
     exporter = SimpleNamespace(options=SimpleNamespace(batch=1),
                                run=SimpleNamespace(heldout=heldout))
-    monkeypatch.setattr(verdicts, "_session_call", lambda path, frames: clock.worker(ms[path.name]))
+    monkeypatch.setattr(verdicts, "_session_call", lambda path, frames: clock.call_taking(ms[path.name]))
     return exporter, made[FP32], made[INT8_CPU], clock, ms
 
 
@@ -108,7 +76,7 @@ def test_same_files_on_the_same_machine_are_not_timed_again(cpu_files):
 @pytest.fixture
 def engine_pair(tmp_path, monkeypatch):
     """(INT8 engine, its site, clock, set milliseconds): both engines 'run' by the clock."""
-    clock, ms = Clock(), {}
+    clock, ms = FakeClock(), {}
 
     def engine(precision: str) -> Engine:
         path = tmp_path / f"model.{precision}.trt-10.13.sm87.engine"
@@ -118,7 +86,7 @@ def engine_pair(tmp_path, monkeypatch):
 
     class Runner:
         def __init__(self, module, plan):
-            self.run = clock.worker(ms[plan.decode()])
+            self.run = clock.call_taking(ms[plan.decode()])
 
     monkeypatch.setattr(verdicts, "EngineModel", Runner)
     monkeypatch.setattr(verdicts, "make_engines",

@@ -16,7 +16,7 @@ import pytest
 from export.graph.check import check_qdq, read_onnx
 from export.graph.session import OnnxModel
 from export.jetson import roofline
-from export.jetson.bundle import RUNNER, write_bundle
+from export.jetson.bundle import SCRIPTS, write_bundle
 from export.pipeline import Exporter
 from export.source import open_run
 from records.results import load
@@ -207,7 +207,7 @@ def test_folder_holds_every_dialect_and_what_they_must_answer(folder):
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "README.md", "bundle.json", "probe.npz", "reference_features.npy", "reference_frames.npy",
-        "run_on_jetson.py", "model.int8.onnx", "model.fp16.onnx", "model.int8.flagged.onnx",
+        "run_on_jetson.py", "timing.py", "model.int8.onnx", "model.fp16.onnx", "model.int8.flagged.onnx",
         "model.flagged.onnx", "model.int8.jp5.onnx", "model.jp5.onnx"
     }
     assert not check_qdq(read_onnx(folder / "model.int8.onnx"), "jetson-orin-jp62", want_int8=True)
@@ -327,19 +327,36 @@ def test_device_that_cannot_run_it_is_told_why(copied, orin, version, says):
         done.stderr.strip().splitlines()) == 1
 
 
-def test_script_is_python_3_8():
-    ast.parse(RUNNER.read_text(), feature_version=(3, 8))
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_script_is_python_3_8(script):
+    ast.parse(script.read_text(), feature_version=(3, 8))
     found = sorted(Path.home().glob(".pyenv/versions/3.8.*/bin/python3.8"))
     for python in found[:1]:
-        subprocess.run([python, "-c", f"compile(open({str(RUNNER)!r}).read(), 'x', 'exec')"],
+        subprocess.run([python, "-c", f"compile(open({str(script)!r}).read(), 'x', 'exec')"],
                        check=True)
 
 
-def test_script_imports_nothing_but_numpy_tensorrt_and_the_standard_library():
-    tree = ast.parse(RUNNER.read_text())
-    found = {(node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
-             for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)}
-    assert found - set(sys.stdlib_module_names) == {"numpy", "tensorrt"}
+def test_timing_runs_on_python_3_8():
+    found = sorted(Path.home().glob(".pyenv/versions/3.8.*/bin/python3.8"))
+    if not found:
+        pytest.skip("no Python 3.8 here")
+    program = "import timing; print(timing.time_interleaved([lambda: None], rounds=2))"
+    folder = next(script.parent for script in SCRIPTS if script.name == "timing.py")
+    done = subprocess.run([found[0], "-c", program], env={"PYTHONPATH": str(folder)},
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_scripts_import_nothing_but_numpy_tensorrt_the_standard_library_and_each_other():
+    found = set()
+    for script in SCRIPTS:
+        for node in ast.walk(ast.parse(script.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                found.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Import):
+                found |= {name.name.split(".")[0] for name in node.names}
+    others = found - set(sys.stdlib_module_names) - {script.stem for script in SCRIPTS}
+    assert others == {"numpy", "tensorrt"}
 
 
 def test_command_writes_the_folder_and_refuses_an_sm(tmp_path, capsys):
