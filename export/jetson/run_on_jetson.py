@@ -318,7 +318,7 @@ def measure(engines, rows, options):
             engine.run()
     names = sorted(engines)
     blocks = [functools.partial(time_block, engines[name], options) for name in names]
-    times = dict(zip(names, interleave(blocks, ROUNDS)))
+    times = dict(zip(names, interleave(blocks, ROUNDS)))  # noqa: B905  (strict: 3.10)
     for row in rows:
         if row["precision"] in times:
             add_times(row, times[row["precision"]])
