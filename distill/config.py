@@ -8,9 +8,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from student.vit import StudentConfig
-from teacher.dense.train import HeadsConfig
-from teacher.probing.tap_search import chosen_tap
+from student.config import StudentConfig
+from teacher.config import DenseTraining
 from teacher.towers.tap import Tap
 
 
@@ -38,7 +37,7 @@ class TeacherConfig:
     # or a name (wan2.1-t2v-1.3b …), a hub id, a local folder in the diffusers layout
     generator: str = "wan-nano"
     tap: Tap = field(default_factory=Tap)  # in YAML also auto: what `vega3d teacher search` chose
-    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    heads: DenseTraining = field(default_factory=DenseTraining)
     controls: tuple[Literal["zeros", "noise", "rgb", "vae"], ...] = ("zeros",)
 
 
@@ -114,10 +113,10 @@ def _build(kind: type, data: Any, where: str) -> Any:
         raise ValueError(f"{where}: got {data!r}, expected keys and values")
     hints = get_type_hints(kind)
     if kind is TeacherConfig and data.get("tap") == "auto":
-        data = {
-            **data, "tap": _plain(
-                chosen_tap(str(data.get("generator", TeacherConfig.generator)), Tap()))
-        }
+        from teacher.probing.tap_search import chosen_tap
+
+        generator = str(data.get("generator", TeacherConfig.generator))
+        data = data | {"tap": _plain(chosen_tap(generator, Tap()))}
     values = {}
     for key, value in data.items():
         if key not in hints:

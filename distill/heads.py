@@ -19,17 +19,17 @@ from distill.correspondence import MatchScores, has_matches, match_loss, places,
 from records.files import sha256
 from scenes.clip import Clip, Source, Split
 from scenes.dense import DenseScores, DenseTargets, dense_targets
+from student.config import SHIPPED, HeadsShape
 from student.heads import (
     FILE,
-    DrawableStudent,
     Heads,
-    HeadsShape,
-    fit_colours,
+    StudentWithHeads,
+    fit_pca,
     heads_scores,
     load_heads,
     save_heads,
 )
-from student.vit import SHIPPED, Student, load_student
+from student.vit import Student, load_student
 from teacher.training.checkpoint import set_lr
 
 NAME = "student_heads"  # the row in accuracy.json
@@ -69,12 +69,12 @@ def make_heads(folder: Path, source: Source, config: HeadTraining, seed: int, de
     own = sha256(folder / "student.safetensors")
     if again or not _has_own(folder, own):
         student = load_student(folder).to(device)
-        heads = train_heads(student, own, _views(student, source, device), config, seed)
+        heads = train_student_heads(student, own, _views(student, source, device), config, seed)
         save_heads(heads, folder, score_heads(student, heads, source, device))
     return {"features": NAME, "head": "own", "seed": seed, **heads_scores(folder)}
 
 
-def train_heads(student: Student, student_sha256: str, views: Views, config: HeadTraining,
+def train_student_heads(student: Student, student_sha256: str, views: Views, config: HeadTraining,
                 seed: int) -> Heads:
     """Log-depth L1 + normal cosine distance + InfoNCE over matches; each head has its own weights,
     so they never compete. Returns them in eval mode."""
@@ -82,7 +82,7 @@ def train_heads(student: Student, student_sha256: str, views: Views, config: Hea
     shape = HeadsShape(student.config.out_dim, student.config.grid, config.width,
                        config.descriptor_dim, student=student_sha256)
     heads = _start(student, shape, config).to(views.features.device)
-    fit_colours(heads, views.features)
+    fit_pca(heads, views.features)
     learned = [p for p in heads.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=config.lr, weight_decay=0.02)
     draw = torch.Generator().manual_seed(seed)
@@ -112,7 +112,7 @@ def score_heads(student: Student, heads: Heads, source: Source,
     """Held-out rooms: delta1, abs_rel, normal_deg; and the share of 28x28 cells that are found
     within one 14x14 cell in the clip's last frame from its first and back: by descriptors,
     features, RGB patches, staying put, and chance."""
-    model = DrawableStudent(student, heads)
+    model = StudentWithHeads(student, heads)
     dense, matches = DenseScores(1), MatchScores(heads.shape.grid)
     cells = heads.shape.grid * heads.shape.descriptor_up
     for clip in _clips(source, "test"):
@@ -189,7 +189,7 @@ def _dense_loss(depth: Tensor, normals: Tensor, true_depth: Tensor, true_normals
     return distance + (1 - F.cosine_similarity(normals, true_normals.float(), dim=1))[facing].mean()
 
 
-def _run(model: DrawableStudent, clip: Clip, device: torch.device):
+def _run(model: StudentWithHeads, clip: Clip, device: torch.device):
     frames = torch.from_numpy(clip.frames).to(device).float() / 255
     features = model.student(frames)
     return features, model.heads(features)

@@ -11,7 +11,8 @@ from torch import Tensor
 from distill.config import StudentTraining
 from distill.losses import relation_loss, token_loss
 from distill.pca_visualization import save_maps
-from student.vit import SHIPPED, Student, load_student, save_student
+from student.config import SHIPPED
+from student.vit import Student, load_student, save_student
 from teacher.data.dataset import Examples
 from teacher.dense.train import Stream
 from teacher.towers.tap import spec_digest

@@ -36,7 +36,7 @@ LEAST_GAIN = {"delta1": 0.005, "normal_deg": -0.2}
 
 
 @dataclass
-class Run:
+class DistillRun:
     """An opened run: its configuration, clips, frozen towers and feature stores."""
     folder: Path
     config: RunConfig
@@ -107,7 +107,7 @@ def run(config: RunConfig) -> Path:
     write_json(environment(), folder / "env.json")
     _point_latest(folder)
     console.print(f"run {folder}", highlight=False)
-    opened = open_run(folder, render=True)
+    opened = open_distill_run(folder, render=True)
     train, test = opened.examples("train"), opened.examples("test")
     rows: list[dict] = []
     for seed in config.seeds:
@@ -129,7 +129,7 @@ def run(config: RunConfig) -> Path:
     return folder
 
 
-def teach(run: Run, train: Examples, test: Examples, seed: int) -> list[dict]:
+def teach(run: DistillRun, train: Examples, test: Examples, seed: int) -> list[dict]:
     """Trains and scores the fused teacher, the semantic-only baseline and the controls; returns
     their rows."""
     from scenes.furniture.pack import CLASSES
@@ -148,7 +148,7 @@ def teach(run: Run, train: Examples, test: Examples, seed: int) -> list[dict]:
     return rows
 
 
-def distil(run: Run, train: Examples, test: Examples, seed: int) -> Student:
+def distil(run: DistillRun, train: Examples, test: Examples, seed: int) -> Student:
     """Trains (or re-opens) the student of one seed."""
     folder = run.student_folder(seed)
     if (folder / "student.safetensors").is_file():
@@ -158,7 +158,7 @@ def distil(run: Run, train: Examples, test: Examples, seed: int) -> Student:
     return train_student(student, train, test, run.config.student, seed, folder)
 
 
-def score_student(run: Run, student: Student, name: str, test: Examples, seed: int,
+def score_student(run: DistillRun, student: Student, name: str, test: Examples, seed: int,
                   rows: Sequence[dict], stream: Stream | None = None) -> list[dict]:
     """The row of a student dropped into the trained teacher, unchanged, in the generator's place.
 
@@ -183,7 +183,7 @@ def score_student(run: Run, student: Student, name: str, test: Examples, seed: i
     return [row]
 
 
-def open_run(folder: Path, render: bool = False) -> Run:
+def open_distill_run(folder: Path, render: bool = False) -> DistillRun:
     """Opens a run folder. Raises ValueError if it is none. `render` lets it render the clips it
     needs."""
     from distill.clips import open_source
@@ -205,7 +205,7 @@ def open_run(folder: Path, render: bool = False) -> Run:
     root = folder / "features"
     stores = {"semantic": FeatureStore(root, semantic.spec, source_key),
               "generative": FeatureStore(root, tower.spec, source_key)}
-    return Run(folder, config, device, source, tower, semantic, stores)
+    return DistillRun(folder, config, device, source, tower, semantic, stores)
 
 
 def choose_folder(config: RunConfig) -> Path:

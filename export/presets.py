@@ -27,7 +27,7 @@ from export.parity import THRESHOLDS, GateError, token_cosine
 from export.pipeline import FP16, FP32, INT8, INT8_CPU, Exporter, Kind, Made
 from export.source import Run, to_input
 from records.files import atomic_write, digest, sha256, write_json
-from student.heads import FILE, OUTPUTS, DrawableStudent, Heads, load_heads
+from student.heads import FILE, OUTPUTS, Heads, StudentWithHeads, load_heads
 
 Preset = Literal["edge", "web", "mobile"]
 PRESETS: dict[Preset, dict[str, Kind]] = {
@@ -118,7 +118,7 @@ def attach(student: onnx.ModelProto, heads: onnx.ModelProto) -> onnx.ModelProto:
     return whole
 
 
-def drift(model: DrawableStudent, whole: OnnxModel, frames: np.ndarray) -> Drift:
+def drift(model: StudentWithHeads, whole: OnnxModel, frames: np.ndarray) -> Drift:
     """whole: what `attach` made; frames float32 [N,3,H,W] in [0,1]."""
     names = ["features", *OUTPUTS]
     with torch.inference_mode():
@@ -165,7 +165,7 @@ def _finish(exporter: Exporter, heads: Heads, kind: Kind, path: Path) -> Made:
     model = attach(onnx.load(student.path), tail)
     exporter.say(f"gate: {path.parent.parent.name}/{path.name}")
     frames = to_input(run.heldout.frames[:JUDGED_FRAMES])
-    found = drift(DrawableStudent(run.student, heads), OnnxModel(model, optimise=True), frames)
+    found = drift(StudentWithHeads(run.student, heads), OnnxModel(model, optimise=True), frames)
     missed = misses(found, LIMITS[kind.precision])
     if missed:
         raise GateError(f"{path}: its answers differ from the student's: {'; '.join(missed)}")

@@ -6,7 +6,7 @@ to depth and normals (a floor is low in the picture), never to the descriptor, w
 where in the picture it is.
 """
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import log
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from records.files import atomic_write
+from student.config import HeadsShape
 from student.vit import Student
 
 FILE = "heads.safetensors"  # beside student.safetensors
@@ -26,19 +27,7 @@ OUTPUTS = ("depth", "normals", "descriptors", "colours")
 TRAIN = "train them with: vega3d distill heads"
 
 
-@dataclass(frozen=True)
-class HeadsShape:
-    in_dim: int = 256      # D, the student's out_dim
-    grid: int = 14         # tokens a side
-    width: int = 64
-    descriptor_dim: int = 32
-    dense_up: int = 4      # depth and normals: 56x56
-    descriptor_up: int = 2  # descriptors: 28x28
-    # sha256 of the student.safetensors they read; another student's features mean other things
-    student: str = ""
-
-
-class Answers(NamedTuple):
+class HeadOutputs(NamedTuple):
     depth: Tensor        # [B,1,56,56] metres along the optical axis, 0.1 to 50
     # [B,3,56,56] unit vectors, camera axes (x right, y down, z ahead), towards the camera
     normals: Tensor
@@ -74,7 +63,7 @@ class Head(nn.Module):
 
 
 class Heads(nn.Module):
-    """Standardised student features [B,D,14,14] -> Answers."""
+    """Standardised student features [B,D,14,14] -> HeadOutputs."""
     colours: nn.Conv2d
 
     def __init__(self, shape: HeadsShape):
@@ -83,12 +72,12 @@ class Heads(nn.Module):
         self.depth = Head(shape, 1, shape.dense_up, positions=True)
         self.normals = Head(shape, 3, shape.dense_up, positions=True)
         self.descriptors = Head(shape, shape.descriptor_dim, shape.descriptor_up, positions=False)
-        # a fixed map, set by `fit_colours`
+        # a fixed map, set by `fit_pca`
         self.colours = nn.Conv2d(shape.in_dim, 3, 1).requires_grad_(False)
 
-    def forward(self, features: Tensor) -> Answers:
+    def forward(self, features: Tensor) -> HeadOutputs:
         log_depth = self.depth(features).clamp(log(MIN_DEPTH_M), log(MAX_DEPTH_M))
-        return Answers(log_depth.exp(), _unit(self.normals(features)), self.describe(features),
+        return HeadOutputs(log_depth.exp(), _unit(self.normals(features)), self.describe(features),
                        self.colours(features).clamp(0, 1))
 
     def describe(self, features: Tensor) -> Tensor:
@@ -96,8 +85,8 @@ class Heads(nn.Module):
         return _unit(self.descriptors(features))
 
 
-class DrawableStudent(nn.Module):
-    """frames [B,3,224,224] in [0,1] -> (features [B,D,14,14], *Answers): what is exported as one
+class StudentWithHeads(nn.Module):
+    """frames [B,3,224,224] in [0,1] -> (features [B,D,14,14], *HeadOutputs): what is exported as one
     file."""
 
     def __init__(self, student: Student, heads: Heads):
@@ -110,7 +99,7 @@ class DrawableStudent(nn.Module):
 
 
 @torch.no_grad()
-def fit_colours(heads: Heads, features: Tensor) -> None:
+def fit_pca(heads: Heads, features: Tensor) -> None:
     """Sets the colour map from features [N,D,14,14]: their first three directions, 1st to 99th
     percentile -> 0 to 1.
 

@@ -5,9 +5,8 @@ the scale on the query alone, positions are one constant, and input normalisatio
 graph (arXiv 2010.11929, 2012.12877).
 """
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,34 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from records.files import atomic_write, write_json
+from student.config import StudentConfig
 
-SHIPPED = Path(__file__).parent / "weights" / "vit-ti"  # distilled from wan-nano; see its card
 HEAD_WIDTH = 64  # fused attention in TensorRT wants 16, 32 or 64
-WIDTHS = {"ti": 192, "s": 384, "b": 768}
-
-
-@dataclass(frozen=True)
-class StudentConfig:
-    size: Literal["ti", "s", "b"] = "ti"
-    out_dim: int = 256      # D, the teacher's feature width
-    depth: int = 12
-    image_size: int = 224   # px, square; 224 / 16 = the 14x14 grid of the targets
-    patch: int = 16         # px
-    teacher: str = ""       # digest of the tower spec whose features it speaks; set by the run
-
-    def __post_init__(self) -> None:
-        if self.image_size % self.patch:
-            raise ValueError(
-                f"student.image_size {self.image_size} is no multiple of student.patch {self.patch}"
-            )
-
-    @property
-    def width(self) -> int:
-        return WIDTHS[self.size]
-
-    @property
-    def grid(self) -> int:
-        return self.image_size // self.patch
 
 
 class Attention(nn.Module):

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from distill.config import RunConfig, ScenesConfig, StudentTraining, TeacherConfig
 from scenes.clip import Clip, SceneObject, Source
 from scenes.furniture.pack import CLASSES
-from student.vit import StudentConfig
-from teacher.dense.train import HeadsConfig
+from student.config import StudentConfig
+from teacher.config import DenseTraining
 from teacher.towers.wan import Tap
 
 PX, FRAMES = 224, 5
@@ -83,7 +83,7 @@ def make_run(root: Path, labelled: bool = True, depth: int = 2) -> Path:
     config = RunConfig(
         name="drawn", runs=root, scenes=ScenesConfig(frames=FRAMES), seeds=(0,), device="cpu",
         teacher=TeacherConfig(str(tiny_generator(root / "generator")), Tap(block=2, seeds=2),
-                              HeadsConfig(epochs=4, batch=8, width=32)),
+                              DenseTraining(epochs=4, batch=8, width=32)),
         student=StudentTraining(StudentConfig(depth=depth), "scratch", epochs=1, batch=8))
     with pytest.MonkeyPatch.context() as patch:
         use(DrawnRooms(labelled), patch)

@@ -23,7 +23,8 @@ from export.parity import Gate
 from export.pipeline import FLAGGED, Exporter, Options
 from export.quant.int8 import Recipe, quantize
 from export.source import Run, open_run
-from student.vit import Student, StudentConfig, save_student
+from student.config import StudentConfig
+from student.vit import Student, save_student
 
 PX, GRID = 224, 14
 EXPORTED = Options(recipe=Recipe(frames=32))

@@ -17,8 +17,9 @@ from export.graph.export_onnx import export_onnx, interface, traced
 from export.presets import attach
 from infer.photos import read_photo
 from infer.pictures import FAR_M, NEAR_M, depth_colours, match, normal_colours, own_colours
-from student.heads import OUTPUTS, Heads, HeadsShape
-from student.vit import Student, StudentConfig
+from student.config import HeadsShape, StudentConfig
+from student.heads import OUTPUTS, Heads
+from student.vit import Student
 
 ROOT = Path(vega3d.__file__).parent
 

@@ -34,7 +34,7 @@ from bench.accuracy.question_intervals import (
     piles_of,
     recovery,
 )
-from distill.run import Run
+from distill.run import DistillRun
 from records.files import digest
 from records.results import Row
 from scenes.questions.scoring import values
@@ -62,7 +62,7 @@ class Exam:
     most: int | None  # questions a task; None: all
 
 
-def set_exam(folders: Sequence[Path], run: Run, most: int | None = None) -> Exam:
+def set_exam(folders: Sequence[Path], run: DistillRun, most: int | None = None) -> Exam:
     """Opens the teachers and reads the questions. Raises ValueError for a teacher that cannot be
     used (bench.teachers), a student of another generator, clips that lack what questions are made
     from, `most` below 1."""
@@ -112,7 +112,7 @@ def thinned(rooms: Sequence[Room], most: int | None) -> list[Room]:
     ]
 
 
-def add_answers(rows: list[Row], exam: Exam, run: Run, student: Student,
+def add_answers(rows: list[Row], exam: Exam, run: DistillRun, student: Student,
                 stores: Mapping[str, FeatureStore]) -> None:
     """Adds task/TASK/METRIC, mean over questions and trainings, to the first seed's row of each
     voice, in place; a control that the run has no row of gets its own.
@@ -178,7 +178,7 @@ def _compared(name: str, answered: Mapping[str, Mapping[int, Piles]]) -> Row:
     return row
 
 
-def _voices(teacher: LanguageFolder, rooms: Sequence[Room], run: Run, student: Student,
+def _voices(teacher: LanguageFolder, rooms: Sequence[Room], run: DistillRun, student: Student,
             stores: Mapping[str, FeatureStore]) -> Iterator[tuple[str, list[list]]]:
     """(row, scores of every question) of the teacher's own features and, in the generator's place,
     of the students'."""
@@ -237,7 +237,7 @@ def _read(path: Path) -> dict[int, list[Reply]]:
     return found
 
 
-def _filled(tower: Tower, rooms: Sequence[Room], run: Run) -> FeatureStore:
+def _filled(tower: Tower, rooms: Sequence[Room], run: DistillRun) -> FeatureStore:
     """The run's own store of these features, with what it lacked of the rooms."""
     store = FeatureStore(run.folder / "features", tower.spec,
                          run.stores["generative"].spec["source"])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from distill.run import Run
+from distill.run import DistillRun
 from records.files import sha256
 from teacher.language.dataset import load_rooms
 from teacher.language.encode import Room
@@ -50,7 +50,7 @@ class LanguageFolder:
         return self.course["tuning"].get("seed", 0)
 
 
-def open_teachers(folders: Sequence[Path], run: Run) -> list[LanguageFolder]:
+def open_teachers(folders: Sequence[Path], run: DistillRun) -> list[LanguageFolder]:
     """Raises ValueError for a folder that is none, of other features than the run's, trained unlike
     the first one, or given twice; and if none was trained on the generator, in whose place the
     students are put."""
@@ -85,13 +85,13 @@ def check_unseen(teachers: Sequence[LanguageFolder], rooms: Sequence[Room]) -> N
                     "teacher train")
 
 
-def semantic_tower(course: dict[str, Any], run: Run) -> Any:
+def semantic_tower(course: dict[str, Any], run: DistillRun) -> Any:
     """What the course read frames with."""
     name = course["semantic"]
     return run.semantic if name == "efficientnet-lite0" else load_siglip(name).to(run.device)
 
 
-def second_tower(course: dict[str, Any], run: Run) -> Tower | None:
+def second_tower(course: dict[str, Any], run: DistillRun) -> Tower | None:
     """The course's second stream, of the run's generator where it is one; None: semantic features
     alone."""
     features = course["features"]
@@ -139,7 +139,7 @@ def _open(folder: Path) -> LanguageFolder:
     return LanguageFolder(folder, course, towers, clips, rooms, sha256(weights))
 
 
-def _check_towers(one: LanguageFolder, run: Run) -> None:
+def _check_towers(one: LanguageFolder, run: DistillRun) -> None:
     """The features are those the run would make: of the same weights, at the same tap."""
     if one.row == "teacher":
         theirs, ours = (tap.spec(torch.float32)

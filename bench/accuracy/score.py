@@ -17,7 +17,7 @@ from bench.report.match_lines import match_rows
 from bench.report.pictures import draw_strips
 from distill.config import load_config
 from distill.loop import fidelity
-from distill.run import Run, open_run, score_student
+from distill.run import DistillRun, open_distill_run, score_student
 from records.files import sha256
 from records.results import Row
 from student.vit import Student
@@ -54,7 +54,7 @@ def accuracy(folder: Path, also: Sequence[Path] = (), teachers: Sequence[Path] =
     """
     for other in also:  # before minutes of scoring
         _check_alike(folder, other)
-    run = open_run(_finished(folder), render=True)
+    run = open_distill_run(_finished(folder), render=True)
     exam = set_exam(teachers, run, questions) if teachers else None
     one = _score(run)
     test, files = one.test, one.files
@@ -64,14 +64,14 @@ def accuracy(folder: Path, also: Sequence[Path] = (), teachers: Sequence[Path] =
     if exam:
         add_answers(one.rows, exam, run, one.student, test.stores)
     for other in also:
-        one.rows += _score(open_run(_finished(other), render=True)).rows
+        one.rows += _score(open_distill_run(_finished(other), render=True)).rows
     names = [file.features for file in files]
     rows = one.rows + draw_strips(run, one.student, test, names) + match_rows(
         run, test, names) + layer_rows(files)
     return rows + [verdict for file in files if (verdict := _verdict(file))] + one.missing
 
 
-def _score(run: Run) -> _Scored:
+def _score(run: DistillRun) -> _Scored:
     folder, seed = run.folder, run.config.seeds[0]
     recorded = json.loads((folder / "accuracy.json").read_text())
     files, missing = exported(folder)
@@ -128,7 +128,7 @@ def _finished(folder: Path) -> Path:
     return folder
 
 
-def _rows_of(run: Run, student: Student, test: Examples, file: Artefact, seed: int,
+def _rows_of(run: DistillRun, student: Student, test: Examples, file: Artefact, seed: int,
              recorded: Sequence[Row]) -> list[Row]:
     if not run.labelled:
         return [_unlabelled(student, test, file.features, seed)]
@@ -154,7 +154,7 @@ def _to_fp32(test: Examples, name: str) -> Row:
     }
 
 
-def _per_clip(run: Run, student: Student, files: Sequence[Artefact], test: Examples,
+def _per_clip(run: DistillRun, student: Student, files: Sequence[Artefact], test: Examples,
               seed: int) -> dict[str, list[Row]]:
     """The dense metrics of every clip, by the row's `features`."""
     own = ("teacher", "semantic_only", *run.config.teacher.controls)

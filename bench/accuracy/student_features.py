@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.artefacts import Artefact
-from distill.run import Run
+from distill.run import DistillRun
 from export.graph.session import OnnxModel
 from records.files import sha256
 from student.vit import Student
@@ -51,7 +51,7 @@ class StudentTower:
         return self.student(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
 
-def speak(run: Run, student: Student, files: Sequence[Artefact],
+def speak(run: DistillRun, student: Student, files: Sequence[Artefact],
           ids: Sequence[str]) -> dict[str, FeatureStore]:
     """One filled store for the torch student and one for each file, by the name of its accuracy
     row."""

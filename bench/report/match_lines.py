@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.report.pictures import INT8, save_picture, spread
-from distill.run import Run
+from distill.run import DistillRun
 from records.results import Row
 from scenes.clip import Clip
 from teacher.data.dataset import Example, Examples
@@ -19,7 +19,7 @@ PAIRS = 2          # clips
 LINES = 16  # of those found, drawn at random: the page shows what is typical, not what is best
 
 
-def match_rows(run: Run, test: Examples, files: Sequence[str]) -> list[Row]:
+def match_rows(run: DistillRun, test: Examples, files: Sequence[str]) -> list[Row]:
     """Rows of kind `match`: clip, voice, from and to in pixels of a 224 px frame, and right:
     whether the two tokens lie within 0.2 m of one another in the room (null where that is unknown).
     Of kind `match_pair`: the two pictures, and for each voice how many mutual nearest neighbours

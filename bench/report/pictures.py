@@ -11,7 +11,7 @@ from PIL import Image
 
 from distill.loop import standardise
 from distill.pca_visualization import pca_colours
-from distill.run import Run
+from distill.run import DistillRun
 from records.files import atomic_write
 from records.results import Row
 from student.vit import Student
@@ -28,7 +28,8 @@ SAYS = {
 }
 
 
-def draw_strips(run: Run, student: Student, test: Examples, files: Sequence[str]) -> list[Row]:
+def draw_strips(run: DistillRun, student: Student, test: Examples,
+                files: Sequence[str]) -> list[Row]:
     """Draws the middle frame of a few clips, spread over the split, into RUN/bench/strips.
 
     files: accuracy names of the exported files. Returns rows of kind `picture`: clip, file, place
@@ -87,8 +88,8 @@ def _feature_maps(student: Student, examples: Sequence[Example],
 
 
 @torch.inference_mode()
-def _depth_pictures(run: Run, student: Student, example: Example, int8: Sequence[str], folder: Path,
-                    stem: str) -> list[Row]:
+def _depth_pictures(run: DistillRun, student: Student, example: Example, int8: Sequence[str],
+                    folder: Path, stem: str) -> list[Row]:
     """True depth and every reader's, in one colour range: the truth's own, but for its outermost 2
     %."""
     seed = run.config.seeds[0]

@@ -6,7 +6,7 @@ fraction of either: the table ranks devices and shows which limit is nearer; it 
 from dataclasses import dataclass
 from typing import Literal
 
-from student.vit import StudentConfig
+from student.config import StudentConfig
 
 Rate = Literal["int8", "fp16"]
 # dense INT8 operations of an Ampere tensor core on Orin: 64 x 1024 x 1.3 GHz = 85 TOPS

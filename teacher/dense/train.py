@@ -2,7 +2,7 @@
 control."""
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from records.files import atomic_write
 from scenes.dense import DenseScores, DenseTargets
+from teacher.config import DenseTraining
 from teacher.data.dataset import Example, Examples, moments
 from teacher.dense.model import DenseShape, DenseTeacher, dense_loss
 from teacher.towers.tap import spec_digest
@@ -22,16 +23,8 @@ from teacher.training.checkpoint import load_checkpoint, save_checkpoint, set_lr
 Stream = Callable[[Example], Tensor | None]
 
 
-@dataclass(frozen=True)
-class HeadsConfig:
-    epochs: int = 14
-    batch: int = 32     # frames
-    lr: float = 2e-3
-    width: int = 128
-
-
 def train_heads(name: str, examples: Examples, stream: Stream, shape: DenseShape,
-                config: HeadsConfig, seed: int, folder: Path) -> DenseTeacher:
+                config: DenseTraining, seed: int, folder: Path) -> DenseTeacher:
     """Trains one DenseTeacher on the examples' field `semantic` and a generative stream (None:
     semantic only).
 

@@ -7,7 +7,8 @@ token.
 import torch.nn.functional as F
 from torch import Tensor
 
-PAPER_SIZES = {720: (720, 1280), 480: (480, 832)}  # short side -> H, W of the released scripts
+from teacher.towers.tap import PAPER_SIZES
+
 PAPER_SQUASH = 384  # px: what their semantic encoder sees, and hands on
 
 

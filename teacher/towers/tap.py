@@ -1,14 +1,13 @@
 """Where and how the generator is read, and the key of everything made from that."""
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch  # at run time only where it is used: `--help` reads this module
 
-from teacher.towers.resize import PAPER_SIZES
+PAPER_SIZES = {720: (720, 1280), 480: (480, 832)}  # short side -> H, W of the released scripts
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Tap:
         scheduler's pair."""
         return paper_time(self.k) if self.geometry == "paper" else (float(self.k), self.k / 1000)
 
-    def spec(self, precision: torch.dtype) -> dict:
+    def spec(self, precision: "torch.dtype") -> dict:
         """What of the tap changes the numbers. Knobs at their default are left out where they came
         later than the first stores and students, so that those keep their key."""
         late = {"geometry", "side", "tail"}
@@ -54,7 +53,7 @@ class Tap:
             for f in fields(self)
             if f.name != "precision" and not (f.name in late and getattr(self, f.name) == f.default)
         }
-        return known | ({} if precision == torch.float32 else
+        return known | ({} if str(precision) == "torch.float32" else
                         {"precision": str(precision).removeprefix("torch.")})
 
 
@@ -62,6 +61,8 @@ def paper_time(k: int) -> tuple[float, float]:
     """(timestep, sigma) of the released code: the nearest to k among FlowUniPC's 1000 steps with
     shift 5, truncated to an integer. 300 -> (299, 0.2999), 0 -> (4, 0.005), 1000 -> (999,
     0.9998)."""
+    import torch
+
     even = torch.linspace(0.999, 0, 1001, dtype=torch.float64)[:-1]
     sigmas = 5 * even / (1 + 4 * even)
     steps = (1000 * sigmas).long()
@@ -72,24 +73,3 @@ def paper_time(k: int) -> tuple[float, float]:
 def spec_digest(spec: dict) -> str:
     """A tower's spec as 16 hex digits: the key of everything made from it."""
     return sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
-
-
-class NoiseBank:
-    """Every video's own Gaussian draw by (seed, its number), made once and kept where it is
-    used."""
-
-    def __init__(self) -> None:
-        self._drawn: dict[tuple[int, int], Tensor] = {}
-        self._like: tuple = ()
-
-    def draw(self, seed: int, numbers: Sequence[int], z: Tensor) -> Tensor:
-        """Noise like z [N,C,F,h,w], one number a row. The i-th video's does not depend on how many
-        follow."""
-        if self._like != (like := (z.shape[1:], z.device, z.dtype)):
-            self._drawn, self._like = {}, like
-        for i in {*numbers} - {n for s, n in self._drawn if s == seed}:
-            # on the CPU, so that every device sees the same draw
-            drawn = torch.randn(*z.shape[1:],
-                                generator=torch.Generator().manual_seed(seed * 1009 + i))
-            self._drawn[seed, i] = drawn.to(z)
-        return torch.stack([self._drawn[seed, i] for i in numbers])

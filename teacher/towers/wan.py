@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from teacher.fast.frame_encoder import FrameEncoder
 from teacher.fast.pooled_block import PooledBlock, average, in_place_of
 from teacher.fast.wan_blocks import compile_blocks, compile_forward, fast_kernels, fuse
-from teacher.towers.base import GRID
+from teacher.towers.base import GRID, NoiseBank
 from teacher.towers.capture import outputs
 from teacher.towers.checkpoints import NANO, check_block, generator_folder, load_parts
 from teacher.towers.chunking import chunk_size, in_chunks
 from teacher.towers.prompt import Prompt, fix_prompt
 from teacher.towers.resize import paper, registered
-from teacher.towers.tap import NoiseBank, Tap, paper_time, spec_digest
+from teacher.towers.tap import Tap, paper_time, spec_digest
 
 __all__ = [
     "NANO", "Tap", "VAELatents", "WanTower", "generator_folder", "load_wan", "normalise",

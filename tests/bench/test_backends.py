@@ -19,7 +19,7 @@ from bench.latency.soak import INTERVALS, soak
 from bench.latency.timing import Plan, Subject, timed_for
 from bench.tables.save_results import commit_rows
 from records.results import load
-from student.vit import SHIPPED
+from student.config import SHIPPED
 from tests.bench.test_latency import Clock
 from tests.bench_run import drawn_run
 

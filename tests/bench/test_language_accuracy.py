@@ -17,7 +17,7 @@ from bench.accuracy.language_accuracy import Exam, add_answers, set_exam, thinne
 from bench.accuracy.language_teachers import LanguageFolder, open_teachers
 from bench.accuracy.question_intervals import choice_pile, piles_of
 from bench.tables.fill import table
-from distill.run import open_run
+from distill.run import open_distill_run
 from records.results import Results, load, save
 from scenes.clip import Clip, save_clip
 from scenes.questions.question import TASKS
@@ -62,7 +62,7 @@ def questions():
 
 @pytest.fixture(scope="module")
 def run():
-    return open_run(drawn_run())
+    return open_distill_run(drawn_run())
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def columns(monkeypatch, given: dict[str, dict[int, np.ndarray]]) -> dict[str, d
     monkeypatch.setattr(bench.accuracy.language_accuracy, "_voices", answers)
     rows = [{"kind": "accuracy", "features": name, "head": "dense", "seed": seed, "delta1": 0.5}
             for seed in (0, 1) for name in given if name != "vae"]
-    run = open_run(drawn_run())
+    run = open_distill_run(drawn_run())
     add_answers(rows, Exam(folders, [asked_room("test/0")], None), run, run.student(0), {})
     assert not any("questions" in row for row in rows if row["seed"] == 1)
     return {row["features"]: row for row in rows if row["seed"] == 0}
@@ -297,7 +297,7 @@ def spoiled(trained: Path, folder: Path, **course: object) -> Path:
 
 def refused(*folders: Path, most: int | None = None) -> str:
     with pytest.raises(ValueError) as error:
-        set_exam(folders, open_run(drawn_run()), most)
+        set_exam(folders, open_distill_run(drawn_run()), most)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -311,7 +311,7 @@ def test_teachers_of_other_features_than_the_runs_are_refused(trained, tmp_path)
     assert "another wan (weights other, not" in refused(other)
     shutil.rmtree(manifest.parent)
     assert "features of no wan" in refused(other)
-    moved = open_run(drawn_run())
+    moved = open_distill_run(drawn_run())
     moved.tower.spec = {**moved.tower.spec, "weights": "trained on"}
     with pytest.raises(ValueError,
                        match=r"student was distilled from another generator than .* now is"):

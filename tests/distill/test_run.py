@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 from distill import loop
 from distill.config import RunConfig, StudentTraining, TeacherConfig
 from distill.loop import build_student
-from distill.run import open_run, run, student_stream
-from student.vit import StudentConfig, load_student, save_student
-from teacher.dense.train import HeadsConfig
+from distill.run import open_distill_run, run, student_stream
+from student.config import StudentConfig
+from student.vit import load_student, save_student
+from teacher.config import DenseTraining
 from teacher.towers.wan import Tap
 from tests.fakes import FakeRooms
 
@@ -22,7 +23,7 @@ def config(tmp_path, tiny_wan, monkeypatch):
     return RunConfig(
         name="a", runs=tmp_path / "runs",
         teacher=TeacherConfig(str(tiny_wan), Tap(block=1, seeds=1),
-                              HeadsConfig(epochs=1, batch=3, width=8), ("zeros", )),
+                              DenseTraining(epochs=1, batch=3, width=8), ("zeros", )),
         student=StudentTraining(StudentConfig(depth=1), init="scratch", epochs=2, batch=2))
 
 
@@ -115,7 +116,7 @@ def test_a_name_taken_by_another_configuration_is_refused(config):
 
 
 def test_the_student_speaks_the_teachers_own_units(config):
-    opened = open_run(run(config))
+    opened = open_distill_run(run(config))
     _, example = next(iter(opened.examples("test").in_order()))
     student = opened.student(0)
     raw = student_stream(student)(example)
@@ -151,4 +152,4 @@ def test_a_shipped_start_keeps_the_head_only_for_the_same_teacher(tmp_path, monk
 
 def test_opening_what_is_no_run_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="no run here"):
-        open_run(tmp_path)
+        open_distill_run(tmp_path)

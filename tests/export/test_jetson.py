@@ -20,7 +20,7 @@ from export.jetson.bundle import SCRIPTS, write_bundle
 from export.pipeline import Exporter
 from export.source import open_run
 from records.results import load
-from student.vit import StudentConfig
+from student.config import StudentConfig
 from tests.export_run import EXPORTED, exported_run, gate, trained_run
 from vega3d import main
 

@@ -16,7 +16,8 @@ from export.graph.export_onnx import export_onnx, interface
 from export.graph.session import OnnxModel, TorchModel
 from export.source import open_run, to_input
 from records.files import atomic_write, sha256
-from student.vit import Student, StudentConfig
+from student.config import StudentConfig
+from student.vit import Student
 from tests.export_run import fp32, run, trained_run
 from vega3d import main
 

@@ -32,7 +32,8 @@ from export.web.serve import serve_folder, server
 from infer.model import Model
 from infer.pictures import depth_colours, match, normal_colours, to_bytes
 from records.files import sha256
-from student.heads import OUTPUTS, Heads, HeadsShape, fit_colours, save_heads
+from student.config import HeadsShape
+from student.heads import OUTPUTS, Heads, fit_pca, save_heads
 from tests.colours import contrast
 from tests.export_run import EXPORTED, exported_run, gate
 
@@ -52,7 +53,7 @@ def add_heads(folder: Path, seed: int) -> None:
     opened = open_run(folder)
     heads = Heads(HeadsShape(in_dim=64, width=16, descriptor_dim=16, student=opened.student_sha256))
     with torch.inference_mode():
-        fit_colours(heads, opened.student(torch.from_numpy(to_input(opened.heldout.frames[:8]))))
+        fit_pca(heads, opened.student(torch.from_numpy(to_input(opened.heldout.frames[:8]))))
     heads.depth.smooth.bias.data += 0.7
     save_heads(heads, folder / "student")
 

@@ -13,8 +13,9 @@ from distill.config import HeadTraining
 from distill.correspondence import MatchScores, match_loss, places, rgb_patches
 from distill.heads import NAME, _start, can_train, make_heads, score_heads
 from records.files import sha256
-from student.heads import FILE, Heads, HeadsShape, fit_colours, heads_scores, load_heads, save_heads
-from student.vit import SHIPPED, Student, StudentConfig, load_student, save_student
+from student.config import SHIPPED, HeadsShape, StudentConfig
+from student.heads import FILE, Heads, fit_pca, heads_scores, load_heads, save_heads
+from student.vit import Student, load_student, save_student
 from tests.fakes import FakeRooms
 
 SHAPE = HeadsShape(in_dim=32, width=16, descriptor_dim=8)
@@ -60,7 +61,7 @@ def test_colours_are_the_three_main_directions_of_the_features():
     spread = torch.ones(32)
     spread[[3, 7, 11]] = torch.tensor([9.0, 6.0, 4.0])
     x = torch.randn(20, 32, 14, 14) * spread.view(1, -1, 1, 1) + 5
-    fit_colours(heads, x)
+    fit_pca(heads, x)
     weight = heads.colours.weight[:, :, 0, 0].abs()
     assert weight.argmax(1).tolist() == [3, 7, 11]
     inside = heads.colours(x)

@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 
 from scenes.dense import DenseScores, DenseTargets, dense_targets, patch_depth
+from teacher.config import DenseTraining
 from teacher.data.dataset import Examples
 from teacher.data.feature_store import FeatureStore, fill
 from teacher.dense.model import DenseShape, DenseTeacher, dense_loss
-from teacher.dense.train import HeadsConfig, load_teacher, score, train_heads
+from teacher.dense.train import load_teacher, score, train_heads
 from teacher.fusion import TokenGate
 from teacher.towers.base import FixedNoise
 from tests.fakes import FakeRooms
@@ -110,7 +111,7 @@ def shape(generative):
 
 
 def test_a_stream_that_holds_depth_beats_semantic_only_on_depth(examples, tmp_path):
-    config = HeadsConfig(epochs=40, batch=10, lr=5e-3, width=16)
+    config = DenseTraining(epochs=40, batch=10, lr=5e-3, width=16)
     scores = {}
     for name, stream, dim in (("with", leak, 8), ("without", lambda e: None, 0)):
         model = train_heads(name, examples["train"], stream, shape(dim), config, 0, tmp_path)
@@ -122,7 +123,7 @@ def test_a_stream_that_holds_depth_beats_semantic_only_on_depth(examples, tmp_pa
 def test_a_killed_head_training_resumes_to_the_same_weights(examples, tmp_path, monkeypatch):
     from teacher.dense import train as module
 
-    config = HeadsConfig(epochs=3, batch=10, width=16)
+    config = DenseTraining(epochs=3, batch=10, width=16)
     whole = train_heads("whole", examples["train"], leak, shape(8), config, 0, tmp_path / "a")
     saved = module.save_checkpoint
 

@@ -9,8 +9,8 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from teacher.fast.frame_encoder import FirstConv, FrameConv, FrameEncoder
 from teacher.fast.wan_blocks import compile_blocks, compile_forward, fast_kernels, fuse, rotate
+from teacher.towers.base import NoiseBank
 from teacher.towers.capture import outputs
-from teacher.towers.tap import NoiseBank
 from teacher.towers.wan import Tap, load_wan, normalise
 from tests.fakes import save_tiny_5b
 

@@ -1,0 +1,43 @@
+"""Sizes of the student and of its heads. Imports no torch: `--help` reads this module."""
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+SHIPPED = Path(__file__).parent / "weights" / "vit-ti"  # distilled from wan-nano; see its card
+WIDTHS = {"ti": 192, "s": 384, "b": 768}
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    size: Literal["ti", "s", "b"] = "ti"
+    out_dim: int = 256      # D, the teacher's feature width
+    depth: int = 12
+    image_size: int = 224   # px, square; 224 / 16 = the 14x14 grid of the targets
+    patch: int = 16         # px
+    teacher: str = ""       # digest of the distilled tower's spec; set by the run
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch:
+            raise ValueError(f"student.image_size is {self.image_size}, expected a multiple of "
+                             f"student.patch {self.patch}")
+
+    @property
+    def width(self) -> int:
+        return WIDTHS[self.size]
+
+    @property
+    def grid(self) -> int:
+        """Tokens a side."""
+        return self.image_size // self.patch
+
+
+@dataclass(frozen=True)
+class HeadsShape:
+    in_dim: int = 256       # D, the student's out_dim
+    grid: int = 14          # tokens a side
+    width: int = 64
+    descriptor_dim: int = 32
+    dense_up: int = 4       # depth and normals: 56x56
+    descriptor_up: int = 2  # descriptors: 28x28
+    # sha256 of the student.safetensors that the heads read: they fit no other student's features
+    student: str = ""
