@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scenes.clip import Clip
+from scenes.geometry import cell_pixels, reproject
 
 SAME_SURFACE = 0.05  # of the depth: a point further behind what the other view sees is hidden there
 
@@ -28,20 +29,16 @@ def places(clip: Clip, a: int, b: int, cells: int) -> np.ndarray:
         raise ValueError(
             f"clip {clip.id}: has no depth, intrinsics and poses; matches need all three")
     h, w = clip.depth.shape[1:]
-    v, u = np.meshgrid(*(((np.arange(cells) + 0.5) * n / cells).astype(int) for n in (h, w)),
-                       indexing="ij")
-    pixels = np.stack([u.ravel() + 0.5, v.ravel() + 0.5, np.ones(cells * cells)])  # [3,N]
-    depth = clip.depth[a, v.ravel(), u.ravel()].astype(float)                                  # [N]
-    to_b = np.linalg.inv(clip.poses[b]) @ clip.poses[a]
-    points = to_b[:3, :3] @ (np.linalg.inv(clip.intrinsics) @ pixels *
-                             depth) + to_b[:3, 3:]  # [3,N] metres, camera b
-    ahead = points[2] > 1e-3
-    seen = (clip.intrinsics @ points)[:2] / np.where(ahead, points[2], 1)  # [2,N] px
-    inside = ahead & (depth > 0) & (seen >= 0).all(0) & (seen[0] < w) & (seen[1] < h)
-    column, row = np.where(inside, seen, 0).astype(int)
+    rows, columns = cell_pixels(h, w, cells)
+    depth = clip.depth[a, rows, columns].astype(float)  # [N]
+    pixels, distance = reproject(columns + 0.5, rows + 0.5, depth, clip.intrinsics, clip.poses[a],
+                                 clip.poses[b])  # [2,N], [N]
+    inside = (distance > 1e-3) & (depth > 0) & (pixels >= 0).all(0)
+    inside &= (pixels[0] < w) & (pixels[1] < h)
+    column, row = np.where(inside, pixels, 0).astype(int)
     there = clip.depth[b, row, column]
-    visible = inside & (there > 0) & (np.abs(points[2] - there) < SAME_SURFACE * there)
-    in_cells = seen * np.array([[cells / w], [cells / h]]) - 0.5
+    visible = inside & (there > 0) & (np.abs(distance - there) < SAME_SURFACE * there)
+    in_cells = pixels * np.array([[cells / w], [cells / h]]) - 0.5
     return np.where(visible, in_cells, np.nan).T.astype(np.float32)
 
 

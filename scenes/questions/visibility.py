@@ -6,6 +6,7 @@ import numpy as np
 
 from scenes.boxes import boxes_of, corners, gap
 from scenes.clip import Clip, SceneObject
+from scenes.geometry import project, transform
 from scenes.questions.nouns import noun_of
 
 CLEAR = 0.004   # share of a frame's pixels that shows a thing: one 14 x 14 patch of 224 x 224
@@ -107,16 +108,13 @@ class View:
 def _whole(clip: Clip, box: np.ndarray) -> bool:
     """Whether all eight corners of the box fall into one frame."""
     assert clip.poses is not None and clip.intrinsics is not None
-    flat = corners(box)
-    points = np.concatenate([np.c_[flat, np.full(4, box[2] + s * box[5] / 2)]
-                             for s in (-1, 1)])  # [8,3]
-    local = np.einsum("tij,tki->tkj", clip.poses[:, :3, :3],
-                      points[None] - clip.poses[:, None, :3, 3])  # [T,8,3]
+    footprint = corners(box)
+    heights = np.repeat([box[2] - box[5] / 2, box[2] + box[5] / 2], 4)
+    points = np.c_[np.tile(footprint, (2, 1)), heights].T  # [3,8]
     h, w = clip.frames.shape[2:]
-    pixels = local @ clip.intrinsics.T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        u, v = pixels[..., 0] / pixels[..., 2], pixels[..., 1] / pixels[..., 2]
-    inside = (pixels[..., 2] > 0.05) & (u >= 0) & (u <= w) & (v >= 0) & (v <= h)  # [T,8]
+    pixels, depth = project(transform(points, np.linalg.inv(clip.poses)), clip.intrinsics)
+    u, v = pixels[:, 0], pixels[:, 1]                                         # [T,8]
+    inside = (depth > 0.05) & (u >= 0) & (u <= w) & (v >= 0) & (v <= h)
     return bool(inside.all(1).any())
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scenes.geometry import transform, unproject
+
 PositionMode = Literal["depth_pose", "pose_free"]
 LOW, HIGH = (-15.0, -15.0, -5.0), (15.0, 15.0, 5.0)  # m
 STEP = 0.1                                           # m
@@ -24,12 +26,10 @@ def world_points(depth: np.ndarray, intrinsics: np.ndarray, poses: np.ndarray) -
     depth [T,H,W] m along the optical axis, intrinsics [3,3] px (centres at +0.5), poses [T,4,4]
     camera to world.
     """
-    _, h, w = depth.shape
-    u, v = np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5)
-    rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(intrinsics).T  # [H,W,3]
-    seen = rays * depth[..., None]  # [T,H,W,3] camera
-    turned = seen.reshape(len(depth), h * w, 3) @ poses[:, :3, :3].transpose(0, 2, 1)  # [T,H*W,3]
-    world = turned.reshape(seen.shape) + poses[:, None, None, :3, 3]
+    t, h, w = depth.shape
+    rows, columns = np.mgrid[:h, :w].reshape(2, -1) + 0.5  # [H*W] each
+    camera = unproject(columns, rows, depth.reshape(t, -1), intrinsics)
+    world = transform(camera, poses).transpose(0, 2, 1).reshape(t, h, w, 3)
     return np.where(depth[..., None] > 0, world, np.nan).astype(np.float32)
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scenes.clip import Clip
+from scenes.geometry import cell_pixels, transform, unproject
 from teacher.towers.base import GRID
 
 VOXEL_M = 0.1
@@ -33,14 +34,11 @@ def token_points(clip: Clip, keys: Sequence[int]) -> Tensor:
         raise ValueError(
             f"clip {clip.id}: has no depth, intrinsics and poses; correspondence needs all three")
     h, w = clip.depth.shape[1:]
-    v, u = np.meshgrid(*(((np.arange(GRID) + 0.5) * n / GRID).astype(int) for n in (h, w)),
-                       indexing="ij")
-    z = clip.depth[np.asarray(keys)][:, v, u].reshape(len(keys), -1).astype(float)      # [K,196]
-    pixels = np.stack([u + 0.5, v + 0.5, np.ones_like(u)]).reshape(3, -1)
-    rays = np.linalg.inv(clip.intrinsics) @ pixels                                      # [3,196]
-    points = rays[None] * np.where(z > 0, z, np.nan)[:, None]  # [K,3,196], camera
-    poses = clip.poses[np.asarray(keys)]
-    return torch.from_numpy(poses[:, :3, :3] @ points + poses[:, :3, 3:]).transpose(1, 2)
+    rows, columns = cell_pixels(h, w, GRID)
+    depth = clip.depth[np.asarray(keys)][:, rows, columns].astype(float)  # [K,196]
+    depth[depth <= 0] = np.nan
+    points = unproject(columns + 0.5, rows + 0.5, depth, clip.intrinsics)  # [K,3,196], camera
+    return torch.from_numpy(transform(points, clip.poses[np.asarray(keys)])).transpose(1, 2)
 
 
 @dataclass

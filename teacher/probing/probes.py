@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from scenes.clip import Clip
 from scenes.dense import patch_depth
+from scenes.geometry import reproject, unproject
 from teacher.probing.correspondence import correspondence_scores, correspondence_sums, token_points
 from teacher.towers.base import GRID
 
@@ -64,18 +65,14 @@ def true_matches(clip: Clip, first: int, last: int) -> np.ndarray:
     v, u = np.meshgrid(
         np.arange(GRID) * cell_h + cell_h // 2,
         np.arange(GRID) * cell_w + cell_w // 2, indexing="ij")
-    z = clip.depth[first, v, u]                                                       # [14,14]
-    rays = np.linalg.inv(clip.intrinsics) @ np.stack([u + 0.5, v + 0.5,
-                                                      np.ones_like(u)]).reshape(3, -1)
-    points = clip.poses[first] @ np.vstack([rays * z.reshape(-1), np.ones(z.size)])
-    seen = (np.linalg.inv(clip.poses[last]) @ points)[:3]
-    pixel = clip.intrinsics @ seen
-    with np.errstate(divide="ignore", invalid="ignore"):
-        x, y = pixel[0] / pixel[2], pixel[1] / pixel[2]
-    inside = (z.reshape(-1) > 0) & (seen[2] > 0.05) & (x >= 0) & (x < w) & (y >= 0) & (y < h)
+    rows, columns = v.ravel(), u.ravel()
+    depth = clip.depth[first, rows, columns]                                          # [196]
+    (x, y), distance = reproject(columns + 0.5, rows + 0.5, depth, clip.intrinsics,
+                                 clip.poses[first], clip.poses[last])
+    inside = (depth > 0) & (distance > 0.05) & (x >= 0) & (x < w) & (y >= 0) & (y < h)
     xi, yi = np.where(inside, x, 0).astype(int), np.where(inside, y, 0).astype(int)
     there = clip.depth[last, yi, xi]
-    visible = inside & (np.abs(there - seen[2]) < 0.05 * seen[2])
+    visible = inside & (np.abs(there - distance) < 0.05 * distance)
     cells = yi // cell_h * GRID + xi // cell_w
     return np.where(visible & (cells != np.arange(GRID * GRID)), cells, -1)
 
@@ -178,10 +175,9 @@ def _places(clip: Clip, depth: Tensor) -> Tensor:
     m."""
     h, w = clip.frames.shape[2:]
     v, u = torch.meshgrid(*((torch.arange(GRID) + 0.5) * n / GRID for n in (h, w)), indexing="ij")
-    pixels = torch.stack([u, v, torch.ones_like(u)]).flatten(1).double()              # [3,196]
-    rays = (torch.linalg.inv(torch.from_numpy(clip.intrinsics).double()) @ pixels).unflatten(
-        1, (GRID, GRID))
-    return (rays[None] * depth[:, None]).float()
+    rows, columns = (x.flatten().double().numpy() for x in (v, u))                    # [196]
+    points = unproject(columns, rows, depth.flatten(1).numpy(), clip.intrinsics)      # [K,3,196]
+    return torch.from_numpy(points).unflatten(2, (GRID, GRID)).float()
 
 
 def ridge(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
