@@ -11,7 +11,7 @@ from bench.latency.config import LatencyConfig
 from bench.latency.measure import latency
 from bench.report.page import write_report
 from bench.tables.save_results import commit_rows
-from export.artefact import ready
+from export.artefact import prepare_folder
 from records.results import Results, Row, load, measured, save
 
 Part = Literal["latency", "accuracy"]
@@ -34,7 +34,7 @@ def bench(run: Path, parts: Sequence[Part], config: LatencyConfig, out: Path,
     """
     folder = run.resolve()  # runs/latest is a link: a run that ends meanwhile must not swap it
     about, env = about_run(folder), device_facts()
-    ready(out)
+    prepare_folder(out)
     rows = [about]
     for part in parts:
         found = latency([folder], config) if part == "latency" else accuracy(
@@ -57,7 +57,7 @@ def bench_files(sources: Sequence[Path], config: LatencyConfig,
     env = device_facts()
     path = out / "latency.json" if out else sources[0].with_name(f"{sources[0].name}.latency.json")
     if out:
-        ready(out)
+        prepare_folder(out)
     rows = latency(sources, config)
     env["load_1m_after"] = device_facts()["load_1m"]
     results = measured("latency", rows, env)

@@ -14,7 +14,7 @@ from records.files import atomic_write, sha256, write_json
 Facts = dict[str, Any]
 
 
-def ready(folder: Path) -> None:
+def prepare_folder(folder: Path) -> None:
     """Makes `folder` and proves it writable: minutes of work must not end at a read-only disk.
     Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)

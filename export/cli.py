@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from export.pipeline import Exporter, Made
+    from export.pipeline import ExportedFile, Exporter
     from export.tensorrt.engines import Engine, Site
 
 LATEST = Path("runs/latest")
@@ -177,24 +177,24 @@ def _exporter(run: Path, batch, max_drop: float | None, qat: int, console) -> "E
         raise ValueError(f"--batch: got {batch}, expected at least 1, or dynamic")
     with console.status("reading the run"):
         from export.pipeline import Exporter, Options
-        from export.source import open_run
-        return Exporter(open_run(run), Options(batch, max_drop=max_drop, qat=qat), console.print)
+        from export.source import load_trained_run
+        return Exporter(load_trained_run(run), Options(batch, max_drop=max_drop, qat=qat), console.print)
 
 
-def _with_status(console, exporter: "Exporter", precision: Precision) -> "list[Made]":
+def _with_status(console, exporter: "Exporter", precision: Precision) -> "list[ExportedFile]":
     with console.status(f"{precision} …"):
-        return exporter.make(precision)
+        return exporter.export(precision)
 
 
 def _with_fp32(precision: tuple[Precision, ...]) -> tuple[Precision, ...]:
     return ("fp32", *precision) if "int8" in precision and "fp32" not in precision else precision
 
 
-def _print_onnx_verdict(console, exporter: "Exporter", made: "list[Made]") -> None:
+def _print_onnx_verdict(console, exporter: "Exporter", made: "list[ExportedFile]") -> None:
     from export.pipeline import FP32, INT8_CPU
     from export.tensorrt.int8_verdict import onnx_verdict
 
-    by_kind = {file.kind: file for file in made}
+    by_kind = {file.spec: file for file in made}
     if INT8_CPU in by_kind:
         with console.status("timing INT8 against FP32 …"):
             verdict = onnx_verdict(exporter, by_kind[FP32], by_kind[INT8_CPU])
@@ -234,7 +234,7 @@ def _print_engine_verdicts(console, exporter: "Exporter", where: "Site",
         console.print(str(engine_verdict(exporter, where, engine)), highlight=False, soft_wrap=True)
 
 
-def _print_made(console, made: "list[Made]") -> None:
+def _print_made(console, made: "list[ExportedFile]") -> None:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
@@ -245,7 +245,7 @@ def _print_made(console, made: "list[Made]") -> None:
     for file in made:
         parity = file.parity
         drop = "-" if parity["delta1_drop"] is None else f"{parity['delta1_drop']:+.2f}"
-        table.add_row(file.kind.file, f"{file.facts['size_mb']:.1f}",
+        table.add_row(file.spec.file, f"{file.facts['size_mb']:.1f}",
                       f"{parity['cosine_mean']:.6f}", f"{parity['cosine_p1']:.6f}", drop, "passed")
         floats = file.facts.get("quantisation", {}).get("float_layers")
         if floats:
@@ -256,12 +256,12 @@ def _print_made(console, made: "list[Made]") -> None:
                       soft_wrap=True)
 
 
-def _print_preset(console, made: "list[Made]") -> None:
+def _print_preset(console, made: "list[ExportedFile]") -> None:
     for file in made:
         drift = file.facts["drift"]
         console.print(
             f"{file.path.parent.name}/{file.path.name}  {file.facts['size_mb']:.1f} MB, "
-            f"{file.kind.precision}: features cosine {drift['features_cosine']:.5f}, depth off by "
+            f"{file.spec.precision}: features cosine {drift['features_cosine']:.5f}, depth off by "
             f"{100 * drift['depth_ratio']:.2f} %, normals by {drift['normals_deg']:.2f}°, "
             f"descriptors cosine {drift['descriptors_cosine']:.5f}; passed", highlight=False, soft_wrap=True)
 
@@ -282,7 +282,7 @@ def _print_layers(console, exporter: "Exporter") -> None:
     from export.quant.layer_diff import layerwise, worst
     from export.source import to_input
 
-    int8, _ = exporter.signed
+    int8, _ = exporter.signed_int8
     frame, cosine = exporter.gate.measure(OnnxModel(int8)).worst_frames[0]
     console.print(
         f"held-out frame {frame}, the worst (cosine {cosine}); tensors furthest from FP32:")

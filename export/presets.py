@@ -24,13 +24,13 @@ from export.artefact import Facts, discard, save_onnx, up_to_date
 from export.graph.export_onnx import interface, traced
 from export.graph.session import OnnxModel
 from export.parity import THRESHOLDS, GateError, token_cosine
-from export.pipeline import FP16, FP32, INT8, INT8_CPU, Exporter, Kind, Made
-from export.source import Run, to_input
+from export.pipeline import FP16, FP32, INT8, INT8_CPU, ArtefactSpec, ExportedFile, Exporter
+from export.source import TrainedRun, to_input
 from records.files import atomic_write, digest, sha256, write_json
 from student.heads import FILE, OUTPUTS, Heads, StudentWithHeads, load_heads
 
 Preset = Literal["edge", "web", "mobile"]
-PRESETS: dict[Preset, dict[str, Kind]] = {
+PRESETS: dict[Preset, dict[str, ArtefactSpec]] = {
     "edge": {"model_quantized.onnx": INT8_CPU, "model_int8.onnx": INT8, "model_fp16.onnx": FP16},
     "web": {"model_fp16.onnx": FP16, "model.onnx": FP32, "model_quantized.onnx": INT8_CPU},
     "mobile": {"model.onnx": FP32},
@@ -65,7 +65,7 @@ LIMITS = {"fp32": Drift(THRESHOLDS["fp32"].cosine_mean, 0.001, 0.2, 0.9999, 0.00
           "int8": Drift(THRESHOLDS["int8"].cosine_mean, 0.03, 2.5, 0.99, 0.03)}
 
 
-def export_preset(exporter: Exporter, preset: Preset, out: Path | None = None) -> list[Made]:
+def export_preset(exporter: Exporter, preset: Preset, out: Path | None = None) -> list[ExportedFile]:
     """Writes run/export/PRESET/{config.json, preprocessor_config.json, README.md,
     onnx/model*.onnx}.
 
@@ -76,8 +76,8 @@ def export_preset(exporter: Exporter, preset: Preset, out: Path | None = None) -
     folder = out or run.out / preset
     heads = load_heads(run.folder / "student", run.student_sha256)
     made = [
-        _finish(exporter, heads, kind, folder / "onnx" / name)
-        for name, kind in PRESETS[preset].items()
+        _finish(exporter, heads, spec, folder / "onnx" / name)
+        for name, spec in PRESETS[preset].items()
     ]
     write_json(_config(run, heads, preset), folder / "config.json")
     write_json(_preprocessor(run), folder / "preprocessor_config.json")
@@ -149,24 +149,24 @@ def misses(found: Drift, limits: Drift) -> list[str]:
     ]
 
 
-def _finish(exporter: Exporter, heads: Heads, kind: Kind, path: Path) -> Made:
+def _finish(exporter: Exporter, heads: Heads, spec: ArtefactSpec, path: Path) -> ExportedFile:
     run = exporter.run
-    student = next(file for file in exporter.make(kind.precision) if file.kind == kind)
+    student = next(file for file in exporter.export(spec.precision) if file.spec == spec)
     key = digest(sha256(student.path), sha256(run.folder / "student" / FILE),
                  sha256(Path(__file__)))
     held = up_to_date(path, key)
     if held:
-        exporter.say(f"{path.parent.parent.name}/{path.name}: up to date")
-        return Made(path, kind, held, True)
+        exporter.log(f"{path.parent.parent.name}/{path.name}: up to date")
+        return ExportedFile(path, spec, held, True)
     discard(path)
-    batch = "dynamic" if kind.open_batch else exporter.options.batch
+    batch = "dynamic" if spec.open_batch else exporter.options.batch
     shape = heads.shape
     tail = traced(heads, (shape.in_dim, shape.grid, shape.grid), "features", OUTPUTS, batch)
     model = attach(onnx.load(student.path), tail)
-    exporter.say(f"gate: {path.parent.parent.name}/{path.name}")
+    exporter.log(f"gate: {path.parent.parent.name}/{path.name}")
     frames = to_input(run.heldout.frames[:JUDGED_FRAMES])
     found = drift(StudentWithHeads(run.student, heads), OnnxModel(model, optimise=True), frames)
-    missed = misses(found, LIMITS[kind.precision])
+    missed = misses(found, LIMITS[spec.precision])
     if missed:
         raise GateError(f"{path}: its answers differ from the student's: {'; '.join(missed)}")
     own = {
@@ -174,8 +174,8 @@ def _finish(exporter: Exporter, heads: Heads, kind: Kind, path: Path) -> Made:
         for name, fact in student.facts.items()
         if name not in ("schema", "file", "sha256", "size_mb")
     }
-    return Made(
-        path, kind,
+    return ExportedFile(
+        path, spec,
         save_onnx(
             model, path, {
                 **own, "cache_key": key, "outputs": outputs(run, heads), "drift": asdict(found),
@@ -183,7 +183,7 @@ def _finish(exporter: Exporter, heads: Heads, kind: Kind, path: Path) -> Made:
             }), False)
 
 
-def outputs(run: Run, heads: Heads) -> Facts:
+def outputs(run: TrainedRun, heads: Heads) -> Facts:
     """What each named output is: shape without the batch, units, meaning."""
     shape = heads.shape
     dense, fine = shape.grid * shape.dense_up, shape.grid * shape.descriptor_up
@@ -207,7 +207,7 @@ def outputs(run: Run, heads: Heads) -> Facts:
     }
 
 
-def _config(run: Run, heads: Heads, preset: Preset) -> Facts:
+def _config(run: TrainedRun, heads: Heads, preset: Preset) -> Facts:
     config = run.student.config
     return {
         "model_type": "vega3d-edge", "architectures": ["DrawableStudent"],
@@ -218,7 +218,7 @@ def _config(run: Run, heads: Heads, preset: Preset) -> Facts:
     }
 
 
-def _preprocessor(run: Run) -> Facts:
+def _preprocessor(run: TrainedRun) -> Facts:
     px = run.student.config.image_size
     return {"image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "do_resize": True,
             "size": {"shortest_edge": px}, "resample": 3, "do_center_crop": True,
@@ -226,8 +226,8 @@ def _preprocessor(run: Run) -> Facts:
             "do_normalize": False}  # the graph does that
 
 
-def _card(run: Run, preset: Preset, made: list[Made]) -> str:
-    files = "\n".join(f"| onnx/{file.path.name} | {file.facts['size_mb']:.1f} | {file.kind.what} | "
+def _card(run: TrainedRun, preset: Preset, made: list[ExportedFile]) -> str:
+    files = "\n".join(f"| onnx/{file.path.name} | {file.facts['size_mb']:.1f} | {file.spec.what} | "
                       f"{file.facts['drift']['features_cosine']:.5f} |" for file in made)
     choose, options = (_CHOOSE, ", options") if preset == "web" else ("", "")
     return f"""---

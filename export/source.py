@@ -28,7 +28,7 @@ class Frames:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainedRun:
     folder: Path
     student: Student
     student_sha256: str
@@ -46,13 +46,13 @@ def to_input(frames: np.ndarray) -> np.ndarray:
     return frames.astype(np.float32) / 255
 
 
-def spread(items: np.ndarray, most: int) -> np.ndarray:
+def evenly_spaced(items: np.ndarray, most: int) -> np.ndarray:
     """At most `most` of them, evenly spread over the whole file (its head alone may be one
     room)."""
     return items[np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)]
 
 
-def open_run(folder: Path) -> Run:
+def load_trained_run(folder: Path) -> TrainedRun:
     """Reads a run folder. Raises ValueError, in one line, for a missing folder, student or frames
     file."""
     if not folder.is_dir():
@@ -60,7 +60,7 @@ def open_run(folder: Path) -> Run:
     folder = folder.resolve()  # runs/latest is a link: the artefacts belong to the run it names now
     student = load_student(folder / "student")
     px = student.config.image_size
-    return Run(folder, student, sha256(folder / "student" / "student.safetensors"),
+    return TrainedRun(folder, student, sha256(folder / "student" / "student.safetensors"),
                _frames(folder, "calibration", px, at_least=HELDOUT_FRAMES),
                _frames(folder, "heldout", px, at_least=HELDOUT_FRAMES))
 

@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from export.graph.export_onnx import export_onnx
 from export.graph.session import TorchModel
 from export.parity import Gate
-from export.pipeline import FLAGGED, Exporter, Options
+from export.pipeline import WEAKLY_TYPED, Exporter, Options
 from export.quant.int8 import Recipe, quantize
-from export.source import Run, open_run
+from export.source import TrainedRun, load_trained_run
 from student.config import StudentConfig
 from student.vit import Student, save_student
 
@@ -40,8 +40,8 @@ def trained_run() -> Path:
 
 
 @cache
-def run() -> Run:
-    return open_run(trained_run())
+def run() -> TrainedRun:
+    return load_trained_run(trained_run())
 
 
 @cache
@@ -64,11 +64,11 @@ def exported_run() -> Path:
     """A copy of that run with its INT8, FP16 and opset-17 ONNX files. Copy it before writing in
     it."""
     folder = shutil.copytree(trained_run(), trained_run().with_name("exported"))
-    exporter = Exporter(open_run(folder), EXPORTED, say=lambda _: None)
-    exporter.__dict__["gate"] = gate()  # the same student and frames
-    exporter.make("int8")
-    exporter.make("fp16")
-    exporter.make_kinds((FLAGGED,))
+    exporter = Exporter(load_trained_run(folder), EXPORTED, log=lambda _: None)
+    exporter.gate = gate()  # the same student and frames
+    exporter.export("int8")
+    exporter.export("fp16")
+    exporter.export_files((WEAKLY_TYPED,))
     return folder
 
 

@@ -31,7 +31,7 @@ from export.graph.session import OnnxModel
 from export.pipeline import FP32, INT8_CPU, Exporter
 from export.quant.int8 import unshared
 from export.quant.sensitivity import quantized_layers
-from export.source import open_run, spread, to_input
+from export.source import evenly_spaced, load_trained_run, to_input
 from records.environment import environment
 from records.results import Results, Row, save
 
@@ -92,11 +92,11 @@ def modelopt(python: str, source: Path, target: Path, frames: np.ndarray, what: 
 
 
 def measure(run: Path, python: str | None, scratch: Path) -> list[Row]:
-    exporter = Exporter(open_run(run))
-    fp32 = exporter.make("fp32")[0]
-    ours = next(made for made in exporter.make("int8") if made.kind == INT8_CPU)
-    assert fp32.kind == FP32
-    frames = to_input(spread(exporter.run.calibration.frames, FRAMES))
+    exporter = Exporter(load_trained_run(run))
+    fp32 = exporter.export("fp32")[0]
+    ours = next(made for made in exporter.export("int8") if made.spec == INT8_CPU)
+    assert fp32.spec == FP32
+    frames = to_input(evenly_spaced(exporter.run.calibration.frames, FRAMES))
     files = {"fp32": fp32.path, "vega3d": ours.path}
     same = quantized_layers(onnx.load(ours.path))
     for tool, model_type in NNCF.items():

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto
 
 from export.graph.fp16 import half_precision_faults
-from export.graph.index import OWN_DOMAINS, Wiring, attribute, opset
+from export.graph.index import ONNX_DOMAINS, GraphIndex, attribute, opset
 from export.graph.targets import Target, target_called
 
 FLOAT8 = "float8_e4m3fn"
@@ -54,19 +54,19 @@ def check_qdq(model: onnx.ModelProto, target: Target | str = "trt10",
     model).
     """
     target = target_called(target) if isinstance(target, str) else target
-    wiring = Wiring(model)
-    found = [*_file(model, target), *_constants(wiring)]
+    index = GraphIndex(model)
+    found = [*_file(model, target), *_constants(index)]
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            found += _numbers(wiring, node, target)
-            found += _pairing(wiring, node, target)
-        elif node.op_type in INTEGER_OPS or node.domain not in OWN_DOMAINS:
+            found += _numbers(index, node, target)
+            found += _pairing(index, node, target)
+        elif node.op_type in INTEGER_OPS or node.domain not in ONNX_DOMAINS:
             found.append(
                 Violation(
                     node.name, "operator", f"{node.domain} {node.op_type}".strip() +
                     f" is not for {target.what}; spell INT8 as QuantizeLinear, DequantizeLinear"))
         else:
-            found += _placement(wiring, node)
+            found += _placement(index, node)
         if node.op_type == "LayerNormalization" and not target.layernorm:
             found.append(
                 Violation(node.name, "operator",
@@ -111,12 +111,12 @@ def read_onnx(path: Path) -> onnx.ModelProto:
 
 def summary(model: onnx.ModelProto) -> str:
     """How much of a model is quantised, in words."""
-    wiring = Wiring(model)
+    index = GraphIndex(model)
     linear = [
         node for node in model.graph.node
-        if node.op_type in LINEAR and any(map(wiring.is_weight, node.input))
+        if node.op_type in LINEAR and any(map(index.is_weight, node.input))
     ]
-    quantised = sum(_is_dequantised(wiring, node.input[0]) for node in linear)
+    quantised = sum(_is_dequantised(index, node.input[0]) for node in linear)
     return f"{quantised} of {len(linear)} layers with weights are INT8" if quantised else "nothing in it is INT8"
 
 
@@ -132,21 +132,21 @@ def _file(model: onnx.ModelProto, target: Target) -> Iterator[Violation]:
             f"use {target.dialect} of a vega3d export")
 
 
-def _constants(wiring: Wiring) -> Iterator[Violation]:
-    for name, tensor in wiring.constants.items():
+def _constants(index: GraphIndex) -> Iterator[Violation]:
+    for name, tensor in index.constants.items():
         if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
-            value = wiring.value(name)
-            reader = wiring.readers[name][0] if wiring.readers[name] else None
+            value = index.value(name)
+            reader = index.readers[name][0] if index.readers[name] else None
             is_scale = reader is not None and reader.op_type in ("QuantizeLinear",
                                                                  "DequantizeLinear")
             if value is not None and not is_scale and not np.isfinite(value).all():
                 yield Violation(name, "finite", "holds NaN or infinity")
 
 
-def _numbers(wiring: Wiring, node: onnx.NodeProto, target: Target) -> Iterator[Violation]:
+def _numbers(index: GraphIndex, node: onnx.NodeProto, target: Target) -> Iterator[Violation]:
     """Scale, zero point, type and axis of one Q or DQ."""
     at = node.name or node.output[0]
-    scale = wiring.value(node.input[1])
+    scale = index.value(node.input[1])
     if scale is None:
         yield Violation(at, "scale", "is computed at run time; it must be a constant")
         return
@@ -156,9 +156,9 @@ def _numbers(wiring: Wiring, node: onnx.NodeProto, target: Target) -> Iterator[V
     if scale.dtype == np.float16 and not target.half_scales:
         yield Violation(at, "scale-type",
                         f"float16, which {target.what} does not read; use {target.dialect}")
-    is_weight = wiring.is_weight(node.input[0])
+    is_weight = index.is_weight(node.input[0])
     wanted, zero_point = ("int8", 0) if is_weight else target.activations
-    zero = wiring.value(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(
+    zero = index.value(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(
         (), np.uint8)
     if zero is None:
         yield Violation(at, "zero-point", "is computed at run time; it must be a constant")
@@ -175,22 +175,22 @@ def _numbers(wiring: Wiring, node: onnx.NodeProto, target: Target) -> Iterator[V
         yield Violation(at, "zero-point",
                         f"must be {zero_point}, got {got}: quantise symmetrically")
     if scale.size > 1:
-        yield from _per_channel(wiring, node, scale, is_weight, at)
+        yield from _per_channel(index, node, scale, is_weight, at)
 
 
-def _per_channel(wiring: Wiring, node: onnx.NodeProto, scale: np.ndarray, is_weight: bool,
+def _per_channel(index: GraphIndex, node: onnx.NodeProto, scale: np.ndarray, is_weight: bool,
                  at: str) -> Iterator[Violation]:
     if not is_weight:
         yield Violation(at, "per-tensor", f"an activation has one scale, this has {scale.size}")
         return
-    shape = _weight_shape(wiring, node.input[0])
+    shape = _weight_shape(index, node.input[0])
     axis = int(attribute(node, "axis", 1))  # type: ignore[call-overload]
     axis += len(shape) * (axis < 0)
     if axis >= len(shape) or shape[axis] != scale.size:
         yield Violation(at, "axis",
                         f"{scale.size} scales along axis {axis} of a weight {list(shape)}")
         return
-    for reader, position in _consumers(wiring, node.output[0]):
+    for reader, position in _consumers(index, node.output[0]):
         output_axis = _output_axis(reader, len(shape))
         if position == 1 and output_axis is not None and axis != output_axis:
             yield Violation(
@@ -198,19 +198,19 @@ def _per_channel(wiring: Wiring, node: onnx.NodeProto, scale: np.ndarray, is_wei
                 f"scales run along axis {axis}, outputs of {reader.name} along {output_axis}")
 
 
-def _pairing(wiring: Wiring, node: onnx.NodeProto, target: Target) -> Iterator[Violation]:
+def _pairing(index: GraphIndex, node: onnx.NodeProto, target: Target) -> Iterator[Violation]:
     """Q must be followed by its DQ, with the same numbers; weights stored as the target reads
     them."""
     at = node.name or node.output[0]
     if node.op_type == "QuantizeLinear":
-        readers = wiring.readers[node.output[0]]
+        readers = index.readers[node.output[0]]
         if not readers or any(reader.op_type != "DequantizeLinear" for reader in readers):
             yield Violation(at, "pair",
                             "a QuantizeLinear is read by its DequantizeLinear and by nothing else")
         return
-    quantizer = wiring.source(node.input[0])
+    quantizer = index.source(node.input[0])
     if quantizer is None:
-        if node.input[0] not in wiring.constants:
+        if node.input[0] not in index.constants:
             yield Violation(at, "pair", "dequantises an input of the graph")
         elif target.weights == "float":
             yield Violation(
@@ -222,23 +222,23 @@ def _pairing(wiring: Wiring, node: onnx.NodeProto, target: Target) -> Iterator[V
         yield Violation(at, "pair", f"dequantises the output of {quantizer.op_type}")
         return
     for i, what in ((1, "scale"), (2, "zero point")):
-        ours, theirs = (wiring.value(n.input[i]) if len(n.input) > i else None
+        ours, theirs = (index.value(n.input[i]) if len(n.input) > i else None
                         for n in (node, quantizer))
         if ours is not None and theirs is not None and not np.array_equal(ours, theirs):
             yield Violation(at, "pair", f"its {what} is not that of {quantizer.name}")
 
 
-def _placement(wiring: Wiring, node: onnx.NodeProto) -> Iterator[Violation]:
+def _placement(index: GraphIndex, node: onnx.NodeProto) -> Iterator[Violation]:
     """A node reads dequantised tensors on both sides, and is a layer with a weight; or it reads
     none."""
-    dequantised = [_is_dequantised(wiring, name) for name in node.input]
+    dequantised = [_is_dequantised(index, name) for name in node.input]
     if not any(dequantised) or node.op_type in MOVERS:
         return
     at = node.name or node.output[0]
     if node.op_type not in LINEAR:
         why = WHY_NOT.get(node.op_type, f"{node.op_type} stays in half")
         yield Violation(at, "placement", f"reads Q/DQ; {why}")
-    elif not any(map(wiring.is_weight, node.input)):
+    elif not any(map(index.is_weight, node.input)):
         yield Violation(at, "placement",
                         "an attention product reads Q/DQ; leave both in half, where they fuse")
     elif not all(dequantised[:2]):
@@ -246,22 +246,22 @@ def _placement(wiring: Wiring, node: onnx.NodeProto) -> Iterator[Violation]:
         yield Violation(at, "half-quantised",
                         f"its {side} has no Q/DQ, so it would run in floating point")
     for name in node.input[2:]:
-        if _is_dequantised(wiring, name):
+        if _is_dequantised(index, name):
             yield Violation(at, "bias", "is quantised; a bias stays floating point")
 
 
-def _is_dequantised(wiring: Wiring, name: str) -> bool:
-    node = wiring.source(name)
+def _is_dequantised(index: GraphIndex, name: str) -> bool:
+    node = index.source(name)
     while node is not None and node.op_type in MOVERS:
-        node = wiring.source(node.input[0])
+        node = index.source(node.input[0])
     return node is not None and node.op_type == "DequantizeLinear"
 
 
-def _consumers(wiring: Wiring, name: str) -> Iterator[tuple[onnx.NodeProto, int]]:
+def _consumers(index: GraphIndex, name: str) -> Iterator[tuple[onnx.NodeProto, int]]:
     """(node, which of its inputs) reading `name`, directly or through the weight's own DQ."""
-    for reader in wiring.readers[name]:
+    for reader in index.readers[name]:
         if reader.op_type == "DequantizeLinear":
-            yield from _consumers(wiring, reader.output[0])
+            yield from _consumers(index, reader.output[0])
         elif reader.op_type in LINEAR:
             yield reader, list(reader.input).index(name)
 
@@ -274,9 +274,9 @@ def _output_axis(node: onnx.NodeProto, rank: int) -> int | None:
     return {"Conv": 0, "ConvTranspose": 1}.get(node.op_type)
 
 
-def _weight_shape(wiring: Wiring, name: str) -> tuple[int, ...]:
-    node = wiring.source(name)
+def _weight_shape(index: GraphIndex, name: str) -> tuple[int, ...]:
+    node = index.source(name)
     while node is not None:
         name = node.input[0]
-        node = wiring.source(name)
-    return tuple(wiring.constants[name].dims)
+        node = index.source(name)
+    return tuple(index.constants[name].dims)

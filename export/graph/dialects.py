@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from export.graph.index import Wiring, attribute, opset
+from export.graph.index import GraphIndex, attribute, opset
 
-FLAGGED_OPSET = 17
-FLAGGED_IR = 8  # TensorRT 8.6 is of the time of onnx 1.13
+WEAKLY_TYPED_OPSET = 17
+WEAKLY_TYPED_IR = 8  # TensorRT 8.6 is of the time of onnx 1.13
 _SINCE_18 = {"Gelu": "spelt with Erf", "Split": "num_outputs dropped"}
 
 
@@ -25,9 +25,9 @@ def to_unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises ValueError for a model that is not symmetric int8.
     """
     unsigned = _copy(model)
-    wiring = Wiring(unsigned)
+    index = GraphIndex(unsigned)
     activations = {node.input[2] for node in unsigned.graph.node
-                   if node.op_type == "QuantizeLinear" and not wiring.is_weight(node.input[0])}
+                   if node.op_type == "QuantizeLinear" and not index.is_weight(node.input[0])}
     for tensor in unsigned.graph.initializer:
         if tensor.name in activations:
             zero = numpy_helper.to_array(tensor)
@@ -42,32 +42,32 @@ def to_unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _open_batch(model: onnx.ModelProto) -> None:
     """Any number of frames a call: the leading size of every Reshape becomes -1, "what is left"."""
-    wiring = Wiring(model)
+    index = GraphIndex(model)
     for node in model.graph.node:
-        shape = wiring.value(node.input[1]) if node.op_type == "Reshape" else None
+        shape = index.value(node.input[1]) if node.op_type == "Reshape" else None
         if shape is not None and -1 not in shape:
             opened = shape.copy()
             opened[0] = -1
-            wiring.constants[node.input[1]].CopyFrom(numpy_helper.from_array(opened, node.input[1]))
+            index.constants[node.input[1]].CopyFrom(numpy_helper.from_array(opened, node.input[1]))
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     del model.graph.value_info[:]
 
 
-def to_flagged(model: onnx.ModelProto) -> onnx.ModelProto:
+def to_weakly_typed(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy for TensorRT 8.6: opset 17; each int8 weight is a float one under Q and DQ with the
     same scales.
 
     The float weight is the dequantised one, so quantising it again gives the same int8 values.
     """
     flagged = _copy(model)
-    if opset(flagged) > FLAGGED_OPSET:
+    if opset(flagged) > WEAKLY_TYPED_OPSET:
         _spell_for_17(flagged)
     _float_weights(flagged)
     del flagged.graph.value_info[:]
     del flagged.opset_import[:]
-    flagged.opset_import.append(helper.make_opsetid("", FLAGGED_OPSET))
-    flagged.ir_version = FLAGGED_IR
+    flagged.opset_import.append(helper.make_opsetid("", WEAKLY_TYPED_OPSET))
+    flagged.ir_version = WEAKLY_TYPED_IR
     onnx.checker.check_model(flagged, full_check=True)
     return flagged
 
@@ -111,14 +111,14 @@ def _taken_apart(norm: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def _float_weights(model: onnx.ModelProto) -> None:
-    wiring = Wiring(model)
+    index = GraphIndex(model)
     nodes = []
     for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in wiring.constants:
+        if node.op_type == "DequantizeLinear" and node.input[0] in index.constants:
             name, scale, zero = node.input
             axis = int(attribute(node, "axis", 1))  # type: ignore[call-overload]
-            wiring.constants[name].CopyFrom(
-                numpy_helper.from_array(_dequantise(wiring, node, axis), name))
+            index.constants[name].CopyFrom(
+                numpy_helper.from_array(_dequantise(index, node, axis), name))
             nodes.append(helper.make_node("QuantizeLinear", [name, scale, zero], [f"{name}.q"],
                                           name=f"{node.name}/weight_q", axis=axis))
             node.input[0] = f"{name}.q"
@@ -126,8 +126,8 @@ def _float_weights(model: onnx.ModelProto) -> None:
     _replace_nodes(model.graph, nodes)
 
 
-def _dequantise(wiring: Wiring, node: onnx.NodeProto, axis: int) -> np.ndarray:
-    values, scale = wiring.value(node.input[0]), wiring.value(node.input[1])
+def _dequantise(index: GraphIndex, node: onnx.NodeProto, axis: int) -> np.ndarray:
+    values, scale = index.value(node.input[0]), index.value(node.input[1])
     assert values is not None and scale is not None
     shape = [1] * values.ndim
     if scale.size > 1:
@@ -160,7 +160,7 @@ def _gelu(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """x/2 * (1 + erf(x / sqrt 2)), in the order that TensorRT's fusion looks for."""
     if attribute(node, "approximate", b"none") != b"none":
         raise ValueError(
-            f"to_flagged: {node.name} is GELU's tanh form, expected the exact one; re-export the "
+            f"to_weakly_typed: {node.name} is GELU's tanh form, expected the exact one; re-export the "
             "student"
         )
     (x,), (y,), at = node.input, node.output, node.name

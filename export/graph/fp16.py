@@ -2,7 +2,7 @@
 
 An own pass because onnxruntime's converter leaves nodes unsorted, value_info stale and duplicate
 names on this graph. It knows exactly the operators the student has. LayerNormalization stays one op
-whose statistics are float32 by its stash_type, so it is safe as it stands; `islands` keeps
+whose statistics are float32 by its stash_type, so it is safe as it stands; `fp32_ops` keeps
 operators wholly in float32 where parity asks for it.
 """
 from collections.abc import Collection, Iterator
@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.graph.index import OWN_DOMAINS, Wiring, attribute, opset
+from export.graph.index import ONNX_DOMAINS, GraphIndex, attribute, opset
 
 KNOWN = {
     "Add", "Cast", "Concat", "Constant", "Conv", "DequantizeLinear", "Div", "Erf", "Gather", "Gelu",
@@ -23,10 +23,10 @@ SMALLEST_SCALE = 2.0**-17  # below it fp16 is subnormal, and rounding costs a sc
 _SCALE_OPSET = 19          # Q/DQ took float16 scales then
 
 
-def to_half(model: onnx.ModelProto, islands: Collection[str] = ()) -> onnx.ModelProto:
+def to_half(model: onnx.ModelProto, fp32_ops: Collection[str] = ()) -> onnx.ModelProto:
     """A float16 copy of an FP32 (or INT8 with FP32 around) model, checked in full.
 
-    islands: operator types kept in float32 between Casts, e.g. ("LayerNormalization", "Softmax").
+    fp32_ops: operator types kept in float32 between Casts, e.g. ("LayerNormalization", "Softmax").
     Raises ValueError for an unknown operator, an opset below 19 under Q/DQ, or a constant beyond
     float16's range.
     """
@@ -34,8 +34,8 @@ def to_half(model: onnx.ModelProto, islands: Collection[str] = ()) -> onnx.Model
     half = onnx.ModelProto()
     half.CopyFrom(model)
     _lift_small_scales(half)
-    wide = _wide_constants(half, islands)
-    nodes = _enter(half) + _cast_around(half, islands, wide)
+    wide = _wide_constants(half, fp32_ops)
+    nodes = _enter(half) + _cast_around(half, fp32_ops, wide)
     _leave(half, nodes)
     del half.graph.node[:]
     half.graph.node.extend(nodes)
@@ -46,7 +46,7 @@ def to_half(model: onnx.ModelProto, islands: Collection[str] = ()) -> onnx.Model
 
 def _refuse_unknown(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
-        if node.op_type not in KNOWN or node.domain not in OWN_DOMAINS:
+        if node.op_type not in KNOWN or node.domain not in ONNX_DOMAINS:
             raise ValueError(
                 f"to_half: got operator {node.domain}{node.op_type} at {node.name}, expected only "
                 "those that the student has; add it to KNOWN once its float16 behaviour is tested")
@@ -59,36 +59,36 @@ def _refuse_unknown(model: onnx.ModelProto) -> None:
 def _lift_small_scales(model: onnx.ModelProto) -> None:
     """Scales that float16 would round to nothing are raised, and int8 weights behind them rounded
     again."""
-    wiring = Wiring(model)
+    index = GraphIndex(model)
     for node in model.graph.node:
-        if node.op_type != "DequantizeLinear" or (scale := wiring.value(node.input[1])) is None:
+        if node.op_type != "DequantizeLinear" or (scale := index.value(node.input[1])) is None:
             continue
         lifted = np.maximum(scale, np.float32(SMALLEST_SCALE))
         if (lifted == scale).all():
             continue
-        values = wiring.value(node.input[0])
+        values = index.value(node.input[0])
         if values is not None:
             shape = [1] * values.ndim
             if scale.size > 1:
                 shape[int(attribute(node, "axis", 1))] = scale.size  # type: ignore[call-overload]
             again = np.rint(values * (scale / lifted).reshape(shape)).astype(values.dtype)
-            wiring.constants[node.input[0]].CopyFrom(numpy_helper.from_array(again, node.input[0]))
-        wiring.constants[node.input[1]].CopyFrom(numpy_helper.from_array(lifted, node.input[1]))
+            index.constants[node.input[0]].CopyFrom(numpy_helper.from_array(again, node.input[0]))
+        index.constants[node.input[1]].CopyFrom(numpy_helper.from_array(lifted, node.input[1]))
 
 
-def _wide_constants(model: onnx.ModelProto, islands: Collection[str]) -> dict[str, str]:
+def _wide_constants(model: onnx.ModelProto, fp32_ops: Collection[str]) -> dict[str, str]:
     """Turns float constants to float16, leaving a float32 twin of each that an island reads: {name:
     twin}."""
-    readers = Wiring(model).readers
+    readers = GraphIndex(model).readers
     wide: dict[str, str] = {}
     for tensor in list(model.graph.initializer):
         if tensor.data_type != TensorProto.FLOAT:
             continue
-        if any(node.op_type in islands for node in readers[tensor.name]):
+        if any(node.op_type in fp32_ops for node in readers[tensor.name]):
             twin = model.graph.initializer.add()
             twin.CopyFrom(tensor)
             twin.name = wide[tensor.name] = f"{tensor.name}.fp32"
-        if tensor.name in wide and all(node.op_type in islands for node in readers[tensor.name]):
+        if tensor.name in wide and all(node.op_type in fp32_ops for node in readers[tensor.name]):
             model.graph.initializer.remove(tensor)
         else:
             tensor.CopyFrom(_halved(tensor))
@@ -120,11 +120,11 @@ def _enter(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return casts
 
 
-def _cast_around(model: onnx.ModelProto, islands: Collection[str],
+def _cast_around(model: onnx.ModelProto, fp32_ops: Collection[str],
                  wide: dict[str, str]) -> list[onnx.NodeProto]:
     nodes = []
     for node in model.graph.node:
-        if node.op_type not in islands:
+        if node.op_type not in fp32_ops:
             nodes.append(node)
             continue
         for i, name in enumerate(node.input):
@@ -165,9 +165,9 @@ def half_precision_faults(model: onnx.ModelProto) -> Iterator[Fault]:
     """(node, rule, why) of each LayerNorm taken apart in float16, or whole but with float16
     statistics."""
     types = _tensor_types(model)
-    wiring = Wiring(model)
+    index = GraphIndex(model)
     for node in model.graph.node:
-        if _squares(wiring, node) and types.get(node.output[0]) == TensorProto.FLOAT16:
+        if _squares(index, node) and types.get(node.output[0]) == TensorProto.FLOAT16:
             yield (node.name, "layernorm",
                    "a decomposed LayerNorm squares in float16 and overflows past 256; "
                    "export at opset >= 17, where it is one op")
@@ -178,15 +178,15 @@ def half_precision_faults(model: onnx.ModelProto) -> Iterator[Fault]:
                        "keeps its statistics in float16; set stash_type to 1 (float32)")
 
 
-def _squares(wiring: Wiring, node: onnx.NodeProto) -> bool:
+def _squares(index: GraphIndex, node: onnx.NodeProto) -> bool:
     """x**2 or x*x, read by a ReduceMean: the variance of a LayerNorm (or RMSNorm)."""
     if node.op_type == "Pow":
-        exponent = wiring.value(node.input[1])
+        exponent = index.value(node.input[1])
         squares = exponent is not None and exponent.size == 1 and float(exponent.ravel()[0]) == 2
     else:
         squares = node.op_type == "Mul" and node.input[0] == node.input[1]
     return squares and any(reader.op_type == "ReduceMean"
-                           for reader in wiring.readers[node.output[0]])
+                           for reader in index.readers[node.output[0]])
 
 
 def _tensor_types(model: onnx.ModelProto) -> dict[str, int]:

@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-OWN_DOMAINS = ("", "ai.onnx")
+ONNX_DOMAINS = ("", "ai.onnx")
 
 
-class Wiring:
+class GraphIndex:
     """A read-only index of a model's main graph; build a new one after editing the graph."""
 
     def __init__(self, model: onnx.ModelProto):
@@ -49,7 +49,7 @@ class Wiring:
 def opset(model: onnx.ModelProto) -> int:
     """The version of the standard operator set; raises ValueError if the model imports none."""
     for entry in model.opset_import:
-        if entry.domain in OWN_DOMAINS:
+        if entry.domain in ONNX_DOMAINS:
             return entry.version
     raise ValueError(
         "opset: got a model without the standard operator set, expected one; re-export it")

@@ -14,8 +14,8 @@ from export.graph.dialects import to_jetpack5
 from export.graph.session import OnnxModel
 from export.jetson.roofline import operations, table, traffic
 from export.parity import THRESHOLDS, GateError
-from export.pipeline import FLAGGED, FP16, INT8, INT8_FLAGGED, Exporter, Made
-from export.source import spread, to_input
+from export.pipeline import FP16, INT8, INT8_WEAKLY_TYPED, WEAKLY_TYPED, ExportedFile, Exporter
+from export.source import evenly_spaced, to_input
 from records import timing
 from records.files import atomic_write, sha256, write_json
 
@@ -27,8 +27,8 @@ REFERENCE_FRAMES = 32  # the gate's floor; 5 MB of frames and 6 MB of features
 def write_bundle(exporter: Exporter) -> Path:
     """Writes RUN/export/jetson/ whole, or not at all, and returns it. Every ONNX in it has passed
     its gate here."""
-    made = [*exporter.make("int8"), *exporter.make("fp16"), *exporter.make_kinds((FLAGGED,))]
-    files = [file.path for file in made if file.kind in (INT8, INT8_FLAGGED, FP16, FLAGGED)]
+    made = [*exporter.export("int8"), *exporter.export("fp16"), *exporter.export_files((WEAKLY_TYPED,))]
+    files = [file.path for file in made if file.spec in (INT8, INT8_WEAKLY_TYPED, FP16, WEAKLY_TYPED)]
     folder = exporter.run.out / "jetson"
     scratch = folder.with_name(".jetson.new")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -37,7 +37,7 @@ def write_bundle(exporter: Exporter) -> Path:
         shutil.copy(path, scratch / path.name)
     files += [
         _for_jetpack5(exporter, file, scratch) for file in made
-        if file.kind in (INT8_FLAGGED, FLAGGED)
+        if file.spec in (INT8_WEAKLY_TYPED, WEAKLY_TYPED)
     ]
     _references(exporter, scratch)
     facts = _facts(exporter, files)
@@ -48,14 +48,14 @@ def write_bundle(exporter: Exporter) -> Path:
     return folder
 
 
-def _for_jetpack5(exporter: Exporter, flagged: Made, folder: Path) -> Path:
+def _for_jetpack5(exporter: Exporter, flagged: ExportedFile, folder: Path) -> Path:
     """The flagged file without LayerNormalization, held to the same gate. Raises GateError if it
     fails."""
     path = folder / flagged.path.name.replace("flagged", "jp5")
     model = to_jetpack5(onnx.load(flagged.path))
-    if broken := check_qdq(model, "jetson-orin-jp5", want_int8=flagged.kind is INT8_FLAGGED):
+    if broken := check_qdq(model, "jetson-orin-jp5", want_int8=flagged.spec is INT8_WEAKLY_TYPED):
         raise GateError(f"{path.name}: breaks the rules of JetPack 5: {'; '.join(brief(broken))}")
-    exporter.gate(OnnxModel(model), flagged.kind.precision, path.name)
+    exporter.gate(OnnxModel(model), flagged.spec.precision, path.name)
     onnx.save(model, path)
     return path
 
@@ -64,7 +64,7 @@ def _references(exporter: Exporter, folder: Path) -> None:
     """What the device is held against: frames, FP32 features, and the depth probe where depth is
     known."""
     gate, heldout = exporter.gate, exporter.run.heldout
-    rows = spread(np.arange(len(heldout)), REFERENCE_FRAMES)
+    rows = evenly_spaced(np.arange(len(heldout)), REFERENCE_FRAMES)
     assert np.array_equal(to_input(heldout.frames[rows[:1]]),
                           heldout.frames[rows[:1]].astype(np.float32) / 255)
     _save(folder / "reference_frames.npy", heldout.frames[rows])        # uint8 [32,3,224,224]

@@ -14,9 +14,9 @@ from ml_dtypes import float8_e4m3fn
 from onnx import TensorProto, helper, numpy_helper
 
 from export.artefact import Facts
-from export.graph.index import Wiring
+from export.graph.index import GraphIndex
 from export.quant.int8 import Recipe, ignored, name_for_layers, unshared
-from export.source import Frames, spread, to_input
+from export.source import Frames, evenly_spaced, to_input
 
 E4M3_MAX = 448.0
 SMS = (89, 90, 100, 103, 110, 120, 121)  # with FP8 tensor cores
@@ -30,20 +30,20 @@ def quantize_fp8(model: onnx.ModelProto, calibration: Frames, recipe: Recipe) ->
     """
     model = unshared(model)
     left_out = set(ignored(model, recipe))
-    wiring = Wiring(model)
+    index = GraphIndex(model)
     chosen = [
         node for node in model.graph.node if node.op_type == "MatMul" and node.name not in left_out
-        and wiring.is_weight(node.input[1])
+        and index.is_weight(node.input[1])
     ]
     peaks = largest(model, [node.input[0] for node in chosen], calibration, recipe.frames)
     nodes = []
     for node in model.graph.node:
         if node in chosen:
             x, weight = node.input
-            value = wiring.value(weight)
+            value = index.value(weight)
             assert value is not None
             scale = _scale(float(np.abs(value).max()))
-            _store(model, wiring, weight, (value / scale).astype(float8_e4m3fn))
+            _store(model, index, weight, (value / scale).astype(float8_e4m3fn))
             for name, size in ((weight, scale), (f"{node.name}.x", _scale(peaks[x]))):
                 model.graph.initializer.append(numpy_helper.from_array(size, f"{name}.s"))
                 model.graph.initializer.append(_zero(f"{name}.z"))
@@ -94,7 +94,7 @@ def largest(model: onnx.ModelProto, tensors: Iterable[str], calibration: Frames,
                                    providers=["CPUExecutionProvider"])
     batch = session.get_inputs()[0].shape[0]
     peaks = np.zeros(len(names))
-    for frame in spread(calibration.frames, most):
+    for frame in evenly_spaced(calibration.frames, most):
         frames = np.repeat(to_input(frame[None]), batch if isinstance(batch, int) else 1, 0)
         peaks = np.maximum(peaks, session.run(None, {session.get_inputs()[0].name: frames}))
     return dict(zip(names, map(float, peaks), strict=True))
@@ -108,5 +108,5 @@ def _zero(name: str) -> TensorProto:
     return numpy_helper.from_array(np.zeros((), float8_e4m3fn), name)
 
 
-def _store(model: onnx.ModelProto, wiring: Wiring, name: str, value: np.ndarray) -> None:
-    wiring.constants[name].CopyFrom(numpy_helper.from_array(value, name))
+def _store(model: onnx.ModelProto, index: GraphIndex, name: str, value: np.ndarray) -> None:
+    index.constants[name].CopyFrom(numpy_helper.from_array(value, name))

@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass
 import onnx
 
 from export.artefact import Facts
-from export.graph.index import Wiring, rename
+from export.graph.index import GraphIndex, rename
 from export.quant.smoothquant import fold_smoothing
-from export.source import Frames, spread, to_input
+from export.source import Frames, evenly_spaced, to_input
 from records.files import digest
 
 # switches its telemetry off; read when nncf is imported, below and late (10 s)
@@ -62,7 +62,7 @@ def quantize(model: onnx.ModelProto, calibration: Frames,
     model = unshared(model)
     left_out = ignored(model, recipe)
     name = model.graph.input[0].name
-    dataset = nncf.Dataset(spread(calibration.frames, recipe.frames),
+    dataset = nncf.Dataset(evenly_spaced(calibration.frames, recipe.frames),
                            lambda frame: {name: to_input(frame[None])})
     alphas = AdvancedSmoothQuantParameters(matmul=recipe.smooth_alpha, convolution=-1)
     ranges = RangeEstimatorParametersSet.MINMAX
@@ -82,17 +82,17 @@ def quantize(model: onnx.ModelProto, calibration: Frames,
 def layers(model: onnx.ModelProto) -> list[str]:
     """Names of the nodes that could be quantised: Conv, Gemm and MatMul with a weight, in graph
     order."""
-    wiring = Wiring(model)
+    index = GraphIndex(model)
     return [
         node.name for node in model.graph.node
-        if node.op_type in ("Conv", "Gemm", "MatMul") and any(map(wiring.is_weight, node.input))
+        if node.op_type in ("Conv", "Gemm", "MatMul") and any(map(index.is_weight, node.input))
     ]
 
 
 def calibration_facts(calibration: Frames, recipe: Recipe) -> Facts:
     """Which frames set the ranges: a digest of each, and one of all (two runs with the same digest
     calibrate alike)."""
-    used = spread(calibration.frames, recipe.frames)
+    used = evenly_spaced(calibration.frames, recipe.frames)
     each = [digest(frame.tobytes().hex()) for frame in used]
     return {
         "frames": len(used), "source_sha256": calibration.digest, "digest": digest(each),
@@ -136,29 +136,29 @@ def ignored(model: onnx.ModelProto, recipe: Recipe) -> list[str]:
     }
     if not recipe.head:
         chosen.add(candidates[-1])
-    return [node.name for node in Wiring(model).attention_products()] + sorted(chosen)
+    return [node.name for node in GraphIndex(model).attention_products()] + sorted(chosen)
 
 
 def name_for_layers(model: onnx.ModelProto) -> None:
     """Q/DQ nodes take the name of the layer they serve, and axes count from the front (older
     parsers insist)."""
-    wiring = Wiring(model)
+    index = GraphIndex(model)
     names: dict[str, str] = {}
     for node in model.graph.node:
         if node.op_type != "DequantizeLinear":
             continue
-        layer = wiring.readers[node.output[0]][0].name
-        side = "weight" if wiring.is_weight(node.output[0]) else "input"
+        layer = index.readers[node.output[0]][0].name
+        side = "weight" if index.is_weight(node.output[0]) else "input"
         stem = f"{layer}.{side}"
         names |= {
             node.input[0]: f"{stem}_q", node.input[1]: f"{stem}_scale",
             node.input[2]: f"{stem}_zero", node.output[0]: f"{stem}_dq"
         }
-        quantizer = wiring.source(node.input[0])
+        quantizer = index.source(node.input[0])
         node.name = f"{stem}/DequantizeLinear"
         if quantizer is not None:
             quantizer.name = f"{stem}/QuantizeLinear"
-        rank = len(wiring.constants[node.input[0]].dims) if side == "weight" else 0
+        rank = len(index.constants[node.input[0]].dims) if side == "weight" else 0
         for entry in node.attribute:
             if entry.name == "axis" and entry.i < 0:
                 entry.i += rank

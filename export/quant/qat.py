@@ -19,9 +19,9 @@ from onnxscript import opset20 as op
 from torch import Tensor, nn
 
 from export.graph.export_onnx import Batch, export_onnx
-from export.graph.index import Wiring, attribute
+from export.graph.index import GraphIndex, attribute
 from export.quant.int8 import Recipe, name_for_layers
-from export.source import Frames, spread
+from export.source import Frames, evenly_spaced
 from student.vit import Block, Student
 
 BATCH = 8
@@ -98,7 +98,7 @@ class QuantLinear(nn.Module):
 
 def distil_int8(student: Student, calibration: Frames, layers: Sequence[str], recipe: Recipe,
                 steps: int, batch: Batch = 1,
-                say: Callable[[str], None] = lambda _: None) -> onnx.ModelProto:
+                log: Callable[[str], None] = lambda _: None) -> onnx.ModelProto:
     """The student's signed INT8 ONNX after `steps` of distillation from its FP32 self.
 
     layers: ONNX names of the MatMuls to quantise, such as blocks.0.fc1/MatMul. The student itself
@@ -110,7 +110,7 @@ def distil_int8(student: Student, calibration: Frames, layers: Sequence[str], re
     with torch.enable_grad():
         frames = torch.from_numpy(calibration.frames)
         quantised = prepare(student, frames, layers, recipe)
-        train(quantised, student, frames, steps, say)
+        train(quantised, student, frames, steps, log)
     return to_onnx(quantised, batch)
 
 
@@ -118,7 +118,7 @@ def prepare(student: Student, frames: Tensor, layers: Sequence[str], recipe: Rec
     """A smoothed copy whose `layers` are QuantLinear, their ranges those of `frames` (uint8
     [N,3,H,W])."""
     wanted = {name.removesuffix("/MatMul") for name in layers}
-    seen = torch.from_numpy(spread(frames.numpy(), PEAK_FRAMES)).float() / 255
+    seen = torch.from_numpy(evenly_spaced(frames.numpy(), PEAK_FRAMES)).float() / 255
     quantised, factors = smoothed(student, seen, wanted, recipe.smooth_alpha)
     quantised.requires_grad_(True)
     peaks = _channel_peaks(quantised, wanted, seen)
@@ -155,7 +155,7 @@ def smoothed(student: Student, frames: Tensor, layers: Collection[str],
 
 
 def train(quantised: Student, student: Student, frames: Tensor, steps: int,
-          say: Callable[[str], None]) -> None:
+          log: Callable[[str], None]) -> None:
     """Moves weights and scales, in place, towards the FP32 student's answers on random views of
     `frames`."""
     scales = [module.scale for module in quantised.modules() if isinstance(module, QuantLinear)]
@@ -180,7 +180,7 @@ def train(quantised: Student, student: Student, frames: Tensor, steps: int,
             for scale, value in zip(scales, start, strict=True):
                 scale.clamp_(0.25 * value, 2 * value)
         if i in (0, steps - 1) or (i + 1) % 20 == 0:
-            say(f"qat step {i + 1} of {steps}: loss {loss.item():.6f}")
+            log(f"qat step {i + 1} of {steps}: loss {loss.item():.6f}")
     quantised.eval()
     for module in quantised.modules():
         if isinstance(module, QuantLinear):
@@ -258,25 +258,25 @@ def _views(frames: Tensor, steps: int) -> Iterator[Tensor]:
 
 def _store_int8_weights(model: onnx.ModelProto) -> None:
     """constant -> Q -> DQ -> Transpose becomes an int8 constant [I,O] -> DQ, in place; exact."""
-    graph, wiring = model.graph, Wiring(model)
+    graph, index = model.graph, GraphIndex(model)
     for quantizer in [node for node in graph.node if node.op_type == "QuantizeLinear"]:
         for entry in [entry for entry in quantizer.attribute if entry.name == "saturate"]:
             quantizer.attribute.remove(entry)  # of float8 only, and unknown to opset 17
-        weight, scale = (wiring.value(name) for name in quantizer.input[:2])
+        weight, scale = (index.value(name) for name in quantizer.input[:2])
         if weight is None or scale is None:
             continue
-        (dequantizer,) = wiring.readers[quantizer.output[0]]
-        (transpose,) = wiring.readers[dequantizer.output[0]]
+        (dequantizer,) = index.readers[quantizer.output[0]]
+        (transpose,) = index.readers[dequantizer.output[0]]
         axis = int(attribute(quantizer, "axis", 1))  # type: ignore[call-overload]
         assert transpose.op_type == "Transpose" and axis == 0
         stored = np.rint(weight / scale[:, None]).clip(-QMAX, QMAX).astype(np.int8).T  # [I,O]
-        tensor = wiring.constants[quantizer.input[0]]
+        tensor = index.constants[quantizer.input[0]]
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(stored), tensor.name))
         dequantizer.input[0] = tensor.name
         for entry in dequantizer.attribute:
             if entry.name == "axis":
                 entry.i = 1
-        for reader in wiring.readers[transpose.output[0]]:
+        for reader in index.readers[transpose.output[0]]:
             for i, name in enumerate(reader.input):
                 if name == transpose.output[0]:
                     reader.input[i] = dequantizer.output[0]

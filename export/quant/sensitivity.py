@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import onnx
 
-from export.graph.index import Wiring
+from export.graph.index import GraphIndex
 from export.graph.session import OnnxModel
 from export.parity import Gate, GateError, token_cosine
 from export.source import to_input
@@ -20,7 +20,7 @@ RANKING_FRAMES = 8
 
 def within_budget(model: onnx.ModelProto, max_drop: float, gate: Gate,
                   requantize: Callable[[list[str]], onnx.ModelProto],
-                  say: Callable[[str], None]) -> tuple[onnx.ModelProto, list[str]]:
+                  log: Callable[[str], None]) -> tuple[onnx.ModelProto, list[str]]:
     """The INT8 model with the fewest layers returned to half (1, 2, 4, ... worst first) whose mean
     token cosine is within `max_drop` of 1, and those layers' names.
 
@@ -28,7 +28,7 @@ def within_budget(model: onnx.ModelProto, max_drop: float, gate: Gate,
     to win.
     """
     drop = _drop(model, gate)
-    say(f"INT8 drop {drop:.6f} of mean cosine (budget {max_drop:g})")
+    log(f"INT8 drop {drop:.6f} of mean cosine (budget {max_drop:g})")
     if drop <= max_drop:
         return model, []
     ranking = rank(model, gate)
@@ -37,7 +37,7 @@ def within_budget(model: onnx.ModelProto, max_drop: float, gate: Gate,
         floats = [name for name, _ in ranking[:count]]
         model = requantize(floats)
         drop = _drop(model, gate)
-        say(f"INT8 drop {drop:.6f} with {count} layers in half: {', '.join(floats)}")
+        log(f"INT8 drop {drop:.6f} with {count} layers in half: {', '.join(floats)}")
         if drop <= max_drop:
             return model, floats
         count *= 2
@@ -59,10 +59,10 @@ def rank(model: onnx.ModelProto, gate: Gate) -> list[tuple[str, float]]:
 
 def quantized_layers(model: onnx.ModelProto) -> list[str]:
     """Names of the nodes whose activation goes through Q/DQ, in graph order."""
-    wiring = Wiring(model)
+    index = GraphIndex(model)
     return [
         node.name for node in model.graph.node
-        if node.op_type in ("MatMul", "Gemm", "Conv") and (source := wiring.source(node.input[0]))
+        if node.op_type in ("MatMul", "Gemm", "Conv") and (source := index.source(node.input[0]))
         is not None and source.op_type == "DequantizeLinear"
     ]
 
@@ -71,11 +71,11 @@ def bypassed(model: onnx.ModelProto, layer: str) -> onnx.ModelProto:
     """A copy in which `layer` reads its input as it was before Q/DQ."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    wiring = Wiring(copy)
+    index = GraphIndex(copy)
     for node in copy.graph.node:
         if node.name == layer:
-            dequantizer = wiring.source(node.input[0])
-            quantizer = dequantizer and wiring.source(dequantizer.input[0])
+            dequantizer = index.source(node.input[0])
+            quantizer = dequantizer and index.source(dequantizer.input[0])
             if quantizer is None or quantizer.op_type != "QuantizeLinear":
                 raise ValueError(
                     f"bypassed: got {layer}, whose input has no Q/DQ, expected a quantised layer")

@@ -9,7 +9,7 @@ from typing import Literal
 from export.artefact import Facts, discard, save_bytes, up_to_date
 from export.graph.check import read_onnx
 from export.parity import Precision
-from export.pipeline import FLAGGED, FP16, INT8, INT8_FLAGGED, Exporter, Made, Say
+from export.pipeline import FP16, INT8, INT8_WEAKLY_TYPED, WEAKLY_TYPED, ExportedFile, Exporter, Log
 from export.quant.fp8 import SMS as FP8_SMS
 from export.quant.sensitivity import quantized_layers
 from export.tensorrt import cuda, engine_report, rtx, torch_trt, trt
@@ -43,7 +43,7 @@ class Site:
         return self.gpu is None or self.gpu.sm != sm
 
 
-def site(target: Builder, sms: tuple[int, ...], say: Say = print) -> Site:
+def site(target: Builder, sms: tuple[int, ...], log: Log = print) -> Site:
     """Chooses the builder: TensorRT where there is a GPU and the package, else TensorRT-RTX ahead
     of time.
 
@@ -68,7 +68,7 @@ def site(target: Builder, sms: tuple[int, ...], say: Say = print) -> Site:
             f"export trt: got --sm {' '.join(map(str, sms))}, expected {gpu.sm} ({gpu.name}): "
             "TensorRT builds for the GPU present; leave --sm out")
     if reason := trt.warning(module.__version__):
-        say(f"warning: {reason}")
+        log(f"warning: {reason}")
     return Site(module, surface(module), (gpu.sm,), gpu)
 
 
@@ -87,7 +87,7 @@ def make_engines(exporter: Exporter, where: Site, precision: EnginePrecision) ->
     return [_make(exporter, where, source, precision, sm) for sm in where.sms]
 
 
-def make_torch_engine(exporter: Exporter, say: Say = print) -> Engine:
+def make_torch_engine(exporter: Exporter, log: Log = print) -> Engine:
     """The FP16 engine that torch-tensorrt makes for this GPU, behind the same gate and with the
     same sidecar.
 
@@ -101,16 +101,16 @@ def make_torch_engine(exporter: Exporter, say: Say = print) -> Engine:
     module = torch_trt.tensorrt_of(package)
     where = Site(module, surface(module), (gpu.sm,), gpu)
     if where.surface.name == "trt" and (reason := trt.warning(module.__version__)):
-        say(f"warning: {reason}")
+        log(f"warning: {reason}")
     path = exporter.run.out / f"model.fp16.torch-{where.surface.label}.sm{gpu.sm}.engine"
     via = f"torch-tensorrt {package.__version__}"
     key = digest(exporter.run.student_sha256, via, where.surface.label, gpu.sm, gpu.name,
                  exporter.options.batch)
     if held := up_to_date(path, key):
-        say(f"{path.name}: up to date")
+        log(f"{path.name}: up to date")
         return Engine(path, held, True)
     discard(path)
-    say(f"building {path.name}")
+    log(f"building {path.name}")
     began = time.perf_counter()
     plan = torch_trt.build(package, exporter.run.student, exporter.options.batch)
     return _keep(
@@ -121,22 +121,22 @@ def make_torch_engine(exporter: Exporter, say: Say = print) -> Engine:
         })
 
 
-def onnx_for(exporter: Exporter, there: Surface, precision: EnginePrecision) -> Made:
+def onnx_for(exporter: Exporter, there: Surface, precision: EnginePrecision) -> ExportedFile:
     """The exported ONNX that a builder with this surface turns into an engine of `precision`."""
     if precision == "fp8":
-        return exporter.make("fp8")[0]
+        return exporter.export("fp8")[0]
     if precision == "int8":
-        wanted = INT8 if there.dialect == "typed" else INT8_FLAGGED
-        return next(made for made in exporter.make("int8") if made.kind == wanted)
-    return exporter.make_kinds((FP16 if there.dialect == "typed" else FLAGGED,))[0]
+        wanted = INT8 if there.dialect == "typed" else INT8_WEAKLY_TYPED
+        return next(made for made in exporter.export("int8") if made.spec == wanted)
+    return exporter.export_files((FP16 if there.dialect == "typed" else WEAKLY_TYPED,))[0]
 
 
-def _make(exporter: Exporter, where: Site, source: Made, precision: Precision, sm: int) -> Engine:
+def _make(exporter: Exporter, where: Site, source: ExportedFile, precision: Precision, sm: int) -> Engine:
     path = exporter.run.out / f"model.{precision}.{where.surface.label}.sm{sm}.engine"
     key = digest(source.facts["sha256"], precision, where.surface.label, sm,
                  where.gpu.name if where.gpu else None)
     if held := up_to_date(path, key):
-        exporter.say(f"{path.name}: up to date")
+        exporter.log(f"{path.name}: up to date")
         return Engine(path, held, True)
     discard(path)
     ahead = where.ahead(sm)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from export.artefact import Facts, annotate
 from export.graph.session import OnnxModel
-from export.pipeline import Exporter, Made
+from export.pipeline import ExportedFile, Exporter
 from export.source import to_input
 from export.tensorrt import rtx
 from export.tensorrt.engines import Engine, Site, make_engines
@@ -57,7 +57,7 @@ class Verdict:
         }
 
 
-def onnx_verdict(exporter: Exporter, fp32: Made, int8: Made,
+def onnx_verdict(exporter: Exporter, fp32: ExportedFile, int8: ExportedFile,
                  clock: Clock = time.perf_counter) -> Verdict:
     """The uint8 file against the FP32 one, by onnxruntime on one CPU thread; recorded in the INT8
     file's sidecar."""

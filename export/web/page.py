@@ -6,8 +6,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from export.artefact import ready
-from export.pipeline import Exporter, Made
+from export.artefact import prepare_folder
+from export.pipeline import ExportedFile, Exporter
 from export.presets import export_preset
 from export.web.vendor import BACKENDS, VERSION
 from records.files import atomic_write, digest, sha256
@@ -31,7 +31,7 @@ def write_page(exporter: Exporter, runtime: Path, out: Path | None = None) -> tu
     folder = out or exporter.run.out / "page"
     if folder.exists() and any(folder.iterdir()) and not (folder / "page.json").is_file():
         raise ValueError(f"{folder}: holds something that is no page of ours; choose another --out")
-    ready(folder.parent)
+    prepare_folder(folder.parent)
     made = [file for file in export_preset(exporter, "web") if file.path.name in MODELS]
     if folder.exists():
         shutil.rmtree(folder)
@@ -41,7 +41,7 @@ def write_page(exporter: Exporter, runtime: Path, out: Path | None = None) -> tu
     return folder, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
-def assemble(folder: Path, runtime: Path, made: list[Made], exporter: Exporter) -> None:
+def assemble(folder: Path, runtime: Path, made: list[ExportedFile], exporter: Exporter) -> None:
     for path in STATIC.iterdir():
         if path.name not in ("sw.js", CLIP.name):
             shutil.copyfile(path, folder / path.name)
@@ -56,7 +56,7 @@ def assemble(folder: Path, runtime: Path, made: list[Made], exporter: Exporter) 
     _write_service_worker(folder)
 
 
-def _facts(made: list[Made], exporter: Exporter) -> dict[str, Any]:
+def _facts(made: list[ExportedFile], exporter: Exporter) -> dict[str, Any]:
     models = []
     for file in made:
         name, what, backends = MODELS[file.path.name]

@@ -37,7 +37,7 @@ def server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
     return ThreadingHTTPServer(("127.0.0.1", port), partial(Isolated, directory=str(folder)))
 
 
-def serve_folder(folder: Path, port: int = 8000, say: Callable[[str], None] = print) -> None:
+def serve_folder(folder: Path, port: int = 8000, log: Callable[[str], None] = print) -> None:
     """Until interrupted. Raises ValueError if the port is taken."""
     try:
         serving = server(folder, port)
@@ -45,12 +45,12 @@ def serve_folder(folder: Path, port: int = 8000, say: Callable[[str], None] = pr
         raise ValueError(
             f"serve: port {port} cannot be used ({error.strerror}); choose another with --port"
         ) from error
-    say(f"http://localhost:{serving.server_port}/  (Ctrl-C ends)")
+    log(f"http://localhost:{serving.server_port}/  (Ctrl-C ends)")
     with serving:
         try:
             serving.serve_forever()
         except KeyboardInterrupt:
-            say("ended")
+            log("ended")
 
 
 if __name__ == "__main__":

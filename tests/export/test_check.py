@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.graph.check import brief, check_qdq, summary
-from export.graph.dialects import to_flagged, to_jetpack5, to_unsigned
+from export.graph.dialects import to_jetpack5, to_unsigned, to_weakly_typed
 from export.graph.fp16 import to_half
 from export.graph.targets import TARGETS
 from export.source import to_input
@@ -28,8 +28,8 @@ def typed() -> onnx.ModelProto:
 @pytest.mark.parametrize("target", TARGETS)
 def test_each_dialect_passes_where_it_is_meant_to_run(target):
     dialects = {"model.int8.onnx": typed, "model.int8.cpu.onnx": lambda: to_unsigned(int8()),
-                "model.int8.flagged.onnx": lambda: to_flagged(int8()),
-                "jetson/model.int8.jp5.onnx": lambda: to_jetpack5(to_flagged(int8()))}
+                "model.int8.flagged.onnx": lambda: to_weakly_typed(int8()),
+                "jetson/model.int8.jp5.onnx": lambda: to_jetpack5(to_weakly_typed(int8()))}
     assert check_qdq(dialects[TARGETS[target].dialect](), target, want_int8=True) == []
 
 

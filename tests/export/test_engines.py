@@ -15,7 +15,7 @@ from export.artefact import discard, sidecar_path
 from export.graph.session import OnnxModel, TorchModel
 from export.parity import GateError
 from export.pipeline import Exporter, Options
-from export.source import open_run
+from export.source import load_trained_run
 from export.tensorrt import builder, cuda, engine_report, engines, rtx, trt
 from export.tensorrt.builder import network_flags, precision_flags, surface
 from export.tensorrt.runtime import check_engine
@@ -151,7 +151,7 @@ def exported(tmp_path_factory) -> Path:
 
 
 def _exporter(folder: Path) -> Exporter:
-    return Exporter(open_run(folder), EXPORTED, say=lambda _: None)
+    return Exporter(load_trained_run(folder), EXPORTED, log=lambda _: None)
 
 
 class _Engine(TorchModel):
@@ -188,12 +188,12 @@ def orin(exported, tmp_path, monkeypatch):
     monkeypatch.setattr(cuda, "device", lambda: ORIN)
     monkeypatch.setattr(engines, "EngineModel", lambda module, plan: _Engine())
 
-    def place(module, say=lambda _: None):
+    def place(module, log=lambda _: None):
         monkeypatch.setattr(trt, "load", lambda: module)
-        return engines.site("trt", (), say)
+        return engines.site("trt", (), log)
 
     exporter = _exporter(folder)
-    exporter.__dict__["gate"] = gate()  # the session's own: the same student and frames
+    exporter.gate = gate()  # the session's own: the same student and frames
     return exporter, place
 
 
@@ -361,9 +361,9 @@ def test_engines_of_an_onnx_go_when_it_is_made_anew(orin):
     exporter, place = orin
     engines.make_engines(exporter, place(trt103()), "int8")
     engines.make_engines(exporter, place(trt103()), "fp16")
-    again = Exporter(exporter.run, Options(batch=2), say=lambda _: None)
-    again.__dict__["gate"] = gate()
-    again.make("fp16")
+    again = Exporter(exporter.run, Options(batch=2), log=lambda _: None)
+    again.gate = gate()
+    again.export("fp16")
     assert _engines(exporter) == ["model.int8.trt-10.3.0.30.sm87.engine"]
 
 

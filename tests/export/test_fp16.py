@@ -7,7 +7,7 @@ from onnx import TensorProto, numpy_helper
 
 from export.graph.check import check_qdq
 from export.graph.fp16 import SMALLEST_SCALE, to_half
-from export.graph.index import Wiring
+from export.graph.index import GraphIndex
 from export.graph.session import OnnxModel
 from export.source import to_input
 from tests.export_run import fp32, gate, int8, run
@@ -19,11 +19,11 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.ModelProto.FromString(model.SerializeToString())
 
 
-@pytest.mark.parametrize("islands", ISLANDS)
+@pytest.mark.parametrize("fp32_ops", ISLANDS)
 @pytest.mark.parametrize("source", [fp32, int8], ids=["fp32", "int8"])
 @pytest.mark.parametrize("optimise", [False, True])
-def test_half_is_valid_loads_and_passes_its_gate(source, islands, optimise):
-    half = to_half(source(), islands)
+def test_half_is_valid_loads_and_passes_its_gate(source, fp32_ops, optimise):
+    half = to_half(source(), fp32_ops)
     onnx.checker.check_model(half, full_check=True)
     gate()(OnnxModel(half, optimise=optimise), "fp16" if source is fp32 else "int8", "half")
 
@@ -51,17 +51,17 @@ def test_islands_stay_float32_between_casts():
     half = to_half(int8(), ("Softmax", "LayerNormalization"))
     types = {value.name: value.type.tensor_type.elem_type
              for value in onnx.shape_inference.infer_shapes(half).graph.value_info}
-    islands = [
+    fp32_ops = [
         node for node in half.graph.node if node.op_type in ("Softmax", "LayerNormalization")
     ]
-    assert len(islands) == 3 * run().student.config.depth + 1
-    assert {types[node.input[0]] for node in islands} == {TensorProto.FLOAT}
+    assert len(fp32_ops) == 3 * run().student.config.depth + 1
+    assert {types[node.input[0]] for node in fp32_ops} == {TensorProto.FLOAT}
     others = [node for node in half.graph.node if node.op_type in ("MatMul", "Gelu")]
     assert {types[node.input[0]] for node in others} == {TensorProto.FLOAT16}
 
 
 def test_qdq_keep_their_place_and_their_int8_values():
-    half, wide = Wiring(to_half(int8())), Wiring(int8())
+    half, wide = GraphIndex(to_half(int8())), GraphIndex(int8())
     names = [name for name in wide.constants if name.endswith("weight_q")]
     assert names
     for name in names:
@@ -77,7 +77,7 @@ def test_a_scale_too_small_for_float16_is_lifted_and_its_weights_rounded_again()
     tiny = numpy_helper.to_array(scale).copy()
     tiny[5] = 1e-9  # float16 rounds it to zero
     scale.CopyFrom(numpy_helper.from_array(tiny, scale.name))
-    half = Wiring(to_half(model))
+    half = GraphIndex(to_half(model))
     assert half.value(scale.name)[5] == np.float16(SMALLEST_SCALE)
     # 127e-9 is nothing in steps of 7.6e-6
     assert not half.value("blocks.0.fc1/MatMul.weight_q")[:, 5].any()

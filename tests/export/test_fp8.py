@@ -14,13 +14,13 @@ from onnx import TensorProto, numpy_helper
 from export.artefact import sidecar_path
 from export.graph.check import check_qdq
 from export.graph.fp16 import to_half
-from export.graph.index import Wiring
+from export.graph.index import GraphIndex
 from export.graph.session import OnnxModel
 from export.parity import THRESHOLDS, GateError
 from export.pipeline import Exporter
 from export.quant.fp8 import quantize_fp8
 from export.quant.int8 import Recipe
-from export.source import open_run, spread, to_input
+from export.source import evenly_spaced, load_trained_run, to_input
 from export.tensorrt import engines, rtx
 from export.tensorrt.builder import precision_flags
 from tests.export.test_engines import trt86
@@ -36,9 +36,9 @@ def fp8() -> onnx.ModelProto:
 
 
 def test_block_linears_are_float8_on_both_sides_and_nothing_else_is():
-    wiring = Wiring(fp8())
+    index = GraphIndex(fp8())
     served = {
-        wiring.readers[node.output[0]][0].name
+        index.readers[node.output[0]][0].name
         for node in fp8().graph.node if node.op_type == "DequantizeLinear"
     }
     assert served == {
@@ -61,15 +61,15 @@ def test_scales_are_the_largest_magnitude_by_448():
     opened.graph.output.append(onnx.ValueInfoProto(name=wanted))
     session = OnnxModel(opened).session
     peak = max(np.abs(session.run([wanted], {"frames": to_input(frame[None])})[0]).max()
-               for frame in spread(run().calibration.frames, 16))
-    assert Wiring(fp8()).value("blocks.1.fc2/MatMul.input_scale") == pytest.approx(
+               for frame in evenly_spaced(run().calibration.frames, 16))
+    assert GraphIndex(fp8()).value("blocks.1.fc2/MatMul.input_scale") == pytest.approx(
         peak / 448, rel=1e-5)
 
 
 def test_weights_are_the_nearest_float8_values():
-    stored = Wiring(fp8()).value("blocks.0.fc1/MatMul.weight_q").astype(np.float32)
-    scale = Wiring(fp8()).value("blocks.0.fc1/MatMul.weight_scale")
-    wanted = Wiring(fp32()).value("blocks.0.fc1.weight_t")
+    stored = GraphIndex(fp8()).value("blocks.0.fc1/MatMul.weight_q").astype(np.float32)
+    scale = GraphIndex(fp8()).value("blocks.0.fc1/MatMul.weight_scale")
+    wanted = GraphIndex(fp32()).value("blocks.0.fc1.weight_t")
     assert np.abs(stored).max() == 448
     # half of 3 bits of mantissa, or of a subnormal
     step = np.maximum(np.abs(wanted) / 16, scale * 2.0**-10)
@@ -138,8 +138,8 @@ def test_tensorrt_8_has_no_flag_for_it():
 @needs_rtx
 def test_rtx_builds_it_for_ada_and_blackwell_and_says_which_cards_cannot(tmp_path, capsys):
     folder = shutil.copytree(trained_run(), tmp_path / "run")
-    exporter = Exporter(open_run(folder), EXPORTED, say=lambda _: None)
-    exporter.__dict__["gate"] = gate()
+    exporter = Exporter(load_trained_run(folder), EXPORTED, log=lambda _: None)
+    exporter.gate = gate()
     made = engines.make_engines(exporter, engines.site("rtx", (89, 120)), "fp8")
     assert [engine.path.name.split(".")[-2] for engine in made] == ["sm89", "sm120"]
     facts = json.loads(sidecar_path(made[0].path).read_text())

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from export.graph.dialects import to_flagged, to_unsigned
-from export.graph.index import Wiring, opset
+from export.graph.dialects import to_unsigned, to_weakly_typed
+from export.graph.index import GraphIndex, opset
 from export.graph.session import OnnxModel
 from export.parity import GateError
 from export.quant.int8 import Recipe, calibration_facts, layers, quantize, unshared
@@ -26,11 +26,11 @@ QUICK = Recipe(frames=16)
 
 
 def test_block_linears_carry_qdq_and_nothing_else_does():
-    model, wiring = int8(), Wiring(int8())
+    model, index = int8(), GraphIndex(int8())
     dequantised = {
         node.name
         for node in model.graph.node
-        if any((source := wiring.source(name)) is not None and source.op_type == "DequantizeLinear"
+        if any((source := index.source(name)) is not None and source.op_type == "DequantizeLinear"
                for name in node.input)
     }
     depth = run().student.config.depth
@@ -42,42 +42,42 @@ def test_block_linears_carry_qdq_and_nothing_else_does():
     quantisers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
     # one for each Linear's input; the weights are stored as int8
     assert len(quantisers) == 4 * depth
-    assert {wiring.source(node.input[0]).op_type
+    assert {index.source(node.input[0]).op_type
             for node in quantisers} == {"LayerNormalization", "Reshape", "Mul"}
 
 
 def test_int8_only_and_every_zero_point_is_zero():
-    wiring = Wiring(int8())
+    index = GraphIndex(int8())
     nodes = [
         node for node in int8().graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")
     ]
     assert nodes
     for node in nodes:
-        zero = wiring.value(node.input[2])
+        zero = index.value(node.input[2])
         assert zero.dtype == np.int8 and not zero.any(), node.name
     assert not [t for t in int8().graph.initializer if t.data_type == TensorProto.UINT8]
 
 
 def test_no_residual_add_reads_or_feeds_qdq():
-    wiring = Wiring(int8())
+    index = GraphIndex(int8())
     adds = [
         node for node in int8().graph.node
-        if node.op_type == "Add" and not any(map(wiring.is_weight, node.input))
+        if node.op_type == "Add" and not any(map(index.is_weight, node.input))
     ]
     assert len(adds) == 2 * run().student.config.depth
     for node in adds:
-        around = [wiring.source(name) for name in node.input] + wiring.readers[node.output[0]]
+        around = [index.source(name) for name in node.input] + index.readers[node.output[0]]
         assert not {n.op_type
                     for n in around
                     if n is not None} & {"QuantizeLinear", "DequantizeLinear"}, node.name
 
 
 def test_weights_are_int8_per_output_channel():
-    wiring = Wiring(int8())
+    index = GraphIndex(int8())
     for name in quantized_layers(int8()):
         node = next(n for n in int8().graph.node if n.name == name)
-        weight = wiring.source(node.input[1])
-        values, scale = wiring.value(weight.input[0]), wiring.value(weight.input[1])
+        weight = index.source(node.input[1])
+        values, scale = index.value(weight.input[0]), index.value(weight.input[1])
         assert values.dtype == np.int8 and np.abs(values.astype(int)).max() <= 127
         assert scale.shape == values.shape[1:] and (scale > 0).all()
 
@@ -144,22 +144,22 @@ def test_unsigned_form_of_an_asymmetric_model_is_refused():
 
 
 def test_flagged_form_is_opset_17_with_float_weights_and_the_same_numbers():
-    flagged = to_flagged(int8())
+    flagged = to_weakly_typed(int8())
     assert opset(flagged) == 17
-    wiring = Wiring(flagged)
+    index = GraphIndex(flagged)
     weights = [
         n for n in flagged.graph.node
-        if n.op_type == "QuantizeLinear" and wiring.is_weight(n.input[0])
+        if n.op_type == "QuantizeLinear" and index.is_weight(n.input[0])
     ]
     assert len(weights) == len(quantized_layers(int8()))
-    assert {wiring.value(node.input[0]).dtype.name for node in weights} == {"float32"}
+    assert {index.value(node.input[0]).dtype.name for node in weights} == {"float32"}
     assert not {"Gelu"} & {node.op_type for node in flagged.graph.node}
     frames = to_input(run().heldout.frames[:4])
     assert np.abs(OnnxModel(int8())(frames) - OnnxModel(flagged)(frames)).max() < 2e-2
 
 
 def test_flagged_weights_quantise_back_to_the_same_int8():
-    flagged, signed = Wiring(to_flagged(int8())), Wiring(int8())
+    flagged, signed = GraphIndex(to_weakly_typed(int8())), GraphIndex(int8())
     for name in [t for t in signed.constants if t.endswith("weight_q")]:
         scale = signed.value(name.replace("_q", "_scale"))
         again = np.rint(flagged.value(name) / scale).clip(-127, 127).astype(np.int8)
@@ -169,7 +169,7 @@ def test_flagged_weights_quantise_back_to_the_same_int8():
 def test_smoothing_is_folded_wherever_it_can_be():
     factors = [
         node for node in int8().graph.node if node.op_type == "Mul" and (
-            v := Wiring(int8()).value(node.input[1])) is not None and v.size > 1
+            v := GraphIndex(int8()).value(node.input[1])) is not None and v.size > 1
     ]
     # one after each GELU; LayerNorms and attention took the rest
     assert len(factors) == run().student.config.depth
@@ -214,7 +214,7 @@ def test_shared_initialisers_are_parted_before_bias_correction():
     shared = onnx.ModelProto.FromString(fp32().SerializeToString())
     norms = [node for node in shared.graph.node if node.op_type == "LayerNormalization"]
     norms[1].input[2] = norms[0].input[2]
-    readers = Wiring(unshared(shared)).readers
+    readers = GraphIndex(unshared(shared)).readers
     assert all(len(readers[t.name]) <= 1 for t in unshared(shared).graph.initializer
                if t.data_type == TensorProto.FLOAT and t.dims)
 

@@ -8,7 +8,7 @@ import pytest
 
 from export import cli
 from export.artefact import save_bytes, sidecar_path
-from export.pipeline import FP32, INT8_CPU, Made
+from export.pipeline import FP32, INT8_CPU, ExportedFile
 from export.tensorrt import int8_verdict as verdicts
 from export.tensorrt.engines import Engine, Site
 from export.tensorrt.int8_verdict import Verdict, engine_verdict, onnx_verdict
@@ -40,7 +40,7 @@ def cpu_files(tmp_path, monkeypatch):
     made = {}
     for kind in (FP32, INT8_CPU):
         path = tmp_path / kind.file
-        made[kind] = Made(path, kind, save_bytes(kind.file.encode(), path, {"parity": PARITY}),
+        made[kind] = ExportedFile(path, kind, save_bytes(kind.file.encode(), path, {"parity": PARITY}),
                           False)
     heldout = SimpleNamespace(frames=np.zeros((32, 3, 4, 4), "uint8"))
     exporter = SimpleNamespace(options=SimpleNamespace(batch=1),

@@ -18,7 +18,7 @@ from export.graph.session import OnnxModel
 from export.jetson import roofline
 from export.jetson.bundle import SCRIPTS, write_bundle
 from export.pipeline import Exporter
-from export.source import open_run
+from export.source import load_trained_run
 from records.results import load
 from student.config import StudentConfig
 from tests.export_run import EXPORTED, exported_run, gate, trained_run
@@ -159,8 +159,8 @@ TOOLS = {
 def folder(tmp_path_factory) -> Path:
     """RUN/export/jetson as the command writes it, made once."""
     run = shutil.copytree(exported_run(), tmp_path_factory.mktemp("jetson") / "run")
-    exporter = Exporter(open_run(run), EXPORTED, say=lambda _: None)
-    exporter.__dict__["gate"] = gate()
+    exporter = Exporter(load_trained_run(run), EXPORTED, log=lambda _: None)
+    exporter.gate = gate()
     return write_bundle(exporter)
 
 

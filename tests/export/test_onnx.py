@@ -11,10 +11,10 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from export.artefact import ready, save_onnx, sidecar_path, up_to_date
+from export.artefact import prepare_folder, save_onnx, sidecar_path, up_to_date
 from export.graph.export_onnx import export_onnx, interface
 from export.graph.session import OnnxModel, TorchModel
-from export.source import open_run, to_input
+from export.source import load_trained_run, to_input
 from records.files import atomic_write, sha256
 from student.config import StudentConfig
 from student.vit import Student
@@ -114,7 +114,7 @@ def test_scratch_of_a_process_that_was_killed_outright_is_swept_away(tmp_path):
     (tmp_path / ".model.4194305.onnx").write_bytes(b"half")
     ours = tmp_path / f".model.{os.getpid()}.onnx"
     ours.write_bytes(b"being written")
-    ready(tmp_path)
+    prepare_folder(tmp_path)
     assert list(tmp_path.iterdir()) == [ours]
 
 
@@ -223,7 +223,7 @@ def test_bad_run_is_one_line_and_exit_2(own_run, capsys, spoil, says):
 
 def test_runs_latest_is_followed_to_the_run_it_names(own_run, tmp_path):
     (tmp_path / "latest").symlink_to(own_run)
-    assert open_run(tmp_path / "latest").out == own_run.resolve() / "export"
+    assert load_trained_run(tmp_path / "latest").out == own_run.resolve() / "export"
 
 
 @pytest.mark.parametrize(("option", "says"), [

@@ -13,7 +13,7 @@ from export.parity import THRESHOLDS, DepthProbe, Gate, GateError, Thresholds, m
 from export.pipeline import Exporter
 from export.quant.int8 import Recipe, quantize
 from export.quant.layer_diff import layerwise, worst
-from export.source import Frames, open_run, to_input
+from export.source import Frames, load_trained_run, to_input
 from student.vit import Student
 from tests.export_run import fp32, gate, int8, run, trained_run
 
@@ -262,7 +262,7 @@ def test_failed_gate_removes_the_file_that_was_there(tmp_path, monkeypatch):
     old.write_bytes(b"an older student's")
     monkeypatch.setattr("export.pipeline.export_onnx", lambda student, batch: fp32_of_a_stranger())
     with pytest.raises(GateError, match="failed the fp32 parity gate"):
-        Exporter(open_run(folder), say=lambda _: None).make("fp32")
+        Exporter(load_trained_run(folder), log=lambda _: None).export("fp32")
     assert not list((folder / "export").iterdir())
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from export.graph.check import check_qdq
-from export.graph.dialects import to_flagged, to_unsigned
+from export.graph.dialects import to_unsigned, to_weakly_typed
 from export.graph.fp16 import to_half
-from export.graph.index import Wiring
+from export.graph.index import GraphIndex
 from export.graph.session import OnnxModel, TorchModel
 from export.pipeline import Exporter, Options
 from export.quant.int8 import Recipe
@@ -53,20 +53,20 @@ def test_one_scale_a_row_is_applied_along_its_axis():
 
 
 def test_distilled_model_has_the_form_that_the_verifier_accepts():
-    model, wiring = _distilled(), Wiring(_distilled())
+    model, index = _distilled(), GraphIndex(_distilled())
     assert not check_qdq(model, "trt10", want_int8=True)
     assert quantized_layers(model) == quantized_layers(int8())
     ops = [Counter(node.op_type for node in m.graph.node) for m in (model, int8())]
     assert ops[0] == ops[1]  # the same graph, node for node
-    stored = [wiring.value(node.input[0]) for node in model.graph.node
-              if node.op_type == "DequantizeLinear" and wiring.is_weight(node.input[0])]
+    stored = [index.value(node.input[0]) for node in model.graph.node
+              if node.op_type == "DequantizeLinear" and index.is_weight(node.input[0])]
     assert len(stored) == 8 and {values.dtype.name for values in stored} == {"int8"}
 
 
 def test_every_dialect_is_made_from_it():
     assert not check_qdq(to_half(_distilled()), "trt11", want_int8=True)
     assert not check_qdq(to_unsigned(_distilled()), "cpu", want_int8=True)
-    assert not check_qdq(to_flagged(_distilled()), "trt8.6", want_int8=True)
+    assert not check_qdq(to_weakly_typed(_distilled()), "trt8.6", want_int8=True)
 
 
 def test_distillation_improves_or_keeps_fidelity():
@@ -99,7 +99,7 @@ def test_student_is_left_as_it_was_and_only_named_layers_are_quantised():
 def test_pipeline_keeps_it_only_if_it_helps(monkeypatch, tmp_path, answer, kept):
     exporter = Exporter.__new__(Exporter)
     said: list[str] = []
-    exporter.run, exporter.options, exporter.say = run(), Options(qat=STEPS), said.append
+    exporter.run, exporter.options, exporter.log = run(), Options(qat=STEPS), said.append
     spoilt = onnx.ModelProto.FromString(int8().SerializeToString())
     scale = next(t for t in spoilt.graph.initializer if t.name == "blocks.1.fc1/MatMul.input_scale")
     scale.CopyFrom(

@@ -15,7 +15,7 @@ from export.artefact import sidecar_path
 from export.graph.session import TorchModel
 from export.parity import GateError
 from export.pipeline import Exporter, Options
-from export.source import open_run
+from export.source import load_trained_run
 from export.tensorrt import cuda, engine_report, engines, torch_trt
 from export.tensorrt.runtime import check_engine
 from tests.export.test_engines import ORIN, trt11
@@ -67,8 +67,8 @@ class Answers:
 
 @pytest.fixture()
 def exporter(tmp_path) -> Exporter:
-    made = Exporter(open_run(shutil.copytree(trained_run(), tmp_path / "run")), say=lambda _: None)
-    made.__dict__["gate"] = gate()
+    made = Exporter(load_trained_run(shutil.copytree(trained_run(), tmp_path / "run")), log=lambda _: None)
+    made.gate = gate()
     return made
 
 
@@ -99,8 +99,8 @@ def test_what_is_compiled_is_the_student_in_half_between_float_ends(package, exp
 
 def test_open_batch_is_a_profile(package, tmp_path):
     folder = shutil.copytree(trained_run(), tmp_path / "run")
-    made = Exporter(open_run(folder), Options(batch="dynamic"), lambda _: None)
-    made.__dict__["gate"] = gate()
+    made = Exporter(load_trained_run(folder), Options(batch="dynamic"), lambda _: None)
+    made.gate = gate()
     engines.make_torch_engine(made, lambda _: None)
     ((_, (given,), _),) = package.asked
     assert [given.how[name][0] for name in ("min_shape", "opt_shape", "max_shape")] == [1, 8, 32]

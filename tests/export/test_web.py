@@ -25,7 +25,7 @@ from bench.recipes.chromium import CHROMIUM, browser
 from export.parity import GateError
 from export.pipeline import Exporter
 from export.presets import PRESETS, export_preset
-from export.source import open_run, to_input
+from export.source import load_trained_run, to_input
 from export.web import vendor
 from export.web.page import CLIP, STATIC, write_page
 from export.web.serve import serve_folder, server
@@ -50,7 +50,7 @@ def run_with_heads() -> Path:
 
 def add_heads(folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
-    opened = open_run(folder)
+    opened = load_trained_run(folder)
     heads = Heads(HeadsShape(in_dim=64, width=16, descriptor_dim=16, student=opened.student_sha256))
     with torch.inference_mode():
         fit_pca(heads, opened.student(torch.from_numpy(to_input(opened.heldout.frames[:8]))))
@@ -59,8 +59,8 @@ def add_heads(folder: Path, seed: int) -> None:
 
 
 def exporter(folder: Path) -> Exporter:
-    made = Exporter(open_run(folder), EXPORTED, say=lambda _: None)
-    made.__dict__["gate"] = gate()  # the same student and frames
+    made = Exporter(load_trained_run(folder), EXPORTED, log=lambda _: None)
+    made.gate = gate()  # the same student and frames
     return made
 
 
@@ -79,7 +79,7 @@ def session(path: Path) -> ort.InferenceSession:
 
 
 def test_one_file_gives_features_and_all_that_an_app_draws():
-    frames = to_input(open_run(run_with_heads()).heldout.frames[:1])
+    frames = to_input(load_trained_run(run_with_heads()).heldout.frames[:1])
     assert set(web_files()) == set(PRESETS["web"])
     for path in web_files().values():
         found = dict(
@@ -126,8 +126,8 @@ def test_what_transformers_js_takes_by_default_is_there(preset, own_run):
 
 
 def test_a_preset_for_several_frames_a_call(own_run):
-    four = Exporter(open_run(own_run), replace(EXPORTED, batch=4), say=lambda _: None)
-    four.__dict__["gate"] = gate()
+    four = Exporter(load_trained_run(own_run), replace(EXPORTED, batch=4), log=lambda _: None)
+    four.gate = gate()
     made, = export_preset(four, "mobile")
     frames = to_input(four.run.heldout.frames[:4])
     depth, = session(made.path).run(["depth"], {"frames": frames})
