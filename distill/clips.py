@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.config import ScenesConfig
+from records.files import spec_digest
 from scenes.clip import SPLITS, ClipFolder, Source
-from teacher.towers.tap import spec_digest
 
 if TYPE_CHECKING:
     from scenes.rooms.source import RoomSource

@@ -11,11 +11,11 @@ from torch import Tensor
 from distill.config import StudentTraining
 from distill.losses import relation_loss, token_loss
 from distill.pca_visualization import save_maps
+from records.files import spec_digest
 from student.config import SHIPPED
 from student.vit import Student, load_student, save_student
 from teacher.data.dataset import Examples
 from teacher.dense.train import Stream
-from teacher.towers.tap import spec_digest
 from teacher.training.checkpoint import load_checkpoint, save_checkpoint, set_lr
 
 CHECKPOINT_SECONDS = 30.0

@@ -19,7 +19,7 @@ from distill.config import RunConfig, dump_config, load_config
 from distill.heads import can_train, make_heads
 from distill.loop import build_student, fidelity, train_student
 from records.environment import environment
-from records.files import atomic_write, write_json
+from records.files import atomic_write, spec_digest, write_json
 from scenes.clip import Source, Split
 from student.vit import Student, load_student
 from teacher.data.dataset import Example, Examples, moments
@@ -27,8 +27,9 @@ from teacher.data.feature_store import FeatureStore, fill
 from teacher.dense.model import DenseShape, DenseTeacher
 from teacher.dense.train import Stream, load_teacher, score, train_heads
 from teacher.towers.base import FixedNoise, RGBPatches, Tower, Zeros
+from teacher.towers.checkpoints import generator_folder
 from teacher.towers.efficientnet import SEMANTIC_DIM, SemanticEncoder
-from teacher.towers.wan import VAELatents, WanTower, generator_folder, load_wan, spec_digest
+from teacher.towers.wan import VAELatents, WanTower, load_wan
 
 CALIBRATION_FRAMES, HELD_OUT_FRAMES = 320, 64
 # of the teacher over semantic only, for a recovery to mean anything

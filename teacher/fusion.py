@@ -14,7 +14,7 @@ from torch import Tensor, nn
 HEADS, DROPOUT = 8, 0.1    # of the released cross-attention
 RESIDUAL_SHARE = 0.2       # how much of the blend the residual gate starts with
 # semantic share of a gate that goes on from a semantic-only teacher; at 0.9 it stayed there
-OPEN_SHARE = 0.5
+WARM_START_SHARE = 0.5
 
 
 class TokenGate(nn.Module):
@@ -48,15 +48,15 @@ class TokenGate(nn.Module):
         return g * sem + (1 - g) * gen
 
     @torch.no_grad()
-    def begin_with(self, semantic: "SemanticOnly") -> None:
+    def warm_start(self, semantic: "SemanticOnly") -> None:
         """Starts as that baseline: what comes out is the same until the second stream, silent at
         first, has learnt. Only where normalised streams are blended, as the baseline's is."""
         self.project_semantic.load_state_dict(semantic.project.state_dict())
         for name, value in semantic.norm.state_dict().items():
-            getattr(self.norm_semantic, name).copy_(value / OPEN_SHARE)
+            getattr(self.norm_semantic, name).copy_(value / WARM_START_SHARE)
             getattr(self.norm_generative, name).zero_()
         self.gate.weight.zero_()
-        self.gate.bias.fill_(math.log(OPEN_SHARE / (1 - OPEN_SHARE)))
+        self.gate.bias.fill_(math.log(WARM_START_SHARE / (1 - WARM_START_SHARE)))
 
 
 class ChannelGate(TokenGate):

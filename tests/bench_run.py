@@ -15,7 +15,7 @@ from scenes.clip import Clip, SceneObject, Source
 from scenes.furniture.pack import CLASSES
 from student.config import StudentConfig
 from teacher.config import DenseTraining
-from teacher.towers.wan import Tap
+from teacher.towers.tap import Tap
 
 PX, FRAMES = 224, 5
 COUNTS = {"train": 6, "val": 1, "test": 4}

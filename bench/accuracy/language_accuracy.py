@@ -35,7 +35,7 @@ from bench.accuracy.question_intervals import (
     recovery,
 )
 from distill.run import DistillRun
-from records.files import digest
+from records.files import digest, spec_digest
 from records.results import Row
 from scenes.questions.scoring import values
 from student.vit import Student
@@ -46,7 +46,6 @@ from teacher.language.finetune import autocast
 from teacher.language.generate import Reply, replies
 from teacher.language.train import WEIGHTS, load_language
 from teacher.towers.base import Tower
-from teacher.towers.tap import spec_digest
 
 HEADLINES = (NUMBERS, CHOICES, ("ground", "acc@0.25"), ("ground", "acc@0.5"))
 CLIPS = 8  # asked about at once, then written

@@ -17,7 +17,7 @@ from teacher.language.finetune import CHECKPOINT
 from teacher.language.train import WEIGHTS
 from teacher.towers.base import Tower
 from teacher.towers.siglip import load_siglip
-from teacher.towers.wan import Tap
+from teacher.towers.tap import Tap
 
 # of features that are named otherwise
 ROW = {"generator": "teacher", "none": "semantic_only", "vae_latents": "vae"}

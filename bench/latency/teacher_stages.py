@@ -13,8 +13,9 @@ from bench.latency.gpu import LAUNCHES, Launch, gpu_subjects
 from bench.latency.timing import Device, Subject
 from distill.config import load_config
 from records.results import Row
+from teacher.towers.checkpoints import generator_folder
 from teacher.towers.efficientnet import SemanticEncoder
-from teacher.towers.wan import WanTower, generator_folder, load_wan
+from teacher.towers.wan import WanTower, load_wan
 
 Found = tuple[list[Subject], list[Row]]
 

@@ -18,10 +18,9 @@ from rich.progress import Progress
 from safetensors.torch import load, save
 from torch import Tensor
 
-from records.files import atomic_write
+from records.files import atomic_write, spec_digest
 from scenes.clip import Source, frames_of
 from teacher.towers.base import GRID, Tower
-from teacher.towers.tap import spec_digest
 
 FORMAT = 1
 GROUP_BYTES = 2**28  # uint8 frames that go to the GPU at once; there they are four times as large

@@ -11,12 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from records.files import atomic_write
+from records.files import atomic_write, spec_digest
 from scenes.dense import DenseScores, DenseTargets
 from teacher.config import DenseTraining
 from teacher.data.dataset import Example, Examples, moments
 from teacher.dense.model import DenseShape, DenseTeacher, dense_loss
-from teacher.towers.tap import spec_digest
 from teacher.training.checkpoint import load_checkpoint, save_checkpoint, set_lr
 
 # a batch's generative features [B,D,14,14] float32, in raw units

@@ -11,7 +11,7 @@ from typing import Any
 WIDEST = 8192  # elements: 32 a thread
 
 
-def rows_in_registers(widest: int | None = None) -> AbstractContextManager:
+def persistent_reductions(widest: int | None = None) -> AbstractContextManager:
     """What is compiled inside, in this thread, treats contiguous rows of up to `widest` (None:
     WIDEST) elements so.
 

@@ -63,7 +63,7 @@ class PooledBlock(nn.Module):
 
 
 @contextmanager
-def in_place_of(blocks: nn.ModuleList, i: int, other: nn.Module) -> Iterator[None]:
+def swapped_block(blocks: nn.ModuleList, i: int, other: nn.Module) -> Iterator[None]:
     """Inside, block i is the other one."""
     own, blocks[i] = blocks[i], other
     try:

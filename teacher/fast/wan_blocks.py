@@ -15,7 +15,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from teacher.fast.inductor import rows_in_registers
+from teacher.fast.inductor import persistent_reductions
 
 FASTEST_FIRST = [
     SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
@@ -50,7 +50,7 @@ def compile_forward(module: Any, backend: str = "inductor") -> None:
         torch._dynamo.maybe_mark_dynamic(x, 0)
         torch._dynamo.mark_static(x, [*range(1, x.ndim)])
         try:
-            with rows_in_registers():
+            with persistent_reductions():
                 return compiled(x, *rest, **named)
         except torch._dynamo.exc.TorchDynamoException as error:
             said = next((line for line in str(error).splitlines() if line.strip()),
@@ -163,7 +163,7 @@ class OneTokenAttention:
         return attn.to_out[0](attn.to_v(encoder_hidden_states))
 
 
-def use_quick_attention(transformer: WanTransformer3DModel) -> WanTransformer3DModel:
+def set_training_processors(transformer: WanTransformer3DModel) -> WanTransformer3DModel:
     """Gives every block the two processors, in place, and returns it. What only scores the prompt's
     one token against itself is frozen as it is."""
     for block in transformer.blocks:

@@ -345,7 +345,7 @@ def begin_with(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
     # raw streams
     elif isinstance(model.fusion, TokenGate) and not isinstance(model.fusion,
                                                                 (PaperGate, ResidualGate)):
-        model.fusion.begin_with(alone)
+        model.fusion.warm_start(alone)
     else:
         raise ValueError(
             f"teacher: fusion {model.shape.fusion} cannot go on from a teacher without a second "

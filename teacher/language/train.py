@@ -44,7 +44,8 @@ from teacher.language.position import PositionMode
 from teacher.towers.base import FixedNoise, RGBPatches, Tower, Zeros
 from teacher.towers.efficientnet import SemanticEncoder
 from teacher.towers.siglip import load_siglip
-from teacher.towers.wan import Tap, VAELatents, load_wan
+from teacher.towers.tap import Tap
+from teacher.towers.wan import VAELatents, load_wan
 
 Features = Literal["generator", "none", "zeros", "noise", "rgb", "vae_latents"]
 WEIGHTS = "teacher.safetensors"

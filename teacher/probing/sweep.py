@@ -16,8 +16,9 @@ from teacher.probing.correspondence import noise_snr
 from teacher.probing.probes import ProbeSet, extract, probe, probe_set
 from teacher.towers.base import RGBPatches
 from teacher.towers.checkpoints import block_count, generator_folder
-from teacher.towers.registry import open_other
-from teacher.towers.wan import Tap, VAELatents, WanTower, load_wan
+from teacher.towers.generators import load_tower
+from teacher.towers.tap import Tap
+from teacher.towers.wan import VAELatents, WanTower, load_wan
 
 LEVELS = (20, 100, 200, 300, 500, 700, 999)
 
@@ -132,7 +133,7 @@ def controls(config: ProbeConfig, train: ProbeSet, test: ProbeSet,
 
     for name, features in (("position only", position), ("rgb patches", RGBPatches().features),
                            ("vae latents", VAELatents(tower).features),
-                           *((name, open_other(name).to(device).features) for name in config.also)):
+                           *((name, load_tower(name).to(device).features) for name in config.also)):
         a, b = (extract(s, lambda f, run=features: run(f)[None], device)[0]
                 for s in (train, test))  # type: ignore[misc]
         row = {

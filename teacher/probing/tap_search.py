@@ -19,13 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from records.files import atomic_write, digest
+from records.files import atomic_write, cache_folder, digest
 from scenes.clip import Clip, Split
 from teacher.probing.overall_score import pooled
 from teacher.probing.probes import ProbeSet, extract, probe_set, scores, sums
 from teacher.towers.checkpoints import block_count, generator_folder, is_hub_id
-from teacher.towers.efficientnet import cache_folder
-from teacher.towers.wan import Tap, WanTower, load_wan
+from teacher.towers.tap import Tap
+from teacher.towers.wan import WanTower, load_wan
 
 CRITERIA = ("depth_r2_ridge", "xyz_r2_ridge", "corr_std_auc")
 MLP = ("depth_r2_mlp", "normal_cos", "delta1")

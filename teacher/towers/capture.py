@@ -9,7 +9,7 @@ class _Enough(Exception):
     """Ends a forward whose rest is not needed."""
 
 
-def outputs(transformer: Any, blocks: Sequence[int], inputs: dict[str, Any]) -> list[Tensor]:
+def capture_blocks(transformer: Any, blocks: Sequence[int], inputs: dict[str, Any]) -> list[Tensor]:
     """What leaves each of the blocks asked for, in that order; nothing runs after the last of
     them."""
     taken: dict[int, Tensor] = {}
@@ -33,7 +33,7 @@ def outputs(transformer: Any, blocks: Sequence[int], inputs: dict[str, Any]) -> 
     return [taken[i] for i in blocks]
 
 
-def until(module: nn.Module, after: bool, run: Callable[[], object]) -> Tensor:
+def capture_activation(module: nn.Module, after: bool, run: Callable[[], object]) -> Tensor:
     """What enters `module` (or leaves it, its first output), from a run that stops there."""
     taken: list[Tensor] = []
 

@@ -5,7 +5,6 @@ The hub is reached by diffusers' `from_pretrained` alone; offline, its cache is 
 """
 import re
 from dataclasses import dataclass
-from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransforme
 from diffusers.utils import logging
 from safetensors import SafetensorError
 
-from teacher.towers.efficientnet import cache_folder
+from records.files import cache_folder, files_digest
 from teacher.towers.prompt import Prompt, load_prompt
 
 NANO = Path(__file__).parents[1] / "weights" / "wan-nano"
@@ -109,17 +108,9 @@ def load_parts(where: Path, block: int, precision: str) -> Parts:
 def weights_digest(folder: Path, prompt: Path | None = None) -> str:
     """First 16 hex digits over the weights and configs of a checkpoint: vae/, transformer/,
     prompt.safetensors."""
-    total = sha256()
-    files = {
-        p.relative_to(folder): p
-        for part in ("vae", "transformer")
-        for p in (folder / part).iterdir() if p.suffix in (".safetensors", ".json")
-    }
-    files[Path("prompt.safetensors")] = prompt or folder / "prompt.safetensors"
-    for name, path in sorted(files.items()):
-        with path.open("rb") as file:
-            total.update(str(name).encode() + file_digest(file, "sha256").digest())
-    return total.hexdigest()[:16]
+    files = {p.relative_to(folder): p for part in ("vae", "transformer")
+             for p in (folder / part).iterdir() if p.suffix in (".safetensors", ".json")}
+    return files_digest(files | {Path("prompt.safetensors"): prompt or folder / "prompt.safetensors"})
 
 
 def _check_parts(where: Path) -> None:

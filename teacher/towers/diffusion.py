@@ -12,7 +12,7 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from torch import Tensor, nn
 
 from teacher.towers.base import GRID
-from teacher.towers.capture import until
+from teacher.towers.capture import capture_activation
 from teacher.towers.chunking import chunk_size, in_chunks
 from teacher.towers.prompt import Prompt
 from teacher.towers.resize import registered
@@ -130,7 +130,7 @@ class CogVideoXTower(DiTTower, ScheduledTower):
         frames = z.transpose(1, 2)  # [N,1,C,h,w]
         k = torch.full((len(z),), min(self.k, 999), device=z.device)
         text = self.prompt.padded().expand(len(z), -1, -1).to(z)
-        tokens = until(self.net.transformer_blocks[self.block], True,
+        tokens = capture_activation(self.net.transformer_blocks[self.block], True,
                        lambda: self.net(frames, text, k, image_rotary_emb=self._rotary(z)))
         patch = self.net.config.patch_size
         return tokens.transpose(1, 2).unflatten(2, (z.shape[3] // patch, z.shape[4] // patch))
@@ -165,7 +165,7 @@ class LTXTower(DiTTower):
         # its padding is masked: "" is one vector, </s>
         text = self.prompt.embedding[:, :1].expand(n, -1, -1).to(z)
         pixels = self.vae.spatial_compression_ratio
-        tokens = until(self.net.transformer_blocks[self.block], True, lambda: self.net(
+        tokens = capture_activation(self.net.transformer_blocks[self.block], True, lambda: self.net(
             z.flatten(2).transpose(1, 2), text, torch.full((n,), self.k, device=z.device),
             torch.ones(n, 1, device=z.device), num_frames=1, height=high, width=wide,
             rope_interpolation_scale=(1, pixels, pixels)))
@@ -187,7 +187,7 @@ class UNetTower(ScheduledTower):
         assert self.prompt is not None
         k = torch.full((len(z),), min(self.k, 999), device=z.device)
         text = self.prompt.padded().expand(len(z), -1, -1).to(z)
-        return until(self.net.mid_block, False, lambda: self.net(z, k, text))
+        return capture_activation(self.net.mid_block, False, lambda: self.net(z, k, text))
 
     def _tap(self, block: int | None) -> tuple[int, int | None]:
         return self.net.config.block_out_channels[-1], None
@@ -221,7 +221,7 @@ class SVDTower(UNetTower):
         clock = torch.full((len(z),), 0.25 * log(share / kept), device=z.device)
         about = z.new_tensor([FPS, MOTION, AUGMENTED]).expand(len(z), -1)
         frames = torch.cat([z, more["still"]], 1)[:, None]  # [N,1,2C,h,w]
-        return until(self.net.mid_block, False,
+        return capture_activation(self.net.mid_block, False,
                      lambda: self.net(frames, clock, more["embedding"], about))
 
     def _modules(self) -> list[nn.Module]:

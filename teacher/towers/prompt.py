@@ -97,7 +97,7 @@ def load_prompt(path: Path) -> Prompt:
 
 
 @torch.no_grad()
-def fix_prompt(transformer: Any, prompt: Prompt) -> Tensor:
+def precompute_text_kv(transformer: Any, prompt: Prompt) -> Tensor:
     """Gives every cross-attention of a Wan transformer its keys and values of this one prompt, in
     place.
 

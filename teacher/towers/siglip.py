@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
+from records.files import folder_digest
 from teacher.towers.base import GRID
 from teacher.towers.chunking import chunk_size, in_chunks
-from teacher.towers.image_encoders import folder_digest
 
 PUBLISHED = {"siglip-so400m": "google/siglip-so400m-patch14-384",
              "siglip2-so400m": "google/siglip2-so400m-patch14-384"}

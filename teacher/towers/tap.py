@@ -1,7 +1,5 @@
 """Where and how the generator is read, and the key of everything made from that."""
-import json
 from dataclasses import dataclass, fields
-from hashlib import sha256
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -68,8 +66,3 @@ def paper_time(k: int) -> tuple[float, float]:
     steps = (1000 * sigmas).long()
     nearest = (steps - k).abs().argmin()
     return float(steps[nearest]), float(sigmas[nearest])
-
-
-def spec_digest(spec: dict) -> str:
-    """A tower's spec as 16 hex digits: the key of everything made from it."""
-    return sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]

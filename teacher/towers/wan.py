@@ -15,20 +15,15 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 
 from teacher.fast.frame_encoder import FrameEncoder
-from teacher.fast.pooled_block import PooledBlock, average, in_place_of
+from teacher.fast.pooled_block import PooledBlock, average, swapped_block
 from teacher.fast.wan_blocks import compile_blocks, compile_forward, fast_kernels, fuse
 from teacher.towers.base import GRID, NoiseBank
-from teacher.towers.capture import outputs
+from teacher.towers.capture import capture_blocks
 from teacher.towers.checkpoints import NANO, check_block, generator_folder, load_parts
 from teacher.towers.chunking import chunk_size, in_chunks
-from teacher.towers.prompt import Prompt, fix_prompt
+from teacher.towers.prompt import Prompt, precompute_text_kv
 from teacher.towers.resize import paper, registered
-from teacher.towers.tap import Tap, paper_time, spec_digest
-
-__all__ = [
-    "NANO", "Tap", "VAELatents", "WanTower", "generator_folder", "load_wan", "normalise",
-    "paper_time", "spec_digest"
-]
+from teacher.towers.tap import Tap
 
 # through the VAE: its convolutions are no faster on more, and each new number is tried afresh
 FRAMES_AT_ONCE = 16
@@ -60,7 +55,7 @@ class WanTower:
         self._noise = NoiseBank()
         # by block and the token grid's sides
         self._pooled: dict[tuple[int, int, int], nn.Module] = {}
-        self._text = fix_prompt(transformer, prompt)                # [1,1,text_dim]
+        self._text = precompute_text_kv(transformer, prompt)                # [1,1,text_dim]
         self.dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         self.spec = {
             "tower": "wan", "weights": digest, "dim": self.dim, "grid": GRID,
@@ -73,7 +68,7 @@ class WanTower:
         self.transformer.to(device)
         self._pooled.clear()
         self.prompt = self.prompt.to(device)
-        self._text = fix_prompt(self.transformer, self.prompt)
+        self._text = precompute_text_kv(self.transformer, self.prompt)
         if torch.device(
                 device).type == "cuda" and self._dtype == torch.bfloat16 and not self.compiled:
             self.compile()
@@ -172,9 +167,9 @@ class WanTower:
         last = max(blocks)
         pooled = self._pools(h, w)
         block = self._pooled_block(last, h, w) if pooled else self.transformer.blocks[last]
-        with fast_kernels(self.compiled and z.is_cuda), in_place_of(self.transformer.blocks, last,
+        with fast_kernels(self.compiled and z.is_cuda), swapped_block(self.transformer.blocks, last,
                                                                     block):
-            taken = outputs(self.transformer, blocks, inputs)  # L of [N,F*h*w,D]
+            taken = capture_blocks(self.transformer, blocks, inputs)  # L of [N,F*h*w,D]
         if (h, w) != (GRID, GRID):
             taken = [
                 tokens if pooled and i == last else average(tokens.reshape(-1, h *

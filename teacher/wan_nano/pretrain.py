@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from records.files import spec_digest
 from scenes.clip import Clip, Source
-from teacher.fast.wan_blocks import use_quick_attention
-from teacher.towers.wan import normalise, spec_digest
+from teacher.fast.wan_blocks import set_training_processors
+from teacher.towers.wan import normalise
 from teacher.training.checkpoint import load_checkpoint, save_checkpoint, set_lr
 from teacher.training.cuda_graphs import GraphPerShape
 from teacher.wan_nano.flow import FlowLoss, build_transformer, empty_prompt, flow_batch
@@ -171,7 +172,7 @@ def train_flow(run: Pretraining, vae: AutoencoderKLWan, frames: Tensor) -> WanTr
                                                                                      1).unsqueeze(1)
         images = normalise(encode_all(vae, single, accelerator.device), vae)        # [3N,16,1,h,w]
     torch.manual_seed(config.seed)
-    transformer = use_quick_attention(
+    transformer = set_training_processors(
         build_transformer() if config.init is
         None else WanTransformer3DModel.from_pretrained(config.init /
                                                         "transformer", torch_dtype=torch.float32))

@@ -12,7 +12,7 @@ from distill.run import open_distill_run, run, student_stream
 from student.config import StudentConfig
 from student.vit import load_student, save_student
 from teacher.config import DenseTraining
-from teacher.towers.wan import Tap
+from teacher.towers.tap import Tap
 from tests.fakes import FakeRooms
 
 

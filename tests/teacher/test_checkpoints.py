@@ -16,7 +16,8 @@ from teacher.towers.checkpoints import (
     load_parts,
     prompt_file,
 )
-from teacher.towers.wan import Tap, load_wan
+from teacher.towers.tap import Tap
+from teacher.towers.wan import load_wan
 from tests.fakes import save_tiny_5b
 
 FRAMES = torch.rand(1, 1, 3, 224, 224, generator=torch.Generator().manual_seed(1))

@@ -4,7 +4,8 @@ import torch
 
 from teacher.towers import chunking
 from teacher.towers.chunking import chunk_size, in_chunks
-from teacher.towers.wan import Tap, load_wan
+from teacher.towers.tap import Tap
+from teacher.towers.wan import load_wan
 
 FRAMES = torch.rand(2, 5, 3, 224, 224, generator=torch.Generator().manual_seed(1))
 

@@ -16,8 +16,8 @@ from diffusers import (
 )
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from teacher.towers.generators import TOWERS, load_generator, load_tower
 from teacher.towers.prompt import Prompt, save_prompt
-from teacher.towers.registry import TOWERS, load_diffusion, open_other
 
 FRAMES = torch.rand(1, 2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
 MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
@@ -65,7 +65,7 @@ def save_ltx(folder):
 
 def test_svd_is_read_where_it_enters_the_middle_block_and_sees_the_frame_it_is_conditioned_on(
         tmp_path):
-    tower = load_diffusion("svd", save_svd(tmp_path), seed=5)
+    tower = load_generator("svd", save_svd(tmp_path), seed=5)
     assert tower.k == 250 and tower.dim == 64 and tower.features(FRAMES).shape == (1, 2, 64, 14, 14)
     frame = FRAMES[0, :1]
     still = tower.vae.encode(frame * 2 - 1).latent_dist.mode()  # [1,4,28,28]
@@ -90,7 +90,7 @@ def test_svd_is_read_where_it_enters_the_middle_block_and_sees_the_frame_it_is_c
 
 
 def test_ltx_is_read_after_a_block_of_normalised_latents_and_the_end_of_text_alone(tmp_path):
-    tower = load_diffusion("ltx", save_ltx(tmp_path), k=400)
+    tower = load_generator("ltx", save_ltx(tmp_path), k=400)
     assert tower.block == 2 and tower.features(FRAMES).shape == (1, 2, 32, 14, 14)
     z = (tower.vae.encode(FRAMES[0, :1, :, None] * 2 - 1).latent_dist.mode() -
          0.2) / 0.5  # [1,8,1,7,7]
@@ -104,17 +104,17 @@ def test_ltx_is_read_after_a_block_of_normalised_latents_and_the_end_of_text_alo
     wanted = F.adaptive_avg_pool2d(taken[0].transpose(1, 2).unflatten(2, (7, 7)), (14, 14))
     torch.testing.assert_close(tower.features(FRAMES[:1, :1])[0], wanted, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="0 to 2: the generator has 3 blocks"):
-        load_diffusion("ltx", tmp_path, block=3)
+        load_generator("ltx", tmp_path, block=3)
 
 
 @pytest.mark.parametrize(("kind", "save"), [("svd", save_svd), ("ltx", save_ltx)])
 def test_gaps_another_architecture_and_a_level_out_of_range_are_one_line_each(kind, save, tmp_path):
     folder = save(tmp_path / "whole")
     with pytest.raises(ValueError, match=rf"{kind}: k is 1001, expected 0 \(clean\) to 1000"):
-        load_diffusion(kind, folder, k=1001)
+        load_generator(kind, folder, k=1001)
     with pytest.raises(ValueError,
                        match=r"no .*config\.json.*; expected a diffusers folder of cogvideox"):
-        load_diffusion(
+        load_generator(
             "cogvideox",
             shutil.copytree(folder, tmp_path / "x", ignore=lambda *_: ["transformer", "unet"]))
     with pytest.raises(ValueError, match=r"vae/ is a Autoencoder\w+, expected Autoencoder"):
@@ -122,11 +122,11 @@ def test_gaps_another_architecture_and_a_level_out_of_range_are_one_line_each(ki
         save_other = {"svd": save_ltx, "ltx": save_svd}[kind](tmp_path / "other")
         shutil.rmtree(wrong / "vae")
         shutil.copytree(save_other / "vae", wrong / "vae")
-        load_diffusion(kind, wrong)
+        load_generator(kind, wrong)
     part = "unet" if kind == "svd" else "transformer"
     weights = folder / part / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:999])
     with pytest.raises(ValueError, match=f"not a whole {kind} checkpoint") as said:
-        open_other(f"{kind}:{folder}")
+        load_tower(f"{kind}:{folder}")
     assert "\n" not in str(said.value)
     assert set(TOWERS) == {"unet", "svd", "cogvideox", "ltx"}

@@ -8,7 +8,7 @@ from torch._inductor.runtime.hints import ReductionHint
 from torch._inductor.virtualized import V
 
 from teacher.fast import inductor, wan_blocks
-from teacher.fast.inductor import rows_in_registers
+from teacher.fast.inductor import persistent_reductions
 
 
 def held(elements: int, hint: ReductionHint = ReductionHint.INNER,
@@ -24,7 +24,7 @@ def held(elements: int, hint: ReductionHint = ReductionHint.INNER,
 @pytest.mark.parametrize("widest", [None, 2048])
 def test_rows_up_to_the_widest_and_nothing_else(widest):
     assert not held(1536)                                                  # the compiler by itself
-    with rows_in_registers(widest):
+    with persistent_reductions(widest):
         limit = widest or inductor.WIDEST
         assert held(1536) and held(limit) and held(64) and not held(limit + 1)
         assert held(1536, ReductionHint.DEFAULT) and not held(1000, ReductionHint.DEFAULT)
@@ -35,10 +35,10 @@ def test_rows_up_to_the_widest_and_nothing_else(widest):
 def test_without_it_the_compiler_decides(monkeypatch):
     monkeypatch.setattr(inductor, "WIDEST", 0)
     before = V.choices
-    with rows_in_registers():
+    with persistent_reductions():
         assert V.choices is before
     monkeypatch.delattr(type(V), "set_choices_handler")                    # another PyTorch
-    with rows_in_registers(2048):
+    with persistent_reductions(2048):
         assert V.choices is before
 
 

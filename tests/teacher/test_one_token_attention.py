@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from teacher.fast.wan_blocks import use_quick_attention
+from teacher.fast.wan_blocks import set_training_processors
 from teacher.wan_nano.flow import FlowLoss, build_transformer
 
 
@@ -19,7 +19,7 @@ def test_same_loss_and_gradients_as_diffusers_processors() -> None:
     wanted = {n: p.grad.clone() for n, p in transformer.named_parameters() if p.grad is not None}
     expected = loss(*batch).item()
     transformer.zero_grad()
-    use_quick_attention(transformer)
+    set_training_processors(transformer)
     out = loss(*batch)
     out.backward()
     assert out.item() == pytest.approx(expected, rel=1e-6)
@@ -31,6 +31,6 @@ def test_same_loss_and_gradients_as_diffusers_processors() -> None:
 
 
 def test_refuses_a_longer_prompt() -> None:
-    transformer = use_quick_attention(build_transformer())
+    transformer = set_training_processors(build_transformer())
     with pytest.raises(ValueError, match="one token"):
         transformer(torch.zeros(1, 16, 1, 4, 4), torch.zeros(1), torch.zeros(1, 2, 32))

@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 
-from teacher.fast.pooled_block import PooledBlock, in_place_of, windows
+from teacher.fast.pooled_block import PooledBlock, swapped_block, windows
 from teacher.fast.wan_blocks import fuse
-from teacher.towers.capture import outputs
-from teacher.towers.prompt import Prompt, fix_prompt
-from teacher.towers.wan import Tap, load_wan
+from teacher.towers.capture import capture_blocks
+from teacher.towers.prompt import Prompt, precompute_text_kv
+from teacher.towers.tap import Tap
+from teacher.towers.wan import load_wan
 
 
 def blocks(count: int, text: int = 3):
@@ -24,7 +25,7 @@ def blocks(count: int, text: int = 3):
     made[1].load_state_dict(made[0].state_dict())
     prompt = Prompt(torch.randn(1, text, 32), text + 5)
     fuse(made[1])
-    return made[0], prompt.padded(), made[1], fix_prompt(made[1], prompt)
+    return made[0], prompt.padded(), made[1], precompute_text_kv(made[1], prompt)
 
 
 @pytest.mark.parametrize("frames", [1, 3])
@@ -44,8 +45,8 @@ def test_a_pooled_block_is_the_published_block_averaged(grid, frames):
     ])
 
     pooled = PooledBlock(ours.blocks[0], high, wide)
-    with in_place_of(ours.blocks, 0, pooled):
-        found = outputs(ours, [0], {"hidden_states": z, "timestep": torch.full((1,), 300.0),
+    with swapped_block(ours.blocks, 0, pooled):
+        found = capture_blocks(ours, [0], {"hidden_states": z, "timestep": torch.full((1,), 300.0),
                                     "encoder_hidden_states": text})
     assert ours.blocks[0] is pooled.block
     # [F*N,14*14,D], as wanted's

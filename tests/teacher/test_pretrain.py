@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from teacher.towers.wan import Tap, load_wan
+from teacher.towers.tap import Tap
+from teacher.towers.wan import load_wan
 from teacher.wan_nano import pretrain as module
 from teacher.wan_nano.flow import FlowLoss, build_transformer, flow_batch, sample, shifted
 from teacher.wan_nano.pretrain import PretrainConfig, pretrain

@@ -12,11 +12,12 @@ from teacher.towers.prompt import (
     PADDED_TO,
     Prompt,
     export_prompt,
-    fix_prompt,
     load_prompt,
+    precompute_text_kv,
     save_prompt,
 )
-from teacher.towers.wan import Tap, load_wan
+from teacher.towers.tap import Tap
+from teacher.towers.wan import load_wan
 from tests.fakes import save_tiny_text_encoder
 
 
@@ -77,7 +78,7 @@ def test_keys_computed_once_give_the_whole_padded_prompt_s_features(long, length
     inputs = {"hidden_states": z, "timestep": torch.tensor([300.0, 300.0]), "return_dict": False}
     with torch.inference_mode():
         wanted = model(encoder_hidden_states=prompt.padded().expand(2, -1, -1), **inputs)[0]
-        fixed = fix_prompt(model, prompt)
+        fixed = precompute_text_kv(model, prompt)
         found = model(encoder_hidden_states=fixed.expand(2, -1, -1), **inputs)[0]
         again = model(encoder_hidden_states=torch.zeros(2, 1, 32), **inputs)[0]
     assert fixed.shape == (1, 1, 32)

@@ -9,7 +9,8 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3
 
 from teacher.towers.prompt import Prompt, save_prompt
 from teacher.towers.resize import paper, registered, registered_size
-from teacher.towers.wan import Tap, load_wan, paper_time
+from teacher.towers.tap import Tap, paper_time
+from teacher.towers.wan import load_wan
 
 
 @pytest.mark.parametrize(("size", "side", "wanted"), [

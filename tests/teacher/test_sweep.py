@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from teacher.probing.sweep import ProbeConfig, heat_map, probe_grid
-from teacher.towers.registry import open_other
+from teacher.towers.generators import load_tower
 from tests.fakes import FakeRooms
 from tests.teacher.test_towers import save_encoder
 
@@ -39,4 +39,4 @@ def test_another_tower_is_kind_and_folder(name):
     with pytest.raises(
             ValueError,
             match="expected KIND:FOLDER with KIND one of dinov2, dinov3, vjepa2, unet, svd, c"):
-        open_other(name)
+        load_tower(name)

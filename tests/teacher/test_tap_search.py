@@ -20,7 +20,7 @@ from teacher.probing.tap_search import (
     save_tap,
     tap_file,
 )
-from teacher.towers.wan import Tap
+from teacher.towers.tap import Tap
 from tests.fakes import FakeRooms, save_tiny_wan
 
 ROOMS = FakeRooms(val=2, test=3, frames=5)

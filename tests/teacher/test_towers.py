@@ -21,10 +21,10 @@ from transformers import (
     VJEPA2Model,
 )
 
+from records.files import spec_digest
+from teacher.towers.generators import DiffusionTower, load_generator
 from teacher.towers.image_encoders import ImageTower, load_encoder
 from teacher.towers.prompt import Prompt, save_prompt
-from teacher.towers.registry import DiffusionTower, load_diffusion
-from teacher.towers.tap import spec_digest
 
 FRAMES = torch.rand(2, 2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -108,7 +108,7 @@ def test_another_encoder_or_half_a_one_is_refused(tmp_path):
 
 
 def test_the_unet_is_read_where_it_enters_the_middle_block(tmp_path):
-    tower = load_diffusion("unet", save_diffusion("unet", tmp_path), seed=5)
+    tower = load_generator("unet", save_diffusion("unet", tmp_path), seed=5)
     assert tower.k == 250 and tower.features(FRAMES).shape == (2, 2, 32, 14, 14)
     frame = FRAMES[0, :1]
     z = tower.vae.encode(frame * 2 - 1).latent_dist.mode() * tower.vae.config.scaling_factor
@@ -127,22 +127,22 @@ def test_the_unet_is_read_where_it_enters_the_middle_block(tmp_path):
 @pytest.mark.parametrize("rotary", [True, False])  # CogVideoX's 5B, its 2B
 def test_cogvideox_is_read_after_a_block(tmp_path, rotary):
     folder = save_diffusion("cogvideox", tmp_path, rotary)
-    tower = load_diffusion("cogvideox", folder)
+    tower = load_generator("cogvideox", folder)
     assert tower.block == 2 and tower.features(FRAMES[:1]).shape == (1, 2, 32, 14, 14)
-    first = load_diffusion("cogvideox", folder, block=0).features(FRAMES[:1])
+    first = load_generator("cogvideox", folder, block=0).features(FRAMES[:1])
     assert not torch.allclose(first, tower.features(FRAMES[:1]))
     with pytest.raises(ValueError, match="0 to 2: the generator has 3 blocks"):
-        load_diffusion("cogvideox", folder, block=3)
+        load_generator("cogvideox", folder, block=3)
 
 
 @pytest.mark.parametrize("kind", ["unet", "cogvideox"])
 def test_a_generator_s_seeds_reproduce_and_its_gaps_are_named(kind, tmp_path):
     folder = save_diffusion(kind, tmp_path)
-    one, two, both = (load_diffusion(kind, folder, seed=s, seeds=n).features(FRAMES[:1, :1])
+    one, two, both = (load_generator(kind, folder, seed=s, seeds=n).features(FRAMES[:1, :1])
                       for s, n in ((0, 1), (1, 1), (0, 2)))
     assert not torch.allclose(one, two)
     torch.testing.assert_close(both, (one + two) / 2, rtol=1e-4, atol=1e-5)
-    assert isinstance(load_diffusion(kind, folder), DiffusionTower)
+    assert isinstance(load_generator(kind, folder), DiffusionTower)
     shutil.rmtree(folder / "vae")
     with pytest.raises(ValueError, match=r"no vae/config\.json; expected a diffusers folder of"):
-        load_diffusion(kind, folder)
+        load_generator(kind, folder)

@@ -5,8 +5,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
+from records.files import spec_digest
 from teacher.fast.frame_encoder import FrameConv
-from teacher.towers.wan import Tap, VAELatents, load_wan, normalise, spec_digest
+from teacher.towers.tap import Tap
+from teacher.towers.wan import VAELatents, load_wan, normalise
 
 FRAMES = torch.rand(2, 5, 3, 224, 224, generator=torch.Generator().manual_seed(1))
 

@@ -10,8 +10,9 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from teacher.fast.frame_encoder import FirstConv, FrameConv, FrameEncoder
 from teacher.fast.wan_blocks import compile_blocks, compile_forward, fast_kernels, fuse, rotate
 from teacher.towers.base import NoiseBank
-from teacher.towers.capture import outputs
-from teacher.towers.wan import Tap, load_wan, normalise
+from teacher.towers.capture import capture_blocks
+from teacher.towers.tap import Tap
+from teacher.towers.wan import load_wan, normalise
 from tests.fakes import save_tiny_5b
 
 
@@ -126,7 +127,7 @@ def test_nothing_runs_above_the_last_block_that_is_read():
     inputs = {"hidden_states": torch.randn(1, 4, 1, 8, 8), "timestep": torch.tensor([300.0]),
               "encoder_hidden_states": torch.zeros(1, 1, 32)}
     with torch.inference_mode():
-        late, early, same = outputs(model, [1, 0, 1], inputs)
+        late, early, same = capture_blocks(model, [1, 0, 1], inputs)
     assert ran == [0, 1] and torch.equal(late, same) and not torch.equal(late, early)
     assert len(model.blocks[1]._forward_hooks) == 1  # ours is gone
 
@@ -134,7 +135,7 @@ def test_nothing_runs_above_the_last_block_that_is_read():
 def test_a_failure_inside_the_forward_is_not_mistaken_for_the_end():
     model = tiny_transformer()
     with pytest.raises(RuntimeError):
-        outputs(
+        capture_blocks(
             model, [1], {
                 "hidden_states": torch.randn(1, 5, 1, 8, 8), "timestep": torch.tensor([300.0]),
                 "encoder_hidden_states": torch.zeros(1, 1, 32)

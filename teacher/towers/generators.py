@@ -17,8 +17,9 @@ from diffusers import (
 )
 from safetensors import SafetensorError
 
+from records.files import folder_digest
 from teacher.towers.diffusion import CogVideoXTower, DiffusionTower, LTXTower, SVDTower, UNetTower
-from teacher.towers.image_encoders import ENCODERS, ImageTower, folder_digest, load_encoder
+from teacher.towers.image_encoders import ENCODERS, ImageTower, load_encoder
 from teacher.towers.prompt import load_prompt
 
 TOWERS: dict[str, tuple[Any, Any, Any]] = {  # kind -> tower, VAE, net
@@ -29,7 +30,7 @@ TOWERS: dict[str, tuple[Any, Any, Any]] = {  # kind -> tower, VAE, net
 }
 
 
-def load_diffusion(kind: str, folder: Path, k: int | None = None, **knobs: Any) -> DiffusionTower:
+def load_generator(kind: str, folder: Path, k: int | None = None, **knobs: Any) -> DiffusionTower:
     """kind: one of TOWERS; knobs as DiffusionTower's. Raises ValueError naming what the folder
     lacks."""
     tower, vae_kind, net_kind = TOWERS[kind]
@@ -75,14 +76,14 @@ def _part(kind: Any, folder: Path, part: str) -> Any:
     return model
 
 
-def open_other(name: str) -> ImageTower | DiffusionTower:
+def load_tower(name: str) -> ImageTower | DiffusionTower:
     """dinov2:FOLDER, dinov3:, vjepa2:, unet:, svd:, cogvideox: or ltx:, with that tower's defaults.
     ValueError else."""
     kind, _, folder = name.partition(":")
     if kind in ENCODERS and folder:
         return load_encoder(kind, Path(folder))
     if kind in TOWERS and folder:
-        return load_diffusion(kind, Path(folder))
+        return load_generator(kind, Path(folder))
     raise ValueError(
         f"{name}: not a tower; expected KIND:FOLDER with KIND one of "
         f"{', '.join([*ENCODERS, *TOWERS])}"
