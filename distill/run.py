@@ -25,7 +25,7 @@ from student.vit import Student, load_student
 from teacher.data.dataset import Example, Examples, moments
 from teacher.data.feature_store import FeatureStore, fill
 from teacher.dense.model import DenseShape, DenseTeacher
-from teacher.dense.train import Stream, load_teacher, score, train_heads
+from teacher.dense.train import Stream, load_teacher, score, train_dense_teacher
 from teacher.towers.base import FixedNoise, RGBPatches, Tower, Zeros
 from teacher.towers.checkpoints import generator_folder
 from teacher.towers.efficientnet import SEMANTIC_DIM, SemanticEncoder
@@ -142,7 +142,7 @@ def teach(run: DistillRun, train: Examples, test: Examples, seed: int) -> list[d
         dim = run.control(name).dim if width is None else width
         shape = DenseShape(SEMANTIC_DIM, dim, len(CLASSES), run.config.teacher.heads.width)
         if not file.is_file():
-            train_heads(f"{name}_seed{seed}", train, stream, shape, run.config.teacher.heads, seed,
+            train_dense_teacher(f"{name}_seed{seed}", train, stream, shape, run.config.teacher.heads, seed,
                         file.parent)
         whole, _ = score(run.heads(name, seed), test, stream)
         rows.append({"features": name, "head": "dense", "seed": seed, **whole})

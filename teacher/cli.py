@@ -128,7 +128,7 @@ def search(
 def train(args: list[str]) -> None:
     """Train the full teacher: visual tokens, a language model, a ground head. --recipe embedded |
     paper first."""
-    from teacher.language.train import CourseConfig, recipe, take
+    from teacher.language.train import LanguageTeacherConfig, recipe, train_language_teacher
 
     name = "embedded"
     if "--recipe" in args:
@@ -136,9 +136,9 @@ def train(args: list[str]) -> None:
         if at + 1 == len(args):
             raise ValueError("--recipe: expected a name after it")
         name, args = args[at + 1], args[:at] + args[at + 2:]
-    config = tyro.cli(CourseConfig, default=recipe(name), args=args, prog="vega3d teacher train",
+    config = tyro.cli(LanguageTeacherConfig, default=recipe(name), args=args, prog="vega3d teacher train",
                       description=train.__doc__)
-    for task, scores in take(config).items():
+    for task, scores in train_language_teacher(config).items():
         print(f"{task:32} " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items() if "/" not in k))
     print(f"teacher: {config.out}")
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from scenes.questions.question import Question
-from teacher.language.encode import Room
+from teacher.language.encode import RoomQuestions
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,?!'()[]:-\n<>|_"
 
@@ -47,7 +47,7 @@ def save_tiny_lm(folder: Path, kind: str = "llama", chat: bool = True, eos: bool
     return folder
 
 
-def made_up_room(name: str = "train/00000_0", frames: int = 2, number: int = 3) -> Room:
+def sample_room(name: str = "train/00000_0", frames: int = 2, number: int = 3) -> RoomQuestions:
     """Four boxes in a row, each the tokens of one quarter of the first frame; questions of every
     family.
 
@@ -75,4 +75,4 @@ def made_up_room(name: str = "train/00000_0", frames: int = 2, number: int = 3) 
                  ("bed", ))
     ]
     candidates = [list(range(len(q.boxes))) for q in asked]
-    return Room(name, points, boxes, inside.reshape(4, -1), asked, candidates)
+    return RoomQuestions(name, points, boxes, inside.reshape(4, -1), asked, candidates)

@@ -40,11 +40,11 @@ from records.results import Row
 from scenes.questions.scoring import values
 from student.vit import Student
 from teacher.data.feature_store import FeatureStore, fill
-from teacher.language.dataset import Lessons, read_rooms, stack
-from teacher.language.encode import Room
+from teacher.language.dataset import QuestionDataset, load_features, read_rooms
+from teacher.language.encode import RoomQuestions
 from teacher.language.finetune import autocast
-from teacher.language.generate import Reply, replies
-from teacher.language.train import WEIGHTS, load_language
+from teacher.language.generate import Prediction, predict
+from teacher.language.train import WEIGHTS, load_language_teacher
 from teacher.towers.base import Tower
 
 HEADLINES = (NUMBERS, CHOICES, ("ground", "acc@0.25"), ("ground", "acc@0.5"))
@@ -57,7 +57,7 @@ class Exam:
     """teachers: opened and fit for the run; rooms: its held-out ones, with the questions that are
     asked."""
     teachers: list[LanguageFolder]
-    rooms: list[Room]
+    rooms: list[RoomQuestions]
     most: int | None  # questions a task; None: all
 
 
@@ -90,12 +90,12 @@ def set_exam(folders: Sequence[Path], run: DistillRun, most: int | None = None) 
     return Exam(teachers, thinned(rooms, most), most)
 
 
-def thinned(rooms: Sequence[Room], most: int | None) -> list[Room]:
+def thinned(rooms: Sequence[RoomQuestions], most: int | None) -> list[RoomQuestions]:
     """The rooms with at most so many questions of a task, evenly spread over them; rooms left with
     none stay out."""
     places: dict[str, list[tuple[int, int]]] = {}
     for i, room in enumerate(rooms):
-        for j, question in enumerate(room.asked):
+        for j, question in enumerate(room.questions):
             places.setdefault(question.task, []).append((i, j))
     kept = {
         pile[k]
@@ -103,9 +103,9 @@ def thinned(rooms: Sequence[Room], most: int | None) -> list[Room]:
         for k in np.linspace(0,
                              len(pile) - 1, min(most or len(pile), len(pile))).round().astype(int)
     }
-    mine = [[j for j in range(len(room.asked)) if (i, j) in kept] for i, room in enumerate(rooms)]
+    mine = [[j for j in range(len(room.questions)) if (i, j) in kept] for i, room in enumerate(rooms)]
     return [
-        replace(room, asked=[room.asked[j]
+        replace(room, questions=[room.questions[j]
                              for j in js], candidates=[room.candidates[j] for j in js])
         for room, js in zip(rooms, mine, strict=True) if js
     ]
@@ -129,7 +129,7 @@ def add_answers(rows: list[Row], exam: Exam, run: DistillRun, student: Student,
                 piles[CHOICES] = choice
             answered.setdefault(name, {})[teacher.seed] = piles
     about: Row = {
-        "questions": sum(len(room.asked) for room in exam.rooms), "asked_rooms": len(exam.rooms),
+        "questions": sum(len(room.questions) for room in exam.rooms), "asked_rooms": len(exam.rooms),
         **({} if exam.most is None else {"questions_a_task": exam.most})
     }
     seed = run.config.seeds[0]
@@ -177,7 +177,7 @@ def _compared(name: str, answered: Mapping[str, Mapping[int, Piles]]) -> Row:
     return row
 
 
-def _voices(teacher: LanguageFolder, rooms: Sequence[Room], run: DistillRun, student: Student,
+def _voices(teacher: LanguageFolder, rooms: Sequence[RoomQuestions], run: DistillRun, student: Student,
             stores: Mapping[str, FeatureStore]) -> Iterator[tuple[str, list[list]]]:
     """(row, scores of every question) of the teacher's own features and, in the generator's place,
     of the students'."""
@@ -186,7 +186,7 @@ def _voices(teacher: LanguageFolder, rooms: Sequence[Room], run: DistillRun, stu
     voices = {teacher.row: None if tower is None else _filled(tower, rooms, run)}
     if teacher.row == "teacher":
         voices |= {name: store for name, store in stores.items() if name.startswith("student")}
-    asked = digest([[room.id, [asdict(q) | {"boxes": q.boxes.tolist()} for q in room.asked]]
+    asked = digest([[room.id, [asdict(q) | {"boxes": q.boxes.tolist()} for q in room.questions]]
                     for room in rooms])
     loaded = None
     for name, store in voices.items():
@@ -196,14 +196,14 @@ def _voices(teacher: LanguageFolder, rooms: Sequence[Room], run: DistillRun, stu
         chunks = [rooms[i:i + CLIPS] for i in range(0, len(rooms), CLIPS)]
         todo = [i for i in range(len(chunks)) if i not in done]
         for i in track(todo, description=f"{name}: questions", disable=not todo):
-            loaded = loaded or load_language(teacher.folder / WEIGHTS, run.device)
+            loaded = loaded or load_language_teacher(teacher.folder / WEIGHTS, run.device)
             model, writer, tuning = loaded
-            lessons = Lessons(chunks[i], stack(semantic, chunks[i]),
+            lessons = QuestionDataset(chunks[i], load_features(semantic, chunks[i]),
                               _stream(name, store, student, chunks[i]), writer, run.device)
             with autocast(tuning, run.device) if run.device.type == "cuda" else nullcontext():
                 done[i] = [
                     reply for family in lessons.families
-                    for reply in replies(model, lessons, family, CLIPS)
+                    for reply in predict(model, lessons, family, CLIPS)
                 ]
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:
@@ -215,28 +215,28 @@ def _voices(teacher: LanguageFolder, rooms: Sequence[Room], run: DistillRun, stu
         ]
 
 
-def _score(room: Room, reply: Reply) -> list:
-    question = room.asked[reply.question]
+def _score(room: RoomQuestions, reply: Prediction) -> list:
+    question = room.questions[reply.question]
     return [
         room.id, reply.question, question.task, question.kind,
         values(question, reply.output(question))
     ]
 
 
-def _read(path: Path) -> dict[int, list[Reply]]:
+def _read(path: Path) -> dict[int, list[Prediction]]:
     found = {}
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
             row = json.loads(line)
             found[row["chunk"]] = [
-                Reply(**{**one, "boxes": tuple(one["boxes"])}) for one in row["replies"]
+                Prediction(**{**one, "boxes": tuple(one["boxes"])}) for one in row["replies"]
             ]
         except (json.JSONDecodeError, KeyError, TypeError):  # the last line of a killed bench
             continue
     return found
 
 
-def _filled(tower: Tower, rooms: Sequence[Room], run: DistillRun) -> FeatureStore:
+def _filled(tower: Tower, rooms: Sequence[RoomQuestions], run: DistillRun) -> FeatureStore:
     """The run's own store of these features, with what it lacked of the rooms."""
     store = FeatureStore(run.folder / "features", tower.spec,
                          run.stores["generative"].spec["source"])
@@ -246,11 +246,11 @@ def _filled(tower: Tower, rooms: Sequence[Room], run: DistillRun) -> FeatureStor
 
 @torch.no_grad()
 def _stream(name: str, store: FeatureStore | None, student: Student,
-            rooms: Sequence[Room]) -> Tensor | None:
+            rooms: Sequence[RoomQuestions]) -> Tensor | None:
     """A voice's features in the generator's units, [N,T,D,14,14]; None: no second stream."""
     if store is None:
         return None
-    features = stack(store, rooms)
+    features = load_features(store, rooms)
     if not name.startswith("student"):
         return features
     # [N*T,D,14,14]

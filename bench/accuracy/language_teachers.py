@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from distill.run import DistillRun
 from records.files import sha256
 from teacher.language.dataset import load_rooms
-from teacher.language.encode import Room
+from teacher.language.encode import RoomQuestions
 from teacher.language.finetune import CHECKPOINT
 from teacher.language.train import WEIGHTS
 from teacher.towers.base import Tower
@@ -30,14 +30,14 @@ _TRAIN = "for a teacher of this run's rooms: vega3d teacher train"
 
 @dataclass(frozen=True)
 class LanguageFolder:
-    """A trained language teacher. course: teacher.course.CourseConfig as JSON; towers: the specs of
+    """A trained language teacher. course: teacher.course.LanguageTeacherConfig as JSON; towers: the specs of
     its features;
     clips: the keys of what these were made from; rooms: those it was trained on."""
     folder: Path
     course: dict[str, Any]
     towers: list[dict]
     clips: list[str]
-    rooms: list[Room]
+    rooms: list[RoomQuestions]
     sha256: str
 
     @property
@@ -72,7 +72,7 @@ def open_teachers(folders: Sequence[Path], run: DistillRun) -> list[LanguageFold
     return found
 
 
-def check_unseen(teachers: Sequence[LanguageFolder], rooms: Sequence[Room]) -> None:
+def check_unseen(teachers: Sequence[LanguageFolder], rooms: Sequence[RoomQuestions]) -> None:
     """Raises ValueError if a teacher was trained on one of these rooms: the same clip, or another
     one that shows the same thing in the same place."""
     asked = {mark: room.id for room in rooms for mark in _marks(room)}
@@ -181,7 +181,7 @@ def _differing(one: dict, two: dict) -> str:
     return "; ".join(short)
 
 
-def _marks(room: Room) -> set[bytes]:
+def _marks(room: RoomQuestions) -> set[bytes]:
     """What tells a room from all others: where its surfaces are, and each of its things (to the
     bit: places are drawn from continuous distributions)."""
     return {room.points.tobytes(), *(box.tobytes() for box in room.boxes)}

@@ -48,7 +48,7 @@ def accuracy(folder: Path, also: Sequence[Path] = (), teachers: Sequence[Path] =
     abs_rel, normal_deg, miou, cosine to the teacher, recovery (distill.run.score_student), and
     fp32_cosine, to the torch student. The first seed's rows carry intervals: bench.intervals. also:
     runs like this one with other seeds, whose `accuracy` rows are added, exported files and all.
-    teachers: folders of `vega3d teacher train`, for the columns of bench.asked, from at most so
+    teachers: folders of `vega3d teacher train`, for the columns of bench.questions, from at most so
     many `questions` a task. Raises ValueError if a run is unfinished, or one of `also` or
     `teachers` is not like this one.
     """

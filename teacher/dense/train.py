@@ -22,7 +22,7 @@ from teacher.training.checkpoint import load_checkpoint, save_checkpoint, set_lr
 Stream = Callable[[Example], Tensor | None]
 
 
-def train_heads(name: str, examples: Examples, stream: Stream, shape: DenseShape,
+def train_dense_teacher(name: str, examples: Examples, stream: Stream, shape: DenseShape,
                 config: DenseTraining, seed: int, folder: Path) -> DenseTeacher:
     """Trains one DenseTeacher on the examples' field `semantic` and a generative stream (None:
     semantic only).

@@ -18,8 +18,17 @@ from records.files import atomic_write
 from scenes.clip import Source
 from scenes.questions.question import Question
 from teacher.data.feature_store import FeatureStore
-from teacher.language.encode import Room, Widest, Writer, evened, pack, read_room, widest, write
-from teacher.language.model import Asked, Sight
+from teacher.language.encode import (
+    PaddingSpec,
+    PromptEncoder,
+    RoomQuestions,
+    balance_rooms,
+    collate,
+    encode_room,
+    padding_spec,
+    read_room,
+)
+from teacher.language.model import QuestionBatch, VisualInputs
 
 # one of them a batch, as in the paper, and how often; VSI-Bench's ten types are two, as options
 # make prompts long
@@ -39,21 +48,21 @@ def family(question: Question) -> str:
 
 @dataclass(frozen=True)
 class Batch:
-    sight: Sight
-    asked: Asked
+    visual: VisualInputs
+    questions: QuestionBatch
     rows: list[tuple[int, int]]  # (room, question) of each, clip by clip
 
 
-class Lessons:
+class QuestionDataset:
     """rooms' questions and clips' features; `generative` None: no such stream.
 
     Raises ValueError if there are no questions, or if the two stores do not hold the same clips in
     the same shape.
     """
 
-    def __init__(self, rooms: Sequence[Room], semantic: Tensor, generative: Tensor | None,
-                 writer: Writer, device: torch.device):
-        if not any(room.asked for room in rooms):
+    def __init__(self, rooms: Sequence[RoomQuestions], semantic: Tensor, generative: Tensor | None,
+                 writer: PromptEncoder, device: torch.device):
+        if not any(room.questions for room in rooms):
             raise ValueError("lessons: no questions about these clips; render more rooms")
         frames = len(rooms[0].points)
         for name, stream in (("semantic", semantic), ("generative", generative)):
@@ -63,29 +72,29 @@ class Lessons:
                     f"frames, the questions of {len(rooms)} x {frames}; fill the stores from the "
                     "same clips"
                 )
-        self.rooms, self.writer, self.device = list(rooms), writer, device
-        writer.read_ahead(question for room in rooms for question in room.asked)
-        self.written = [write(writer, room) for room in rooms]
+        self.rooms, self.encoder, self.device = list(rooms), writer, device
+        writer.read_ahead(question for room in rooms for question in room.questions)
+        self.encoded = [encode_room(writer, room) for room in rooms]
         most = max(len(room.boxes) for room in rooms)
-        self.sight = Sight(semantic.to(device),
+        self.visual = VisualInputs(semantic.to(device),
                            None if generative is None else generative.to(device),
                            torch.from_numpy(np.stack([r.points for r in rooms])).to(device),
                            _padded([r.boxes for r in rooms], most).to(device),
                            _padded([r.inside for r in rooms], most).to(device))
         self.by_family: dict[str, dict[int, list[int]]] = {}
         for i, room in enumerate(rooms):
-            for j, question in enumerate(room.asked):
+            for j, question in enumerate(room.questions):
                 self.by_family.setdefault(family(question), {}).setdefault(i, []).append(j)
-        self.widest = {name: widest(self.written[i][j] for i, mine in of.items() for j in mine)
+        self.widest = {name: padding_spec(self.encoded[i][j] for i, mine in of.items() for j in mine)
                        for name, of in self.by_family.items()}
         self.families = [name for name in FAMILIES if name in self.by_family]
         weights = np.array([FAMILIES[name] for name in self.families], float)
         self.shares = weights / weights.sum()
 
-    def with_stream(self, generative: Tensor | None) -> "Lessons":
+    def with_stream(self, generative: Tensor | None) -> "QuestionDataset":
         """The same questions with another generative stream [N,T,D,14,14]; the rest is shared."""
         other = copy(self)
-        other.sight = replace(self.sight,
+        other.visual = replace(self.visual,
                               generative=None if generative is None else generative.to(self.device))
         return other
 
@@ -109,7 +118,7 @@ class Lessons:
                                       for i in kept], np.array([weights[i] for i in kept])
 
     def __len__(self) -> int:
-        return sum(len(room.asked) for room in self.rooms)
+        return sum(len(room.questions) for room in self.rooms)
 
     def draw(self, seed: int, step: int, clips: int, each: int, rank: int = 0,
              alike: bool = False) -> Batch:
@@ -126,7 +135,7 @@ class Lessons:
         picked = [rng.choice(group[i], each, replace=len(group[i]) < each).tolist() for i in chosen]
         return self._batch(chosen.tolist(), picked, most=self.widest[name] if alike else None)
 
-    def exam(self, name: str, clips: int, each: int, room_for: int = 0) -> Iterator[Batch]:
+    def eval_batches(self, name: str, clips: int, each: int, room_for: int = 0) -> Iterator[Batch]:
         """Every question of one family once, prompts only if `room_for`; batches are of equally
         many a clip."""
         chunks: dict[int, list[tuple[int, list[int]]]] = {}
@@ -140,13 +149,13 @@ class Lessons:
                 yield self._batch([i for i, _ in part_of], [part for _, part in part_of], room_for)
 
     def _batch(self, rooms: list[int], picked: list[list[int]], room_for: int = 0,
-               most: Widest | None = None) -> Batch:
+               most: PaddingSpec | None = None) -> Batch:
         pairs = [(i, j) for i, mine in zip(rooms, picked, strict=True) for j in mine]
-        texts = [[self.written[i][j] for j in mine] for i, mine in zip(rooms, picked, strict=True)]
-        asked = pack(texts, self.writer.end, room_for, most)
+        texts = [[self.encoded[i][j] for j in mine] for i, mine in zip(rooms, picked, strict=True)]
+        asked = collate(texts, self.encoder.end, room_for, most)
         rows = torch.tensor(rooms, device=self.device)
-        s = self.sight
-        sight = Sight(s.semantic[rows], None if s.generative is None else s.generative[rows],
+        s = self.visual
+        sight = VisualInputs(s.semantic[rows], None if s.generative is None else s.generative[rows],
                       s.points[rows], s.boxes[rows], s.inside[rows])
         there = {
             name: value.to(self.device, non_blocking=True)
@@ -156,15 +165,15 @@ class Lessons:
 
 
 def read_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str], seed: int,
-               draws: int = 1) -> list[Room]:
+               draws: int = 1) -> list[RoomQuestions]:
     """The balanced questions of every task about the clips, in order, with a progress bar; clips
     that are left with no question stay out. draws: see read_room."""
-    return evened([
+    return balance_rooms([
         read_room(source.clip(i), tasks, seed, draws) for i in track(ids, description="questions")
     ], seed)
 
 
-def stack(store: FeatureStore, rooms: Sequence[Room]) -> Tensor:
+def load_features(store: FeatureStore, rooms: Sequence[RoomQuestions]) -> Tensor:
     """A store's features of the rooms, [N,T,D,14,14] float16. Raises ValueError if it lacks one
     (FeatureStore.get)."""
     # each file is read, and checked at its first reading
@@ -172,7 +181,7 @@ def stack(store: FeatureStore, rooms: Sequence[Room]) -> Tensor:
         return torch.stack([*readers.map(lambda room: store.get(room.id), rooms)])
 
 
-def save_rooms(rooms: Sequence[Room], path: Path) -> None:
+def save_rooms(rooms: Sequence[RoomQuestions], path: Path) -> None:
     """Rooms in one safetensors file, questions as the bytes of a JSON text (a header holds no more
     than 100 MB); `load_rooms` reads it."""
     arrays = {f"{i}/{name}": np.ascontiguousarray(getattr(r, name)) for i, r in enumerate(rooms)
@@ -180,13 +189,13 @@ def save_rooms(rooms: Sequence[Room], path: Path) -> None:
     about = [{
         "id": r.id, "candidates": r.candidates,
         "asked": [{k: v
-                   for k, v in asdict(q).items() if k != "boxes"} for q in r.asked]
+                   for k, v in asdict(q).items() if k != "boxes"} for q in r.questions]
     } for r in rooms]
     with atomic_write(path) as scratch:
         save_file(arrays | {"rooms": np.frombuffer(json.dumps(about).encode(), np.uint8)}, scratch)
 
 
-def load_rooms(path: Path) -> list[Room]:
+def load_rooms(path: Path) -> list[RoomQuestions]:
     """What `save_rooms` wrote."""
     with safe_open(path, "np") as file:
         about = json.loads(file.get_tensor("rooms").tobytes())
@@ -202,7 +211,7 @@ def load_rooms(path: Path) -> list[Room]:
                                 q["answers"])
                     }) for q, mine in zip(one["asked"], one["candidates"], strict=True)
             ]
-            rooms.append(Room(one["id"], points, boxes, inside, asked, one["candidates"]))
+            rooms.append(RoomQuestions(one["id"], points, boxes, inside, asked, one["candidates"]))
     return rooms
 
 

@@ -13,7 +13,7 @@ PAIRS = 64      # a clip and step
 NEAR = 0.1      # m: distances count by their logarithm from here on
 
 
-class MetricHead(nn.Module):
+class DistanceHead(nn.Module):
     """hidden states of two tokens, each [...,W] -> log(distance in metres + 0.1), [...]; the order
     does not matter."""
 
@@ -26,7 +26,7 @@ class MetricHead(nn.Module):
         return self.net(torch.cat([a + b, (a - b).abs()], -1)).squeeze(-1)
 
 
-def metric_loss(head: MetricHead, states: Tensor, points: Tensor) -> Tensor:
+def metric_loss(head: DistanceHead, states: Tensor, points: Tensor) -> Tensor:
     """Smooth L1 of PAIRS log distances a clip, drawn anew each time; float32 scalar.
 
     states [C,N,W] of visual tokens, points [C,N,3] m, where each token's middle is.

@@ -14,7 +14,7 @@ from scenes.questions.balance import balanced
 from scenes.questions.question import Question, questions
 from scenes.questions.visibility import View
 from teacher.language.grounding import box_tokens
-from teacher.language.model import COORD, GROUND, IGNORED, SPECIALS, Asked
+from teacher.language.model import COORD, GROUND, IGNORED, SPECIALS, QuestionBatch
 from teacher.language.position import token_points, world_points
 from teacher.towers.base import GRID
 
@@ -24,17 +24,17 @@ _STRIDE = 2  # px between the pixels that say which token is in which box
 
 
 @dataclass
-class Room:
+class RoomQuestions:
     """What a clip's questions need of it, without its frames."""
     id: str
     points: np.ndarray        # [T,14,14,3] float32 m
     boxes: np.ndarray         # [M,7] float32, every candidate once
     inside: np.ndarray        # [M,T*196] float16
-    asked: list[Question]
+    questions: list[Question]
     candidates: list[list[int]]  # of each question, into boxes
 
 
-def read_room(clip: Clip, tasks: Sequence[str], seed: int, draws: int = 1) -> Room:
+def read_room(clip: Clip, tasks: Sequence[str], seed: int, draws: int = 1) -> RoomQuestions:
     """Asks every task of one clip; `evened` takes the rooms of a split. draws: how often the tasks
     OFTEN are asked, of other things each time. Raises ValueError if the clip has no depth or
     camera."""
@@ -58,7 +58,7 @@ def read_room(clip: Clip, tasks: Sequence[str], seed: int, draws: int = 1) -> Ro
         candidates.append(mine)
     boxes = np.stack(unique) if unique else boxes_of([])
     inside = box_tokens(points[:, ::_STRIDE, ::_STRIDE], boxes, GRID).astype(np.float16)
-    return Room(clip.id, token_points(points, GRID), boxes, inside, asked, candidates)
+    return RoomQuestions(clip.id, token_points(points, GRID), boxes, inside, asked, candidates)
 
 
 def _drawn(view: View, task: str, seed: int, draws: int) -> list[Question]:
@@ -73,20 +73,20 @@ def _drawn(view: View, task: str, seed: int, draws: int) -> list[Question]:
     return asked
 
 
-def evened(rooms: Sequence[Room], seed: int) -> list[Room]:
+def balance_rooms(rooms: Sequence[RoomQuestions], seed: int) -> list[RoomQuestions]:
     """The rooms of one split with only those questions that scenes.balance keeps; rooms left with
     none stay out."""
-    kept = {id(question) for question in balanced([q for room in rooms for q in room.asked], seed)}
+    kept = {id(question) for question in balanced([q for room in rooms for q in room.questions], seed)}
     out = []
     for room in rooms:
-        mine = [i for i, question in enumerate(room.asked) if id(question) in kept]
+        mine = [i for i, question in enumerate(room.questions) if id(question) in kept]
         if mine:
-            out.append(replace(room, asked=[room.asked[i] for i in mine],
+            out.append(replace(room, questions=[room.questions[i] for i in mine],
                                candidates=[room.candidates[i] for i in mine]))
     return out
 
 
-class Writer:
+class PromptEncoder:
     """Writes questions as token ids, with the tokenizer's chat template if it has one.
 
     <ground> and <coord> need not be in the tokenizer: they get the ids after the language model's
@@ -148,7 +148,7 @@ class Writer:
 
 
 @dataclass(frozen=True)
-class Written:
+class EncodedQuestion:
     """One question, tokenised."""
     prompt: list[int]
     answer: list[int]
@@ -157,38 +157,38 @@ class Written:
     targets: tuple[int, ...]
 
 
-def write(writer: Writer, room: Room) -> list[Written]:
+def encode_room(writer: PromptEncoder, room: RoomQuestions) -> list[EncodedQuestion]:
     """Every question of a room."""
     out = []
-    for question, boxes in zip(room.asked, room.candidates, strict=True):
+    for question, boxes in zip(room.questions, room.candidates, strict=True):
         ground = question.task in GROUNDED
         prompt = writer.prompt(question)
         spot = COORD in question.prompt and bool(question.targets)
         offered = boxes[:len(question.offered)] if ground else []
         out.append(
-            Written(prompt, writer.answer(question), boxes[question.targets[0]] if spot else -1,
+            EncodedQuestion(prompt, writer.answer(question), boxes[question.targets[0]] if spot else -1,
                     offered, tuple(t for t in question.targets if t < len(offered))))
     return out
 
 
 @dataclass(frozen=True)
-class Widest:
+class PaddingSpec:
     """The most that a question of some set holds: what a batch must have room for."""
     text: int        # tokens, the answer's among them
     answer: int      # tokens
     candidates: int  # boxes
 
 
-def widest(questions: Iterable[Written]) -> Widest:
+def padding_spec(questions: Iterable[EncodedQuestion]) -> PaddingSpec:
     """Of at least one question."""
     text, answer, boxes = zip(
         *((len(w.prompt) + len(w.answer), len(w.answer), len(w.candidates)) for w in questions),
         strict=True)
-    return Widest(max(text), max(answer), max(boxes))
+    return PaddingSpec(max(text), max(answer), max(boxes))
 
 
-def pack(groups: Sequence[Sequence[Written]], pad: int, room_for: int = 0,
-         most: Widest | None = None) -> Asked:
+def collate(groups: Sequence[Sequence[EncodedQuestion]], pad: int, room_for: int = 0,
+         most: PaddingSpec | None = None) -> QuestionBatch:
     """Groups of equally many questions, one a clip, as tensors on the CPU; L is a multiple of 8.
 
     room_for: 0 writes the answers, as in training; n leaves them out and n free places behind each
@@ -197,7 +197,7 @@ def pack(groups: Sequence[Sequence[Written]], pad: int, room_for: int = 0,
     """
     texts = [[w.prompt + ([] if room_for else w.answer) for w in group] for group in groups]
     c, q = len(groups), len(groups[0])
-    most = most or widest(w for group in groups for w in group)
+    most = most or padding_spec(w for group in groups for w in group)
     l = most.text if not room_for else room_for + max(len(t) for group in texts for t in group)
     l, k = -(-l // 8) * 8, most.candidates
     ids = np.full((c, q, l), pad)
@@ -214,7 +214,7 @@ def pack(groups: Sequence[Sequence[Written]], pad: int, room_for: int = 0,
                 wanted[i, j, :len(one.answer)] = one.answer
             candidates[i, j, :len(one.candidates)] = one.candidates
             targets[i, j, list(one.targets)] = True
-    return Asked(*(torch.from_numpy(x)
+    return QuestionBatch(*(torch.from_numpy(x)
                    for x in (ids, length, start, wanted, coord, candidates, targets)))
 
 

@@ -16,18 +16,25 @@ from torch import Tensor, nn
 
 from records.files import digest
 from teacher.fusion import PaperGate, ResidualGate, SemanticOnly, TokenGate
-from teacher.language.dataset import Batch, Lessons
-from teacher.language.encode import GROUNDED, Writer
+from teacher.language.dataset import Batch, QuestionDataset
+from teacher.language.encode import GROUNDED, PromptEncoder
 from teacher.language.grounding import ground_loss
 from teacher.language.lm import RANK, Tune, load_lm, recompute, tune
-from teacher.language.model import IGNORED, Asked, Heard, LanguageShape, LanguageTeacher, Sight
+from teacher.language.model import (
+    IGNORED,
+    LanguageShape,
+    LanguageTeacher,
+    QuestionBatch,
+    TeacherOutput,
+    VisualInputs,
+)
 from teacher.training.checkpoint import load_checkpoint, save_checkpoint, set_lr
 from teacher.training.cuda_graphs import GraphPerShape
-from teacher.training.sharded import Held, WholeOptimizer, whole
+from teacher.training.sharded import GatheredOptimizer, StateDictHolder, gather
 
 
 @dataclass(frozen=True)
-class TuneConfig:
+class FinetuneConfig:
     """How the teacher is trained; RECIPES holds two. lm: a name, hub id or folder."""
     lm: str = "smollm2-135m"
     layers: int | None = None   # of the language model, the first ones; None: all
@@ -63,16 +70,16 @@ QUERY_BATCHES = 8  # of 64 questions, enough for a mean and a spread
 CHECKPOINT, METRICS = "tuning.ckpt.safetensors", "metrics.jsonl"
 RECIPES = {
     # what docs/language.md was measured with, and a little longer than its longest
-    "embedded": TuneConfig(layers=6, steps=2000, clips=16, lr=5e-4),
+    "embedded": FinetuneConfig(layers=6, steps=2000, clips=16, lr=5e-4),
     # the paper's: 128 questions a step over 8 GPUs (bench/recipes/paper_fsdp.yaml; `vega3d teacher
     # plan`: what it needs)
-    "paper": TuneConfig(lm="llava-video-7b", steps=1500, clips=1, questions=1, accumulate=16,
+    "paper": FinetuneConfig(lm="llava-video-7b", steps=1500, clips=1, questions=1, accumulate=16,
                         lr=1e-5, lr_new=1e-5, recompute=True),
 }
 
 
-def build(config: TuneConfig, shape: LanguageShape,
-          device: torch.device) -> tuple[LanguageTeacher, Writer]:
+def build(config: FinetuneConfig, shape: LanguageShape,
+          device: torch.device) -> tuple[LanguageTeacher, PromptEncoder]:
     """(model, writer); a frozen or adapted language model is held in bf16 on a GPU, a trained one
     in float32."""
     half = config.tune != "full" and _half(config, device)
@@ -81,7 +88,7 @@ def build(config: TuneConfig, shape: LanguageShape,
     tune(lm, config.tune, config.lora_rank)
     if config.recompute:
         recompute(lm)
-    writer = Writer(tokenizer, lm.get_input_embeddings().weight.shape[0])
+    writer = PromptEncoder(tokenizer, lm.get_input_embeddings().weight.shape[0])
     model = LanguageTeacher(lm, shape, writer.prefix).to(device)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -90,11 +97,11 @@ def build(config: TuneConfig, shape: LanguageShape,
 
 
 @torch.no_grad()
-def set_statistics(model: LanguageTeacher, lessons: Lessons) -> None:
+def set_statistics(model: LanguageTeacher, dataset: QuestionDataset) -> None:
     """Per-channel mean and standard deviation (floor 1e-4) of the training clips' features, and of
     the grounding questions' states before any training (LanguageTeacher.query)."""
     for name in ("semantic", "generative"):
-        stream = getattr(lessons.sight, name)
+        stream = getattr(dataset.visual, name)
         if stream is None:
             continue
         sums = [
@@ -111,17 +118,17 @@ def set_statistics(model: LanguageTeacher, lessons: Lessons) -> None:
         getattr(model, f"{name}_mean").copy_(mean.view(-1, 1, 1))
         getattr(model, f"{name}_std").copy_(std.view(-1, 1, 1))
     if model.shape.query == "words":
-        _set_query_statistics(model, lessons)
+        _set_query_statistics(model, dataset)
 
 
-def _set_query_statistics(model: LanguageTeacher, lessons: Lessons) -> None:
+def _set_query_statistics(model: LanguageTeacher, dataset: QuestionDataset) -> None:
     was = model.training
     model.eval()
     states = []
-    for name in (name for name in lessons.families if name in GROUNDED):
-        for batch in islice(lessons.exam(name, 8, 8), QUERY_BATCHES):
+    for name in (name for name in dataset.families if name in GROUNDED):
+        for batch in islice(dataset.eval_batches(name, 8, 8), QUERY_BATCHES):
             states.append(
-                model.query(model(batch.sight, batch.asked).hidden, batch.asked).flatten(0, 1))
+                model.query(model(batch.visual, batch.questions).hidden, batch.questions).flatten(0, 1))
     if states and sum(map(len, states)) > 1:
         std, mean = torch.std_mean(torch.cat(states).float(), 0)
         model.query_mean.copy_(mean)
@@ -140,21 +147,21 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Cross-entropy of the answers' tokens, or InfoNCE over the boxes, and in training the
         tokens' distances if the shape gives them a weight; a float32 scalar."""
-        heard = self.teacher(batch.sight, batch.asked)
-        loss = self._answers(heard, batch.asked)
+        heard = self.teacher(batch.visual, batch.questions)
+        loss = self._answers(heard, batch.questions)
         if self.training and self.teacher.metric is not None:
-            loss = loss + self.teacher.shape.metric * self.teacher.metric_loss(heard, batch.sight)
+            loss = loss + self.teacher.shape.metric * self.teacher.metric_loss(heard, batch.visual)
         return loss
 
-    def _answers(self, heard: Heard, asked: Asked) -> Tensor:
+    def _answers(self, heard: TeacherOutput, asked: QuestionBatch) -> Tensor:
         if heard.ground is not None:
             return ground_loss(heard.ground, asked.targets, asked.candidates >= 0)
         logits = self.teacher.answers(heard, asked)
         return F.cross_entropy(
-            logits.flatten(0, 2).float(), asked.wanted.flatten(), ignore_index=IGNORED)
+            logits.flatten(0, 2).float(), asked.labels.flatten(), ignore_index=IGNORED)
 
 
-class _Loose(nn.Module):
+class FlatInputsObjective(nn.Module):
     """The objective, of a batch whose tensors come one by one: what CUDA graphs can be made of."""
 
     def __init__(self, objective: Objective, names: list[str], compiled: bool = False):
@@ -165,11 +172,11 @@ class _Loose(nn.Module):
             torch._dynamo.config.recompile_limit = 256
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        parts: dict[str, dict[str, Any]] = {"sight": {"generative": None}, "asked": {}}
+        parts: dict[str, dict[str, Any]] = {"visual": {"generative": None}, "questions": {}}
         for name, tensor in zip(self.names, tensors, strict=True):
             part, _, field = name.partition(".")
             parts[part][field] = tensor
-        batch = Batch(Sight(**parts["sight"]), Asked(**parts["asked"]), [])
+        batch = Batch(VisualInputs(**parts["visual"]), QuestionBatch(**parts["questions"]), [])
         # one program for all of them; elsewhere, as in validation, they stay as they are
         for layer in self.layers:
             layer.forward = torch.compile(
@@ -184,13 +191,13 @@ class _Loose(nn.Module):
 def _tensors(batch: Batch) -> dict[str, Tensor]:
     both = {
         f"{part}.{name}": x
-        for part in ("sight", "asked")
+        for part in ("visual", "questions")
         for name, x in vars(getattr(batch, part)).items()
     }
     return {name: x for name, x in both.items() if x is not None}
 
 
-def fit(model: LanguageTeacher, lessons: Lessons, config: TuneConfig, folder: Path | None = None,
+def fit(model: LanguageTeacher, dataset: QuestionDataset, config: FinetuneConfig, folder: Path | None = None,
         validate: Callable[[nn.Module], dict[str, float]] | None = None, stop: float | None = None,
         quiet: bool = False, accelerator: Any = None) -> list[dict]:
     """Trains in place and returns the curve. With a folder: metrics.jsonl, and a killed run resumes
@@ -202,17 +209,17 @@ def fit(model: LanguageTeacher, lessons: Lessons, config: TuneConfig, folder: Pa
     accelerator: of accelerate, for several processes: each draws its own clips of the same family,
     gradients are averaged, the first one writes.
     """
-    device = lessons.device
+    device = dataset.device
     rank, world = (0, 1) if accelerator is None else (accelerator.process_index,
                                                       accelerator.num_processes)
-    key = digest(asdict(config), asdict(model.shape), [room.id for room in lessons.rooms],
-                 len(lessons), world)
-    weights: Any = Held()
-    moments: Any = Held({"state": {}, "param_groups": []})
+    key = digest(asdict(config), asdict(model.shape), [room.id for room in dataset.rooms],
+                 len(dataset), world)
+    weights: Any = StateDictHolder()
+    moments: Any = StateDictHolder({"state": {}, "param_groups": []})
     start = 0 if folder is None else load_checkpoint(folder /
                                                      CHECKPOINT, {"teacher": weights}, moments, key)
     if start:
-        relearn(model, weights.state)
+        load_trainable(model, weights.state)
     optimizer: Any = _optimizer(model, config)
     objective: Any = Objective(model)
     # a step is one forward and one backward
@@ -222,7 +229,7 @@ def fit(model: LanguageTeacher, lessons: Lessons, config: TuneConfig, folder: Pa
     if accelerator is not None:
         objective, optimizer = accelerator.prepare(objective, optimizer)
     if start:
-        WholeOptimizer(_plain(optimizer)).load_state_dict(moments.state)
+        GatheredOptimizer(_plain(optimizer)).load_state_dict(moments.state)
     saves = folder is not None  # every process reads and gathers, one writes
     folder = folder if rank == 0 else None
     curve = _read_curve(folder, start)
@@ -237,12 +244,12 @@ def fit(model: LanguageTeacher, lessons: Lessons, config: TuneConfig, folder: Pa
         loss = torch.zeros((), device=device)
         optimizer.zero_grad(set_to_none=True)
         for part in range(config.accumulate):
-            batch = lessons.draw(config.seed, step * config.accumulate + part, config.clips,
+            batch = dataset.draw(config.seed, step * config.accumulate + part, config.clips,
                                  config.questions, rank, alike=graphed)
             if graphed:
                 inputs = _tensors(batch)
                 graphs = graphs or GraphPerShape(
-                    _Loose(Objective(model), [*inputs], config.compiled))
+                    FlatInputsObjective(Objective(model), [*inputs], config.compiled))
                 loss += graphs(*inputs.values())[0]
                 continue
             with autocast(config, device):
@@ -265,8 +272,8 @@ def fit(model: LanguageTeacher, lessons: Lessons, config: TuneConfig, folder: Pa
                 with (folder / METRICS).open("a") as file:
                     file.write(json.dumps(row) + "\n")
         if saves and (done % config.save_every == 0 or done == config.steps):
-            weights, moments = Held(learned(model)), Held(
-                WholeOptimizer(_plain(optimizer)).state_dict())
+            weights, moments = StateDictHolder(trainable_state_dict(model)), StateDictHolder(
+                GatheredOptimizer(_plain(optimizer)).state_dict())
             if folder is not None:
                 save_checkpoint(folder / CHECKPOINT, done, {"teacher": weights}, moments, key)
         if late:
@@ -275,34 +282,34 @@ def fit(model: LanguageTeacher, lessons: Lessons, config: TuneConfig, folder: Pa
 
 
 @torch.no_grad()
-def validation_loss(objective: nn.Module, lessons: Lessons, config: TuneConfig,
+def validation_loss(objective: nn.Module, dataset: QuestionDataset, config: FinetuneConfig,
                     batches: int = 2) -> dict[str, float]:
     """Mean loss of each family over its first few batches of held-out clips, by name
     loss_FAMILY."""
     objective.eval()
     out = {}
-    for name in lessons.families:
-        exam = islice(lessons.exam(name, config.clips, config.questions), batches)
-        with autocast(config, lessons.device):
+    for name in dataset.families:
+        exam = islice(dataset.eval_batches(name, config.clips, config.questions), batches)
+        with autocast(config, dataset.device):
             losses = [float(objective(batch)) for batch in exam]
         out[f"loss_{name}"] = sum(losses) / len(losses)
     return out
 
 
-def autocast(config: TuneConfig, device: torch.device):
+def autocast(config: FinetuneConfig, device: torch.device):
     """bf16 products where the recipe asks for them."""
     return torch.autocast(device.type, torch.bfloat16) if _half(config, device) else nullcontext()
 
 
 @torch.no_grad()
-def learned(model: LanguageTeacher) -> dict[str, Tensor]:
+def trainable_state_dict(model: LanguageTeacher) -> dict[str, Tensor]:
     """What was trained, and the statistics, by name: all that a checkpoint needs beside the
     published weights. Of a sharded model every process must ask."""
-    return {name: whole(value) for name, value in _trained(model).items()}
+    return {name: gather(value) for name, value in _trained(model).items()}
 
 
 @torch.no_grad()
-def relearn(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
+def load_trainable(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
     """Copies what `learned` gave back into a model. Raises ValueError if it is another model's."""
     mine = _trained(model)
     if wrong := sorted(set(mine)
@@ -315,7 +322,7 @@ def relearn(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def begin_with(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
+def warm_start(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
     """Starts a model as `learned` of one without a second stream left off: it answers the same
     until its own stream, silent at first, has learnt. The statistics of that stream must be set
     already.
@@ -363,7 +370,7 @@ def _trained(model: LanguageTeacher) -> dict[str, Tensor]:
     }
 
 
-def _optimizer(model: LanguageTeacher, config: TuneConfig) -> torch.optim.Optimizer:
+def _optimizer(model: LanguageTeacher, config: FinetuneConfig) -> torch.optim.Optimizer:
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [{"params": [p for n, p in named if n.startswith("lm.") == old], "peak": peak}
               for old, peak in ((True, config.lr_new if config.tune == "lora" else config.lr),
@@ -388,5 +395,5 @@ def _read_curve(folder: Path | None, start: int) -> list[dict]:
     return rows
 
 
-def _half(config: TuneConfig, device: torch.device) -> bool:
+def _half(config: FinetuneConfig, device: torch.device) -> bool:
     return config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")

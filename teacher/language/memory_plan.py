@@ -17,7 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from teacher.language.lm import RANK, Tune, tune
-from teacher.language.model import IGNORED, SPECIALS, Asked, LanguageShape, LanguageTeacher, Sight
+from teacher.language.model import (
+    IGNORED,
+    SPECIALS,
+    LanguageShape,
+    LanguageTeacher,
+    QuestionBatch,
+    VisualInputs,
+)
 
 GB = 1e9
 QWEN2_7B: dict[str, Any] = {  # LLaVA-Video's too
@@ -65,7 +72,7 @@ def plan(how: Tune = "full", world: int = 8, frames: int = 32, words: int = 128,
          again: bool = True, rank: int = RANK) -> Plan:
     """Memory of one training step of `clips` clips a GPU, a question each of `words` tokens with
     `answer` of them the answer. lm: a Qwen2's sizes (None: the 7B's); again: layers are recomputed
-    (TuneConfig.recompute).
+    (FinetuneConfig.recompute).
 
     One GPU holds everything in bf16, gradients and moments too: float32 copies of 7 G weights would
     not fit.
@@ -118,19 +125,19 @@ def meta_teacher(how: Tune, shape: LanguageShape, lm: dict[str, Any],
         return LanguageTeacher(inner, shape, [0] * 24).to(torch.bfloat16).train()
 
 
-def made_up_batch(model: LanguageTeacher, frames: int, words: int, clips: int,
-                  device: torch.device | str) -> tuple[Sight, Asked]:
+def dummy_batch(model: LanguageTeacher, frames: int, words: int, clips: int,
+                  device: torch.device | str) -> tuple[VisualInputs, QuestionBatch]:
     """A batch of the right shapes: one grounding question a clip, about 32 boxes."""
     shape, boxes = model.shape, 32
     with torch.device(device):
-        sight = Sight(torch.zeros(clips, frames, shape.semantic_dim, 14, 14, dtype=torch.half),
+        sight = VisualInputs(torch.zeros(clips, frames, shape.semantic_dim, 14, 14, dtype=torch.half),
                       torch.zeros(clips, frames, shape.generative_dim, 14, 14, dtype=torch.half),
                       torch.zeros(clips, frames, 14, 14, 3), torch.ones(clips, boxes, 7),
                       torch.zeros(clips, boxes, frames * 196, dtype=torch.half))
         ids = torch.full((clips, 1, words), model.words + SPECIALS.index("<ground>"))
         one = torch.full((clips, 1), -1)
         candidates = torch.zeros(clips, 1, boxes, dtype=torch.long)
-        return sight, Asked(ids, one + words, one + words, torch.full((clips, 1, 1), IGNORED), one,
+        return sight, QuestionBatch(ids, one + words, one + words, torch.full((clips, 1, 1), IGNORED), one,
                             candidates, candidates.bool())
 
 
@@ -145,7 +152,7 @@ def _activations(model: LanguageTeacher, frames: int, words: int, clips: int,
         return SimpleNamespace(last_hidden_state=decoder.norm(inputs_embeds))
 
     model.lm.get_decoder = lambda: listen  # the layers are all alike: one is counted below
-    rest = _kept(lambda: model(*made_up_batch(model, frames, words, clips, "meta")))
+    rest = _kept(lambda: model(*dummy_batch(model, frames, words, clips, "meta")))
     x = seen[0].detach().requires_grad_()  # [C,S,W]
     place = decoder.rotary_emb(x, torch.arange(x.shape[1], device="meta")[None])
     with _flash():

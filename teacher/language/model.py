@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from teacher.fusion import fusion
-from teacher.language.distance_head import MetricHead, metric_loss
+from teacher.language.distance_head import DistanceHead, metric_loss
 from teacher.language.grounding import GroundHead
 from teacher.language.position import PositionMode, sine_position, video_position
 from teacher.towers.base import GRID
@@ -45,7 +45,7 @@ class LanguageShape:
 
 
 @dataclass
-class Sight:
+class VisualInputs:
     """C clips of T frames; features are raw, in half precision."""
     semantic: Tensor            # [C,T,Ds,14,14]
     generative: Tensor | None   # [C,T,Dg,14,14]
@@ -55,19 +55,19 @@ class Sight:
 
 
 @dataclass
-class Asked:
+class QuestionBatch:
     """Q questions about each clip, L tokens each, padded at the right."""
     ids: Tensor         # [C,Q,L] int64; ids from the vocabulary's end on are SPECIALS
     length: Tensor      # [C,Q] tokens of each question
     start: Tensor       # [C,Q] the place whose next token is the answer's first
-    wanted: Tensor      # [C,Q,A] the answer's tokens, IGNORED behind its end and where it is a box
+    labels: Tensor      # [C,Q,A] the answer's tokens, IGNORED behind its end and where it is a box
     coord: Tensor       # [C,Q] the box that <coord> stands for, -1 = none
     candidates: Tensor  # [C,Q,K] boxes that <ground> may mean, -1 = padding
     targets: Tensor     # [C,Q,K] bool
 
 
 @dataclass
-class Heard:
+class TeacherOutput:
     hidden: Tensor         # [C,Q,L,W] last hidden state of every question token
     # [C,Q,K+1] logits over candidates and "none of them"; None if nothing was to be grounded
     ground: Tensor | None
@@ -109,38 +109,38 @@ class LanguageTeacher(nn.Module):
         self.newline = nn.Parameter(torch.randn(width) * 0.02)
         self.specials = nn.Parameter(torch.randn(len(SPECIALS), width) * 0.02)
         self.ground = GroundHead(width)
-        self.metric = MetricHead(width) if shape.metric and shape.sight else None
+        self.metric = DistanceHead(width) if shape.metric and shape.sight else None
         self.heard = nn.Linear(width, width) if shape.objects == "heard" and shape.sight else None
 
-    def forward(self, sight: Sight, asked: Asked) -> Heard:
+    def forward(self, sight: VisualInputs, asked: QuestionBatch) -> TeacherOutput:
         semantic, generative = self.standardise(sight)  # [C*T,D,14,14]
         clips = sight.semantic.shape[:2]
         fused, gate = self.fusion(semantic, generative)  # [C*T,W,h,14], [C*T,1,..]
         known = fused if self.known is None else self.known(semantic)
-        things = self._things(sight, known.unflatten(0, clips))  # [C,M,W]
+        things = self._object_embeddings(sight, known.unflatten(0, clips))  # [C,M,W]
         tokens = self._visual(sight, fused.unflatten(0, clips))  # [C,V,W]
         words = self.embed(asked, things)  # [C,Q,L,W]
         start = self._embed(self.prefix).expand(len(tokens), -1, -1)
-        seen, hidden = self._listen(torch.cat([start, tokens], 1), words)  # [C,P,W], [C,Q,L,W]
+        seen, hidden = self._run_decoder(torch.cat([start, tokens], 1), words)  # [C,P,W], [C,Q,L,W]
         visual = seen[:, start.shape[1]:]  # [C,V,W]
         if self.heard is not None:
             things = things + self._heard(visual, sight).to(things.dtype)
-        return Heard(hidden, self._point(hidden, asked, things),
+        return TeacherOutput(hidden, self._point(hidden, asked, things),
                      None if gate is None else gate.squeeze(1).unflatten(0, clips), visual)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [...,W] -> [...,words]."""
         return self.lm.get_output_embeddings()(hidden)
 
-    def answers(self, heard: Heard, asked: Asked) -> Tensor:
+    def answers(self, heard: TeacherOutput, asked: QuestionBatch) -> Tensor:
         """Logits [C,Q,A,words] of what each answer token should be."""
         length, width = heard.hidden.shape[2:]
-        at = asked.start[..., None] + torch.arange(asked.wanted.shape[2],
+        at = asked.start[..., None] + torch.arange(asked.labels.shape[2],
                                                    device=asked.start.device)  # [C,Q,A]
         at = at.clamp_max(length - 1)[..., None].expand(-1, -1, -1, width)
         return self.logits(heard.hidden.gather(2, at))
 
-    def standardise(self, sight: Sight) -> tuple[Tensor, Tensor | None]:
+    def standardise(self, sight: VisualInputs) -> tuple[Tensor, Tensor | None]:
         """Both streams [C*T,D,14,14] by the training set's statistics, in the model's own
         precision."""
         semantic = (sight.semantic.flatten(0, 1).float() - self.semantic_mean) / self.semantic_std
@@ -151,7 +151,7 @@ class LanguageTeacher(nn.Module):
                       self.generative_mean) / self.generative_std
         return semantic, generative.to(self.newline.dtype)
 
-    def _things(self, sight: Sight, tokens: Tensor) -> Tensor:
+    def _object_embeddings(self, sight: VisualInputs, tokens: Tensor) -> Tensor:
         """What each box is known by, [C,M,W]: the mean of its visual tokens, and where its centre
         is in the room (or, pose-free, where its tokens are in the video)."""
         if not self.shape.sight:
@@ -167,7 +167,7 @@ class LanguageTeacher(nn.Module):
                 1, 3).to(flat.dtype)
         return (pooled + place) * self.scale
 
-    def _visual(self, sight: Sight, fused: Tensor) -> Tensor:
+    def _visual(self, sight: VisualInputs, fused: Tensor) -> Tensor:
         """[C,T*rows*(grid+1),W]: tokens averaged to the grid, told where they are, a newline after
         each row."""
         c, t, w, h, _ = fused.shape
@@ -180,32 +180,32 @@ class LanguageTeacher(nn.Module):
         ends = self.newline.to(rows.dtype).expand(*rows.shape[:3], 1, -1)
         return torch.cat([rows, ends], 3).flatten(1, 3)
 
-    def _places(self, sight: Sight, g: int, width: int) -> Tensor:
+    def _places(self, sight: VisualInputs, g: int, width: int) -> Tensor:
         c, t = sight.semantic.shape[:2]
         if self.shape.position == "pose_free":
             return video_position(t, g, width, sight.semantic.device).expand(c, -1, -1, -1, -1)
         return sine_position(self._points(sight, g), width)
 
-    def _points(self, sight: Sight, g: int) -> Tensor:
+    def _points(self, sight: VisualInputs, g: int) -> Tensor:
         """[C,T,g,g,3] m."""
         points = F.adaptive_avg_pool2d(
             sight.points.flatten(0, 1).permute(0, 3, 1, 2).float(), (g, g))
         return points.permute(0, 2, 3, 1).unflatten(0, sight.points.shape[:2])
 
-    def metric_loss(self, heard: Heard, sight: Sight) -> Tensor:
+    def metric_loss(self, heard: TeacherOutput, sight: VisualInputs) -> Tensor:
         """teacher.metric.metric_loss of the visual tokens; of sequence concatenation, of the
         semantic ones."""
         assert self.metric is not None
         points = self._points(sight, self.shape.grid).flatten(1, 3)
         return metric_loss(self.metric, self._states(heard.visual, sight), points)
 
-    def _states(self, visual: Tensor, sight: Sight) -> Tensor:
+    def _states(self, visual: Tensor, sight: VisualInputs) -> Tensor:
         """visual [C,V,W] -> [C,T*grid*grid,W]: without the newlines, and of two streams' rows the
         first."""
         t, g = sight.semantic.shape[1], self.shape.grid
         return visual.unflatten(1, (t, -1, g + 1))[:, :, :g, :g].flatten(1, 3)
 
-    def _heard(self, visual: Tensor, sight: Sight) -> Tensor:
+    def _heard(self, visual: Tensor, sight: VisualInputs) -> Tensor:
         """What the language model makes of each box's tokens, [C,M,W]."""
         assert self.heard is not None
         c, m, _ = sight.inside.shape
@@ -216,7 +216,7 @@ class LanguageTeacher(nn.Module):
         states = F.rms_norm(self._states(visual, sight).float(), visual.shape[-1:])
         return self.heard((inside @ states).to(self.newline.dtype)) * self.scale
 
-    def embed(self, asked: Asked, things: Tensor) -> Tensor:
+    def embed(self, asked: QuestionBatch, things: Tensor) -> Tensor:
         """[C,Q,L,W]; <coord> carries what its box is known by."""
         words = self._embed(asked.ids)
         index = asked.coord.clamp_min(0)[..., None].expand(-1, -1, things.shape[-1])  # [C,Q,W]
@@ -233,7 +233,7 @@ class LanguageTeacher(nn.Module):
             words.dtype)
         return words + marks @ self.specials.to(words.dtype)
 
-    def _listen(self, shared: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    def _run_decoder(self, shared: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         """shared [C,P,W], words [C,Q,L,W] -> the hidden states of both."""
         c, q, l, _ = words.shape
         p = shared.shape[1]
@@ -244,12 +244,12 @@ class LanguageTeacher(nn.Module):
         position = torch.cat([torch.arange(p, device=x.device),
                               p + torch.arange(l, device=x.device).repeat(q)]).expand(c, -1)
         # one question: plainly causal
-        mask = None if q == 1 else own_mask(p, q, l, x.device).expand(c, 1, -1, -1)
+        mask = None if q == 1 else question_block_mask(p, q, l, x.device).expand(c, 1, -1, -1)
         out = self.lm.get_decoder()(inputs_embeds=x, position_ids=position, attention_mask=mask,
                                     use_cache=False)
         return out.last_hidden_state[:, :p], out.last_hidden_state[:, p:].unflatten(1, (q, l))
 
-    def query(self, hidden: Tensor, asked: Asked) -> Tensor:
+    def query(self, hidden: Tensor, asked: QuestionBatch) -> Tensor:
         """What each grounding question is known by, before it is standardised, [C,Q,W].
 
         A language model's states are nearly the same whatever was asked: a few channels hold most
@@ -264,7 +264,7 @@ class LanguageTeacher(nn.Module):
                     < asked.length[..., None]).to(hidden.dtype)
         return torch.einsum("cql,cqlw->cqw", mine, hidden) / mine.sum(-1, keepdim=True).clamp_min(1)
 
-    def _point(self, hidden: Tensor, asked: Asked, things: Tensor) -> Tensor | None:
+    def _point(self, hidden: Tensor, asked: QuestionBatch, things: Tensor) -> Tensor | None:
         if not asked.candidates.shape[2]:
             return None
         query = (self.query(hidden, asked).float() - self.query_mean) / self.query_std
@@ -273,7 +273,7 @@ class LanguageTeacher(nn.Module):
                            things[rows, asked.candidates.clamp_min(0)].to(hidden.dtype))
 
 
-def own_mask(shared: int, questions: int, length: int, device: torch.device) -> Tensor:
+def question_block_mask(shared: int, questions: int, length: int, device: torch.device) -> Tensor:
     """Who may look at whom, [1,1,S,S] bool, S = shared + questions * length: earlier tokens of
     one's own question, and of what is shared."""
     owner = (torch.arange(-shared, questions * length, device=device) // length).clamp_min(-1)

@@ -23,22 +23,28 @@ from scenes.clip import SPLITS, ClipFolder, Source, Split
 from scenes.questions.question import NUMERIC, TASKS
 from scenes.questions.scoring import summary
 from teacher.data.feature_store import FeatureStore, fill
-from teacher.language.dataset import Lessons, load_rooms, read_rooms, save_rooms, stack
-from teacher.language.encode import Room, Writer
+from teacher.language.dataset import (
+    QuestionDataset,
+    load_features,
+    load_rooms,
+    read_rooms,
+    save_rooms,
+)
+from teacher.language.encode import PromptEncoder, RoomQuestions
 from teacher.language.finetune import (
     CHECKPOINT,
     RECIPES,
-    TuneConfig,
+    FinetuneConfig,
     autocast,
-    begin_with,
     build,
     fit,
-    learned,
-    relearn,
+    load_trainable,
     set_statistics,
+    trainable_state_dict,
     validation_loss,
+    warm_start,
 )
-from teacher.language.generate import replies
+from teacher.language.generate import predict
 from teacher.language.model import LanguageShape, LanguageTeacher, Objects, Query
 from teacher.language.position import PositionMode
 from teacher.towers.base import FixedNoise, RGBPatches, Tower, Zeros
@@ -52,7 +58,7 @@ WEIGHTS = "teacher.safetensors"
 
 
 @dataclass(frozen=True)
-class CourseConfig:
+class LanguageTeacherConfig:
     """What the full teacher is trained on, and how."""
     out: Path = Path("runs/teacher")
     clips: Path | None = None  # of `vega3d scenes render`; None: rooms are rendered into OUT/clips
@@ -75,7 +81,7 @@ class CourseConfig:
     # OUT of a teacher of --features none that this one goes on from; None: from nothing
     start: Path | None = None
     tasks: tuple[str, ...] = TASKS
-    tuning: TuneConfig = field(default_factory=TuneConfig)
+    tuning: FinetuneConfig = field(default_factory=FinetuneConfig)
     exam: bool = True                   # score it on the test rooms at the end
 
     def __post_init__(self) -> None:
@@ -89,7 +95,7 @@ class CourseConfig:
             raise ValueError(f"course: got rooms={self.rooms}, expected at least 10")
 
 
-def take(config: CourseConfig) -> dict[str, dict[str, float]]:
+def train_language_teacher(config: LanguageTeacherConfig) -> dict[str, dict[str, float]]:
     """Trains (or goes on training) and scores; returns scenes.scoring.summary of the test rooms, {}
     without exam."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -109,41 +115,41 @@ def take(config: CourseConfig) -> dict[str, dict[str, float]]:
                           "semantic_only" if second is None else config.fusion, config.position,
                           config.grid, config.objects, config.query, metric=config.metric)
     model, writer = build(config.tuning, shape, device)
-    lessons = {
-        split: lessons_of(part, stores, writer, device)
+    dataset = {
+        split: question_dataset(part, stores, writer, device)
         for split, part in rooms.items() if part
     }
-    set_statistics(model, lessons["train"])
+    set_statistics(model, dataset["train"])
     if start is not None:
-        begin_with(model, {name: value.to(device) for name, value in start.items()})
+        warm_start(model, {name: value.to(device) for name, value in start.items()})
     if accelerator.is_main_process:
         write_json({"config": _jsonable(config), "shape": asdict(shape), "env": environment()},
                    config.out / "config.json")
-    val = lessons.get("val")
+    val = dataset.get("val")
     curve = fit(
-        model, lessons["train"], config.tuning, config.out, accelerator=accelerator, validate=None
+        model, dataset["train"], config.tuning, config.out, accelerator=accelerator, validate=None
         if val is None else lambda objective: validation_loss(objective, val, config.tuning))
-    trained = learned(model)  # every process: a sharded model is gathered
+    trained = trainable_state_dict(model)  # every process: a sharded model is gathered
     if not accelerator.is_main_process:
         return {}
     draw_curves(curve, config.out / "curves.png")
     _tensorboard(curve, config.out)
-    save_language(trained, model, config, config.out / WEIGHTS)
+    save_language_teacher(trained, model, config, config.out / WEIGHTS)
     (config.out / CHECKPOINT).unlink(missing_ok=True)
-    scores = examine(model, lessons["test"],
-                     config.tuning) if config.exam and "test" in lessons else {}
+    scores = evaluate(model, dataset["test"],
+                     config.tuning) if config.exam and "test" in dataset else {}
     write_json({"scores": scores, "steps": config.tuning.steps}, config.out / "scores.json")
     return scores
 
 
-def examine(model: LanguageTeacher, lessons: Lessons,
-            config: TuneConfig) -> dict[str, dict[str, float]]:
-    """scenes.scoring.summary over every question of the lessons."""
+def evaluate(model: LanguageTeacher, dataset: QuestionDataset,
+            config: FinetuneConfig) -> dict[str, dict[str, float]]:
+    """scenes.scoring.summary over every question of the dataset."""
     questions, outputs = [], []
-    for name in lessons.families:
-        with autocast(config, lessons.device) if lessons.device.type == "cuda" else nullcontext():
-            for reply in replies(model, lessons, name):
-                question = lessons.rooms[reply.room].asked[reply.question]
+    for name in dataset.families:
+        with autocast(config, dataset.device) if dataset.device.type == "cuda" else nullcontext():
+            for reply in predict(model, dataset, name):
+                question = dataset.rooms[reply.room].questions[reply.question]
                 questions.append(question)
                 outputs.append(reply.output(question))
     scores = summary(questions, outputs)
@@ -151,14 +157,14 @@ def examine(model: LanguageTeacher, lessons: Lessons,
     return scores | ({"vsi_numeric": {"mra": sum(numeric) / len(numeric)}} if numeric else {})
 
 
-def lessons_of(rooms: Sequence[Room], stores: tuple[FeatureStore, FeatureStore | None],
-               writer: Writer, device: torch.device) -> Lessons:
+def question_dataset(rooms: Sequence[RoomQuestions], stores: tuple[FeatureStore, FeatureStore | None],
+               writer: PromptEncoder, device: torch.device) -> QuestionDataset:
     """Rooms with the features of both stores."""
-    second = None if stores[1] is None else stack(stores[1], rooms)
-    return Lessons(rooms, stack(stores[0], rooms), second, writer, device)
+    second = None if stores[1] is None else load_features(stores[1], rooms)
+    return QuestionDataset(rooms, load_features(stores[0], rooms), second, writer, device)
 
 
-def save_language(trained: dict[str, Tensor], model: LanguageTeacher, config: CourseConfig,
+def save_language_teacher(trained: dict[str, Tensor], model: LanguageTeacher, config: LanguageTeacherConfig,
                   path: Path) -> None:
     """What was trained, and how the rest is had: the published language model stays where it is."""
     about = {"shape": json.dumps(asdict(model.shape)), "tuning": json.dumps(asdict(config.tuning))}
@@ -167,12 +173,12 @@ def save_language(trained: dict[str, Tensor], model: LanguageTeacher, config: Co
                    for k, v in trained.items()}, scratch, metadata=about)
 
 
-def load_language(path: Path, device: torch.device) -> tuple[LanguageTeacher, Writer, TuneConfig]:
-    """What `save_language` wrote, with its language model. Raises ValueError naming the file if it
+def load_language_teacher(path: Path, device: torch.device) -> tuple[LanguageTeacher, PromptEncoder, FinetuneConfig]:
+    """What `save_language_teacher` wrote, with its language model. Raises ValueError naming the file if it
     is not whole."""
     state, config, shape = _state(path)
     model, writer = build(config, shape, device)
-    relearn(model, state)
+    load_trainable(model, state)
     return model.eval(), writer, config
 
 
@@ -190,14 +196,14 @@ def _start(folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def _state(path: Path) -> tuple[dict[str, Tensor], TuneConfig, LanguageShape]:
+def _state(path: Path) -> tuple[dict[str, Tensor], FinetuneConfig, LanguageShape]:
     if not path.is_file():
         raise ValueError(f"{path}: no such teacher; train it with: vega3d teacher train")
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
-        known = {f.name for f in fields(TuneConfig)}
-        config = TuneConfig(**{k: v for k, v in json.loads(about["tuning"]).items() if k in known})
+        known = {f.name for f in fields(FinetuneConfig)}
+        config = FinetuneConfig(**{k: v for k, v in json.loads(about["tuning"]).items() if k in known})
         return load_file(path), config, LanguageShape(**json.loads(about["shape"]))
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
@@ -229,19 +235,19 @@ def draw_curves(curve: Sequence[dict], path: Path) -> None:
     plt.close(figure)
 
 
-def recipe(name: str) -> CourseConfig:
+def recipe(name: str) -> LanguageTeacherConfig:
     """One of teacher.tuning.RECIPES, with the course that it is for. Raises ValueError listing
     them."""
     if name not in RECIPES:
         raise ValueError(f"course: no recipe {name!r}; there are: {', '.join(RECIPES)}")
     if name == "paper":
-        return CourseConfig(semantic="siglip-so400m", generator="wan2.1-t2v-1.3b", frames=32,
+        return LanguageTeacherConfig(semantic="siglip-so400m", generator="wan2.1-t2v-1.3b", frames=32,
                             grid=14, tap=Tap(block=20, k=300, seeds=1), objects="semantic",
                             query="ground", tuning=RECIPES[name])
-    return CourseConfig(draws=3, metric=1.0, tuning=RECIPES[name])
+    return LanguageTeacherConfig(draws=3, metric=1.0, tuning=RECIPES[name])
 
 
-def _source(config: CourseConfig, render: bool) -> tuple[Source, str]:
+def _source(config: LanguageTeacherConfig, render: bool) -> tuple[Source, str]:
     """The clips and their key."""
     if config.clips is not None:
         card = config.clips / "scenes.json"
@@ -263,7 +269,7 @@ def _source(config: CourseConfig, render: bool) -> tuple[Source, str]:
     return ClipFolder(folder), rooms.key
 
 
-def _stores(config: CourseConfig, source: Source, key: str, device: torch.device, accelerator: Any
+def _stores(config: LanguageTeacherConfig, source: Source, key: str, device: torch.device, accelerator: Any
             ) -> tuple[FeatureStore, FeatureStore | None]:
     ids = [i for split in SPLITS for i in source.ids(split)]
 
@@ -277,12 +283,12 @@ def _stores(config: CourseConfig, source: Source, key: str, device: torch.device
     return filled(_semantic(config).to(device)), None if second is None else filled(second)
 
 
-def _semantic(config: CourseConfig) -> Any:
+def _semantic(config: LanguageTeacherConfig) -> Any:
     return SemanticEncoder() if config.semantic == "efficientnet-lite0" else load_siglip(
         config.semantic)
 
 
-def _tower(config: CourseConfig, device: torch.device) -> Tower | None:
+def _tower(config: LanguageTeacherConfig, device: torch.device) -> Tower | None:
     plain = {"zeros": Zeros, "noise": FixedNoise, "rgb": RGBPatches}
     if config.features == "none":
         return None
@@ -292,7 +298,7 @@ def _tower(config: CourseConfig, device: torch.device) -> Tower | None:
     return VAELatents(wan) if config.features == "vae_latents" else wan
 
 
-def _rooms(config: CourseConfig, source: Source, split: Split, accelerator: Any) -> list[Room]:
+def _rooms(config: LanguageTeacherConfig, source: Source, split: Split, accelerator: Any) -> list[RoomQuestions]:
     ids = source.ids(split)
     draws = config.draws if split == "train" else 1
     path = config.out / f"rooms_{split}-{digest(ids, config.tasks, draws, 'evened, text apart')}.safetensors"
@@ -314,5 +320,5 @@ def _tensorboard(curve: Sequence[dict], folder: Path) -> None:
                     writer.add_scalar(name, value, row["step"])
 
 
-def _jsonable(config: CourseConfig) -> dict[str, Any]:
+def _jsonable(config: LanguageTeacherConfig) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(replace(config)), default=str))

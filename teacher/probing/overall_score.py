@@ -12,7 +12,7 @@ import numpy as np
 Scores = Mapping[str, Sequence[float]]  # row -> its metrics, all of them "more is better"
 
 
-def nos_pooled(scores: Scores) -> dict[str, float]:
+def overall_score(scores: Scores) -> dict[str, float]:
     """One scale for all rows. A metric on which they all agree says nothing and is left out.
 
     Raises ValueError if rows differ in length.
@@ -31,11 +31,11 @@ def pooled(table: np.ndarray) -> np.ndarray:
     return 100 * scaled.mean(1) if told.any() else np.zeros(len(table))
 
 
-def nos_published(scores: Scores, baseline: str,
+def published_overall_score(scores: Scores, baseline: str,
                   groups: Mapping[str, Collection[str]]) -> dict[str, dict[str, float]]:
     """Each group scaled apart, with the baseline in it: {group: {row: score}}."""
     return {
-        name: nos_pooled({row: scores[row]
+        name: overall_score({row: scores[row]
                           for row in (baseline, *rows)})
         for name, rows in groups.items()
     }

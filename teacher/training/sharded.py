@@ -11,12 +11,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 
-def whole(value: Tensor) -> Tensor:
+def gather(value: Tensor) -> Tensor:
     """All of a tensor, on every process; each must call it."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def placed(value: Tensor, like: Tensor) -> Tensor:
+def scatter(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor as `like` is spread; as it is, if `like` is not, or is of another shape
     (Adam's step counter)."""
     if isinstance(like, DTensor) and value.shape == like.shape:
@@ -24,7 +24,7 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
     return value
 
 
-class WholeOptimizer:
+class GatheredOptimizer:
     """An optimiser's state_dict and load_state_dict in whole tensors, as teacher.checkpoint takes
     them."""
 
@@ -33,14 +33,14 @@ class WholeOptimizer:
 
     def state_dict(self) -> dict[str, Any]:
         about = self.optimizer.state_dict()
-        state = {i: {k: whole(torch.as_tensor(v)) for k, v in one.items()}
+        state = {i: {k: gather(torch.as_tensor(v)) for k, v in one.items()}
                  for i, one in about["state"].items()}
         return {"state": state, "param_groups": about["param_groups"]}
 
     def load_state_dict(self, about: dict[str, Any]) -> None:
         every = [p for group in self.optimizer.param_groups for p in group["params"]]
         state = {
-            i: {k: placed(v, every[i])
+            i: {k: scatter(v, every[i])
                 for k, v in one.items()}
             for i, one in about["state"].items()
         }
@@ -48,7 +48,7 @@ class WholeOptimizer:
             {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
 
-class Held:
+class StateDictHolder:
     """A state already gathered, in the shape that teacher.checkpoint saves; or one just read, to be
     used later."""
 

@@ -22,11 +22,17 @@ from records.results import Results, load, save
 from scenes.clip import Clip, save_clip
 from scenes.questions.question import TASKS
 from teacher.data.feature_store import FeatureStore
-from teacher.language.encode import Room
-from teacher.language.finetune import TuneConfig
-from teacher.language.train import CourseConfig, examine, lessons_of, load_language, take
+from teacher.language.encode import RoomQuestions
+from teacher.language.finetune import FinetuneConfig
+from teacher.language.train import (
+    LanguageTeacherConfig,
+    evaluate,
+    load_language_teacher,
+    question_dataset,
+    train_language_teacher,
+)
 from tests.bench_run import FRAMES, DrawnRooms, drawn_run, use
-from tests.language_fakes import made_up_room, save_tiny_lm
+from tests.language_fakes import sample_room, save_tiny_lm
 
 
 class PosedRooms(DrawnRooms):
@@ -38,14 +44,14 @@ class PosedRooms(DrawnRooms):
                        room_size=(4, 4, 3))
 
 
-def asked_room(name: str, tasks: Sequence[str] = tuple(t for t in TASKS if t != "caption")) -> Room:
+def asked_room(name: str, tasks: Sequence[str] = tuple(t for t in TASKS if t != "caption")) -> RoomQuestions:
     """The made-up questions of some tasks; the boxes that say which room it is are the room's
     own."""
-    room = made_up_room(name, FRAMES)
-    kept = [i for i, question in enumerate(room.asked) if question.task in tasks]
+    room = sample_room(name, FRAMES)
+    kept = [i for i, question in enumerate(room.questions) if question.task in tasks]
     moved = np.random.default_rng(list(name.encode())).uniform(0, 1e-3,
                                                                room.boxes.shape).astype(np.float32)
-    return replace(room, asked=[room.asked[i] for i in kept],
+    return replace(room, questions=[room.questions[i] for i in kept],
                    candidates=[room.candidates[i] for i in kept], boxes=room.boxes + moved)
 
 
@@ -66,28 +72,28 @@ def run():
 
 
 @pytest.fixture(scope="module")
-def course(run, tmp_path_factory) -> CourseConfig:
+def course(run, tmp_path_factory) -> LanguageTeacherConfig:
     folder = tmp_path_factory.mktemp("clips")
     for i in ("train/0", "train/1", "train/2"):
         save_clip(PosedRooms().clip(i), folder / f"{i}.safetensors")
     (folder / "scenes.json").write_text('{"key": "drawn too"}')
-    tuning = TuneConfig(lm=str(save_tiny_lm(tmp_path_factory.mktemp("lm"))), steps=3, clips=2,
+    tuning = FinetuneConfig(lm=str(save_tiny_lm(tmp_path_factory.mktemp("lm"))), steps=3, clips=2,
                         questions=2)
-    return CourseConfig(out=tmp_path_factory.mktemp("teachers") / "generator", clips=folder, grid=2,
+    return LanguageTeacherConfig(out=tmp_path_factory.mktemp("teachers") / "generator", clips=folder, grid=2,
                         exam=False, generator=run.config.teacher.generator,
                         tap=run.config.teacher.tap, tuning=tuning)
 
 
 @pytest.fixture(scope="module")
 def trained(course) -> Path:
-    take(course)
+    train_language_teacher(course)
     return course.out
 
 
 @pytest.fixture(scope="module")
 def control(course) -> Path:
     other = replace(course, features="none", out=course.out.with_name("none"))
-    take(other)
+    train_language_teacher(other)
     return other.out
 
 
@@ -110,10 +116,10 @@ def test_every_voice_gets_the_columns_and_the_generators_are_what_an_exam_of_it_
     assert {name for name, row in rows.items() if "questions" in row} == voices and "zeros" in rows
     for path, name, store in ((trained, "teacher", run.stores["generative"]),
                               (control, "semantic_only", None)):
-        model, writer, tuning = load_language(path / "teacher.safetensors", run.device)
+        model, writer, tuning = load_language_teacher(path / "teacher.safetensors", run.device)
         rooms = [asked_room(i) for i in run.source.ids("test")]
-        scores = examine(model,
-                         lessons_of(rooms, (run.stores["semantic"], store), writer, run.device),
+        scores = evaluate(model,
+                         question_dataset(rooms, (run.stores["semantic"], store), writer, run.device),
                          tuning)
         for task, metric in (("vsi_numeric", "mra"), ("ground", "acc@0.25"), ("multi_ground",
                                                                               "f1@0.5")):
@@ -131,10 +137,10 @@ def test_each_voice_is_heard_in_the_generators_units(run, trained, monkeypatch):
     heard = {}
 
     def listen(model, lessons, family, clips):
-        heard[lessons.rooms[0].id] = lessons.sight.generative
+        heard[lessons.rooms[0].id] = lessons.visual.generative
         return []
 
-    monkeypatch.setattr(bench.accuracy.language_accuracy, "replies", listen)
+    monkeypatch.setattr(bench.accuracy.language_accuracy, "predict", listen)
     folders, student = open_teachers([trained], run), run.student(0)
     rooms, stores = [asked_room("test/2")], {"student_fp32": _store_of(run, "student_fp32")}
     frames = torch.from_numpy(PosedRooms().clip("test/2").frames).float() / 255
@@ -167,9 +173,9 @@ def test_a_second_bench_asks_nothing_and_a_killed_one_only_what_is_missing(
     lines = killed.read_text().splitlines()
     assert len(lines) > 1
     killed.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:20] + "\n")
-    asked, real = [], bench.accuracy.language_accuracy.replies
+    asked, real = [], bench.accuracy.language_accuracy.predict
     monkeypatch.setattr(
-        bench.accuracy.language_accuracy, "replies",
+        bench.accuracy.language_accuracy, "predict",
         lambda model, lessons, *rest: asked.append(lessons.rooms[0].id) or real(
             model, lessons, *rest))
     assert answered() == first
@@ -182,12 +188,12 @@ def test_a_second_bench_asks_nothing_and_a_killed_one_only_what_is_missing(
 def test_questions_are_thinned_evenly_over_the_rooms():
     rooms = [asked_room(f"test/{i}") for i in range(5)]
     few = thinned(rooms, 3)
-    asked = [(room.id, q.task) for room in few for q in room.asked]
+    asked = [(room.id, q.task) for room in few for q in room.questions]
     assert [i for i, task in asked if task == "ground"] == ["test/0", "test/2", "test/4"]
     assert sum(task == "multi_ground" for _, task in asked) == 3
-    assert all(len(room.asked) == len(room.candidates) for room in few)
+    assert all(len(room.questions) == len(room.candidates) for room in few)
     whole = thinned(rooms, None)
-    assert [len(room.asked) for room in whole] == [6] * 5
+    assert [len(room.questions) for room in whole] == [6] * 5
     one = thinned(rooms, 1)
     assert [room.id for room in one] == ["test/0"]
 
@@ -339,7 +345,7 @@ def test_teachers_that_cannot_be_compared_are_refused(course, trained, control, 
     assert "none of them was trained with --features generator" in refused(control)
     assert "features generator, seed 0" in refused(trained, spoiled(trained, tmp_path / "twin"))
     other = replace(course, out=tmp_path / "longer", tuning=replace(course.tuning, steps=4, seed=1))
-    take(other)
+    train_language_teacher(other)
     assert "(steps 4, not 3); only features and seed may differ" in refused(trained, other.out)
     assert "got 0, expected at least 1" in refused(trained, most=0)
 

@@ -437,16 +437,16 @@ def test_more_draws_ask_more_of_what_there_is_more_of_and_nothing_twice(rendered
     tasks = ("vsi:object_counting", "vsi:object_abs_distance", "ground")
     for clip in rendered:
         one, many = (read_room(clip, tasks, 0, draws) for draws in (1, 4))
-        asked = {task: [q for q in many.asked if q.task == task] for task in tasks}
+        asked = {task: [q for q in many.questions if q.task == task] for task in tasks}
         for task in tasks:
             first = questions(clip, task, 0)
-            assert [q.text for q in first] == [q.text for q in one.asked if q.task == task]
+            assert [q.text for q in first] == [q.text for q in one.questions if q.task == task]
             assert [q.text for q in asked[task]][:len(first)] == [q.text for q in first]
             assert len({q.text for q in asked[task]}) == len(asked[task])
         assert len(asked["vsi:object_counting"]) == sum(q.task == "vsi:object_counting"
-                                                        for q in one.asked)
-        assert len(asked["ground"]) > 1.5 * sum(q.task == "ground" for q in one.asked)
-        for question, boxes in zip(many.asked, many.candidates, strict=True):
+                                                        for q in one.questions)
+        assert len(asked["ground"]) > 1.5 * sum(q.task == "ground" for q in one.questions)
+        for question, boxes in zip(many.questions, many.candidates, strict=True):
             np.testing.assert_array_equal(many.boxes[boxes], question.boxes.reshape(-1, 7))
 
 

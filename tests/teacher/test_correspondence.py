@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from teacher.probing.correspondence import correspondence, noise_snr, prototypes, token_points
-from teacher.probing.overall_score import nos_pooled, nos_published
+from teacher.probing.overall_score import overall_score, published_overall_score
 from tests.fakes import FakeRooms
 
 
@@ -110,7 +110,7 @@ GROUPS = {"discriminative": ("DINOv3", "V-JEPA", "VGGT"),
 
 
 def test_nos_in_two_groups_is_the_published_number():
-    found = nos_published(TABLE_4, "base", GROUPS)
+    found = published_overall_score(TABLE_4, "base", GROUPS)
     published = {
         "discriminative": {"base": 13.58, "DINOv3": 61.63, "V-JEPA": 77.54, "VGGT": 88.24},
         "generative": {
@@ -123,12 +123,12 @@ def test_nos_in_two_groups_is_the_published_number():
 
 
 def test_nos_pooled_compares_the_groups():
-    found = nos_pooled(TABLE_4)
+    found = overall_score(TABLE_4)
     by_hand = {
         "base": 13.6, "DINOv3": 51.8, "V-JEPA": 61.8, "VGGT": 71.5, "SVD": 55.6, "SD2.1": 71.9,
         "Vmem": 66.2, "SEVA": 77.0, "VAE": 77.5, "VACE": 90.0, "T2V": 83.3
     }
     assert found == pytest.approx(by_hand, abs=0.06)
-    assert nos_pooled({"a": (1, 5), "b": (3, 5)}) == {"a": 0, "b": 100}
+    assert overall_score({"a": (1, 5), "b": (3, 5)}) == {"a": 0, "b": 100}
     with pytest.raises(ValueError, match=r"rows have \[1, 2\] metrics"):
-        nos_pooled({"a": (1,), "b": (1, 2)})
+        overall_score({"a": (1,), "b": (1, 2)})

@@ -8,7 +8,7 @@ from teacher.config import DenseTraining
 from teacher.data.dataset import Examples
 from teacher.data.feature_store import FeatureStore, fill
 from teacher.dense.model import DenseShape, DenseTeacher, dense_loss
-from teacher.dense.train import load_teacher, score, train_heads
+from teacher.dense.train import load_teacher, score, train_dense_teacher
 from teacher.fusion import TokenGate
 from teacher.towers.base import FixedNoise
 from tests.fakes import FakeRooms
@@ -114,7 +114,7 @@ def test_a_stream_that_holds_depth_beats_semantic_only_on_depth(examples, tmp_pa
     config = DenseTraining(epochs=40, batch=10, lr=5e-3, width=16)
     scores = {}
     for name, stream, dim in (("with", leak, 8), ("without", lambda e: None, 0)):
-        model = train_heads(name, examples["train"], stream, shape(dim), config, 0, tmp_path)
+        model = train_dense_teacher(name, examples["train"], stream, shape(dim), config, 0, tmp_path)
         scores[name], rows = score(model, examples["test"], stream)
         assert len(rows) == 3 and all(0 <= r["delta1"] <= 1 for r in rows)
     assert scores["with"]["abs_rel"] < 0.7 * scores["without"]["abs_rel"]
@@ -124,7 +124,7 @@ def test_a_killed_head_training_resumes_to_the_same_weights(examples, tmp_path, 
     from teacher.dense import train as module
 
     config = DenseTraining(epochs=3, batch=10, width=16)
-    whole = train_heads("whole", examples["train"], leak, shape(8), config, 0, tmp_path / "a")
+    whole = train_dense_teacher("whole", examples["train"], leak, shape(8), config, 0, tmp_path / "a")
     saved = module.save_checkpoint
 
     def killing(path, step, *rest):
@@ -134,9 +134,9 @@ def test_a_killed_head_training_resumes_to_the_same_weights(examples, tmp_path, 
 
     monkeypatch.setattr(module, "save_checkpoint", killing)
     with pytest.raises(KeyboardInterrupt):
-        train_heads("whole", examples["train"], leak, shape(8), config, 0, tmp_path / "b")
+        train_dense_teacher("whole", examples["train"], leak, shape(8), config, 0, tmp_path / "b")
     monkeypatch.setattr(module, "save_checkpoint", saved)
-    train_heads("whole", examples["train"], leak, shape(8), config, 0, tmp_path / "b")
+    train_dense_teacher("whole", examples["train"], leak, shape(8), config, 0, tmp_path / "b")
     resumed = load_teacher(tmp_path / "b", "whole")
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, msg=name, rtol=1e-5, atol=1e-6)

@@ -10,36 +10,43 @@ import torch
 import torch.nn.functional as F
 
 from scenes.questions.scoring import values
-from teacher.language.dataset import CHOICE, FAMILIES, Lessons, family, load_rooms, save_rooms
-from teacher.language.distance_head import NEAR, MetricHead
+from teacher.language.dataset import (
+    CHOICE,
+    FAMILIES,
+    QuestionDataset,
+    family,
+    load_rooms,
+    save_rooms,
+)
+from teacher.language.distance_head import NEAR, DistanceHead
 from teacher.language.encode import GROUNDED
 from teacher.language.finetune import (
     CHECKPOINT,
     RECIPES,
+    FinetuneConfig,
+    FlatInputsObjective,
     Objective,
-    TuneConfig,
-    _Loose,
     _tensors,
-    begin_with,
     build,
     fit,
-    learned,
-    relearn,
+    load_trainable,
     set_statistics,
+    trainable_state_dict,
     validation_loss,
+    warm_start,
 )
-from teacher.language.generate import replies
+from teacher.language.generate import predict
 from teacher.language.model import LanguageShape, LanguageTeacher
-from tests.language_fakes import made_up_room, save_tiny_lm
+from tests.language_fakes import sample_room, save_tiny_lm
 
 CPU = torch.device("cpu")
-ROOMS = [made_up_room(f"train/{i:05d}_0", number=(2, 7)[i % 2]) for i in range(6)]
+ROOMS = [sample_room(f"train/{i:05d}_0", number=(2, 7)[i % 2]) for i in range(6)]
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     folder = save_tiny_lm(tmp_path_factory.mktemp("lm"))
-    return TuneConfig(lm=str(folder), steps=6, clips=3, questions=4, lr=3e-3, lr_new=3e-3,
+    return FinetuneConfig(lm=str(folder), steps=6, clips=3, questions=4, lr=3e-3, lr_new=3e-3,
                       save_every=2, validate_every=2)
 
 
@@ -50,69 +57,69 @@ def features(rooms, numbers: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     for n, room in enumerate(rooms):
         for i in range(4):
             semantic[n, :, i, 7 * (i // 2):7 * (i // 2) + 7, 7 * (i % 2):7 * (i % 2) + 7] = 1
-        semantic[n, :, 4] = room.asked[0].number
+        semantic[n, :, 4] = room.questions[0].number
     draw = torch.Generator().manual_seed(0)
     return semantic.half(), torch.randn(len(rooms), 2, 6, 14, 14, generator=draw).half()
 
 
 def start(config, rooms=ROOMS, **shape):
     model, writer = build(config, LanguageShape(5, 6, **{"grid": 2, **shape}), CPU)
-    lessons = Lessons(rooms, *features(rooms), writer, CPU)
-    set_statistics(model, lessons)
-    return model, lessons
+    dataset = QuestionDataset(rooms, *features(rooms), writer, CPU)
+    set_statistics(model, dataset)
+    return model, dataset
 
 
 @pytest.mark.parametrize(("name", "metric", "lr", "objects"), [
     ("ground", "acc@0.5", 3e-3, "fused"), ("ground", "acc@0.5", 3e-3, "heard"), ("vsi_number", "mra", 6e-3, "fused")])
 def test_it_learns_to_point_and_to_count(config, name, metric, lr, objects):
     config = replace(config, steps=70, lr=lr, lr_new=lr, validate_every=100)
-    model, lessons = start(config, grid=7, objects=objects)
-    lessons.families, lessons.shares = [name], np.ones(1)
-    fit(model, lessons, config, quiet=True)
-    scores = [values(q, r.output(q))[metric] for r in replies(model, lessons, name)
-              for q in [ROOMS[r.room].asked[r.question]]]
+    model, dataset = start(config, grid=7, objects=objects)
+    dataset.families, dataset.shares = [name], np.ones(1)
+    fit(model, dataset, config, quiet=True)
+    scores = [values(q, r.output(q))[metric] for r in predict(model, dataset, name)
+              for q in [ROOMS[r.room].questions[r.question]]]
     assert len(scores) == len(ROOMS) and np.mean(scores) > 0.8, scores
 
 
-def states_of(model, lessons):
+def states_of(model, dataset):
     """Every grounding question's standardised state, [N,W], from one question at a time."""
     out = []
-    for batch in (batch for name in GROUNDED for batch in lessons.exam(name, 1, 1)):
+    for batch in (batch for name in GROUNDED for batch in dataset.eval_batches(name, 1, 1)):
         with torch.no_grad():
-            hidden = model(batch.sight, batch.asked).hidden
-        own = hidden[0, 0, :int(batch.asked.length)]
+            hidden = model(batch.visual, batch.questions).hidden
+        own = hidden[0, 0, :int(batch.questions.length)]
         state = own[-1] if model.shape.query == "ground" else own.mean(0)
-        torch.testing.assert_close(model.query(hidden, batch.asked)[0, 0], state)
+        torch.testing.assert_close(model.query(hidden, batch.questions)[0, 0], state)
         out.append((state - model.query_mean) / model.query_std)
     return torch.stack(out)
 
 
 def test_what_grounding_questions_share_is_taken_out_of_their_states(config):
-    model, lessons = start(config)
+    model, dataset = start(config)
     model.eval()
-    state = states_of(model, lessons)
+    state = states_of(model, dataset)
     told = state.var(0) > 1e-3  # channels in which the questions differ at all
     assert told.float().mean() > 0.5 and state[:, told].mean(0).abs().max() < 0.05
     torch.testing.assert_close(state[:, told].std(0), torch.ones(int(told.sum())), atol=0.05,
                                rtol=0)
-    paper, lessons = start(config, query="ground")
+    paper, dataset = start(config, query="ground")
     assert not paper.query_mean.any() and bool((paper.query_std == 1).all())
-    assert states_of(paper.eval(), lessons).std() > 0
+    assert states_of(paper.eval(), dataset).std() > 0
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_batches_that_are_alike_have_one_shape_and_the_same_loss(config, stream):
     """What a CUDA graph of the step needs; the graph itself runs on a GPU only
     (bench/h200/language.py)."""
-    model, lessons = start(config, **({} if stream else {"fusion": "semantic_only"}))
-    lessons = lessons if stream else lessons.with_stream(None)
+    model, dataset = start(config, **({} if stream else {"fusion": "semantic_only"}))
+    dataset = dataset if stream else dataset.with_stream(None)
     objective = Objective(model.eval())
-    for name in lessons.families:
-        one = copy(lessons)
+    for name in dataset.families:
+        one = copy(dataset)
         one.families, one.shares = [name], np.ones(1)
         alike = [one.draw(0, step, 2, 2, alike=True) for step in range(6)]
         assert len({tuple(x.shape for x in _tensors(batch).values()) for batch in alike}) == 1
-        loose = _Loose(objective, [*_tensors(alike[0])])
+        loose = FlatInputsObjective(objective, [*_tensors(alike[0])])
         for step, batch in enumerate(alike):
             expected = objective(one.draw(0, step, 2, 2))
             torch.testing.assert_close(loose(*_tensors(batch).values()), expected, atol=1e-5,
@@ -126,12 +133,12 @@ def test_compiled_layers_say_the_same_and_are_plain_again_afterwards(config, mon
     monkeypatch.setattr(
         torch, "compile", lambda f, fullgraph, dynamic, make=torch.compile: compiled.append(
             make(f, fullgraph=fullgraph, dynamic=dynamic, backend="aot_eager")) or compiled[-1])
-    model, lessons = start(config)
-    batch = _tensors(lessons.draw(0, 0, 2, 2, alike=True))
+    model, dataset = start(config)
+    batch = _tensors(dataset.draw(0, 0, 2, 2, alike=True))
     found = []
     for way in (False, True):
         model.zero_grad()
-        loss = _Loose(Objective(model), [*batch], way)(*batch.values())
+        loss = FlatInputsObjective(Objective(model), [*batch], way)(*batch.values())
         loss.backward()
         found.append(
             [loss.detach(), *(p.grad for p in model.lm.parameters() if p.grad is not None)])
@@ -144,14 +151,14 @@ def test_compiled_layers_say_the_same_and_are_plain_again_afterwards(config, mon
 @pytest.mark.parametrize("variant", ["token_gate", "channel_gate", "semantic_only"])
 def test_a_teacher_goes_on_from_one_without_a_second_stream_and_says_the_same_at_first(
         config, variant):
-    alone, lessons = start(config, fusion="semantic_only")
+    alone, dataset = start(config, fusion="semantic_only")
     with torch.no_grad():
         for parameter in alone.parameters():
             parameter.add_(0.02 *
                            torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    model, lessons = start(config, fusion=variant)
-    batch = lessons.draw(0, 0, 2, 2)
-    begin_with(model, learned(alone))
+    model, dataset = start(config, fusion=variant)
+    batch = dataset.draw(0, 0, 2, 2)
+    warm_start(model, trainable_state_dict(alone))
     said, expected = (Objective(m.eval())(batch) for m in (model, alone))
     torch.testing.assert_close(said, expected, atol=1e-5, rtol=1e-5)
     if variant != "semantic_only":
@@ -164,10 +171,10 @@ def test_only_gates_of_normalised_streams_go_on_from_a_semantic_teacher(config, 
     alone, _ = start(config, fusion="semantic_only")
     model, _ = start(config, fusion=variant)
     with pytest.raises(ValueError, match="use token_gate"):
-        begin_with(model, learned(alone))
+        warm_start(model, trainable_state_dict(alone))
     gated, _ = start(config)
     with pytest.raises(ValueError, match="--features none"):
-        begin_with(gated, learned(gated))
+        warm_start(gated, trainable_state_dict(gated))
 
 
 def test_distances_between_tokens_are_learnt_beside_the_answers(config):
@@ -185,23 +192,23 @@ def test_distances_between_tokens_are_learnt_beside_the_answers(config):
                                                                            3)  # [N,T,3,14,14]
     points = F.interpolate(F.adaptive_avg_pool2d(points.flatten(0, 1), 2),
                            size=14).unflatten(0, (len(rooms), -1))
-    lessons = Lessons(rooms, features(rooms)[0], points.half(), writer, CPU)
+    dataset = QuestionDataset(rooms, features(rooms)[0], points.half(), writer, CPU)
     losses = []
     for weight in (0.0, 1.0):
         model, _ = build(config, LanguageShape(5, 3, "generative_only", grid=2, metric=weight), CPU)
         assert (model.metric is not None) == bool(weight)
-        set_statistics(model, lessons)
-        fit(model, lessons, config, quiet=True)
+        set_statistics(model, dataset)
+        fit(model, dataset, config, quiet=True)
         if model.metric is None:  # the best that knows no token: always the same distance
-            model.metric = MetricHead(model.newline.shape[0])
+            model.metric = DistanceHead(model.newline.shape[0])
             torch.nn.init.zeros_(model.metric.net[-1].weight)
-            pairs = torch.cdist(*2 * [model._points(lessons.sight, 2).flatten(1, 3)])
+            pairs = torch.cdist(*2 * [model._points(dataset.visual, 2).flatten(1, 3)])
             torch.nn.init.constant_(model.metric.net[-1].bias, float((pairs + NEAR).log().median()))
-        batch = lessons.draw(9, 0, 6, 2)
+        batch = dataset.draw(9, 0, 6, 2)
         torch.manual_seed(0)
         with torch.no_grad():
             losses.append(
-                float(model.eval().metric_loss(model(batch.sight, batch.asked), batch.sight)))
+                float(model.eval().metric_loss(model(batch.visual, batch.questions), batch.visual)))
     assert losses[1] < 0.5 * losses[0], losses
     assert LanguageTeacher(
         build(config, LanguageShape(5, 3), CPU)[0].lm, LanguageShape(5, 3, sight=False, metric=1.0),
@@ -209,18 +216,18 @@ def test_distances_between_tokens_are_learnt_beside_the_answers(config):
 
 
 def test_a_killed_run_resumes_to_the_same_weights(config, tmp_path):
-    whole, lessons = start(config)
-    fit(whole, lessons, config, tmp_path / "whole", quiet=True)
-    first, lessons = start(config)
+    whole, dataset = start(config)
+    fit(whole, dataset, config, tmp_path / "whole", quiet=True)
+    first, dataset = start(config)
     # killed after the checkpoint of step 4, while step 6 is being recorded
     with pytest.raises(KeyboardInterrupt):
-        fit(first, lessons, config, tmp_path / "killed", lambda m: stop_at(tmp_path / "killed", 4),
+        fit(first, dataset, config, tmp_path / "killed", lambda m: stop_at(tmp_path / "killed", 4),
             quiet=True)
-    again, lessons = start(config)
-    curve = fit(again, lessons, config, tmp_path / "killed", quiet=True)
+    again, dataset = start(config)
+    curve = fit(again, dataset, config, tmp_path / "killed", quiet=True)
     assert [row["step"] for row in curve] == [2, 4, 6]
-    for name, value in learned(whole).items():
-        torch.testing.assert_close(learned(again)[name], value, rtol=0, atol=0)
+    for name, value in trainable_state_dict(whole).items():
+        torch.testing.assert_close(trainable_state_dict(again)[name], value, rtol=0, atol=0)
 
 
 def stop_at(folder, lines: int) -> dict[str, float]:
@@ -231,20 +238,20 @@ def stop_at(folder, lines: int) -> dict[str, float]:
 
 
 def test_another_configuration_does_not_resume(config, tmp_path):
-    model, lessons = start(config)
-    fit(model, lessons, replace(config, steps=2), tmp_path, quiet=True)
+    model, dataset = start(config)
+    fit(model, dataset, replace(config, steps=2), tmp_path, quiet=True)
     assert (tmp_path / CHECKPOINT).is_file()
-    other, lessons = start(config)
-    rows = fit(other, lessons, replace(config, steps=2, lr=1e-4), tmp_path, quiet=True)
+    other, dataset = start(config)
+    rows = fit(other, dataset, replace(config, steps=2, lr=1e-4), tmp_path, quiet=True)
     assert [row["step"] for row in rows] == [2]  # trained anew, not found finished
 
 
 @pytest.mark.parametrize("how", ["frozen", "lora", "full"])
 def test_what_is_trained_is_what_was_asked_for(config, how):
     torch.manual_seed(0)
-    model, lessons = start(replace(config, tune=how, steps=2))
+    model, dataset = start(replace(config, tune=how, steps=2))
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    fit(model, lessons, replace(config, tune=how, steps=2), quiet=True)
+    fit(model, dataset, replace(config, tune=how, steps=2), quiet=True)
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     old = {n for n in moved if n.startswith("lm.")}
     assert {"fusion.gate.weight", "newline"} <= moved
@@ -253,43 +260,43 @@ def test_what_is_trained_is_what_was_asked_for(config, how):
 
 
 def test_a_batch_is_one_family_the_same_for_every_process(config):
-    _, lessons = start(config)
+    _, dataset = start(config)
     drawn = set()
     for step in range(40):
-        batches = [lessons.draw(1, step, 3, 2, rank) for rank in (0, 1)]
-        names = [{family(ROOMS[i].asked[j]) for i, j in b.rows} for b in batches]
+        batches = [dataset.draw(1, step, 3, 2, rank) for rank in (0, 1)]
+        names = [{family(ROOMS[i].questions[j]) for i, j in b.rows} for b in batches]
         assert names[0] == names[1] and len(names[0]) == 1
         drawn |= names[0]
         if step == 0:
-            assert lessons.draw(1, 0, 3, 2).rows == batches[0].rows  # by (seed, step) alone
+            assert dataset.draw(1, 0, 3, 2).rows == batches[0].rows  # by (seed, step) alone
     assert drawn == {n for n in FAMILIES if n != "qa"}
-    ranks = [[lessons.draw(1, s, 3, 2, r).rows for s in range(8)] for r in (0, 1)]
+    ranks = [[dataset.draw(1, s, 3, 2, r).rows for s in range(8)] for r in (0, 1)]
     assert ranks[0] != ranks[1]
 
 
 def test_an_exam_asks_everything_once(config):
-    _, lessons = start(config)
-    for name in lessons.families:
-        rows = [row for batch in lessons.exam(name, 4, 2) for row in batch.rows]
-        every = [(i, j) for i, r in enumerate(ROOMS) for j, q in enumerate(r.asked)
+    _, dataset = start(config)
+    for name in dataset.families:
+        rows = [row for batch in dataset.eval_batches(name, 4, 2) for row in batch.rows]
+        every = [(i, j) for i, r in enumerate(ROOMS) for j, q in enumerate(r.questions)
                  if family(q) == name]
         assert sorted(rows) == every
 
 
 def test_greedy_answers_are_what_plain_generation_gives(config):
     """One question through transformers' own generate(), with its cache."""
-    model, lessons = start(config)
-    reply = replies(model, lessons, "vsi_number")[0]
-    batch = next(lessons.exam("vsi_number", 1, 1, 8))
+    model, dataset = start(config)
+    reply = predict(model, dataset, "vsi_number")[0]
+    batch = next(dataset.eval_batches("vsi_number", 1, 1, 8))
     with torch.inference_mode():
-        fused, _ = model.fusion(*model.standardise(batch.sight))
-        visual = model._visual(batch.sight, fused.unflatten(0, (1, 2)))
+        fused, _ = model.fusion(*model.standardise(batch.visual))
+        visual = model._visual(batch.visual, fused.unflatten(0, (1, 2)))
         words = model.lm.get_input_embeddings()
-        text = words(batch.asked.ids[0, :1, :int(batch.asked.length)])
+        text = words(batch.questions.ids[0, :1, :int(batch.questions.length)])
         whole = torch.cat([words(model.prefix)[None], visual, text], 1)
         ids = model.lm.generate(inputs_embeds=whole, max_new_tokens=8, do_sample=False,
                                 eos_token_id=0, pad_token_id=0)
-    assert lessons.writer.read(ids[0].tolist()) == reply.text
+    assert dataset.encoder.read(ids[0].tolist()) == reply.text
 
 
 def test_rooms_survive_the_disk(tmp_path):
@@ -297,42 +304,42 @@ def test_rooms_survive_the_disk(tmp_path):
     for a, b in zip(ROOMS, load_rooms(tmp_path / "rooms.safetensors"), strict=True):
         assert a.id == b.id and a.candidates == b.candidates
         np.testing.assert_array_equal(a.inside, b.inside)
-        for p, q in zip(a.asked, b.asked, strict=True):
+        for p, q in zip(a.questions, b.questions, strict=True):
             np.testing.assert_array_equal(p.boxes, q.boxes)
             assert vars(p).keys() == vars(q).keys()
             assert all(vars(p)[k] == vars(q)[k] for k in vars(p) if k != "boxes")
 
 
 def test_validation_leaves_training_alone(config):
-    a, lessons = start(config)
-    fit(a, lessons, config, quiet=True)
-    b, lessons = start(config)
+    a, dataset = start(config)
+    fit(a, dataset, config, quiet=True)
+    b, dataset = start(config)
     losses = []
-    fit(b, lessons, config,
-        validate=lambda m: losses.append(validation_loss(m, lessons, config)) or losses[-1],
+    fit(b, dataset, config,
+        validate=lambda m: losses.append(validation_loss(m, dataset, config)) or losses[-1],
         quiet=True)
     assert len(losses) == 3 and all(name.startswith("loss_") for name in losses[0])
-    for name, value in learned(a).items():
-        torch.testing.assert_close(learned(b)[name], value, rtol=0, atol=0)
+    for name, value in trainable_state_dict(a).items():
+        torch.testing.assert_close(trainable_state_dict(b)[name], value, rtol=0, atol=0)
 
 
 def test_mismatched_features_and_settings_are_one_clear_line(config):
-    model, lessons = start(config)
+    model, dataset = start(config)
     semantic, generative = features(ROOMS)
     with pytest.raises(
             ValueError,
             match="generative features are of 6 clips x 1 frames, the questions of 6 x 2"):
-        Lessons(ROOMS, semantic, generative[:, :1], lessons.writer, CPU)
+        QuestionDataset(ROOMS, semantic, generative[:, :1], dataset.encoder, CPU)
     with pytest.raises(ValueError, match="semantic features are of 5 clips"):
-        Lessons(ROOMS, semantic[:5], None, lessons.writer, CPU)
+        QuestionDataset(ROOMS, semantic[:5], None, dataset.encoder, CPU)
     with pytest.raises(ValueError, match="no questions"):
-        Lessons([replace(ROOMS[0], asked=[], candidates=[])], semantic[:1], None, lessons.writer,
+        QuestionDataset([replace(ROOMS[0], questions=[], candidates=[])], semantic[:1], None, dataset.encoder,
                 CPU)
     with pytest.raises(ValueError, match="expected at least 1"):
-        TuneConfig(clips=0)
-    state = {k: v for k, v in learned(model).items() if k != "newline"}
+        FinetuneConfig(clips=0)
+    state = {k: v for k, v in trainable_state_dict(model).items() if k != "newline"}
     with pytest.raises(ValueError, match="newline first"):
-        relearn(model, state)
+        load_trainable(model, state)
 
 
 def test_recipes_are_whole():
@@ -342,13 +349,13 @@ def test_recipes_are_whole():
 
 
 def test_a_family_can_be_weighed_and_left_out(config):
-    _, lessons = start(config)
-    before = dict(zip(lessons.families, lessons.shares, strict=True))
-    lessons.weigh({CHOICE: 0.1})
-    after = dict(zip(lessons.families, lessons.shares, strict=True))
+    _, dataset = start(config)
+    before = dict(zip(dataset.families, dataset.shares, strict=True))
+    dataset.weigh({CHOICE: 0.1})
+    after = dict(zip(dataset.families, dataset.shares, strict=True))
     assert after[CHOICE] == pytest.approx(0.1) and sum(after.values()) == pytest.approx(1)
     assert after["ground"] / after["caption"] == pytest.approx(before["ground"] / before["caption"])
-    lessons.weigh({CHOICE: 0.0, "qa": 0.5})  # no question of qa here: its share is nobody's
-    assert CHOICE not in lessons.families and sum(lessons.shares) == pytest.approx(1)
+    dataset.weigh({CHOICE: 0.0, "qa": 0.5})  # no question of qa here: its share is nobody's
+    assert CHOICE not in dataset.families and sum(dataset.shares) == pytest.approx(1)
     with pytest.raises(ValueError, match="expected at least 0 each"):
-        lessons.weigh({"ground": 1.5})
+        dataset.weigh({"ground": 1.5})

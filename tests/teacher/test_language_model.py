@@ -9,19 +9,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from teacher.fusion import FUSIONS
-from teacher.language.encode import Writer, evened, pack, write
+from teacher.language.encode import PromptEncoder, balance_rooms, collate, encode_room
 from teacher.language.lm import load_lm, tune
 from teacher.language.model import (
     COORD,
     GROUND,
     IGNORED,
-    Asked,
     LanguageShape,
     LanguageTeacher,
-    Sight,
-    own_mask,
+    QuestionBatch,
+    VisualInputs,
+    question_block_mask,
 )
-from tests.language_fakes import made_up_room, save_tiny_lm
+from tests.language_fakes import sample_room, save_tiny_lm
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def parts(folder):
     lm, tokenizer = load_lm(str(folder))
-    return lm.eval(), Writer(tokenizer, lm.get_input_embeddings().weight.shape[0])
+    return lm.eval(), PromptEncoder(tokenizer, lm.get_input_embeddings().weight.shape[0])
 
 
 def teacher(parts, **shape) -> LanguageTeacher:
@@ -41,20 +41,20 @@ def teacher(parts, **shape) -> LanguageTeacher:
                            parts[1].prefix).eval()
 
 
-def sight(rooms, frames: int = 2) -> Sight:
+def sight(rooms, frames: int = 2) -> VisualInputs:
     draw = torch.Generator().manual_seed(0)
-    return Sight(
+    return VisualInputs(
         torch.randn(len(rooms), frames, 5, 14, 14, generator=draw),
         torch.randn(len(rooms), frames, 6, 14, 14, generator=draw),
         *(torch.from_numpy(np.stack([getattr(r, n) for r in rooms]))
           for n in ("points", "boxes", "inside")))
 
 
-ROOMS = [made_up_room("train/00000_0"), made_up_room("train/00001_0")]
+ROOMS = [sample_room("train/00000_0"), sample_room("train/00001_0")]
 
 
-def every_question(writer) -> Asked:
-    return pack([write(writer, room) for room in ROOMS], writer.end)
+def every_question(writer) -> QuestionBatch:
+    return collate([encode_room(writer, room) for room in ROOMS], writer.end)
 
 
 def test_many_questions_at_once_are_the_same_as_one_by_one(parts):
@@ -62,7 +62,7 @@ def test_many_questions_at_once_are_the_same_as_one_by_one(parts):
     with torch.no_grad():
         together = model(sight(ROOMS), asked)
         for q in range(asked.ids.shape[1]):
-            alone = model(sight(ROOMS), Asked(*(x[:, q:q + 1] for x in vars(asked).values())))
+            alone = model(sight(ROOMS), QuestionBatch(*(x[:, q:q + 1] for x in vars(asked).values())))
             for c in range(2):
                 n = int(asked.length[c, q])
                 torch.testing.assert_close(together.hidden[c, q, :n], alone.hidden[c, 0, :n],
@@ -75,8 +75,8 @@ def test_it_is_the_plain_language_model_over_the_same_embeddings(parts):
     """Prefix, visual tokens, question through transformers' own forward: the logits of the answer
     agree."""
     model, asked = teacher(parts), every_question(parts[1])
-    one = Asked(*(x[:1, :1] for x in vars(asked).values()))
-    view = Sight(*(x[:1] for x in vars(sight(ROOMS)).values()))
+    one = QuestionBatch(*(x[:1, :1] for x in vars(asked).values()))
+    view = VisualInputs(*(x[:1] for x in vars(sight(ROOMS)).values()))
     with torch.no_grad():
         fused, _ = model.fusion(*model.standardise(view))
         visual = model._visual(view, fused.unflatten(0, (1, 2)))
@@ -90,7 +90,7 @@ def test_it_is_the_plain_language_model_over_the_same_embeddings(parts):
 
 
 def test_own_mask_by_the_definition():
-    mask = own_mask(3, 2, 2, torch.device("cpu"))[0, 0]
+    mask = question_block_mask(3, 2, 2, torch.device("cpu"))[0, 0]
     owner = [None] * 3 + [0, 0, 1, 1]
     for i in range(7):
         for j in range(7):
@@ -132,7 +132,7 @@ def test_a_box_is_known_by_its_own_tokens(parts):
     view = sight(ROOMS)
     other = view.semantic.clone()
     other[0, 0, :, :7, :7] += 3  # the first box's quarter of the first frame
-    things = [model._things(v, model.known(model.standardise(v)[0]).unflatten(0, (2, 2)))
+    things = [model._object_embeddings(v, model.known(model.standardise(v)[0]).unflatten(0, (2, 2)))
               for v in (view, replace(view, semantic=other))]
     differs = (things[0] - things[1]).abs().amax(-1) > 1e-6          # [C,M]
     assert differs.tolist() == [[True, False, False, False], [False] * 4]
@@ -180,8 +180,8 @@ def test_answers_are_wanted_where_they_are_written(parts):
     writer = parts[1]
     asked = every_question(writer)
     for c, room in enumerate(ROOMS):
-        for q, question in enumerate(room.asked):
-            wanted = asked.wanted[c, q]
+        for q, question in enumerate(room.questions):
+            wanted = asked.labels[c, q]
             ids = wanted[wanted != IGNORED].tolist()
             if question.answer is None:
                 assert not ids and asked.ids[c, q,
@@ -190,8 +190,8 @@ def test_answers_are_wanted_where_they_are_written(parts):
             assert writer.read(ids) == question.answer and ids[-1] == writer.end
             # each token is predicted from the one before it
             assert asked.ids[c, q, asked.start[c, q] + 1] == ids[0]
-    free = pack([write(writer, room) for room in ROOMS], writer.end, room_for=5)
-    assert (free.wanted == IGNORED).all() and int((free.ids.shape[2] - free.length).min()) >= 5
+    free = collate([encode_room(writer, room) for room in ROOMS], writer.end, room_for=5)
+    assert (free.labels == IGNORED).all() and int((free.ids.shape[2] - free.length).min()) >= 5
 
 
 def test_specials_need_no_place_in_the_tokenizer(parts):
@@ -211,8 +211,8 @@ def test_official_layouts_load_and_lora_adapts_every_linear_layer(tmp_path, kind
     trained = [n for n, p in lm.named_parameters() if p.requires_grad]
     assert before == 14 and len(trained) == 2 * before and all("lora_" in n for n in trained)
     model = LanguageTeacher(lm, LanguageShape(5, 6, grid=2),
-                            Writer(tokenizer, lm.vocab_size).prefix)
-    model(sight(ROOMS), every_question(Writer(tokenizer, lm.vocab_size))).hidden.sum().backward()
+                            PromptEncoder(tokenizer, lm.vocab_size).prefix)
+    model(sight(ROOMS), every_question(PromptEncoder(tokenizer, lm.vocab_size))).hidden.sum().backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in lm.named_parameters()
                if "lora_B" in n)
 
@@ -249,11 +249,11 @@ def test_bad_models_and_tokenizers_are_one_clear_line(tmp_path, folder, parts):
         load_lm(str(tmp_path))
     tokenizer = load_lm(str(save_tiny_lm(tmp_path / "endless", eos=False)))[1]
     with pytest.raises(ValueError, match="no end-of-text token"):
-        Writer(tokenizer, 100)
+        PromptEncoder(tokenizer, 100)
     with pytest.raises(ValueError, match="do not belong together"):
-        Writer(parts[1].tokenizer, 10)
+        PromptEncoder(parts[1].tokenizer, 10)
     tokenizer = load_lm(str(save_tiny_lm(tmp_path / "plain", chat=False)))[1]
-    assert Writer(tokenizer, 100).prefix == []
+    assert PromptEncoder(tokenizer, 100).prefix == []
     weights = tmp_path / "plain" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
     with pytest.raises(ValueError, match="could be read"):
@@ -261,21 +261,21 @@ def test_bad_models_and_tokenizers_are_one_clear_line(tmp_path, folder, parts):
 
 
 def test_evened_rooms_keep_each_question_with_its_own_boxes(monkeypatch):
-    rooms = [made_up_room(f"train/{i:05d}_0", number=i % 5) for i in range(3)]
-    drop = list(rooms[1].asked) + [q for q in rooms[0].asked if q.task == "vsi:object_counting"]
+    rooms = [sample_room(f"train/{i:05d}_0", number=i % 5) for i in range(3)]
+    drop = list(rooms[1].questions) + [q for q in rooms[0].questions if q.task == "vsi:object_counting"]
     monkeypatch.setattr("teacher.language.encode.balanced",
                         lambda asked, seed: [q for q in asked if q not in drop])
-    kept = evened(rooms, 0)
+    kept = balance_rooms(rooms, 0)
     assert [room.id for room in kept] == [rooms[0].id, rooms[2].id]  # a room left with none is out
-    assert len(kept[0].asked) == len(rooms[0].asked) - 1 == len(kept[0].candidates)
+    assert len(kept[0].questions) == len(rooms[0].questions) - 1 == len(kept[0].candidates)
     for room in kept:
-        for question, boxes in zip(room.asked, room.candidates, strict=True):
+        for question, boxes in zip(room.questions, room.candidates, strict=True):
             np.testing.assert_array_equal(room.boxes[boxes], question.boxes.reshape(-1, 7))
 
 
 def test_the_commonest_count_is_no_good_guess_once_evened():
-    rooms = [made_up_room(f"train/{i:05d}_0", number=2 if i % 10 else 3) for i in range(40)]
+    rooms = [sample_room(f"train/{i:05d}_0", number=2 if i % 10 else 3) for i in range(40)]
     counted = [
-        q.number for room in evened(rooms, 0) for q in room.asked if q.task == "vsi:object_counting"
+        q.number for room in balance_rooms(rooms, 0) for q in room.questions if q.task == "vsi:object_counting"
     ]
     assert counted.count(2.0) == counted.count(3.0) == 4

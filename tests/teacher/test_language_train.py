@@ -12,10 +12,17 @@ from PIL import Image
 import teacher.language.train
 from scenes.clip import SPLITS, save_clip
 from teacher.data.feature_store import FeatureStore
-from teacher.language.finetune import CHECKPOINT, TuneConfig
-from teacher.language.train import CourseConfig, examine, lessons_of, load_language, recipe, take
+from teacher.language.finetune import CHECKPOINT, FinetuneConfig
+from teacher.language.train import (
+    LanguageTeacherConfig,
+    evaluate,
+    load_language_teacher,
+    question_dataset,
+    recipe,
+    train_language_teacher,
+)
 from tests.fakes import FakeRooms
-from tests.language_fakes import made_up_room, save_tiny_lm
+from tests.language_fakes import sample_room, save_tiny_lm
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +40,15 @@ def clips(tmp_path_factory):
 def config(clips, tmp_path, monkeypatch):
     # the analytic clips show too little to be asked about: the questions are made up
     monkeypatch.setattr(teacher.language.train, "read_rooms",
-                        lambda source, ids, *_: [made_up_room(i) for i in ids])
-    tuning = TuneConfig(lm=str(save_tiny_lm(tmp_path / "lm")), steps=4, clips=2, questions=2,
+                        lambda source, ids, *_: [sample_room(i) for i in ids])
+    tuning = FinetuneConfig(lm=str(save_tiny_lm(tmp_path / "lm")), steps=4, clips=2, questions=2,
                         save_every=2, validate_every=2)
-    return CourseConfig(out=tmp_path / "out", clips=clips, features="noise", grid=2, metric=1.0,
+    return LanguageTeacherConfig(out=tmp_path / "out", clips=clips, features="noise", grid=2, metric=1.0,
                         tuning=tuning)
 
 
 def test_a_course_writes_all_it_promises_and_its_teacher_answers_again(config):
-    scores = take(config)
+    scores = train_language_teacher(config)
     out = config.out
     assert {p.name
             for p in out.iterdir() if p.is_file()} >= {
@@ -53,7 +60,7 @@ def test_a_course_writes_all_it_promises_and_its_teacher_answers_again(config):
     assert [row["step"] for row in rows] == [2, 4]
     assert {"loss_ground", "loss_vsi_number", "loss_caption"} <= set(rows[0])
     assert {"ground", "vsi", "vsi_numeric", "caption"} <= set(scores) and scores["ground"]["n"] == 2
-    model, writer, tuning = load_language(out / "teacher.safetensors", torch.device("cpu"))
+    model, writer, tuning = load_language_teacher(out / "teacher.safetensors", torch.device("cpu"))
     stores = tuple(
         FeatureStore(
             out / "features", {
@@ -62,13 +69,13 @@ def test_a_course_writes_all_it_promises_and_its_teacher_answers_again(config):
                 if k not in ("format", "grid", "dtype", "source")
             }, "fake") for path in sorted((out / "features").glob("*/manifest.json")))
     assert len(stores) == 2
-    lessons = lessons_of([made_up_room(i) for i in ("test/000", "test/001")], stores, writer,
+    dataset = question_dataset([sample_room(i) for i in ("test/000", "test/001")], stores, writer,
                          torch.device("cpu"))
-    assert examine(model, lessons, tuning) == scores
+    assert evaluate(model, dataset, tuning) == scores
 
 
 def test_semantic_only_has_no_second_stream(config):
-    take(replace(config, features="none", exam=False))
+    train_language_teacher(replace(config, features="none", exam=False))
     assert len(list((config.out / "features").iterdir())) == 1
     shape = json.loads((config.out / "config.json").read_text())["shape"]
     assert shape["fusion"] == "semantic_only" and shape["generative_dim"] == 1
@@ -76,21 +83,21 @@ def test_semantic_only_has_no_second_stream(config):
 
 def test_a_course_goes_on_from_one_without_a_second_stream(config, tmp_path):
     alone = replace(config, features="none", exam=False, out=tmp_path / "alone")
-    take(alone)
+    train_language_teacher(alone)
     first = lambda out: json.loads(
         (out / "metrics.jsonl").read_text().splitlines()[0])["loss"]
-    take(replace(config, start=alone.out, exam=False))
-    take(replace(config, exam=False, out=tmp_path / "fresh"))
+    train_language_teacher(replace(config, start=alone.out, exam=False))
+    train_language_teacher(replace(config, exam=False, out=tmp_path / "fresh"))
     assert first(config.out) < first(tmp_path / "fresh")
     nowhere = "no trained teacher to start from; .* --features none --out"
     for start, message in ((tmp_path / "nowhere", nowhere), (config.out, "has a second stream")):
         with pytest.raises(ValueError, match=message):
-            take(replace(config, start=start, out=tmp_path / "refused"))
+            train_language_teacher(replace(config, start=start, out=tmp_path / "refused"))
     with pytest.raises(ValueError, match="use token_gate"):
-        take(replace(config, start=alone.out, fusion="add", out=tmp_path / "refused"))
-    take(replace(alone, metric=0.0, out=tmp_path / "other"))
+        train_language_teacher(replace(config, start=alone.out, fusion="add", out=tmp_path / "refused"))
+    train_language_teacher(replace(alone, metric=0.0, out=tmp_path / "other"))
     with pytest.raises(ValueError, match="same language"):
-        take(replace(config, start=tmp_path / "other", out=tmp_path / "refused"))
+        train_language_teacher(replace(config, start=tmp_path / "other", out=tmp_path / "refused"))
 
 
 def test_training_rooms_alone_are_asked_about_several_times(config, monkeypatch):
@@ -98,10 +105,10 @@ def test_training_rooms_alone_are_asked_about_several_times(config, monkeypatch)
 
     def read(source, ids, tasks, seed, draws):
         asked[ids[0].partition("/")[0]] = draws
-        return [made_up_room(i) for i in ids]
+        return [sample_room(i) for i in ids]
 
     monkeypatch.setattr(teacher.language.train, "read_rooms", read)
-    take(replace(config, draws=3, exam=False))
+    train_language_teacher(replace(config, draws=3, exam=False))
     assert asked == {"train": 3, "val": 1, "test": 1}
 
 
@@ -117,23 +124,23 @@ def test_what_cannot_be_trained_is_named(config, clips, tmp_path):
     bare = shutil.copytree(clips, tmp_path / "bare")
     (bare / "scenes.json").unlink()
     with pytest.raises(ValueError, match=r"has no scenes\.json"):
-        take(replace(config, clips=bare))
+        train_language_teacher(replace(config, clips=bare))
     with pytest.raises(ValueError, match="no variant 'gated'"):
-        take(replace(config, fusion="gated"))
+        train_language_teacher(replace(config, fusion="gated"))
     with pytest.raises(ValueError, match="no such teacher"):
-        load_language(tmp_path / "none.safetensors", torch.device("cpu"))
+        load_language_teacher(tmp_path / "none.safetensors", torch.device("cpu"))
     (tmp_path / "half.safetensors").write_bytes(b"\x08")
     with pytest.raises(ValueError, match="not a whole teacher"):
-        load_language(tmp_path / "half.safetensors", torch.device("cpu"))
+        load_language_teacher(tmp_path / "half.safetensors", torch.device("cpu"))
 
 
 def test_a_clip_the_store_lacks_is_named(config):
-    take(replace(config, exam=False))
+    train_language_teacher(replace(config, exam=False))
     from teacher.towers.base import FixedNoise
 
     store = FeatureStore(config.out / "features", FixedNoise().spec, "fake")
     with pytest.raises(ValueError, match="has no features of clip train/zzz"):
-        lessons_of([made_up_room("train/zzz")], (store, None), None, torch.device("cpu"))
+        question_dataset([sample_room("train/zzz")], (store, None), None, torch.device("cpu"))
 
 
 def test_gates_are_counted_by_what_the_tokens_show():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from teacher.language.memory_plan import PAPER, QWEN2_7B, _counting, made_up_batch, plan, processes
+from teacher.language.memory_plan import PAPER, QWEN2_7B, _counting, dummy_batch, plan, processes
 from teacher.language.model import LanguageShape, LanguageTeacher
 
 SMALL = {"vocab_size": 64, "hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 3,
@@ -30,7 +30,7 @@ def test_counted_activations_are_what_a_real_step_keeps():
     torch.manual_seed(0)
     model = LanguageTeacher(_lm(SMALL), SHAPE, [0] * 24).to(torch.bfloat16).train()
     with _counting() as sizes:
-        model(*made_up_batch(model, 2, 16, 1, "cpu"))
+        model(*dummy_batch(model, 2, 16, 1, "cpu"))
     real = sum(sizes.values())
     assert abs(made.activations - real) < 0.1 * real, (made.activations, real)
 

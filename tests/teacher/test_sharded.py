@@ -1,4 +1,4 @@
-"""Weights spread by FSDP come back whole, go back spread, and training goes on as it would have."""
+"""Weights spread by FSDP come back gather, go back spread, and training goes on as it would have."""
 from copy import deepcopy
 
 import pytest
@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from teacher.training.sharded import WholeOptimizer, placed, whole
+from teacher.training.sharded import GatheredOptimizer, scatter, gather
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def test_a_sharded_optimizer_is_saved_whole_and_goes_on(group):
     model, optimizer = start()
     for n in range(3):
         step(model, optimizer, n)
-    weights = {n: whole(p).detach().clone() for n, p in model.named_parameters()}
-    saved = deepcopy(WholeOptimizer(optimizer).state_dict())  # a file would not share memory either
+    weights = {n: gather(p).detach().clone() for n, p in model.named_parameters()}
+    saved = deepcopy(GatheredOptimizer(optimizer).state_dict())  # a file would not share memory either
     assert all(isinstance(p, DTensor) for p in model.parameters())
     assert not any(isinstance(v, DTensor) for one in saved["state"].values() for v in one.values())
     assert saved["state"][0]["exp_avg"].shape == (8, 4)
@@ -45,14 +45,14 @@ def test_a_sharded_optimizer_is_saved_whole_and_goes_on(group):
     other, again = start()
     with torch.no_grad():
         for n, p in other.named_parameters():
-            p.copy_(placed(weights[n], p))
-    WholeOptimizer(again).load_state_dict(saved)
+            p.copy_(scatter(weights[n], p))
+    GatheredOptimizer(again).load_state_dict(saved)
     for m, o in ((model, optimizer), (other, again)):
         step(m, o, 5)
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(whole(a), whole(b), rtol=0, atol=0)
+        torch.testing.assert_close(gather(a), gather(b), rtol=0, atol=0)
 
 
 def test_plain_tensors_pass_untouched():
     x = torch.ones(2)
-    assert whole(x) is x and placed(x, torch.zeros(2)) is x
+    assert gather(x) is x and scatter(x, torch.zeros(2)) is x

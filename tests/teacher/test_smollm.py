@@ -14,28 +14,28 @@ def gguf(facts: dict, tensors: dict) -> bytes:
     """A GGUF file, version 3, as the format's document lays it out. tensors: name -> (shape, kind,
     raw bytes)."""
     def text(s: str) -> bytes:
-        return struct.pack("<Q", len(s.encode())) + s.encode()
+        return struct.collate("<Q", len(s.encode())) + s.encode()
 
     def value(v) -> bytes:
         if isinstance(v, bool):
-            return struct.pack("<I?", 7, v)
+            return struct.collate("<I?", 7, v)
         if isinstance(v, str):
-            return struct.pack("<I", 8) + text(v)
+            return struct.collate("<I", 8) + text(v)
         if isinstance(v, float):
-            return struct.pack("<If", 6, v)
+            return struct.collate("<If", 6, v)
         if isinstance(v, int):
-            return struct.pack("<II", 4, v)
+            return struct.collate("<II", 4, v)
         inner = 8 if isinstance(v[0], str) else 5
-        return struct.pack("<IIQ", 9, inner, len(v)) + b"".join(
-            text(x) if inner == 8 else struct.pack("<i", x) for x in v)
+        return struct.collate("<IIQ", 9, inner, len(v)) + b"".join(
+            text(x) if inner == 8 else struct.collate("<i", x) for x in v)
 
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(facts))
+    head = b"GGUF" + struct.collate("<IQQ", 3, len(tensors), len(facts))
     head += b"".join(text(k) + value(v) for k, v in facts.items())
     at, body = 0, b""
     for name, (shape, kind, raw) in tensors.items():
-        head += text(name) + struct.pack("<I", len(shape)) + struct.pack(
+        head += text(name) + struct.collate("<I", len(shape)) + struct.collate(
             f"<{len(shape)}Q", *shape[::-1])
-        head += struct.pack("<IQ", kind, at)
+        head += struct.collate("<IQ", kind, at)
         body += raw + b"\0" * (-len(raw) % 32)
         at = len(body)
     return head + b"\0" * (-len(head) % 32) + body
