@@ -180,7 +180,7 @@ def test_a_second_bench_asks_nothing_and_a_killed_one_only_what_is_missing(
             model, lessons, *rest))
     assert answered() == first
     assert set(asked) == {"test/3"}
-    monkeypatch.setattr(bench.accuracy.language_accuracy, "load_language",
+    monkeypatch.setattr(bench.accuracy.language_accuracy, "load_language_teacher",
                         lambda *_: pytest.fail("asked again"))
     assert answered() == first
 
