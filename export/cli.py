@@ -7,7 +7,7 @@ import tyro
 
 if TYPE_CHECKING:
     from export.pipeline import ExportedFile, Exporter
-    from export.tensorrt.engines import Engine, Site
+    from export.tensorrt.engines import BuildTarget, EngineFile
 
 LATEST = Path("runs/latest")
 Precision = Literal["fp32", "fp16", "int8", "fp8"]
@@ -78,7 +78,7 @@ def trt(run: Path = LATEST, int8: bool = True, fp8: bool = False, sm: tuple[int,
         qat: steps of quantisation-aware distillation from the FP32 student (100 take minutes on a
             CPU)
     """
-    from export.tensorrt.engines import make_engines, onnx_for, site
+    from export.tensorrt.engines import build_engines, choose_build_target, onnx_for
 
     console = _console()
     if target == "jetson":
@@ -88,16 +88,16 @@ def trt(run: Path = LATEST, int8: bool = True, fp8: bool = False, sm: tuple[int,
         _via_torch(console, run, batch, sm, target)
         return
     # before the long work: a missing package is known at once
-    where = site(target, sm, console.print)
+    build_target = choose_build_target(target, sm, console.print)
     exporter = _exporter(run, batch, max_drop, qat, console)
     precision: Literal["int8", "fp16", "fp8"] = "fp8" if fp8 else "int8" if int8 else "fp16"
     with console.status(f"{precision} …"):
-        made = onnx_for(exporter, where.surface, precision)
-    engines = make_engines(exporter, where, precision)
+        made = onnx_for(exporter, build_target.api, precision)
+    engines = build_engines(exporter, build_target, precision)
     _print_made(console, [made])
     _print_engines(console, engines)
     if precision != "fp16":
-        _print_engine_verdicts(console, exporter, where, engines)
+        _print_engine_verdicts(console, exporter, build_target, engines)
     console.print(f"in {exporter.run.out}")
 
 
@@ -203,7 +203,7 @@ def _print_onnx_verdict(console, exporter: "Exporter", made: "list[ExportedFile]
 
 def _via_torch(console, run: Path, batch, sm: tuple[int, ...], target: str) -> None:
     from export.tensorrt import torch_trt
-    from export.tensorrt.engines import make_torch_engine
+    from export.tensorrt.engines import build_torch_engine
 
     if sm or target != "auto":
         raise ValueError(
@@ -211,7 +211,7 @@ def _via_torch(console, run: Path, batch, sm: tuple[int, ...], target: str) -> N
             "with the TensorRT that came with it")
     torch_trt.load()  # before the long work: a missing package is known at once
     _print_engines(console,
-                   [make_torch_engine(_exporter(run, batch, None, 0, console), console.print)])
+                   [build_torch_engine(_exporter(run, batch, None, 0, console), console.print)])
 
 
 def _write_jetson(console, exporter: "Exporter", sm: tuple[int, ...]) -> None:
@@ -226,12 +226,13 @@ def _write_jetson(console, exporter: "Exporter", sm: tuple[int, ...]) -> None:
                   highlight=False, soft_wrap=True)
 
 
-def _print_engine_verdicts(console, exporter: "Exporter", where: "Site",
-                           engines: "list[Engine]") -> None:
+def _print_engine_verdicts(console, exporter: "Exporter", target: "BuildTarget",
+                           engines: "list[EngineFile]") -> None:
     from export.tensorrt.int8_verdict import engine_verdict
 
     for engine in engines:
-        console.print(str(engine_verdict(exporter, where, engine)), highlight=False, soft_wrap=True)
+        verdict = engine_verdict(exporter, target, engine)
+        console.print(str(verdict), highlight=False, soft_wrap=True)
 
 
 def _print_made(console, made: "list[ExportedFile]") -> None:
@@ -266,7 +267,7 @@ def _print_preset(console, made: "list[ExportedFile]") -> None:
             f"descriptors cosine {drift['descriptors_cosine']:.5f}; passed", highlight=False, soft_wrap=True)
 
 
-def _print_engines(console, engines: "list[Engine]") -> None:
+def _print_engines(console, engines: "list[EngineFile]") -> None:
     for engine in engines:
         facts = engine.facts
         parity = facts["parity"]

@@ -91,7 +91,7 @@ def _gap(name: str) -> Row | None:
     if name in ("trt", "rtx", "ort-cuda", "ort-trt"):
         from export.tensorrt import cuda
 
-        if cuda.device() is None:
+        if cuda.first_gpu() is None:
             return absent(name, "no NVIDIA GPU here", "run on a machine with one")
     return None
 
@@ -233,7 +233,7 @@ def engine_subject(backend: str, file: Artefact, images: np.ndarray) -> Subject:
     (the engine runs on its default stream), by the wall clock otherwise. Raises ValueError for an
     engine of another machine or version."""
     trt = importlib.import_module(MODULES[backend])
-    check_engine(file.path, trt, cuda.device())
+    check_engine(file.path, trt, cuda.first_gpu())
     model = EngineModel(trt, file.path.read_bytes(), len(images))
     model(images)
     row = about(file, backend, "cuda", len(images))

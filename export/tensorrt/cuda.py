@@ -1,6 +1,8 @@
-"""The few calls an engine needs from the CUDA driver, by ctypes: libcuda comes with every driver,
-Jetson's included, so that neither torch with CUDA nor cuda-python has to be installed beside
-TensorRT."""
+"""The CUDA driver calls that running an engine needs, by ctypes.
+
+libcuda comes with every driver, Jetson's included, so neither torch with CUDA nor cuda-python has
+to be installed with TensorRT.
+"""
 import ctypes
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +13,7 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MIN
 
 
 @dataclass(frozen=True)
-class Device:
+class Gpu:
     name: str
     sm: int  # 89 for compute capability 8.9
 
@@ -20,7 +22,7 @@ class CudaError(OSError):
     """A call of the CUDA driver failed."""
 
 
-def device() -> Device | None:
+def first_gpu() -> Gpu | None:
     """The first GPU of this machine, or None without one."""
     try:
         handle = _context()
@@ -28,18 +30,18 @@ def device() -> Device | None:
         return None
     name = ctypes.create_string_buffer(128)
     _call("cuDeviceGetName", name, 128, handle)
-    return Device(name.value.decode(), 10 * _attribute(_MAJOR, handle) + _attribute(_MINOR, handle))
+    return Gpu(name.value.decode(), 10 * _attribute(_MAJOR, handle) + _attribute(_MINOR, handle))
 
 
 class Buffer:
-    """Device memory of one array, freed with it."""
+    """Device memory for one array, freed with the object."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype):
         _context()
         self.host = np.empty(shape, dtype)
         self.pointer = ctypes.c_uint64()
-        _call("cuMemAlloc_v2", ctypes.byref(self.pointer), ctypes.c_size_t(max(self.host.nbytes,
-                                                                               1)))
+        size = ctypes.c_size_t(max(self.host.nbytes, 1))
+        _call("cuMemAlloc_v2", ctypes.byref(self.pointer), size)
 
     @property
     def address(self) -> int:
@@ -64,7 +66,7 @@ class Buffer:
             _driver().cuMemFree_v2(self.pointer)
 
 
-def synchronise() -> None:
+def synchronize() -> None:
     _call("cuCtxSynchronize")
 
 
@@ -78,7 +80,7 @@ def _driver() -> ctypes.CDLL:
 
 @cache
 def _context() -> int:
-    """Makes the first GPU's primary context current; returns the device's handle."""
+    """Makes the first GPU's primary context current. Returns the device handle."""
     _call("cuInit", 0)
     handle = ctypes.c_int()
     _call("cuDeviceGet", ctypes.byref(handle), 0)
@@ -88,9 +90,9 @@ def _context() -> int:
     return handle.value
 
 
-def _attribute(which: int, handle: int) -> int:
+def _attribute(attribute: int, handle: int) -> int:
     value = ctypes.c_int()
-    _call("cuDeviceGetAttribute", ctypes.byref(value), which, handle)
+    _call("cuDeviceGetAttribute", ctypes.byref(value), attribute, handle)
     return value.value
 
 

@@ -1,9 +1,7 @@
-"""What an engine really runs, as its own inspector tells: which layers got INT8 kernels, and is
-attention fused.
+"""Which layers of an engine run INT8 kernels, and whether attention is fused, from its inspector.
 
-A Q/DQ graph is a wish: a builder may still take half-precision kernels, and only the engine knows.
-TensorRT-RTX makes its kernels on the GPU at first run (its engine holds one compiled block, and
-cannot even be opened without a GPU).
+Q/DQ nodes are a hint: the builder may choose half-precision kernels, and only the engine tells.
+TensorRT-RTX makes its kernels on the GPU at first run, so its engines have no report without one.
 """
 import json
 import re
@@ -15,74 +13,63 @@ from typing import Any
 from export.artefact import Facts
 from records.files import write_json
 
-# _gemm_mha_v2, fmha_v2_flash_..., as TensorRT names them
-FUSED_ATTENTION = re.compile(r"f?mha", re.IGNORECASE)
 NEEDS_GPU = "layer report: needs the GPU, where TensorRT-RTX makes its kernels"
+FUSED_ATTENTION = re.compile(r"f?mha", re.IGNORECASE)  # _gemm_mha_v2, fmha_v2_flash_...
 
 
 @dataclass(frozen=True)
-class Kernels:
-    """int8, other: names of the ONNX layers with Q/DQ, by what runs them; hidden: inside a block
-    that does not say."""
+class LayerReport:
+    """The quantised ONNX layers by what runs them, and the fused attention kernels."""
     engine_layers: int
     int8: tuple[str, ...]
     other: tuple[str, ...]
-    hidden: tuple[str, ...]
-    fused_attention: int  # kernels
+    hidden: tuple[str, ...]  # in no engine layer that names them: inside a compiled block
+    fused_attention: int     # kernels
 
     def __str__(self) -> str:
-        wanted = len(self.int8) + len(self.other) + len(self.hidden)
-        said = [f"{self.engine_layers} engine layers"]
-        if wanted:
-            said.append(f"INT8 kernels run {len(self.int8)} of {wanted} quantised layers" +
-                        _named("not", self.other) +
-                        _named("unknown, inside a compiled block:", self.hidden))
-        said.append(f"attention fused in {self.fused_attention} kernels" if self.
-                    fused_attention else "no fused attention kernel seen")
-        return "; ".join(said)
+        parts = [f"{self.engine_layers} engine layers"]
+        quantised = len(self.int8) + len(self.other) + len(self.hidden)
+        if quantised:
+            parts.append(f"INT8 kernels run {len(self.int8)} of {quantised} quantised layers"
+                         + _list("not", self.other)
+                         + _list("unknown, inside a compiled block:", self.hidden))
+        parts.append(f"attention fused in {self.fused_attention} kernels"
+                     if self.fused_attention else "no fused attention kernel seen")
+        return "; ".join(parts)
 
 
-def inspect(trt: ModuleType, engine: Any, quantised: list[str]) -> tuple[Kernels, Facts]:
-    """(summary, the inspector's own JSON) of a deserialised engine built with detailed profiling.
+def inspect_engine(trt: ModuleType, engine: Any, quantised: list[str]) -> tuple[LayerReport, Facts]:
+    """(report, the inspector's JSON) of a deserialised engine built with detailed profiling.
 
-    quantised: the ONNX nodes that carry Q/DQ.
+    quantised: the ONNX nodes that have Q/DQ.
     """
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     try:
-        told = json.loads(text, strict=False)  # TensorRT 8.6 leaves control characters in names
+        inspected = json.loads(text, strict=False)  # 8.6 leaves control characters in names
     except ValueError:
-        told = {"Layers": text.splitlines()}  # a good engine is not lost over a report
-    return kernels(told, quantised), told
+        inspected = {"Layers": text.splitlines()}  # a good engine is not lost over a report
+    return layer_report(inspected, quantised), inspected
 
 
-def kernels(told: Facts, quantised: list[str]) -> Kernels:
-    """Reads what TensorRT's engine inspector says: {"Layers": [...]}, each a dict, or a bare name
-    without details."""
-    layers = [
-        layer if isinstance(layer, dict) else {"Name": str(layer)}
-        for layer in told.get("Layers", [])
-    ]
-    found: dict[str, list[str]] = {"int8": [], "other": [], "hidden": []}
+def layer_report(inspected: Facts, quantised: list[str]) -> LayerReport:
+    """The report of the inspector's {"Layers": [...]}: each a dict, or a bare name."""
+    layers = [layer if isinstance(layer, dict) else {"Name": str(layer)}
+              for layer in inspected.get("Layers", [])]
+    names: dict[str, list[str]] = {"int8": [], "other": [], "hidden": []}
     for name in quantised:
-        around = [layer for layer in layers if _mentions(layer, name)]
-        found["hidden" if not around else "int8" if any(map(_reads_int8, around)
-                                                        ) else "other"].append(name)
-    fused = sum(
-        bool(
-            FUSED_ATTENTION.search(f"{layer.get('Name', '')} {layer.get('TacticName', '')} "
-                                   f"{layer.get('LayerType', '')}")) for layer in layers)
-    return Kernels(len(layers), tuple(found["int8"]), tuple(found["other"]), tuple(found["hidden"]),
-                   fused)
+        run_by = [layer for layer in layers if _mentions(layer, name)]
+        kind = "hidden" if not run_by else "int8" if any(map(_reads_int8, run_by)) else "other"
+        names[kind].append(name)
+    fused = sum(map(_is_fused_attention, layers))
+    return LayerReport(len(layers), tuple(names["int8"]), tuple(names["other"]),
+                       tuple(names["hidden"]), fused)
 
 
-def write_report(found: Kernels, told: Facts, engine: Path) -> Path:
-    """ENGINE.layers.json: the summary, and all that the inspector said."""
+def write_report(report: LayerReport, inspected: Facts, engine: Path) -> Path:
+    """Writes ENGINE.layers.json: the report and the inspector's JSON."""
     path = report_path(engine)
-    write_json(
-        {
-            "schema": 1, "engine": engine.name, "summary": str(found),
-            **asdict(found), "inspector": told
-        }, path)
+    write_json({"schema": 1, "engine": engine.name, "summary": str(report), **asdict(report),
+                "inspector": inspected}, path)
     return path
 
 
@@ -91,23 +78,25 @@ def report_path(engine: Path) -> Path:
 
 
 def _mentions(layer: Facts, name: str) -> bool:
-    """Whether `name` is one of the ONNX nodes a layer was made from: blocks.1.fc1 is not
-    blocks.11.fc1."""
+    """Whether the layer was made from the ONNX node `name` (blocks.1.fc1 is not blocks.11.fc1)."""
     text = f"{layer.get('Name', '')} {layer.get('Metadata', '')}"
     return re.search(rf"(?<![\w.]){re.escape(name)}(?![\w./])", text) is not None
 
 
 def _reads_int8(layer: Facts) -> bool:
     """By the format of its inputs, such as "Row major Int8 format"."""
-    formats = [
-        str(tensor.get("Format/Datatype") or tensor.get("Format") or "")
-        for tensor in layer.get("Inputs", []) if isinstance(tensor, dict)
-    ]
-    return any("int8" in text.lower() for text in formats)
+    tensors = [tensor for tensor in layer.get("Inputs", []) if isinstance(tensor, dict)]
+    formats = [tensor.get("Format/Datatype") or tensor.get("Format") or "" for tensor in tensors]
+    return any("int8" in str(text).lower() for text in formats)
 
 
-def _named(why: str, names: tuple[str, ...], most: int = 3) -> str:
+def _is_fused_attention(layer: Facts) -> bool:
+    text = " ".join(str(layer.get(key, "")) for key in ("Name", "TacticName", "LayerType"))
+    return FUSED_ATTENTION.search(text) is not None
+
+
+def _list(label: str, names: tuple[str, ...], limit: int = 3) -> str:
     if not names:
         return ""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f" ({why} {', '.join(names[:most])}{more})"
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f" ({label} {', '.join(names[:limit])}{more})"

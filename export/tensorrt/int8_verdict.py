@@ -1,40 +1,38 @@
-"""Is INT8 worth it here? Both precisions timed in turn on this very device, and one line that says
-which to ship.
+"""Whether INT8 pays here: both precisions timed in turn on this device, and one line of advice.
 
-INT8 is not always faster (0.68x of FP16 for a ViT at batch 32 on one GPU): nobody should have to
-find out later.
+INT8 is not always faster: 0.68x of FP16 for a ViT at batch 32 on one GPU.
 """
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from export.artefact import Facts, annotate
 from export.graph.session import OnnxModel
 from export.pipeline import ExportedFile, Exporter
 from export.source import to_input
-from export.tensorrt import rtx
-from export.tensorrt.engines import Engine, Site, make_engines
+from export.tensorrt.engines import BuildTarget, EngineFile, build_engines
+from export.tensorrt.packages import AHEAD_OF_TIME
 from export.tensorrt.runtime import EngineModel
 from records.files import digest
 from records.timing import MIN_SPEEDUP, Clock, time_interleaved
 
 CPU = "onnxruntime CPU 1 thread"
-Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """int8_ms, other_ms: medians of a call. cosine: INT8's mean token cosine to FP32. where: "" for
-    a GPU's engines."""
-    int8_ms: float
+class Int8Verdict:
+    """INT8 (or FP8) against FP32 on CPU, or against FP16 on a GPU."""
+    int8_ms: float         # median of a call
     other_ms: float
     other: Literal["fp32", "fp16"]
-    cosine: float
-    where: str = ""
-    what: str = "INT8"     # or FP8, likewise against FP16
+    cosine: float          # mean token cosine to FP32
+    where: str = ""        # "" for the engines of a GPU
+    what: str = "INT8"     # or FP8
 
     @property
     def speedup(self) -> float:
@@ -45,72 +43,78 @@ class Verdict:
         return self.what if self.speedup >= MIN_SPEEDUP else self.other.upper()
 
     def __str__(self) -> str:
-        here, where = (" here", f", {self.where}") if self.where else ("", "")
-        times = f"{_ms(self.int8_ms)} vs {_ms(self.other_ms)} ms{where}"
-        return (
-            f"{self.what} {self.speedup:.2f}x of {self.other.upper()}{here} ({times}), cosine "
-            f"{self.cosine:.4f}: use {self.use}{'' if self.use == self.what else ' here'}")
+        other = self.other.upper()
+        times = f"{_ms(self.int8_ms)} vs {_ms(self.other_ms)} ms"
+        if self.where:
+            other, times = f"{other} here", f"{times}, {self.where}"
+        here = "" if self.use == self.what else " here"
+        return (f"{self.what} {self.speedup:.2f}x of {other} ({times}), "
+                f"cosine {self.cosine:.4f}: use {self.use}{here}")
 
     def facts(self) -> Facts:
-        return {
-            **asdict(self), "speedup": round(self.speedup, 3), "use": self.use, "line": str(self)
-        }
+        return {**asdict(self), "speedup": round(self.speedup, 3), "use": self.use,
+                "line": str(self)}
 
 
 def onnx_verdict(exporter: Exporter, fp32: ExportedFile, int8: ExportedFile,
-                 clock: Clock = time.perf_counter) -> Verdict:
-    """The uint8 file against the FP32 one, by onnxruntime on one CPU thread; recorded in the INT8
-    file's sidecar."""
+                 clock: Clock = time.perf_counter) -> Int8Verdict:
+    """The uint8 file against the FP32 one, by onnxruntime on one CPU thread.
+
+    Recorded in the INT8 file's sidecar.
+    """
     key = digest(fp32.facts["sha256"], int8.facts["sha256"], CPU, platform.node())
-    if held := _held(int8.facts, key):
-        return held
+    if cached := _recorded_verdict(int8.facts, key):
+        return cached
     batch = exporter.options.batch
     frames = to_input(exporter.run.heldout.frames[:1 if batch == "dynamic" else batch])
-    ours, other = (_session_call(made.path, frames) for made in (int8, fp32))
-    verdict = Verdict(*time_interleaved((ours, other), clock), "fp32", int8.parity["cosine_mean"], CPU)
+    calls = [_session_call(file.path, frames) for file in (int8, fp32)]
+    int8_ms, fp32_ms = time_interleaved(calls, clock)
+    verdict = Int8Verdict(int8_ms, fp32_ms, "fp32", int8.parity["cosine_mean"], CPU)
     annotate(int8.path, verdict={**verdict.facts(), "key": key})
     return verdict
 
 
-def engine_verdict(exporter: Exporter, where: Site, int8: Engine,
-                   clock: Clock = time.perf_counter) -> Verdict | str:
-    """The INT8 (or FP8) engine against the FP16 one, built for it; or, for a GPU that is not here,
-    how to get one.
+def engine_verdict(exporter: Exporter, target: BuildTarget, int8: EngineFile,
+                   clock: Clock = time.perf_counter) -> Int8Verdict | str:
+    """The INT8 (or FP8) engine against an FP16 one, which is built for it.
 
-    Recorded in the INT8 engine's sidecar either way.
+    For a GPU that is not here: how to get the verdict there. Recorded in the INT8 engine's sidecar
+    either way.
     """
     sm = int8.facts["sm"]
-    if where.ahead(sm):
-        what, option = int8.facts["precision"].upper(
-        ), " --fp8" if int8.facts["precision"] == "fp8" else ""
-        there = f"vega3d export trt{option} --target {where.surface.name} --sm {sm}"
-        line = (
-            f"{what} or FP16 on SM {sm}? The verdict needs that GPU "
-            f"({rtx.AHEAD_OF_TIME.split(':')[0]} build); there, on a copy of this run folder: "
-            f"{there}")
+    if target.is_ahead_of_time(sm):
+        line = _verdict_command(int8.facts, target.api.name)
         annotate(int8.path, verdict={"use": None, "line": line})
         return line
-    (fp16,) = make_engines(exporter, replace(where, sms=(sm,)), "fp16")
+    (fp16,) = build_engines(exporter, replace(target, sms=(sm,)), "fp16")
     key = digest(fp16.facts["sha256"], int8.facts["sha256"], int8.facts["device"], platform.node())
-    if held := _held(int8.facts, key):
-        return held
-    ours, other = (EngineModel(where.module, engine.path.read_bytes()) for engine in (int8, fp16))
-    verdict = Verdict(*time_interleaved((ours.run, other.run), clock), "fp16",
-                      int8.facts["parity"]["cosine_mean"], what=int8.facts["precision"].upper())
+    if cached := _recorded_verdict(int8.facts, key):
+        return cached
+    models = [EngineModel(target.module, engine.path.read_bytes()) for engine in (int8, fp16)]
+    int8_ms, fp16_ms = time_interleaved([model.run for model in models], clock)
+    verdict = Int8Verdict(int8_ms, fp16_ms, "fp16", int8.facts["parity"]["cosine_mean"],
+                          what=int8.facts["precision"].upper())
     annotate(int8.path, verdict={**verdict.facts(), "key": key})
     return verdict
 
 
-def _held(facts: Facts, key: str) -> Verdict | None:
-    """What was measured before, of the same two files on the same machine."""
-    held = facts.get("verdict") or {}
-    if held.get("key") != key:
+def _verdict_command(facts: Facts, builder: str) -> str:
+    precision, sm = facts["precision"], facts["sm"]
+    option = " --fp8" if precision == "fp8" else ""
+    return (f"{precision.upper()} or FP16 on SM {sm}? The verdict needs that GPU "
+            f"({AHEAD_OF_TIME.split(':')[0]} build); there, on a copy of this run folder: "
+            f"vega3d export trt{option} --target {builder} --sm {sm}")
+
+
+def _recorded_verdict(facts: Facts, key: str) -> Int8Verdict | None:
+    """The verdict in a sidecar, if it is of the same two files on the same machine."""
+    verdict = facts.get("verdict") or {}
+    if verdict.get("key") != key:
         return None
-    return Verdict(held["int8_ms"], held["other_ms"], held["other"], held["cosine"], held["where"],
-                   held["what"])
+    return Int8Verdict(*(verdict[field.name] for field in fields(Int8Verdict)))
 
 
-def _session_call(path: Path, frames) -> Call:
+def _session_call(path: Path, frames: np.ndarray) -> Callable[[], object]:
     session = OnnxModel(path, optimise=True)
     return lambda: session(frames)
 

@@ -1,4 +1,4 @@
-"""A builder's phases as one rich progress bar; Ctrl-C reaches the builder at its next step."""
+"""A TensorRT build as a rich progress bar; Ctrl-C stops the builder at its next step."""
 import sys
 from types import ModuleType
 from typing import Any
@@ -7,8 +7,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 
 class Monitor:
-    """Shows a TensorRT build where the version reports progress (IProgressMonitor: 8.6 and later).
-    Use as a context."""
+    """A context that shows a build's phases, where TensorRT reports them (8.6 and later)."""
 
     def __init__(self, title: str):
         self.cancelled = False
@@ -19,15 +18,15 @@ class Monitor:
 
     def __enter__(self) -> "Monitor":
         self.bar.start()
-        self.whole = self.bar.add_task(self.title, total=None)
+        self.bar.add_task(self.title, total=None)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
     def attach(self, trt: ModuleType, config: Any) -> Any:
-        """Hooks this monitor into a builder config; the caller keeps what is returned alive while
-        it builds."""
+        """Attaches to a builder config. The caller keeps the returned hook alive during the build.
+        """
         if not (hasattr(trt, "IProgressMonitor") and hasattr(config, "progress_monitor")):
             return None
         monitor = self
@@ -43,7 +42,7 @@ class Monitor:
             def step_complete(self, phase_name: str, step: int) -> bool:
                 try:
                     monitor.bar.update(monitor.tasks[phase_name], completed=step + 1)
-                except KeyboardInterrupt:  # raised here, inside C++, it would be lost
+                except KeyboardInterrupt:  # raised out of here, in C++, it would be lost
                     monitor.cancelled = True
                 return not monitor.cancelled
 

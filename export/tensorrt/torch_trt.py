@@ -1,9 +1,7 @@
-"""`--via torch-tensorrt`: the student straight from torch to an engine, without ONNX; gated and
-described alike.
+"""`--via torch-tensorrt`: the torch student compiled to an FP16 engine, without ONNX.
 
-For those who already live in torch-tensorrt (or its TensorRT-RTX build). It needs a GPU at every
-step, the import included. FP16 only: INT8 by this route means ModelOpt's own quantisers, while ours
-stand in the ONNX.
+Every step needs a GPU, even the import. FP16 only: torch-tensorrt's INT8 needs ModelOpt's
+quantisers, while this project's INT8 ranges are in the ONNX file.
 """
 import copy
 import importlib
@@ -13,22 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from export.graph.export_onnx import Batch
+from export.tensorrt.builder import DYNAMIC_BATCHES
 from student.vit import Student
 
 PACKAGE = "torch_tensorrt"
-INSTALL = "pip install torch-tensorrt, or torch-tensorrt-rtx for GeForce cards; both need a GPU and torch with CUDA"
-DYNAMIC = (1, 8, 32)  # min, opt, max
+INSTALL = ("pip install torch-tensorrt, or torch-tensorrt-rtx for GeForce cards; both need a GPU "
+           "and torch with CUDA")
 
 
 def load() -> ModuleType:
-    """The torch_tensorrt package. Raises ValueError, saying what to do, if it cannot be imported
-    here."""
+    """The torch_tensorrt package. Raises ValueError if it cannot be imported here."""
     try:
         return importlib.import_module(PACKAGE)
-    except Exception as error:  # without a GPU it fails by an AssertionError from inside torch.cuda
-        said = " ".join(str(error).split())[:120]
+    except Exception as error:  # without a GPU: an AssertionError of torch.cuda
+        reason = " ".join(str(error).split())[:120]
         raise ValueError(
-            f"export trt --via torch-tensorrt: cannot be used here ({said}); {INSTALL}; or leave "
+            f"export trt --via torch-tensorrt: cannot be used here ({reason}); {INSTALL}; or leave "
             "--via out: the ONNX route needs neither") from error
 
 
@@ -37,9 +35,11 @@ def tensorrt_of(package: ModuleType) -> ModuleType:
     return importlib.import_module(getattr(package, "tensorrt_package_name", None) or "tensorrt")
 
 
-class Halved(nn.Module):
-    """The student in float16 between float32 ends, as model.fp16.onnx is; LayerNorm's statistics
-    stay float32."""
+class HalfStudent(nn.Module):
+    """The student in float16 with float32 input and output, as model.fp16.onnx is.
+
+    LayerNorm statistics stay float32.
+    """
 
     def __init__(self, student: Student):
         super().__init__()
@@ -50,19 +50,22 @@ class Halved(nn.Module):
 
 
 def build(package: ModuleType, student: Student, batch: Batch) -> bytes:
-    """The serialised FP16 engine. Raises ValueError with torch-tensorrt's words if it cannot."""
-    size = student.config.image_size
-    frames = torch.zeros(DYNAMIC[1] if batch == "dynamic" else batch, 3, size, size).cuda()
-    low, best, high = ((n, 3, size, size) for n in DYNAMIC)
-    given = package.Input(min_shape=low, opt_shape=best, max_shape=high, dtype=torch.float32) if batch == "dynamic" \
-        else package.Input(tuple(frames.shape), dtype=torch.float32)
-    shapes = {"frames": {0: torch.export.Dim("batch", min=low[0], max=high[0])}
-              } if batch == "dynamic" else None
+    """The serialised FP16 engine. Raises ValueError with torch-tensorrt's message if it fails."""
+    frame = (3, student.config.image_size, student.config.image_size)
+    low, best, high = DYNAMIC_BATCHES
+    if batch == "dynamic":
+        frames = torch.zeros(best, *frame).cuda()
+        shapes = {"frames": {0: torch.export.Dim("batch", min=low, max=high)}}
+        spec = package.Input(min_shape=(low, *frame), opt_shape=(best, *frame),
+                             max_shape=(high, *frame), dtype=torch.float32)
+    else:
+        frames, shapes = torch.zeros(batch, *frame).cuda(), None
+        spec = package.Input(tuple(frames.shape), dtype=torch.float32)
     try:
-        program = torch.export.export(
-            Halved(student).eval().cuda(), (frames, ), dynamic_shapes=shapes)
+        program = torch.export.export(HalfStudent(student).eval().cuda(), (frames,),
+                                      dynamic_shapes=shapes)
         plan = package.dynamo.convert_exported_program_to_serialized_trt_engine(
-            program, arg_inputs=(given,), require_full_compilation=True)
+            program, arg_inputs=(spec,), require_full_compilation=True)
     except Exception as error:  # torch's, TensorRT's and its own exceptions share no base
         raise ValueError(
             "export trt --via torch-tensorrt: cannot build it: "

@@ -3,6 +3,7 @@ modules, and no engine at its final name that was killed, refused or wrong."""
 import importlib.util
 import json
 import shutil
+import sys
 import time
 from enum import IntEnum
 from pathlib import Path
@@ -16,16 +17,16 @@ from export.graph.session import OnnxModel, TorchModel
 from export.parity import GateError
 from export.pipeline import Exporter, Options
 from export.source import load_trained_run
-from export.tensorrt import builder, cuda, engine_report, engines, rtx, trt
-from export.tensorrt.builder import network_flags, precision_flags, surface
+from export.tensorrt import builder, cuda, engine_report, engines, packages
+from export.tensorrt.builder import network_flags, precision_flags, tensorrt_api
 from export.tensorrt.runtime import check_engine
 from records.files import sha256
 from tests.export_run import EXPORTED, exported_run, gate, run
 from vega3d import main
 
-ORIN = cuda.Device("Orin", 87)
+ORIN = cuda.Gpu("Orin", 87)
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
-needs_rtx = pytest.mark.skipif(not HAS_RTX, reason=f"TensorRT-RTX is not installed: {rtx.INSTALL}")
+needs_rtx = pytest.mark.skipif(not HAS_RTX, reason=f"TensorRT-RTX is not installed: {packages.RTX.install}")
 
 
 # --- modules that look like TensorRT 8.6, 10.3 and 11
@@ -34,7 +35,7 @@ needs_rtx = pytest.mark.skipif(not HAS_RTX, reason=f"TensorRT-RTX is not install
 
 def look_alike(version: str, network: tuple[str, ...], flags: tuple[str, ...],
                name: str = "tensorrt") -> ModuleType:
-    """A module with one TensorRT version's surface; what is done to it is recorded in its `did`
+    """A module with one TensorRT version's API; what is done to it is recorded in its `did`
     list."""
     module = ModuleType(name)
     did: list[tuple] = []
@@ -125,20 +126,20 @@ def trt12():
 ])
 def test_each_version_gets_its_dialect_and_flags(module, dialect, bits, flags, target):
     made = module()
-    assert surface(made).dialect == dialect and surface(made).target == target
+    assert tensorrt_api(made).dialect == dialect and tensorrt_api(made).target == target
     assert network_flags(made) == bits
     assert precision_flags(made, "int8") == flags
 
 
 def test_a_tensorrt_without_int8_is_refused():
     with pytest.raises(ValueError, match=r"expected TensorRT >= 8\.6"):
-        surface(look_alike("7.0", ("EXPLICIT_BATCH",), ("FP16",)))
+        tensorrt_api(look_alike("7.0", ("EXPLICIT_BATCH",), ("FP16",)))
 
 
 @pytest.mark.parametrize(("version", "says"), [("10.3.0.30", "4419"), ("10.4.0", "4742"), ("10.7.0.23", "4333"),
                                                ("8.6.1", None), ("10.13.3", None), ("11.4.0", None)])
 def test_known_bad_versions_warn_with_the_reason(version, says):
-    warning = trt.warning(version)
+    warning = packages.known_bad_warning(version)
     assert (says in warning) if says else warning is None
 
 
@@ -185,12 +186,12 @@ def orin(exported, tmp_path, monkeypatch):
     tmp_path."""
     folder = shutil.copytree(exported, tmp_path / "run")
     monkeypatch.setenv("VEGA3D_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cuda, "device", lambda: ORIN)
+    monkeypatch.setattr(cuda, "first_gpu", lambda: ORIN)
     monkeypatch.setattr(engines, "EngineModel", lambda module, plan: _Engine())
 
     def place(module, log=lambda _: None):
-        monkeypatch.setattr(trt, "load", lambda: module)
-        return engines.site("trt", (), log)
+        monkeypatch.setitem(sys.modules, "tensorrt", module)
+        return engines.choose_build_target("trt", (), log)
 
     exporter = _exporter(folder)
     exporter.gate = gate()  # the session's own: the same student and frames
@@ -208,7 +209,7 @@ def _engines(exporter: Exporter) -> list[str]:
 def test_engine_is_built_gated_named_and_described(orin, module, precision, source):
     exporter, place = orin
     made = module()
-    (engine,) = engines.make_engines(exporter, place(made), precision)
+    (engine,) = engines.build_engines(exporter, place(made), precision)
     assert engine.path.name == f"model.{precision}.trt-{made.__version__}.sm87.engine"
     facts = json.loads(sidecar_path(engine.path).read_text())
     assert facts["onnx"] == source and facts["onnx_sha256"] == sha256(exporter.run.out / source)
@@ -219,7 +220,7 @@ def test_engine_is_built_gated_named_and_described(orin, module, precision, sour
 
 def test_layer_report_says_what_runs_in_int8_and_whether_attention_is_fused(orin):
     exporter, place = orin
-    (engine,) = engines.make_engines(exporter, place(trt11()), "int8")
+    (engine,) = engines.build_engines(exporter, place(trt11()), "int8")
     report = json.loads(engine_report.report_path(engine.path).read_text())
     assert report["int8"] == ["blocks.0.fc1/MatMul"] and report["other"] == ["blocks.1.fc2/MatMul"]
     assert len(report["hidden"]) == 6 and report["fused_attention"] == 1 and len(
@@ -231,7 +232,7 @@ def test_layer_report_says_what_runs_in_int8_and_whether_attention_is_fused(orin
 
 def test_layer_report_goes_with_its_engine(orin):
     exporter, place = orin
-    (engine,) = engines.make_engines(exporter, place(trt11()), "int8")
+    (engine,) = engines.build_engines(exporter, place(trt11()), "int8")
     assert engine_report.report_path(engine.path).is_file()
     discard(engine.path)
     assert not list(exporter.run.out.glob("*.engine*"))
@@ -241,7 +242,7 @@ def test_a_layer_is_found_by_its_whole_name_among_those_fused_with_it():
     made_from = "[ONNX Layer: blocks.11.fc1/MatMul]\x1e[ONNX Layer: blocks.11.fc1/Add]"
     told = {"Layers": [{"Name": "__myl_Fc", "Metadata": made_from,
                         "Inputs": [{"Format": "Row major Int8 format"}]}, "a bare name"]}
-    found = engine_report.kernels(told, ["blocks.11.fc1/MatMul", "blocks.1.fc1/MatMul"])
+    found = engine_report.layer_report(told, ["blocks.11.fc1/MatMul", "blocks.1.fc1/MatMul"])
     assert found.int8 == ("blocks.11.fc1/MatMul",) and found.hidden == ("blocks.1.fc1/MatMul",)
     assert found.engine_layers == 2 and "no fused attention kernel seen" in str(found)
 
@@ -251,7 +252,7 @@ def test_an_inspector_that_leaves_control_characters_in_its_json_is_read():
     text = '{"Layers": [{"Name": "[ONNX Layer: blocks.1.fc1/MatMul]\x1e[ONNX Layer: x]", "Inputs": []}]}'
     inspector = SimpleNamespace(get_engine_information=lambda _: text)
     trt_like = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON=1))
-    found, told = engine_report.inspect(trt_like,
+    found, told = engine_report.inspect_engine(trt_like,
                                         SimpleNamespace(create_engine_inspector=lambda: inspector),
                                         ["blocks.1.fc1/MatMul"])
     assert told["Layers"][0]["Name"].endswith("x]") and found.other == ("blocks.1.fc1/MatMul",)
@@ -266,17 +267,17 @@ def test_version_10_3_warns_before_it_builds(orin):
 
 def test_up_to_date_engine_is_kept_and_another_version_is_built_beside_it(orin):
     exporter, place = orin
-    assert not engines.make_engines(exporter, place(trt103()), "int8")[0].reused
-    assert engines.make_engines(exporter, place(trt103()), "int8")[0].reused
-    assert not engines.make_engines(exporter, place(trt11()), "int8")[0].reused
+    assert not engines.build_engines(exporter, place(trt103()), "int8")[0].reused
+    assert engines.build_engines(exporter, place(trt103()), "int8")[0].reused
+    assert not engines.build_engines(exporter, place(trt11()), "int8")[0].reused
     assert len(_engines(exporter)) == 2
 
 
 def test_timing_cache_is_kept_between_builds(orin, tmp_path):
     exporter, place = orin
     where = place(trt103())
-    engines.make_engines(exporter, where, "int8")
-    engines.make_engines(exporter, where, "fp16")
+    engines.build_engines(exporter, where, "int8")
+    engines.build_engines(exporter, where, "fp16")
     (held,) = (tmp_path / "cache").rglob("*.cache")
     assert held.read_bytes() == b"+timed+timed" and "10.3.0.30-sm87" in held.name
 
@@ -284,14 +285,14 @@ def test_timing_cache_is_kept_between_builds(orin, tmp_path):
 def test_killed_build_leaves_no_engine_and_the_timing_cache_intact(orin, tmp_path):
     exporter, place = orin
     module = trt103()
-    engines.make_engines(exporter, place(module), "fp16")
+    engines.build_engines(exporter, place(module), "fp16")
 
     def killed():
         raise KeyboardInterrupt
 
     module.plan = killed
     with pytest.raises(KeyboardInterrupt):
-        engines.make_engines(exporter, place(module), "int8")
+        engines.build_engines(exporter, place(module), "int8")
     assert _engines(exporter) == ["model.fp16.trt-10.3.0.30.sm87.engine"]
     (held,) = (tmp_path / "cache").rglob("*.cache")
     assert held.read_bytes() == b"+timed"
@@ -306,7 +307,7 @@ def test_refused_build_is_one_error_and_no_file(orin, spoil, says):
     module = trt11()
     module.__dict__.update(spoil)
     with pytest.raises(ValueError, match=says):
-        engines.make_engines(exporter, place(module), "int8")
+        engines.build_engines(exporter, place(module), "int8")
     assert _engines(exporter) == []
 
 
@@ -317,7 +318,7 @@ def test_silently_wrong_engine_is_removed_with_exit_3(orin, monkeypatch):
     monkeypatch.setattr(engines, "EngineModel", lambda module, plan: lambda frames: rng.normal(
         size=(len(frames), 64, 14, 14)))
     with pytest.raises(GateError) as failure:
-        engines.make_engines(exporter, place(trt103()), "int8")
+        engines.build_engines(exporter, place(trt103()), "int8")
     assert failure.value.exit_code == 3 and _engines(exporter) == []
 
 
@@ -344,13 +345,13 @@ def _no_sidecar(path: Path) -> None:
     (_truncate, "truncated or altered"), (_flip_a_byte, "truncated or altered"),
     (_no_sidecar, "no engine with a sidecar"), (_edit(sm=89), r"built for SM 89, this is SM 87 "
                                                               r"\(Orin\)"),
-    (_edit(builder="trt-10.13.0"), "do not travel between"),
+    (_edit(builder="trt-10.13.0"), "runs only under"),
     (lambda path: sidecar_path(path).write_text("{"), "not an engine's sidecar"),
 ])
 def test_engine_that_is_not_for_here_is_not_run(orin, spoil, says):
     exporter, place = orin
     where = place(trt103())
-    (engine,) = engines.make_engines(exporter, where, "int8")
+    (engine,) = engines.build_engines(exporter, where, "int8")
     assert check_engine(engine.path, where.module, ORIN)["sm"] == 87
     spoil(engine.path)
     with pytest.raises(ValueError, match=says):
@@ -359,8 +360,8 @@ def test_engine_that_is_not_for_here_is_not_run(orin, spoil, says):
 
 def test_engines_of_an_onnx_go_when_it_is_made_anew(orin):
     exporter, place = orin
-    engines.make_engines(exporter, place(trt103()), "int8")
-    engines.make_engines(exporter, place(trt103()), "fp16")
+    engines.build_engines(exporter, place(trt103()), "int8")
+    engines.build_engines(exporter, place(trt103()), "fp16")
     again = Exporter(exporter.run, Options(batch=2), log=lambda _: None)
     again.gate = gate()
     again.export("fp16")
@@ -370,34 +371,31 @@ def test_engines_of_an_onnx_go_when_it_is_made_anew(orin):
 def test_truncated_engine_is_built_again(orin):
     exporter, place = orin
     where = place(trt103())
-    (engine,) = engines.make_engines(exporter, where, "int8")
+    (engine,) = engines.build_engines(exporter, where, "int8")
     _truncate(engine.path)
-    assert not engines.make_engines(exporter, where, "int8")[0].reused
+    assert not engines.build_engines(exporter, where, "int8")[0].reused
 
 
 def test_another_sm_than_the_gpu_present_is_refused_for_tensorrt(orin, monkeypatch):
     _, place = orin
     place(trt103())
     with pytest.raises(ValueError, match=r"got --sm 89, expected 87 \(Orin\)"):
-        engines.site("trt", (89,))
+        engines.choose_build_target("trt", (89,))
 
 
 def test_tensorrt_without_a_gpu_points_to_rtx(monkeypatch):
-    monkeypatch.setattr(trt, "load", trt103)
-    monkeypatch.setattr(cuda, "device", lambda: None)
+    monkeypatch.setitem(sys.modules, "tensorrt", trt103())
+    monkeypatch.setattr(cuda, "first_gpu", lambda: None)
     with pytest.raises(ValueError, match="there is none here; use --target rtx"):
-        engines.site("trt", ())
+        engines.choose_build_target("trt", ())
 
 
 @pytest.mark.parametrize(("target", "extra"), [("rtx", "[rtx]"), ("trt", "[tensorrt]"), ("auto", "[rtx]")])
 def test_missing_package_is_one_line_that_says_what_to_install(monkeypatch, capsys, tmp_path,
                                                                target, extra):
-    def missing(name):
-        raise ImportError(f"No module named {name!r}")
-
-    monkeypatch.setattr(cuda, "device", lambda: None)
-    monkeypatch.setattr(rtx, "importlib", SimpleNamespace(import_module=missing))
-    monkeypatch.setattr(trt, "importlib", SimpleNamespace(import_module=missing))
+    monkeypatch.setattr(cuda, "first_gpu", lambda: None)
+    for package in (packages.RTX, packages.TENSORRT):
+        monkeypatch.setitem(sys.modules, package.module, None)
     with pytest.raises(SystemExit) as stop:
         main(["export", "trt", "--run", str(tmp_path), "--target", target])
     lines = capsys.readouterr().err.strip().splitlines()
@@ -413,12 +411,12 @@ def test_missing_package_is_one_line_that_says_what_to_install(monkeypatch, caps
 def test_rtx_builds_for_three_generations_with_no_gpu(exported, precision):
     exporter = _exporter(exported)
     began = time.perf_counter()
-    made = engines.make_engines(exporter, engines.site("rtx", ()), precision)
+    made = engines.build_engines(exporter, engines.choose_build_target("rtx", ()), precision)
     assert [engine.facts["sm"] for engine in made] == [86, 89, 120]
     for engine in made:
-        assert engine.path.name == f"model.{precision}.rtx-{surface(rtx.load()).version}.sm{engine.facts['sm']}.engine"
+        assert engine.path.name == f"model.{precision}.rtx-{tensorrt_api(packages.RTX.load()).version}.sm{engine.facts['sm']}.engine"
         assert engine.path.stat().st_size > 1e6
-        if engine.facts["device"] == rtx.AHEAD_OF_TIME:
+        if engine.facts["device"] == packages.AHEAD_OF_TIME:
             assert engine.facts["parity"] is None and engine.facts["onnx_parity"][
                 "cosine_mean"] > 0.99
     assert time.perf_counter() - began < 60
@@ -427,7 +425,7 @@ def test_rtx_builds_for_three_generations_with_no_gpu(exported, precision):
 @needs_rtx
 def test_rtx_refuses_an_sm_it_does_not_know():
     with pytest.raises(ValueError, match=r"got --sm 90, expected some of 75, 80, 86, 89, 120, 121"):
-        engines.site("rtx", (90,))
+        engines.choose_build_target("rtx", (90,))
 
 
 @needs_rtx
@@ -435,7 +433,7 @@ def test_rtx_parser_refusal_names_the_file(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"not a model")
     with pytest.raises(ValueError, match=r"model\.onnx: rtx-.* cannot read it"):
-        builder.build(rtx.load(), path, "fp16")
+        builder.build(packages.RTX.load(), path, "fp16")
 
 
 @needs_rtx

@@ -21,13 +21,13 @@ from export.pipeline import Exporter
 from export.quant.fp8 import quantize_fp8
 from export.quant.int8 import Recipe
 from export.source import evenly_spaced, load_trained_run, to_input
-from export.tensorrt import engines, rtx
+from export.tensorrt import engines, packages
 from export.tensorrt.builder import precision_flags
 from tests.export.test_engines import trt86
 from tests.export_run import EXPORTED, fp32, gate, run, trained_run
 from vega3d import main
 
-needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason=rtx.INSTALL)
+needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason=packages.RTX.install)
 
 
 @cache
@@ -140,7 +140,7 @@ def test_rtx_builds_it_for_ada_and_blackwell_and_says_which_cards_cannot(tmp_pat
     folder = shutil.copytree(trained_run(), tmp_path / "run")
     exporter = Exporter(load_trained_run(folder), EXPORTED, log=lambda _: None)
     exporter.gate = gate()
-    made = engines.make_engines(exporter, engines.site("rtx", (89, 120)), "fp8")
+    made = engines.build_engines(exporter, engines.choose_build_target("rtx", (89, 120)), "fp8")
     assert [engine.path.name.split(".")[-2] for engine in made] == ["sm89", "sm120"]
     facts = json.loads(sidecar_path(made[0].path).read_text())
     assert facts["onnx"] == "model.fp8.onnx" and facts["precision"] == "fp8" and facts[

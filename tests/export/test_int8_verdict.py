@@ -10,19 +10,19 @@ from export import cli
 from export.artefact import save_bytes, sidecar_path
 from export.pipeline import FP32, INT8_CPU, ExportedFile
 from export.tensorrt import int8_verdict as verdicts
-from export.tensorrt.engines import Engine, Site
-from export.tensorrt.int8_verdict import Verdict, engine_verdict, onnx_verdict
+from export.tensorrt.engines import BuildTarget, EngineFile
+from export.tensorrt.int8_verdict import Int8Verdict, engine_verdict, onnx_verdict
 from tests.fake_clock import FakeClock
 
 CPU = verdicts.CPU
 
 
 @pytest.mark.parametrize(("verdict", "line"), [
-    (Verdict(17.2, 32.0, "fp32", 0.99972, CPU),
+    (Int8Verdict(17.2, 32.0, "fp32", 0.99972, CPU),
      "INT8 1.86x of FP32 here (17.2 vs 32.0 ms, onnxruntime CPU 1 thread), cosine 0.9997: use INT8"),
-    (Verdict(0.62, 0.56, "fp16", 0.99968),
+    (Int8Verdict(0.62, 0.56, "fp16", 0.99968),
      "INT8 0.90x of FP16 (0.62 vs 0.56 ms), cosine 0.9997: use FP16 here"),
-    (Verdict(0.55, 0.56, "fp16", 0.99968),  # within the clock's noise: the more faithful wins
+    (Int8Verdict(0.55, 0.56, "fp16", 0.99968),  # within the clock's noise: the more faithful wins
      "INT8 1.02x of FP16 (0.55 vs 0.56 ms), cosine 0.9997: use FP16 here"),
 ])
 def test_line_says_which_to_use_and_by_how_much(verdict, line):
@@ -78,21 +78,21 @@ def engine_pair(tmp_path, monkeypatch):
     """(INT8 engine, its site, clock, set milliseconds): both engines 'run' by the clock."""
     clock, ms = FakeClock(), {}
 
-    def engine(precision: str) -> Engine:
+    def engine(precision: str) -> EngineFile:
         path = tmp_path / f"model.{precision}.trt-10.13.sm87.engine"
         about = {"sm": 87, "device": "Orin", "parity": PARITY, "precision": precision}
         facts = save_bytes(precision.encode(), path, about)
-        return Engine(path, facts, False)
+        return EngineFile(path, facts, False)
 
     class Runner:
         def __init__(self, module, plan):
             self.run = clock.call_taking(ms[plan.decode()])
 
     monkeypatch.setattr(verdicts, "EngineModel", Runner)
-    monkeypatch.setattr(verdicts, "make_engines",
+    monkeypatch.setattr(verdicts, "build_engines",
                         lambda exporter, where, precision: [engine(precision)])
     gpu = SimpleNamespace(name="Orin", sm=87)
-    where = Site(SimpleNamespace(), SimpleNamespace(name="trt"), (87,), gpu)
+    where = BuildTarget(SimpleNamespace(), SimpleNamespace(name="trt"), (87,), gpu)
     return engine("int8"), where, clock, ms
 
 
@@ -107,7 +107,7 @@ def test_engine_verdict_is_against_fp16_and_recorded(engine_pair, int8_ms, use):
 
 def test_ahead_of_time_build_says_how_to_get_its_verdict(engine_pair):
     int8, where, _, _ = engine_pair
-    elsewhere = replace(where, gpu=None, surface=SimpleNamespace(name="rtx"))
+    elsewhere = replace(where, gpu=None, api=SimpleNamespace(name="rtx"))
     line = engine_verdict(None, elsewhere, int8)
     assert "needs that GPU" in line and "vega3d export trt --target rtx --sm 87" in line
     assert json.loads(sidecar_path(int8.path).read_text())["verdict"] == {"use": None, "line": line}

@@ -41,7 +41,7 @@ def package(monkeypatch) -> ModuleType:
     made.dynamo = SimpleNamespace(convert_exported_program_to_serialized_trt_engine=convert)
     monkeypatch.setitem(sys.modules, "torch_tensorrt", made)
     monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr(cuda, "device", lambda: ORIN)
+    monkeypatch.setattr(cuda, "first_gpu", lambda: ORIN)
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
     monkeypatch.setattr(torch.nn.Module, "cuda", lambda self: self)
 
@@ -50,8 +50,8 @@ def package(monkeypatch) -> ModuleType:
         return Answers(TorchModel(run().student))
 
     monkeypatch.setattr(engines, "EngineModel", model)
-    monkeypatch.setattr(engines.engine_report, "inspect", lambda *_:
-                        (engine_report.Kernels(3, (), (), (), 1), {"Layers": []}))
+    monkeypatch.setattr(engines.engine_report, "inspect_engine", lambda *_:
+                        (engine_report.LayerReport(3, (), (), (), 1), {"Layers": []}))
     return made
 
 
@@ -73,18 +73,18 @@ def exporter(tmp_path) -> Exporter:
 
 
 def test_engine_is_gated_named_and_described_like_any_other(package, exporter):
-    engine = engines.make_torch_engine(exporter, lambda _: None)
+    engine = engines.build_torch_engine(exporter, lambda _: None)
     assert engine.path.name == f"model.fp16.torch-trt-{trt11().__version__}.sm87.engine"
     facts = json.loads(sidecar_path(engine.path).read_text())
     assert facts["via"] == "torch-tensorrt 2.13.0" and facts["parity"]["frames"] == 32 and facts[
         "precision"] == "fp16"
     assert check_engine(engine.path, trt11(), ORIN) == facts
     assert engine_report.report_path(engine.path).is_file()
-    assert engines.make_torch_engine(exporter, lambda _: None).reused and len(package.asked) == 1
+    assert engines.build_torch_engine(exporter, lambda _: None).reused and len(package.asked) == 1
 
 
 def test_what_is_compiled_is_the_student_in_half_between_float_ends(package, exporter):
-    engines.make_torch_engine(exporter, lambda _: None)
+    engines.build_torch_engine(exporter, lambda _: None)
     ((program, (given,), whole),) = package.asked
     assert whole and given.shape == ((1, 3, 224, 224),) and given.how["dtype"] == torch.float32
     frames = torch.from_numpy(run().heldout.frames[:1]).float() / 255
@@ -101,7 +101,7 @@ def test_open_batch_is_a_profile(package, tmp_path):
     folder = shutil.copytree(trained_run(), tmp_path / "run")
     made = Exporter(load_trained_run(folder), Options(batch="dynamic"), lambda _: None)
     made.gate = gate()
-    engines.make_torch_engine(made, lambda _: None)
+    engines.build_torch_engine(made, lambda _: None)
     ((_, (given,), _),) = package.asked
     assert [given.how[name][0] for name in ("min_shape", "opt_shape", "max_shape")] == [1, 8, 32]
 
@@ -111,7 +111,7 @@ def test_wrong_engine_is_not_kept(package, exporter, monkeypatch):
     monkeypatch.setattr(engines, "EngineModel",
                         lambda *_: lambda frames: rng.normal(size=(len(frames), 64, 14, 14)))
     with pytest.raises(GateError):
-        engines.make_torch_engine(exporter, lambda _: None)
+        engines.build_torch_engine(exporter, lambda _: None)
     assert not list(exporter.run.out.glob("*.engine*"))
 
 
@@ -119,14 +119,14 @@ def test_failed_build_is_one_line_with_its_words(package, exporter):
     package.fails = RuntimeError("no converter\nfor aten.foo")
     with pytest.raises(ValueError,
                        match=r"cannot build it: no converter for aten\.foo; leave --via out"):
-        engines.make_torch_engine(exporter, lambda _: None)
+        engines.build_torch_engine(exporter, lambda _: None)
     assert not list(exporter.run.out.glob("*.engine*"))
 
 
 def test_without_a_gpu_it_says_so(package, exporter, monkeypatch):
-    monkeypatch.setattr(cuda, "device", lambda: None)
+    monkeypatch.setattr(cuda, "first_gpu", lambda: None)
     with pytest.raises(ValueError, match="no GPU here"):
-        engines.make_torch_engine(exporter)
+        engines.build_torch_engine(exporter)
 
 
 @pytest.mark.parametrize("error", [ImportError("No module named 'torch_tensorrt'"),
