@@ -99,13 +99,13 @@ def census(out: Path = Path("bench/results/rooms_census.json"), rooms: int = 100
     from scenes.questions.question_statistics import census as counted
     from scenes.rooms.source import RoomSource, render_clips
     from scenes.rooms.writer import default_workers
-    from scenes.sources.strided import Thinned
+    from scenes.sources.strided import Strided
 
     if rooms < 1 or held_out < 1:
         raise ValueError(
             f"census: got rooms={rooms} and held_out={held_out}, expected at least 1 of each")
     film = step * (frames - 1) + 1
-    source = Thinned(
+    source = Strided(
         RoomSource(train=rooms, val=0, test=held_out, frames=film, size=size, seed=seed), step)
     workers = default_workers() if workers is None else workers
     known, asked = (question_set(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from export.web.page import CLIP
 from records.files import atomic_write, write_json
-from scenes.rooms.camera_path import film
+from scenes.rooms.camera_path import sample_trajectory
 from scenes.rooms.source import RoomSource
 
 COLUMNS = 7
@@ -35,7 +35,7 @@ def main(room: int = 4, take: int = 0, keyframes: int = 11, between: int = 3, si
     """
     source = RoomSource(test=room + 1, size=side)
     shown, rng = source.room("test", room), np.random.default_rng([room, take])
-    track = film(shown, keyframes, rng)
+    track = sample_trajectory(shown, keyframes, rng)
     poses = smooth(track.poses, between + 1)
     place = (shown, source.furniture)
     first = source.renderer.render(*place, poses[:1], track.intrinsics(side), 1.0, 0.0, 0)["frames"]

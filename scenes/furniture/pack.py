@@ -22,7 +22,7 @@ TOP_CELLS = 16
 
 
 @dataclass(frozen=True)
-class Model:
+class FurnitureModel:
     """One piece of furniture. Metres, Z up, its front faces -Y; the box stands on z=0, centred in x
     and y."""
     id: str
@@ -40,7 +40,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Skin:
+class ModelMesh:
     """A model's triangles, ready to place."""
     positions: np.ndarray   # [V,3] float32, m
     normals: np.ndarray     # [V,3] int8, 127 * unit
@@ -65,7 +65,7 @@ class Pack:
             ) from error
         self.digest = sha256(data).hexdigest()[:16]
         self._rows = {row["id"]: row for row in self.manifest["models"]}
-        self._skins: dict[str, Skin] = {}
+        self._meshes: dict[str, ModelMesh] = {}
 
     @classmethod
     def load(cls, path: Path | None = None) -> "Pack":
@@ -78,15 +78,15 @@ class Pack:
         return cls(path.read_bytes(), str(path))
 
     @cached_property
-    def by_split(self) -> dict[Split, tuple[Model, ...]]:
+    def by_split(self) -> dict[Split, tuple[FurnitureModel, ...]]:
         return {split: tuple(m for m in self.models if m.split == split) for split in SPLITS}
 
-    def skin(self, model_id: str) -> Skin:
-        if model_id not in self._skins:
-            self._skins[model_id] = self._read_skin(self._rows[model_id])
-        return self._skins[model_id]
+    def mesh(self, model_id: str) -> ModelMesh:
+        if model_id not in self._meshes:
+            self._meshes[model_id] = self._read_mesh(self._rows[model_id])
+        return self._meshes[model_id]
 
-    def _read_skin(self, row: dict[str, Any]) -> Skin:
+    def _read_mesh(self, row: dict[str, Any]) -> ModelMesh:
         data, v, f = self._zip.read(f"{row['id']}.bin"), row["vertices"], row["triangles"]
         width = np.uint16 if v <= 65536 else np.uint32
         columns = np.frombuffer(data, np.uint16, v * 3).reshape(3, v)
@@ -108,7 +108,7 @@ class Pack:
         width_m, depth_m, height_m = row["size"]
         box = np.array([width_m, depth_m, height_m], np.float32)
         textures = tuple(self._texture(f"{row['id']}.{i}.jpg") for i in range(row["textures"]))
-        return Skin(positions=(positions - np.array([0.5, 0.5, 0], np.float32)) * box,
+        return ModelMesh(positions=(positions - np.array([0.5, 0.5, 0], np.float32)) * box,
                     normals=np.ascontiguousarray(normals), uvs=uvs, colours=colours[material],
                     texture=texture[material], triangles=triangles, textures=textures)
 
@@ -118,11 +118,11 @@ class Pack:
                 (TEXTURE_PX, TEXTURE_PX)))
 
 
-def _model(row: dict[str, Any]) -> Model:
+def _model(row: dict[str, Any]) -> FurnitureModel:
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["top"]), np.uint8)).astype(bool)
     top = bits.reshape(TOP_CELLS, TOP_CELLS) if bits.size else np.zeros(
         (TOP_CELLS, TOP_CELLS), bool)
-    return Model(id=row["id"], name=row["name"], category=row["category"], role=row["role"],
+    return FurnitureModel(id=row["id"], name=row["name"], category=row["category"], role=row["role"],
                  size=tuple(row["size"]), elevation=row["elevation"], support=row["support"],
                  top=top, light=row["light"], creator=row["creator"], licence=row["licence"],
                  split=row["split"])

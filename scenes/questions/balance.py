@@ -12,7 +12,7 @@ import numpy as np
 
 from scenes.clip import Clip
 from scenes.questions.question import TASKS, Question, questions
-from scenes.questions.visibility import View
+from scenes.questions.visibility import SceneView
 from scenes.questions.vsi import LETTERS
 
 _RATIO = 1.25
@@ -23,7 +23,7 @@ def question_set(clips: Iterable[Clip], tasks: Sequence[str] = TASKS,
                  seed: int = 0) -> list[Question]:
     """The balanced questions of these tasks about these clips, in the order of the clips."""
     return balanced(
-        [q for view in map(View, clips) for task in tasks for q in questions(view, task, seed)],
+        [q for view in map(SceneView, clips) for task in tasks for q in questions(view, task, seed)],
         seed)
 
 

@@ -67,7 +67,7 @@ def f1(predicted: np.ndarray, truth: np.ndarray, threshold: float) -> float:
     return float(2 * (matched >= threshold).sum() / (len(predicted) + len(truth)))
 
 
-def chosen(scores: np.ndarray, total: float = 0.4, temperature: float = 0.07) -> list[int]:
+def select_boxes(scores: np.ndarray, total: float = 0.4, temperature: float = 0.07) -> list[int]:
     """Which candidates the scores [K+1] (cosines; the last is "none") mean, best first, as Video-3D
     LLM picks them.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scenes.clip import Clip
-from scenes.questions.visibility import View
+from scenes.questions.visibility import SceneView
 
 VSI_TYPES: tuple[str, ...] = ("object_counting", "object_abs_distance", "object_size_estimation",
                               "room_size_estimation", "object_rel_distance",
@@ -80,11 +80,11 @@ PROMPTS = {
 COORD = "Given an object located at <coord> , describe the object in detail."
 
 
-def questions(clip: Clip | View, task: str, seed: int = 0) -> list[Question]:
+def questions(clip: Clip | SceneView, task: str, seed: int = 0) -> list[Question]:
     """Every question of this task that the clip supports, in random order; the same seed gives the
     same ones.
 
-    A View of the clip serves many tasks and is made once. The clip needs instances, objects and
+    A SceneView of the clip serves many tasks and is made once. The clip needs instances, objects and
     poses (and depth), as rendered rooms have. Raises ValueError for a task that is not in TASKS, or
     a clip that lacks something. A clip that shows too little for the task gives an empty list.
     """
@@ -93,7 +93,7 @@ def questions(clip: Clip | View, task: str, seed: int = 0) -> list[Question]:
     makers: dict[str, Callable] = {**vsi.MAKERS, **referring.MAKERS}
     if task not in makers:
         raise ValueError(f"questions: no task {task!r}; there are {', '.join(TASKS)}")
-    view = clip if isinstance(clip, View) else View(clip)
+    view = clip if isinstance(clip, SceneView) else SceneView(clip)
     rng = np.random.default_rng([seed, TASKS.index(task), *view.clip.id.encode()])
     made: list[Question] = makers[task](view, rng)
     return [made[i] for i in rng.permutation(len(made))]

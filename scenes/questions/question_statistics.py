@@ -8,7 +8,7 @@ from scenes.questions.baselines import Majority, TextOnly, best_constant
 from scenes.questions.metrics import mra
 from scenes.questions.question import TASKS, Question, questions
 from scenes.questions.scoring import summary
-from scenes.questions.visibility import View
+from scenes.questions.visibility import SceneView
 
 Row = dict[str, float | int | str]
 _HEADLINE = {"ground": "acc@0.25", "multi_ground": "f1@0.25", "caption": "cider", "situated": "em"}
@@ -57,11 +57,11 @@ def _chance(asked: Sequence[Question]) -> float | str:
 
 def print_questions(clip: Clip, tasks: Sequence[str], seed: int) -> None:
     """Task, question, options and answer; for boxes, what is in them."""
-    view = View(clip)
+    view = SceneView(clip)
     asked = [question for task in tasks for question in questions(view, task, seed)]
     print(
         f"{clip.id} shows "
-        f"{', '.join(f'{len(g)} {noun}' for noun, g in sorted(view.groups.items())) or 'nothing'}"
+        f"{', '.join(f'{len(g)} {noun}' for noun, g in sorted(view.by_noun.items())) or 'nothing'}"
     )
     for question in asked:
         print(f"\n{question.task}{' (' + question.kind + ')' if question.kind else ''}")
@@ -72,9 +72,9 @@ def print_questions(clip: Clip, tasks: Sequence[str], seed: int) -> None:
             print(f"  -> {answer}")
 
 
-def _answers(question: Question, view: View) -> list[str]:
+def _answers(question: Question, view: SceneView) -> list[str]:
     where = [
-        f"{view.things[i].noun} at " + "({:.1f}, {:.1f}, {:.1f}) m".format(*question.boxes[i, :3])
+        f"{view.objects[i].noun} at " + "({:.1f}, {:.1f}, {:.1f}) m".format(*question.boxes[i, :3])
         for i in question.targets
     ]
     if question.task in ("ground", "multi_ground"):

@@ -10,8 +10,15 @@ import numpy as np
 
 from scenes.questions.nouns import with_article
 from scenes.questions.question import COORD, Question
-from scenes.questions.relations import Relation, fitting, places, plausible, plural, ranks
-from scenes.questions.visibility import Seen, View
+from scenes.questions.relations import (
+    Relation,
+    fitting,
+    plausible,
+    plural,
+    ranking_relations,
+    spatial_relations,
+)
+from scenes.questions.visibility import SceneView, VisibleObject
 
 Rng = np.random.Generator
 PER_CLIP = 8          # descriptions of a task in one clip, at most
@@ -25,11 +32,11 @@ EVERYDAY = {
 }
 
 
-def ground(view: View, rng: Rng) -> list[Question]:
+def ground(view: SceneView, rng: Rng) -> list[Question]:
     """One target each. kind: "unique" if the clip shows nothing else of its noun, else
     "multiple"."""
     out: list[Question] = []
-    for group in view.groups.values():
+    for group in view.by_noun.values():
         for target in group:
             for told in _told(view, target, group, rng)[:2]:
                 kind = "unique" if len(group) == 1 else "multiple"
@@ -38,7 +45,7 @@ def ground(view: View, rng: Rng) -> list[Question]:
     return _mixed(out, rng)
 
 
-def multi_ground(view: View, rng: Rng) -> list[Question]:
+def multi_ground(view: SceneView, rng: Rng) -> list[Question]:
     """None, one or several targets, by the same sentences: only the clip tells how many.
 
     kind, as in Multi3DRefer: zt | st, _w_d | _wo_d with or without distractors of the noun; mt.
@@ -46,16 +53,16 @@ def multi_ground(view: View, rng: Rng) -> list[Question]:
     out: dict[str, list[Question]] = {}
     absent = {
         n: size
-        for n, size in EVERYDAY.items() if n not in view.groups and n not in view.vague
+        for n, size in EVERYDAY.items() if n not in view.by_noun and n not in view.ambiguous_nouns
     }
     sizes = {
         n: float(np.median([t.box[3:6].max() for t in group]))
-        for n, group in view.groups.items()
+        for n, group in view.by_noun.items()
     }
     for noun, size in (sizes | absent).items():
-        group = view.groups.get(noun, [])
-        found: list[tuple[Relation | None, list[Seen]]] = [(None, group)]
-        for relation in places(view, noun):
+        group = view.by_noun.get(noun, [])
+        found: list[tuple[Relation | None, list[VisibleObject]]] = [(None, group)]
+        for relation in spatial_relations(view, noun):
             held = fitting(relation, group)
             if held is not None and plausible(size, relation):
                 found.append((relation, held))
@@ -67,11 +74,11 @@ def multi_ground(view: View, rng: Rng) -> list[Question]:
         [_in_turn([out.get(kind, []) for kind in kinds], rng) for kinds in _MULTI_KINDS])[:PER_CLIP]
 
 
-def caption(view: View, rng: Rng) -> list[Question]:
+def caption(view: SceneView, rng: Rng) -> list[Question]:
     """Describe the thing in the target box; `answers` are several true descriptions, the first is
     `answer`."""
     out: list[Question] = []
-    for group in view.groups.values():
+    for group in view.by_noun.values():
         for target in group:
             said = tuple(
                 _description(target.noun, told, rng) for told in _told(view, target, group, rng))
@@ -81,12 +88,12 @@ def caption(view: View, rng: Rng) -> list[Question]:
     return _mixed(out, rng)
 
 
-def situated(view: View, rng: Rng) -> list[Question]:
+def situated(view: SceneView, rng: Rng) -> list[Question]:
     """A place to stand and a way to look, then a question; kind is SQA3D's: what, is, how, can,
     which, others."""
     made: dict[str, list[Question]] = {}
     stands = [(a, b) for a in view.unique for b in view.unique
-              if a is not b and np.hypot(*(a.spot - b.spot)) > 0.8 and a.stands]
+              if a is not b and np.hypot(*(a.position - b.position)) > 0.8 and a.approachable]
     for i in rng.permutation(len(stands))[:12]:
         at, facing = stands[i]
         start = f"I am standing by the {at.noun} and facing the {facing.noun}."
@@ -98,25 +105,25 @@ def situated(view: View, rng: Rng) -> list[Question]:
     return _in_turn(list(made.values()), rng)[:PER_CLIP]
 
 
-def _asked(view: View, at: Seen, facing: Seen, rng: Rng) -> list[tuple[str, str, str]]:
+def _asked(view: SceneView, at: VisibleObject, facing: VisibleObject, rng: Rng) -> list[tuple[str, str, str]]:
     """Kind, question and answer of what can be asked standing there."""
-    where = {t.index: _side(at, facing, t) for t in view.things if t not in (at, facing)}
+    where = {t.index: _side(at, facing, t) for t in view.objects if t not in (at, facing)}
     out = []
     for side in ("left", "right", "behind me"):
-        held = [t for t in view.things if where.get(t.index) == side]
-        blurred = {t.noun for t in view.things if where.get(t.index) is None} | view.vague
+        held = [t for t in view.objects if where.get(t.index) == side]
+        blurred = {t.noun for t in view.objects if where.get(t.index) is None} | view.ambiguous_nouns
         named = "behind me" if side == "behind me" else f"to my {side}"
         large = [t for t in held if t.box[3:6].max() > 0.4]
         unclear = any(
-            where.get(t.index, "") is None and t.box[3:6].max() > 0.4 for t in view.things)
+            where.get(t.index, "") is None and t.box[3:6].max() > 0.4 for t in view.objects)
         if len({t.noun for t in large}) == 1 and not unclear:
             out.append(("what", f"What large object is {named}?", large[0].noun))
-        for noun in view.groups:
+        for noun in view.by_noun:
             if noun in blurred - {at.noun, facing.noun} or noun in (at.noun, facing.noun):
                 continue
             count = sum(t.noun == noun for t in held)
             out.append(("is", f"Is there {with_article(noun)} {named}?", "yes" if count else "no"))
-            if len(view.groups[noun]) > 1:
+            if len(view.by_noun[noun]) > 1:
                 out.append(("how", f"How many {plural(noun)} are {named}?", str(count)))
     for other in (t for t in view.unique if t not in (at, facing)):
         direction = where[other.index]
@@ -138,9 +145,9 @@ def _asked(view: View, at: Seen, facing: Seen, rng: Rng) -> list[tuple[str, str,
     return out
 
 
-def _side(at: Seen, facing: Seen, other: Seen) -> str | None:
+def _side(at: VisibleObject, facing: VisibleObject, other: VisibleObject) -> str | None:
     """ahead, left, right or behind me; None near a border or where it is too near to say."""
-    (ax, ay), (bx, by) = facing.spot - at.spot, other.spot - at.spot
+    (ax, ay), (bx, by) = facing.position - at.position, other.position - at.position
     if np.hypot(bx, by) < 0.5:
         return None
     angle = float(np.degrees(np.arctan2(ax * by - ay * bx, ax * bx + ay * by)))
@@ -148,15 +155,15 @@ def _side(at: Seen, facing: Seen, other: Seen) -> str | None:
             else None if not 35 <= abs(angle) <= 125 else "left" if angle > 0 else "right")
 
 
-def _told(view: View, target: Seen, group: Sequence[Seen], rng: Rng) -> list[list[Relation]]:
+def _told(view: SceneView, target: VisibleObject, group: Sequence[VisibleObject], rng: Rng) -> list[list[Relation]]:
     """Up to four ways to describe the target, each clearly true of it and of no other in its group.
 
     Each has one relation that singles it out, or any for the only one of its noun, and half have a
     second place.
     """
-    around = [r for r in places(view, target.noun) if r.fits(target)]
+    around = [r for r in spatial_relations(view, target.noun) if r.fits(target)]
     leading = around if len(group) == 1 else [
-        r for r in (*around, *ranks(view, group))
+        r for r in (*around, *ranking_relations(view, group))
         if r.fits(target) and len(fitting(r, group) or group) == 1
     ]
     by_kind: dict[str, list[Relation]] = {}
@@ -189,13 +196,13 @@ def _every(noun: str, relation: Relation | None, rng: Rng) -> str:
     return f"{rng.choice(['Every', 'Any', 'Each'])} {noun} {ending}."
 
 
-def _multi_kind(held: Sequence[Seen], group: Sequence[Seen]) -> str:
+def _multi_kind(held: Sequence[VisibleObject], group: Sequence[VisibleObject]) -> str:
     if len(held) > 1:
         return "mt"
     return f"{'st' if held else 'zt'}_{'w' if len(group) > len(held) else 'wo'}_d"
 
 
-def _question(view: View, task: str, text: str, targets: Sequence[Seen], kind: str,
+def _question(view: SceneView, task: str, text: str, targets: Sequence[VisibleObject], kind: str,
               answers: tuple[str, ...] = ()) -> Question:
     return Question(view.clip.id, task, text, answers[0] if answers else None, None, (), view.boxes,
                     tuple(sorted(t.index for t in targets)), kind, answers)
@@ -224,5 +231,5 @@ def _in_turn(piles: Sequence[list[Question]], rng: Rng | None = None) -> list[Qu
     return list(out.values())
 
 
-MAKERS: dict[str, Callable[[View, Rng], list[Question]]] = {
+MAKERS: dict[str, Callable[[SceneView, Rng], list[Question]]] = {
     "ground": ground, "multi_ground": multi_ground, "caption": caption, "situated": situated}

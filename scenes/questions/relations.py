@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from scenes.questions.visibility import Seen, View
+from scenes.questions.visibility import SceneView, VisibleObject
 
 CARRIERS = ("table", "desk", "nightstand", "coffee table", "side table", "cabinet", "tv stand",
             "bookshelf", "rug", "wall shelf", "wardrobe", "locker", "sink", "washbasin", "oven",
@@ -23,12 +23,12 @@ class Relation:
     table"."""
     kind: str
     phrase: str
-    fits: Callable[[Seen], bool | None]
+    fits: Callable[[VisibleObject], bool | None]
     # what replaces the noun where the relation ranks: "the taller of the two bookshelves"
     of: str = ""
 
 
-def places(view: View, noun: str) -> Iterator[Relation]:
+def spatial_relations(view: SceneView, noun: str) -> Iterator[Relation]:
     """Relations to other things, each of which none, one or several things of a noun may have."""
     anchors = [t for t in view.unique if t.noun != noun]
     for a in anchors:
@@ -39,12 +39,12 @@ def places(view: View, noun: str) -> Iterator[Relation]:
                        partial(_far_from, a=a))
     for i, a in enumerate(anchors):
         for b in anchors[:i]:
-            if 0.8 < np.hypot(*(a.spot - b.spot)) < 4:
+            if 0.8 < np.hypot(*(a.position - b.position)) < 4:
                 yield Relation("between", f"between the {a.noun} and the {b.noun}",
                                partial(_between, a=a, b=b))
-    for a in (t for t in anchors if t.stands):
+    for a in (t for t in anchors if t.approachable):
         for b in anchors:
-            if a is not b and np.hypot(*(a.spot - b.spot)) > 0.8:
+            if a is not b and np.hypot(*(a.position - b.position)) > 0.8:
                 for side, sign in (("left", 1), ("right", -1)):
                     yield Relation(
                         "side",
@@ -52,7 +52,7 @@ def places(view: View, noun: str) -> Iterator[Relation]:
                         partial(_on_side, a=a, b=b, sign=sign))
 
 
-def ranks(view: View, group: Sequence[Seen]) -> Iterator[Relation]:
+def ranking_relations(view: SceneView, group: Sequence[VisibleObject]) -> Iterator[Relation]:
     """Relations that single out one of a group of two or more: closest, farthest, largest, tallest,
     highest."""
     noun = group[0].noun
@@ -75,7 +75,7 @@ def ranks(view: View, group: Sequence[Seen]) -> Iterator[Relation]:
         yield _extreme("rank", "", values, sign, margin, f"{word} {among}")
 
 
-def fitting(relation: Relation, group: Sequence[Seen]) -> list[Seen] | None:
+def fitting(relation: Relation, group: Sequence[VisibleObject]) -> list[VisibleObject] | None:
     """Those of the group that the relation fits; None if it is too close to call for one of
     them."""
     answers = [relation.fits(t) for t in group]
@@ -101,11 +101,11 @@ def _extreme(kind: str, phrase: str, values: dict[int, float], sign: int, margin
     return Relation(kind, phrase, lambda t: t.index == ordered[0] if clear else None, of)
 
 
-def _on(t: Seen, a: Seen) -> bool:
+def _on(t: VisibleObject, a: VisibleObject) -> bool:
     return t.is_on(a)
 
 
-def _next_to(t: Seen, a: Seen) -> bool | None:
+def _next_to(t: VisibleObject, a: VisibleObject) -> bool | None:
     if t.is_on(a) or a.is_on(t):
         return None
     distance = t.distance(a)
@@ -113,25 +113,25 @@ def _next_to(t: Seen, a: Seen) -> bool | None:
     return True if distance < 0.35 and level else False if distance > 0.8 else None
 
 
-def _far_from(t: Seen, a: Seen) -> bool | None:
+def _far_from(t: VisibleObject, a: VisibleObject) -> bool | None:
     distance = t.distance(a)
     return True if distance > 2.25 else False if distance < 1.75 else None
 
 
-def _between(t: Seen, a: Seen, b: Seen) -> bool | None:
+def _between(t: VisibleObject, a: VisibleObject, b: VisibleObject) -> bool | None:
     """By its middle on the floor plan: near the middle part of the line."""
-    way = b.spot - a.spot
+    way = b.position - a.position
     length = float(np.hypot(*way))
-    along = float((t.spot - a.spot) @ way) / length**2
-    aside = abs(float(way[0] * (t.spot - a.spot)[1] - way[1] * (t.spot - a.spot)[0])) / length
+    along = float((t.position - a.position) @ way) / length**2
+    aside = abs(float(way[0] * (t.position - a.position)[1] - way[1] * (t.position - a.position)[0])) / length
     if 0.25 < along < 0.75 and aside < 0.3:
         return True
     return False if not 0.05 < along < 0.95 or aside > 0.8 else None
 
 
-def _on_side(t: Seen, a: Seen, b: Seen, sign: int) -> bool | None:
+def _on_side(t: VisibleObject, a: VisibleObject, b: VisibleObject, sign: int) -> bool | None:
     """Left (sign 1) or right (-1) of the line of sight, from 20 to 130 degrees off it."""
-    (ax, ay), (bx, by) = b.spot - a.spot, t.spot - a.spot
+    (ax, ay), (bx, by) = b.position - a.position, t.position - a.position
     angle = sign * float(np.degrees(np.arctan2(ax * by - ay * bx, ax * bx + ay * by)))
     if np.hypot(bx, by) < 0.5:
         return None

@@ -86,7 +86,7 @@ def summary(questions: Sequence[Question], outputs: Sequence[Output],
     return out | _vsi_mean(out)
 
 
-def described(question: Question) -> tuple[np.ndarray, float]:
+def described_box(question: Question) -> tuple[np.ndarray, float]:
     """The offered box [6|7] that lies most over a caption question's target, and their IoU:
     Scan2Cap's choice.
 

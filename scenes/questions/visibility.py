@@ -9,20 +9,20 @@ from scenes.clip import Clip, SceneObject
 from scenes.geometry import project, transform
 from scenes.questions.nouns import noun_of
 
-CLEAR = 0.004   # share of a frame's pixels that shows a thing: one 14 x 14 patch of 224 x 224
-TRACE = 0.0004  # share below which nobody notices it
+CLEAR_SHARE = 0.004   # share of a frame's pixels that shows a thing: one 14 x 14 patch of 224 x 224
+TRACE_SHARE = 0.0004  # share below which nobody notices it
 _SHELL = ("wall", "floor", "ceiling")
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class VisibleObject:
     """One thing in the clip."""
-    index: int               # among View.things, and so among the candidate boxes
+    index: int               # among SceneView.objects, and so among the candidate boxes
     thing: SceneObject
     noun: str
     box: np.ndarray          # [7]
     share: np.ndarray        # [T] share of each frame's pixels
-    whole: bool              # some frame holds its whole box
+    fully_framed: bool              # some frame holds its whole box
     # distances already worked out in this view
     known: dict[tuple[int, int], float] = field(repr=False)
 
@@ -35,30 +35,30 @@ class Seen:
         return float(self.box[2] + self.box[5] / 2)
 
     @property
-    def spot(self) -> np.ndarray:
+    def position(self) -> np.ndarray:
         """Its middle on the floor plan [2]."""
         return self.box[:2].astype(float)
 
     @property
-    def stands(self) -> bool:
+    def approachable(self) -> bool:
         """Whether a person can stand by it: it reaches the floor, or nearly, and is no rug."""
         return self.bottom < 0.3 and self.noun != "rug"
 
-    def distance(self, other: "Seen") -> float:
+    def distance(self, other: "VisibleObject") -> float:
         """Metres between the closest points of the two boxes."""
         pair = (min(self.index, other.index), max(self.index, other.index))
         if pair not in self.known:
             self.known[pair] = gap(self.box, other.box)
         return self.known[pair]
 
-    def is_on(self, other: "Seen") -> bool:
+    def is_on(self, other: "VisibleObject") -> bool:
         """Whether it stands on the other: its middle over the other's footprint, its underside at a
         height inside."""
         level = other.bottom + 0.02 < self.bottom <= other.top + 0.03
-        return level and self is not other and _inside(self.spot, corners(other.box))
+        return level and self is not other and _inside(self.position, corners(other.box))
 
 
-class View:
+class SceneView:
     """The things a clip shows clearly, by noun; a noun is only asked about where no trace of
     another one confuses.
 
@@ -78,31 +78,31 @@ class View:
         shares = [(pixels == o.id).mean(1) for o in furniture]  # [T] each
         nouns = [noun_of(o.name, o.center[2] - o.size[2] / 2) for o in furniture]
         boxes = boxes_of(furniture)
-        clear = [i for i, share in enumerate(shares) if share.max() >= CLEAR]
+        clear = [i for i, share in enumerate(shares) if share.max() >= CLEAR_SHARE]
         self.clip = clip
         known: dict[tuple[int, int], float] = {}
-        self.things = [
-            Seen(k, furniture[i], nouns[i], boxes[i], shares[i], _whole(clip, boxes[i]), known)
+        self.objects = [
+            VisibleObject(k, furniture[i], nouns[i], boxes[i], shares[i], _whole(clip, boxes[i]), known)
             for k, i in enumerate(clear)
         ]
         self.boxes = boxes[clear]
-        self.vague = {nouns[i] for i, share in enumerate(shares) if TRACE <= share.max() < CLEAR}
+        self.ambiguous_nouns = {nouns[i] for i, share in enumerate(shares) if TRACE_SHARE <= share.max() < CLEAR_SHARE}
         self.all_boxes = boxes  # also the vague ones
 
     @cached_property
-    def groups(self) -> dict[str, list[Seen]]:
+    def by_noun(self) -> dict[str, list[VisibleObject]]:
         """Every noun with all its instances; nouns of which there are vague instances too are left
         out."""
-        out: dict[str, list[Seen]] = {}
-        for thing in self.things:
-            if thing.noun not in self.vague:
+        out: dict[str, list[VisibleObject]] = {}
+        for thing in self.objects:
+            if thing.noun not in self.ambiguous_nouns:
                 out.setdefault(thing.noun, []).append(thing)
         return out
 
     @cached_property
-    def unique(self) -> list[Seen]:
+    def unique(self) -> list[VisibleObject]:
         """The only ones of their noun: what "the table" can mean."""
-        return [group[0] for group in self.groups.values() if len(group) == 1]
+        return [group[0] for group in self.by_noun.values() if len(group) == 1]
 
 
 def _whole(clip: Clip, box: np.ndarray) -> bool:

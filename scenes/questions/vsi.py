@@ -13,7 +13,7 @@ import numpy as np
 from scenes.boxes import corners
 from scenes.clip import Clip
 from scenes.questions.question import NO_BOXES, Question
-from scenes.questions.visibility import CLEAR, TRACE, Seen, View
+from scenes.questions.visibility import CLEAR_SHARE, TRACE_SHARE, SceneView, VisibleObject
 
 Rng = np.random.Generator
 PER_CLIP = 4             # questions of a type about one clip, at most
@@ -22,9 +22,9 @@ LETTERS = "ABCD"
 _FIRST = "What will be the first-time appearance order of the following categories in the video: {}?"
 
 
-def counting(view: View, rng: Rng) -> list[Question]:
+def counting(view: SceneView, rng: Rng) -> list[Question]:
     """Answers are whole numbers of what the clip shows."""
-    groups = view.groups
+    groups = view.by_noun
     chosen = _some(rng, sorted(groups, key=lambda noun: -len(groups[noun]) - rng.random()), first=2)
     return [
         _numeric(view.clip, "object_counting", f"How many {noun}(s) are in this room?",
@@ -32,7 +32,7 @@ def counting(view: View, rng: Rng) -> list[Question]:
     ]
 
 
-def absolute_distance(view: View, rng: Rng) -> list[Question]:
+def absolute_distance(view: SceneView, rng: Rng) -> list[Question]:
     """Metres between the closest points of two boxes, to a decimetre; distances are drawn even on a
     log scale."""
     things = view.unique
@@ -51,16 +51,16 @@ def absolute_distance(view: View, rng: Rng) -> list[Question]:
     return out
 
 
-def object_size(view: View, rng: Rng) -> list[Question]:
+def object_size(view: SceneView, rng: Rng) -> list[Question]:
     """Centimetres of the longest side of a thing that one frame holds whole."""
     text = "What is the length of the longest dimension (length, width, or height) of the {}, measured in centimeters?"
     return [
         _numeric(view.clip, "object_size_estimation", text.format(t.noun), 100 * max(t.thing.size),
-                 0) for t in _some(rng, [t for t in view.unique if t.whole])
+                 0) for t in _some(rng, [t for t in view.unique if t.fully_framed])
     ]
 
 
-def room_size(view: View, rng: Rng) -> list[Question]:
+def room_size(view: SceneView, rng: Rng) -> list[Question]:
     """Square metres of floor."""
     assert view.clip.room_size is not None
     text = (
@@ -72,7 +72,7 @@ def room_size(view: View, rng: Rng) -> list[Question]:
     ]
 
 
-def relative_distance(view: View, rng: Rng) -> list[Question]:
+def relative_distance(view: SceneView, rng: Rng) -> list[Question]:
     """Four things to choose from; the closest is so by at least 0.3 m.
 
     The same four are offered for two or more targets that have different ones closest, so that a
@@ -104,17 +104,17 @@ def relative_distance(view: View, rng: Rng) -> list[Question]:
     return out
 
 
-def direction(level: str) -> Callable[[View, Rng], list[Question]]:
+def direction(level: str) -> Callable[[SceneView, Rng], list[Question]]:
     """Standing by one thing, at its middle, and facing another, where is a third? No angle is near
     a border."""
     ending = _ENDINGS[level]
     classes = _SECTORS[level]
 
-    def make(view: View, rng: Rng) -> list[Question]:
-        triples: dict[str, list[tuple[Seen, ...]]] = {name: [] for name in classes}
+    def make(view: SceneView, rng: Rng) -> list[Question]:
+        triples: dict[str, list[tuple[VisibleObject, ...]]] = {name: [] for name in classes}
         for at, facing, other in permutations(view.unique, 3):
-            if at.stands and _apart(at, facing, other):
-                angle = turn(at.spot, facing.spot, other.spot)
+            if at.approachable and _apart(at, facing, other):
+                angle = turn(at.position, facing.position, other.position)
                 for name, (low, high) in classes.items():
                     if low <= angle % 360 <= high:
                         triples[name].append((at, facing, other))
@@ -149,20 +149,20 @@ _SECTORS = {"easy": {"left": (20, 120), "right": (240, 340)},
 _TURNS = {"Turn Left": (50, 130), "Turn Right": (230, 310), "Turn Back": (150, 210)}
 
 
-def route(view: View, rng: Rng) -> list[Question]:
+def route(view: SceneView, rng: Rng) -> list[Question]:
     """One or two turns to fill in between things on the floor, over ground where nothing stands."""
-    floor = [t for t in view.unique if t.stands]
+    floor = [t for t in view.unique if t.approachable]
     walks = {(a, b) for a, b in permutations(floor, 2) if _apart(a, b) and _walkable(view, a, b)}
-    plans: dict[tuple[str, ...], list[tuple[Seen, Seen, Seen, Seen]]] = {}
+    plans: dict[tuple[str, ...], list[tuple[VisibleObject, VisibleObject, VisibleObject, VisibleObject]]] = {}
     for start, by, end in permutations(floor, 3):
         if (start, by) not in walks or (by, end) not in walks:
             continue
-        last = _named_turn(turn(by.spot, 2 * by.spot - start.spot, end.spot))
+        last = _named_turn(turn(by.position, 2 * by.position - start.position, end.position))
         if last:
             plans.setdefault((last,), []).append((start, by, by, end))
             for facing in (t for t in view.unique
                            if t not in (start, by, end) and _apart(start, t)):
-                first = _named_turn(turn(start.spot, facing.spot, by.spot))
+                first = _named_turn(turn(start.position, facing.position, by.position))
                 if first:
                     plans.setdefault((first, last), []).append((start, facing, by, end))
     out = []
@@ -174,11 +174,11 @@ def route(view: View, rng: Rng) -> list[Question]:
     return out
 
 
-def appearance_order(view: View, rng: Rng) -> list[Question]:
+def appearance_order(view: SceneView, rng: Rng) -> list[Question]:
     """Four categories that come into view one after the other: each is clear before there is a
     trace of the next."""
     coming = sorted(
-        (*_coming(group), noun) for noun, group in view.groups.items())  # (trace, clear, noun)
+        (*_coming(group), noun) for noun, group in view.by_noun.items())  # (trace, clear, noun)
     chains = [c for c in combinations(coming, 4) if all(a[1] < b[0] for a, b in pairwise(c))]
     out = []
     for i in rng.permutation(len(chains))[:PER_CLIP]:
@@ -202,17 +202,17 @@ def _named_turn(angle: float) -> str | None:
     return next((name for name, (low, high) in _TURNS.items() if low <= angle % 360 <= high), None)
 
 
-def _apart(*things: Seen) -> bool:
+def _apart(*things: VisibleObject) -> bool:
     """Whether their middles are so far from each other that a direction between them means
     something."""
-    spots = [t.spot for t in things]
+    spots = [t.position for t in things]
     return all(np.hypot(*(p - q)) >= 0.6 for i, p in enumerate(spots) for q in spots[:i])
 
 
-def _walkable(view: View, a: Seen, b: Seen) -> bool:
+def _walkable(view: SceneView, a: VisibleObject, b: VisibleObject) -> bool:
     """Whether nothing but the two themselves stands on the straight line between their middles."""
-    steps = max(int(np.hypot(*(b.spot - a.spot)) / 0.1), 2)
-    line = a.spot + (b.spot - a.spot) * np.linspace(0, 1, steps)[:, None]                    # [S,2]
+    steps = max(int(np.hypot(*(b.position - a.position)) / 0.1), 2)
+    line = a.position + (b.position - a.position) * np.linspace(0, 1, steps)[:, None]                    # [S,2]
     for box in view.all_boxes:
         ends = any(np.array_equal(box, t.box) for t in (a, b))
         low, high = box[2] - box[5] / 2, box[2] + box[5] / 2
@@ -228,7 +228,7 @@ def _over(points: np.ndarray, box: np.ndarray) -> bool:
     return bool((edges[:, 0] * to[..., 1] - edges[:, 1] * to[..., 0] >= 0).all(1).any())
 
 
-def _route_text(turns: Sequence[str], start: Seen, facing: Seen, by: Seen, end: Seen) -> str:
+def _route_text(turns: Sequence[str], start: VisibleObject, facing: VisibleObject, by: VisibleObject, end: VisibleObject) -> str:
     steps = [
         f"Go forward until the {by.noun}", "[please fill in]", f"Go forward until the {end.noun}"
     ]
@@ -249,10 +249,10 @@ def _wrong_turns(answer: Sequence[str], rng: Rng) -> list[str]:
     return [others[i] for i in rng.permutation(len(others))[:3]]
 
 
-def _coming(group: Sequence[Seen]) -> tuple[int, int]:
+def _coming(group: Sequence[VisibleObject]) -> tuple[int, int]:
     """The first frame with a trace of one of them, and the first that shows one clearly."""
     shares = np.stack([t.share for t in group]).max(0)                                       # [T]
-    return int((shares >= TRACE).argmax()), int((shares >= CLEAR).argmax())
+    return int((shares >= TRACE_SHARE).argmax()), int((shares >= CLEAR_SHARE).argmax())
 
 
 def _some(rng: Rng, items: Iterable, first: int = 0) -> list:
@@ -278,7 +278,7 @@ def _choice(clip: Clip, kind: str, text: str, choices: Sequence[str], rng: Rng) 
                     options, NO_BOXES, ())
 
 
-MAKERS: dict[str, Callable[[View, Rng], list[Question]]] = {
+MAKERS: dict[str, Callable[[SceneView, Rng], list[Question]]] = {
     "vsi:object_counting": counting, "vsi:object_abs_distance": absolute_distance,
     "vsi:object_size_estimation": object_size, "vsi:room_size_estimation": room_size,
     "vsi:object_rel_distance": relative_distance,

@@ -16,7 +16,7 @@ _GRID = 14
 
 
 @dataclass(frozen=True)
-class Track:
+class Trajectory:
     """poses [T,4,4] camera to world (OpenCV axes: x right, y down, z ahead); tan_half: of half the
     field of view."""
     poses: np.ndarray
@@ -29,7 +29,7 @@ class Track:
         return np.array([[f, 0, size / 2], [0, f, size / 2], [0, 0, 1.0]])
 
 
-def film(room: Room, frames: int, rng: np.random.Generator, tries: int = 120) -> Track:
+def sample_trajectory(room: Room, frames: int, rng: np.random.Generator, tries: int = 120) -> Trajectory:
     """The first path that is clear and shows enough furniture; failing that, the clear one that
     shows most.
 
@@ -38,7 +38,7 @@ def film(room: Room, frames: int, rng: np.random.Generator, tries: int = 120) ->
     Raises ValueError if the room leaves no place for a camera.
     """
     boxes = np.stack([p.box for p in room.pieces])                     # [N,2,3]
-    best: Track | None = None
+    best: Trajectory | None = None
     targets = [
         p for p in room.pieces if p.bottom < 1.0 and p.category not in ("rug", "door", "window")
     ]
@@ -55,14 +55,14 @@ def film(room: Room, frames: int, rng: np.random.Generator, tries: int = 120) ->
         nearest, furnished, seen = _preview(checked, tan_half, boxes, np.array(room.size))
         if nearest < _NEAREST:
             continue
-        track = Track(poses, tan_half, furnished)
+        track = Trajectory(poses, tan_half, furnished)
         if furnished > 0.42 and seen >= 4:
             return track
         if best is None or furnished > best.furnished:
             best = track
     if best is None:
         raise ValueError(
-            f"film: no clear camera path in {room.kind} room {room.split}/{room.seed} of "
+            f"trajectory: no clear camera path in {room.kind} room {room.split}/{room.seed} of "
             f"{room.size[0]:.1f} x {room.size[1]:.1f} m; use fewer pieces or another seed")
     return best
 

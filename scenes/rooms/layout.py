@@ -13,7 +13,7 @@ from scenes.clip import SPLITS, SceneObject, Split
 from scenes.furniture.pack import Pack
 from scenes.rooms import primitives, recipes
 from scenes.rooms.placement import WALLS, Arrangement, Piece
-from scenes.rooms.textures import FLOOR_KINDS, METRES, WALL_KINDS, surface
+from scenes.rooms.textures import FLOOR_KINDS, METRES, WALL_KINDS, make_texture
 
 FLOOR, CEILING = 1, 2
 WALL_IDS = {wall: 3 + i for i, wall in enumerate(WALLS)}
@@ -38,7 +38,7 @@ class Light:
 
 
 @dataclass(frozen=True)
-class Surface:
+class ShellMaterial:
     """How one side of the shell looks."""
     texture: int      # index into Room.textures
     metres: float     # of one repeat
@@ -53,7 +53,7 @@ class Room:
     seed: int
     size: tuple[float, float, float]
     pieces: tuple[Piece, ...]               # doors and windows among them
-    shell: dict[int, Surface]               # floor, ceiling and walls by id
+    shell: dict[int, ShellMaterial]               # floor, ceiling and walls by id
     textures: tuple[np.ndarray, ...]        # [128,128,3] uint8 each
     lights: tuple[Light, ...]               # the first casts shadows
     # linear light from above, from below
@@ -107,22 +107,22 @@ def _seated(pieces: list[Piece]) -> list[Piece]:
     ]
 
 
-def _shell(kind: str, rng: np.random.Generator, textures: list[np.ndarray]) -> dict[int, Surface]:
+def _shell(kind: str, rng: np.random.Generator, textures: list[np.ndarray]) -> dict[int, ShellMaterial]:
     wet = kind in ("bath", "kitchen")
     wall_kind = "wall_tiles" if kind == "bath" else str(
         rng.choice(WALL_KINDS, p=[0.55, 0.22, 0.13, 0.1]))
     floor_kind = "tiles" if wet and rng.random() < 0.7 else str(
         rng.choice(FLOOR_KINDS, p=[0.45, 0.2, 0.15, 0.2]))
 
-    def add(name: str, gloss: float) -> Surface:
-        textures.append(surface(name, rng))
-        return Surface(len(textures) - 1, METRES[name] * float(rng.uniform(0.8, 1.3)), gloss)
+    def add(name: str, gloss: float) -> ShellMaterial:
+        textures.append(make_texture(name, rng))
+        return ShellMaterial(len(textures) - 1, METRES[name] * float(rng.uniform(0.8, 1.3)), gloss)
 
     shell = {
         FLOOR: add(floor_kind, 0.0 if floor_kind == "carpet" else float(rng.uniform(0.05, 0.35)))
     }
-    textures.append((surface("plaster", rng) // 4 + 190).astype(np.uint8))
-    shell[CEILING] = Surface(len(textures) - 1, METRES["plaster"], 0.0)
+    textures.append((make_texture("plaster", rng) // 4 + 190).astype(np.uint8))
+    shell[CEILING] = ShellMaterial(len(textures) - 1, METRES["plaster"], 0.0)
     main = add(wall_kind, 0.1)
     shell |= dict.fromkeys(WALL_IDS.values(), main)
     if rng.random() < 0.35:  # one wall of its own

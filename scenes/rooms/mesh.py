@@ -43,10 +43,10 @@ def room_mesh(room: Room, pack: Pack) -> RoomMesh:
         if piece.model is None:
             part = _built(piece)
         else:
-            skin = pack.skin(piece.model.id)
+            mesh = pack.mesh(piece.model.id)
             if piece.model.id not in first_layer:
                 first_layer[piece.model.id] = len(layers)
-                layers += skin.textures
+                layers += mesh.textures
             part = _modelled(piece, pack, first_layer[piece.model.id])
         (still if piece.category in ("lamp", "window") else casting).append((*part, piece.box))
     parts = [*casting, (*_shell(room), np.array([[0, 0, 0], room.size])), *still]
@@ -73,18 +73,18 @@ def _turned(vectors: np.ndarray, heading: float) -> np.ndarray:
 
 def _modelled(piece: Piece, pack: Pack, first_layer: int) -> tuple[np.ndarray, np.ndarray]:
     assert piece.model is not None
-    skin = pack.skin(piece.model.id)
+    mesh = pack.mesh(piece.model.id)
     at = np.array([*piece.center, piece.bottom], np.float32)
     out = _vertices(
         piece.id,
-        _turned(skin.positions, piece.heading) + at,
-        np.rint(_turned(skin.normals.astype(np.float32), piece.heading)).clip(-127, 127))
+        _turned(mesh.positions, piece.heading) + at,
+        np.rint(_turned(mesh.normals.astype(np.float32), piece.heading)).clip(-127, 127))
     # row 0 of a picture is its top
-    out["uv"], out["colour"] = skin.uvs * np.array([1, -1], np.float32), skin.colours
-    out["layer"] = np.where(skin.texture == 255, PLAIN,
-                            skin.texture.astype(np.uint16) + first_layer)
+    out["uv"], out["colour"] = mesh.uvs * np.array([1, -1], np.float32), mesh.colours
+    out["layer"] = np.where(mesh.texture == 255, PLAIN,
+                            mesh.texture.astype(np.uint16) + first_layer)
     out["glow"] = 30 if piece.model.light else 0
-    return out, skin.triangles.astype(np.uint32)
+    return out, mesh.triangles.astype(np.uint32)
 
 
 def _built(piece: Piece) -> tuple[np.ndarray, np.ndarray]:

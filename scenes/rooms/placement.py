@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from scenes.clip import Split
-from scenes.furniture.pack import TOP_CELLS, Model, Pack
+from scenes.furniture.pack import TOP_CELLS, FurnitureModel, Pack
 
 WALLS = ("south", "east", "north", "west")
 # heading of a piece with its back there
@@ -42,7 +42,7 @@ class Piece:
     size: tuple[float, float, float]    # width, depth, height in its own axes
     heading: float
     resting_on: int = 0  # id of what carries it; 0 = it hangs on a wall or the ceiling
-    model: Model | None = None
+    model: FurnitureModel | None = None
     parts: tuple[Part, ...] = ()
 
     @cached_property
@@ -68,9 +68,9 @@ class Arrangement:
     pieces: list[Piece] = field(default_factory=list)
     # boxes [2,3] where no furniture may stand
     kept_free: list[np.ndarray] = field(default_factory=list)
-    _queues: dict[str, list[Model]] = field(default_factory=dict)
+    _queues: dict[str, list[FurnitureModel]] = field(default_factory=dict)
 
-    def pick(self, *roles: str, max_size: Sequence[float] = (9, 9, 9)) -> Model | None:
+    def pick(self, *roles: str, max_size: Sequence[float] = (9, 9, 9)) -> FurnitureModel | None:
         """A model of one of the roles ("class/role"); every one is used before any comes again."""
         key = " ".join(roles)
         for _ in range(2):
@@ -84,13 +84,13 @@ class Arrangement:
             queue[:] = [models[i] for i in self.rng.permutation(len(models))]
         return None
 
-    def against_wall(self, model: Model | Piece | None, wall: str | None = None,
+    def against_wall(self, model: FurnitureModel | Piece | None, wall: str | None = None,
                      along: float | None = None, tries: int = 12) -> Piece | None:
         """With its back to a wall: on the floor, or above it if it hangs. along: fraction of the
         wall in [0,1]."""
         if model is None:
             return None
-        if isinstance(model, Model) and model.elevation > 0.05:
+        if isinstance(model, FurnitureModel) and model.elevation > 0.05:
             return self.on_wall(model, model.elevation, wall, along, tries)
         piece = self.new(model)
         for _ in range(tries if along is None else 1):
@@ -112,7 +112,7 @@ class Arrangement:
                   "west": (d / 2 + distance, u), "east": (width - d / 2 - distance, u)}[wall]
         return replace(piece, center=center, heading=FACING[wall])
 
-    def in_front(self, anchor: Piece, model: Model | Piece | None, gap: float, aside: float = 0.0,
+    def in_front(self, anchor: Piece, model: FurnitureModel | Piece | None, gap: float, aside: float = 0.0,
                  turned: float = np.pi) -> Piece | None:
         """`gap` metres before the anchor's front, shifted `aside` to its right hand, turned against
         it."""
@@ -123,7 +123,7 @@ class Arrangement:
         return self._place(
             replace(piece, center=offset(anchor, aside, -reach), heading=anchor.heading + turned))
 
-    def beside(self, anchor: Piece, model: Model | Piece | None, right: bool,
+    def beside(self, anchor: Piece, model: FurnitureModel | Piece | None, right: bool,
                gap: float = 0.05) -> Piece | None:
         """At the anchor's side, backs in one line."""
         if model is None:
@@ -134,7 +134,7 @@ class Arrangement:
         return self._place(
             replace(piece, center=offset(anchor, across, back), heading=anchor.heading))
 
-    def anywhere(self, model: Model | Piece | None, margin: float = 0.5,
+    def anywhere(self, model: FurnitureModel | Piece | None, margin: float = 0.5,
                  tries: int = 12) -> Piece | None:
         """On the floor, at least `margin` from the walls if the room allows it."""
         if model is None:
@@ -171,12 +171,12 @@ class Arrangement:
                 out.append(placed)
         return out
 
-    def on_top(self, carrier: Piece | None, model: Model | None, tries: int = 10,
+    def on_top(self, carrier: Piece | None, model: FurnitureModel | None, tries: int = 10,
                straight: bool = False) -> Piece | None:
         """Somewhere on the carrier's surface, the whole footprint supported."""
         if model is None or carrier is None:
             return None
-        level, cells = surface_of(carrier)
+        level, cells = support_surface(carrier)
         if level is None or not cells.any():
             return None
         open_cells = np.argwhere(cells)
@@ -192,7 +192,7 @@ class Arrangement:
                 return self._add(piece)
         return None
 
-    def on_wall(self, model: Model | Piece | None, bottom: float, wall: str | None = None,
+    def on_wall(self, model: FurnitureModel | Piece | None, bottom: float, wall: str | None = None,
                 along: float | None = None, tries: int = 10) -> Piece | None:
         """Hanging on a wall, its underside at `bottom`."""
         if model is None:
@@ -206,7 +206,7 @@ class Arrangement:
                 return self._add(piece)
         return None
 
-    def at_ceiling(self, model: Model | Piece | None, center: tuple[float, float]) -> Piece | None:
+    def at_ceiling(self, model: FurnitureModel | Piece | None, center: tuple[float, float]) -> Piece | None:
         """Hanging from the ceiling, unless it would reach below 1.9 m."""
         if model is None:
             return None
@@ -214,7 +214,7 @@ class Arrangement:
         piece = replace(piece, center=center, bottom=self.size[2] - piece.size[2], resting_on=0)
         return self._add(piece) if piece.bottom > 1.9 and self._free(piece) else None
 
-    def new(self, model: Model | Piece) -> Piece:
+    def new(self, model: FurnitureModel | Piece) -> Piece:
         if isinstance(model, Piece):
             return replace(model, resting_on=self.floor_id)
         return Piece(id=0, category=model.category, name=model.name, center=(0.0, 0.0), bottom=0.0,
@@ -262,7 +262,7 @@ def offset(anchor: Piece, right: float, back: float) -> tuple[float, float]:
                                                                  c * back)
 
 
-def surface_of(carrier: Piece) -> tuple[float | None, np.ndarray]:
+def support_surface(carrier: Piece) -> tuple[float | None, np.ndarray]:
     """Height of what it can carry things on, and which cells [16,16] of its footprint do; built
     pieces carry on top."""
     if carrier.model is None:

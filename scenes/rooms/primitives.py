@@ -7,7 +7,7 @@ at +Y.
 import numpy as np
 
 from scenes.rooms.placement import Part, Piece
-from scenes.rooms.textures import surface
+from scenes.rooms.textures import make_texture
 
 Rng = np.random.Generator
 Textures = list[np.ndarray]
@@ -125,7 +125,7 @@ def _piece(category: str, name: str, size: tuple[float, float, float], parts: li
 
 
 def _add(textures: Textures, kind: str, rng: Rng) -> int:
-    textures.append(surface(kind, rng))
+    textures.append(make_texture(kind, rng))
     return len(textures) - 1
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from scenes.furniture.pack import Model
+from scenes.furniture.pack import FurnitureModel
 from scenes.rooms import primitives
 from scenes.rooms.placement import WALLS, Arrangement, Piece
 
@@ -211,7 +211,7 @@ def _longest_free_wall(a: Arrangement) -> str:
 
 
 def _rug(a: Arrangement, textures: Textures, widths: tuple[float, float],
-         depths: tuple[float, float]) -> Piece | Model:
+         depths: tuple[float, float]) -> Piece | FurnitureModel:
     """A modelled rug of about that size, else one built here."""
     width, depth = float(a.rng.uniform(*widths)), float(a.rng.uniform(*depths))
     model = a.pick("rug/rug", max_size=(width + 0.2, depth + 0.2,

@@ -21,7 +21,7 @@ SHADOW_PX = 1024
 SHADOW_REACH = 3.2  # tangent of half the shadow map's angle: 145 degrees
 
 
-class Views(TypedDict):
+class RenderedFrames(TypedDict):
     """What the camera saw in T frames."""
     frames: np.ndarray     # [T,3,H,W] uint8
     depth: np.ndarray      # [T,H,W] float32, m along the optical axis
@@ -66,7 +66,7 @@ class Renderer:
         return str(self._gl.info["GL_RENDERER"])
 
     def render(self, room: Room, pack: Pack, poses: np.ndarray, intrinsics: np.ndarray,
-               exposure: float = 1.0, noise: float = 0.0, seed: int = 0) -> Views:
+               exposure: float = 1.0, noise: float = 0.0, seed: int = 0) -> RenderedFrames:
         """poses [T,4,4] camera to world (OpenCV axes), intrinsics [3,3] in pixels with centres at
         +0.5.
 
@@ -208,7 +208,7 @@ def _look_along(light: Light) -> np.ndarray:
     return out
 
 
-def _unpack(data: np.ndarray, colour: np.ndarray) -> Views:
+def _unpack(data: np.ndarray, colour: np.ndarray) -> RenderedFrames:
     """data [T,H,W,4] uint32, colour [T,H,W,3] uint8 -> arrays."""
     normal = np.ascontiguousarray(data[..., 2]).view(np.int8).reshape(*data.shape[:3], 4)
     return {"frames": np.ascontiguousarray(colour.transpose(0, 3, 1, 2)),

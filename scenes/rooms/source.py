@@ -24,9 +24,9 @@ import numpy as np
 
 from scenes.clip import SPLITS, Clip, Split
 from scenes.furniture.pack import Pack
-from scenes.rooms.camera_path import Track, film
+from scenes.rooms.camera_path import Trajectory, sample_trajectory
 from scenes.rooms.layout import CEILING, FLOOR, WALL_IDS, Room, furnish
-from scenes.rooms.renderer import Renderer, Views
+from scenes.rooms.renderer import RenderedFrames, Renderer
 
 STRUCTURE = (FLOOR, CEILING, *WALL_IDS.values())
 MAX_STRUCTURE = 0.7   # share of the pixels that may show floor, ceiling and walls
@@ -74,7 +74,7 @@ class RoomSource:
         room = self.room(split, number)
         rng = np.random.default_rng([self.seed, SPLITS.index(split), number, take, 1])
         for left in reversed(range(_ATTEMPTS)):
-            track = film(room, self.frames, rng)
+            track = sample_trajectory(room, self.frames, rng)
             glance = self._shoot(room, track.poses[:1], track, 1.0)
             if left and _fault(glance):
                 continue
@@ -87,8 +87,8 @@ class RoomSource:
         return Clip(id=clip_id, **views, intrinsics=track.intrinsics(self.size), poses=track.poses,
                     room_size=room.size, objects=[o for o in room.objects if o.id in seen])
 
-    def _shoot(self, room: Room, poses: np.ndarray, track: Track, exposure: float,
-               noise: float = 0.0, seed: int = 0) -> Views:
+    def _shoot(self, room: Room, poses: np.ndarray, track: Trajectory, exposure: float,
+               noise: float = 0.0, seed: int = 0) -> RenderedFrames:
         return self.renderer.render(room, self.furniture, poses, track.intrinsics(self.size),
                                     exposure, noise, seed)
 
@@ -124,7 +124,7 @@ class RoomSource:
                 if k not in ("furniture", "renderer")} | {"_held": {}}
 
 
-def _fault(views: Views) -> bool:
+def _fault(views: RenderedFrames) -> bool:
     """Whether a frame shows little but bare room, or something too near."""
     blank = np.isin(views["instances"], STRUCTURE).mean(axis=(1, 2)).max()
     return bool(blank > MAX_STRUCTURE or views["depth"].min() < MIN_DEPTH)
@@ -137,13 +137,13 @@ def _metered(frames: np.ndarray, rng: np.random.Generator) -> float:
     return float(np.clip((target / max(float(frames.mean()), 1.0)) ** 2.2, 0.25, 4.0))
 
 
-class Filmed(Protocol):
+class ClipRenderer(Protocol):
     """Anything that renders a clip by its id; it is sent to the workers, so it must pickle."""
 
     def clip(self, clip_id: str) -> Clip: ...
 
 
-def render_clips(source: Filmed, ids: Sequence[str], workers: int = 0) -> Iterator[Clip]:
+def render_clips(source: ClipRenderer, ids: Sequence[str], workers: int = 0) -> Iterator[Clip]:
     """The clips in the order of `ids`. Each of `workers` processes takes every n-th room; 0 renders
     in this process.
 
@@ -207,7 +207,7 @@ def _receive(pipe: Connection, clip_id: str) -> Clip:
     return message
 
 
-def _work(source: Filmed, rooms: list[list[str]], pipe: Connection) -> None:
+def _work(source: ClipRenderer, rooms: list[list[str]], pipe: Connection) -> None:
     """In a worker: renders while a thread sends."""
     ready: queue.Queue = queue.Queue(maxsize=max(map(len, rooms)))
     sender = threading.Thread(target=_send, args=(ready, pipe), daemon=True)

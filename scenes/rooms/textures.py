@@ -12,7 +12,7 @@ METRES = {
 }  # what one repeat of the texture measures
 
 
-def surface(kind: str, rng: np.random.Generator) -> np.ndarray:
+def make_texture(kind: str, rng: np.random.Generator) -> np.ndarray:
     """One texture of a kind in METRES, or "rug", "picture", "view"; the generator picks its colours
     and pattern."""
     image = _KINDS[kind](rng)

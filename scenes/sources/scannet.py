@@ -83,9 +83,9 @@ class ScanNet:
         """Everything ScanNet annotates in the scene, with its axis-aligned box; empty where it has
         no annotation."""
         return [SceneObject(number + 1, _class(label), label, (x, y, z), (w, d, h))
-                for number, (label, (x, y, z, w, d, h)) in self.annotated(scene).items()]
+                for number, (label, (x, y, z, w, d, h)) in self.annotated_boxes(scene).items()]
 
-    def annotated(self, scene: str) -> dict[int, tuple[str, list[float]]]:
+    def annotated_boxes(self, scene: str) -> dict[int, tuple[str, list[float]]]:
         """objectId -> label and box (centre, size; m)."""
         return _annotated(self.root / "scans" / scene, scene)
 
@@ -160,7 +160,7 @@ def _annotated(folder: Path, scene: str) -> dict[int, tuple[str, list[float]]]:
     if not (folder / names[0]).is_file():
         return {}
     groups, segments = (_json(folder / name) for name in names)
-    points = vertices(folder / f"{scene}_vh_clean_2.ply")
+    points = read_ply_vertices(folder / f"{scene}_vh_clean_2.ply")
     turn = _alignment(folder / f"{scene}.txt")
     points = points @ turn[:3, :3].T + turn[:3, 3]                                           # [V,3]
     of = np.asarray(segments["segIndices"])                                                  # [V]
@@ -200,7 +200,7 @@ _TYPES = {
 }
 
 
-def vertices(path: Path) -> np.ndarray:
+def read_ply_vertices(path: Path) -> np.ndarray:
     """Positions [V,3] float64, m. Raises ValueError if the file is no binary little-endian PLY, or
     is cut short."""
     data = path.read_bytes()

@@ -43,7 +43,7 @@ _NAMED = {
 }
 
 
-def annotated(source: ScanNet, dataset: Dataset, folder: Path | str, split: Split,
+def load_annotations(source: ScanNet, dataset: Dataset, folder: Path | str, split: Split,
               proposals: Path | str | None = None, skip_missing: bool = False) -> list[Question]:
     """The questions of one benchmark about the scenes of `source`.
 
@@ -88,7 +88,7 @@ class _Boxes:
             targets: Sequence[int] = (), kind: str = "") -> Question | None:
         """None for an annotation that is left out."""
         scene = str(item["scene_id"])
-        known = self.source.annotated(scene)
+        known = self.source.annotated_boxes(scene)
         numbers = sorted(known)
         boxes = np.array([known[n][1] for n in numbers], np.float32).reshape(-1, 6)
         lost = [t for t in targets if t not in known]

@@ -8,14 +8,14 @@ _BY_FRAME = ("frames", "depth", "normals", "instances", "poses")
 
 
 @dataclass
-class Thinned:
+class Strided:
     """Every `step`-th frame of the clips of another source, under their ids."""
     source: Source
     step: int
 
     def __post_init__(self) -> None:
         if self.step < 1:
-            raise ValueError(f"thinned: got step={self.step}, expected at least 1")
+            raise ValueError(f"strided: got step={self.step}, expected at least 1")
 
     @property
     def key(self) -> str:

@@ -22,7 +22,7 @@ _TASKS = {
 _NONE = np.zeros((0, 6), np.float32)
 
 
-def processed(path: Path | str, split: Split,
+def load_processed(path: Path | str, split: Split,
               proposals: Path | str | None = None) -> list[Question]:
     """The questions of one file, about clips SPLIT/SCENE.
 

@@ -12,7 +12,7 @@ from scenes.boxes import boxes_of
 from scenes.clip import Clip
 from scenes.questions.balance import balanced
 from scenes.questions.question import Question, questions
-from scenes.questions.visibility import View
+from scenes.questions.visibility import SceneView
 from teacher.language.grounding import box_tokens
 from teacher.language.model import COORD, GROUND, IGNORED, SPECIALS, QuestionBatch
 from teacher.language.position import token_points, world_points
@@ -42,7 +42,7 @@ def read_room(clip: Clip, tasks: Sequence[str], seed: int, draws: int = 1) -> Ro
         raise ValueError(
             f"clip {clip.id}: questions need depth, intrinsics and poses; render it with: "
             "vega3d scenes render")
-    view = View(clip)
+    view = SceneView(clip)
     asked = [q for task in tasks for q in _drawn(view, task, seed, draws if task in OFTEN else 1)]
     points = world_points(clip.depth, clip.intrinsics, clip.poses)  # [T,H,W,3]
     rows: dict[bytes, int] = {}
@@ -61,7 +61,7 @@ def read_room(clip: Clip, tasks: Sequence[str], seed: int, draws: int = 1) -> Ro
     return RoomQuestions(clip.id, token_points(points, GRID), boxes, inside, asked, candidates)
 
 
-def _drawn(view: View, task: str, seed: int, draws: int) -> list[Question]:
+def _drawn(view: SceneView, task: str, seed: int, draws: int) -> list[Question]:
     """The first draw's questions, and of the others those that no earlier one has."""
     asked = questions(view, task, seed)
     for draw in range(1, draws):

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scenes.questions.metrics import chosen
+from scenes.questions.metrics import select_boxes
 from scenes.questions.question import Question
 from teacher.language.dataset import Batch, QuestionDataset
 from teacher.language.encode import GROUNDED
@@ -47,7 +47,7 @@ def predict(model: LanguageTeacher, dataset: QuestionDataset, name: str, clips: 
             scores = masked(logits, real).flatten(0, 1).cpu()  # [C*Q,K+1]
             for (i, j), row in zip(batch.rows, scores, strict=True):
                 out.append(
-                    Prediction(i, j, None, tuple(chosen(row.numpy() * TEMPERATURE)),
+                    Prediction(i, j, None, tuple(select_boxes(row.numpy() * TEMPERATURE)),
                           int(row[:-1].argmax())))
             continue
         for (i, j), ids in zip(batch.rows, _greedy(model, batch, MAX_NEW_TOKENS[name], dataset.encoder.end),

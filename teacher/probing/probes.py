@@ -175,6 +175,7 @@ def _places(clip: Clip, depth: Tensor) -> Tensor:
     m."""
     h, w = clip.frames.shape[2:]
     v, u = torch.meshgrid(*((torch.arange(GRID) + 0.5) * n / GRID for n in (h, w)), indexing="ij")
+    assert clip.intrinsics is not None
     rows, columns = (x.flatten().double().numpy() for x in (v, u))                    # [196]
     points = unproject(columns, rows, depth.flatten(1).numpy(), clip.intrinsics)      # [K,3,196]
     return torch.from_numpy(points).unflatten(2, (GRID, GRID)).float()

@@ -9,7 +9,7 @@ from scenes.boxes import gap, iou
 from scenes.questions import metrics
 from scenes.questions.captions import bleu, caption_scores, cider, meteor, rouge_l, scan2cap_words
 from scenes.questions.question import NO_BOXES, Question
-from scenes.questions.scoring import described, summary, values
+from scenes.questions.scoring import described_box, summary, values
 
 BOX = np.array([[0, 0, 0, 2, 2, 2.0]])
 
@@ -98,7 +98,7 @@ def test_iou_equals_counting_points_of_the_upright_boxes():
 def test_gap_equals_the_nearest_of_many_points_of_turned_boxes():
     rng = np.random.default_rng(1)
 
-    def surface(box):
+    def make_texture(box):
         x, y, z, w, d, h, t = box
         local = rng.uniform(-0.5, 0.5, (4000, 3))
         local[np.arange(4000), rng.integers(0, 3, 4000)] = rng.choice([-0.5, 0.5], 4000)
@@ -112,7 +112,7 @@ def test_gap_equals_the_nearest_of_many_points_of_turned_boxes():
             rng.uniform(-3, 3)
         ]) for _ in range(2))
         q[:2] += 2.5
-        points = surface(p)[:, None] - surface(q)[None, ::4]
+        points = make_texture(p)[:, None] - make_texture(q)[None, ::4]
         assert gap(p, q) == pytest.approx(np.linalg.norm(points, axis=-1).min(), abs=0.06)
     assert gap(p, p) == 0
 
@@ -167,9 +167,9 @@ def test_candidates_are_taken_until_their_softmax_adds_up():
     # softmax of (0, 0, -0.07, -1) / 0.07 is about (0.42, 0.42, 0.16, 0): the first alone passes
     # 0.4, not 0.5
     scores = np.array([0.5, 0.5, 0.43, -0.5])
-    assert metrics.chosen(scores) == [0] and metrics.chosen(scores, total=0.5) == [0, 1]
-    assert metrics.chosen(np.array([0.1, 0.2, 0.3])) == []
-    assert metrics.chosen(np.array([0.1, 0.3, 0.2]), total=0.3) == [1]
+    assert metrics.select_boxes(scores) == [0] and metrics.select_boxes(scores, total=0.5) == [0, 1]
+    assert metrics.select_boxes(np.array([0.1, 0.2, 0.3])) == []
+    assert metrics.select_boxes(np.array([0.1, 0.3, 0.2]), total=0.3) == [1]
 
 
 @pytest.mark.parametrize(("raw", "clean"), [
@@ -237,7 +237,7 @@ def test_scan2cap_counts_a_caption_as_empty_where_its_box_is_off():
 
 def test_the_described_box_is_the_proposal_nearest_to_the_truth():
     proposals = np.r_[moved(5), moved(1), BOX]
-    box, overlap = described(grounded(proposals, (2,), task="caption", proposals=2))
+    box, overlap = described_box(grounded(proposals, (2,), task="caption", proposals=2))
     assert box[0] == 1 and overlap == pytest.approx(1 / 3)
 
 

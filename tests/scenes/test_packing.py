@@ -99,16 +99,16 @@ def test_a_packed_model_is_metric_upright_and_faces_minus_y(library, tmp_path):
     assert pack_library(library, tmp_path / "p.zip", "cc0") == 4
     pack = Pack.load(tmp_path / "p.zip")
     table = next(m for m in pack.models if m.id.endswith("thing1"))
-    skin = pack.skin(table.id)
+    mesh = pack.mesh(table.id)
     assert table.size == (1.0, 0.6, 0.7) and (table.category, table.role) == ("table", "dining")
-    assert np.allclose(skin.positions.min(0), [-0.5, -0.3, 0], atol=1e-4)
-    assert np.allclose(skin.positions.max(0), [0.5, 0.3, 0.7], atol=1e-4)
-    red = (skin.colours[:, :3] == [255, 0, 0]).all(1)
-    assert red.any() and np.allclose(skin.positions[red, 1], -0.3, atol=1e-4)
-    wooden = skin.texture == 0
-    assert skin.textures[0].shape == (128, 128, 3)
-    assert np.allclose(skin.textures[0].mean((0, 1)), [180, 120, 60], atol=4)
-    assert wooden.any() and (skin.positions[wooden, 2] > 0.6).all()
+    assert np.allclose(mesh.positions.min(0), [-0.5, -0.3, 0], atol=1e-4)
+    assert np.allclose(mesh.positions.max(0), [0.5, 0.3, 0.7], atol=1e-4)
+    red = (mesh.colours[:, :3] == [255, 0, 0]).all(1)
+    assert red.any() and np.allclose(mesh.positions[red, 1], -0.3, atol=1e-4)
+    wooden = mesh.texture == 0
+    assert mesh.textures[0].shape == (128, 128, 3)
+    assert np.allclose(mesh.textures[0].mean((0, 1)), [180, 120, 60], atol=4)
+    assert wooden.any() and (mesh.positions[wooden, 2] > 0.6).all()
 
 
 def test_a_table_top_carries_things_and_its_height_is_exact(library, tmp_path):

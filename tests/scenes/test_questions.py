@@ -17,7 +17,7 @@ from scenes.questions.nouns import noun_of
 from scenes.questions.question import NO_BOXES, TASKS, Question, questions
 from scenes.questions.scoring import summary
 from scenes.rooms.source import RoomSource
-from scenes.sources.strided import Thinned
+from scenes.sources.strided import Strided
 from teacher.language.encode import read_room
 
 SIDE = 40  # px; one thing fills a block of 5 x 5, well above the 0.4 % that counts as clear
@@ -433,7 +433,7 @@ def test_a_question_refuses_boxes_and_targets_that_do_not_fit():
 
 
 def test_more_draws_ask_more_of_what_there_is_more_of_and_nothing_twice(rendered):
-    """The first draw stays as it is; a View that several tasks share gives what the clip gives."""
+    """The first draw stays as it is; a SceneView that several tasks share gives what the clip gives."""
     tasks = ("vsi:object_counting", "vsi:object_abs_distance", "ground")
     for clip in rendered:
         one, many = (read_room(clip, tasks, 0, draws) for draws in (1, 4))
@@ -516,14 +516,14 @@ def test_thinned_clips_keep_every_nth_frame_of_everything(rendered):
         def clip(self, clip_id):
             return clip
     clip = rendered[0]
-    thin = Thinned(One(), 2).clip(clip.id)
+    thin = Strided(One(), 2).clip(clip.id)
     for name in ("frames", "depth", "instances", "poses", "normals"):
         assert np.array_equal(getattr(thin, name), getattr(clip, name)[::2])
     assert {o.id
-            for o in thin.objects} <= set(np.unique(clip.instances[::2])) and Thinned(
+            for o in thin.objects} <= set(np.unique(clip.instances[::2])) and Strided(
                 One(), 2).key == "one-every2"
     with pytest.raises(ValueError, match="step=0"):
-        Thinned(One(), 0)
+        Strided(One(), 0)
 
 
 def test_the_command_prints_questions_with_answers(tmp_path, capsys, monkeypatch):

@@ -6,10 +6,10 @@ import pytest
 
 from scenes.clip import SPLITS, Clip
 from scenes.furniture.pack import CLASSES, Pack
-from scenes.rooms.camera_path import HEIGHT, TO_WALL, film
+from scenes.rooms.camera_path import HEIGHT, TO_WALL, sample_trajectory
 from scenes.rooms.layout import FLOOR, KINDS, furnish
 from scenes.rooms.mesh import room_mesh
-from scenes.rooms.placement import overlap, surface_of
+from scenes.rooms.placement import overlap, support_surface
 from scenes.rooms.source import MAX_STRUCTURE, MIN_DEPTH, STRUCTURE, RoomSource, render_clips
 from tests.room_checks import same_instance_share, traced, unprojected
 
@@ -107,7 +107,7 @@ def test_objects_rest_on_what_carries_them(rooms):
             if piece.resting_on == FLOOR:
                 assert piece.bottom == pytest.approx(0, abs=1e-6), piece.name
             elif piece.resting_on:
-                level, _ = surface_of(by_id[piece.resting_on])
+                level, _ = support_surface(by_id[piece.resting_on])
                 assert piece.bottom == pytest.approx(level, abs=1e-6), piece.name
                 carried += 1
             else:
@@ -201,7 +201,7 @@ def test_clips_show_furniture_and_nothing_too_near(clips):
 @pytest.mark.parametrize("frames", [1, 5, 9, 17])
 def test_the_camera_walks_at_eye_height_clear_of_everything(rooms, frames):
     for room in rooms[::4]:
-        track = film(room, frames, np.random.default_rng(0))
+        track = sample_trajectory(room, frames, np.random.default_rng(0))
         eyes = track.poses[:, :3, 3]
         assert track.poses.shape == (frames, 4, 4)
         assert (eyes[:, :2] >= TO_WALL).all() and (eyes[:, :2]
@@ -218,7 +218,7 @@ def test_the_camera_walks_at_eye_height_clear_of_everything(rooms, frames):
 def test_nine_frames_move_about_half_a_metre_to_a_bit_over_one(rooms):
     moves, angles = [], []
     for seed, room in enumerate(rooms):
-        poses = film(room, 9, np.random.default_rng(seed)).poses
+        poses = sample_trajectory(room, 9, np.random.default_rng(seed)).poses
         moves.append(np.linalg.norm(poses[-1, :3, 3] - poses[0, :3, 3]))
         angles.append(np.degrees(np.arccos(np.clip(poses[0, :3, 2] @ poses[-1, :3, 2], -1, 1))))
     assert min(moves) > 0.4 and max(moves) < 1.35

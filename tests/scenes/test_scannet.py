@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from scenes.furniture.pack import CLASSES
-from scenes.questions.scoring import described, values
-from scenes.sources.scannet import ScanNet, vertices
-from scenes.sources.scannet_annotations import annotated
-from scenes.sources.video3dllm import processed
+from scenes.questions.scoring import described_box, values
+from scenes.sources.scannet import ScanNet, read_ply_vertices
+from scenes.sources.scannet_annotations import load_annotations
+from scenes.sources.video3dllm import load_processed
 
 SCENE, WIDTH, HEIGHT = "scene0001_00", 64, 48
 # axisAlignment: quarter turn, shift
@@ -180,7 +180,7 @@ def test_scanrefer_splits_unique_from_multiple_by_scannets_labels(root, benchmar
     (benchmarks / "scannetv2-labels.combined.tsv").write_text(
         "id\traw_category\tcategory\tcount\tnyu40id\teigen13id\tnyuClass\tnyu40class\n"
         "1\tcouch\tcouch\t1\t6\t9\tsofa\tsofa\n2\toffice chair\tchair\t1\t5\t4\tchair\tchair\n")
-    asked = annotated(ScanNet(root), "scanrefer", benchmarks, "val")
+    asked = load_annotations(ScanNet(root), "scanrefer", benchmarks, "val")
     assert [(q.text, q.targets, q.kind) for q in asked] == [
         ("The large couch.", (0,), "unique"), ("A couch by the chairs.", (0,), "unique"),
         ("The chair nearest the couch.", (1,), "multiple"), ("The far chair.", (2,), "multiple")]
@@ -193,19 +193,19 @@ def test_scanrefer_splits_unique_from_multiple_by_scannets_labels(root, benchmar
 def test_proposals_are_what_may_be_chosen_and_the_truth_is_not_among_them(root, benchmarks):
     (root / "pred.json").write_text(
         json.dumps({f"scannet/{SCENE}": [[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]]}))
-    question = annotated(ScanNet(root), "multi3drefer", benchmarks, "val", root / "pred.json")[0]
+    question = load_annotations(ScanNet(root), "multi3drefer", benchmarks, "val", root / "pred.json")[0]
     assert len(question.offered) == 2 and question.targets == (3, 4) and question.kind == "mt"
     assert np.allclose(question.boxes[3], aligned_box(1), atol=1e-5)
 
 
 def test_multi3drefer_has_zero_one_and_several_targets(root, benchmarks):
-    asked = annotated(ScanNet(root), "multi3drefer", benchmarks, "val")
+    asked = load_annotations(ScanNet(root), "multi3drefer", benchmarks, "val")
     assert [(q.targets, q.kind) for q in asked] == [((1, 2), "mt"), ((), "zt_w_d"),
                                                     ((0, ), "st_wo_d")]
 
 
 def test_scan2cap_asks_once_an_object_with_all_its_descriptions(root, benchmarks):
-    asked = annotated(ScanNet(root), "scan2cap", benchmarks, "val")
+    asked = load_annotations(ScanNet(root), "scan2cap", benchmarks, "val")
     assert [q.answers for q in asked] == [("The large couch.", "A couch by the chairs."),
                                           ("The chair nearest the couch.",), ("The far chair.",)]
     assert asked[0].prompt == "Given an object located at <coord> , describe the object in detail."
@@ -213,15 +213,15 @@ def test_scan2cap_asks_once_an_object_with_all_its_descriptions(root, benchmarks
 
 def test_scanqa_and_sqa3d_keep_their_answers_and_wording(root, benchmarks):
     source = ScanNet(root)
-    question, = annotated(source, "scanqa", benchmarks, "val")
+    question, = load_annotations(source, "scanqa", benchmarks, "val")
     assert question.answers == ("on couch", "couch")
     assert question.prompt == "Where is the cup? Answer the question simply."
-    question, = annotated(source, "sqa3d", benchmarks, "val")
+    question, = load_annotations(source, "sqa3d", benchmarks, "val")
     assert (question.answer, question.kind) == ("two", "how") and question.prompt == (
         "I sit on the couch. How many chairs are ahead? Answer the question using a single word or "
         "phrase."
     )
-    assert [q.text.split(". ")[0] for q in annotated(source, "sqa3d", benchmarks, "train")] == [
+    assert [q.text.split(". ")[0] for q in load_annotations(source, "sqa3d", benchmarks, "train")] == [
         "I sit on the couch", "I am on the couch", "Sitting"]
 
 
@@ -235,8 +235,8 @@ def test_an_annotation_of_what_is_not_here_is_named_or_left_out(root, benchmarks
     items = json.loads(path.read_text())
     path.write_text(json.dumps([*items, {**items[0], **change}]))
     with pytest.raises(ValueError, match=message):
-        annotated(ScanNet(root), "scanrefer", benchmarks, "val")
-    assert len(annotated(ScanNet(root), "scanrefer", benchmarks, "val",
+        load_annotations(ScanNet(root), "scanrefer", benchmarks, "val")
+    assert len(load_annotations(ScanNet(root), "scanrefer", benchmarks, "val",
                          skip_missing=True)) == len(items)
     assert "left out 1 annotations" in capsys.readouterr().out
 
@@ -252,14 +252,14 @@ def test_a_file_that_is_missing_or_otherwise_laid_out_is_named(root, benchmarks,
     if content is not None:
         (benchmarks / name).write_text(content)
     with pytest.raises(ValueError, match=message):
-        annotated(ScanNet(root), "multi3drefer", benchmarks, "val")
+        load_annotations(ScanNet(root), "multi3drefer", benchmarks, "val")
 
 
 def test_an_answer_without_a_question_is_named(root, benchmarks):
     path = benchmarks / "balanced" / "v1_balanced_questions_val_scannetv2.json"
     path.write_text(path.read_text().replace("7}", "8}"))
     with pytest.raises(ValueError, match="answer to question 7, which is not among the questions"):
-        annotated(ScanNet(root), "sqa3d", benchmarks, "val")
+        load_annotations(ScanNet(root), "sqa3d", benchmarks, "val")
 
 
 def test_a_folder_without_split_files_or_frames_says_what_to_do(root, tmp_path):
@@ -282,13 +282,13 @@ def test_a_scene_without_any_pose_is_refused(root):
 def test_a_mesh_that_is_cut_short_or_of_another_format_is_refused(root):
     path = root / "scans" / SCENE / f"{SCENE}_vh_clean_2.ply"
     whole = path.read_bytes()
-    assert np.allclose(vertices(path)[:8], box_points(*OBJECTS[0][1:]))
+    assert np.allclose(read_ply_vertices(path)[:8], box_points(*OBJECTS[0][1:]))
     ascii_ = whole.replace(b"binary_little_endian", b"ascii")
     for content, message in ((whole[:-9], "cut short"), (ascii_, "not a binary"), (b"ply\n",
                                                                                    "not a binary")):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=message):
-            vertices(path)
+            read_ply_vertices(path)
 
 
 IDENTIFY = "<image>Identify the object according to the following description.\nThe far chair."
@@ -327,7 +327,7 @@ def entry(name: str, **changes) -> dict:
 def test_processed_files_give_the_prompt_they_hold(tmp_path, name):
     path = tmp_path / f"{name}_val_llava_style.json"
     path.write_text(json.dumps([entry(name)]))
-    question, = processed(path, "val")
+    question, = load_processed(path, "val")
     assert question.prompt == entry(name)["conversations"][0]["value"].replace("<image>",
                                                                                "").strip()
     assert question.clip_id == f"val/{SCENE}" and question.kind == "what"
@@ -339,7 +339,7 @@ def test_processed_proposals_are_offered_before_what_is_meant(tmp_path):
     (tmp_path / "pred.json").write_text(
         json.dumps({f"scannet/{SCENE}": [[0, 0, 0, 1, 1, 1.2], [9, 9, 9, 1, 1, 1]]}))
     (tmp_path / "a.json").write_text(json.dumps([entry("scanrefer")]))
-    question, = processed(tmp_path / "a.json", "val", tmp_path / "pred.json")
+    question, = load_processed(tmp_path / "a.json", "val", tmp_path / "pred.json")
     assert len(question.offered) == 2 and question.targets == (2,)
     assert values(question, question.offered[:1])["acc@0.5"] == 1
     assert values(question, question.offered[1:])["acc@0.25"] == 0
@@ -348,8 +348,8 @@ def test_processed_proposals_are_offered_before_what_is_meant(tmp_path):
 def test_a_caption_without_a_proposal_describes_nothing(tmp_path):
     (tmp_path / "a.json").write_text(
         json.dumps([entry("scan2cap"), entry("scan2cap", box_input=None)]))
-    found, lost = processed(tmp_path / "a.json", "val")
-    assert described(found)[1] == pytest.approx(0.9 / 1.1) and described(lost)[1] == 0
+    found, lost = load_processed(tmp_path / "a.json", "val")
+    assert described_box(found)[1] == pytest.approx(0.9 / 1.1) and described_box(lost)[1] == 0
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -359,7 +359,7 @@ def test_a_caption_without_a_proposal_describes_nothing(tmp_path):
 def test_a_processed_entry_that_is_laid_out_otherwise_is_named(tmp_path, changes, message):
     (tmp_path / "a.json").write_text(json.dumps([entry("scanrefer", **changes)]))
     with pytest.raises(ValueError, match=message):
-        processed(tmp_path / "a.json", "val")
+        load_processed(tmp_path / "a.json", "val")
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(ValueError, match="expected a list of entries"):
-        processed(tmp_path / "a.json", "val")
+        load_processed(tmp_path / "a.json", "val")
