@@ -1,5 +1,4 @@
-"""`vega3d distill run` and `vega3d distill heads`, and `distill run` as a console script of its
-own."""
+"""`vega3d distill run | heads`; `distill run` is also a console script of its own."""
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -8,63 +7,52 @@ import tyro
 
 from distill.config import HeadTraining, RunConfig, ScenesConfig, load_config
 
+_ROOMS, _HEADS = ScenesConfig(), HeadTraining()
+
 
 def run(args: list[str]) -> None:
-    """Train the teacher, distil the student, write a run folder. --config FILE.yaml gives the
-    defaults of the rest; --tap auto: block, noise level and frame mode as `vega3d teacher search`
-    chose them for the generator."""
-    base = RunConfig()
-    if "--config" in args:
-        at = args.index("--config")
-        if at + 1 == len(args):
-            raise ValueError("--config: expected a YAML file after it")
-        base = load_config(Path(args[at + 1]))
-        args = args[:at] + args[at + 2:]
-    if auto := "--tap" in args:
-        at = args.index("--tap")
-        if args[at + 1:at + 2] != ["auto"]:
-            raise ValueError(
-                "--tap: expected auto after it; one knob is --teacher.tap.block, --teacher.tap.k …")
-        args = args[:at] + args[at + 2:]
-    config = tyro.cli(RunConfig, default=base, args=args, prog="vega3d distill run",
-                      description=run.__doc__)
-    from distill.run import run as run_all  # after --help: torch and diffusers take seconds
+    """Train the teacher, distil the student, write a run folder.
+
+    --config FILE.yaml sets the defaults of all other options. --tap auto takes the block, noise
+    level and frame mode that `vega3d teacher search` chose for the generator.
+    """
+    path, args = _take_option(args, "--config", "a YAML file")
+    tap, args = _take_option(args, "--tap", "auto")
+    if tap not in (None, "auto"):
+        raise ValueError(
+            "--tap: expected auto after it; set one value with --teacher.tap.block, …tap.k, …")
+    config = tyro.cli(RunConfig, default=load_config(Path(path)) if path else RunConfig(),
+                      args=args, prog="vega3d distill run", description=run.__doc__)
+    from distill.stages import run_distillation  # after --help: torch and diffusers take seconds
     from teacher.probing.tap_search import chosen_tap
 
-    if auto:
+    if tap:
         teacher = config.teacher
-        config = replace(config, teacher=replace(teacher,
-                                                 tap=chosen_tap(teacher.generator, teacher.tap)))
-    folder = run_all(config)
+        chosen = chosen_tap(teacher.generator, teacher.tap)
+        config = replace(config, teacher=replace(teacher, tap=chosen))
+    folder = run_distillation(config)
     print(f"run folder: {folder}\nnext: vega3d export trt --int8")
-
-
-_ROOMS, _HEADS = ScenesConfig(), HeadTraining()
 
 
 def heads(student: Path = Path("runs/latest/student"), scenes: ScenesConfig = _ROOMS,
           heads: HeadTraining = _HEADS, seed: int = 0, again: bool = False,
           device: Literal["auto", "cpu", "cuda"] = "auto") -> None:
-    """Train what an app can draw (depth, normals, descriptors) on a finished student, from rendered
-    rooms.
+    """Train heads for depth, normals and descriptors on a finished student, from rendered rooms.
 
     Args:
-        student: a folder with student.safetensors; heads.safetensors is written beside it
+        student: a folder with student.safetensors; heads.safetensors is written next to it
         scenes: the rooms to train and score on, rendered once into runs/cache
-        heads: how long, and from where
+        heads: length and start of the training
         seed: of the training
         again: train again even if the student has heads
-        device: cuda, cpu, or whichever there is
+        device: auto: cuda if there is one
     """
-    import torch
-
     from distill.clips import open_source
-    from distill.heads import make_heads
+    from distill.heads import ensure_heads
+    from distill.run import resolve_device
 
-    chosen = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace(
-        "auto", "cpu")
     source, _ = open_source(scenes, Path("runs/cache/clips"), render=True)
-    row = make_heads(student, source, heads, seed, torch.device(chosen), again)
+    row = ensure_heads(student, source, heads, seed, resolve_device(device), again)
     for name, value in row.items():
         print(f"  {name:18} {value:.3f}" if isinstance(value, float) else f"  {name:18} {value}")
     print(f"heads: {student}/heads.safetensors")
@@ -72,3 +60,13 @@ def heads(student: Path = Path("runs/latest/student"), scenes: ScenesConfig = _R
 
 VERBS = {"run": run, "heads": heads}
 PARSES_ITSELF = {"run"}
+
+
+def _take_option(args: list[str], name: str, expected: str) -> tuple[str | None, list[str]]:
+    """The value of an option that tyro does not see, and the other arguments."""
+    if name not in args:
+        return None, args
+    at = args.index(name)
+    if at + 1 == len(args):
+        raise ValueError(f"{name}: expected {expected} after it")
+    return args[at + 1], args[:at] + args[at + 2:]

@@ -1,43 +1,43 @@
-"""Where a run's clips come from: furnished rooms rendered once into a cache, a folder of clips, or
-your own videos."""
+"""The clips of a run: rooms rendered once into a cache, a folder of clips, or videos."""
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from distill.config import ScenesConfig
 from records.files import spec_digest
-from scenes.clip import SPLITS, ClipFolder, Source
+from scenes.clip import SPLITS, Clip, ClipFolder, Source
 
 if TYPE_CHECKING:
     from scenes.rooms.source import RoomSource
 
 
 def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source, str]:
-    """The clips and a key that names them: other clips, other key. `render` makes what the cache
-    lacks.
+    """The clips and a key that identifies them. `render`: rooms that the cache lacks are rendered.
 
-    Raises ValueError for a path that holds neither clips nor video, or a cache that lacks clips
-    when not rendering.
+    Raises ValueError for a path that holds neither clips nor video, and for a cache that lacks
+    clips when not rendering.
     """
     if config.path is not None:
-        return _opened(config)
+        return _open_path(config.path, config.frames)
     from scenes.rooms.writer import default_workers, render_folder
 
     rooms = rooms_of(config)
-    # not the numbers of rooms: a larger request goes on from a smaller one's clips
+    # the key leaves out the number of rooms, so a larger run reuses a smaller one's clips
     folder = cache / rooms.key
-    wanted = [clip_id for split in SPLITS for clip_id in rooms.ids(split)]
-    missing = [i for i in wanted if not (folder / f"{i}.safetensors").is_file()]
+    ids = [clip_id for split in SPLITS for clip_id in rooms.ids(split)]
+    missing = [i for i in ids if not (folder / f"{i}.safetensors").is_file()]
     if missing and not render:
-        raise ValueError(f"{folder}: lacks {len(missing)} of the run's {len(wanted)} clips; "
+        raise ValueError(f"{folder}: lacks {len(missing)} of the run's {len(ids)} clips; "
                          "run again: vega3d distill run")
     if missing:
-        render_folder(rooms, wanted, folder,
-                      default_workers() if config.workers is None else config.workers)
-    return _Chosen(ClipFolder(folder), wanted), rooms.key
+        workers = default_workers() if config.workers is None else config.workers
+        render_folder(rooms, ids, folder, workers)
+    return _Subset(ClipFolder(folder), ids), rooms.key
 
 
 def rooms_of(config: ScenesConfig) -> "RoomSource":
-    """The rooms that a configuration without a path asks for."""
+    """The rooms of a configuration without a path."""
     from scenes.rooms.source import RoomSource
 
     return RoomSource(train=config.train, val=config.val, test=config.test,
@@ -45,8 +45,8 @@ def rooms_of(config: ScenesConfig) -> "RoomSource":
                       pack=config.furniture)
 
 
-class _Chosen:
-    """The clips a configuration asks for, out of a cache that may hold more."""
+class _Subset:
+    """The given clips of a folder that may hold more."""
 
     def __init__(self, folder: ClipFolder, ids: list[str]):
         self.folder, self._ids = folder, ids
@@ -54,26 +54,25 @@ class _Chosen:
     def ids(self, split: str) -> list[str]:
         return [i for i in self._ids if i.startswith(f"{split}/")]
 
-    def clip(self, clip_id: str):
+    def clip(self, clip_id: str) -> Clip:
         return self.folder.clip(clip_id)
 
-    def frames_of(self, clip_id: str):
+    def frames_of(self, clip_id: str) -> np.ndarray:
         return self.folder.frames_of(clip_id)
 
 
-def _opened(config: ScenesConfig) -> tuple[Source, str]:
-    path = config.path
-    assert path is not None
+def _open_path(path: Path, frames: int) -> tuple[Source, str]:
     if path.is_dir() and any(path.glob("*/*.safetensors")):
         source: Source = ClipFolder(path)
         files = sorted(path.glob("*/*.safetensors"))
     else:
         from scenes.sources.video import VideoSource
 
-        source = VideoSource(path, frames=config.frames)
+        source = VideoSource(path, frames=frames)
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    # names, sizes and times stand for the content: hashing hours of video would take longer than
-    # using it
-    facts = [(str(f.relative_to(path.parent)), f.stat().st_size, f.stat().st_mtime_ns)
-             for f in files]
-    return source, spec_digest({"files": facts, "frames": config.frames})
+    # names, sizes and times identify the content: hashing hours of video takes longer than using it
+    facts = []
+    for file in files:
+        stat = file.stat()
+        facts.append((str(file.relative_to(path.parent)), stat.st_size, stat.st_mtime_ns))
+    return source, spec_digest({"files": facts, "frames": frames})

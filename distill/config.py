@@ -1,5 +1,7 @@
-"""A run's configuration: frozen dataclasses, filled from YAML and the command line; an unknown key
-is an error."""
+"""The configuration of a run: frozen dataclasses, filled from YAML and the command line.
+
+`--help` shows a field's comment; it imports this module, so torch is not imported here.
+"""
 import difflib
 import types
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -15,16 +17,16 @@ from teacher.towers.tap import Tap
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    # a folder of rendered clips, a video or a folder of images; None: furnished rooms
+    # a folder of clips or images, or a video; None: rendered rooms
     path: Path | None = None
     furniture: Path | None = None  # a furniture pack; None: the CC0 one that ships
-    train: int = 48               # rooms in each split; ignored with a path
-    val: int = 0
-    test: int = 16
+    train: int = 48                # rooms in this split; ignored with a path
+    val: int = 0                   # rooms, as above
+    test: int = 16                 # rooms, as above
     clips_per_room: int = 2
-    frames: int = 5               # per clip, 4n+1
+    frames: int = 5                # per clip, 4n+1
     seed: int = 0
-    # rendering processes; None: one less than there are cores, 0: this one
+    # rendering processes; None: one less than there are cores, 0: no extra process
     workers: int | None = None
 
     def __post_init__(self) -> None:
@@ -34,10 +36,11 @@ class ScenesConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    # or a name (wan2.1-t2v-1.3b …), a hub id, a local folder in the diffusers layout
+    # a name (wan-nano, wan2.1-t2v-1.3b …), a hub id or a local folder in the diffusers layout
     generator: str = "wan-nano"
     tap: Tap = field(default_factory=Tap)  # in YAML also auto: what `vega3d teacher search` chose
     heads: DenseTraining = field(default_factory=DenseTraining)
+    # streams that replace the generator's in dense teachers of the same size
     controls: tuple[Literal["zeros", "noise", "rgb", "vae"], ...] = ("zeros",)
 
 
@@ -48,32 +51,28 @@ class StudentTraining:
     init: Literal["shipped", "scratch"] = "shipped"
     epochs: int = 1
     batch: int = 32               # frames
-    lr: float = 1e-4              # from the shipped weights; 1e-3 from scratch
+    lr: float = 1e-4              # peak; for training from scratch 1e-3
     weight_decay: float = 0.05
-    l1_weight: float = 0.5        # of the token loss
-    relation_weight: float = 1.0
+    l1_weight: float = 0.5        # of smooth L1 in the token loss
+    relation_weight: float = 1.0  # of the relation loss
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"student.{name} is {getattr(self, name)}, expected at least 1")
+        _check_positive("student", self, ("epochs", "batch"))
 
 
 @dataclass(frozen=True)
 class HeadTraining:
-    """Of the student's own heads: depth, normals, descriptors (student/heads.py)."""
-    steps: int = 150
+    """Training of the student's heads: depth, normals, descriptors (student/heads.py)."""
+    steps: int = 150              # 0: no heads
     batch: int = 16               # pairs of frames
     lr: float = 2e-3
     width: int = 64
     descriptor_dim: int = 32
-    # shipped: go on from the heads in student/weights if they fit
+    # shipped: start from the heads in student/weights if they fit
     init: Literal["shipped", "scratch"] = "shipped"
 
     def __post_init__(self) -> None:
-        for name in ("batch", "width", "descriptor_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"heads.{name} is {getattr(self, name)}, expected at least 1")
+        _check_positive("heads", self, ("batch", "width", "descriptor_dim"))
         if self.steps < 0:
             raise ValueError(f"heads.steps is {self.steps}, expected 0 (no heads) or more")
 
@@ -86,13 +85,14 @@ class RunConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentTraining = field(default_factory=StudentTraining)
     heads: HeadTraining = field(default_factory=HeadTraining)
-    # heads and student are trained once for each; the first one is exported
+    # one dense teacher and one student each; the first seed's student is exported
     seeds: tuple[int, ...] = (0,)
+    # auto: cuda if there is one
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 def load_config(path: Path) -> RunConfig:
-    """Reads YAML. Raises ValueError naming the key: unknown (with the nearest match) or of the
+    """Reads YAML. Raises ValueError naming an unknown key, with the nearest match, or one of the
     wrong type."""
     if not path.is_file():
         raise ValueError(f"{path}: no such config file")
@@ -108,6 +108,12 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(_plain(config), sort_keys=False)
 
 
+def _check_positive(section: str, config: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        if (value := getattr(config, name)) < 1:
+            raise ValueError(f"{section}.{name} is {value}, expected at least 1")
+
+
 def _build(kind: type, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{where}: got {data!r}, expected keys and values")
@@ -121,8 +127,8 @@ def _build(kind: type, data: Any, where: str) -> Any:
     for key, value in data.items():
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, 1, 0.5)
-            raise ValueError(f"{where}: unknown key {key!r}" + (
-                f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(hints)}"))
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(hints)}"
+            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
         values[key] = _value(hints[key], value, f"{where}: {key}")
     try:
         return kind(**values)

@@ -1,123 +1,99 @@
-"""Which cell of one view shows what a cell of another view shows: exact, by depth and cameras; and
-whether it is found.
+"""Ground-truth cell correspondences between two views of a clip, and matching scores.
 
-A view is cut into g x g cells; a place is (column, row) in cells, so that 0 is the middle of the
-first one.
+A view is a grid of g x g cells. A position is (column, row) in cells; 0 is the middle of the first.
 """
+from collections.abc import Mapping
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from scenes.clip import Clip
 from scenes.geometry import cell_pixels, reproject
 
-SAME_SURFACE = 0.05  # of the depth: a point further behind what the other view sees is hidden there
+OCCLUSION = 0.05  # share of the depth: a point further behind the other view's surface is hidden
 
 
-def has_matches(clip: Clip) -> bool:
-    return len(clip.frames) > 1 and all(x is not None
-                                        for x in (clip.depth, clip.intrinsics, clip.poses))
+def has_correspondences(clip: Clip) -> bool:
+    """Whether the clip has at least two frames, depth and cameras."""
+    cameras = (clip.depth, clip.intrinsics, clip.poses)
+    return len(clip.frames) > 1 and all(value is not None for value in cameras)
 
 
-def places(clip: Clip, a: int, b: int, cells: int) -> np.ndarray:
-    """Where frame b shows the middles of frame a's cells: [cells*cells,2] float32 (column, row);
-    NaN where it does not.
+def matching_cells(clip: Clip, a: int, b: int, cells: int) -> np.ndarray:
+    """Positions in frame b of the middles of frame a's cells.
 
-    Raises ValueError if the clip lacks depth or cameras.
+    Returns [cells*cells,2] float32 (column, row) in cells, NaN where frame b does not show the
+    point. Raises ValueError if the clip lacks depth or cameras.
     """
     if clip.depth is None or clip.intrinsics is None or clip.poses is None:
         raise ValueError(
             f"clip {clip.id}: has no depth, intrinsics and poses; matches need all three")
     h, w = clip.depth.shape[1:]
     rows, columns = cell_pixels(h, w, cells)
-    depth = clip.depth[a, rows, columns].astype(float)  # [N]
+    depth = clip.depth[a, rows, columns].astype(float)                                   # [N] m
     pixels, distance = reproject(columns + 0.5, rows + 0.5, depth, clip.intrinsics, clip.poses[a],
-                                 clip.poses[b])  # [2,N], [N]
+                                 clip.poses[b])                                    # [2,N], [N]
     inside = (distance > 1e-3) & (depth > 0) & (pixels >= 0).all(0)
     inside &= (pixels[0] < w) & (pixels[1] < h)
     column, row = np.where(inside, pixels, 0).astype(int)
-    there = clip.depth[b, row, column]
-    visible = inside & (there > 0) & (np.abs(distance - there) < SAME_SURFACE * there)
+    surface = clip.depth[b, row, column]
+    visible = inside & (surface > 0) & (np.abs(distance - surface) < OCCLUSION * surface)
     in_cells = pixels * np.array([[cells / w], [cells / h]]) - 0.5
     return np.where(visible, in_cells, np.nan).T.astype(np.float32)
 
 
-def match_loss(asked: Tensor, b: Tensor, place: Tensor, temperature: float = 0.07) -> Tensor:
-    """InfoNCE (arXiv 1807.03748): of all cells of view b, each asked cell must prefer the one that
-    shows its place.
-
-    asked: unit descriptors [P,C,M] of M cells of the first view; b [P,C,g,g]; place [P,M,2] in b's
-    cells, NaN: not seen. The truth is shared between the four cells around a place. Returns a
-    float32 scalar; 0 if nothing is seen.
-    """
-    grid = b.shape[-1]
-    known = ~place.isnan().any(-1)  # [P,M]
-    logits = asked.transpose(1, 2).float() @ b.flatten(2).float() / temperature  # [P,M,g*g]
-    logits = logits[known].log_softmax(-1)  # [K,g*g]
-    at = place[known].clamp(0, grid - 1)  # [K,2]
-    low = at.floor().clamp(max=grid - 2)
-    share = at - low  # [K,2]
-    loss = logits.new_zeros(())
-    for dx in (0, 1):
-        for dy in (0, 1):
-            weight = (share[:, 0] if dx else 1 - share[:, 0]) * (share[:, 1] if dy else 1 -
-                                                                 share[:, 1])
-            cell = ((low[:, 1] + dy) * grid + low[:, 0] + dx).long()
-            loss = loss - (weight * logits.gather(1, cell[:, None])[:, 0]).sum()
-    return loss / max(len(logits), 1)
-
-
 class MatchScores:
-    """Share of cells whose best match lies within one 14x14 cell of the truth (both ways at most
-    one), over pairs."""
+    """Accumulates the share of cells whose nearest neighbour in the other view is right: at most
+    one cell of a `cells` x `cells` grid from the truth, in column and in row."""
 
     def __init__(self, cells: int = 14):
         self.cells = cells
-        self.asked, self.right, self.lucky = 0, dict[str, float](), 0.0
+        self.count, self.correct, self.chance = 0, dict[str, float](), 0.0
 
-    def add(self, maps: dict[str, tuple[Tensor, Tensor]], place: np.ndarray) -> None:
-        """maps: by name, the two views' maps [C,g,g] (any widths, one g); place [g*g,2] in cells,
-        NaN: not seen."""
-        known = ~np.isnan(place).any(1)
-        if not known.any():
+    def add(self, maps: Mapping[str, tuple[Tensor, Tensor]], targets: np.ndarray) -> None:
+        """One pair of views. maps: by name, the maps [C,g,g] of both views (any C, one g).
+
+        targets [g*g,2]: the result of `matching_cells`.
+        """
+        visible = ~np.isnan(targets).any(1)
+        if not visible.any():
             return
-        grid = int(len(place)**0.5)
-        near = self.cells / grid
+        grid = int(len(targets)**0.5)
         row, column = np.divmod(np.arange(grid * grid), grid)
-        at = np.stack([column, row], 1)  # [N,2]
-        self.asked += int(known.sum())
-        close = (np.abs(at[None] - place[known][:, None]) * near <= 1).all(-1)  # [M,N]
-        self.lucky += float(close.mean(1).sum())
-        picks = {name: _best(a, b)[known]
-                 for name, (a, b) in maps.items()} | {"same_place": np.flatnonzero(known)}
-        for name, pick in picks.items():
-            self.right[name] = self.right.get(name, 0.0) + float(close[np.arange(len(pick)),
-                                                                       pick].sum())
+        positions = np.stack([column, row], 1)                                           # [N,2]
+        offset = np.abs(positions[None] - targets[visible][:, None])                     # [V,N,2]
+        close = (offset * (self.cells / grid) <= 1).all(-1)                              # [V,N]
+        self.count += int(visible.sum())
+        self.chance += float(close.mean(1).sum())
+        matches = {name: _nearest(a, b)[visible] for name, (a, b) in maps.items()}
+        matches["same_place"] = np.flatnonzero(visible)
+        for name, match in matches.items():
+            hits = float(close[np.arange(len(match)), match].sum())
+            self.correct[name] = self.correct.get(name, 0.0) + hits
 
     def result(self) -> dict[str, float]:
         """match_NAME for each map, match_same_place (nothing moved) and match_chance; 0 to 1."""
-        asked = max(self.asked, 1)
-        return {**{f"match_{name}": right / asked for name, right in self.right.items()},
-                "match_chance": self.lucky / asked}
+        count = max(self.count, 1)
+        scores = {f"match_{name}": correct / count for name, correct in self.correct.items()}
+        return {**scores, "match_chance": self.chance / count}
 
 
 def rgb_patches(frames: np.ndarray, cells: int) -> Tensor:
-    """frames uint8 [T,3,H,W] -> the pixels around each cell's middle, less their mean colour:
-    [T,3*8*8,cells,cells].
+    """A control for the descriptors: each cell's surrounding pixels, less their mean colour.
 
-    The control: what a matcher that knows nothing but colours finds. Windows are 16 px at 224, two
-    cells of 28.
+    frames uint8 [T,3,H,W] -> [T,3*8*8,cells,cells]. A window is 8 x 8 samples of 2 px: 16 px, which
+    is two of 28 cells of a 224 px frame.
     """
-    x = torch.from_numpy(frames).float() / 255
-    x = torch.nn.functional.avg_pool2d(x, 2)  # 8 x 8 samples a window
+    x = F.avg_pool2d(torch.from_numpy(frames).float() / 255, 2)
     side = x.shape[-1] // cells
-    windows = torch.nn.functional.unfold(x, 8, padding=(8 - side) // 2, stride=side)  # [T,192,N]
+    windows = F.unfold(x, 8, padding=(8 - side) // 2, stride=side)                       # [T,192,N]
     windows = windows - windows.unflatten(1, (3, -1)).mean(2).repeat_interleave(64, 1)
     return windows.unflatten(2, (cells, cells))
 
 
-def _best(a: Tensor, b: Tensor) -> np.ndarray:
-    """The cell of b [C,g,g] most alike (cosine) to each cell of a: [g*g]."""
-    unit = (torch.nn.functional.normalize(x.flatten(1).float(), dim=0) for x in (a, b))
-    first, second = unit
+def _nearest(a: Tensor, b: Tensor) -> np.ndarray:
+    """The cell of b [C,g,g] with the largest cosine to each cell of a: [g*g]."""
+    first, second = (F.normalize(x.flatten(1).float(), dim=0) for x in (a, b))
     return (first.T @ second).argmax(1).cpu().numpy()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distill.config import StudentTraining
 from distill.losses import relation_loss, token_loss
-from distill.pca_visualization import save_maps
+from distill.pca_visualization import save_feature_maps
 from records.files import spec_digest
 from student.config import SHIPPED
 from student.vit import Student, load_student, save_student
@@ -25,8 +25,8 @@ def build_student(config: StudentTraining, teacher: str, mean: Tensor, std: Tens
                   seed: int) -> Student:
     """A student for the teacher with spec digest `teacher` and feature moments mean, std [D].
 
-    init "shipped" takes the shipped ViT-Ti whole if it was distilled from this very teacher (its
-    moments included), else its trunk alone. Raises ValueError if the sizes differ.
+    init "shipped" takes all of the shipped ViT-Ti, moments included, if it was distilled from this
+    teacher; else its trunk without the output layer. Raises ValueError if the sizes differ.
     """
     torch.manual_seed(seed)
     student = Student(replace(config.model, out_dim=len(mean), teacher=teacher))
@@ -35,17 +35,15 @@ def build_student(config: StudentTraining, teacher: str, mean: Tensor, std: Tens
     if config.init == "scratch":
         return student
     shipped = load_student(SHIPPED)
-    if shipped.config.teacher == teacher and shipped.config == student.config:
+    if shipped.config == student.config:
         return shipped.train()
-    if replace(shipped.config, out_dim=0, teacher="") != replace(student.config, out_dim=0,
-                                                                 teacher=""):
+    any_teacher = replace(student.config, out_dim=0, teacher="")
+    if replace(shipped.config, out_dim=0, teacher="") != any_teacher:
         raise ValueError(
             f"student.init=shipped: the shipped student is a ViT-{shipped.config.size.title()}, "
-            f"asked for {config.model}; use --student.init scratch")
-    trunk = {
-        k: v
-        for k, v in shipped.state_dict().items() if not k.startswith(("head.", "target_"))
-    }
+            f"expected {config.model}; use --student.init scratch")
+    state = shipped.state_dict()
+    trunk = {k: v for k, v in state.items() if not k.startswith(("head.", "target_"))}
     student.load_state_dict(trunk, strict=False)
     return student
 
@@ -56,21 +54,17 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
     .json.
 
     A killed run resumes from folder/student.ckpt.safetensors and ends at the same weights. About
-    ten times in all it appends to folder/metrics.jsonl and draws teacher and student side by side
-    into folder/maps.
+    ten times in all it appends to folder/metrics.jsonl and draws feature maps of teacher and
+    student into folder/maps.
     """
     device = train.device
     student = student.to(device).train()
     optimizer = torch.optim.AdamW(parameter_groups(student, config.weight_decay), lr=config.lr,
                                   betas=(0.9, 0.98))
-    total = config.epochs * (per_epoch := train.steps(config.batch))
-    path = folder / "student.ckpt.safetensors"
-    key = spec_digest({
-        "seed": seed, "examples": train.ids, **asdict(config), **asdict(student.config),
-        **{n: s.key
-           for n, s in train.stores.items()}
-    })
-    step = load_checkpoint(path, {"student": student}, optimizer, key)
+    per_epoch = train.steps(config.batch)
+    total = config.epochs * per_epoch
+    checkpoint, key = folder / "student.ckpt.safetensors", _key(student, train, config, seed)
+    step = load_checkpoint(checkpoint, {"student": student}, optimizer, key)
     forward = torch.compile(student) if device.type == "cuda" else student
     saved = time.monotonic()
     with Progress() as progress:
@@ -84,56 +78,44 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
                 step += 1
                 progress.update(bar, completed=step)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    save_checkpoint(path, step, {"student": student}, optimizer, key)
+                    save_checkpoint(checkpoint, step, {"student": student}, optimizer, key)
                     saved = time.monotonic()
-            if (epoch + 1) % max(1, config.epochs // 10) == 0 or epoch + 1 == config.epochs:
-                row = {"seed": seed, "epoch": epoch + 1, "token_loss": losses[0].item() / per_epoch,
-                       "relation_loss": losses[1].item() / per_epoch, **fidelity(student, held_out)}
-                _append(folder / "metrics.jsonl", row)
-                progress.console.print(
-                    f"student: epoch {epoch + 1}/{config.epochs}  loss {row['token_loss']:.3f}  "
-                    f"held-out cosine {row['cosine_mean']:.3f}", highlight=False)
-                save_maps(student, held_out, folder / "maps" / f"epoch_{epoch + 1:03d}.png")
+            done = epoch + 1
+            if done % max(1, config.epochs // 10) == 0 or done == config.epochs:
+                row = {"seed": seed, "epoch": done, **_mean_losses(losses, per_epoch)}
+                _evaluate(student, held_out, row, folder, progress)
             student.train()
     save_student(student.cpu(), folder)
-    path.unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
     return student.to(device).eval()
 
 
 @torch.inference_mode()
 def fidelity(student: Student, examples: Examples,
              stream: Stream | None = None) -> dict[str, float]:
-    """Cosine between student and teacher tokens (standardised): mean and 1st percentile over all
-    held-out tokens.
+    """Cosine of standardised student and teacher tokens: mean and 1st percentile over all tokens.
 
-    `stream`: features in raw units that speak for the student, an exported file's; None: the
-    student's own.
+    stream: features in raw units in place of the student's own, such as an exported file's.
     """
     student.eval()
     cosines = []
     for _, example in examples.in_order():
         raw = stream(example) if stream else None
-        out = student(example["frames"].float() / 255) if raw is None else standardise(raw, student)
-        target = standardise(example["generative"], student)
+        out = student(example["frames"].float() / 255) if raw is None else student.standardise(raw)
+        target = student.standardise(example["generative"])
         cosines.append(torch.cosine_similarity(out, target, dim=1).flatten())
-    whole = torch.cat(cosines)
-    return {
-        "cosine_mean": whole.mean().item(), "cosine_p1": whole.cpu().float().quantile(0.01).item()
-    }
-
-
-def standardise(features: Tensor, student: Student) -> Tensor:
-    """Raw teacher features [B,D,14,14] -> zero mean, unit deviation per channel, by the student's
-    own moments."""
-    return (features.float() - student.target_mean.view(1, -1, 1, 1)) / student.target_std.view(
-        1, -1, 1, 1)
+    cosine = torch.cat(cosines)
+    low = cosine.cpu().float().quantile(0.01)
+    return {"cosine_mean": cosine.mean().item(), "cosine_p1": low.item()}
 
 
 def train_step(student: Student, forward, optimizer: torch.optim.Optimizer, frames: Tensor,
                raw: Tensor, config: StudentTraining) -> Tensor:
-    """One optimiser step on frames [B,3,224,224] uint8 and the teacher's features [B,D,14,14], raw;
-    `forward` is the student or its compiled self. Returns the token and the relation loss, [2]."""
-    target = standardise(raw, student)
+    """One optimiser step on frames [B,3,224,224] uint8 and raw teacher features [B,D,14,14].
+
+    forward: the student or its compiled self. Returns the token and the relation loss, [2].
+    """
+    target = student.standardise(raw)
     with torch.autocast(frames.device.type, torch.bfloat16, enabled=frames.device.type == "cuda"):
         out = forward(frames.float() / 255)
     token, relation = token_loss(out, target, config.l1_weight), relation_loss(out, target)
@@ -152,7 +134,26 @@ def parameter_groups(student: Student, weight_decay: float) -> list[dict]:
             {"params": rest, "weight_decay": 0.0}]
 
 
-def _append(path: Path, row: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+def _key(student: Student, train: Examples, config: StudentTraining, seed: int) -> str:
+    """The checkpoint's key: a change of any of these starts the training anew."""
+    stores = {name: store.key for name, store in train.stores.items()}
+    return spec_digest({"seed": seed, "examples": train.ids, **asdict(config),
+                        **asdict(student.config), **stores})
+
+
+def _mean_losses(losses: Tensor, steps: int) -> dict[str, float]:
+    token, relation = losses.tolist()
+    return {"token_loss": token / steps, "relation_loss": relation / steps}
+
+
+def _evaluate(student: Student, held_out: Examples, row: dict, folder: Path,
+              progress: Progress) -> None:
+    """Appends the row and its held-out scores to metrics.jsonl and draws the feature maps."""
+    row |= fidelity(student, held_out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
+    progress.console.print(
+        f"student: epoch {row['epoch']}  loss {row['token_loss']:.3f}  held-out cosine "
+        f"{row['cosine_mean']:.3f}", highlight=False)
+    save_feature_maps(student, held_out, folder / "maps" / f"epoch_{row['epoch']:03d}.png")

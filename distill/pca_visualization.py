@@ -1,5 +1,4 @@
-"""A picture of what teacher and student see: the frame, then both feature maps through one shared
-PCA."""
+"""Feature maps as colours: the three principal components of teacher and student features."""
 from pathlib import Path
 
 import numpy as np
@@ -15,40 +14,37 @@ TILE = 168  # px
 
 
 @torch.inference_mode()
-def save_maps(student: Student, examples: Examples, path: Path, rows: int = 6) -> None:
+def save_feature_maps(student: Student, examples: Examples, path: Path, rows: int = 6) -> None:
     """Writes a PNG: one row a clip (its first frame), columns frame | teacher | student."""
     student.eval()
-    frames, targets = [], []
+    frames, features = [], []
     for _, example in examples.in_order():
         frames.append(example["frames"][:1])
-        targets.append(example["generative"][:1].float())
+        features.append(example["generative"][:1].float())
         if len(frames) == rows:
             break
-    images = torch.cat(frames)
-    raw = torch.cat(targets)
-    teacher = (raw - student.target_mean.view(1, -1, 1, 1)) / student.target_std.view(
-        1, -1, 1, 1)  # [N,D,14,14]
+    images = torch.cat(frames)                               # [N,3,224,224]
+    teacher = student.standardise(torch.cat(features))       # [N,D,14,14]
     colours = pca_colours([teacher, student(images.float() / 255).float()])
-    sheet = np.concatenate(
-        [_tiles(images.permute(0, 2, 3, 1).cpu().numpy()), *map(_tiles, colours)], axis=1)
+    columns = [_tiles(c) for c in (images.permute(0, 2, 3, 1).cpu().numpy(), *colours)]
     with atomic_write(path) as scratch:
-        Image.fromarray(sheet).save(scratch)
+        Image.fromarray(np.concatenate(columns, axis=1)).save(scratch)
 
 
 def pca_colours(maps: list[Tensor]) -> list[np.ndarray]:
-    """Feature maps, each [N,D,h,w], -> [N,h,w,3] uint8 by the first map's three main directions and
-    value range."""
+    """Feature maps, each [N,D,h,w], -> [N,h,w,3] uint8. The first map sets the three principal
+    components and the range of values for all."""
     flat = maps[0].permute(0, 2, 3, 1).flatten(0, 2).float().cpu()                    # [N*h*w,D]
     mean = flat.mean(0)
     _, _, axes = torch.pca_lowrank(flat - mean, q=3, center=False, niter=4)           # [D,3]
     low, high = torch.quantile((flat - mean) @ axes, torch.tensor([0.01, 0.99]), dim=0)
-    out = []
+    colours = []
     for features in maps:
-        points = (features.permute(0, 2, 3, 1).float().cpu() - mean) @ axes
-        out.append((((points - low) / (high - low)).clamp(0, 1) * 255).byte().numpy())
-    return out
+        projected = (features.permute(0, 2, 3, 1).float().cpu() - mean) @ axes
+        colours.append((((projected - low) / (high - low)).clamp(0, 1) * 255).byte().numpy())
+    return colours
 
 
 def _tiles(images: np.ndarray) -> np.ndarray:
-    enlarged = (Image.fromarray(i).resize((TILE, TILE), Image.Resampling.NEAREST) for i in images)
-    return np.concatenate([np.asarray(i) for i in enlarged])
+    tiles = [Image.fromarray(i).resize((TILE, TILE), Image.Resampling.NEAREST) for i in images]
+    return np.concatenate([np.asarray(tile) for tile in tiles])

@@ -1,9 +1,8 @@
-"""What an app can draw, from the frozen student's 14x14 features: depth, normals, a descriptor and
-a picture of them.
+"""The student's heads: depth, normals, a descriptor and PCA colours from frozen 14x14 features.
 
-Each is a few layers of its own, so one can be left out or trained again alone. Positions are given
-to depth and normals (a floor is low in the picture), never to the descriptor, which must not know
-where in the picture it is.
+Each head is a few layers of its own, so one can be left out or trained alone. Depth and normals get
+position embeddings (floors are low in a frame); the descriptor gets none, because it has to be the
+same wherever a point appears.
 """
 import json
 from dataclasses import asdict
@@ -21,33 +20,31 @@ from records.files import atomic_write
 from student.config import HeadsShape
 from student.vit import Student
 
-FILE = "heads.safetensors"  # beside student.safetensors
+FILE = "heads.safetensors"  # next to student.safetensors
 MIN_DEPTH_M, MAX_DEPTH_M = 0.1, 50.0
-OUTPUTS = ("depth", "normals", "descriptors", "colours")
+OUTPUTS = ("depth", "normals", "descriptors", "colours")  # names of the ONNX outputs, in order
 TRAIN = "train them with: vega3d distill heads"
 
 
 class HeadOutputs(NamedTuple):
     depth: Tensor        # [B,1,56,56] metres along the optical axis, 0.1 to 50
-    # [B,3,56,56] unit vectors, camera axes (x right, y down, z ahead), towards the camera
-    normals: Tensor
-    # [B,32,28,28] unit vectors: the same place has the same one in another view
-    descriptors: Tensor
-    colours: Tensor      # [B,3,14,14] the features' three main directions, 0 to 1
+    normals: Tensor      # [B,3,56,56] unit vectors, camera axes (x right, y down, z ahead)
+    descriptors: Tensor  # [B,32,28,28] unit vectors, alike for one point in two views
+    colours: Tensor      # [B,3,14,14] the features' three principal components, 0 to 1
 
 
 class Head(nn.Module):
-    """x [B,D,g,g] -> [B,outputs,up*g,up*g]: narrow, look at neighbours near and far, spread each
-    token over up*up cells, smooth their seams."""
+    """x [B,D,g,g] -> [B,outputs,up*g,up*g]: a projection, a 3x3 and a dilated 3x3 convolution, a
+    pixel shuffle and a 3x3 convolution that smooths its seams."""
 
     def __init__(self, shape: HeadsShape, outputs: int, up: int, positions: bool):
         super().__init__()
         self.up, detail = up, max(outputs, 8)
+        embedding = torch.zeros(1, shape.width, shape.grid, shape.grid)
         self.narrow = nn.Conv2d(shape.in_dim, shape.width, 1)
-        self.positions = nn.Parameter(torch.zeros(1, shape.width, shape.grid,
-                                                  shape.grid)) if positions else None
+        self.positions = nn.Parameter(embedding) if positions else None
         self.near = nn.Conv2d(shape.width, shape.width, 3, padding=1)
-        # depth needs more than a corner
+        # depth needs a large receptive field
         self.far = nn.Conv2d(shape.width, shape.width, 3, padding=3, dilation=3)
         self.spread = nn.Conv2d(shape.width, detail * up * up, 1)
         self.smooth = nn.Conv2d(detail, outputs, 3, padding=1)
@@ -72,13 +69,12 @@ class Heads(nn.Module):
         self.depth = Head(shape, 1, shape.dense_up, positions=True)
         self.normals = Head(shape, 3, shape.dense_up, positions=True)
         self.descriptors = Head(shape, shape.descriptor_dim, shape.descriptor_up, positions=False)
-        # a fixed map, set by `fit_pca`
-        self.colours = nn.Conv2d(shape.in_dim, 3, 1).requires_grad_(False)
+        self.colours = nn.Conv2d(shape.in_dim, 3, 1).requires_grad_(False)  # set by `fit_pca`
 
     def forward(self, features: Tensor) -> HeadOutputs:
         log_depth = self.depth(features).clamp(log(MIN_DEPTH_M), log(MAX_DEPTH_M))
         return HeadOutputs(log_depth.exp(), _unit(self.normals(features)), self.describe(features),
-                       self.colours(features).clamp(0, 1))
+                           self.colours(features).clamp(0, 1))
 
     def describe(self, features: Tensor) -> Tensor:
         """The descriptors alone, [B,32,28,28]."""
@@ -86,8 +82,8 @@ class Heads(nn.Module):
 
 
 class StudentWithHeads(nn.Module):
-    """frames [B,3,224,224] in [0,1] -> (features [B,D,14,14], *HeadOutputs): what is exported as one
-    file."""
+    """frames [B,3,224,224] in [0,1] -> (features [B,D,14,14], *HeadOutputs): the model that export
+    writes as one file."""
 
     def __init__(self, student: Student, heads: Heads):
         super().__init__()
@@ -100,40 +96,37 @@ class StudentWithHeads(nn.Module):
 
 @torch.no_grad()
 def fit_pca(heads: Heads, features: Tensor) -> None:
-    """Sets the colour map from features [N,D,14,14]: their first three directions, 1st to 99th
-    percentile -> 0 to 1.
-
-    One fixed map for all frames: colours that are fitted to each frame flicker.
-    """
+    """Sets the `colours` layer from features [N,D,14,14]: three principal components, 1st to 99th
+    percentile -> 0 to 1. One projection serves all frames, so colours do not flicker."""
     flat = features.movedim(1, -1).flatten(0, 2).float()                     # [N*196,D]
     mean = flat.mean(0)
-    axes = torch.linalg.eigh(torch.cov(
-        flat.T)).eigenvectors.flip(1)[:, :3]  # [D,3], the largest first
-    axes = axes * torch.sign(axes.sum(0))  # a direction has no sign of its own
-    along = ((flat - mean) @ axes).sort(0).values                            # [N*196,3]
-    low, high = along[int(0.01 * len(along))], along[int(0.99 * (len(along) - 1))]
+    ascending = torch.linalg.eigh(torch.cov(flat.T)).eigenvectors
+    axes = ascending.flip(1)[:, :3]                                          # [D,3]
+    axes = axes * torch.sign(axes.sum(0))  # an eigenvector's sign is arbitrary
+    projected = ((flat - mean) @ axes).sort(0).values                        # [N*196,3]
+    low, high = projected[int(0.01 * len(flat))], projected[int(0.99 * (len(flat) - 1))]
     gain = 1 / (high - low).clamp_min(1e-6)
     heads.colours.weight.copy_((axes * gain).T[:, :, None, None])
     assert heads.colours.bias is not None
     heads.colours.bias.copy_(-(mean @ axes + low) * gain)
 
 
-def save_heads(heads: Heads, folder: Path, about: dict[str, float] | None = None) -> Path:
-    """Writes folder/heads.safetensors beside and renames; shape and `about` (held-out scores) go
-    into its header."""
+def save_heads(heads: Heads, folder: Path, scores: dict[str, float] | None = None) -> Path:
+    """Writes folder/heads.safetensors; its header holds the shape and the held-out scores."""
     path = folder / FILE
+    state = {k: v.detach().cpu().float().contiguous() for k, v in heads.state_dict().items()}
+    header = {"shape": json.dumps(asdict(heads.shape)), "scores": json.dumps(scores or {})}
     with atomic_write(path) as scratch:
-        save_file({k: v.detach().cpu().float().contiguous()
-                   for k, v in heads.state_dict().items()}, scratch, metadata={
-                       "shape": json.dumps(asdict(heads.shape)), "scores": json.dumps(about or {})
-                   })
+        save_file(state, scratch, metadata=header)
     return path
 
 
 def load_heads(folder: Path | str, student_sha256: str | None = None) -> Heads:
-    """What `save_heads` wrote, in eval mode. Raises ValueError if there are none, they are broken,
-    or they were trained on another student than the one whose student.safetensors has this
-    sha256."""
+    """The heads that `save_heads` wrote, in eval mode.
+
+    Raises ValueError if there are none, the file is damaged, or they were trained on another
+    student than the one whose student.safetensors has this sha256.
+    """
     path = Path(folder) / FILE
     if not path.is_file():
         raise ValueError(f"{path}: no heads here; {TRAIN}")
@@ -143,13 +136,11 @@ def load_heads(folder: Path | str, student_sha256: str | None = None) -> Heads:
         heads = Heads(shape)
         heads.load_state_dict(load_file(path), strict=True)
     except (SafetensorError, RuntimeError, TypeError, KeyError, json.JSONDecodeError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: not whole heads ({why}); {TRAIN}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: damaged or not a heads file ({reason}); {TRAIN}") from error
     if student_sha256 is not None and shape.student != student_sha256:
-        raise ValueError(
-            f"{path}: are of the student {shape.student[:12]}, not of {student_sha256[:12]} here; "
-            f"{TRAIN}"
-        )
+        raise ValueError(f"{path}: was trained on student {shape.student[:12]}, expected "
+                         f"{student_sha256[:12]}; {TRAIN}")
     return heads.eval()
 
 

@@ -1,8 +1,8 @@
 """The student: a plain ViT that turns one RGB frame into the teacher's 14x14 geometric features.
 
-Written so that it exports clean: LayerNorm stays one op, attention is three visible products with
-the scale on the query alone, positions are one constant, and input normalisation is inside the
-graph (arXiv 2010.11929, 2012.12877).
+Written for export: LayerNorm stays one op, attention is two products and a softmax with the scale
+on the query, positions are one constant, and input normalisation is inside the graph (arXiv
+2010.11929, 2012.12877).
 """
 import json
 from dataclasses import asdict
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from records.files import atomic_write, write_json
 from student.config import StudentConfig
 
-HEAD_WIDTH = 64  # fused attention in TensorRT wants 16, 32 or 64
+HEAD_WIDTH = 64  # TensorRT fuses attention of head width 16, 32 or 64
 
 
 class Attention(nn.Module):
@@ -54,11 +54,10 @@ class Block(nn.Module):
 
 
 class Student(nn.Module):
-    """frames [B,3,224,224] in [0,1] -> standardised teacher features [B,D,14,14] (unitless,
-    per-channel mean 0, std 1).
+    """frames [B,3,224,224] in [0,1] -> teacher features [B,D,14,14], standardised per channel.
 
-    `target_mean` and `target_std` ([D], from the feature store) undo the standardisation: see
-    `destandardise`.
+    `target_mean` and `target_std` ([D], moments of the training set's features) convert between
+    standardised and raw features.
     """
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -89,44 +88,47 @@ class Student(nn.Module):
         x = self.head(self.norm(x))                                          # [B,N,D]
         return x.transpose(1, 2).unflatten(2, (self.config.grid, self.config.grid))  # [B,D,14,14]
 
+    def standardise(self, features: Tensor) -> Tensor:
+        """Raw teacher features [B,D,H,W] -> float32 of mean 0 and std 1 per channel."""
+        mean, std = self.target_mean.view(1, -1, 1, 1), self.target_std.view(1, -1, 1, 1)
+        return (features.float() - mean) / std
+
     def destandardise(self, features: Tensor) -> Tensor:
         """Standardised [B,D,H,W] back to the teacher's own units."""
         return features * self.target_std.view(1, -1, 1, 1) + self.target_mean.view(1, -1, 1, 1)
 
 
 def save_student(student: Student, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Writes folder/student.safetensors and folder/student.json, each beside and renamed."""
+    """Writes folder/student.safetensors and folder/student.json; weights in `dtype`, statistics in
+    float32."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        k: v.detach().to("cpu",
-                         dtype if k.split(".")[0] in _WEIGHTS else torch.float32).contiguous()
-        for k, v in student.state_dict().items()
-    }
-    weights, about = folder / "student.safetensors", folder / "student.json"
-    with atomic_write(weights) as scratch:
+    state = {}
+    for name, value in student.state_dict().items():
+        kind = dtype if name.split(".")[0] in _WEIGHTS else torch.float32
+        state[name] = value.detach().to("cpu", kind).contiguous()
+    with atomic_write(folder / "student.safetensors") as scratch:
         save_file(state, scratch)
-    write_json(asdict(student.config), about)
+    write_json(asdict(student.config), folder / "student.json")
 
 
 def load_student(folder: Path | str) -> Student:
-    """The student that `save_student` wrote, float32, in eval mode. Raises ValueError if the folder
-    holds none."""
+    """The student that `save_student` wrote, float32, in eval mode. Raises ValueError if there is
+    none or its files are damaged."""
     folder = Path(folder)
-    about, weights = folder / "student.json", folder / "student.safetensors"
-    if not (about.is_file() and weights.is_file()):
+    config, weights = folder / "student.json", folder / "student.safetensors"
+    if not (config.is_file() and weights.is_file()):
         raise ValueError(f"{folder}: holds no student (student.json, student.safetensors); "
                          "make one with: vega3d distill run")
     try:
-        student = Student(StudentConfig(**json.loads(about.read_text())))
+        student = Student(StudentConfig(**json.loads(config.read_text())))
         student.load_state_dict({k: v.float() for k, v in load_file(weights).items()}, strict=True)
     except (SafetensorError, RuntimeError, TypeError, json.JSONDecodeError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}: not a whole student ({why}); distil it again") from error
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}: the student is damaged ({reason}); distil it again") from error
     return student.eval()
 
 
-# what may be stored in half precision
-_WEIGHTS = {"patch_embed", "positions", "blocks", "norm", "head"}
+_WEIGHTS = {"patch_embed", "positions", "blocks", "norm", "head"}  # the rest are statistics
 
 
 def _init(module: nn.Module) -> None:

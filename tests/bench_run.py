@@ -78,7 +78,7 @@ def use(source: Source, patch: pytest.MonkeyPatch) -> None:
 def make_run(root: Path, labelled: bool = True, depth: int = 2) -> Path:
     """Trains teacher heads and a student for an epoch and exports FP32, FP16 and a CPU INT8
     ONNX."""
-    from distill.run import run
+    from distill.stages import run_distillation
 
     config = RunConfig(
         name="drawn", runs=root, scenes=ScenesConfig(frames=FRAMES), seeds=(0,), device="cpu",
@@ -87,7 +87,7 @@ def make_run(root: Path, labelled: bool = True, depth: int = 2) -> Path:
         student=StudentTraining(StudentConfig(depth=depth), "scratch", epochs=1, batch=8))
     with pytest.MonkeyPatch.context() as patch:
         use(DrawnRooms(labelled), patch)
-        return run(config)
+        return run_distillation(config)
 
 
 def export(folder: Path) -> None:

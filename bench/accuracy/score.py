@@ -17,7 +17,8 @@ from bench.report.match_lines import match_rows
 from bench.report.pictures import draw_strips
 from distill.config import load_config
 from distill.loop import fidelity
-from distill.run import DistillRun, open_distill_run, score_student
+from distill.run import DistillRun, open_distill_run
+from distill.stages import score_student
 from records.files import sha256
 from records.results import Row
 from student.vit import Student
@@ -45,7 +46,7 @@ def accuracy(folder: Path, also: Sequence[Path] = (), teachers: Sequence[Path] =
 
     Teacher, semantic only, controls and the torch student as the run scored them, for every seed;
     the exported files of the first seed through onnxruntime in the student's place: delta1,
-    abs_rel, normal_deg, miou, cosine to the teacher, recovery (distill.run.score_student), and
+    abs_rel, normal_deg, miou, cosine to the teacher, recovery (distill.stages.score_student), and
     fp32_cosine, to the torch student. The first seed's rows carry intervals: bench.intervals. also:
     runs like this one with other seeds, whose `accuracy` rows are added, exported files and all.
     teachers: folders of `vega3d teacher train`, for the columns of bench.questions, from at most so
@@ -132,9 +133,9 @@ def _rows_of(run: DistillRun, student: Student, test: Examples, file: Artefact, 
              recorded: Sequence[Row]) -> list[Row]:
     if not run.labelled:
         return [_unlabelled(student, test, file.features, seed)]
-    rows = score_student(run, student, file.features, test, seed, recorded,
-                         stream_of(student, file.features))
-    return [{"kind": "accuracy", **row} for row in rows]
+    row = score_student(run, student, file.features, test, seed, recorded,
+                        stream_of(student, file.features))
+    return [{"kind": "accuracy", **row}]
 
 
 def _unlabelled(student: Student, test: Examples, name: str, seed: int) -> Row:
@@ -158,7 +159,7 @@ def _per_clip(run: DistillRun, student: Student, files: Sequence[Artefact], test
               seed: int) -> dict[str, list[Row]]:
     """The dense metrics of every clip, by the row's `features`."""
     own = ("teacher", "semantic_only", *run.config.teacher.controls)
-    asked = [(name, run.heads(name, seed), run.stream(name)) for name in own]
-    asked += [(name, run.heads("teacher", seed), stream_of(student, name))
+    asked = [(name, run.dense_teacher(name, seed), run.stream(name)) for name in own]
+    asked += [(name, run.dense_teacher("teacher", seed), stream_of(student, name))
               for name in (TORCH, *(file.features for file in files))]
     return {name: score(heads, test, stream)[1] for name, heads, stream in asked}

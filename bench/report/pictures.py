@@ -9,7 +9,6 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
-from distill.loop import standardise
 from distill.pca_visualization import pca_colours
 from distill.run import DistillRun
 from records.files import atomic_write
@@ -79,7 +78,7 @@ def colour_bar() -> bytes:
 
 def _feature_maps(student: Student, examples: Sequence[Example],
                   names: Sequence[str]) -> dict[str, np.ndarray]:
-    teacher = torch.cat([standardise(example["generative"], student)
+    teacher = torch.cat([student.standardise(example["generative"])
                          for example in examples])  # [N,D,14,14]
     maps = [
         teacher, *(torch.cat([example[name].float() for example in examples]) for name in names)
@@ -98,7 +97,7 @@ def _depth_pictures(run: DistillRun, student: Student, example: Example, int8: S
     depths = {"truth": truth}
     for name in ("semantic_only", "teacher", "student_fp32", *int8):
         own = name in ("semantic_only", "teacher")
-        heads = run.heads(name if own else "teacher", seed)
+        heads = run.dense_teacher(name if own else "teacher", seed)
         stream = run.stream(name)(example) if own else student.destandardise(example[name].float())
         depths[name] = heads(example["semantic"].float(), stream).log_depth.exp()[0].cpu().numpy()
     span = {"near_m": float(near), "far_m": float(far)}

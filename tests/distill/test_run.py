@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from distill import loop
 from distill.config import RunConfig, StudentTraining, TeacherConfig
 from distill.loop import build_student
-from distill.run import open_distill_run, run, student_stream
+from distill.run import open_distill_run
+from distill.stages import run_distillation, student_stream
 from student.config import StudentConfig
 from student.vit import load_student, save_student
 from teacher.config import DenseTraining
@@ -28,7 +29,7 @@ def config(tmp_path, tiny_wan, monkeypatch):
 
 
 def test_a_run_folder_holds_what_the_design_promises(config):
-    folder = run(config)
+    folder = run_distillation(config)
     for name in ("config.yaml", "env.json", "metrics.jsonl", "accuracy.json",
                  "student/student.safetensors", "teacher/teacher_seed0.safetensors",
                  "teacher/semantic_only_seed0.safetensors", "frames/calibration.safetensors",
@@ -50,14 +51,14 @@ def test_a_run_folder_holds_what_the_design_promises(config):
 ])
 def test_recovery_is_the_share_of_the_teachers_gain_where_there_is_one(
         monkeypatch, teacher, student, wanted):
-    from distill import run as module
+    from distill import stages as module
 
     base = {"features": "semantic_only", "seed": 0, "delta1": 0.5, "normal_deg": 30.0}
     monkeypatch.setattr(module, "score", lambda *_: (student, []))
     monkeypatch.setattr(module, "fidelity", lambda *_, **__: {"cosine_mean": 0.9})
-    opened = type("Opened", (), {"heads": lambda *_: None})()
+    opened = type("Opened", (), {"dense_teacher": lambda *_: None})()
     rows = [base, {"features": "teacher", "seed": 0, **teacher}, {**base, "seed": 1, "delta1": 9.0}]
-    row, = module.score_student(opened, None, "student_fp32", None, 0, rows, stream=lambda e: None)
+    row = module.score_student(opened, None, "student_fp32", None, 0, rows, stream=lambda e: None)
     found = {k.removeprefix("recovery_"): v for k, v in row.items() if k.startswith("recovery_")}
     assert found == pytest.approx(wanted)
     assert ("recovery" in row) == (len(wanted) == 2) and row.get("recovery",
@@ -65,17 +66,17 @@ def test_recovery_is_the_share_of_the_teachers_gain_where_there_is_one(
 
 
 def test_a_finished_run_is_not_trained_again(config, monkeypatch):
-    folder = run(config)
+    folder = run_distillation(config)
     before = load_file(folder / "student/student.safetensors")
     monkeypatch.setattr(loop, "train_step", lambda *_: pytest.fail("trained again"))
-    assert run(config) == folder
+    assert run_distillation(config) == folder
     assert all(
         torch.equal(v, before[k])
         for k, v in load_file(folder / "student/student.safetensors").items())
 
 
 def test_a_killed_run_resumes_to_the_same_student(config, monkeypatch):
-    whole = load_student(run(config) / "student")
+    whole = load_student(run_distillation(config) / "student")
     other = replace(config, name="b")
     true_step, calls = loop.train_step, []
 
@@ -88,11 +89,11 @@ def test_a_killed_run_resumes_to_the_same_student(config, monkeypatch):
     monkeypatch.setattr(loop, "train_step", killed)
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        run(other)
+        run_distillation(other)
     folder = other.runs / "b"
     assert (folder / "student/student.ckpt.safetensors"
             ).is_file() and not (folder / "accuracy.json").exists()
-    run(other)
+    run_distillation(other)
     assert len(calls) == 5 + 2  # six steps in all: four done, the killed one and the last again
     resumed = load_student(folder / "student").state_dict()
     for name, a in whole.state_dict().items():
@@ -102,21 +103,21 @@ def test_a_killed_run_resumes_to_the_same_student(config, monkeypatch):
 
 def test_an_unnamed_run_takes_the_next_number_and_an_unfinished_one_goes_on(config):
     unnamed = replace(config, name=None)
-    first = run(unnamed)
+    first = run_distillation(unnamed)
     assert first.name == "001"
-    assert run(unnamed).name == "002"
+    assert run_distillation(unnamed).name == "002"
     (config.runs / "002" / "accuracy.json").unlink()
-    assert run(unnamed).name == "002"
+    assert run_distillation(unnamed).name == "002"
 
 
 def test_a_name_taken_by_another_configuration_is_refused(config):
-    run(config)
+    run_distillation(config)
     with pytest.raises(ValueError, match="made with another configuration"):
-        run(replace(config, student=replace(config.student, epochs=1)))
+        run_distillation(replace(config, student=replace(config.student, epochs=1)))
 
 
 def test_the_student_speaks_the_teachers_own_units(config):
-    opened = open_distill_run(run(config))
+    opened = open_distill_run(run_distillation(config))
     _, example = next(iter(opened.examples("test").in_order()))
     student = opened.student(0)
     raw = student_stream(student)(example)
@@ -128,7 +129,7 @@ def test_the_student_speaks_the_teachers_own_units(config):
 def test_unlabelled_clips_are_distilled_without_heads(config, monkeypatch):
     rooms = FakeRooms(train=4, test=2, frames=1, labelled=False)
     monkeypatch.setattr("distill.clips.open_source", lambda *_: (rooms, "fake"))
-    folder = run(config)
+    folder = run_distillation(config)
     assert json.loads((folder / "accuracy.json").read_text()) == []
     assert (folder / "student/student.safetensors").is_file() and not (folder / "teacher").exists()
     assert set(load_file(folder / "frames/heldout.safetensors")) == {"frames"}

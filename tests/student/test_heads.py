@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from distill.config import HeadTraining
-from distill.correspondence import MatchScores, match_loss, places, rgb_patches
-from distill.heads import NAME, _start, can_train, make_heads, score_heads
+from distill.correspondence import MatchScores, matching_cells, rgb_patches
+from distill.heads import NAME, _initial_heads, can_train, ensure_heads, score_heads
+from distill.losses import match_loss
 from records.files import sha256
 from student.config import SHIPPED, HeadsShape, StudentConfig
 from student.heads import FILE, Heads, fit_pca, heads_scores, load_heads, save_heads
@@ -74,7 +75,7 @@ def test_heads_come_back_as_they_were_and_only_for_their_student(tmp_path):
     again, x = load_heads(tmp_path, "abc"), torch.randn(1, 32, 14, 14)
     assert all(torch.equal(a, b) for a, b in zip(heads(x), again(x), strict=True))
     assert heads_scores(tmp_path) == {"delta1": 0.5}
-    with pytest.raises(ValueError, match="are of the student abc, not of def here; train them"):
+    with pytest.raises(ValueError, match="was trained on student abc, expected def; train them"):
         load_heads(tmp_path, "def")
 
 
@@ -94,7 +95,7 @@ def test_missing_or_broken_heads_are_one_line(tmp_path, damage):
 def test_places_are_where_the_cameras_say():
     """The camera slides right by 0.05 m a frame: what is z away moves left by 200 * 0.05 / z px."""
     clip = rooms().clip("train/000")
-    found = places(clip, 0, 2, 28).reshape(28, 28, 2)
+    found = matching_cells(clip, 0, 2, 28).reshape(28, 28, 2)
     z = clip.depth[0, 4::8, 4::8]  # pixels 8i+4, right of middle
     row, column = np.mgrid[0:28, 0:28]
     expected = (8 * column + 4.5 - 200 * 0.1 / z) / 8 - 0.5
@@ -107,7 +108,7 @@ def test_places_are_where_the_cameras_say():
 
 def test_what_the_square_hides_has_no_place():
     clip = rooms().clip("train/000")
-    back, there = places(clip, 0, 2, 28).reshape(28, 28, 2), clip.depth[2]
+    back, there = matching_cells(clip, 0, 2, 28).reshape(28, 28, 2), clip.depth[2]
     near = clip.depth[0, 4::8, 4::8] == 1.5
     wall = ~near & ~np.isnan(back[..., 0])
     at = ((back[wall] + 0.5) * 8).astype(int)
@@ -152,12 +153,12 @@ def test_colour_windows_ignore_brightness_and_follow_the_picture():
 
 
 def test_training_learns_depth_and_places_and_repeats_itself(tmp_path):
-    row = make_heads(student_in(tmp_path / "a"), rooms(), TRAINING, 0, CPU)
+    row = ensure_heads(student_in(tmp_path / "a"), rooms(), TRAINING, 0, CPU)
     assert row["features"] == NAME and row["seed"] == 0
     assert row["delta1"] > 0.5 and row["match_descriptor"] > 0.3 > row["match_chance"]
     untrained = score_heads(*_untrained(tmp_path / "a"), rooms(), CPU)
     assert row["delta1"] > untrained["delta1"] + 0.2 and row["normal_deg"] < untrained["normal_deg"]
-    make_heads(student_in(tmp_path / "b"), rooms(), TRAINING, 0, CPU)
+    ensure_heads(student_in(tmp_path / "b"), rooms(), TRAINING, 0, CPU)
     a, b = (load_file(tmp_path / name / FILE) for name in "ab")
     assert all(torch.equal(a[k], b[k]) for k in a)
 
@@ -165,12 +166,12 @@ def test_training_learns_depth_and_places_and_repeats_itself(tmp_path):
 def test_heads_are_kept_until_the_student_changes(tmp_path):
     folder, quick = student_in(tmp_path), HeadTraining(steps=1, batch=2, width=8, descriptor_dim=8,
                                                        init="scratch")
-    make_heads(folder, rooms(), quick, 0, CPU)
+    ensure_heads(folder, rooms(), quick, 0, CPU)
     first = sha256(folder / FILE)
-    make_heads(folder, rooms(), HeadTraining(steps=2, batch=2, width=8, descriptor_dim=8), 0, CPU)
+    ensure_heads(folder, rooms(), HeadTraining(steps=2, batch=2, width=8, descriptor_dim=8), 0, CPU)
     assert sha256(folder / FILE) == first
     student_in(folder, seed=1)
-    make_heads(folder, rooms(), quick, 0, CPU)
+    ensure_heads(folder, rooms(), quick, 0, CPU)
     assert load_heads(folder, sha256(folder / "student.safetensors"))
 
 
@@ -178,7 +179,7 @@ def test_plain_video_trains_no_heads(tmp_path):
     video = FakeRooms(labelled=False)
     assert not can_train(video) and not can_train(FakeRooms(frames=1))
     with pytest.raises(ValueError, match="no depth, normals and cameras"):
-        make_heads(student_in(tmp_path), video, TRAINING, 0, CPU)
+        ensure_heads(student_in(tmp_path), video, TRAINING, 0, CPU)
 
 
 def _untrained(folder: Path) -> tuple[Student, Heads]:
@@ -195,7 +196,7 @@ def test_the_shipped_heads_are_those_of_the_shipped_student():
 def test_heads_that_go_on_from_the_shipped_ones_name_their_own_student() -> None:
     shipped = load_heads(SHIPPED)
     own = replace(shipped.shape, student="another")
-    heads = _start(load_student(SHIPPED), own, HeadTraining())
+    heads = _initial_heads(load_student(SHIPPED), own, HeadTraining())
     assert heads.shape.student == "another"
     for name, value in shipped.state_dict().items():
         torch.testing.assert_close(heads.state_dict()[name], value)

@@ -1,0 +1,149 @@
+"""The stages of `distill run`: dense teachers, student, heads, frames for the export, model card.
+
+Each stage skips what its folder already holds, so a killed run goes on where it stopped.
+"""
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import Tensor
+
+from distill.card import accuracy_table, write_card
+from distill.config import RunConfig
+from distill.heads import can_train, ensure_heads
+from distill.loop import build_student, fidelity, train_student
+from distill.run import DistillRun, create_folder, open_distill_run
+from records.files import atomic_write, spec_digest, write_json
+from student.vit import Student
+from teacher.data.dataset import Example, Examples, moments
+from teacher.dense.model import DenseShape
+from teacher.dense.train import Stream, score, train_dense_teacher
+from teacher.towers.efficientnet import SEMANTIC_DIM
+
+CALIBRATION_FRAMES, HELD_OUT_FRAMES = 320, 64
+# recovery is a ratio: least gain of the teacher over semantic_only that may stand below the line
+LEAST_GAIN = {"delta1": 0.005, "normal_deg": -0.2}
+
+
+def run_distillation(config: RunConfig) -> Path:
+    """Makes or resumes a run and returns its folder."""
+    console = Console()
+    folder = create_folder(config)
+    console.print(f"run {folder}", highlight=False)
+    run = open_distill_run(folder, render=True)
+    train, test = run.examples("train"), run.examples("test")
+    rows = train_and_score(run, train, test)
+    if config.heads.steps and can_train(run.source):
+        rows.append(ensure_heads(folder / "student", run.source, config.heads, config.seeds[0],
+                                 run.device))
+    save_frames(folder / "frames" / "calibration.safetensors", train, CALIBRATION_FRAMES)
+    save_frames(folder / "frames" / "heldout.safetensors", test, HELD_OUT_FRAMES)
+    write_json(rows, folder / "accuracy.json")
+    write_card(folder, config, run.tower.spec, rows)
+    if rows:
+        console.print(accuracy_table(rows), highlight=False)
+    return folder
+
+
+def train_and_score(run: DistillRun, train: Examples, test: Examples) -> list[dict]:
+    """Dense teachers and a student for every seed; returns the rows of the accuracy table, none for
+    clips without ground truth."""
+    rows: list[dict] = []
+    for seed in run.config.seeds:
+        if run.labelled:
+            rows += train_dense_teachers(run, train, test, seed)
+        student = distil_student(run, train, test, seed)
+        if run.labelled:
+            rows.append(score_student(run, student, "student_fp32", test, seed, rows))
+    return rows
+
+
+def train_dense_teachers(run: DistillRun, train: Examples, test: Examples,
+                         seed: int) -> list[dict]:
+    """Trains and scores the fused teacher, the semantic-only baseline and the controls; returns
+    their rows."""
+    from scenes.furniture.pack import CLASSES
+
+    dims = {"teacher": run.tower.dim, "semantic_only": 0}
+    dims |= {name: run.control(name).dim for name in run.config.teacher.controls}
+    folder, config = run.folder / "teacher", run.config.teacher.heads
+    rows = []
+    for name, dim in dims.items():
+        stream, file_name = run.stream(name), f"{name}_seed{seed}"
+        if not (folder / f"{file_name}.safetensors").is_file():
+            shape = DenseShape(SEMANTIC_DIM, dim, len(CLASSES), config.width)
+            train_dense_teacher(file_name, train, stream, shape, config, seed, folder)
+        scores, _ = score(run.dense_teacher(name, seed), test, stream)
+        rows.append({"features": name, "head": "dense", "seed": seed, **scores})
+    return rows
+
+
+def distil_student(run: DistillRun, train: Examples, test: Examples, seed: int) -> Student:
+    """Trains the student of one seed, or opens it if it is there."""
+    folder = run.student_folder(seed)
+    if (folder / "student.safetensors").is_file():
+        return run.student(seed)
+    mean, std = moments(train, lambda example: example["generative"].float())
+    student = build_student(run.config.student, spec_digest(run.tower.spec), mean, std, seed)
+    return train_student(student, train, test, run.config.student, seed, folder)
+
+
+def score_student(run: DistillRun, student: Student, name: str, test: Examples, seed: int,
+                  rows: Sequence[dict], stream: Stream | None = None) -> dict:
+    """The row of a student whose features replace the generator's in the trained dense teacher.
+
+    stream: features in raw units in place of the student's own, an exported file's. `rows` hold the
+    teacher and the semantic-only baseline of this seed, for the recovery.
+    """
+    teacher = run.dense_teacher("teacher", seed)
+    scores, _ = score(teacher, test, stream or student_stream(student))
+    row = {"features": name, "head": "dense", "seed": seed, **scores,
+           **fidelity(student, test, stream)}
+    by_name = {r["features"]: r for r in rows if r["seed"] == seed}
+    if {"teacher", "semantic_only"} <= by_name.keys():
+        row |= recovery(row, by_name["teacher"], by_name["semantic_only"])
+    return row
+
+
+def recovery(row: dict, teacher: dict, semantic_only: dict) -> dict[str, float]:
+    """recovery_METRIC = (student - semantic only) / (teacher - semantic only) for delta1 and
+    normal_deg, and `recovery`, the smaller of both. A metric is left out where the teacher gains
+    less than LEAST_GAIN, and `recovery` with it."""
+    shares = {}
+    for metric, least in LEAST_GAIN.items():
+        low, high = semantic_only[metric], teacher[metric]
+        if (high - low) / least >= 1:
+            shares[f"recovery_{metric}"] = (row[metric] - low) / (high - low)
+    if len(shares) == len(LEAST_GAIN):
+        shares["recovery"] = min(shares.values())
+    return shares
+
+
+def student_stream(student: Student) -> Stream:
+    """The student's features in the teacher's raw units."""
+    return lambda example: student.destandardise(student(example["frames"].float() / 255))
+
+
+def save_frames(path: Path, examples: Examples, count: int) -> None:
+    """`count` frames spread evenly over the split's clips, with patch depth if known: what export
+    calibrates and checks on. An existing file stays."""
+    if path.is_file():
+        return
+    per_clip = max(1, -(-count // len(examples.ids)))
+    parts: list[Example] = []
+    for _, example in examples.in_order():
+        rows = _evenly_spaced(len(example["frames"]), per_clip)
+        names = [name for name in ("frames", "patch_depth") if name in example]
+        parts.append({k: example[k][rows.to(example[k].device)].cpu() for k in names})
+    fields: dict[str, Tensor] = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+    rows = _evenly_spaced(len(fields["frames"]), count)
+    if "patch_depth" in fields:
+        fields["depth"] = fields.pop("patch_depth")
+    with atomic_write(path) as scratch:
+        save_file({k: v[rows].contiguous() for k, v in fields.items()}, scratch)
+
+
+def _evenly_spaced(length: int, most: int) -> Tensor:
+    return torch.linspace(0, length - 1, min(most, length)).long()
