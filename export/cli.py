@@ -143,9 +143,9 @@ def check(model: Annotated[Path, tyro.conf.Positional], target: str = "trt10",
         all: a line for every node, where the same rule breaks at many
     """
     from export.graph.check import brief, check_qdq, read_onnx, summary
-    from export.graph.targets import target_called
+    from export.graph.targets import get_target
 
-    chosen = target_called(target)
+    chosen = get_target(target)
     proto = read_onnx(model)
     broken = check_qdq(proto, chosen)
     for line in map(str, broken) if all else brief(broken):

@@ -123,7 +123,7 @@ def drift(model: StudentWithHeads, whole: OnnxModel, frames: np.ndarray) -> Drif
     names = ["features", *OUTPUTS]
     with torch.inference_mode():
         wanted = [t.numpy() for t in model(torch.from_numpy(frames))]
-    found = whole.answers(frames)
+    found = whole.outputs(frames)
     for name, a, b in zip(names, wanted, found, strict=True):
         if a.shape != b.shape or not np.isfinite(b).all():
             raise GateError(

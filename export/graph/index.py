@@ -1,18 +1,20 @@
-"""Who makes and who reads each tensor of an ONNX graph: the one view that every pass and every rule
-here needs."""
+"""Reading and editing an ONNX graph: an index of producers and readers, and the edits passes share."""
 from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
-ONNX_DOMAINS = ("", "ai.onnx")
+ONNX_DOMAINS = ("", "ai.onnx")  # of the standard operators
 
 
 class GraphIndex:
     """A read-only index of a model's main graph; build a new one after editing the graph."""
 
     def __init__(self, model: onnx.ModelProto):
+        self.model = model
         self.graph = model.graph
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.producer = {output: node for node in model.graph.node for output in node.output}
@@ -24,30 +26,43 @@ class GraphIndex:
                 self.constants[node.output[0]] = node.attribute[0].t
 
     def source(self, name: str) -> onnx.NodeProto | None:
-        """The node that writes tensor `name`; None for an input of the graph and for a constant."""
+        """The node that writes tensor `name`; None for a graph input or an initializer."""
         return self.producer.get(name)
 
     def value(self, name: str) -> np.ndarray | None:
-        """The constant behind tensor `name`, or None if it is computed."""
+        """The constant value of tensor `name`, or None if it is computed."""
         return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
 
+    def set_value(self, name: str, value: np.ndarray) -> None:
+        """Replaces the value of a constant, in place."""
+        self.constants[name].CopyFrom(numpy_helper.from_array(value, name))
+
     def is_weight(self, name: str) -> bool:
-        """True for a constant, also behind Q/DQ (int8 initialiser -> DQ, or float initialiser -> Q
-        -> DQ)."""
+        """True for a constant, also behind Q/DQ: int8 -> DQ, or float -> Q -> DQ."""
         node = self.producer.get(name)
         if node is not None and node.op_type in ("DequantizeLinear", "QuantizeLinear"):
             return self.is_weight(node.input[0])
         return name in self.constants
 
     def attention_products(self) -> list[onnx.NodeProto]:
-        """q k^T and softmax v: the MatMuls with no weight among their inputs (found by structure,
-        not by name)."""
+        """q k^T and softmax v: the MatMuls without a weight."""
         return [node for node in self.graph.node
                 if node.op_type == "MatMul" and not any(map(self.is_weight, node.input))]
 
+    @cached_property
+    def types(self) -> dict[str, int]:
+        """The element type of every tensor that shape inference can tell."""
+        try:
+            inferred = onnx.shape_inference.infer_shapes(self.model)
+        except Exception:  # an invalid graph: what it declares is all there is
+            inferred = self.model
+        values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+        types = {value.name: value.type.tensor_type.elem_type for value in values}
+        return types | {tensor.name: tensor.data_type for tensor in self.graph.initializer}
+
 
 def opset(model: onnx.ModelProto) -> int:
-    """The version of the standard operator set; raises ValueError if the model imports none."""
+    """The version of the standard operator set. Raises ValueError if the model imports none."""
     for entry in model.opset_import:
         if entry.domain in ONNX_DOMAINS:
             return entry.version
@@ -63,8 +78,55 @@ def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object
     return default
 
 
+def channel_axis(node: onnx.NodeProto) -> int:
+    """The axis of a Q or DQ node's per-channel scales (ONNX's default is 1)."""
+    return int(attribute(node, "axis", 1))  # type: ignore[call-overload]
+
+
+def broadcast_scale(scale: np.ndarray, node: onnx.NodeProto, rank: int) -> np.ndarray:
+    """The scale of a Q or DQ node, reshaped to multiply a tensor of `rank` axes."""
+    shape = [1] * rank
+    if scale.size > 1:
+        shape[channel_axis(node)] = scale.size
+    return scale.reshape(shape)
+
+
+def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def add_constant(model: onnx.ModelProto, name: str, value: np.ndarray) -> None:
+    """Adds an initializer."""
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+
+
+def copy_constant(model: onnx.ModelProto, tensor: TensorProto, name: str) -> None:
+    """Adds a copy of an initializer under another name."""
+    copy = model.graph.initializer.add()
+    copy.CopyFrom(tensor)
+    copy.name = name
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Gives the graph these nodes, in this order; some of them may be its own."""
+    # copies, because `del` frees the originals
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def redirect(nodes: Sequence[onnx.NodeProto], old: str, new: str) -> None:
+    """Lets every reader of tensor `old` read `new`."""
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            if name == old:
+                node.input[i] = new
+
+
 def rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
-    """Gives tensors new names, in place, wherever they are made, read or stored."""
+    """Renames tensors, in place, wherever they are written, read or stored."""
     for node in graph.node:
         for i, name in enumerate(node.input):
             node.input[i] = names.get(name, name)

@@ -1,4 +1,4 @@
-"""An ONNX file as a function: frames in [0,1] -> features, on onnxruntime's CPU provider."""
+"""Models as functions: frames in [0,1] -> features, by onnxruntime on the CPU or by torch."""
 from pathlib import Path
 
 import numpy as np
@@ -8,32 +8,36 @@ import torch
 
 from student.vit import Student
 
-CHUNK = 8  # frames at a time where the model lets us choose
+CHUNK = 8  # frames at a time where the batch is open
+Optimisation = ort.GraphOptimizationLevel
+
+
+def cpu_session(content: bytes, optimisation: Optimisation = Optimisation.ORT_ENABLE_ALL,
+                threads: int = 1) -> ort.InferenceSession:
+    """A serialised model on onnxruntime's CPU provider, without its warnings."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    options.graph_optimization_level = optimisation
+    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 class OnnxModel:
-    """Runs a model, given as a file or as a proto. frames [N,3,H,W] float32 -> features [N,D,h,w].
+    """Runs a file or a proto. frames [N,3,H,W] float32 in [0,1] -> features [N,D,h,w].
 
-    optimise=False stops at onnxruntime's basic level: what the graph says, not what a fused kernel
-    makes of it.
+    optimise=False stops at onnxruntime's basic level, without fused kernels.
     Raises ValueError for a file that is no ONNX model or does not take one frames tensor.
     """
 
     def __init__(self, model: Path | onnx.ModelProto, optimise: bool = False, threads: int = 1):
         name = str(model) if isinstance(model, Path) else "model"
         content = model.read_bytes() if isinstance(model, Path) else model.SerializeToString()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        level = ort.GraphOptimizationLevel
-        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_ENABLE_BASIC
+        level = Optimisation.ORT_ENABLE_ALL if optimise else Optimisation.ORT_ENABLE_BASIC
         try:
-            self.session = ort.InferenceSession(content, options,
-                                                providers=["CPUExecutionProvider"])
+            self.session = cpu_session(content, level, threads)
         except Exception as error:  # onnxruntime's exceptions share no base but RuntimeError's
-            raise ValueError(
-                f"{name}: onnxruntime cannot load it: {' '.join(str(error).split())[:300]}"
-            ) from error
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{name}: onnxruntime cannot load it: {reason}") from error
         inputs = self.session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             got = ", ".join(f"{i.name} {i.shape}" for i in inputs)
@@ -41,25 +45,25 @@ class OnnxModel:
         self.input = inputs[0]
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        return self.answers(frames)[0]
+        return self.outputs(frames)[0]
 
-    def answers(self, frames: np.ndarray) -> list[np.ndarray]:
-        """Every output [N,...], in the order of the graph's."""
+    def outputs(self, frames: np.ndarray) -> list[np.ndarray]:
+        """Every output [N,...], in the graph's order."""
         batch = self.input.shape[0]
         step = batch if isinstance(batch, int) else CHUNK
-        outputs = []
+        chunks = []
         for start in range(0, len(frames), step):
             chunk = frames[start:start + step]
-            # a static batch's last one is filled up
-            missing = step - len(chunk) if isinstance(batch, int) else 0
-            full = np.concatenate([chunk, np.repeat(chunk[-1:], missing, 0)]) if missing else chunk
-            outputs.append(
-                [output[:len(chunk)] for output in self.session.run(None, {self.input.name: full})])
-        return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
+            count = len(chunk)
+            if isinstance(batch, int) and count < batch:  # filled up with the last frame
+                chunk = np.concatenate([chunk, np.repeat(chunk[-1:], batch - count, 0)])
+            outputs = self.session.run(None, {self.input.name: chunk})
+            chunks.append([output[:count] for output in outputs])
+        return [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
 
 
 class TorchModel:
-    """The student itself, FP32: the reference every artefact answers to."""
+    """The FP32 student in torch: the reference of every parity gate."""
 
     def __init__(self, student: Student):
         self.student = student.eval().float()
