@@ -73,14 +73,13 @@ def accuracy(run: Path = LATEST, out: Path | None = None, save: Save = (), also:
         out: folder for results.json and report.html; default bench/ of the checkout, else RUN/bench
         save: also write these files of bench/results/, which the README's tables come from
         also: runs that differ in their seeds alone, for the spread
-        teacher: folders of `vega3d teacher train`: asks questions through them, with every voice in
-            the generator's place; those of other --features stand beside it as controls. Slow on a
-            CPU
-        questions: ask at most so many of a task; default: all there are
+        teacher: folders of `vega3d teacher train`: score questions with the student's features in
+            the generator's place; those of other --features are controls. Slow on a CPU
+        questions: at most so many a task; default: all
     """
     if questions is not None and not teacher:
-        raise ValueError(
-            "--questions: asked of nobody; give --teacher FOLDER too (vega3d teacher train)")
+        raise ValueError("--questions: there is no language teacher to answer them; give --teacher "
+                         "FOLDER too (vega3d teacher train)")
     _bench(run, ("accuracy",), LatencyConfig(), out, save, also, teacher, questions)
 
 
@@ -173,8 +172,8 @@ def _bench(run: Path, parts: "tuple[Part, ...]", config: LatencyConfig, out: Pat
 
 
 def _print(results: "Results") -> None:
+    from bench.report.findings import findings
     from bench.report.labels import accuracy_label, latency_label
-    from bench.report.verdicts import verdicts
 
     for row in results.of("latency"):
         speed = f"{row['speedup']:7.1f}x" if row.get("speedup") else ""
@@ -200,8 +199,8 @@ def _print(results: "Results") -> None:
         print(f"{accuracy_label(row):36} seed {row['seed']}  {scores}")
     for row in results.of("absent"):
         print(f"not measured: {row['what']}: {row['why']} ({row['fix']})")
-    for verdict in verdicts(results):
-        print(f"{verdict.title}: {verdict.figure} {verdict.sentence}")
+    for finding in findings(results):
+        print(f"{finding.title}: {finding.figure} {finding.sentence}")
 
 
 VERBS = {

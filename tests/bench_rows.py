@@ -2,7 +2,7 @@
 recognise."""
 from pathlib import Path
 
-from bench.report.pictures import _png
+from bench.report.pictures import png
 from records.results import Results
 
 ENV = {
@@ -105,7 +105,7 @@ def matches(run: Path) -> list[dict]:
     import numpy as np
 
     for name in ("view_a.png", "view_b.png"):
-        (run / "bench" / "strips" / name).write_bytes(_png(np.full((224, 224, 3), 120, np.uint8)))
+        (run / "bench" / "strips" / name).write_bytes(png(np.full((224, 224, 3), 120, np.uint8)))
     rows = []
     for voice, truth in (("teacher", (True, True, False)), ("int8", (None,))):
         about = {"part": "accuracy", "clip": "test/00003_1", "voice": voice}
@@ -128,7 +128,7 @@ def pictures(run: Path) -> list[dict]:
     folder.mkdir(parents=True, exist_ok=True)
     for place in ("frame", "truth_depth", "semantic_depth", "teacher_depth", "student_depth",
                   "int8_depth", "teacher_features", "student_features", "int8_features"):
-        (folder / f"{place}.png").write_bytes(_png(np.full((14, 14, 3), 90, np.uint8)))
+        (folder / f"{place}.png").write_bytes(png(np.full((14, 14, 3), 90, np.uint8)))
         shows = place.rpartition("_")[2]
         rows.append({
             "kind": "picture", "part": "accuracy", "clip": "test/00003_1", "file": f"{place}.png",

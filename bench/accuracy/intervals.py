@@ -1,5 +1,4 @@
-"""95 % intervals by paired bootstrap over rooms: the clips of one share furniture and light, and
-are drawn together."""
+"""95 % intervals by paired bootstrap over rooms; clips of one room are drawn together."""
 import re
 from collections.abc import Mapping, Sequence
 
@@ -8,32 +7,32 @@ import numpy as np
 from records.results import Row
 
 RESAMPLES = 4000
-METRICS = ("delta1", "normal_deg")  # those that make up the recovery
+METRICS = ("delta1", "normal_deg")  # recovery is the smaller of theirs
+Values = dict[str, np.ndarray]      # metric -> [clips]
 
 
-class Rooms:
-    """Held-out clips, and how often each is drawn in every resample of their rooms.
+class RoomBootstrap:
+    """Resamples of the rooms that clips belong to.
 
-    ids: clip ids; those that differ only in a trailing _NUMBER are of one room. Values given to the
+    ids: clip ids; those that differ only in a trailing _NUMBER show one room. Values given to the
     methods are one a clip, in the order of the ids.
     """
 
     def __init__(self, ids: Sequence[str], seed: int = 0):
-        rooms = [re.sub(r"_\d+$", "", i) for i in ids]
+        rooms = [re.sub(r"_\d+$", "", clip_id) for clip_id in ids]
         names = sorted(set(rooms))
-        owner = np.array([names.index(room) for room in rooms])                    # [clips]
-        drawn = np.random.default_rng(seed).multinomial(len(names), [1 / len(names)] * len(names),
-                                                        RESAMPLES)
+        room_of_clip = np.array([names.index(room) for room in rooms])  # [clips]
+        rng = np.random.default_rng(seed)
+        draws = rng.multinomial(len(names), [1 / len(names)] * len(names), RESAMPLES)
         self.count = len(names)
-        self._weights = drawn[:, owner]                                            # [R,clips]
+        self._weights = draws[:, room_of_clip]  # [R,clips]
 
     def means(self, values: np.ndarray) -> np.ndarray:
         """The mean over clips in every resample, [R]."""
         return self._weights @ values / self._weights.sum(1)
 
     def difference(self, a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-        """Mean of a - b, clip by clip, and its interval. One room has no spread: its interval is
-        the whole line."""
+        """Mean of a - b and its interval, which is (-inf, inf) for a single room."""
         low, high = interval(self.means(a - b)) if self.count > 1 else (-np.inf, np.inf)
         return float((a - b).mean()), low, high
 
@@ -44,61 +43,56 @@ def interval(samples: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def interval_fields(name: str, mean: float, low: float, high: float) -> Row:
+    """A row's three fields of one figure: NAME, NAME_low, NAME_high."""
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+
+
 def add_intervals(rows: Sequence[Row], per_clip: Mapping[str, Sequence[Row]],
                   ids: Sequence[str]) -> None:
-    """Adds to each row, in place, and each with _low and _high:
+    """Adds to each row, in place, each with _low and _high:
 
-    METRIC_vs_semantic, the mean over clips of its difference to semantic only; METRIC_vs_fp32,
-    likewise, of an exported file (a row with fp32_cosine_mean) to the torch student; and the bounds
-    of its recovery, where the teacher's own gain is surely not zero. per_clip: a row with METRICS
-    for every clip of `ids`, by the `features` it belongs to.
+    METRIC_vs_semantic, the mean over clips of its difference to semantic only; METRIC_vs_fp32, the
+    same against the torch student, for exported files (rows with fp32_cosine_mean); and bounds of
+    its recovery, where the interval of the teacher's gain excludes zero.
+    per_clip: METRICS of every clip of `ids`, by the row's `features`.
     """
-    rooms = Rooms(ids)
-    clips = {
-        name: {m: np.array([row[m] for row in values])
-               for m in METRICS}
-        for name, values in per_clip.items()
-    }
+    rooms = RoomBootstrap(ids)
+    values: dict[str, Values] = {}
+    for name, clips in per_clip.items():
+        values[name] = {metric: np.array([clip[metric] for clip in clips]) for metric in METRICS}
     for row in rows:
         name = row["features"]
-        if name not in clips:
+        if name not in values:
             continue
         row |= {"clips": len(ids), "rooms": rooms.count}
+        baselines = {"semantic": "semantic_only"} if name != "semantic_only" else {}
+        if "fp32_cosine_mean" in row:
+            baselines["fp32"] = "student_fp32"
         for metric in METRICS:
-            mine = clips[name][metric]
-            if name != "semantic_only":
-                row |= named(f"{metric}_vs_semantic",
-                             *rooms.difference(mine, clips["semantic_only"][metric]))
-            if "fp32_cosine_mean" in row:
-                row |= named(f"{metric}_vs_fp32",
-                             *rooms.difference(mine, clips["student_fp32"][metric]))
+            for label, baseline in baselines.items():
+                difference = rooms.difference(values[name][metric], values[baseline][metric])
+                row |= interval_fields(f"{metric}_vs_{label}", *difference)
         if "recovery" in row:
-            row |= _recovery(clips[name], clips["teacher"], clips["semantic_only"], rooms)
+            row |= _recovery(values[name], values["teacher"], values["semantic_only"], rooms)
 
 
-def _recovery(mine: dict[str, np.ndarray], teacher: dict[str, np.ndarray],
-              base: dict[str, np.ndarray], rooms: Rooms) -> Row:
-    """Bounds of recovery_METRIC and of the smaller of them. A ratio to a gain that may be zero has
-    none."""
-    found: Row = {}
+def _recovery(values: Values, teacher: Values, semantic: Values, rooms: RoomBootstrap) -> Row:
+    """Bounds of recovery_METRIC and of the smaller of them; none where the gain may be zero."""
+    bounds: Row = {}
     shares = []
     for metric in METRICS:
-        gain = rooms.means(teacher[metric] - base[metric])  # [R]
+        gain = rooms.means(teacher[metric] - semantic[metric])  # [R]
         low, high = interval(gain)
         if rooms.count < 2 or low <= 0 <= high:
             continue
-        shares.append(rooms.means(mine[metric] - base[metric]) / gain)
-        found |= _bounds(f"recovery_{metric}", shares[-1])
+        shares.append(rooms.means(values[metric] - semantic[metric]) / gain)
+        bounds |= _bounds(f"recovery_{metric}", shares[-1])
     if len(shares) == len(METRICS):
-        found |= _bounds("recovery", np.minimum(*shares))
-    return found
+        bounds |= _bounds("recovery", np.minimum(*shares))
+    return bounds
 
 
 def _bounds(name: str, samples: np.ndarray) -> Row:
     low, high = interval(samples)
     return {f"{name}_low": low, f"{name}_high": high}
-
-
-def named(name: str, mean: float, low: float, high: float) -> Row:
-    """A row's three fields of one figure and its interval."""
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}

@@ -1,22 +1,22 @@
-"""What a run's voices answer about its held-out rooms, through language teachers trained on the
-generator's features.
+"""Question accuracy of a run's teacher and students, through language teachers of its generator.
 
-Every voice takes the generator's place, nothing is retrained. Captions are left out: they have no
-score of their own. Answers are kept under RUN/bench/answers by the digests of all they depend on,
-so that a killed bench goes on.
+Each student's features take the generator's place; nothing is retrained. Captions are left out:
+they have no score of their own. Predictions are cached in RUN/bench/answers by the digests of all
+they depend on, so an interrupted bench resumes.
 """
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor
 
-from bench.accuracy.intervals import named
+from bench.accuracy.intervals import interval_fields
 from bench.accuracy.language_teachers import (
     LanguageFolder,
     check_unseen,
@@ -27,12 +27,13 @@ from bench.accuracy.language_teachers import (
 from bench.accuracy.question_intervals import (
     CHOICES,
     NUMBERS,
-    Pile,
+    ScoresByMetric,
     bounds,
-    choice_pile,
+    choice_scores,
     differences,
-    piles_of,
+    mean_over_seeds,
     recovery,
+    scores_by_metric,
 )
 from distill.run import DistillRun
 from records.files import digest, spec_digest
@@ -48,196 +49,201 @@ from teacher.language.train import WEIGHTS, load_language_teacher
 from teacher.towers.base import Tower
 
 HEADLINES = (NUMBERS, CHOICES, ("ground", "acc@0.25"), ("ground", "acc@0.5"))
-CLIPS = 8  # asked about at once, then written
-Piles = dict[tuple[str, str], Pile]
+CLIPS = 8  # a chunk of predictions; each chunk is written as it is done
+REQUIRED = ("depth", "intrinsics", "poses", "instances", "room_size")  # of a clip
+SeedScores = dict[int, ScoresByMetric]  # by training seed
 
 
 @dataclass(frozen=True)
-class Exam:
-    """teachers: opened and fit for the run; rooms: its held-out ones, with the questions that are
-    asked."""
+class QuestionSet:
+    """Language teachers that fit the run, and its held-out rooms with the questions to score."""
     teachers: list[LanguageFolder]
     rooms: list[RoomQuestions]
-    most: int | None  # questions a task; None: all
+    per_task: int | None  # at most so many questions; None: all
 
 
-def set_exam(folders: Sequence[Path], run: DistillRun, most: int | None = None) -> Exam:
-    """Opens the teachers and reads the questions. Raises ValueError for a teacher that cannot be
-    used (bench.teachers), a student of another generator, clips that lack what questions are made
-    from, `most` below 1."""
-    if most is not None and most < 1:
-        raise ValueError(f"--questions: got {most}, expected at least 1 a task")
+def load_question_set(folders: Sequence[Path], run: DistillRun,
+                      per_task: int | None = None) -> QuestionSet:
+    """Opens the teachers and makes the questions about the held-out rooms.
+
+    Raises ValueError for a teacher that cannot be used (language_teachers), a student distilled
+    from another generator, clips without REQUIRED fields, `per_task` below 1.
+    """
+    if per_task is not None and per_task < 1:
+        raise ValueError(f"--questions: got {per_task}, expected at least 1 a task")
     ids = run.source.ids("test")
     clip = run.source.clip(ids[0])
-    needed = ("depth", "intrinsics", "poses", "instances", "room_size")
-    if lacks := [name for name in needed if getattr(clip, name) is None]:
+    if missing := [name for name in REQUIRED if getattr(clip, name) is None]:
         raise ValueError(
-            f"--teacher: clip {clip.id} lacks {', '.join(lacks)}; questions are about rendered "
-            "rooms (vega3d scenes render)")
+            f"--teacher: clip {clip.id} lacks {', '.join(missing)}; questions need rendered rooms "
+            "(vega3d scenes render)")
     if run.student(run.config.seeds[0]).config.teacher != spec_digest(run.tower.spec):
         raise ValueError(
             f"--teacher: {run.folder}'s student was distilled from another generator than "
             f"{run.config.teacher.generator} now is; distil it again: vega3d distill run")
     teachers = open_teachers(folders, run)
-    tasks = [task for task in teachers[0].course["tasks"] if task != "caption"]
+    tasks = [task for task in teachers[0].config["tasks"] if task != "caption"]
     rooms = read_rooms(run.source, ids, tasks, 0)
     check_unseen(teachers, rooms)
     if not rooms:
-        raise ValueError(
-            "--teacher: the run's held-out rooms show too little to be asked about; give it more "
-            "rooms"
-        )
-    return Exam(teachers, thinned(rooms, most), most)
+        raise ValueError("--teacher: the run's held-out rooms allow no question; use more rooms")
+    return QuestionSet(teachers, subsample(rooms, per_task), per_task)
 
 
-def thinned(rooms: Sequence[RoomQuestions], most: int | None) -> list[RoomQuestions]:
-    """The rooms with at most so many questions of a task, evenly spread over them; rooms left with
-    none stay out."""
-    places: dict[str, list[tuple[int, int]]] = {}
+def subsample(rooms: Sequence[RoomQuestions], per_task: int | None) -> list[RoomQuestions]:
+    """At most `per_task` questions of a task, evenly spread over the rooms; empty rooms go."""
+    by_task: dict[str, list[tuple[int, int]]] = {}
     for i, room in enumerate(rooms):
         for j, question in enumerate(room.questions):
-            places.setdefault(question.task, []).append((i, j))
-    kept = {
-        pile[k]
-        for pile in places.values()
-        for k in np.linspace(0,
-                             len(pile) - 1, min(most or len(pile), len(pile))).round().astype(int)
-    }
-    mine = [[j for j in range(len(room.questions)) if (i, j) in kept] for i, room in enumerate(rooms)]
-    return [
-        replace(room, questions=[room.questions[j]
-                             for j in js], candidates=[room.candidates[j] for j in js])
-        for room, js in zip(rooms, mine, strict=True) if js
-    ]
+            by_task.setdefault(question.task, []).append((i, j))
+    chosen: dict[int, list[int]] = {}  # room -> questions
+    for places in by_task.values():
+        count = min(per_task or len(places), len(places))
+        for k in np.linspace(0, len(places) - 1, count).round().astype(int):
+            i, j = places[k]
+            chosen.setdefault(i, []).append(j)
+    out = []
+    for i, questions in sorted(chosen.items()):
+        room, order = rooms[i], sorted(set(questions))
+        out.append(replace(room, questions=[room.questions[j] for j in order],
+                           candidates=[room.candidates[j] for j in order]))
+    return out
 
 
-def add_answers(rows: list[Row], exam: Exam, run: DistillRun, student: Student,
-                stores: Mapping[str, FeatureStore]) -> None:
-    """Adds task/TASK/METRIC, mean over questions and trainings, to the first seed's row of each
-    voice, in place; a control that the run has no row of gets its own.
+def add_language_accuracy(rows: list[Row], questions: QuestionSet, run: DistillRun,
+                          student: Student, stores: Mapping[str, FeatureStore]) -> None:
+    """Adds task/TASK/METRIC to the first seed's row of each feature source, in place.
 
-    stores: of the student's voices, by the name of their row. The HEADLINES also have _vs_semantic
-    (mean difference over questions and the trainings' seeds that both have), where a semantic only
-    teacher was given, and a student's _recovery, where the generator's gain is surely above zero;
-    each with _low and _high (bench.questions).
+    Values are means over questions and training seeds. A control without a row in `rows` gets one.
+    stores: the students' features by the name of their row. HEADLINES also have _vs_semantic (mean
+    difference over the seeds both have) where a semantic-only teacher is given, and students
+    _recovery where the interval of the generator's gain is above zero; both with _low and _high.
     """
-    answered: dict[str, dict[int, Piles]] = {}
-    for teacher in exam.teachers:
-        for name, scores in _voices(teacher, exam.rooms, run, student, stores):
-            piles = piles_of(scores)
-            if choice := choice_pile(piles):
-                piles[CHOICES] = choice
-            answered.setdefault(name, {})[teacher.seed] = piles
-    about: Row = {
-        "questions": sum(len(room.questions) for room in exam.rooms), "asked_rooms": len(exam.rooms),
-        **({} if exam.most is None else {"questions_a_task": exam.most})
+    scored: dict[str, SeedScores] = {}
+    for teacher in questions.teachers:
+        for name, scores in _scores_by_source(teacher, questions.rooms, run, student, stores):
+            metrics = scores_by_metric(scores)
+            if choice := choice_scores(metrics):
+                metrics[CHOICES] = choice
+            scored.setdefault(name, {})[teacher.seed] = metrics
+    common: Row = {
+        "questions": sum(len(room.questions) for room in questions.rooms),
+        "asked_rooms": len(questions.rooms)
     }
-    seed = run.config.seeds[0]
-    for name, found in answered.items():
-        columns = {
-            **about, "trainings": len(found), "trained_steps": exam.teachers[0].course["tuning"]
-                                                               ["steps"], **_means(found),
-            **_compared(name, answered)
-        }
-        mine = [row for row in rows if row["features"] == name and row["seed"] == seed]
-        if mine:
-            mine[0] |= columns
+    if questions.per_task is not None:
+        common["questions_a_task"] = questions.per_task
+    steps, seed = questions.teachers[0].config["tuning"]["steps"], run.config.seeds[0]
+    for name, by_seed in scored.items():
+        columns = {**common, "trainings": len(by_seed), "trained_steps": steps}
+        for task, metric in next(iter(by_seed.values())):
+            columns[f"task/{task}/{metric}"] = mean_over_seeds(by_seed, (task, metric))
+        columns |= _compared(name, scored)
+        matching = [row for row in rows if row["features"] == name and row["seed"] == seed]
+        if matching:
+            matching[0] |= columns
         else:
-            rows.append(
-                {"kind": "accuracy", "features": name, "head": "language", "seed": seed, **columns})
+            rows.append({"kind": "accuracy", "features": name, "head": "language", "seed": seed,
+                         **columns})
 
 
-def _means(found: Mapping[int, Piles]) -> Row:
-    names = next(iter(found.values()))
-    return {
-        f"task/{task}/{metric}": float(
-            np.mean([np.mean([*piles[task, metric].values()]) for piles in found.values()]))
-        for task, metric in names
-    }
-
-
-def _compared(name: str, answered: Mapping[str, Mapping[int, Piles]]) -> Row:
+def _compared(name: str, scored: Mapping[str, SeedScores]) -> Row:
     """Of each headline: the difference to semantic only, and a student's recovery."""
-    mine, base, best = (answered.get(of, {}) for of in (name, "semantic_only", "teacher"))
-    seeds = [seed for seed in mine if seed in base]
+    if name == "semantic_only":
+        return {}
+    source, semantic, generator = (scored.get(key, {})
+                                   for key in (name, "semantic_only", "teacher"))
+    seeds = [seed for seed in source if seed in semantic]
     row: Row = {}
-    for what in HEADLINES if seeds and name != "semantic_only" else ():
-        if any(what not in one[seed] for one in (mine, base) for seed in seeds):
+    for headline in HEADLINES if seeds else ():
+        complete = all(headline in scores[seed] for scores in (source, semantic) for seed in seeds)
+        if not complete:
             continue
-        low = [base[seed][what] for seed in seeds]
-        drawn, delta = differences([mine[seed][what] for seed in seeds], low)
-        row |= named(f"task/{'/'.join(what)}_vs_semantic", float(delta.mean()),
-                     *bounds(drawn, delta))
+        field = f"task/{'/'.join(headline)}"
+        baseline = [semantic[seed][headline] for seed in seeds]
+        rooms, delta = differences([source[seed][headline] for seed in seeds], baseline)
+        row |= interval_fields(f"{field}_vs_semantic", float(delta.mean()), *bounds(rooms, delta))
         if name.startswith("student"):
-            gain = differences([best[seed][what] for seed in seeds], low)[1]
-            if bounds(drawn, gain)[0] > 0:
-                kept = recovery(drawn, delta, gain)
-                row |= named(f"task/{'/'.join(what)}_recovery", kept["value"], kept["low"],
-                             kept["high"])
+            _, gain = differences([generator[seed][headline] for seed in seeds], baseline)
+            if bounds(rooms, gain)[0] > 0:
+                share = recovery(rooms, delta, gain)
+                row |= interval_fields(f"{field}_recovery", share["value"], share["low"],
+                                       share["high"])
     return row
 
 
-def _voices(teacher: LanguageFolder, rooms: Sequence[RoomQuestions], run: DistillRun, student: Student,
-            stores: Mapping[str, FeatureStore]) -> Iterator[tuple[str, list[list]]]:
-    """(row, scores of every question) of the teacher's own features and, in the generator's place,
-    of the students'."""
-    tower = second_tower(teacher.course, run)
-    semantic = _filled(semantic_tower(teacher.course, run), rooms, run)
-    voices = {teacher.row: None if tower is None else _filled(tower, rooms, run)}
+def _scores_by_source(teacher: LanguageFolder, rooms: Sequence[RoomQuestions], run: DistillRun,
+                      student: Student, stores: Mapping[str, FeatureStore]
+                      ) -> Iterator[tuple[str, list[list]]]:
+    """(row name, scores of every question): the teacher's own features, then the students'."""
+    tower = second_tower(teacher.config, run)
+    semantic = _filled_store(semantic_tower(teacher.config, run), rooms, run)
+    sources = {teacher.row: None if tower is None else _filled_store(tower, rooms, run)}
     if teacher.row == "teacher":
-        voices |= {name: store for name, store in stores.items() if name.startswith("student")}
-    asked = digest([[room.id, [asdict(q) | {"boxes": q.boxes.tolist()} for q in room.questions]]
-                    for room in rooms])
-    loaded = None
-    for name, store in voices.items():
-        key = digest(teacher.sha256, semantic.key, store and store.key, asked)
+        sources |= {name: store for name, store in stores.items() if name.startswith("student")}
+    questions = []
+    for room in rooms:
+        facts = [asdict(q) | {"boxes": q.boxes.tolist()} for q in room.questions]
+        questions.append([room.id, facts])
+    questions_key = digest(questions)
+    predictor = _Predictor(teacher, semantic, run, student)
+    chunks = [rooms[i:i + CLIPS] for i in range(0, len(rooms), CLIPS)]
+    for name, store in sources.items():
+        key = digest(teacher.sha256, semantic.key, store and store.key, questions_key)
         path = run.folder / "bench" / "answers" / f"{name}-{key}.jsonl"
-        done = _read(path)
-        chunks = [rooms[i:i + CLIPS] for i in range(0, len(rooms), CLIPS)]
-        todo = [i for i in range(len(chunks)) if i not in done]
+        cached = _read_predictions(path)
+        todo = [i for i in range(len(chunks)) if i not in cached]
         for i in track(todo, description=f"{name}: questions", disable=not todo):
-            loaded = loaded or load_language_teacher(teacher.folder / WEIGHTS, run.device)
-            model, writer, tuning = loaded
-            lessons = QuestionDataset(chunks[i], load_features(semantic, chunks[i]),
-                              _stream(name, store, student, chunks[i]), writer, run.device)
-            with autocast(tuning, run.device) if run.device.type == "cuda" else nullcontext():
-                done[i] = [
-                    reply for family in lessons.families
-                    for reply in predict(model, lessons, family, CLIPS)
-                ]
+            cached[i] = predictor(name, store, chunks[i])
             path.parent.mkdir(parents=True, exist_ok=True)
+            line = {"chunk": i, "replies": [asdict(prediction) for prediction in cached[i]]}
             with path.open("a") as file:
-                file.write(
-                    json.dumps({"chunk": i, "replies": [asdict(reply)
-                                                        for reply in done[i]]}) + "\n")
-        yield name, [
-            _score(chunks[i][reply.room], reply) for i in range(len(chunks)) for reply in done[i]
-        ]
+                file.write(json.dumps(line) + "\n")
+        yield name, [_score(chunk[prediction.room], prediction) for i, chunk in enumerate(chunks)
+                     for prediction in cached[i]]
 
 
-def _score(room: RoomQuestions, reply: Prediction) -> list:
-    question = room.questions[reply.question]
-    return [
-        room.id, reply.question, question.task, question.kind,
-        values(question, reply.output(question))
-    ]
+class _Predictor:
+    """A language teacher that is loaded when the first prediction is missing."""
+
+    def __init__(self, teacher: LanguageFolder, semantic: FeatureStore, run: DistillRun,
+                 student: Student):
+        self.teacher, self.semantic, self.run, self.student = teacher, semantic, run, student
+        self.loaded: Any = None
+
+    def __call__(self, name: str, store: FeatureStore | None,
+                 rooms: Sequence[RoomQuestions]) -> list[Prediction]:
+        device = self.run.device
+        self.loaded = self.loaded or load_language_teacher(self.teacher.folder / WEIGHTS, device)
+        model, encoder, tuning = self.loaded
+        features = _second_features(name, store, self.student, rooms)
+        dataset = QuestionDataset(rooms, load_features(self.semantic, rooms), features, encoder,
+                                  device)
+        with autocast(tuning, device) if device.type == "cuda" else nullcontext():
+            return [reply for family in dataset.families
+                    for reply in predict(model, dataset, family, CLIPS)]
 
 
-def _read(path: Path) -> dict[int, list[Prediction]]:
+def _score(room: RoomQuestions, prediction: Prediction) -> list:
+    question = room.questions[prediction.question]
+    metrics = values(question, prediction.output(question))
+    return [room.id, prediction.question, question.task, question.kind, metrics]
+
+
+def _read_predictions(path: Path) -> dict[int, list[Prediction]]:
+    """By chunk. The last line of an interrupted bench may be incomplete and is skipped."""
     found = {}
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
             row = json.loads(line)
-            found[row["chunk"]] = [
-                Prediction(**{**one, "boxes": tuple(one["boxes"])}) for one in row["replies"]
-            ]
-        except (json.JSONDecodeError, KeyError, TypeError):  # the last line of a killed bench
+            found[row["chunk"]] = [Prediction(**{**fields, "boxes": tuple(fields["boxes"])})
+                                   for fields in row["replies"]]
+        except (json.JSONDecodeError, KeyError, TypeError):
             continue
     return found
 
 
-def _filled(tower: Tower, rooms: Sequence[RoomQuestions], run: DistillRun) -> FeatureStore:
-    """The run's own store of these features, with what it lacked of the rooms."""
+def _filled_store(tower: Tower, rooms: Sequence[RoomQuestions], run: DistillRun) -> FeatureStore:
+    """The run's own store of these features, completed for the rooms."""
     store = FeatureStore(run.folder / "features", tower.spec,
                          run.stores["generative"].spec["source"])
     fill(store, tower, run.source, [room.id for room in rooms], run.device)
@@ -245,9 +251,9 @@ def _filled(tower: Tower, rooms: Sequence[RoomQuestions], run: DistillRun) -> Fe
 
 
 @torch.no_grad()
-def _stream(name: str, store: FeatureStore | None, student: Student,
-            rooms: Sequence[RoomQuestions]) -> Tensor | None:
-    """A voice's features in the generator's units, [N,T,D,14,14]; None: no second stream."""
+def _second_features(name: str, store: FeatureStore | None, student: Student,
+                     rooms: Sequence[RoomQuestions]) -> Tensor | None:
+    """A source's features in the generator's units, [N,T,D,14,14]; None: no second stream."""
     if store is None:
         return None
     features = load_features(store, rooms)
@@ -255,4 +261,4 @@ def _stream(name: str, store: FeatureStore | None, student: Student,
         return features
     # [N*T,D,14,14]
     raw = student.destandardise(features.flatten(0, 1).to(student.target_mean.device).float())
-    return raw.half().unflatten(0, features.shape[:2])  # as generators' are kept
+    return raw.half().unflatten(0, features.shape[:2])  # float16, as the generator's are stored

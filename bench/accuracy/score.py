@@ -1,5 +1,4 @@
-"""What each student keeps of the teacher, measured on held-out rooms with the very files that are
-timed."""
+"""What each student keeps of the teacher, on held-out clips, with the very files that are timed."""
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,13 +8,12 @@ import numpy as np
 import torch
 
 from bench.accuracy.intervals import add_intervals
-from bench.accuracy.language_accuracy import add_answers, set_exam
-from bench.accuracy.student_features import speak, stream_of
+from bench.accuracy.language_accuracy import add_language_accuracy, load_question_set
+from bench.accuracy.student_features import TORCH, extract_student_features, stored_stream
 from bench.artefacts import Artefact, exported
-from bench.report.layer_precision import layer_rows
-from bench.report.match_lines import match_rows
-from bench.report.pictures import draw_strips
-from distill.config import load_config
+from bench.report.pictures import draw_pictures, match_rows
+from bench.report.precision_map import layer_rows
+from distill.config import RunConfig, load_config
 from distill.loop import fidelity
 from distill.run import DistillRun, open_distill_run
 from distill.stages import score_student
@@ -25,12 +23,10 @@ from student.vit import Student
 from teacher.data.dataset import Examples
 from teacher.dense.train import score
 
-TORCH = "student_fp32"  # the row of the student as it was trained
-
 
 @dataclass
-class _Scored:
-    """A finished run with the features of its exported files, and the rows of its table."""
+class _ScoredRun:
+    """A finished run with the features of its exported files, and its accuracy rows."""
     seed: int
     student: Student
     files: list[Artefact]
@@ -41,80 +37,82 @@ class _Scored:
 
 def accuracy(folder: Path, also: Sequence[Path] = (), teachers: Sequence[Path] = (),
              questions: int | None = None) -> list[Row]:
-    """Rows of kind `accuracy`, `picture` (bench.strips), `match` and `match_pair` (bench.matches),
-    `layer` (bench.layers), `verdict` (the export's own) and `absent`.
+    """Rows of kind `accuracy`, `picture`, `match_pair`, `match`, `layer`, `verdict` and `absent`.
 
     Teacher, semantic only, controls and the torch student as the run scored them, for every seed;
-    the exported files of the first seed through onnxruntime in the student's place: delta1,
-    abs_rel, normal_deg, miou, cosine to the teacher, recovery (distill.stages.score_student), and
-    fp32_cosine, to the torch student. The first seed's rows carry intervals: bench.intervals. also:
-    runs like this one with other seeds, whose `accuracy` rows are added, exported files and all.
-    teachers: folders of `vega3d teacher train`, for the columns of bench.questions, from at most so
-    many `questions` a task. Raises ValueError if a run is unfinished, or one of `also` or
-    `teachers` is not like this one.
+    the exported files of the first seed through onnxruntime: delta1, abs_rel, normal_deg, miou,
+    cosine to the teacher, recovery (distill.stages.score_student), and fp32_cosine, to the torch
+    student. The first seed's rows carry intervals (bench.accuracy.intervals).
+
+    also: runs that differ in their seeds alone, whose `accuracy` rows are added.
+    teachers: folders of `vega3d teacher train`, for language_accuracy's columns; questions: at most
+    so many a task. Raises ValueError if a run is unfinished, or one of `also` or `teachers` does
+    not fit this one.
     """
     for other in also:  # before minutes of scoring
-        _check_alike(folder, other)
+        _check_same_config(folder, other)
     run = open_distill_run(_finished(folder), render=True)
-    exam = set_exam(teachers, run, questions) if teachers else None
-    one = _score(run)
-    test, files = one.test, one.files
+    question_set = load_question_set(teachers, run, questions) if teachers else None
+    scored = _score(run)
+    test, files = scored.test, scored.files
     if run.labelled:
-        scored = [row for row in one.rows if row["seed"] == one.seed]
-        add_intervals(scored, _per_clip(run, one.student, files, test, one.seed), test.ids)
-    if exam:
-        add_answers(one.rows, exam, run, one.student, test.stores)
+        first_seed = [row for row in scored.rows if row["seed"] == scored.seed]
+        add_intervals(first_seed, _per_clip(run, scored), test.ids)
+    if question_set:
+        add_language_accuracy(scored.rows, question_set, run, scored.student, test.stores)
+    rows = scored.rows
     for other in also:
-        one.rows += _score(open_distill_run(_finished(other), render=True)).rows
+        rows += _score(open_distill_run(_finished(other), render=True)).rows
     names = [file.features for file in files]
-    rows = one.rows + draw_strips(run, one.student, test, names) + match_rows(
-        run, test, names) + layer_rows(files)
-    return rows + [verdict for file in files if (verdict := _verdict(file))] + one.missing
+    rows += draw_pictures(run, scored.student, test, names)
+    rows += match_rows(run, test, names) + layer_rows(files)
+    return rows + [row for file in files if (row := _verdict_row(file))] + scored.missing
 
 
-def _score(run: DistillRun) -> _Scored:
+def _score(run: DistillRun) -> _ScoredRun:
     folder, seed = run.folder, run.config.seeds[0]
     recorded = json.loads((folder / "accuracy.json").read_text())
     files, missing = exported(folder)
     student = run.student(seed)
     test = run.examples("test")
-    test = Examples(run.source, test.ids, {**test.stores, **speak(run, student, files, test.ids)},
-                    run.device)
+    stores = test.stores | extract_student_features(run, student, files, test.ids)
+    test = Examples(run.source, test.ids, stores, run.device)
     rows = [{"kind": "accuracy", **row} for row in recorded]
     if not run.labelled:
-        rows.append(_unlabelled(student, test, TORCH, seed))
+        rows.append(_unlabelled_row(student, test, TORCH, seed))
     weights = folder / "student" / "student.safetensors"
     for row in rows:
         if row["features"] == TORCH and row["seed"] == seed:
             row |= {"artefact": weights.name, "sha256": sha256(weights)}
     for file in files:
-        rows += [{**row, "artefact": file.path.name, "sha256": file.sha256, "size_mb": file.size_mb,
-                  **_to_fp32(test, file.features)}
-                 for row in _rows_of(run, student, test, file, seed, recorded)]
-    return _Scored(seed, student, files, missing, test, rows)
+        facts = {"artefact": file.path.name, "sha256": file.sha256, "size_mb": file.size_mb,
+                 **_fp32_cosine(test, file.features)}
+        file_rows = _file_rows(run, student, test, file, seed, recorded)
+        rows += [row | facts for row in file_rows]
+    return _ScoredRun(seed, student, files, missing, test, rows)
 
 
-def _check_alike(folder: Path, other: Path) -> None:
-    one, two = (load_config(path / "config.yaml") for path in (_finished(folder), _finished(other)))
-    facts = [{k: v
-              for k, v in asdict(c).items() if k not in ("seeds", "name", "runs")}
-             for c in (one, two)]
-    if facts[0] != facts[1]:
+def _check_same_config(folder: Path, other: Path) -> None:
+    ours, theirs = (load_config(_finished(path) / "config.yaml") for path in (folder, other))
+    if _without_seeds(ours) != _without_seeds(theirs):
         raise ValueError(
             f"--also {other}: its configuration differs from {folder}'s in more than the seeds")
-    if shared := set(one.seeds) & set(two.seeds):
+    if shared := set(ours.seeds) & set(theirs.seeds):
         raise ValueError(
             f"--also {other}: seed {min(shared)} is also in {folder}, and would be counted twice")
 
 
-def _verdict(file: Artefact) -> Row | None:
-    """What the export found when it timed this file against another precision, as its sidecar keeps
-    it."""
+def _without_seeds(config: RunConfig) -> Row:
+    return {k: v for k, v in asdict(config).items() if k not in ("seeds", "name", "runs")}
+
+
+def _verdict_row(file: Artefact) -> Row | None:
+    """The export's own verdict, where its sidecar holds one: which precision to use here."""
     verdict = file.facts.get("verdict")
-    return {
-        "kind": "verdict", "artefact": file.path.name, "sha256": file.sha256,
-        "use": verdict.get("use"), "line": verdict["line"]
-    } if verdict else None
+    if not verdict:
+        return None
+    return {"kind": "verdict", "artefact": file.path.name, "sha256": file.sha256,
+            "use": verdict.get("use"), "line": verdict["line"]}
 
 
 def _finished(folder: Path) -> Path:
@@ -129,37 +127,37 @@ def _finished(folder: Path) -> Path:
     return folder
 
 
-def _rows_of(run: DistillRun, student: Student, test: Examples, file: Artefact, seed: int,
-             recorded: Sequence[Row]) -> list[Row]:
+def _file_rows(run: DistillRun, student: Student, test: Examples, file: Artefact, seed: int,
+               recorded: Sequence[Row]) -> list[Row]:
     if not run.labelled:
-        return [_unlabelled(student, test, file.features, seed)]
-    row = score_student(run, student, file.features, test, seed, recorded,
-                        stream_of(student, file.features))
+        return [_unlabelled_row(student, test, file.features, seed)]
+    stream = stored_stream(student, file.features)
+    row = score_student(run, student, file.features, test, seed, recorded, stream)
     return [{"kind": "accuracy", **row}]
 
 
-def _unlabelled(student: Student, test: Examples, name: str, seed: int) -> Row:
+def _unlabelled_row(student: Student, test: Examples, name: str, seed: int) -> Row:
     return {"kind": "accuracy", "features": name, "head": "none", "seed": seed,
-            **fidelity(student, test, stream_of(student, name))}
+            **fidelity(student, test, stored_stream(student, name))}
 
 
-def _to_fp32(test: Examples, name: str) -> Row:
-    """Token cosine between a file's features and the torch student's: what export alone cost."""
-    cosines = torch.cat([
-        torch.cosine_similarity(example[name].double(), example[TORCH].double(), dim=1).flatten()
-        for _, example in test.in_order()
-    ]).cpu().numpy()
-    return {
-        "fp32_cosine_mean": float(cosines.mean()),
-        "fp32_cosine_p1": float(np.percentile(cosines, 1))
-    }
+def _fp32_cosine(test: Examples, name: str) -> Row:
+    """Token cosine between a file's features and the torch student's: the cost of export alone."""
+    cosines = []
+    for _, example in test.in_order():
+        ours, fp32 = example[name].double(), example[TORCH].double()
+        cosines.append(torch.cosine_similarity(ours, fp32, dim=1).flatten())
+    values = torch.cat(cosines).cpu().numpy()
+    return {"fp32_cosine_mean": float(values.mean()),
+            "fp32_cosine_p1": float(np.percentile(values, 1))}
 
 
-def _per_clip(run: DistillRun, student: Student, files: Sequence[Artefact], test: Examples,
-              seed: int) -> dict[str, list[Row]]:
+def _per_clip(run: DistillRun, scored: _ScoredRun) -> dict[str, list[Row]]:
     """The dense metrics of every clip, by the row's `features`."""
-    own = ("teacher", "semantic_only", *run.config.teacher.controls)
-    asked = [(name, run.dense_teacher(name, seed), run.stream(name)) for name in own]
-    asked += [(name, run.dense_teacher("teacher", seed), stream_of(student, name))
-              for name in (TORCH, *(file.features for file in files))]
-    return {name: score(heads, test, stream)[1] for name, heads, stream in asked}
+    seed, found = scored.seed, {}
+    for name in ("teacher", "semantic_only", *run.config.teacher.controls):
+        found[name] = score(run.dense_teacher(name, seed), scored.test, run.stream(name))[1]
+    for name in (TORCH, *(file.features for file in scored.files)):
+        stream = stored_stream(scored.student, name)
+        found[name] = score(run.dense_teacher("teacher", seed), scored.test, stream)[1]
+    return found

@@ -1,73 +1,84 @@
-"""The report's charts: accuracy against latency and size, gain and recovery, what the teacher's
-stages cost."""
-
+"""The report's charts: accuracy against latency and size, gain, recovery, and stage latencies."""
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from bench.report.axes import WIDTH, Scale, bar, chart, labels, line, number, padded, text, whisker
-from bench.report.html import Html, el, join
+from markupsafe import Markup
+
+from bench.report.axes import (
+    WIDTH,
+    Scale,
+    bar,
+    chart,
+    circle,
+    line,
+    number,
+    padded,
+    path,
+    text,
+    tick_labels,
+    whisker,
+)
 from bench.report.labels import accuracy_label, colour, latency_label
 from records.results import Results, Row
 
-LEFT, RIGHT = 44, WIDTH - 14
+LEFT, RIGHT, BOTTOM = 44, WIDTH - 14, 250
 
 
-def scatter(results: Results) -> Html | None:
-    """Every timed student and the generator: ms a frame, depth accuracy (or cosine to the teacher),
-    size as area."""
-    points = _points(results)
+@dataclass(frozen=True)
+class Point:
+    """A timed student or generator in the scatter chart."""
+    label: str
+    colour: str
+    ms: float     # a frame
+    score: float  # in the unit of the axis
+    size_mb: float
+    facts: str    # for the legend
+
+
+def scatter(results: Results) -> tuple[Markup, list[Point]] | None:
+    """ms a frame against depth accuracy (or cosine to the teacher), size as area; and its legend.
+
+    None for fewer than two points.
+    """
+    points, depth = _points(results)
     if len(points) < 2:
         return None
-    depth = "delta1" in points[0]
-    key, unit = ("delta1", 100) if depth else ("cosine_mean", 1)
-    base = next(
-        (row for row in results.of("accuracy") if row["features"] == "semantic_only" and depth),
-        None)
-    values = [unit * p[key] for p in points] + ([unit * base[key]] if base else [])
-    times = [p["frame_ms"] for p in points]
+    semantic = next((100 * row["delta1"] for row in results.of("accuracy")
+                     if depth and row["features"] == "semantic_only"), None)
+    scores = [point.score for point in points] + ([] if semantic is None else [semantic])
+    times = [point.ms for point in points]
     x = Scale(min(times) / 1.8, max(times) * 1.8, LEFT, RIGHT, log=True)
-    y = Scale(*padded(values, 0.25), 250, 14)
-    parts = _grid(x, y, 250)
-    parts += [
-        text(LEFT, 292, "milliseconds a frame (logarithmic; left is faster)", "muted"),
-        text(LEFT, 10,
-             "% of pixels with depth within 25 %" if depth else "mean cosine to the teacher",
-             "muted")
-    ]
-    if base:
-        parts += [line(LEFT, y(unit * base[key]), RIGHT, y(unit * base[key]), "reference"),
-                  text(RIGHT, y(unit * base[key]) + 14, "semantic only", "muted", "end")]
-    parts += _front(points, key, unit, x, y)
-    largest = max(p["size_mb"] for p in points)
-    parts += [
-        el("circle", cx=x(p["frame_ms"]), cy=y(unit * p[key]),
-           r=6 + 18 * (p["size_mb"] / largest)**0.5, class_=f"bubble {colour(p)}")
-        for p in sorted(points, key=lambda p: -p["size_mb"])
-    ]
-    marks = _apart([(x(p["frame_ms"]), y(unit * p[key])) for p in points])
+    y = Scale(*padded(scores, 0.25), BOTTOM, 14)
+    axis = "% of pixels with depth within 25 %" if depth else "mean cosine to the teacher"
+    parts = _grid(x, y)
+    parts += [text(LEFT, 292, "milliseconds a frame (logarithmic; left is faster)", "muted"),
+              text(LEFT, 10, axis, "muted")]
+    if semantic is not None:
+        parts += [line(LEFT, y(semantic), RIGHT, y(semantic), "reference"),
+                  text(RIGHT, y(semantic) + 14, "semantic only", "muted", "end")]
+    parts.append(_front_line(points, x, y))
+    largest = max(point.size_mb for point in points)
+    for point in sorted(points, key=lambda point: -point.size_mb):
+        radius = 6 + 18 * (point.size_mb / largest)**0.5
+        parts.append(circle(x(point.ms), y(point.score), radius, f"bubble {point.colour}"))
+    marks = _spread_marks([(x(point.ms), y(point.score)) for point in points])
     parts += [text(a, b + 4.5, str(i), "mark", "middle") for i, (a, b) in enumerate(marks, 1)]
-    facts = [
-        f"{number(p['frame_ms'])} ms, {f'{unit * p[key]:.1f} %' if depth else f'{p[key]:.3f}'}, "
-        f"{number(p['size_mb'])} MB" for p in points
-    ]
-    said = "; ".join(f"{p['label']}: {fact}" for p, fact in zip(points, facts, strict=True))
-    legend = el("ol", *(el("li", el("span", p["label"], class_=f"ink {colour(p)}"), f" {fact}")
-                        for p, fact in zip(points, facts, strict=True)), class_="legend")
-    return join([chart("Accuracy against latency and size", said, 300, parts), legend])
+    description = "; ".join(f"{point.label}: {point.facts}" for point in points)
+    return chart("Accuracy against latency and size", description, 300, parts), points
 
 
-def recovery(results: Results) -> Html | None:
-    """For each student, the share of the generator's gain it keeps, in depth and in normals, with
-    95 % intervals."""
+def recovery(results: Results) -> Markup | None:
+    """The share of the generator's gain that each student keeps, with 95 % intervals."""
     rows = [row for row in results.of("accuracy") if row.get("recovery_delta1_low") is not None
             or row.get("recovery_normal_deg_low") is not None]
     if not rows:
         return None
-    ends = [
-        row[f"recovery_{m}_{end}"] for row in rows for m in ("delta1", "normal_deg")
-        for end in ("low", "high") if row.get(f"recovery_{m}_{end}") is not None
-    ]
+    fields = [f"recovery_{metric}_{end}" for metric in ("delta1", "normal_deg")
+              for end in ("low", "high")]
+    ends = [row[field] for row in rows for field in fields if row.get(field) is not None]
     x = Scale(max(-0.5, min(0, *ends)), min(1.6, max(1.1, *ends)), 66, RIGHT - 48)
-    parts: list[Html] = []
+    parts = [text(x(0), 11, "semantic only", "muted", "middle"),
+             text(x(1), 11, "teacher", "muted", "middle")]
     y = 34
     for row in rows:
         parts.append(text(8, y, accuracy_label(row)))
@@ -76,40 +87,32 @@ def recovery(results: Results) -> Html | None:
             parts += [*(line(x(at), y - 14, x(at), y + 4, "edge") for at in (0, 1)),
                       text(8, y, name, "muted"), *_share(row, metric, x, y)]
         y += 27
-    heads = [
-        text(x(0), 11, "semantic only", "muted", "middle"),
-        text(x(1), 11, "teacher", "muted", "middle")
-    ]
-    said = "; ".join(f"{accuracy_label(r)}: {100 * r['recovery']:.0f} %" for r in rows
-                     if r.get("recovery") is not None)
-    return chart("Share of the generator's gain that each student keeps", said, y - 12,
-                 [*heads, *parts])
+    shares = "; ".join(f"{accuracy_label(row)}: {100 * row['recovery']:.0f} %" for row in rows
+                       if row.get("recovery") is not None)
+    return chart("Share of the generator's gain that each student keeps", shares, y - 12, parts)
 
 
-def gains(results: Results) -> Html | None:
-    """Points of depth delta1 over semantic only: teacher, controls, students; with 95 %
-    intervals."""
+def gains(results: Results) -> Markup | None:
+    """Points of depth delta1 over semantic only, with 95 % intervals."""
     rows = [row for row in results.of("accuracy") if row.get("delta1_vs_semantic_low") is not None]
     if not rows:
         return None
     ends = [100 * row[f"delta1_vs_semantic_{end}"] for row in rows for end in ("low", "high")]
     x = Scale(*padded([0, *ends], 0.06), 8, RIGHT - 48)
-    parts: list[Html] = []
+    parts = [text(x(0), 11, "semantic only", "muted", "middle" if x(0) > 60 else "start")]
     for i, row in enumerate(rows):
-        y, (gain, low, high) = 34 + 38 * i, (100 * row[f"delta1_vs_semantic{end}"]
-                                             for end in ("", "_low", "_high"))
+        y = 34 + 38 * i
+        gain, low, high = (100 * row[f"delta1_vs_semantic{end}"] for end in ("", "_low", "_high"))
         parts += [text(8, y, accuracy_label(row)), bar(x, gain, y + 5, 12, colour(row)),
                   line(x(0), y + 3, x(0), y + 19, "edge"), *whisker(x, low, high, y + 11),
                   text(RIGHT, y + 15, f"{gain:+.1f}", "", "end")]
-    bottom = 34 + 38 * len(rows) - 14
-    head = text(x(0), 11, "semantic only", "muted", "middle" if x(0) > 60 else "start")
-    said = "; ".join(f"{accuracy_label(row)}: {100 * row['delta1_vs_semantic']:+.1f} points"
-                     for row in rows)
-    return chart("Gain in depth accuracy over semantic features alone", said, bottom + 4,
-                 [head, *parts])
+    description = "; ".join(f"{accuracy_label(row)}: {100 * row['delta1_vs_semantic']:+.1f} points"
+                            for row in rows)
+    return chart("Gain in depth accuracy over semantic features alone", description,
+                 34 + 38 * len(rows) - 10, parts)
 
 
-def stages(results: Results) -> Html | None:
+def stages(results: Results) -> Markup | None:
     """Milliseconds a frame: the teacher's stages, then the students, on one linear scale."""
     rows = [
         row for row in results.of("latency") if row["stage"] != "generator" and row["batch"] == 1
@@ -120,85 +123,89 @@ def stages(results: Results) -> Html | None:
         return None
     draws = next((row["noise_draws"] for row in results.of("run")), 1)
     x = Scale(0, max(row["frame_ms"] for row in rows) * 1.02, 8, RIGHT - 62)
-    parts: list[Html] = []
+    parts: list[Markup] = []
     for i, row in enumerate(rows):
-        y = 16 + 42 * i
-        parts += [
-            text(8, y, latency_label(row, draws)),
-            bar(x, row["frame_ms"], y + 6, 14, colour(row)),
-            text(x(row["frame_ms"]) + 6, y + 18, f"{number(row['frame_ms'])} ms")
-        ]
-    said = "; ".join(f"{latency_label(row, draws)}: {row['frame_ms']:.1f} ms" for row in rows)
-    return chart("Milliseconds a frame, stage by stage", said, 42 * len(rows) + 4, parts)
+        y, ms = 16 + 42 * i, row["frame_ms"]
+        parts += [text(8, y, latency_label(row, draws)), bar(x, ms, y + 6, 14, colour(row)),
+                  text(x(ms) + 6, y + 18, f"{number(ms)} ms")]
+    description = "; ".join(f"{latency_label(row, draws)}: {row['frame_ms']:.1f} ms"
+                            for row in rows)
+    return chart("Milliseconds a frame, stage by stage", description, 42 * len(rows) + 4, parts)
 
 
-def front(points: Sequence[Row], key: str) -> list[Row]:
-    """Those that no other one beats in both time and accuracy, quickest first (the Pareto
-    front)."""
-    best: list[Row] = []
-    for point in sorted(points, key=lambda p: (p["frame_ms"], -p[key])):
-        if not best or point[key] > best[-1][key]:
+def front(points: Sequence[Point]) -> list[Point]:
+    """The Pareto front: points that no other one beats in both time and score, fastest first."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.ms, -point.score)):
+        if not best or point.score > best[-1].score:
             best.append(point)
     return best
 
 
-def _apart(places: Sequence[tuple[float, float]], least: float = 15) -> list[tuple[float, float]]:
-    """Where the numbers go: on their discs, or above and below where another number is there
-    already."""
-    taken: list[tuple[float, float]] = []
-    for a, b in places:
-        steps = (b + sign * k * least for k in range(len(places)) for sign in (-1, 1))
-        taken.append(
-            next((a, c) for c in steps if all(
-                abs(a - x) + 2 * abs(c - y) >= 2 * least - 0.01 or abs(a - x) >= least
-                for x, y in taken)))
-    return taken
+def _points(results: Results) -> tuple[list[Point], bool]:
+    """Latency rows at batch 1 joined to the accuracy of the same file (by SHA-256) or the teacher.
 
-
-def _front(points: Sequence[Row], key: str, unit: float, x: Scale, y: Scale) -> list[Html]:
-    """The front as steps: whatever lies below or right of them is beaten."""
-    corners: list[tuple[float, float]] = []
-    for point in front(points, key):
-        if corners:
-            corners.append((x(point["frame_ms"]), corners[-1][1]))
-        corners.append((x(point["frame_ms"]), y(unit * point[key])))
-    corners = [(corners[0][0], y.start), *corners, (x.end, corners[-1][1])]
-    return [el("path", d="M" + " L".join(f"{a:.1f} {b:.1f}" for a, b in corners), class_="front")]
-
-
-def _points(results: Results) -> list[Row]:
-    """Latency rows at batch 1 joined to the accuracy of the very same file (by SHA-256), or to the
-    teacher's."""
+    Scores are percent of depth delta1, or cosines where the first point has no depth (False).
+    """
     scores = {row["sha256"]: row for row in results.of("accuracy") if "sha256" in row}
-    own: Row = {"features": "teacher", "cosine_mean": 1.0}
-    teacher = next((row for row in results.of("accuracy") if row["features"] == "teacher"), own)
-    points = []
+    perfect: Row = {"features": "teacher", "cosine_mean": 1.0}
+    teacher = next((row for row in results.of("accuracy") if row["features"] == "teacher"), perfect)
+    pairs = []
     for row in results.of("latency"):
         score = teacher if row["stage"] == "generator" else scores.get(row["sha256"])
         if row["batch"] == 1 and row["stage"] in ("generator", "student") and score:
-            known: Row = {key: score[key] for key in ("delta1", "cosine_mean") if key in score}
-            points.append({**row, **known, "label": latency_label(row)})
-    return points
+            pairs.append((row, score))
+    depth = bool(pairs) and "delta1" in pairs[0][1]
+    points = []
+    for row, score in pairs:
+        value = 100 * score["delta1"] if depth else score["cosine_mean"]
+        shown = f"{value:.1f} %" if depth else f"{value:.3f}"
+        facts = f"{number(row['frame_ms'])} ms, {shown}, {number(row['size_mb'])} MB"
+        points.append(Point(latency_label(row), colour(row), row["frame_ms"], value,
+                            row["size_mb"], facts))
+    return points, depth
 
 
-def _share(row: Row, metric: str, x: Scale, y: float) -> list[Html]:
+def _grid(x: Scale, y: Scale) -> list[Markup]:
+    parts = []
+    for value, label in zip(y.ticks(), tick_labels(y.ticks()), strict=True):
+        parts += [line(LEFT, y(value), RIGHT, y(value), "grid"),
+                  text(LEFT - 6, y(value) + 4.5, label, "muted", "end")]
+    for value in x.ticks():
+        parts += [line(x(value), 14, x(value), BOTTOM, "grid"),
+                  text(x(value), BOTTOM + 18, number(value), "muted", "middle")]
+    return parts
+
+
+def _front_line(points: Sequence[Point], x: Scale, y: Scale) -> Markup:
+    """The front as steps: what lies below or right of them is beaten."""
+    corners: list[tuple[float, float]] = []
+    for point in front(points):
+        if corners:
+            corners.append((x(point.ms), corners[-1][1]))
+        corners.append((x(point.ms), y(point.score)))
+    return path([(corners[0][0], y.start), *corners, (x.end, corners[-1][1])], "front")
+
+
+def _spread_marks(places: Sequence[tuple[float, float]],
+                  least: float = 15) -> list[tuple[float, float]]:
+    """Where the numbers go: on their discs, or above or below where another number is there."""
+    taken: list[tuple[float, float]] = []
+
+    def free(a: float, b: float) -> bool:
+        return all(abs(a - x) + 2 * abs(b - y) >= 2 * least - 0.01 or abs(a - x) >= least
+                   for x, y in taken)
+
+    for a, b in places:
+        steps = (b + sign * k * least for k in range(len(places)) for sign in (-1, 1))
+        taken.append(next((a, step) for step in steps if free(a, step)))
+    return taken
+
+
+def _share(row: Row, metric: str, x: Scale, y: float) -> list[Markup]:
     value, low, high = (row.get(f"recovery_{metric}{end}") for end in ("", "_low", "_high"))
     if value is None or low is None or high is None:
         return [text(x(0) + 6, y, "undefined: the teacher's gain is not certain", "muted")]
-    shown = [max(x.low, min(x.high, v)) for v in (value, low, high)]
-    return [bar(x, shown[0], y - 11, 12, colour(row)), *whisker(x, shown[1], shown[2], y - 5),
+    value_at, low_at, high_at = (max(x.low, min(x.high, v)) for v in (value, low, high))
+    return [bar(x, value_at, y - 11, 12, colour(row)), *whisker(x, low_at, high_at, y - 5),
             text(RIGHT, y - 1, f"{100 * value:.0f} %", "", "end")]
-
-
-def _grid(x: Scale, y: Scale, bottom: float) -> list[Html]:
-    parts = []
-    for value, label in zip(y.ticks(), labels(y.ticks()), strict=True):
-        parts += [
-            line(LEFT, y(value), RIGHT, y(value), "grid"),
-            text(LEFT - 6,
-                 y(value) + 4.5, label, "muted", "end")
-        ]
-    for value in x.ticks():
-        parts += [line(x(value), 14, x(value), bottom, "grid"),
-                  text(x(value), bottom + 18, number(value), "muted", "middle")]
-    return parts

@@ -1,11 +1,13 @@
-"""The report's picture strips: one held-out frame each, and what teacher, student and INT8 student
-see in it."""
+"""The report's pictures: strips of held-out clips, and token matches between two views."""
 from base64 import b64encode
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from bench.report.html import Html, el
-from bench.report.pictures import colour_bar
+from markupsafe import Markup
+
+from bench.report.axes import circle, line
+from bench.report.pictures import FRAME_PX, colour_bar
 from records.results import Results, Row
 
 CAPTIONS = {
@@ -14,107 +16,87 @@ CAPTIONS = {
     "teacher_features": "teacher features", "student_features": "student features",
     "int8_features": "INT8 features"
 }
+SOURCES = {"teacher": "Teacher", "student": "Student FP32", "int8": "Student INT8"}
+GAP = 8  # px between two views
 
 
-def gallery(results: Results, about: Row) -> Html:
-    """The section of strips, or a line that says why there is none."""
+@dataclass(frozen=True)
+class Strip:
+    """The pictures of one clip. depth: the picture row with the range of the depth colours."""
+    clip: str
+    pictures: list[Row]  # with `image`, a data URL, and `caption`
+    depth: Row | None
+
+
+@dataclass(frozen=True)
+class ViewPair:
+    """Two views side by side, and lines between matched tokens in the pixels of both."""
+    name: str
+    clip: str
+    counts: str
+    images: list[tuple[int, str]]  # (x, data URL)
+    lines: list[Markup]
+    width: int                     # px, of both
+
+
+def strips(results: Results, run: str) -> tuple[list[Strip], str]:
+    """The strips, or [] and why there are none."""
     rows = results.of("picture")
-    folder = Path(about["run"]) / "bench" / "strips"
-    missing = [row["file"] for row in rows if not (folder / row["file"]).is_file()]
+    folder = _folder(run)
+    missing = [folder / row["file"] for row in rows if not (folder / row["file"]).is_file()]
     if not rows or missing:
-        why = f"{folder / missing[0]} is gone" if missing else "none were drawn"
-        return el(
-            "section", el("h2", "Pictures"),
-            el("p", f"No pictures: {why}. ", el("code", "vega3d bench accuracy"), " draws them.",
-               class_="notice"))
-    clips = list(dict.fromkeys(row["clip"] for row in rows))
-    strips = [_strip([row for row in rows if row["clip"] == clip], folder) for clip in clips]
-    return el(
-        "section", el("h2", "Pictures"),
-        el(
-            "p",
-            "Held-out clips. Depth maps share one colour range per strip, bright is near. Feature "
-            "maps show the three main directions of the teacher's features as red, green and blue: "
-            "alike colours mean alike features."
-        ), *strips)
+        return [], f"{missing[0]} is gone" if missing else "none were drawn"
+    by_clip: dict[str, list[Row]] = {}
+    for row in rows:
+        image = data_url((folder / row["file"]).read_bytes())
+        picture = {**row, "image": image, "caption": CAPTIONS[row["place"]]}
+        by_clip.setdefault(row["clip"], []).append(picture)
+    found = []
+    for clip, pictures in by_clip.items():
+        depth = next((row for row in pictures if row["shows"] == "depth"), None)
+        found.append(Strip(clip, pictures, depth))
+    return found, ""
 
 
-def correspondences(results: Results, about: Row) -> Html | None:
-    """Two views of a held-out room for each voice, with lines between the tokens that it takes for
-    one another."""
-    folder = Path(about["run"]) / "bench" / "strips"
+def view_pairs(results: Results, run: str) -> tuple[list[ViewPair], bool]:
+    """Pairs whose pictures exist, and whether any of them has true points to compare with."""
+    folder = _folder(run)
     pairs = [row for row in results.of("match_pair")
              if (folder / row["from_file"]).is_file() and (folder / row["to_file"]).is_file()]
-    if not pairs:
-        return None
-    lines = results.of("match")
-    figures = [
-        _views(pair,
-               [row for row in lines if all(row[key] == pair[key]
-                                            for key in ("clip", "voice"))], folder)
-        for pair in pairs
-    ]
-    judged = any(pair["right"] is not None for pair in pairs)
-    legend = (
-        " A solid line ends where the same point of the room is (within 0.2 m), a dashed one does "
-        "not."
-        if judged else "")
-    return el(
-        "section", el("h2", "Where is this point in the other view?"),
-        el(
-            "p",
-            "Tokens of the first and the last frame of a held-out clip that are each other's "
-            "nearest, by their features alone. The lines are a random few of those found." + legend),
-        el("div", *figures, class_="views"))
-
-
-def _views(pair: Row, lines: Sequence[Row], folder: Path) -> Html:
-    size, gap = 224, 8
-    name = {"teacher": "Teacher", "student": "Student FP32", "int8": "Student INT8"}[pair["voice"]]
-    verdict = f"{pair['found']} mutual matches"
-    if pair["right"] is not None:
-        verdict += f"; {pair['right']} of the {pair['asked']} whose point both frames see are right"
-    drawn = []
-    for row in lines:
-        kind = "wrong" if row["right"] is False else "right"
-        ends = {
-            "x1": row["from_x_px"], "y1": row["from_y_px"], "x2": row["to_x_px"] + size + gap,
-            "y2": row["to_y_px"]
-        }
-        drawn += [
-            el("line", **ends, class_=f"halo {kind}"),
-            el("line", **ends, class_=f"match {kind}"),
-            *(el("circle", cx=ends[f"x{i}"], cy=ends[f"y{i}"], r=3, class_=f"tip {kind}")
-              for i in (1, 2))
-        ]
-    pictures = [
-        el("image", href=data_url((folder / pair[f"{side}_file"]).read_bytes()), x=x, y=0,
-           width=size, height=size) for side, x in (("from", 0), ("to", size + gap))
-    ]
-    said = f"{name}, clip {pair['clip']}: {verdict}"
-    picture = el("svg", el("title", said), *pictures, *drawn, role="img", aria_label=said,
-                 viewBox=f"0 0 {2 * size + gap} {size}", xmlns="http://www.w3.org/2000/svg",
-                 class_="wide")
-    return el("figure", picture, el("figcaption", el("b", name), f": {verdict}."), class_="card")
-
-
-def _strip(rows: Sequence[Row], folder: Path) -> Html:
-    cells = [_cell(row, folder) for row in rows]
-    depth = next((row for row in rows if row["shows"] == "depth"), None)
-    if depth:
-        ends = el("div", el("span", f"{depth['near_m']:.1f} m"),
-                  el("span", f"{depth['far_m']:.1f} m"), class_="ends")
-        cells.append(
-            el("div", el("img", src=data_url(colour_bar()), alt="Depth colours, near to far"), ends,
-               f"clip {rows[0]['clip']}", class_="key"))
-    return el("div", *cells, class_="strip labelled" if depth else "strip")
-
-
-def _cell(row: Row, folder: Path) -> Html:
-    image = el("img", src=data_url((folder / row["file"]).read_bytes()), alt=row["alt"])
-    return el("figure", image, el("figcaption", CAPTIONS[row["place"]]), class_=row["place"])
+    matches = results.of("match")
+    found = []
+    for pair in pairs:
+        its = [row for row in matches
+               if (row["clip"], row["voice"]) == (pair["clip"], pair["voice"])]
+        found.append(_view_pair(pair, its, folder))
+    return found, any(pair["right"] is not None for pair in pairs)
 
 
 def data_url(content: bytes) -> str:
     """A PNG inside the page."""
     return f"data:image/png;base64,{b64encode(content).decode()}"
+
+
+def colour_bar_url() -> str:
+    return data_url(colour_bar())
+
+
+def _folder(run: str) -> Path:
+    return Path(run) / "bench" / "strips"
+
+
+def _view_pair(pair: Row, matches: Sequence[Row], folder: Path) -> ViewPair:
+    counts = f"{pair['found']} mutual matches"
+    if pair["right"] is not None:
+        counts += f"; {pair['right']} of the {pair['asked']} whose point both frames see are right"
+    shift = FRAME_PX + GAP
+    lines: list[Markup] = []
+    for row in matches:
+        kind = "wrong" if row["right"] is False else "right"
+        start = (row["from_x_px"], row["from_y_px"])
+        end = (row["to_x_px"] + shift, row["to_y_px"])
+        lines += [line(*start, *end, f"halo {kind}"), line(*start, *end, f"match {kind}"),
+                  circle(*start, 3, f"tip {kind}"), circle(*end, 3, f"tip {kind}")]
+    images = [(x, data_url((folder / pair[f"{side}_file"]).read_bytes()))
+              for side, x in (("from", 0), ("to", shift))]
+    return ViewPair(SOURCES[pair["voice"]], pair["clip"], counts, images, lines, FRAME_PX + shift)

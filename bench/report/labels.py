@@ -1,4 +1,4 @@
-"""What rows are called in a page for people, and which colour stands for them."""
+"""What the page calls rows, columns and facts, and which colour a row has."""
 from records.results import Row
 
 FEATURES = {
@@ -17,6 +17,30 @@ BACKENDS = {
     "torch": "torch", "compile": "torch.compile", "ort-cpu": "ONNX", "ort-cuda": "ONNX",
     "openvino": "OpenVINO", "ort-trt": "ONNX by TensorRT", "trt": "TensorRT", "rtx": "TensorRT-RTX"
 }
+GLOSSARY = {
+    "depth δ<1.25": "Share of pixels whose depth is within 25 % of the true one. Higher is better.",
+    "AbsRel": "Mean of |depth − truth| / truth. Lower is better.",
+    "normal error": "Mean angle between the surface direction that was read out and the true one. "
+                    "Lower is better.",
+    "mIoU": "Overlap of predicted and true class regions, averaged over classes. Higher is better.",
+    "cosine": "Agreement of two feature vectors of one image patch: 1 is the same direction, 0 "
+              "unrelated.",
+    "recovery": "Where the student stands between semantic features alone (0 %) and the teacher "
+                "(100 %), the teacher's heads unchanged.",
+    "median, p90, p99": "Half, nine tenths and all but one hundredth of the calls were at least "
+                        "this quick.",
+    "faster": "Ratio of two medians taken in the same rounds of the same run, so that a drifting "
+              "machine cancels out.",
+    "interval, 95 %": "What the figure could be with other rooms: paired bootstrap over the "
+                      "held-out rooms.",
+    "peak memory": "Resident size, at its largest, of a process that only loads and runs this; "
+                   "libraries included.",
+}
+ENVIRONMENT = {
+    "cpu": "CPU", "memory_gb": "memory, GB", "cpu_mhz": "CPU clock, MHz",
+    "load_1m": "load average before", "load_1m_after": "load average after", "gpu": "GPU",
+    "gpu_count": "GPUs", "sm": "compute capability", "cuda": "CUDA"
+}
 
 
 def accuracy_label(row: Row) -> str:
@@ -25,14 +49,16 @@ def accuracy_label(row: Row) -> str:
 
 def latency_label(row: Row, noise_draws: int = 1) -> str:
     """Such as "Student, ONNX INT8", or a teacher's stage."""
-    place = f" on the GPU{', as a graph' * (row.get('launch') == 'graph')}" if row[
-        "device"] == "cuda" else ""
+    stage = row["stage"]
     batch = f", batch {row['batch']}" if row["batch"] != 1 else ""
-    if row["stage"] != "student":
-        draws = f", {noise_draws} noise draws" if row[
-            "stage"] == "transformer" and noise_draws > 1 else ""
-        return f"Teacher: {STAGES[row['stage']]}{draws}{batch}{place}"
-    return f"Student, {BACKENDS.get(row['backend'], row['backend'])} {row['precision'].upper()}{batch}{place}"
+    place = ""
+    if row["device"] == "cuda":
+        place = " on the GPU, as a graph" if row.get("launch") == "graph" else " on the GPU"
+    if stage == "student":
+        backend = BACKENDS.get(row["backend"], row["backend"])
+        return f"Student, {backend} {row['precision'].upper()}{batch}{place}"
+    draws = f", {noise_draws} noise draws" if stage == "transformer" and noise_draws > 1 else ""
+    return f"Teacher: {STAGES[stage]}{draws}{batch}{place}"
 
 
 def colour(row: Row) -> str:

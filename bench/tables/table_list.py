@@ -3,7 +3,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from bench.accuracy.intervals import METRICS
-from bench.report.verdicts import gain_is_real
+from bench.report.findings import gain_is_real
 from bench.tables.columns import Column, over_seeds
 from bench.tables.question_tables import (
     CONTROLLED,

@@ -1,5 +1,4 @@
-"""`vega3d bench accuracy --teacher`: whose features are asked about, what is made of the answers,
-what is refused."""
+"""`vega3d bench accuracy --teacher`: question accuracy of every source, and what is refused."""
 import json
 import shutil
 from collections.abc import Sequence
@@ -10,12 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-import bench.accuracy.language_accuracy
 import teacher.language.train
 import vega3d
-from bench.accuracy.language_accuracy import Exam, add_answers, set_exam, thinned
+from bench.accuracy import language_accuracy
+from bench.accuracy.language_accuracy import (
+    QuestionSet,
+    add_language_accuracy,
+    load_question_set,
+    subsample,
+)
 from bench.accuracy.language_teachers import LanguageFolder, open_teachers
-from bench.accuracy.question_intervals import choice_pile, piles_of
+from bench.accuracy.question_intervals import choice_scores, scores_by_metric
 from bench.tables.fill import table
 from distill.run import open_distill_run
 from records.results import Results, load, save
@@ -34,6 +38,8 @@ from teacher.language.train import (
 from tests.bench_run import FRAMES, DrawnRooms, drawn_run, use
 from tests.language_fakes import sample_room, save_tiny_lm
 
+SCORED = tuple(task for task in TASKS if task != "caption")
+
 
 class PosedRooms(DrawnRooms):
     """The drawn rooms with cameras: the same frames, so the run's features are theirs too."""
@@ -44,25 +50,24 @@ class PosedRooms(DrawnRooms):
                        room_size=(4, 4, 3))
 
 
-def asked_room(name: str, tasks: Sequence[str] = tuple(t for t in TASKS if t != "caption")) -> RoomQuestions:
-    """The made-up questions of some tasks; the boxes that say which room it is are the room's
-    own."""
+def question_room(name: str, tasks: Sequence[str] = SCORED) -> RoomQuestions:
+    """Made-up questions of some tasks; boxes differ by room."""
     room = sample_room(name, FRAMES)
-    kept = [i for i, question in enumerate(room.questions) if question.task in tasks]
-    moved = np.random.default_rng(list(name.encode())).uniform(0, 1e-3,
-                                                               room.boxes.shape).astype(np.float32)
-    return replace(room, questions=[room.questions[i] for i in kept],
-                   candidates=[room.candidates[i] for i in kept], boxes=room.boxes + moved)
+    chosen = [i for i, question in enumerate(room.questions) if question.task in tasks]
+    rng = np.random.default_rng(list(name.encode()))
+    offsets = rng.uniform(0, 1e-3, room.boxes.shape).astype(np.float32)
+    return replace(room, questions=[room.questions[i] for i in chosen],
+                   candidates=[room.candidates[i] for i in chosen], boxes=room.boxes + offsets)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def questions():
     with pytest.MonkeyPatch.context() as patch:
         use(PosedRooms(), patch)
-        # drawn rooms show too little to be asked about
-        for module in (teacher.language.train, bench.accuracy.language_accuracy):
+        # drawn rooms show too little for real questions
+        for module in (teacher.language.train, language_accuracy):
             patch.setattr(module, "read_rooms",
-                          lambda source, ids, tasks, *_: [asked_room(i, tasks) for i in ids])
+                          lambda source, ids, tasks, *_: [question_room(i, tasks) for i in ids])
         yield
 
 
@@ -78,10 +83,10 @@ def course(run, tmp_path_factory) -> LanguageTeacherConfig:
         save_clip(PosedRooms().clip(i), folder / f"{i}.safetensors")
     (folder / "scenes.json").write_text('{"key": "drawn too"}')
     tuning = FinetuneConfig(lm=str(save_tiny_lm(tmp_path_factory.mktemp("lm"))), steps=3, clips=2,
-                        questions=2)
-    return LanguageTeacherConfig(out=tmp_path_factory.mktemp("teachers") / "generator", clips=folder, grid=2,
-                        exam=False, generator=run.config.teacher.generator,
-                        tap=run.config.teacher.tap, tuning=tuning)
+                            questions=2)
+    return LanguageTeacherConfig(out=tmp_path_factory.mktemp("teachers") / "generator",
+                                 clips=folder, grid=2, exam=False, tap=run.config.teacher.tap,
+                                 generator=run.config.teacher.generator, tuning=tuning)
 
 
 @pytest.fixture(scope="module")
@@ -106,43 +111,44 @@ def bench_accuracy(out: Path, *args: object) -> dict[str, dict]:
     return {row["features"]: row for row in load(out / "results.json").of("accuracy")}
 
 
-def test_every_voice_gets_the_columns_and_the_generators_are_what_an_exam_of_it_says(
+def test_every_source_gets_the_columns_and_the_generators_equal_the_trainings_own_evaluation(
         run, trained, control, tmp_path):
     rows = bench_accuracy(tmp_path, "--teacher", trained, control)
-    voices = {
+    sources = {
         "teacher", "semantic_only", "student_fp32", "student_onnx_fp32", "student_fp16",
         "student_int8_cpu"
     }
-    assert {name for name, row in rows.items() if "questions" in row} == voices and "zeros" in rows
+    assert {name for name, row in rows.items() if "questions" in row} == sources
+    assert "zeros" in rows
     for path, name, store in ((trained, "teacher", run.stores["generative"]),
                               (control, "semantic_only", None)):
-        model, writer, tuning = load_language_teacher(path / "teacher.safetensors", run.device)
-        rooms = [asked_room(i) for i in run.source.ids("test")]
-        scores = evaluate(model,
-                         question_dataset(rooms, (run.stores["semantic"], store), writer, run.device),
-                         tuning)
-        for task, metric in (("vsi_numeric", "mra"), ("ground", "acc@0.25"), ("multi_ground",
-                                                                              "f1@0.5")):
+        model, encoder, tuning = load_language_teacher(path / "teacher.safetensors", run.device)
+        rooms = [question_room(i) for i in run.source.ids("test")]
+        stores = (run.stores["semantic"], store)
+        dataset = question_dataset(rooms, stores, encoder, run.device)
+        scores = evaluate(model, dataset, tuning)
+        for task, metric in (("vsi_numeric", "mra"), ("ground", "acc@0.25"),
+                             ("multi_ground", "f1@0.5")):
             assert rows[name][f"task/{task}/{metric}"] == pytest.approx(
                 scores[task][metric]), (name, task)
-    for name in voices:
+    for name in sources:
         row = rows[name]
-        assert (row["questions"], row["asked_rooms"], row["trainings"]) == (4 * 6, 4,
-                                                                            1) and "delta1" in row
+        assert (row["questions"], row["asked_rooms"], row["trainings"]) == (4 * 6, 4, 1)
+        assert "delta1" in row
         assert ("task/ground/acc@0.25_vs_semantic_low" in row) == (name != "semantic_only")
         assert "questions_a_task" not in row
 
 
-def test_each_voice_is_heard_in_the_generators_units(run, trained, monkeypatch):
-    heard = {}
+def test_each_source_enters_in_the_generators_units(run, trained, monkeypatch):
+    inputs = {}
 
-    def listen(model, lessons, family, clips):
-        heard[lessons.rooms[0].id] = lessons.visual.generative
+    def record(model, dataset, family, clips):
+        inputs[dataset.rooms[0].id] = dataset.visual.generative
         return []
 
-    monkeypatch.setattr(bench.accuracy.language_accuracy, "predict", listen)
+    monkeypatch.setattr(language_accuracy, "predict", record)
     folders, student = open_teachers([trained], run), run.student(0)
-    rooms, stores = [asked_room("test/2")], {"student_fp32": _store_of(run, "student_fp32")}
+    rooms, stores = [question_room("test/2")], {"student_fp32": _store_of(run, "student_fp32")}
     frames = torch.from_numpy(PosedRooms().clip("test/2").frames).float() / 255
     with torch.no_grad():
         true = {
@@ -150,22 +156,21 @@ def test_each_voice_is_heard_in_the_generators_units(run, trained, monkeypatch):
             "student_fp32": student.destandardise(student(frames))
         }
     shutil.rmtree(run.folder / "bench" / "answers", ignore_errors=True)
-    for name, _ in bench.accuracy.language_accuracy._voices(folders[0], rooms, run, student,
-                                                            stores):
-        assert torch.allclose(heard.pop("test/2")[0].float(), true.pop(name), atol=2e-3,
-                              rtol=2e-3), name
+    for name, _ in language_accuracy._scores_by_source(folders[0], rooms, run, student, stores):
+        features = inputs.pop("test/2")[0].float()
+        assert torch.allclose(features, true.pop(name), atol=2e-3, rtol=2e-3), name
     assert not true
     shutil.rmtree(run.folder / "bench" / "answers")
 
 
-def test_a_second_bench_asks_nothing_and_a_killed_one_only_what_is_missing(
+def test_a_second_bench_predicts_nothing_and_an_interrupted_one_only_what_is_missing(
         run, trained, monkeypatch):
     def answered() -> list[dict]:
         rows: list[dict] = []
-        add_answers(rows, set_exam([trained], run, 2), run, run.student(0), {})
+        add_language_accuracy(rows, load_question_set([trained], run, 2), run, run.student(0), {})
         return rows
 
-    monkeypatch.setattr(bench.accuracy.language_accuracy, "CLIPS", 1)
+    monkeypatch.setattr(language_accuracy, "CLIPS", 1)
     first = answered()
     assert first[0]["questions_a_task"] == 2 and first[0]["questions"] == 2 * 5
     killed = max((run.folder / "bench" / "answers").glob("teacher-*.jsonl"),
@@ -173,66 +178,65 @@ def test_a_second_bench_asks_nothing_and_a_killed_one_only_what_is_missing(
     lines = killed.read_text().splitlines()
     assert len(lines) > 1
     killed.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:20] + "\n")
-    asked, real = [], bench.accuracy.language_accuracy.predict
-    monkeypatch.setattr(
-        bench.accuracy.language_accuracy, "predict",
-        lambda model, lessons, *rest: asked.append(lessons.rooms[0].id) or real(
-            model, lessons, *rest))
+    predicted, predict = [], language_accuracy.predict
+
+    def record(model, dataset, *rest):
+        predicted.append(dataset.rooms[0].id)
+        return predict(model, dataset, *rest)
+
+    monkeypatch.setattr(language_accuracy, "predict", record)
     assert answered() == first
-    assert set(asked) == {"test/3"}
-    monkeypatch.setattr(bench.accuracy.language_accuracy, "load_language_teacher",
-                        lambda *_: pytest.fail("asked again"))
+    assert set(predicted) == {"test/3"}
+    monkeypatch.setattr(language_accuracy, "load_language_teacher",
+                        lambda *_: pytest.fail("predicted again"))
     assert answered() == first
 
 
-def test_questions_are_thinned_evenly_over_the_rooms():
-    rooms = [asked_room(f"test/{i}") for i in range(5)]
-    few = thinned(rooms, 3)
-    asked = [(room.id, q.task) for room in few for q in room.questions]
-    assert [i for i, task in asked if task == "ground"] == ["test/0", "test/2", "test/4"]
-    assert sum(task == "multi_ground" for _, task in asked) == 3
+def test_questions_are_subsampled_evenly_over_the_rooms():
+    rooms = [question_room(f"test/{i}") for i in range(5)]
+    few = subsample(rooms, 3)
+    tasks = [(room.id, question.task) for room in few for question in room.questions]
+    assert [i for i, task in tasks if task == "ground"] == ["test/0", "test/2", "test/4"]
+    assert sum(task == "multi_ground" for _, task in tasks) == 3
     assert all(len(room.questions) == len(room.candidates) for room in few)
-    whole = thinned(rooms, None)
-    assert [len(room.questions) for room in whole] == [6] * 5
-    one = thinned(rooms, 1)
-    assert [room.id for room in one] == ["test/0"]
+    assert [len(room.questions) for room in subsample(rooms, None)] == [6] * 5
+    assert [room.id for room in subsample(rooms, 1)] == ["test/0"]
 
 
 def test_a_mean_over_types_counts_the_three_directions_as_one():
-    asked = [("vsi:object_rel_direction_easy", 1.0)] * 4 + [("vsi:object_rel_direction_hard", 0.0)
-                                                            ] + [("vsi:route_planning", 0.2),
-                                                                 ("vsi:route_planning", 0.4)]
-    piles = piles_of([["test/0", i, task, "", {"accuracy": value}]
-                      for i, (task, value) in enumerate(asked)])
-    assert np.mean([*choice_pile(piles).values()]) == pytest.approx((0.5 + 0.3) / 2)
-    assert choice_pile({}) == {} and ("vsi_numeric", "mra") not in piles
+    scored = [("vsi:object_rel_direction_easy", 1.0)] * 4
+    scored += [("vsi:object_rel_direction_hard", 0.0), ("vsi:route_planning", 0.2),
+               ("vsi:route_planning", 0.4)]
+    metrics = scores_by_metric([["test/0", i, task, "", {"accuracy": value}]
+                                for i, (task, value) in enumerate(scored)])
+    assert np.mean([*choice_scores(metrics).values()]) == pytest.approx((0.5 + 0.3) / 2)
+    assert choice_scores({}) == {} and ("vsi_numeric", "mra") not in metrics
     numbers = [("vsi:object_counting", 0.9)] * 5 + [("vsi:room_size_estimation", 0.1)]
-    piles = piles_of([["test/0", i, task, "", {"mra": value}]
-                      for i, (task, value) in enumerate(numbers)])
-    assert np.mean([*piles["vsi_numeric", "mra"].values()]) == pytest.approx(0.5)
+    metrics = scores_by_metric([["test/0", i, task, "", {"mra": value}]
+                                for i, (task, value) in enumerate(numbers)])
+    assert np.mean([*metrics["vsi_numeric", "mra"].values()]) == pytest.approx(0.5)
 
 
 def columns(monkeypatch, given: dict[str, dict[int, np.ndarray]]) -> dict[str, dict]:
-    """The rows that `add_answers` makes of 40 rooms' grounding hits, by features and training
-    seed."""
-    def answers(one, rooms, run, student, stores):
-        for name in [
-                one.row,
-                *(name for name in given if name.startswith("student") and one.row == "teacher")
-        ]:
+    """The first seed's rows of 40 rooms' grounding hits, `given` by features and training seed."""
+    def scores(teacher, rooms, run, student, stores):
+        students = [name for name in given if name.startswith("student")]
+        for name in [teacher.row, *(students if teacher.row == "teacher" else [])]:
             yield name, [[f"test/{i:05d}_0", 0, "ground", "unique", {"acc@0.25": value}]
-                         for i, value in enumerate(given[name][one.seed])]
+                         for i, value in enumerate(given[name][teacher.seed])]
 
-    own = {"teacher": "generator", "semantic_only": "none", "vae": "vae_latents"}
-    folders = [
-        LanguageFolder(Path(name), {"features": own[name], "tuning": {"seed": seed, "steps": 9}},
-                       [], [], [], "") for name in given if name in own for seed in given[name]
-    ]
-    monkeypatch.setattr(bench.accuracy.language_accuracy, "_voices", answers)
+    features = {"teacher": "generator", "semantic_only": "none", "vae": "vae_latents"}
+    folders = []
+    for name in (name for name in given if name in features):
+        for seed in given[name]:
+            config = {"features": features[name], "tuning": {"seed": seed, "steps": 9}}
+            folders.append(LanguageFolder(Path(name), config, [], [], [], ""))
+    monkeypatch.setattr(language_accuracy, "_scores_by_source", scores)
     rows = [{"kind": "accuracy", "features": name, "head": "dense", "seed": seed, "delta1": 0.5}
             for seed in (0, 1) for name in given if name != "vae"]
     run = open_distill_run(drawn_run())
-    add_answers(rows, Exam(folders, [asked_room("test/0")], None), run, run.student(0), {})
+    questions = QuestionSet(folders, [question_room("test/0")], None)
+    add_language_accuracy(rows, questions, run, run.student(0), {})
     assert not any("questions" in row for row in rows if row["seed"] == 1)
     return {row["features"]: row for row in rows if row["seed"] == 0}
 
@@ -240,13 +244,10 @@ def columns(monkeypatch, given: dict[str, dict[int, np.ndarray]]) -> dict[str, d
 def test_means_differences_and_recovery_are_over_questions_and_trainings(monkeypatch):
     rng = np.random.default_rng(0)
     base = {seed: rng.uniform(0.2, 0.3, 40) for seed in (0, 1)}
-    rows = columns(
-        monkeypatch, {
-            "semantic_only": base, "teacher": {seed: v + 0.4
-                                               for seed, v in base.items()},
-            "student_int8": {seed: v + 0.3
-                             for seed, v in base.items()}, "vae": {1: base[1] - 0.1}
-        })
+    rows = columns(monkeypatch, {
+        "semantic_only": base, "teacher": {seed: v + 0.4 for seed, v in base.items()},
+        "student_int8": {seed: v + 0.3 for seed, v in base.items()}, "vae": {1: base[1] - 0.1}
+    })
     best, student = rows["teacher"], rows["student_int8"]
     assert best["task/ground/acc@0.25"] == pytest.approx(np.mean([*base.values()]) + 0.4)
     assert best["trainings"] == 2 and best["delta1"] == 0.5
@@ -264,19 +265,17 @@ def test_means_differences_and_recovery_are_over_questions_and_trainings(monkeyp
 def test_no_recovery_of_a_gain_that_may_be_zero(monkeypatch):
     rng = np.random.default_rng(1)
     base = rng.uniform(0.2, 0.3, 40)
-    rows = columns(
-        monkeypatch, {
-            "semantic_only": {0: base}, "teacher": {0: base + rng.normal(0, 0.1, 40)},
-            "student_fp32": {0: base + 0.1}
-        })
+    rows = columns(monkeypatch, {
+        "semantic_only": {0: base}, "teacher": {0: base + rng.normal(0, 0.1, 40)},
+        "student_fp32": {0: base + 0.1}
+    })
     assert rows["teacher"]["task/ground/acc@0.25_vs_semantic_low"] < 0
     assert rows["student_fp32"]["task/ground/acc@0.25_vs_semantic_low"] > 0
     assert not [key for key in rows["student_fp32"] if "recovery" in key]
     # nothing to compare with
-    alone = columns(monkeypatch, {"teacher": {0: base}, "student_fp32": {0: base}})
-    assert alone["teacher"]["task/ground/acc@0.25"] and not [
-        key for key in alone["teacher"] if "semantic" in key
-    ]
+    teacher = columns(monkeypatch, {"teacher": {0: base}, "student_fp32": {0: base}})["teacher"]
+    assert teacher["task/ground/acc@0.25"]
+    assert not [key for key in teacher if "semantic" in key]
 
 
 def test_the_table_shows_only_columns_that_were_measured(tmp_path):
@@ -287,12 +286,12 @@ def test_the_table_shows_only_columns_that_were_measured(tmp_path):
              tmp_path / "rooms_accuracy.json")
         shown.append(table("rooms_accuracy", tmp_path))
     assert "Acc@0.25" not in shown[0] and "questions" not in shown[0]
-    assert "grounding Acc@0.25, %" in shown[1] and "41.7" in shown[
-        1] and "numeric MRA" not in shown[1]
+    assert "grounding Acc@0.25, %" in shown[1] and "41.7" in shown[1]
+    assert "numeric MRA" not in shown[1]
 
 
 def spoiled(trained: Path, folder: Path, **course: object) -> Path:
-    """A copy of the trained folder whose card says something else; a dict: of that part of it."""
+    """A copy of the trained folder with other values in config.json; a dict changes a part."""
     shutil.copytree(trained, folder)
     card = json.loads((folder / "config.json").read_text())
     for key, value in course.items():
@@ -301,16 +300,16 @@ def spoiled(trained: Path, folder: Path, **course: object) -> Path:
     return folder
 
 
-def refused(*folders: Path, most: int | None = None) -> str:
+def refused(*folders: Path, per_task: int | None = None) -> str:
     with pytest.raises(ValueError) as error:
-        set_exam(folders, open_distill_run(drawn_run()), most)
+        load_question_set(folders, open_distill_run(drawn_run()), per_task)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
 def test_teachers_of_other_features_than_the_runs_are_refused(trained, tmp_path):
-    said = refused(spoiled(trained, tmp_path / "tap", tap={"block": 1}))
-    assert "another tap (block 1, not 2)" in said and "vega3d teacher train" in said
+    message = refused(spoiled(trained, tmp_path / "tap", tap={"block": 1}))
+    assert "another tap (block 1, not 2)" in message and "vega3d teacher train" in message
     other = spoiled(trained, tmp_path / "weights")
     manifest, = other.glob("features/wan-*/manifest.json")
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "weights": "other"}))
@@ -321,15 +320,15 @@ def test_teachers_of_other_features_than_the_runs_are_refused(trained, tmp_path)
     moved.tower.spec = {**moved.tower.spec, "weights": "trained on"}
     with pytest.raises(ValueError,
                        match=r"student was distilled from another generator than .* now is"):
-        set_exam([trained], moved)
+        load_question_set([trained], moved)
 
 
-def test_what_is_no_language_teacher_is_refused(trained, tmp_path):
+def test_a_folder_without_a_complete_language_teacher_is_refused(trained, tmp_path):
     assert "no language teacher here (no teacher.safetensors)" in refused(tmp_path)
     assert "no language teacher here" in refused(drawn_run() / "teacher")
     half = spoiled(trained, tmp_path / "half")
     (half / "teacher.safetensors").write_bytes(b"\x08")
-    assert "no whole language teacher" in refused(half)
+    assert "not a complete language teacher" in refused(half)
     assert "is of another training" in refused(
         spoiled(trained, tmp_path / "mixed", tuning={"steps": 7}))
     bare = spoiled(trained, tmp_path / "bare")
@@ -337,8 +336,8 @@ def test_what_is_no_language_teacher_is_refused(trained, tmp_path):
     assert "has no rooms_train-*.safetensors" in refused(bare)
     foreign = spoiled(trained, tmp_path / "foreign")
     (foreign / "config.json").write_text('{"size": "ti"}')
-    assert "no whole language teacher (config.json or teacher.safetensors lacks 'config')" in refused(
-        foreign)
+    lacks = "config.json or teacher.safetensors lacks 'config'"
+    assert f"not a complete language teacher ({lacks})" in refused(foreign)
 
 
 def test_teachers_that_cannot_be_compared_are_refused(course, trained, control, tmp_path):
@@ -347,25 +346,23 @@ def test_teachers_that_cannot_be_compared_are_refused(course, trained, control, 
     other = replace(course, out=tmp_path / "longer", tuning=replace(course.tuning, steps=4, seed=1))
     train_language_teacher(other)
     assert "(steps 4, not 3); only features and seed may differ" in refused(trained, other.out)
-    assert "got 0, expected at least 1" in refused(trained, most=0)
+    assert "got 0, expected at least 1" in refused(trained, per_task=0)
 
 
 @pytest.mark.parametrize("same", ["points", "boxes"])
 def test_a_teacher_that_has_seen_a_held_out_room_is_refused(trained, same, monkeypatch):
-    seen, unseen = asked_room("train/1"), asked_room("test/1")
+    seen, unseen = question_room("train/1"), question_room("test/1")
     leak = replace(unseen, **{same: getattr(seen, same)})
-    monkeypatch.setattr(bench.accuracy.language_accuracy, "read_rooms",
-                        lambda *_: [asked_room("test/0"), leak])
-    said = refused(trained)
-    assert "was trained on train/1, which is the run's held-out room test/1" in said
+    monkeypatch.setattr(language_accuracy, "read_rooms",
+                        lambda *_: [question_room("test/0"), leak])
+    assert "was trained on train/1, which is the run's held-out room test/1" in refused(trained)
 
 
-def test_clips_without_poses_and_questions_of_nobody_are_refused_in_one_line(
+def test_clips_without_poses_and_questions_without_a_teacher_are_refused_in_one_line(
         trained, tmp_path, capsys, monkeypatch):
     use(DrawnRooms(), monkeypatch)
-    for args, says in ((["--teacher",
-                         trained], "lacks intrinsics, poses, room_size"), (["--questions",
-                                                                            3], "nobody")):
+    for args, says in ((["--teacher", trained], "lacks intrinsics, poses, room_size"),
+                       (["--questions", 3], "no language teacher to answer")):
         with pytest.raises(SystemExit) as stop:
             bench_accuracy(tmp_path / "out", *args)
         assert stop.value.code == 2
@@ -376,10 +373,7 @@ def test_clips_without_poses_and_questions_of_nobody_are_refused_in_one_line(
 
 def _store_of(run, name: str) -> FeatureStore:
     manifest, = (run.folder / "bench" / "features").glob(f"{name}-*/manifest.json")
-    spec = {
-        k: v
-        for k, v in json.loads(manifest.read_text()).items()
-        if k not in ("format", "grid", "dtype", "source")
-    }
+    spec = {k: v for k, v in json.loads(manifest.read_text()).items()
+            if k not in ("format", "grid", "dtype", "source")}
     return FeatureStore(run.folder / "bench" / "features", spec,
                         run.stores["generative"].spec["source"])

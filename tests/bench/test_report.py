@@ -2,15 +2,17 @@
 a phone."""
 import re
 from dataclasses import replace
-from html import escape
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+from markupsafe import escape
 
 from bench.recipes.chromium import CHROMIUM, browser
-from bench.report.page import write_report
-from bench.report.verdicts import int8_verdict, verdicts
+from bench.report.axes import tick_labels
+from bench.report.charts import Point, front
+from bench.report.findings import findings, int8_finding
+from bench.report.page import PAGE, write_report
 from records.results import Results
 from tests.bench_rows import sample
 from tests.colours import contrast
@@ -91,8 +93,6 @@ def test_the_page_is_made_for_phones_and_for_the_dark(tmp_path):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_what_is_behind_it(scheme):
-    from bench.report.page import PAGE
-
     style = PAGE.read_text()
     block = style.split("@media (prefers-color-scheme: dark)")[scheme == "dark"]
     colours = dict(
@@ -134,12 +134,9 @@ def test_lines_between_views_tell_right_from_wrong_and_the_count_is_of_all(tmp_p
 
 
 def test_the_front_holds_what_nothing_else_beats_in_both():
-    from bench.report.charts import front
-
-    points = [{"frame_ms": ms, "delta1": score}
+    points = [Point("", "", ms, score, 1.0, "")
               for ms, score in ((10, .7), (12, .69), (20, .8), (30, .8), (40, .9))]
-    assert [(p["frame_ms"], p["delta1"]) for p in front(points, "delta1")] == [(10, .7), (20, .8),
-                                                                               (40, .9)]
+    assert [(point.ms, point.score) for point in front(points)] == [(10, .7), (20, .8), (40, .9)]
 
 
 def test_the_export_s_verdicts_stand_beside_the_bench_s(tmp_path):
@@ -212,17 +209,17 @@ def test_names_from_outside_stay_text(tmp_path):
     results.of("absent")[0]["why"] = hostile
     write_report(results, tmp_path / "report.html")
     markup = (tmp_path / "report.html").read_text()
-    assert hostile not in markup and escape(hostile, quote=False) in markup
+    assert hostile not in markup and escape(hostile) in markup
 
 
 def test_int8_is_advised_only_where_it_is_surely_faster_and_close():
     results = sample_rows()
-    assert int8_verdict(*results).sentence.endswith("use INT8 here.")
+    assert int8_finding(*results).sentence.endswith("use INT8 here.")
     slow = sample_rows(vs_fp32=1.2, vs_fp32_low=0.9)
-    assert slow and int8_verdict(
+    assert slow and int8_finding(
         *slow).sentence.endswith("use FP32 here: it is not clearly faster.")
     far = sample_rows(fp32_cosine_mean=0.97, delta1_vs_fp32=-0.03)
-    assert int8_verdict(
+    assert int8_finding(
         *far).sentence.endswith("its features drift too far and it loses too much depth.")
 
 
@@ -232,15 +229,18 @@ def test_a_gain_that_may_be_zero_is_called_that_and_no_share_of_it_is_shown(tmp_
     for row in results.of("accuracy"):
         if row["features"] == "teacher":
             row["delta1_vs_semantic_low"] = -0.001
-    assert "does not exclude zero" in verdicts(results)[0].sentence
+    assert "does not exclude zero" in findings(results)[0].sentence
     assert "recovery" not in [a.get("data-label") for a in page_of(results, tmp_path).all("td")]
 
 
 READABLE = """(() => {
-    const rgb = words => { const found = (words.match(/[\\d.]+/g) || []).map(Number);
-                           return words.startsWith("color(") ? found.map((v, i) => i < 3 ? 255 * v : v) : found; };
-    const over = (top, under, share) => top.slice(0, 3).map((c, i) => c * share + under[i] * (1 - share));
-    const light = c => { const l = c.map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const rgb = words => {
+        const found = (words.match(/[\\d.]+/g) || []).map(Number);
+        return words.startsWith("color(") ? found.map((v, i) => i < 3 ? 255 * v : v) : found; };
+    const over = (top, under, share) =>
+        top.slice(0, 3).map((c, i) => c * share + under[i] * (1 - share));
+    const linear = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const light = c => { const l = c.map(linear);
                          return 0.2126 * l[0] + 0.7152 * l[1] + 0.0722 * l[2]; };
     const behind = e => { for (let at = e; at; at = at.parentElement) {
                               const c = rgb(getComputedStyle(at).backgroundColor);
@@ -248,7 +248,8 @@ READABLE = """(() => {
                           return [255, 255, 255]; };
     const faint = [];
     for (const e of document.querySelectorAll("body *")) {
-        const words = [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.data).join("").trim();
+        const texts = [...e.childNodes].filter(n => n.nodeType === 3);
+        const words = texts.map(n => n.data).join("").trim();
         if (!words || !e.getClientRects().length || e.closest(".hidden, thead")) continue;
         if (["title", "desc", "style"].includes(e.tagName)) continue;
         const style = getComputedStyle(e), drawn = e.tagName === "text";
@@ -294,8 +295,6 @@ def sample_rows(**changes) -> tuple[list[dict], list[dict]]:
 
 
 def test_tick_labels_tell_neighbours_apart():
-    from bench.report.axes import labels
-
-    assert labels([53.2, 53.4, 53.6]) == ["53.2", "53.4", "53.6"]
-    assert labels([10.0, 20.0, 50.0]) == ["10", "20", "50"]
-    assert labels([0.5, 1.0]) == ["0.5", "1.0"]
+    assert tick_labels([53.2, 53.4, 53.6]) == ["53.2", "53.4", "53.6"]
+    assert tick_labels([10.0, 20.0, 50.0]) == ["10", "20", "50"]
+    assert tick_labels([0.5, 1.0]) == ["0.5", "1.0"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from bench.accuracy.intervals import Rooms, add_intervals
+from bench.accuracy.intervals import RoomBootstrap, add_intervals
 from bench.accuracy.score import accuracy
 from bench.artefacts import exported
 from tests.bench_run import DrawnRooms, drawn_run, make_run, use
@@ -137,31 +137,30 @@ def clips(**values: list[float]) -> dict[str, list[dict]]:
 
 def test_clips_of_one_room_are_drawn_together():
     ids = [f"test/{room:05d}_{take}" for room in range(8) for take in range(2)]
-    assert Rooms(ids).count == 8
+    assert RoomBootstrap(ids).count == 8
     alone = np.repeat(np.arange(8.0), 2)
-    together = Rooms(ids).difference(alone, np.zeros(16))
-    apart = Rooms([f"test/{i}" for i in range(16)]).difference(alone, np.zeros(16))
+    together = RoomBootstrap(ids).difference(alone, np.zeros(16))
+    apart = RoomBootstrap([f"test/{i}" for i in range(16)]).difference(alone, np.zeros(16))
     assert together[2] - together[1] > 1.2 * (apart[2] - apart[1])  # sqrt(2) times wider
 
 
 def test_a_difference_that_every_clip_shares_has_no_spread():
     noise = np.random.default_rng(0).normal(size=20)
-    mean, low, high = Rooms([f"test/{i}" for i in range(20)]).difference(noise + 0.25, noise)
+    rooms = RoomBootstrap([f"test/{i}" for i in range(20)])
+    mean, low, high = rooms.difference(noise + 0.25, noise)
     assert (mean, low, high) == pytest.approx((0.25, 0.25, 0.25))
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(1)
-    found = [
-        Rooms([f"test/{i}"
-               for i in range(30)], seed).difference(rng.normal(0.1, 1, 30), np.zeros(30))
-        for seed in range(120)
-    ]
+    ids = [f"test/{i}" for i in range(30)]
+    found = [RoomBootstrap(ids, seed).difference(rng.normal(0.1, 1, 30), np.zeros(30))
+             for seed in range(120)]
     assert 0.88 <= np.mean([low <= 0.1 <= high for _, low, high in found]) <= 0.99
 
 
 def test_one_room_has_an_interval_without_ends():
-    assert Rooms(["test/1_0", "test/1_1"]).difference(np.ones(2),
+    assert RoomBootstrap(["test/1_0", "test/1_1"]).difference(np.ones(2),
                                                       np.zeros(2)) == (1, -np.inf, np.inf)
 
 
