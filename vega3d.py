@@ -1,47 +1,52 @@
-"""The front door: `vega3d ROOM VERB …`. Each room's cli.py holds its verbs; a room is imported when
-it is used."""
+"""The command line: `vega3d COMMAND SUBCOMMAND [OPTIONS]`.
+
+Subcommands are the VERBS of COMMAND/cli.py, which is imported when its command runs.
+"""
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
-ROOMS = {
-    "scenes": "render | show | pack | ask  furnished rooms and your own videos as clips",
-    "teacher": "fetch | prompt | train | search | pretrain | probe  the generator, its taps, the "
-               "fused teacher",
-    "distill": "run | heads                 train the teacher, distil the student, write a run "
-               "folder",
-    "export": "onnx | trt | check | web    ONNX, INT8, TensorRT and a live page, each behind a "
-              "parity gate",
-    "infer": "MODEL PHOTO -o DIR          depth, normals, features of a photo; needs no torch",
-    "bench": "[latency | accuracy | compare | report | tables]  what it costs, what it keeps; one "
-             "page",
+COMMANDS = {
+    "scenes": ("render, show, pack, ask, census", "rendered rooms and your own videos as clips"),
+    "teacher": ("fetch, prompt, train, plan, search, pretrain, probe",
+                "the generator, its tap and the fused teacher"),
+    "distill": ("run, heads", "train the teacher, distil the student, write a run folder"),
+    "export": ("onnx, trt, web, check", "ONNX, INT8, TensorRT and a web page, parity-gated"),
+    "infer": ("MODEL PHOTO… -o DIR", "depth, normals and features of photos; needs no torch"),
+    "bench": ("latency, accuracy, report, compare, tables", "measure a run; without one: all"),
 }
-HELP = "usage: vega3d ROOM VERB [OPTIONS]      (vega3d ROOM VERB --help lists the options)\n\n" + "\n".join(
-    f"  {room:8} {what}" for room, what in ROOMS.items()) + """
+HELP = """usage: vega3d COMMAND SUBCOMMAND [OPTIONS]
+       vega3d COMMAND --help, vega3d COMMAND SUBCOMMAND --help
 
-a first line:
-  vega3d distill run                  teacher trained, student distilled -> runs/latest
-  vega3d export trt --int8            newest run -> ONNX -> INT8 -> TensorRT engine, parity-gated
-  vega3d bench                        latency and accuracy -> bench/results.json, bench/report.html
+commands:
+{commands}
+
+examples:
+  vega3d distill run             train teacher and student -> runs/latest
+  vega3d export trt --int8       newest run -> ONNX -> INT8 -> TensorRT engine, parity-gated
+  vega3d bench                   latency and accuracy -> bench/results.json, bench/report.html
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command. Exit codes: 0, 2 bad input, 130 interrupted; an error may set its own."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
-        print(HELP)
+        print(HELP.format(commands=_command_list()))
         return
-    if args[0] not in ROOMS:
-        fail(f"no room called {args[0]!r}; there are: {', '.join(ROOMS)}")
+    command = args.pop(0)
+    if command not in COMMANDS:
+        fail(f"no command {command!r}; commands: {', '.join(COMMANDS)}")
     try:
-        _run(args[0], args[1:])
+        _run(command, args)
     except KeyboardInterrupt:
         fail("interrupted; the same command resumes", code=130)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in (*ROOMS, "student", "records"):
+        if (error.name or "").partition(".")[0] in (*COMMANDS, "student", "records"):
             raise
-        fail(f"{args[0]} needs the package {error.name}: pip install 'vega3d-edge[train]'")
+        fail(f"{command} needs the package {error.name}: pip install 'vega3d-edge[train]'")
     except (ValueError, OSError) as error:
         if os.environ.get("VEGA3D_DEBUG"):
             raise
@@ -49,33 +54,45 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def distill_main() -> None:
+    """The console script `distill`: `vega3d distill`."""
     main(["distill", *sys.argv[1:]])
 
 
 def fail(message: str, code: int = 2) -> None:
-    """One clear line on stderr, then exit."""
+    """Prints one line to stderr and exits."""
     print(f"vega3d: {message}", file=sys.stderr)
     raise SystemExit(code)
 
 
-def _run(room: str, args: list[str]) -> None:
-    import tyro  # after --help: it costs a third of a second
+def _command_list() -> str:
+    lines = [f"  {name:9}{what}\n{'':11}{verbs}" for name, (verbs, what) in COMMANDS.items()]
+    return "\n".join(lines)
 
-    module = importlib.import_module(f"{room}.cli")
-    verbs = module.VERBS
-    verb = args.pop(0) if args and args[0] in verbs else ""
-    if verb not in verbs:
-        named = [v for v in verbs if v]
-        asked = args[0] if args else ""
-        if asked in ("-h", "--help"):
-            print(f"usage: vega3d {room} VERB [OPTIONS]\n\n" + "\n".join(
-                f"  {v:10} {(verbs[v].__doc__ or '').strip().splitlines()[0]}" for v in named))
+
+def _run(command: str, args: list[str]) -> None:
+    import tyro  # not for `vega3d --help`: it costs a third of a second
+
+    module = importlib.import_module(f"{command}.cli")
+    verb = args.pop(0) if args and args[0] in module.VERBS else ""
+    if verb not in module.VERBS:
+        if args and args[0] in ("-h", "--help"):
+            print(_verb_list(command, module))
             return
-        fail(f"{room}: no verb {asked!r}; there are: {', '.join(named)}")
+        names = ", ".join(filter(None, module.VERBS))
+        given = repr(args[0]) if args else "given"
+        fail(f"{command}: no subcommand {given}; subcommands: {names}")
     if verb in getattr(module, "PARSES_ITSELF", ()):
-        verbs[verb](args)
+        module.VERBS[verb](args)
     else:
-        tyro.cli(verbs[verb], prog=f"vega3d {room} {verb}".strip(), args=args)
+        tyro.cli(module.VERBS[verb], prog=f"vega3d {command} {verb}".strip(), args=args)
+
+
+def _verb_list(command: str, module: ModuleType) -> str:
+    lines = [f"usage: vega3d {command} SUBCOMMAND [OPTIONS]", ""]
+    for verb, function in module.VERBS.items():
+        if verb:
+            lines.append(f"  {verb:10} {(function.__doc__ or '').strip().splitlines()[0]}")
+    return "\n".join(lines)
 
 
 def _one_line(error: Exception) -> str:

@@ -71,7 +71,7 @@ class DistillRun:
         return load_student(self.student_folder(seed)).to(self.device)
 
     def student_folder(self, seed: int) -> Path:
-        """student/ holds the first seed's student, which is exported; other seeds show the spread."""
+        """The first seed's student is the run's; those of other seeds show the spread."""
         return self.folder / ("student" if seed == self.config.seeds[0] else f"student_seed{seed}")
 
 

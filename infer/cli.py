@@ -1,21 +1,20 @@
-"""`vega3d infer model.onnx photo.jpg -o out/`: what an exported model says of a photo, as pictures
-and as arrays."""
+"""`vega3d infer model.onnx photo.jpg -o out/`."""
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+Positional = tyro.conf.Positional
 
-def infer(model: Annotated[Path, tyro.conf.Positional], photos: Annotated[tuple[Path, ...],
-                                                                          tyro.conf.Positional],
-          out: Annotated[Path,
-                         tyro.conf.arg(aliases=["-o"])] = Path("out"), threads: int = 0) -> None:
-    """Depth, normals, features and descriptors of photos: PNG to look at, NPY to compute with.
-    Needs no torch.
+
+def infer(model: Annotated[Path, Positional], photos: Annotated[tuple[Path, ...], Positional],
+          out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("out"),
+          threads: int = 0) -> None:
+    """Depth, normals, features and descriptors of photos, as PNG and NPY files. Needs no torch.
 
     Args:
         model: an ONNX file of `vega3d export onnx` (--preset for depth, normals and descriptors)
-        photos: picture files; the middle square of each is used
+        photos: image files; the middle square of each is used
         out: folder to write NAME_depth.png, NAME_depth.npy … to
         threads: of onnxruntime; 0: one a core
     """

@@ -1,5 +1,4 @@
-"""`vega3d infer`: the numbers are onnxruntime's, the pictures follow them, and it starts without
-torch."""
+"""`vega3d infer`: arrays as onnxruntime computes them, pictures of these, no torch."""
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
 import vega3d
@@ -16,7 +16,7 @@ from export.artefact import save_onnx
 from export.graph.export_onnx import export_onnx, interface, traced
 from export.presets import attach
 from infer.photos import read_photo
-from infer.pictures import FAR_M, NEAR_M, depth_colours, match, normal_colours, own_colours
+from infer.pictures import FAR_M, NEAR_M, depth_colours, frame_pca_colours, match, normal_colours
 from student.config import HeadsShape, StudentConfig
 from student.heads import OUTPUTS, Heads
 from student.vit import Student
@@ -28,8 +28,8 @@ ROOT = Path(vega3d.__file__).parent
 def parts() -> tuple[onnx.ModelProto, onnx.ModelProto, dict]:
     student = Student(StudentConfig(depth=1, out_dim=16))
     heads = Heads(HeadsShape(in_dim=16, width=8))
-    return export_onnx(student), traced(heads, (16, 14, 14), "features",
-                                        OUTPUTS), interface(student)
+    heads_model = traced(heads, (16, 14, 14), "features", OUTPUTS)
+    return export_onnx(student), heads_model, interface(student)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def photo(tmp_path) -> Path:
     return tmp_path / "room.jpg"
 
 
-def said(capsys, *args) -> tuple[int, str]:
+def run_infer(capsys, *args) -> tuple[int, str]:
     try:
         vega3d.main([str(a) for a in ("infer", *args)])
         return 0, capsys.readouterr().out
@@ -55,18 +55,17 @@ def said(capsys, *args) -> tuple[int, str]:
 
 
 def test_arrays_are_what_the_file_says_and_pictures_are_there(model, photo, tmp_path, capsys):
-    code, line = said(capsys, model, photo, "-o", tmp_path / "out")
+    code, line = run_infer(capsys, model, photo, "-o", tmp_path / "out")
     assert code == 0 and "depth" in line
     import onnxruntime as ort
 
     frame = read_photo(photo, 224)[None].astype(np.float32) / 255
     session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    wanted = dict(
-        zip(("features", *OUTPUTS), session.run(["features", *OUTPUTS], {"frames": frame}),
-            strict=True))
+    names = ["features", *OUTPUTS]
+    expected = dict(zip(names, session.run(names, {"frames": frame}), strict=True))
     for name in ("features", "depth", "normals", "descriptors"):
         found = np.load(tmp_path / "out" / f"room_{name}.npy")
-        assert np.abs(found - wanted[name][0].squeeze()).max() < 1e-5, name
+        assert np.abs(found - expected[name][0].squeeze()).max() < 1e-5, name
     for name in ("view", "depth", "normals", "pca"):
         assert Image.open(tmp_path / "out" / f"room_{name}.png").size == (448, 448)
     assert not list((tmp_path / "out").glob(".*"))
@@ -75,11 +74,10 @@ def test_arrays_are_what_the_file_says_and_pictures_are_there(model, photo, tmp_
 def test_a_model_of_features_alone_gives_features_and_says_what_is_missing(photo, tmp_path, capsys):
     student, _, facts = parts()
     save_onnx(student, tmp_path / "plain.onnx", facts)
-    code, line = said(capsys, tmp_path / "plain.onnx", photo, "-o", tmp_path / "out")
+    code, line = run_infer(capsys, tmp_path / "plain.onnx", photo, "-o", tmp_path / "out")
     assert code == 0 and "no depth in this model" in line
-    assert {p.name
-            for p in (tmp_path / "out").iterdir()
-            } == {"room_view.png", "room_pca.png", "room_features.npy"}
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"room_view.png", "room_pca.png", "room_features.npy"}
 
 
 def test_a_foreign_model_is_refused_in_one_line(photo, tmp_path, capsys):
@@ -87,37 +85,36 @@ def test_a_foreign_model_is_refused_in_one_line(photo, tmp_path, capsys):
     save_onnx(parts()[0], tmp_path / "other.onnx",
               {"input": {**parts()[2]["input"], "range": [0, 255]}})
     (tmp_path / "text.onnx").write_text("not a model")
-    for name, why in (("foreign.onnx", "does not say how to feed it"), ("other.onnx",
-                                                                        "range [0, 255]"),
-                      ("text.onnx", "cannot load it"), ("gone.onnx", "no such model")):
-        code, line = said(capsys, tmp_path / name, photo, "-o", tmp_path / "out")
+    for name, why in (("foreign.onnx", "does not describe its input"),
+                      ("other.onnx", "range [0, 255]"), ("text.onnx", "cannot load it"),
+                      ("gone.onnx", "no such model")):
+        code, line = run_infer(capsys, tmp_path / name, photo, "-o", tmp_path / "out")
         assert code == 2 and why in line and len(line.splitlines()) == 1, line
     assert not (tmp_path / "out").exists()
 
 
 def identity(path: Path, kind: int, shape: list) -> Path:
-    """A graph that returns its input, and says in our words how it is fed."""
-    tensors = [
-        onnx.helper.make_tensor_value_info(name, kind, shape) for name in ("frames", "features")
-    ]
-    node = onnx.helper.make_node("Identity", ["frames"], ["features"])
-    graph = onnx.helper.make_graph([node], "g", tensors[:1], tensors[1:])
-    save_onnx(
-        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)],
-                               ir_version=10), path, {"input": parts()[2]["input"]})
+    """A graph that returns its input, with the metadata of an exported file."""
+    given, returned = (helper.make_tensor_value_info(name, kind, shape)
+                       for name in ("frames", "features"))
+    node = helper.make_node("Identity", ["frames"], ["features"])
+    graph = helper.make_graph([node], "g", [given], [returned])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    save_onnx(model, path, {"input": parts()[2]["input"]})
     return path
 
 
 @pytest.mark.parametrize(("kind", "shape", "why"), [
-    (onnx.TensorProto.INT64, [1, 3, 224, 224], "tensor(int64)"), (onnx.TensorProto.FLOAT, [1, 3, "h", "w"], "'h', 'w'"),
-    (onnx.TensorProto.FLOAT, [1, 4, 224, 224], "[1, 4, 224, 224]"),
-    (onnx.TensorProto.FLOAT, [1, 3, 224, 192], "[1, 3, 224, 192]")])
+    (TensorProto.INT64, [1, 3, 224, 224], "tensor(int64)"),
+    (TensorProto.FLOAT, [1, 3, "h", "w"], "'h', 'w'"),
+    (TensorProto.FLOAT, [1, 4, 224, 224], "[1, 4, 224, 224]"),
+    (TensorProto.FLOAT, [1, 3, 224, 192], "[1, 3, 224, 192]")])
 def test_a_model_whose_frames_are_not_what_its_metadata_says_is_refused(
         kind, shape, why, photo, tmp_path, capsys):
     path = identity(tmp_path / "odd.onnx", kind, shape)
-    code, line = said(capsys, path, photo, "-o", tmp_path / "out")
-    assert code == 2 and why in line and "is fed otherwise" in line and len(
-        line.splitlines()) == 1, line
+    code, line = run_infer(capsys, path, photo, "-o", tmp_path / "out")
+    assert code == 2 and why in line and "takes another input" in line, line
+    assert len(line.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -127,8 +124,8 @@ def test_a_file_with_damaged_weights_is_refused_before_anything_is_written(
     tensor = max(damaged.graph.initializer, key=lambda t: len(t.raw_data))
     tensor.raw_data = b"\xff" * len(tensor.raw_data)                                   # NaN
     onnx.save(damaged, model)
-    code, line = said(capsys, model, photo, "-o", tmp_path / "out")
-    assert code == 2 and "no numbers" in line and len(line.splitlines()) == 1, line
+    code, line = run_infer(capsys, model, photo, "-o", tmp_path / "out")
+    assert code == 2 and "features is not finite" in line and len(line.splitlines()) == 1, line
     assert not (tmp_path / "out").exists()
 
 
@@ -142,10 +139,10 @@ def test_a_broken_or_huge_photo_is_refused_in_one_line(model, photo, tmp_path, c
     large = tmp_path / "large.png"
     Image.new("1", (14000, 14000)).save(large)  # more than Pillow's own limit
     assert read_photo(large, 224).shape == (3, 224, 224)
-    for path, why in ((cut, "not a whole picture"), (noise, "not a whole picture"),
+    for path, why in ((cut, "damaged or not an image"), (noise, "damaged or not an image"),
                       (huge, "expected at most 250 million"),
                       (tmp_path / "gone.jpg", "no such photo"), (tmp_path, "no such photo")):
-        code, line = said(capsys, model, path, "-o", tmp_path / "out")
+        code, line = run_infer(capsys, model, path, "-o", tmp_path / "out")
         assert code == 2 and why in line and len(line.splitlines()) == 1, line
     assert not (tmp_path / "out").exists()
 
@@ -156,9 +153,9 @@ def test_what_would_be_written_is_looked_at_first(model, photo, tmp_path, capsys
     twin.parent.mkdir()
     twin.write_bytes(photo.read_bytes())
     for args, why in (((photo, "-o", tmp_path / "a_file"), "is a file, expected a folder"),
-                      ((photo, twin, "-o", tmp_path / "out"), "two photos called room"),
+                      ((photo, twin, "-o", tmp_path / "out"), "two photos named room"),
                       ((photo, "-o", tmp_path / "out", "--threads", "-1"), "got -1 threads")):
-        code, line = said(capsys, model, *args)
+        code, line = run_infer(capsys, model, *args)
         assert code == 2 and why in line and len(line.splitlines()) == 1, line
     assert (tmp_path / "a_file").read_text() == "mine" and not (tmp_path / "out").exists()
 
@@ -174,15 +171,14 @@ def test_a_photo_is_turned_upright_and_its_middle_is_taken(tmp_path):
     assert (frame[:, 200, 112] == (255, 0, 0)).all() and (frame[:, 20, 112] == 255).all()
 
 
-def test_it_runs_without_torch_or_any_of_the_training_stack(model, photo, tmp_path):
+def test_it_runs_without_torch_or_any_training_package(model, photo, tmp_path):
     forbidden = ("torch", "onnx", "safetensors", "rich", "diffusers", "transformers", "matplotlib")
-    done = without(forbidden,
-                   ["infer", str(model), str(photo), "-o",
-                    str(tmp_path / "o")], tmp_path)
+    args = ["infer", str(model), str(photo), "-o", str(tmp_path / "out")]
+    done = without(forbidden, args, tmp_path)
     assert done.returncode == 0 and "depth" in done.stdout, done.stderr
 
 
-def test_a_room_that_needs_the_training_stack_says_how_to_get_it(tmp_path):
+def test_a_command_that_needs_the_training_packages_says_how_to_get_them(tmp_path):
     done = without(("torch",), ["distill", "run", "--name", "x"], tmp_path)
     assert done.returncode == 2 and done.stderr.strip().endswith(
         "pip install 'vega3d-edge[train]'"), done.stderr
@@ -213,10 +209,10 @@ def test_colours_run_from_near_to_far_and_follow_the_normal():
     assert (normal_colours(facing)[0] == [[255, 128, 128], [128, 255, 128], [128, 128, 255]]).all()
 
 
-def test_own_colours_tell_two_regions_apart():
+def test_frame_pca_colours_tell_two_regions_apart():
     features = np.random.default_rng(0).normal(0, 0.01, (8, 14, 14))
     features[3, :, 7:] += 5
-    colours = own_colours(features).astype(int)
+    colours = frame_pca_colours(features).astype(int)
     assert abs(colours[:, :7, 0].mean() - colours[:, 7:, 0].mean()) > 200
 
 
@@ -225,6 +221,6 @@ def test_match_finds_a_shifted_view_between_cells():
     wide = rng.normal(size=(16, 28, 31))
     wide /= np.linalg.norm(wide, axis=0)
     # three cells to the right
-    x, y, likeness = match(wide[:, :, 3:], wide[:, :, :28], 10.5 / 28, 7.5 / 28)
+    x, y, similarity = match(wide[:, :, 3:], wide[:, :, :28], 10.5 / 28, 7.5 / 28)
     assert x == pytest.approx(13.5 / 28, abs=0.01) and y == pytest.approx(7.5 / 28, abs=0.01)
-    assert likeness.shape == (28, 28) and likeness.max() == pytest.approx(1)
+    assert similarity.shape == (28, 28) and similarity.max() == pytest.approx(1)

@@ -1,3 +1,4 @@
+import importlib
 import re
 import subprocess
 import sys
@@ -16,18 +17,43 @@ def exit_of(capsys, *args):
     return stopped.value.code, capsys.readouterr()
 
 
-def test_help_names_every_room_and_imports_none():
+def test_help_names_every_command_and_imports_none():
     code = ("import sys, vega3d; vega3d.main(['--help']); "
             "print([m for m in ('torch', 'tyro', 'scenes') if m in sys.modules])")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
                          check=True).stdout
-    assert all(room in out for room in vega3d.ROOMS) and out.endswith("[]\n")
+    assert all(command in out for command in vega3d.COMMANDS) and out.endswith("[]\n")
+
+
+def test_help_names_every_subcommand():
+    for command, (listed, _) in vega3d.COMMANDS.items():
+        verbs = importlib.import_module(f"{command}.cli").VERBS
+        assert command == "infer" or listed.split(", ") == [verb for verb in verbs if verb]
+
+
+@pytest.mark.parametrize("command", [
+    pytest.param(command, marks=[pytest.mark.xfail] if command == "teacher" else [])
+    for command in vega3d.COMMANDS])
+def test_help_imports_no_heavy_package(command):
+    code = f"""
+import importlib, sys, vega3d
+verbs = importlib.import_module("{command}.cli").VERBS
+for args in (["{command}"], *(["{command}", verb] for verb in verbs if verb)):
+    try:
+        vega3d.main([*args, "--help"])
+    except SystemExit as stopped:
+        assert not stopped.code, args
+    heavy = {{"torch", "diffusers", "transformers", "onnx"}} & sys.modules.keys()
+    assert not heavy, f"vega3d {{' '.join(args)}} --help imports {{heavy}}"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("args", "message"), [
-    (["bogus"], "no room called 'bogus'"),
-    (["scenes", "bogus"], "scenes: no verb 'bogus'; there are: render, show, pack"),
-    (["scenes"], "scenes: no verb ''"),
+    (["nosuch"], "no command 'nosuch'; commands: scenes, teacher, distill"),
+    (["scenes", "nosuch"], "scenes: no subcommand 'nosuch'; subcommands: render, show, pack"),
+    (["scenes"], "scenes: no subcommand given; subcommands: render, show, pack"),
     (["distill", "run", "--scenes.path", "/nowhere"], "/nowhere"),
     (["distill", "run", "--config", "/nowhere.yaml"], "/nowhere.yaml: no such config file"),
     (["distill", "run", "--config"], "expected a YAML file after it"),
@@ -37,31 +63,30 @@ def test_help_names_every_room_and_imports_none():
 ])
 def test_a_wrong_call_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
-    code, said = exit_of(capsys, *args)
+    code, printed = exit_of(capsys, *args)
     assert code == 2
-    assert message in said.err and said.err.startswith("vega3d: ") and len(
-        said.err.splitlines()) == 1
-    assert "Traceback" not in said.err + said.out
+    assert message in printed.err and printed.err.startswith("vega3d: ")
+    assert len(printed.err.splitlines()) == 1 and "Traceback" not in printed.err + printed.out
 
 
 def test_an_unknown_option_is_named(capsys):
-    code, said = exit_of(capsys, "scenes", "render", "--nn", "3")
-    assert code == 2 and "--nn" in said.err + said.out
+    code, printed = exit_of(capsys, "scenes", "render", "--nn", "3")
+    assert code == 2 and "--nn" in printed.err + printed.out
 
 
 def test_a_failed_gate_is_exit_code_3_and_an_interrupt_130(capsys, monkeypatch):
     from export.parity import GateError
 
     def failing(error):
-        def run(room, args):
+        def run(command, args):
             raise error
         return run
 
     monkeypatch.setattr(vega3d, "_run", failing(GateError("int8: cosine 0.2, expected 0.99")))
     assert exit_of(capsys, "export", "onnx")[0] == 3
     monkeypatch.setattr(vega3d, "_run", failing(KeyboardInterrupt()))
-    code, said = exit_of(capsys, "distill", "run")
-    assert code == 130 and "resumes" in said.err
+    code, printed = exit_of(capsys, "distill", "run")
+    assert code == 130 and "resumes" in printed.err
     monkeypatch.setattr(vega3d, "_run", failing(RuntimeError("a bug of ours")))
     with pytest.raises(RuntimeError):
         vega3d.main(["distill", "run"])
@@ -69,11 +94,8 @@ def test_a_failed_gate_is_exit_code_3_and_an_interrupt_130(capsys, monkeypatch):
 
 def test_every_command_in_the_readme_is_one_that_exists(capsys):
     fences = re.findall(r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    commands = {
-        tuple(line.split("#")[0].split()[1:3])
-        for fence in fences
-        for line in fence.splitlines() if line.startswith("vega3d ")
-    }
+    lines = [line for line in "\n".join(fences).splitlines() if line.startswith("vega3d ")]
+    commands = {tuple(line.split("#")[0].split()[1:3]) for line in lines}
     assert {("distill", "run"), ("export", "trt"), ("bench",), ("scenes", "show")} <= commands
     for command in commands:
         assert exit_of(capsys, *command, "--help")[0] == 0, command

@@ -23,19 +23,19 @@ def test_rooms_are_rendered_once_and_found_again(tmp_path, monkeypatch):
     assert same == key and np.array_equal(again.clip("test/00000_0").frames, clip.frames)
 
 
-def test_what_the_cache_lacks_is_only_rendered_when_asked(tmp_path):
+def test_missing_clips_are_rendered_only_with_render(tmp_path):
     with pytest.raises(ValueError, match="lacks 2 of the run's 2 clips"):
         open_source(ROOMS, tmp_path, render=False)
 
 
-def test_a_folder_of_clips_is_taken_as_it_is(tmp_path):
+def test_a_folder_of_clips_is_used_as_it_is(tmp_path):
     rooms = FakeRooms(train=2, test=1, frames=1)
     for split in ("train", "test"):
         for clip_id in rooms.ids(split):
             save_clip(rooms.clip(clip_id), tmp_path / f"{clip_id}.safetensors")
     source, key = open_source(ScenesConfig(path=tmp_path), tmp_path / "cache", render=True)
-    assert source.ids("train") == ["train/000", "train/001"
-                                   ] and source.clip("test/000").objects[1].name == "red square"
+    assert source.ids("train") == ["train/000", "train/001"]
+    assert source.clip("test/000").objects[1].name == "red square"
     (tmp_path / "train/001.safetensors").unlink()
     assert open_source(ScenesConfig(path=tmp_path), tmp_path / "cache", render=True)[1] != key
 
@@ -49,6 +49,6 @@ def test_a_folder_of_pictures_is_unlabelled_video(tmp_path):
 
 
 def test_a_path_with_nothing_in_it_is_one_line(tmp_path):
-    for path in (tmp_path, tmp_path / "none", Path("/nowhere/film.mp4")):
+    for path in (tmp_path, tmp_path / "none", Path("/nowhere/video.mp4")):
         with pytest.raises(ValueError, match=str(path)):
             open_source(ScenesConfig(path=path), tmp_path / "cache", render=True)

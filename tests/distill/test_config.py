@@ -6,7 +6,7 @@ import pytest
 from distill.config import RunConfig, ScenesConfig, dump_config, load_config
 
 
-def written(tmp_path, text):
+def yaml_file(tmp_path, text):
     path = tmp_path / "run.yaml"
     path.write_text(text)
     return path
@@ -15,15 +15,15 @@ def written(tmp_path, text):
 def test_a_config_survives_being_written_and_read(tmp_path):
     config = replace(RunConfig(), name="a", seeds=(1, 2),
                      scenes=replace(ScenesConfig(), path=Path("my/video.mp4")))
-    assert load_config(written(tmp_path, dump_config(config))) == config
-    assert load_config(written(tmp_path, "")) == RunConfig()
+    assert load_config(yaml_file(tmp_path, dump_config(config))) == config
+    assert load_config(yaml_file(tmp_path, "")) == RunConfig()
 
 
-def test_nested_keys_and_whole_numbers_for_fractions_are_taken(tmp_path):
-    config = load_config(
-        written(tmp_path, "teacher: {tap: {k: 500, frames: video}}\nstudent: {lr: 1}"))
-    assert (config.teacher.tap.k, config.teacher.tap.frames, config.student.lr) == (500, "video",
-                                                                                    1.0)
+def test_nested_keys_and_integers_for_floats_are_accepted(tmp_path):
+    text = "teacher: {tap: {k: 500, frames: video}}\nstudent: {lr: 1}"
+    config = load_config(yaml_file(tmp_path, text))
+    assert (config.teacher.tap.k, config.teacher.tap.frames) == (500, "video")
+    assert config.student.lr == 1.0
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -41,7 +41,7 @@ def test_nested_keys_and_whole_numbers_for_fractions_are_taken(tmp_path):
 ])
 def test_a_wrong_config_is_one_line_that_names_the_key(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
-        load_config(written(tmp_path, text))
+        load_config(yaml_file(tmp_path, text))
 
 
 def test_a_missing_config_file_is_named(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from distill.losses import relation_loss, token_loss
+from distill.losses import match_loss, relation_loss, token_loss
 
 
 def features(*shape, seed=0):
@@ -21,9 +21,9 @@ def test_losses_are_zero_for_equal_features_and_positive_otherwise():
 
 def test_relation_loss_ignores_a_rotation_of_channels_and_token_loss_does_not():
     x = features(2, 8, 4, 4)
-    turned = torch.einsum("ij,bjhw->bihw", rotation(8), x)
-    assert relation_loss(turned, x).item() == pytest.approx(0, abs=1e-6)
-    assert token_loss(turned, x).item() > 0.3
+    rotated = torch.einsum("ij,bjhw->bihw", rotation(8), x)
+    assert relation_loss(rotated, x).item() == pytest.approx(0, abs=1e-6)
+    assert token_loss(rotated, x).item() > 0.3
 
 
 def test_token_loss_sees_size_where_the_direction_is_right():
@@ -49,12 +49,27 @@ def test_losses_stay_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert token_loss(x.bfloat16(), x).dtype == torch.float32
         near = x + 1e-3 * features(1, 8, 4, 4, seed=2)
-        assert relation_loss(
-            x, near).dtype == torch.float32 and 0 < relation_loss(x, near).item() < 1e-5
+        assert relation_loss(x, near).dtype == torch.float32
+        assert 0 < relation_loss(x, near).item() < 1e-5
 
 
 def test_no_gradient_reaches_the_teacher():
-    student, teacher = features(1, 8, 4, 4).requires_grad_(), features(1, 8, 4, 4,
-                                                                       seed=1).requires_grad_()
+    student = features(1, 8, 4, 4).requires_grad_()
+    teacher = features(1, 8, 4, 4, seed=1).requires_grad_()
     (token_loss(student, teacher) + relation_loss(student, teacher)).backward()
     assert student.grad.abs().sum() > 0 and teacher.grad is None
+
+
+def test_match_loss_is_small_only_at_the_true_cells():
+    torch.manual_seed(0)
+    view = torch.nn.functional.normalize(torch.randn(1, 16, 6, 6), dim=1)
+    row, column = torch.meshgrid(torch.arange(6.0), torch.arange(6.0), indexing="ij")
+    true = torch.stack([column, row], -1).reshape(1, 36, 2)
+    exact = match_loss(view.flatten(2), view, true)
+    assert exact < 0.1 < 1 < match_loss(view.flatten(2), view, true.flip(1))
+    unseen = torch.full_like(true, float("nan"))
+    assert match_loss(view.flatten(2), view, unseen) == 0
+    half = true.clone()
+    half[:, ::2] = float("nan")  # only what is seen counts
+    assert match_loss(view.flatten(2)[..., 1::2], view, true[:, 1::2]) == pytest.approx(
+        match_loss(view.flatten(2), view, half).item())

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill import loop
+from distill import loop, stages
 from distill.config import RunConfig, StudentTraining, TeacherConfig
 from distill.loop import build_student
 from distill.run import open_distill_run
@@ -44,25 +44,24 @@ def test_a_run_folder_holds_what_the_design_promises(config):
     assert not list(folder.rglob(".*"))
 
 
-@pytest.mark.parametrize(("teacher", "student", "wanted"), [
-    ({"delta1": 0.6, "normal_deg": 20.0}, {"delta1": 0.58, "normal_deg": 21.0}, {"delta1": 0.8, "normal_deg": 0.9}),
-    # no gain in normals
-    ({"delta1": 0.6, "normal_deg": 30.1}, {"delta1": 0.5, "normal_deg": 21.0}, {"delta1": 0.0}),
+@pytest.mark.parametrize(("teacher", "student", "expected"), [
+    ((0.6, 20.0), (0.58, 21.0), {"delta1": 0.8, "normal_deg": 0.9}),
+    ((0.6, 30.1), (0.5, 21.0), {"delta1": 0.0}),  # no gain in normals
 ])
 def test_recovery_is_the_share_of_the_teachers_gain_where_there_is_one(
-        monkeypatch, teacher, student, wanted):
-    from distill import stages as module
-
+        monkeypatch, teacher, student, expected):
+    teacher, student = (dict(zip(("delta1", "normal_deg"), scores, strict=True))
+                        for scores in (teacher, student))
     base = {"features": "semantic_only", "seed": 0, "delta1": 0.5, "normal_deg": 30.0}
-    monkeypatch.setattr(module, "score", lambda *_: (student, []))
-    monkeypatch.setattr(module, "fidelity", lambda *_, **__: {"cosine_mean": 0.9})
+    monkeypatch.setattr(stages, "score", lambda *_: (student, []))
+    monkeypatch.setattr(stages, "fidelity", lambda *_, **__: {"cosine_mean": 0.9})
     opened = type("Opened", (), {"dense_teacher": lambda *_: None})()
     rows = [base, {"features": "teacher", "seed": 0, **teacher}, {**base, "seed": 1, "delta1": 9.0}]
-    row = module.score_student(opened, None, "student_fp32", None, 0, rows, stream=lambda e: None)
+    row = stages.score_student(opened, None, "student_fp32", None, 0, rows, stream=lambda e: None)
     found = {k.removeprefix("recovery_"): v for k, v in row.items() if k.startswith("recovery_")}
-    assert found == pytest.approx(wanted)
-    assert ("recovery" in row) == (len(wanted) == 2) and row.get("recovery",
-                                                                 0.8) == pytest.approx(0.8)
+    assert found == pytest.approx(expected)
+    assert ("recovery" in row) == (len(expected) == 2)
+    assert row.get("recovery", 0.8) == pytest.approx(0.8)
 
 
 def test_a_finished_run_is_not_trained_again(config, monkeypatch):
@@ -70,13 +69,12 @@ def test_a_finished_run_is_not_trained_again(config, monkeypatch):
     before = load_file(folder / "student/student.safetensors")
     monkeypatch.setattr(loop, "train_step", lambda *_: pytest.fail("trained again"))
     assert run_distillation(config) == folder
-    assert all(
-        torch.equal(v, before[k])
-        for k, v in load_file(folder / "student/student.safetensors").items())
+    for name, value in load_file(folder / "student/student.safetensors").items():
+        assert torch.equal(value, before[name])
 
 
 def test_a_killed_run_resumes_to_the_same_student(config, monkeypatch):
-    whole = load_student(run_distillation(config) / "student")
+    uninterrupted = load_student(run_distillation(config) / "student")
     other = replace(config, name="b")
     true_step, calls = loop.train_step, []
 
@@ -91,12 +89,12 @@ def test_a_killed_run_resumes_to_the_same_student(config, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_distillation(other)
     folder = other.runs / "b"
-    assert (folder / "student/student.ckpt.safetensors"
-            ).is_file() and not (folder / "accuracy.json").exists()
+    assert (folder / "student/student.ckpt.safetensors").is_file()
+    assert not (folder / "accuracy.json").exists()
     run_distillation(other)
     assert len(calls) == 5 + 2  # six steps in all: four done, the killed one and the last again
     resumed = load_student(folder / "student").state_dict()
-    for name, a in whole.state_dict().items():
+    for name, a in uninterrupted.state_dict().items():
         b = resumed[name]
         torch.testing.assert_close(a, b, msg=name, rtol=1e-5, atol=1e-6)
 
@@ -116,14 +114,16 @@ def test_a_name_taken_by_another_configuration_is_refused(config):
         run_distillation(replace(config, student=replace(config.student, epochs=1)))
 
 
-def test_the_student_speaks_the_teachers_own_units(config):
+def test_the_students_stream_is_in_the_teachers_raw_units(config):
     opened = open_distill_run(run_distillation(config))
     _, example = next(iter(opened.examples("test").in_order()))
     student = opened.student(0)
     raw = student_stream(student)(example)
     assert raw.shape == example["generative"].shape
-    wanted = student(example["frames"].float() / 255) * student.target_std.view(1, -1, 1, 1)
-    torch.testing.assert_close(raw, wanted + student.target_mean.view(1, -1, 1, 1))
+    scaled = student(example["frames"].float() / 255) * student.target_std.view(1, -1, 1, 1)
+    torch.testing.assert_close(raw, scaled + student.target_mean.view(1, -1, 1, 1))
+    torch.testing.assert_close(student.standardise(raw) * student.target_std.view(1, -1, 1, 1),
+                               scaled)
 
 
 def test_unlabelled_clips_are_distilled_without_heads(config, monkeypatch):

@@ -1,0 +1,58 @@
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from distill.correspondence import MatchScores, matching_cells, rgb_patches
+from scenes.clip import Clip
+from tests.fakes import FakeRooms
+
+
+@cache
+def clip(clip_id: str) -> Clip:
+    return FakeRooms(train=2, frames=3).clip(clip_id)
+
+
+def test_cells_match_where_the_cameras_say():
+    """The camera slides right by 0.05 m a frame: what is z away moves left by 200 * 0.05 / z px."""
+    found = matching_cells(clip("train/000"), 0, 2, 28).reshape(28, 28, 2)
+    z = clip("train/000").depth[0, 4::8, 4::8]  # pixels 8i+4, right of middle
+    row, column = np.mgrid[0:28, 0:28]
+    expected = (8 * column + 4.5 - 200 * 0.1 / z) / 8 - 0.5
+    visible = ~np.isnan(found[..., 0])
+    assert 0.8 < visible.mean() < 1
+    assert np.abs(found[..., 0] - expected)[visible].max() < 1e-3
+    assert np.abs(found[..., 1] - (row + 0.5 / 8))[visible].max() < 1e-3
+    assert not visible[:, 0].all()  # left the frame
+
+
+def test_cells_that_the_square_occludes_have_no_match():
+    depth = clip("train/000").depth
+    found = matching_cells(clip("train/000"), 0, 2, 28).reshape(28, 28, 2)
+    square = depth[0, 4::8, 4::8] == 1.5
+    visible_wall = ~square & ~np.isnan(found[..., 0])
+    pixels = ((found[visible_wall] + 0.5) * 8).astype(int).clip(0, 223)
+    assert visible_wall.any() and (depth[2, pixels[:, 1], pixels[:, 0]] > 1.6).all()
+    hidden = np.isnan(found[..., 0]) & ~square
+    assert hidden[:, 2:].any()  # not only at the frame's edge
+
+
+def test_match_scores_are_one_for_perfect_matches_and_chance_is_counted():
+    row, column = np.divmod(np.arange(196), 14)
+    still = np.stack([column, row], 1).astype(np.float32)
+    unique = torch.eye(196).reshape(196, 14, 14)
+    scores = MatchScores(14)
+    scores.add({"good": (unique, unique), "bad": (unique, unique.flip(1).flip(2))}, still)
+    result = scores.result()
+    assert result["match_good"] == 1 and result["match_same_place"] == 1
+    assert result["match_bad"] == pytest.approx(4 / 196)  # the middle four
+    inner, edges, corners = 12 * 12 * 9, 4 * 12 * 6, 4 * 4
+    assert result["match_chance"] == pytest.approx((inner + edges + corners) / 196**2)
+
+
+def test_rgb_patches_ignore_brightness():
+    frames = clip("train/001").frames[:1].clip(0, 200)
+    plain, bright = rgb_patches(frames, 28), rgb_patches(frames + 30, 28)
+    assert plain.shape == (1, 192, 28, 28)
+    assert torch.allclose(plain[..., 2:-2, 2:-2], bright[..., 2:-2, 2:-2], atol=1e-5)
