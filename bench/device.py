@@ -1,5 +1,4 @@
-"""What was measured on: the environment block, with what decides speed (clocks, power, load) beside
-the versions."""
+"""The environment block of a result, plus what decides speed: clocks, power limits, load."""
 import os
 import shutil
 import subprocess
@@ -13,8 +12,7 @@ NVIDIA = ("driver_version", "power.limit", "clocks.sm", "clocks.max.sm", "temper
 
 
 def device_facts() -> dict[str, Any]:
-    """distill's environment plus memory, load, governor and clocks; on NVIDIA and Jetson their
-    power mode too."""
+    """`environment` plus memory, load, governor, clocks; of a GPU or Jetson also the power mode."""
     facts = {**environment(), "memory_gb": _memory_gb(), "load_1m": round(os.getloadavg()[0], 2),
              "cpu_governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
              "cpu_mhz": _cpu_mhz(), **_nvidia(), **_jetson()}
@@ -22,8 +20,7 @@ def device_facts() -> dict[str, Any]:
 
 
 def busy(env: dict[str, Any]) -> bool:
-    """Whether other work competed for the cores: the load average, less our own thread, fills half
-    of them."""
+    """Whether other programs (the load average less our thread) took more than half the cores."""
     return max(env.get("load_1m", 0), env.get("load_1m_after", 0)) - 1 > 0.5 * env.get("cores", 1)
 
 
@@ -36,18 +33,18 @@ def _memory_gb() -> float | None:
 
 def _cpu_mhz() -> int | None:
     lines = (_read("/proc/cpuinfo") or "").splitlines()
-    speeds = [float(line.split(":", 1)[1]) for line in lines if line.startswith("cpu MHz")]
-    return round(max(speeds)) if speeds else None
+    clocks = [float(line.split(":", 1)[1]) for line in lines if line.startswith("cpu MHz")]
+    return round(max(clocks)) if clocks else None
 
 
 def _nvidia() -> dict[str, str]:
     if not shutil.which("nvidia-smi"):
         return {}
-    asked = ["nvidia-smi", f"--query-gpu={','.join(NVIDIA)}", "--format=csv,noheader", "--id=0"]
-    answer = _run(asked)
-    if answer is None:
+    output = _run(["nvidia-smi", f"--query-gpu={','.join(NVIDIA)}", "--format=csv,noheader",
+                   "--id=0"])
+    if output is None:
         return {}
-    pairs = zip(NVIDIA, answer.split(","), strict=False)
+    pairs = zip(NVIDIA, output.split(","), strict=False)
     return {f"gpu_{name.replace('.', '_')}": value.strip() for name, value in pairs}
 
 
@@ -56,10 +53,8 @@ def _jetson() -> dict[str, str]:
     if release is None:
         return {}
     mode = _run(["nvpmodel", "-q"]) if shutil.which("nvpmodel") else None
-    return {
-        "l4t": release.splitlines()[0].lstrip("# "), "power_mode": " ".join((mode
-                                                                             or "unknown").split())
-    }
+    return {"l4t": release.splitlines()[0].lstrip("# "),
+            "power_mode": " ".join((mode or "unknown").split())}
 
 
 def _read(path: str) -> str | None:

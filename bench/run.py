@@ -1,48 +1,45 @@
-"""One bench of one run: measure what was asked, keep what still holds, write results.json and the
-page."""
+"""`vega3d bench`: measures, keeps earlier parts that are still valid, writes JSON and report."""
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from bench.accuracy.score import accuracy
-from bench.artefacts import about_run
+from bench.artefacts import run_summary
 from bench.device import device_facts
-from bench.latency.config import LatencyConfig
 from bench.latency.measure import latency
+from bench.latency.timing import LatencyConfig
 from bench.report.page import write_report
 from bench.tables.save_results import commit_rows
 from export.artefact import prepare_folder
 from records.results import Results, Row, load, measured, save
 
-Part = Literal["latency", "accuracy"]
+BenchPart = Literal["latency", "accuracy"]
 HERE = Path(__file__).resolve().parent
-# of the environment: else rows of two machines or codes would share a page
+# fields of the environment that must be equal for rows to share a page
 SAME = ("cpu", "cores", "gpu", "commit")
 
 
-def bench(run: Path, parts: Sequence[Part], config: LatencyConfig, out: Path,
+def bench(run: Path, parts: Sequence[BenchPart], config: LatencyConfig, out: Path,
           names: Sequence[str] = (), committed: Path = Path("bench/results"),
           also: Sequence[Path] = (), teachers: Sequence[Path] = (),
           questions: int | None = None) -> Results:
     """Writes out/results.json and out/report.html, and committed/NAME.json for each of `names`.
-    also, teachers,
-    questions: bench.accuracy.
 
-    A part that is not measured now is kept from out/results.json if that is of the same student,
-    machine and commit.
+    also, teachers, questions: bench.accuracy. A part that is not measured now stays from
+    out/results.json if that is of the same student, machine and commit.
     Raises ValueError if `run` is no finished run.
     """
     folder = run.resolve()  # runs/latest is a link: a run that ends meanwhile must not swap it
-    about, env = about_run(folder), device_facts()
+    summary, env = run_summary(folder), device_facts()
     prepare_folder(out)
-    rows = [about]
+    rows = [summary]
     for part in parts:
-        found = latency([folder], config) if part == "latency" else accuracy(
-            folder, also, teachers, questions)
+        found = (latency([folder], config) if part == "latency" else
+                 accuracy(folder, also, teachers, questions))
         rows += [{"part": part, **row} for row in found]
     env["load_1m_after"] = device_facts()["load_1m"]
-    rows += _kept(out / "results.json", parts, about, env)
-    results = measured("bench", _once(rows), env)
+    rows += _still_valid(out / "results.json", parts, summary, env)
+    results = measured("bench", _without_repeated_gaps(rows), env)
     save(results, out / "results.json")
     write_report(results, out / "report.html")
     for name in names:
@@ -52,8 +49,10 @@ def bench(run: Path, parts: Sequence[Part], config: LatencyConfig, out: Path,
 
 def bench_files(sources: Sequence[Path], config: LatencyConfig,
                 out: Path | None) -> tuple[Results, Path]:
-    """Latency of files that are no whole run, and where it was written: FIRST.latency.json beside
-    the first of them, or latency.json in `out`."""
+    """Latency of files outside a run, and the path written.
+
+    That is FIRST.latency.json beside the first source, or latency.json in `out`.
+    """
     env = device_facts()
     path = out / "latency.json" if out else sources[0].with_name(f"{sources[0].name}.latency.json")
     if out:
@@ -70,23 +69,27 @@ def default_out(run: Path) -> Path:
     return HERE if (HERE.parent / "pyproject.toml").is_file() else run.resolve() / "bench"
 
 
-def _kept(path: Path, parts: Sequence[Part], about: Row, env: dict[str, Any]) -> list[Row]:
+def _still_valid(path: Path, parts: Sequence[BenchPart], summary: Row,
+                 env: dict[str, Any]) -> list[Row]:
+    """Rows of the other parts, if they are of the same student, machine and commit."""
     try:
         before = load(path)
     except ValueError:
         return []
-    if before.of("run") != [about] or any(before.env.get(key) != env.get(key) for key in SAME):
+    if before.of("run") != [summary] or any(before.env.get(key) != env.get(key) for key in SAME):
         return []
     return [row for row in before.rows if row.get("part") and row["part"] not in parts]
 
 
-def _once(rows: Sequence[Row]) -> list[Row]:
-    """Without what both parts found absent."""
-    seen: list[Row] = []
+def _without_repeated_gaps(rows: Sequence[Row]) -> list[Row]:
+    """Keeps the first of the `absent` rows that both parts report."""
+    unique: list[Row] = []
+    gaps: list[Row] = []
     for row in rows:
-        facts = {key: value for key, value in row.items() if key != "part"}
-        if row["kind"] != "absent" or facts not in [{k: v
-                                                     for k, v in r.items() if k != "part"}
-                                                    for r in seen]:
-            seen.append(row)
-    return seen
+        if row["kind"] == "absent":
+            gap = {key: value for key, value in row.items() if key != "part"}
+            if gap in gaps:
+                continue
+            gaps.append(gap)
+        unique.append(row)
+    return unique

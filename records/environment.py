@@ -13,10 +13,10 @@ PACKAGES = ("torch", "diffusers", "onnx", "onnxruntime", "onnxruntime-gpu", "ope
 
 def environment() -> dict[str, object]:
     """A flat dictionary of facts; `packages` maps each installed one to its version."""
+    affinity = getattr(os, "sched_getaffinity", None)
     facts: dict[str, object] = {
         "python": platform.python_version(), "platform": platform.platform(), "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0))
-                 if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
         "threads": torch.get_num_threads(), "commit": commit(), "packages": _versions()
     }
     if torch.cuda.is_available():
@@ -28,18 +28,23 @@ def environment() -> dict[str, object]:
 
 
 def commit() -> str:
-    """The checkout's commit, with "+" if tracked files differ from it; outside a checkout what
-    VEGA3D_COMMIT says, or "unknown"."""
-    outside = os.environ.get("VEGA3D_COMMIT", "unknown")
-    here = Path(__file__).parent
+    """The checkout's commit, with "+" if tracked files differ from it.
+
+    Outside a checkout: the environment variable VEGA3D_COMMIT, or "unknown".
+    """
+    head = _git("rev-parse", "--short=12", "HEAD")
+    if not head:
+        return os.environ.get("VEGA3D_COMMIT", "unknown")
+    return head + ("+" if _git("status", "--porcelain", "-uno") else "")
+
+
+def _git(*arguments: str) -> str:
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here,
-                              capture_output=True, text=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here,
-                               capture_output=True, text=True)
+        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True,
+                              text=True)
     except OSError:
-        return outside
-    return (head.stdout.strip() + ("+" if dirty.stdout.strip() else "")) or outside
+        return ""
+    return done.stdout.strip()
 
 
 def _versions() -> dict[str, str]:
@@ -55,7 +60,7 @@ def _versions() -> dict[str, str]:
 def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    except OSError:
+        lines = []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

@@ -1,12 +1,11 @@
-"""A result file: what was measured, by which command, on what. Report and README take every number
-from one.
+"""Result files: what was measured, by which command, on what machine.
 
-Rows are flat and say their units: latency_ms, size_mb, cosine_mean, speedup. `kind` tells a row's
-table (run, latency, accuracy, absent); files under bench/results/ hold one table each and need
-none.
+Rows are flat and name their units: latency_ms, size_mb, cosine_mean, speedup. `kind` names a row's
+table (run, latency, accuracy, absent); a file under bench/results/ holds one table and needs none.
 """
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,10 +16,10 @@ from records.files import atomic_write
 
 SCHEMA = 1
 Row = dict[str, Any]  # values: str, int, float, bool or None
-
-_KEYS: dict[str, type] = {
-    "schema": int, "name": str, "command": str, "commit": str, "env": dict, "rows": list
-}
+ROOT = Path(__file__).resolve().parents[1]
+_FIELDS = {"name": str, "command": str, "commit": str, "env": dict, "rows": list}
+# an absolute path or one above the working directory; not the slashes of a URL or a relative path
+_MACHINE_PATH = re.compile(r"(?:(?<=[\s=(,])|^)(?:/|(?:\.\./)+)[^\s=(),;]+")
 
 
 @dataclass(frozen=True)
@@ -36,47 +35,55 @@ class Results:
         return [row for row in self.rows if row.get("kind") == kind]
 
 
-def measured(name: str, rows: Sequence[Row], env: dict[str, Any]) -> Results:
-    """Rows just measured, under the command line that is running."""
-    return Results(name, " ".join(["vega3d", *sys.argv[1:]]), str(env["commit"]), env, list(rows))
+def measured(name: str, rows: Sequence[Row], env: dict[str, Any],
+             program: str = "vega3d") -> Results:
+    """Rows just measured by the running command, recorded as `program` and its arguments."""
+    command = shorten_paths(" ".join([program, *sys.argv[1:]]))
+    return Results(name, command, str(env["commit"]), env, list(rows))
+
+
+def shorten_paths(command: str) -> str:
+    """A command without machine paths: relative to the checkout; outside it their last part."""
+    def shorten(match: re.Match[str]) -> str:
+        path = Path(match[0])
+        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+    return _MACHINE_PATH.sub(shorten, command)
 
 
 def save(results: Results, path: Path) -> None:
-    """Writes beside and renames. Values that are no number (a ratio over nothing) become null.
+    """Writes the file atomically; NaN and infinity (a ratio over zero) become null.
 
     Raises ValueError, naming the field, for a row that is not flat.
     """
-    rows = [{key: _plain(value, f"{path}: {key}")
-             for key, value in row.items()} for row in results.rows]
+    rows = [{key: _plain(value, f"{path}: {key}") for key, value in row.items()}
+            for row in results.rows]
     content = {"schema": SCHEMA, **asdict(results), "rows": rows}
     with atomic_write(path) as scratch:
         scratch.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def load(path: Path) -> Results:
-    """Reads what `save` wrote. Raises ValueError: no such file, not JSON, another schema, a field
-    missing."""
+    """Reads what `save` wrote; ValueError if the file is missing, not JSON or of another schema."""
     if not path.is_file():
         raise ValueError(f"{path}: no such results; measure some with: vega3d bench")
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: not a results file ({error}); measure again with: vega3d bench") from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        got = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        raise ValueError(
-            f"{path}: got schema {got!r}, expected {SCHEMA}; measure again with this version")
-    for key, kind in _KEYS.items():
+        raise ValueError(f"{path}: not a results file ({error}); "
+                         "measure again with: vega3d bench") from error
+    schema = content.get("schema") if isinstance(content, dict) else type(content).__name__
+    if schema != SCHEMA:
+        raise ValueError(f"{path}: got schema {schema!r}, expected {SCHEMA}; "
+                         "measure again with this version")
+    for key, kind in _FIELDS.items():
         if not isinstance(content.get(key), kind):
-            raise ValueError(
-                f"{path}: got {key} = {content.get(key)!r}, expected {kind.__name__}; measure again"
-            )
+            raise ValueError(f"{path}: got {key} = {content.get(key)!r}, expected {kind.__name__}; "
+                             "measure again")
     for i, row in enumerate(content["rows"]):
         if not isinstance(row, dict):
-            raise ValueError(
-                f"{path}: row {i} is {row!r}, expected fields and values; measure again")
-    return Results(**{key: content[key] for key in _KEYS if key != "schema"})
+            raise ValueError(f"{path}: row {i} is {row!r}, expected fields and values; "
+                             "measure again")
+    return Results(**{key: content[key] for key in _FIELDS})
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -84,5 +91,5 @@ def _plain(value: Any, where: str) -> Any:
         return None
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    raise ValueError(
-        f"{where} is a {type(value).__name__}, expected a number, text or null; rows are flat")
+    raise ValueError(f"{where} is a {type(value).__name__}, expected a number, text or null; "
+                     "rows are flat")

@@ -1,10 +1,10 @@
-"""Every way to run the student that this machine may have, by name; what is not here is named with
-its remedy."""
+"""Every backend that can run a student. A new one is a function and its entry in BACKENDS below."""
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from bench.artefacts import Artefact, absent
-from bench.latency.gpu import LAUNCHES, Launch, gpu_subjects
-from bench.latency.timing import Device, Subject
+from bench.latency.gpu import LAUNCHES, Launch, gpu_cases
+from bench.latency.memory import Workload
+from bench.latency.timing import BenchCase, Cases, DeviceType
 from export.graph.session import OnnxModel
 from export.tensorrt import cuda
 from export.tensorrt.runtime import EngineModel, check_engine
@@ -21,203 +22,183 @@ from records.files import sha256
 from records.results import Row
 from student.vit import load_student
 
-Found = tuple[list[Subject], list[Row]]
-Open = Callable[[Artefact, Tensor, int], Found]  # artefact, frames [B,3,H,W] in [0,1], CPU threads
-
-
-def student_subjects(artefacts: Sequence[Artefact], frames: Tensor, batches: Sequence[int],
-                     backends: Sequence[str], threads: int) -> Found:
-    """What can be timed, and `absent` rows for what cannot. frames [N,3,H,W] in [0,1].
-
-    A file runs on the backends it is meant for (`Artefact.backends`). Raises ValueError for an
-    unknown backend.
-    """
-    if unknown := [name for name in backends if name not in BACKENDS]:
-        raise ValueError(f"--backends: got {unknown[0]!r}, expected some of {','.join(BACKENDS)}")
-    found: list[Subject] = []
-    missing: list[Row] = []
-    for name in backends:
-        suited = [artefact for artefact in artefacts if name in artefact.backends]
-        if gap := _gap(name):
-            missing.append(gap)
-        elif not suited and name in ("trt", "rtx"):
-            missing.append(absent(name, "no engine was given",
-                                  f"vega3d export trt --target {name}"))
-        for artefact in suited if not gap else ():
-            for batch in batches:
-                subjects, gaps = _opened(name, artefact, frames[torch.arange(batch) % len(frames)],
-                                         threads)
-                found, missing = found + subjects, missing + gaps
-    return found, missing
-
-
-def _opened(name: str, artefact: Artefact, images: Tensor, threads: int) -> Found:
-    what = f"{artefact.path.name} at batch {len(images)} on {name}"
-    if artefact.batch not in (len(images), "dynamic"):
-        return [], [
-            absent(what, f"its batch is fixed at {artefact.batch}",
-                   "vega3d export onnx --batch dynamic")
-        ]
-    if (size := _size(artefact)) not in (None, tuple(images.shape[2:])):
-        images = torch.nn.functional.interpolate(images, size)  # another's model of another size
-    try:
-        return BACKENDS[name](artefact, images, threads)
-    except (ValueError, RuntimeError, OSError) as error:
-        return [], [absent(what, " ".join(str(error).split())[:200], "see the message")]
-
-
-def _size(artefact: Artefact) -> tuple[int, int] | None:
-    """Height and width that a file is fixed at."""
-    sides = artefact.facts.get("input", {}).get("shape", [])[2:]
-    return (sides[0], sides[1]) if len(sides) == 2 and all(isinstance(side, int)
-                                                           for side in sides) else None
-
-
-def _gap(name: str) -> Row | None:
-    """Why a backend is not here; None if it is."""
-    import onnxruntime as ort
-
-    needs = {"ort-cuda": "CUDAExecutionProvider", "ort-trt": "TensorrtExecutionProvider"}
-    if name in needs and needs[name] not in ort.get_available_providers():
-        return absent(name, f"this onnxruntime has no {needs[name]}",
-                      "pip install 'vega3d-edge[gpu]'")
-    packages = {
-        "trt": ("tensorrt", "tensorrt"), "rtx": ("tensorrt_rtx", "rtx"),
-        "openvino": ("openvino", "openvino")
-    }
-    if name in packages and importlib.util.find_spec(packages[name][0]) is None:
-        return absent(name, f"{packages[name][0]} is not installed",
-                      f"pip install 'vega3d-edge[{packages[name][1]}]'")
-    if name in ("trt", "rtx", "ort-cuda", "ort-trt"):
-        from export.tensorrt import cuda
-
-        if cuda.first_gpu() is None:
-            return absent(name, "no NVIDIA GPU here", "run on a machine with one")
-    return None
-
-
-def _torch(artefact: Artefact, images: Tensor, threads: int) -> Found:
-    from bench.latency.backends import torch_subjects
-
-    found, missing = torch_subjects(artefact.path.parent, images, "cpu")
-    if not torch.cuda.is_available():
-        return found, [absent("torch CUDA", "no GPU here", "run on a machine with an NVIDIA GPU")]
-    for precision in ("fp32", "fp16"):
-        more, gaps = torch_subjects(artefact.path.parent, images, "cuda", precision)
-        found, missing = found + more, missing + gaps
-    return found, missing
-
-
-def _compile(artefact: Artefact, images: Tensor, threads: int) -> Found:
-    from bench.latency.backends import torch_subjects
-
-    if not torch.cuda.is_available():
-        return torch_subjects(artefact.path.parent, images, "cpu", "fp32", "compile")
-    found, missing = torch_subjects(artefact.path.parent, images, "cuda", "fp32", "compile")
-    more, gaps = torch_subjects(artefact.path.parent, images, "cuda", "fp16", "compile")
-    return found + more, missing + gaps
-
-
-def _onnxruntime(name: str) -> Open:
-    def open_(artefact: Artefact, images: Tensor, threads: int) -> Found:
-        from bench.latency.backends import onnxruntime_subject
-
-        return [onnxruntime_subject(name, artefact, images.numpy(), threads)], []
-    return open_
-
-
-def _openvino(artefact: Artefact, images: Tensor, threads: int) -> Found:
-    from bench.latency.backends import openvino_subject
-
-    return [openvino_subject(artefact, images.numpy(), threads)], []
-
-
-def _engine(name: str) -> Open:
-    def open_(artefact: Artefact, images: Tensor, threads: int) -> Found:
-        from bench.latency.backends import engine_subject
-
-        return [engine_subject(name, artefact, images.numpy())], []
-    return open_
-
-
-BACKENDS: dict[str, Open] = {
-    "torch": _torch, "compile": _compile, "ort-cpu": _onnxruntime("ort-cpu"),
-    "ort-cuda": _onnxruntime("ort-cuda"), "ort-trt": _onnxruntime("ort-trt"), "trt": _engine("trt"),
-    "rtx": _engine("rtx"), "openvino": _openvino
-}
-
-
-Torch = Literal["torch", "compile"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def torch_subjects(folder: Path, images: Tensor, device: Device, precision: str = "fp32",
-                   backend: Torch = "torch",
-                   launches: Sequence[Launch] = LAUNCHES) -> tuple[list[Subject], list[Row]]:
+@dataclass(frozen=True)
+class Backend:
+    """open: (artefact, frames [B,3,H,W] in [0,1] on the CPU, CPU threads) -> its cases.
+
+    It gets the artefacts whose `targets` contain `target`.
+    """
+    open: Callable[[Artefact, Tensor, int], Cases]
+    target: str
+    package: str = ""                # that must be installed
+    extra: str = ""                  # of this project's pip extras, which brings it
+    provider: str = ""               # that onnxruntime must have
+    needs_gpu: bool = False
+    memory: Workload | None = None   # on the CPU: how bench.latency.memory loads the file
+    default: bool = True             # without --backends
+
+
+def student_cases(artefacts: Sequence[Artefact], frames: Tensor, batches: Sequence[int],
+                  names: Sequence[str], threads: int) -> Cases:
+    """All combinations of artefact, batch and backend. frames [N,3,H,W] in [0,1].
+
+    names: of BACKENDS; none: the default ones. Raises ValueError for an unknown backend.
+    """
+    if unknown := [name for name in names if name not in BACKENDS]:
+        raise ValueError(f"--backends: got {unknown[0]!r}, expected some of {','.join(BACKENDS)}")
+    cases: list[BenchCase] = []
+    missing: list[Row] = []
+    for name in names or [name for name, backend in BACKENDS.items() if backend.default]:
+        suited = [file for file in artefacts if BACKENDS[name].target in file.targets]
+        if gap := _unavailable(name):
+            missing.append(gap)
+            continue
+        if not suited and BACKENDS[name].target in ("trt", "rtx"):
+            missing.append(absent(name, "no engine was given",
+                                  f"vega3d export trt --target {name}"))
+        for file in suited:
+            for batch in batches:
+                images = frames[torch.arange(batch) % len(frames)]
+                more, gaps = _open(name, file, images, threads)
+                cases, missing = cases + more, missing + gaps
+    return cases, missing
+
+
+def torch_cases(folder: Path, images: Tensor, device: DeviceType, precision: str = "fp32",
+                compiled: bool = False, launches: Sequence[Launch] = LAUNCHES) -> Cases:
     """folder: student.safetensors and student.json. images [B,3,H,W] in [0,1] on the CPU."""
     file, dtype = folder / "student.safetensors", DTYPES[precision]
     student = load_student(folder).to(device, dtype)
     weights_mb = sum(p.numel() * p.element_size() for p in student.parameters()) / 1e6
-    about: Row = {
-        "artefact": file.name, "sha256": sha256(file), "stage": "student", "backend": backend,
-        "device": device, "precision": precision, "batch": len(images), "frames": len(images),
-        "size_mb": file.stat().st_size / 1e6
+    info: Row = {
+        "artefact": file.name, "sha256": sha256(file), "stage": "student",
+        "backend": "compile" if compiled else "torch", "device": device, "precision": precision,
+        "batch": len(images), "frames": len(images), "size_mb": file.stat().st_size / 1e6
     }
-    model: Callable[[Tensor], Tensor] = torch.compile(
-        student, dynamic=False) if backend == "compile" else student
+    model: Callable[[Tensor], Tensor] = student
+    if compiled:
+        model = torch.compile(student, dynamic=False)
     if device == "cuda":
-        return gpu_subjects(model, images.to(dtype), about, launches, weights_mb)
-    call = torch.inference_mode()(lambda: model(images.to(dtype)))
-    return [Subject(about, call)], []
+        return gpu_cases(model, images.to(dtype), info, launches, weights_mb)
+    return [BenchCase(info, torch.inference_mode()(lambda: model(images.to(dtype))))], []
 
 
-PROVIDERS = {"ort-cuda": "CUDAExecutionProvider", "ort-trt": "TensorrtExecutionProvider"}
+def onnxruntime_cpu_case(file: Artefact, images: np.ndarray, threads: int) -> BenchCase:
+    """images [B,3,H,W] float32 in [0,1]."""
+    session = OnnxModel(file.path, optimise=True, threads=threads).session
+    name = session.get_inputs()[0].name
+    return BenchCase(_info(file, "ort-cpu", "cpu", len(images)),
+                     lambda: session.run(None, {name: images}))
 
 
-def onnxruntime_subject(backend: str, file: Artefact, images: np.ndarray, threads: int) -> Subject:
-    """images [B,3,H,W] float32 in [0,1]. On a GPU the call works on memory of the GPU and waits for
-    it, by the wall clock; `host` brings the frames and takes the features back.
+def _open(name: str, file: Artefact, images: Tensor, threads: int) -> Cases:
+    what = f"{file.path.name} at batch {len(images)} on {name}"
+    if file.batch not in (len(images), "dynamic"):
+        return [], [absent(what, f"its batch is fixed at {file.batch}",
+                           "vega3d export onnx --batch dynamic")]
+    sides = file.facts.get("input", {}).get("shape", [])[2:]
+    fixed = len(sides) == 2 and all(isinstance(side, int) for side in sides)
+    if fixed and tuple(sides) != tuple(images.shape[2:]):  # another project's model
+        images = torch.nn.functional.interpolate(images, tuple(sides))
+    try:
+        return BACKENDS[name].open(file, images, threads)
+    except (ValueError, RuntimeError, OSError) as error:
+        return [], [absent(what, " ".join(str(error).split())[:200], "see the message")]
 
-    Raises ValueError if onnxruntime would run the file elsewhere than asked: it falls back without
-    a word.
+
+def _unavailable(name: str) -> Row | None:
+    """An `absent` row if this machine lacks what the backend needs."""
+    backend = BACKENDS[name]
+    fix = f"pip install 'vega3d-edge[{backend.extra}]'"
+    if backend.provider and backend.provider not in ort.get_available_providers():
+        return absent(name, f"this onnxruntime has no {backend.provider}", fix)
+    if backend.package and importlib.util.find_spec(backend.package) is None:
+        return absent(name, f"{backend.package} is not installed", fix)
+    if backend.needs_gpu and cuda.first_gpu() is None:
+        return absent(name, "no NVIDIA GPU here", "run on a machine with one")
+    return None
+
+
+def _torch(file: Artefact, images: Tensor, threads: int) -> Cases:
+    cases, missing = torch_cases(file.path.parent, images, "cpu")
+    if not torch.cuda.is_available():
+        return cases, [absent("torch CUDA", "no GPU here", "run on a machine with an NVIDIA GPU")]
+    more, gaps = _torch_gpu(file, images, compiled=False)
+    return cases + more, missing + gaps
+
+
+def _torch_compile(file: Artefact, images: Tensor, threads: int) -> Cases:
+    if torch.cuda.is_available():
+        return _torch_gpu(file, images, compiled=True)
+    return torch_cases(file.path.parent, images, "cpu", compiled=True)
+
+
+def _torch_gpu(file: Artefact, images: Tensor, compiled: bool) -> Cases:
+    cases, missing = torch_cases(file.path.parent, images, "cuda", "fp32", compiled)
+    more, gaps = torch_cases(file.path.parent, images, "cuda", "fp16", compiled)
+    return cases + more, missing + gaps
+
+
+def _onnxruntime_cpu(file: Artefact, images: Tensor, threads: int) -> Cases:
+    return [onnxruntime_cpu_case(file, images.numpy(), threads)], []
+
+
+def _onnxruntime_gpu(name: str, file: Artefact, images: Tensor, threads: int) -> Cases:
+    """`call` works on GPU memory and waits for it (wall clock); `host` includes both copies.
+
+    Raises ValueError if onnxruntime fell back to another provider, which it does silently.
     """
-    if backend == "ort-cpu":
-        session = OnnxModel(file.path, optimise=True, threads=threads).session
-        name = session.get_inputs()[0].name
-        return Subject(about(file, backend, "cpu", len(images)),
-                       lambda: session.run(None, {name: images}))
-    provider = PROVIDERS[backend]
-    options: dict[str, str] = {"trt_fp16_enable": "1"
-                               } if backend == "ort-trt" and file.precision != "fp32" else {}
-    rest = ["CUDAExecutionProvider"] if backend == "ort-trt" else []
-    session = ort.InferenceSession(str(file.path), providers=[(provider, options), *rest,
-                                                              "CPUExecutionProvider"])
+    provider, pixels = BACKENDS[name].provider, images.numpy()
+    fp16 = name == "ort-trt" and file.precision != "fp32"
+    options = {"trt_fp16_enable": "1"} if fp16 else {}
+    fallbacks = ["CUDAExecutionProvider"] if name == "ort-trt" else []
+    session = ort.InferenceSession(
+        str(file.path), providers=[(provider, options), *fallbacks, "CPUExecutionProvider"])
     if session.get_providers()[0] != provider:
-        raise ValueError(
-            f"onnxruntime fell back to {session.get_providers()[0]}; are its CUDA libraries "
-            "installed?"
-        )
-    name, binding = session.get_inputs()[0].name, session.io_binding()
-    binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(images, "cuda", 0))
+        raise ValueError(f"onnxruntime fell back to {session.get_providers()[0]}; "
+                         "are its CUDA libraries installed?")
+    input_name, binding = session.get_inputs()[0].name, session.io_binding()
+    binding.bind_ortvalue_input(input_name, ort.OrtValue.ortvalue_from_numpy(pixels, "cuda", 0))
     binding.bind_output(session.get_outputs()[0].name, "cuda")
-    row = about(file, backend, "cuda", len(images))
-    return Subject(row, lambda: session.run_with_iobinding(binding),
-                   host=lambda: session.run(None, {name: images}))
+    return [BenchCase(_info(file, name, "cuda", len(pixels)),
+                      lambda: session.run_with_iobinding(binding),
+                      host=lambda: session.run(None, {input_name: pixels}))], []
 
 
-def openvino_subject(file: Artefact, images: np.ndarray, threads: int) -> Subject:
-    """On the CPU in float32 where the graph says so: some processors would take bfloat16 without
-    being asked."""
+def _openvino(file: Artefact, images: Tensor, threads: int) -> Cases:
+    """float32 where the graph says so: on some processors OpenVINO would choose bfloat16."""
     import openvino
 
+    pixels = images.numpy()
     model = openvino.Core().compile_model(str(file.path), "CPU", {
         "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32"})
     request = model.create_infer_request()
-    return Subject(about(file, "openvino", "cpu", len(images)), lambda: request.infer([images]))
+    return [BenchCase(_info(file, "openvino", "cpu", len(pixels)),
+                      lambda: request.infer([pixels]))], []
 
 
-def about(file: Artefact, backend: str, device: Device, batch: int) -> Row:
+def _engine(name: str, file: Artefact, images: Tensor, threads: int) -> Cases:
+    """Timed by CUDA events if torch has a GPU (on its default stream), else by the wall clock.
+
+    Raises ValueError for an engine built for another GPU or TensorRT version.
+    """
+    trt, pixels = importlib.import_module(BACKENDS[name].package), images.numpy()
+    check_engine(file.path, trt, cuda.first_gpu())
+    model = EngineModel(trt, file.path.read_bytes(), len(pixels))
+    model(pixels)
+    call: Callable[[], object] = model.run
+    device: DeviceType = "cpu"
+    if torch.cuda.is_available():
+        call, device = partial(model.context.execute_async_v3, 0), "cuda"
+    return [BenchCase(_info(file, name, "cuda", len(pixels)), call, device,
+                      host=lambda: model(pixels))], []
+
+
+def _info(file: Artefact, backend: str, device: DeviceType, batch: int) -> Row:
     return {
         "artefact": file.path.name, "sha256": file.sha256, "stage": "student", "backend": backend,
         "device": device, "precision": file.precision, "batch": batch, "frames": batch,
@@ -225,19 +206,16 @@ def about(file: Artefact, backend: str, device: Device, batch: int) -> Row:
     }
 
 
-MODULES = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}
-
-
-def engine_subject(backend: str, file: Artefact, images: np.ndarray) -> Subject:
-    """images [B,3,H,W] float32 in [0,1], B the engine's own. By CUDA events where torch has a GPU
-    (the engine runs on its default stream), by the wall clock otherwise. Raises ValueError for an
-    engine of another machine or version."""
-    trt = importlib.import_module(MODULES[backend])
-    check_engine(file.path, trt, cuda.first_gpu())
-    model = EngineModel(trt, file.path.read_bytes(), len(images))
-    model(images)
-    row = about(file, backend, "cuda", len(images))
-    if torch.cuda.is_available():
-        return Subject(row, lambda: model.context.execute_async_v3(0), "cuda",
-                       host=lambda: model(images))
-    return Subject(row, model.run, host=lambda: model(images))
+# target: "torch", an ONNX file's "cpu", "cuda" or "tensorrt", an engine's "trt" or "rtx"
+BACKENDS = {
+    "torch": Backend(_torch, "torch", memory="student"),
+    "compile": Backend(_torch_compile, "torch", default=False),  # minutes
+    "ort-cpu": Backend(_onnxruntime_cpu, "cpu", memory="onnx"),
+    "ort-cuda": Backend(partial(_onnxruntime_gpu, "ort-cuda"), "cuda", extra="gpu",
+                        provider="CUDAExecutionProvider", needs_gpu=True),
+    "ort-trt": Backend(partial(_onnxruntime_gpu, "ort-trt"), "tensorrt", extra="gpu",
+                       provider="TensorrtExecutionProvider", needs_gpu=True),
+    "trt": Backend(partial(_engine, "trt"), "trt", "tensorrt", "tensorrt", needs_gpu=True),
+    "rtx": Backend(partial(_engine, "rtx"), "rtx", "tensorrt_rtx", "rtx", needs_gpu=True),
+    "openvino": Backend(_openvino, "cpu", "openvino", "openvino", memory="openvino"),
+}

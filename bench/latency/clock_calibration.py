@@ -1,11 +1,12 @@
-"""Is the clock right? Work whose duration is known from elsewhere, timed as any model is.
+"""Checks the clock: work of a known duration, timed as any model is.
 
-spin: waits until another clock has moved on by a given time. product: one long run of many calls,
-divided by their number; on a CPU the very calls that were timed, so that other programs are in
-both. Rows of kind `timer`: work, truth_ms, latency_ms and error_percent, which is of the truth.
-`python -m bench.latency.clock_calibration` writes bench/results/timer_cpu.json; the GPU's comes
-from bench/h200/latency.py.
+spin: waits until another clock has advanced by a given time. product: one long run of many calls,
+divided by their number; on a CPU the very calls that were timed, so that other programs affect both
+alike. Rows of kind `timer`: work, truth_ms, latency_ms, error_percent (of the truth).
+`python -m bench.latency.clock_calibration` writes bench/results/timer_cpu.json; with --gpu OUT, the
+GPU's and the CPU's rows to OUT.
 """
+import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,49 +15,46 @@ import numpy as np
 
 from bench.artefacts import absent
 from bench.device import device_facts
-from bench.latency.gpu import captured
-from bench.latency.timing import Device, Plan, Subject, measure, summary, timed_for
-from records.results import Results, Row, save
+from bench.latency.gpu import capture_graph
+from bench.latency.timing import (
+    BenchCase,
+    DeviceType,
+    TimingConfig,
+    summary,
+    time_cases,
+    time_for,
+)
+from records.results import Row, measured, save
 
 SPIN_MS = 2.0
 REPEATS = 100  # calls in the one long run
-PLAN = Plan(seconds=0.6, iterations=200, rounds=5, warmup_seconds=0.2)
+TIMING = TimingConfig(seconds=0.6, iterations=200, rounds=5, warmup_seconds=0.2)
 _SPIN = """extern "C" __global__ void spin() {
     unsigned long long start, now;
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(start));
-    do { asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now)); } while (now - start < NANOSECONDSull);
+    do {
+        asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    } while (now - start < NANOSECONDSull);
 }"""
 
 
-def cpu_yardsticks(plan: Plan = PLAN) -> list[Row]:
-    """The wall clock against the kernel's raw clock, which nothing slews: inside each call, and
-    around many of them."""
+def cpu_calibration(config: TimingConfig = TIMING) -> list[Row]:
+    """The wall clock against CLOCK_MONOTONIC_RAW, inside each call and around many of them."""
     a = np.random.default_rng(0).standard_normal((384, 384), np.float32)
-    spin, product = _Spin(), Subject({}, lambda: a @ a)
-    spins = timed_for(Subject({}, spin), plan.seconds)
-    timed_for(product, plan.warmup_seconds)
+    spin, product = _Spin(), BenchCase({}, lambda: a @ a)
+    spins = time_for(BenchCase({}, spin), config.seconds)
+    time_for(product, config.warmup_seconds)
     began = _raw_ms()
-    products = timed_for(product, plan.seconds)
-    around = (_raw_ms() - began) / len(products)
+    products = time_for(product, config.seconds)
+    product_ms = (_raw_ms() - began) / len(products)
     return [
-        _held_against("spin until CLOCK_MONOTONIC_RAW moved on", float(np.mean(spin.took)), spins),
-        _held_against("float32 product, 384", around, products)
+        _cpu_row("spin until CLOCK_MONOTONIC_RAW moved on", float(np.mean(spin.took)), spins),
+        _cpu_row("float32 product, 384", product_ms, products)
     ]
 
 
-def _held_against(work: str, truth_ms: float, calls: np.ndarray) -> Row:
-    """Means of the very same calls: on a machine shared with other work, medians of two clocks need
-    not agree."""
-    found = float(calls.mean())
-    return {
-        "kind": "timer", "work": work, "device": "cpu", "truth_ms": truth_ms, "latency_ms": found,
-        "iterations": len(calls), "error_percent": 100 * (found / truth_ms - 1)
-    }
-
-
-def gpu_yardsticks(plan: Plan = PLAN) -> list[Row]:
-    """CUDA events, call by call and graph by graph, against the GPU's nanosecond counter and a long
-    run of products."""
+def gpu_calibration(config: TimingConfig = TIMING) -> list[Row]:
+    """CUDA events, by call and by graph, against %globaltimer and a long run of products."""
     import torch
 
     a = torch.randn(4096, 4096, device="cuda", dtype=torch.float16)
@@ -65,37 +63,41 @@ def gpu_yardsticks(plan: Plan = PLAN) -> list[Row]:
     def product() -> "torch.Tensor":
         return torch.mm(a, a, out=out)
 
-    replay, _ = captured(product)
-    rows = [check("float16 product, 4096", product, "cuda", plan, _long_run_gpu(product)),
-            check("float16 product, 4096, as a graph", replay, "cuda", plan, _long_run_gpu(replay))]
+    replay, _ = capture_graph(product)
+    rows = [check("float16 product, 4096", product, "cuda", config, _long_run_gpu(product)),
+            check("float16 product, 4096, as a graph", replay, "cuda", config,
+                  _long_run_gpu(replay))]
+    work, source = "spin until %globaltimer moved on", _SPIN.replace(
+        "NANOSECONDS", str(round(SPIN_MS * 1e6)))
     try:
-        spin = torch.cuda._compile_kernel(_SPIN.replace("NANOSECONDS", str(round(SPIN_MS * 1e6))),
-                                          "spin")
+        spin = torch.cuda._compile_kernel(source, "spin")
     # torch before 2.9, or no NVRTC beside it
     except (AttributeError, RuntimeError, OSError, TypeError) as error:
         why = " ".join(str(error).split())[:200]
-        return [
-            *rows,
-            absent("spin until %globaltimer moved on", why, "use a torch that brings NVRTC")
-        ]
-    return [
-        check("spin until %globaltimer moved on", lambda: spin((1, 1, 1), (1, 1, 1)), "cuda", plan,
-              SPIN_MS), *rows
-    ]
+        return [*rows, absent(work, why, "use a torch that brings NVRTC")]
+    return [check(work, lambda: spin((1, 1, 1), (1, 1, 1)), "cuda", config, SPIN_MS), *rows]
 
 
-def check(work: str, call: Callable[[], object], device: Device, plan: Plan,
+def check(work: str, call: Callable[[], object], device: DeviceType, config: TimingConfig,
           truth_ms: float) -> Row:
-    """Times `call` as any row is timed, and says how far that is from `truth_ms`."""
-    subject = Subject({"artefact": work}, call, device)
-    measure([subject], plan)
-    found = summary(subject)
-    return {"kind": "timer", "work": work, "device": device, "truth_ms": truth_ms, **found,
-            "error_percent": 100 * (found["latency_ms"] / truth_ms - 1)}
+    """Times `call` as any row is timed, and its distance from `truth_ms`."""
+    case = BenchCase({"artefact": work}, call, device)
+    time_cases([case], config)
+    times = summary(case)
+    return {"kind": "timer", "work": work, "device": device, "truth_ms": truth_ms, **times,
+            "error_percent": 100 * (times["latency_ms"] / truth_ms - 1)}
+
+
+def _cpu_row(work: str, truth_ms: float, calls: np.ndarray) -> Row:
+    """Means of the very same calls: on a shared machine, medians of two clocks need not agree."""
+    mean = float(calls.mean())
+    return {"kind": "timer", "work": work, "device": "cpu", "truth_ms": truth_ms,
+            "latency_ms": mean, "iterations": len(calls),
+            "error_percent": 100 * (mean / truth_ms - 1)}
 
 
 class _Spin:
-    """Runs for SPIN_MS of the raw clock, and remembers how long that really was."""
+    """Waits for SPIN_MS of the raw clock, and records how long that really was."""
 
     def __init__(self) -> None:
         self.took: list[float] = []
@@ -117,7 +119,7 @@ def _long_run_gpu(call: Callable[[], object]) -> float:
 
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for _ in range(REPEATS // 2):
-        call()  # the clock is up, and the queue ahead of the GPU, when the first event is reached
+        call()  # clocks have ramped up, and calls are queued, when the first event is reached
     begin.record()
     for _ in range(REPEATS):
         call()
@@ -127,15 +129,16 @@ def _long_run_gpu(call: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    env, rows = device_facts(), cpu_yardsticks()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--gpu", type=Path, metavar="OUT", help="calibrate the GPU too")
+    out = parser.parse_args().gpu
+    env, rows = device_facts(), [*(gpu_calibration() if out else []), *cpu_calibration()]
+    path = out or Path("bench/results/timer_cpu.json")
     for row in rows:
-        print(
-            f"{row['work']}: {row['latency_ms']:.4f} ms, truth {row['truth_ms']:.4f} "
-            f"({row['error_percent']:+.2f} %)"
-        )
-    save(
-        Results("timer_cpu", "python -m bench.latency.clock_calibration", str(env["commit"]), env,
-                rows), Path("bench/results/timer_cpu.json"))
+        if row["kind"] == "timer":
+            print(f"{row['work']}: {row['latency_ms']:.4f} ms, truth {row['truth_ms']:.4f} "
+                  f"({row['error_percent']:+.2f} %)")
+    save(measured(path.stem, rows, env, "python -m bench.latency.clock_calibration"), path)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""A torch call on the GPU as something to time: launched call by call or as one CUDA graph; there,
-or host to host."""
+"""A torch model on the GPU as bench cases: launched kernel by kernel or as one CUDA graph."""
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -7,81 +6,71 @@ import torch
 from torch import Tensor
 
 from bench.artefacts import absent
-from bench.latency.timing import Subject
+from bench.latency.timing import BenchCase, Cases
 from records.results import Row
 
 Launch = Literal["eager", "graph"]
 LAUNCHES: tuple[Launch, ...] = ("eager", "graph")
+WARM_CALLS = 3  # before a capture: compilation, choice of kernels, allocations
 
 
-def gpu_subjects(model: Callable[[Tensor], Tensor], inputs: Tensor, about: Row,
-                 launches: Sequence[Launch] = LAUNCHES,
-                 held_mb: float = 0.0) -> tuple[list[Subject], list[Row]]:
-    """One subject a way of launching, or an `absent` row where it cannot be had.
+def gpu_cases(model: Callable[[Tensor], Tensor], inputs: Tensor, info: Row,
+              launches: Sequence[Launch] = LAUNCHES, weights_mb: float = 0.0) -> Cases:
+    """One case for each way to launch, or an `absent` row where it fails.
 
-    inputs: on the host, in the model's dtype. held_mb: what the weights already take; memory_mb is
-    that and what the call itself needs at its largest (torch's allocator; the CUDA context comes on
-    top).
+    inputs: on the host, in the model's dtype. memory_mb of a row is weights_mb plus the peak of
+    torch's allocator during a call; the CUDA context is not in it.
     """
-    found, missing = [], []
+    cases, missing = [], []
     for launch in launches:
-        row = {**about, "device": "cuda", "launch": launch}
+        row = {**info, "device": "cuda", "launch": launch}
         try:
-            found.append(_subject(model, inputs, row, launch, held_mb))
+            cases.append(_case(model, inputs, row, launch, weights_mb))
         except (RuntimeError, ValueError) as error:
             torch.cuda.synchronize()
-            what = f"{about['artefact']} {about['stage']} {about['precision']} batch {about['batch']}, {launch}"
-            missing.append(
-                absent(what, " ".join(str(error).split())[:200],
-                       "launch it call by call: --launch eager"))
-    return found, missing
+            what = (f"{info['artefact']} {info['stage']} {info['precision']} "
+                    f"batch {info['batch']}, {launch}")
+            missing.append(absent(what, " ".join(str(error).split())[:200], "use its eager row"))
+    return cases, missing
 
 
-def _subject(model: Callable[[Tensor], Tensor], inputs: Tensor, about: Row, launch: Launch,
-             held_mb: float) -> Subject:
-    before = _start_peak()
-    pinned, here = inputs.pin_memory(), inputs.cuda()
-    once = torch.inference_mode()(lambda: model(here))
-    out = once()
-    there = torch.empty(out.shape, dtype=out.dtype).pin_memory()
-    replay, out = captured(once) if launch == "graph" else (None, out)
+def capture_graph(call: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    """(replay, the output it overwrites). To change the inputs, write into the same tensors.
 
-    @torch.inference_mode()
-    def host_to_host() -> None:
-        here.copy_(pinned, non_blocking=True)
-        if replay:
-            replay()
-        there.copy_(out if replay else once(), non_blocking=True)
-        torch.cuda.current_stream().synchronize()
-
-    host_to_host()
-    about["memory_mb"] = held_mb + (torch.cuda.max_memory_allocated() - before) / 1e6
-    return Subject(about, replay or once, "cuda", host=host_to_host)
-
-
-def _start_peak() -> int:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated()
-
-
-WARM_CALLS = 3  # compile, choose kernels, fill the allocator: none of it may happen in the capture
-
-
-def captured(call: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-    """(replay, the output it overwrites). Raises RuntimeError if the call cannot be captured (it
-    reads from the host).
-
-    What `call` reads stays where it is: write new inputs into the same tensors.
+    Raises RuntimeError if the call cannot be captured (it synchronises with the host).
     """
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.inference_mode(), torch.cuda.stream(aside):
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.inference_mode(), torch.cuda.stream(stream):
         for _ in range(WARM_CALLS):
             call()
-    torch.cuda.current_stream().wait_stream(aside)
+    torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.inference_mode(), torch.cuda.graph(graph):
-        out = call()
-    return graph.replay, out
+        output = call()
+    return graph.replay, output
+
+
+def _case(model: Callable[[Tensor], Tensor], inputs: Tensor, info: Row, launch: Launch,
+          weights_mb: float) -> BenchCase:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    pinned, on_device = inputs.pin_memory(), inputs.cuda()
+    forward = torch.inference_mode()(lambda: model(on_device))
+    output = forward()
+    result = torch.empty(output.shape, dtype=output.dtype).pin_memory()
+    replay, output = capture_graph(forward) if launch == "graph" else (None, output)
+
+    @torch.inference_mode()
+    def host_to_host() -> None:
+        on_device.copy_(pinned, non_blocking=True)
+        if replay:
+            replay()
+        result.copy_(output if replay else forward(), non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+
+    host_to_host()
+    info["memory_mb"] = weights_mb + (torch.cuda.max_memory_allocated() - before) / 1e6
+    return BenchCase(info, replay or forward, "cuda", host=host_to_host)

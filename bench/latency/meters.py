@@ -1,69 +1,101 @@
-"""Where this machine tells what it draws and how hot it is: NVML on a desktop or server GPU,
-tegrastats on a Jetson."""
+"""Power, clocks and temperature of this machine (NVML, tegrastats, sysfs), and energy per call."""
 import os
 import re
 import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.latency.nvml import current_gpu
+import pynvml
+import torch
 
-INTERVAL_MS = 100  # between two lines of tegrastats
-# the whole module's rail, by generation
+from records.results import Row
+
+CHECK_SECONDS = 0.004  # of calls between two reads of the energy counter
+TEGRASTATS_MS = 100    # between two lines of tegrastats
+THROTTLE_REASONS = {   # bits of nvmlDeviceGetCurrentClocksThrottleReasons
+    pynvml.nvmlClocksThrottleReasonSwPowerCap: "power cap",
+    pynvml.nvmlClocksThrottleReasonHwSlowdown: "hardware slowdown",
+    pynvml.nvmlClocksThrottleReasonSwThermalSlowdown: "thermal limit",
+    pynvml.nvmlClocksThrottleReasonHwThermalSlowdown: "hardware thermal slowdown",
+    pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown: "power brake"
+}
+# the rail that feeds the whole module, by Jetson generation
 _POWER = re.compile(r"\b(VDD_IN|POM_5V_IN|VIN_SYS_5V0) (\d+)(?:mW)?/")
-_HEAT = re.compile(r"\b(?:tj|CPU|cpu|GPU|gpu)@(-?[\d.]+)C")
+_TEMPERATURE = re.compile(r"\b(?:tj|CPU|cpu|GPU|gpu)@(-?[\d.]+)C")
 
 
 class Meter(Protocol):
     def joules(self) -> float | None:
-        """A counter that only grows, or None where there is none."""
+        """A counter that only grows; None where there is none."""
 
     def state(self) -> dict[str, Any]:
-        """Clocks, heat and power now, as a flat row."""
+        """Clocks, temperature and power now, as a flat row."""
 
 
-def meter() -> Meter | None:
-    """This machine's meter, or None."""
-    gpu = current_gpu()
-    if gpu is not None and gpu.energy_mj() is not None:
-        return Nvml(gpu)
-    if shutil.which("tegrastats"):
-        return Tegrastats()
-    return None
+def find_meter() -> Meter | None:
+    """NVML of the GPU that torch computes on, tegrastats on a Jetson, or None."""
+    if torch.cuda.is_available():
+        try:
+            uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+            gpu = NvmlMeter(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
+            if gpu.joules() is not None:
+                return gpu
+        except (pynvml.NVMLError, AttributeError):  # no NVML; or a torch without uuid
+            pass
+    return Tegrastats() if shutil.which("tegrastats") else None
 
 
-class Nvml:
-    def __init__(self, gpu: Any):
-        self._gpu = gpu
+class NvmlMeter:
+    """One GPU by UUID. Values that the driver does not support (energy on a MIG slice) are None."""
+
+    def __init__(self, uuid: str):
+        pynvml.nvmlInit()
+        self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
 
     def joules(self) -> float | None:
-        millijoules = self._gpu.energy_mj()
+        """Since the driver was loaded; the counter moves about ten times a second."""
+        millijoules = self._read(pynvml.nvmlDeviceGetTotalEnergyConsumption)
         return None if millijoules is None else millijoules / 1000
 
     def state(self) -> dict[str, Any]:
-        return self._gpu.state()
+        milliwatts = self._read(pynvml.nvmlDeviceGetPowerUsage)
+        bits = self._read(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
+        reasons = [reason for bit, reason in THROTTLE_REASONS.items() if (bits or 0) & bit]
+        return {
+            "sm_mhz": self._read(pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_SM),
+            "temperature_c": self._read(pynvml.nvmlDeviceGetTemperature,
+                                        pynvml.NVML_TEMPERATURE_GPU),
+            "power_w": None if milliwatts is None else milliwatts / 1000,
+            "slowed_by": None if bits is None else ", ".join(reasons) or "nothing"
+        }
+
+    def _read(self, query: Callable[..., int], *which: int) -> int | None:
+        try:
+            return query(self._handle, *which)
+        except pynvml.NVMLError:
+            return None
 
 
 class Tegrastats:
-    """Sums what the module's input rail draws, line by line, for as long as the object lives."""
+    """Integrates the power of the module's input rail for as long as the object lives."""
 
     def __init__(self) -> None:
         self._joules = 0.0
         self._watts: float | None = None
-        self._heat: float | None = None
-        command = ["tegrastats", "--interval", str(INTERVAL_MS)]
+        self._temperature: float | None = None
+        command = ["tegrastats", "--interval", str(TEGRASTATS_MS)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        threading.Thread(target=self._read, daemon=True).start()
 
     def joules(self) -> float | None:
         return self._joules
 
     def state(self) -> dict[str, Any]:
-        return {"power_w": self._watts, "temperature_c": self._heat}
+        return {"power_w": self._watts, "temperature_c": self._temperature}
 
     def __del__(self) -> None:
         if getattr(self, "_process", None):
@@ -76,23 +108,59 @@ class Tegrastats:
             if power := _POWER.search(line):
                 self._watts = int(power[2]) / 1000
                 self._joules += self._watts * (now - before)
-            if heat := _HEAT.findall(line):
-                self._heat = max(map(float, heat))
+            if temperatures := _TEMPERATURE.findall(line):
+                self._temperature = max(map(float, temperatures))
             before = now
 
 
 def cpu_state() -> dict[str, Any]:
-    """Clock and heat of the processor, as far as Linux tells."""
-    zones = [int(text) / 1000 for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp")
-             if (text := _text(zone)).lstrip("-").isdigit()]
+    """Clock and temperature of the processor; None for what sysfs does not have."""
+    zones = [_text(zone) for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp")]
+    temperatures = [int(text) / 1000 for text in zones if text.lstrip("-").isdigit()]
     clocks = [float(line.split(":")[1]) for line in _text(Path("/proc/cpuinfo")).splitlines()
               if line.startswith("cpu MHz")]
-    slowed = [
-        int(text) for count in Path("/sys/devices/system/cpu").glob(
-            "cpu*/thermal_throttle/core_throttle_count") if (text := _text(count)).isdigit()
-    ]
-    return {"temperature_c": max(zones, default=None), "cpu_mhz": max(clocks, default=None),
-            "load_1m": os.getloadavg()[0], "throttle_count": sum(slowed) if slowed else None}
+    counters = Path("/sys/devices/system/cpu").glob("cpu*/thermal_throttle/core_throttle_count")
+    throttles = [int(text) for text in map(_text, counters) if text.isdigit()]
+    return {"temperature_c": max(temperatures, default=None), "cpu_mhz": max(clocks, default=None),
+            "load_1m": os.getloadavg()[0], "throttle_count": sum(throttles) if throttles else None}
+
+
+def energy_per_call(call: Callable[[], object], joules: Callable[[], float | None],
+                    wait: Callable[[], object], seconds: float = 1.0) -> Row:
+    """{energy_mj: millijoules a call, power_w: mean}: the whole device's draw, idle share included.
+
+    joules: the counter, None where there is none (then the row is empty). It moves in steps, so
+    both ends are read just after a step. wait: returns when all calls are done.
+    """
+    if joules() is None:
+        return {}
+    block = _calls_in(CHECK_SECONDS, call, wait)
+    began: tuple[float, float] | None = None  # (seconds, joules) at the first step
+    count, last, deadline = 0, joules(), time.perf_counter() + 3 * seconds
+    while time.perf_counter() < deadline:
+        for _ in range(block):
+            call()
+        wait()
+        count += block
+        now, counter = time.perf_counter(), joules()
+        if counter is None or last is None or counter == last:
+            continue
+        last = counter
+        if began is None:
+            began, count = (now, counter), 0
+        elif now - began[0] >= seconds:
+            used = counter - began[1]
+            return {"energy_mj": 1000 * used / count, "power_w": used / (now - began[0])}
+    return {}
+
+
+def _calls_in(seconds: float, call: Callable[[], object], wait: Callable[[], object]) -> int:
+    call()
+    wait()
+    start = time.perf_counter()
+    call()
+    wait()
+    return max(1, round(seconds / max(time.perf_counter() - start, 1e-6)))
 
 
 def _text(path: Path) -> str:

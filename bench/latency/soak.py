@@ -1,5 +1,4 @@
-"""A sustained run: does the machine still answer as quickly after minutes of work, and if not, what
-slowed it?"""
+"""A sustained run: whether latency stays constant over minutes of load, and what slows it."""
 import os
 import time
 from collections.abc import Callable
@@ -7,59 +6,56 @@ from typing import Any
 
 import numpy as np
 
-from bench.latency.timing import Subject, timed_for
+from bench.latency.timing import BenchCase, time_for
 from records.results import Row
 
-INTERVALS = 20  # rows of the course, however long the run
+INTERVALS = 20
+IDENTITY = ("artefact", "sha256", "backend", "device", "precision", "batch", "launch")
+STATES = ("temperature_c", "sm_mhz", "cpu_mhz", "slowed_by", "throttle_count", "load_1m")
 
 
-def soak(subject: Subject, seconds: float, state: Callable[[], dict[str, Any]],
+def soak(case: BenchCase, seconds: float, state: Callable[[], dict[str, Any]],
          progress: Callable[[], object] = lambda: None) -> list[Row]:
-    """Calls without a pause for `seconds`. One row of kind `soak`, then one of kind `soak_interval`
-    for each twentieth.
+    """Calls without a pause for `seconds`: one row of kind `soak`, INTERVALS of `soak_interval`.
 
     first_ms, last_ms: medians of the first and the last tenth; slowdown: their ratio; slowest_ms:
-    the slowest interval's median. `state` is asked between intervals: its temperature_c, sm_mhz,
-    slowed_by … are in their rows.
+    the slowest interval's median. `state` is read after every interval into its row: clocks,
+    temperature_c, slowed_by.
     """
-    course: list[Row] = []
+    intervals: list[Row] = []
     blocks: list[np.ndarray] = []
     began = time.monotonic()
     for _ in range(INTERVALS):
-        blocks.append(timed_for(subject, seconds / INTERVALS))
-        course.append({
-            "kind": "soak_interval", "artefact": subject.about["artefact"],
-            "backend": subject.about["backend"], "at_s": time.monotonic() - began,
+        blocks.append(time_for(case, seconds / INTERVALS))
+        intervals.append({
+            "kind": "soak_interval", "artefact": case.info["artefact"],
+            "backend": case.info["backend"], "at_s": time.monotonic() - began,
             "latency_ms": float(np.median(blocks[-1])),
             "p99_ms": float(np.percentile(blocks[-1], 99)), **state()
         })
         progress()
     tenth = max(1, INTERVALS // 10)
-    first, last = (float(np.median(np.concatenate(part)))
-                   for part in (blocks[:tenth], blocks[-tenth:]))
-    seen = {key: [row[key] for row in course if row.get(key) is not None] for key in
-            ("temperature_c", "sm_mhz", "cpu_mhz", "slowed_by", "throttle_count", "load_1m")}
-    whole: Row = {
-        "kind": "soak", **{
-            key: subject.about.get(key)
-            for key in ("artefact", "sha256", "backend", "device", "precision", "batch", "launch")
-        }, "seconds": time.monotonic() - began, "calls": sum(map(len, blocks)), "first_ms": first,
-        "last_ms": last, "slowdown": last / first, "slowest_ms": max(row["latency_ms"]
-                                                                     for row in course),
-        "hottest_c": max(seen["temperature_c"], default=None),
-        "slowest_mhz": min(seen["sm_mhz"] or seen["cpu_mhz"],
-                           default=None), "slowed_by": _slowed_by(seen)
+    first = float(np.median(np.concatenate(blocks[:tenth])))
+    last = float(np.median(np.concatenate(blocks[-tenth:])))
+    states = {key: [row[key] for row in intervals if row.get(key) is not None] for key in STATES}
+    total: Row = {
+        "kind": "soak", **{key: case.info.get(key) for key in IDENTITY},
+        "seconds": time.monotonic() - began, "calls": sum(map(len, blocks)), "first_ms": first,
+        "last_ms": last, "slowdown": last / first,
+        "slowest_ms": max(row["latency_ms"] for row in intervals),
+        "hottest_c": max(states["temperature_c"], default=None),
+        "slowest_mhz": min(states["sm_mhz"] or states["cpu_mhz"], default=None),
+        "slowed_by": _slowed_by(states)
     }
-    return [whole, *course]
+    return [total, *intervals]
 
 
-def _slowed_by(seen: dict[str, list[Any]]) -> str:
-    """What the states tell: the GPU's own reasons, thermal throttles counted, or other programs on
-    our cores."""
-    told = sorted({why for why in seen["slowed_by"] if why != "nothing"})
-    throttles, load = seen["throttle_count"], max(seen["load_1m"], default=0.0)
+def _slowed_by(states: dict[str, list[Any]]) -> str:
+    """The GPU's throttle reasons, thermal throttles of the CPU, and load by other programs."""
+    reasons = sorted({reason for reason in states["slowed_by"] if reason != "nothing"})
+    throttles, load = states["throttle_count"], max(states["load_1m"], default=0.0)
     if throttles and throttles[-1] > throttles[0]:
-        told.append(f"{throttles[-1] - throttles[0]} thermal throttles")
+        reasons.append(f"{throttles[-1] - throttles[0]} thermal throttles")
     if load - 1 > 0.5 * (os.cpu_count() or 1):
-        told.append(f"other programs (load {load:.1f})")
-    return ", ".join(told) or "nothing seen"
+        reasons.append(f"other programs (load {load:.1f})")
+    return ", ".join(reasons) or "nothing seen"

@@ -1,23 +1,23 @@
-"""What the teacher costs, stage by stage: VAE encode, transformer to the tap for S noise draws,
-semantic encoder."""
+"""The teacher by stage: VAE encoder, transformer to the tap, both, and the semantic encoder."""
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from bench.latency.gpu import LAUNCHES, Launch, gpu_subjects
-from bench.latency.timing import Device, Subject
+from bench.latency.gpu import LAUNCHES, Launch, gpu_cases
+from bench.latency.timing import BenchCase, Cases, DeviceType
 from distill.config import load_config
 from records.results import Row
 from teacher.towers.checkpoints import generator_folder
 from teacher.towers.efficientnet import SemanticEncoder
 from teacher.towers.wan import WanTower, load_wan
 
-Found = tuple[list[Subject], list[Row]]
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -29,87 +29,83 @@ class Stage:
     digest: str
 
 
-def load_generator(run: Path) -> WanTower:
-    """The run's generator up to its tap, on the CPU."""
-    config = load_config(run / "config.yaml")
-    path = generator_folder(config.teacher.generator)
-    return load_wan(path, config.teacher.tap)
+def load_generator(run: Path, precision: Literal["run", "fp32", "bf16"] = "run") -> WanTower:
+    """The run's generator up to its tap, on the CPU. "run": in the precision of the run's tap."""
+    teacher = load_config(run / "config.yaml").teacher
+    tap = teacher.tap if precision == "run" else replace(teacher.tap, precision=precision)
+    return load_wan(generator_folder(teacher.generator), tap)
 
 
-def teacher_subjects(run: Path, frames: Tensor, device: Device) -> Found:
-    """Every stage, and `generator`: VAE and transformer in one call, what the student stands in
-    for.
+def teacher_cases(run: Path, frames: Tensor, device: DeviceType,
+                  precisions: Sequence[Literal["run", "fp32", "bf16"]] = ("run",)) -> Cases:
+    """Every stage, and `generator`: VAE and transformer in one call, what the student replaces.
 
-    frames [N,3,H,W] in [0,1]. In image mode a call is one frame; in video mode, one clip of the
-    run's length, and the row's frame_ms is a frame's share of it.
+    frames [N,3,H,W] in [0,1]. In image mode a call is one frame; in video mode it is one clip of
+    the run's length, and frame_ms of a row is a frame's share.
     """
     config = load_config(run / "config.yaml")
     count = 1 if config.teacher.tap.frames == "image" else config.scenes.frames
     clip = frames[torch.arange(count) % len(frames)][None]  # [1,T,3,H,W]
-    name = "wan-nano" if config.teacher.generator == "wan-nano" else Path(
-        config.teacher.generator).name
-    found, missing = generator_subjects(load_generator(run), name, clip, device)
-    more, gaps = semantic_subjects(clip, device)
-    return found + more, missing + gaps
+    name = Path(config.teacher.generator).name
+    cases: list[BenchCase] = []
+    missing: list[Row] = []
+    for precision in precisions:
+        more, gaps = generator_cases(load_generator(run, precision), name, clip, device)
+        cases, missing = cases + more, missing + gaps
+    semantic = SemanticEncoder().to(device)
+    stage = Stage("semantic", semantic.features, [semantic], semantic.spec["weights"])
+    more, gaps = stage_cases([stage], semantic.spec["tower"], clip, device)
+    return cases + more, missing + gaps
 
 
-def generator_subjects(tower: WanTower, name: str, clips: Tensor, device: Device,
-                       launches: Sequence[Launch] = LAUNCHES) -> Found:
+def generator_cases(tower: WanTower, name: str, clips: Tensor, device: DeviceType,
+                    launches: Sequence[Launch] = LAUNCHES) -> Cases:
     """VAE, transformer and both, for clips [B,T,3,H,W] in [0,1] on the CPU."""
     tower.to(device)
-    # all at once: a graph's capture must not ask how much memory is free
+    # all at once: a graph capture must not ask how much memory is free
     tower.chunk = clips.shape[0] * clips.shape[1]
     vae = cast(nn.Module, tower.vae)
     encoder = [vae.get_submodule(part) for part in ("encoder", "quant_conv")]
-    one_by_one = tower.tap.frames == "image"
 
     @torch.inference_mode()
     def latents(videos: Tensor) -> Tensor:
+        one_by_one = tower.tap.frames == "image"
         return tower.latents(videos.flatten(0, 1).unsqueeze(1) if one_by_one else videos)
 
-    stages = [
-        Stage("vae_encode", latents, encoder, tower.spec["weights"]),
-        Stage("transformer",
-              _PastVAE(tower, latents(clips.to(device))).features, [tower.transformer],
-              tower.spec["weights"]),
-        Stage("generator", tower.features, [*encoder, tower.transformer], tower.spec["weights"])
-    ]
-    return _subjects(stages, name, clips, device, launches)
+    digest = tower.spec["weights"]
+    after_vae = _PrecomputedLatents(tower, latents(clips.to(device)))
+    stages = [Stage("vae_encode", latents, encoder, digest),
+              Stage("transformer", after_vae.features, [tower.transformer], digest),
+              Stage("generator", tower.features, [*encoder, tower.transformer], digest)]
+    return stage_cases(stages, name, clips, device, launches)
 
 
-def semantic_subjects(clips: Tensor, device: Device,
-                      launches: Sequence[Launch] = LAUNCHES) -> Found:
-    semantic = SemanticEncoder().to(device)
-    stage = Stage("semantic", semantic.features, [semantic], semantic.spec["weights"])
-    return _subjects([stage], semantic.spec["tower"], clips, device, launches)
-
-
-def _subjects(stages: Sequence[Stage], artefact: str, clips: Tensor, device: Device,
-              launches: Sequence[Launch]) -> Found:
-    found: list[Subject] = []
+def stage_cases(stages: Sequence[Stage], artefact: str, clips: Tensor, device: DeviceType,
+                launches: Sequence[Launch] = LAUNCHES) -> Cases:
+    """A stage's precision is that of most of its weights: a bf16 Wan keeps its norms in fp32."""
+    cases: list[BenchCase] = []
     missing: list[Row] = []
     for stage in stages:
-        parts = [(p.dtype, p.numel()) for module in stage.weights for p in module.parameters()]
-        held = {dtype: sum(count for other, count in parts if other == dtype) for dtype, _ in parts}
-        # most weights decide: a bf16 Wan keeps its norms and time embedding in fp32
-        precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[
-            max(held, key=lambda dtype: held[dtype])]
-        about: Row = {
+        counts: Counter[torch.dtype] = Counter()
+        for parameter in _parameters(stage.weights):
+            counts[parameter.dtype] += parameter.numel()
+        info: Row = {
             "artefact": artefact, "sha256": stage.digest, "stage": stage.name, "backend": "torch",
-            "device": device, "precision": precision, "batch": len(clips),
-            "frames": len(clips) * clips.shape[1], "size_mb": _weights_mb(stage.weights)
+            "device": device, "precision": PRECISIONS[counts.most_common(1)[0][0]],
+            "batch": len(clips), "frames": len(clips) * clips.shape[1],
+            "size_mb": sum(p.numel() * p.element_size() for p in _parameters(stage.weights)) / 1e6
         }
         if device == "cuda":
-            more, gaps = gpu_subjects(stage.call, clips, about, launches, about["size_mb"])
-            found, missing = found + more, missing + gaps
+            more, gaps = gpu_cases(stage.call, clips, info, launches, info["size_mb"])
+            cases, missing = cases + more, missing + gaps
         else:
-            found.append(Subject(about, partial(torch.inference_mode()(stage.call), clips), device))
-    return found, missing
+            call = partial(torch.inference_mode()(stage.call), clips)
+            cases.append(BenchCase(info, call, device))
+    return cases, missing
 
 
-class _PastVAE(WanTower):
-    """The tower with the VAE's work already done: what is left is the transformer, for every noise
-    draw."""
+class _PrecomputedLatents(WanTower):
+    """The same tower with the VAE's output given: what remains is the transformer."""
 
     def __init__(self, tower: WanTower, latents: Tensor):
         self.__dict__.update(tower.__dict__)
@@ -119,7 +115,6 @@ class _PastVAE(WanTower):
         return self._latents
 
 
-def _weights_mb(modules: list[nn.Module]) -> float:
-    """Of what the stage reads: blocks above the tap and the VAE's decoder are not among it."""
-    return sum(p.numel() * p.element_size() for module in modules
-               for p in module.parameters()) / 1e6
+def _parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    """Of what the stage reads: blocks above the tap and the VAE's decoder are not among them."""
+    return [parameter for module in modules for parameter in module.parameters()]

@@ -1,29 +1,30 @@
-"""The clock: several things timed in turn, so that a machine that drifts drifts under all of them
-alike.
+"""Interleaved timing: all cases take turns, so that drift of the machine affects them alike.
 
-In each round every subject runs a block of calls, the order reversed every other round; a block
-begins with an untimed call that brings its weights back into the caches. Speed-ups are ratios of
-two subjects' medians within a round.
+In each round every case runs a block of calls, in reversed order every other round. A block begins
+with an untimed call that brings its weights back into the caches. Speed-ups are ratios of two
+cases' medians within a round.
 """
 import gc
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-Device = Literal["cpu", "cuda"]
-FEWEST = 3  # calls of even the slowest subject
+from records.results import Row
+
+DeviceType = Literal["cpu", "cuda"]
+MIN_CALLS = 3  # of even the slowest case
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long to measure. A row is done at `iterations` calls or `seconds` of them, whichever
-    comes first."""
+class TimingConfig:
+    """When a row is complete: at `iterations` calls or `seconds` of them, whichever is first."""
     seconds: float = 3.0
     iterations: int = 200
     rounds: int = 10
@@ -35,124 +36,159 @@ class Plan:
                 raise ValueError(f"bench: {name} is {getattr(self, name)}, expected more than 0")
 
 
+@dataclass(frozen=True)
+class LatencyConfig:
+    """How latency is measured. Importable without torch, for `vega3d bench --help`."""
+    timing: TimingConfig = field(default_factory=TimingConfig)
+    backends: str = ""              # comma-separated; default: all but compile, which takes minutes
+    threads: int = 1                # CPU threads of every backend
+    batch: tuple[int, ...] = (1,)   # frames a call of the student
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # the teacher's; auto: a GPU if there is one
+    teacher: bool = True            # of a run: time its teacher's stages too
+    teacher_precision: tuple[Literal["run", "fp32", "bf16"], ...] = ("run",)  # run: the tap's
+    memory: bool = True             # peak memory of each file, in a process of its own
+    energy: bool = True             # of GPU rows: repeat each for a second beside the power meter
+    crosscheck: bool = False        # time the files with trtexec and polygraphy too, if installed
+    soak: str = ""                  # such as 10m: run the fastest student so long, log clocks
+
+    def __post_init__(self) -> None:
+        if self.threads < 1 or not self.batch or min(self.batch) < 1:
+            raise ValueError(f"bench: got threads {self.threads}, batch {self.batch}; "
+                             "expected at least 1 of each")
+        if self.soak and not re.fullmatch(r"\d+(\.\d+)?[smh]", self.soak):
+            raise ValueError(f"bench: got soak {self.soak!r}, "
+                             "expected a time such as 90s, 10m or 1h")
+
+    @property
+    def backend_names(self) -> list[str]:
+        return [name.strip() for name in self.backends.split(",") if name.strip()]
+
+    @property
+    def soak_seconds(self) -> float:
+        if not self.soak:
+            return 0.0
+        return float(self.soak[:-1]) * {"s": 1, "m": 60, "h": 3600}[self.soak[-1]]
+
+
 @dataclass
-class Subject:
-    """Something to time: `call` runs it once; `about` is what its row says besides times. `host`:
-    the same from host memory to host memory, waited for, where that is more than `call`."""
-    about: dict[str, Any]
+class BenchCase:
+    """Something to time. `call` runs it once; `info`: the fields of its row besides the times.
+
+    host: the same from host memory to host memory, synchronised, where that is more than `call`.
+    """
+    info: Row
     call: Callable[[], object]
-    device: Device = "cpu"
+    device: DeviceType = "cpu"
     host: Callable[[], object] | None = None
-    # ms of each call, one array a round; empty: sat it out
-    rounds: list[np.ndarray] = field(default_factory=list)
-    # of rounds on a CPU: ms of processor time a call
-    busy: list[float] = field(default_factory=list)
+    rounds: list[np.ndarray] = field(default_factory=list)  # ms of each call; empty: not its turn
+    busy: list[float] = field(default_factory=list)         # CPU rounds: ms of CPU time a call
 
     @property
     def ms(self) -> np.ndarray:
         return np.concatenate(self.rounds)
 
 
-def measure(subjects: Sequence[Subject], plan: Plan,
-            progress: Callable[[], object] = lambda: None) -> None:
-    """Fills each subject's `rounds`. `progress` is called after every round."""
-    blocks = [_blocks(_warm_up(subject, plan), plan) for subject in subjects]
-    with _no_collection():
-        for i in range(plan.rounds):
-            turns = list(zip(subjects, blocks, strict=True))
-            for subject, calls in turns if i % 2 == 0 else reversed(turns):
+Cases = tuple[list[BenchCase], list[Row]]  # what can be timed; `absent` rows for the rest
+
+
+def time_cases(cases: Sequence[BenchCase], config: TimingConfig,
+               progress: Callable[[], object] = lambda: None) -> None:
+    """Fills each case's `rounds`. `progress` is called after every round."""
+    blocks = [_block_sizes(_warm_up(case, config), config) for case in cases]
+    with _no_garbage_collection():
+        for i in range(config.rounds):
+            turns = list(zip(cases, blocks, strict=True))
+            for case, calls in turns if i % 2 == 0 else reversed(turns):
                 started = time.process_time_ns()
-                subject.rounds.append(_block(subject, calls[i]))
-                if subject.device == "cpu" and calls[i]:
-                    subject.busy.append(
-                        (time.process_time_ns() - started) / 1e6 / (calls[i] + (calls[i] > 1)))
+                case.rounds.append(_time_block(case, calls[i]))
+                if case.device == "cpu" and calls[i]:
+                    spent_ms = (time.process_time_ns() - started) / 1e6
+                    case.busy.append(spent_ms / (calls[i] + (calls[i] > 1)))
             progress()
 
 
-def timed_for(subject: Subject, seconds: float) -> np.ndarray:
-    """Milliseconds of each call, as many as `seconds` hold, without a pause between them."""
-    done: list[np.ndarray] = []
-    began, at_once = time.perf_counter(), 1
-    while not done or time.perf_counter() - began < seconds:
-        done.append(_timed(subject, at_once))
-        # look up every 0.1 s
-        at_once = max(1, min(1000, round(100 / max(float(np.median(done[-1])), 1e-3))))
-    return np.concatenate(done)
+def time_for(case: BenchCase, seconds: float) -> np.ndarray:
+    """Milliseconds of each call, as many as fit in `seconds`, without a pause between them."""
+    blocks: list[np.ndarray] = []
+    began, calls = time.perf_counter(), 1
+    while not blocks or time.perf_counter() - began < seconds:
+        blocks.append(_time_calls(case, calls))
+        # look at the clock every 0.1 s
+        calls = max(1, min(1000, round(100 / max(float(np.median(blocks[-1])), 1e-3))))
+    return np.concatenate(blocks)
 
 
-def summary(subject: Subject) -> dict[str, float | int]:
-    """What a row keeps of its calls: median, tails, the width of the middle half, the quickest
-    tenth; low_ms and high_ms, the 10th and 90th percentile of the rounds' medians: how far the
-    machine itself drifted; and on a CPU busy_ms, the processor time of a call in the least
-    disturbed quarter of the rounds: what other programs take is not in it."""
-    ms, rounds = subject.ms, subject.rounds
-    quick, low, median, high, p90, p99 = np.percentile(ms, [10, 25, 50, 75, 90, 99])
-    least, most = np.percentile([np.median(r) for r in rounds if len(r)], [10, 90])
+def summary(case: BenchCase) -> dict[str, float | int]:
+    """The times of a row: median, percentiles, interquartile range, number of calls.
+
+    low_ms, high_ms: 10th and 90th percentile of the rounds' medians, the drift of the machine.
+    busy_ms, on a CPU: CPU time of a call in the quietest quarter of the rounds, without the share
+    that other programs take.
+    """
+    p10, p25, median, p75, p90, p99 = np.percentile(case.ms, [10, 25, 50, 75, 90, 99])
+    medians = [np.median(block) for block in case.rounds if len(block)]
+    low, high = np.percentile(medians, [10, 90])
     return {
         "latency_ms": float(median), "p90_ms": float(p90), "p99_ms": float(p99),
-        "iqr_ms": float(high - low), "p10_ms": float(quick), "low_ms": float(least),
-        "high_ms": float(most), "iterations": len(ms),
-        **({"busy_ms": float(np.percentile(subject.busy, 25))} if subject.busy else {})
+        "iqr_ms": float(p75 - p25), "p10_ms": float(p10), "low_ms": float(low),
+        "high_ms": float(high), "iterations": len(case.ms),
+        **({"busy_ms": float(np.percentile(case.busy, 25))} if case.busy else {})
     }
 
 
-def ratio(slow: Subject, fast: Subject) -> tuple[float, float, float]:
-    """How many times faster `fast` is: (median, 10th, 90th percentile) over the rounds that timed
-    both.
+def ratio(slow: BenchCase, fast: BenchCase) -> tuple[float, float, float]:
+    """How many times faster `fast` is: (median, 10th, 90th percentile) over their common rounds.
 
-    Raises ValueError if no round did.
+    Raises ValueError if no round timed both.
     """
-    pairs = [
-        np.median(a) / np.median(b) for a, b in zip(slow.rounds, fast.rounds, strict=True)
-        if len(a) and len(b)
-    ]
-    if not pairs:
+    ratios = [np.median(a) / np.median(b)
+              for a, b in zip(slow.rounds, fast.rounds, strict=True) if len(a) and len(b)]
+    if not ratios:
         raise ValueError("ratio: no round timed both; measure them in one call")
-    low, median, high = np.percentile(pairs, [10, 50, 90])
+    low, median, high = np.percentile(ratios, [10, 50, 90])
     return float(median), float(low), float(high)
 
 
-def _warm_up(subject: Subject, plan: Plan) -> float:
+def _warm_up(case: BenchCase, config: TimingConfig) -> float:
     """Seconds a call takes once warm: the best of at least two."""
     best, started = math.inf, time.perf_counter()
     for i in range(1000):
-        best = min(best, _timed(subject, 1)[0] / 1000)
-        if i >= 1 and time.perf_counter() - started > plan.warmup_seconds:
+        best = min(best, _time_calls(case, 1)[0] / 1000)
+        if i >= 1 and time.perf_counter() - started > config.warmup_seconds:
             break
     return max(best, 1e-9)
 
 
-def _blocks(seconds_a_call: float, plan: Plan) -> list[int]:
-    """Calls in each round: even, or, for something slow, one call in some of the rounds."""
-    calls = min(plan.iterations, max(FEWEST, math.ceil(plan.seconds / seconds_a_call)))
-    edges = np.linspace(0, calls, plan.rounds + 1).round().astype(int)
+def _block_sizes(seconds_a_call: float, config: TimingConfig) -> list[int]:
+    """Calls in each round: even; for a slow case, one call in some of the rounds."""
+    calls = min(config.iterations, max(MIN_CALLS, math.ceil(config.seconds / seconds_a_call)))
+    edges = np.linspace(0, calls, config.rounds + 1).round().astype(int)
     return np.diff(edges).tolist()
 
 
-def _block(subject: Subject, calls: int) -> np.ndarray:
-    if calls > 1 or (calls and subject.device == "cuda"):
-        # untimed: whoever ran before owned the caches, and a GPU that idles waits for its first
-        # launch
-        subject.call()
-    return _timed(subject, calls)
+def _time_block(case: BenchCase, calls: int) -> np.ndarray:
+    if calls > 1 or (calls and case.device == "cuda"):
+        case.call()  # untimed: the caches hold the previous case's data, and an idle GPU is slow
+    return _time_calls(case, calls)
 
 
-def _timed(subject: Subject, calls: int) -> np.ndarray:
+def _time_calls(case: BenchCase, calls: int) -> np.ndarray:
     """Milliseconds of each of `calls`, [calls]."""
-    if subject.device == "cuda":
-        return _between_events(subject.call, calls)
+    if case.device == "cuda":
+        return _between_events(case.call, calls)
     ms = np.empty(calls)
     for i in range(calls):
         start = time.perf_counter_ns()
-        subject.call()
+        case.call()
         ms[i] = (time.perf_counter_ns() - start) / 1e6
     return ms
 
 
 def _between_events(call: Callable[[], object], calls: int) -> np.ndarray:
-    """From each CUDA event to the next, the calls queued one behind another as trtexec does: GPU
-    compute time. What the host needs to ask for it counts only where the GPU really waits for the
-    host."""
+    """GPU compute time: from each CUDA event to the next, calls queued without waiting, as trtexec.
+
+    Launch overhead on the host counts only where the GPU really waits for the host.
+    """
     import torch
 
     events = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]
@@ -165,13 +201,12 @@ def _between_events(call: Callable[[], object], calls: int) -> np.ndarray:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    # a collection in the middle of a call is Python's time, not the model's
+def _no_garbage_collection() -> Iterator[None]:
     gc.collect()
-    was_on = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was_on:
+        if was_enabled:
             gc.enable()

@@ -18,11 +18,11 @@ from rich.progress import track
 from bench.artefacts import find
 from bench.compare import compare_times
 from bench.device import device_facts
-from bench.latency.backends import onnxruntime_subject
-from bench.latency.timing import Plan, Subject, measure, summary
+from bench.latency.backends import onnxruntime_cpu_case
+from bench.latency.timing import BenchCase, TimingConfig, summary, time_cases
 from records.results import Results, Row, save
 
-PLAN = Plan(seconds=1.5, iterations=200, rounds=10, warmup_seconds=0.1)
+PLAN = TimingConfig(seconds=1.5, iterations=200, rounds=10, warmup_seconds=0.1)
 ADDED = (0.1, 0.2, 0.3)  # shares of a call, in turn
 
 
@@ -60,10 +60,10 @@ def tally(rows: list[Row]) -> Row:
 def _once(model: Path, extra_ms: float) -> Row:
     """One run as a user's: a new session, warmed up, timed."""
     (file,), _ = find(model)
-    call = onnxruntime_subject("ort-cpu", file, torch.rand(1, 3, 224, 224).numpy(), 1).call
-    subject = Subject({}, _slowed(call, extra_ms) if extra_ms else call)
-    measure([subject], PLAN)
-    return summary(subject)
+    call = onnxruntime_cpu_case(file, torch.rand(1, 3, 224, 224).numpy(), 1).call
+    case = BenchCase({}, _slowed(call, extra_ms) if extra_ms else call)
+    time_cases([case], PLAN)
+    return summary(case)
 
 
 def _slowed(call: Callable[[], object], extra_ms: float) -> Callable[[], object]:

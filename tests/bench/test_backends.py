@@ -1,5 +1,4 @@
-"""What can be timed, by what, and what is not here; and the tools around a row: soak, meters,
-cross-checks."""
+"""Backends, and what surrounds a latency row: soak, meters, cross-checks."""
 import json
 import stat
 import sys
@@ -10,35 +9,38 @@ import pytest
 import torch
 
 from bench.artefacts import Artefact, find
-from bench.latency.backends import BACKENDS, student_subjects
-from bench.latency.config import LatencyConfig
+from bench.latency.backends import BACKENDS, student_cases
 from bench.latency.crosscheck import crosscheck
 from bench.latency.measure import latency
 from bench.latency.meters import Tegrastats, cpu_state
 from bench.latency.soak import INTERVALS, soak
-from bench.latency.timing import Plan, Subject, timed_for
+from bench.latency.timing import BenchCase, LatencyConfig, TimingConfig, time_for
 from bench.tables.save_results import commit_rows
 from records.results import load
 from student.config import SHIPPED
 from tests.bench.test_latency import Clock
 from tests.bench_run import drawn_run
 
-QUICK = Plan(seconds=0.02, iterations=6, rounds=2, warmup_seconds=0.01)
+QUICK = TimingConfig(seconds=0.02, iterations=6, rounds=2, warmup_seconds=0.01)
+
+
+def backends_of(file: Artefact) -> list[str]:
+    return [name for name, backend in BACKENDS.items() if backend.target in file.targets]
 
 
 def test_a_run_holds_its_student_and_the_files_meant_for_each_backend():
     artefacts, _ = find(drawn_run())
-    suited = {file.path.name: file.backends for file in artefacts}
-    assert suited["student.safetensors"] == ("torch", "compile")
+    suited = {file.path.name: backends_of(file) for file in artefacts}
+    assert suited["student.safetensors"] == ["torch", "compile"]
     assert "ort-cpu" in suited["model.int8.cpu.onnx"] and "ort-cpu" not in suited["model.fp16.onnx"]
 
 
-def test_a_lone_file_is_known_by_its_graph(tmp_path):
+def test_a_lone_file_is_described_by_its_graph(tmp_path):
     for name, precision in (("model.onnx", "fp32"), ("model.fp16.onnx", "fp16")):
         copied = tmp_path / f"mine_{name}"
         copied.write_bytes((drawn_run() / "export" / name).read_bytes())
         ((file,), _) = find(copied)
-        assert (file.precision, file.batch, "ort-cpu" in file.backends) == (precision, 1, True)
+        assert (file.precision, file.batch) == (precision, 1) and "ort-cpu" in backends_of(file)
 
 
 def test_the_shipped_student_is_a_source_of_its_own():
@@ -46,15 +48,16 @@ def test_the_shipped_student_is_a_source_of_its_own():
     assert file.kind == "student" and file.batch == "dynamic"
 
 
-@pytest.mark.parametrize(("spoil", "says"), [
-    (lambda p: p / "gone.onnx", "no such file or folder"), (lambda p: p, "neither a run, a student"),
+@pytest.mark.parametrize(("make", "says"), [
+    (lambda p: p / "gone.onnx", "no such file or folder"),
+    (lambda p: p, "neither a run, a student"),
     (lambda p: write(p / "cut.onnx", b"\xff\xff\xff\xff"), "not an ONNX file"),
     (lambda p: write(p / "a.engine", b"plan"), "no engine with a sidecar"),
     (lambda p: write(p / "two.onnx", two_inputs()), "expected one input"),
 ])
-def test_anything_else_is_refused_in_one_line(tmp_path, spoil, says):
+def test_anything_else_is_refused_in_one_line(tmp_path, make, says):
     with pytest.raises(ValueError, match=says):
-        find(spoil(tmp_path))
+        find(make(tmp_path))
 
 
 def write(path, content: bytes):
@@ -69,24 +72,25 @@ def two_inputs() -> bytes:
                                                          values[2:])).SerializeToString()
 
 
-def test_what_is_not_here_is_named_and_the_rest_runs():
+def test_a_missing_backend_is_named_and_the_others_run():
     artefacts, _ = find(drawn_run())
     frames = torch.rand(2, 3, 224, 224)
-    found, missing = student_subjects(artefacts, frames, (1,), list(BACKENDS), 1)
-    here, gone = {s.about["backend"]
-                  for s in found}, {row["what"].split(" on ")[-1].split()[0]
-                                    for row in missing}
+    found, missing = student_cases(artefacts, frames, (1,), list(BACKENDS), 1)
+    here = {case.info["backend"] for case in found}
+    gone = {row["what"].split(" on ")[-1].split()[0] for row in missing}
     assert {"torch", "compile", "ort-cpu"} <= here
     assert set(BACKENDS) <= here | gone
+    assert "compile" not in {case.info["backend"]
+                             for case in student_cases(artefacts, frames, (1,), [], 1)[0]}
     with pytest.raises(ValueError, match="got 'tensorflow', expected some of torch,"):
-        student_subjects(artefacts, frames, (1,), ["tensorflow"], 1)
+        student_cases(artefacts, frames, (1,), ["tensorflow"], 1)
 
 
 def test_a_config_refuses_what_it_cannot_mean():
     with pytest.raises(ValueError, match="got soak '10'"):
         LatencyConfig(soak="10")
     assert LatencyConfig(soak="10m").soak_seconds == 600
-    assert LatencyConfig(backends="torch, ort-cpu").names == ["torch", "ort-cpu"]
+    assert LatencyConfig(backends="torch, ort-cpu").backend_names == ["torch", "ort-cpu"]
 
 
 def test_files_alone_are_timed_with_tails_throughput_and_preprocessing_apart():
@@ -99,9 +103,8 @@ def test_files_alone_are_timed_with_tails_throughput_and_preprocessing_apart():
         assert row["p10_ms"] <= row["latency_ms"] <= row["p90_ms"] <= row["p99_ms"]
     assert [row["stage"] for row in rows if row["kind"] == "preprocess"] == ["preprocess"]
     with pytest.raises(ValueError, match="nothing here can be timed by openvino"):
-        latency(
-            files[:1],
-            LatencyConfig(QUICK, backends="openvino" if "openvino" not in sys.modules else "trt"))
+        missing = "openvino" if "openvino" not in sys.modules else "trt"
+        latency(files[:1], LatencyConfig(QUICK, backends=missing))
 
 
 def test_a_long_run_shows_when_it_slowed_and_by_what(monkeypatch):
@@ -109,25 +112,25 @@ def test_a_long_run_shows_when_it_slowed_and_by_what(monkeypatch):
     monkeypatch.setattr("bench.latency.timing.time", clock)
     monkeypatch.setattr("bench.latency.soak.time", clock)
     monkeypatch.setattr(clock, "monotonic", clock.perf_counter, raising=False)
-    hot = clock.subject("model", lambda now_ms: 10.0 if now_ms < 30_000 else 15.0, backend="trt")
+    hot = clock.case("model", lambda now_ms: 10.0 if now_ms < 30_000 else 15.0, backend="trt")
     states = [{"temperature_c": 50.0 + i, "sm_mhz": 1980 - 20 * i,
                "slowed_by": "thermal limit" if i > 10 else "nothing"} for i in range(INTERVALS)]
-    whole, *course = soak(hot, 60.0, iter(states).__next__)
-    assert whole["first_ms"] == 10.0 and whole["last_ms"] == 15.0 and whole["slowdown"] == 1.5
-    assert whole["slowed_by"] == "thermal limit" and whole["hottest_c"] == 69.0 and whole[
-        "slowest_mhz"] == 1600
-    assert len(course) == INTERVALS and course[0]["latency_ms"] == 10.0
-    assert whole["seconds"] == pytest.approx(60, rel=0.05)
+    total, *intervals = soak(hot, 60.0, iter(states).__next__)
+    assert (total["first_ms"], total["last_ms"], total["slowdown"]) == (10.0, 15.0, 1.5)
+    assert (total["slowed_by"], total["hottest_c"]) == ("thermal limit", 69.0)
+    assert total["slowest_mhz"] == 1600
+    assert len(intervals) == INTERVALS and intervals[0]["latency_ms"] == 10.0
+    assert total["seconds"] == pytest.approx(60, rel=0.05)
 
 
 def test_timing_for_a_while_keeps_every_call(monkeypatch):
     clock = Clock()
     monkeypatch.setattr("bench.latency.timing.time", clock)
-    ms = timed_for(clock.subject("a", 4.0), 1.0)
+    ms = time_for(clock.case("a", 4.0), 1.0)
     assert np.all(ms == 4.0) and len(ms) == clock.calls.count("a") and 250 <= len(ms) <= 280
 
 
-def test_the_processor_tells_what_it_can():
+def test_the_state_of_a_cpu_has_all_fields():
     assert set(cpu_state()) == {"temperature_c", "cpu_mhz", "load_1m", "throttle_count"}
 
 
@@ -139,7 +142,7 @@ def tool(folder, name: str, script: str) -> None:
 
 TEGRASTATS = """import time
 while True:
-    print("11-22-2026 RAM 1821/7620MB CPU [2%@729] cpu@48.5C gpu@47.2C tj@51.0C VDD_IN 5000mW/4900mW", flush=True)
+    print("RAM 1821/7620MB cpu@48.5C gpu@47.2C tj@51.0C VDD_IN 5000mW/4900mW", flush=True)
     time.sleep(0.02)
 """
 
@@ -164,16 +167,15 @@ json.dump([{"computeMs": ms, "latencyMs": 9} for ms in (1.9, 2.0, 2.2)], open(ti
 
 def test_trtexec_s_median_stands_beside_ours(tmp_path, monkeypatch):
     engine = Artefact(tmp_path / "model.engine", "e", "int8", "abc", kind="engine",
-                      backends=("trt", ))
-    row = {
-        "artefact": "model.engine", "sha256": "abc", "backend": "trt", "batch": 1, "latency_ms": 2.1
-    }
+                      targets=("trt",))
+    row = {"artefact": "model.engine", "sha256": "abc", "backend": "trt", "batch": 1,
+           "latency_ms": 2.1}
     monkeypatch.setenv("PATH", str(tmp_path))
     assert crosscheck(row, engine)["why"] == "trtexec is not here"
     tool(tmp_path, "trtexec", TRTEXEC)
     found = crosscheck(row, engine)
-    assert (found["tool"], found["tool_ms"]) == ("trtexec",
-                                                 2.0) and found["ratio"] == pytest.approx(1.05)
+    assert (found["tool"], found["tool_ms"]) == ("trtexec", 2.0)
+    assert found["ratio"] == pytest.approx(1.05)
     tool(tmp_path, "trtexec", "print('no such engine')")
     assert "no such engine" in crosscheck(row, engine)["why"]
     assert crosscheck({**row, "backend": "torch"}, engine) is None
@@ -183,19 +185,18 @@ def foreign(path, kind: int, shape: list):
     tensors = [onnx.helper.make_tensor_value_info(name, kind, shape) for name in "ab"]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["a"], ["b"])], "g",
                                    tensors[:1], tensors[1:])
-    onnx.save(
-        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)],
-                               ir_version=10), path)
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
     return path
 
 
-def test_another_s_model_is_timed_at_its_own_size_or_refused_in_words(tmp_path):
+def test_a_foreign_model_is_timed_at_its_own_size_or_refused_in_words(tmp_path):
     frames = torch.rand(2, 3, 224, 224)
     for shape in ([1, 3, 100, 120], ["b", 3, "h", "w"]):
         ((file,), _) = find(foreign(tmp_path / "other.onnx", onnx.TensorProto.FLOAT, shape))
-        (subject,), gaps = student_subjects([file], frames, (1,), ["ort-cpu"], 1)
-        assert not gaps and subject.call()[0].shape == ((1, 3, 100, 120) if shape[0] == 1 else
-                                                        (1, 3, 224, 224))
+        (case,), gaps = student_cases([file], frames, (1,), ["ort-cpu"], 1)
+        expected = (1, 3, 100, 120) if shape[0] == 1 else (1, 3, 224, 224)
+        assert not gaps and case.call()[0].shape == expected
     for kind, shape, why in ((onnx.TensorProto.INT64, [1, 3, 224, 224], "takes int64"),
                              (onnx.TensorProto.FLOAT, [1, 4, 224, 224], "expected float frames"),
                              (onnx.TensorProto.FLOAT, [1, 3], "another kind of model")):
@@ -214,19 +215,16 @@ POLYGRAPHY = """class OnnxrtRunner:
 
 def test_polygraphy_s_median_stands_beside_ours(tmp_path, monkeypatch):
     path = drawn_run() / "export" / "model.onnx"
-    file = Artefact(path, "o", "fp32", "abc", backends=("ort-cpu",))
-    row = {
-        "artefact": "model.onnx", "sha256": "abc", "backend": "ort-cpu", "precision": "fp32",
-        "batch": 1, "latency_ms": 5.0, "threads": 1
-    }
+    file = Artefact(path, "o", "fp32", "abc", targets=("cpu",))
+    row = {"artefact": "model.onnx", "sha256": "abc", "backend": "ort-cpu", "precision": "fp32",
+           "batch": 1, "latency_ms": 5.0, "threads": 1}
     package = tmp_path / "polygraphy" / "backend" / "onnxrt"
     package.mkdir(parents=True)
     for folder in (package, package.parent, package.parent.parent):
         (folder / "__init__.py").write_text(POLYGRAPHY if folder == package else "")
     (tmp_path / "polygraphy-9.8.7.dist-info").mkdir()
-    (tmp_path / "polygraphy-9.8.7.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: polygraphy\n"
-        "Version: 9.8.7\n")
+    metadata = "Metadata-Version: 2.1\nName: polygraphy\nVersion: 9.8.7\n"
+    (tmp_path / "polygraphy-9.8.7.dist-info" / "METADATA").write_text(metadata)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = crosscheck(row, file)
@@ -242,18 +240,18 @@ def test_polygraphy_s_median_stands_beside_ours(tmp_path, monkeypatch):
 def test_a_soaked_file_is_the_fastest_one(tmp_path):
     files = [drawn_run() / "export" / "model.onnx"]
     rows = latency(files, LatencyConfig(QUICK, backends="ort-cpu", memory=False, soak="0.2s"))
-    (whole,) = [row for row in rows if row["kind"] == "soak"]
-    assert whole["artefact"] == "model.onnx" and whole["slowdown"] > 0
+    (total,) = [row for row in rows if row["kind"] == "soak"]
+    assert total["artefact"] == "model.onnx" and total["slowdown"] > 0
     assert len([row for row in rows if row["kind"] == "soak_interval"]) == INTERVALS
     assert json.dumps(rows)
 
 
-def test_a_subject_that_raises_is_named_not_fatal(tmp_path):
+def test_a_case_that_raises_is_named_not_fatal(tmp_path):
     cut = tmp_path / "model.onnx"
     model = onnx.load(drawn_run() / "export" / "model.onnx")
     model.graph.node[3].op_type = "NoSuchOp"
     onnx.save(model, cut)
     (file,), _ = find(cut)
-    found, missing = student_subjects([file], torch.rand(1, 3, 224, 224), (1,), ["ort-cpu"], 1)
+    found, missing = student_cases([file], torch.rand(1, 3, 224, 224), (1,), ["ort-cpu"], 1)
     assert found == [] and "onnxruntime cannot load it" in missing[0]["why"]
-    assert isinstance(Subject({}, lambda: None).rounds, list)
+    assert isinstance(BenchCase({}, lambda: None).rounds, list)

@@ -1,4 +1,4 @@
-"""`vega3d bench` as a user types it: what it writes, what it keeps, and one line when it cannot."""
+"""`vega3d bench` by its command line: files written, parts kept, one line for an error."""
 import json
 from pathlib import Path
 
@@ -14,7 +14,7 @@ QUICK = ["--seconds", "0.02", "--iterations", "4", "--rounds", "2", "--no-memory
 
 
 @pytest.fixture(scope="module", autouse=True)
-def rooms():
+def drawn_rooms():
     with pytest.MonkeyPatch.context() as patch:
         use(DrawnRooms(), patch)
         yield
@@ -29,26 +29,22 @@ def test_bench_writes_results_and_a_page_that_names_the_run(tmp_path, capsys):
     link.symlink_to(drawn_run())
     bench("--run", link, "--out", tmp_path / "out", *QUICK)
     results = load(tmp_path / "out" / "results.json")
-    assert {row["kind"]
-            for row in results.rows} == {
-                "run", "latency", "preprocess", "accuracy", "picture", "match", "match_pair",
-                "layer", "absent"
-            }
+    assert {row["kind"] for row in results.rows} == {
+        "run", "latency", "preprocess", "accuracy", "picture", "match", "match_pair", "layer",
+        "absent"}
     assert results.of("run")[0]["run"] == str(drawn_run().resolve())
     absent = [row["what"] for row in results.of("absent")]
     assert len(absent) == len(set(absent))
     assert str(drawn_run()) in (tmp_path / "out" / "report.html").read_text()
-    said = capsys.readouterr().out
-    assert "Student, ONNX INT8" in said and "INT8 or not" in said and "report.html" in said
+    output = capsys.readouterr().out
+    assert "Student, ONNX INT8" in output and "INT8 or not" in output and "report.html" in output
 
 
 def test_the_same_file_is_timed_and_scored(tmp_path):
     bench("--run", drawn_run(), "--out", tmp_path, *QUICK)
     results = load(tmp_path / "results.json")
-    timed = {
-        row["artefact"]: row["sha256"]
-        for row in results.of("latency") if row["stage"] == "student"
-    }
+    timed = {row["artefact"]: row["sha256"] for row in results.of("latency")
+             if row["stage"] == "student"}
     scored = {row["artefact"]: row["sha256"] for row in results.of("accuracy") if "artefact" in row}
     assert {"student.safetensors", "model.onnx",
             "model.int8.cpu.onnx"} <= timed.keys() & scored.keys()
@@ -88,31 +84,30 @@ def test_the_page_is_drawn_again_from_its_results(tmp_path, capsys):
 
 @pytest.mark.parametrize(("args", "says"), [
     (("--run", "nowhere"), "no run here"), (("latency", "nowhere"), "no such file or folder"),
-    (("accuracy", "--run", "nowhere"), "no run here"), (("report", "--results", "gone.json"), "no such results"),
+    (("accuracy", "--run", "nowhere"), "no run here"),
+    (("report", "--results", "gone.json"), "no such results"),
     (("tables", "gone.md"), "no such file"),
 ])
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(args, says, capsys):
     with pytest.raises(SystemExit) as stop:
         bench(*args)
-    said = capsys.readouterr().err.strip()
+    error = capsys.readouterr().err.strip()
     assert stop.value.code == 2
-    assert said.count("\n") == 0 and says in said and "Traceback" not in said
+    assert error.count("\n") == 0 and says in error and "Traceback" not in error
 
 
 def test_results_with_strange_rows_are_one_line_and_no_page(tmp_path, capsys):
-    rows = {
-        "lean": {"kind": "latency"},
-        "words": {"kind": "latency", "stage": "student", "latency_ms": "fast"}
-    }
+    rows = {"lean": {"kind": "latency"},
+            "words": {"kind": "latency", "stage": "student", "latency_ms": "fast"}}
     for name, row in rows.items():
         save(Results(name, "c", "c", {}, [row]), tmp_path / f"{name}.json")
     words = tmp_path / "words.json"
     for args in (("report", "--results", tmp_path / "lean.json"), ("compare", words, words)):
         with pytest.raises(SystemExit) as stop:
             bench(*args)
-        said = capsys.readouterr().err.strip()
-        assert stop.value.code == 2 and said.count(
-            "\n") == 0 and "not as vega3d bench writes it" in said
+        error = capsys.readouterr().err.strip()
+        assert stop.value.code == 2 and error.count("\n") == 0
+        assert "not as vega3d bench writes it" in error
     assert not (tmp_path / "report.html").exists()
 
 

@@ -1,5 +1,4 @@
-"""Two result files: noise is not a regression, a regression is, and what cannot be compared says
-so."""
+"""Two result files: noise is no regression, a slow-down is, and unlike files are refused."""
 import json
 
 import numpy as np
@@ -7,7 +6,7 @@ import pytest
 
 import vega3d
 from bench.compare import compare, compare_times
-from bench.latency.timing import Subject, summary
+from bench.latency.timing import BenchCase, summary
 from bench.recipes.compare_trials import tally
 from records.results import Results, save
 from tests.bench_rows import ENV, accuracy_row, latency_row
@@ -49,27 +48,22 @@ def test_rows_are_matched_by_what_they_are_not_by_their_place():
 
 def test_size_and_memory_may_not_grow_unseen():
     changes, _ = compare(results(timed(20)), results(timed(20, size_mb=24.0, memory_mb=81.0)))
-    assert {c.figure: c.verdict
-            for c in changes} == {"latency_ms": "equal", "size_mb": "worse", "memory_mb": "equal"}
+    verdicts = {change.figure: change.verdict for change in changes}
+    assert verdicts == {"latency_ms": "equal", "size_mb": "worse", "memory_mb": "equal"}
 
 
 def test_accuracy_is_compared_within_its_interval_and_in_its_own_direction():
     old = results(accuracy_row("student_fp32", 0.83, 10.0))
-    assert {c.verdict
-            for c in compare(old, results(accuracy_row("student_fp32", 0.825, 10.1)))[0]
-            } == {"equal"}
-    changes = {
-        c.figure: c.verdict
-        for c in compare(old, results(accuracy_row("student_fp32", 0.80, 8.0)))[0]
-    }
-    assert changes["delta1"] == "worse" and changes["normal_deg"] == "better"
+    changes, _ = compare(old, results(accuracy_row("student_fp32", 0.825, 10.1)))
+    assert {change.verdict for change in changes} == {"equal"}
+    changes, _ = compare(old, results(accuracy_row("student_fp32", 0.80, 8.0)))
+    verdicts = {change.figure: change.verdict for change in changes}
+    assert verdicts["delta1"] == "worse" and verdicts["normal_deg"] == "better"
 
 
 def test_a_jetson_s_file_is_read():
-    row = {
-        "artefact": "model.int8.engine", "precision": "int8", "batch": 1, "latency_ms": 3.0,
-        "p90_ms": 3.1, "size_mb": 7.0
-    }
+    row = {"artefact": "model.int8.engine", "precision": "int8", "batch": 1, "latency_ms": 3.0,
+           "p90_ms": 3.1, "size_mb": 7.0}
     old, new = (Results("jetson", "run", "abc", {"device": "Orin"}, [{**row, "latency_ms": ms}])
                 for ms in (3.0, 4.0))
     (time, _), _ = compare(old, new)
@@ -81,9 +75,9 @@ def test_files_without_a_common_row_are_refused():
         compare(results(timed(20)), results(timed(20, backend="openvino")))
 
 
-@pytest.mark.parametrize(("after", "env", "code"), [(20.1, {}, None), (30, {}, 1), (30, {"cpu": "another"}, None)])
-def test_the_command_fails_on_a_regression_of_the_same_machine_only(tmp_path, capsys, after, env,
-                                                                    code):
+@pytest.mark.parametrize(("after", "env", "code"), [
+    (20.1, {}, None), (30, {}, 1), (30, {"cpu": "another"}, None)])
+def test_only_a_regression_on_the_same_machine_fails(tmp_path, capsys, after, env, code):
     save(results(timed(20)), tmp_path / "a.json")
     save(results(timed(after), **env), tmp_path / "b.json")
     arguments = ["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]
@@ -93,8 +87,8 @@ def test_the_command_fails_on_a_regression_of_the_same_machine_only(tmp_path, ca
         with pytest.raises(SystemExit) as stop:
             vega3d.main(arguments)
         assert stop.value.code == code
-    said = capsys.readouterr().out
-    assert ("different machines" in said) == bool(env) and ("1 worse" in said) == (after == 30)
+    output = capsys.readouterr().out
+    assert ("different machines" in output) == bool(env) and ("1 worse" in output) == (after == 30)
 
 
 def test_another_schema_is_one_line(tmp_path, capsys):
@@ -102,23 +96,22 @@ def test_another_schema_is_one_line(tmp_path, capsys):
     (tmp_path / "b.json").write_text(json.dumps({"schema": 7, "rows": []}))
     with pytest.raises(SystemExit) as stop:
         vega3d.main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and "got schema 7, expected 1" in said and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "got schema 7, expected 1" in error and error.count("\n") == 1
 
 
 def noisy(rng: np.random.Generator, ms: float) -> dict:
-    """A run on a machine that others use: bursts, a whole run that is slow, a tail; its own work
-    hardly changes."""
+    """A run on a shared machine: bursts, slow runs, a tail; CPU time hardly changes."""
     level = rng.choice([1.0, 1.15, 1.6], p=[0.6, 0.25, 0.15])
     rounds = [
-        ms * rng.normal(level * rng.choice([1, 1.3], p=[0.85, 0.15]), 0.02) +
-        rng.exponential(0.05 * ms, 15) for _ in range(10)
+        ms * rng.normal(level * rng.choice([1, 1.3], p=[0.85, 0.15]), 0.02)
+        + rng.exponential(0.05 * ms, 15) for _ in range(10)
     ]
     busy = [ms * rng.normal(1.0, 0.02) for _ in range(10)]
-    return summary(Subject({}, print, rounds=rounds, busy=busy))
+    return summary(BenchCase({}, print, rounds=rounds, busy=busy))
 
 
-def test_the_rule_holds_on_made_up_noise_and_still_sees_a_third():
+def test_random_noise_is_equal_and_a_third_slower_is_still_seen():
     rng = np.random.default_rng(0)
     same = [compare_times(noisy(rng, 20), noisy(rng, 20))[1] for _ in range(300)]
     assert same.count("equal") >= 0.95 * len(same)
@@ -132,10 +125,9 @@ def test_the_rule_holds_on_made_up_noise_and_still_sees_a_third():
 
 
 def test_trials_are_counted_by_what_was_done():
-    rows = [{"what": "again", "verdict": "equal",
-             "added": 0.0}, {"what": "again", "verdict": "worse",
-                             "added": 0.0}, {"what": "slower", "verdict": "worse", "added": 0.2},
-            {"what": "slower", "verdict": "equal", "added": 0.2}]
-    found = tally(rows)
-    assert (found["trials"], found["equal"], found["slower_20_trials"],
-            found["slower_20_seen"]) == (2, 1, 2, 1)
+    rows = [{"what": what, "verdict": verdict, "added": added} for what, verdict, added in (
+        ("again", "equal", 0.0), ("again", "worse", 0.0), ("slower", "worse", 0.2),
+        ("slower", "equal", 0.2))]
+    counts = tally(rows)
+    assert (counts["trials"], counts["equal"]) == (2, 1)
+    assert (counts["slower_20_trials"], counts["slower_20_seen"]) == (2, 1)

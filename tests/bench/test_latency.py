@@ -1,4 +1,4 @@
-"""The clock, on a made-up clock; and the rows of a run, whose times nobody judges."""
+"""Timing on a made-up clock; and the rows of a real run, whose times are not checked."""
 import json
 import shutil
 from itertools import pairwise
@@ -8,17 +8,25 @@ import pytest
 import torch
 
 from bench.artefacts import exported
-from bench.latency.config import LatencyConfig
 from bench.latency.measure import held_out_frames, latency
 from bench.latency.memory import peak_memory
-from bench.latency.timing import FEWEST, Plan, Subject, measure, ratio, summary
+from bench.latency.teacher_stages import Stage, stage_cases, teacher_cases
+from bench.latency.timing import (
+    MIN_CALLS,
+    BenchCase,
+    LatencyConfig,
+    TimingConfig,
+    ratio,
+    summary,
+    time_cases,
+)
 from tests.bench_run import drawn_run
 
-QUICK = Plan(seconds=0.02, iterations=6, rounds=2, warmup_seconds=0.01)
+QUICK = TimingConfig(seconds=0.02, iterations=6, rounds=2, warmup_seconds=0.01)
 
 
 class Clock:
-    """Stands in for the module `time`: only subjects make it go on."""
+    """In place of the module `time`: only the cases' calls advance it."""
 
     def __init__(self):
         self.now_ns, self.calls = 0, []
@@ -31,12 +39,12 @@ class Clock:
 
     process_time_ns = perf_counter_ns
 
-    def subject(self, name: str, ms, **about) -> Subject:
-        """One whose call takes `ms`: a number, or a function of the time in ms."""
+    def case(self, name: str, ms, **info) -> BenchCase:
+        """A case whose call takes `ms`: a number, or a function of the time in ms."""
         def call() -> None:
             self.calls.append(name)
             self.now_ns += round(1e6 * (ms(self.now_ns / 1e6) if callable(ms) else ms))
-        return Subject({"artefact": name, **about}, call)
+        return BenchCase({"artefact": name, **info}, call)
 
 
 @pytest.fixture
@@ -47,43 +55,43 @@ def clock(monkeypatch) -> Clock:
 
 
 def test_the_clock_reports_what_a_call_takes(clock):
-    subject = clock.subject("a", 4.0)
-    measure([subject], Plan(seconds=1, iterations=50))
+    case = clock.case("a", 4.0)
+    time_cases([case], TimingConfig(seconds=1, iterations=50))
     times = dict.fromkeys(
         ("latency_ms", "p90_ms", "p99_ms", "p10_ms", "low_ms", "high_ms", "busy_ms"), 4.0)
-    assert summary(subject) == {**times, "iqr_ms": 0.0, "iterations": 50}
+    assert summary(case) == {**times, "iqr_ms": 0.0, "iterations": 50}
 
 
 def test_tails_come_from_the_slow_calls():
-    kept = summary(Subject({}, print, rounds=[np.array([1.0] * 85 + [3.0] * 12 + [50.0] * 3)]))
-    assert (kept["latency_ms"], kept["p90_ms"], kept["p99_ms"]) == (1.0, 3.0, 50.0)
+    times = summary(BenchCase({}, print, rounds=[np.array([1.0] * 85 + [3.0] * 12 + [50.0] * 3)]))
+    assert (times["latency_ms"], times["p90_ms"], times["p99_ms"]) == (1.0, 3.0, 50.0)
 
 
 def test_a_row_ends_at_its_seconds_or_its_iterations_whichever_is_first(clock):
-    quick, slow = clock.subject("quick", 1.0), clock.subject("slow", 100.0)
-    measure([quick, slow], Plan(seconds=2, iterations=200))
+    quick, slow = clock.case("quick", 1.0), clock.case("slow", 100.0)
+    time_cases([quick, slow], TimingConfig(seconds=2, iterations=200))
     assert (len(quick.ms), len(slow.ms)) == (200, 20)
 
 
 def test_something_very_slow_is_called_a_few_times_and_not_in_every_round(clock):
-    slow = clock.subject("slow", 60_000.0)
-    measure([slow, clock.subject("quick", 1.0)], Plan(seconds=2))
-    assert len(slow.ms) == FEWEST
-    assert clock.calls.count("slow") == FEWEST + 2  # and two to warm up, none to refill the caches
+    slow = clock.case("slow", 60_000.0)
+    time_cases([slow, clock.case("quick", 1.0)], TimingConfig(seconds=2))
+    assert len(slow.ms) == MIN_CALLS
+    assert clock.calls.count("slow") == MIN_CALLS + 2  # two to warm up, none to refill the caches
 
 
 def test_subjects_take_turns_and_the_order_reverses(clock):
-    a, b = clock.subject("a", 1.0), clock.subject("b", 1.0)
-    measure([a, b], Plan(seconds=1, iterations=40, rounds=4, warmup_seconds=0.001))
+    a, b = clock.case("a", 1.0), clock.case("b", 1.0)
+    time_cases([a, b], TimingConfig(seconds=1, iterations=40, rounds=4, warmup_seconds=0.001))
     turns = [name for name, after in pairwise([*clock.calls, ""]) if name != after]
     # warm-up ab, then ab ba ab ba: equal neighbours merge
     assert turns == ["a", "b", "a", "b", "a", "b", "a"]
 
 
 def test_a_drifting_machine_does_not_change_the_ratio(clock):
-    slow = clock.subject("slow", lambda now: 20.0 * (1 + now / 20_000))
-    fast = clock.subject("fast", lambda now: 5.0 * (1 + now / 20_000))
-    measure([slow, fast], Plan(seconds=2, iterations=100, rounds=20))
+    slow = clock.case("slow", lambda now: 20.0 * (1 + now / 20_000))
+    fast = clock.case("fast", lambda now: 5.0 * (1 + now / 20_000))
+    time_cases([slow, fast], TimingConfig(seconds=2, iterations=100, rounds=20))
     assert slow.rounds[-1].mean() > 1.1 * slow.rounds[0].mean()
     assert ratio(slow, fast)[0] == pytest.approx(4.0, rel=0.03)
 
@@ -103,15 +111,15 @@ def test_work_on_a_gpu_is_timed_between_its_events(clock, monkeypatch):
             return end.at - self.at
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    subject = clock.subject("kernel", 2.0)
-    subject.device = "cuda"
-    measure([subject], Plan(iterations=10))
-    assert summary(subject)["latency_ms"] == 2.0
+    case = clock.case("kernel", 2.0)
+    case.device = "cuda"
+    time_cases([case], TimingConfig(iterations=10))
+    assert summary(case)["latency_ms"] == 2.0
 
 
 def test_a_plan_of_no_length_is_refused():
     with pytest.raises(ValueError, match="seconds is 0, expected more than 0"):
-        Plan(seconds=0)
+        TimingConfig(seconds=0)
     with pytest.raises(ValueError, match="threads 0"):
         LatencyConfig(threads=0)
 
@@ -142,44 +150,42 @@ def test_a_row_names_the_very_file_and_its_size(rows):
 
 
 def test_the_transformer_stage_is_the_generator_without_its_vae():
-    from bench.latency.teacher_stages import teacher_subjects
+    found, _ = teacher_cases(drawn_run(), held_out_frames(drawn_run()), "cpu")
+    calls = {case.info["stage"]: case.call for case in found}
+    features = calls["generator"]()
+    assert features.shape == (1, 1, 64, 14, 14)
+    assert torch.equal(features, calls["transformer"]())
 
-    subjects = {
-        s.about["stage"]: s
-        for s in teacher_subjects(drawn_run(), held_out_frames(drawn_run()), "cpu")[0]
-    }
-    whole, rest = subjects["generator"].call(), subjects["transformer"].call()
-    assert whole.shape == (1, 1, 64, 14, 14)
-    assert torch.equal(whole, rest)
+
+def test_the_generator_is_timed_in_each_precision_asked_for():
+    found, _ = teacher_cases(drawn_run(), held_out_frames(drawn_run()), "cpu", ("fp32", "bf16"))
+    assert [case.info["precision"] for case in found
+            if case.info["stage"] == "generator"] == ["fp32", "bf16"]
 
 
 def test_the_generator_weighs_its_encoder_and_its_transformer(rows):
-    size = {
-        row["stage"]: row["size_mb"]
-        for row in rows if row["kind"] == "latency" and row["stage"] != "student"
-    }
+    size = {row["stage"]: row["size_mb"] for row in rows
+            if row["kind"] == "latency" and row["stage"] != "student"}
     assert size["generator"] == pytest.approx(size["vae_encode"] + size["transformer"])
 
 
 def test_a_stage_is_named_by_the_precision_of_most_of_its_weights():
-    from bench.latency.teacher_stages import Stage, _subjects
-
     mixed = torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.Linear(64, 64).bfloat16())
-    found, _ = _subjects([Stage("transformer", torch.clone, [mixed], "")], "any",
+    found, _ = stage_cases([Stage("transformer", torch.clone, [mixed], "")], "any",
                          torch.zeros(1, 1, 3, 2, 2), "cpu", ())
-    assert [subject.about["precision"] for subject in found] == ["bf16"]
+    assert [case.info["precision"] for case in found] == ["bf16"]
 
 
 def test_speed_ups_are_only_against_something_else(rows):
     student = {(r["backend"], r["precision"]): r for r in rows if r.get("stage") == "student"}
     assert all(row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
                for row in student.values())
-    assert "vs_torch" not in student["torch", "fp32"] and "vs_fp32" not in student["ort-cpu",
-                                                                                   "fp32"]
+    assert "vs_torch" not in student["torch", "fp32"]
+    assert "vs_fp32" not in student["ort-cpu", "fp32"]
     assert {"vs_torch", "vs_fp32"} <= student["ort-cpu", "int8"].keys()
 
 
-def test_what_is_not_here_is_named_with_its_remedy(rows):
+def test_a_missing_file_or_gpu_is_named_with_its_remedy(rows):
     absent = {row["what"]: row for row in rows if row["kind"] == "absent"}
     assert absent["model.int8.onnx"]["why"] == "not exported yet"
     assert "--precision int8" in absent["model.int8.onnx"]["fix"]
@@ -204,18 +210,22 @@ def test_threads_are_put_back():
 @pytest.fixture
 def copied(tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(drawn_run(), run, ignore=shutil.ignore_patterns("features", "bench",
-                                                                    "*.ckpt.safetensors"))
+    left_out = shutil.ignore_patterns("features", "bench", "*.ckpt.safetensors")
+    shutil.copytree(drawn_run(), run, ignore=left_out)
     return run
 
 
+def of_another_student(export):
+    sidecar = export / "model.onnx.json"
+    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "student": {"sha256": "0"}}))
+
+
 @pytest.mark.parametrize(("spoil", "why"), [
-    (lambda run: (run / "model.onnx.json").unlink(), "its export did not finish"),
-    (lambda run: (run / "model.onnx").write_bytes(b"other"), "changed after export"),
-    (lambda run: (run / "model.onnx.json").write_text(json.dumps(
-        {**json.loads((run / "model.onnx.json").read_text()), "student": {"sha256": "0"}})), "from another student"),
+    (lambda export: (export / "model.onnx.json").unlink(), "its export did not finish"),
+    (lambda export: (export / "model.onnx").write_bytes(b"other"), "changed after export"),
+    (of_another_student, "from another student"),
 ])
-def test_a_file_that_is_not_this_student_whole_is_not_timed(copied, spoil, why):
+def test_a_file_that_is_not_intact_or_of_another_student_is_not_timed(copied, spoil, why):
     assert "model.onnx" in [file.path.name for file in exported(copied)[0]]
     spoil(copied / "export")
     usable, missing = exported(copied)
@@ -226,9 +236,8 @@ def test_a_file_that_is_not_this_student_whole_is_not_timed(copied, spoil, why):
 def test_memory_is_measured_in_a_process_of_its_own():
     memory = peak_memory("onnx", drawn_run() / "export" / "model.onnx", 1)
     assert 0 < memory["runtime_mb"] < memory["memory_mb"]
-    assert peak_memory("onnx",
-                       drawn_run() / "export" / "gone.onnx",
-                       1) == {"memory_mb": None, "runtime_mb": None}
+    gone = drawn_run() / "export" / "gone.onnx"
+    assert peak_memory("onnx", gone, 1) == {"memory_mb": None, "runtime_mb": None}
 
 
 def test_a_run_without_frames_says_how_to_make_them(copied):
