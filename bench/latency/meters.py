@@ -1,4 +1,5 @@
 """Power, clocks and temperature of this machine (NVML, tegrastats, sysfs), and energy per call."""
+import atexit
 import os
 import re
 import shutil
@@ -81,7 +82,7 @@ class NvmlMeter:
 
 
 class Tegrastats:
-    """Integrates the power of the module's input rail for as long as the object lives."""
+    """Integrates the power of the module's input rail until `close`."""
 
     def __init__(self) -> None:
         self._joules = 0.0
@@ -89,7 +90,9 @@ class Tegrastats:
         self._temperature: float | None = None
         command = ["tegrastats", "--interval", str(TEGRASTATS_MS)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        atexit.register(self.close)
 
     def joules(self) -> float | None:
         return self._joules
@@ -97,9 +100,9 @@ class Tegrastats:
     def state(self) -> dict[str, Any]:
         return {"power_w": self._watts, "temperature_c": self._temperature}
 
-    def __del__(self) -> None:
-        if getattr(self, "_process", None):
-            self._process.terminate()
+    def close(self) -> None:
+        self._process.terminate()
+        self._reader.join()
 
     def _read(self) -> None:
         before = time.monotonic()

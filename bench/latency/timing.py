@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
 from records.results import Row
+from records.timing import interleave
 
 DeviceType = Literal["cpu", "cuda"]
 MIN_CALLS = 3  # of even the slowest case
@@ -94,17 +96,10 @@ Cases = tuple[list[BenchCase], list[Row]]  # what can be timed; `absent` rows fo
 def time_cases(cases: Sequence[BenchCase], config: TimingConfig,
                progress: Callable[[], object] = lambda: None) -> None:
     """Fills each case's `rounds`. `progress` is called after every round."""
-    blocks = [_block_sizes(_warm_up(case, config), config) for case in cases]
+    sizes = [_block_sizes(_warm_up(case, config), config) for case in cases]
+    blocks = [partial(_run_block, case, size) for case, size in zip(cases, sizes, strict=True)]
     with _no_garbage_collection():
-        for i in range(config.rounds):
-            turns = list(zip(cases, blocks, strict=True))
-            for case, calls in turns if i % 2 == 0 else reversed(turns):
-                started = time.process_time_ns()
-                case.rounds.append(_time_block(case, calls[i]))
-                if case.device == "cpu" and calls[i]:
-                    spent_ms = (time.process_time_ns() - started) / 1e6
-                    case.busy.append(spent_ms / (calls[i] + (calls[i] > 1)))
-            progress()
+        interleave(blocks, config.rounds, progress)
 
 
 def time_for(case: BenchCase, seconds: float) -> np.ndarray:
@@ -166,10 +161,14 @@ def _block_sizes(seconds_a_call: float, config: TimingConfig) -> list[int]:
     return np.diff(edges).tolist()
 
 
-def _time_block(case: BenchCase, calls: int) -> np.ndarray:
-    if calls > 1 or (calls and case.device == "cuda"):
+def _run_block(case: BenchCase, sizes: Sequence[int], round_index: int) -> None:
+    calls, started = sizes[round_index], time.process_time_ns()
+    warm = calls > 1 or (calls and case.device == "cuda")
+    if warm:
         case.call()  # untimed: the caches hold the previous case's data, and an idle GPU is slow
-    return _time_calls(case, calls)
+    case.rounds.append(_time_calls(case, calls))
+    if case.device == "cpu" and calls:
+        case.busy.append((time.process_time_ns() - started) / 1e6 / (calls + warm))
 
 
 def _time_calls(case: BenchCase, calls: int) -> np.ndarray:

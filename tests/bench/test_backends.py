@@ -157,6 +157,7 @@ def test_a_jetson_s_rail_is_summed_to_joules(tmp_path, monkeypatch):
     while meter.joules() < 0.5 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert meter.joules() >= 0.5 and meter.state() == {"power_w": 5.0, "temperature_c": 51.0}
+    meter.close()
 
 
 TRTEXEC = """import json, sys
