@@ -19,10 +19,11 @@ from teacher.data.dataset import Examples
 from teacher.data.feature_store import FeatureStore, fill
 from teacher.dense.model import DenseTeacher
 from teacher.dense.train import Stream, load_teacher
-from teacher.towers.base import FixedNoise, RGBPatches, Tower, Zeros
+from teacher.towers.base import Tower
 from teacher.towers.checkpoints import generator_folder
+from teacher.towers.controls import FixedNoise, RGBPatches, VAELatents, Zeros
 from teacher.towers.efficientnet import SemanticEncoder
-from teacher.towers.wan import VAELatents, WanTower, load_wan
+from teacher.towers.wan import WanTower, load_wan
 
 
 @dataclass

@@ -15,7 +15,7 @@ from teacher.language.encode import RoomQuestions
 from teacher.language.finetune import CHECKPOINT
 from teacher.language.train import WEIGHTS
 from teacher.towers.base import Tower
-from teacher.towers.siglip import load_siglip
+from teacher.towers.image_encoders import load_siglip
 from teacher.towers.tap import Tap
 
 # accuracy row of --features, where it is named otherwise

@@ -1,9 +1,8 @@
 """The Wan VAE's encoder on single frames: exact 2D convolutions, channels last.
 
-A causal 3D convolution pads the past with zeros, so over a one-frame video only its last temporal
-slice ever meets
-data: the same result costs a third of the arithmetic as a 2D convolution, and none of the caches a
-video needs.
+A causal 3D convolution pads the past with zeros, so on a one-frame video only its last temporal
+slice reads data: as a 2D convolution the same result costs a third of the arithmetic, and none of
+the caches that a video needs.
 """
 from copy import deepcopy
 from typing import Any
@@ -20,12 +19,14 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import Tensor, nn
 
 ALIGNED = 8  # channels: tensor cores read bf16 in groups of eight
-NEIGHBOURHOOD = 32  # numbers a place of the first convolution: 3 channels times 3x3, and five zeros
+NEIGHBOURHOOD = 32  # inputs of one output of the first convolution: 3 channels x 3x3, five zeros
 
 
 class FrameEncoder(nn.Module):
-    """frames [N,3,H,W] in [0,1] -> normalised posterior mean [N,z_dim,h,w] float32, as `vae.encode`
-    of each alone."""
+    """frames [N,3,H,W] in [0,1] -> normalised posterior mean [N,z_dim,h,w] float32.
+
+    Equal to `vae.encode` of each frame alone.
+    """
 
     mean: Tensor
     std: Tensor
@@ -33,29 +34,29 @@ class FrameEncoder(nn.Module):
     def __init__(self, vae: AutoencoderKLWan):
         super().__init__()
         self.z_dim, self.patch = vae.config.z_dim, vae.config.patch_size
-        self.encoder: Any = _flat(deepcopy(vae.encoder))
+        self.encoder: Any = _to_2d(deepcopy(vae.encoder))
         self.quantise = FrameConv(vae.quant_conv)
+        device = vae.quant_conv.weight.device
         for name, values in (("mean", vae.config.latents_mean), ("std", vae.config.latents_std)):
-            self.register_buffer(
-                name,
-                torch.tensor(values, device=vae.quant_conv.weight.device).view(1, -1, 1, 1))
+            self.register_buffer(name, torch.tensor(values, device=device).view(1, -1, 1, 1))
 
     def forward(self, frames: Tensor) -> Tensor:
         x = (frames * 2 - 1).to(self.quantise.weight.dtype).unsqueeze(2)  # [N,3,1,H,W]
         if self.patch is not None:
             x = patchify(x, self.patch)
-        z = self.quantise(self.encoder(x))[:, :self.z_dim, 0].float()  # the rest is the variance
+        z = self.quantise(self.encoder(x))[:, :self.z_dim, 0].float()  # rest: variance
         return (z - self.mean) / self.std
 
 
 class FirstConv(nn.Module):
-    """[N,C,1,H,W] -> [N,C',1,H,W]: a 3x3 `FrameConv` of so few channels that each place's whole
-    neighbourhood fits in one group of 32: a product over it, where no convolution kernel fills its
-    groups."""
+    """[N,C,1,H,W] -> [N,C',1,H,W]: a 3x3 `FrameConv` with few input channels, as a product.
+
+    A 3x3 neighbourhood fits in one group of 32 numbers; no convolution kernel fills its groups.
+    """
 
     def __init__(self, conv: WanCausalConv3d):
         super().__init__()
-        weight = conv.weight.data[:, :, -1].flatten(1)                                 # [C',C*3*3]
+        weight = conv.weight.data[:, :, -1].flatten(1)  # [C',C*3*3]
         self.spare = NEIGHBOURHOOD - weight.shape[1]
         self.weight = nn.Parameter(F.pad(weight, (0, self.spare)), requires_grad=False)
         self.bias = nn.Parameter(conv.bias.data, requires_grad=False)  # type: ignore[union-attr]
@@ -66,28 +67,23 @@ class FirstConv(nn.Module):
         return shape == ((3, 3), (1, 1), (1, 1)) and conv.in_channels * 9 <= NEIGHBOURHOOD
 
     def forward(self, x: Tensor) -> Tensor:
-        near = F.pad(x.squeeze(2), (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3,
-                                                                        1)  # [N,C,H,W,3,3], a view
-        near = F.pad(near.permute(0, 2, 3, 1, 4, 5).flatten(3), (0, self.spare))       # [N,H,W,32]
+        padded = F.pad(x.squeeze(2), (1, 1, 1, 1))
+        near = padded.unfold(2, 3, 1).unfold(3, 3, 1)  # [N,C,H,W,3,3], a view
+        near = F.pad(near.permute(0, 2, 3, 1, 4, 5).flatten(3), (0, self.spare))  # [N,H,W,32]
         return F.linear(near, self.weight, self.bias).permute(0, 3, 1, 2).unsqueeze(2)
 
 
 class FrameConv(nn.Conv2d):
-    """[N,C,1,H,W] -> [N,C',1,H',W']: the slice of a causal convolution that meets a lone frame.
+    """[N,C,1,H,W] -> [N,C',1,H',W']: the slice of a causal convolution that reads a single frame.
 
-    Few input channels are filled up with zeros to whole groups; the weights of those are zero as
-    well.
+    Input channels are padded with zeros, and zero weights, to groups of ALIGNED.
     """
 
     def __init__(self, conv: WanCausalConv3d):
-        # made without storage: the constructor's own draw is thrown away
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size[1:],
-            conv.stride[1:],  # type: ignore
-            (conv._padding[2], conv._padding[0]),
-            device="meta")
+        kernel, stride, padding = conv.kernel_size[1:], conv.stride[1:], conv._padding[2::-2]
+        # on meta: the constructor's own random weights are not needed
+        super().__init__(conv.in_channels, conv.out_channels, kernel, stride,  # type: ignore
+                         padding, device="meta")
         self.spare = -conv.in_channels % ALIGNED
         weight = F.pad(conv.weight.data[:, :, -1], (0, 0, 0, 0, 0, self.spare))
         self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last),
@@ -100,12 +96,10 @@ class FrameConv(nn.Conv2d):
 
 
 class FrameNorm(nn.Module):
-    """x [N,C,...] over its length across channels, times sqrt(C) and gamma, and SiLU of that where
-    one follows.
+    """x [N,C,...] over its length across channels, times sqrt(C) and gamma; then SiLU if `active`.
 
-    Few instructions an element, all in float32: one division a place instead of one an element, and
-    the logistic function itself, where compiled kernels of this width are bound by arithmetic as
-    much as by memory.
+    All in float32 with one division a position and the logistic function itself: compiled kernels
+    of this width are bound by arithmetic as much as by memory.
     """
 
     gain: Tensor
@@ -113,21 +107,22 @@ class FrameNorm(nn.Module):
     def __init__(self, norm: WanRMS_norm, active: bool):
         super().__init__()
         if not norm.channel_first or isinstance(norm.bias, Tensor):
-            raise ValueError(
-                "wan: this VAE's norms are of another kind (channels last, or with a bias)")
+            raise ValueError("wan: unsupported VAE: its norms are channels last or have a bias")
         self.active = active
         self.register_buffer("gain", norm.gamma.data.float() * norm.scale)  # [C,1,1] or [C,1,1,1]
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        length = wide.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
-        out = wide * length.reciprocal() * self.gain
+        x_float = x.float()
+        length = x_float.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
+        out = x_float * length.reciprocal() * self.gain
         return (out * out.sigmoid() if self.active else out).to(x.dtype)
 
 
 class FrameAttention(nn.Module):
-    """The middle block's one-headed attention [N,C,1,h,w] -> same. Heads this wide (384) have no
-    fused kernel that is faster than two matrix products."""
+    """The middle block's attention [N,C,1,h,w] -> same, one head.
+
+    For a head this wide (384) no fused kernel is faster than two matrix products.
+    """
 
     def __init__(self, block: Any):
         super().__init__()
@@ -136,13 +131,13 @@ class FrameAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         image = x.squeeze(2)
         q, k, v = self.to_qkv(self.norm(image)).flatten(2).transpose(1, 2).chunk(3, -1)   # [N,hw,C]
-        seen = ((q * q.shape[-1] ** -0.5) @ k.transpose(1, 2)).softmax(-1) @ v
-        return x + self.proj(seen.transpose(1, 2).unflatten(2, image.shape[2:])).unsqueeze(2)
+        out = ((q * q.shape[-1] ** -0.5) @ k.transpose(1, 2)).softmax(-1) @ v
+        return x + self.proj(out.transpose(1, 2).unflatten(2, image.shape[2:])).unsqueeze(2)
 
 
-def _flat(module: nn.Module) -> nn.Module:
-    # the encoder and its residual blocks apply their one SiLU after each of their own norms: it
-    # goes into those
+def _to_2d(module: nn.Module) -> nn.Module:
+    # the encoder and its residual blocks apply their one SiLU after each of their norms: FrameNorm
+    # takes it over
     active = isinstance(getattr(module, "nonlinearity", None), nn.SiLU)
     if active:
         module.nonlinearity = nn.Identity()
@@ -152,9 +147,9 @@ def _flat(module: nn.Module) -> nn.Module:
         elif isinstance(child, WanRMS_norm):
             setattr(module, name, FrameNorm(child, active))
         elif isinstance(child, WanAttentionBlock):
-            setattr(module, name, FrameAttention(_flat(child)))
+            setattr(module, name, FrameAttention(_to_2d(child)))
         elif isinstance(child, nn.Conv2d):
             child.weight.data = child.weight.data.contiguous(memory_format=torch.channels_last)
         else:
-            _flat(child)
+            _to_2d(child)
     return module

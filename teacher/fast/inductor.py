@@ -1,22 +1,69 @@
-"""Rows that are summed over stay in registers: read once and written once, instead of once a pass.
+"""torch.compile for frozen modules: one program a size, long rows reduced in registers.
 
-By itself Inductor does so up to 1024 elements a row. Wan's tokens have 1536, the attention of its
-VAE 4800 and more; such rows it reads again after every sum, and it takes their variance in one
-numerically careful, slow pass.
+By itself Inductor keeps rows of up to 1024 elements in registers. Wan's tokens have 1536, the
+attention of its VAE 4800 and more: such rows are read again after every sum, and their variance
+takes one slow, numerically careful pass.
 """
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
-WIDEST = 8192  # elements: 32 a thread
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+WIDEST = 8192  # elements a row: 32 a thread
+FASTEST_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION,
+                 SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+class CompiledModule(nn.Module):
+    """`module`, compiled at the first call of each size of its first argument's items.
+
+    One program serves any number of items, and all modules of one class. Calls raise ValueError if
+    the compiler fails.
+    """
+
+    def __init__(self, module: nn.Module, backend: str = "inductor"):
+        super().__init__()
+        self.module = module
+        self.program: Any = torch.compile(module.forward, fullgraph=True, backend=backend)
+
+    def forward(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+        torch._dynamo.mark_static(x, [*range(1, x.ndim)])
+        try:
+            with persistent_reductions():
+                return self.program(x, *rest, **named)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            reason = lines[0][:150] if lines else type(error).__name__
+            raise ValueError(
+                f"torch.compile failed here ({reason}); it needs Triton and a C compiler: set "
+                "TORCH_COMPILE_DISABLE=1 to do without") from error
+
+
+@contextmanager
+def fast_kernels(enabled: bool) -> Iterator[None]:
+    """On a GPU: cuDNN times its convolutions, and attention takes the first of FASTEST_FIRST."""
+    if not enabled:
+        yield
+        return
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        with sdpa_kernel(FASTEST_FIRST, set_priority=True):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def persistent_reductions(widest: int | None = None) -> AbstractContextManager:
-    """What is compiled inside, in this thread, treats contiguous rows of up to `widest` (None:
-    WIDEST) elements so.
+    """Inside, code compiled in this thread keeps rows of up to `widest` elements in registers.
 
-    The choice is no public part of PyTorch: without it, or with `widest` 0, the compiler does as it
-    always does.
+    None: WIDEST; 0: the compiler's own choice, as for a PyTorch without this private hook. Rows
+    must be contiguous.
     """
     widest = WIDEST if widest is None else widest
     try:
@@ -33,17 +80,18 @@ def _choices(widest: int) -> Any:
     from torch._inductor.runtime.hints import ReductionHint
     from torch._inductor.virtualized import V
 
+    # DEFAULT: a row reduced beside a permuted read
+    contiguous = (ReductionHint.INNER, ReductionHint.DEFAULT)
+
     class WideRows(InductorChoices):
         @staticmethod
         def should_use_persistent_reduction(features: Any, cooperative_reduction: bool) -> bool:
-            return InductorChoices.should_use_persistent_reduction(
-                features, cooperative_reduction) or (
-                    config.triton.persistent_reductions and not cooperative_reduction
-                    # DEFAULT: beside
-                    and
-                    features.get_reduction_hint() in (ReductionHint.INNER, ReductionHint.DEFAULT)
-                    # a permuted read
-                    and not V.graph.sizevars.statically_known_leq(features.reduction_numel, 1024)
-                    and V.graph.sizevars.statically_known_leq(features.reduction_numel, widest))
+            if InductorChoices.should_use_persistent_reduction(features, cooperative_reduction):
+                return True
+            at_most = V.graph.sizevars.statically_known_leq
+            return (config.triton.persistent_reductions and not cooperative_reduction
+                    and features.get_reduction_hint() in contiguous
+                    and not at_most(features.reduction_numel, 1024)
+                    and at_most(features.reduction_numel, widest))
 
     return WideRows()

@@ -47,11 +47,12 @@ from teacher.language.finetune import (
 from teacher.language.generate import predict
 from teacher.language.model import LanguageShape, LanguageTeacher, Objects, Query
 from teacher.language.position import PositionMode
-from teacher.towers.base import FixedNoise, RGBPatches, Tower, Zeros
+from teacher.towers.base import Tower
+from teacher.towers.controls import FixedNoise, RGBPatches, VAELatents, Zeros
 from teacher.towers.efficientnet import SemanticEncoder
-from teacher.towers.siglip import load_siglip
+from teacher.towers.image_encoders import load_siglip
 from teacher.towers.tap import Tap
-from teacher.towers.wan import VAELatents, load_wan
+from teacher.towers.wan import load_wan
 
 Features = Literal["generator", "none", "zeros", "noise", "rgb", "vae_latents"]
 WEIGHTS = "teacher.safetensors"

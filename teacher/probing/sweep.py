@@ -14,11 +14,11 @@ from records.files import atomic_write
 from scenes.clip import Source
 from teacher.probing.correspondence import noise_snr
 from teacher.probing.probes import ProbeSet, extract, probe, probe_set
-from teacher.towers.base import RGBPatches
 from teacher.towers.checkpoints import block_count, generator_folder
+from teacher.towers.controls import RGBPatches, VAELatents
 from teacher.towers.generators import load_tower
 from teacher.towers.tap import Tap
-from teacher.towers.wan import VAELatents, WanTower, load_wan
+from teacher.towers.wan import WanTower, load_wan
 
 LEVELS = (20, 100, 200, 300, 500, 700, 999)
 

@@ -1,5 +1,4 @@
-"""Which generator: the shipped wan-nano, a published Wan by name or hub id, or a local folder in
-the diffusers layout.
+"""Reading checkpoints; and which Wan: wan-nano, a published one by name or hub id, or a folder.
 
 The hub is reached by diffusers' `from_pretrained` alone; offline, its cache is read.
 """
@@ -24,60 +23,42 @@ PUBLISHED = {
     "wan2.1-vace-14b": "Wan-AI/Wan2.1-VACE-14B-diffusers",
     "wan2.2-ti2v-5b": "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
 }
-_CLASSES = {
-    "WanTransformer3DModel": WanTransformer3DModel,
-    "WanVACETransformer3DModel": WanVACETransformer3DModel
-}
-_DAMAGE = (OSError, KeyError, TypeError, RuntimeError, ValueError, SafetensorError)
+# what unreadable files raise
+DAMAGE = (OSError, KeyError, TypeError, RuntimeError, ValueError, SafetensorError)
+_CLASSES = {"WanTransformer3DModel": WanTransformer3DModel,
+            "WanVACETransformer3DModel": WanVACETransformer3DModel}
+
+
+def load_complete(model_class: Any, where: Path | str, optional: str | None = None,
+                  **options: Any) -> Any:
+    """model_class.from_pretrained of safetensors only; ValueError if weights are missing.
+
+    optional: a regular expression for the names of weights that may be missing.
+    """
+    model, info = model_class.from_pretrained(str(where), use_safetensors=True,
+                                              output_loading_info=True, **options)
+    missing = sorted(name for name in info["missing_keys"]
+                     if optional is None or not re.search(optional, name))
+    if missing:
+        raise ValueError(f"lacks {len(missing)} weights, {missing[0]} first")
+    return model
+
+
+def first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @dataclass
 class Parts:
-    """What a tower is made of. The transformer holds only the blocks up to the tap."""
+    """What a tower consists of. The transformer holds only the blocks up to the tap."""
     vae: AutoencoderKLWan
     transformer: WanTransformer3DModel
     prompt: Prompt
     digest: str
 
 
-def generator_folder(name: str) -> Path:
-    """Where a generator lives: wan-nano's folder, a local folder, or a hub id (a path of two parts,
-    not on disk)."""
-    if name == "wan-nano":
-        if not NANO.is_dir():
-            raise ValueError(
-                "wan-nano: its weights come with a checkout of the repository, not with the wheel; "
-                "install from one: pip install -e '.[train]'")
-        return NANO
-    return Path(PUBLISHED.get(name.lower(), name))
-
-
-def is_hub_id(where: Path) -> bool:
-    return not where.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+",
-                                               str(where)) is not None and str(where)[0] != "."
-
-
-def prompt_file(where: Path) -> Path:
-    """The empty prompt's embedding: beside a local checkpoint's parts, in our cache for a hub
-    id."""
-    if is_hub_id(where):
-        return cache_folder() / "prompts" / f"{str(where).replace('/', '--')}.safetensors"
-    return where / "prompt.safetensors"
-
-
-def block_count(where: Path) -> int:
-    """How many blocks the generator's transformer has, from its config alone."""
-    return _config(where, "transformer", _CLASSES)["num_layers"]
-
-
-def check_block(block: int, count: int) -> None:
-    if not 0 <= block < count:
-        raise ValueError(
-            f"tap.block is {block}, expected 0 to {count - 1}: the generator has {count} blocks")
-
-
 def load_parts(where: Path, block: int, precision: str) -> Parts:
-    """The blocks up to and with `block` (0-based), and all else.
+    """The VAE, the prompt, and the transformer up to and with `block` (0-based).
 
     precision: fp32, bf16, or auto (bf16 from 100 M parameters on).
     Raises ValueError naming what is missing, of another architecture, or damaged.
@@ -105,12 +86,47 @@ def load_parts(where: Path, block: int, precision: str) -> Parts:
     return Parts(vae, transformer, prompt, weights_digest(folder, prompt_file(where)))
 
 
-def weights_digest(folder: Path, prompt: Path | None = None) -> str:
-    """First 16 hex digits over the weights and configs of a checkpoint: vae/, transformer/,
-    prompt.safetensors."""
-    files = {p.relative_to(folder): p for part in ("vae", "transformer")
-             for p in (folder / part).iterdir() if p.suffix in (".safetensors", ".json")}
-    return files_digest(files | {Path("prompt.safetensors"): prompt or folder / "prompt.safetensors"})
+def weights_digest(folder: Path, prompt: Path) -> str:
+    """16 hex digits over the weights and configs in vae/ and transformer/, and the prompt."""
+    paths = [path for part in ("vae", "transformer") for path in (folder / part).iterdir()]
+    files = {path.relative_to(folder): path for path in paths
+             if path.suffix in (".safetensors", ".json")}
+    return files_digest(files | {Path("prompt.safetensors"): prompt})
+
+
+def generator_folder(name: str) -> Path:
+    """wan-nano's folder, a local folder, or a hub id (a path of two parts that is not on disk)."""
+    if name == "wan-nano":
+        if not NANO.is_dir():
+            raise ValueError(
+                "wan-nano: its weights come with a checkout of the repository, not with the wheel; "
+                "install from one: pip install -e '.[train]'")
+        return NANO
+    return Path(PUBLISHED.get(name.lower(), name))
+
+
+def is_hub_id(where: Path) -> bool:
+    name = str(where)
+    return (not where.exists() and name[0] != "."
+            and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None)
+
+
+def prompt_file(where: Path) -> Path:
+    """The empty prompt's embedding: in a local checkpoint's folder, in our cache for a hub id."""
+    if is_hub_id(where):
+        return cache_folder() / "prompts" / f"{str(where).replace('/', '--')}.safetensors"
+    return where / "prompt.safetensors"
+
+
+def block_count(where: Path) -> int:
+    """How many blocks the generator's transformer has, from its config alone."""
+    return _config(where, "transformer", _CLASSES)["num_layers"]
+
+
+def check_block(block: int, count: int) -> None:
+    if not 0 <= block < count:
+        raise ValueError(
+            f"tap.block is {block}, expected 0 to {count - 1}: the generator has {count} blocks")
 
 
 def _check_parts(where: Path) -> None:
@@ -133,8 +149,8 @@ def _check_parts(where: Path) -> None:
 def _config(where: Path, part: str, classes: dict[str, Any]) -> dict[str, Any]:
     try:
         config = next(iter(classes.values())).load_config(str(where), subfolder=part)
-    except _DAMAGE as error:
-        raise ValueError(_unreadable(where, error)) from error
+    except DAMAGE as error:
+        raise ValueError(_unreadable(where, error, part)) from error
     if config.get("_class_name") not in classes:
         raise ValueError(
             f"{where}: {part}/ is a {config.get('_class_name')}, expected {' or '.join(classes)}")
@@ -143,29 +159,22 @@ def _config(where: Path, part: str, classes: dict[str, Any]) -> dict[str, Any]:
 
 def _load(kind: Any, where: Path, part: str, dtype: torch.dtype, trim: dict[str, Any]) -> Any:
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # the weights above the tap are announced as unused, one by one
+    logging.set_verbosity_error()  # diffusers warns of every weight above the tap
     try:
-        model, info = kind.from_pretrained(str(where), subfolder=part, torch_dtype=dtype,
-                                           output_loading_info=True, use_safetensors=True, **trim)
-    except _DAMAGE as error:
-        raise ValueError(_unreadable(where, error)) from error
+        model = load_complete(kind, where, subfolder=part, torch_dtype=dtype, **trim)
+    except DAMAGE as error:
+        raise ValueError(_unreadable(where, error, part)) from error
     finally:
         logging.set_verbosity(level)
-    if lost := sorted(info["missing_keys"]):
-        raise ValueError(
-            f"{where}: not a whole Wan checkpoint ({part}/ lacks {len(lost)} weights, {lost[0]} "
-            "first)"
-        )
     return model
 
 
-def _unreadable(where: Path, error: Exception) -> str:
-    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _unreadable(where: Path, error: Exception, part: str) -> str:
+    line = first_line(error)
     if is_hub_id(where):
-        return (
-            f"{where}: cannot be read from the hub or its cache ({line[:200]}); go online once, or "
-            "give a local diffusers folder")
-    return f"{where}: not a whole Wan checkpoint ({line})"
+        return (f"{where}: cannot be read from the hub or its cache ({line[:200]}); go online "
+                "once, or give a local diffusers folder")
+    return f"{where}: not a complete Wan checkpoint ({part}/: {line})"
 
 
 def _dtype(config: dict[str, Any], precision: str) -> torch.dtype:
@@ -173,7 +182,7 @@ def _dtype(config: dict[str, Any], precision: str) -> torch.dtype:
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     width = config["num_attention_heads"] * config["attention_head_dim"]
     weights = config["num_layers"] * width * (8 * width + 2 * config["ffn_dim"])
-    return torch.bfloat16 if weights >= 100e6 else torch.float32  # a small one gains nothing
+    return torch.bfloat16 if weights >= 100e6 else torch.float32  # small: no gain
 
 
 def _snapshot(where: Path) -> Path:

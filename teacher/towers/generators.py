@@ -1,90 +1,200 @@
-"""Other diffusion generators as geometry towers, from local folders in the diffusers layout."""
+"""Diffusion generators besides Wan: one class each, in GENERATORS by its kind. Add another here.
+
+All come from local folders in the diffusers layout; `vega3d teacher prompt` adds the empty prompt.
+"""
 import json
+from collections.abc import Mapping
+from math import log
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLCogVideoX,
     AutoencoderKLLTXVideo,
     AutoencoderKLTemporalDecoder,
     CogVideoXTransformer3DModel,
-    DDPMScheduler,
     LTXVideoTransformer3DModel,
     UNet2DConditionModel,
     UNetSpatioTemporalConditionModel,
 )
-from safetensors import SafetensorError
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from torch import Tensor, nn
 
 from records.files import folder_digest
-from teacher.towers.diffusion import CogVideoXTower, DiffusionTower, LTXTower, SVDTower, UNetTower
+from teacher.towers.capture import capture_activation
+from teacher.towers.checkpoints import DAMAGE, first_line, load_complete
+from teacher.towers.diffusion import DiffusionTower, ScheduledTower, TransformerTower
 from teacher.towers.image_encoders import ENCODERS, ImageTower, load_encoder
 from teacher.towers.prompt import load_prompt
 
-TOWERS: dict[str, tuple[Any, Any, Any]] = {  # kind -> tower, VAE, net
-    "unet": (UNetTower, AutoencoderKL, UNet2DConditionModel),
-    "svd": (SVDTower, AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel),
-    "cogvideox": (CogVideoXTower, AutoencoderKLCogVideoX, CogVideoXTransformer3DModel),
-    "ltx": (LTXTower, AutoencoderKLLTXVideo, LTXVideoTransformer3DModel),
-}
+# what SVD is told of a clip: its defaults, but for noise on the still
+FPS, MOTION, AUGMENTED = 6.0, 127.0, 0.0
 
 
-def load_generator(kind: str, folder: Path, k: int | None = None, **knobs: Any) -> DiffusionTower:
-    """kind: one of TOWERS; knobs as DiffusionTower's. Raises ValueError naming what the folder
-    lacks."""
-    tower, vae_kind, net_kind = TOWERS[kind]
-    part = "unet" if issubclass(tower, UNetTower) else "transformer"
-    wanted = ["vae/config.json", f"{part}/config.json"]
-    wanted += ["image_encoder/config.json", "feature_extractor/preprocessor_config.json"
-               ] if kind == "svd" else ["prompt.safetensors"]
-    wanted += ["scheduler/scheduler_config.json"] if kind != "ltx" else []
-    if missing := [p for p in wanted if not (folder / p).is_file()]:
+class UNetTower(ScheduledTower):
+    """Stable Diffusion's UNet with the empty prompt, where it enters the middle block."""
+    kind, part, vae_class, net_class = "unet", "unet", AutoencoderKL, UNet2DConditionModel
+    multiple, level = 8, 250
+
+    def latents(self, x: Tensor) -> Tensor:
+        return self.vae.encode(x).latent_dist.mode() * self.vae.config.scaling_factor
+
+    def grid(self, z: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        assert self.prompt is not None
+        k = torch.full((len(z),), min(self.k, 999), device=z.device)
+        text = self.prompt.padded().expand(len(z), -1, -1).to(z)
+        return capture_activation(self.net.mid_block, False, lambda: self.net(z, k, text))
+
+    def _tap(self, block: int | None) -> tuple[int, int | None]:
+        return self.net.config.block_out_channels[-1], None
+
+
+class SVDTower(UNetTower):
+    """Stable Video Diffusion's UNet on one-frame clips, conditioned on the frame itself.
+
+    By its CLIP embedding and its own latents. The timestep is a quarter of the logarithm of noise
+    over signal; k picks that ratio on the checkpoint's schedule.
+    """
+    kind, vae_class = "svd", AutoencoderKLTemporalDecoder
+    net_class = UNetSpatioTemporalConditionModel
+    files = ("image_encoder/config.json", "feature_extractor/preprocessor_config.json",
+             "scheduler/scheduler_config.json")
+
+    def __init__(self, *args: Any, image_encoder: Any, mean: list[float], std: list[float],
+                 **options: Any):
+        super().__init__(*args, **options)
+        self.image_encoder = image_encoder.eval().requires_grad_(False)
+        self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
+
+    @classmethod
+    def load_extras(cls, folder: Path) -> dict[str, Any]:
+        from transformers import CLIPVisionModelWithProjection
+
+        config = json.loads((folder / "feature_extractor/preprocessor_config.json").read_text())
+        encoder = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder",
+                                                                dtype=torch.float32)
+        return super().load_extras(folder) | {
+            "image_encoder": encoder, "mean": config["image_mean"], "std": config["image_std"]}
+
+    def condition(self, x: Tensor) -> Mapping[str, Tensor]:
+        size = self.image_encoder.config.image_size
+        image = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+        image = (image - self.mean.to(x)) / self.std.to(x)
+        return {"embedding": self.image_encoder(image).image_embeds[:, None],  # [N,1,D']
+                # unscaled, as SVD was trained
+                "still": self.vae.encode(x * 2 - 1).latent_dist.mode()}
+
+    def grid(self, z: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        signal, sigma = self.shares()
+        timestep = torch.full((len(z),), 0.25 * log(sigma / signal), device=z.device)
+        added = z.new_tensor([FPS, MOTION, AUGMENTED]).expand(len(z), -1)
+        frames = torch.cat([z, condition["still"]], 1)[:, None]  # [N,1,2C,h,w]
+        return capture_activation(self.net.mid_block, False, lambda: self.net(
+            frames, timestep, condition["embedding"], added))
+
+    def _modules(self) -> list[nn.Module]:
+        return [*super()._modules(), self.image_encoder]
+
+
+class CogVideoXTower(TransformerTower, ScheduledTower):
+    """CogVideoX with its own schedule and the empty prompt."""
+    kind, vae_class, net_class = "cogvideox", AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+
+    def latents(self, x: Tensor) -> Tensor:
+        return self.vae.encode(x.unsqueeze(2)).latent_dist.mode() * self.vae.config.scaling_factor
+
+    def grid(self, z: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        assert self.prompt is not None and self.block is not None
+        frames = z.transpose(1, 2)  # [N,1,C,h,w]
+        k = torch.full((len(z),), min(self.k, 999), device=z.device)
+        text = self.prompt.padded().expand(len(z), -1, -1).to(z)
+        tokens = capture_activation(
+            self.net.transformer_blocks[self.block], True,
+            lambda: self.net(frames, text, k, image_rotary_emb=self._rotary(z)))
+        patch = self.net.config.patch_size
+        return tokens.transpose(1, 2).unflatten(2, (z.shape[3] // patch, z.shape[4] // patch))
+
+    def _rotary(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
+        # the 2B model adds learned positions instead
+        if not self.net.config.use_rotary_positional_embeddings:
+            return None
+        patch = self.net.config.patch_size
+        grid = z.shape[3] // patch, z.shape[4] // patch
+        return get_3d_rotary_pos_embed(self.net.config.attention_head_dim, ((0, 0), grid), grid, 1,
+                                       device=z.device)
+
+
+class LTXTower(TransformerTower):
+    """Flow matching: z_k = (1 - t) z + t eps with t = k/1000; a token is a latent of 32x32 px."""
+    kind, vae_class, net_class = "ltx", AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+    multiple = 32
+
+    def shares(self) -> tuple[float, float]:
+        return 1 - self.k / 1000, self.k / 1000
+
+    def latents(self, x: Tensor) -> Tensor:
+        z = self.vae.encode(x.unsqueeze(2)).latent_dist.mode()  # [N,C,1,h,w]
+        mean, std = (v.view(1, -1, 1, 1, 1).to(z)
+                     for v in (self.vae.latents_mean, self.vae.latents_std))
+        return ((z - mean) * self.vae.config.scaling_factor / std).squeeze(2)
+
+    def grid(self, z: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        assert self.prompt is not None and self.block is not None
+        n, _, height, width = z.shape
+        # its padding is masked: "" is one vector, </s>
+        text = self.prompt.embedding[:, :1].expand(n, -1, -1).to(z)
+        pixels = self.vae.spatial_compression_ratio
+        tokens = capture_activation(
+            self.net.transformer_blocks[self.block], True, lambda: self.net(
+                z.flatten(2).transpose(1, 2), text, torch.full((n,), self.k, device=z.device),
+                torch.ones(n, 1, device=z.device), num_frames=1, height=height, width=width,
+                rope_interpolation_scale=(1, pixels, pixels)))
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+
+GENERATORS: dict[str, type[DiffusionTower]] = {
+    tower.kind: tower for tower in (UNetTower, SVDTower, CogVideoXTower, LTXTower)}
+
+
+def load_generator(kind: str, folder: Path, **options: Any) -> DiffusionTower:
+    """kind: one of GENERATORS; options: its constructor's. ValueError if files lack."""
+    tower = GENERATORS[kind]
+    has_prompt = "prompt.safetensors" in tower.files
+    needed = ("vae/config.json", f"{tower.part}/config.json", *tower.files)
+    if missing := [name for name in needed if not (folder / name).is_file()]:
+        hint = f" with its prompt (vega3d teacher prompt {folder})" if has_prompt else ""
         raise ValueError(
-            f"{folder}: no {', '.join(missing)}; expected a diffusers folder of {kind}" +
-            ("" if kind == "svd" else f" with its prompt (vega3d teacher prompt {folder})"))
-    knobs |= {"k": k, "digest": folder_digest(folder)}
+            f"{folder}: no {', '.join(missing)}; expected a diffusers folder of {kind}{hint}")
     try:
-        vae, net = (_part(c, folder, p) for c, p in ((vae_kind, "vae"), (net_kind, part)))
-        if kind != "ltx":
-            knobs["schedule"] = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-        if kind == "svd":
-            from transformers import CLIPVisionModelWithProjection
-
-            said = json.loads(
-                (folder / "feature_extractor" / "preprocessor_config.json").read_text())
-            image = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder",
-                                                                  dtype=torch.float32)
-            more = (image, said["image_mean"], said["image_std"])
-    except (OSError, KeyError, TypeError, RuntimeError, ValueError, SafetensorError) as error:
+        vae = _load_part(tower.vae_class, folder, "vae")
+        net = _load_part(tower.net_class, folder, tower.part)
+        extras = tower.load_extras(folder)
+    except DAMAGE as error:
         raise ValueError(
-            f"{folder}: not a whole {kind} checkpoint ({str(error).strip().splitlines()[0]})"
-        ) from error
-    if kind == "svd":
-        return SVDTower(vae, net, *more, **knobs)
-    return tower(vae, net, load_prompt(folder / "prompt.safetensors"), **knobs)
-
-
-def _part(kind: Any, folder: Path, part: str) -> Any:
-    found = kind.load_config(folder, subfolder=part).get("_class_name")
-    if found != kind.__name__:
-        raise ValueError(f"{part}/ is a {found}, expected {kind.__name__}")
-    model, info = kind.from_pretrained(folder, subfolder=part, torch_dtype=torch.float32,
-                                       use_safetensors=True, output_loading_info=True)
-    if lost := sorted(info["missing_keys"]):
-        raise ValueError(f"{part}/ lacks {len(lost)} weights, {lost[0]} first")
-    return model
+            f"{folder}: not a complete {kind} checkpoint ({first_line(error)})") from error
+    prompt = load_prompt(folder / "prompt.safetensors") if has_prompt else None
+    return tower(vae, net, prompt, digest=folder_digest(folder), **extras, **options)
 
 
 def load_tower(name: str) -> ImageTower | DiffusionTower:
-    """dinov2:FOLDER, dinov3:, vjepa2:, unet:, svd:, cogvideox: or ltx:, with that tower's defaults.
-    ValueError else."""
+    """KIND:FOLDER -> that tower with its defaults; KIND: one of ENCODERS and GENERATORS."""
     kind, _, folder = name.partition(":")
     if kind in ENCODERS and folder:
         return load_encoder(kind, Path(folder))
-    if kind in TOWERS and folder:
+    if kind in GENERATORS and folder:
         return load_generator(kind, Path(folder))
-    raise ValueError(
-        f"{name}: not a tower; expected KIND:FOLDER with KIND one of "
-        f"{', '.join([*ENCODERS, *TOWERS])}"
-    )
+    raise ValueError(f"{name}: not a tower; expected KIND:FOLDER with KIND one of "
+                     f"{', '.join([*ENCODERS, *GENERATORS])}")
+
+
+def _load_part(model_class: Any, folder: Path, part: str) -> Any:
+    found = model_class.load_config(folder, subfolder=part).get("_class_name")
+    if found != model_class.__name__:
+        raise ValueError(f"{part}/ is a {found}, expected {model_class.__name__}")
+    try:
+        return load_complete(model_class, folder, subfolder=part, torch_dtype=torch.float32)
+    except DAMAGE as error:
+        raise ValueError(f"{part}/: {first_line(error)}") from error

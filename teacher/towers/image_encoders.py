@@ -1,9 +1,8 @@
-"""Vision transformers as geometry towers: DINOv2, DINOv3 and V-JEPA2, from local transformers
-folders.
+"""Vision transformers as towers: DINOv2, DINOv3, V-JEPA2, and SigLIP as the semantic stream.
 
-They see the pixels the generator sees (224 px by default: the paper's towers saw 196 to 1280, so
-its table compares sizes as much as models), each frame alone, with their own normalisation; patch
-tokens after the last norm.
+Each frame alone, from transformers checkpoints. The first three see the pixels the generator sees
+(224 px by default: the paper's towers saw 196 to 1280, so its table compares sizes as much as
+models), with their own normalisation; patch tokens after the last norm.
 """
 import json
 from pathlib import Path
@@ -11,20 +10,37 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel, SiglipVisionModel
 
 from records.files import folder_digest
-from teacher.towers.base import GRID
-from teacher.towers.chunking import chunk_size, in_chunks
-from teacher.towers.resize import registered
+from teacher.towers.base import GRID, chunk_size, in_chunks, resize_registered
+from teacher.towers.checkpoints import DAMAGE, first_line, load_complete
 
-ENCODERS = {
-    "dinov2": ("dinov2", "dinov2_with_registers"), "dinov3": ("dinov3_vit", ), "vjepa2": ("vjepa2",
-                                                                                          )
-}
+ENCODERS = {"dinov2": ("dinov2", "dinov2_with_registers"), "dinov3": ("dinov3_vit",),
+            "vjepa2": ("vjepa2",)}  # kind -> model types
+SIGLIPS = {"siglip-so400m": "google/siglip-so400m-patch14-384",
+           "siglip2-so400m": "google/siglip2-so400m-patch14-384"}
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+_SIGLIP_LAYER = -2
+
+
+def load_encoder(kind: str, folder: Path, side: int = 224) -> "ImageTower":
+    """kind: one of ENCODERS. ValueError if the folder is not a complete checkpoint of that kind."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: no config.json; expected a transformers folder of {kind}")
+    found = json.loads((folder / "config.json").read_text()).get("model_type")
+    if found not in ENCODERS[kind]:
+        raise ValueError(f"{folder}: is a {found}, expected {kind}")
+    try:
+        model = load_complete(AutoModel, folder, dtype=torch.float32, local_files_only=True)
+    except DAMAGE as error:
+        raise ValueError(
+            f"{folder}: not a complete {kind} checkpoint ({first_line(error)})") from error
+    path = folder / "preprocessor_config.json"
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    mean, std = config.get("image_mean") or IMAGENET[0], config.get("image_std") or IMAGENET[1]
+    return ImageTower(model, mean, std, folder_digest(folder), side)
 
 
 class ImageTower:
@@ -36,10 +52,8 @@ class ImageTower:
         self.config: Any = model.config
         self.dim, self.side = self.config.hidden_size, side
         self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
-        self.spec = {
-            "tower": self.config.model_type, "weights": digest, "dim": self.dim, "grid": GRID,
-            "side": side, "mean": mean, "std": std
-        }
+        self.spec = {"tower": self.config.model_type, "weights": digest, "dim": self.dim,
+                     "grid": GRID, "side": side, "mean": mean, "std": std}
 
     def to(self, device: torch.device | str) -> "ImageTower":
         self.model.to(device)  # type: ignore[arg-type]
@@ -49,43 +63,75 @@ class ImageTower:
     @torch.inference_mode()
     def features(self, frames: Tensor) -> Tensor:
         b, t = frames.shape[:2]
-        x = (registered(frames.flatten(0, 1), self.side, self.config.patch_size) -
-             self.mean) / self.std
-        cells = x.shape[-2] * x.shape[-1] // self.config.patch_size ** 2
+        patch = self.config.patch_size
+        x = (resize_registered(frames.flatten(0, 1), self.side, patch) - self.mean) / self.std
+        cells = x.shape[-2] * x.shape[-1] // patch ** 2
         tokens = in_chunks(lambda part: self._tokens(x[part]), b * t,
                            chunk_size(cells * 80 * self.dim, x.device), 0, "use a smaller encoder")
         return tokens.unflatten(0, (b, t))
 
     def _tokens(self, x: Tensor) -> Tensor:
-        high, wide = (n // self.config.patch_size for n in x.shape[-2:])
+        height, width = (n // self.config.patch_size for n in x.shape[-2:])
         if self.config.model_type == "vjepa2":  # a still: one tubelet of equal frames
             still = x.unsqueeze(1).expand(-1, self.config.tubelet_size, -1, -1, -1)
             tokens = self.model(pixel_values_videos=still, skip_predictor=True).last_hidden_state
         else:
             tokens = self.model(pixel_values=x).last_hidden_state
-        # class and registers come first
-        grid = tokens[:, -high * wide:].transpose(1, 2).unflatten(2, (high, wide))
+        patches = tokens[:, -height * width:]  # class and registers come first
+        grid = patches.transpose(1, 2).unflatten(2, (height, width))
         return F.adaptive_avg_pool2d(grid.float(), (GRID, GRID))
 
 
-def load_encoder(kind: str, folder: Path, side: int = 224) -> ImageTower:
-    """kind: dinov2, dinov3 or vjepa2. Raises ValueError if the folder is not a whole checkpoint of
-    that kind."""
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder}: no config.json; expected a transformers folder of {kind}")
-    found = json.loads((folder / "config.json").read_text()).get("model_type")
-    if found not in ENCODERS[kind]:
-        raise ValueError(f"{folder}: is a {found}, expected {kind}")
+def load_siglip(name: str) -> "SiglipEncoder":
+    """One of SIGLIPS, a hub id or a local transformers folder. ValueError if it is no SigLIP."""
+    where = SIGLIPS.get(name, name)
     try:
-        model, info = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True,
-                                                use_safetensors=True, output_loading_info=True)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(
-            f"{folder}: not a whole {kind} checkpoint ({str(error).splitlines()[0]})") from error
-    if lost := sorted(info["missing_keys"]):
-        raise ValueError(
-            f"{folder}: not a whole {kind} checkpoint (lacks {len(lost)} weights, {lost[0]} first)")
-    pre = folder / "preprocessor_config.json"
-    said = json.loads(pre.read_text()) if pre.is_file() else {}
-    mean, std = said.get("image_mean") or IMAGENET[0], said.get("image_std") or IMAGENET[1]
-    return ImageTower(model, mean, std, folder_digest(folder), side)
+        if (config := Path(where) / "config.json").is_file():
+            kind = json.loads(config.read_text()).get("model_type", "")
+            if not kind.startswith("siglip"):
+                raise ValueError(f"is a {kind or 'model without a type'}, expected a siglip or "
+                                 "siglip2")
+        model = load_complete(SiglipVisionModel, where, optional=r"(^|\.)head\.",
+                              dtype=torch.float32)
+    except DAMAGE as error:
+        raise ValueError(f"{where}: no SigLIP vision tower could be read "
+                         f"({first_line(error)[:200]})") from error
+    local = Path(where).is_dir()
+    digest = folder_digest(Path(where)) if local else f"{where}@{model.config._commit_hash}"
+    return SiglipEncoder(model, digest)
+
+
+class SiglipEncoder:
+    """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14]: the paper's semantic stream.
+
+    Source: LLaVA-Video's `siglip-so400m-patch14-384`, select layer -2: frames squashed to its
+    square, 27x27 tokens pooled bilinearly with stride 2.
+    """
+
+    def __init__(self, model: Any, digest: str):
+        self.model = model.eval().requires_grad_(False)
+        config = model.config
+        self.dim, self.side = config.hidden_size, config.image_size
+        self.cells = config.image_size // config.patch_size
+        self.spec = {"tower": config.model_type, "dim": self.dim, "side": self.side,
+                     "layer": _SIGLIP_LAYER, "grid": GRID, "weights": digest}
+
+    def to(self, device: torch.device | str) -> "SiglipEncoder":
+        self.model.to(device)
+        return self
+
+    @torch.inference_mode()
+    def features(self, frames: Tensor) -> Tensor:
+        flat = frames.flatten(0, 1)
+        each = self.cells**2 * 80 * self.dim
+        tokens = in_chunks(lambda part: self._tokens(flat[part]), len(flat),
+                           chunk_size(each, flat.device), 0, "use a smaller semantic encoder")
+        return tokens.unflatten(0, frames.shape[:2])
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, (self.side, self.side), mode="bicubic", antialias=True,
+                          align_corners=False).clamp(0, 1)
+        out = self.model(pixel_values=(x * 2 - 1).to(self.model.dtype), output_hidden_states=True)
+        tokens = out.hidden_states[_SIGLIP_LAYER].transpose(1, 2)
+        grid = tokens.unflatten(2, (self.cells, self.cells))  # [N,D,27,27]
+        return F.interpolate(grid.float(), (GRID, GRID), mode="bilinear", align_corners=False)

@@ -1,8 +1,6 @@
-"""The empty prompt: its embedding exported once, then its cross-attention keys and values computed
-once a tower.
+"""The empty prompt: embedding exported once, cross-attention keys and values computed once a tower.
 
-Text encoders of this size (UMT5-XXL, 5.7 B parameters) say one constant here; no extraction ever
-loads one.
+The text encoder (UMT5-XXL: 5.7 B parameters) only yields a constant here; extraction loads none.
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from records.files import atomic_write
+from teacher.fast.wan_blocks import plain_blocks
 
-PADDED_TO = 512  # Wan's pipelines fill every prompt up with zero vectors, and do not mask them
+PADDED_TO = 512  # Wan's pipelines pad every prompt with zero vectors, and do not mask them
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """embedding [1,L,text_dim] at its true length; the generator was trained to see `length` >= L
-    vectors, the rest of them zero."""
+    """embedding [1,L,text_dim] without padding; the generator expects `length` >= L vectors."""
     embedding: Tensor
     length: int
 
@@ -35,12 +33,10 @@ class Prompt:
 
 
 def export_prompt(generator: str, out: Path) -> Path:
-    """Runs the checkpoint's own text encoder on "" and keeps the result, at its true length for
-    Wan's UMT5.
+    """Runs the checkpoint's text encoder on "" and saves the embedding.
 
-    Stable Diffusion's CLIP and CogVideoX's T5 read their padding too: for them it is part of the
-    embedding.
-    Raises ValueError if there is no such encoder.
+    Without padding for Wan's UMT5; Stable Diffusion's CLIP and CogVideoX's T5 read their padding,
+    so it is part of the embedding. Raises ValueError if there is no such encoder.
     """
     from transformers import (
         AutoConfig,
@@ -50,9 +46,8 @@ def export_prompt(generator: str, out: Path) -> Path:
         UMT5EncoderModel,
     )
 
-    kinds: dict[str, Any] = {
-        "umt5": UMT5EncoderModel, "t5": T5EncoderModel, "clip_text_model": CLIPTextModel
-    }
+    kinds: dict[str, Any] = {"umt5": UMT5EncoderModel, "t5": T5EncoderModel,
+                             "clip_text_model": CLIPTextModel}
     try:
         kind = AutoConfig.from_pretrained(generator, subfolder="text_encoder").model_type
         if kind not in kinds:
@@ -79,15 +74,13 @@ def save_prompt(prompt: Prompt, out: Path) -> Path:
 
 
 def load_prompt(path: Path) -> Prompt:
-    """A file without `length` (wan-nano's) is not padded. Raises ValueError if it is not a
-    prompt."""
+    """A file without `length` (wan-nano's) needs no padding. ValueError if it is not a prompt."""
     try:
         tensors = load_file(path)
         embedding = tensors["prompt"].float()
     except (OSError, KeyError, SafetensorError) as error:
-        raise ValueError(
-            f"{path}: not a prompt embedding ({error}); export it with: vega3d teacher prompt"
-        ) from error
+        raise ValueError(f"{path}: not a prompt embedding ({error}); export it with: "
+                         "vega3d teacher prompt") from error
     length = int(tensors["length"]) if "length" in tensors else embedding.shape[1]
     if embedding.ndim != 3 or embedding.shape[0] != 1 or length < embedding.shape[1]:
         raise ValueError(
@@ -98,14 +91,11 @@ def load_prompt(path: Path) -> Prompt:
 
 @torch.no_grad()
 def precompute_text_kv(transformer: Any, prompt: Prompt) -> Tensor:
-    """Gives every cross-attention of a Wan transformer its keys and values of this one prompt, in
-    place.
+    """Fixes one prompt's keys and values in every cross-attention of a Wan transformer, in place.
 
-    The padding's vectors are all alike, so one stands for all of them, with the logarithm of their
-    number added to its
-    score: exact, and 2 keys instead of 512. What each key would add to the stream is fixed as well,
-    so of the output projection only a sum over the keys is left. Returns the [1,1,text_dim] to pass
-    from now on; it is not read.
+    Padding vectors are all alike, so one stands for all of them, with the logarithm of their number
+    added to its score: exact, with 2 keys instead of 512. Each value is stored after the output
+    projection. Returns the [1,1,text_dim] to pass from now on; it is not read.
     """
     embedder = transformer.condition_embedder.text_embedder
     like = embedder.linear_1.weight
@@ -114,46 +104,45 @@ def precompute_text_kv(transformer: Any, prompt: Prompt) -> Tensor:
     bias = torch.zeros(text.shape[1], device=like.device)
     if zeros > 1:
         bias[-1] = torch.tensor(float(zeros)).log()
-    for block in [*transformer.blocks, *getattr(transformer, "vace_blocks", [])]:
+    for block in plain_blocks(transformer):
         attention = block.attn2
         if attention.add_k_proj is not None:
-            raise ValueError(
-                "wan: this checkpoint also reads an image (image-to-video); use a text-to-video one"
-            )
-        key = attention.norm_k(attention.to_k(text))[0].unflatten(
-            1, (attention.heads, -1))  # [L,heads,d]
-        value = attention.to_v(text)[0].unflatten(1, (attention.heads, -1)).float()
-        out = attention.to_out[0].weight.float().unflatten(1,
-                                                           (attention.heads, -1))  # [dim,heads,d]
-        said = torch.einsum("lhd,ohd->hlo", value, out).flatten(0, 1)  # [heads*L,dim]
-        weighed = attention.norm_q.weight.float()[:, None] * _by_head(
+            raise ValueError("wan: this checkpoint also reads an image (image-to-video); use a "
+                             "text-to-video one")
+        heads = (attention.heads, -1)
+        key = attention.norm_k(attention.to_k(text))[0].unflatten(1, heads)    # [L,heads,d]
+        value = attention.to_v(text)[0].unflatten(1, heads).float()            # [L,heads,d]
+        out = attention.to_out[0].weight.float().unflatten(1, heads)           # [dim,heads,d]
+        projected = torch.einsum("lhd,ohd->hlo", value, out).flatten(0, 1)     # [heads*L,dim]
+        scores = attention.norm_q.weight.float()[:, None] * _by_head(
             key.float() / key.shape[2]**0.5)
-        attention.set_processor(_FixedText(weighed.to(like), said.to(like), bias))
+        attention.set_processor(FixedTextProcessor(scores.to(like), projected.to(like), bias))
     return prompt.embedding[:, :1]
 
 
-def _by_head(key: Tensor) -> Tensor:
-    """[L,heads,d] -> [heads*d, heads*L]: a query times this is its score for every head's every
-    key."""
-    return torch.block_diag(*key.permute(1, 2, 0))
+class FixedTextProcessor:
+    """A diffusers attention processor for a text that never changes.
 
+    scores [dim,heads*L]: query @ scores are its scores for every head's keys, up to the query's
+    RMS. values [heads*L,dim]: after the output projection. bias [L]: added to the scores.
+    """
 
-class _FixedText:
-    """A diffusers attention processor for a text that never changes: scores [dim,heads*L], of which
-    a query's product is its score for every key but for the query's length; what each key says
-    [heads*L,dim] after the output projection; and bias [L] on the scores."""
-
-    def __init__(self, scores: Tensor, said: Tensor, bias: Tensor):
-        self.scores, self.said, self.bias = scores, said, bias
+    def __init__(self, scores: Tensor, values: Tensor, bias: Tensor):
+        self.scores, self.values, self.bias = scores, values, bias
 
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor,
                  attention_mask: Tensor | None = None, rotary_emb: Tensor | None = None) -> Tensor:
         keys = len(self.bias)
         if keys == 1:  # a softmax over one key is 1, whatever the query
-            return (self.said.sum(0) + attn.to_out[0].bias).expand(*hidden_states.shape[:2], -1)
+            return (self.values.sum(0) + attn.to_out[0].bias).expand(*hidden_states.shape[:2], -1)
         query = attn.to_q(hidden_states)
-        # norm_q's, put off
-        size = (query.float().square().mean(-1, keepdim=True) + attn.norm_q.eps).rsqrt()
-        score = ((query @ self.scores).float() * size).unflatten(2, (attn.heads, keys))
-        share = (score + self.bias).softmax(-1).flatten(2).type_as(hidden_states)  # [B,N,heads*L]
-        return share @ self.said + attn.to_out[0].bias
+        # norm_q's division, applied to the scores
+        scale = (query.float().square().mean(-1, keepdim=True) + attn.norm_q.eps).rsqrt()
+        score = ((query @ self.scores).float() * scale).unflatten(2, (attn.heads, keys))
+        weights = (score + self.bias).softmax(-1).flatten(2).type_as(hidden_states)  # [B,N,heads*L]
+        return weights @ self.values + attn.to_out[0].bias
+
+
+def _by_head(key: Tensor) -> Tensor:
+    """[L,heads,d] -> block-diagonal [heads*d, heads*L]: query @ it scores each head's keys."""
+    return torch.block_diag(*key.permute(1, 2, 0))

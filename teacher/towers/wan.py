@@ -1,66 +1,94 @@
-"""The latent world simulator: a frozen Wan video diffusion transformer, tapped mid-way (arXiv
-2603.19235, eq. 4-5).
+"""The generator as a tower: a frozen Wan video transformer, tapped mid-way.
 
 z = per-channel normalised VAE mean; z_t = (1-t) z + t eps with t = k/1000; one forward with the
-empty prompt; the residual stream after block l (0-based), no norm. Blocks above the tap are never
-loaded: their output is never read.
+empty prompt; the residual stream after block l (0-based), no norm (arXiv 2603.19235, eq. 4-5).
+Blocks above the tap are never loaded.
 """
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 
 from teacher.fast.frame_encoder import FrameEncoder
-from teacher.fast.pooled_block import PooledBlock, average, swapped_block
-from teacher.fast.wan_blocks import compile_blocks, compile_forward, fast_kernels, fuse
-from teacher.towers.base import GRID, NoiseBank
-from teacher.towers.capture import capture_blocks
+from teacher.fast.inductor import CompiledModule, fast_kernels
+from teacher.fast.pooled_block import PooledBlock, average
+from teacher.fast.wan_blocks import compile_blocks, fuse_blocks, plain_blocks
+from teacher.towers.base import (
+    GRID,
+    NoiseBank,
+    chunk_size,
+    in_chunks,
+    resize_paper,
+    resize_registered,
+)
+from teacher.towers.capture import capture_blocks, swapped_block
 from teacher.towers.checkpoints import NANO, check_block, generator_folder, load_parts
-from teacher.towers.chunking import chunk_size, in_chunks
 from teacher.towers.prompt import Prompt, precompute_text_kv
-from teacher.towers.resize import paper, registered
 from teacher.towers.tap import Tap
 
-# through the VAE: its convolutions are no faster on more, and each new number is tried afresh
+# through the VAE: its convolutions are no faster on more, and each new size is timed anew
 FRAMES_AT_ONCE = 16
+_OOM_ADVICE = "lower tap.side or set tap.precision to bf16"
+
+
+def load_wan(folder: Path | str = NANO, tap: Tap | None = None,
+             random_weights: bool = False) -> "WanTower":
+    """A tower from a generator's name, a hub id or a diffusers folder with prompt.safetensors.
+
+    random_weights: keeps the VAE and redraws the transformer, as a control for its training.
+    Raises ValueError naming what the generator lacks.
+    """
+    where, tap = generator_folder(str(folder)), tap or Tap()
+    parts = load_parts(where, tap.block, tap.precision)
+    if random_weights:
+        torch.manual_seed(0)
+        drawn = type(parts.transformer).from_config(parts.transformer.config)
+        for new, old in zip(drawn.parameters(), parts.transformer.parameters(), strict=True):
+            new.data = new.data.to(old.dtype)  # .to(dtype) would round the rotary table as well
+        parts.transformer = drawn
+        parts.digest += "-random"
+    return WanTower(parts.vae, parts.transformer, parts.prompt, tap, parts.digest)
+
+
+def normalise_latents(z: Tensor, vae: AutoencoderKLWan) -> Tensor:
+    """Raw latents [N,C,...] -> zero mean, unit deviation per channel, by the VAE's statistics."""
+    shape = (1, -1, *[1] * (z.ndim - 2))
+    mean, std = (torch.tensor(v).to(z).view(shape)
+                 for v in (vae.config.latents_mean, vae.config.latents_std))
+    return (z - mean) / std
 
 
 class WanTower:
-    """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14]; sides that do not fill tokens are resized
-    (`Tap.geometry`).
+    """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14]; other sizes are resized (`Tap.geometry`).
 
     In video mode T must be 4n+1 (the VAE would silently drop the rest); a latent stands for up to
-    four frames, and each of them gets that latent's features. Noise depends on (seed, frame of the
-    clip) alone: every frame has its own draw, as in the paper, yet a clip's features never depend
-    on its batch, nor on `chunk`: how many one-frame videos (or clips) go through at once, None: as
-    many as fit. In bf16 on a GPU everything is compiled at the first call of a size (about half a
-    minute for Wan2.1-1.3B); TORCH_COMPILE_DISABLE=1 in the environment leaves it out.
+    four frames, each of which gets its features. Noise depends on (seed, frame of the clip) alone:
+    every frame has its own draw, as in the paper, and a clip's features depend neither on its batch
+    nor on `chunk`, the number of one-frame videos (or clips) that run at once (None: as many as
+    fit). In bf16 on a GPU everything is compiled at the first call of a size (about half a minute
+    for Wan2.1-1.3B); TORCH_COMPILE_DISABLE=1 in the environment prevents it.
     """
 
     def __init__(self, vae: AutoencoderKLWan, transformer: WanTransformer3DModel, prompt: Prompt,
                  tap: Tap, digest: str = "unsaved"):
         check_block(tap.block, len(transformer.blocks))
         self.vae = vae.eval().requires_grad_(False)
-        self.encoder: Any = FrameEncoder(vae)
+        self.encoder = FrameEncoder(vae)
+        self._encode_frames: nn.Module = self.encoder
         self.transformer = transformer.eval().requires_grad_(False)
         self.transformer.blocks = self.transformer.blocks[: tap.block + 1]
-        fuse(self.transformer)
+        fuse_blocks(self.transformer)
         self.prompt, self.tap = prompt, tap
         self.chunk: int | None = None
         self.compiled, self._backend = False, "inductor"
         self._noise = NoiseBank()
-        # by block and the token grid's sides
-        self._pooled: dict[tuple[int, int, int], nn.Module] = {}
-        self._text = precompute_text_kv(transformer, prompt)                # [1,1,text_dim]
+        self._pooled: dict[tuple[int, int, int], nn.Module] = {}  # by block, token rows and columns
+        self._text = precompute_text_kv(transformer, prompt)      # [1,1,text_dim]
         self.dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-        self.spec = {
-            "tower": "wan", "weights": digest, "dim": self.dim, "grid": GRID,
-            **tap.spec(self._dtype)
-        }
+        self.spec = {"tower": "wan", "weights": digest, "dim": self.dim, "grid": GRID,
+                     **tap.spec(self._dtype)}
 
     def to(self, device: torch.device | str) -> "WanTower":
         self.vae.to(device)
@@ -69,15 +97,14 @@ class WanTower:
         self._pooled.clear()
         self.prompt = self.prompt.to(device)
         self._text = precompute_text_kv(self.transformer, self.prompt)
-        if torch.device(
-                device).type == "cuda" and self._dtype == torch.bfloat16 and not self.compiled:
+        on_gpu = torch.device(device).type == "cuda"
+        if on_gpu and self._dtype == torch.bfloat16 and not self.compiled:
             self.compile()
         return self
 
     def compile(self, backend: str = "inductor") -> None:
-        """Compiles the one-frame encoder as a whole and the blocks by their one code, at their
-        first calls."""
-        compile_forward(self.encoder, backend)
+        """Compiles the one-frame encoder and the blocks, at their first calls."""
+        self._encode_frames = CompiledModule(self.encoder, backend)
         compile_blocks(self.transformer, backend)
         self._pooled.clear()
         self.compiled, self._backend = True, backend
@@ -88,12 +115,11 @@ class WanTower:
 
     @torch.inference_mode()
     def block_features(self, frames: Tensor, blocks: Sequence[int]) -> Tensor:
-        """The same after each of several blocks at or below the tap, from one pass ->
-        [L,B,T,D,14,14]."""
+        """After each of several blocks at or below the tap, from one pass: [L,B,T,D,14,14]."""
         b, t = frames.shape[:2]
         if self.tap.frames == "image":
-            # [L,B*T,1,D,14,14]
-            tokens = self._tapped(self.resize(frames.flatten(0, 1)).unsqueeze(1), blocks, t)
+            videos = self.resize(frames.flatten(0, 1)).unsqueeze(1)
+            tokens = self._tapped(videos, blocks, t)               # [L,B*T,1,D,14,14]
             return tokens.reshape(len(blocks), b, t, -1, GRID, GRID)
         if t % 4 != 1:
             if self.tap.tail == "refuse":
@@ -101,54 +127,52 @@ class WanTower:
                     f"wan: video mode got {t} frames, expected 4n+1 (1, 5, 9, 17 …): the VAE "
                     "silently drops the rest; set tap.tail to pad to repeat the last frame")
             frames = torch.cat([frames, frames[:, -1:].expand(-1, -(t - 1) % 4, -1, -1, -1)], 1)
-        tokens = self._tapped(
-            self.resize(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]), blocks, 1)
-        owner = torch.arange(t, device=frames.device).add(3) // 4   # frame -> latent: 0 1111 2222
-        return tokens[:, :, owner]  # of [L,B,F,D,14,14], F = 1 + (T-1)/4
+        videos = self.resize(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        tokens = self._tapped(videos, blocks, 1)  # [L,B,F,D,14,14], F = 1 + (T-1)/4
+        latent = torch.arange(t, device=frames.device).add(3) // 4  # of each frame: 0 1111 2222
+        return tokens[:, :, latent]
 
     def resize(self, frames: Tensor) -> Tensor:
-        """[N,3,H,W] -> [N,3,H',W'] as the tap's geometry says, sides in whole tokens."""
+        """[N,3,H,W] -> [N,3,H',W'] by the tap's geometry, sides that fill tokens."""
         if self.tap.geometry == "paper":
-            return paper(frames, self.tap.side)
-        return registered(frames, self.tap.side, self.pixels_per_token)
+            return resize_paper(frames, self.tap.side)
+        return resize_registered(frames, self.tap.side, self.pixels_per_token)
 
     @property
     def pixels_per_token(self) -> int:
-        """16 for Wan2.1, 32 for Wan2.2's 5B: the VAE's halvings and patchify times the
-        transformer's patch."""
+        """VAE strides x VAE patch x transformer patch: 16 for Wan2.1, 32 for Wan2.2's 5B."""
         vae = self.vae.config
-        return 2**(len(vae.dim_mult) - 1) * (vae.patch_size
-                                             or 1) * self.transformer.config.patch_size[1]
+        halvings = len(vae.dim_mult) - 1
+        return 2**halvings * (vae.patch_size or 1) * self.transformer.config.patch_size[1]
 
     def latents(self, frames: Tensor) -> Tensor:
         """[N,T,3,H,W] in [0,1] -> normalised VAE mean [N,C,F,H/8,W/8] float32."""
         n, t, _, h, w = frames.shape
-        # the widest layer runs at the first convolution's resolution: so many copies live at once,
-        # and in the middle
-        # every position is compared with every other
+        # memory: several copies of the first convolution's output live at once, and the middle
+        # block's attention compares all pairs of positions
         area = h * w // (self.vae.config.patch_size or 1) ** 2
-        places = h * w // (self.pixels_per_token // 2) ** 2
-        each = ((4 if self.compiled else 8) * area * self.vae.config.base_dim * min(t, 4) +
-                2 * places**2) * self._dtype.itemsize
-        chunk = self.chunk or min(FRAMES_AT_ONCE, chunk_size(each, frames.device))
-        return in_chunks(lambda part: self._encode(frames[part]), n, chunk, 0,
-                         "lower tap.side or set tap.precision to bf16")
+        positions = h * w // (self.pixels_per_token // 2) ** 2
+        copies = 4 if self.compiled else 8
+        each = copies * area * self.vae.config.base_dim * min(t, 4) + 2 * positions**2
+        fits = chunk_size(each * self._dtype.itemsize, frames.device)
+        return in_chunks(lambda part: self._encode(frames[part]), n,
+                         self.chunk or min(FRAMES_AT_ONCE, fits), 0, _OOM_ADVICE)
 
     def _encode(self, frames: Tensor) -> Tensor:
         with fast_kernels(self.compiled and frames.is_cuda):
             if frames.shape[1] == 1:
-                return self.encoder(frames[:, 0]).unsqueeze(2)
+                return self._encode_frames(frames[:, 0]).unsqueeze(2)
             z = self.vae.encode((frames * 2 - 1).transpose(1, 2).to(self._dtype)).latent_dist.mode()
         return (z.float() - self.encoder.mean.unsqueeze(2)) / self.encoder.std.unsqueeze(2)
 
     def _tapped(self, frames: Tensor, blocks: Sequence[int], videos: int) -> Tensor:
+        """[N,T,3,H,W], `videos` to a clip -> [L,N,F,D,14,14]."""
         z = self.latents(frames)
         width = 12 * self.dim + 2 * self.transformer.config.ffn_dim
         each = z[0, 0].numel() // 4 * (width * self._dtype.itemsize + 8 * len(blocks) * self.dim)
-        return in_chunks(
-            lambda part: self._averaged(z[part], blocks, [i % videos for i in range(len(z))[part]]),
-            len(z), self.chunk or chunk_size(each, z.device), 1,
-            "lower tap.side or set tap.precision to bf16")
+        numbers = [i % videos for i in range(len(z))]  # of each video in its clip
+        return in_chunks(lambda part: self._averaged(z[part], blocks, numbers[part]), len(z),
+                         self.chunk or chunk_size(each, z.device), 1, _OOM_ADVICE)
 
     def _averaged(self, z: Tensor, blocks: Sequence[int], numbers: list[int]) -> Tensor:
         total = torch.zeros((), device=z.device)
@@ -160,42 +184,35 @@ class WanTower:
     def _noised_tokens(self, z: Tensor, noise: Tensor, blocks: Sequence[int]) -> Tensor:
         timestep, sigma = self.tap.time
         inputs = {"hidden_states": ((1 - sigma) * z + sigma * noise).to(self._dtype),
-                  # one for all, as is the text
+                  # one row for the whole batch, as of the text
                   "timestep": torch.full((1,), timestep, device=z.device),
                   "encoder_hidden_states": self._text.to(self._dtype), **self._control(z)}
         f, h, w = z.shape[2], z.shape[3] // 2, z.shape[4] // 2      # patch (1,2,2)
         last = max(blocks)
-        pooled = self._pools(h, w)
+        pooled = h * w > GRID * GRID  # else the pooled block's product has no fewer rows
         block = self._pooled_block(last, h, w) if pooled else self.transformer.blocks[last]
-        with fast_kernels(self.compiled and z.is_cuda), swapped_block(self.transformer.blocks, last,
-                                                                    block):
-            taken = capture_blocks(self.transformer, blocks, inputs)  # L of [N,F*h*w,D]
+        with (fast_kernels(self.compiled and z.is_cuda),
+              swapped_block(self.transformer.blocks, last, block)):
+            outputs = capture_blocks(self.transformer, blocks, inputs)  # L of [N,F*h*w,D]
         if (h, w) != (GRID, GRID):
-            taken = [
-                tokens if pooled and i == last else average(tokens.reshape(-1, h *
-                                                                           w, self.dim), h, w)
-                for i, tokens in zip(blocks, taken, strict=True)
-            ]
-        grid = torch.stack(taken).reshape(len(taken), len(z), f, GRID, GRID, self.dim)
+            outputs = [tokens if pooled and i == last
+                       else average(tokens.reshape(-1, h * w, self.dim), h, w)
+                       for i, tokens in zip(blocks, outputs, strict=True)]
+        grid = torch.stack(outputs).reshape(len(outputs), len(z), f, GRID, GRID, self.dim)
         return grid.permute(0, 1, 2, 5, 3, 4)  # [L,N,F,D,14,14]
 
-    @staticmethod
-    def _pools(high: int, wide: int) -> bool:
-        """Whether the last block's product has fewer rows after the average than before."""
-        return high * wide > GRID * GRID
-
-    def _pooled_block(self, i: int, high: int, wide: int) -> nn.Module:
-        key = i, high, wide
+    def _pooled_block(self, i: int, height: int, width: int) -> nn.Module:
+        key = i, height, width
         if key not in self._pooled:
-            self._pooled[key] = PooledBlock(self.transformer.blocks[i], high, wide)
-            if self.compiled:
-                compile_forward(self._pooled[key], self._backend)
+            block: nn.Module = PooledBlock(plain_blocks(self.transformer)[i], height, width)
+            self._pooled[key] = CompiledModule(block, self._backend) if self.compiled else block
         return self._pooled[key]
 
     def _control(self, z: Tensor) -> dict[str, Tensor]:
-        """VACE also reads what to do where: grey where nothing may change, the clean frames where
-        all may, and a mask of ones ("all may"). The hint is added after the tapped block's own
-        output."""
+        """VACE's control: grey inactive frames, the clean frames as reactive ones, a mask of ones.
+
+        Its hint is added after the tapped block's output.
+        """
         channels = getattr(self.transformer.config, "vace_in_channels", None)
         if channels is None:
             return {}
@@ -209,51 +226,3 @@ class WanTower:
     @property
     def _dtype(self) -> torch.dtype:
         return self.transformer.patch_embedding.weight.dtype
-
-
-class VAELatents:
-    """Control: the generator's own VAE latents, 2x2 per cell, without its transformer."""
-
-    def __init__(self, tower: WanTower):
-        self.tower = tower
-        self.dim = 4 * tower.vae.config.z_dim
-        sized = {k: v for k, v in tower.spec.items() if k in ("geometry", "side", "precision")}
-        self.spec = {"tower": "vae", "weights": tower.spec["weights"], "dim": self.dim, **sized}
-
-    @torch.inference_mode()
-    def features(self, frames: Tensor) -> Tensor:
-        z = self.tower.latents(self.tower.resize(frames.flatten(0, 1)).unsqueeze(1)).squeeze(
-            2)  # [N,C,h,w]
-        return F.adaptive_avg_pool2d(F.pixel_unshuffle(z, 2),
-                                     (GRID, GRID)).unflatten(0, frames.shape[:2])
-
-
-def normalise(z: Tensor, vae: AutoencoderKLWan) -> Tensor:
-    """Raw latents [N,C,...] -> zero mean, unit deviation per channel, by the VAE's own
-    statistics."""
-    shape = (1, -1, *[1] * (z.ndim - 2))
-    mean, std = (torch.tensor(v).to(z).view(shape)
-                 for v in (vae.config.latents_mean, vae.config.latents_std))
-    return (z - mean) / std
-
-
-def load_wan(folder: Path | str = NANO, tap: Tap | None = None,
-             random_weights: bool = False) -> WanTower:
-    """A tower from a folder in the diffusers layout (vae/, transformer/, prompt.safetensors), a hub
-    id or a name.
-
-    random_weights keeps the VAE and re-draws the transformer: the control for what training put
-    there.
-    Raises ValueError naming what the generator lacks.
-    """
-    where, tap = generator_folder(str(folder)), tap or Tap()
-    parts = load_parts(where, tap.block, tap.precision)
-    if random_weights:
-        torch.manual_seed(0)
-        drawn = type(parts.transformer).from_config(parts.transformer.config)
-        for new, old in zip(drawn.parameters(), parts.transformer.parameters(), strict=True):
-            # not .to(dtype): that would round the rotary table as well
-            new.data = new.data.to(old.dtype)
-        parts.transformer = drawn
-        parts.digest += "-random"
-    return WanTower(parts.vae, parts.transformer, parts.prompt, tap, parts.digest)

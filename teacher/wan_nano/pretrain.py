@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from records.files import spec_digest
 from scenes.clip import Clip, Source
 from teacher.fast.wan_blocks import set_training_processors
-from teacher.towers.wan import normalise
+from teacher.towers.wan import normalise_latents
 from teacher.training.checkpoint import load_checkpoint, save_checkpoint, set_lr
 from teacher.training.cuda_graphs import GraphPerShape
 from teacher.wan_nano.flow import FlowLoss, build_transformer, empty_prompt, flow_batch
@@ -163,14 +163,14 @@ def train_flow(run: Pretraining, vae: AutoencoderKLWan, frames: Tensor) -> WanTr
     config, accelerator = run.config, run.accelerator
     with accelerator.autocast():
         both = [
-            normalise(encode_all(vae, f, accelerator.device), vae)
+            normalise_latents(encode_all(vae, f, accelerator.device), vae)
             for f in (frames, frames.flip(-1))
         ]
         clips = torch.cat(both)                                                     # [2N,16,F,h,w]
         single = frames[:,
                         torch.arange(0, config.frames, 4).to(frames.device)].flatten(0,
                                                                                      1).unsqueeze(1)
-        images = normalise(encode_all(vae, single, accelerator.device), vae)        # [3N,16,1,h,w]
+        images = normalise_latents(encode_all(vae, single, accelerator.device), vae)        # [3N,16,1,h,w]
     torch.manual_seed(config.seed)
     transformer = set_training_processors(
         build_transformer() if config.init is

@@ -137,8 +137,8 @@ def test_a_checkpoint_that_will_not_do_says_why(tiny_wan, tmp_path, what):
         "vae": "vae/ is a AutoencoderKL, expected AutoencoderKLWan",
         "image_to_video": r"reads 8 channels, its VAE gives 4 \(an image-to-video checkpoint\?\)",
         "prompt_width": r"is 16 wide, .* reads 32; export its own with: vega3d teacher prompt",
-        "missing_weight": r"transformer/ lacks 1 weights, blocks\.0\.attn1\.to_q\.bias first",
-        "shard": "not a whole Wan checkpoint"
+        "missing_weight": r"transformer/: lacks 1 weights, blocks\.0\.attn1\.to_q\.bias first",
+        "shard": "not a complete Wan checkpoint"
     }[what]
     if what in ("architecture", "vae"):
         name = {"architecture": "CogVideoXTransformer3DModel", "vae": "AutoencoderKL"}[what]

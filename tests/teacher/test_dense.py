@@ -10,7 +10,7 @@ from teacher.data.feature_store import FeatureStore, fill
 from teacher.dense.model import DenseShape, DenseTeacher, dense_loss
 from teacher.dense.train import load_teacher, score, train_dense_teacher
 from teacher.fusion import TokenGate
-from teacher.towers.base import FixedNoise
+from teacher.towers.controls import FixedNoise
 from tests.fakes import FakeRooms
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import torch
 
 from teacher.data.dataset import Examples, moments
 from teacher.data.feature_store import FeatureStore, fill
-from teacher.towers.base import FixedNoise, RGBPatches, Zeros
+from teacher.towers.controls import FixedNoise, RGBPatches, Zeros
 from tests.fakes import FakeRooms
 
 CPU = torch.device("cpu")

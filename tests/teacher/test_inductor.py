@@ -1,14 +1,17 @@
-"""Wide rows are held in registers while our compiled code is made, and only then."""
+"""Compiled modules: one program a size, long rows in registers, errors in one line."""
 from types import SimpleNamespace
 
 import pytest
 import sympy
 import torch
+import torch.nn.functional as F
 from torch._inductor.runtime.hints import ReductionHint
 from torch._inductor.virtualized import V
 
-from teacher.fast import inductor, wan_blocks
-from teacher.fast.inductor import persistent_reductions
+from teacher.fast import inductor
+from teacher.fast.inductor import CompiledModule, fast_kernels, persistent_reductions
+from teacher.towers.tap import Tap
+from teacher.towers.wan import load_wan
 
 
 def held(elements: int, hint: ReductionHint = ReductionHint.INNER,
@@ -50,7 +53,39 @@ def test_a_forward_is_compiled_under_that_choice():
         seen.append(held(1536))
         return graph.forward
 
-    module = torch.nn.Linear(2, 2)
-    wan_blocks.compile_forward(module, look)
+    module = CompiledModule(torch.nn.Linear(2, 2), look)
     module(torch.rand(3, 2))
     assert seen == [True] and not held(1536)
+
+
+def test_the_whole_encoder_is_one_program(tiny_wan):
+    torch._dynamo.reset()
+    seen = []
+    tower, frames = load_wan(tiny_wan, Tap(block=0, seeds=1)), torch.rand(1, 2, 3, 64, 64)
+    wanted = tower.features(frames)
+    tower.compile(lambda graph, _inputs: seen.append(graph) or graph.forward)
+    torch.testing.assert_close(tower.features(frames), wanted, rtol=1e-4, atol=1e-5)
+    convolutions = [n for n in seen[0].graph.nodes if n.target is torch.conv2d]
+    assert tower.compiled and len(seen) == 2 and len(convolutions) > 10
+
+
+def test_a_compiler_that_fails_is_one_line():
+    torch._dynamo.reset()
+
+    def broken(_graph, _inputs):
+        raise RuntimeError("no C compiler\nat all")
+
+    module = CompiledModule(torch.nn.Linear(2, 2), broken)
+    with pytest.raises(ValueError,
+                       match=r"torch\.compile failed here .*set TORCH_COMPILE_DISABLE=1") as said:
+        module(torch.rand(3, 2))
+    assert "\n" not in str(said.value)
+
+
+def test_kernel_choices_end_with_the_block():
+    before = torch.backends.cudnn.benchmark
+    with fast_kernels(True):
+        assert torch.backends.cudnn.benchmark
+        q = torch.randn(1, 1, 4, 8)
+        assert F.scaled_dot_product_attention(q, q, q).isfinite().all()
+    assert torch.backends.cudnn.benchmark == before

@@ -136,7 +136,7 @@ def test_what_cannot_be_trained_is_named(config, clips, tmp_path):
 
 def test_a_clip_the_store_lacks_is_named(config):
     train_language_teacher(replace(config, exam=False))
-    from teacher.towers.base import FixedNoise
+    from teacher.towers.controls import FixedNoise
 
     store = FeatureStore(config.out / "features", FixedNoise().spec, "fake")
     with pytest.raises(ValueError, match="has no features of clip train/zzz"):

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 
-from teacher.fast.pooled_block import PooledBlock, swapped_block, windows
-from teacher.fast.wan_blocks import fuse
-from teacher.towers.capture import capture_blocks
+from teacher.fast.pooled_block import PooledBlock, pooling_windows
+from teacher.fast.wan_blocks import fuse_blocks
+from teacher.towers.capture import capture_blocks, swapped_block
 from teacher.towers.prompt import Prompt, precompute_text_kv
 from teacher.towers.tap import Tap
 from teacher.towers.wan import load_wan
@@ -24,7 +24,7 @@ def blocks(count: int, text: int = 3):
     ]
     made[1].load_state_dict(made[0].state_dict())
     prompt = Prompt(torch.randn(1, text, 32), text + 5)
-    fuse(made[1])
+    fuse_blocks(made[1])
     return made[0], prompt.padded(), made[1], precompute_text_kv(made[1], prompt)
 
 
@@ -57,7 +57,7 @@ def test_a_pooled_block_is_the_published_block_averaged(grid, frames):
 
 @pytest.mark.parametrize("grid", [(14, 14), (15, 26), (30, 52), (9, 31)])
 def test_windows_are_those_of_adaptive_pooling(grid):
-    x, seen = torch.rand(5, *grid), windows(*grid)
+    x, seen = torch.rand(5, *grid), pooling_windows(*grid)
     assert set(seen.unique().tolist()) <= {0.0, 1.0}
     by_sum = x.flatten(1) @ seen.T / seen.sum(1)
     torch.testing.assert_close(by_sum.unflatten(1, (14, 14)), F.adaptive_avg_pool2d(x, 14))

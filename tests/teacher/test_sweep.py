@@ -7,7 +7,7 @@ import torch
 from teacher.probing.sweep import ProbeConfig, heat_map, probe_grid
 from teacher.towers.generators import load_tower
 from tests.fakes import FakeRooms
-from tests.teacher.test_towers import save_encoder
+from tests.teacher.test_image_encoders import save_encoder
 
 
 def test_the_probe_has_a_row_for_every_tap_control_and_other_tower(tiny_wan, tmp_path, monkeypatch):

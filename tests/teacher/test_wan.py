@@ -1,14 +1,18 @@
+"""The Wan tower: the tap of the published classes, noise, frame modes, sizes and the spec."""
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from records.files import spec_digest
 from teacher.fast.frame_encoder import FrameConv
-from teacher.towers.tap import Tap
-from teacher.towers.wan import VAELatents, load_wan, normalise
+from teacher.towers.controls import VAELatents
+from teacher.towers.prompt import Prompt, save_prompt
+from teacher.towers.tap import Tap, paper_time
+from teacher.towers.wan import load_wan, normalise_latents
 
 FRAMES = torch.rand(2, 5, 3, 224, 224, generator=torch.Generator().manual_seed(1))
 
@@ -20,7 +24,7 @@ def test_tap_after_early_exit_equals_a_hook_on_the_full_transformer(tiny_wan):
                                                  torch_dtype=torch.float32)
     assert len(full.blocks) == 3
     frames = FRAMES[0, :2]
-    z = normalise(vae.encode(frames[:, :, None] * 2 - 1).latent_dist.mode(), vae)  # [2,4,1,28,28]
+    z = normalise_latents(vae.encode(frames[:, :, None] * 2 - 1).latent_dist.mode(), vae)  # [2,4,1,28,28]
     draws = [torch.Generator().manual_seed(7 * 1009 + i) for i in (0, 1)]
     noise = torch.stack([torch.randn(z.shape[1:], generator=draw) for draw in draws])
     taken = []
@@ -40,7 +44,7 @@ def test_single_frame_convolutions_give_exactly_the_3d_encoder(tiny_wan):
     assert sum(isinstance(m, FrameConv) for m in tower.encoder.modules()) > 10
     for t in (1, 5):
         x = FRAMES[:1, :t]
-        wanted = normalise(plain.encode((x * 2 - 1).transpose(1, 2)).latent_dist.mode(), plain)
+        wanted = normalise_latents(plain.encode((x * 2 - 1).transpose(1, 2)).latent_dist.mode(), plain)
         torch.testing.assert_close(tower.latents(x), wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -143,7 +147,7 @@ def test_a_checkpoint_that_lacks_a_part_is_named(tiny_wan, tmp_path):
     copy = shutil.copytree(tiny_wan, tmp_path / "half")
     weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="not a whole Wan checkpoint"):
+    with pytest.raises(ValueError, match="not a complete Wan checkpoint"):
         load_wan(copy, Tap(block=0))
 
 
@@ -153,3 +157,52 @@ def test_vae_latents_control_is_two_by_two_latents_a_cell(tiny_wan):
     assert features.shape == (1, 2, 16, 14, 14)
     z = tower.latents(FRAMES[:1, :1])[0, :, 0]
     torch.testing.assert_close(features[0, 0, :4, 3, 5], z[0, 6:8, 10:12].flatten())
+
+
+def test_frames_of_any_size_become_14x14_tokens(tiny_wan):
+    tower = load_wan(tiny_wan, Tap(block=0, seeds=1))
+    assert tower.features(torch.rand(1, 1, 3, 220, 300)).shape == (1, 1, 32, 14, 14)
+    small = load_wan(tiny_wan, Tap(block=0, seeds=1, side=64))
+    assert small.features(torch.rand(1, 1, 3, 100, 90)).shape == (1, 1, 32, 14, 14)
+
+
+def test_a_larger_grid_is_averaged_to_14x14(tiny_wan):
+    tower = load_wan(tiny_wan, Tap(block=1, k=0, seeds=1))
+    frames, taken = torch.rand(1, 1, 3, 448, 448), []
+    hook = tower.transformer.blocks[0].register_forward_hook(lambda m, i, out: taken.append(out))
+    pooled = tower.block_features(frames, [0, 1])[0, 0, 0]
+    hook.remove()
+    grid = taken[0][0].T.unflatten(1, (28, 28))
+    torch.testing.assert_close(pooled, F.avg_pool2d(grid, 2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_paper_geometry_gives_the_released_path_s_features(tiny_wan, tmp_path, monkeypatch,
+                                                           precision):
+    """The released way, step by step: frames through the 3D VAE one by one, all blocks, prompt
+    padded to 512."""
+    # the true size costs minutes here
+    monkeypatch.setattr("teacher.towers.base.PAPER_SIZES", {720: (64, 112)})
+    folder = shutil.copytree(tiny_wan, tmp_path / "wan")
+    prompt = Prompt(torch.randn(1, 1, 32), 512)
+    save_prompt(prompt, folder / "prompt.safetensors")
+    frames = torch.rand(3, 3, 48, 64)
+    vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    full = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+    square = F.interpolate(frames, (384, 384), mode="bicubic", antialias=True).clamp(0, 1)
+    x = F.interpolate(square, (112, 112), mode="bilinear")[:, :, 24:88] * 2 - 1
+    z = torch.cat([(vae.encode(one[None, :, None]).latent_dist.mode() - 0.1) / 0.5
+                   for one in x])  # [3,4,1,8,14]
+    noise = torch.stack(
+        [torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(i)) for i in range(3)])
+    sigma, taken = paper_time(300)[1], []
+    full.blocks[1].register_forward_hook(lambda m, i, out: taken.append(out))
+    with torch.inference_mode():
+        full(hidden_states=(1 - sigma) * z + sigma * noise, timestep=torch.full((3,), 299),
+             encoder_hidden_states=prompt.padded().expand(3, -1, -1))
+    wanted = F.adaptive_avg_pool2d(taken[0].transpose(1, 2).unflatten(2, (4, 7)), (14, 14))
+    tap = Tap(block=1, k=300, seeds=1, geometry="paper", precision=precision)
+    found = load_wan(folder, tap).features(frames[None])[0]
+    if precision == "fp32":
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+    assert F.cosine_similarity(found, wanted, dim=1).min() > 0.999

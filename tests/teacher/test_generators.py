@@ -1,5 +1,4 @@
-"""Stable Video Diffusion and LTX behind the same Protocol, from tiny random checkpoints in their
-official layouts."""
+"""Diffusion generators as towers, from tiny random checkpoints in their official layouts."""
 import json
 import shutil
 from math import log
@@ -8,19 +7,55 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLCogVideoX,
     AutoencoderKLLTXVideo,
     AutoencoderKLTemporalDecoder,
+    CogVideoXTransformer3DModel,
+    DDPMScheduler,
     EulerDiscreteScheduler,
     LTXVideoTransformer3DModel,
+    UNet2DConditionModel,
     UNetSpatioTemporalConditionModel,
 )
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
-from teacher.towers.generators import TOWERS, load_generator, load_tower
+from teacher.towers.generators import GENERATORS, DiffusionTower, load_generator, load_tower
 from teacher.towers.prompt import Prompt, save_prompt
 
-FRAMES = torch.rand(1, 2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+FRAMES = torch.rand(2, 2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+
+
 MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
+
+
+def save_diffusion(kind, folder, rotary=True):
+    torch.manual_seed(0)
+    schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    schedule.save_pretrained(folder / "scheduler")
+    if kind == "unet":
+        AutoencoderKL(block_out_channels=(8, 8, 8, 8),
+                      down_block_types=("DownEncoderBlock2D", ) * 4,
+                      up_block_types=("UpDecoderBlock2D", ) * 4,
+                      norm_num_groups=4).save_pretrained(folder / "vae")
+        UNet2DConditionModel(
+            block_out_channels=(16, 16, 32), norm_num_groups=8, attention_head_dim=8,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1, cross_attention_dim=16).save_pretrained(folder / "unet")
+    else:
+        AutoencoderKLCogVideoX(block_out_channels=(8, 8, 8, 8), latent_channels=4,
+                               layers_per_block=1,
+                               norm_num_groups=4).save_pretrained(folder / "vae")
+        CogVideoXTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
+            time_embed_dim=8, text_embed_dim=16, num_layers=3, max_text_seq_length=8,
+            use_rotary_positional_embeddings=rotary).save_pretrained(folder / "transformer")
+    save_prompt(Prompt(torch.randn(1, 2, 16), 8), folder / "prompt.safetensors")
+    return folder
 
 
 def save_svd(folder):
@@ -63,10 +98,51 @@ def save_ltx(folder):
     return folder
 
 
+def test_the_unet_is_read_where_it_enters_the_middle_block(tmp_path):
+    tower = load_generator("unet", save_diffusion("unet", tmp_path), seed=5)
+    assert tower.k == 250 and tower.features(FRAMES).shape == (2, 2, 32, 14, 14)
+    frame = FRAMES[0, :1]
+    z = tower.vae.encode(frame * 2 - 1).latent_dist.mode() * tower.vae.config.scaling_factor
+    noise = torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(5 * 1009))[None]
+    schedule = DDPMScheduler.from_pretrained(tmp_path / "scheduler")
+    taken = []
+    tower.net.mid_block.register_forward_pre_hook(lambda m, args: taken.append(args[0]))
+    with torch.inference_mode():
+        tower.net(schedule.add_noise(z, noise, torch.tensor([250])), torch.tensor([250]),
+                  tower.prompt.padded())
+    assert taken[0].shape == (1, 32, 7, 7)
+    wanted = F.adaptive_avg_pool2d(taken[0], (14, 14))
+    torch.testing.assert_close(tower.features(FRAMES[:1, :1])[0], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rotary", [True, False])  # CogVideoX's 5B, its 2B
+def test_cogvideox_is_read_after_a_block(tmp_path, rotary):
+    folder = save_diffusion("cogvideox", tmp_path, rotary)
+    tower = load_generator("cogvideox", folder)
+    assert tower.block == 2 and tower.features(FRAMES[:1]).shape == (1, 2, 32, 14, 14)
+    first = load_generator("cogvideox", folder, block=0).features(FRAMES[:1])
+    assert not torch.allclose(first, tower.features(FRAMES[:1]))
+    with pytest.raises(ValueError, match="0 to 2: the generator has 3 blocks"):
+        load_generator("cogvideox", folder, block=3)
+
+
+@pytest.mark.parametrize("kind", ["unet", "cogvideox"])
+def test_a_generator_s_seeds_reproduce_and_its_gaps_are_named(kind, tmp_path):
+    folder = save_diffusion(kind, tmp_path)
+    one, two, both = (load_generator(kind, folder, seed=s, seeds=n).features(FRAMES[:1, :1])
+                      for s, n in ((0, 1), (1, 1), (0, 2)))
+    assert not torch.allclose(one, two)
+    torch.testing.assert_close(both, (one + two) / 2, rtol=1e-4, atol=1e-5)
+    assert isinstance(load_generator(kind, folder), DiffusionTower)
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(ValueError, match=r"no vae/config\.json; expected a diffusers folder of"):
+        load_generator(kind, folder)
+
+
 def test_svd_is_read_where_it_enters_the_middle_block_and_sees_the_frame_it_is_conditioned_on(
         tmp_path):
     tower = load_generator("svd", save_svd(tmp_path), seed=5)
-    assert tower.k == 250 and tower.dim == 64 and tower.features(FRAMES).shape == (1, 2, 64, 14, 14)
+    assert tower.k == 250 and tower.dim == 64 and tower.features(FRAMES[:1]).shape == (1, 2, 64, 14, 14)
     frame = FRAMES[0, :1]
     still = tower.vae.encode(frame * 2 - 1).latent_dist.mode()  # [1,4,28,28]
     noise = torch.randn(still.shape[1:], generator=torch.Generator().manual_seed(5 * 1009))[None]
@@ -91,7 +167,7 @@ def test_svd_is_read_where_it_enters_the_middle_block_and_sees_the_frame_it_is_c
 
 def test_ltx_is_read_after_a_block_of_normalised_latents_and_the_end_of_text_alone(tmp_path):
     tower = load_generator("ltx", save_ltx(tmp_path), k=400)
-    assert tower.block == 2 and tower.features(FRAMES).shape == (1, 2, 32, 14, 14)
+    assert tower.block == 2 and tower.features(FRAMES[:1]).shape == (1, 2, 32, 14, 14)
     z = (tower.vae.encode(FRAMES[0, :1, :, None] * 2 - 1).latent_dist.mode() -
          0.2) / 0.5  # [1,8,1,7,7]
     noise = torch.randn(8, 7, 7, generator=torch.Generator().manual_seed(0))
@@ -126,7 +202,7 @@ def test_gaps_another_architecture_and_a_level_out_of_range_are_one_line_each(ki
     part = "unet" if kind == "svd" else "transformer"
     weights = folder / part / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:999])
-    with pytest.raises(ValueError, match=f"not a whole {kind} checkpoint") as said:
+    with pytest.raises(ValueError, match=f"not a complete {kind} checkpoint") as said:
         load_tower(f"{kind}:{folder}")
     assert "\n" not in str(said.value)
-    assert set(TOWERS) == {"unet", "svd", "cogvideox", "ltx"}
+    assert set(GENERATORS) == {"unet", "svd", "cogvideox", "ltx"}
