@@ -24,7 +24,7 @@ from student.config import SHIPPED, HeadsShape
 from student.heads import FILE, HeadOutputs, Heads, fit_pca, heads_scores, load_heads, save_heads
 from student.vit import Student, load_student
 from teacher.dense.model import geometry_loss
-from teacher.training.checkpoint import set_lr
+from teacher.training.checkpoint import clipped_step, set_lr
 
 NAME = "student_heads"  # of the row in accuracy.json
 QUERIES = 196           # cells of the first view that enter the match loss in a step
@@ -81,10 +81,7 @@ def train_student_heads(student: Student, student_sha256: str, dataset: HeadsDat
     draw = torch.Generator().manual_seed(seed)
     for step in track(range(config.steps), description="heads"):
         set_lr(optimizer, config.lr, step, config.steps, warm=config.steps // 20)
-        optimizer.zero_grad(set_to_none=True)
-        _loss(heads, dataset, config.batch, draw).backward()
-        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
-        optimizer.step()
+        clipped_step(_loss(heads, dataset, config.batch, draw), optimizer, trainable)
     return heads.eval()
 
 

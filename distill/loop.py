@@ -16,7 +16,12 @@ from student.config import SHIPPED
 from student.vit import Student, load_student, save_student
 from teacher.data.dataset import Examples
 from teacher.dense.train import Stream
-from teacher.training.checkpoint import load_checkpoint, save_checkpoint, set_lr
+from teacher.training.checkpoint import (
+    clipped_step,
+    load_checkpoint,
+    save_checkpoint,
+    set_lr,
+)
 
 CHECKPOINT_SECONDS = 30.0
 
@@ -50,12 +55,10 @@ def build_student(config: StudentTraining, teacher: str, mean: Tensor, std: Tens
 
 def train_student(student: Student, train: Examples, held_out: Examples, config: StudentTraining,
                   seed: int, folder: Path) -> Student:
-    """Trains in place and returns the student in eval mode; writes folder/student.safetensors and
-    .json.
+    """Trains in place, saves into `folder` and returns the student in eval mode.
 
     A killed run resumes from folder/student.ckpt.safetensors and ends at the same weights. About
-    ten times in all it appends to folder/metrics.jsonl and draws feature maps of teacher and
-    student into folder/maps.
+    ten times in all folder/metrics.jsonl gets a row and folder/maps a picture of features.
     """
     device = train.device
     student = student.to(device).train()
@@ -82,7 +85,8 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
                     saved = time.monotonic()
             done = epoch + 1
             if done % max(1, config.epochs // 10) == 0 or done == config.epochs:
-                row = {"seed": seed, "epoch": done, **_mean_losses(losses, per_epoch)}
+                token, relation = (loss / per_epoch for loss in losses.tolist())
+                row = {"seed": seed, "epoch": done, "token_loss": token, "relation_loss": relation}
                 _evaluate(student, held_out, row, folder, progress)
             student.train()
     save_student(student.cpu(), folder)
@@ -119,10 +123,7 @@ def train_step(student: Student, forward, optimizer: torch.optim.Optimizer, fram
     with torch.autocast(frames.device.type, torch.bfloat16, enabled=frames.device.type == "cuda"):
         out = forward(frames.float() / 255)
     token, relation = token_loss(out, target, config.l1_weight), relation_loss(out, target)
-    optimizer.zero_grad(set_to_none=True)
-    (token + config.relation_weight * relation).backward()
-    torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-    optimizer.step()
+    clipped_step(token + config.relation_weight * relation, optimizer, student.parameters())
     return torch.stack([token.detach(), relation.detach()])
 
 
@@ -139,11 +140,6 @@ def _key(student: Student, train: Examples, config: StudentTraining, seed: int) 
     stores = {name: store.key for name, store in train.stores.items()}
     return spec_digest({"seed": seed, "examples": train.ids, **asdict(config),
                         **asdict(student.config), **stores})
-
-
-def _mean_losses(losses: Tensor, steps: int) -> dict[str, float]:
-    token, relation = losses.tolist()
-    return {"token_loss": token / steps, "relation_loss": relation / steps}
 
 
 def _evaluate(student: Student, held_out: Examples, row: dict, folder: Path,

@@ -4,7 +4,6 @@ runs/NAME/ config.yaml env.json accuracy.json MODEL_CARD.md frames/ features/ te
 student/{metrics.jsonl,maps/}
 """
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,11 +58,9 @@ class DistillRun:
         return lambda example: control.features(example["frames"][:, None].float() / 255)[:, 0]
 
     def control(self, name: str) -> Tower:
-        makers: dict[str, Callable[[], Tower]] = {
-            "zeros": Zeros, "noise": FixedNoise, "rgb": RGBPatches,
-            "vae": lambda: VAELatents(self.tower)
-        }
-        return makers[name]()
+        if name == "vae":
+            return VAELatents(self.tower)
+        return {"zeros": Zeros, "noise": FixedNoise, "rgb": RGBPatches}[name]()
 
     def dense_teacher(self, name: str, seed: int) -> DenseTeacher:
         return load_teacher(self.folder / "teacher", f"{name}_seed{seed}").to(self.device)

@@ -43,7 +43,7 @@ def run_distillation(config: RunConfig) -> Path:
     write_json(rows, folder / "accuracy.json")
     write_card(folder, config, run.tower.spec, rows)
     if rows:
-        console.print(accuracy_table(rows), highlight=False)
+        console.print(accuracy_table(rows), highlight=False, soft_wrap=True)
     return folder
 
 

@@ -16,7 +16,12 @@ from scenes.dense import DenseScores, DenseTargets
 from teacher.config import DenseTraining
 from teacher.data.dataset import Example, Examples, moments
 from teacher.dense.model import DenseShape, DenseTeacher, dense_loss
-from teacher.training.checkpoint import load_checkpoint, save_checkpoint, set_lr
+from teacher.training.checkpoint import (
+    clipped_step,
+    load_checkpoint,
+    save_checkpoint,
+    set_lr,
+)
 
 # a batch's generative features [B,D,14,14] float32, in raw units
 Stream = Callable[[Example], Tensor | None]
@@ -54,10 +59,7 @@ def train_dense_teacher(name: str, examples: Examples, stream: Stream, shape: De
             set_lr(optimizer, config.lr, epoch * per_epoch + i, total, warm=total // 20)
             out = model(batch["semantic"].float(), stream(batch))
             loss = dense_loss(out, batch["depth"], batch["normals"], batch["classes"])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            clipped_step(loss, optimizer, model.parameters())
         save_checkpoint(path, (epoch + 1) * per_epoch, {"model": model}, optimizer, key)
     save_teacher(model, folder, name)
     path.unlink(missing_ok=True)

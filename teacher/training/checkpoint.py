@@ -1,12 +1,13 @@
 """Resumable training state without pickle: modules, one optimiser and the step, in one safetensors
 file."""
+from collections.abc import Iterable
 from math import cos, pi
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from records.files import atomic_write
@@ -67,3 +68,11 @@ def set_lr(optimizer: Optimizer, peak: float, step: int, total: int, warm: int) 
         share = 0.01 + 0.99 * 0.5 * (1 + cos(pi * (step - warm) / max(1, total - warm)))
     for group in optimizer.param_groups:
         group["lr"] = peak * share
+
+
+def clipped_step(loss: Tensor, optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """One optimiser step, with the gradient of `parameters` clipped to norm 1."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
