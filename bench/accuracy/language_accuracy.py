@@ -36,6 +36,7 @@ from bench.accuracy.question_intervals import (
     scores_by_metric,
 )
 from distill.run import DistillRun
+from export.source import evenly_spaced
 from records.files import digest, spec_digest
 from records.results import Row
 from scenes.questions.scoring import values
@@ -98,13 +99,11 @@ def subsample(rooms: Sequence[RoomQuestions], per_task: int | None) -> list[Room
             by_task.setdefault(question.task, []).append((i, j))
     chosen: dict[int, list[int]] = {}  # room -> questions
     for places in by_task.values():
-        count = min(per_task or len(places), len(places))
-        for k in np.linspace(0, len(places) - 1, count).round().astype(int):
-            i, j = places[k]
+        for i, j in evenly_spaced(np.array(places), per_task or len(places)).tolist():
             chosen.setdefault(i, []).append(j)
     out = []
     for i, questions in sorted(chosen.items()):
-        room, order = rooms[i], sorted(set(questions))
+        room, order = rooms[i], sorted(questions)
         out.append(replace(room, questions=[room.questions[j] for j in order],
                            candidates=[room.candidates[j] for j in order]))
     return out

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from distill.pca_visualization import pca_colours
 from distill.run import DistillRun
+from export.source import evenly_spaced
 from records.files import atomic_write
 from records.results import Row
 from scenes.clip import Clip
@@ -45,7 +46,7 @@ def draw_pictures(run: DistillRun, student: Student, test: Examples,
     colours.
     """
     int8 = [name for name in INT8 if name in files][:1]
-    clips = evenly_spaced(test.ids, CLIPS)
+    clips = evenly_spaced(np.array(test.ids), CLIPS).tolist()
     middle = test.frames_per_clip // 2
     examples = [_frame(test.load(clip), middle, run.device) for clip in clips]
     feature_maps = _feature_maps(student, examples, ["student_fp32", *int8])
@@ -77,7 +78,7 @@ def match_rows(run: DistillRun, test: Examples, files: Sequence[str]) -> list[Ro
     if int8 := next((name for name in INT8 if name in files), None):
         sources["int8"] = int8
     rows: list[Row] = []
-    for i, clip_id in enumerate(evenly_spaced(test.ids, PAIRS)):
+    for i, clip_id in enumerate(evenly_spaced(np.array(test.ids), PAIRS).tolist()):
         clip, example = test.source.clip(clip_id), test.load(clip_id)
         if len(clip.frames) < 2:
             continue
@@ -92,11 +93,6 @@ def match_rows(run: DistillRun, test: Examples, files: Sequence[str]) -> list[Ro
             facts = {"clip": clip_id, "voice": source}
             rows += _matches(facts, tokens, points, names, seed=i)
     return rows
-
-
-def evenly_spaced(ids: Sequence[str], count: int) -> list[str]:
-    """At most `count` of the ids."""
-    return [ids[i] for i in np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)]
 
 
 def save_picture(path: Path, pixels: np.ndarray) -> None:

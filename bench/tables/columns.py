@@ -1,5 +1,4 @@
-"""Columns of a table: which field, how it is written; and rows of several seeds as one row with
-their spread."""
+"""Columns of a table, and rows of several seeds as one row with their spread."""
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +6,19 @@ from dataclasses import dataclass
 from records.results import Row
 
 NONE = "–"
+TEXT = {  # fields whose cells are aligned to the left
+    "features", "head", "mode", "model", "backend", "precision", "artefact", "stage", "label",
+    "device", "timer", "launch", "work", "what", "tool", "unit", "task", "metric", "tune", "path",
+    "outcome", "position", "variant", "weights", "gate", "training", "group", "name"
+}
 
 
 @dataclass(frozen=True)
 class Column:
-    """A header with its unit, and the field under it. Numbers get `digits` decimals after `scale`
-    (None: four significant digits); text stays."""
+    """A header with its unit, and the field below it.
+
+    Numbers get `digits` decimals after `scale` (None: four significant digits); text stays.
+    """
     header: str
     field: str
     digits: int | None = 3
@@ -20,32 +26,30 @@ class Column:
     suffix: str = ""
 
     def cell(self, row: Row) -> str:
-        """As text; with the spread over seeds behind ± where the row has one. A field that is not
-        there is a dash."""
+        """As text, with ± and the spread over seeds where the row has one; a dash without value."""
         value = row.get(self.field)
         if value is None:
             return NONE
         if isinstance(value, bool | str):
             return str(value)
-        spread = row.get(f"{self.field}_std")
-        text = f"{value * self.scale:.{self.digits}f}" if self.digits is not None else f"{value * self.scale:.4g}"
+        value *= self.scale
+        text = f"{value:.4g}" if self.digits is None else f"{value:.{self.digits}f}"
         if float(text) == 0:
             text = text.removeprefix("-")
+        spread = row.get(f"{self.field}_std")
         if spread is not None:
             text += f" ± {spread * self.scale:.{3 if self.digits is None else self.digits}f}"
         return text + self.suffix
 
     @property
     def numeric(self) -> bool:
-        """Whether its cells line up to the right."""
+        """Whether its cells are aligned to the right."""
         return self.field not in TEXT
 
 
-TEXT = {
-    "features", "head", "mode", "model", "backend", "precision", "artefact", "stage", "label",
-    "device", "timer", "launch", "work", "what", "tool", "unit", "task", "metric", "tune", "path",
-    "outcome", "position", "variant", "weights", "gate", "training"
-}
+def columns(*specs: tuple) -> tuple[Column, ...]:
+    """Columns from the arguments of each."""
+    return tuple(Column(*spec) for spec in specs)
 
 
 def over_seeds(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:

@@ -1,23 +1,25 @@
-"""The result tables of README and docs, generated from the committed result files: no number
-without a file.
+"""The result tables of README and docs, generated from the committed result files.
 
-A table stands between <!-- results:NAME --> and <!-- /results:NAME --> and comes from
-bench/results/NAME.json, or from the file that it names in bench.table_list. Its columns are those
-given there; or fields named in the marker: <!-- results:NAME model precision latency_ms -->.
+A table stands between <!-- results:NAME --> and <!-- /results:NAME --> and is made as
+bench.tables.table_list says. A marker may name fields of bench/results/NAME.json instead:
+<!-- results:NAME model precision latency_ms -->.
 """
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.tables.table_list import TABLES, plain_table
+from bench.tables.table_list import TABLES, table_of_fields
 from records.files import atomic_write
 from records.results import Results, load
 
 _BLOCK = re.compile(
     r"<!-- results:(?P<name>[\w.-]+)(?P<fields>( \w+)*) -->\n(?P<table>.*?)<!-- /results:(?P=name) "
-    r"-->",
-    re.DOTALL)
+    r"-->", re.DOTALL)
 _MARKER = re.compile(r"<!-- (/?)results:([\w.-]+)(?: \w+)* -->")
+_ABSOLUTE_PATH = re.compile(r"(?<![\w.~-])/(?:[\w.+-]+/)*([\w.+-]+)/?")
+_REMOVED = re.compile(r"bench/h200/|bench\.question_probes")  # scripts of experiments
+_LAST_WITH_SCRIPTS = "6866ce9"
+_LONGEST = 120  # characters of a command; all of it is in the result file
 
 
 def fill(text: str, folder: Path) -> str:
@@ -28,10 +30,12 @@ def fill(text: str, folder: Path) -> str:
     """
     blocks = [match["name"] for match in _BLOCK.finditer(text)]
     markers = [name for _, name in _MARKER.findall(text)]
-    if broken := [name for name in markers if markers.count(name) != 2 or blocks.count(name) != 1]:
-        raise ValueError(
-            f"results:{broken[0]}: got a marker without its partner, or twice; expected one "
-            "<!-- results:NAME --> and below it one <!-- /results:NAME -->, each on its own line")
+    for name in markers:
+        if markers.count(name) != 2 or blocks.count(name) != 1:
+            raise ValueError(
+                f"results:{name}: got a marker without its partner, or twice; expected one "
+                "<!-- results:NAME --> and below it one <!-- /results:NAME -->, each on its own "
+                "line")
     return _BLOCK.sub(lambda match: _block(match["name"], match["fields"], folder), text)
 
 
@@ -39,28 +43,26 @@ def table(name: str, folder: Path, fields: Sequence[str] = ()) -> str:
     """The Markdown table of one result file, and where it was measured. A column that no row fills
     is left out.
 
-    fields: the columns, for a file that has no table of its own, or for fewer of them; rows that
-    have all of them.
+    fields: these columns instead, in the rows of NAME.json that have all of them.
     """
     if name not in TABLES and not fields:
         raise ValueError(
             f"results:{name}: no such table; there are: {', '.join(TABLES)}; or name the fields: "
             f"<!-- results:{name} FIELD FIELD -->")
-    asked = plain_table(fields) if fields else TABLES[name]
-    results = load(folder / f"{asked.file or name}.json")
-    rows = asked.rows(results.rows)
+    listed = table_of_fields(name, fields) if fields else TABLES[name]
+    results = load(folder / f"{listed.file}.json")
+    rows = listed.rows(results.rows)
     if not rows:
-        missing = f"no row has all of: {', '.join(fields)}" if fields else f"{results.name}.json has no row for it"
-        raise ValueError(f"results:{name}: {missing}")
-    columns = [
-        column for column in asked.columns if any(
-            row.get(column.field) is not None for row in rows)
-    ]
-    head = [column.header for column in columns]
-    rule = ["---:" if column.numeric else "---" for column in columns]
-    body = [[column.cell(row) for column in columns] for row in rows]
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, rule, *body)]
-    return "\n".join([*lines, "", _source(results), ""])
+        why = f"{results.name}.json has no row for it"
+        if fields:
+            why = f"no row has all of: {', '.join(fields)}"
+        raise ValueError(f"results:{name}: {why}")
+    columns = [column for column in listed.columns
+               if any(row.get(column.field) is not None for row in rows)]
+    lines = [[column.header for column in columns],
+             ["---:" if column.numeric else "---" for column in columns]]
+    lines += [[column.cell(row) for column in columns] for row in rows]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", _source(results), ""])
 
 
 def update(documents: Sequence[Path], folder: Path, check: bool = False) -> list[Path]:
@@ -79,14 +81,9 @@ def update(documents: Sequence[Path], folder: Path, check: bool = False) -> list
         except ValueError as error:
             raise ValueError(f"{document}: {error}") from error
         if check and before != after:
-            stale = [
-                m["name"]
-                for m, n in zip(_BLOCK.finditer(before), _BLOCK.finditer(after), strict=True)
-                if m["table"] != n["table"]
-            ]
             raise ValueError(
-                f"{document}: tables differ from their result files ({', '.join(stale)}); "
-                "run: vega3d bench tables")
+                f"{document}: tables differ from their result files "
+                f"({', '.join(_changed(before, after))}); run: vega3d bench tables")
         if before != after:
             filled.append((document, after))
     for document, text in filled:
@@ -96,11 +93,31 @@ def update(documents: Sequence[Path], folder: Path, check: bool = False) -> list
 
 
 def _block(name: str, fields: str, folder: Path) -> str:
-    return f"<!-- results:{name}{fields} -->\n{table(name, folder, fields.split())}<!-- /results:{name} -->"
+    content = table(name, folder, fields.split())
+    return f"<!-- results:{name}{fields} -->\n{content}<!-- /results:{name} -->"
+
+
+def _changed(before: str, after: str) -> list[str]:
+    """The names of the tables that differ."""
+    pairs = zip(_BLOCK.finditer(before), _BLOCK.finditer(after), strict=True)
+    return [old["name"] for old, new in pairs if old["table"] != new["table"]]
 
 
 def _source(results: Results) -> str:
     env, devices = results.env, {row.get("device", "cuda") for row in results.rows}
     cpu = f"{env.get('cpu', 'unknown CPU')}, {env.get('cores', '?')} cores"
     machine = env.get("gpu", cpu) if "cuda" in devices else cpu
-    return f"<sub>`{results.command}` on {machine}, commit {results.commit}: bench/results/{results.name}.json</sub>"
+    command = f"`{_printed(results.command)}`"
+    if _REMOVED.search(results.command):
+        command += f" (script at commit {_LAST_WITH_SCRIPTS})"
+    return (f"<sub>{command} on {machine}, commit {results.commit}: "
+            f"bench/results/{results.name}.json</sub>")
+
+
+def _printed(command: str) -> str:
+    """A command without the folders of the machine that ran it, and without the end of a long one.
+    """
+    command = _ABSOLUTE_PATH.sub(r"\1", command)
+    if len(command) <= _LONGEST:
+        return command
+    return command[:_LONGEST].rpartition(" ")[0] + " …"

@@ -1,17 +1,17 @@
-"""The language teacher's answers (bench/h200/language.py) as rows of tables: mean and spread over
-seeds, differences.
+"""Question scores of the language teacher as rows of tables: means over seeds, differences.
 
-Scores and differences are shares in the files and percent or points here; intervals are the files'
-own, 95 % by bootstrap over rooms.
+Scores and differences are shares in the files, percent and points here. Intervals are the files'
+own, 95 % by bootstrap over rooms and seeds.
 """
 import statistics
 from collections.abc import Sequence
 
-from bench.tables.columns import Column, over_seeds
+from bench.tables.columns import columns, over_seeds
 from records.results import Row
 from scenes.questions.question import NUMERIC
 
-MRA, GROUND = "vsi_numeric mra", "ground acc@0.25"  # a score's field is its task and metric
+# a score's field is its task and metric
+MRA, GROUND, GROUND_HALF = "vsi_numeric mra", "ground acc@0.25", "ground acc@0.5"
 # VSI-Bench counts its three difficulties as one type
 DIRECTION = "vsi:object_rel_direction accuracy"
 CHOICES = ("vsi:object_rel_distance accuracy", DIRECTION, "vsi:route_planning accuracy",
@@ -22,158 +22,174 @@ STUDENTS = ("student_fp32", "student_fp16", "student_int8", "student_int8_cpu",
             "student_fp32_retrained")
 ORDER = ("generator", *STUDENTS, "semantic_only", *CONTROLS, "text_only", "chance", "majority",
          "nearest_text")
-GUESSED = "-"  # the position, in the files, of what no model answered: it has none here
+BASELINE = "-"  # in the files, the position of baselines without a model
 
-_SCORES = (Column("seeds", "seeds", 0), Column("steps", "steps",
-                                               0), Column("numeric MRA, %", MRA, 1, 100),
-           Column("grounding Acc@0.25, %", GROUND, 1,
-                  100), Column("Acc@0.5, %", "ground acc@0.5", 1,
-                               100), Column("multiple choice, %", "choice", 1, 100),
-           Column("numeric over semantic only, points (95 %)", f"gain {MRA}"),
-           Column("grounding over semantic only, points (95 %)", f"gain {GROUND}"))
-SCORED = (Column("positions", "position"), Column("features", "features"), *_SCORES,
-          Column("semantic share of the gate, each seed", "gates"),
-          Column("recovery, numeric (95 %)", f"recovery {MRA}"),
-          Column("recovery, grounding (95 %)", f"recovery {GROUND}"))
-FUSED = (Column("positions", "position"), Column("fusion", "features"), *_SCORES)
-CONTROLLED = (Column("positions", "position"), Column("generator minus",
-                                                      "features"), Column("seeds", "seeds", 0),
-              Column("numeric MRA, points (95 %)",
-                     MRA), Column("lowest … highest seed", f"{MRA} seeds"),
-              Column("grounding Acc@0.25, points (95 %)",
-                     GROUND), Column("lowest … highest seed", f"{GROUND} seeds"))
-GATED = (Column("part", "group"), Column("what", "name"), Column("tokens", "tokens", 0),
-         *(Column(name, name) for name in ("generator", *CONTROLS)))
-TYPED = (Column("type", "task"), Column("by", "metric"),
-         *(Column(name, name, 1, 100) for name in ("semantic_only", "generator", "student_int8")),
-         Column("best control", "control"),
-         *(Column(name, name, 1, 100) for name in ("majority", "text_only")))
+_SCORES = (
+    ("seeds", "seeds", 0), ("steps", "steps", 0), ("numeric MRA, %", MRA, 1, 100),
+    ("grounding Acc@0.25, %", GROUND, 1, 100), ("Acc@0.5, %", GROUND_HALF, 1, 100),
+    ("multiple choice, %", "choice", 1, 100),
+    ("numeric over semantic only, points (95 %)", f"gain {MRA}"),
+    ("grounding over semantic only, points (95 %)", f"gain {GROUND}"))
+SCORE_COLUMNS = columns(
+    ("positions", "position"), ("features", "features"), *_SCORES,
+    ("semantic share of the gate, each seed", "gates"),
+    ("recovery, numeric (95 %)", f"recovery {MRA}"),
+    ("recovery, grounding (95 %)", f"recovery {GROUND}"))
+FUSION_COLUMNS = columns(("positions", "position"), ("fusion", "features"), *_SCORES)
+CONTROL_COLUMNS = columns(
+    ("positions", "position"), ("generator minus", "features"), ("seeds", "seeds", 0),
+    ("numeric MRA, points (95 %)", MRA), ("lowest … highest seed", f"{MRA} seeds"),
+    ("grounding Acc@0.25, points (95 %)", GROUND), ("lowest … highest seed", f"{GROUND} seeds"))
+GATE_COLUMNS = columns(("part", "group"), ("what", "name"), ("tokens", "tokens", 0),
+                       *((name, name) for name in ("generator", *CONTROLS)))
+TYPE_COLUMNS = columns(
+    ("type", "task"), ("by", "metric"),
+    *((name, name, 1, 100) for name in ("semantic_only", "generator", "student_int8")),
+    ("best control", "control"), *((name, name, 1, 100) for name in ("majority", "text_only")))
 
 
-def scored(rows: Sequence[Row]) -> list[Row]:
-    """A row for each position and features; recovery only where the generator's own gain is surely
-    above zero."""
-    found = {(row["kind"], row["position"], row["features"], row.get("minus"), _field(row)): row
-             for row in rows if row["kind"] in ("difference", "recovery")}
-    out = _answered(rows)
-    gates = {(row["position"], row["features"], row["seed"]): row["gate"] for row in rows
-             if row["kind"] == "score" and row.get("gate") is not None}
+def score_rows(rows: Sequence[Row]) -> list[Row]:
+    """A row for each position and features.
+
+    Recovery is shown only where the interval of the generator's own gain is above zero.
+    """
+    differences = {(row["position"], row["features"], row["minus"], _field(row)): row
+                   for row in rows if row["kind"] == "difference"}
+    recoveries = {(row["position"], row["features"], _field(row)): row
+                  for row in rows if row["kind"] == "recovery"}
+    out = _mean_scores(rows)
     for row in out:
-        row["gates"] = ", ".join(f"{gates[place]:.2f}" for place in sorted(gates)
-                                 if place[:2] == (row["position"], row["features"])) or None
+        position, features = row["position"], row["features"]
+        row["gates"] = _gates(rows, position, features)
         for field in (MRA, GROUND):
-            gain = found.get(
-                ("difference", row["position"], row["features"], "semantic_only", field))
-            best = found.get(("difference", row["position"], "generator", "semantic_only", field))
-            kept = found.get(("recovery", row["position"], row["features"], None, field))
+            gain = differences.get((position, features, "semantic_only", field))
+            generator = differences.get((position, "generator", "semantic_only", field))
+            share = recoveries.get((position, features, field))
             if gain:
-                of = f", {gain['seeds']} of {row['seeds']} seeds" if gain["seeds"] < row[
-                    "seeds"] else ""
-                row[f"gain {field}"] = points(gain) + of
-            if kept and None not in (kept["low"], kept["high"]) and best and (best["low"] or 0) > 0:
-                row[f"recovery {field}"] = f"{kept['value']:.2f} ({kept['low']:.2f} … {kept['high']:.2f})"
-    return sorted(out, key=_place)
+                fewer = gain["seeds"] < row["seeds"]
+                seeds = f", {gain['seeds']} of {row['seeds']} seeds" if fewer else ""
+                row[f"gain {field}"] = points(gain) + seeds
+            if share and share["low"] is not None and generator and (generator["low"] or 0) > 0:
+                interval = f"{share['low']:.2f} … {share['high']:.2f}"
+                row[f"recovery {field}"] = f"{share['value']:.2f} ({interval})"
+    return sorted(out, key=_order)
 
 
-def fused(rows: Sequence[Row]) -> list[Row]:
-    """As `scored`, named by the way of fusing, the best at the numeric types first."""
-    named = [{**row, "features": "token_gate" if row["features"] == "generator" else
-              row["features"].rpartition("+")[2]} for row in scored(rows)]
-    return sorted(named, key=lambda row: (*_place(row)[:2], -row.get(MRA, 0)))
+def fusion_rows(rows: Sequence[Row]) -> list[Row]:
+    """As `score_rows`, named by the fusion, the best at the numeric types first."""
+    out = []
+    for row in score_rows(rows):
+        fusion = row["features"].rpartition("+")[2]
+        out.append({**row, "features": "token_gate" if fusion == "generator" else fusion})
+    return sorted(out, key=lambda row: (*_order(row)[:2], -row.get(MRA, 0)))
 
 
-def controlled(rows: Sequence[Row]) -> list[Row]:
-    """The generator minus semantic only, each control, words alone: a row for each position and
-    what is taken off."""
+def control_rows(rows: Sequence[Row]) -> list[Row]:
+    """The generator minus semantic only, each control and text only, by position."""
     out: dict[tuple[str, str], Row] = {}
     for row in rows:
-        if row["kind"] != "difference" or row["features"] != "generator" or row["minus"] in STUDENTS:
+        if row["kind"] != "difference" or row["features"] != "generator":
             continue
-        place = row["position"], row["minus"]
-        one = out.setdefault(place,
-                             {"position": place[0], "features": place[1], "seeds": row["seeds"]})
-        one[_field(row)] = points(row)
+        position, baseline = row["position"], row["minus"]
+        if baseline in STUDENTS:
+            continue
+        shown = out.setdefault((position, baseline), {
+            "position": position, "features": baseline, "seeds": row["seeds"]})
+        shown[_field(row)] = points(row)
         if row["seeds"] > 1:
-            one[f"{_field(row)} seeds"] = f"{_point(row['lowest_seed'])} … {_point(row['highest_seed'])}"
-    return sorted(out.values(), key=_place)
+            ends = [_point(row[f"{end}_seed"]) for end in ("lowest", "highest")]
+            shown[f"{_field(row)} seeds"] = " … ".join(ends)
+    return sorted(out.values(), key=_order)
 
 
-def typed(rows: Sequence[Row]) -> list[Row]:
-    """A row for each type of question, without depth and pose: the mean over seeds, the control
-    that is best at it."""
-    answered = _answered([row for row in rows if row["position"] in ("pose_free", GUESSED)])
-    if all(row["position"] is None for row in answered):
+def type_rows(rows: Sequence[Row]) -> list[Row]:
+    """A row for each type of question, without depth and pose, with the control best at it."""
+    scores = _mean_scores([row for row in rows if row["position"] in ("pose_free", BASELINE)])
+    if all(row["position"] is None for row in scores):
         return []
     out: list[Row] = []
     for field in TYPES:
-        means = {row["features"]: row[field] for row in answered if field in row}
-        if means:
-            task, metric = field.split()
-            best = max((name for name in CONTROLS if name in means), key=lambda name: means[name],
-                       default=None)
-            control = None if best is None else f"{100 * means[best]:.1f} ({best})"
-            out.append(
-                {"task": task.removeprefix("vsi:"), "metric": metric, "control": control, **means})
+        means = {row["features"]: row[field] for row in scores if field in row}
+        if not means:
+            continue
+        task, metric = field.split()
+        row = {"task": task.removeprefix("vsi:"), "metric": metric, "control": None, **means}
+        if controls := [name for name in CONTROLS if name in means]:
+            best = max(controls, key=lambda name: means[name])
+            row["control"] = f"{100 * means[best]:.1f} ({best})"
+        out.append(row)
     return out
 
 
-def gated(rows: Sequence[Row]) -> list[Row]:
-    """The gate's mean semantic share of each class and part of the frame, a number a seed, the most
-    geometric first."""
+def gate_rows(rows: Sequence[Row]) -> list[Row]:
+    """The gate's mean semantic share by class and part of the frame, one number a seed.
+
+    Those that trust the generator most come first.
+    """
     out: dict[tuple[str, str], Row] = {}
     shares: dict[tuple[str, str, str], list[float]] = {}
     for row in sorted(rows, key=lambda row: row["seed"]):
-        out.setdefault((row["group"], row["name"]),
-                       {key: row[key]
-                        for key in ("group", "name", "tokens")})
-        shares.setdefault((row["group"], row["name"], row["features"]), []).append(row["gate_mean"])
+        group, name = row["group"], row["name"]
+        out.setdefault((group, name), {"group": group, "name": name, "tokens": row["tokens"]})
+        shares.setdefault((group, name, row["features"]), []).append(row["gate_mean"])
     for (group, name, features), values in shares.items():
         out[group, name][features] = ", ".join(f"{value:.2f}" for value in values)
     order = {key[:2]: sum(values) for key, values in shares.items() if key[2] == "generator"}
-    return sorted(out.values(), key=lambda row:
-                  (row["group"], order.get((row["group"], row["name"]), 0.0)))
+    return [row for key, row in
+            sorted(out.items(), key=lambda item: (item[0][0], order.get(item[0], 0.0)))]
 
 
-def _answered(rows: Sequence[Row]) -> list[Row]:
-    """A row for each position and features: every score under its _field, mean and spread over
-    seeds."""
-    seeds: dict[tuple, Row] = {}
+def points(row: Row) -> str:
+    """Such as +1.2 (+0.4 … +2.0); without bounds where there was a single room to draw from."""
+    if row["low"] is None or row["high"] is None:
+        return _point(row["value"])
+    return f"{_point(row['value'])} ({_point(row['low'])} … {_point(row['high'])})"
+
+
+def _mean_scores(rows: Sequence[Row]) -> list[Row]:
+    """A row for each position and features: mean and spread over seeds of every score's field."""
+    by_training: dict[tuple, Row] = {}
     for row in rows:
         if row["kind"] == "score":
-            about = {key: row.get(key) for key in ("position", "features", "seed", "steps")}
-            seeds.setdefault((row["position"], row["features"], row["seed"]),
-                             about)[_field(row)] = row["value"]
-    for one in seeds.values():
-        if directions := [
-                value for field, value in one.items()
-                if field.startswith(f"{DIRECTION.split()[0]}_") and field.endswith(" accuracy")
-        ]:
-            one[DIRECTION] = statistics.fmean(directions)
-        if choices := [one[field] for field in CHOICES if field in one]:
-            one["choice"] = statistics.fmean(choices)
-    merged = over_seeds(list(seeds.values()), ("position", "features"))
+            facts = {key: row.get(key) for key in ("position", "features", "seed", "steps")}
+            training = (row["position"], row["features"], row["seed"])
+            by_training.setdefault(training, facts)[_field(row)] = row["value"]
+    for scores in by_training.values():
+        _add_means_of_types(scores)
+    merged = over_seeds(list(by_training.values()), ("position", "features"))
     for row in merged:
         if not row.get("steps_std"):
-            row.pop("steps_std", None)  # of equal steps there is nothing to say
-        if row["position"] == GUESSED:
+            row.pop("steps_std", None)  # equal steps need no spread
+        if row["position"] == BASELINE:
             row |= {"position": None, "seeds": None}
     return merged
+
+
+def _add_means_of_types(scores: Row) -> None:
+    prefix, metric = DIRECTION.split()
+    directions = [value for field, value in scores.items()
+                  if field.startswith(f"{prefix}_") and field.endswith(f" {metric}")]
+    if directions:
+        scores[DIRECTION] = statistics.fmean(directions)
+    if choices := [scores[field] for field in CHOICES if field in scores]:
+        scores["choice"] = statistics.fmean(choices)
+
+
+def _gates(rows: Sequence[Row], position: str | None, features: str) -> str | None:
+    """The gate's mean semantic share of each seed."""
+    shares = {row["seed"]: row["gate"] for row in rows
+              if row["kind"] == "score" and row.get("gate") is not None
+              and (row["position"], row["features"]) == (position, features)}
+    return ", ".join(f"{shares[seed]:.2f}" for seed in sorted(shares)) or None
 
 
 def _field(row: Row) -> str:
     return f"{row['task']} {row['metric']}"
 
 
-def _place(row: Row) -> tuple[bool, str, int]:
+def _order(row: Row) -> tuple[bool, str, int]:
     name, position = row["features"], row["position"]
     return position is None, position or "", ORDER.index(name) if name in ORDER else len(ORDER)
-
-
-def points(row: Row) -> str:
-    """Such as +1.2 (+0.4 … +2.0); without bounds where there was but one room to draw from."""
-    if row["low"] is None or row["high"] is None:
-        return _point(row["value"])
-    return f"{_point(row['value'])} ({_point(row['low'])} … {_point(row['high'])})"
 
 
 def _point(share: float) -> str:

@@ -1,68 +1,70 @@
-"""What each result file shows as a table: which rows, in which order, under which columns."""
+"""Every table of docs/results.md and README: its result file, columns, rows and their order."""
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from bench.accuracy.intervals import METRICS
 from bench.report.findings import gain_is_real
-from bench.tables.columns import Column, over_seeds
+from bench.tables.columns import Column, columns, over_seeds
 from bench.tables.question_tables import (
-    CONTROLLED,
-    FUSED,
-    GATED,
-    SCORED,
-    TYPED,
-    controlled,
-    fused,
-    gated,
+    CONTROL_COLUMNS,
+    FUSION_COLUMNS,
+    GATE_COLUMNS,
+    SCORE_COLUMNS,
+    TYPE_COLUMNS,
+    control_rows,
+    fusion_rows,
+    gate_rows,
     points,
-    scored,
-    typed,
+    score_rows,
+    type_rows,
 )
 from records.results import Row
+
+ENGINES = ("fp16", "int8", "fp32")  # TensorRT engines as the product writes them
 
 
 @dataclass(frozen=True)
 class Table:
-    """file: the result file it is made from, for one that is not named as the table is."""
+    """file: bench/results/FILE.json. where: the rows of it to show; derive: rows made of these;
+    order: a sort key, None for the file's order."""
+    file: str
     columns: tuple[Column, ...]
-    rows: Callable[[list[Row]], list[Row]] = list
-    file: str = ""
+    where: Callable[[Row], bool] = bool  # all
+    derive: Callable[[list[Row]], list[Row]] = list
+    order: Callable[[Row], Any] | None = None
+
+    def rows(self, rows: Sequence[Row]) -> list[Row]:
+        shown = self.derive([row for row in rows if self.where(row)])
+        return sorted(shown, key=self.order) if self.order else shown
 
 
-ENGINES = ("fp16", "int8", "fp32")  # of bench/h200/trt_plan.py, as the product writes them
-
-
-def plain_table(fields: Sequence[str]) -> Table:
+def table_of_fields(file: str, fields: Sequence[str]) -> Table:
     """Fields under their own names, in the rows that have them all."""
-    columns = tuple(Column(field.replace("_", " "), field, None) for field in fields)
-    return Table(
-        columns,
-        lambda rows: [row for row in rows if all(row.get(field) is not None for field in fields)])
+    return Table(file, columns(*((field.replace("_", " "), field, None) for field in fields)),
+                 lambda row: all(row.get(field) is not None for field in fields))
 
 
-def _probes(rows: list[Row]) -> list[Row]:
-    """The best of each control, then the best generator row of each mode and number of noise
-    draws."""
-    def strength(row: Row) -> float:
-        return (row["depth_r2_mlp"] or 0) + (row["normal_cos"] or 0)
-
-    def best(group: Sequence[Row]) -> Row:
-        return max(group, key=strength)
-
-    generator = [row for row in rows if row["features"].startswith("generator")]
-    controls = [row for row in rows if row not in generator]
-    names = dict.fromkeys(row["features"] for row in controls)
-    shown = [best([row for row in controls if row["features"] == name]) for name in names]
-    taps = sorted({(row["seeds"], row["mode"]) for row in generator})
-    return shown + [
-        best([row for row in generator if (row["seeds"], row["mode"]) == tap]) for tap in taps
-    ]
+def _best_probes(rows: list[Row]) -> list[Row]:
+    """The best of each control, then of the generator's in each mode and number of noise draws."""
+    best: dict[tuple, Row] = {}
+    for row in rows:
+        generator = row["features"].startswith("generator")
+        key = (1, row["seeds"], row["mode"]) if generator else (0, row["features"])
+        if key not in best or _strength(row) > _strength(best[key]):
+            best[key] = row
+    controls = [row for key, row in best.items() if not key[0]]
+    return controls + [best[key] for key in sorted(key for key in best if key[0])]
 
 
-def _rooms(rows: list[Row]) -> list[Row]:
+def _strength(row: Row) -> float:
+    return (row["depth_r2_mlp"] or 0) + (row["normal_cos"] or 0)
+
+
+def _rooms_accuracy(rows: list[Row]) -> list[Row]:
     """Mean and spread over seeds; rows of one seed only (exported files) as they are.
 
-    A share of the generator's gain is shown unless that gain was measured and may be zero.
+    Recovery is hidden where the generator's gain was measured and may be zero.
     """
     measured = any("delta1_vs_semantic_low" in row for row in rows)
     if measured and not all(gain_is_real(rows, metric) for metric in METRICS):
@@ -70,240 +72,222 @@ def _rooms(rows: list[Row]) -> list[Row]:
     return over_seeds(rows, ("features", "head"))
 
 
-def _timed(rows: list[Row]) -> list[Row]:
-    """As graphs, and launched call by call where a lone frame's latency is the question."""
-    return [
-        row for row in rows
-        if row.get("kind") == "latency" and (row.get("launch") == "graph" or row["batch"] == 1)
-    ]
+def _without_empty_text(rows: list[Row]) -> list[Row]:
+    return [{key: value for key, value in row.items() if value != ""} for row in rows]
+
+
+def _is_graph_or_lone_frame(row: Row) -> bool:
+    """Launched call by call only where the latency of a single frame is the question."""
+    return row.get("kind") == "latency" and (row.get("launch") == "graph" or row["batch"] == 1)
+
+
+def _is_timer(row: Row) -> bool:
+    return row["kind"] == "timer"
+
+
+def _is_tensorrt(row: Row) -> bool:
+    return row["backend"].startswith("tensorrt")
 
 
 def _engines(rows: list[Row]) -> list[Row]:
-    """One row a student and batch: TensorRT's engines as exported beside torch's compiled FP16."""
+    """One row a student and batch: TensorRT's engines as exported, and torch's compiled FP16."""
     places: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
-        if row["backend"].startswith("tensorrt") or row["backend"] == "torch":
-            variant: str = row.get("variant") or row["precision"]
-            places.setdefault((row["model"], row["batch"]), {})[variant] = row
-    return [_engines_of(model, batch, there) for (model, batch), there in sorted(places.items())
-            if any(there.get(name, {}).get("latency_ms") for name in ENGINES)]
+        variant: str = row.get("variant") or row["precision"]
+        places.setdefault((row["model"], row["batch"]), {})[variant] = row
+    shown = []
+    for (model, batch), variants in sorted(places.items()):
+        if any(variants.get(name, {}).get("latency_ms") for name in ENGINES):
+            shown.append({"model": model, "batch": batch, **_engines_of(variants)})
+    return shown
 
 
-def _engines_of(model: str, batch: int, there: dict[str, Row]) -> Row:
-    engines = {name: there.get(name, {"error": "not measured"}) for name in ENGINES}
-    outcomes = {
-        name: row.get("gate") or row.get("error") or "not timed"
-        for name, row in engines.items()
-    }
-    alike = len(set(outcomes.values())) == 1
-    row: Row = {
-        "model": model, "batch": batch, "weights": engines["int8"].get("weights"),
-        "outcome": f"all {outcomes['int8']}" if alike else "; ".join(
-            map(": ".join, outcomes.items()))
-    }
+def _engines_of(variants: dict[str, Row]) -> Row:
+    engines = {name: variants.get(name, {"error": "not measured"}) for name in ENGINES}
+    outcomes = {}
+    for name, engine in engines.items():
+        outcomes[name] = engine.get("gate") or engine.get("error") or "not timed"
+    outcome = f"all {outcomes['int8']}"
+    if len(set(outcomes.values())) > 1:
+        outcome = "; ".join(f"{name}: {result}" for name, result in outcomes.items())
+    int8 = engines["int8"]
+    row: Row = {"weights": int8.get("weights"), "outcome": outcome}
     for name, engine in engines.items():
         row |= {f"{name}_ms": engine.get("graph_ms"), f"{name}_mb": engine.get("size_mb")}
-    row["torch_ms"] = there.get("fp16-compiled", {}).get("graph_ms")
-    return row | {
-        key: engines["int8"].get(key)
-        for key in ("graph_vs_fp16", "vs_fp16", "cosine_mean", "cosine_p1")
-    }
+    row["torch_ms"] = variants.get("fp16-compiled", {}).get("graph_ms")
+    fields = ("graph_vs_fp16", "vs_fp16", "cosine_mean", "cosine_p1")
+    return row | {field: int8.get(field) for field in fields}
 
 
-def _spellings(rows: list[Row]) -> list[Row]:
-    """TensorRT's engines where other places for Q/DQ and other spellings of the graph were timed,
-    quickest first."""
-    timed = [row for row in rows if row["backend"].startswith("tensorrt") and row.get("latency_ms")]
+def _placements(rows: list[Row]) -> list[Row]:
+    """Timed engines of the students for which other Q/DQ placements were tried."""
+    timed = [row for row in rows if row.get("latency_ms")]
     tried = {(row["model"], row["batch"]) for row in timed if "-" in row["variant"]}
-    shown = [{**row, "outcome": row.get("gate") or row.get("error")} for row in timed
-             if (row["model"], row["batch"]) in tried]
-    return sorted(
-        shown, key=lambda row:
-        (row["model"], row["batch"], row.get("graph_ms") or row["latency_ms"]))
+    return [{**row, "outcome": row.get("gate") or row.get("error")} for row in timed
+            if (row["model"], row["batch"]) in tried]
 
 
-def _gains(rows: list[Row]) -> list[Row]:
-    """What a regression would score of each question over semantic features, in points with the
-    interval."""
-    return [row | {field.removesuffix("_gain"): points({"value": gain, "low": row[f"{field}_low"],
-                                                        "high": row[f"{field}_high"]})
-                   for field, gain in row.items() if field.endswith("_gain")} for row in rows]
+def _gains_in_points(rows: list[Row]) -> list[Row]:
+    """Adds FIELD: FIELD_gain in points with its interval."""
+    shown = []
+    for row in rows:
+        gains = {}
+        for field, gain in row.items():
+            if field.endswith("_gain"):
+                ends = {"low": row[f"{field}_low"], "high": row[f"{field}_high"]}
+                gains[field.removesuffix("_gain")] = points({"value": gain, **ends})
+        shown.append(row | gains)
+    return shown
 
 
-_NANO_PROBE = Table(
-    (Column("features", "features"), Column("frames", "mode"), Column(
-        "noise t", "t", 2), Column("block", "block", 0), Column("noise draws", "seeds", 0),
-     Column("depth R², ridge", "depth_r2_ridge"), Column("depth R², MLP", "depth_r2_mlp"),
-     Column("depth δ<1.25", "delta1"), Column("normal cosine", "normal_cos"),
-     Column("match, exact", "match_exact", 2), Column("match, within 1 token", "match_1", 2)),
-    _probes)
-
-_ROOMS_ACCURACY = Table(
-    (Column("features", "features"), Column("head", "head"), Column(
-        "seeds", "seeds", 0), Column("depth δ<1.25", "delta1"), Column("depth AbsRel", "abs_rel"),
-     Column("normal error, °", "normal_deg", 1), Column("mIoU", "miou"),
-     Column("cosine to teacher", "cosine_mean"), Column("recovery of the gain", "recovery", 2),
-     Column("questions", "questions", 0), Column("numeric MRA, %", "task/vsi_numeric/mra", 1, 100),
-     Column("multiple choice, %", "task/vsi_choice/accuracy", 1,
-            100), Column("grounding Acc@0.25, %", "task/ground/acc@0.25", 1,
-                         100), Column("Acc@0.5, %", "task/ground/acc@0.5", 1, 100),
-     Column("recovery, numeric", "task/vsi_numeric/mra_recovery",
-            2), Column("recovery, grounding", "task/ground/acc@0.25_recovery", 2)), _rooms)
-
-_LATENCY_CPU = Table(
-    (Column("file", "artefact"), Column("stage", "stage"), Column("runs on", "backend"),
-     Column("precision", "precision"), Column("batch", "batch",
-                                              0), Column("median, ms", "latency_ms",
-                                                         1), Column("p90, ms", "p90_ms", 1),
-     Column("p99, ms", "p99_ms", 1), Column("size, MB", "size_mb",
-                                            1), Column("peak memory, MB", "memory_mb", 0),
-     Column("faster than the generator", "speedup", 1, suffix="x")))
-
-_TRT_H200 = Table(
-    (Column("model", "model"), Column("weights", "weights"), Column(
-        "batch", "batch", 0), Column("FP16, ms", "fp16_ms", 3), Column("INT8, ms", "int8_ms", 3),
-     Column("FP32, ms", "fp32_ms", 3), Column("compiled torch FP16, ms", "torch_ms", 3),
-     Column("INT8 faster than FP16", "graph_vs_fp16", 2,
-            suffix="x"), Column("the same, launched", "vs_fp16", 2, suffix="x"),
-     Column("INT8's cosine to FP32, mean", "cosine_mean",
-            5), Column("1st percentile", "cosine_p1", 5), Column("FP16, MB", "fp16_mb", 1),
-     Column("INT8, MB", "int8_mb", 1), Column("gates", "outcome")), _engines)
-
-_TRT_PLACES = Table(
-    (Column("model", "model"), Column("batch", "batch", 0), Column("engine", "variant"),
-     Column("launched, ms", "latency_ms", 3), Column("as a CUDA graph, ms", "graph_ms", 3),
-     Column("faster than FP16", "graph_vs_fp16", 2, suffix="x"),
-     Column("cosine to FP32, mean", "cosine_mean", 5), Column(
-         "1st percentile", "cosine_p1", 5), Column("gate", "outcome")), _spellings)
-
-_TRT_LAYERS = Table(
-    (Column("model", "model"), Column("batch", "batch", 0), Column("engine", "variant"),
-     Column("kernels", "launches", 0), Column("all, ms", "total_ms",
-                                              3), Column("INT8 products", "gemm_int8_ms", 3),
-     Column("half products", "gemm_half_ms", 3), Column("float products", "gemm_float_ms",
-                                                        3), Column("attention", "attention_ms", 3),
-     Column("GELU", "gelu_ms", 3), Column("LayerNorm", "norm_ms",
-                                          3), Column("quantise, reformat", "quantise_reformat_ms",
-                                                     3), Column("other", "other_ms", 3)))
-
-_INT8_CPU = Table(
-    (Column("model", "model"), Column("precision", "precision"), Column("runs on", "backend"),
-     Column("batch", "batch", 0), Column("median, ms", "latency_ms",
-                                         1), Column("faster than FP32", "vs_fp32", 2, suffix="x"),
-     Column("faster than FP16", "vs_fp16", 2,
-            suffix="x"), Column("cosine to FP32, mean", "cosine_mean",
-                                5), Column("1st percentile", "cosine_p1",
-                                           5), Column("size, MB", "size_mb", 1)))
-
-_LATENCY_H200 = Table(
-    (Column("file", "artefact"), Column("stage", "stage"), Column("runs on", "backend"),
-     Column("launch", "launch"), Column("precision", "precision"), Column("batch", "batch", 0),
-     Column("GPU median, ms", "latency_ms", 3), Column("p90, ms", "p90_ms", 3),
-     Column("p99, ms", "p99_ms", 3), Column("host to host, ms", "host_ms", 3),
-     Column("frames/s", "frames_per_s", 0), Column("mJ a frame", "energy_mj_per_frame",
-                                                   1), Column("memory, MB", "memory_mb", 0),
-     Column("faster than the generator", "speedup", 1, suffix="x")), _timed)
-
-_TIMER = Table((Column("work of a known length", "work"), Column(
-    "on", "device"), Column("truth, ms", "truth_ms", 4), Column(
-        "measured, ms", "latency_ms", 4), Column("off by, %", "error_percent", 2)),
-               lambda rows: [row for row in rows if row["kind"] == "timer"])
-
-_RENDERING = Table((Column("processes", "workers", 0), Column("frames", "frames", 0),
-                    Column("px", "size_px", 0), Column("frames/s, all in", "frames_per_s", 0),
-                    Column("frames/s once all are at work", "steady_frames_per_s",
-                           0), Column("MB/s written", "mb_per_s", 0)),
-                   lambda rows: [row for row in rows if "workers" in row])
-
-_TRIALS = Table((Column("trials", "trials", 0), Column(
-    "same file called equal", "equal", 0), Column("10 % slower: trials", "slower_10_trials",
-                                                  0), Column("called slower", "slower_10_seen", 0),
-                 Column("20 % slower: trials", "slower_20_trials",
-                        0), Column("called slower", "slower_20_seen",
-                                   0), Column("30 % slower: trials", "slower_30_trials",
-                                              0), Column("called slower", "slower_30_seen", 0)),
-                lambda rows: [row for row in rows if row["what"] == "tally"])
-
-_INT8_TOOLS = Table(
-    (Column("model", "model"), Column("INT8 by", "tool"), Column("INT8 products", "int8_layers", 0),
-     Column("cosine to FP32, mean", "cosine_mean", 5), Column(
-         "1st percentile", "cosine_p1", 5), Column("relative error", "relative_error", 4),
-     Column("depth δ<1.25 lost, points", "delta1_drop", 2),
-     Column("faster than FP32", "vs_fp32", 2, suffix="x"), Column("size, MB", "size_mb", 1)),
-    lambda rows: [row for row in rows if row["part"] == "tool"])
-
-_QUESTION_PROBES = Table(
-    (Column("features", "features"), Column("training clips", "train_clips",
-                                            0), Column("held-out clips", "clips", 0),
-     Column("size of the room, R²", "room_size_r2"), Column("size of a thing", "thing_size_r2"),
-     Column("distance between two things",
-            "thing_distance_r2"), Column("distance between two tokens", "token_distance_r2")))
-
-_QUESTION_GAINS = Table(
-    (Column("features", "features"), Column("size of the room, MRA %", "room_size_mra", 1, 100),
-     Column("over semantic, points (95 %)", "room_size"),
-     Column("size of a thing", "thing_size_mra", 1, 100), Column("over semantic", "thing_size"),
-     Column("distance between two things", "thing_distance_mra", 1,
-            100), Column("over semantic", "thing_distance")), _gains, "question_probes")
-
-_CURVES = Table(
-    (Column("training", "training"), Column("features", "features"), Column("seed", "seed", 0),
-     Column("steps", "steps", 0), Column("loss of numbers, held-out: lowest", "number_lowest"),
-     Column("at step", "number_lowest_at", 0), Column("at the end", "number_last"),
-     Column("of grounding: lowest", "ground_lowest"), Column("at step", "ground_lowest_at", 0),
-     Column("at the end", "ground_last"), Column("numeric MRA, %", "numeric_mra", 1,
-                                                 100), Column("distances", "distance_mra", 1, 100),
-     Column("grounding Acc@0.25, %", "ground_acc", 1, 100)),
-    lambda rows: [row for row in rows if row["kind"] == "training"])
-
-_CROSSCHECK = Table((
-    Column("file", "artefact"), Column("runs on", "backend"), Column("precision", "precision"),
-    Column("batch", "batch", 0), Column("median here, ms", "latency_ms", 2), Column("by", "tool"),
-    Column("its median, ms", "tool_ms", 2), Column("ours over its", "ratio", 3)))
-
-_INFER_CORE = Table((
-    Column("what", "what"), Column("measured", "value", None), Column("unit", "unit"),
-    Column("at most", "limit", None)))
-
-_TAP_SEARCH = Table(
-    (Column("rank", "rank", 0), Column("frames", "mode"), Column("noise t", "t", 2),
-     Column("block", "block", 0), Column("score", "score", 1), Column("2.5 %", "score_low", 1),
-     Column("97.5 %", "score_high", 1), Column("came first", "first_share", 1, 100, " %"),
-     Column("depth R², ridge", "depth_r2_ridge"), Column("XYZ R², ridge", "xyz_r2_ridge"),
-     Column("depth R², MLP", "depth_r2_mlp"), Column(
-         "normal cosine", "normal_cos"), Column("correspondence AUC", "corr_std_auc")),
-    lambda rows: sorted(rows, key=lambda row: row["rank"])[:10])
-
-_CENSUS = Table(
-    (Column("task", "task"), Column("a 100 rooms", "per_100_rooms", 0),
-     Column("scored on", "held_out_questions", 0), Column("by", "metric"), Column(
-         "chance", "chance"), Column("majority", "majority"), Column(
-             "words alone", "text_only"), Column("best constant", "constant")),
-    lambda rows: [{key: value
-                   for key, value in row.items() if value != ""} for row in rows])
-
-_LANGUAGE_7B = Table((
-    Column("training", "tune"), Column("parameters, billion", "parameters", 2, 1e-9),
-    Column("trained, billion", "trained", 2, 1e-9), Column("frames", "frames", 0),
-    Column("visual tokens", "visual_tokens", 0), Column("a step, ms", "step_ms", 0),
-    Column("planned, GB", "planned_gb", 1), Column("peak, GB", "peak_gb", 1)))
+_TIMER = columns(("work of a known length", "work"), ("on", "device"), ("truth, ms", "truth_ms", 4),
+                 ("measured, ms", "latency_ms", 4), ("off by, %", "error_percent", 2))
 
 TABLES = {
-    "nano_probe": _NANO_PROBE, "rooms_accuracy": _ROOMS_ACCURACY, "latency_cpu": _LATENCY_CPU,
-    "int8_cpu": _INT8_CPU, "latency_h200": _LATENCY_H200, "timer_h200": _TIMER, "timer_cpu": _TIMER,
-    "rendering_h200": _RENDERING, "compare_trials": _TRIALS, "int8_tools": _INT8_TOOLS,
-    "crosscheck_cpu": _CROSSCHECK, "infer_core": _INFER_CORE, "tap_search": _TAP_SEARCH,
-    "rooms_census": _CENSUS, "language_7b": _LANGUAGE_7B, "trt_h200": _TRT_H200, **{
-        name: table
-        for card in ("h100", "h200")
-        for name, table in ((f"trt_{card}_places", replace(_TRT_PLACES, file=f"trt_{card}")), (f"trt_{card}_layers", _TRT_LAYERS))
-    }, "trt_h100": _TRT_H200, "rooms_questions": Table(SCORED, scored), "fusion_ablation": Table(
-        FUSED, fused), "rooms_questions_controls": Table(CONTROLLED, controlled, "rooms_questions"),
-    "rooms_questions_types": Table(TYPED, typed, "rooms_questions"),
-    "gate_by_class": Table(GATED, gated), "question_probes": _QUESTION_PROBES,
-    "question_probes_gain": _QUESTION_GAINS, "language_curves": _CURVES,
-    "rooms_questions_warm": Table(SCORED, scored), "rooms_questions_warm_types": Table(
-        TYPED, typed, "rooms_questions_warm"), "rooms_questions_pilot": Table(SCORED, scored),
-    "rooms_questions_pilot_controls": Table(CONTROLLED, controlled, "rooms_questions_pilot"),
-    "rooms_questions_pilot_types": Table(TYPED, typed, "rooms_questions_pilot")
+    "nano_probe": Table("nano_probe", columns(
+        ("features", "features"), ("frames", "mode"), ("noise t", "t", 2), ("block", "block", 0),
+        ("noise draws", "seeds", 0), ("depth R², ridge", "depth_r2_ridge"),
+        ("depth R², MLP", "depth_r2_mlp"), ("depth δ<1.25", "delta1"),
+        ("normal cosine", "normal_cos"), ("match, exact", "match_exact", 2),
+        ("match, within 1 token", "match_1", 2)), derive=_best_probes),
+    "rooms_accuracy": Table("rooms_accuracy", columns(
+        ("features", "features"), ("head", "head"), ("seeds", "seeds", 0),
+        ("depth δ<1.25", "delta1"), ("depth AbsRel", "abs_rel"),
+        ("normal error, °", "normal_deg", 1), ("mIoU", "miou"),
+        ("cosine to teacher", "cosine_mean"), ("recovery of the gain", "recovery", 2),
+        ("questions", "questions", 0), ("numeric MRA, %", "task/vsi_numeric/mra", 1, 100),
+        ("multiple choice, %", "task/vsi_choice/accuracy", 1, 100),
+        ("grounding Acc@0.25, %", "task/ground/acc@0.25", 1, 100),
+        ("Acc@0.5, %", "task/ground/acc@0.5", 1, 100),
+        ("recovery, numeric", "task/vsi_numeric/mra_recovery", 2),
+        ("recovery, grounding", "task/ground/acc@0.25_recovery", 2)), derive=_rooms_accuracy),
+    "latency_cpu": Table("latency_cpu", columns(
+        ("file", "artefact"), ("stage", "stage"), ("runs on", "backend"),
+        ("precision", "precision"), ("batch", "batch", 0), ("median, ms", "latency_ms", 1),
+        ("p90, ms", "p90_ms", 1), ("p99, ms", "p99_ms", 1), ("size, MB", "size_mb", 1),
+        ("peak memory, MB", "memory_mb", 0), ("faster than the generator", "speedup", 1, 1, "x"))),
+    "int8_cpu": Table("int8_cpu", columns(
+        ("model", "model"), ("precision", "precision"), ("runs on", "backend"),
+        ("batch", "batch", 0), ("median, ms", "latency_ms", 1),
+        ("faster than FP32", "vs_fp32", 2, 1, "x"), ("faster than FP16", "vs_fp16", 2, 1, "x"),
+        ("cosine to FP32, mean", "cosine_mean", 5), ("1st percentile", "cosine_p1", 5),
+        ("size, MB", "size_mb", 1))),
+    "latency_h200": Table("latency_h200", columns(
+        ("file", "artefact"), ("stage", "stage"), ("runs on", "backend"), ("launch", "launch"),
+        ("precision", "precision"), ("batch", "batch", 0), ("GPU median, ms", "latency_ms", 3),
+        ("p90, ms", "p90_ms", 3), ("p99, ms", "p99_ms", 3), ("host to host, ms", "host_ms", 3),
+        ("frames/s", "frames_per_s", 0), ("mJ a frame", "energy_mj_per_frame", 1),
+        ("memory, MB", "memory_mb", 0), ("faster than the generator", "speedup", 1, 1, "x")),
+        _is_graph_or_lone_frame),
+    "timer_h200": Table("timer_h200", _TIMER, _is_timer),
+    "timer_cpu": Table("timer_cpu", _TIMER, _is_timer),
+    "rendering_h200": Table("rendering_h200", columns(
+        ("processes", "workers", 0), ("frames", "frames", 0), ("px", "size_px", 0),
+        ("frames/s, all in", "frames_per_s", 0),
+        ("frames/s once all are at work", "steady_frames_per_s", 0),
+        ("MB/s written", "mb_per_s", 0)), lambda row: "workers" in row),
+    "compare_trials": Table("compare_trials", columns(
+        ("trials", "trials", 0), ("same file called equal", "equal", 0),
+        ("10 % slower: trials", "slower_10_trials", 0), ("called slower", "slower_10_seen", 0),
+        ("20 % slower: trials", "slower_20_trials", 0), ("called slower", "slower_20_seen", 0),
+        ("30 % slower: trials", "slower_30_trials", 0), ("called slower", "slower_30_seen", 0)),
+        lambda row: row["what"] == "tally"),
+    "int8_tools": Table("int8_tools", columns(
+        ("model", "model"), ("INT8 by", "tool"), ("INT8 products", "int8_layers", 0),
+        ("cosine to FP32, mean", "cosine_mean", 5), ("1st percentile", "cosine_p1", 5),
+        ("relative error", "relative_error", 4), ("depth δ<1.25 lost, points", "delta1_drop", 2),
+        ("faster than FP32", "vs_fp32", 2, 1, "x"), ("size, MB", "size_mb", 1)),
+        lambda row: row["part"] == "tool"),
+    "crosscheck_cpu": Table("crosscheck_cpu", columns(
+        ("file", "artefact"), ("runs on", "backend"), ("precision", "precision"),
+        ("batch", "batch", 0), ("median here, ms", "latency_ms", 2), ("by", "tool"),
+        ("its median, ms", "tool_ms", 2), ("ours over its", "ratio", 3))),
+    "infer_core": Table("infer_core", columns(
+        ("what", "what"), ("measured", "value", None), ("unit", "unit"),
+        ("at most", "limit", None))),
+    "web": Table("web", columns(
+        ("file", "artefact"), ("precision", "precision"), ("threads", "threads", 0),
+        ("median, ms", "latency_ms", 1), ("p90, ms", "p90_ms", 1), ("frames/s", "frames_per_s", 1),
+        ("first overlay, s", "first_overlay_s", 2))),
+    "tap_search": Table("tap_search", columns(
+        ("rank", "rank", 0), ("frames", "mode"), ("noise t", "t", 2), ("block", "block", 0),
+        ("score", "score", 1), ("2.5 %", "score_low", 1), ("97.5 %", "score_high", 1),
+        ("came first", "first_share", 1, 100, " %"), ("depth R², ridge", "depth_r2_ridge"),
+        ("XYZ R², ridge", "xyz_r2_ridge"), ("depth R², MLP", "depth_r2_mlp"),
+        ("normal cosine", "normal_cos"), ("correspondence AUC", "corr_std_auc")),
+        lambda row: row["rank"] <= 10, order=lambda row: row["rank"]),
+    "rooms_census": Table("rooms_census", columns(
+        ("task", "task"), ("a 100 rooms", "per_100_rooms", 0),
+        ("scored on", "held_out_questions", 0), ("by", "metric"), ("chance", "chance"),
+        ("majority", "majority"), ("words alone", "text_only"), ("best constant", "constant")),
+        derive=_without_empty_text),
+    "wan_extraction_h200": Table("wan_extraction_h200", columns(
+        ("path", "path"), ("height", "height", 0), ("width", "width", 0), ("frames", "frames", 0),
+        ("VAE, ms", "vae_ms", 1), ("transformer, ms", "dit_ms", 1), ("both, ms", "total_ms", 1),
+        ("peak, GiB", "peak_gib", 2), ("faster than the reference", "speedup", 2, 1, "x")),
+        lambda row: row.get("speedup") is not None),
+    "language_7b": Table("language_7b", columns(
+        ("training", "tune"), ("parameters, billion", "parameters", 2, 1e-9),
+        ("trained, billion", "trained", 2, 1e-9), ("frames", "frames", 0),
+        ("visual tokens", "visual_tokens", 0), ("a step, ms", "step_ms", 0),
+        ("planned, GB", "planned_gb", 1), ("peak, GB", "peak_gb", 1))),
+    "language_graph": Table("language_graph", columns(
+        ("clips", "clips", 0), ("questions", "questions", 0), ("layers", "layers", 0),
+        ("eager step, ms", "eager_ms", 1), ("as a CUDA graph, ms", "graphed_ms", 1),
+        ("faster", "speedup", 2, 1, "x"), ("last loss, eager", "loss_last"),
+        ("last loss, graph", "loss_last_graphed"))),
+    "trt_h200": Table("trt_h200", columns(
+        ("model", "model"), ("weights", "weights"), ("batch", "batch", 0),
+        ("FP16, ms", "fp16_ms", 3), ("INT8, ms", "int8_ms", 3), ("FP32, ms", "fp32_ms", 3),
+        ("compiled torch FP16, ms", "torch_ms", 3),
+        ("INT8 faster than FP16", "graph_vs_fp16", 2, 1, "x"),
+        ("the same, launched", "vs_fp16", 2, 1, "x"),
+        ("INT8's cosine to FP32, mean", "cosine_mean", 5), ("1st percentile", "cosine_p1", 5),
+        ("FP16, MB", "fp16_mb", 1), ("INT8, MB", "int8_mb", 1), ("gates", "outcome")),
+        lambda row: _is_tensorrt(row) or row["backend"] == "torch", _engines),
+    "trt_h200_places": Table("trt_h200", columns(
+        ("model", "model"), ("batch", "batch", 0), ("engine", "variant"),
+        ("launched, ms", "latency_ms", 3), ("as a CUDA graph, ms", "graph_ms", 3),
+        ("faster than FP16", "graph_vs_fp16", 2, 1, "x"),
+        ("cosine to FP32, mean", "cosine_mean", 5), ("1st percentile", "cosine_p1", 5),
+        ("gate", "outcome")), _is_tensorrt, _placements, lambda row: (
+            row["model"], row["batch"], row.get("graph_ms") or row["latency_ms"])),
+    "trt_h200_layers": Table("trt_h200_layers", columns(
+        ("model", "model"), ("batch", "batch", 0), ("engine", "variant"),
+        ("kernels", "launches", 0), ("all, ms", "total_ms", 3), ("INT8 products", "gemm_int8_ms", 3),
+        ("half products", "gemm_half_ms", 3), ("float products", "gemm_float_ms", 3),
+        ("attention", "attention_ms", 3), ("GELU", "gelu_ms", 3), ("LayerNorm", "norm_ms", 3),
+        ("quantise, reformat", "quantise_reformat_ms", 3), ("other", "other_ms", 3))),
+    "trt_jetson_h200": Table("trt_jetson_h200", columns(
+        ("model", "model"), ("precision", "precision"), ("batch", "batch", 0),
+        ("median, ms", "latency_ms", 3), ("p90, ms", "p90_ms", 3),
+        ("host to host, ms", "host_to_host_ms", 3), ("cosine to FP32, mean", "cosine_mean", 5),
+        ("1st percentile", "cosine_p1", 5), ("size, MB", "size_mb", 1), ("gate", "gate"))),
+    "rooms_questions": Table("rooms_questions", SCORE_COLUMNS, derive=score_rows),
+    "rooms_questions_controls": Table("rooms_questions", CONTROL_COLUMNS, derive=control_rows),
+    "rooms_questions_types": Table("rooms_questions", TYPE_COLUMNS, derive=type_rows),
+    "rooms_questions_warm": Table("rooms_questions_warm", SCORE_COLUMNS, derive=score_rows),
+    "rooms_questions_warm_types": Table("rooms_questions_warm", TYPE_COLUMNS, derive=type_rows),
+    "rooms_questions_pilot": Table("rooms_questions_pilot", SCORE_COLUMNS, derive=score_rows),
+    "fusion_ablation": Table("fusion_ablation", FUSION_COLUMNS, derive=fusion_rows),
+    "gate_by_class": Table("gate_by_class", GATE_COLUMNS, derive=gate_rows),
+    "question_probes": Table("question_probes", columns(
+        ("features", "features"), ("training clips", "train_clips", 0),
+        ("held-out clips", "clips", 0), ("size of the room, R²", "room_size_r2"),
+        ("size of a thing", "thing_size_r2"), ("distance between two things", "thing_distance_r2"),
+        ("distance between two tokens", "token_distance_r2"))),
+    "question_probes_gain": Table("question_probes", columns(
+        ("features", "features"), ("size of the room, MRA %", "room_size_mra", 1, 100),
+        ("over semantic, points (95 %)", "room_size"), ("size of a thing", "thing_size_mra", 1, 100),
+        ("over semantic", "thing_size"),
+        ("distance between two things", "thing_distance_mra", 1, 100),
+        ("over semantic", "thing_distance")), derive=_gains_in_points),
+    "language_curves": Table("language_curves", columns(
+        ("training", "training"), ("features", "features"), ("seed", "seed", 0),
+        ("steps", "steps", 0), ("loss of numbers, held-out: lowest", "number_lowest"),
+        ("at step", "number_lowest_at", 0), ("at the end", "number_last"),
+        ("of grounding: lowest", "ground_lowest"), ("at step", "ground_lowest_at", 0),
+        ("at the end", "ground_last"), ("numeric MRA, %", "numeric_mra", 1, 100),
+        ("distances", "distance_mra", 1, 100), ("grounding Acc@0.25, %", "ground_acc", 1, 100)),
+        lambda row: row["kind"] == "training"),
 }
