@@ -10,13 +10,12 @@ from pathlib import Path
 
 from bench.tables.table_list import TABLES, table_of_fields
 from records.files import atomic_write
-from records.results import Results, load
+from records.results import Results, load, shorten_paths
 
 _BLOCK = re.compile(
     r"<!-- results:(?P<name>[\w.-]+)(?P<fields>( \w+)*) -->\n(?P<table>.*?)<!-- /results:(?P=name) "
     r"-->", re.DOTALL)
 _MARKER = re.compile(r"<!-- (/?)results:([\w.-]+)(?: \w+)* -->")
-_ABSOLUTE_PATH = re.compile(r"(?<![\w.~-])/(?:[\w.+-]+/)*([\w.+-]+)/?")
 _REMOVED = re.compile(r"bench/h200/|bench\.question_probes")  # scripts of experiments
 _LAST_WITH_SCRIPTS = "6866ce9"
 _LONGEST = 120  # characters of a command; all of it is in the result file
@@ -115,9 +114,8 @@ def _source(results: Results) -> str:
 
 
 def _printed(command: str) -> str:
-    """A command without the folders of the machine that ran it, and without the end of a long one.
-    """
-    command = _ABSOLUTE_PATH.sub(r"\1", command)
+    """Without machine paths, and without the end of a long command."""
+    command = shorten_paths(command)
     if len(command) <= _LONGEST:
         return command
     return command[:_LONGEST].rpartition(" ")[0] + " …"

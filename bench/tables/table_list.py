@@ -254,9 +254,10 @@ TABLES = {
             row["model"], row["batch"], row.get("graph_ms") or row["latency_ms"])),
     "trt_h200_layers": Table("trt_h200_layers", columns(
         ("model", "model"), ("batch", "batch", 0), ("engine", "variant"),
-        ("kernels", "launches", 0), ("all, ms", "total_ms", 3), ("INT8 products", "gemm_int8_ms", 3),
-        ("half products", "gemm_half_ms", 3), ("float products", "gemm_float_ms", 3),
-        ("attention", "attention_ms", 3), ("GELU", "gelu_ms", 3), ("LayerNorm", "norm_ms", 3),
+        ("kernels", "launches", 0), ("all, ms", "total_ms", 3),
+        ("INT8 products", "gemm_int8_ms", 3), ("half products", "gemm_half_ms", 3),
+        ("float products", "gemm_float_ms", 3), ("attention", "attention_ms", 3),
+        ("GELU", "gelu_ms", 3), ("LayerNorm", "norm_ms", 3),
         ("quantise, reformat", "quantise_reformat_ms", 3), ("other", "other_ms", 3))),
     "trt_jetson_h200": Table("trt_jetson_h200", columns(
         ("model", "model"), ("precision", "precision"), ("batch", "batch", 0),
@@ -278,8 +279,8 @@ TABLES = {
         ("distance between two tokens", "token_distance_r2"))),
     "question_probes_gain": Table("question_probes", columns(
         ("features", "features"), ("size of the room, MRA %", "room_size_mra", 1, 100),
-        ("over semantic, points (95 %)", "room_size"), ("size of a thing", "thing_size_mra", 1, 100),
-        ("over semantic", "thing_size"),
+        ("over semantic, points (95 %)", "room_size"),
+        ("size of a thing", "thing_size_mra", 1, 100), ("over semantic", "thing_size"),
         ("distance between two things", "thing_distance_mra", 1, 100),
         ("over semantic", "thing_distance")), derive=_gains_in_points),
     "language_curves": Table("language_curves", columns(

@@ -1,5 +1,4 @@
-"""Tables of the language teacher's answers, from rows whose means, spreads and intervals are known
-by hand."""
+"""Tables of question scores, from rows whose means, spreads and intervals are known by hand."""
 import pytest
 
 from bench.tables.fill import table
@@ -10,15 +9,13 @@ MRA, GROUND, HALF = ("vsi_numeric", "mra"), ("ground", "acc@0.25"), ("ground", "
 
 def score(features: str, values: list[float], what=MRA, position: str = "pose_free",
           steps: int = 900) -> list[dict]:
-    """One row a seed, with the fields that a row of language.py has."""
-    about = {
-        "kind": "score", "features": features, "position": position, "task": what[0],
-        "metric": what[1]
-    }
+    """One row a seed, with the fields of a result file."""
+    facts = {"kind": "score", "features": features, "position": position, "task": what[0],
+             "metric": what[1]}
     trained = {} if position == "-" else {
         "steps": steps, "planned": 900, "trained_on": features, "gate": None
     }
-    return [{**about, **trained, "seed": seed, "value": value} for seed, value in enumerate(values)]
+    return [{**facts, **trained, "seed": seed, "value": value} for seed, value in enumerate(values)]
 
 
 def difference(a: str, b: str, value: float, low, high, what=MRA, position: str = "pose_free",
@@ -56,8 +53,7 @@ ROWS = [
 
 @pytest.fixture
 def shown(tmp_path):
-    """The cells that a table shows for some rows: one dict a line, by header and, of a repeated
-    one, its number."""
+    """The cells that a table shows for some rows: one dict a line, by header."""
     def cells(name: str, rows: list[dict]) -> list[dict[str, str]]:
         file = name if name in ("fusion_ablation", "gate_by_class") else "rooms_questions"
         save(Results(file, "language.py train", "abc123", {"gpu": "a GPU"}, rows),
@@ -69,14 +65,11 @@ def shown(tmp_path):
     return cells
 
 
-def test_rows_are_one_a_position_and_features_and_guesses_come_last(shown):
+def test_rows_are_one_a_position_and_features_and_baselines_come_last(shown):
     rows = shown("rooms_questions", ROWS[::-1])
-    assert [(row["positions"], row["features"])
-            for row in rows] == [("depth_pose", "generator"),
-                                 *(("pose_free", name)
-                                   for name in ("generator", "student_fp32", "student_int8",
-                                                "semantic_only", "rgb", "text_only")),
-                                 ("–", "majority")]
+    order = ("generator", "student_fp32", "student_int8", "semantic_only", "rgb", "text_only")
+    assert [(row["positions"], row["features"]) for row in rows] == [
+        ("depth_pose", "generator"), *(("pose_free", name) for name in order), ("–", "majority")]
     assert rows[-1]["numeric MRA, %"] == "30.0" and rows[-1]["seeds"] == rows[-1]["steps"] == "–"
 
 
@@ -87,7 +80,7 @@ def test_scores_are_the_mean_and_spread_over_seeds(shown):
     assert row["Acc@0.5, %"] == "10.0 ± 0.0"
 
 
-def test_the_gates_share_is_told_seed_by_seed(shown):
+def test_the_gates_share_is_shown_for_each_seed(shown):
     rows = [{**row, "gate": share}
             for row, share in zip(score("generator", [0.4] * 3), (0.7, 0.0, 0.531), strict=True)]
     generator, alone = shown("rooms_questions", [*rows, *score("semantic_only", [0.4])])
@@ -127,11 +120,11 @@ def test_the_gain_over_semantic_only_is_in_points_with_its_interval(shown):
     }
     numeric, ground = (f"{name} over semantic only, points (95 %)"
                        for name in ("numeric", "grounding"))
-    assert rows["generator"][numeric] == "+6.0 (+2.0 … +10.0)" and rows["generator"][
-        ground] == "+10.0 (-1.0 … +20.0)"
-    assert rows["student_int8"][numeric] == "+4.0 (+1.0 … +7.0)" and rows["student_int8"][
-        ground] == "–"
-    # generator minus rgb is another question
+    assert rows["generator"][numeric] == "+6.0 (+2.0 … +10.0)"
+    assert rows["generator"][ground] == "+10.0 (-1.0 … +20.0)"
+    assert rows["student_int8"][numeric] == "+4.0 (+1.0 … +7.0)"
+    assert rows["student_int8"][ground] == "–"
+    # generator minus rgb is in another table
     assert rows["rgb"][numeric] == rows["semantic_only"][numeric] == "–"
 
 
@@ -200,11 +193,10 @@ def test_fusions_are_named_by_their_variant_and_the_best_comes_first(shown):
         difference("generator+add", "semantic_only", 0.09, 0.05, 0.13, seeds=2)
     ]
     found = shown("fusion_ablation", rows)
-    assert [(row["positions"], row["fusion"], row["numeric MRA, %"])
-            for row in found] == [("depth_pose", "add", "10.0"), ("pose_free", "add", "45.0 ± 1.4"),
-                                  ("pose_free", "token_gate", "41.0 ± 1.4"),
-                                  ("pose_free", "cross_attention", "40.0 ± 14.1"),
-                                  ("pose_free", "semantic_only", "36.0")]
+    assert [(row["positions"], row["fusion"], row["numeric MRA, %"]) for row in found] == [
+        ("depth_pose", "add", "10.0"), ("pose_free", "add", "45.0 ± 1.4"),
+        ("pose_free", "token_gate", "41.0 ± 1.4"), ("pose_free", "cross_attention", "40.0 ± 14.1"),
+        ("pose_free", "semantic_only", "36.0")]
     assert found[1]["numeric over semantic only, points (95 %)"] == "+9.0 (+5.0 … +13.0)"
 
 

@@ -1,5 +1,6 @@
-"""README tables: what stands there is what the files say, and nothing else in the file is
-touched."""
+"""Tables in Markdown equal their result files, and nothing else in a document changes."""
+from pathlib import Path
+
 import pytest
 
 from bench.recipes.compare_trials import tally
@@ -8,6 +9,8 @@ from bench.tables.columns import Column, over_seeds
 from bench.tables.fill import TABLES, fill, table, update
 from records.results import Results, save
 from tests.bench_rows import ENV, accuracy_row, file_row, latency_row
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(folder, name: str, rows: list[dict], **env) -> None:
@@ -79,22 +82,24 @@ def folder(tmp_path):
         "majority": 0.13, "text_only": 0.2
     }])
     write(tmp_path, "language_7b", [{"tune": "lora", "parameters": 7742769665, "peak_gb": 22.4}])
-    for name in ("trt_h100", "trt_h200"):
-        write(tmp_path, name, [{
-            "model": "ViT-S", "precision": "fp16", "variant": "fp16", "backend": "tensorrt-8.6",
-            "batch": 1, "latency_ms": 0.55, "graph_ms": 0.49, "gate": "passed"
-        }, {
-            "model": "ViT-S", "precision": "int8", "variant": "int8-mlp", "backend": "tensorrt-8.6",
-            "batch": 1, "latency_ms": 0.5, "graph_ms": 0.45, "gate": "passed"
-        }, {
-            "model": "ViT-S", "precision": "int8", "variant": "int8", "backend": "tensorrt-8.6",
-            "batch": 1, "error": "not built in the time"
-        }])
-        write(tmp_path, f"{name}_layers", [{
-            "model": "ViT-S", "batch": 32, "variant": "int8", "by": "kernels", "launches": 97,
-            "total_ms": 2.5, "gemm_int8_ms": 0.5
-        }])
-    answers = {
+    engine = {"model": "ViT-S", "backend": "tensorrt-8.6", "batch": 1}
+    write(tmp_path, "trt_h200", [
+        {**engine, "precision": "fp16", "variant": "fp16", "latency_ms": 0.55, "graph_ms": 0.49,
+         "gate": "passed"},
+        {**engine, "precision": "int8", "variant": "int8-mlp", "latency_ms": 0.5, "graph_ms": 0.45,
+         "gate": "passed"},
+        {**engine, "precision": "int8", "variant": "int8", "error": "not built in the time"}
+    ])
+    write(tmp_path, "trt_h200_layers", [{
+        "model": "ViT-S", "batch": 32, "variant": "int8", "by": "kernels", "launches": 97,
+        "total_ms": 2.5, "gemm_int8_ms": 0.5
+    }])
+    write(tmp_path, "trt_jetson_h200", [latency_row("student", "model.onnx", 0.48, "fp16")])
+    write(tmp_path, "web", [latency_row("student", "model.onnx", 97.2, threads=2)])
+    write(tmp_path, "wan_extraction_h200", [{"kind": "weights", "vae_params": 9},
+                                            {"kind": "extraction", "path": "ours", "speedup": 4.0}])
+    write(tmp_path, "language_graph", [{"clips": 8, "eager_ms": 50.7, "graphed_ms": 13.1}])
+    scores = {
         "features": "generator", "position": "pose_free", "task": "ground", "metric": "acc@0.25",
         "value": 0.4
     }
@@ -110,8 +115,8 @@ def folder(tmp_path):
     }, {"kind": "point", "step": 9}])
     for name in ("rooms_questions", "rooms_questions_pilot", "rooms_questions_warm",
                  "fusion_ablation"):
-        write(tmp_path, name, [{**answers, "kind": "score", "seed": 0, "steps": 9}, {
-            **answers, "kind": "difference", "minus": "zeros", "seeds": 1, "low": 0.1, "high": 0.7
+        write(tmp_path, name, [{**scores, "kind": "score", "seed": 0, "steps": 9}, {
+            **scores, "kind": "difference", "minus": "zeros", "seeds": 1, "low": 0.1, "high": 0.7
         }])
     gate = {
         "features": "generator", "seed": 0, "group": "class", "name": "wall", "tokens": 9,
@@ -132,7 +137,12 @@ def test_every_table_is_a_table(folder, name):
     head, rule, *body = cells(table(name, folder))
     assert body and all(len(row) == len(head) == len(rule) for row in body)
     assert all(set(cell) <= {"-", ":"} for cell in rule)
-    assert f"bench/results/{TABLES[name].file or name}.json" in table(name, folder)
+    assert f"bench/results/{TABLES[name].file}.json" in table(name, folder)
+
+
+def test_every_committed_result_file_has_a_table():
+    files = {path.stem for path in (ROOT / "bench" / "results").glob("*.json")}
+    assert files and files == {table.file for table in TABLES.values()}
 
 
 def test_a_gain_is_in_points_with_its_interval(folder):
@@ -166,22 +176,20 @@ def test_a_share_of_a_gain_that_may_be_zero_is_not_shown(folder):
 
 
 def test_the_ten_best_taps_are_shown_best_first(folder):
-    assert [row[0] for row in cells(table("tap_search", folder))[2:]
-            ] == [str(rank) for rank in range(1, 11)]
+    ranks = [row[0] for row in cells(table("tap_search", folder))[2:]]
+    assert ranks == [str(rank) for rank in range(1, 11)]
 
 
-def test_what_was_not_guessed_is_no_column(folder):
+def test_a_baseline_that_was_not_scored_is_no_column(folder):
     head, _, row = cells(table("rooms_census", folder))
     assert "chance" not in head and row[0] == "ground" and row[head.index("words alone")] == "0.200"
 
 
-def test_engines_of_a_place_stand_in_one_row_with_what_became_of_each(folder):
+def test_engines_of_a_student_and_batch_are_one_row_with_the_outcome_of_each(folder):
     def engine(batch, variant, **facts):
-        return {
-            "model": "ViT-S", "batch": batch, "precision": variant.split("-")
-                                                           [0], "variant": variant,
-            "backend": "torch" if variant.endswith("compiled") else "tensorrt-8.6", **facts
-        }
+        backend = "torch" if variant.endswith("compiled") else "tensorrt-8.6"
+        return {"model": "ViT-S", "batch": batch, "precision": variant.split("-")[0],
+                "variant": variant, "backend": backend, **facts}
 
     timed = {"latency_ms": 2.1, "graph_ms": 2.0, "gate": "passed"}
     write(folder, "trt_h200", [
@@ -193,30 +201,41 @@ def test_engines_of_a_place_stand_in_one_row_with_what_became_of_each(folder):
         engine(8, "fp16", **timed)
     ])
     head, _, *body = cells(table("trt_h200", folder))
-    told = [dict(zip(head, row, strict=True)) for row in body]
-    assert [(row["batch"], row["INT8, ms"], row["FP32, ms"], row["gates"]) for row in told
-            ] == [("8", "2.000", "–", "fp16: passed; int8: failed; fp32: not measured"),
-                  ("32", "2.000", "2.000", "all passed")]
+    shown = [dict(zip(head, row, strict=True)) for row in body]
+    assert [(row["batch"], row["INT8, ms"], row["FP32, ms"], row["gates"]) for row in shown] == [
+        ("8", "2.000", "–", "fp16: passed; int8: failed; fp32: not measured"),
+        ("32", "2.000", "2.000", "all passed")]
 
 
 def test_a_column_that_no_row_fills_is_left_out(folder):
-    assert "faster than FP32" in table("int8_cpu", folder) and "faster than FP16" not in table(
-        "int8_cpu", folder)
+    shown = table("int8_cpu", folder)
+    assert "faster than FP32" in shown and "faster than FP16" not in shown
 
 
 def test_the_probe_table_keeps_every_control_and_the_best_generator_rows(folder):
     rows = cells(table("nano_probe", folder))[2:]
-    assert [(row[0], row[4], row[6]) for row in rows] == [("position only", "–", "0.180"),
-                                                          ("rgb patches", "–", "0.380"),
-                                                          ("random weights", "1", "0.350"),
-                                                          ("generator, image", "1", "0.700"),
-                                                          ("generator, image", "8", "0.760")]
+    assert [(row[0], row[4], row[6]) for row in rows] == [
+        ("position only", "–", "0.180"), ("rgb patches", "–", "0.380"),
+        ("random weights", "1", "0.350"), ("generator, image", "1", "0.700"),
+        ("generator, image", "8", "0.760")]
 
 
-def test_a_table_says_where_it_was_measured(folder):
+def test_a_table_names_the_machine_and_commit_it_was_measured_on(folder):
     assert "on a processor, 2 cores, commit abc123" in table("latency_cpu", folder)
     write(folder, "nano_probe", [probe("position only", 0.1)], gpu="a GPU")
     assert "on a GPU, commit" in table("nano_probe", folder)
+
+
+@pytest.mark.parametrize(("command", "shown"), [
+    ("vega3d bench --run /root/me/runs/1 --save web", "`vega3d bench --run 1 --save web` on"),
+    ("bench/h200/a.py --onnx int8=/tmp/b/c.onnx", "`bench/h200/a.py --onnx int8=c.onnx` (script at "
+                                                  "commit 6866ce9) on"),
+    ("vega3d bench " + "--also one " * 20, "`vega3d bench " + "--also one " * 9 + "--also …` on"),
+])
+def test_a_command_is_shown_without_machine_paths_and_not_at_any_length(folder, command, shown):
+    rows = [latency_row("student", "model.onnx", 24.4)]
+    save(Results("latency_cpu", command, "abc123", ENV, rows), folder / "latency_cpu.json")
+    assert shown in table("latency_cpu", folder)
 
 
 README = (
@@ -227,8 +246,8 @@ README = (
 def test_filling_changes_only_what_is_between_markers_and_is_stable(folder):
     once = fill(README, folder)
     assert "24.4" in once and "0.99931" in once and "old" not in once
-    assert once.startswith(
-        "# Title\n\n<!-- results:latency_cpu -->\n|") and "\n\ntext | between\n\n" in once
+    assert once.startswith("# Title\n\n<!-- results:latency_cpu -->\n|")
+    assert "\n\ntext | between\n\n" in once
     assert once.endswith("<!-- /results:int8_cpu -->\nend\n")
     assert fill(once, folder) == once
 
@@ -239,9 +258,8 @@ def test_check_fails_by_name_when_a_result_has_changed_and_writes_nothing(folder
     assert update([readme], folder) == [readme] and update([readme], folder, check=True) == []
     write(folder, "latency_cpu", [latency_row("student", "model.onnx", 99.0)])
     before = readme.read_text()
-    with pytest.raises(
-            ValueError,
-            match=r"differ from their result files \(latency_cpu\); run: vega3d bench tables"):
+    message = r"differ from their result files \(latency_cpu\); run: vega3d bench tables"
+    with pytest.raises(ValueError, match=message):
         update([readme], folder, check=True)
     assert readme.read_text() == before
 
@@ -252,7 +270,7 @@ def test_check_fails_by_name_when_a_result_has_changed_and_writes_nothing(folder
     ("<!-- /results:int8_cpu -->\n", "marker without its partner"),
     ("<!-- results:int8_cpu -->\n<!-- /results:int8_cpu -->\n" * 2, "or twice"),
 ])
-def test_markers_that_make_no_table_are_refused_in_words(folder, text, says):
+def test_markers_that_make_no_table_are_refused_by_name(folder, text, says):
     with pytest.raises(ValueError, match=says):
         fill(text, folder)
 
@@ -282,7 +300,7 @@ def test_a_missing_document_is_one_clear_error_and_none_is_written(folder):
     assert readme.read_text() == README
 
 
-def test_several_documents_are_kept_together(folder):
+def test_several_documents_are_written_or_refused_together(folder):
     documents = [folder / "README.md", folder / "page.md"]
     for document in documents:
         document.write_text(README)
@@ -301,10 +319,9 @@ def test_numbers_are_written_as_their_column_says():
 
 
 def test_a_field_that_one_seed_lacks_is_averaged_over_the_others():
-    rows = [{"features": "a", "seed": 0,
-             "recovery": 0.8}, {"features": "a", "seed": 1, "recovery": None},
-            {"features": "a", "seed": 2, "recovery": 0.9}]
+    rows = [{"features": "a", "seed": seed, "recovery": value}
+            for seed, value in enumerate((0.8, None, 0.9))]
     row, = over_seeds(rows, ("features",))
     assert (row["seeds"], row["features"]) == (3, "a")
-    assert (row["recovery"], row["recovery_std"]) == (pytest.approx(0.85),
-                                                      pytest.approx(0.0707, abs=1e-4))
+    assert row["recovery"] == pytest.approx(0.85)
+    assert row["recovery_std"] == pytest.approx(0.0707, abs=1e-4)
