@@ -1,10 +1,11 @@
-"""The verbs of `vega3d scenes`: thin, everything behind them imports without the command line."""
+"""The verbs of `vega3d scenes`: thin; everything behind them imports without the command line."""
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 LIBRARY = Path("/usr/share/sweethome3d/furniture")
+Benchmark = Literal["scanrefer", "multi3drefer", "scan2cap", "scanqa", "sqa3d"]
 
 
 def render(n: int = 200, out: Path = Path("clips"), seed: int = 0, frames: int = 9, size: int = 224,
@@ -13,9 +14,9 @@ def render(n: int = 200, out: Path = Path("clips"), seed: int = 0, frames: int =
     """Renders clips of furnished rooms into a folder; the same command resumes after a stop.
 
     Args:
-        n: clips in all; of their rooms 80 % are for training, 10 % each for validation and test.
+        n: number of clips; 80 % of their rooms are for training, 10 % each for validation and test.
         out: folder to write SPLIT/ID.safetensors and scenes.json to.
-        seed: other seeds are other rooms.
+        seed: another seed gives other rooms.
         frames: frames a clip.
         size: pixels, square.
         clips_per_room: camera paths in each room.
@@ -30,15 +31,53 @@ def render(n: int = 200, out: Path = Path("clips"), seed: int = 0, frames: int =
     if n < 1:
         raise ValueError(f"render: got n={n}, expected at least 1")
     rooms = -(-n // max(clips_per_room, 1))
-    held = round(rooms * 0.1)
-    source = RoomSource(train=rooms - 2 * held, val=held, test=held, clips_per_room=clips_per_room,
-                        frames=frames, size=size, seed=seed, pack=furniture)
+    held_out = round(rooms * 0.1)
+    source = RoomSource(train=rooms - 2 * held_out, val=held_out, test=held_out,
+                        clips_per_room=clips_per_room, frames=frames, size=size, seed=seed,
+                        pack=furniture)
     ids = [i for split in SPLITS for i in source.ids(split)][:n]
-    made = render_folder(source, ids, out, default_workers() if workers is None else workers)
-    print(
-        f"{out}: {len(ids)} clips, {made} new; look at one with: vega3d scenes show "
-        f"{out}/{ids[0]}.safetensors"
-    )
+    rendered = render_folder(source, ids, out, default_workers() if workers is None else workers)
+    print(f"{out}: {len(ids)} clips, {rendered} new; look at one with: vega3d scenes show "
+          f"{out}/{ids[0]}.safetensors")
+
+
+def import_clips(dataset: Annotated[Literal["scannet", "vsibench"], tyro.conf.Positional],
+                 root: Annotated[Path, tyro.conf.Positional], out: Path, frames: int = 32,
+                 size: int = 384, annotations: Path | None = None, processed: Path | None = None,
+                 benchmarks: tuple[Benchmark, ...] = (), proposals: tuple[Path, ...] = (),
+                 only_present: bool = False) -> None:
+    """Imports ScanNet or VSI-Bench with its questions into a folder, as render writes one.
+
+    `vega3d teacher train --clips OUT` trains on these questions and scores on the test split:
+    ScanNet's val scenes, VSI-Bench's videos. A folder may hold both. The same command resumes after
+    a stop.
+
+    Args:
+        dataset: scannet, or vsibench.
+        root: its folder, laid out as published.
+        out: folder to write SPLIT/ID.safetensors, questions.json and scenes.json to.
+        frames: frames a clip, spread evenly over the scene.
+        size: pixels, square.
+        annotations: scannet: folder with the files of ScanRefer (also for Scan2Cap), Multi3DRefer,
+            ScanQA and SQA3D.
+        processed: scannet: instead, folder with Video-3D LLM's DATASET_SPLIT_llava_style.json.
+        benchmarks: scannet: which of the five; by default all whose files are there.
+        proposals: scannet: JSON files of candidate boxes, each for the split whose scenes it names.
+        only_present: leave out questions about scenes, objects or videos that are missing.
+    """
+    from scenes.sources.importing import import_scannet, import_vsibench, write_import
+
+    if dataset == "scannet":
+        imported = import_scannet(root, frames, size, annotations, processed, benchmarks, proposals,
+                                  only_present)
+    elif annotations or processed or benchmarks or proposals:
+        raise ValueError("import: --annotations, --processed, --benchmarks and --proposals are for "
+                         "scannet; vsibench has its questions in test.jsonl")
+    else:
+        imported = import_vsibench(root, frames, size, only_present)
+    clips, questions = write_import(imported, out)
+    print(f"{out}: {clips} clips, {questions} questions; train on them with: vega3d teacher train "
+          f"--clips {out}")
 
 
 def show(clip: Annotated[Path, tyro.conf.Positional], out: Path | None = None) -> None:
@@ -66,7 +105,7 @@ def ask(clip: Annotated[Path, tyro.conf.Positional], task: str | None = None,
         clip: a .safetensors file that `vega3d scenes render` wrote.
         task: only this task: "ground", "multi_ground", "caption", "situated", or "vsi:" and a type
             of VSI-Bench.
-        seed: other seeds ask other questions.
+        seed: another seed draws other questions.
     """
     from scenes.clip import load_clip
     from scenes.questions.question import TASKS
@@ -78,15 +117,15 @@ def ask(clip: Annotated[Path, tyro.conf.Positional], task: str | None = None,
 def census(out: Path = Path("bench/results/rooms_census.json"), rooms: int = 100,
            held_out: int = 40, frames: int = 9, step: int = 1, size: int = 224, seed: int = 0,
            workers: int | None = None) -> None:
-    """Counts the questions of rendered rooms by task and writes how far guessing gets on them.
+    """Counts the questions that rendered rooms give, and scores baselines that see no frames.
 
     Args:
         out: the result file.
         rooms: training rooms, one clip each.
-        held_out: test rooms to score guesses on.
+        held_out: test rooms to score the baselines on.
         frames: frames a clip.
-        step: film this many times as many frames and keep every step-th, for clips that see more of
-            the room.
+        step: render this many times as many frames and use every step-th, so that a clip covers
+            more of its room.
         size: pixels, square.
         seed: of the rooms and the questions.
         workers: processes; by default one less than there are cores, at most 15.
@@ -95,31 +134,30 @@ def census(out: Path = Path("bench/results/rooms_census.json"), rooms: int = 100
 
     from records.environment import environment
     from records.results import measured, save
+    from scenes.clip import Strided
     from scenes.questions.balance import question_set
-    from scenes.questions.question_statistics import census as counted
+    from scenes.questions.question_statistics import question_statistics
     from scenes.rooms.source import RoomSource, render_clips
     from scenes.rooms.writer import default_workers
-    from scenes.sources.strided import Strided
 
     if rooms < 1 or held_out < 1:
         raise ValueError(
             f"census: got rooms={rooms} and held_out={held_out}, expected at least 1 of each")
-    film = step * (frames - 1) + 1
-    source = Strided(
-        RoomSource(train=rooms, val=0, test=held_out, frames=film, size=size, seed=seed), step)
+    source = Strided(RoomSource(train=rooms, val=0, test=held_out, frames=step * (frames - 1) + 1,
+                                size=size, seed=seed), step)
     workers = default_workers() if workers is None else workers
-    known, asked = (question_set(
-        track(render_clips(source, ids, workers), f"asking {len(ids)} rooms", len(ids)), seed=seed)
-                    for ids in (source.ids("train"), source.ids("test")))
-    rows = counted(known, asked, rooms, held_out)
+    sets = []
+    for ids in (source.ids("train"), source.ids("test")):
+        clips = render_clips(source, ids, workers)
+        sets.append(question_set(track(clips, f"questions of {len(ids)} rooms", len(ids)),
+                                 seed=seed))
+    rows = question_statistics(sets[0], sets[1], rooms, held_out)
     save(measured(out.stem, rows, environment()), out)
     for row in rows:
-        guesses = "  ".join(f"{k} {row[k]:.3f}"
-                            for k in ("chance", "majority", "text_only", "constant") if row.get(k))
-        print(
-            f"{row['task']:<34} {row['per_100_rooms']:5.0f} a 100 rooms  "
-            f"{row.get('metric', ''):<9} {guesses}"
-        )
+        names = [k for k in ("chance", "majority", "text_only", "constant") if row.get(k)]
+        baselines = "  ".join(f"{k} {row[k]:.3f}" for k in names)
+        print(f"{row['task']:<34} {row['per_100_rooms']:5.0f} per 100 rooms  "
+              f"{row.get('metric', ''):<9} {baselines}")
     print(out)
 
 
@@ -138,10 +176,11 @@ def pack(out: Path, library: Path = LIBRARY, licence: Literal["cc0", "all"] = "c
 
     from scenes.furniture.packing import pack_library
 
+    most = max_triangles or {"cc0": 5000, "all": 2700}[licence]
     with Console(stderr=True).status("reading the catalogue") as status:
-        count = pack_library(library, out, licence, max_triangles
-                             or {"cc0": 5000, "all": 2700}[licence], report=status.update)
+        count = pack_library(library, out, licence, most, report=status.update)
     print(f"{out}: {count} models, {out.stat().st_size / 1e6:.1f} MB")
 
 
-VERBS = {"render": render, "show": show, "pack": pack, "ask": ask, "census": census}
+VERBS = {"render": render, "show": show, "pack": pack, "ask": ask, "import": import_clips,
+         "census": census}

@@ -19,6 +19,7 @@ VSI_TYPES: tuple[str, ...] = ("object_counting", "object_abs_distance", "object_
 NUMERIC: tuple[str, ...] = tuple(f"vsi:{t}" for t in VSI_TYPES[:4])
 TASKS: tuple[str, ...] = (*(f"vsi:{t}"
                             for t in VSI_TYPES), "ground", "multi_ground", "caption", "situated")
+IMPORTED_TASKS = (*TASKS, "qa")  # of imported questions; "qa" is ScanQA's
 NO_BOXES = np.zeros((0, 7), np.float32)
 _FRAMES = "These are frames of a video.\n"
 _ENDINGS = {"letter": "Answer with the option's letter from the given choices directly.",

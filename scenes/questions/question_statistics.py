@@ -14,7 +14,7 @@ Row = dict[str, float | int | str]
 _HEADLINE = {"ground": "acc@0.25", "multi_ground": "f1@0.25", "caption": "cider", "situated": "em"}
 
 
-def census(training: Sequence[Question], held_out: Sequence[Question], rooms: int,
+def question_statistics(training: Sequence[Question], held_out: Sequence[Question], rooms: int,
            held_out_rooms: int) -> list[Row]:
     """Per task: questions per 100 rooms, and on the held-out rooms what `Majority` and `TextOnly`
     score.

@@ -1,5 +1,4 @@
-"""Rendering clips into a folder: scenes.json, and SPLIT/ID.safetensors, written by the process that
-rendered it."""
+"""Renders clips into a folder: scenes.json, and SPLIT/ID.safetensors written by the workers."""
 import json
 import os
 import shutil
@@ -19,26 +18,66 @@ _SPARE_BYTES = 200_000_000     # left free on the disk
 
 
 def render_folder(source: RoomSource, ids: Sequence[str], folder: Path, workers: int) -> int:
-    """Renders what `folder` lacks of `ids`, with a progress bar, and returns how many clips that
-    was.
+    """Renders those of `ids` that `folder` lacks, with a progress bar; returns their number.
 
-    Clips that are whole on disk are kept, so the same call resumes. Raises ValueError before any
-    work if the disk cannot hold the rest, or if the folder holds clips that were rendered
-    otherwise.
+    An interrupted call resumes where it stopped. Raises ValueError before any work if the disk is
+    too small or the folder holds clips of another configuration.
     """
     _write_card(source, folder)
-    missing = [i for i in ids if not _is_whole(folder / f"{i}.safetensors", i)]
-    need = len(missing) * source.frames * source.size**2 * BYTES_A_PIXEL
-    free = shutil.disk_usage(folder).free
-    if need > free - _SPARE_BYTES:
-        raise ValueError(
-            f"{folder}: {len(missing)} clips need {need / 1e9:.1f} GB, the disk has "
-            f"{free / 1e9:.1f} GB free; render fewer, smaller or shorter clips, or use another "
-            "folder")
+    missing = [i for i in ids if not _is_complete(folder / f"{i}.safetensors", i)]
+    size = check_disk_space(folder, len(missing), source.frames * source.size**2 * BYTES_A_PIXEL)
     if missing:
-        print(f"{folder}: rendering {len(missing)} of {len(ids)} clips, {need / 1e6:.0f} MB")
+        print(f"{folder}: rendering {len(missing)} of {len(ids)} clips, {size / 1e6:.0f} MB")
         _render(source, missing, folder, workers)
     return len(missing)
+
+
+def check_disk_space(folder: Path, clips: int, bytes_a_clip: int) -> int:
+    """Bytes of so many clips; raises ValueError if the folder's disk cannot hold them."""
+    size, free = clips * bytes_a_clip, shutil.disk_usage(folder).free
+    if size > free - _SPARE_BYTES:
+        raise ValueError(f"{folder}: {clips} clips need {size / 1e9:.1f} GB, the disk has "
+                         f"{free / 1e9:.1f} GB free; write fewer, smaller or shorter clips, or use "
+                         "another folder")
+    return size
+
+
+def default_workers() -> int:
+    """One process less than there are cores, at most 15 (more only wait for the GPU); 0, this
+    process, on two cores.
+
+    Measured on 2 cores with Mesa: one process with two rendering threads 29 to 36 frames/s, two
+    processes 22 to 27.
+    """
+    cores = len(os.sched_getaffinity(0))
+    return 0 if cores <= 2 else min(cores - 1, 15)
+
+
+def _write_card(source: RoomSource, folder: Path) -> None:
+    """scenes.json: what defines these clips. Raises ValueError if it is there and differs."""
+    path = folder / "scenes.json"
+    card = {"schema": 1, "key": source.key, "rooms": ROOMS_VERSION, "seed": source.seed,
+            "frames": source.frames, "size": source.size, "furniture": source.furniture.digest,
+            "source": source.furniture.manifest["source"],
+            "versions": {name: version(name) for name in ("vega3d-edge", "moderngl", "numpy")}}
+    try:
+        found = json.loads(path.read_text()) if path.is_file() else card
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: not JSON ({error}); remove the folder or use another one") from error
+    if found.get("key") != source.key:
+        names = ("seed", "frames", "size", "furniture")
+        was, now = ([c.get(k) for k in names] for c in (found, card))
+        raise ValueError(f"{folder}: holds clips with [seed, frames, size, furniture] {was}, "
+                         f"expected {now}; use another folder")
+    write_json(card, path)
+
+
+def _is_complete(path: Path, clip_id: str) -> bool:
+    try:
+        return load_clip(path).id == clip_id
+    except (OSError, ValueError):
+        return False
 
 
 def _render(source: RoomSource, ids: Sequence[str], folder: Path, workers: int) -> None:
@@ -48,13 +87,12 @@ def _render(source: RoomSource, ids: Sequence[str], folder: Path, workers: int) 
     with Progress(*columns) as progress:
         task = progress.add_task("rendering", total=len(ids), rate=0.0)
         begin = time.monotonic()
-        for done, _ in enumerate(render_clips(_Saving(source, folder), ids, workers), 1):
+        for done, _ in enumerate(render_clips(_SavingSource(source, folder), ids, workers), 1):
             progress.update(task, advance=1, rate=done * source.frames / (time.monotonic() - begin))
 
 
-class _Saving:
-    """A source that writes each clip where it is rendered and passes on a stub: no frames travel
-    between processes."""
+class _SavingSource:
+    """Saves each clip where it is rendered and returns a stub, so that no frames are pickled."""
 
     def __init__(self, source: RoomSource, folder: Path):
         self.source, self.folder = source, folder
@@ -63,46 +101,3 @@ class _Saving:
         clip = self.source.clip(clip_id)
         save_clip(clip, self.folder / f"{clip_id}.safetensors")
         return Clip(clip_id, clip.frames[:1, :, :1, :1])
-
-
-def _is_whole(path: Path, clip_id: str) -> bool:
-    try:
-        return load_clip(path).id == clip_id
-    except (OSError, ValueError):
-        return False
-
-
-def _write_card(source: RoomSource, folder: Path) -> None:
-    """scenes.json: what makes these clips what they are. Raises ValueError if another one is
-    there."""
-    path = folder / "scenes.json"
-    card = {
-        "schema": 1, "key": source.key, "rooms": ROOMS_VERSION, "seed": source.seed,
-        "frames": source.frames, "size": source.size, "furniture": source.furniture.digest,
-        "source": source.furniture.manifest["source"],
-        "versions": {name: version(name)
-                     for name in ("vega3d-edge", "moderngl", "numpy")}
-    }
-    try:
-        there = json.loads(path.read_text()) if path.is_file() else card
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: not JSON ({error}); remove the folder or use another one") from error
-    if there.get("key") != source.key:
-        was, now = ([c.get(k) for k in ("seed", "frames", "size", "furniture")]
-                    for c in (there, card))
-        raise ValueError(
-            f"{folder}: holds clips with [seed, frames, size, furniture] {was}, expected {now}; "
-            "use another folder")
-    write_json(card, path)
-
-
-def default_workers() -> int:
-    """One process less than there are cores, at most 15, as more only wait for the GPU; on two
-    cores this process.
-
-    Measured on 2 cores with Mesa: one process with two rendering threads 29 to 36 frames/s, two
-    processes 22 to 27.
-    """
-    cores = len(os.sched_getaffinity(0))
-    return 0 if cores <= 2 else min(cores - 1, 15)

@@ -1,15 +1,15 @@
-"""The five ScanNet benchmarks as questions, from their files as they are published.
+"""Five ScanNet benchmarks as questions, from their published files.
 
 ScanRefer_filtered_SPLIT.json (ScanRefer, and grouped by object Scan2Cap), multi3drefer_SPLIT.json,
 ScanQA_v1.0_SPLIT.json, and for SQA3D v1_balanced_questions_SPLIT_scannetv2.json with
-v1_balanced_sqa_annotations_SPLIT_scannetv2.json.
+v1_balanced_sqa_annotations_SPLIT_scannetv2.json, these two also in a folder `balanced`.
 """
 import csv
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -19,174 +19,152 @@ from scenes.questions.question import COORD, Question
 from scenes.sources.scannet import ScanNet
 
 Dataset = Literal["scanrefer", "multi3drefer", "scan2cap", "scanqa", "sqa3d"]
+DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 Item = dict[str, Any]
+_FILES: dict[Dataset, str] = {
+    "scanrefer": "ScanRefer_filtered_{}.json", "scan2cap": "ScanRefer_filtered_{}.json",
+    "multi3drefer": "multi3drefer_{}.json", "scanqa": "ScanQA_v1.0_{}.json",
+    "sqa3d": "v1_balanced_questions_{}_scannetv2.json"}
+_SQA_ANSWERS = "v1_balanced_sqa_annotations_{}_scannetv2.json"
 _LABELS = "scannetv2-labels.combined.tsv"
-_NAMED = {
-    "cabinet",
-    "bed",
-    "chair",
-    "sofa",
-    "table",
-    "door",
-    "window",
-    "bookshelf",
-    "picture",
-    "counter",
-    "desk",
-    # ScanRefer's; all else is "others"
-    "curtain",
-    "refrigerator",
-    "shower curtain",
-    "toilet",
-    "sink",
-    "bathtub"
-}
+# ScanRefer's classes; every other label is "others"
+_SCANREFER_CLASSES = {
+    "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter",
+    "desk", "curtain", "refrigerator", "shower curtain", "toilet", "sink", "bathtub"}
 
 
 def load_annotations(source: ScanNet, dataset: Dataset, folder: Path | str, split: Split,
-              proposals: Path | str | None = None, skip_missing: bool = False) -> list[Question]:
+                     proposals: Path | str | None = None,
+                     skip_missing: bool = False) -> list[Question]:
     """The questions of one benchmark about the scenes of `source`.
 
     folder: where the benchmark's files are. proposals: a JSON of detected boxes, "scannet/SCENE" ->
     list of [cx,cy,cz, w,h,l] (Video-3D LLM's scannet_val_pred_box.json); without it the annotated
     boxes are the candidates. Raises ValueError for a file that is missing or laid out otherwise,
-    and for an annotation that names a scene or object that is not here or whose box has no volume;
-    with skip_missing those are left out, and how many is printed.
+    and for an annotation of a missing scene, a missing object or a box without volume; skip_missing
+    leaves those out and prints their number.
     """
-    maker, path = _READERS[dataset], Path(folder)
     boxes = _Boxes(source, read_proposals(Path(proposals)) if proposals else None, skip_missing)
-    found = [q for q in maker(path, split, boxes) if q is not None]
+    found = _READERS[dataset](annotation_file(Path(folder), dataset, split), split, boxes)
     if boxes.skipped:
-        print(f"{folder}: left out {sum(boxes.skipped.values())} annotations: " + "; ".join(
-            f"{why} ({n})" for why, n in sorted(boxes.skipped.items())[:3]))
-    return found
+        reasons = [f"{why} ({n})" for why, n in sorted(boxes.skipped.items())[:3]]
+        print(f"{folder}: left out {sum(boxes.skipped.values())} annotations: {'; '.join(reasons)}")
+    return [question for question in found if question is not None]
+
+
+def annotation_file(folder: Path, dataset: Dataset, split: Split) -> Path:
+    """The published file that holds the benchmark's questions."""
+    inner = folder / "balanced"
+    root = inner if dataset == "sqa3d" and inner.is_dir() else folder
+    return root / _FILES[dataset].format(split)
 
 
 def read_proposals(path: Path) -> Mapping[str, Sequence]:
-    """Detected boxes by "scannet/SCENE"; raises ValueError if the file is no such JSON."""
+    """Detected boxes by "scannet/SCENE". Raises ValueError for any other file."""
     try:
         content = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f'{path}: not a JSON of proposals, "scannet/SCENE" -> boxes ({error})') from error
+        raise ValueError(f'{path}: not a JSON of proposals, "scannet/SCENE" -> boxes ({error})'
+                         ) from error
     if not isinstance(content, dict):
-        raise ValueError(
-            f'{path}: got a {type(content).__name__}, expected "scannet/SCENE" -> six numbers a box'
-        )
+        raise ValueError(f"{path}: got a {type(content).__name__}, expected "
+                         '"scannet/SCENE" -> six numbers a box')
     return content
 
 
 class _Boxes:
-    """The candidate boxes of a scene, and which are meant."""
+    """Makes questions with the candidate boxes of their scene."""
 
-    def __init__(self, source: ScanNet, proposed: Mapping[str, Sequence] | None,
+    def __init__(self, source: ScanNet, proposals: Mapping[str, Sequence] | None,
                  skip_missing: bool):
-        self.source, self.proposed, self.skip_missing = source, proposed, skip_missing
+        self.source, self.proposals, self.skip_missing = source, proposals, skip_missing
         self.skipped: dict[str, int] = defaultdict(int)
 
-    def ask(self, item: Item, split: Split, task: str, text: str, answers: Sequence[str] = (),
-            targets: Sequence[int] = (), kind: str = "") -> Question | None:
-        """None for an annotation that is left out."""
+    def question(self, item: Item, split: Split, task: str, text: str, answers: Sequence[str] = (),
+                 targets: Sequence[int] = (), kind: str = "") -> Question | None:
+        """None for an annotation that is left out. targets: ScanNet's object ids."""
         scene = str(item["scene_id"])
-        known = self.source.annotated_boxes(scene)
-        numbers = sorted(known)
-        boxes = np.array([known[n][1] for n in numbers], np.float32).reshape(-1, 6)
-        lost = [t for t in targets if t not in known]
+        annotated = self.source.annotated_boxes(scene)
+        ids = sorted(annotated)
+        boxes = np.array([annotated[i][1] for i in ids], np.float32).reshape(-1, 6)
+        lost = [t for t in targets if t not in annotated]
         fault = (f"no scene {scene}" if not self.source.has(scene) else
                  f"scene {scene} has no object {lost[0]}" if lost else "")
-        meant = [] if fault else [numbers.index(t) for t in targets]
-        if not has_volume(boxes[meant]).all():
+        rows = [] if fault else [ids.index(t) for t in targets]
+        if not has_volume(boxes[rows]).all():
             fault = f"an object of scene {scene} has a box without volume"
         if fault:
-            self._refuse(fault)
+            self._skip(fault)
             return None
         count = None
-        if self.proposed is not None and task in ("ground", "multi_ground", "caption"):
-            first = np.array(self.proposed.get(f"scannet/{scene}", []), np.float32).reshape(-1, 6)
-            count, meant, boxes = len(first), [len(first) + m
-                                               for m in meant], np.concatenate([first, boxes])
+        if self.proposals is not None and task in ("ground", "multi_ground", "caption"):
+            offered = np.array(self.proposals.get(f"scannet/{scene}", []), np.float32)
+            offered = offered.reshape(-1, 6)
+            count = len(offered)
+            rows, boxes = [count + row for row in rows], np.concatenate([offered, boxes])
         return Question(f"{split}/{scene}", task, text, answers[0] if answers else None, None, (),
-                        boxes, tuple(sorted(meant)), kind, tuple(answers), count)
+                        boxes, tuple(sorted(rows)), kind, tuple(answers), count)
 
-    def _refuse(self, why: str) -> None:
+    def _skip(self, why: str) -> None:
         if not self.skip_missing:
-            raise ValueError(
-                f"annotations: {why} in {self.source.root}; download it, or leave such annotations "
-                "out with skip_missing")
+            raise ValueError(f"annotations: {why} in {self.source.root}; download it, or leave out "
+                             "such annotations with --only-present")
         self.skipped[why] += 1
 
 
-def _scanrefer(folder: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
-    items = _items(folder / f"ScanRefer_filtered_{split}.json", "scene_id", "object_id",
-                   "object_name", "description")
-    kinds = _unique_or_multiple(items, folder)
-    return [
-        boxes.ask(i, split, "ground",
-                  str(i["description"]).capitalize(), targets=[int(i["object_id"])], kind=kinds.get(
-                      (i["scene_id"], str(i["object_id"])), "")) for i in items
-    ]
+def _scanrefer(path: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
+    items, kinds = _scanrefer_items(path)
+    return [boxes.question(i, split, "ground", str(i["description"]).capitalize(),
+                           targets=[int(i["object_id"])], kind=kinds.get(_object(i), ""))
+            for i in items]
 
 
-def _scan2cap(folder: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
+def _scan2cap(path: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
     """One question an object, with all its descriptions as references."""
-    items = _items(folder / f"ScanRefer_filtered_{split}.json", "scene_id", "object_id",
-                   "object_name", "description")
-    kinds = _unique_or_multiple(items, folder)
+    items, kinds = _scanrefer_items(path)
     by_object: dict[tuple[str, str], list[Item]] = defaultdict(list)
     for item in items:
-        by_object[item["scene_id"], str(item["object_id"])].append(item)
-    return [
-        boxes.ask(found[0], split, "caption", COORD,
-                  [str(i["description"]).capitalize() for i in found], [int(number)],
-                  kinds.get((scene, number), "")) for (scene, number), found in by_object.items()
-    ]
-
-
-def _multi3drefer(folder: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
-    items = _items(folder / f"multi3drefer_{split}.json", "scene_id", "object_ids", "description",
-                   "eval_type")
-    return [
-        boxes.ask(i, split, "multi_ground",
-                  str(i["description"]).capitalize(), targets=[int(n) for n in i["object_ids"]],
-                  kind=str(i["eval_type"])) for i in items
-    ]
-
-
-def _scanqa(folder: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
-    """The object_ids of an answer are no targets: the answer is words."""
-    items = _items(folder / f"ScanQA_v1.0_{split}.json", "scene_id", "question", "answers")
-    return [
-        boxes.ask(i, split, "qa", str(i["question"]), [str(a) for a in i["answers"]]) for i in items
-    ]
-
-
-def _sqa3d(folder: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
-    """Training questions come once for every wording of their situation, as Video-3D LLM trains on
-    them."""
-    root = folder / "balanced" if (folder / "balanced").is_dir() else folder
-    asked = {
-        q["question_id"]: q
-        for q in _items(root / f"v1_balanced_questions_{split}_scannetv2.json", "question_id",
-                        "situation", "question", inside="questions")
-    }
+        by_object[_object(item)].append(item)
     out = []
-    for item in _items(root / f"v1_balanced_sqa_annotations_{split}_scannetv2.json", "question_id",
-                       "scene_id", "answers", inside="annotations"):
-        if item["question_id"] not in asked:
-            raise ValueError(
-                f"{root}: answer to question {item['question_id']}, which is not among the "
-                "questions; download both files again")
-        question = asked[item["question_id"]]
-        kind = _sqa_kind(question["question"])
-        situations = [
-            question["situation"],
-            *(question.get("alternative_situation", []) if split == "train" else [])
-        ]
+    for key, group in by_object.items():
+        captions = [str(i["description"]).capitalize() for i in group]
+        out.append(boxes.question(group[0], split, "caption", COORD, captions, [int(key[1])],
+                                  kinds.get(key, "")))
+    return out
+
+
+def _multi3drefer(path: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
+    items = _items(path, "scene_id", "object_ids", "description", "eval_type")
+    return [boxes.question(i, split, "multi_ground", str(i["description"]).capitalize(),
+                           targets=[int(n) for n in i["object_ids"]], kind=str(i["eval_type"]))
+            for i in items]
+
+
+def _scanqa(path: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
+    """An answer's object_ids are no targets: the answer is words."""
+    items = _items(path, "scene_id", "question", "answers")
+    return [boxes.question(i, split, "qa", str(i["question"]), [str(a) for a in i["answers"]])
+            for i in items]
+
+
+def _sqa3d(path: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
+    """Training questions come once for every wording of their situation, as in Video-3D LLM."""
+    rows = _items(path, "question_id", "situation", "question", inside="questions")
+    by_id = {row["question_id"]: row for row in rows}
+    out = []
+    for item in _items(path.with_name(_SQA_ANSWERS.format(split)), "question_id", "scene_id",
+                       "answers", inside="annotations"):
+        if item["question_id"] not in by_id:
+            raise ValueError(f"{path.parent}: answer to question {item['question_id']}, which is "
+                             "not among the questions; download both files again")
+        row = by_id[item["question_id"]]
+        situations = [row["situation"]]
+        if split == "train":
+            situations += row.get("alternative_situation", [])
         answers = [str(a["answer"]) for a in item["answers"]]
-        out += [
-            boxes.ask(item, split, "situated", f"{s} {question['question']}", answers, kind=kind)
-            for s in situations
-        ]
+        kind = _sqa_kind(row["question"])
+        out += [boxes.question(item, split, "situated", f"{s} {row['question']}", answers,
+                               kind=kind) for s in situations]
     return out
 
 
@@ -196,33 +174,34 @@ def _sqa_kind(question: str) -> str:
                 "others")
 
 
-def _unique_or_multiple(items: Sequence[Item], folder: Path) -> dict[tuple[str, str], str]:
-    """(scene, object) -> unique or multiple, by how many annotated objects of a scene share one of
-    18 classes.
+def _object(item: Item) -> tuple[str, str]:
+    return item["scene_id"], str(item["object_id"])
 
-    From "eval_type" where the file has it, else from ScanNet's label table beside it; without
-    either nothing is known.
+
+def _scanrefer_items(path: Path) -> tuple[list[Item], dict[tuple[str, str], str]]:
+    """ScanRefer's annotations, and (scene, object) -> "unique" or "multiple".
+
+    An object is unique if no other annotated object of its scene is of the same of 18 classes: from
+    "eval_type" where the file has it, else from ScanNet's label table beside it, else unknown ({}).
     """
+    items = _items(path, "scene_id", "object_id", "object_name", "description")
     if items and all("eval_type" in i for i in items):
-        return {(i["scene_id"], str(i["object_id"])): str(i["eval_type"]) for i in items}
-    if not (folder / _LABELS).is_file():
-        return {}
-    with (folder / _LABELS).open(newline="") as file:
-        class_of = {
-            row["raw_category"]: row["nyu40class"]
-            for row in csv.DictReader(file, delimiter="\t")
-        }
+        return items, {_object(i): str(i["eval_type"]) for i in items}
+    table = path.with_name(_LABELS)
+    if not table.is_file():
+        return items, {}
+    with table.open(newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t")
+        class_of = {row["raw_category"]: row["nyu40class"] for row in rows}
     classes = {}
     for item in items:
         name = class_of.get(str(item["object_name"]).replace("_", " "), "")
-        classes[item["scene_id"], str(item["object_id"])] = name if name in _NAMED else "others"
+        classes[_object(item)] = name if name in _SCANREFER_CLASSES else "others"
     counts: dict[tuple[str, str], int] = defaultdict(int)
     for (scene, _), name in classes.items():
         counts[scene, name] += 1
-    return {
-        key: "unique" if counts[key[0], name] == 1 else "multiple"
-        for key, name in classes.items()
-    }
+    return items, {key: "unique" if counts[key[0], name] == 1 else "multiple"
+                   for key, name in classes.items()}
 
 
 def _items(path: Path, *needed: str, inside: str = "") -> list[Item]:
@@ -231,22 +210,19 @@ def _items(path: Path, *needed: str, inside: str = "") -> list[Item]:
         content = json.loads(path.read_text())
         items = content[inside] if inside else content
     except FileNotFoundError as error:
-        raise ValueError(
-            f"{path}: missing; download the benchmark's files into that folder") from error
+        raise ValueError(f"{path}: missing; download the benchmark's files into that folder"
+                         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: not the published layout ({error!r}); download it again") from error
+        raise ValueError(f"{path}: not the published layout ({error!r}); download it again"
+                         ) from error
     for i, item in enumerate(items if isinstance(items, list) else [items]):
         lacking = [n for n in needed if not isinstance(item, dict) or n not in item]
         if lacking or not isinstance(items, list):
-            raise ValueError(
-                f"{path}: entry {i} lacks {', '.join(lacking) or 'a list around it'}; download it "
-                "again"
-            )
+            raise ValueError(f"{path}: entry {i} lacks {', '.join(lacking) or 'a list around it'}; "
+                             "download it again")
     return items
 
 
-_READERS: dict[str, Callable[[Path, Split, _Boxes], list[Question | None]]] = {
+_READERS: dict[Dataset, Callable[[Path, Split, _Boxes], list[Question | None]]] = {
     "scanrefer": _scanrefer, "multi3drefer": _multi3drefer, "scan2cap": _scan2cap,
-    "scanqa": _scanqa, "sqa3d": _sqa3d
-}
+    "scanqa": _scanqa, "sqa3d": _sqa3d}

@@ -1,8 +1,7 @@
 """The same five benchmarks from Video-3D LLM's files, DATASET_SPLIT_llava_style.json of
-zd11024/Video-3D-LLM_data.
+zd11024/Video-3D-LLM_data, on which VEGA-3D trains and tests.
 
-VEGA-3D trains and tests on these; each entry has its prompt, answer and boxes in it, so only frames
-are needed beside.
+An entry has its prompt, answer and boxes in it, so only the frames of its scene are needed besides.
 """
 import json
 from collections.abc import Mapping
@@ -13,30 +12,33 @@ import numpy as np
 
 from scenes.clip import Split
 from scenes.questions.question import PROMPTS, Question
-from scenes.sources.scannet_annotations import read_proposals
+from scenes.sources.scannet_annotations import Dataset, read_proposals
 
-_TASKS = {
-    "scanrefer": "ground", "multi3drefer": "multi_ground", "scan2cap": "caption", "scanqa": "qa",
-    "sqa3d": "situated"
-}
-_NONE = np.zeros((0, 6), np.float32)
+_TASKS = {"scanrefer": "ground", "multi3drefer": "multi_ground", "scan2cap": "caption",
+          "scanqa": "qa", "sqa3d": "situated"}
+_NO_BOXES = np.zeros((0, 6), np.float32)
+
+
+def processed_file(folder: Path, dataset: Dataset, split: Split) -> Path:
+    """The file of one benchmark and split."""
+    return folder / f"{dataset}_{split}_llava_style.json"
 
 
 def load_processed(path: Path | str, split: Split,
-              proposals: Path | str | None = None) -> list[Question]:
+                   proposals: Path | str | None = None) -> list[Question]:
     """The questions of one file, about clips SPLIT/SCENE.
 
-    proposals: a JSON of boxes that may be chosen, "scannet/SCENE" -> list of six numbers
-    (scannet_train_gt_box.json, scannet_val_pred_box.json). Without it only the boxes that are meant
-    are known. An entry whose box has no volume stays, and scores 0. Raises ValueError for a file or
+    proposals: a JSON of candidate boxes, "scannet/SCENE" -> list of six numbers
+    (scannet_train_gt_box.json, scannet_val_pred_box.json). Without it only the target boxes are
+    known. An entry whose box has no volume stays, and scores 0. Raises ValueError for a file or
     entry that is laid out otherwise, or a scene without proposals.
     """
     path = Path(path)
-    items, proposed = _list(path), read_proposals(Path(proposals)) if proposals else None
+    offered = read_proposals(Path(proposals)) if proposals else None
     out = []
-    for number, item in enumerate(items):
+    for number, item in enumerate(_entries(path)):
         try:
-            out.append(_question(item, split, proposed))
+            out.append(_question(item, split, offered))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ValueError(
                 f"{path}: entry {number} cannot be read ({type(error).__name__}: {error}); "
@@ -45,36 +47,36 @@ def load_processed(path: Path | str, split: Split,
 
 
 def _question(item: Mapping[str, Any], split: Split,
-              proposed: Mapping[str, Any] | None) -> Question:
+              proposals: Mapping[str, Any] | None) -> Question:
     about = item["metadata"]
-    task, answer = _TASKS[str(about["dataset"]).lower()], str(item["conversations"][1]["value"])
-    text = _bare(str(item["conversations"][0]["value"]), task)
-    meant, offered = _NONE, _NONE
+    task = _TASKS[str(about["dataset"]).lower()]
+    prompt, answer = (str(turn["value"]) for turn in item["conversations"][:2])
+    text = _without_prompt(prompt, task)
+    targets, offered, count = _NO_BOXES, _NO_BOXES, None
+    answers = tuple(map(str, about.get("answers") or item.get("annotations") or [answer]))
     if task in ("ground", "multi_ground"):
-        meant = _boxes(item["box"])
-        offered = _NONE if proposed is None else _boxes(proposed[item["video"]])
+        targets, answers = _boxes(item["box"]), ()
+        if proposals is not None:
+            offered = _boxes(proposals[item["video"]])
     elif task == "caption":
-        meant = _boxes(item["gt_box"])
-        offered = meant if item["box_input"] is None and split == "train" else _boxes(
-            item["box_input"] or [])
-    answers = about.get("answers") or item.get("annotations") or [answer]
-    words = () if task in ("ground", "multi_ground") else tuple(str(a) for a in answers)
-    known = proposed is not None or task == "caption"
+        targets = _boxes(item["gt_box"])
+        annotated = item["box_input"] is None and split == "train"
+        offered = targets if annotated else _boxes(item["box_input"] or [])
+    if proposals is not None or task == "caption":
+        count = len(offered)
+    rows = range(len(offered), len(offered) + len(targets))
     return Question(f"{split}/{item['video'].rpartition('/')[2]}", task, text,
-                    words[0] if words else None, None, (), np.concatenate([offered, meant]),
-                    tuple(range(len(offered),
-                                len(offered) + len(meant))), str(about.get("question_type",
-                                                                           "")), words,
-                    len(offered) if known else None)
+                    answers[0] if answers else None, None, (), np.concatenate([offered, targets]),
+                    tuple(rows), str(about.get("question_type", "")), answers, count)
 
 
-def _bare(prompt: str, task: str) -> str:
+def _without_prompt(prompt: str, task: str) -> str:
     """The text without the image token and what Question.prompt puts around it."""
     before, after = PROMPTS[task].split("{}")
-    bare = prompt.replace("<image>", "").strip()
-    if not bare.startswith(before) or not bare.endswith(after.strip()):
+    text = prompt.replace("<image>", "").strip()
+    if not text.startswith(before) or not text.endswith(after.strip()):
         raise ValueError(f"the prompt {prompt[:60]!r} is not that of {task}")
-    return bare[len(before):len(bare) - len(after.strip())].strip()
+    return text[len(before):len(text) - len(after.strip())].strip()
 
 
 def _boxes(numbers: Any) -> np.ndarray:
@@ -85,7 +87,7 @@ def _boxes(numbers: Any) -> np.ndarray:
     return boxes
 
 
-def _list(path: Path) -> list[Mapping[str, Any]]:
+def _entries(path: Path) -> list[Mapping[str, Any]]:
     try:
         items = json.loads(path.read_text())
     except FileNotFoundError as error:

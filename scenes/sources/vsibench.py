@@ -1,5 +1,4 @@
-"""VSI-Bench (arXiv 2412.14171) as published on the Hugging Face hub, nyu-visionx/VSI-Bench,
-unpacked into one folder.
+"""VSI-Bench (arXiv 2412.14171) as published: nyu-visionx/VSI-Bench, unpacked into one folder.
 
 ROOT/test.jsonl                    a question a line: id, dataset, scene_name, question_type,
                                    question, options, ground_truth
@@ -20,11 +19,10 @@ _FIELDS = ("id", "dataset", "scene_name", "question_type", "question", "ground_t
 
 
 class VSIBench:
-    """Its videos as clips of `frames` frames spread evenly from first to last, `size` px square
-    (squashed).
+    """Its videos as clips of `frames` frames from first to last, squashed to `size` px square.
 
-    Everything is in the test split. Ids are test/DATASET-SCENE. Raises ValueError naming what is
-    missing or laid out otherwise, with its line.
+    Every clip is in the test split. Ids are test/DATASET-SCENE. Raises ValueError naming what is
+    missing, or the line that is laid out otherwise.
     """
 
     def __init__(self, root: Path | str, frames: int = 32, size: int = 384):
@@ -35,7 +33,7 @@ class VSIBench:
         self.rows = _rows(self.root / "test.jsonl")
 
     def ids(self, split: Split) -> list[str]:
-        """The scenes that are asked about, whether their video is here or not."""
+        """The scenes of all questions, also those whose video is missing."""
         return [] if split != "test" else list(dict.fromkeys(_clip_id(row) for row in self.rows))
 
     def clip(self, clip_id: str) -> Clip:
@@ -44,20 +42,17 @@ class VSIBench:
         if not path.is_file():
             raise ValueError(
                 f"vsibench: no video {path}; unpack {dataset}.zip of nyu-visionx/VSI-Bench there")
-        return Clip(id=clip_id, frames=_evenly(path, self.frames, self.size))
+        return Clip(id=clip_id, frames=_evenly_spaced(path, self.frames, self.size))
 
     def questions(self, only_present: bool = False) -> list[Question]:
-        """Every question; with only_present those whose video is here. Raises ValueError if a video
-        is missing."""
-        if not only_present:
-            lost = sorted({row["dataset"] for row in self.rows if not self._here(row)})
-            if lost:
-                raise ValueError(
-                    f"vsibench: {self.root} lacks videos of {', '.join(lost)}; unpack their zip "
-                    "files there, or ask only_present")
-        return [_question(row) for row in self.rows if self._here(row)]
+        """Every question. Raises ValueError if a video is missing; only_present leaves it out."""
+        lost = sorted({row["dataset"] for row in self.rows if not self._has_video(row)})
+        if lost and not only_present:
+            raise ValueError(f"vsibench: {self.root} lacks videos of {', '.join(lost)}; unpack "
+                             "their zip files there, or leave them out with --only-present")
+        return [_question(row) for row in self.rows if self._has_video(row)]
 
-    def _here(self, row: dict[str, Any]) -> bool:
+    def _has_video(self, row: dict[str, Any]) -> bool:
         return (self.root / row["dataset"] / f"{row['scene_name']}.mp4").is_file()
 
 
@@ -71,12 +66,13 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             lacking = [name for name in _FIELDS if name not in row]
         except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(
-                f"{path}:{number}: not a JSON object ({error}); download the file again") from error
-        if lacking or row["question_type"] not in VSI_TYPES:
-            wrong = f"lacks {', '.join(lacking)}" if lacking else f"has question_type {row['question_type']!r}"
-            raise ValueError(
-                f"{path}:{number}: {wrong}; expected the published VSI-Bench test.jsonl")
+            raise ValueError(f"{path}:{number}: not a JSON object ({error}); download the file "
+                             "again") from error
+        fault = f"lacks {', '.join(lacking)}" if lacking else ""
+        if not lacking and row["question_type"] not in VSI_TYPES:
+            fault = f"has question_type {row['question_type']!r}"
+        if fault:
+            raise ValueError(f"{path}:{number}: {fault}; expected VSI-Bench's published test.jsonl")
         rows.append(row)
     if not rows:
         raise ValueError(f"{path}: holds no question; download it again")
@@ -85,10 +81,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def _question(row: dict[str, Any]) -> Question:
     task, answer = f"vsi:{row['question_type']}", str(row["ground_truth"])
-    number = number_in(answer) if task in NUMERIC else None
-    options = tuple(str(o) for o in row.get("options") or ())
-    if (task in NUMERIC) != (number is not None and number > 0) or bool(options) == (task
-                                                                                     in NUMERIC):
+    numeric = task in NUMERIC
+    number = number_in(answer) if numeric else None
+    options = tuple(map(str, row.get("options") or ()))
+    if numeric != (number is not None and number > 0) or numeric == bool(options):
         raise ValueError(
             f"vsibench: question {row['id']} of {row['question_type']} has the answer {answer!r} "
             f"and {len(options)} options; expected a number above 0, or a letter and options")
@@ -100,23 +96,20 @@ def _clip_id(row: dict[str, Any]) -> str:
     return f"test/{row['dataset']}-{row['scene_name']}"
 
 
-def _evenly(path: Path, frames: int, size: int) -> np.ndarray:
-    """[T,3,size,size] uint8: frames 0 to the last one, evenly; a video with fewer gives what it
-    has, some twice."""
+def _evenly_spaced(path: Path, frames: int, size: int) -> np.ndarray:
+    """[T,3,size,size] uint8 from the first frame to the last; a shorter video repeats frames."""
     reader = imageio_ffmpeg.read_frames(str(path),
                                         output_params=["-vf", f"scale={size}:{size},setsar=1"])
     try:
         next(reader)  # the facts about the video
         count, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
-        wanted = np.linspace(0, max(count - 1, 0), frames).astype(int)
-        needed, kept = set(wanted.tolist()), {}
-        for i, frame in enumerate(reader):
-            if i in needed:
-                kept[i] = np.frombuffer(frame, np.uint8).reshape(size, size, 3)
-        return np.stack([kept[int(i)] for i in wanted]).transpose(0, 3, 1, 2).copy()
+        wanted = np.linspace(0, max(count - 1, 0), frames).astype(int).tolist()
+        needed = set(wanted)
+        decoded = {i: np.frombuffer(frame, np.uint8).reshape(size, size, 3)
+                   for i, frame in enumerate(reader) if i in needed}
+        return np.stack([decoded[i] for i in wanted]).transpose(0, 3, 1, 2).copy()
     except (OSError, RuntimeError, StopIteration, KeyError) as error:
-        raise ValueError(
-            f"{path}: not a readable video (damaged or cut short); unpack or download it again"
-        ) from error
+        raise ValueError(f"{path}: not a readable video (damaged or cut short); unpack or download "
+                         "it again") from error
     finally:
         reader.close()

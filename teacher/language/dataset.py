@@ -17,6 +17,7 @@ from torch import Tensor
 from records.files import atomic_write
 from scenes.clip import Source
 from scenes.questions.question import Question
+from scenes.questions.stored import ByClip
 from teacher.data.feature_store import FeatureStore
 from teacher.language.encode import (
     PaddingSpec,
@@ -25,6 +26,7 @@ from teacher.language.encode import (
     balance_rooms,
     collate,
     encode_room,
+    imported_room,
     padding_spec,
     read_room,
 )
@@ -171,6 +173,14 @@ def read_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str], seed: i
     return balance_rooms([
         read_room(source.clip(i), tasks, seed, draws) for i in track(ids, description="questions")
     ], seed)
+
+
+def read_imported_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str],
+                        stored: ByClip) -> list[RoomQuestions]:
+    """The clips with their stored questions of these tasks; those without any stay out."""
+    wanted = {i: [q for q in stored.get(i, []) if q.task in tasks] for i in ids}
+    return [imported_room(source.clip(i), questions)
+            for i, questions in track(wanted.items(), "questions") if questions]
 
 
 def load_features(store: FeatureStore, rooms: Sequence[RoomQuestions]) -> Tensor:

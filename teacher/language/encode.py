@@ -43,7 +43,26 @@ def read_room(clip: Clip, tasks: Sequence[str], seed: int, draws: int = 1) -> Ro
             f"clip {clip.id}: questions need depth, intrinsics and poses; render it with: "
             "vega3d scenes render")
     view = SceneView(clip)
-    asked = [q for task in tasks for q in _drawn(view, task, seed, draws if task in OFTEN else 1)]
+    return _room(clip, [q for task in tasks
+                        for q in _drawn(view, task, seed, draws if task in OFTEN else 1)])
+
+
+def imported_room(clip: Clip, asked: list[Question]) -> RoomQuestions:
+    """The clip with questions that were stored with it (scenes.questions.stored).
+
+    A clip without depth or camera has NaN points; raises ValueError if its questions have boxes.
+    """
+    if clip.depth is not None and clip.poses is not None:
+        return _room(clip, asked)
+    if any(len(question.boxes) for question in asked):
+        raise ValueError(f"clip {clip.id}: questions with boxes need depth, intrinsics and poses")
+    points = np.full((len(clip.frames), GRID, GRID, 3), np.nan, np.float32)
+    inside = np.zeros((0, points[..., 0].size), np.float16)
+    return RoomQuestions(clip.id, points, boxes_of([]), inside, asked, [[] for _ in asked])
+
+
+def _room(clip: Clip, asked: list[Question]) -> RoomQuestions:
+    assert clip.depth is not None and clip.intrinsics is not None and clip.poses is not None
     points = world_points(clip.depth, clip.intrinsics, clip.poses)  # [T,H,W,3]
     rows: dict[bytes, int] = {}
     unique: list[np.ndarray] = []

@@ -12,21 +12,24 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from records.environment import environment
-from records.files import atomic_write, digest, write_json
+from records.files import atomic_write, digest, sha256, write_json
 from scenes.clip import SPLITS, ClipFolder, Source, Split
-from scenes.questions.question import NUMERIC, TASKS
+from scenes.questions.question import IMPORTED_TASKS, NUMERIC, TASKS
 from scenes.questions.scoring import summary
+from scenes.questions.stored import QUESTIONS_FILE, load_questions
 from teacher.data.feature_store import FeatureStore, fill
 from teacher.language.dataset import (
     QuestionDataset,
     load_features,
     load_rooms,
+    read_imported_rooms,
     read_rooms,
     save_rooms,
 )
@@ -86,7 +89,7 @@ class LanguageTeacherConfig:
     exam: bool = True                   # score it on the test rooms at the end
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.tasks) - set(TASKS)):
+        if unknown := sorted(set(self.tasks) - set(IMPORTED_TASKS)):
             raise ValueError(f"course: no task {unknown[0]!r}; there are: {', '.join(TASKS)}")
         if self.draws < 1:
             raise ValueError(f"course: got draws={self.draws}, expected at least 1")
@@ -111,6 +114,8 @@ def train_language_teacher(config: LanguageTeacherConfig) -> dict[str, dict[str,
     accelerator.wait_for_everyone()
     stores = _stores(config, source, key, device, accelerator)
     rooms = {split: _rooms(config, source, split, accelerator) for split in SPLITS}
+    if not rooms["train"]:
+        raise ValueError(f"{config.clips or config.out}: has no questions about training clips")
     second = stores[1]
     shape = LanguageShape(stores[0].spec["dim"], 1 if second is None else second.spec["dim"],
                           "semantic_only" if second is None else config.fusion, config.position,
@@ -301,12 +306,33 @@ def _tower(config: LanguageTeacherConfig, device: torch.device) -> Tower | None:
 
 def _rooms(config: LanguageTeacherConfig, source: Source, split: Split, accelerator: Any) -> list[RoomQuestions]:
     ids = source.ids(split)
+    if config.clips is not None and (config.clips / QUESTIONS_FILE).is_file():
+        return _imported_rooms(config, config.clips, source, split, accelerator)
     draws = config.draws if split == "train" else 1
     path = config.out / f"rooms_{split}-{digest(ids, config.tasks, draws, 'evened, text apart')}.safetensors"
     if accelerator.is_main_process and not path.is_file():
         save_rooms(read_rooms(source, ids, config.tasks, 0, draws), path)
     accelerator.wait_for_everyone()
     return load_rooms(path)
+
+
+def _imported_rooms(config: LanguageTeacherConfig, clips: Path, source: Source, split: Split,
+                    accelerator: Any) -> list[RoomQuestions]:
+    """The questions that `vega3d scenes import` stored with the clips; all tasks by default."""
+    tasks = IMPORTED_TASKS if config.tasks == TASKS else config.tasks
+    ids = source.ids(split)
+    key = digest(ids, tasks, sha256(clips / QUESTIONS_FILE))
+    path = config.out / f"rooms_{split}-{key}.safetensors"
+    if accelerator.is_main_process and not path.is_file():
+        save_rooms(read_imported_rooms(source, ids, tasks, load_questions(clips) or {}), path)
+    accelerator.wait_for_everyone()
+    rooms = load_rooms(path)
+    needs_points = config.position == "depth_pose" or (config.metric > 0 and split == "train")
+    lacking = [room.id for room in rooms if np.isnan(room.points).any()]
+    if needs_points and lacking:
+        raise ValueError(f"{clips}: {len(lacking)} clips such as {lacking[0]} have no depth and "
+                         "poses; train with --position pose_free --metric 0")
+    return rooms
 
 
 def _tensorboard(curve: Sequence[dict], folder: Path) -> None:

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 import vega3d
-from scenes.clip import Clip, SceneObject, save_clip
+from scenes.clip import Clip, SceneObject, Strided, save_clip
 from scenes.questions.balance import balanced, question_set
 from scenes.questions.baselines import Majority, TextOnly
 from scenes.questions.nouns import noun_of
 from scenes.questions.question import NO_BOXES, TASKS, Question, questions
 from scenes.questions.scoring import summary
 from scenes.rooms.source import RoomSource
-from scenes.sources.strided import Strided
 from teacher.language.encode import read_room
 
 SIDE = 40  # px; one thing fills a block of 5 x 5, well above the 0.4 % that counts as clear

@@ -3,135 +3,33 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from scenes.furniture.pack import CLASSES
 from scenes.questions.scoring import described_box, values
 from scenes.sources.scannet import ScanNet, read_ply_vertices
 from scenes.sources.scannet_annotations import load_annotations
 from scenes.sources.video3dllm import load_processed
-
-SCENE, WIDTH, HEIGHT = "scene0001_00", 64, 48
-# axisAlignment: quarter turn, shift
-TURN = np.array([[0, -1, 0, 3], [1, 0, 0, 1], [0, 0, 1, 0.5], [0, 0, 0, 1.0]])
-COLOUR = np.array([[60, 0, 32, 0], [0, 60, 24, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
-# half the picture, the same view
-DEPTH = np.array([[30, 0, 16, 0], [0, 30, 12, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
-
-
-def box_points(low, high) -> np.ndarray:
-    return np.array([[(low, high)[i][0], (low, high)[j][1], (low, high)[k][2]]
-                     for i in (0, 1) for j in (0, 1) for k in (0, 1)], float)
-
-
-OBJECTS = [("couch", (0, 0, 0), (2, 1, 0.8)), ("office chair", (3, 0, 0), (3.5, 0.5, 1)),
-           ("office chair", (3, 2, 0), (3.5, 2.5, 1)),
-           ("coffee cup", (0.5, 0.5, 0.8), (0.6, 0.6, 0.9)),
-           ("poster", (0, 0, 1), (1, 0, 2))]  # the poster is flat
-
-
-def write_ply(path, points) -> None:
-    kind = np.dtype([
-        *((axis, "<f4") for axis in "xyz"), *((c, "u1") for c in ("red", "green", "blue", "alpha"))
-    ])
-    rows = np.zeros(len(points), kind)
-    for i, axis in enumerate("xyz"):
-        rows[axis] = points[:, i]
-    head = f"ply\nformat binary_little_endian 1.0\ncomment MLIB generated\nelement vertex {len(points)}\n"
-    head += "".join(f"property float {a}\n" for a in "xyz") + "".join(f"property uchar {c}\n"
-                                                                      for c in kind.names[3:])
-    head += "element face 0\nproperty list uchar int vertex_indices\nend_header\n"
-    path.write_bytes(head.encode() + rows.tobytes())
+from tests.scenes.published import (
+    ALIGN,
+    DEPTH_CAMERA,
+    OBJECTS,
+    SCENE,
+    aligned_box,
+    box_points,
+    write_benchmarks,
+    write_scannet,
+)
 
 
 @pytest.fixture
 def root(tmp_path):
-    (tmp_path / "scannetv2_val.txt").write_text(f"{SCENE}\nscene0002_00\n")
-    scan = tmp_path / "scans" / SCENE
-    scan.mkdir(parents=True)
-    numbers = " ".join(map(str, TURN.ravel()))
-    (scan / f"{SCENE}.txt"
-     ).write_text(f"appVersionId = 1\naxisAlignment = {numbers} \nnumDepthFrames = 30\n")
-    points = [box_points(low, high) for _, low, high in OBJECTS]
-    write_ply(scan / f"{SCENE}_vh_clean_2.ply", np.concatenate(points))
-    (scan / f"{SCENE}_vh_clean_2.0.010000.segs.json").write_text(json.dumps(
-        {"sceneId": SCENE, "segIndices": np.repeat(100 + np.arange(len(OBJECTS)), 8).tolist()}))
-    (scan / f"{SCENE}.aggregation.json").write_text(
-        json.dumps({
-            "sceneId": f"scannet.{SCENE}",
-            "segGroups": [{"id": k, "objectId": k, "segments": [100 + k], "label": label}
-                          for k, (label, _, _) in enumerate(OBJECTS)]
-        }))
-    frames = tmp_path / "posed_images" / SCENE
-    frames.mkdir(parents=True)
-    np.savetxt(frames / "intrinsic.txt", COLOUR, fmt="%f")
-    np.savetxt(frames / "depth_intrinsic.txt", DEPTH, fmt="%f")
-    for k in range(6):
-        Image.new("RGB", (WIDTH, HEIGHT), (40 * k, 0, 0)).save(frames / f"{10 * k:05d}.jpg")
-        depth = np.full((HEIGHT // 2, WIDTH // 2), 1000 + k, np.uint16)
-        depth[:, WIDTH // 4:] = 3000
-        Image.fromarray(depth).save(frames / f"{10 * k:05d}.png")
-        pose = np.eye(4)
-        pose[:3, 3] = [k, 0, 1]
-        if k == 2:
-            pose[:] = -np.inf  # lost
-        np.savetxt(frames / f"{10 * k:05d}.txt", pose, fmt="%f")
-    return tmp_path
+    return write_scannet(tmp_path)
 
 
 @pytest.fixture
 def benchmarks(tmp_path):
-    """All annotation files, of two scenes: one is here and one is not."""
-    folder = tmp_path / "benchmarks"
-    (folder / "balanced").mkdir(parents=True)
-
-    def write(name, content):
-        (folder / name).write_text(json.dumps(content))
-
-    def refer(number, name, said, ann="0"):
-        return {
-            "scene_id": SCENE, "object_id": str(number), "object_name": name, "ann_id": ann,
-            "description": said, "token": said.split()
-        }
-
-    write("ScanRefer_filtered_val.json", [
-        refer(0, "couch", "the large couch."),
-        refer(0, "couch", "a couch by the chairs.", "1"),
-        refer(1, "office_chair", "the chair nearest the couch."),
-        refer(2, "office_chair", "the far chair.")
-    ])
-    write("multi3drefer_val.json", [{
-        "scene_id": SCENE, "object_ids": ids, "object_name": "chair", "ann_id": k,
-        "description": "the chairs", "eval_type": kind
-    } for k, (ids, kind) in enumerate([([1, 2], "mt"), ([], "zt_w_d"), ([0], "st_wo_d")])])
-    write("ScanQA_v1.0_val.json", [{
-        "answers": ["on couch", "couch"], "object_ids": [3], "object_names": ["cup"],
-        "question": "Where is the cup?", "question_id": "val-scene0001-0", "scene_id": SCENE
-    }])
-    for split in ("train", "val"):
-        write(
-            f"balanced/v1_balanced_questions_{split}_scannetv2.json", {
-                "info": {}, "questions": [{
-                    "scene_id": SCENE, "situation": "I sit on the couch.",
-                    "alternative_situation": ["I am on the couch.", "Sitting."],
-                    "question": "How many chairs are ahead?", "question_id": 7
-                }]
-            })
-        write(
-            f"balanced/v1_balanced_sqa_annotations_{split}_scannetv2.json", {
-                "info": {}, "annotations": [{
-                    "scene_id": SCENE, "question_id": 7, "question_type": "N/A",
-                    "answer_type": "other", "position": {"x": 0, "y": 0, "z": 0}, "rotation": {
-                        "_x": 0, "_y": 0, "_z": 0, "_w": 1
-                    }, "answers": [{"answer": "two", "answer_confidence": "yes", "answer_id": 1}]
-                }]
-            })
-    return folder
-
-
-def aligned_box(k: int) -> list[float]:
-    points = box_points(*OBJECTS[k][1:]) @ TURN[:3, :3].T + TURN[:3, 3]
-    return [*(points.max(0) + points.min(0)) / 2, *np.ptp(points, axis=0)]
+    write_benchmarks(tmp_path / "benchmarks", "train")
+    return write_benchmarks(tmp_path / "benchmarks")
 
 
 def test_a_scene_is_a_clip_of_evenly_spread_frames_that_have_a_pose(root):
@@ -144,7 +42,7 @@ def test_a_scene_is_a_clip_of_evenly_spread_frames_that_have_a_pose(root):
     assert np.abs(clip.frames[:, 0].mean((1, 2)) - [0, 120, 200]).max() < 3
     camera = np.eye(4)
     camera[:3, 3] = [3, 0, 1]
-    assert np.allclose(clip.poses[1], TURN @ camera)
+    assert np.allclose(clip.poses[1], ALIGN @ camera)
 
 
 def test_objects_have_aligned_boxes_and_the_ids_of_the_instance_pictures(root):
@@ -166,7 +64,7 @@ def test_depth_is_in_metres_where_the_colour_pixel_looks(root):
 
 
 def test_depth_of_another_camera_is_looked_up_through_both(root):
-    shifted = DEPTH.copy()
+    shifted = DEPTH_CAMERA.copy()
     # the depth camera's picture is four pixels to the right of the colour camera's
     shifted[0, 2] += 4
     np.savetxt(root / "posed_images" / SCENE / "depth_intrinsic.txt", shifted, fmt="%f")

@@ -1,57 +1,27 @@
 """VSI-Bench from a small folder laid out as published."""
 import json
 
-import imageio_ffmpeg
 import numpy as np
 import pytest
 
 from scenes.questions.scoring import summary
 from scenes.sources.vsibench import VSIBench
-
-ROWS = [{
-    "id": 0, "dataset": "scannet", "scene_name": "scene0011_00", "question_type": "object_counting",
-    "question": "How many chair(s) are in this room?", "options": None, "ground_truth": "4"
-}, {
-    "id": 1, "dataset": "scannet", "scene_name": "scene0011_00",
-    "question_type": "object_rel_direction_easy",
-    "question": "If I am standing by the bed and facing the tv, is the sofa to the left or the "
-                "right of the tv?",
-    "options": ["A. left", "B. right"], "ground_truth": "B"
-}, {
-    "id": 2, "dataset": "arkitscenes", "scene_name": "41069025",
-    "question_type": "room_size_estimation",
-    "question": "What is the size of this room (in square meters)?", "options": None,
-    "ground_truth": "21.3"
-}]
-
-
-def write_video(path, frames: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = imageio_ffmpeg.write_frames(str(path), (64, 48), fps=10, codec="libx264rgb",
-                                         output_params=["-crf", "1"], pix_fmt_in="rgb24",
-                                         pix_fmt_out="rgb24", macro_block_size=1)
-    writer.send(None)
-    for k in range(frames):
-        writer.send(np.full((48, 64, 3), 10 * k, np.uint8))
-    writer.close()
+from tests.scenes.published import VSI_ROWS, write_video, write_vsibench
 
 
 @pytest.fixture
 def root(tmp_path):
-    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    for row in ROWS[1:]:
-        write_video(tmp_path / row["dataset"] / f"{row['scene_name']}.mp4", 21)
-    return tmp_path
+    return write_vsibench(tmp_path)
 
 
 def test_questions_are_read_as_they_are_and_can_be_scored(root):
     asked = VSIBench(root).questions()
-    assert [q.task for q in asked] == [f"vsi:{row['question_type']}" for row in ROWS]
+    assert [q.task for q in asked] == [f"vsi:{row['question_type']}" for row in VSI_ROWS]
     assert [(q.answer, q.number, q.options)
             for q in asked] == [("4", 4.0, ()), ("B", None, ("A. left", "B. right")),
                                 ("21.3", 21.3, ())]
     assert asked[1].prompt == (
-        f"These are frames of a video.\n{ROWS[1]['question']}\nOptions:\nA. left\nB. right\n"
+        f"These are frames of a video.\n{VSI_ROWS[1]['question']}\nOptions:\nA. left\nB. right\n"
         "Answer with the option's letter from the given choices directly.")
     scores = summary(asked, ["4", "B. right", "30"])
     # off by 0.408: within 0.5, 0.45
@@ -91,7 +61,7 @@ def test_a_damaged_video_is_named(root):
 
 @pytest.mark.parametrize(("line", "message"), [
     ("{", r"test\.jsonl:4: not a JSON object"), ('{"id": 3}', r"test\.jsonl:4: lacks dataset"),
-    (json.dumps({**ROWS[0], "question_type": "colour"}), "has question_type 'colour'")])
+    (json.dumps({**VSI_ROWS[0], "question_type": "colour"}), "has question_type 'colour'")])
 def test_a_line_that_is_laid_out_otherwise_is_named(root, line, message):
     with (root / "test.jsonl").open("a") as file:
         file.write(line)
@@ -99,8 +69,8 @@ def test_a_line_that_is_laid_out_otherwise_is_named(root, line, message):
         VSIBench(root)
 
 
-@pytest.mark.parametrize("row", [{**ROWS[0], "ground_truth": "four"}, {**ROWS[0], "ground_truth": "0"},
-                                 {**ROWS[1], "options": None}])
+@pytest.mark.parametrize("row", [{**VSI_ROWS[0], "ground_truth": "four"}, {**VSI_ROWS[0], "ground_truth": "0"},
+                                 {**VSI_ROWS[1], "options": None}])
 def test_an_answer_that_cannot_be_scored_is_named(root, row):
     (root / "test.jsonl").write_text(json.dumps(row))
     with pytest.raises(ValueError, match="expected a number above 0, or a letter and options"):

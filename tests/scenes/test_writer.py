@@ -41,7 +41,7 @@ def test_a_second_run_renders_only_what_is_missing_or_damaged(tmp_path, source):
     before = whole.stat().st_mtime_ns
     cut = tmp_path / f"{ids[1]}.safetensors"
     cut.write_bytes(cut.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="not a whole clip file"):
+    with pytest.raises(ValueError, match="not a complete clip file"):
         ClipFolder(tmp_path).frames_of(ids[1])
     assert render_folder(source, ids, tmp_path, 0) == 2
     assert whole.stat().st_mtime_ns == before
@@ -102,7 +102,7 @@ def test_render_and_show_from_the_command_line(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("command, says", [
     ("scenes show nowhere.safetensors", "nowhere.safetensors"),
-    ("scenes show broken.safetensors", "not a whole clip file"),
+    ("scenes show broken.safetensors", "not a complete clip file"),
     ("scenes render --n 0", "expected at least 1"),
     ("scenes render --n 1 --furniture nowhere.zip --workers 0", "no such pack"),
     ("scenes pack --out p.zip --library nowhere", "holds no .sh3f library"),

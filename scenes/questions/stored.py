@@ -1,0 +1,66 @@
+"""Questions of published benchmarks, stored beside a folder's clips in FOLDER/questions.json.
+
+Written by `vega3d scenes import`, read by `vega3d teacher train --clips FOLDER`.
+"""
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from records.files import atomic_write
+from scenes.questions.question import Question
+
+QUESTIONS_FILE = "questions.json"
+ByClip = dict[str, list[Question]]
+
+
+def by_clip(questions: Iterable[Question]) -> ByClip:
+    """The questions of each clip id, in their order."""
+    out: ByClip = {}
+    for question in questions:
+        out.setdefault(question.clip_id, []).append(question)
+    return out
+
+
+def save_questions(questions: Mapping[str, Sequence[Question]], folder: Path) -> None:
+    """Writes FOLDER/questions.json; each distinct box of a clip is stored once."""
+    clips = {clip_id: _encode(asked) for clip_id, asked in questions.items()}
+    with atomic_write(folder / QUESTIONS_FILE) as scratch:
+        scratch.write_text(json.dumps({"schema": 1, "clips": clips}, separators=(",", ":")))
+
+
+def load_questions(folder: Path) -> ByClip | None:
+    """Clip id -> questions; None if the folder has none. Raises ValueError for a damaged file."""
+    path = folder / QUESTIONS_FILE
+    if not path.is_file():
+        return None
+    try:
+        clips = json.loads(path.read_text())["clips"]
+        return {clip_id: _decode(clip_id, content) for clip_id, content in clips.items()}
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ValueError(f"{path}: not a complete questions file ({error}); import it again with: "
+                         "vega3d scenes import") from error
+
+
+def _encode(questions: Sequence[Question]) -> dict[str, Any]:
+    rows: dict[tuple[float, ...], int] = {}
+    out = []
+    for question in questions:
+        boxes = [rows.setdefault(tuple(box), len(rows)) for box in question.boxes.tolist()]
+        content = {k: v for k, v in asdict(question).items() if k != "clip_id"}
+        out.append(content | {"boxes": boxes})
+    return {"boxes": list(rows), "questions": out}
+
+
+def _decode(clip_id: str, content: dict[str, Any]) -> list[Question]:
+    out = []
+    for stored in content["questions"]:
+        boxes = [content["boxes"][i] for i in stored["boxes"]]
+        width = len(boxes[0]) if boxes else 7
+        tuples = {name: tuple(stored[name]) for name in ("options", "targets", "answers")}
+        out.append(Question(clip_id, **{
+            **stored, **tuples, "boxes": np.array(boxes, np.float32).reshape(-1, width)}))
+    return out
