@@ -1,5 +1,5 @@
 #!/bin/sh
-# Headless OpenGL (EGL) for the room renderer. Installs only what is missing; says what it could not.
+# Headless OpenGL (EGL) for the room renderer; installs only what is missing.
 wanted="libegl1 libgl1-mesa-dri libgles2"
 missing=""
 for package in $wanted; do

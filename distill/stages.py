@@ -17,7 +17,7 @@ from distill.loop import build_student, fidelity, train_student
 from distill.run import DistillRun, create_folder, open_distill_run
 from records.files import atomic_write, spec_digest, write_json
 from student.vit import Student
-from teacher.data.dataset import Example, Examples, moments
+from teacher.data.dataset import Examples, moments
 from teacher.dense.model import DenseShape
 from teacher.dense.train import Stream, score, train_dense_teacher
 from teacher.towers.efficientnet import SEMANTIC_DIM
@@ -132,15 +132,15 @@ def save_frames(path: Path, examples: Examples, count: int) -> None:
     if path.is_file():
         return
     per_clip = max(1, -(-count // len(examples.ids)))
-    parts: list[Example] = []
+    frames: list[Tensor] = []
+    depth: list[Tensor] = []
     for _, example in examples.in_order():
-        rows = _evenly_spaced(len(example["frames"]), per_clip)
-        names = [name for name in ("frames", "patch_depth") if name in example]
-        parts.append({k: example[k][rows.to(example[k].device)].cpu() for k in names})
-    fields: dict[str, Tensor] = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+        rows = _evenly_spaced(len(example["frames"]), per_clip).to(example["frames"].device)
+        frames.append(example["frames"][rows].cpu())
+        if "patch_depth" in example:
+            depth.append(example["patch_depth"][rows].cpu())
+    fields = {"frames": torch.cat(frames)} | ({"depth": torch.cat(depth)} if depth else {})
     rows = _evenly_spaced(len(fields["frames"]), count)
-    if "patch_depth" in fields:
-        fields["depth"] = fields.pop("patch_depth")
     with atomic_write(path) as scratch:
         save_file({k: v[rows].contiguous() for k, v in fields.items()}, scratch)
 

@@ -1,4 +1,4 @@
-"""Whether words can be read on what is behind them."""
+"""The contrast of text against its background."""
 
 
 def contrast(a: str, b: str) -> float:

@@ -11,7 +11,7 @@ torch.set_num_threads(1)  # two threads beside another job can be ten times slow
 
 
 @pytest.fixture(autouse=True)
-def _same_draws():
+def _seeded():
     torch.manual_seed(0)
 
 

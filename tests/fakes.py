@@ -1,5 +1,4 @@
-"""Small true things for the tests: clips of analytic geometry, and a Wan checkpoint in the official
-layout."""
+"""Small inputs for tests: clips of analytic geometry, and random Wan checkpoints."""
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from teacher.wan_nano.pretrain import save_generator
 
 
 class FakeRooms:
-    """Clips of a slanted textured wall with a coloured square before it; the camera slides right.
-    224 px."""
+    """224 px clips of a slanted textured wall behind a red square; the camera slides right."""
 
     def __init__(self, train: int = 6, val: int = 2, test: int = 3, frames: int = 5,
                  labelled: bool = True):
@@ -32,39 +30,35 @@ class FakeRooms:
         poses = np.tile(np.eye(4), (t, 1, 1))
         poses[:, 0, 3] = 0.05 * np.arange(t)
         u, v = np.meshgrid(np.arange(side) + 0.5, np.arange(side) + 0.5)
-        slope, far, texture = rng.uniform(0.1,
-                                          0.6), rng.uniform(3,
-                                                            5), rng.integers(40, 216, (64, 64, 3))
-        frames, depth = np.zeros((t, 3, side, side), np.uint8), np.zeros((t, side, side),
-                                                                         np.float32)
-        ids = np.ones((t, side, side), np.int32)
+        slope, far = rng.uniform(0.1, 0.6), rng.uniform(3, 5)
+        texture = rng.integers(40, 216, (64, 64, 3))
+        frames = np.zeros((t, 3, side, side), np.uint8)
+        depth, ids = np.zeros((t, side, side), np.float32), np.ones((t, side, side), np.int32)
+        ray_x, ray_y = (u - side / 2) / focal, (v - side / 2) / focal
         for i in range(t):
             shift = poses[i, 0, 3]
             # plane z = far + slope x, x = X + shift
-            z = (far + slope * shift) / (1 - slope * (u - side / 2) / focal)
-            x, y = z * (u - side / 2) / focal + shift, z * (v - side / 2) / focal
-            picture = texture[(y * 8).astype(int) % 64, (x * 8).astype(int) % 64]
-            near = (abs(1.5 *
-                        (u - side / 2) / focal + shift) < 0.3) & (abs(1.5 *
-                                                                      (v - side / 2) / focal) < 0.3)
-            z, picture = np.where(near, 1.5, z), np.where(near[..., None], [200, 40, 40], picture)
-            ids[i][near] = 2
-            depth[i], frames[i] = z, picture.transpose(2, 0, 1)
+            z = (far + slope * shift) / (1 - slope * ray_x)
+            x, y = z * ray_x + shift, z * ray_y
+            wall = texture[(y * 8).astype(int) % 64, (x * 8).astype(int) % 64]
+            square = (abs(1.5 * ray_x + shift) < 0.3) & (abs(1.5 * ray_y) < 0.3)
+            ids[i][square] = 2
+            depth[i] = np.where(square, 1.5, z)
+            frames[i] = np.where(square[..., None], [200, 40, 40], wall).transpose(2, 0, 1)
         if not self.labelled:
             return Clip(clip_id, frames)
         normal = np.array([slope, 0, -1]) / np.hypot(slope, 1)
-        normals = np.where(ids[:, None] == 2,
-                           np.array([0, 0, -1]).reshape(1, 3, 1, 1), normal.reshape(1, 3, 1, 1))
-        things = [SceneObject(1, "wall", "wall", (0, 0, far), (9, 9, 0.1)),
-                  SceneObject(2, "chair", "red square", (0, 0, 1.5), (0.6, 0.1, 0.6))]
+        facing = np.array([0, 0, -1]).reshape(1, 3, 1, 1)
+        normals = np.where(ids[:, None] == 2, facing, normal.reshape(1, 3, 1, 1))
+        objects = [SceneObject(1, "wall", "wall", (0, 0, far), (9, 9, 0.1)),
+                   SceneObject(2, "chair", "red square", (0, 0, 1.5), (0.6, 0.1, 0.6))]
         assert {"wall", "chair"} <= set(CLASSES)
-        return Clip(clip_id, frames, depth,
-                    np.round(127 * normals).astype(np.int8), ids, intrinsics, poses, things)
+        normals = np.round(127 * normals).astype(np.int8)
+        return Clip(clip_id, frames, depth, normals, ids, intrinsics, poses, objects)
 
 
 def save_tiny_wan(folder: Path, blocks: int = 3, seed: int = 0) -> Path:
-    """A random checkpoint of Wan's classes, a few hundred thousand parameters, 224 px -> 14x14
-    tokens of width 32."""
+    """A random Wan checkpoint of a few 100,000 parameters; 224 px -> 14x14 tokens of width 32."""
     torch.manual_seed(seed)
     vae = AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1,
                            latents_mean=[0.1] * 4, latents_std=[0.5] * 4,
@@ -78,8 +72,7 @@ def save_tiny_wan(folder: Path, blocks: int = 3, seed: int = 0) -> Path:
 
 
 def save_tiny_text_encoder(folder: Path, width: int = 32, kind: str = "umt5") -> Path:
-    """A random text encoder (umt5 or clip) and a tokenizer of three words, in text_encoder/ and
-    tokenizer/."""
+    """A random umt5 or clip in text_encoder/ and a tokenizer of three words in tokenizer/."""
     from tokenizers import Tokenizer, models, processors
     from transformers import (
         CLIPTextConfig,
@@ -90,24 +83,25 @@ def save_tiny_text_encoder(folder: Path, width: int = 32, kind: str = "umt5") ->
     )
 
     torch.manual_seed(1)
-    encoder = UMT5EncoderModel(
-        UMT5Config(vocab_size=8, d_model=width, d_kv=8, d_ff=16, num_layers=1,
-                   num_heads=2)) if kind == "umt5" else CLIPTextModel(
-                       CLIPTextConfig(vocab_size=8, hidden_size=width, intermediate_size=16,
-                                      num_hidden_layers=1, num_attention_heads=2,
-                                      max_position_embeddings=7, eos_token_id=1, bos_token_id=1))
+    if kind == "umt5":
+        encoder = UMT5EncoderModel(UMT5Config(vocab_size=8, d_model=width, d_kv=8, d_ff=16,
+                                              num_layers=1, num_heads=2))
+    else:
+        encoder = CLIPTextModel(CLIPTextConfig(
+            vocab_size=8, hidden_size=width, intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=7, eos_token_id=1, bos_token_id=1))
     encoder.save_pretrained(folder / "text_encoder")
     words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
     words.post_processor = processors.TemplateProcessing(single="$A </s>",
                                                          special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="<pad>",
-                            unk_token="<unk>",
-                            model_max_length=7).save_pretrained(folder / "tokenizer")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="<pad>",
+                                        unk_token="<unk>", model_max_length=7)
+    tokenizer.save_pretrained(folder / "tokenizer")
     return folder
 
 
 def save_tiny_5b(folder: Path) -> Path:
-    """Wan2.2-5B's shape in small: residual VAE on 2x2 patches, so 32 px to a token."""
+    """Wan2.2-5B's layout, small: residual VAE on 2x2 patches, so 32 px a token."""
     torch.manual_seed(0)
     vae = AutoencoderKLWan(base_dim=4, z_dim=6, dim_mult=[1, 2, 2, 2], num_res_blocks=1,
                            is_residual=True, patch_size=2, in_channels=12, out_channels=12,

@@ -1,5 +1,4 @@
-"""A second renderer for the tests: rays against the room's triangles with embree, sharing no code
-with OpenGL."""
+"""A second renderer for the tests: embree traces the room's triangles, without OpenGL."""
 import numpy as np
 import trimesh
 from trimesh.ray.ray_pyembree import RayMeshIntersector
@@ -39,11 +38,9 @@ def unprojected(depth: np.ndarray, pose: np.ndarray, intrinsics: np.ndarray) -> 
 
 
 def same_instance_share(clip, i: int, j: int) -> float:
-    """Of frame i's pixels that frame j sees too, the share whose point lands on the same instance
-    there.
+    """Of frame i's pixels visible in frame j, the share whose point has the same instance there.
 
-    Seen too: inside frame j and not behind what it sees (2 % and 2 cm). A landing within one pixel
-    counts: points fall between pixel centres.
+    Visible: inside frame j and not behind its surface (2 % and 2 cm).
     """
     points = unprojected(clip.depth[i], clip.poses[i], clip.intrinsics)
     camera = (points - clip.poses[j, :3, 3]) @ clip.poses[j, :3, :3]
