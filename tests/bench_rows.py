@@ -1,5 +1,4 @@
-"""Results of an imaginary bench, whole: every table has its rows, and every figure is easy to
-recognise."""
+"""Made-up bench results with rows for every table; every figure is easy to recognise."""
 from pathlib import Path
 
 from bench.report.pictures import png
@@ -36,12 +35,9 @@ def accuracy_row(features: str, delta1: float, normal_deg: float, seed: int = 0,
     if features.startswith("student"):
         shares = {"recovery_delta1": gain / 0.07, "recovery_normal_deg": turn / -2.6}
         shares["recovery"] = min(shares.values())
-        row |= {
-            "cosine_mean": 0.93, "cosine_p1": 0.71, **shares,
-            **{f"{k}_low": v - 0.05
-               for k, v in shares.items()}, **{f"{k}_high": v + 0.05
-                                               for k, v in shares.items()}
-        }
+        row |= {"cosine_mean": 0.93, "cosine_p1": 0.71, **shares}
+        row |= {f"{name}_low": share - 0.05 for name, share in shares.items()}
+        row |= {f"{name}_high": share + 0.05 for name, share in shares.items()}
     return row | more
 
 
@@ -52,8 +48,8 @@ def file_row(features: str, artefact: str, delta1: float, cosine: float) -> dict
 
 
 def sample(run: Path) -> Results:
-    """A bench of `run`, whose strips it draws."""
-    about = {
+    """A bench of `run`; its pictures are written there."""
+    facts = {
         "kind": "run", "run": str(run), "student": "ViT-Ti", "student_sha256": "f00d", "depth": 12,
         "parameters_m": 5.7, "feature_width": 256, "generator": "wan-nano", "block": 6, "t": 0.3,
         "mode": "image", "noise_draws": 4, "trained_on": "90 rooms x 2 clips", "frames_per_clip": 5,
@@ -81,41 +77,43 @@ def sample(run: Path) -> Results:
         "kind": "absent", "part": "latency", "what": "torch CUDA", "why": "no GPU here",
         "fix": "find a GPU"
     }
-    told = {
+    verdict = {
         "kind": "verdict", "part": "accuracy", "artefact": "model.int8.cpu.onnx", "sha256": "sha",
         "use": "INT8", "line": "INT8 1.91x of FP32 here (15.7 vs 30.0 ms): use INT8"
     }
     return Results(
         "bench", "vega3d bench", "abc123", ENV,
-        [about, *timed, *scored, *pictures(run), *precisions(), *matches(run), told, gap])
+        [facts, *timed, *scored, *pictures(run), *precisions(), *matches(run), verdict, gap])
 
 
 def precisions() -> list[dict]:
-    """Two blocks of an INT8 file and of an FP16 one, whose map would say nothing."""
-    return [{
-        "kind": "layer", "part": "accuracy", "artefact": name, "sha256": f"sha {name}",
-        "block": block, "slot": slot, "precision": precision if slot in ("qkv", "fc1") else "fp16"
-    } for name, precision in (("model.int8.onnx", "int8"), ("model.fp16.onnx", "fp16"))
-            for block in (0, 1) for slot in ("norm1", "qkv", "attention", "fc1")]
+    """Two blocks of an INT8 file, and of an FP16 file, which has no map."""
+    rows = []
+    for name, product in (("model.int8.onnx", "int8"), ("model.fp16.onnx", "fp16")):
+        facts = {"kind": "layer", "part": "accuracy", "artefact": name, "sha256": f"sha {name}"}
+        for block in (0, 1):
+            for slot in ("norm1", "qkv", "attention", "fc1"):
+                precision = product if slot in ("qkv", "fc1") else "fp16"
+                rows.append({**facts, "block": block, "slot": slot, "precision": precision})
+    return rows
 
 
 def matches(run: Path) -> list[dict]:
-    """A teacher's three lines, one of them wrong, and an INT8 student's whose truth nobody
-    knows."""
+    """A teacher's three lines, one of them wrong, and an INT8 student's without true points."""
     import numpy as np
 
     for name in ("view_a.png", "view_b.png"):
         (run / "bench" / "strips" / name).write_bytes(png(np.full((224, 224, 3), 120, np.uint8)))
     rows = []
-    for voice, truth in (("teacher", (True, True, False)), ("int8", (None,))):
-        about = {"part": "accuracy", "clip": "test/00003_1", "voice": voice}
-        known = truth != (None,)
+    for source, truth in (("teacher", (True, True, False)), ("int8", (None,))):
+        facts = {"part": "accuracy", "clip": "test/00003_1", "voice": source}
+        judged = truth != (None,)
         rows.append({
-            "kind": "match_pair", **about, "from_file": "view_a.png", "to_file": "view_b.png",
-            "found": 41, "asked": 30 if known else None, "right": 20 if known else None
+            "kind": "match_pair", **facts, "from_file": "view_a.png", "to_file": "view_b.png",
+            "found": 41, "asked": 30 if judged else None, "right": 20 if judged else None
         })
         rows += [{
-            "kind": "match", **about, "from_x_px": 20.0 * i, "from_y_px": 50.0, "to_x_px": 60.0,
+            "kind": "match", **facts, "from_x_px": 20.0 * i, "from_y_px": 50.0, "to_x_px": 60.0,
             "to_y_px": 70.0 + i, "right": right
         } for i, right in enumerate(truth)]
     return rows

@@ -1,5 +1,4 @@
-"""A run folder made by the real `distill run` from drawn rooms and a tiny random generator: small,
-quick, whole."""
+"""A small run folder of the real `distill run`, from drawn rooms and a tiny random generator."""
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -39,10 +38,10 @@ class DrawnRooms:
         frames, depth, normals, instances = (np.stack(v) for v in zip(*views, strict=True))
         if not self.labelled:
             return Clip(clip_id, frames)
-        things = [
+        objects = [
             SceneObject(i + 1, CLASSES[i], CLASSES[i], (0, 0, 0), (1, 1, 1)) for i in range(3)
         ]
-        return Clip(clip_id, frames, depth, normals, instances, objects=things)
+        return Clip(clip_id, frames, depth, normals, instances, objects=objects)
 
 
 def _draw(box: tuple, colours: np.ndarray, wall: float, shift: float) -> tuple[np.ndarray, ...]:

@@ -274,14 +274,14 @@ TABLES = {
     "gate_by_class": Table("gate_by_class", GATE_COLUMNS, derive=gate_rows),
     "question_probes": Table("question_probes", columns(
         ("features", "features"), ("training clips", "train_clips", 0),
-        ("held-out clips", "clips", 0), ("size of the room, R²", "room_size_r2"),
-        ("size of a thing", "thing_size_r2"), ("distance between two things", "thing_distance_r2"),
-        ("distance between two tokens", "token_distance_r2"))),
+        ("held-out clips", "clips", 0), ("room size, R²", "room_size_r2"),
+        ("object size", "thing_size_r2"), ("distance of two objects", "thing_distance_r2"),
+        ("distance of two tokens", "token_distance_r2"))),
     "question_probes_gain": Table("question_probes", columns(
-        ("features", "features"), ("size of the room, MRA %", "room_size_mra", 1, 100),
+        ("features", "features"), ("room size, MRA %", "room_size_mra", 1, 100),
         ("over semantic, points (95 %)", "room_size"),
-        ("size of a thing", "thing_size_mra", 1, 100), ("over semantic", "thing_size"),
-        ("distance between two things", "thing_distance_mra", 1, 100),
+        ("object size", "thing_size_mra", 1, 100), ("over semantic", "thing_size"),
+        ("distance of two objects", "thing_distance_mra", 1, 100),
         ("over semantic", "thing_distance")), derive=_gains_in_points),
     "language_curves": Table("language_curves", columns(
         ("training", "training"), ("features", "features"), ("seed", "seed", 0),
