@@ -1,5 +1,4 @@
-"""Upright boxes [K,7]: centre xyz, size xyz, heading about +Z; metres and radians. [K,6] are those
-with heading 0."""
+"""Upright boxes [K,7]: centre xyz, size xyz, heading about +Z; m and rad. [K,6]: heading 0."""
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,9 +6,9 @@ import numpy as np
 from scenes.clip import SceneObject
 
 
-def boxes_of(things: Sequence[SceneObject]) -> np.ndarray:
+def boxes_of(objects: Sequence[SceneObject]) -> np.ndarray:
     """[K,7] float32."""
-    return np.array([[*t.center, *t.size, t.heading] for t in things], np.float32).reshape(-1, 7)
+    return np.array([[*o.center, *o.size, o.heading] for o in objects], np.float32).reshape(-1, 7)
 
 
 def upright(boxes: np.ndarray) -> np.ndarray:
@@ -24,15 +23,14 @@ def upright(boxes: np.ndarray) -> np.ndarray:
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Axis-aligned intersection over union [A,B] in [0,1]; a box without volume has 0 with
-    everything."""
+    """Axis-aligned intersection over union [A,B] in [0,1]; 0 for a box without volume."""
     a, b = upright(a)[:, None], upright(b)[None]  # [A,1,2,3], [1,B,2,3]
-    shared = np.clip(
-        np.minimum(a[:, :, 1], b[:, :, 1]) - np.maximum(a[:, :, 0], b[:, :, 0]), 0, None).prod(-1)
-    volumes = [np.clip(x[:, :, 1] - x[:, :, 0], 0, None).prod(-1) for x in (a, b)]
-    union = volumes[0] + volumes[1] - shared                                                 # [A,B]
-    return np.where((volumes[0] > 0) & (volumes[1] > 0), shared / np.where(union > 0, union, 1),
-                    0.0)
+    overlap = np.minimum(a[:, :, 1], b[:, :, 1]) - np.maximum(a[:, :, 0], b[:, :, 0])
+    shared = np.clip(overlap, 0, None).prod(-1)
+    volume_a, volume_b = (np.clip(x[:, :, 1] - x[:, :, 0], 0, None).prod(-1) for x in (a, b))
+    union = volume_a + volume_b - shared                                                     # [A,B]
+    valid = (volume_a > 0) & (volume_b > 0)
+    return np.where(valid, shared / np.where(union > 0, union, 1), 0.0)
 
 
 def corners(box: np.ndarray) -> np.ndarray:
@@ -43,19 +41,32 @@ def corners(box: np.ndarray) -> np.ndarray:
     return local @ np.array([[c, s], [-s, c]]) + [x, y]
 
 
+def in_polygon(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
+    """Whether points [...,2] lie inside a convex polygon [N,2], counter-clockwise: [...] bool."""
+    edges = np.roll(polygon, -1, 0) - polygon
+    to = points[..., None, :] - polygon
+    return (edges[:, 0] * to[..., 1] - edges[:, 1] * to[..., 0] >= 0).all(-1)
+
+
+def turn(at: np.ndarray, facing: np.ndarray, other: np.ndarray) -> float:
+    """Degrees in (-180, 180], left is positive, from facing one point [2] to facing another."""
+    (ax, ay), (bx, by) = facing - at, other - at
+    return float(np.degrees(np.arctan2(ax * by - ay * bx, ax * bx + ay * by)))
+
+
 def gap(a: np.ndarray, b: np.ndarray) -> float:
     """Distance in metres between the closest points of two boxes [7]; 0 where they touch."""
     low, high = max(a[2] - a[5] / 2, b[2] - b[5] / 2), min(a[2] + a[5] / 2, b[2] + b[5] / 2)
-    return float(np.hypot(_flat_gap(corners(a), corners(b)), max(low - high, 0.0)))
+    return float(np.hypot(_polygon_gap(corners(a), corners(b)), max(low - high, 0.0)))
 
 
-def _flat_gap(p: np.ndarray, q: np.ndarray) -> float:
+def _polygon_gap(p: np.ndarray, q: np.ndarray) -> float:
     """Distance between two convex polygons [N,2]."""
     edges = np.concatenate([np.roll(x, -1, 0) - x for x in (p, q)])
     normals = np.stack([edges[:, 1], -edges[:, 0]], 1)
     on_p, on_q = p @ normals.T, q @ normals.T                                                # [N,E]
     if not ((on_p.max(0) < on_q.min(0)) | (on_q.max(0) < on_p.min(0))).any():
-        return 0.0  # no axis keeps them apart
+        return 0.0  # no separating axis
     return min(_to_edges(p, q), _to_edges(q, p))
 
 

@@ -1,9 +1,8 @@
-"""Evening out the answers of a set of questions, so that the commonest one is no good guess.
+"""Balances the answers of a set of questions, so that the commonest one is no good guess.
 
-Within a task (and a situated question's kind) few answers are kept equally often; of many, none
-keeps more questions than an even spread would give it. Numbers count as one answer where they lie
-within a quarter of each other. What the words of a question give away stays: that is for
-scenes.baselines to measure.
+Within a task (and a situated question's kind) the questions of each answer are cut to one number:
+for few answers that of the rarest common one, for many the mean. Numbers within a factor of 1.25
+count as one answer. What a question's words give away stays; `TextOnly` measures that.
 """
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -15,55 +14,54 @@ from scenes.questions.question import TASKS, Question, questions
 from scenes.questions.visibility import SceneView
 from scenes.questions.vsi import LETTERS
 
-_RATIO = 1.25
-_FEW = 6       # of up to so many answers, those that are a tenth or more are kept equally often
+_RATIO = 1.25  # between numbers that count as different answers
+_FEW = 6       # answers or fewer: those with a tenth of the questions or more get equal numbers
 
 
 def question_set(clips: Iterable[Clip], tasks: Sequence[str] = TASKS,
                  seed: int = 0) -> list[Question]:
     """The balanced questions of these tasks about these clips, in the order of the clips."""
-    return balanced(
-        [q for view in map(SceneView, clips) for task in tasks for q in questions(view, task, seed)],
-        seed)
+    out: list[Question] = []
+    for view in map(SceneView, clips):
+        for task in tasks:
+            out += questions(view, task, seed)
+    return balanced(out, seed)
 
 
-def balanced(asked: Sequence[Question], seed: int = 0) -> list[Question]:
-    """Those of the questions that are kept, in their order; which of too many are dropped is up to
-    the seed."""
+def balanced(candidates: Sequence[Question], seed: int = 0) -> list[Question]:
+    """The balanced subset, in order; the seed decides which of too many are dropped."""
     groups: dict[str, dict[str | int, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for i, question in enumerate(asked):
+    for i, question in enumerate(candidates):
         group, answer = _answer_class(question)
         groups[group][answer].append(i)
     rng = np.random.default_rng(seed)
-    kept: list[int] = []
+    chosen: list[int] = []
     for _, by_answer in sorted(groups.items()):
         counts = [len(found) for found in by_answer.values()]
         common = [n for n in counts if n >= sum(counts) / 10]
         even = min(common) if len(counts) <= _FEW else -(-sum(counts) // len(counts))
         for _, found in sorted(by_answer.items(), key=lambda item: str(item[0])):
-            kept += [found[k] for k in rng.permutation(len(found))[:even]]
-    return _unguessable([asked[i] for i in sorted(kept)])
+            chosen += [found[k] for k in rng.permutation(len(found))[:even]]
+    return _without_guessable([candidates[i] for i in sorted(chosen)])
 
 
-def _unguessable(asked: list[Question]) -> list[Question]:
-    """Without those relative distances that give a thing away which is mostly the right one where
-    it is offered.
+def _without_guessable(candidates: list[Question]) -> list[Question]:
+    """Drops relative distances whose right option is usually right wherever it is offered.
 
-    Drops the most guessable ones until a guess by such rates is right for no more than chance, or
+    The most guessable go first, until guessing by such rates is right no more often than chance, or
     half are left.
     """
-    mine = [i for i, q in enumerate(asked) if q.task == "vsi:object_rel_distance"]
+    rows = [i for i, q in enumerate(candidates) if q.task == "vsi:object_rel_distance"]
     names: dict[str, int] = {}
-    options = np.full((len(mine), len(LETTERS)), -1)  # [Q,4], -1 = none
-    for row, i in zip(options, mine, strict=True):
-        row[:len(asked[i].options)] = [
-            names.setdefault(o[3:], len(names)) for o in asked[i].options
-        ]
-    answer = np.array([LETTERS.index(asked[i].answer or "") for i in mine], int)
-    kept, every = np.ones(len(mine), bool), np.arange(len(mine))
+    options = np.full((len(rows), len(LETTERS)), -1)  # [Q,4], -1 = none
+    for row, i in zip(options, rows, strict=True):
+        nouns = [option[3:] for option in candidates[i].options]
+        row[:len(nouns)] = [names.setdefault(noun, len(names)) for noun in nouns]
+    answer = np.array([LETTERS.index(candidates[i].answer or "") for i in rows], int)
+    kept = np.ones(len(rows), bool)
     offered = np.bincount(options[options >= 0], minlength=len(names))  # [names]
-    right = np.bincount(options[every, answer], minlength=len(names))
-    while 2 * kept.sum() > len(mine):
+    right = np.bincount(options[np.arange(len(rows)), answer], minlength=len(names))
+    while 2 * kept.sum() > len(rows):
         rates = np.where(options < 0, -1.0, (right / np.maximum(offered, 1))[options])       # [Q,4]
         guess = len(LETTERS) - 1 - rates[:, ::-1].argmax(1)  # of equals the last
         guessed = kept & (guess == answer)
@@ -74,12 +72,12 @@ def _unguessable(asked: list[Question]) -> list[Question]:
         kept[most] = False
         offered[options[most][options[most] >= 0]] -= 1
         right[options[most, answer[most]]] -= 1
-    dropped = {i for i, stays in zip(mine, kept, strict=True) if not stays}
-    return [q for i, q in enumerate(asked) if i not in dropped]
+    dropped = {rows[k] for k in np.flatnonzero(~kept)}
+    return [q for i, q in enumerate(candidates) if i not in dropped]
 
 
 def _answer_class(question: Question) -> tuple[str, str | int]:
-    """Among which questions its answers are evened out, and which answer it has."""
+    """The group of questions it is balanced with, and its answer there."""
     if question.task == "vsi:object_counting":
         return question.task, round(question.number or 0)
     if question.number is not None:

@@ -1,9 +1,8 @@
-"""How far guessing gets: answers made from training questions alone, without a look at the clip.
+"""Baselines that see no frames: answers from training questions alone.
 
-`Majority` always gives the commonest answer of a type, or its median. `TextOnly` reads the question
-too and answers as the training questions most like it were answered: what it scores above
-`Majority` is language bias. For boxes both know where the candidates are and how large, as the
-candidates are given, but not what they are.
+`Majority` gives the commonest answer of a type, or its best constant. `TextOnly` answers as the 25
+most similar training questions were answered: its gain over `Majority` is language bias. For boxes
+both use the candidates' positions and sizes.
 """
 from collections import Counter
 from collections.abc import Sequence
@@ -18,8 +17,7 @@ _NEIGHBOURS = 25
 
 
 class Majority:
-    """Fitted to training questions of any tasks. Raises ValueError where a task was not among
-    them."""
+    """Fitted to training questions of any tasks; ValueError for a task that is not among them."""
 
     def __init__(self, training: Sequence[Question]):
         self.by_task: dict[str, list[Question]] = {}
@@ -27,9 +25,9 @@ class Majority:
             self.by_task.setdefault(question.task, []).append(question)
 
     def output(self, question: Question) -> Output:
-        return _common(self._known(question), question)
+        return _common_answer(self._training(question), question)
 
-    def _known(self, question: Question) -> list[Question]:
+    def _training(self, question: Question) -> list[Question]:
         if question.task not in self.by_task:
             raise ValueError(f"baseline: no training question of task {question.task}; there are "
                              f"{', '.join(sorted(self.by_task)) or 'none'}")
@@ -37,68 +35,64 @@ class Majority:
 
 
 class TextOnly(Majority):
-    """By the 25 training questions that share the rarest words with the one asked, and their
-    options' words."""
+    """By the 25 training questions that share the rarest words of text and options."""
 
     def __init__(self, training: Sequence[Question]):
         super().__init__(training)
         self._words: dict[str, tuple[dict[str, int], np.ndarray]] = {}
-        for task, known in self.by_task.items():
-            index = {w: i for i, w in enumerate(sorted({w for q in known for w in _words(q)}))}
-            counts = np.zeros((len(known), len(index)), np.float32)                          # [Q,W]
-            for row, question in enumerate(known):
+        for task, group in self.by_task.items():
+            vocabulary = sorted(set[str]().union(*map(_words, group)))
+            index = {word: i for i, word in enumerate(vocabulary)}
+            counts = np.zeros((len(group), len(index)), np.float32)                          # [Q,W]
+            for row, question in enumerate(group):
                 counts[row, [index[w] for w in _words(question)]] = 1
-            rarity = np.log(len(known) / counts.sum(0))
+            rarity = np.log(len(group) / counts.sum(0))
             self._words[task] = index, _unit(counts * rarity)
 
     def output(self, question: Question) -> Output:
-        known = self._known(question)
+        group = self._training(question)
         index, matrix = self._words[question.task]
-        asked = np.zeros(len(index), np.float32)
-        asked[[index[w] for w in _words(question) if w in index]] = 1
-        alike = matrix @ asked
-        nearest = np.argsort(-alike, kind="stable")[:_NEIGHBOURS]
-        return _common([known[i] for i in nearest], question)
+        words = np.zeros(len(index), np.float32)
+        words[[index[w] for w in _words(question) if w in index]] = 1
+        nearest = np.argsort(-(matrix @ words), kind="stable")[:_NEIGHBOURS]
+        return _common_answer([group[i] for i in nearest], question)
 
 
 def best_constant(numbers: Sequence[float]) -> float:
-    """The single number with the highest mean relative accuracy on these: what a median only comes
-    near to."""
+    """The single number with the highest mean relative accuracy on these."""
     candidates = sorted(set(numbers))
     return max(candidates, key=lambda c: float(np.mean([mra(c, n) for n in numbers])))
 
 
-def _common(known: Sequence[Question], question: Question) -> Output:
-    """The answer these questions suggest for this one."""
+def _common_answer(group: Sequence[Question], question: Question) -> Output:
+    """The answer that the questions of the group suggest for this one."""
     if question.number is not None:
-        return f"{best_constant([q.number for q in known if q.number is not None]):g}"
+        return f"{best_constant([q.number for q in group if q.number is not None]):g}"
     if question.options:
-        return _common_option(known, question)
+        return _common_option(group, question)
     if question.task in ("ground", "multi_ground"):
-        return _likely_boxes(known, question)
-    return Counter(q.answer or "" for q in known).most_common(1)[0][0]
+        return _likely_boxes(group, question)
+    return Counter(q.answer or "" for q in group).most_common(1)[0][0]
 
 
-def _common_option(known: Sequence[Question], question: Question) -> str:
-    """The option whose words were right most often when offered; between equals the commonest
-    letter."""
-    offered = Counter(o[3:] for q in known for o in q.options)
-    right = Counter(o[3:] for q in known for o in q.options if o[0] == q.answer)
-    letters = Counter(q.answer for q in known)
+def _common_option(group: Sequence[Question], question: Question) -> str:
+    """The option whose words were right most often when offered; of equals the commonest letter."""
+    offered = Counter(o[3:] for q in group for o in q.options)
+    right = Counter(o[3:] for q in group for o in q.options if o[0] == q.answer)
+    letters = Counter(q.answer for q in group)
 
-    def promise(option: str) -> tuple[float, int]:
-        return (right[option[3:]] + 0.5) / (offered[option[3:]] +
-                                            0.5 * len(question.options)), letters[option[0]]
+    def rate(option: str) -> tuple[float, int]:
+        words, smoothing = option[3:], 0.5 * len(question.options)
+        return (right[words] + 0.5) / (offered[words] + smoothing), letters[option[0]]
 
-    return max(question.options, key=promise)[0]
+    return max(question.options, key=rate)[0]
 
 
-def _likely_boxes(known: Sequence[Question], question: Question) -> np.ndarray:
-    """The candidate most like the targets in size and height; none if most of these questions have
-    none."""
-    targets = np.concatenate([q.boxes[list(q.targets)][:, :6] for q in known])               # [N,6]
+def _likely_boxes(group: Sequence[Question], question: Question) -> np.ndarray:
+    """The candidate most like the group's targets in size and height; none if most have none."""
+    targets = np.concatenate([q.boxes[list(q.targets)][:, :6] for q in group])               # [N,6]
     offered = question.offered
-    if not len(offered) or len(targets) == 0 or np.mean([not q.targets for q in known]) > 0.5:
+    if not len(offered) or len(targets) == 0 or np.mean([not q.targets for q in group]) > 0.5:
         return offered[:0]
     shape = _shape(offered)                                                                  # [K,4]
     distance = np.abs(shape[:, None] - _shape(targets)[None]).sum(-1)                        # [K,N]
@@ -106,15 +100,14 @@ def _likely_boxes(known: Sequence[Question], question: Question) -> np.ndarray:
 
 
 def _shape(boxes: np.ndarray) -> np.ndarray:
-    """[K,4]: logarithms of the three sides, sorted on the floor plan, and the height of the middle
-    in metres."""
+    """[K,4]: logarithms of the sides (width and depth sorted), and the middle's height in m."""
     sides = np.log(np.maximum(np.c_[np.sort(boxes[:, 3:5], 1), boxes[:, 5]], 0.01))
     return np.c_[sides, boxes[:, 2]]
 
 
 def _words(question: Question) -> set[str]:
-    said = " ".join((question.text, *(o[3:] for o in question.options))).lower()
-    return set("".join(c if c.isalnum() else " " for c in said).split())
+    text = " ".join((question.text, *(o[3:] for o in question.options))).lower()
+    return set("".join(c if c.isalnum() else " " for c in text).split())
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Scores as the benchmarks define them. An output that cannot be read scores 0 and is counted.
+"""Scores as the benchmarks define them; an output that cannot be parsed scores 0.
 
 VSI-Bench (arXiv 2412.14171 and its lmms-eval task), ScanRefer (1912.08830), Multi3DRefer
 (2309.05251), SQA3D (2210.07474) and ScanQA (2112.10482), as Video-3D LLM (2412.00493) evaluates
-them; captions are in scenes.captions.
+them; captions are in scenes.questions.captions.
 """
 import re
 from collections.abc import Sequence
@@ -49,14 +49,12 @@ def same_letter(output: str, answer: str) -> float:
 
 
 def hit(predicted: np.ndarray, truth: np.ndarray, threshold: float) -> float:
-    """1 if the axis-aligned boxes around one predicted [1,6|7] and one true box [1,6|7] overlap by
-    the threshold."""
+    """1 if the IoU of the first predicted box [1,6|7] and the true one [1,6|7] is the threshold."""
     return float(len(predicted) > 0 and iou(predicted[:1], truth[:1])[0, 0] >= threshold)
 
 
 def f1(predicted: np.ndarray, truth: np.ndarray, threshold: float) -> float:
-    """F1 of the boxes predicted [P,6|7] for those meant [G,6|7], matched one to one for the largest
-    sum of IoU.
+    """F1 of boxes predicted [P,6|7] for the targets [G,6|7], matched for the largest sum of IoU.
 
     No prediction for no target is 1; one of the two empty is 0.
     """
@@ -68,10 +66,10 @@ def f1(predicted: np.ndarray, truth: np.ndarray, threshold: float) -> float:
 
 
 def select_boxes(scores: np.ndarray, total: float = 0.4, temperature: float = 0.07) -> list[int]:
-    """Which candidates the scores [K+1] (cosines; the last is "none") mean, best first, as Video-3D
-    LLM picks them.
+    """The candidates that scores [K+1] (cosines; the last is "none") select, best first.
 
-    None if "none" scores highest; else the best until their softmax adds up to `total`.
+    None if "none" scores highest; else the best until their softmax adds up to `total`, as in
+    Video-3D LLM.
     """
     if int(np.argmax(scores)) == len(scores) - 1:
         return []
@@ -94,11 +92,10 @@ def exact_match(output: str, answers: Sequence[str], clean: bool = True) -> floa
 
 
 def refined_match(output: str, answers: Sequence[str]) -> float:
-    """LEO's refined match (arXiv 2311.12871): 1 also if one contains the other when spaces are
-    taken out."""
-    said = "".join(clean_answer(output).split())
-    given = ["".join(clean_answer(a).split()) for a in answers]
-    return float(bool(said) and any(said in g or g in said for g in given))
+    """LEO's refined match (arXiv 2311.12871): 1 also if one contains the other without spaces."""
+    text = "".join(clean_answer(output).split())
+    references = ["".join(clean_answer(a).split()) for a in answers]
+    return float(bool(text) and any(text in r or r in text for r in references))
 
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
@@ -107,20 +104,18 @@ _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 _SPELT = {
     "letf": "left", "let": "left", "tehre": "there", "rigth": "right", "rght": "right",
     "behine": "behind", "tv": "TV", "chai": "chair", "wasing": "washing", "waslked": "walked",
-    "oclock": "o'clock", **{str(i): word
-                            for i, word in enumerate(_WORDS)}, "23": "twenty-three", "none": "zero"
-}
-_STEPS = tuple(
-    (re.compile(pattern), into)
-    for pattern, into in (*((rf"\b{wrong}\b", right) for wrong, right in _SPELT.items()),
-                          (r"\bo'[ ]+clock\b", "o'clock"), (r"\b([a-zA-Z]+)([0-9])\b", r"\1"),
-                          (r"\ba\b ([a-zA-Z]+)", r"\1"), (r"\ban\b ([a-zA-Z]+)", r"\1"),
-                          (r"\bthe\b ([a-zA-Z]+)", r"\1"), (r"\bbackwards\b", "backward")))
+    "oclock": "o'clock", **{str(i): word for i, word in enumerate(_WORDS)},
+    "23": "twenty-three", "none": "zero"}
+_PATTERNS = {
+    **{rf"\b{wrong}\b": right for wrong, right in _SPELT.items()},
+    r"\bo'[ ]+clock\b": "o'clock", r"\b([a-zA-Z]+)([0-9])\b": r"\1",
+    r"\ba\b ([a-zA-Z]+)": r"\1", r"\ban\b ([a-zA-Z]+)": r"\1", r"\bthe\b ([a-zA-Z]+)": r"\1",
+    r"\bbackwards\b": "backward"}
+_STEPS = tuple((re.compile(pattern), into) for pattern, into in _PATTERNS.items())
 
 
 def clean_answer(text: str) -> str:
-    """An SQA3D answer as its official evaluation compares it: lower case, known typing errors,
-    digits as words."""
+    """An SQA3D answer as its evaluation compares it: lower case, typing errors, digits as words."""
     text = re.sub(r" {2,}", " ", text.lower().strip(" "))
     text = re.sub(r"[^a-zA-Z0-9,'\s\-:]+", "", text)
     for pattern, into in _STEPS:

@@ -1,8 +1,7 @@
-"""What can be said about where a thing is: relations that hold for some things of a noun and
-clearly not for the rest.
+"""Spatial relations that hold for some objects of a noun and clearly not for the others.
 
-`fits` is True, False, or None where it is too close to call. A relation is only said of a group of
-things where none of them is too close to call, so exactly the things meant are meant.
+`fits` is True, False, or None where it is too close to call. A relation is used for a group only if
+it is too close to call for none of them, so the description fits exactly its targets.
 """
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from functools import partial
 
 import numpy as np
 
+from scenes.boxes import turn
+from scenes.questions.nouns import plural
 from scenes.questions.visibility import SceneView, VisibleObject
 
 CARRIERS = ("table", "desk", "nightstand", "coffee table", "side table", "cabinet", "tv stand",
@@ -19,17 +20,15 @@ CARRIERS = ("table", "desk", "nightstand", "coffee table", "side table", "cabine
 
 @dataclass(frozen=True, eq=False)
 class Relation:
-    """`phrase` follows the noun: "the chair" + "next to the table", or "that is closest to the
-    table"."""
+    """`phrase` follows the noun: "next to the table", or "that is closest to the table"."""
     kind: str
     phrase: str
     fits: Callable[[VisibleObject], bool | None]
-    # what replaces the noun where the relation ranks: "the taller of the two bookshelves"
-    of: str = ""
+    of: str = ""  # replaces the noun of a ranking: "the taller of the two bookshelves"
 
 
 def spatial_relations(view: SceneView, noun: str) -> Iterator[Relation]:
-    """Relations to other things, each of which none, one or several things of a noun may have."""
+    """Relations to other objects, each of which any number of a noun's objects may have."""
     anchors = [t for t in view.unique if t.noun != noun]
     for a in anchors:
         if a.noun in CARRIERS:
@@ -45,53 +44,40 @@ def spatial_relations(view: SceneView, noun: str) -> Iterator[Relation]:
     for a in (t for t in anchors if t.approachable):
         for b in anchors:
             if a is not b and np.hypot(*(a.position - b.position)) > 0.8:
+                standing = f"when standing by the {a.noun} and facing the {b.noun}"
                 for side, sign in (("left", 1), ("right", -1)):
-                    yield Relation(
-                        "side",
-                        f"on the {side} when standing by the {a.noun} and facing the {b.noun}",
-                        partial(_on_side, a=a, b=b, sign=sign))
+                    yield Relation("side", f"on the {side} {standing}",
+                                   partial(_on_side, a=a, b=b, sign=sign))
 
 
 def ranking_relations(view: SceneView, group: Sequence[VisibleObject]) -> Iterator[Relation]:
-    """Relations that single out one of a group of two or more: closest, farthest, largest, tallest,
-    highest."""
-    noun = group[0].noun
-    among = f"of the two {plural(noun)}" if len(group) == 2 else f"of the {plural(noun)}"
+    """Relations that single out one of two or more: closest, largest, tallest, highest ..."""
+    noun, two = group[0].noun, len(group) == 2
     for anchor in (t for t in view.unique if t.noun != noun):
-        spread = {t.index: t.distance(anchor) for t in group}
-        yield _extreme("closest", f"closest to the {anchor.noun}", spread, -1, 0.3)
-        yield _extreme("farthest", f"farthest from the {anchor.noun}", spread, 1, 0.3)
+        distances = {t.index: t.distance(anchor) for t in group}
+        yield _extreme("closest", f"closest to the {anchor.noun}", distances, -1, 0.3)
+        yield _extreme("farthest", f"farthest from the {anchor.noun}", distances, 1, 0.3)
     sizes = {t.index: float(np.log(np.prod(t.box[3:6]))) for t in group}
     heights = {t.index: float(t.box[5]) for t in group}
     widths = {t.index: float(t.box[3:5].max()) for t in group}
     levels = {t.index: float(t.bottom) for t in group}
-    two = len(group) == 2
-    for word, values, sign, margin in (("larger" if two else "largest", sizes, 1,
-                                        0.5), ("smaller" if two else "smallest", sizes, -1, 0.5),
-                                       ("taller" if two else "tallest", heights, 1,
-                                        0.15), ("wider" if two else "widest", widths, 1, 0.15),
-                                       ("higher" if two else "highest", levels, 1,
-                                        0.15), ("lower" if two else "lowest", levels, -1, 0.15)):
-        yield _extreme("rank", "", values, sign, margin, f"{word} {among}")
+    among = f"of the two {plural(noun)}" if two else f"of the {plural(noun)}"
+    rankings = (("larger", "largest", sizes, 1, 0.5), ("smaller", "smallest", sizes, -1, 0.5),
+                ("taller", "tallest", heights, 1, 0.15), ("wider", "widest", widths, 1, 0.15),
+                ("higher", "highest", levels, 1, 0.15), ("lower", "lowest", levels, -1, 0.15))
+    for of_two, of_many, values, sign, margin in rankings:
+        yield _extreme("rank", "", values, sign, margin, f"{of_two if two else of_many} {among}")
 
 
 def fitting(relation: Relation, group: Sequence[VisibleObject]) -> list[VisibleObject] | None:
-    """Those of the group that the relation fits; None if it is too close to call for one of
-    them."""
+    """Those of the group that the relation fits; None if one is too close to call."""
     answers = [relation.fits(t) for t in group]
     return None if None in answers else [t for t, a in zip(group, answers, strict=True) if a]
 
 
 def plausible(noun_size: float, relation: Relation) -> bool:
-    """Whether a thing with that longest side in metres could be where the relation says, for all
-    one knows."""
+    """Whether an object with that longest side in metres could have the relation."""
     return relation.kind != "on" or noun_size < 0.8
-
-
-def plural(noun: str) -> str:
-    if noun.endswith(("shelf", "knife")):
-        return f"{noun[:-2] if noun.endswith('fe') else noun[:-1]}ves"
-    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
 
 
 def _extreme(kind: str, phrase: str, values: dict[int, float], sign: int, margin: float,
@@ -120,10 +106,10 @@ def _far_from(t: VisibleObject, a: VisibleObject) -> bool | None:
 
 def _between(t: VisibleObject, a: VisibleObject, b: VisibleObject) -> bool | None:
     """By its middle on the floor plan: near the middle part of the line."""
-    way = b.position - a.position
+    way, to = b.position - a.position, t.position - a.position
     length = float(np.hypot(*way))
-    along = float((t.position - a.position) @ way) / length**2
-    aside = abs(float(way[0] * (t.position - a.position)[1] - way[1] * (t.position - a.position)[0])) / length
+    along = float(to @ way) / length**2
+    aside = abs(float(way[0] * to[1] - way[1] * to[0])) / length
     if 0.25 < along < 0.75 and aside < 0.3:
         return True
     return False if not 0.05 < along < 0.95 or aside > 0.8 else None
@@ -131,8 +117,7 @@ def _between(t: VisibleObject, a: VisibleObject, b: VisibleObject) -> bool | Non
 
 def _on_side(t: VisibleObject, a: VisibleObject, b: VisibleObject, sign: int) -> bool | None:
     """Left (sign 1) or right (-1) of the line of sight, from 20 to 130 degrees off it."""
-    (ax, ay), (bx, by) = b.position - a.position, t.position - a.position
-    angle = sign * float(np.degrees(np.arctan2(ax * by - ay * bx, ax * bx + ay * by)))
-    if np.hypot(bx, by) < 0.5:
+    if np.hypot(*(t.position - a.position)) < 0.5:
         return None
+    angle = sign * turn(a.position, b.position, t.position)
     return True if 20 <= angle <= 130 else False if -160 <= angle <= -10 else None

@@ -1,30 +1,29 @@
-"""What a clip shows well enough to be asked about."""
+"""Which objects a clip shows clearly enough for questions."""
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
-from scenes.boxes import boxes_of, corners, gap
+from scenes.boxes import boxes_of, corners, gap, in_polygon
 from scenes.clip import Clip, SceneObject
 from scenes.geometry import project, transform
 from scenes.questions.nouns import noun_of
 
-CLEAR_SHARE = 0.004   # share of a frame's pixels that shows a thing: one 14 x 14 patch of 224 x 224
-TRACE_SHARE = 0.0004  # share below which nobody notices it
+CLEAR_SHARE = 0.004   # of a frame's pixels: one 14 x 14 patch of 224 x 224
+TRACE_SHARE = 0.0004  # of a frame's pixels: less goes unnoticed
 _SHELL = ("wall", "floor", "ceiling")
 
 
 @dataclass(frozen=True, eq=False)
 class VisibleObject:
-    """One thing in the clip."""
-    index: int               # among SceneView.objects, and so among the candidate boxes
-    thing: SceneObject
+    """An object that some frame shows clearly."""
+    index: int               # in SceneView.objects, and so among the candidate boxes
+    scene_object: SceneObject
     noun: str
     box: np.ndarray          # [7]
-    share: np.ndarray        # [T] share of each frame's pixels
-    fully_framed: bool              # some frame holds its whole box
-    # distances already worked out in this view
-    known: dict[tuple[int, int], float] = field(repr=False)
+    share: np.ndarray        # [T] of each frame's pixels
+    fully_framed: bool       # some frame contains its whole box
+    distances: dict[tuple[int, int], float] = field(repr=False)  # cache of the view
 
     @property
     def bottom(self) -> float:
@@ -47,28 +46,25 @@ class VisibleObject:
     def distance(self, other: "VisibleObject") -> float:
         """Metres between the closest points of the two boxes."""
         pair = (min(self.index, other.index), max(self.index, other.index))
-        if pair not in self.known:
-            self.known[pair] = gap(self.box, other.box)
-        return self.known[pair]
+        if pair not in self.distances:
+            self.distances[pair] = gap(self.box, other.box)
+        return self.distances[pair]
 
     def is_on(self, other: "VisibleObject") -> bool:
-        """Whether it stands on the other: its middle over the other's footprint, its underside at a
-        height inside."""
+        """Whether its middle is over the other's footprint and its underside within its height."""
         level = other.bottom + 0.02 < self.bottom <= other.top + 0.03
-        return level and self is not other and _inside(self.position, corners(other.box))
+        return level and self is not other and bool(in_polygon(self.position, corners(other.box)))
 
 
 class SceneView:
-    """The things a clip shows clearly, by noun; a noun is only asked about where no trace of
-    another one confuses.
+    """The objects a clip shows clearly, by noun.
 
     Raises ValueError if the clip lacks what questions are made from.
     """
 
     def __init__(self, clip: Clip):
-        missing = [
-            n for n in ("instances", "poses", "intrinsics", "room_size") if getattr(clip, n) is None
-        ]
+        needed = ("instances", "poses", "intrinsics", "room_size")
+        missing = [name for name in needed if getattr(clip, name) is None]
         if missing or clip.instances is None or not clip.objects:
             raise ValueError(
                 f"questions: clip {clip.id} lacks {', '.join(missing) or 'objects'}; questions are "
@@ -79,46 +75,38 @@ class SceneView:
         nouns = [noun_of(o.name, o.center[2] - o.size[2] / 2) for o in furniture]
         boxes = boxes_of(furniture)
         clear = [i for i, share in enumerate(shares) if share.max() >= CLEAR_SHARE]
+        distances: dict[tuple[int, int], float] = {}
         self.clip = clip
-        known: dict[tuple[int, int], float] = {}
-        self.objects = [
-            VisibleObject(k, furniture[i], nouns[i], boxes[i], shares[i], _whole(clip, boxes[i]), known)
-            for k, i in enumerate(clear)
-        ]
+        self.objects = [VisibleObject(k, furniture[i], nouns[i], boxes[i], shares[i],
+                                      _fully_framed(clip, boxes[i]), distances)
+                        for k, i in enumerate(clear)]
         self.boxes = boxes[clear]
-        self.ambiguous_nouns = {nouns[i] for i, share in enumerate(shares) if TRACE_SHARE <= share.max() < CLEAR_SHARE}
-        self.all_boxes = boxes  # also the vague ones
+        self.ambiguous_nouns = {nouns[i] for i, share in enumerate(shares)
+                                if TRACE_SHARE <= share.max() < CLEAR_SHARE}
+        self.all_boxes = boxes  # also those that are not clear
 
     @cached_property
     def by_noun(self) -> dict[str, list[VisibleObject]]:
-        """Every noun with all its instances; nouns of which there are vague instances too are left
-        out."""
+        """Every noun with all its instances, without nouns that also have unclear instances."""
         out: dict[str, list[VisibleObject]] = {}
-        for thing in self.objects:
-            if thing.noun not in self.ambiguous_nouns:
-                out.setdefault(thing.noun, []).append(thing)
+        for item in self.objects:
+            if item.noun not in self.ambiguous_nouns:
+                out.setdefault(item.noun, []).append(item)
         return out
 
     @cached_property
     def unique(self) -> list[VisibleObject]:
-        """The only ones of their noun: what "the table" can mean."""
+        """The only instances of their noun: what "the table" can mean."""
         return [group[0] for group in self.by_noun.values() if len(group) == 1]
 
 
-def _whole(clip: Clip, box: np.ndarray) -> bool:
+def _fully_framed(clip: Clip, box: np.ndarray) -> bool:
     """Whether all eight corners of the box fall into one frame."""
     assert clip.poses is not None and clip.intrinsics is not None
-    footprint = corners(box)
     heights = np.repeat([box[2] - box[5] / 2, box[2] + box[5] / 2], 4)
-    points = np.c_[np.tile(footprint, (2, 1)), heights].T  # [3,8]
+    points = np.c_[np.tile(corners(box), (2, 1)), heights].T  # [3,8]
     h, w = clip.frames.shape[2:]
     pixels, depth = project(transform(points, np.linalg.inv(clip.poses)), clip.intrinsics)
-    u, v = pixels[:, 0], pixels[:, 1]                                         # [T,8]
+    u, v = pixels[:, 0], pixels[:, 1]                         # [T,8]
     inside = (depth > 0.05) & (u >= 0) & (u <= w) & (v >= 0) & (v <= h)
     return bool(inside.all(1).any())
-
-
-def _inside(point: np.ndarray, polygon: np.ndarray) -> bool:
-    edges = np.roll(polygon, -1, 0) - polygon
-    to = point - polygon
-    return bool((edges[:, 0] * to[:, 1] - edges[:, 1] * to[:, 0] >= 0).all())

@@ -1,93 +1,84 @@
-"""The eight question types of VSI-Bench (arXiv 2412.14171), in its words, from the exact scene.
+"""VSI-Bench's question types (arXiv 2412.14171) in its words, from exact scene geometry.
 
-Only things that the clip shows clearly are asked about, and no question has a near tie for an
-answer. What would make guessing easy is evened out here: the right option's letter is uniform, and
-an answer is drawn before the objects that have it, so that "left" is not the common answer because
-most things stand there.
+Questions are about clearly shown objects only, and no answer is a near tie. The right option's
+letter is uniform, and an answer is drawn before the objects that have it, so that guesses by
+frequency ("left") do not pay.
 """
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations, pairwise, permutations
 
 import numpy as np
 
-from scenes.boxes import corners
+from scenes.boxes import corners, in_polygon, turn
 from scenes.clip import Clip
 from scenes.questions.question import NO_BOXES, Question
 from scenes.questions.visibility import CLEAR_SHARE, TRACE_SHARE, SceneView, VisibleObject
 
 Rng = np.random.Generator
 PER_CLIP = 4             # questions of a type about one clip, at most
-_APART = 0.3             # m: no distance is nearer to another one, or to zero, than this
 LETTERS = "ABCD"
-_FIRST = "What will be the first-time appearance order of the following categories in the video: {}?"
+_MARGIN_M = 0.3          # least difference of two distances, or of one from zero
+_SIZE = ("What is the length of the longest dimension (length, width, or height) of the {}, "
+         "measured in centimeters?")
+_ROOM_SIZE = ("What is the size of this room (in square meters)? \nIf multiple rooms are shown, "
+              "estimate the size of the combined space.")
+_ORDER = ("What will be the first-time appearance order of the following categories in the video: "
+          "{}?")
 
 
 def counting(view: SceneView, rng: Rng) -> list[Question]:
     """Answers are whole numbers of what the clip shows."""
     groups = view.by_noun
-    chosen = _some(rng, sorted(groups, key=lambda noun: -len(groups[noun]) - rng.random()), first=2)
-    return [
-        _numeric(view.clip, "object_counting", f"How many {noun}(s) are in this room?",
-                 len(groups[noun]), 0) for noun in chosen
-    ]
+    nouns = _some(rng, sorted(groups, key=lambda noun: -len(groups[noun]) - rng.random()), first=2)
+    return [_numeric(view.clip, "object_counting", f"How many {noun}(s) are in this room?",
+                     len(groups[noun]), 0) for noun in nouns]
 
 
 def absolute_distance(view: SceneView, rng: Rng) -> list[Question]:
-    """Metres between the closest points of two boxes, to a decimetre; distances are drawn even on a
-    log scale."""
-    things = view.unique
-    pairs = {(a, b): d
-             for i, a in enumerate(things)
-             for b in things[:i] if (d := a.distance(b)) >= _APART}
+    """Metres between the closest points of two boxes, to 0.1 m, drawn uniformly on a log scale."""
+    pairs = {(a, b): d for i, a in enumerate(view.unique) for b in view.unique[:i]
+             if (d := a.distance(b)) >= _MARGIN_M}
     out = []
     for _ in range(min(PER_CLIP, len(pairs))):
-        wanted = np.exp(rng.uniform(np.log(_APART), np.log(5.0)))
+        wanted = np.exp(rng.uniform(np.log(_MARGIN_M), np.log(5.0)))
         a, b = pair = min(pairs, key=lambda p: abs(np.log(pairs[p] / wanted)))
         a, b = (a, b) if rng.random() < 0.5 else (b, a)
-        text = (
-            "Measuring from the closest point of each object, what is the distance between the "
-            f"{a.noun} and the {b.noun} (in meters)?")
+        text = ("Measuring from the closest point of each object, what is the distance between the "
+                f"{a.noun} and the {b.noun} (in meters)?")
         out.append(_numeric(view.clip, "object_abs_distance", text, pairs.pop(pair), 1))
     return out
 
 
 def object_size(view: SceneView, rng: Rng) -> list[Question]:
-    """Centimetres of the longest side of a thing that one frame holds whole."""
-    text = "What is the length of the longest dimension (length, width, or height) of the {}, measured in centimeters?"
-    return [
-        _numeric(view.clip, "object_size_estimation", text.format(t.noun), 100 * max(t.thing.size),
-                 0) for t in _some(rng, [t for t in view.unique if t.fully_framed])
-    ]
+    """Centimetres of the longest side of an object that one frame contains completely."""
+    return [_numeric(view.clip, "object_size_estimation", _SIZE.format(t.noun),
+                     100 * max(t.scene_object.size), 0)
+            for t in _some(rng, [t for t in view.unique if t.fully_framed])]
 
 
 def room_size(view: SceneView, rng: Rng) -> list[Question]:
     """Square metres of floor."""
     assert view.clip.room_size is not None
-    text = (
-        "What is the size of this room (in square meters)? \nIf multiple rooms are shown, estimate "
-        "the size of the combined space.")
-    return [
-        _numeric(view.clip, "room_size_estimation", text,
-                 view.clip.room_size[0] * view.clip.room_size[1], 1)
-    ]
+    width, depth, _ = view.clip.room_size
+    return [_numeric(view.clip, "room_size_estimation", _ROOM_SIZE, width * depth, 1)]
 
 
 def relative_distance(view: SceneView, rng: Rng) -> list[Question]:
-    """Four things to choose from; the closest is so by at least 0.3 m.
+    """Four objects to choose from; the closest is so by at least 0.3 m.
 
-    The same four are offered for two or more targets that have different ones closest, so that a
-    thing which is close to most others (a table in the middle) is wrong as often.
+    The same four are offered for two or more targets that have different ones closest, so that an
+    object which is close to most others (a table in the middle) is wrong as often.
     """
-    things = view.unique
-    gaps = np.array([[a.distance(b) for b in things] for a in things])                       # [N,N]
+    objects = view.unique
+    gaps = np.array([[a.distance(b) for b in objects] for a in objects])                     # [N,N]
     best: dict[int, int] = {}  # target -> closest
-    for _ in range(40 if len(things) >= 6 else 0):
-        offered = rng.permutation(len(things))[:4]
+    for _ in range(40 if len(objects) >= 6 else 0):
+        offered = rng.permutation(len(objects))[:4]
         found: dict[int, list[int]] = {}
-        for target in set(range(len(things))) - set(offered.tolist()):
+        for target in set(range(len(objects))) - set(offered.tolist()):
             order = offered[np.argsort(gaps[target, offered])]
             near, next_ = gaps[target, order[:2]]
-            if near >= 0.05 and next_ - near >= _APART:
+            if near >= 0.05 and next_ - near >= _MARGIN_M:
                 found.setdefault(int(order[0]), []).append(target)
         if len(found) > len(best):
             best = {int(rng.choice(targets)): closest for closest, targets in found.items()}
@@ -96,52 +87,45 @@ def relative_distance(view: SceneView, rng: Rng) -> list[Question]:
         return []
     out = []
     for target, closest in best.items():
-        names = [things[i].noun for i in (closest, *(i for i in options if i != closest))]
-        text = (
-            "Measuring from the closest point of each object, which of these objects ({}) is the "
-            f"closest to the {things[target].noun}?")
+        names = [objects[i].noun for i in (closest, *(i for i in options if i != closest))]
+        text = ("Measuring from the closest point of each object, which of these objects ({}) is "
+                f"the closest to the {objects[target].noun}?")
         out.append(_choice(view.clip, "object_rel_distance", text, names, rng))
     return out
 
 
 def direction(level: str) -> Callable[[SceneView, Rng], list[Question]]:
-    """Standing by one thing, at its middle, and facing another, where is a third? No angle is near
-    a border."""
-    ending = _ENDINGS[level]
-    classes = _SECTORS[level]
+    """Standing by one object and facing another, where is a third? No angle is near a border."""
+    sectors = _SECTORS[level]
 
     def make(view: SceneView, rng: Rng) -> list[Question]:
-        triples: dict[str, list[tuple[VisibleObject, ...]]] = {name: [] for name in classes}
+        triples: dict[str, list[tuple[VisibleObject, ...]]] = {name: [] for name in sectors}
         for at, facing, other in permutations(view.unique, 3):
             if at.approachable and _apart(at, facing, other):
-                angle = turn(at.position, facing.position, other.position)
-                for name, (low, high) in classes.items():
-                    if low <= angle % 360 <= high:
-                        triples[name].append((at, facing, other))
+                name = _sector(turn(at.position, facing.position, other.position), sectors)
+                if name:
+                    triples[name].append((at, facing, other))
         out = []
-        for name in _some(rng, list(classes)):
+        for name in _some(rng, list(sectors)):
             if triples[name]:
                 nouns = [t.noun for t in triples[name][rng.integers(len(triples[name]))]]
-                text = ("If I am standing by the {0} and facing the {1}, is the {2} " +
-                        ending).format(*nouns)
-                wrong = [c for c in classes if c != name]
-                out.append(
-                    _choice(view.clip, f"object_rel_direction_{level}", text, [name, *wrong], rng))
+                text = "If I am standing by the {0} and facing the {1}, is the {2} "
+                text = (text + _ENDINGS[level]).format(*nouns)
+                choices = [name, *(other for other in sectors if other != name)]
+                out.append(_choice(view.clip, f"object_rel_direction_{level}", text, choices, rng))
         return out
 
     return make
 
 
 _ENDINGS = {
-    "easy": "to the left or the right of the {1}?", "medium":
-        "to my left, right, or back?\nAn object is to my back if I would have to turn at least 135 "
-        "degrees in order to face it.",
-    "hard":
-        "to my front-left, front-right, back-left, or back-right?\nThe directions refer to the "
-        "quadrants of a Cartesian plane (if I am standing at the origin and facing along the "
-        "positive y-axis)."
-}
-# degrees counter-clockwise from where one faces, with a margin to every border
+    "easy": "to the left or the right of the {1}?",
+    "medium": "to my left, right, or back?\nAn object is to my back if I would have to turn at "
+              "least 135 degrees in order to face it.",
+    "hard": "to my front-left, front-right, back-left, or back-right?\nThe directions refer to the "
+            "quadrants of a Cartesian plane (if I am standing at the origin and facing along the "
+            "positive y-axis)."}
+# degrees to the left of where one faces, with a margin to every border
 _SECTORS = {"easy": {"left": (20, 120), "right": (240, 340)},
             "medium": {"left": (30, 120), "right": (240, 330), "back": (150, 210)},
             "hard": {"front-left": (15, 75), "front-right": (285, 345), "back-left": (105, 165),
@@ -150,96 +134,79 @@ _TURNS = {"Turn Left": (50, 130), "Turn Right": (230, 310), "Turn Back": (150, 2
 
 
 def route(view: SceneView, rng: Rng) -> list[Question]:
-    """One or two turns to fill in between things on the floor, over ground where nothing stands."""
+    """One or two turns to fill in between objects on the floor, over free ground."""
     floor = [t for t in view.unique if t.approachable]
     walks = {(a, b) for a, b in permutations(floor, 2) if _apart(a, b) and _walkable(view, a, b)}
-    plans: dict[tuple[str, ...], list[tuple[VisibleObject, VisibleObject, VisibleObject, VisibleObject]]] = {}
+    plans: dict[tuple[str, ...], list[tuple[VisibleObject, ...]]] = {}
     for start, by, end in permutations(floor, 3):
         if (start, by) not in walks or (by, end) not in walks:
             continue
-        last = _named_turn(turn(by.position, 2 * by.position - start.position, end.position))
-        if last:
-            plans.setdefault((last,), []).append((start, by, by, end))
-            for facing in (t for t in view.unique
-                           if t not in (start, by, end) and _apart(start, t)):
-                first = _named_turn(turn(start.position, facing.position, by.position))
+        ahead = 2 * by.position - start.position
+        last = _sector(turn(by.position, ahead, end.position), _TURNS)
+        if not last:
+            continue
+        plans.setdefault((last,), []).append((start, by, by, end))
+        for facing in view.unique:
+            if facing not in (start, by, end) and _apart(start, facing):
+                first = _sector(turn(start.position, facing.position, by.position), _TURNS)
                 if first:
                     plans.setdefault((first, last), []).append((start, facing, by, end))
     out = []
     for answer in _some(rng, sorted(plans)):
-        start, facing, by, end = plans[answer][rng.integers(len(plans[answer]))]
-        text, right, wrong = _route_text(answer, start, facing, by,
-                                         end), ", ".join(answer), _wrong_turns(answer, rng)
-        out.append(_choice(view.clip, "route_planning", text, [right, *wrong], rng))
+        text = _route_text(answer, *plans[answer][rng.integers(len(plans[answer]))])
+        choices = [", ".join(answer), *_wrong_turns(answer, rng)]
+        out.append(_choice(view.clip, "route_planning", text, choices, rng))
     return out
 
 
 def appearance_order(view: SceneView, rng: Rng) -> list[Question]:
-    """Four categories that come into view one after the other: each is clear before there is a
-    trace of the next."""
-    coming = sorted(
-        (*_coming(group), noun) for noun, group in view.by_noun.items())  # (trace, clear, noun)
-    chains = [c for c in combinations(coming, 4) if all(a[1] < b[0] for a, b in pairwise(c))]
+    """Four categories, each shown clearly before there is a trace of the next."""
+    appearing = sorted((*_first_frames(group), noun) for noun, group in view.by_noun.items())
+    chains = [c for c in combinations(appearing, 4) if all(a[1] < b[0] for a, b in pairwise(c))]
     out = []
     for i in rng.permutation(len(chains))[:PER_CLIP]:
         order = [noun for _, _, noun in chains[i]]
         others = [p for p in permutations(order) if list(p) != order]
         wrong = [", ".join(others[k]) for k in rng.permutation(len(others))[:3]]
-        text = _FIRST.format(", ".join(order[k] for k in rng.permutation(4)))
-        out.append(_choice(view.clip, "obj_appearance_order", text, [", ".join(order), *wrong],
-                           rng))
+        text = _ORDER.format(", ".join(order[k] for k in rng.permutation(4)))
+        choices = [", ".join(order), *wrong]
+        out.append(_choice(view.clip, "obj_appearance_order", text, choices, rng))
     return out
 
 
-def turn(at: np.ndarray, facing: np.ndarray, other: np.ndarray) -> float:
-    """Degrees in (-180, 180], counter-clockwise (left is positive), from facing one spot [2] to
-    another."""
-    (ax, ay), (bx, by) = facing - at, other - at
-    return float(np.degrees(np.arctan2(ax * by - ay * bx, ax * bx + ay * by)))
+def _sector(angle: float, sectors: dict[str, tuple[int, int]]) -> str | None:
+    return next((name for name, (low, high) in sectors.items() if low <= angle % 360 <= high), None)
 
 
-def _named_turn(angle: float) -> str | None:
-    return next((name for name, (low, high) in _TURNS.items() if low <= angle % 360 <= high), None)
-
-
-def _apart(*things: VisibleObject) -> bool:
-    """Whether their middles are so far from each other that a direction between them means
-    something."""
-    spots = [t.position for t in things]
-    return all(np.hypot(*(p - q)) >= 0.6 for i, p in enumerate(spots) for q in spots[:i])
+def _apart(*objects: VisibleObject) -> bool:
+    """Whether their middles are at least 0.6 m from each other, so that directions are clear."""
+    points = [t.position for t in objects]
+    return all(np.hypot(*(p - q)) >= 0.6 for i, p in enumerate(points) for q in points[:i])
 
 
 def _walkable(view: SceneView, a: VisibleObject, b: VisibleObject) -> bool:
-    """Whether nothing but the two themselves stands on the straight line between their middles."""
-    steps = max(int(np.hypot(*(b.position - a.position)) / 0.1), 2)
-    line = a.position + (b.position - a.position) * np.linspace(0, 1, steps)[:, None]                    # [S,2]
+    """Whether no other object stands on the straight line between the two."""
+    way = b.position - a.position
+    steps = max(int(np.hypot(*way) / 0.1), 2)
+    line = a.position + way * np.linspace(0, 1, steps)[:, None]                              # [S,2]
     for box in view.all_boxes:
-        ends = any(np.array_equal(box, t.box) for t in (a, b))
+        is_end = any(np.array_equal(box, t.box) for t in (a, b))
         low, high = box[2] - box[5] / 2, box[2] + box[5] / 2
-        if not ends and low < 0.3 and high > 0.05 and _over(line, box):
+        if not is_end and low < 0.3 and high > 0.05 and in_polygon(line, corners(box)).any():
             return False
     return True
 
 
-def _over(points: np.ndarray, box: np.ndarray) -> bool:
-    polygon = corners(box)
-    edges = np.roll(polygon, -1, 0) - polygon
-    to = points[:, None] - polygon  # [S,4,2]
-    return bool((edges[:, 0] * to[..., 1] - edges[:, 1] * to[..., 0] >= 0).all(1).any())
-
-
-def _route_text(turns: Sequence[str], start: VisibleObject, facing: VisibleObject, by: VisibleObject, end: VisibleObject) -> str:
-    steps = [
-        f"Go forward until the {by.noun}", "[please fill in]", f"Go forward until the {end.noun}"
-    ]
-    steps = ["[please fill in]", *steps] if len(turns) == 2 else steps
-    listed = " ".join(f"{i}. {step}." if step[0] == "G" else f"{i}. {step}"
-                      for i, step in enumerate(steps, 1))
-    return (
-        f"You are a robot beginning at the {start.noun} and facing the {facing.noun}. You want to "
-        f"navigate to the {end.noun}. You will perform the following actions (Note: for each "
-        f"[please fill in], choose either 'turn back,' 'turn left,' or 'turn right.'): {listed} "
-        "You have reached the final destination.")
+def _route_text(turns: Sequence[str], start: VisibleObject, facing: VisibleObject,
+                by: VisibleObject, end: VisibleObject) -> str:
+    blank = "[please fill in]"
+    steps = [f"Go forward until the {by.noun}.", blank, f"Go forward until the {end.noun}."]
+    steps = [blank, *steps] if len(turns) == 2 else steps
+    listed = " ".join(f"{i}. {step}" for i, step in enumerate(steps, 1))
+    return (f"You are a robot beginning at the {start.noun} and facing the {facing.noun}. You want "
+            f"to navigate to the {end.noun}. You will perform the following actions (Note: for "
+            "each [please fill in], choose either 'turn back,' 'turn left,' or 'turn right.'): "
+            f"{listed} You have reached the final destination.")
 
 
 def _wrong_turns(answer: Sequence[str], rng: Rng) -> list[str]:
@@ -249,14 +216,14 @@ def _wrong_turns(answer: Sequence[str], rng: Rng) -> list[str]:
     return [others[i] for i in rng.permutation(len(others))[:3]]
 
 
-def _coming(group: Sequence[VisibleObject]) -> tuple[int, int]:
+def _first_frames(group: Sequence[VisibleObject]) -> tuple[int, int]:
     """The first frame with a trace of one of them, and the first that shows one clearly."""
     shares = np.stack([t.share for t in group]).max(0)                                       # [T]
     return int((shares >= TRACE_SHARE).argmax()), int((shares >= CLEAR_SHARE).argmax())
 
 
 def _some(rng: Rng, items: Iterable, first: int = 0) -> list:
-    """At most PER_CLIP of the items: the `first` ones, then any."""
+    """At most PER_CLIP of the items: the `first` ones, then a random choice."""
     items = list(items)
     rest = [items[first:][i] for i in rng.permutation(max(len(items) - first, 0))]
     return (items[:first] + rest)[:PER_CLIP]
@@ -268,13 +235,12 @@ def _numeric(clip: Clip, kind: str, text: str, value: float, digits: int) -> Que
 
 
 def _choice(clip: Clip, kind: str, text: str, choices: Sequence[str], rng: Rng) -> Question:
-    """The first choice is the right one; "{}" in the text becomes the choices in the order they are
-    offered."""
+    """The first choice is right; "{}" in the text becomes the choices in their random order."""
     order = rng.permutation(len(choices))
-    shown = [choices[i] for i in order]
-    options = tuple(f"{letter}. {name}" for letter, name in zip(LETTERS, shown, strict=False))
+    shuffled = [choices[i] for i in order]
+    options = tuple(f"{letter}. {name}" for letter, name in zip(LETTERS, shuffled, strict=False))
     answer = LETTERS[int(np.flatnonzero(order == 0)[0])]
-    return Question(clip.id, f"vsi:{kind}", text.replace("{}", ", ".join(shown)), answer, None,
+    return Question(clip.id, f"vsi:{kind}", text.replace("{}", ", ".join(shuffled)), answer, None,
                     options, NO_BOXES, ())
 
 
