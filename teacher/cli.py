@@ -5,9 +5,9 @@ from typing import Literal
 
 import tyro
 
+from teacher.config import PretrainConfig
 from teacher.probing.sweep import ProbeConfig
 from teacher.probing.tap_search import SearchConfig
-from teacher.wan_nano.pretrain import PretrainConfig
 
 
 def fetch(language: Path | None = None) -> None:

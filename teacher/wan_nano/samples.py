@@ -1,5 +1,4 @@
-"""What the pre-trained generator can do, to be looked at: real clip, reconstruction, generated
-clip; and its card."""
+"""Samples of a pretrained generator (real clip, reconstruction, generated clip), and its card."""
 import json
 from pathlib import Path
 
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from records.files import atomic_write
 from scenes.clip import Source
+from teacher.config import PretrainConfig
 from teacher.wan_nano.flow import sample
-from teacher.wan_nano.pretrain import PretrainConfig, steps_done
+from teacher.wan_nano.pretrain import steps_done
 from teacher.wan_nano.vae import to_pixels
 
 ROWS = 4
@@ -20,28 +20,28 @@ ROWS = 4
 
 @torch.inference_mode()
 def write_samples(folder: Path, source: Source, config: PretrainConfig, rows: int = ROWS) -> Path:
-    """folder/samples.png: for each of `rows` held-out clips its frames, below them their
-    reconstruction; then as many generated clips. Reads the saved (bfloat16-rounded) weights, not
-    the training ones."""
+    """folder/samples.png: `rows` held-out clips with their reconstructions, then generated clips.
+
+    Reads the saved (bfloat16-rounded) weights, not the training ones.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vae = AutoencoderKLWan.from_pretrained(folder / "vae",
-                                           torch_dtype=torch.float32).to(device).eval()
+    vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    vae = vae.to(device).eval()
     transformer = WanTransformer3DModel.from_pretrained(folder / "transformer",
                                                         torch_dtype=torch.float32)
-    clips = [source.clip(i) for i in source.ids("test")[:rows]]
-    real = to_pixels(torch.from_numpy(np.stack([c.frames
-                                                for c in clips]))).to(device)  # [N,3,T,H,W]
+    clips = [source.clip(i).frames for i in source.ids("test")[:rows]]
+    real = to_pixels(torch.from_numpy(np.stack(clips))).to(device)  # [N,3,T,H,W]
     latent = vae.encode(real).latent_dist.mode()
     rebuilt = vae.decode(latent).sample
     drawn = sample(transformer.to(device).eval(), tuple(latent.shape), device, seed=config.seed)
     mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1, 1)
                  for v in (vae.config.latents_mean, vae.config.latents_std))
-    made = vae.decode(drawn * std + mean).sample
-    sheet = [row for i in range(rows)
-             for row in (_strip(real[i]), _strip(rebuilt[i]))] + [_strip(m) for m in made]
+    generated = vae.decode(drawn * std + mean).sample
+    strips = [_strip(pair[i]) for i in range(rows) for pair in (real, rebuilt)]
+    strips += [_strip(clip) for clip in generated]
     path = folder / "samples.png"
     with atomic_write(path) as scratch:
-        Image.fromarray(np.concatenate(sheet)).save(scratch)
+        Image.fromarray(np.concatenate(strips)).save(scratch)
     return path
 
 
@@ -49,36 +49,41 @@ def write_card(folder: Path, config: PretrainConfig) -> None:
     """folder/README.md from pretrain.json and metrics.jsonl."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     psnr = next(r for r in reversed(rows) if "psnr_db_mean" in r)
-    about = json.loads((folder / "pretrain.json").read_text())
-    earlier = {stage: _total(about.get("before"), f"{stage}_steps") for stage in ("vae", "flow")}
+    settings = json.loads((folder / "pretrain.json").read_text())
+    earlier = {stage: _total(settings.get("before"), f"{stage}_steps") for stage in ("vae", "flow")}
     steps = {stage: done + steps_done(rows, stage) for stage, done in earlier.items()}
     loss = next(r["loss"] for r in reversed(rows) if r["stage"] == "flow" and "loss" in r)
-    went_on = (
-        f".\n- Of these steps {earlier['vae']} and {earlier['flow']} were made in an earlier "
-        "sitting, on other clips: `before` in pretrain.json") if about.get("before") else ""
+    continued = (
+        f".\n- Of these steps {earlier['vae']} and {earlier['flow']} were made in an earlier run, "
+        "on other clips: `before` in pretrain.json") if settings.get("before") else ""
     (folder / "README.md").write_text(f"""# wan-nano
 
-A video generator small enough to ship: Wan2.1's own diffusers classes (`AutoencoderKLWan`, `WanTransformer3DModel`) in
-a small size, trained from nothing on rendered rooms. It exists to be tapped for geometry, not to make films.
+A video generator small enough to ship: Wan2.1's own diffusers classes (`AutoencoderKLWan`,
+`WanTransformer3DModel`) in a small size, trained from scratch on rendered rooms. Its use is to be
+tapped for geometry, not to generate films.
 
 - VAE: 2.5 M parameters, 8x space, 4x time, 16 channels; {steps['vae']} steps of
-  {config.vae_batch} crops of {config.vae_crop} px x {config.frames} frames; **{psnr['psnr_db_mean']:.1f} dB** PSNR
-  (spread over clips {psnr['psnr_db_std']:.1f}) on {psnr['clips']} clips of unseen rooms and furniture at 224 px.
+  {config.vae_batch} crops of {config.vae_crop} px x {config.frames} frames;
+  **{psnr['psnr_db_mean']:.1f} dB** PSNR (spread over clips {psnr['psnr_db_std']:.1f})
+  on {psnr['clips']} clips of unseen rooms and furniture at 224 px.
 - Transformer: 10 blocks of width 256, patch (1,2,2), 14x14 tokens a latent frame; flow matching,
   {steps['flow']} steps of {config.flow_batch} clips of {config.frames} frames alternating with
-  single frames; last loss {loss:.4f}{went_on}.
-- Data: {_total(about, 'clips')} clips rendered by `scenes/` from the training split of the furniture; nothing
-  photographed.
-- Made by `vega3d teacher pretrain` (settings: pretrain.json, curves: metrics.jsonl), bfloat16 safetensors.
-- samples.png: held-out clips, each with its reconstruction below; then generated clips, not selected.
-- Text: knows one prompt, the empty one (prompt.safetensors).
-- Limits: rooms of one renderer and one furniture library; real photographs are out of its experience.
-- Licence: Apache-2.0 (weights). Furniture models rendered for training: CC0 and CC-BY, see scenes/assets/NOTICE.
+  single frames; last loss {loss:.4f}{continued}.
+- Data: {_total(settings, 'clips')} clips rendered by `scenes/` from the training split of the
+  furniture; no photographs.
+- Made by `vega3d teacher pretrain` (settings: pretrain.json, curves: metrics.jsonl), bfloat16
+  safetensors.
+- samples.png: held-out clips, each with its reconstruction below; then generated clips, not
+  selected.
+- Text: one prompt, the empty one (prompt.safetensors).
+- Limits: rooms of one renderer and one furniture library; it has seen no real photographs.
+- Licence: Apache-2.0 (weights). Furniture models rendered for training: CC0 and CC-BY, see
+  scenes/assets/NOTICE.
 """)
 
 
 def _total(config: dict | None, field: str) -> int:
-    """Over a generator and those it went on from."""
+    """A field summed over a generator and those it continues."""
     return config[field] + _total(config.get("before"), field) if config else 0
 
 

@@ -5,11 +5,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from teacher.config import PretrainConfig
 from teacher.towers.tap import Tap
 from teacher.towers.wan import load_wan
+from teacher.wan_nano import loop
 from teacher.wan_nano import pretrain as module
 from teacher.wan_nano.flow import FlowLoss, build_transformer, flow_batch, sample, shifted
-from teacher.wan_nano.pretrain import PretrainConfig, pretrain
+from teacher.wan_nano.pretrain import pretrain
 from teacher.wan_nano.samples import write_card, write_samples
 from teacher.wan_nano.vae import build_vae, crops, reconstruction_psnr
 from tests.fakes import FakeRooms
@@ -156,17 +158,17 @@ def test_more_tokens_see_more_noise_and_the_ends_stay():
 def test_a_killed_pretraining_resumes_to_the_same_weights(tmp_path, monkeypatch):
     rooms = FakeRooms(train=3, test=2, frames=5)
     whole = pretrain(replace(TINY, out=tmp_path / "a"), rooms)
-    saved = module.save_checkpoint
+    saved = loop.save_checkpoint
 
     def killing(path, step, *rest):
         saved(path, step, *rest)
         if path.name.startswith("flow") and step == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "save_checkpoint", killing)
+    monkeypatch.setattr(loop, "save_checkpoint", killing)
     with pytest.raises(KeyboardInterrupt):
         pretrain(replace(TINY, out=tmp_path / "b"), rooms)
-    monkeypatch.setattr(module, "save_checkpoint", saved)
+    monkeypatch.setattr(loop, "save_checkpoint", saved)
     resumed = pretrain(replace(TINY, out=tmp_path / "b"), rooms)
     frames = torch.rand(1, 1, 3, 224, 224)
     torch.testing.assert_close(

@@ -1,0 +1,173 @@
+"""The training loop of wan-nano's two parts: steps, time budget, curve and checkpoints."""
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+import torch
+from accelerate import Accelerator
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from records.files import spec_digest
+from teacher.config import PretrainConfig
+from teacher.training.checkpoint import load_checkpoint, save_checkpoint, set_lr
+from teacher.training.cuda_graphs import GraphPerShape
+
+WARM_STEPS = 200
+LOG_EVERY = 100
+# steps over which a time budget measures the speed; the decay starts after them
+TIMED_FROM, TIMED_TO = 200, 600
+
+
+@dataclass
+class Pretraining:
+    """What both trainings share: the configuration, the accelerator and the curve."""
+    config: PretrainConfig
+    accelerator: Accelerator
+    curve: list[dict] = field(default_factory=list)
+
+    def log(self, **row: float | str) -> None:
+        self.curve.append(row)
+        if self.accelerator.is_main_process:
+            with (self.config.out / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def fit(run: Pretraining, stage: str, loss: nn.Module, batch: Callable[[int], tuple[Tensor, ...]],
+        modules: dict[str, nn.Module]) -> None:
+    """AdamW, linear warm-up, cosine decay, gradients clipped at 1, resumable checkpoints.
+
+    modules: what a checkpoint holds; `averaged` among them follows `transformer`.
+    """
+    accelerator, device = run.accelerator, run.accelerator.device
+    lr = getattr(run.config, f"{stage}_lr")
+    for module in modules.values():
+        module.to(device)
+    optimizer = torch.optim.AdamW(loss.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01,
+                                  fused=device.type == "cuda")
+    checkpoint = _Checkpoint(run, stage, modules, optimizer)
+    start = step = checkpoint.load()
+    if device.type == "cuda":
+        _compile(stage, loss, modules)
+    gradients = _Gradients(accelerator, loss.to(device).train(), optimizer)
+    budget, curve = _StepBudget(run, stage, start), _LossCurve(run, stage)
+    with Progress(disable=not accelerator.is_main_process) as progress:
+        bar = progress.add_task(f"{stage} training", total=budget.steps, completed=start)
+        while step < budget.steps:
+            budget.update(step)
+            warm = min(WARM_STEPS, max(1, budget.steps // 5))
+            set_lr(optimizer, lr, step, budget.steps, warm=warm)
+            curve.add(gradients(*(x.to(device) for x in batch(step))))
+            accelerator.clip_grad_norm_(loss.parameters(), 1.0)
+            optimizer.step()
+            if "averaged" in modules:
+                modules["averaged"].update_parameters(modules["transformer"])  # type: ignore
+            step += 1
+            curve.log(step, last=step == budget.steps)
+            checkpoint.save(step, last=step == budget.steps)
+            progress.update(bar, completed=step, total=budget.steps)
+    for module in modules.values():
+        module.requires_grad_(False)
+
+
+def _compile(stage: str, loss: nn.Module, modules: dict[str, nn.Module]) -> None:
+    if stage == "flow":
+        modules["transformer"].compile_repeated_blocks(fullgraph=True)  # type: ignore[operator]
+    else:
+        loss.compile(dynamic=False)
+
+
+class _Gradients:
+    """Computes the gradients of one batch and returns the loss to log; CUDA graphs on one GPU."""
+
+    def __init__(self, accelerator: Accelerator, loss: nn.Module, optimizer: torch.optim.Optimizer):
+        self.accelerator, self.optimizer = accelerator, optimizer
+        alone = accelerator.device.type == "cuda" and accelerator.num_processes == 1
+        self.graphs = GraphPerShape(loss) if alone else None
+        self.loss = loss if alone else accelerator.prepare(loss)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if self.graphs is not None:
+            return self.graphs(*inputs)[-1]
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.accelerator.autocast():
+            out = self.loss(*inputs)
+        total, logged = out if isinstance(out, tuple) else (out, out.detach())
+        self.accelerator.backward(total)
+        return logged
+
+
+class _Checkpoint:
+    """A stage's resumable state; the main process saves it every `save_every` steps and at the end.
+
+    Settings of the other stage are not part of its key: changing them does not restart this one.
+    """
+
+    def __init__(self, run: Pretraining, stage: str, modules: dict[str, nn.Module],
+                 optimizer: torch.optim.Optimizer):
+        config = run.config
+        self.path = config.out / f"{stage}.ckpt.safetensors"
+        self.modules, self.optimizer = modules, optimizer
+        self.every, self.saves = config.save_every, run.accelerator.is_main_process
+        other = "flow" if stage == "vae" else "vae"
+        self.key = spec_digest({k: str(v) for k, v in asdict(config).items()
+                                if not k.startswith(other)
+                                and k not in ("out", "workers", "save_every")})
+
+    def load(self) -> int:
+        return load_checkpoint(self.path, self.modules, self.optimizer, self.key)
+
+    def save(self, step: int, last: bool) -> None:
+        if self.saves and (step % self.every == 0 or last):
+            save_checkpoint(self.path, step, self.modules, self.optimizer, self.key)
+
+
+class _LossCurve:
+    """The smoothed loss of a stage, logged every LOG_EVERY steps and at the end."""
+
+    def __init__(self, run: Pretraining, stage: str):
+        self.run, self.stage, self.began = run, stage, time.monotonic()
+        self.smooth: Tensor | None = None
+
+    def add(self, loss: Tensor) -> None:
+        self.smooth = loss.clone() if self.smooth is None else 0.98 * self.smooth + 0.02 * loss
+
+    def log(self, step: int, last: bool) -> None:
+        if self.smooth is not None and (step % LOG_EVERY == 0 or last):
+            self.run.log(stage=self.stage, step=step, loss=float(self.smooth),
+                         seconds=time.monotonic() - self.began)
+
+
+class _StepBudget:
+    """How many steps a stage takes: those configured, or as many as fit in its seconds.
+
+    A resumed stage keeps the number its first run had logged.
+    """
+
+    def __init__(self, run: Pretraining, stage: str, start: int):
+        self.run, self.stage, self.start = run, stage, start
+        self.steps: int = getattr(run.config, f"{stage}_steps")
+        self.seconds: float = getattr(run.config, f"{stage}_seconds")
+        if self.seconds and start:
+            lines = (run.config.out / "metrics.jsonl").read_text().splitlines()
+            rows = [json.loads(line) for line in lines]
+            self.steps = next(row["steps"] for row in reversed(rows)
+                              if row["stage"] == stage and "steps" in row)
+            self.seconds = 0.0
+        self.began = self.measured = time.monotonic()
+
+    def update(self, step: int) -> None:
+        """Call before every step: measures the speed, then fixes and logs the number of steps."""
+        if step == self.start + TIMED_FROM:
+            self.measured = time.monotonic()
+        if self.seconds and step == self.start + TIMED_TO:
+            self.steps = self._affordable(step)
+            self.run.log(stage=self.stage, steps=self.steps)
+
+    def _affordable(self, step: int) -> int:
+        now = time.monotonic()
+        seconds_per_step = (now - self.measured) / (TIMED_TO - TIMED_FROM)
+        left = max(0, int((self.began + self.seconds - now) / seconds_per_step))
+        steps = torch.tensor([step + left], device=self.run.accelerator.device)
+        return int(self.run.accelerator.gather(steps).min())
