@@ -1,4 +1,4 @@
-// Depth and normal in the middle of a picture, by an exported model: onnxruntime's C++ API, nothing else.
+// Depth and normal in the middle of a picture, by an exported model and onnxruntime's C++ API.
 // geometry model.onnx photo.ppm        (a binary PPM, 224 x 224)
 #include <onnxruntime_cxx_api.h>
 
@@ -13,14 +13,14 @@
 
 constexpr int64_t SIDE = 224;
 
-// [3,SIDE,SIDE] in [0,1], planes of red, green and blue: all the preprocessing there is.
+// [3,SIDE,SIDE] in [0,1], planes of red, green and blue; the model normalises them.
 std::vector<float> read_ppm(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::string magic;
-  int64_t width = 0, height = 0, most = 0;
-  file >> magic >> width >> height >> most;
+  int64_t width = 0, height = 0, maximum = 0;
+  file >> magic >> width >> height >> maximum;
   file.get();
-  if (!file || magic != "P6" || width != SIDE || height != SIDE || most != 255)
+  if (!file || magic != "P6" || width != SIDE || height != SIDE || maximum != 255)
     throw std::runtime_error(path + ": expected a binary PPM of 224 x 224");
   std::vector<uint8_t> bytes(3 * SIDE * SIDE);
   if (!file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size())))
@@ -40,12 +40,12 @@ int run(const std::string& model, const std::string& picture) {
   auto frames = Ort::Value::CreateTensor<float>(memory, pixels.data(), pixels.size(), shape.data(), shape.size());
   const char* inputs[] = {"frames"};
   const char* outputs[] = {"depth", "normals"};
-  auto answers = session.Run(Ort::RunOptions{nullptr}, inputs, &frames, 1, outputs, 2);
+  auto results = session.Run(Ort::RunOptions{nullptr}, inputs, &frames, 1, outputs, 2);
 
-  const auto dims = answers[0].GetTensorTypeAndShapeInfo().GetShape();  // 1, 1, h, w
+  const auto dims = results[0].GetTensorTypeAndShapeInfo().GetShape();  // 1, 1, h, w
   const int64_t cells = dims[2] * dims[3], middle = dims[2] / 2 * dims[3] + dims[3] / 2;
-  const float* depth = answers[0].GetTensorData<float>();
-  const float* normals = answers[1].GetTensorData<float>();
+  const float* depth = results[0].GetTensorData<float>();
+  const float* normals = results[1].GetTensorData<float>();
   double sum = 0;
   for (int64_t i = 0; i < cells; ++i) sum += depth[i];
   std::printf("depth mean %.4f middle %.4f\n", sum / cells, depth[middle]);
@@ -53,13 +53,13 @@ int run(const std::string& model, const std::string& picture) {
   return 0;
 }
 
-int main(int count, char** words) {
+int main(int count, char** arguments) {
   if (count != 3) {
     std::fprintf(stderr, "usage: geometry model.onnx photo.ppm\n");
     return 2;
   }
   try {
-    return run(words[1], words[2]);
+    return run(arguments[1], arguments[2]);
   } catch (const std::exception& error) {  // Ort::Exception is one
     std::fprintf(stderr, "geometry: %s\n", error.what());
     return 1;

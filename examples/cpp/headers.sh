@@ -1,7 +1,7 @@
 #!/bin/sh
-# The headers of onnxruntime's C++ API, from Debian's libonnxruntime-dev, unpacked (not installed) into a folder:
+# Unpacks the headers of onnxruntime's C++ API, from Debian's libonnxruntime-dev, into a folder:
 #   sh headers.sh DIR      -> DIR/onnxruntime_cxx_api.h
-# The API is versioned: these headers work with any newer library, such as the one inside the onnxruntime wheel.
+# The API is versioned: the headers work with any newer library, such as the onnxruntime wheel's.
 set -e
 out=${1:?usage: headers.sh DIR}
 [ -f "$out/onnxruntime_cxx_api.h" ] && exit 0
@@ -9,7 +9,7 @@ command -v apt-get >/dev/null || { echo "headers.sh: no apt-get here; take inclu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
-# this system's own sources first; Debian 12 has none, Debian 13 does
+# this system's package sources first; Debian 13 has the package, Debian 12 does not
 apt-get -qq download libonnxruntime-dev 2>/dev/null || {
     mkdir -p lists/partial cache/archives/partial
     keys=/usr/share/keyrings/debian-archive-keyring.gpg

@@ -1,1 +1,0 @@
-"""A live page: the student and its heads in a browser, as a folder for any static server."""

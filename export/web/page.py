@@ -1,5 +1,4 @@
-"""The page's folder: static files, the clip, the models of the web preset, onnxruntime-web, and one
-list of it all."""
+"""The live page's folder: static files, the clip, the web preset's models and onnxruntime-web."""
 import json
 import shutil
 from pathlib import Path
@@ -14,34 +13,32 @@ from records.files import atomic_write, digest, sha256
 
 STATIC = Path(__file__).parent / "static"
 CLIP = STATIC / "clip.json"
-# float32 is left out: its file is twice as large, and WASM computes the half-precision file in
-# float32 all the same
+# Not float32: its file is twice as large, and WASM computes the half-precision file in float32 too.
 MODELS = {"model_fp16.onnx": ("fp16", "half-precision weights", ["webgpu"]),
           "model_quantized.onnx": ("int8", "8-bit weights and activations", ["wasm"])}
 LABELS = {"fp16": "FP16", "int8": "INT8"}
 
 
 def write_page(exporter: Exporter, runtime: Path, out: Path | None = None) -> tuple[Path, float]:
-    """Writes RUN/export/page (or `out`) whole, in the place of an earlier one. Returns it and its
-    size in MB.
+    """Writes RUN/export/page (or `out`), replacing an earlier page. Returns (folder, its MB).
 
-    runtime: what `export.web.vendor.runtime` returned. Raises ValueError if `out` holds something
-    else.
+    runtime: the folder that `export.web.vendor.runtime` returned. Raises ValueError if `out` is a
+    folder of something else.
     """
     folder = out or exporter.run.out / "page"
     if folder.exists() and any(folder.iterdir()) and not (folder / "page.json").is_file():
-        raise ValueError(f"{folder}: holds something that is no page of ours; choose another --out")
+        raise ValueError(f"{folder}: is not empty and not a page of ours; choose another --out")
     prepare_folder(folder.parent)
-    made = [file for file in export_preset(exporter, "web") if file.path.name in MODELS]
+    models = [file for file in export_preset(exporter, "web") if file.path.name in MODELS]
     if folder.exists():
         shutil.rmtree(folder)
     with atomic_write(folder) as scratch:
         scratch.mkdir()
-        assemble(scratch, runtime, made, exporter)
+        _assemble(scratch, runtime, models, exporter)
     return folder, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
-def assemble(folder: Path, runtime: Path, made: list[ExportedFile], exporter: Exporter) -> None:
+def _assemble(folder: Path, runtime: Path, models: list[ExportedFile], exporter: Exporter) -> None:
     for path in STATIC.iterdir():
         if path.name not in ("sw.js", CLIP.name):
             shutil.copyfile(path, folder / path.name)
@@ -49,33 +46,31 @@ def assemble(folder: Path, runtime: Path, made: list[ExportedFile], exporter: Ex
     shutil.copytree(runtime, folder / "ort")
     (folder / "model" / "onnx").mkdir(parents=True)
     for name in ("config.json", "preprocessor_config.json"):
-        shutil.copyfile(made[0].path.parent.parent / name, folder / "model" / name)
-    for file in made:
+        shutil.copyfile(models[0].path.parent.parent / name, folder / "model" / name)
+    for file in models:
         shutil.copyfile(file.path, folder / "model" / "onnx" / file.path.name)
-    (folder / "page.json").write_text(json.dumps(_facts(made, exporter), indent=1) + "\n")
+    settings = _settings(models, exporter)
+    (folder / "page.json").write_text(json.dumps(settings, indent=1) + "\n")
     _write_service_worker(folder)
 
 
-def _facts(made: list[ExportedFile], exporter: Exporter) -> dict[str, Any]:
-    models = []
-    for file in made:
+def _settings(models: list[ExportedFile], exporter: Exporter) -> dict[str, Any]:
+    listed = []
+    for file in models:
         name, what, backends = MODELS[file.path.name]
-        models.append({
+        listed.append({
             "name": name, "label": LABELS[name], "file": f"model/onnx/{file.path.name}",
             "for": backends, "what": what, "size_mb": file.facts["size_mb"],
-            "sha256": file.facts["sha256"]
+            "sha256": file.facts["sha256"],
         })
     config = exporter.run.student.config
-    return {
-        "px": config.image_size, "models": models, "runtime": BACKENDS,
-        "clip": json.loads(CLIP.read_text()),
-        "about": f"ViT-{config.size.title()}, run {exporter.run.folder.name}; onnxruntime-web "
-                 f"{VERSION}."
-    }
+    about = f"ViT-{config.size.title()}, run {exporter.run.folder.name}; onnxruntime-web {VERSION}."
+    return {"px": config.image_size, "models": listed, "runtime": BACKENDS,
+            "clip": json.loads(CLIP.read_text()), "about": about}
 
 
 def _write_service_worker(folder: Path) -> None:
-    """Names every file of the page, so that one visit is enough, and changes with any of them."""
+    """Lists every file to cache, for use offline after one visit; changes with any of them."""
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
                    and path.name not in ("serve.py", "NOTICE"))
     build = digest([(name, sha256(folder / name)) for name in files])

@@ -1,24 +1,21 @@
-"""Serves a folder on localhost with the two headers that WASM threads need. Standard library only:
-it is copied into the folder as serve.py, so that `python3 serve.py` there works without this
-package."""
+"""Serves a folder on localhost with the headers that WASM threads need.
+
+Standard library only: the page's folder gets a copy, so that `python3 serve.py` works there.
+"""
 import sys
 from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-ISOLATION = {
-    "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp",
-    "Cross-Origin-Resource-Policy": "same-origin"
-}
-
-TYPES = {
-    ".mjs": "text/javascript", ".js": "text/javascript", ".webp": "image/webp",
-    ".gz": "application/octet-stream"
-}
+ISOLATION = {"Cross-Origin-Opener-Policy": "same-origin",
+             "Cross-Origin-Embedder-Policy": "require-corp",
+             "Cross-Origin-Resource-Policy": "same-origin"}
+TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".webp": "image/webp",
+         ".gz": "application/octet-stream"}
 
 
-class Isolated(SimpleHTTPRequestHandler):
+class IsolatedHandler(SimpleHTTPRequestHandler):
     def guess_type(self, path) -> str:
         return TYPES.get(Path(path).suffix) or super().guess_type(path)
 
@@ -29,22 +26,22 @@ class Isolated(SimpleHTTPRequestHandler):
         super().end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Says nothing: the page shows what matters."""
+        """No line per request."""
 
 
 def server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
-    """Not yet running; port 0 takes a free one. Raises OSError if the port is taken."""
-    return ThreadingHTTPServer(("127.0.0.1", port), partial(Isolated, directory=str(folder)))
+    """A server not yet running; port 0 takes a free one. Raises OSError if the port is taken."""
+    handler = partial(IsolatedHandler, directory=str(folder))
+    return ThreadingHTTPServer(("127.0.0.1", port), handler)
 
 
 def serve_folder(folder: Path, port: int = 8000, log: Callable[[str], None] = print) -> None:
-    """Until interrupted. Raises ValueError if the port is taken."""
+    """Serves until interrupted. Raises ValueError if the port is taken."""
     try:
         serving = server(folder, port)
     except OSError as error:
-        raise ValueError(
-            f"serve: port {port} cannot be used ({error.strerror}); choose another with --port"
-        ) from error
+        raise ValueError(f"serve: port {port} cannot be used ({error.strerror}); choose another "
+                         "with --port") from error
     log(f"http://localhost:{serving.server_port}/  (Ctrl-C ends)")
     with serving:
         try:

@@ -1,5 +1,4 @@
-"""onnxruntime-web from npm: one pinned tarball, checked against its digest, kept in the user's
-cache."""
+"""onnxruntime-web from npm: a pinned tarball, verified by its digest, cached for the user."""
 import base64
 import gzip
 import hashlib
@@ -16,18 +15,22 @@ from records.files import atomic_write
 
 VERSION = "1.30.0"
 TARBALL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
-# sha512
-INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+# sha512, as npm writes it
+INTEGRITY = ("q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZ"
+             "ClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ==")
 FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm",
          "ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs",
          "ort-wasm-simd-threaded.asyncify.wasm")
 BACKENDS = {
     "wasm": {
-        "script": "ort/ort.wasm.min.mjs", "glue": "ort/ort-wasm-simd-threaded.mjs",
-        "wasm": "ort/ort-wasm-simd-threaded.wasm.gz"
-    }, "webgpu": {
-        "script": "ort/ort.webgpu.min.mjs", "glue": "ort/ort-wasm-simd-threaded.asyncify.mjs",
-        "wasm": "ort/ort-wasm-simd-threaded.asyncify.wasm.gz"
+        "script": "ort/ort.wasm.min.mjs",
+        "glue": "ort/ort-wasm-simd-threaded.mjs",
+        "wasm": "ort/ort-wasm-simd-threaded.wasm.gz",
+    },
+    "webgpu": {
+        "script": "ort/ort.webgpu.min.mjs",
+        "glue": "ort/ort-wasm-simd-threaded.asyncify.mjs",
+        "wasm": "ort/ort-wasm-simd-threaded.asyncify.wasm.gz",
     },
 }
 NOTICE = f"""onnxruntime-web {VERSION} (npm), Copyright (c) Microsoft Corporation, MIT License:
@@ -36,11 +39,10 @@ https://github.com/microsoft/onnxruntime/blob/main/LICENSE
 
 
 def runtime(tarball: Path | None = None) -> Path:
-    """A folder with FILES (WASM binaries gzipped: a quarter of the size, and the page unpacks them)
-    and a NOTICE.
+    """A folder with FILES and a NOTICE. WASM binaries are gzipped, to a quarter; the page unpacks.
 
-    tarball: the npm package, if it is already here. Raises ValueError if npm cannot be reached, or
-    if what came is not the pinned package.
+    tarball: the npm package, if already downloaded. Raises ValueError if npm cannot be reached, or
+    if the package is not the pinned one.
     """
     folder = _cache() / f"onnxruntime-web-{VERSION}"
     if (folder / "NOTICE").is_file() and tarball is None:
@@ -51,7 +53,7 @@ def runtime(tarball: Path | None = None) -> Path:
         with tarfile.open(package) as archive:
             for name in FILES:
                 member = archive.extractfile(f"package/dist/{name}")
-                assert member is not None  # the digest says so
+                assert member is not None  # as the digest matched
                 _store(folder, name, member.read())
     with atomic_write(folder / "NOTICE") as notice:
         notice.write_text(NOTICE)
@@ -59,42 +61,38 @@ def runtime(tarball: Path | None = None) -> Path:
 
 
 def _store(folder: Path, name: str, content: bytes) -> None:
-    packed = name.endswith(".wasm")
-    with atomic_write(folder / (f"{name}.gz" if packed else name)) as scratch:
-        scratch.write_bytes(gzip.compress(content, 9, mtime=0) if packed else content)
+    gzipped = name.endswith(".wasm")
+    with atomic_write(folder / (f"{name}.gz" if gzipped else name)) as scratch:
+        scratch.write_bytes(gzip.compress(content, 9, mtime=0) if gzipped else content)
 
 
 def _check(package: Path) -> None:
     if not package.is_file():
         raise ValueError(f"{package}: no such file; leave out --ort to fetch it from npm")
     with package.open("rb") as file:
-        found = base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode()
-    if found != INTEGRITY:
-        raise ValueError(
-            f"{package}: is not onnxruntime-web {VERSION} (sha512 differs); get it with: "
-            f"npm pack onnxruntime-web@{VERSION}")
+        actual = base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode()
+    if actual != INTEGRITY:
+        raise ValueError(f"{package}: is not onnxruntime-web {VERSION} (sha512 differs); get it "
+                         f"with: npm pack onnxruntime-web@{VERSION}")
 
 
 def _download(folder: Path) -> Path:
-    """By npm where there is one, for it knows the user's registry and proxy; else straight from
-    registry.npmjs.org."""
+    """By npm if installed, which knows the user's registry and proxy; else from npmjs.org."""
     npm = shutil.which("npm")
     if npm:
-        command = [
-            npm, "pack", f"onnxruntime-web@{VERSION}", "--silent", "--pack-destination",
-            str(folder)
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode == 0:
+        command = [npm, "pack", f"onnxruntime-web@{VERSION}", "--silent", "--pack-destination",
+                   str(folder)]
+        completed = subprocess.run(command, capture_output=True, text=True)
+        if completed.returncode == 0:
             return next(folder.glob("*.tgz"))
     path = folder / "package.tgz"
     try:
-        with urllib.request.urlopen(TARBALL, timeout=60) as answer, path.open("wb") as file:
-            shutil.copyfileobj(answer, file)
+        with urllib.request.urlopen(TARBALL, timeout=60) as response, path.open("wb") as file:
+            shutil.copyfileobj(response, file)
     except (urllib.error.URLError, OSError) as error:
-        why = getattr(error, "reason", error)
+        reason = getattr(error, "reason", error)
         raise ValueError(
-            f"export web: npm cannot be reached ({why}); on another machine run: npm pack "
+            f"export web: npm cannot be reached ({reason}); on another machine run: npm pack "
             f"onnxruntime-web@{VERSION}, and pass the file here with --ort FILE.tgz") from error
     return path
 

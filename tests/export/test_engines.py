@@ -1,6 +1,7 @@
-"""Engines: real TensorRT-RTX builds with no GPU, every TensorRT version branch on look-alike
-modules, and no engine at its final name that was killed, refused or wrong."""
-import importlib.util
+"""Engines: real TensorRT-RTX builds without a GPU, and every TensorRT version on fake modules.
+
+No engine whose build was killed or refused, or whose features are wrong, gets its final name.
+"""
 import json
 import shutil
 import sys
@@ -25,20 +26,17 @@ from tests.export_run import EXPORTED, exported_run, gate, run
 from vega3d import main
 
 ORIN = cuda.Gpu("Orin", 87)
-HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
-needs_rtx = pytest.mark.skipif(not HAS_RTX, reason=f"TensorRT-RTX is not installed: {packages.RTX.install}")
+needs_rtx = pytest.mark.skipif(not packages.RTX.installed(), reason=packages.RTX.install)
 
 
-# --- modules that look like TensorRT 8.6, 10.3 and 11
-# ------------------------------------------------------------
+# --- fakes of TensorRT 8.6, 10.3, 11 and 12
 
 
-def look_alike(version: str, network: tuple[str, ...], flags: tuple[str, ...],
+def fake_tensorrt(version: str, network: tuple[str, ...], flags: tuple[str, ...],
                name: str = "tensorrt") -> ModuleType:
-    """A module with one TensorRT version's API; what is done to it is recorded in its `did`
-    list."""
+    """A module with the API of one TensorRT version; its `calls` lists what was called."""
     module = ModuleType(name)
-    did: list[tuple] = []
+    calls: list[tuple] = []
 
     class Log:
         Severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0)
@@ -49,13 +47,13 @@ def look_alike(version: str, network: tuple[str, ...], flags: tuple[str, ...],
 
     class Config:
         def set_flag(self, flag):
-            did.append(("flag", flag.name))
+            calls.append(("flag", flag.name))
 
         def set_memory_pool_limit(self, pool, size):
-            did.append(("pool", size))
+            calls.append(("pool", size))
 
-        def create_timing_cache(self, held):
-            return SimpleNamespace(serialize=lambda: held + b"+timed")
+        def create_timing_cache(self, stored):
+            return SimpleNamespace(serialize=lambda: stored + b"+timed")
 
         def set_timing_cache(self, handle, ignore_mismatch):
             self.handle = handle
@@ -69,7 +67,7 @@ def look_alike(version: str, network: tuple[str, ...], flags: tuple[str, ...],
             pass
 
         def create_network(self, bits):
-            did.append(("network", bits))
+            calls.append(("network", bits))
             return SimpleNamespace(
                 get_input=lambda i: SimpleNamespace(name="frames", shape=(1, 3, 224, 224)))
 
@@ -85,14 +83,14 @@ def look_alike(version: str, network: tuple[str, ...], flags: tuple[str, ...],
             pass
 
         def parse(self, content):
-            did.append(("parsed", len(content)))
+            calls.append(("parsed", len(content)))
             return module.readable
 
         def get_error(self, i):
             return SimpleNamespace(desc=lambda: "Non-zero zero point")
 
     module.__dict__.update(
-        __version__=version, did=did, plan=b"plan", readable=True, ILogger=Log, Logger=Log,
+        __version__=version, calls=calls, plan=b"plan", readable=True, ILogger=Log, Logger=Log,
         Builder=Builder, OnnxParser=Parser,
         NetworkDefinitionCreationFlag=IntEnum("Network", network, start=0) if network else object,
         BuilderFlag=IntEnum("Flag", flags, start=0), MemoryPoolType=SimpleNamespace(WORKSPACE=0),
@@ -102,49 +100,51 @@ def look_alike(version: str, network: tuple[str, ...], flags: tuple[str, ...],
 
 
 def trt86():
-    return look_alike("8.6.1", ("EXPLICIT_BATCH",), ("FP16", "INT8", "TF32"))
+    return fake_tensorrt("8.6.1", ("EXPLICIT_BATCH",), ("FP16", "INT8", "TF32"))
 
 
 def trt103():
-    return look_alike("10.3.0.30", ("EXPLICIT_BATCH", "STRONGLY_TYPED"), ("FP16", "INT8", "TF32"))
+    return fake_tensorrt("10.3.0.30", ("EXPLICIT_BATCH", "STRONGLY_TYPED"),
+                         ("FP16", "INT8", "TF32"))
 
 
 def trt11():
-    return look_alike("11.4.0", ("STRONGLY_TYPED",), ("TF32",))
+    return fake_tensorrt("11.4.0", ("STRONGLY_TYPED",), ("TF32",))
 
 
 def trt12():
     """Strong typing always, its flag gone: what 11's migration guide announces."""
-    return look_alike("12.0.0", (), ("TF32",))
+    return fake_tensorrt("12.0.0", (), ("TF32",))
 
 
-@pytest.mark.parametrize(("module", "dialect", "bits", "flags", "target"), [
+@pytest.mark.parametrize(("fake", "dialect", "bits", "flags", "target"), [
     (trt86, "flagged", 1 << 0, ["INT8", "FP16"], "trt8.6"),
     (trt103, "typed", 1 << 1, [], "trt10"),
     (trt11, "typed", 1 << 0, [], "trt11"),
     (trt12, "typed", 0, [], "trt11"),
 ])
-def test_each_version_gets_its_dialect_and_flags(module, dialect, bits, flags, target):
-    made = module()
-    assert tensorrt_api(made).dialect == dialect and tensorrt_api(made).target == target
-    assert network_flags(made) == bits
-    assert precision_flags(made, "int8") == flags
+def test_each_version_gets_its_dialect_and_flags(fake, dialect, bits, flags, target):
+    module = fake()
+    assert tensorrt_api(module).dialect == dialect and tensorrt_api(module).target == target
+    assert tensorrt_api(module).strongly_typed == (dialect == "typed")
+    assert network_flags(module) == bits
+    assert precision_flags(module, "int8") == flags
 
 
 def test_a_tensorrt_without_int8_is_refused():
     with pytest.raises(ValueError, match=r"expected TensorRT >= 8\.6"):
-        tensorrt_api(look_alike("7.0", ("EXPLICIT_BATCH",), ("FP16",)))
+        tensorrt_api(fake_tensorrt("7.0", ("EXPLICIT_BATCH",), ("FP16",)))
 
 
-@pytest.mark.parametrize(("version", "says"), [("10.3.0.30", "4419"), ("10.4.0", "4742"), ("10.7.0.23", "4333"),
-                                               ("8.6.1", None), ("10.13.3", None), ("11.4.0", None)])
-def test_known_bad_versions_warn_with_the_reason(version, says):
+@pytest.mark.parametrize(("version", "issue"), [
+    ("10.3.0.30", "4419"), ("10.4.0", "4742"), ("10.7.0.23", "4333"),
+    ("8.6.1", None), ("10.13.3", None), ("11.4.0", None)])
+def test_known_bad_versions_warn_with_the_reason(version, issue):
     warning = packages.known_bad_warning(version)
-    assert (says in warning) if says else warning is None
+    assert (issue in warning) if issue else warning is None
 
 
-# --- building, through the whole path, on a pretended Orin
-# -------------------------------------------------------
+# --- the complete path, on a fake Orin
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
@@ -156,20 +156,16 @@ def _exporter(folder: Path) -> Exporter:
 
 
 class _Engine(TorchModel):
-    """Answers as the FP32 student would; its inspector says that fc2 of block 1 got no INT8
-    kernel."""
+    """Runs the FP32 student; by its inspector, fc2 of block 1 has no INT8 kernel."""
 
     def __init__(self):
         super().__init__(run().student)
-        told = {
-            "Layers": [
-                _layer("blocks.0.fc1/MatMul", "Row major Int8 format", "sm80_xmma_gemm_i8i8"),
-                _layer("blocks.1.fc2/MatMul", "Row major linear FP16 format",
-                       "sm80_xmma_gemm_f16f16"),
-                _layer("_gemm_mha_v2_1", "Row major linear FP16 format", "_gemm_mha_v2")
-            ]
-        }
-        inspector = SimpleNamespace(get_engine_information=lambda form: json.dumps(told))
+        int8, fp16 = "Row major Int8 format", "Row major linear FP16 format"
+        layers = [_layer("blocks.0.fc1/MatMul", int8, "sm80_xmma_gemm_i8i8"),
+                  _layer("blocks.1.fc2/MatMul", fp16, "sm80_xmma_gemm_f16f16"),
+                  _layer("_gemm_mha_v2_1", fp16, "_gemm_mha_v2")]
+        text = json.dumps({"Layers": layers})
+        inspector = SimpleNamespace(get_engine_information=lambda form: text)
         self.engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
 
 
@@ -182,143 +178,147 @@ def _layer(name: str, form: str, tactic: str) -> dict:
 
 @pytest.fixture
 def orin(exported, tmp_path, monkeypatch):
-    """(exporter, place(module)): engines 'run' as the FP32 student would, timing caches go to
-    tmp_path."""
+    """(exporter, target_of(module)): engines run the FP32 student; timing caches in tmp_path."""
     folder = shutil.copytree(exported, tmp_path / "run")
     monkeypatch.setenv("VEGA3D_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cuda, "first_gpu", lambda: ORIN)
     monkeypatch.setattr(engines, "EngineModel", lambda module, plan: _Engine())
 
-    def place(module, log=lambda _: None):
+    def target_of(module, log=lambda _: None):
         monkeypatch.setitem(sys.modules, "tensorrt", module)
         return engines.choose_build_target("trt", (), log)
 
     exporter = _exporter(folder)
-    exporter.gate = gate()  # the session's own: the same student and frames
-    return exporter, place
+    exporter.gate = gate()  # the same student and frames
+    return exporter, target_of
 
 
 def _engines(exporter: Exporter) -> list[str]:
     return sorted(path.name for path in exporter.run.out.glob("*.engine"))
 
 
-@pytest.mark.parametrize(("module", "precision", "source"), [
+@pytest.mark.parametrize(("fake", "precision", "source"), [
     (trt86, "int8", "model.int8.flagged.onnx"), (trt86, "fp16", "model.flagged.onnx"),
-    (trt103, "int8", "model.int8.onnx"), (trt11, "int8", "model.int8.onnx"), (trt11, "fp16", "model.fp16.onnx"),
-])
-def test_engine_is_built_gated_named_and_described(orin, module, precision, source):
-    exporter, place = orin
-    made = module()
-    (engine,) = engines.build_engines(exporter, place(made), precision)
-    assert engine.path.name == f"model.{precision}.trt-{made.__version__}.sm87.engine"
+    (trt103, "int8", "model.int8.onnx"), (trt11, "int8", "model.int8.onnx"),
+    (trt11, "fp16", "model.fp16.onnx")])
+def test_engine_is_built_gated_named_and_described(orin, fake, precision, source):
+    exporter, target_of = orin
+    module = fake()
+    (engine,) = engines.build_engines(exporter, target_of(module), precision)
+    assert engine.path.name == f"model.{precision}.trt-{module.__version__}.sm87.engine"
     facts = json.loads(sidecar_path(engine.path).read_text())
     assert facts["onnx"] == source and facts["onnx_sha256"] == sha256(exporter.run.out / source)
-    assert facts["device"] == "Orin" and facts["sm"] == 87 and facts["parity"]["cosine_mean"] > 0.999
-    assert facts["build_seconds"] >= 0 and facts["flags"] == precision_flags(made, precision)
-    assert [flag for what, flag in made.did if what == "flag"] == facts["flags"]
+    assert facts["device"] == "Orin" and facts["sm"] == 87
+    assert facts["parity"]["cosine_mean"] > 0.999
+    assert facts["build_seconds"] >= 0 and facts["flags"] == precision_flags(module, precision)
+    assert [flag for what, flag in module.calls if what == "flag"] == facts["flags"]
 
 
-def test_layer_report_says_what_runs_in_int8_and_whether_attention_is_fused(orin):
-    exporter, place = orin
-    (engine,) = engines.build_engines(exporter, place(trt11()), "int8")
+def test_layer_report_lists_int8_layers_and_fused_attention(orin):
+    exporter, target_of = orin
+    (engine,) = engines.build_engines(exporter, target_of(trt11()), "int8")
     report = json.loads(engine_report.report_path(engine.path).read_text())
     assert report["int8"] == ["blocks.0.fc1/MatMul"] and report["other"] == ["blocks.1.fc2/MatMul"]
-    assert len(report["hidden"]) == 6 and report["fused_attention"] == 1 and len(
-        report["inspector"]["Layers"]) == 3
+    assert len(report["hidden"]) == 6 and report["fused_attention"] == 1
+    assert len(report["inspector"]["Layers"]) == 3
     assert report["summary"] == engine.facts["layers"]
     assert "INT8 kernels run 1 of 8 quantised layers (not blocks.1.fc2/MatMul)" in report["summary"]
     assert "attention fused in 1 kernels" in report["summary"]
 
 
-def test_layer_report_goes_with_its_engine(orin):
-    exporter, place = orin
-    (engine,) = engines.build_engines(exporter, place(trt11()), "int8")
+def test_layer_report_is_discarded_with_its_engine(orin):
+    exporter, target_of = orin
+    (engine,) = engines.build_engines(exporter, target_of(trt11()), "int8")
     assert engine_report.report_path(engine.path).is_file()
     discard(engine.path)
     assert not list(exporter.run.out.glob("*.engine*"))
 
 
-def test_a_layer_is_found_by_its_whole_name_among_those_fused_with_it():
-    made_from = "[ONNX Layer: blocks.11.fc1/MatMul]\x1e[ONNX Layer: blocks.11.fc1/Add]"
-    told = {"Layers": [{"Name": "__myl_Fc", "Metadata": made_from,
-                        "Inputs": [{"Format": "Row major Int8 format"}]}, "a bare name"]}
-    found = engine_report.layer_report(told, ["blocks.11.fc1/MatMul", "blocks.1.fc1/MatMul"])
-    assert found.int8 == ("blocks.11.fc1/MatMul",) and found.hidden == ("blocks.1.fc1/MatMul",)
-    assert found.engine_layers == 2 and "no fused attention kernel seen" in str(found)
+def test_a_layer_is_found_by_its_complete_name_among_those_fused_with_it():
+    metadata = "[ONNX Layer: blocks.11.fc1/MatMul]\x1e[ONNX Layer: blocks.11.fc1/Add]"
+    layer = {"Name": "__myl_Fc", "Metadata": metadata,
+             "Inputs": [{"Format": "Row major Int8 format"}]}
+    report = engine_report.layer_report({"Layers": [layer, "a bare name"]},
+                                        ["blocks.11.fc1/MatMul", "blocks.1.fc1/MatMul"])
+    assert report.int8 == ("blocks.11.fc1/MatMul",) and report.hidden == ("blocks.1.fc1/MatMul",)
+    assert report.engine_layers == 2 and "no fused attention kernel seen" in str(report)
 
 
 def test_an_inspector_that_leaves_control_characters_in_its_json_is_read():
     # as 8.6 does
-    text = '{"Layers": [{"Name": "[ONNX Layer: blocks.1.fc1/MatMul]\x1e[ONNX Layer: x]", "Inputs": []}]}'
+    name = "[ONNX Layer: blocks.1.fc1/MatMul]\x1e[ONNX Layer: x]"
+    text = '{"Layers": [{"Name": "' + name + '", "Inputs": []}]}'
     inspector = SimpleNamespace(get_engine_information=lambda _: text)
-    trt_like = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON=1))
-    found, told = engine_report.inspect_engine(trt_like,
-                                        SimpleNamespace(create_engine_inspector=lambda: inspector),
-                                        ["blocks.1.fc1/MatMul"])
-    assert told["Layers"][0]["Name"].endswith("x]") and found.other == ("blocks.1.fc1/MatMul",)
+    engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+    report, inspected = engine_report.inspect_engine(trt86(), engine, ["blocks.1.fc1/MatMul"])
+    assert inspected["Layers"][0]["Name"] == name and report.other == ("blocks.1.fc1/MatMul",)
 
 
 def test_version_10_3_warns_before_it_builds(orin):
-    _, place = orin
-    said: list[str] = []
-    place(trt103(), said.append)
-    assert len(said) == 1 and "silently wrong" in said[0] and "parity gate decides" in said[0]
+    _, target_of = orin
+    lines: list[str] = []
+    target_of(trt103(), lines.append)
+    assert len(lines) == 1 and "silently wrong" in lines[0] and "parity gate decides" in lines[0]
 
 
-def test_up_to_date_engine_is_kept_and_another_version_is_built_beside_it(orin):
-    exporter, place = orin
-    assert not engines.build_engines(exporter, place(trt103()), "int8")[0].reused
-    assert engines.build_engines(exporter, place(trt103()), "int8")[0].reused
-    assert not engines.build_engines(exporter, place(trt11()), "int8")[0].reused
+def test_up_to_date_engine_is_reused_and_another_version_gets_its_own(orin):
+    exporter, target_of = orin
+    assert not engines.build_engines(exporter, target_of(trt103()), "int8")[0].reused
+    assert engines.build_engines(exporter, target_of(trt103()), "int8")[0].reused
+    assert not engines.build_engines(exporter, target_of(trt11()), "int8")[0].reused
     assert len(_engines(exporter)) == 2
 
 
-def test_timing_cache_is_kept_between_builds(orin, tmp_path):
-    exporter, place = orin
-    where = place(trt103())
-    engines.build_engines(exporter, where, "int8")
-    engines.build_engines(exporter, where, "fp16")
-    (held,) = (tmp_path / "cache").rglob("*.cache")
-    assert held.read_bytes() == b"+timed+timed" and "10.3.0.30-sm87" in held.name
+def test_timing_cache_is_reused_between_builds(orin, tmp_path):
+    exporter, target_of = orin
+    target = target_of(trt103())
+    engines.build_engines(exporter, target, "int8")
+    engines.build_engines(exporter, target, "fp16")
+    (cache,) = (tmp_path / "cache").rglob("*.cache")
+    assert cache.read_bytes() == b"+timed+timed" and "10.3.0.30-sm87" in cache.name
 
 
 def test_killed_build_leaves_no_engine_and_the_timing_cache_intact(orin, tmp_path):
-    exporter, place = orin
+    exporter, target_of = orin
     module = trt103()
-    engines.build_engines(exporter, place(module), "fp16")
+    engines.build_engines(exporter, target_of(module), "fp16")
 
     def killed():
         raise KeyboardInterrupt
 
     module.plan = killed
     with pytest.raises(KeyboardInterrupt):
-        engines.build_engines(exporter, place(module), "int8")
+        engines.build_engines(exporter, target_of(module), "int8")
     assert _engines(exporter) == ["model.fp16.trt-10.3.0.30.sm87.engine"]
-    (held,) = (tmp_path / "cache").rglob("*.cache")
-    assert held.read_bytes() == b"+timed"
+    (cache,) = (tmp_path / "cache").rglob("*.cache")
+    assert cache.read_bytes() == b"+timed"
     assert not [path for path in exporter.run.out.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize(("spoil", "says"), [({"plan": None}, "cannot build it"),
-                                             ({"readable": False}, "Non-zero zero point; see why "
-                                                                   "with: vega3d export")])
-def test_refused_build_is_one_error_and_no_file(orin, spoil, says):
-    exporter, place = orin
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"plan": None}, "cannot build it"),
+    ({"readable": False}, "Non-zero zero point; see why with: vega3d export")])
+def test_refused_build_is_one_error_and_no_file(orin, changes, message):
+    exporter, target_of = orin
     module = trt11()
-    module.__dict__.update(spoil)
-    with pytest.raises(ValueError, match=says):
-        engines.build_engines(exporter, place(module), "int8")
+    module.__dict__.update(changes)
+    with pytest.raises(ValueError, match=message):
+        engines.build_engines(exporter, target_of(module), "int8")
     assert _engines(exporter) == []
 
 
 def test_silently_wrong_engine_is_removed_with_exit_3(orin, monkeypatch):
-    """What 10.3 does: it builds, it runs, and the numbers are of nothing."""
-    exporter, place = orin
+    """As with 10.3: it builds and runs, and its features are wrong."""
+    exporter, target_of = orin
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(engines, "EngineModel", lambda module, plan: lambda frames: rng.normal(
-        size=(len(frames), 64, 14, 14)))
+
+
+    def wrong_features(frames):
+        return rng.normal(size=(len(frames), 64, 14, 14))
+
+    monkeypatch.setattr(engines, "EngineModel", lambda module, plan: wrong_features)
     with pytest.raises(GateError) as failure:
-        engines.build_engines(exporter, place(trt103()), "int8")
+        engines.build_engines(exporter, target_of(trt103()), "int8")
     assert failure.value.exit_code == 3 and _engines(exporter) == []
 
 
@@ -332,8 +332,8 @@ def _flip_a_byte(path: Path) -> None:
 
 def _edit(**facts):
     def edit(path: Path) -> None:
-        held = json.loads(sidecar_path(path).read_text())
-        sidecar_path(path).write_text(json.dumps({**held, **facts}))
+        sidecar = json.loads(sidecar_path(path).read_text())
+        sidecar_path(path).write_text(json.dumps({**sidecar, **facts}))
     return edit
 
 
@@ -341,27 +341,27 @@ def _no_sidecar(path: Path) -> None:
     sidecar_path(path).unlink()
 
 
-@pytest.mark.parametrize(("spoil", "says"), [
+@pytest.mark.parametrize(("damage", "message"), [
     (_truncate, "truncated or altered"), (_flip_a_byte, "truncated or altered"),
-    (_no_sidecar, "no engine with a sidecar"), (_edit(sm=89), r"built for SM 89, this is SM 87 "
-                                                              r"\(Orin\)"),
+    (_no_sidecar, "no engine with a sidecar"),
+    (_edit(sm=89), r"built for SM 89, this is SM 87 \(Orin\)"),
     (_edit(builder="trt-10.13.0"), "runs only under"),
     (lambda path: sidecar_path(path).write_text("{"), "not an engine's sidecar"),
 ])
-def test_engine_that_is_not_for_here_is_not_run(orin, spoil, says):
-    exporter, place = orin
-    where = place(trt103())
-    (engine,) = engines.build_engines(exporter, where, "int8")
-    assert check_engine(engine.path, where.module, ORIN)["sm"] == 87
-    spoil(engine.path)
-    with pytest.raises(ValueError, match=says):
-        check_engine(engine.path, where.module, ORIN)
+def test_engine_that_may_not_run_here_is_refused(orin, damage, message):
+    exporter, target_of = orin
+    target = target_of(trt103())
+    (engine,) = engines.build_engines(exporter, target, "int8")
+    assert check_engine(engine.path, target.module, ORIN)["sm"] == 87
+    damage(engine.path)
+    with pytest.raises(ValueError, match=message):
+        check_engine(engine.path, target.module, ORIN)
 
 
-def test_engines_of_an_onnx_go_when_it_is_made_anew(orin):
-    exporter, place = orin
-    engines.build_engines(exporter, place(trt103()), "int8")
-    engines.build_engines(exporter, place(trt103()), "fp16")
+def test_engines_of_an_onnx_are_discarded_when_it_is_exported_again(orin):
+    exporter, target_of = orin
+    engines.build_engines(exporter, target_of(trt103()), "int8")
+    engines.build_engines(exporter, target_of(trt103()), "fp16")
     again = Exporter(exporter.run, Options(batch=2), log=lambda _: None)
     again.gate = gate()
     again.export("fp16")
@@ -369,16 +369,16 @@ def test_engines_of_an_onnx_go_when_it_is_made_anew(orin):
 
 
 def test_truncated_engine_is_built_again(orin):
-    exporter, place = orin
-    where = place(trt103())
-    (engine,) = engines.build_engines(exporter, where, "int8")
+    exporter, target_of = orin
+    target = target_of(trt103())
+    (engine,) = engines.build_engines(exporter, target, "int8")
     _truncate(engine.path)
-    assert not engines.build_engines(exporter, where, "int8")[0].reused
+    assert not engines.build_engines(exporter, target, "int8")[0].reused
 
 
 def test_another_sm_than_the_gpu_present_is_refused_for_tensorrt(orin, monkeypatch):
-    _, place = orin
-    place(trt103())
+    _, target_of = orin
+    target_of(trt103())
     with pytest.raises(ValueError, match=r"got --sm 89, expected 87 \(Orin\)"):
         engines.choose_build_target("trt", (89,))
 
@@ -390,40 +390,40 @@ def test_tensorrt_without_a_gpu_points_to_rtx(monkeypatch):
         engines.choose_build_target("trt", ())
 
 
-@pytest.mark.parametrize(("target", "extra"), [("rtx", "[rtx]"), ("trt", "[tensorrt]"), ("auto", "[rtx]")])
-def test_missing_package_is_one_line_that_says_what_to_install(monkeypatch, capsys, tmp_path,
-                                                               target, extra):
+@pytest.mark.parametrize(("target", "extra"), [
+    ("rtx", "[rtx]"), ("trt", "[tensorrt]"), ("auto", "[rtx]")])
+def test_missing_package_is_one_line_that_says_what_to_install(
+        monkeypatch, capsys, tmp_path, target, extra):
     monkeypatch.setattr(cuda, "first_gpu", lambda: None)
     for package in (packages.RTX, packages.TENSORRT):
         monkeypatch.setitem(sys.modules, package.module, None)
     with pytest.raises(SystemExit) as stop:
         main(["export", "trt", "--run", str(tmp_path), "--target", target])
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and len(
-        lines) == 1 and f"pip install 'vega3d-edge{extra}'" in lines[0]
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and f"pip install 'vega3d-edge{extra}'" in line
 
 
-# --- the true TensorRT-RTX
-# ---------------------------------------------------------------------------------------
+# --- the real TensorRT-RTX
 
 @needs_rtx
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_rtx_builds_for_three_generations_with_no_gpu(exported, precision):
     exporter = _exporter(exported)
     began = time.perf_counter()
-    made = engines.build_engines(exporter, engines.choose_build_target("rtx", ()), precision)
-    assert [engine.facts["sm"] for engine in made] == [86, 89, 120]
-    for engine in made:
-        assert engine.path.name == f"model.{precision}.rtx-{tensorrt_api(packages.RTX.load()).version}.sm{engine.facts['sm']}.engine"
+    built = engines.build_engines(exporter, engines.choose_build_target("rtx", ()), precision)
+    assert [engine.facts["sm"] for engine in built] == [86, 89, 120]
+    label = f"rtx-{packages.RTX.load().__version__}"
+    for engine in built:
+        assert engine.path.name == f"model.{precision}.{label}.sm{engine.facts['sm']}.engine"
         assert engine.path.stat().st_size > 1e6
         if engine.facts["device"] == packages.AHEAD_OF_TIME:
-            assert engine.facts["parity"] is None and engine.facts["onnx_parity"][
-                "cosine_mean"] > 0.99
+            assert engine.facts["parity"] is None
+            assert engine.facts["onnx_parity"]["cosine_mean"] > 0.99
     assert time.perf_counter() - began < 60
 
 
 @needs_rtx
-def test_rtx_refuses_an_sm_it_does_not_know():
+def test_rtx_refuses_an_sm_it_cannot_compile_for():
     with pytest.raises(ValueError, match=r"got --sm 90, expected some of 75, 80, 86, 89, 120, 121"):
         engines.choose_build_target("rtx", (90,))
 

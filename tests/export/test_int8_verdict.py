@@ -1,4 +1,4 @@
-"""Whether INT8 is worth it here: judged by a clock the test owns, so that both answers are seen."""
+"""Whether INT8 pays here, by a fake clock, so that both verdicts occur."""
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -19,10 +19,11 @@ CPU = verdicts.CPU
 
 @pytest.mark.parametrize(("verdict", "line"), [
     (Int8Verdict(17.2, 32.0, "fp32", 0.99972, CPU),
-     "INT8 1.86x of FP32 here (17.2 vs 32.0 ms, onnxruntime CPU 1 thread), cosine 0.9997: use INT8"),
+     "INT8 1.86x of FP32 here (17.2 vs 32.0 ms, onnxruntime CPU 1 thread), cosine 0.9997: "
+     "use INT8"),
     (Int8Verdict(0.62, 0.56, "fp16", 0.99968),
      "INT8 0.90x of FP16 (0.62 vs 0.56 ms), cosine 0.9997: use FP16 here"),
-    (Int8Verdict(0.55, 0.56, "fp16", 0.99968),  # within the clock's noise: the more faithful wins
+    (Int8Verdict(0.55, 0.56, "fp16", 0.99968),  # within the clock's noise
      "INT8 1.02x of FP16 (0.55 vs 0.56 ms), cosine 0.9997: use FP16 here"),
 ])
 def test_line_says_which_to_use_and_by_how_much(verdict, line):
@@ -34,19 +35,19 @@ PARITY = {"cosine_mean": 0.99972}
 
 @pytest.fixture
 def cpu_files(tmp_path, monkeypatch):
-    """(exporter, FP32 file, INT8 file, clock, set milliseconds a call): no model runs, the clock is
-    ours."""
+    """(exporter, FP32 file, INT8 file, clock, ms of a call by file name): no model runs."""
     clock, ms = FakeClock(), {}
-    made = {}
-    for kind in (FP32, INT8_CPU):
-        path = tmp_path / kind.file
-        made[kind] = ExportedFile(path, kind, save_bytes(kind.file.encode(), path, {"parity": PARITY}),
-                          False)
+    files = {}
+    for spec in (FP32, INT8_CPU):
+        path = tmp_path / spec.file
+        facts = save_bytes(spec.file.encode(), path, {"parity": PARITY})
+        files[spec] = ExportedFile(path, spec, facts, False)
     heldout = SimpleNamespace(frames=np.zeros((32, 3, 4, 4), "uint8"))
     exporter = SimpleNamespace(options=SimpleNamespace(batch=1),
                                run=SimpleNamespace(heldout=heldout))
-    monkeypatch.setattr(verdicts, "_session_call", lambda path, frames: clock.call_taking(ms[path.name]))
-    return exporter, made[FP32], made[INT8_CPU], clock, ms
+    monkeypatch.setattr(verdicts, "_session_call",
+                        lambda path, frames: clock.call_taking(ms[path.name]))
+    return exporter, files[FP32], files[INT8_CPU], clock, ms
 
 
 @pytest.mark.parametrize(("int8_ms", "use"), [(16, "INT8"), (40, "FP32")])
@@ -55,10 +56,10 @@ def test_cpu_verdict_is_measured_and_recorded_in_the_sidecar(cpu_files, int8_ms,
     ms.update({"model.onnx": 32, "model.int8.cpu.onnx": int8_ms})
     verdict = onnx_verdict(exporter, fp32, int8, clock)
     assert verdict.use == use and verdict.speedup == pytest.approx(32 / int8_ms)
-    held = json.loads(sidecar_path(int8.path).read_text())
-    assert held["verdict"]["use"] == use and held["verdict"]["line"] == str(verdict)
-    # the rest is as it was
-    assert held["sha256"] == int8.facts["sha256"] and held["parity"] == PARITY
+    sidecar = json.loads(sidecar_path(int8.path).read_text())
+    assert sidecar["verdict"]["use"] == use and sidecar["verdict"]["line"] == str(verdict)
+    # the rest is unchanged
+    assert sidecar["sha256"] == int8.facts["sha256"] and sidecar["parity"] == PARITY
 
 
 def test_same_files_on_the_same_machine_are_not_timed_again(cpu_files):
@@ -75,7 +76,7 @@ def test_same_files_on_the_same_machine_are_not_timed_again(cpu_files):
 
 @pytest.fixture
 def engine_pair(tmp_path, monkeypatch):
-    """(INT8 engine, its site, clock, set milliseconds): both engines 'run' by the clock."""
+    """(INT8 engine, its build target, clock, ms of a call by precision): no engine runs."""
     clock, ms = FakeClock(), {}
 
     def engine(precision: str) -> EngineFile:
@@ -90,30 +91,30 @@ def engine_pair(tmp_path, monkeypatch):
 
     monkeypatch.setattr(verdicts, "EngineModel", Runner)
     monkeypatch.setattr(verdicts, "build_engines",
-                        lambda exporter, where, precision: [engine(precision)])
+                        lambda exporter, target, precision: [engine(precision)])
     gpu = SimpleNamespace(name="Orin", sm=87)
-    where = BuildTarget(SimpleNamespace(), SimpleNamespace(name="trt"), (87,), gpu)
-    return engine("int8"), where, clock, ms
+    target = BuildTarget(SimpleNamespace(), SimpleNamespace(name="trt"), (87,), gpu)
+    return engine("int8"), target, clock, ms
 
 
 @pytest.mark.parametrize(("int8_ms", "use"), [(0.62, "FP16"), (0.40, "INT8")])
 def test_engine_verdict_is_against_fp16_and_recorded(engine_pair, int8_ms, use):
-    int8, where, clock, ms = engine_pair
+    int8, target, clock, ms = engine_pair
     ms.update(int8=int8_ms, fp16=0.56)
-    verdict = engine_verdict(None, where, int8, clock)
+    verdict = engine_verdict(None, target, int8, clock)
     assert verdict.use == use and verdict.other == "fp16"
     assert json.loads(sidecar_path(int8.path).read_text())["verdict"]["line"] == str(verdict)
 
 
-def test_ahead_of_time_build_says_how_to_get_its_verdict(engine_pair):
-    int8, where, _, _ = engine_pair
-    elsewhere = replace(where, gpu=None, api=SimpleNamespace(name="rtx"))
+def test_ahead_of_time_build_prints_how_to_get_its_verdict(engine_pair):
+    int8, target, _, _ = engine_pair
+    elsewhere = replace(target, gpu=None, api=SimpleNamespace(name="rtx"))
     line = engine_verdict(None, elsewhere, int8)
     assert "needs that GPU" in line and "vega3d export trt --target rtx --sm 87" in line
     assert json.loads(sidecar_path(int8.path).read_text())["verdict"] == {"use": None, "line": line}
 
 
-@pytest.mark.parametrize(("asked", "made"), [(("int8",), ("fp32", "int8")), (("int8", "fp32"), ("int8", "fp32")),
-                                             (("fp16",), ("fp16",))])
-def test_fp32_is_made_with_int8_which_is_timed_against_it(asked, made):
-    assert cli._with_fp32(asked) == made
+@pytest.mark.parametrize(("requested", "exported"), [
+    (("int8",), ("fp32", "int8")), (("int8", "fp32"), ("int8", "fp32")), (("fp16",), ("fp16",))])
+def test_fp32_is_exported_with_int8_which_is_timed_against_it(requested, exported):
+    assert cli._with_fp32(requested) == exported

@@ -1,5 +1,4 @@
-"""Presets and the live page: one file with named outputs that says what torch says, and a page that
-shows just that."""
+"""Presets, one file with named outputs equal to torch's, and the live page that shows them."""
 import json
 import os
 import re
@@ -11,6 +10,7 @@ import urllib.error
 import urllib.request
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -59,48 +59,47 @@ def add_heads(folder: Path, seed: int) -> None:
 
 
 def exporter(folder: Path) -> Exporter:
-    made = Exporter(load_trained_run(folder), EXPORTED, log=lambda _: None)
-    made.gate = gate()  # the same student and frames
-    return made
+    exporter = Exporter(load_trained_run(folder), EXPORTED, log=lambda _: None)
+    exporter.gate = gate()  # the same student and frames
+    return exporter
 
 
 @pytest.fixture
-def own_run(tmp_path) -> Path:
+def run_copy(tmp_path) -> Path:
     return shutil.copytree(run_with_heads(), tmp_path / "run")
 
 
 @cache
 def web_files() -> dict[str, Path]:
-    return {made.path.name: made.path for made in export_preset(exporter(run_with_heads()), "web")}
+    exported = export_preset(exporter(run_with_heads()), "web")
+    return {file.path.name: file.path for file in exported}
 
 
 def session(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-def test_one_file_gives_features_and_all_that_an_app_draws():
+def test_one_file_has_the_features_and_all_head_outputs():
     frames = to_input(load_trained_run(run_with_heads()).heldout.frames[:1])
     assert set(web_files()) == set(PRESETS["web"])
     for path in web_files().values():
-        found = dict(
-            zip(("features", *OUTPUTS),
-                session(path).run(["features", *OUTPUTS], {"frames": frames}), strict=True))
-        assert [found[name].shape for name in OUTPUTS] == [(1, 1, 56, 56), (1, 3, 56, 56),
-                                                           (1, 16, 28, 28), (1, 3, 14, 14)]
-        assert all(value.dtype == np.float32 for value in found.values())
-        assert abs(np.linalg.norm(found["descriptors"], axis=1) - 1).max() < 0.01
+        names = ["features", *OUTPUTS]
+        outputs = dict(zip(names, session(path).run(names, {"frames": frames}), strict=True))
+        assert [outputs[name].shape for name in OUTPUTS] == [(1, 1, 56, 56), (1, 3, 56, 56),
+                                                             (1, 16, 28, 28), (1, 3, 14, 14)]
+        assert all(value.dtype == np.float32 for value in outputs.values())
+        assert abs(np.linalg.norm(outputs["descriptors"], axis=1) - 1).max() < 0.01
 
 
-def test_the_layout_is_that_of_the_hub():
+def test_the_layout_is_that_of_hugging_face():
     folder = next(iter(web_files().values())).parent.parent
     config = json.loads((folder / "config.json").read_text())
-    assert config["model_type"] == "vega3d-edge" and set(
-        config["outputs"]) == {"features", *OUTPUTS}
+    assert config["model_type"] == "vega3d-edge"
+    assert set(config["outputs"]) == {"features", *OUTPUTS}
     assert config["outputs"]["depth"]["unit"] == "m"
     processor = json.loads((folder / "preprocessor_config.json").read_text())
-    assert processor["do_normalize"] is False and processor["crop_size"] == {
-        "height": 224, "width": 224
-    }
+    assert processor["do_normalize"] is False
+    assert processor["crop_size"] == {"height": 224, "width": 224}
     assert "library_name: transformers.js" in (folder / "README.md").read_text()
     for name in ("model.onnx", "model_fp16.onnx"):  # static for browsers and phones
         shape = session(folder / "onnx" / name).get_inputs()[0].shape
@@ -108,57 +107,55 @@ def test_the_layout_is_that_of_the_hub():
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
-def test_what_transformers_js_takes_by_default_is_there(preset, own_run):
-    """Its names for files: https://huggingface.co/docs/transformers.js/guides/dtypes."""
+def test_the_file_that_transformers_js_loads_by_default_exists(preset, run_copy):
+    """Its file names: https://huggingface.co/docs/transformers.js/guides/dtypes."""
     suffix = {"fp32": "", "fp16": "_fp16", "q8": "_quantized", "int8": "_int8"}
-    made = export_preset(exporter(own_run), preset)
-    folder = made[0].path.parent.parent
-    chosen = json.loads((folder / "config.json").read_text())["transformers.js_config"]
-    assert "device" not in chosen  # nobody knows the reader's GPU
-    for asked in (chosen, *chosen.get("device_config", {}).values()):
-        assert (folder / "onnx" / f"model{suffix[asked['dtype']]}.onnx").is_file()
-    assert {file.path.name for file in made} == set(PRESETS[preset])
-    for file in made:
-        given = session(file.path).get_inputs()[0].shape
+    exported = export_preset(exporter(run_copy), preset)
+    folder = exported[0].path.parent.parent
+    default = json.loads((folder / "config.json").read_text())["transformers.js_config"]
+    assert "device" not in default  # the user's GPU is unknown
+    for config in (default, *default.get("device_config", {}).values()):
+        assert (folder / "onnx" / f"model{suffix[config['dtype']]}.onnx").is_file()
+    assert {file.path.name for file in exported} == set(PRESETS[preset])
+    for file in exported:
+        batch, *frame = session(file.path).get_inputs()[0].shape
         open_batch = file.path.name == "model_quantized.onnx"  # fixed, it would run in float
-        assert given[1:] == [3, 224, 224] and isinstance(given[0], str) == open_batch
+        assert frame == [3, 224, 224] and isinstance(batch, str) == open_batch
         assert file.facts["input"]["shape"][0] == ("dynamic" if open_batch else 1)
 
 
-def test_a_preset_for_several_frames_a_call(own_run):
-    four = Exporter(load_trained_run(own_run), replace(EXPORTED, batch=4), log=lambda _: None)
+def test_a_preset_for_several_frames_a_call(run_copy):
+    four = Exporter(load_trained_run(run_copy), replace(EXPORTED, batch=4), log=lambda _: None)
     four.gate = gate()
-    made, = export_preset(four, "mobile")
+    (file,) = export_preset(four, "mobile")
     frames = to_input(four.run.heldout.frames[:4])
-    depth, = session(made.path).run(["depth"], {"frames": frames})
+    (depth,) = session(file.path).run(["depth"], {"frames": frames})
     assert depth.shape == (4, 1, 56, 56)
 
 
-def test_the_half_file_is_half_and_its_heads_are_not():
+def test_fp16_file_has_float32_heads():
     model = onnx.load(web_files()["model_fp16.onnx"])
-    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    heads = [
-        kind for name, kind in kinds.items()
-        if name.startswith("heads.") and name.endswith("weight")
-    ]
+    dtypes = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    heads = [dtype for name, dtype in dtypes.items()
+             if name.startswith("heads.") and name.endswith("weight")]
     assert heads and set(heads) == {onnx.TensorProto.FLOAT}
-    assert kinds["blocks.0.attn.qkv.weight_t"] == onnx.TensorProto.FLOAT16
+    assert dtypes["blocks.0.attn.qkv.weight_t"] == onnx.TensorProto.FLOAT16
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
-def test_files_are_kept_until_the_heads_change(own_run):
-    first = export_preset(exporter(own_run), "mobile")
-    again = export_preset(exporter(own_run), "mobile")
+def test_files_are_kept_until_the_heads_change(run_copy):
+    first = export_preset(exporter(run_copy), "mobile")
+    again = export_preset(exporter(run_copy), "mobile")
     assert [m.reused for m in first + again] == [False, True]
-    add_heads(own_run, seed=1)
-    changed, = export_preset(exporter(own_run), "mobile")
+    add_heads(run_copy, seed=1)
+    changed, = export_preset(exporter(run_copy), "mobile")
     assert not changed.reused and changed.facts["sha256"] != first[0].facts["sha256"]
 
 
-def test_a_file_that_says_something_else_gets_no_name(own_run, monkeypatch):
+def test_a_file_with_other_outputs_is_not_written(run_copy, monkeypatch):
     import export.presets as presets
 
-    def wrong(heads, *args):
+    def traced_with_error(heads, *args):
         with torch.no_grad():
             heads.depth.smooth.bias += 0.05
         model = traced(heads, *args)
@@ -167,26 +164,26 @@ def test_a_file_that_says_something_else_gets_no_name(own_run, monkeypatch):
         return model
 
     traced = presets.traced
-    monkeypatch.setattr(presets, "traced", wrong)
+    monkeypatch.setattr(presets, "traced", traced_with_error)
     with pytest.raises(GateError,
                        match=r"differ from the student's: depth_ratio 0\.05000 > 0\.001$"):
-        export_preset(exporter(own_run), "mobile")
-    assert not (own_run / "export" / "mobile" / "onnx").exists() or not list(
-        own_run.glob("export/mobile/onnx/*.onnx"))
+        export_preset(exporter(run_copy), "mobile")
+    assert not (run_copy / "export" / "mobile" / "onnx").exists() or not list(
+        run_copy.glob("export/mobile/onnx/*.onnx"))
 
 
-def test_a_student_without_heads_says_how_to_train_them(own_run):
-    (own_run / "student" / "heads.safetensors").unlink()
+def test_a_student_without_heads_says_how_to_train_them(run_copy):
+    (run_copy / "student" / "heads.safetensors").unlink()
     with pytest.raises(ValueError, match="no heads here; train them with: vega3d distill heads"):
-        export_preset(exporter(own_run), "mobile")
+        export_preset(exporter(run_copy), "mobile")
 
 
 # --- the folder
 
 
 @pytest.fixture
-def no_runtime(tmp_path) -> Path:
-    """Stands in for onnxruntime-web where only the folder is looked at."""
+def fake_runtime(tmp_path) -> Path:
+    """A fake onnxruntime-web, for tests of the folder alone."""
     folder = tmp_path / "runtime"
     folder.mkdir()
     for name in (*vendor.FILES, "NOTICE"):
@@ -194,12 +191,12 @@ def no_runtime(tmp_path) -> Path:
     return folder
 
 
-def test_the_page_is_whole_and_takes_nothing_from_outside(tmp_path, no_runtime):
-    folder, _ = write_page(exporter(run_with_heads()), no_runtime, tmp_path / "page")
+def test_the_page_is_complete_and_loads_nothing_from_elsewhere(tmp_path, fake_runtime):
+    folder, _ = write_page(exporter(run_with_heads()), fake_runtime, tmp_path / "page")
     script = (folder / "sw.js").read_text()
     listed = set(json.loads(re.search(r"FILES = (\[.*\]);", script)[1])) - {"./"}
-    there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert listed <= there and there - listed == {"sw.js", "serve.py", "ort/NOTICE"}
+    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert listed <= present and present - listed == {"sw.js", "serve.py", "ort/NOTICE"}
     facts = json.loads((folder / "page.json").read_text())
     for model in facts["models"]:
         assert sha256(folder / model["file"]) == model["sha256"]
@@ -210,20 +207,20 @@ def test_the_page_is_whole_and_takes_nothing_from_outside(tmp_path, no_runtime):
         assert not re.search(r"""https?://|["'(]//""", (folder / name).read_text()), name
 
 
-def test_a_page_replaces_a_page_and_nothing_else(tmp_path, no_runtime):
-    folder, _ = write_page(exporter(run_with_heads()), no_runtime, tmp_path / "page")
+def test_a_page_replaces_a_page_and_nothing_else(tmp_path, fake_runtime):
+    folder, _ = write_page(exporter(run_with_heads()), fake_runtime, tmp_path / "page")
     (folder / "old.js").write_text("")
-    write_page(exporter(run_with_heads()), no_runtime, folder)
+    write_page(exporter(run_with_heads()), fake_runtime, folder)
     assert not (folder / "old.js").exists() and (folder / "index.html").is_file()
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="holds something that is no page of ours"):
-        write_page(exporter(run_with_heads()), no_runtime, mine)
+    with pytest.raises(ValueError, match="is not empty and not a page of ours"):
+        write_page(exporter(run_with_heads()), fake_runtime, mine)
     assert (mine / "thesis.tex").is_file()
 
 
-def test_npm_out_of_reach_is_one_line_that_names_the_way_round(monkeypatch, tmp_path):
+def test_unreachable_npm_is_one_line_with_the_alternative(monkeypatch, tmp_path):
     def unreachable(*_, **__):
         raise urllib.error.URLError("no route to host")
 
@@ -243,10 +240,10 @@ def test_npm_out_of_reach_is_one_line_that_names_the_way_round(monkeypatch, tmp_
 
 def test_the_server_lets_wasm_have_threads(tmp_path):
     (tmp_path / "a.mjs").write_text("export {}")
-    with serving(tmp_path) as address, urllib.request.urlopen(f"{address}/a.mjs") as answer:
-        assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
-        assert answer.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
-        assert answer.headers["Content-Type"] == "text/javascript"
+    with serving(tmp_path) as address, urllib.request.urlopen(f"{address}/a.mjs") as response:
+        assert response.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        assert response.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+        assert response.headers["Content-Type"] == "text/javascript"
     busy = server(tmp_path)
     with pytest.raises(ValueError, match=f"port {busy.server_port} cannot be used"):
         serve_folder(tmp_path, busy.server_port)
@@ -254,15 +251,14 @@ def test_the_server_lets_wasm_have_threads(tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_what_is_behind_it(scheme):
-    style = (STATIC /
-             "style.css").read_text().split("@media (prefers-color-scheme: dark)")[scheme == "dark"]
+def test_text_contrasts_with_its_background(scheme):
+    style = (STATIC / "style.css").read_text()
+    style = style.split("@media (prefers-color-scheme: dark)")[scheme == "dark"]
     colours = dict(re.findall(r"--([\w-]+): (#\w{6});", style.split("}")[0]))
     assert {"ink", "muted", "accent", "page", "card", "soft", "warn"} <= colours.keys()
-    pairs = [(words, behind) for words in ("ink", "muted", "warn")
-             for behind in ("page", "card", "soft")]
-    for words, behind in [*pairs, ("on-accent", "accent")]:
-        assert contrast(colours[words], colours[behind]) >= 4.5, f"{words} on {behind}"
+    pairs = list(product(("ink", "muted", "warn"), ("page", "card", "soft")))
+    for text, background in [*pairs, ("on-accent", "accent")]:
+        assert contrast(colours[text], colours[background]) >= 4.5, f"{text} on {background}"
 
 
 # --- the page in a browser
@@ -292,8 +288,8 @@ def clip_frame(i: int) -> np.ndarray:
     return sheet[y:y + 224, x:x + 224].transpose(2, 0, 1)
 
 
-@pytest.mark.parametrize(("model", "mean", "most"), [("fp16", 0.3, 4), ("int8", 1.5, 16)])
-def test_the_overlay_is_what_python_draws(page, model, mean, most):
+@pytest.mark.parametrize(("model", "mean", "p99"), [("fp16", 0.3, 4), ("int8", 1.5, 16)])
+def test_the_overlay_is_what_python_draws(page, model, mean, p99):
     chromium, folder, _ = page
     chromium.ask(
         f"""(() => {{ const select = document.getElementById('model'); select.value = '{model}';
@@ -301,21 +297,21 @@ def test_the_overlay_is_what_python_draws(page, model, mean, most):
     chromium.wait("page.state.view && document.getElementById('message').textContent === ''")
     file = folder / next(m["file"] for m in json.loads((folder / "page.json").read_text())["models"]
                          if m["name"] == model)
-    answers = {name: value[0] for name, value in Model(file)(clip_frame(5)[None]).items()}
-    wanted = {
-        "depth": depth_colours(answers["depth"][0]), "normals": normal_colours(answers["normals"]),
-        "geometry": to_bytes(answers["colours"])
+    outputs = {name: value[0] for name, value in Model(file)(clip_frame(5)[None]).items()}
+    expected = {
+        "depth": depth_colours(outputs["depth"][0]), "normals": normal_colours(outputs["normals"]),
+        "geometry": to_bytes(outputs["colours"]),
     }
-    for mode, picture in wanted.items():
-        shown = np.array(chromium.ask(f"page.frame(5, '{mode}').then(f => f.overlay)")).reshape(
-            *picture.shape[:2], 4)
-        off = np.abs(shown[..., :3] - picture.astype(int))
-        assert picture.std() > 1 and off.mean() < mean and np.percentile(
-            off, 99) <= most, (mode, off.mean(), off.max())
-        assert np.abs(shown[..., :3] - np.roll(picture, 7, 1).astype(int)).mean() > off.mean()
+    for mode, picture in expected.items():
+        overlay = np.array(chromium.ask(f"page.frame(5, '{mode}').then(f => f.overlay)"))
+        shown = overlay.reshape(*picture.shape[:2], 4)[..., :3]
+        error = np.abs(shown - picture.astype(int))
+        assert picture.std() > 1 and error.mean() < mean, (mode, error.mean())
+        assert np.percentile(error, 99) <= p99, (mode, error.max())
+        assert np.abs(shown - np.roll(picture, 7, 1).astype(int)).mean() > error.mean()
 
 
-def test_a_tapped_place_is_found_where_python_finds_it(page):
+def test_a_tapped_point_is_matched_where_python_matches_it(page):
     chromium, folder, _ = page
     chromium.ask(
         "(async () => { window.a = await page.frame(0); window.b = await page.frame(30); })()")
@@ -325,18 +321,18 @@ def test_a_tapped_place_is_found_where_python_finds_it(page):
     first, second = Model(file)(clip_frame(0)[None]), Model(file)(clip_frame(30)[None])
     for x, y in ((0.31, 0.52), (0.8, 0.4), (0.02, 0.97)):
         found = chromium.ask(
-            f"page.find(b.answers.descriptors, page.describe(a.answers.descriptors, {x}, {y}))")
+            f"page.find(b.outputs.descriptors, page.describe(a.outputs.descriptors, {x}, {y}))")
         u, v, likeness = match(first["descriptors"][0], second["descriptors"][0], x, y)
         assert found["likeness"] == pytest.approx(likeness.max(), abs=0.02)
-        back = chromium.ask("page.leadsBack(a.answers.descriptors, "
-                            f"{x}, {y}, b.answers.descriptors, {json.dumps(found)})")
+        back = chromium.ask("page.leadsBack(a.outputs.descriptors, "
+                            f"{x}, {y}, b.outputs.descriptors, {json.dumps(found)})")
         u2, v2, _ = match(second["descriptors"][0], first["descriptors"][0], found["x"], found["y"])
         distance = np.hypot(u2 - x, v2 - y)
         assert abs(distance - 0.1) < 0.04 or back == (distance < 0.1)
         assert (found["x"], found["y"]) == pytest.approx((u, v), abs=0.04)
 
 
-def test_the_page_says_what_it_runs_on_and_keeps_quiet(page):
+def test_the_page_names_its_backend_and_logs_no_error(page):
     chromium, _, _ = page
     assert chromium.ask("crossOriginIsolated")
     assert chromium.ask("document.getElementById('fact-backend').textContent") == "WASM, 2 threads"
@@ -344,24 +340,25 @@ def test_the_page_says_what_it_runs_on_and_keeps_quiet(page):
     assert chromium.complaints == []
     for width in (360, 390, 768, 1280):
         chromium.window(width, 800, phone=width < 700)
-        wide, inside = chromium.ask("[document.documentElement.scrollWidth, innerWidth]")
-        assert wide <= inside, width
+        content, window = chromium.ask("[document.documentElement.scrollWidth, innerWidth]")
+        assert content <= window, width
 
 
-def test_bad_input_is_told_in_words_and_the_page_goes_on(page):
+def test_bad_input_gives_a_message_and_the_page_goes_on(page):
     chromium, _, _ = page
     message = "document.getElementById('message').textContent"
     chromium.ask(
-        "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', "
-        "'NotAllowedError'));document.getElementById('use-camera').click()")
+        "navigator.mediaDevices.getUserMedia = () => "
+        "Promise.reject(new DOMException('', 'NotAllowedError'));"
+        "document.getElementById('use-camera').click()")
     chromium.wait(f"{message}.includes('camera was not allowed')")
-    for name, kind, told in (("broken.png", "image/png", "not a whole picture"),
-                             ("broken.mp4", "video/mp4", "no video that this browser plays")):
+    for name, kind, error in (("broken.png", "image/png", "not a complete picture"),
+                              ("broken.mp4", "video/mp4", "not a video that this browser plays")):
         chromium.ask(
             f"""(() => {{ const d = new DataTransfer(), f = document.getElementById('file');
-            d.items.add(new File([new Uint8Array(60)], '{name}', {{ type: '{kind}' }})); f.files = d.files;
-            f.dispatchEvent(new Event('change')); }})()""")
-        chromium.wait(f"{message}.includes('{told}')")
+            d.items.add(new File([new Uint8Array(60)], '{name}', {{ type: '{kind}' }}));
+            f.files = d.files; f.dispatchEvent(new Event('change')); }})()""")
+        chromium.wait(f"{message}.includes('{error}')")
     chromium.ask("document.getElementById('use-clip').click()")
     chromium.wait(f"{message} === '' && page.state.source.name === 'bundled clip'")
     assert chromium.complaints == []
@@ -395,11 +392,9 @@ def two_photos(tmp_path) -> list[Path]:
     return paths
 
 
-def test_the_python_example_says_what_the_file_says(two_photos):
-    command = [
-        sys.executable, "examples/geometry.py",
-        str(web_files()["model.onnx"]), *map(str, two_photos)
-    ]
+def test_python_example_prints_the_outputs_of_the_model(two_photos):
+    command = [sys.executable, "examples/geometry.py", str(web_files()["model.onnx"]),
+               *map(str, two_photos)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     depth = Model(web_files()["model.onnx"])(clip_frame(0)[None])["depth"][0, 0]
     low, high, middle = map(float, re.findall(r"\d+\.\d+", done.stdout.splitlines()[0]))
@@ -409,7 +404,7 @@ def test_the_python_example_says_what_the_file_says(two_photos):
     assert len((ROOT / "examples" / "geometry.py").read_text().splitlines()) <= 60
 
 
-def test_the_cpp_example_says_what_the_file_says(tmp_path):
+def test_cpp_example_prints_the_outputs_of_the_model(tmp_path):
     headers = [Path(p) for p in (os.environ.get("ORT_INCLUDE", ""), "/usr/include/onnxruntime",
                Path.home() / ".cache" / "vega3d-edge" / "onnxruntime-headers")]
     include = next((p for p in headers if (p / "onnxruntime_cxx_api.h").is_file()), None)
@@ -425,16 +420,15 @@ def test_the_cpp_example_says_what_the_file_says(tmp_path):
     subprocess.run([
         compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-isystem{include}",
         "examples/cpp/geometry.cpp", f"-L{tmp_path}", "-lonnxruntime", f"-Wl,-rpath,{tmp_path}",
-        "-o",
-        str(program)
-    ], cwd=ROOT, check=True)
+        "-o", str(program)], cwd=ROOT, check=True)
     Image.fromarray(clip_frame(0).transpose(1, 2, 0)).save(tmp_path / "photo.ppm")
     done = subprocess.run([program, web_files()["model.onnx"], tmp_path / "photo.ppm"],
                           capture_output=True, text=True)
-    answers = {k: v[0] for k, v in Model(web_files()["model.onnx"])(clip_frame(0)[None]).items()}
-    said = list(map(float, re.findall(r"-?\d+\.\d+", done.stdout)))
-    assert said == pytest.approx([answers["depth"].mean(), answers["depth"][0, 28, 28],
-                                  *answers["normals"][:, 28, 28]], abs=2e-3), done.stderr
+    outputs = Model(web_files()["model.onnx"])(clip_frame(0)[None])
+    depth, normals = outputs["depth"][0, 0], outputs["normals"][0]
+    printed = list(map(float, re.findall(r"-?\d+\.\d+", done.stdout)))
+    expected = [depth.mean(), depth[28, 28], *normals[:, 28, 28]]
+    assert printed == pytest.approx(expected, abs=2e-3), done.stderr
     (tmp_path / "cut.ppm").write_bytes(b"P6 224 224 255\n" + bytes(99))
     cut = subprocess.run([program, web_files()["model.onnx"], tmp_path / "cut.ppm"],
                          capture_output=True, text=True)

@@ -4,8 +4,8 @@ import { Network, choose } from "./network.js";
 import * as sources from "./sources.js";
 
 const $ = (id) => document.getElementById(id);
-const asked = new URLSearchParams(location.search);
-const POINTS = ["#ffd60a", "#ff5ca8", "#38e0ff", "#b3f34d"];       // read on light and dark pictures
+const query = new URLSearchParams(location.search);
+const POINTS = ["#ffd60a", "#ff5ca8", "#38e0ff", "#b3f34d"];       // visible on light and dark pictures
 const MODES = { depth: `${NEAR_M} m <i style="background:${depthGradient}"></i> ${FAR_M} m`,
   normals: '<b style="background:#ff8080"></b> right <b style="background:#80ff80"></b> up <b style="background:#8080ff"></b> to you',
   geometry: "alike in colour, alike in geometry", none: "" };
@@ -13,28 +13,28 @@ const MODES = { depth: `${NEAR_M} m <i style="background:${depthGradient}"></i> 
 const state = { facts: null, network: null, source: null, view: null, kept: null, points: [], mode: "normals",
   running: true, times: [], rates: [], loads: 0, keepNext: true };
 
-/** A view: the picture at the model's size, and what the network said of it. */
-async function look() {
+/** A view: {image at the model's size, the network's outputs, milliseconds}. */
+async function runFrame() {
   const side = state.facts.px;
-  look.canvas ??= new OffscreenCanvas(side, side);
-  const context = look.canvas.getContext("2d", { willReadFrequently: true });
+  runFrame.canvas ??= new OffscreenCanvas(side, side);
+  const context = runFrame.canvas.getContext("2d", { willReadFrequently: true });
   context.imageSmoothingQuality = "high";
   state.source.draw(context, side);
   const image = context.getImageData(0, 0, side, side);
-  const { answers, milliseconds } = await state.network.run(image);
-  return { image, answers, milliseconds };
+  const { outputs, milliseconds } = await state.network.run(image);
+  return { image, outputs, milliseconds };
 }
 
 async function loop() {
-  const mine = ++loop.turn;
-  while (loop.turn === mine) {
+  const turn = ++loop.turn;
+  while (loop.turn === turn) {
     if (state.running && state.network && state.source && !document.hidden) {
       try {
-        const view = await look();
-        if (loop.turn !== mine) return;
+        const view = await runFrame();
+        if (loop.turn !== turn) return;
         show(view);
       } catch (error) {
-        say(`The network stopped: ${error.message}`, true);
+        showMessage(`The network stopped: ${error.message}`, true);
         return;
       }
       if (state.source.still) state.running = false;
@@ -69,10 +69,10 @@ function paint(canvas, view) {
   stamp(context, view.image, size);
   if (state.mode !== "none") {
     context.globalAlpha = $("opacity").value / 100;
-    stamp(context, picture(state.mode, view.answers), size);
+    stamp(context, picture(state.mode, view.outputs), size);
     context.globalAlpha = 1;
   }
-  state.points.forEach((p, i) => mark(context, size, seek(p, view), POINTS[i]));
+  state.points.forEach((p, i) => mark(context, size, locate(p, view), POINTS[i]));
 }
 
 function stamp(context, image, size) {
@@ -82,14 +82,14 @@ function stamp(context, image, size) {
   context.drawImage(stamp.canvas, 0, 0, size, size);
 }
 
-/** Where a view shows a tapped point: {x, y, sure}. */
-function seek({ x, y, view: origin, descriptor }, view) {
+/** Where a view shows a tapped point: {x, y, sure}; sure is false if it is probably out of view. */
+function locate({ x, y, view: origin, descriptor }, view) {
   if (view === origin) return { x, y, sure: true };
-  const place = find(view.answers.descriptors, descriptor);
-  return { ...place, sure: leadsBack(origin.answers.descriptors, x, y, view.answers.descriptors, place) };
+  const place = find(view.outputs.descriptors, descriptor);
+  return { ...place, sure: leadsBack(origin.outputs.descriptors, x, y, view.outputs.descriptors, place) };
 }
 
-/** A ring where the place is; a dashed, faint one where it is probably out of view. */
+/** A ring at the point; dashed and faint if it is probably out of view. */
 function mark(context, size, { x, y, sure }, colour) {
   context.save();
   context.globalAlpha = sure ? 1 : 0.45;
@@ -105,7 +105,7 @@ function mark(context, size, { x, y, sure }, colour) {
 
 function point(view, x, y) {
   if (state.points.length === POINTS.length) state.points.shift();
-  state.points.push({ descriptor: describe(view.answers.descriptors, x, y), view, x, y });
+  state.points.push({ descriptor: describe(view.outputs.descriptors, x, y), view, x, y });
 }
 
 function keep() {
@@ -119,7 +119,7 @@ function facts() {
   $("fact-rate").textContent = state.source.still ? "still picture" : span ? `${(1000 * (state.rates.length - 1) / span).toFixed(1)} a second` : "–";
 }
 
-function say(text, bad = false) {
+function showMessage(text, bad = false) {
   $("message").textContent = text;
   $("message").classList.toggle("bad", bad);
 }
@@ -127,14 +127,14 @@ function say(text, bad = false) {
 /** Opens a backend and a model file; falls back to WASM when WebGPU fails. */
 async function open(name) {
   const { facts } = state;
-  let chosen = await choose({ backend: asked.get("backend"), threads: Number(asked.get("threads")) });
+  let chosen = await choose({ backend: query.get("backend"), threads: Number(query.get("threads")) });
   const load = async () => {
     const model = facts.models.find((m) => m.name === name) ?? facts.models.find((m) => m.for.includes(chosen.backend));
     const network = new Network();
     try {
-      const found = await network.open({ backend: chosen.backend, model: model.file, runtime: facts.runtime[chosen.backend],
+      const loaded = await network.open({ backend: chosen.backend, model: model.file, runtime: facts.runtime[chosen.backend],
         threads: chosen.threads, size: facts.px });
-      const missing = ["depth", "normals", "descriptors", "colours"].filter((output) => !found.outputs.includes(output));
+      const missing = ["depth", "normals", "descriptors", "colours"].filter((output) => !loaded.outputs.includes(output));
       if (missing.length) throw new Error(`the model has no ${missing.join(", ")}; export it with: vega3d export web`);
     } catch (error) {
       network.close();
@@ -160,21 +160,21 @@ async function open(name) {
 
 async function use(button, start) {
   try {
-    say(button === "use-camera" ? "Waiting for the camera …" : "");
+    showMessage(button === "use-camera" ? "Waiting for the camera …" : "");
     const source = await start();
     state.source?.stop();
     Object.assign(state, { source, keepNext: true, points: [], running: true, rates: [] });
     $("source-name").textContent = source.name;
     for (const id of ["use-clip", "use-camera"]) $(id).classList.toggle("on", id === button);
     $("pause").textContent = "Pause";
-    say("");
+    showMessage("");
     loop();
   } catch (error) {
-    say(error.message, true);
+    showMessage(error.message, true);
   }
 }
 
-function listen() {
+function addListeners() {
   $("modes").onchange = (event) => { state.mode = event.target.value; $("legend").innerHTML = MODES[state.mode]; draw(); };
   $("opacity").oninput = draw;
   $("keep").onclick = () => { if (state.view) { keep(); draw(); } };
@@ -185,8 +185,8 @@ function listen() {
   $("file").onchange = ({ target }) => target.files[0] && use("", () => sources.file(target.files[0])).then(() => { target.value = ""; });
   $("model").onchange = async ({ target }) => {
     loop.turn++;
-    say("Loading …");
-    await open(target.value).then(() => say(""), (error) => say(error.message, true));
+    showMessage("Loading …");
+    await open(target.value).then(() => showMessage(""), (error) => showMessage(error.message, true));
     loop();
   };
   for (const [id, name] of [["now", "view"], ["kept", "kept"]])
@@ -198,9 +198,9 @@ function listen() {
     };
 }
 
-/** Caches the page for use without a network; where the server lacks the headers for threads, reloads once to get them. */
-async function settle() {
-  if (!("serviceWorker" in navigator) || asked.has("plain")) return;
+/** Caches the page for offline use. If the server sends no headers for threads, reloads once to get them from the worker. */
+async function installServiceWorker() {
+  if (!("serviceWorker" in navigator) || query.has("plain")) return;
   await navigator.serviceWorker.register("sw.js");
   if (self.crossOriginIsolated || sessionStorage.getItem("isolated")) return;
   sessionStorage.setItem("isolated", "tried");
@@ -214,29 +214,29 @@ async function settle() {
 async function start() {
   state.facts = await (await fetch("page.json")).json();
   const isolated = self.crossOriginIsolated;
-  const settled = settle().catch(() => {});     // no service worker (http, private window): the page works without
-  if (!isolated) await settled;
+  const installed = installServiceWorker().catch(() => {});     // no service worker (http, private window): the page works without it
+  if (!isolated) await installed;
   $("model").replaceChildren(...state.facts.models.map((m) => new Option(m.label, m.name)));
   $("legend").innerHTML = MODES[state.mode];
   $("about").textContent = state.facts.about;
-  listen();
-  await open(asked.get("model"));
+  addListeners();
+  await open(query.get("model"));
   await use("use-clip", () => sources.clip(state.facts.clip));
   const { offerAR } = await import("./xr.js");
-  await offerAR(state, { button: $("use-ar"), leave: $("leave-ar"), root: $("ar-root"), picture, say });
+  await offerAR(state, { button: $("use-ar"), leave: $("leave-ar"), root: $("ar-root"), picture, showMessage });
 }
 
-/** For tests and the console: frame i of the clip through the network -> {answers, overlay RGBA of a mode, ms}. */
+/** For tests and the console: frame i of the clip through the network -> {outputs, overlay RGBA of a mode, milliseconds}. */
 window.page = {
   state,
   async frame(i, mode = "depth") {
     loop.turn++;
-    state.source.held = i;
-    const view = await look();
+    state.source.fixedFrame = i;
+    const view = await runFrame();
     show(view);
-    return { answers: view.answers, overlay: [...picture(mode, view.answers).data], milliseconds: view.milliseconds };
+    return { outputs: view.outputs, overlay: [...picture(mode, view.outputs).data], milliseconds: view.milliseconds };
   },
   find, describe, leadsBack,
 };
 
-start().catch((error) => say(error.message, true));
+start().catch((error) => showMessage(error.message, true));

@@ -1,5 +1,5 @@
-// What the numbers look like. The same formulas as infer/pictures.py: a test holds one against the other.
-export const NEAR_M = 0.5, FAR_M = 8; // fixed: colours that follow each frame's own range flicker
+// Outputs as colours, by the formulas of infer/pictures.py; a test compares the two.
+export const NEAR_M = 0.5, FAR_M = 8; // fixed: colours that follow the range of each frame flicker
 const STOPS = [[255, 244, 214], [255, 201, 120], [246, 138, 89], [214, 81, 99], [156, 50, 118], [93, 34, 116], [38, 20, 78]];
 
 /** metres -> [r, g, b], 0 to 255 */
@@ -10,10 +10,10 @@ function depthColour(metres) {
   return [0, 1, 2].map((c) => Math.floor(STOPS[low][c] * (1 - share) + STOPS[low + 1][c] * share + 0.5));
 }
 
-/** An answer of the model -> ImageData of its own size (56x56 or 14x14). */
-export function picture(mode, answers) {
+/** The output that a mode shows -> ImageData of its size (56x56 or 14x14). */
+export function picture(mode, outputs) {
   const name = { depth: "depth", normals: "normals", geometry: "colours" }[mode];
-  const { data, dims } = answers[name], side = dims[3], n = side * side;
+  const { data, dims } = outputs[name], side = dims[3], n = side * side;
   const image = new ImageData(side, side);
   for (let i = 0; i < n; i++) {
     const rgb = mode === "depth" ? depthColour(data[i]) : [0, 1, 2].map((c) => byte(

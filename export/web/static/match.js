@@ -1,6 +1,6 @@
-// Where is this point in the other view? By the largest dot product of unit descriptors (infer/pictures.py: match).
+// The point of another view that matches: the largest dot product of unit descriptors (infer/pictures.py: match).
 
-/** The descriptor at (x, y), both 0 to 1 of the picture, read between cells; Float32Array of unit length. */
+/** The descriptor at (x, y) in [0,1], interpolated between cells: a Float32Array of unit length. */
 export function describe({ data, dims }, x, y) {
   const [, channels, h, w] = dims, n = h * w;
   const column = clip(x * w - 0.5, 0, w - 1), row = clip(y * h - 0.5, 0, h - 1);
@@ -15,11 +15,11 @@ export function describe({ data, dims }, x, y) {
   return out.map((value) => value / Math.sqrt(square));
 }
 
-/** The place in a view whose descriptor is most like the asked one: {x, y} 0 to 1, and likeness -1 to 1. */
-export function find({ data, dims }, asked) {
+/** Where a view matches a descriptor best: {x, y} in [0,1], and likeness, the cosine. */
+export function find({ data, dims }, descriptor) {
   const [, channels, h, w] = dims, n = h * w, likeness = new Float32Array(n);
   for (let k = 0; k < channels; k++)
-    for (let i = 0; i < n; i++) likeness[i] += asked[k] * data[k * n + i];
+    for (let i = 0; i < n; i++) likeness[i] += descriptor[k] * data[k * n + i];
   let best = 0;
   for (let i = 1; i < n; i++) if (likeness[i] > likeness[best]) best = i;
   const row = Math.floor(best / w), column = best % w;
@@ -34,7 +34,7 @@ export function find({ data, dims }, asked) {
   return { x: x / sum / w, y: y / sum / h, likeness: likeness[best] };
 }
 
-/** Whether a place found in `other` leads back to the point (x, y) of `origin` that was asked for: it is then in view. */
+/** Whether `place`, found in `other`, matches back to (x, y) of `origin`: the point is then in view. */
 export function leadsBack(origin, x, y, other, place) {
   const back = find(origin, describe(other, place.x, place.y));
   return Math.hypot(back.x - x, back.y - y) < 0.1;

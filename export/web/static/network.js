@@ -1,13 +1,13 @@
-// Which backend this browser can use, and the network behind a promise.
+// The backend that this browser can use, and the network, which runs in a worker.
 
 /** {backend: "webgpu" | "wasm", threads, why}: WebGPU where the adapter computes in half precision, else WASM. */
-export async function choose(asked) {
+export async function choose(query) {
   const isolated = self.crossOriginIsolated === true;
   const cores = navigator.hardwareConcurrency || 1;
-  const threads = isolated ? Math.max(1, Math.min(asked.threads || 4, cores)) : 1;
+  const threads = isolated ? Math.max(1, Math.min(query.threads || 4, cores)) : 1;
   const wasm = (why) => ({ backend: "wasm", threads, why: why + (isolated ? "" :
-    "; one thread, for this server sends no cross-origin isolation headers") });
-  if (asked.backend === "wasm") return wasm("WASM was asked for");
+    "; one thread, as this server sends no cross-origin isolation headers") });
+  if (query.backend === "wasm") return wasm("WASM was asked for");
   if (!navigator.gpu) return wasm("no WebGPU in this browser");
   const adapter = await navigator.gpu.requestAdapter().catch(() => null);
   if (!adapter) return wasm("WebGPU found no graphics adapter");
@@ -17,35 +17,35 @@ export async function choose(asked) {
 
 export class Network {
   #worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
-  #waiting = new Map();
+  #pending = new Map();
   #id = 0;
 
   constructor() {
-    this.#worker.onmessage = ({ data: { id, error, ...answer } }) => {
-      const { resolve, reject } = this.#waiting.get(id);
-      this.#waiting.delete(id);
-      error ? reject(new Error(error)) : resolve(answer);
+    this.#worker.onmessage = ({ data: { id, error, ...reply } }) => {
+      const { resolve, reject } = this.#pending.get(id);
+      this.#pending.delete(id);
+      error ? reject(new Error(error)) : resolve(reply);
     };
     this.#worker.onerror = (event) => {
-      for (const { reject } of this.#waiting.values()) reject(new Error(event.message || "the worker did not start"));
-      this.#waiting.clear();
+      for (const { reject } of this.#pending.values()) reject(new Error(event.message || "the worker did not start"));
+      this.#pending.clear();
     };
   }
 
   /** settings: {backend, model, runtime, threads, size} */
-  open(settings) { return this.#ask({ open: settings }); }
+  open(settings) { return this.#post({ open: settings }); }
 
-  /** ImageData of the model's size -> {answers, milliseconds} */
+  /** ImageData of the model's size -> {outputs, milliseconds} */
   run(image) {
     const frame = image.data.slice();
-    return this.#ask({ frame }, [frame.buffer]);
+    return this.#post({ frame }, [frame.buffer]);
   }
 
   close() { this.#worker.terminate(); }
 
-  #ask(message, transfer = []) {
+  #post(message, transfer = []) {
     return new Promise((resolve, reject) => {
-      this.#waiting.set(++this.#id, { resolve, reject });
+      this.#pending.set(++this.#id, { resolve, reject });
       this.#worker.postMessage({ id: this.#id, ...message }, transfer);
     });
   }

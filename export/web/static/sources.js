@@ -1,16 +1,16 @@
-// Where frames come from. Each source has a name, draw(context, side): its middle square, and stop().
+// Sources of frames. Each has a name, draw(context, side), which draws its middle square, and stop().
 
-/** The bundled clip: one picture that holds all frames, played there and back. */
+/** The bundled clip: one picture with all frames, played forwards and backwards. */
 export async function clip({ file, frames, columns, side, frames_per_second: rate }) {
   const picture = new Image();
   picture.src = file;
   await picture.decode();
   const begin = performance.now(), round = 2 * frames - 2;
   const source = {
-    name: "bundled clip", held: null, // held: a fixed frame, for tests
+    name: "bundled clip", fixedFrame: null, // for tests
     draw(context, size) {
       const at = Math.floor((performance.now() - begin) / 1000 * rate) % round;
-      const i = source.held ?? Math.min(at, round - at);
+      const i = source.fixedFrame ?? Math.min(at, round - at);
       context.drawImage(picture, (i % columns) * side, Math.floor(i / columns) * side, side, side, 0, 0, size, size);
     },
     stop() {},
@@ -18,10 +18,10 @@ export async function clip({ file, frames, columns, side, frames_per_second: rat
   return source;
 }
 
-/** The camera that looks away from the user, where there are two. */
+/** The rear camera, if there are two. */
 export async function camera() {
   if (!navigator.mediaDevices?.getUserMedia)
-    throw new Error("This browser gives no camera here: it needs https, or localhost.");
+    throw new Error("This browser gives no camera here: it needs https or localhost.");
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({
@@ -42,7 +42,7 @@ export async function file(chosen) {
   if (chosen.type.startsWith("image/")) {
     const photo = await createImageBitmap(chosen).catch(() => null);
     URL.revokeObjectURL(url);
-    if (!photo) throw new Error(`${chosen.name} is not a whole picture.`);
+    if (!photo) throw new Error(`${chosen.name} is not a complete picture.`);
     return { name: chosen.name, still: true, draw: (context, size) => square(context, photo, photo.width, photo.height, size),
       stop: () => photo.close() };
   }
@@ -53,7 +53,7 @@ export async function file(chosen) {
   });
   if (!playable) {
     URL.revokeObjectURL(url);
-    throw new Error(`${chosen.name} is no video that this browser plays.`);
+    throw new Error(`${chosen.name} is not a video that this browser plays.`);
   }
   await video.play();
   return moving(chosen.name, video, () => URL.revokeObjectURL(url));

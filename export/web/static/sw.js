@@ -1,4 +1,4 @@
-// Keeps the whole page for use without a network, and adds the headers that WASM threads need where a server lacks them.
+// Caches the complete page for offline use, and adds the headers that WASM threads need.
 const BUILD = "$build", FILES = $files;
 
 self.addEventListener("install", (event) => event.waitUntil((async () => {
@@ -14,16 +14,16 @@ self.addEventListener("activate", (event) => event.waitUntil((async () => {
 
 self.addEventListener("fetch", (event) => {
   if (event.request.method === "GET" && new URL(event.request.url).origin === location.origin)
-    event.respondWith(answer(event.request));
+    event.respondWith(respond(event.request));
 });
 
-async function answer(request) {
-  const held = await (await caches.open(BUILD)).match(request, { ignoreSearch: true });
-  const found = held ?? await fetch(request);
-  if (found.status === 0 || found.redirected) return found;
-  const headers = new Headers(found.headers);
+async function respond(request) {
+  const cached = await (await caches.open(BUILD)).match(request, { ignoreSearch: true });
+  const response = cached ?? await fetch(request);
+  if (response.status === 0 || response.redirected) return response;
+  const headers = new Headers(response.headers);
   headers.set("Cross-Origin-Opener-Policy", "same-origin");
   headers.set("Cross-Origin-Embedder-Policy", "require-corp");
   headers.set("Cross-Origin-Resource-Policy", "same-origin");
-  return new Response(found.body, { status: found.status, statusText: found.statusText, headers });
+  return new Response(response.body, { status: response.status, statusText: response.statusText, headers });
 }

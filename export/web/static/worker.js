@@ -1,4 +1,4 @@
-// The network, in a thread of its own: the page stays smooth while a frame is computed.
+// The network in a thread of its own, so that the page stays smooth.
 let ort, session, pixels, px;
 
 onmessage = async ({ data: { id, open, frame } }) => {
@@ -9,7 +9,7 @@ onmessage = async ({ data: { id, open, frame } }) => {
   }
 };
 
-/** Loads onnxruntime for a backend and the model; a browser without threads gets one. */
+/** Loads onnxruntime for a backend, and the model. */
 async function load({ backend, model, runtime, threads, size }) {
   session?.release();
   ort ??= await import(new URL(runtime.script, location));
@@ -31,19 +31,19 @@ async function run(frame) {
     for (let c = 0; c < 3; c++) pixels[c * n + i] = frame[4 * i + c] / 255;
   const begin = performance.now();
   const results = await session.run({ [session.inputNames[0]]: new ort.Tensor("float32", pixels, [1, 3, px, px]) });
-  const answers = {};
+  const outputs = {};
   for (const [name, tensor] of Object.entries(results)) {
-    answers[name] = { data: Float32Array.from(await tensor.getData()), dims: tensor.dims };
+    outputs[name] = { data: Float32Array.from(await tensor.getData()), dims: tensor.dims };
     tensor.dispose();
   }
-  return { answers, milliseconds: performance.now() - begin };
+  return { outputs, milliseconds: performance.now() - begin };
 }
 
-/** A file; unpacked if it is gzip and the server did not already say so. */
+/** A file, unpacked if it is gzip (a server that declares the encoding lets the browser unpack it). */
 async function bytes(path) {
-  const answer = await fetch(new URL(path, location));
-  if (!answer.ok) throw new Error(`${path}: the server answered ${answer.status}`);
-  const content = await answer.arrayBuffer(), [a, b] = new Uint8Array(content, 0, 2);
+  const response = await fetch(new URL(path, location));
+  if (!response.ok) throw new Error(`${path}: the server returned ${response.status}`);
+  const content = await response.arrayBuffer(), [a, b] = new Uint8Array(content, 0, 2);
   if (a !== 0x1f || b !== 0x8b) return content;
   return new Response(new Blob([content]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
 }

@@ -1,4 +1,4 @@
-// AR where the browser lends the camera's picture to a WebXR session (Chrome on Android): the overlay lies over the world.
+// AR, where the browser gives the camera's picture to a WebXR session (Chrome on Android).
 
 const VERTEX = `#version 300 es
   uniform vec2 scale; out vec2 at;
@@ -8,11 +8,11 @@ const FRAGMENT = `#version 300 es
   void main() { colour = vec4(texture(image, (at - .5) * part + .5).rgb, alpha); }`;
 
 /** Shows the AR button if this browser can; `state` is the page's. */
-export async function offerAR(state, { button, leave, root, picture, say }) {
+export async function offerAR(state, { button, leave, root, picture, showMessage }) {
   const able = await navigator.xr?.isSessionSupported("immersive-ar").catch(() => false);
   if (!able || !("XRWebGLBinding" in window)) return;
   button.hidden = false;
-  button.onclick = () => enter(state, { leave, root, picture }).catch((error) => say(`AR did not start: ${error.message}`, true));
+  button.onclick = () => enter(state, { leave, root, picture }).catch((error) => showMessage(`AR did not start: ${error.message}`, true));
 }
 
 async function enter(state, { leave, root, picture }) {
@@ -44,11 +44,11 @@ async function enter(state, { leave, root, picture }) {
       for (let y = 0; y < side; y++)                                  // WebGL's first row is the lowest
         image.data.set(rows.subarray(4 * side * (side - 1 - y), 4 * side * (side - y)), 4 * side * y);
       busy = true;
-      state.network.run(image).then(({ answers }) => {
+      state.network.run(image).then(({ outputs }) => {
         gl.bindTexture(gl.TEXTURE_2D, overlay);
         gl.pixelStorei(gl.UNPACK_FLIP_Y_WEBGL, true);
         gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE,
-          picture(state.mode === "none" ? "depth" : state.mode, answers));
+          picture(state.mode === "none" ? "depth" : state.mode, outputs));
         for (const [name, value] of [[gl.TEXTURE_MIN_FILTER, gl.LINEAR], [gl.TEXTURE_MAG_FILTER, gl.LINEAR],
           [gl.TEXTURE_WRAP_S, gl.CLAMP_TO_EDGE], [gl.TEXTURE_WRAP_T, gl.CLAMP_TO_EDGE]])
           gl.texParameteri(gl.TEXTURE_2D, name, value);
