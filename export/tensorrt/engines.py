@@ -128,8 +128,8 @@ def onnx_for(exporter: Exporter, api: TensorRTApi, precision: EnginePrecision) -
     return exporter.export_files((FP16 if api.strongly_typed else WEAKLY_TYPED,))[0]
 
 
-def _build_engine(exporter: Exporter, target: BuildTarget, source: ExportedFile, precision: Precision,
-                  sm: int) -> EngineFile:
+def _build_engine(exporter: Exporter, target: BuildTarget, source: ExportedFile,
+                  precision: Precision, sm: int) -> EngineFile:
     path = exporter.run.out / f"model.{precision}.{target.api.label}.sm{sm}.engine"
     key = digest(source.facts["sha256"], precision, target.api.label, sm,
                  target.gpu.name if target.gpu else None)
