@@ -9,7 +9,7 @@ from bench.device import device_facts
 from bench.latency.measure import latency
 from bench.latency.timing import LatencyConfig
 from bench.report.page import write_report
-from bench.tables.save_results import commit_rows
+from bench.tables.save_results import save_result_file
 from export.artefact import prepare_folder
 from records.results import Results, Row, load, measured, save
 
@@ -43,7 +43,7 @@ def bench(run: Path, parts: Sequence[BenchPart], config: LatencyConfig, out: Pat
     save(results, out / "results.json")
     write_report(results, out / "report.html")
     for name in names:
-        commit_rows(name, results.rows, env, committed)
+        save_result_file(name, results.rows, env, committed)
     return results
 
 

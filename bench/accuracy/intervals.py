@@ -60,7 +60,9 @@ def add_intervals(rows: Sequence[Row], per_clip: Mapping[str, Sequence[Row]],
     rooms = RoomBootstrap(ids)
     values: dict[str, Values] = {}
     for name, clips in per_clip.items():
-        values[name] = {metric: np.array([clip[metric] for clip in clips]) for metric in METRICS}
+        values[name] = {}
+        for metric in METRICS:
+            values[name][metric] = np.array([clip[metric] for clip in clips])
     for row in rows:
         name = row["features"]
         if name not in values:

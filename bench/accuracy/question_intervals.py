@@ -50,9 +50,9 @@ def differences(a: Sequence[QuestionScores],
                 b: Sequence[QuestionScores]) -> tuple[RoomBootstrap, np.ndarray]:
     """The rooms to draw, and a - b [seeds,questions] of scores of the same questions."""
     questions = list(a[0])
-    delta = np.array([[x[question] - y[question] for question in questions]
-                      for x, y in zip(a, b, strict=True)])
-    return RoomBootstrap([clip for clip, _ in questions]), delta
+    delta = [[ours[question] - theirs[question] for question in questions]
+             for ours, theirs in zip(a, b, strict=True)]
+    return RoomBootstrap([clip for clip, _ in questions]), np.array(delta)
 
 
 def bounds(rooms: RoomBootstrap, delta: np.ndarray) -> tuple[float, float]:

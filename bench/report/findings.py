@@ -116,5 +116,7 @@ def _speed(latency: Sequence[Row]) -> Finding | None:
 
 def _find(rows: Sequence[Row], **wanted: object) -> Row | None:
     """The first row with these values: of several seeds, the one that was exported."""
-    return next((row for row in rows
-                 if all(row.get(key) == value for key, value in wanted.items())), None)
+    for row in rows:
+        if all(row.get(key) == value for key, value in wanted.items()):
+            return row
+    return None

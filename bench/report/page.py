@@ -3,7 +3,6 @@
 Every number on it is a field of results.json or arithmetic on one. The page (page.html, a Jinja2
 template) loads nothing; pictures are the run's own (bench.report.pictures).
 """
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from bench.report.gallery import colour_bar_url, strips, view_pairs
 from bench.report.labels import ENVIRONMENT, GLOSSARY, accuracy_label, latency_label
 from bench.report.pictures import FRAME_PX
 from bench.report.precision_map import precision_maps
-from bench.tables.columns import NONE, Column, over_seeds
+from bench.tables.columns import NONE, Column, filled_columns, over_seeds
 from records.files import atomic_write
 from records.results import Results, Row
 
@@ -88,7 +87,7 @@ def _latency_table(results: Results, run: Row) -> DataTable | None:
     threads = rows[0]["threads"]
     caption = (f"Time of one call, {threads} CPU thread{'s' * (threads > 1)}, "
                f"{sum(row['iterations'] for row in rows)} calls in all, taken in turn.")
-    return DataTable(caption, _measured_columns(columns, labelled), labelled)
+    return DataTable(caption, filled_columns(columns, labelled), labelled)
 
 
 def _accuracy_table(results: Results) -> DataTable | None:
@@ -146,8 +145,3 @@ def _facts(results: Results, run: Row) -> list[tuple[str, str]]:
              ("student SHA-256", run.get("student_sha256", NONE))]
     return facts + [(ENVIRONMENT.get(key, key.replace("_", " ")), str(value))
                     for key, value in env.items()]
-
-
-def _measured_columns(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
-    return [column for column in columns
-            if any(row.get(column.field) is not None for row in rows)]

@@ -129,7 +129,8 @@ def _feature_maps(student: Student, examples: Sequence[Example],
                   names: Sequence[str]) -> dict[str, np.ndarray]:
     """Colours [N,14,14,3] of the teacher's features and of each name's, in one PCA."""
     maps = [torch.cat([student.standardise(example["generative"]) for example in examples])]
-    maps += [torch.cat([example[name].float() for example in examples]) for name in names]
+    for name in names:
+        maps.append(torch.cat([example[name].float() for example in examples]))
     return dict(zip(("teacher", *names), pca_colours(maps), strict=True))
 
 

@@ -28,7 +28,7 @@ class Column:
     def cell(self, row: Row) -> str:
         """As text, with ± and the spread over seeds where the row has one; a dash without value."""
         value = row.get(self.field)
-        if value is None:
+        if value is None or value == "":
             return NONE
         if isinstance(value, bool | str):
             return str(value)
@@ -50,6 +50,12 @@ class Column:
 def columns(*specs: tuple) -> tuple[Column, ...]:
     """Columns from the arguments of each."""
     return tuple(Column(*spec) for spec in specs)
+
+
+def filled_columns(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+    """Those that have a value in any row."""
+    filled = {field for row in rows for field, value in row.items() if value not in (None, "")}
+    return [column for column in columns if column.field in filled]
 
 
 def over_seeds(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:

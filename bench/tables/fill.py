@@ -5,9 +5,10 @@ bench.tables.table_list says. A marker may name fields of bench/results/NAME.jso
 <!-- results:NAME model precision latency_ms -->.
 """
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from bench.tables.columns import filled_columns
 from bench.tables.table_list import TABLES, table_of_fields
 from records.files import atomic_write
 from records.results import Results, load, shorten_paths
@@ -56,12 +57,12 @@ def table(name: str, folder: Path, fields: Sequence[str] = ()) -> str:
         if fields:
             why = f"no row has all of: {', '.join(fields)}"
         raise ValueError(f"results:{name}: {why}")
-    columns = [column for column in listed.columns
-               if any(row.get(column.field) is not None for row in rows)]
-    lines = [[column.header for column in columns],
-             ["---:" if column.numeric else "---" for column in columns]]
-    lines += [[column.cell(row) for column in columns] for row in rows]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", _source(results), ""])
+    columns = filled_columns(listed.columns, rows)
+    lines = [_line(column.header for column in columns),
+             _line("---:" if column.numeric else "---" for column in columns)]
+    for row in rows:
+        lines.append(_line(column.cell(row) for column in columns))
+    return "\n".join([*lines, "", _source(results), ""])
 
 
 def update(documents: Sequence[Path], folder: Path, check: bool = False) -> list[Path]:
@@ -94,6 +95,10 @@ def update(documents: Sequence[Path], folder: Path, check: bool = False) -> list
 def _block(name: str, fields: str, folder: Path) -> str:
     content = table(name, folder, fields.split())
     return f"<!-- results:{name}{fields} -->\n{content}<!-- /results:{name} -->"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _changed(before: str, after: str) -> list[str]:

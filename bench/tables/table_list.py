@@ -54,7 +54,8 @@ def _best_probes(rows: list[Row]) -> list[Row]:
         if key not in best or _strength(row) > _strength(best[key]):
             best[key] = row
     controls = [row for key, row in best.items() if not key[0]]
-    return controls + [best[key] for key in sorted(key for key in best if key[0])]
+    taps = sorted(key for key in best if key[0])
+    return controls + [best[key] for key in taps]
 
 
 def _strength(row: Row) -> float:
@@ -68,12 +69,8 @@ def _rooms_accuracy(rows: list[Row]) -> list[Row]:
     """
     measured = any("delta1_vs_semantic_low" in row for row in rows)
     if measured and not all(gain_is_real(rows, metric) for metric in METRICS):
-        rows = [{key: value for key, value in row.items() if key != "recovery"} for row in rows]
+        rows = [row | {"recovery": None} for row in rows]
     return over_seeds(rows, ("features", "head"))
-
-
-def _without_empty_text(rows: list[Row]) -> list[Row]:
-    return [{key: value for key, value in row.items() if value != ""} for row in rows]
 
 
 def _is_graph_or_lone_frame(row: Row) -> bool:
@@ -219,8 +216,7 @@ TABLES = {
     "rooms_census": Table("rooms_census", columns(
         ("task", "task"), ("a 100 rooms", "per_100_rooms", 0),
         ("scored on", "held_out_questions", 0), ("by", "metric"), ("chance", "chance"),
-        ("majority", "majority"), ("words alone", "text_only"), ("best constant", "constant")),
-        derive=_without_empty_text),
+        ("majority", "majority"), ("words alone", "text_only"), ("best constant", "constant"))),
     "wan_extraction_h200": Table("wan_extraction_h200", columns(
         ("path", "path"), ("height", "height", 0), ("width", "width", 0), ("frames", "frames", 0),
         ("VAE, ms", "vae_ms", 1), ("transformer, ms", "dit_ms", 1), ("both, ms", "total_ms", 1),

@@ -15,7 +15,7 @@ from bench.latency.measure import latency
 from bench.latency.meters import Tegrastats, cpu_state
 from bench.latency.soak import INTERVALS, soak
 from bench.latency.timing import BenchCase, LatencyConfig, TimingConfig, time_for
-from bench.tables.save_results import commit_rows
+from bench.tables.save_results import save_result_file
 from records.results import load
 from student.config import SHIPPED
 from tests.bench.test_latency import Clock
@@ -232,10 +232,10 @@ def test_polygraphy_s_median_stands_beside_ours(tmp_path, monkeypatch):
     # the warm-up's 9 s are not in it
     assert (found["tool"], found["tool_ms"]) == ("polygraphy 9.8.7", 4.0)
     assert found["ratio"] == pytest.approx(1.25)
-    commit_rows("crosscheck_cpu", [found], {"commit": "abc"}, tmp_path)
+    save_result_file("crosscheck_cpu", [found], {"commit": "abc"}, tmp_path)
     assert load(tmp_path / "crosscheck_cpu.json").rows[0]["tool_ms"] == 4.0
     with pytest.raises(ValueError, match="pip install polygraphy"):
-        commit_rows("crosscheck_cpu", [row | {"kind": "latency"}], {"commit": "abc"}, tmp_path)
+        save_result_file("crosscheck_cpu", [row | {"kind": "latency"}], {"commit": "abc"}, tmp_path)
 
 
 def test_a_soaked_file_is_the_fastest_one(tmp_path):

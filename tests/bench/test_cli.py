@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import vega3d
-from bench.tables.save_results import commit_rows
+from bench.tables.save_results import save_result_file
 from records.results import Results, load, save
 from tests.bench_rows import ENV, sample
 from tests.bench_run import DrawnRooms, drawn_run, use
@@ -116,7 +116,7 @@ def test_results_with_strange_rows_are_one_line_and_no_page(tmp_path, capsys):
 def test_measured_rows_become_a_committed_file_that_its_table_reads(tmp_path, name, field):
     from bench.tables.fill import table
 
-    path = commit_rows(name, sample(tmp_path).rows, ENV, tmp_path)
+    path = save_result_file(name, sample(tmp_path).rows, ENV, tmp_path)
     assert path == Path(tmp_path / f"{name}.json")
     rows = load(path).rows
     assert rows and all(field in row and "kind" not in row for row in rows)
@@ -125,6 +125,6 @@ def test_measured_rows_become_a_committed_file_that_its_table_reads(tmp_path, na
 
 def test_a_committed_file_needs_the_rows_it_is_made_of(tmp_path):
     with pytest.raises(ValueError, match="measured no such rows"):
-        commit_rows("latency_cpu", sample(tmp_path).of("accuracy"), ENV, tmp_path)
+        save_result_file("latency_cpu", sample(tmp_path).of("accuracy"), ENV, tmp_path)
     with pytest.raises(ValueError, match="no such result file; there are: latency_cpu"):
-        commit_rows("speed", [], ENV, tmp_path)
+        save_result_file("speed", [], ENV, tmp_path)
