@@ -136,7 +136,7 @@ def census(out: Path = Path("bench/results/rooms_census.json"), rooms: int = 100
     from records.results import measured, save
     from scenes.clip import Strided
     from scenes.questions.balance import question_set
-    from scenes.questions.question_statistics import question_statistics
+    from scenes.questions.question_statistics import describe, question_statistics
     from scenes.rooms.source import RoomSource, render_clips
     from scenes.rooms.writer import default_workers
 
@@ -153,12 +153,7 @@ def census(out: Path = Path("bench/results/rooms_census.json"), rooms: int = 100
                                  seed=seed))
     rows = question_statistics(sets[0], sets[1], rooms, held_out)
     save(measured(out.stem, rows, environment()), out)
-    for row in rows:
-        names = [k for k in ("chance", "majority", "text_only", "constant") if row.get(k)]
-        baselines = "  ".join(f"{k} {row[k]:.3f}" for k in names)
-        print(f"{row['task']:<34} {row['per_100_rooms']:5.0f} per 100 rooms  "
-              f"{row.get('metric', ''):<9} {baselines}")
-    print(out)
+    print("\n".join([*map(describe, rows), str(out)]))
 
 
 def pack(out: Path, library: Path = LIBRARY, licence: Literal["cc0", "all"] = "cc0",

@@ -1,5 +1,4 @@
-"""The libraries of the Debian package sweethome3d-furniture: what each model is, and where in a
-room it belongs."""
+"""The libraries of the Debian package sweethome3d-furniture: each model's class and role."""
 import re
 import zipfile
 from collections.abc import Iterator
@@ -14,8 +13,7 @@ LICENCES = {
     "Scopia": "CC-BY-3.0"
 }
 
-# (category/name, class, role); the first match wins, "" leaves a model out. Roles say where
-# layout.py puts it.
+# (category/name, class, role); the first match wins, "" leaves a model out. Recipes place by role.
 RULES = tuple((re.compile(pattern), category, role) for pattern, category, role in (
     (r"^(characters|vehicles|staircases|doors and windows)/", "", ""),
     (r"^exterior/(cafe chair|rattan armchair|teck chair)", "chair", "chair"),
@@ -24,22 +22,17 @@ RULES = tuple((re.compile(pattern), category, role) for pattern, category, role 
     (r"^exterior/rattan table", "table", "coffee"),
     (r"^exterior/(flower box|plant box)", "plant", "floor"),
     (r"^exterior/", "", ""),
-    (r"table tennis|pool table|football table|wheelchair|shipping|fence|railing|tatami|fork "
-     r"lift|mower|chimney|pallet|"
-     r"cone$|furnace|socket|plug|switch|bill |dress$|jacket|trousers|skirt|short$|glove|sleeping "
-     r"bag|air mattress|"
-     r"blind|shutter|screen door|shower (door|curtain)|camping|flashlight|park "
-     r"light|street|lamppost|outdoor lamp|"
-     r"porch light|trap|ring$|workbench|step ladder|flipper|abdominal|treadmill|fitness|indoor "
-     r"bike|water heater|"
-     r"cutting pliers|grinder|saw$|shovel|rake|hammer|drill|screwdriver|white "
-     r"board|surveillance|clothes horse|"
-     r"hanging clothes|suit$|coathanger|clothes hanger|towel$|emergency|number lock|double "
-     r"vanity|ceiling fan|"
-     r"elevator|urinal|hospital|opened convertible|kitchen tools|knife "
-     r"stand|cctv|smoke|potty|stapler|curtain|"
-     r"induction|cooktop|kitchen/stove|kitchen/hood|iphone|mobile phone|basketball net|technical "
-     r"table|ruler",
+    (r"table tennis|pool table|football table|wheelchair|shipping|fence|railing|tatami|"
+     r"fork lift|mower|chimney|pallet|cone$|furnace|socket|plug|switch|bill |dress$|jacket|"
+     r"trousers|skirt|short$|glove|sleeping bag|air mattress|blind|shutter|screen door|"
+     r"shower (door|curtain)|camping|flashlight|park light|street|lamppost|outdoor lamp|"
+     r"porch light|trap|ring$|workbench|step ladder|flipper|abdominal|treadmill|fitness|"
+     r"indoor bike|water heater|cutting pliers|grinder|saw$|shovel|rake|hammer|drill|"
+     r"screwdriver|white board|surveillance|clothes horse|hanging clothes|suit$|coathanger|"
+     r"clothes hanger|towel$|emergency|number lock|double vanity|ceiling fan|elevator|urinal|"
+     r"hospital|opened convertible|kitchen tools|knife stand|cctv|smoke|potty|stapler|curtain|"
+     r"induction|cooktop|kitchen/stove|kitchen/hood|iphone|mobile phone|basketball net|"
+     r"technical table|ruler",
      "", ""),
     (r"xylophone|tablet|penbox", "decor", "top"),  # names that other rules would take
     (r"island bath", "sanitary", "bath"),
@@ -79,7 +72,8 @@ RULES = tuple((re.compile(pattern), category, role) for pattern, category, role 
     (r"radiator|fireplace", "appliance", "radiator"),
     (r"air conditioning", "appliance", "wall"),
     (r"water cooler", "appliance", "floor"),
-    (r"coffee (brewer|maker|machine)|mixer|blender|toaster|cooker|fryer|sandwich|boiler|kettle|scale|squeezer|grill",
+    (r"coffee (brewer|maker|machine)|mixer|blender|toaster|cooker|fryer|sandwich|boiler|kettle|"
+     r"scale|squeezer|grill",
      "appliance", "top"),
     (r"corner bathtub|island bath|bathroom/bath$", "sanitary", "bath"),
     (r"shower stall", "sanitary", "bath"),
@@ -91,7 +85,8 @@ RULES = tuple((re.compile(pattern), category, role) for pattern, category, role 
     (r"wall flat tv", "electronics", "wall"),
     (r"living room/tv( 16:9)?$", "electronics", "tv"),
     (r"laptop|imac|ibook", "electronics", "computer"),
-    (r"phone|speaker|stereo|radio|dvd|playstation|printer|projector|mp3|amplifier|tablet|keyboard|joystick|remote|camera",
+    (r"phone|speaker|stereo|radio|dvd|playstation|printer|projector|mp3|amplifier|tablet|"
+     r"keyboard|joystick|remote|camera",
      "electronics", "top"),
     (r"lights/(wall|japanese)", "lamp", "wall"),
     (r"lights/.*(hanging|chandelier|pendant|ceiling|track|fluorescent)", "lamp", "ceiling"),
@@ -128,8 +123,7 @@ class Entry:
 
 def read_catalogue(folder: Path,
                    licence: str = "all") -> Iterator[tuple[zipfile.ZipFile, list[Entry]]]:
-    """Each library with the entries that furnish a room; licence "cc0" yields the public-domain
-    library only.
+    """Each library with its usable entries; licence "cc0" yields the public-domain one only.
 
     Raises ValueError if the folder holds no library.
     """
@@ -156,11 +150,12 @@ def _entries(archive: zipfile.ZipFile, library: str) -> Iterator[Entry]:
         width, depth, height = (float(row[k]) / 100 for k in ("width", "depth", "height"))
         category, role = _classify(f"{row['category'].lower()}/{name}", (width, depth, height),
                                    float(row.get("elevation", 0)) / 100)
-        if not category or sorted(
-            (width, depth, height))[1] < 0.045 or min(width, depth, height) < 0.004:
-            continue  # not furniture, or too small to be seen
-        turn = np.array(row["modelRotation"].split(), float).reshape(
-            3, 3) if "modelRotation" in row else np.eye(3)
+        if not category or sorted((width, depth, height))[1] < 0.045 or min(
+                width, depth, height) < 0.004:
+            continue  # not furniture, or too small to be visible
+        turn = np.eye(3)
+        if "modelRotation" in row:
+            turn = np.array(row["modelRotation"].split(), float).reshape(3, 3)
         stem = row["model"].rsplit("/", 1)[-1].removesuffix(".obj")
         yield Entry(id=f"{library}/{stem}", library=library, name=name.replace("\\", ""),
                     category=category, role=role, path=row["model"].lstrip("/"),

@@ -1,5 +1,4 @@
-"""Reads the OBJ + MTL models of a Sweet Home 3D library (a zip) into arrays. Nothing else of either
-format is read."""
+"""Reads OBJ and MTL models of a Sweet Home 3D library (a zip), as far as these use the formats."""
 import io
 import posixpath
 import zipfile
@@ -58,8 +57,7 @@ def read_obj(archive: zipfile.ZipFile, path: str) -> Mesh:
 
 
 def read_texture(archive: zipfile.ZipFile, path: str) -> Image.Image | None:
-    """RGB image with see-through parts filled by the mean colour; None if it is absent or
-    unreadable."""
+    """RGB image, transparent parts in the mean colour; None if it is absent or unreadable."""
     try:
         image = Image.open(io.BytesIO(archive.read(path))).convert("RGBA")
     except (KeyError, OSError):

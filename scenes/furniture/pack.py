@@ -23,12 +23,11 @@ TOP_CELLS = 16
 
 @dataclass(frozen=True)
 class FurnitureModel:
-    """One piece of furniture. Metres, Z up, its front faces -Y; the box stands on z=0, centred in x
-    and y."""
+    """One piece of furniture. Metres, Z up, front at -Y; the box is centred on the floor."""
     id: str
     name: str
     category: str                       # one of CLASSES
-    role: str                           # where layout puts it; scenes.catalogue.RULES
+    role: str                           # where recipes put it; furniture.catalogue.RULES
     size: tuple[float, float, float]    # width, depth, height
     elevation: float                    # of its underside above the floor, where it hangs on a wall
     support: float | None               # height of the surface that can carry things; None = none
@@ -41,7 +40,7 @@ class FurnitureModel:
 
 @dataclass(frozen=True)
 class ModelMesh:
-    """A model's triangles, ready to place."""
+    """A model's triangles in its own axes."""
     positions: np.ndarray   # [V,3] float32, m
     normals: np.ndarray     # [V,3] int8, 127 * unit
     uvs: np.ndarray         # [V,2] float32
@@ -52,25 +51,24 @@ class ModelMesh:
 
 
 class Pack:
-    """The models of one packed zip; skins are read when first asked for and kept."""
+    """The models of one packed zip; meshes are read on first use and cached."""
 
-    def __init__(self, data: bytes, where: str):
+    def __init__(self, data: bytes, name: str):
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
             self.manifest: dict[str, Any] = json.loads(self._zip.read("manifest.json"))
             self.models = tuple(_model(row) for row in self.manifest["models"])
         except (zipfile.BadZipFile, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{where}: not a furniture pack ({error}); make one with: vega3d scenes pack"
-            ) from error
+            raise ValueError(f"{name}: not a furniture pack ({error}); make one with: vega3d "
+                             "scenes pack") from error
         self.digest = sha256(data).hexdigest()[:16]
         self._rows = {row["id"]: row for row in self.manifest["models"]}
         self._meshes: dict[str, ModelMesh] = {}
 
     @classmethod
     def load(cls, path: Path | None = None) -> "Pack":
-        """The pack at `path`; None is the committed public-domain one. Raises ValueError if it is
-        no pack."""
+        """The pack at `path`, by default the committed public-domain one. Raises ValueError if it
+        is no pack."""
         path = path or CC0_PACK
         if not path.is_file():
             raise ValueError(
@@ -79,7 +77,10 @@ class Pack:
 
     @cached_property
     def by_split(self) -> dict[Split, tuple[FurnitureModel, ...]]:
-        return {split: tuple(m for m in self.models if m.split == split) for split in SPLITS}
+        by_split: dict[Split, list[FurnitureModel]] = {split: [] for split in SPLITS}
+        for model in self.models:
+            by_split[model.split].append(model)
+        return {split: tuple(models) for split, models in by_split.items()}
 
     def mesh(self, model_id: str) -> ModelMesh:
         if model_id not in self._meshes:
@@ -105,24 +106,21 @@ class Pack:
         triangles = np.cumsum(steps, dtype=width).astype(np.int32).reshape(-1, 3)
         colours = np.array([m[:4] for m in row["materials"]], np.uint8)
         texture = np.array([m[4] for m in row["materials"]], np.uint8)
-        width_m, depth_m, height_m = row["size"]
-        box = np.array([width_m, depth_m, height_m], np.float32)
+        box = np.array(row["size"], np.float32)
         textures = tuple(self._texture(f"{row['id']}.{i}.jpg") for i in range(row["textures"]))
         return ModelMesh(positions=(positions - np.array([0.5, 0.5, 0], np.float32)) * box,
                     normals=np.ascontiguousarray(normals), uvs=uvs, colours=colours[material],
                     texture=texture[material], triangles=triangles, textures=textures)
 
     def _texture(self, path: str) -> np.ndarray:
-        return np.asarray(
-            Image.open(io.BytesIO(self._zip.read(path))).convert("RGB").resize(
-                (TEXTURE_PX, TEXTURE_PX)))
+        image = Image.open(io.BytesIO(self._zip.read(path))).convert("RGB")
+        return np.asarray(image.resize((TEXTURE_PX, TEXTURE_PX)))
 
 
 def _model(row: dict[str, Any]) -> FurnitureModel:
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["top"]), np.uint8)).astype(bool)
-    top = bits.reshape(TOP_CELLS, TOP_CELLS) if bits.size else np.zeros(
-        (TOP_CELLS, TOP_CELLS), bool)
-    return FurnitureModel(id=row["id"], name=row["name"], category=row["category"], role=row["role"],
-                 size=tuple(row["size"]), elevation=row["elevation"], support=row["support"],
-                 top=top, light=row["light"], creator=row["creator"], licence=row["licence"],
-                 split=row["split"])
+    top = bits if bits.size else np.zeros(TOP_CELLS**2, bool)
+    names = ("id", "name", "category", "role", "elevation", "support", "light", "creator",
+             "licence", "split")
+    return FurnitureModel(**{name: row[name] for name in names}, size=tuple(row["size"]),
+                          top=top.reshape(TOP_CELLS, TOP_CELLS))

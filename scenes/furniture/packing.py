@@ -1,9 +1,8 @@
-"""Packs a furniture library into one small zip: fewer triangles, 16-bit positions, 128 px textures,
-one manifest.
+"""Packs a furniture library into one small zip: fewer triangles, 16-bit positions, 128 px textures.
 
-A model's split was decided once over the whole library and frozen in assets/splits.json, so it is
-the same in every pack. Recolours of one geometry share theirs; public-domain models came first, so
-each split has every class of them.
+A model's split is frozen in assets/splits.json, so it is the same in every pack. Recolours of one
+geometry share a split; public-domain models were assigned first, so each split has every class of
+them.
 """
 import io
 import json
@@ -18,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from records.files import atomic_write
 from scenes.clip import SPLITS, Split
 from scenes.furniture.catalogue import CC0, Entry, read_catalogue
 from scenes.furniture.obj import Mesh, read_obj, read_texture
@@ -26,25 +26,23 @@ from scenes.furniture.simplify import simplify
 
 SPLITS_FILE = Path(__file__).parents[1] / "assets" / "splits.json"
 SOURCE = "Debian package sweethome3d-furniture 1.8-1, https://www.sweethome3d.com/importModels.jsp"
-# 60/20/20, every split early
-_PATTERN: tuple[Split, ...] = ("train", "test", "val", "train", "train")
+_PATTERN: tuple[Split, ...] = ("train", "test", "val", "train", "train")  # 60/20/20
 _MAX_RAW_TRIANGLES = 120_000
 _CARRIERS = {"table", "storage", "appliance", "decor", "bed", "sanitary"}
 
 
 def pack_library(library: Path, out: Path, licence: Literal["cc0", "all"] = "cc0",
-                 max_triangles: int = 5000, report: Callable[[str],
-                                                             None] = lambda line: None) -> int:
-    """Writes the pack beside `out` and renames it there; returns the number of models.
+                 max_triangles: int = 5000,
+                 report: Callable[[str], None] = lambda line: None) -> int:
+    """Writes the pack and returns the number of models.
 
     max_triangles is for pieces of about a metre; smaller ones get fewer. Raises ValueError if there
     is no library.
     """
     splits = assign_splits(library, licence)
     rows: list[dict[str, Any]] = []
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.part")
-    with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as pack:
+    with (atomic_write(out) as scratch,
+          zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as pack):
         for archive, entries in read_catalogue(library, licence):
             for entry in entries:
                 try:
@@ -58,19 +56,16 @@ def pack_library(library: Path, out: Path, licence: Literal["cc0", "all"] = "cc0
                 budget = int(max_triangles * min(1.0, max(0.2, max(entry.size) / 0.9)))
                 rows.append(
                     _write_model(pack, archive, entry, simplify(mesh, budget), splits[entry.id]))
-                report(
-                    f"{entry.id}: {len(mesh.triangles)} -> {rows[-1]['triangles']} triangles, "
-                    f"{splits[entry.id]}"
-                )
-        _write_text(pack, "manifest.json",
-                    json.dumps({"schema": 1, "source": SOURCE, "models": rows}, indent=0))
-        _write_text(pack, "NOTICE", notice(rows))
-    beside.replace(out)
+                report(f"{entry.id}: {len(mesh.triangles)} -> {rows[-1]['triangles']} triangles, "
+                       f"{splits[entry.id]}")
+        manifest = json.dumps({"schema": 1, "source": SOURCE, "models": rows}, indent=0)
+        _write_bytes(pack, "manifest.json", manifest.encode())
+        _write_bytes(pack, "NOTICE", notice(rows).encode())
     return len(rows)
 
 
 def notice(rows: Iterable[dict[str, Any]]) -> str:
-    """Who made what, as the licences ask."""
+    """The attribution that the licences ask for."""
     makers: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in rows:
         makers[row["licence"], row["creator"]].append(f"{row['name']} ({row['id'].split('/')[-1]})")
@@ -84,24 +79,21 @@ def notice(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def assign_splits(library: Path, licence: Literal["cc0", "all"] = "all") -> dict[str, Split]:
-    """Every model's split: as SPLITS_FILE froze it, so that weights once trained stay clear of val
-    and test.
+    """Every model's split: that of SPLITS_FILE, so that trained weights never saw val and test.
 
-    Models it does not know join 60/20/20 within their class and role, public-domain ones first.
+    Others are split 60/20/20 within their class and role, public-domain ones first.
     """
-    frozen: dict[str, Split] = {
-        i: split
-        for split, ids in json.loads(SPLITS_FILE.read_text()).items()
-        for i in ids
-    }
+    frozen: dict[str, Split] = {i: split
+                                for split, ids in json.loads(SPLITS_FILE.read_text()).items()
+                                for i in ids}
     entries: list[Entry] = []
     shapes: dict[str, str] = {}
-    for archive, some in read_catalogue(library, licence):
-        entries += some
-        for entry in some:
-            vertices = re.findall(rb"^v\s+([^\r\n]*)", archive.read(entry.path), re.MULTILINE)
-            shapes[entry.id] = sha256(b"\n".join(b" ".join(v.split())
-                                                 for v in vertices)).hexdigest()
+    for archive, found in read_catalogue(library, licence):
+        entries += found
+        for entry in found:
+            lines = re.findall(rb"^v\s+([^\r\n]*)", archive.read(entry.path), re.MULTILINE)
+            vertices = b"\n".join(b" ".join(line.split()) for line in lines)
+            shapes[entry.id] = sha256(vertices).hexdigest()
     by_shape: dict[str, Split] = {shapes[e.id]: frozen[e.id] for e in entries if e.id in frozen}
     have: Counter[tuple[str, Split]] = Counter()
     for entry in entries:
@@ -120,7 +112,7 @@ def _counted(entry: Entry, split: Split) -> list[tuple[str, Split]]:
 
 def _neediest(have: Counter[tuple[str, Split]], entry: Entry) -> Split:
     """The split that the pattern gives next, to the class and to the role; one without any of the
-    class goes first."""
+    class comes first."""
     def need(split: Split) -> float:
         score = 0.0
         for key, weight in ((entry.category, 1.0), (f"{entry.category}/{entry.role}", 1.01)):
@@ -132,8 +124,7 @@ def _neediest(have: Counter[tuple[str, Split]], entry: Entry) -> Split:
 
 
 def _to_room_axes(mesh: Mesh, entry: Entry) -> Mesh:
-    """OBJ is Y-up with the front at +Z; ours is Z-up with the front at -Y, scaled to the
-    catalogue's metres."""
+    """From OBJ's axes (Y up, front +Z) to ours (Z up, front -Y), scaled to the catalogue's size."""
     visible = np.array([m.alpha >= 0.12 for m in mesh.materials])[mesh.parts]
     mesh.triangles, mesh.parts = mesh.triangles[visible], mesh.parts[visible]
     if not len(mesh.triangles):
@@ -143,10 +134,9 @@ def _to_room_axes(mesh: Mesh, entry: Entry) -> Mesh:
     low, high = p[mesh.triangles].min((0, 1)), p[mesh.triangles].max((0, 1))
     scale = np.array(entry.size) / np.maximum(high - low, 1e-9)
     n = n / scale
-    mesh.positions = ((p - low) * scale - [entry.size[0] / 2, entry.size[1] / 2, 0]).astype(
-        np.float32)
-    mesh.normals = (n / np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-9)).astype(
-        np.float32)
+    positions = (p - low) * scale - [entry.size[0] / 2, entry.size[1] / 2, 0]
+    normals = n / np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-9)
+    mesh.positions, mesh.normals = positions.astype(np.float32), normals.astype(np.float32)
     return mesh
 
 
@@ -158,14 +148,10 @@ def _write_model(pack: zipfile.ZipFile, archive: zipfile.ZipFile, entry: Entry, 
     corner = mesh.triangles.reshape(-1)
     part = np.repeat(mesh.parts, 3)
     has_uv = np.array([m[4] != 255 for m in materials])[part]
-    columns = np.concatenate(
-        [  # one row a corner, all integers
-            np.round(np.clip(unit[corner], 0, 1) * 65535),
-            np.round(mesh.normals[corner] * 127),
-            _near_origin(mesh.uvs[corner].astype(np.float64), has_uv).astype(np.float16).view(
-                np.uint16), part[:, None]
-        ],
-        axis=1).astype(np.int64)
+    uvs = _near_origin(mesh.uvs[corner].astype(np.float64), has_uv).astype(np.float16)
+    columns = np.concatenate([  # one row a corner, all integers
+        np.round(np.clip(unit[corner], 0, 1) * 65535), np.round(mesh.normals[corner] * 127),
+        uvs.view(np.uint16), part[:, None]], axis=1).astype(np.int64)
     vertices, first, inverse = np.unique(columns, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)  # as the triangles meet them: small deltas
     vertices, rank = vertices[order], np.argsort(order)
@@ -176,13 +162,14 @@ def _write_model(pack: zipfile.ZipFile, archive: zipfile.ZipFile, entry: Entry, 
     data += vertices[:, 3:6].astype(np.int8).T.tobytes()
     if images:
         data += vertices[:, 6:8].astype(np.uint16).T.tobytes()
-    data += vertices[:, 8].astype(np.uint8).tobytes() + np.diff(
-        indices, prepend=width(0)).astype(width).tobytes()
+    data += vertices[:, 8].astype(np.uint8).tobytes()
+    data += np.diff(indices, prepend=width(0)).astype(width).tobytes()
     _write_bytes(pack, f"{entry.id}.bin", data)
     for i, image in enumerate(images):
         _write_bytes(pack, f"{entry.id}.{i}.jpg", _jpeg(image), zipfile.ZIP_STORED)
-    support, top = find_support(mesh.positions[mesh.triangles],
-                                entry) if entry.category in _CARRIERS else (None, b"")
+    support, top = None, b""
+    if entry.category in _CARRIERS:
+        support, top = find_support(mesh.positions[mesh.triangles], entry)
     return {
         "id": entry.id, "name": entry.name, "category": entry.category, "role": entry.role,
         "size": [round(s, 4) for s in entry.size], "elevation": entry.elevation, "support": support,
@@ -204,16 +191,13 @@ def _materials(mesh: Mesh, archive: zipfile.ZipFile) -> tuple[list[list[int]], l
         if material.texture in images:
             texture = list(images).index(material.texture)
         colour = (1.0, 1.0, 1.0) if texture != 255 else material.colour
-        rows.append([
-            *(int(255 * min(max(c, 0), 1)) for c in colour),
-            int(255 * material.specular), texture
-        ])
+        rows.append([*(int(255 * min(max(c, 0), 1)) for c in colour),
+                     int(255 * material.specular), texture])
     return rows, list(images.values())
 
 
 def _near_origin(uvs: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Whole turns taken off each triangle's texture coordinates, so that float16 keeps them to
-    1/1000."""
+    """Texture coordinates without each triangle's whole repeats: float16 is exact to 1/1000."""
     triangles = np.where(used[:, None], uvs, 0).reshape(-1, 3, 2)
     return (triangles - np.floor(triangles.min(1, keepdims=True))).reshape(-1, 2).clip(-64, 64)
 
@@ -229,8 +213,8 @@ def _jpeg(image: Image.Image) -> bytes:
 def find_support(corners: np.ndarray, entry: Entry) -> tuple[float | None, bytes]:
     """Height of the largest open, level surface and the 16x16 cells of the footprint that it fills.
 
-    corners: [F,3,3] m. Only what nothing hangs over counts: cells hold the highest point of the
-    model above them.
+    corners: [F,3,3] m. A cell holds the highest point of the model above it, so covered surfaces do
+    not count.
     """
     fine = TOP_CELLS * 3
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
@@ -238,8 +222,8 @@ def find_support(corners: np.ndarray, entry: Entry) -> tuple[float | None, bytes
     rng = np.random.default_rng(0)
     chosen = rng.choice(len(area), 80_000, p=(area + 1e-12) / (area + 1e-12).sum())
     a, b = np.sort(rng.random((2, len(chosen), 1)), axis=0)
-    points = corners[chosen, 0] * a + corners[chosen, 1] * (b - a) + corners[chosen, 2] * (
-        1 - b)  # [K,3]
+    points = corners[chosen, 0] * a + corners[chosen, 1] * (b - a)
+    points = points + corners[chosen, 2] * (1 - b)  # [K,3]
     cell = ((points[:, :2] / entry.size[:2] + 0.5) * fine).astype(int).clip(0, fine - 1)
     height = np.zeros((fine, fine))
     np.maximum.at(height, (cell[:, 0], cell[:, 1]), points[:, 2])
@@ -254,12 +238,8 @@ def find_support(corners: np.ndarray, entry: Entry) -> tuple[float | None, bytes
     return round(level, 4), np.packbits(filled).tobytes()
 
 
-def _write_text(pack: zipfile.ZipFile, name: str, text: str) -> None:
-    _write_bytes(pack, name, text.encode())
-
-
 def _write_bytes(pack: zipfile.ZipFile, name: str, data: bytes,
                  how: int = zipfile.ZIP_DEFLATED) -> None:
-    about = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))  # the same bytes whenever it is packed
-    about.compress_type = how
-    pack.writestr(about, data, compresslevel=9)
+    info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))  # the same bytes whenever it is packed
+    info.compress_type = how
+    pack.writestr(info, data, compresslevel=9)

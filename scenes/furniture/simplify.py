@@ -84,22 +84,14 @@ def _quadrics(points: np.ndarray, faces: np.ndarray, parts: np.ndarray) -> np.nd
 
 def _collapse(points: np.ndarray, faces: np.ndarray, quadrics: np.ndarray, excess: int,
               rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One round: the cheapest edges that share no vertex become points. Returns remap [N], points,
-    quadrics."""
+    """One round: the cheapest edges that share no vertex become points.
+
+    Returns remap [N], points, quadrics.
+    """
     edges = np.unique(np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), 1), axis=0)
     a, b = edges.T
     q = quadrics[a] + quadrics[b]                                                  # [E,4,4]
-    middle = (points[a] + points[b]) / 2
-    length = ((points[a] - points[b]) ** 2).sum(1)
-    trace = np.trace(q[:, :3, :3], axis1=1, axis2=2) + 1e-12
-    system = q[:, :3, :3] + 1e-3 * trace[:, None, None] * np.eye(3)
-    gradient = np.einsum("eij,ej->ei", q[:, :3, :3], middle) + q[:, :3, 3]
-    step = -np.linalg.solve(system, gradient[..., None])[..., 0]
-    step *= np.minimum(1,
-                       np.sqrt(length) / np.maximum(np.linalg.norm(step, axis=1), 1e-15))[:, None]
-    target = middle + step                                                         # [E,3]
-    at = np.concatenate([target, np.ones((len(target), 1))], 1)
-    cost = np.einsum("ei,eij,ej->e", at, q, at) + 1e-7 * length * length
+    target, cost = _targets(points[a], points[b], q)
     # so that edges refused this round do not block their neighbours in the next
     cost *= rng.uniform(1, 2, len(cost))
     order = np.argsort(cost, kind="stable")[:max(excess, len(cost) // 3)]
@@ -108,24 +100,40 @@ def _collapse(points: np.ndarray, faces: np.ndarray, quadrics: np.ndarray, exces
     best = np.full(len(points), len(cost))
     np.minimum.at(best, a, rank)
     np.minimum.at(best, b, rank)
-    chosen = order[(best[a[order]] == rank[order])
-                   & (best[b[order]] == rank[order])][:max(excess // 2, 1)]
-    for _ in range(2):  # the second time without the edges that would fold a triangle over
-        remap = np.arange(len(points))
-        moved = points.copy()
-        remap[b[chosen]] = a[chosen]
-        moved[a[chosen]] = target[chosen]
-        before, after = _normals(points, faces), _normals(moved, remap[faces])
-        folded = ((before * after).sum(1) < 0)
-        bad = np.zeros(len(points), bool)
-        bad[faces[folded]] = True
-        keep = ~(bad[a[chosen]] | bad[b[chosen]])
-        if keep.all():
-            break
-        chosen = chosen[keep]
+    cheapest = (best[a[order]] == rank[order]) & (best[b[order]] == rank[order])
+    chosen = order[cheapest][:max(excess // 2, 1)]
+    for _ in range(2):  # the second time without the edges that folded a triangle the first time
+        chosen = chosen[_keeps_orientation(points, faces, a[chosen], b[chosen], target[chosen])]
     remap = np.arange(len(points))
     remap[b[chosen]] = a[chosen]
     points, quadrics = points.copy(), quadrics.copy()
     points[a[chosen]] = target[chosen]
     quadrics[a[chosen]] = q[chosen]
     return remap, points, quadrics
+
+
+def _targets(a: np.ndarray, b: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each edge's cheapest point, within its length of the middle, and the cost."""
+    middle = (a + b) / 2
+    length = ((a - b) ** 2).sum(1)
+    trace = np.trace(q[:, :3, :3], axis1=1, axis2=2) + 1e-12
+    system = q[:, :3, :3] + 1e-3 * trace[:, None, None] * np.eye(3)
+    gradient = np.einsum("eij,ej->ei", q[:, :3, :3], middle) + q[:, :3, 3]
+    step = -np.linalg.solve(system, gradient[..., None])[..., 0]
+    limit = np.sqrt(length) / np.maximum(np.linalg.norm(step, axis=1), 1e-15)
+    step *= np.minimum(1, limit)[:, None]
+    target = middle + step                                                         # [E,3]
+    at = np.concatenate([target, np.ones((len(target), 1))], 1)
+    return target, np.einsum("ei,eij,ej->e", at, q, at) + 1e-7 * length * length
+
+
+def _keeps_orientation(points: np.ndarray, faces: np.ndarray, a: np.ndarray, b: np.ndarray,
+                       target: np.ndarray) -> np.ndarray:
+    """Which of the edges fold no triangle over if all of them collapse."""
+    remap, moved = np.arange(len(points)), points.copy()
+    remap[b] = a
+    moved[a] = target
+    before, after = _normals(points, faces), _normals(moved, remap[faces])
+    bad = np.zeros(len(points), bool)
+    bad[faces[(before * after).sum(1) < 0]] = True
+    return ~(bad[a] | bad[b])

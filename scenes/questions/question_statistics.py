@@ -35,6 +35,14 @@ def question_statistics(training: Sequence[Question], held_out: Sequence[Questio
     return rows
 
 
+def describe(row: Row) -> str:
+    """One line of a row: the task, its questions and the baselines' scores."""
+    names = [k for k in ("chance", "majority", "text_only", "constant") if row.get(k)]
+    baselines = "  ".join(f"{k} {row[k]:.3f}" for k in names)
+    return (f"{row['task']:<34} {row['per_100_rooms']:5.0f} per 100 rooms  "
+            f"{row.get('metric', ''):<9} {baselines}")
+
+
 def print_questions(clip: Clip, tasks: Sequence[str], seed: int) -> None:
     """Task, question, options and answer; for boxes, what is in them."""
     view = SceneView(clip)

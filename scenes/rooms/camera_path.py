@@ -1,5 +1,4 @@
-"""How a person with a phone moves through a room: short walks and orbits at eye height, steady but
-not perfectly so."""
+"""Camera trajectories of a hand-held phone: short walks and orbits at eye height, with shake."""
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,18 +9,16 @@ from scenes.rooms.placement import Piece
 HEIGHT = (1.2, 1.75)        # m above the floor
 FOV = (55.0, 80.0)          # degrees across the picture
 FRAME_S = 0.2               # seconds between frames
-TO_WALL, TO_BOX = 0.3, 0.2  # m kept from walls, and from boxes that reach up to the camera
+TO_WALL, TO_BOX = 0.3, 0.2  # m, least distance from walls and from boxes
 _NEAREST = 0.4              # m: no box nearer than this along the optical axis
 _GRID = 14
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """poses [T,4,4] camera to world (OpenCV axes: x right, y down, z ahead); tan_half: of half the
-    field of view."""
-    poses: np.ndarray
-    tan_half: float
-    furnished: float  # estimated share of the picture that shows neither floor, wall nor ceiling
+    poses: np.ndarray  # [T,4,4] camera to world, OpenCV axes (x right, y down, z ahead)
+    tan_half: float    # tangent of half the field of view
+    furnished: float   # estimated share of the picture that shows neither floor, wall nor ceiling
 
     def intrinsics(self, size: int) -> np.ndarray:
         """[3,3] for a square picture, pixel centres at +0.5."""
@@ -29,23 +26,21 @@ class Trajectory:
         return np.array([[f, 0, size / 2], [0, f, size / 2], [0, 0, 1.0]])
 
 
-def sample_trajectory(room: Room, frames: int, rng: np.random.Generator, tries: int = 120) -> Trajectory:
-    """The first path that is clear and shows enough furniture; failing that, the clear one that
-    shows most.
+def sample_trajectory(room: Room, frames: int, rng: np.random.Generator,
+                      tries: int = 120) -> Trajectory:
+    """The first collision-free path that shows enough furniture, else the one that shows most.
 
-    Nine frames move 0.5 to 1.2 m and turn 10 to 35 degrees; more or fewer frames move in
-    proportion.
+    Nine frames move 0.5 to 1.2 m and turn 10 to 35 degrees; more or fewer move in proportion.
     Raises ValueError if the room leaves no place for a camera.
     """
     boxes = np.stack([p.box for p in room.pieces])                     # [N,2,3]
     best: Trajectory | None = None
-    targets = [
-        p for p in room.pieces if p.bottom < 1.0 and p.category not in ("rug", "door", "window")
-    ]
+    targets = [p for p in room.pieces
+               if p.bottom < 1.0 and p.category not in ("rug", "door", "window")]
     weights = np.array([np.prod(p.size) ** 0.5 + 0.05 for p in targets])
     for i in range(tries):
         target = targets[rng.choice(len(targets), p=weights / weights.sum())] if targets else None
-        # a crowded room leaves but short walks
+        # a crowded room leaves only short walks
         share = (frames - 1) / 8 * min(1.0, 2 * (1 - i / tries))
         poses = _move(room, target, frames, share, rng)
         if poses is None or not _clear(poses[:, :3, 3], boxes, np.array(room.size)):
@@ -67,57 +62,52 @@ def sample_trajectory(room: Room, frames: int, rng: np.random.Generator, tries: 
     return best
 
 
-def _move(room: Room, target: Piece | None, frames: int, share: float, rng: np.random.Generator
-          ) -> np.ndarray | None:
-    """One candidate path, `share` as long as one of nine frames; None if it starts too near or far
-    to look at."""
+def _move(room: Room, target: Piece | None, frames: int, share: float,
+          rng: np.random.Generator) -> np.ndarray | None:
+    """One candidate path, `share` as long as that of nine frames; None if it starts too near the
+    target or too far from it."""
     w, d, _ = room.size
-    start = np.array([
-        rng.uniform(TO_WALL, w - TO_WALL),
-        rng.uniform(TO_WALL, d - TO_WALL),
-        rng.uniform(*HEIGHT)
-    ])
+    start = np.array([rng.uniform(TO_WALL, w - TO_WALL), rng.uniform(TO_WALL, d - TO_WALL),
+                      rng.uniform(*HEIGHT)])
     aim = np.array([*(target.center if target else (w / 2, d / 2)), rng.uniform(0.4, 1.0)])
     aim[:2] += rng.normal(0, 0.25, 2)
     away = float(np.hypot(*(aim - start)[:2]))
     if not 0.9 < away < 4.5:
         return None
     u = np.linspace(0, 1, frames) if frames > 1 else np.zeros(1)
-    # nobody walks evenly
+    # uneven speed
     u = u + 0.06 * np.sin(2 * np.pi * u + rng.uniform(0, 2 * np.pi)) * np.sin(np.pi * u)
     yaw = np.arctan2(aim[1] - start[1], aim[0] - start[0])
     way = float(rng.uniform(0.55, 1.1)) * share
     turn = np.radians(rng.uniform(11, 33)) * rng.choice([-1, 1]) * share
     if rng.random() < 0.45:  # orbit: the eye stays on the aim
-        turn = float(np.sign(turn)) * float(
-            np.clip(way / away, np.radians(11 * share), np.radians(33 * share)))
+        least, most = np.radians(11 * share), np.radians(33 * share)
+        turn = float(np.sign(turn)) * float(np.clip(way / away, least, most))
         angle = yaw + np.pi + turn * u
-        eye = np.stack([
-            aim[0] + away * np.cos(angle), aim[1] + away * np.sin(angle),
-            np.full(frames, start[2])
-        ], 1)
+        eye = np.stack([aim[0] + away * np.cos(angle), aim[1] + away * np.sin(angle),
+                        np.full(frames, start[2])], 1)
         looking = angle + np.pi
     else:  # walk: mostly ahead, looking round
         aside = rng.choice([0, np.pi / 2, -np.pi / 2, np.pi], p=[0.6, 0.15, 0.15, 0.1])
         heading = yaw + aside + rng.normal(0, 0.4)
         curve = heading + rng.normal(0, 0.25) * (u - 0.5)
-        eye = start + way * u[:, None] * np.stack(
-            [np.cos(curve), np.sin(curve), np.zeros(frames)], 1)
+        ahead = np.stack([np.cos(curve), np.sin(curve), np.zeros(frames)], 1)
+        eye = start + way * u[:, None] * ahead
         looking = yaw + turn * (u - 0.5)
     looking = looking + rng.normal(0, 0.08)
-    pitch = np.clip(np.arctan2(aim[2] - start[2], away), np.radians(-24),
-                    np.radians(2)) + rng.normal(0, 0.03)
+    pitch = np.clip(np.arctan2(aim[2] - start[2], away), np.radians(-24), np.radians(2))
+    pitch = pitch + rng.normal(0, 0.03)
     eye = eye + _shake(frames, rng, 3, np.array([0.004, 0.004, 0.008]))
     sway = _shake(frames, rng, 3, np.radians([0.35, 0.3, 0.3]))
     return _poses(eye, looking + sway[:, 0], pitch + sway[:, 1], rng.normal(0, 0.012) + sway[:, 2])
 
 
 def _shake(frames: int, rng: np.random.Generator, channels: int, scale: np.ndarray) -> np.ndarray:
-    """[T,channels]: three slow sinusoids each, as of a hand and a gait."""
+    """[T,channels]: three slow sinusoids each, like hand and gait."""
     t = np.arange(frames)[:, None, None] * FRAME_S
     hertz = np.array([0.4, 0.9, 1.7])[:, None] * rng.uniform(0.8, 1.2, (3, channels))
-    waves = np.sin(2 * np.pi * (hertz * t + rng.random(
-        (3, channels)))) * np.array([1, 0.6, 0.3])[:, None]
+    phase = rng.random((3, channels))
+    waves = np.sin(2 * np.pi * (hertz * t + phase)) * np.array([1, 0.6, 0.3])[:, None]
     return waves.sum(1) * scale
 
 
@@ -128,10 +118,8 @@ def _poses(eye: np.ndarray, yaw: np.ndarray, pitch: np.ndarray, roll: np.ndarray
     down = np.cross(ahead, right)
     c, s = np.cos(roll)[:, None], np.sin(roll)[:, None]
     out = np.tile(np.eye(4), (len(eye), 1, 1))
-    out[:, :3, 0], out[:, :3,
-                       1], out[:, :3,
-                               2], out[:, :3,
-                                       3] = c * right + s * down, c * down - s * right, ahead, eye
+    columns = (c * right + s * down, c * down - s * right, ahead, eye)
+    out[:, :3] = np.stack(columns, 2)
     return out
 
 
@@ -142,18 +130,16 @@ def _clear(eyes: np.ndarray, boxes: np.ndarray, room: np.ndarray) -> bool:
     if (eyes[:, 2] < HEIGHT[0] - 0.05).any() or (eyes[:, 2] > HEIGHT[1] + 0.05).any():
         return False
     margin = np.array([TO_BOX, TO_BOX, 0.3])
-    inside = (eyes[:, None] > boxes[:, 0] - margin) & (eyes[:, None] < boxes[:, 1] + margin
-                                                       )  # [T,N,3]
-    return not bool(inside.all(2).any())
+    above, below = eyes[:, None] > boxes[:, 0] - margin, eyes[:, None] < boxes[:, 1] + margin
+    return not bool((above & below).all(2).any())  # [T,N]
 
 
 def _preview(poses: np.ndarray, tan_half: float, boxes: np.ndarray,
              room: np.ndarray) -> tuple[float, float, int]:
-    """A coarse look at the boxes: nearest depth in m, smallest share of pixels on a piece, pieces
-    seen."""
+    """Coarse ray casting: nearest depth in m, least share of pixels on pieces, visible pieces."""
     at = ((np.arange(_GRID) + 0.5) / _GRID * 2 - 1) * tan_half
-    rays = np.stack([*np.meshgrid(at, at), np.ones((_GRID, _GRID))],
-                    -1).reshape(-1, 3)  # [R,3], depth 1
+    rays = np.stack([*np.meshgrid(at, at), np.ones((_GRID, _GRID))], -1)
+    rays = rays.reshape(-1, 3)  # [R,3], depth 1
     nearest, share, seen = np.inf, 1.0, set()
     with np.errstate(divide="ignore", invalid="ignore"):
         for pose in poses:

@@ -1,5 +1,6 @@
-"""A furnished room from a seed: shell, lights, textures and furniture. The same (split, seed, pack)
-is the same room.
+"""A furnished room from a seed: shell, lights, textures and furniture.
+
+(split, seed, pack) determines the room.
 
 Metres, Z up; the room is [0,width] x [0,depth] x [0,height]. Ids: 1 floor, 2 ceiling, 3-6 the
 walls, then the rest.
@@ -27,19 +28,20 @@ _SIZES = {
 }
 
 
+Colour = tuple[float, float, float]
+
+
 @dataclass(frozen=True)
 class Light:
-    """A point light. Colour is linear RGB times strength: 1 lights a white wall a metre away to
-    about mid-grey."""
+    """A point light. Colour is linear RGB times strength; 1 makes a white wall at 1 m mid-grey."""
     position: tuple[float, float, float]
     colour: tuple[float, float, float]
-    # the axis of its shadow map, if it has one
-    direction: tuple[float, float, float] = (0.0, 0.0, -1.0)
+    direction: tuple[float, float, float] = (0.0, 0.0, -1.0)  # axis of its shadow map
 
 
 @dataclass(frozen=True)
 class ShellMaterial:
-    """How one side of the shell looks."""
+    """Texture of one side of the shell."""
     texture: int      # index into Room.textures
     metres: float     # of one repeat
     gloss: float      # specular weight in [0,1]
@@ -47,7 +49,7 @@ class ShellMaterial:
 
 @dataclass(frozen=True)
 class Room:
-    """Everything that is in one room."""
+    """Everything in one room."""
     kind: str
     split: Split
     seed: int
@@ -56,58 +58,45 @@ class Room:
     shell: dict[int, ShellMaterial]               # floor, ceiling and walls by id
     textures: tuple[np.ndarray, ...]        # [128,128,3] uint8 each
     lights: tuple[Light, ...]               # the first casts shadows
-    # linear light from above, from below
-    ambient: tuple[tuple[float, float, float], tuple[float, float, float]]
+    ambient: tuple[Colour, Colour]          # linear light from above, from below
 
     @property
     def objects(self) -> list[SceneObject]:
-        """Every id that can be seen, with its oriented box."""
+        """Every instance id that a picture can hold, with its oriented box."""
         w, d, h = self.size
         t = 0.1
         shell = [(FLOOR, "floor", "floor", (w / 2, d / 2, -t / 2), (w, d, t)),
                  (CEILING, "ceiling", "ceiling", (w / 2, d / 2, h + t / 2), (w, d, t))]
-        spots = {
-            "south": ((w / 2, -t / 2, h / 2), (w, t, h)), "north": (
-                (w / 2, d + t / 2, h / 2), (w, t, h)), "west": ((-t / 2, d / 2, h / 2), (t, d, h)),
-            "east": ((w + t / 2, d / 2, h / 2), (t, d, h))
-        }
-        shell += [(WALL_IDS[wall], "wall", f"{wall} wall", *spots[wall]) for wall in WALLS]
-        things = [
-            SceneObject(i, category, name, center, size)
-            for i, category, name, center, size in shell
-        ]
-        return things + [
-            SceneObject(p.id, p.category, p.name,
-                        (*p.center, p.bottom + p.size[2] / 2), p.size, p.heading)
-            for p in self.pieces
-        ]
+        walls = {"south": ((w / 2, -t / 2, h / 2), (w, t, h)),
+                 "north": ((w / 2, d + t / 2, h / 2), (w, t, h)),
+                 "west": ((-t / 2, d / 2, h / 2), (t, d, h)),
+                 "east": ((w + t / 2, d / 2, h / 2), (t, d, h))}
+        shell += [(WALL_IDS[wall], "wall", f"{wall} wall", *walls[wall]) for wall in WALLS]
+        pieces = [SceneObject(p.id, p.category, p.name, (*p.center, p.bottom + p.size[2] / 2),
+                              p.size, p.heading) for p in self.pieces]
+        return [SceneObject(*facts) for facts in shell] + pieces
 
 
 def furnish(split: Split, seed: int, pack: Pack, kind: str | None = None) -> Room:
-    """The room with this seed; splits draw from different seeds and different furniture."""
+    """The room of this seed; splits have different seeds and different furniture."""
     rng = np.random.default_rng([SPLITS.index(split), seed])
     kind = kind or str(rng.choice(list(KINDS)))
     low, high = _SIZES[kind]
-    size = (float(rng.uniform(low, high)), float(rng.uniform(low,
-                                                             high)), float(rng.uniform(2.4, 2.9)))
+    width, depth, height = rng.uniform(low, high), rng.uniform(low, high), rng.uniform(2.4, 2.9)
+    size = (float(width), float(depth), float(height))
     arrangement = Arrangement(size, rng, pack, split, FLOOR, next_id=3 + len(WALLS))
     textures: list[np.ndarray] = []
     shell = _shell(kind, rng, textures)
     _doors_and_windows(arrangement, textures)
     KINDS[kind](arrangement, textures)
     lights, ambient = _lights(arrangement)
-    return Room(kind, split, seed, size, tuple(_seated(arrangement.pieces)), shell, tuple(textures),
-                lights, ambient)
+    pieces = [replace(p, center=(float(p.center[0]), float(p.center[1])), bottom=float(p.bottom))
+              for p in arrangement.pieces]
+    return Room(kind, split, seed, size, tuple(pieces), shell, tuple(textures), lights, ambient)
 
 
-def _seated(pieces: list[Piece]) -> list[Piece]:
-    return [
-        replace(p, center=(float(p.center[0]), float(p.center[1])), bottom=float(p.bottom))
-        for p in pieces
-    ]
-
-
-def _shell(kind: str, rng: np.random.Generator, textures: list[np.ndarray]) -> dict[int, ShellMaterial]:
+def _shell(kind: str, rng: np.random.Generator,
+           textures: list[np.ndarray]) -> dict[int, ShellMaterial]:
     wet = kind in ("bath", "kitchen")
     wall_kind = "wall_tiles" if kind == "bath" else str(
         rng.choice(WALL_KINDS, p=[0.55, 0.22, 0.13, 0.1]))
@@ -118,14 +107,13 @@ def _shell(kind: str, rng: np.random.Generator, textures: list[np.ndarray]) -> d
         textures.append(make_texture(name, rng))
         return ShellMaterial(len(textures) - 1, METRES[name] * float(rng.uniform(0.8, 1.3)), gloss)
 
-    shell = {
-        FLOOR: add(floor_kind, 0.0 if floor_kind == "carpet" else float(rng.uniform(0.05, 0.35)))
-    }
+    gloss = 0.0 if floor_kind == "carpet" else float(rng.uniform(0.05, 0.35))
+    shell = {FLOOR: add(floor_kind, gloss)}
     textures.append((make_texture("plaster", rng) // 4 + 190).astype(np.uint8))
     shell[CEILING] = ShellMaterial(len(textures) - 1, METRES["plaster"], 0.0)
     main = add(wall_kind, 0.1)
     shell |= dict.fromkeys(WALL_IDS.values(), main)
-    if rng.random() < 0.35:  # one wall of its own
+    if rng.random() < 0.35:  # one wall differs
         shell[WALL_IDS[WALLS[rng.integers(4)]]] = add(str(rng.choice(WALL_KINDS)), 0.05)
     return shell
 
@@ -135,7 +123,7 @@ def _doors_and_windows(a: Arrangement, textures: list[np.ndarray]) -> None:
     door = a.on_wall(primitives.door(a.rng, textures), 0.0, walls[0],
                      float(a.rng.choice([0.05, 0.95, a.rng.random()])))
     if door:
-        a.kept_free.append(_before(door, 0.9))
+        a.clearances.append(_before(door, 0.9))
     for wall in walls[1:2 + int(a.rng.integers(0, 2))]:
         length = a.size[0] if wall in ("south", "north") else a.size[1]
         window = primitives.window(a.rng, textures, length - 0.8)
@@ -143,7 +131,7 @@ def _doors_and_windows(a: Arrangement, textures: list[np.ndarray]) -> None:
         placed = a.on_wall(window, min(low, a.size[2] - window.size[2] - 0.1), wall,
                            float(a.rng.uniform(0.3, 0.7)))
         if placed:
-            a.kept_free.append(_before(placed, 0.25))
+            a.clearances.append(_before(placed, 0.25))
 
 
 def _before(piece: Piece, depth: float) -> np.ndarray:
@@ -155,10 +143,8 @@ def _before(piece: Piece, depth: float) -> np.ndarray:
     return box
 
 
-def _lights(
-    a: Arrangement
-) -> tuple[tuple[Light, ...], tuple[tuple[float, float, float], tuple[float, float, float]]]:
-    """Lamps that hang, windows that let the day in, small lamps; the strongest first."""
+def _lights(a: Arrangement) -> tuple[tuple[Light, ...], tuple[Colour, Colour]]:
+    """The four strongest of lamps and windows, strongest first, and the ambient light."""
     rng, (w, d, h) = a.rng, a.size
     day = float(rng.choice([0.0, 1.0], p=[0.3, 0.7])) * float(rng.uniform(0.4, 1.0))
     lamp_on = day < 0.55 or rng.random() < 0.5
@@ -174,9 +160,8 @@ def _lights(
         front = (float(np.sin(window.heading)), -float(np.cos(window.heading)))
         x, y = window.center[0] + 0.1 * front[0], window.center[1] + 0.1 * front[1]
         strength = float(day * rng.uniform(1.5, 3.5) * window.size[0])
-        lights.append(
-            Light((x, y, window.bottom + window.size[2] * 0.6), _warm(rng, 5200, 9000, strength),
-                  (front[0], front[1], -0.75)))
+        z = window.bottom + window.size[2] * 0.6
+        lights.append(Light((x, y, z), _warm(rng, 5200, 9000, strength), (*front, -0.75)))
     lights.sort(key=lambda light: -sum(light.colour))
     level = float(rng.uniform(0.16, 0.34)) + 0.1 * day
     above = _warm(rng, 4500, 7500, level)
@@ -184,10 +169,8 @@ def _lights(
     return tuple(lights[:4]), (above, below)
 
 
-def _warm(rng: np.random.Generator, low: float, high: float,
-          strength: float) -> tuple[float, float, float]:
-    """Linear RGB of a black body between two temperatures in kelvin (Tanner Helland's fit), times
-    strength."""
+def _warm(rng: np.random.Generator, low: float, high: float, strength: float) -> Colour:
+    """Linear RGB times strength of a black body of `low` to `high` K (Tanner Helland's fit)."""
     t = rng.uniform(low, high) / 100
     red = 1.0 if t <= 66 else 1.292936 * (t - 60) ** -0.1332047
     green = 0.390082 * np.log(t) - 0.631841 if t <= 66 else 1.129891 * (t - 60) ** -0.0755148

@@ -1,4 +1,4 @@
-"""A room as one triangle list, ready for a renderer: what casts no shadow comes last."""
+"""A room as one triangle list for the renderer; pieces that cast no shadow come last."""
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +12,11 @@ VERTEX = np.dtype([
     ("normal", "i1", 3),
     ("glow", "i1"),
     ("uv", "<f4", 2),
-    ("colour", "u1", 4),
-    # colour: sRGB and gloss; layer 65535 = untextured
+    ("colour", "u1", 4),  # sRGB and gloss
     ("layer", "<u2"),
     ("id", "<u2")
 ])
-PLAIN = 65535
+PLAIN = 65535  # layer of untextured vertices
 _CORNERS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
 _SIDES = np.array([(axis, sign) for axis in range(3) for sign in (-1, 1)])
 
@@ -26,19 +25,19 @@ _SIDES = np.array([(axis, sign) for axis in range(3) for sign in (-1, 1)])
 class RoomMesh:
     vertices: np.ndarray    # [V] VERTEX, world metres
     triangles: np.ndarray   # [F,3] uint32
-    casters: int  # so many of the first triangles throw shadows: all but lamps and windows
-    spans: np.ndarray  # [N,2] first triangle and number of triangles of each piece and of the shell
-    shell: int              # which span is floor, ceiling and walls
-    boxes: np.ndarray       # [N,2,3] what each span fills, m
+    casters: int            # so many of the first triangles cast shadows: not lamps and windows
+    spans: np.ndarray       # [N,2] first triangle and number of triangles of pieces and shell
+    shell: int              # index of the span of floor, ceiling and walls
+    boxes: np.ndarray       # [N,2,3] m, around each span
     layers: np.ndarray      # [L,128,128,3] uint8, sRGB
 
 
 def room_mesh(room: Room, pack: Pack) -> RoomMesh:
-    """Every surface that can be seen in the room."""
+    """All surfaces of the room."""
     layers = list(room.textures)
     first_layer: dict[str, int] = {}
-    casting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    still: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    casting: list[tuple[np.ndarray, ...]] = []      # vertices, triangles, box
+    not_casting: list[tuple[np.ndarray, ...]] = []
     for piece in room.pieces:
         if piece.model is None:
             part = _built(piece)
@@ -48,16 +47,17 @@ def room_mesh(room: Room, pack: Pack) -> RoomMesh:
                 first_layer[piece.model.id] = len(layers)
                 layers += mesh.textures
             part = _modelled(piece, pack, first_layer[piece.model.id])
-        (still if piece.category in ("lamp", "window") else casting).append((*part, piece.box))
-    parts = [*casting, (*_shell(room), np.array([[0, 0, 0], room.size])), *still]
-    firsts = np.cumsum([0] + [len(v) for v, _, _ in parts])
-    counts = np.array([len(f) for _, f, _ in parts])
-    return RoomMesh(
-        vertices=np.concatenate([v for v, _, _ in parts]), triangles=np.concatenate([
-            f + np.uint32(at) for (_, f, _), at in zip(parts, firsts, strict=False)
-        ]), casters=int(counts[:len(casting) + 1].sum()), shell=len(casting),
-        layers=np.stack(layers), spans=np.stack([np.cumsum(counts) - counts, counts],
-                                                1), boxes=np.stack([b for _, _, b in parts]))
+        group = not_casting if piece.category in ("lamp", "window") else casting
+        group.append((*part, piece.box))
+    shell = (*_shell(room), np.array([[0, 0, 0], room.size]))
+    vertices, triangles, boxes = zip(*casting, shell, *not_casting, strict=True)
+    firsts = np.cumsum([0, *map(len, vertices)])
+    counts = np.array([len(f) for f in triangles])
+    offset = [f + np.uint32(at) for f, at in zip(triangles, firsts, strict=False)]
+    return RoomMesh(np.concatenate(vertices), np.concatenate(offset),
+                    casters=int(counts[:len(casting) + 1].sum()),
+                    spans=np.stack([np.cumsum(counts) - counts, counts], 1), shell=len(casting),
+                    boxes=np.stack(boxes), layers=np.stack(layers))
 
 
 def _vertices(piece_id: int, positions: np.ndarray, normals: np.ndarray) -> np.ndarray:
@@ -75,10 +75,8 @@ def _modelled(piece: Piece, pack: Pack, first_layer: int) -> tuple[np.ndarray, n
     assert piece.model is not None
     mesh = pack.mesh(piece.model.id)
     at = np.array([*piece.center, piece.bottom], np.float32)
-    out = _vertices(
-        piece.id,
-        _turned(mesh.positions, piece.heading) + at,
-        np.rint(_turned(mesh.normals.astype(np.float32), piece.heading)).clip(-127, 127))
+    normals = np.rint(_turned(mesh.normals.astype(np.float32), piece.heading)).clip(-127, 127)
+    out = _vertices(piece.id, _turned(mesh.positions, piece.heading) + at, normals)
     # row 0 of a picture is its top
     out["uv"], out["colour"] = mesh.uvs * np.array([1, -1], np.float32), mesh.colours
     out["layer"] = np.where(mesh.texture == 255, PLAIN,
@@ -99,8 +97,7 @@ def _built(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _block(part: Part) -> np.ndarray:
-    """The 24 vertices of a box; its texture is laid once over the front, or repeats every
-    `metres`."""
+    """The 24 vertices of a box; the texture covers the front once, or repeats every `metres`."""
     size, center = np.array(part.size), np.array(part.center)
     faces = []
     for axis, sign in _SIDES:
@@ -121,7 +118,7 @@ def _block(part: Part) -> np.ndarray:
 
 
 def _shell(room: Room) -> tuple[np.ndarray, np.ndarray]:
-    """Floor, ceiling and four walls, seen from inside."""
+    """Floor, ceiling and four walls, facing inwards."""
     w, d, h = room.size
     flat = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], float)
     sides = {FLOOR: ([w, 0, 0], [0, d, 0], [0, 0, 0], [0, 0, 1]),
@@ -134,11 +131,11 @@ def _shell(room: Room) -> tuple[np.ndarray, np.ndarray]:
     for wall, (u, v, origin, normal) in sides.items():
         corners = flat[:, :1] * np.array(u) + flat[:, 1:] * np.array(v) + np.array(origin)  # [4,3]
         face = _vertices(wall, corners, np.tile(127 * np.array(normal), (4, 1)))
-        look = room.shell[wall]
+        material = room.shell[wall]
         lengths = np.array([np.linalg.norm(u), np.linalg.norm(v)])
-        face["uv"] = flat * [1, -1] * lengths / look.metres
-        face["colour"] = [255, 255, 255, int(255 * look.gloss)]
-        face["layer"] = look.texture
+        face["uv"] = flat * [1, -1] * lengths / material.metres
+        face["colour"] = [255, 255, 255, int(255 * material.gloss)]
+        face["layer"] = material.texture
         out.append(face)
     quads = np.arange(24, dtype=np.uint32).reshape(-1, 4)
     return np.concatenate(out), quads[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3)

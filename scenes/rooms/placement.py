@@ -1,8 +1,7 @@
-"""Puts pieces into a room so that nothing floats and nothing runs into anything else.
+"""Places pieces in a room: every one is supported, and no two boxes overlap.
 
 World: metres, Z up, the room is [0,width] x [0,depth] x [0,height]. A piece's heading turns its
-front from -Y, counter-clockwise, in radians. Boxes of pieces never overlap; what stands on
-something stands on its real surface.
+front from -Y, counter-clockwise, in radians. A piece on another stands on its real surface.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,19 +20,18 @@ GAP = 0.01  # m between the boxes of neighbours
 
 @dataclass(frozen=True)
 class Part:
-    """A coloured block of a piece that is built here rather than modelled, in the piece's own
-    axes."""
+    """A coloured block of a built (not modelled) piece, in the piece's axes."""
     center: tuple[float, float, float]
     size: tuple[float, float, float]
     colour: tuple[float, float, float]  # sRGB in [0,1]; multiplies the texture
     texture: int = -1                   # index into Room.textures, -1 = none
     metres: float = 0.0                 # of one repeat of the texture; 0 = once over the block
-    glow: float = 0.0                   # light of its own, 1 = white
+    glow: float = 0.0                   # emitted light, 1 = white
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One thing in the room."""
+    """One piece of furniture, door, window or decoration."""
     id: int
     category: str
     name: str
@@ -41,7 +39,7 @@ class Piece:
     bottom: float                       # height of its underside, m
     size: tuple[float, float, float]    # width, depth, height in its own axes
     heading: float
-    resting_on: int = 0  # id of what carries it; 0 = it hangs on a wall or the ceiling
+    resting_on: int = 0                 # id of its support; 0 = hangs on a wall or the ceiling
     model: FurnitureModel | None = None
     parts: tuple[Part, ...] = ()
 
@@ -55,10 +53,12 @@ class Piece:
                          [*(self.center + half), self.bottom + h]])
 
 
+Placeable = FurnitureModel | Piece
+
+
 @dataclass
 class Arrangement:
-    """The pieces so far, and the ways to add one; every way returns the piece, or None if there is
-    no place."""
+    """The pieces so far; methods that add one return it, or None if it fits nowhere."""
     size: tuple[float, float, float]
     rng: np.random.Generator
     pack: Pack
@@ -66,28 +66,25 @@ class Arrangement:
     floor_id: int
     next_id: int
     pieces: list[Piece] = field(default_factory=list)
-    # boxes [2,3] where no furniture may stand
-    kept_free: list[np.ndarray] = field(default_factory=list)
+    clearances: list[np.ndarray] = field(default_factory=list)  # boxes [2,3] without furniture
     _queues: dict[str, list[FurnitureModel]] = field(default_factory=dict)
 
     def pick(self, *roles: str, max_size: Sequence[float] = (9, 9, 9)) -> FurnitureModel | None:
-        """A model of one of the roles ("class/role"); every one is used before any comes again."""
+        """A model of one of the roles ("class/role"); all are used before one repeats."""
         key = " ".join(roles)
         for _ in range(2):
             queue = self._queues.setdefault(key, [])
             for i, model in enumerate(queue):
                 if all(s <= m for s, m in zip(model.size, max_size, strict=True)):
                     return queue.pop(i)
-            models = [
-                m for m in self.pack.by_split[self.split] if f"{m.category}/{m.role}" in roles
-            ]
+            models = [m for m in self.pack.by_split[self.split]
+                      if f"{m.category}/{m.role}" in roles]
             queue[:] = [models[i] for i in self.rng.permutation(len(models))]
         return None
 
-    def against_wall(self, model: FurnitureModel | Piece | None, wall: str | None = None,
+    def against_wall(self, model: Placeable | None, wall: str | None = None,
                      along: float | None = None, tries: int = 12) -> Piece | None:
-        """With its back to a wall: on the floor, or above it if it hangs. along: fraction of the
-        wall in [0,1]."""
+        """With its back to a wall, on the floor or hanging. along: its fraction in [0,1]."""
         if model is None:
             return None
         if isinstance(model, FurnitureModel) and model.elevation > 0.05:
@@ -95,10 +92,8 @@ class Arrangement:
         piece = self.new(model)
         for _ in range(tries if along is None else 1):
             side = wall or WALLS[self.rng.integers(4)]
-            found = self._place(
-                self.at_wall(piece, side,
-                             self.rng.random() if along is None else along))
-            if found:
+            fraction = self.rng.random() if along is None else along
+            if found := self._place(self.at_wall(piece, side, fraction)):
                 return found
         return None
 
@@ -112,18 +107,17 @@ class Arrangement:
                   "west": (d / 2 + distance, u), "east": (width - d / 2 - distance, u)}[wall]
         return replace(piece, center=center, heading=FACING[wall])
 
-    def in_front(self, anchor: Piece, model: FurnitureModel | Piece | None, gap: float, aside: float = 0.0,
+    def in_front(self, anchor: Piece, model: Placeable | None, gap: float, aside: float = 0.0,
                  turned: float = np.pi) -> Piece | None:
-        """`gap` metres before the anchor's front, shifted `aside` to its right hand, turned against
-        it."""
+        """`gap` metres before the anchor's front, `aside` metres to its right, turned to it."""
         if model is None:
             return None
         piece = self.new(model)
         reach = anchor.size[1] / 2 + gap + piece.size[1] / 2
-        return self._place(
-            replace(piece, center=offset(anchor, aside, -reach), heading=anchor.heading + turned))
+        return self._place(replace(piece, center=offset(anchor, aside, -reach),
+                                   heading=anchor.heading + turned))
 
-    def beside(self, anchor: Piece, model: FurnitureModel | Piece | None, right: bool,
+    def beside(self, anchor: Piece, model: Placeable | None, right: bool,
                gap: float = 0.05) -> Piece | None:
         """At the anchor's side, backs in one line."""
         if model is None:
@@ -131,10 +125,10 @@ class Arrangement:
         piece = self.new(model)
         across = (anchor.size[0] / 2 + gap + piece.size[0] / 2) * (1 if right else -1)
         back = (anchor.size[1] - piece.size[1]) / 2
-        return self._place(
-            replace(piece, center=offset(anchor, across, back), heading=anchor.heading))
+        return self._place(replace(piece, center=offset(anchor, across, back),
+                                   heading=anchor.heading))
 
-    def anywhere(self, model: FurnitureModel | Piece | None, margin: float = 0.5,
+    def anywhere(self, model: Placeable | None, margin: float = 0.5,
                  tries: int = 12) -> Piece | None:
         """On the floor, at least `margin` from the walls if the room allows it."""
         if model is None:
@@ -148,27 +142,27 @@ class Arrangement:
         return None
 
     def around(self, table: Piece, roles: Sequence[str], most: int = 6) -> list[Piece]:
-        """Chairs at the sides of a table, facing it, pulled out so far that their boxes do not
-        overlap."""
+        """Chairs at the sides of a table, facing it, their boxes outside the table's."""
         model = self.pick(*roles)
         if model is None:
             return []
         w, d = table.size[:2]
-        places = [((k + 0.5 - n / 2) * length / n, side) for side, length in enumerate((w, d, w, d))
-                  for n in [max(1, int(length // 0.72)) if length > 0.55 else 0] for k in range(n)]
+        seats: list[tuple[float, int]] = []  # along a side, its number
+        for side, length in enumerate((w, d, w, d)):
+            n = max(1, int(length // 0.72)) if length > 0.55 else 0
+            seats += [((k + 0.5 - n / 2) * length / n, side) for k in range(n)]
         out: list[Piece] = []
-        for i in self.rng.permutation(len(places)):
-            along, side = places[i]
+        for i in self.rng.permutation(len(seats)):
+            along, side = seats[i]
             turn = side * np.pi / 2 + self.rng.normal(0, 0.08)
             chair = replace(self.new(model), heading=table.heading + turn + np.pi)
             half = chair.box[1] - [*chair.center, 0]
-            reach = (d if side % 2 == 0 else w) / 2 + 0.02 + float(max(half[:2])) + abs(
-                self.rng.normal(0, 0.04))
-            dx, dy = {0: (along, -reach), 1: (reach, along), 2: (along, reach),
-                      3: (-reach, along)}[side]
-            if len(out) < most and (placed := self._place(
-                    replace(chair, center=offset(table, dx, dy)))):
-                out.append(placed)
+            reach = (d if side % 2 == 0 else w) / 2 + 0.02 + float(max(half[:2]))
+            reach = reach + abs(self.rng.normal(0, 0.04))
+            dx, dy = ((along, -reach), (reach, along), (along, reach), (-reach, along))[side]
+            if len(out) < most:
+                placed = self._place(replace(chair, center=offset(table, dx, dy)))
+                out += [placed] if placed else []
         return out
 
     def on_top(self, carrier: Piece | None, model: FurnitureModel | None, tries: int = 10,
@@ -181,10 +175,11 @@ class Arrangement:
             return None
         open_cells = np.argwhere(cells)
         for _ in range(tries):
-            turn = 0.0 if straight else float(self.rng.integers(4)) * np.pi / 2 + self.rng.normal(
-                0, 0.2)
-            x, y = (open_cells[self.rng.integers(len(open_cells))] +
-                    self.rng.random(2)) / TOP_CELLS - 0.5
+            turn = 0.0
+            if not straight:
+                turn = float(self.rng.integers(4)) * np.pi / 2 + self.rng.normal(0, 0.2)
+            cell = open_cells[self.rng.integers(len(open_cells))]
+            x, y = (cell + self.rng.random(2)) / TOP_CELLS - 0.5
             center = offset(carrier, x * carrier.size[0], y * carrier.size[1])
             piece = replace(self.new(model), center=center, bottom=level,
                             heading=carrier.heading + turn, resting_on=carrier.id)
@@ -192,7 +187,7 @@ class Arrangement:
                 return self._add(piece)
         return None
 
-    def on_wall(self, model: FurnitureModel | Piece | None, bottom: float, wall: str | None = None,
+    def on_wall(self, model: Placeable | None, bottom: float, wall: str | None = None,
                 along: float | None = None, tries: int = 10) -> Piece | None:
         """Hanging on a wall, its underside at `bottom`."""
         if model is None:
@@ -206,8 +201,8 @@ class Arrangement:
                 return self._add(piece)
         return None
 
-    def at_ceiling(self, model: FurnitureModel | Piece | None, center: tuple[float, float]) -> Piece | None:
-        """Hanging from the ceiling, unless it would reach below 1.9 m."""
+    def at_ceiling(self, model: Placeable | None, center: tuple[float, float]) -> Piece | None:
+        """Hanging from the ceiling, if its underside is above 1.9 m."""
         if model is None:
             return None
         piece = self.new(model)
@@ -226,12 +221,12 @@ class Arrangement:
         for rug in (p for p in self.pieces if p.category == "rug"):
             low, high = rug.box
             if (box[0, :2] < high[:2]).all() and (box[1, :2] > low[:2]).all():
-                if piece.category == "rug" or (box[0, :2] < low[:2]).any() or (box[1, :2]
-                                                                               > high[:2]).any():
+                if piece.category == "rug" or (box[0, :2] < low[:2]).any() or (
+                        box[1, :2] > high[:2]).any():
                     return None
                 piece = replace(piece, bottom=float(high[2]), resting_on=rug.id)
-        if not self._free(piece) or (piece.category != "rug"
-                                     and any(overlap(piece.box, k) for k in self.kept_free)):
+        blocked = piece.category != "rug" and any(overlap(piece.box, k) for k in self.clearances)
+        if blocked or not self._free(piece):
             return None
         return self._add(piece)
 
@@ -256,15 +251,15 @@ def overlap(a: np.ndarray, b: np.ndarray, gap: float = 0.0) -> bool:
 
 
 def offset(anchor: Piece, right: float, back: float) -> tuple[float, float]:
-    """A point given in the anchor's axes (x to the right, y to the back), in the room's."""
+    """A point of the anchor's axes (x to the right, y to the back) in the room's."""
     c, s = np.cos(anchor.heading), np.sin(anchor.heading)
-    return float(anchor.center[0] + c * right - s * back), float(anchor.center[1] + s * right +
-                                                                 c * back)
+    x, y = anchor.center
+    return float(x + c * right - s * back), float(y + s * right + c * back)
 
 
 def support_surface(carrier: Piece) -> tuple[float | None, np.ndarray]:
-    """Height of what it can carry things on, and which cells [16,16] of its footprint do; built
-    pieces carry on top."""
+    """Height of the surface that carries other pieces, and its cells [16,16] of the footprint; the
+    top of built pieces."""
     if carrier.model is None:
         return carrier.bottom + carrier.size[2], np.ones((TOP_CELLS, TOP_CELLS), bool)
     support = carrier.model.support
@@ -272,8 +267,7 @@ def support_surface(carrier: Piece) -> tuple[float | None, np.ndarray]:
 
 
 def _supported(piece: Piece, carrier: Piece, cells: np.ndarray) -> bool:
-    """Whether the piece's upright footprint, seen in the carrier's axes, lies on open cells
-    only."""
+    """Whether the piece's upright footprint in the carrier's axes lies on open cells only."""
     turn = piece.heading - carrier.heading
     c, s = abs(np.cos(turn)), abs(np.sin(turn))
     w, d, _ = piece.size

@@ -1,5 +1,4 @@
-"""What each kind of room holds, and where. Each recipe furnishes one arrangement in place;
-`textures` may grow."""
+"""The furniture of each kind of room. A recipe fills an arrangement; `textures` may grow."""
 from collections.abc import Iterable
 
 import numpy as np
@@ -53,10 +52,8 @@ def bedroom(a: Arrangement, textures: Textures) -> None:
 def kitchen(a: Arrangement, textures: Textures) -> None:
     wall = _longest_free_wall(a)
     length = a.size[0] if wall in ("south", "north") else a.size[1]
-    units = [
-        "storage/counter", "storage/sink", "appliance/oven", "storage/counter", "appliance/fridge",
-        "storage/counter", "appliance/washer"
-    ]
+    units = ["storage/counter", "storage/sink", "appliance/oven", "storage/counter",
+             "appliance/fridge", "storage/counter", "appliance/washer"]
     units = [units[i] for i in a.rng.permutation(len(units))] + 4 * ["storage/counter"]
     at, line = 0.02 + float(a.rng.uniform(0, 0.3)), []
     for role in units:
@@ -70,8 +67,9 @@ def kitchen(a: Arrangement, textures: Textures) -> None:
     for unit in line:
         center = unit.center[0] if wall in ("south", "north") else unit.center[1]
         role = "appliance/hood" if "oven" in unit.name or "stove" in unit.name else "storage/upper"
-        upper = a.pick(role, max_size=(unit.size[0] + 0.02, 0.5,
-                                       1.0)) if unit.size[2] < 1.3 else None
+        upper = None
+        if unit.size[2] < 1.3:
+            upper = a.pick(role, max_size=(unit.size[0] + 0.02, 0.5, 1.0))
         if upper and a.rng.random() < 0.85:
             width = upper.size[0]
             along = (center - width / 2 - 0.01) / max(length - width - 0.02, 1e-3)
@@ -128,14 +126,15 @@ def _sofa_corner(a: Arrangement, sofa: Piece, textures: Textures) -> None:
             a.in_front(sofa, a.pick("chair/armchair"), gap + 0.2, aside,
                        turned=float(np.sign(aside)) * -np.pi / 2)
     for right in (True, False):
-        table = a.beside(sofa, primitives.side_table(a.rng, textures),
-                         right) if a.rng.random() < 0.6 else None
+        table = None
+        if a.rng.random() < 0.6:
+            table = a.beside(sofa, primitives.side_table(a.rng, textures), right)
         a.on_top(table, a.pick("lamp/top", *SMALL))
 
 
 def _television(a: Arrangement, wall: str) -> None:
-    stand = a.against_wall(a.pick("storage/low"), wall, 0.5) or a.against_wall(
-        a.pick("storage/low"))
+    stand = a.against_wall(a.pick("storage/low"), wall, 0.5)
+    stand = stand or a.against_wall(a.pick("storage/low"))
     if stand and stand.size[2] < 1.1:
         a.on_top(stand, a.pick("electronics/tv"), straight=True, tries=20)
     _decorate(a, stand, *SMALL, most=3)
@@ -155,8 +154,8 @@ def _dining_set(a: Arrangement, most: int, centred: bool = False) -> None:
 def _work_place(a: Arrangement, desk: Piece | None) -> None:
     if desk is None:
         return
-    a.in_front(desk,
-               a.pick("chair/office") or a.pick("chair/chair"), 0.03, float(a.rng.normal(0, 0.1)),
+    chair = a.pick("chair/office") or a.pick("chair/chair")
+    a.in_front(desk, chair, 0.03, float(a.rng.normal(0, 0.1)),
                turned=np.pi + float(a.rng.normal(0, 0.15)))
     a.on_top(desk, a.pick("electronics/computer"), straight=True)
     a.on_top(desk, a.pick("lamp/top"))
@@ -171,7 +170,7 @@ def _decorate(a: Arrangement, carrier: Piece | None, *roles: str, most: int) -> 
 
 
 def _finish(a: Arrangement, textures: Textures, pictures: int) -> None:
-    """Light, warmth and what stands about in any room."""
+    """What any room has: lamps, radiator, plants, shelves, pictures."""
     rng, (w, d, _) = a.rng, a.size
     middle = (w / 2 + float(rng.normal(0, 0.15)), d / 2 + float(rng.normal(0, 0.15)))
     lamp = a.at_ceiling(
@@ -196,9 +195,9 @@ def _finish(a: Arrangement, textures: Textures, pictures: int) -> None:
 
 
 def _longest_free_wall(a: Arrangement) -> str:
-    """The wall with most length left beside doors and, for less, windows."""
+    """The wall with most free length, windows counting half."""
     def length(wall: str) -> float:
-        whole = a.size[0] if wall in ("south", "north") else a.size[1]
+        total = a.size[0] if wall in ("south", "north") else a.size[1]
         reach = {"south": (1, 0), "north": (1, a.size[1]), "west": (0, 0),
                  "east": (0, a.size[0])}[wall]
         taken = 0.0
@@ -206,16 +205,17 @@ def _longest_free_wall(a: Arrangement) -> str:
             axis, at = reach
             if abs(p.box[:, axis] - at).min() < 0.05:
                 taken += p.size[0] * (1.0 if p.category == "door" else 0.5)
-        return whole - taken + float(a.rng.uniform(0, 0.6))
+        return total - taken + float(a.rng.uniform(0, 0.6))
     return max(WALLS, key=length)
 
 
 def _rug(a: Arrangement, textures: Textures, widths: tuple[float, float],
          depths: tuple[float, float]) -> Piece | FurnitureModel:
-    """A modelled rug of about that size, else one built here."""
+    """A modelled rug of about that size, else a built one."""
     width, depth = float(a.rng.uniform(*widths)), float(a.rng.uniform(*depths))
-    model = a.pick("rug/rug", max_size=(width + 0.2, depth + 0.2,
-                                        0.03)) if a.rng.random() < 0.5 else None
+    model = None
+    if a.rng.random() < 0.5:
+        model = a.pick("rug/rug", max_size=(width + 0.2, depth + 0.2, 0.03))
     return model or primitives.rug(a.rng, textures, width, depth)
 
 

@@ -1,8 +1,6 @@
-"""Clips of furnished rooms, rendered when asked for: the same (seed, split, room, clip) is the same
-clip.
+"""Clips of furnished rooms, rendered on request; (seed, split, room, clip) determines a clip.
 
-Ids are SPLIT/RRRRR_C: room and clip number. `render_clips` spreads rooms over processes and keeps
-their order.
+Ids are SPLIT/RRRRR_C: room and clip number. `render_clips` renders rooms in several processes.
 """
 import json
 import multiprocessing
@@ -29,16 +27,15 @@ from scenes.rooms.layout import CEILING, FLOOR, WALL_IDS, Room, furnish
 from scenes.rooms.renderer import RenderedFrames, Renderer
 
 STRUCTURE = (FLOOR, CEILING, *WALL_IDS.values())
-MAX_STRUCTURE = 0.7   # share of the pixels that may show floor, ceiling and walls
+MAX_STRUCTURE = 0.7   # largest share of the pixels that show floor, ceiling and walls
 MIN_DEPTH = 0.35      # m
-ROOMS_VERSION = 3     # raised whenever the same seed would give another picture
+ROOMS_VERSION = 3     # raised whenever the same seed gives another picture
 _ATTEMPTS = 6
 
 
 @dataclass
 class RoomSource:
-    """Rooms per split, and how each is filmed. Rooms and furniture models of different splits are
-    disjoint."""
+    """Rooms per split, and their clips. Splits share neither rooms nor furniture models."""
     train: int = 160
     val: int = 20
     test: int = 20
@@ -47,7 +44,7 @@ class RoomSource:
     size: int = 224                 # px, square
     seed: int = 0
     pack: Path | str | None = None  # None = the committed public-domain pack
-    _held: dict[str, Room] = field(default_factory=dict, repr=False, compare=False)
+    _last_room: dict[str, Room] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "clips_per_room"):
@@ -58,8 +55,7 @@ class RoomSource:
 
     @cached_property
     def key(self) -> str:
-        """Names what the clips hold: equal keys, equal clips under equal ids, however many rooms
-        were asked for."""
+        """Equal keys mean equal clips under equal ids, whatever the numbers of rooms."""
         facts = [ROOMS_VERSION, self.seed, self.frames, self.size, self.furniture.digest]
         return "rooms-" + sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
@@ -68,37 +64,37 @@ class RoomSource:
                 for clip in range(self.clips_per_room)]
 
     def clip(self, clip_id: str) -> Clip:
-        """Renders one clip here. Raises ValueError for an id that is not in `ids`, or if there is
-        no EGL."""
-        split, number, take = self._parse(clip_id)
+        """Renders one clip. Raises ValueError for an id that is not in `ids`, or without EGL."""
+        split, number, clip_number = self._parse(clip_id)
         room = self.room(split, number)
-        rng = np.random.default_rng([self.seed, SPLITS.index(split), number, take, 1])
+        rng = np.random.default_rng([self.seed, SPLITS.index(split), number, clip_number, 1])
         for left in reversed(range(_ATTEMPTS)):
-            track = sample_trajectory(room, self.frames, rng)
-            glance = self._shoot(room, track.poses[:1], track, 1.0)
-            if left and _fault(glance):
+            path = sample_trajectory(room, self.frames, rng)
+            first = self._render(room, path.poses[:1], path, 1.0)
+            if left and _is_unsuitable(first):
                 continue
-            exposure = _metered(glance["frames"], rng)
+            exposure = _auto_exposure(first["frames"], rng)
             noise, seed = float(rng.uniform(0.002, 0.012)), int(rng.integers(2**32))
-            views = self._shoot(room, track.poses, track, exposure, noise, seed)
-            if not _fault(views):
+            rendered = self._render(room, path.poses, path, exposure, noise, seed)
+            if not _is_unsuitable(rendered):
                 break
-        seen = set(np.unique(views["instances"]).tolist())
-        return Clip(id=clip_id, **views, intrinsics=track.intrinsics(self.size), poses=track.poses,
-                    room_size=room.size, objects=[o for o in room.objects if o.id in seen])
+        visible = set(np.unique(rendered["instances"]).tolist())
+        return Clip(id=clip_id, **rendered, intrinsics=path.intrinsics(self.size),
+                    poses=path.poses, room_size=room.size,
+                    objects=[o for o in room.objects if o.id in visible])
 
-    def _shoot(self, room: Room, poses: np.ndarray, track: Trajectory, exposure: float,
-               noise: float = 0.0, seed: int = 0) -> RenderedFrames:
-        return self.renderer.render(room, self.furniture, poses, track.intrinsics(self.size),
+    def _render(self, room: Room, poses: np.ndarray, path: Trajectory, exposure: float,
+                noise: float = 0.0, seed: int = 0) -> RenderedFrames:
+        return self.renderer.render(room, self.furniture, poses, path.intrinsics(self.size),
                                     exposure, noise, seed)
 
     def room(self, split: Split, number: int) -> Room:
-        """The room with this number; the last one asked for is kept."""
+        """The room with this number; the last one is cached."""
         key = f"{split}/{number}"
-        if key not in self._held:
-            self._held.clear()
-            self._held[key] = furnish(split, self.seed * 1_000_000 + number, self.furniture)
-        return self._held[key]
+        if key not in self._last_room:
+            self._last_room.clear()
+            self._last_room[key] = furnish(split, self.seed * 1_000_000 + number, self.furniture)
+        return self._last_room[key]
 
     @cached_property
     def furniture(self) -> Pack:
@@ -110,46 +106,43 @@ class RoomSource:
 
     def _parse(self, clip_id: str) -> tuple[Split, int, int]:
         split, _, rest = clip_id.partition("/")
-        number, _, take = rest.partition("_")
-        if (split in SPLITS and number.isdigit() and take.isdigit()
-                and int(number) < getattr(self, split) and int(take) < self.clips_per_room):
-            return split, int(number), int(take)
+        number, _, clip = rest.partition("_")
+        if (split in SPLITS and number.isdigit() and clip.isdigit()
+                and int(number) < getattr(self, split) and int(clip) < self.clips_per_room):
+            return split, int(number), int(clip)
         raise ValueError(
             f"rooms: no clip {clip_id!r}; ids are SPLIT/ROOM_CLIP, such as train/00000_0, with "
             f"{self.train}/{self.val}/{self.test} rooms of {self.clips_per_room} clips")
 
     def __getstate__(self) -> dict:
-        return {k: v
-                for k, v in self.__dict__.items()
-                if k not in ("furniture", "renderer")} | {"_held": {}}
+        state = {k: v for k, v in vars(self).items() if k not in ("furniture", "renderer")}
+        return state | {"_last_room": {}}
 
 
-def _fault(views: RenderedFrames) -> bool:
-    """Whether a frame shows little but bare room, or something too near."""
-    blank = np.isin(views["instances"], STRUCTURE).mean(axis=(1, 2)).max()
-    return bool(blank > MAX_STRUCTURE or views["depth"].min() < MIN_DEPTH)
+def _is_unsuitable(rendered: RenderedFrames) -> bool:
+    """Whether a frame shows little furniture, or something too near."""
+    structure = np.isin(rendered["instances"], STRUCTURE).mean(axis=(1, 2)).max()
+    return bool(structure > MAX_STRUCTURE or rendered["depth"].min() < MIN_DEPTH)
 
 
-def _metered(frames: np.ndarray, rng: np.random.Generator) -> float:
-    """The exposure that brings the mean from what it is at exposure 1 to somewhere in the middle,
-    as a phone does."""
+def _auto_exposure(frames: np.ndarray, rng: np.random.Generator) -> float:
+    """The exposure that brings the mean brightness at exposure 1 to a random medium one."""
     target = rng.uniform(95, 165)
     return float(np.clip((target / max(float(frames.mean()), 1.0)) ** 2.2, 0.25, 4.0))
 
 
 class ClipRenderer(Protocol):
-    """Anything that renders a clip by its id; it is sent to the workers, so it must pickle."""
+    """Anything that renders a clip by its id and can be pickled, for the workers."""
 
     def clip(self, clip_id: str) -> Clip: ...
 
 
 def render_clips(source: ClipRenderer, ids: Sequence[str], workers: int = 0) -> Iterator[Clip]:
-    """The clips in the order of `ids`. Each of `workers` processes takes every n-th room; 0 renders
-    in this process.
+    """The clips in the order of `ids`. Each of n workers renders every n-th room; 0: this process.
 
     A worker is at most one room ahead of the reader, so memory does not grow with the number of
-    clips. A script that uses workers needs an `if __name__ == "__main__":` (they are spawned, for a
-    GPU context survives no fork).
+    clips. Workers are spawned, as a GPU context survives no fork: a script that uses them needs
+    `if __name__ == "__main__":`.
     """
     if workers <= 0 or len(ids) < 2:
         yield from map(source.clip, ids)
@@ -157,7 +150,7 @@ def render_clips(source: ClipRenderer, ids: Sequence[str], workers: int = 0) -> 
     rooms = [list(group) for _, group in groupby(ids, key=lambda i: i.rpartition("_")[0])]
     workers = min(workers, len(rooms))
     spawn = multiprocessing.get_context("spawn")
-    crew = []
+    started = []
     try:
         with _one_thread_each():
             for w in range(workers):
@@ -166,12 +159,12 @@ def render_clips(source: ClipRenderer, ids: Sequence[str], workers: int = 0) -> 
                                         daemon=True)
                 process.start()
                 send.close()
-                crew.append((process, receive))
+                started.append((process, receive))
         for r, room in enumerate(rooms):
             for clip_id in room:
-                yield _receive(crew[r % workers][1], clip_id)
+                yield _receive(started[r % workers][1], clip_id)
     finally:
-        for process, receive in crew:
+        for process, receive in started:
             receive.close()
             process.terminate()
             process.join()
@@ -179,8 +172,7 @@ def render_clips(source: ClipRenderer, ids: Sequence[str], workers: int = 0) -> 
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Processes started here keep to one thread: Mesa's renderer and BLAS would start one a core in
-    each of them."""
+    """Processes started here use one thread; else Mesa and BLAS start one a core in each."""
     one = dict.fromkeys(("LP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
     before = {name: os.environ.get(name) for name in one}
     os.environ.update(one)
@@ -198,8 +190,8 @@ def _receive(pipe: Connection, clip_id: str) -> Clip:
     try:
         message = pipe.recv()
     except EOFError as error:
-        raise RuntimeError(
-            f"rooms: the process rendering {clip_id} died; if memory ran out, use fewer") from error
+        raise RuntimeError(f"rooms: the process rendering {clip_id} died; if memory ran out, use "
+                           "fewer workers") from error
     if isinstance(message, ValueError):
         raise message
     if not isinstance(message, Clip):
