@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from types import ModuleType
 
 COMMANDS = {
-    "scenes": ("render, show, pack, ask, census", "rendered rooms and your own videos as clips"),
+    "scenes": ("render, show, pack, ask, import, census",
+               "rendered rooms, your own videos and benchmarks as clips"),
     "teacher": ("fetch, prompt, train, plan, search, pretrain, probe",
                 "the generator, its tap and the fused teacher"),
     "distill": ("run, heads", "train the teacher, distil the student, write a run folder"),

@@ -44,8 +44,8 @@ def accuracy_table(rows: Sequence[dict]) -> str:
         if "match_descriptor" in row:
             lines += ["", "Heads (student/heads.safetensors): depth delta1 "
                       f"{row['delta1']:.3f}, abs_rel {row['abs_rel']:.3f}; normals "
-                      f"{row['normal_deg']:.1f} deg; cells matched within one of 14x14, first frame "
-                      f"to last and back: {row['match_descriptor']:.3f} (features "
+                      f"{row['normal_deg']:.1f} deg; cells matched within one of 14x14, first to "
+                      f"last frame and back: {row['match_descriptor']:.3f} (features "
                       f"{row['match_features']:.3f}, RGB patches {row['match_rgb']:.3f}, same "
                       f"position {row['match_same_place']:.3f}, chance {row['match_chance']:.3f})"]
     return "\n".join(lines)

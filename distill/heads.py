@@ -16,14 +16,22 @@ from torch import Tensor
 
 from distill.config import HeadTraining
 from distill.correspondence import MatchScores, has_correspondences, matching_cells, rgb_patches
-from distill.losses import match_loss
 from records.files import sha256
 from scenes.clip import Clip, Source, Split
 from scenes.dense import DenseScores, DenseTargets, dense_targets
 from student.config import SHIPPED, HeadsShape
-from student.heads import FILE, HeadOutputs, Heads, fit_pca, heads_scores, load_heads, save_heads
+from student.heads import (
+    FILE,
+    HeadOutputs,
+    Heads,
+    HeadsBatch,
+    fit_pca,
+    heads_loss,
+    heads_scores,
+    load_heads,
+    save_heads,
+)
 from student.vit import Student, load_student
-from teacher.dense.model import geometry_loss
 from teacher.training.checkpoint import clipped_step, set_lr
 
 NAME = "student_heads"  # of the row in accuracy.json
@@ -69,8 +77,7 @@ def ensure_heads(folder: Path, source: Source, config: HeadTraining, seed: int,
 
 def train_student_heads(student: Student, student_sha256: str, dataset: HeadsDataset,
                         config: HeadTraining, seed: int) -> Heads:
-    """Returns the heads in eval mode. Loss: log-depth L1 + normal cosine distance + InfoNCE over
-    matches; no two heads share weights, so the terms do not compete."""
+    """Returns the heads in eval mode, trained for `config.steps` of student.heads.heads_loss."""
     torch.manual_seed(seed)
     shape = HeadsShape(student.config.out_dim, student.config.grid, config.width,
                        config.descriptor_dim, student=student_sha256)
@@ -81,7 +88,8 @@ def train_student_heads(student: Student, student_sha256: str, dataset: HeadsDat
     draw = torch.Generator().manual_seed(seed)
     for step in track(range(config.steps), description="heads"):
         set_lr(optimizer, config.lr, step, config.steps, warm=config.steps // 20)
-        clipped_step(_loss(heads, dataset, config.batch, draw), optimizer, trainable)
+        loss = heads_loss(heads, _draw_batch(dataset, config.batch, draw))
+        clipped_step(loss, optimizer, trainable)
     return heads.eval()
 
 
@@ -144,17 +152,14 @@ def _initial_heads(student: Student, shape: HeadsShape, config: HeadTraining) ->
     return heads
 
 
-def _loss(heads: Heads, dataset: HeadsDataset, batch: int, draw: torch.Generator) -> Tensor:
+def _draw_batch(dataset: HeadsDataset, size: int, draw: torch.Generator) -> HeadsBatch:
     device = dataset.pairs.device
-    chosen = torch.randint(len(dataset.pairs), (batch, ), generator=draw).to(device)
-    first, second = dataset.pairs[chosen].T                                           # [B] each
-    outputs = heads(dataset.features[first].float())
+    chosen = torch.randint(len(dataset.pairs), (size, ), generator=draw).to(device)
     cells = torch.randperm(dataset.targets.shape[1], generator=draw)[:QUERIES].to(device)
-    queries = outputs.descriptors.flatten(2)[..., cells]
-    keys = heads.describe(dataset.features[second].float())
-    geometry = geometry_loss(outputs.depth[:, 0].log(), outputs.normals, dataset.depth[first],
-                             dataset.normals[first].float())
-    return geometry + match_loss(queries, keys, dataset.targets[chosen][:, cells].float())
+    first, second = dataset.pairs[chosen].T                                           # [B] each
+    return HeadsBatch(dataset.features[first].float(), dataset.features[second].float(),
+                      dataset.depth[first], dataset.normals[first].float(), cells,
+                      dataset.targets[chosen][:, cells].float())
 
 
 def _clips(source: Source, split: Split) -> Iterator[Clip]:

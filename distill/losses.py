@@ -1,8 +1,6 @@
-"""What the student and its heads are trained to match.
+"""What the student is trained to match: every token's feature, and how a frame's tokens relate.
 
-The student: every token's feature and how a frame's tokens relate. Features are [B,D,H,W]: one
-D-vector a grid cell, standardised per channel (unitless). The descriptor head: which cell of
-another view shows the same surface.
+Features are [B,D,H,W]: one D-vector a grid cell, standardised per channel (unitless).
 """
 import torch
 import torch.nn.functional as F
@@ -35,30 +33,6 @@ def relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
         raise ValueError(f"relation_loss: got student B={b} grid={grid}, expected B={b_t} "
                          f"grid={grid_t}; pool both to one grid first")
     return F.mse_loss(_similarity(student), _similarity(teacher.detach()))
-
-
-def match_loss(queries: Tensor, keys: Tensor, targets: Tensor, temperature: float = 0.07) -> Tensor:
-    """InfoNCE (arXiv 1807.03748) over all cells of the second view, for each query of the first.
-
-    queries: unit descriptors [P,C,M]; keys: unit descriptors [P,C,g,g]; targets [P,M,2]: (column,
-    row) of the matching point in cells of the second view, NaN: not visible. A target is shared
-    bilinearly among the four cells around it. Returns a float32 scalar; 0 if nothing is visible.
-    """
-    grid = keys.shape[-1]
-    visible = ~targets.isnan().any(-1)                                              # [P,M]
-    logits = queries.transpose(1, 2).float() @ keys.flatten(2).float() / temperature  # [P,M,g*g]
-    logits = logits[visible].log_softmax(-1)                                        # [V,g*g]
-    target = targets[visible].clamp(0, grid - 1)                                    # [V,2]
-    low = target.floor().clamp(max=grid - 2)
-    fraction = target - low                                                         # [V,2]
-    loss = logits.new_zeros(())
-    for dx in (0, 1):
-        for dy in (0, 1):
-            across = fraction[:, 0] if dx else 1 - fraction[:, 0]
-            down = fraction[:, 1] if dy else 1 - fraction[:, 1]
-            cell = ((low[:, 1] + dy) * grid + low[:, 0] + dx).long()
-            loss = loss - (across * down * logits.gather(1, cell[:, None])[:, 0]).sum()
-    return loss / max(len(logits), 1)
 
 
 def _similarity(features: Tensor) -> Tensor:

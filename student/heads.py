@@ -2,7 +2,8 @@
 
 Each head is a few layers of its own, so one can be left out or trained alone. Depth and normals get
 position embeddings (floors are low in a frame); the descriptor gets none, because it has to be the
-same wherever a point appears.
+same wherever a point appears. A new head: a name in OUTPUTS, a field of HeadOutputs, a module of
+Heads and a term of `heads_loss`.
 """
 import json
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from records.files import atomic_write
 from student.config import HeadsShape
 from student.vit import Student
+from teacher.dense.model import geometry_loss
 
 FILE = "heads.safetensors"  # next to student.safetensors
 MIN_DEPTH_M, MAX_DEPTH_M = 0.1, 50.0
@@ -31,6 +33,16 @@ class HeadOutputs(NamedTuple):
     normals: Tensor      # [B,3,56,56] unit vectors, camera axes (x right, y down, z ahead)
     descriptors: Tensor  # [B,32,28,28] unit vectors, alike for one point in two views
     colours: Tensor      # [B,3,14,14] the features' three principal components, 0 to 1
+
+
+class HeadsBatch(NamedTuple):
+    """Ground truth for B pairs of frames; M cells of each pair's first frame are matched."""
+    features: Tensor  # [B,D,14,14] of the first frames
+    other: Tensor     # [B,D,14,14] of the second frames
+    depth: Tensor     # [B,56,56] m
+    normals: Tensor   # [B,3,56,56] of any length, 0: unknown
+    cells: Tensor     # [M] cells of the 28x28 grid
+    targets: Tensor   # [B,M,2] (column, row) of their matches in the second frame; NaN: not visible
 
 
 class Head(nn.Module):
@@ -89,9 +101,42 @@ class StudentWithHeads(nn.Module):
         super().__init__()
         self.student, self.heads = student, heads
 
-    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
         features = self.student(frames)
         return features, *self.heads(features)
+
+
+def heads_loss(heads: Heads, batch: HeadsBatch) -> Tensor:
+    """Log-depth L1 + normal cosine distance + InfoNCE over matches, a float32 scalar. No two heads
+    share weights, so the terms do not compete."""
+    outputs = heads(batch.features)
+    geometry = geometry_loss(outputs.depth[:, 0].log(), outputs.normals, batch.depth, batch.normals)
+    queries = outputs.descriptors.flatten(2)[..., batch.cells]
+    return geometry + match_loss(queries, heads.describe(batch.other), batch.targets)
+
+
+def match_loss(queries: Tensor, keys: Tensor, targets: Tensor, temperature: float = 0.07) -> Tensor:
+    """InfoNCE (arXiv 1807.03748) over all cells of the second view, for each query of the first.
+
+    queries: unit descriptors [P,C,M]; keys: unit descriptors [P,C,g,g]; targets [P,M,2]: (column,
+    row) of the matching point in cells of the second view, NaN: not visible. A target is shared
+    bilinearly among the four cells around it. Returns a float32 scalar; 0 if nothing is visible.
+    """
+    grid = keys.shape[-1]
+    visible = ~targets.isnan().any(-1)                                              # [P,M]
+    logits = queries.transpose(1, 2).float() @ keys.flatten(2).float() / temperature  # [P,M,g*g]
+    logits = logits[visible].log_softmax(-1)                                        # [V,g*g]
+    target = targets[visible].clamp(0, grid - 1)                                    # [V,2]
+    low = target.floor().clamp(max=grid - 2)
+    fraction = target - low                                                         # [V,2]
+    loss = logits.new_zeros(())
+    for dx in (0, 1):
+        for dy in (0, 1):
+            across = fraction[:, 0] if dx else 1 - fraction[:, 0]
+            down = fraction[:, 1] if dy else 1 - fraction[:, 1]
+            cell = ((low[:, 1] + dy) * grid + low[:, 0] + dx).long()
+            loss = loss - (across * down * logits.gather(1, cell[:, None])[:, 0]).sum()
+    return loss / max(len(logits), 1)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 
 from records.files import sha256
 from student.config import SHIPPED, HeadsShape
-from student.heads import FILE, Heads, fit_pca, heads_scores, load_heads, save_heads
+from student.heads import FILE, Heads, fit_pca, heads_scores, load_heads, match_loss, save_heads
 
 SHAPE = HeadsShape(in_dim=32, width=16, descriptor_dim=8)
 
@@ -52,6 +52,21 @@ def test_heads_load_as_saved_and_only_for_their_student(tmp_path):
     assert heads_scores(tmp_path) == {"delta1": 0.5}
     with pytest.raises(ValueError, match="was trained on student abc, expected def; train them"):
         load_heads(tmp_path, "def")
+
+
+def test_match_loss_is_small_only_at_the_true_cells():
+    torch.manual_seed(0)
+    view = torch.nn.functional.normalize(torch.randn(1, 16, 6, 6), dim=1)
+    row, column = torch.meshgrid(torch.arange(6.0), torch.arange(6.0), indexing="ij")
+    true = torch.stack([column, row], -1).reshape(1, 36, 2)
+    exact = match_loss(view.flatten(2), view, true)
+    assert exact < 0.1 < 1 < match_loss(view.flatten(2), view, true.flip(1))
+    unseen = torch.full_like(true, float("nan"))
+    assert match_loss(view.flatten(2), view, unseen) == 0
+    half = true.clone()
+    half[:, ::2] = float("nan")  # only what is seen counts
+    assert match_loss(view.flatten(2)[..., 1::2], view, true[:, 1::2]) == pytest.approx(
+        match_loss(view.flatten(2), view, half).item())
 
 
 @pytest.mark.parametrize("damage", [None, b"", b"not safetensors at all", "other network"])
