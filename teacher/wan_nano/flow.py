@@ -1,9 +1,8 @@
-"""wan-nano's transformer: Wan's own video diffusion transformer in a small size, trained by flow
-matching.
+"""wan-nano's transformer: Wan's video transformer in a small size, trained by flow matching.
 
-x_t = (1-t) z + t eps, target eps - z (arXiv 2210.02747), t logit-normal, then shifted towards noise
-the more tokens there are to agree with each other (arXiv 2403.03206, section 5.3.2); clips and
-single frames alternate, so that both frame modes of the tap are what the generator has seen.
+x_t = (1-t) z + t eps, target eps - z (arXiv 2210.02747); t is logit-normal, then shifted towards
+noise with the number of tokens (arXiv 2403.03206, section 5.3.2). Clips and single frames
+alternate, so that the generator is trained in both frame modes of the tap.
 """
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,13 +14,12 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 TEXT_DIM = 32
-# at this size (8x8 frames) an unshifted t was seen to teach the layout of rooms
+# at this size (8x8 frames) an unshifted t was found to teach the layout of rooms
 UNSHIFTED_TOKENS = 64
 
 
 def build_transformer() -> WanTransformer3DModel:
-    """10 M parameters: 10 blocks of width 256, patch (1,2,2); one identity-initialised residual
-    stream."""
+    """10 M parameters: 10 blocks of width 256, patch (1,2,2), initialised as the identity."""
     model = WanTransformer3DModel(num_attention_heads=4, attention_head_dim=64, in_channels=16,
                                   out_channels=16, text_dim=TEXT_DIM, freq_dim=128, ffn_dim=832,
                                   num_layers=10, rope_max_seq_len=64)
@@ -36,13 +34,13 @@ def build_transformer() -> WanTransformer3DModel:
 
 
 def empty_prompt() -> Tensor:
-    """The one prompt wan-nano knows, [1,1,TEXT_DIM]."""
+    """The one prompt wan-nano is trained with, [1,1,TEXT_DIM]."""
     return torch.zeros(1, 1, TEXT_DIM)
 
 
 class FlowLoss(nn.Module):
-    """(normalised latents z [B,16,F,h,w], noise like z, t [B] in (0,1)) -> mean squared velocity
-    error."""
+    """(normalised latents z [B,16,F,h,w], noise like z, t [B] in (0,1)) -> velocity MSE."""
+
     prompt: Tensor
 
     def __init__(self, transformer: WanTransformer3DModel):
@@ -61,8 +59,7 @@ class FlowLoss(nn.Module):
 
 def flow_batch(clips: Tensor, images: Tensor, batch: int, seed: int,
                step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Step's (z, noise, t), on the latents' device: clips [N,16,F,h,w] on even steps, else images
-    [M,16,1,h,w].
+    """(z, noise, t) of a step: of clips [N,16,F,h,w] on even steps, else of images [M,16,1,h,w].
 
     An image batch is F times as large, so that every step has the same number of tokens.
     """
@@ -75,11 +72,10 @@ def flow_batch(clips: Tensor, images: Tensor, batch: int, seed: int,
 
 
 def shifted(t: Tensor, grid: Sequence[int]) -> Tensor:
-    """t in [0,1] moved towards noise for latents of size `grid` (F,h,w), 2x2 latents a token; keeps
-    0 and 1.
+    """t in [0,1] shifted towards noise for latents of size `grid` (F,h,w); 0 and 1 stay.
 
-    Neighbouring latents tell of each other, so that at equal t more of them hide less of a room's
-    layout.
+    Neighbouring latents are correlated: at equal t, more of them hide less of a room's layout. A
+    token is 2x2 latents.
     """
     shift = max(1.0, (prod(grid) / 4 / UNSHIFTED_TOKENS) ** 0.5)
     return shift * t / (1 + (shift - 1) * t)
@@ -88,16 +84,15 @@ def shifted(t: Tensor, grid: Sequence[int]) -> Tensor:
 @torch.inference_mode()
 def sample(transformer: WanTransformer3DModel, shape: tuple[int, ...], device: torch.device,
            steps: int = 60, seed: int = 0) -> Tensor:
-    """Draws normalised latents `shape` [B,16,F,h,w] by integrating the velocity from t=1 to 0
-    (Heun's method)."""
+    """Generates normalised latents `shape` [B,16,F,h,w]: Heun's method from t=1 to 0."""
     dtype = next(transformer.parameters()).dtype
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
     prompt = empty_prompt().to(device, dtype).expand(shape[0], -1, -1)
 
     def velocity(x: Tensor, t: float) -> Tensor:
-        return transformer(hidden_states=x.to(dtype), timestep=torch.full(
-            (len(x), ), 1000 * t, device=device), encoder_hidden_states=prompt,
-                           return_dict=False)[0].float()
+        timestep = torch.full((len(x),), 1000 * t, device=device)
+        return transformer(hidden_states=x.to(dtype), timestep=timestep,
+                           encoder_hidden_states=prompt, return_dict=False)[0].float()
 
     times = shifted(torch.linspace(1, 0, steps + 1), shape[2:]).tolist()
     for now, then in pairwise(times):

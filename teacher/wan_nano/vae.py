@@ -1,7 +1,6 @@
-"""wan-nano's VAE: Wan's own causal video autoencoder in a small size, trained on random crops of
-rendered clips.
+"""wan-nano's VAE: Wan's causal video autoencoder in a small size, trained on random crops.
 
-Loss = L1 + image-gradient L1 + a light KL; pixels in [-1,1]. Crops are 9 frames long: the third
+Loss = L1 + image-gradient L1 + a small KL; pixels in [-1,1]. Crops are 9 frames long: the third
 latent frame is the first that decodes from a full temporal cache, so shorter clips would leave that
 path untrained.
 """
@@ -17,18 +16,19 @@ KL_WEIGHT, GRADIENT_WEIGHT = 1e-4, 1.0
 
 
 def build_vae() -> AutoencoderKLWan:
-    """2.5 M parameters; 8x in space, 4x in time, 16 channels, as Wan2.1. The first halving is the
-    2x2 patchify of Wan2.2's VAE: no convolution runs at full resolution, which is where a small VAE
-    would spend three quarters."""
-    return AutoencoderKLWan(base_dim=32, z_dim=16, dim_mult=[1, 2,
-                                                             2], num_res_blocks=1, patch_size=2,
-                            in_channels=12, out_channels=12, temperal_downsample=[True, True],
-                            latents_mean=[0.0] * 16, latents_std=[1.0] * 16)
+    """2.5 M parameters; 8x in space, 4x in time, 16 channels, as Wan2.1.
+
+    The first halving is the 2x2 patchify of Wan2.2's VAE, so no convolution runs at full
+    resolution: three quarters of a small VAE's work.
+    """
+    return AutoencoderKLWan(base_dim=32, z_dim=16, dim_mult=[1, 2, 2], num_res_blocks=1,
+                            patch_size=2, in_channels=12, out_channels=12,
+                            temperal_downsample=[True, True], latents_mean=[0.0] * 16,
+                            latents_std=[1.0] * 16)
 
 
 class ReconstructionLoss(nn.Module):
-    """[B,T,3,h,w] uint8 -> (total, reconstruction L1): one module, so that several GPUs can share
-    it."""
+    """[B,T,3,h,w] uint8 -> (total, reconstruction L1)."""
 
     def __init__(self, vae: AutoencoderKLWan):
         super().__init__()
@@ -40,14 +40,13 @@ class ReconstructionLoss(nn.Module):
         out = out.float()
         l1 = (out - x).abs().mean()
         gradient = sum((torch.diff(out, dim=d) - torch.diff(x, dim=d)).abs().mean() for d in (3, 4))
-        kl = 0.5 * (posterior.mean.float()**2 + posterior.var.float() - 1 -
-                    posterior.logvar.float()).mean()
+        mean, var, logvar = (v.float() for v in (posterior.mean, posterior.var, posterior.logvar))
+        kl = 0.5 * (mean**2 + var - 1 - logvar).mean()
         return l1 + GRADIENT_WEIGHT * gradient + KL_WEIGHT * kl, l1.detach()
 
 
 def crops(frames: Tensor, batch: int, side: int, seed: int, start: int = 0) -> Iterator[Tensor]:
-    """Endless random crops [B,T,3,side,side] uint8 from frames [N,T,3,H,W]; step i depends on
-    (seed, i) alone."""
+    """Endless random crops [B,T,3,side,side] of frames [N,T,3,H,W]; step i's by (seed, i) alone."""
     n, _, _, h, w = frames.shape
     step = start
     while True:
@@ -80,13 +79,12 @@ def encode_all(vae: AutoencoderKLWan, frames: Tensor, device: torch.device,
 @torch.inference_mode()
 def reconstruction_psnr(vae: AutoencoderKLWan, frames: Tensor, device: torch.device,
                         batch: int = 8) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each clip of frames [N,T,3,H,W] uint8 through the VAE ->
-    [N]."""
+    """PSNR in dB of each clip of frames [N,T,3,H,W] uint8 through the VAE -> [N]."""
     dtype = next(vae.parameters()).dtype
     scores = []
     for i in range(0, len(frames), batch):
         x = to_pixels(frames[i:i + batch].to(device))
         out = vae.decode(vae.encode(x.to(dtype)).latent_dist.mode()).sample.float()
-        # range 2, so peak^2 = 4
-        scores.append(10 * torch.log10(4 / (out - x).square().mean((1, 2, 3, 4))))
+        error = (out - x).square().mean((1, 2, 3, 4))
+        scores.append(10 * torch.log10(4 / error))  # range 2, so peak^2 = 4
     return torch.cat(scores).cpu()

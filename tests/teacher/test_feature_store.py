@@ -43,7 +43,7 @@ def test_a_manifest_of_another_configuration_is_refused(tmp_path, rooms):
     store = filled(tmp_path, rooms)
     manifest = store.folder / "manifest.json"
     manifest.write_text(json.dumps({**store.spec, "seed": 3}))
-    with pytest.raises(ValueError, match="another configuration \\(seed: 3 there, 0 asked\\)"):
+    with pytest.raises(ValueError, match="another configuration \\(seed: 3 stored, 0 requested\\)"):
         filled(tmp_path, rooms)
     manifest.write_text("{")
     with pytest.raises(ValueError, match="not a manifest"):
