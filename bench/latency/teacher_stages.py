@@ -72,10 +72,13 @@ def generator_cases(tower: WanTower, name: str, clips: Tensor, device: DeviceTyp
         one_by_one = tower.tap.frames == "image"
         return tower.latents(videos.flatten(0, 1).unsqueeze(1) if one_by_one else videos)
 
-    digest = tower.spec["weights"]
-    after_vae = _PrecomputedLatents(tower, latents(clips.to(device)))
+    digest, z = tower.spec["weights"], latents(clips.to(device))
+
+    def transformer(videos: Tensor) -> Tensor:
+        return tower.block_features(videos, [tower.tap.block], z)[0]
+
     stages = [Stage("vae_encode", latents, encoder, digest),
-              Stage("transformer", after_vae.features, [tower.transformer], digest),
+              Stage("transformer", transformer, [tower.transformer], digest),
               Stage("generator", tower.features, [*encoder, tower.transformer], digest)]
     return stage_cases(stages, name, clips, device, launches)
 
@@ -102,17 +105,6 @@ def stage_cases(stages: Sequence[Stage], artefact: str, clips: Tensor, device: D
             call = partial(torch.inference_mode()(stage.call), clips)
             cases.append(BenchCase(info, call, device))
     return cases, missing
-
-
-class _PrecomputedLatents(WanTower):
-    """The same tower with the VAE's output given: what remains is the transformer."""
-
-    def __init__(self, tower: WanTower, latents: Tensor):
-        self.__dict__.update(tower.__dict__)
-        self._latents = latents
-
-    def latents(self, frames: Tensor) -> Tensor:
-        return self._latents
 
 
 def _parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:

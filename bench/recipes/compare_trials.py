@@ -1,9 +1,10 @@
-"""Does `vega3d bench compare` cry wolf, and does it see one? The experiment behind its noise rule.
+"""False alarms and misses of `vega3d bench compare`: the experiment behind its noise rule.
 
-Usage: python -m bench.recipes.compare_trials MODEL.onnx [--trials 100] [--out
-bench/results/compare_trials.json] Each trial times one file twice, a fresh session each, and a
-third time with real work added to every call. Rows: trial, what (again, slower), added (share of a
-call), the medians, and the verdict; a first row counts them.
+    python -m bench.recipes.compare_trials MODEL.onnx [--trials 100] [--out OUT.json]
+
+Each trial times one file twice, a fresh session each, and a third time with work added to every
+call. Rows: trial, what (again, slower), added (share of a call), the medians, and the verdict; the
+first row counts them.
 """
 import argparse
 import os
@@ -20,9 +21,9 @@ from bench.compare import compare_times
 from bench.device import device_facts
 from bench.latency.backends import onnxruntime_cpu_case
 from bench.latency.timing import BenchCase, TimingConfig, summary, time_cases
-from records.results import Results, Row, save
+from records.results import Row, measured, save
 
-PLAN = TimingConfig(seconds=1.5, iterations=200, rounds=10, warmup_seconds=0.1)
+TIMING = TimingConfig(seconds=1.5, iterations=200, rounds=10, warmup_seconds=0.1)
 ADDED = (0.1, 0.2, 0.3)  # shares of a call, in turn
 
 
@@ -30,8 +31,8 @@ def trials(model: Path, count: int) -> list[Row]:
     rows: list[Row] = []
     for i in track(range(count), "trials", console=Console(stderr=True)):
         added = ADDED[i % len(ADDED)]
-        first, second = _once(model, 0.0), _once(model, 0.0)
-        slowed = _once(model, added * first["latency_ms"])
+        first, second = _time_once(model), _time_once(model)
+        slowed = _time_once(model, added * first["latency_ms"])
         for what, after in (("again", second), ("slower", slowed)):
             noise, verdict = compare_times(first, after)
             rows.append({"trial": i, "what": what, "added": added if what == "slower" else 0.0,
@@ -43,32 +44,27 @@ def trials(model: Path, count: int) -> list[Row]:
 
 def tally(rows: list[Row]) -> Row:
     """How many trials of the same file were called equal, and how many slower ones slower."""
-    again = [row for row in rows if row["what"] == "again"]
-    found: Row = {
-        "what": "tally", "trials": len(again),
-        "equal": sum(row["verdict"] == "equal" for row in again)
-    }
+    again = [row["verdict"] for row in rows if row["what"] == "again"]
+    counts: Row = {"what": "tally", "trials": len(again), "equal": again.count("equal")}
     for added in ADDED:
-        slower = [row for row in rows if row["what"] == "slower" and row["added"] == added]
-        found |= {
-            f"slower_{100 * added:.0f}_trials": len(slower),
-            f"slower_{100 * added:.0f}_seen": sum(row["verdict"] == "worse" for row in slower)
-        }
-    return found
+        slower = [row["verdict"] for row in rows
+                  if row["what"] == "slower" and row["added"] == added]
+        counts[f"slower_{100 * added:.0f}_trials"] = len(slower)
+        counts[f"slower_{100 * added:.0f}_seen"] = slower.count("worse")
+    return counts
 
 
-def _once(model: Path, extra_ms: float) -> Row:
-    """One run as a user's: a new session, warmed up, timed."""
+def _time_once(model: Path, extra_ms: float = 0.0) -> Row:
+    """As a user's run: a new session, warmed up, timed."""
     (file,), _ = find(model)
     call = onnxruntime_cpu_case(file, torch.rand(1, 3, 224, 224).numpy(), 1).call
     case = BenchCase({}, _slowed(call, extra_ms) if extra_ms else call)
-    time_cases([case], PLAN)
+    time_cases([case], TIMING)
     return summary(case)
 
 
 def _slowed(call: Callable[[], object], extra_ms: float) -> Callable[[], object]:
-    """Adds processor time, not waiting: another program's share is taken from it as from the call
-    itself."""
+    """Adds CPU time, not waiting: other programs slow it down as they do the call itself."""
     def slowed() -> None:
         call()
         end = time.thread_time_ns() + round(extra_ms * 1e6)
@@ -78,15 +74,15 @@ def _slowed(call: Callable[[], object], extra_ms: float) -> Callable[[], object]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("bench/results/compare_trials.json"))
     args = parser.parse_args()
     env, rows = device_facts(), trials(args.model, args.trials)
     env["load_1m_after"] = device_facts()["load_1m"]
-    command = f"python -m bench.recipes.compare_trials {args.model} --trials {args.trials}"
-    save(Results(args.out.stem, command, str(env["commit"]), env, rows), args.out)
+    command = "python -m bench.recipes.compare_trials"
+    save(measured(args.out.stem, rows, env, command), args.out)
     print(rows[0])
 
 

@@ -1,12 +1,9 @@
-"""What `vega3d infer` costs where nothing else is installed: megabytes of its packages, and seconds
-from a cold start.
+"""The cost of `vega3d infer` where only the core is installed: megabytes, and seconds of a start.
 
-    python -m bench.recipes.infer_core MODEL.onnx [--python PYTHON] [--out
-    bench/results/infer_core.json]
+    python -m bench.recipes.infer_core MODEL.onnx [--python PYTHON] [--out OUT.json]
 
-Makes a new environment with the core packages alone (pip, so a network), unless PYTHON names one. A
-start is a whole
-process: Python, imports, model, a 12-megapixel photo, every file written.
+Makes a new environment with the core packages (pip, so a network), unless PYTHON names one. A start
+is a complete process: Python, imports, model, a 12-megapixel photo, every file written.
 """
 import argparse
 import json
@@ -24,79 +21,79 @@ import numpy as np
 from PIL import Image
 
 from bench.device import device_facts
-from records.results import Results, Row, save
+from records.results import ROOT, Row, measured, save
 
-ROOT = Path(__file__).resolve().parents[2]
-STARTS, MOST_MB, MOST_SECONDS = 10, 200.0, 1.5
+STARTS, MAX_MB, MAX_SECONDS = 10, 200.0, 1.5
 NOT_OURS = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence.pth",
             "wheel")
-LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "runs", "build",
-                                     "*.egg-info")
+NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "runs", "build",
+                                    "*.egg-info")
 
 
 def environment_of_core(folder: Path) -> Path:
-    """A new environment with this checkout and its core dependencies; its Python. Raises ValueError
-    if pip fails."""
+    """A new environment with this checkout and its core dependencies; its Python executable.
+
+    Raises ValueError if pip fails.
+    """
     # setuptools would build inside the checkout
-    source = shutil.copytree(ROOT, folder / "source", ignore=LEFT_BEHIND)
+    source = shutil.copytree(ROOT, folder / "source", ignore=NOT_COPIED)
     _run([sys.executable, "-m", "venv", str(folder / "core")])
     python = folder / "core" / "bin" / "python"
-    _run([
-        str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-        str(source)
-    ])
+    _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+          str(source)])
     return python
 
 
 def installed_mb(site_packages: Path) -> float:
-    """Megabytes (1e6) of disk blocks under it, bytecode included; without what every environment
-    holds."""
-    parts = [path for path in site_packages.iterdir() if path.name.partition("-")[0] not in NOT_OURS
-             and path.name not in NOT_OURS]
-    files = [file for part in parts for file in (part, *part.rglob("*")) if file.is_file()]
-    return sum(file.stat().st_blocks * 512 for file in files) / 1e6
+    """Megabytes (1e6) of disk blocks, bytecode included, without what every environment has."""
+    size = 0
+    for part in site_packages.iterdir():
+        if part.name.partition("-")[0] not in NOT_OURS and part.name not in NOT_OURS:
+            size += sum(file.stat().st_blocks * 512
+                        for file in (part, *part.rglob("*")) if file.is_file())
+    return size / 1e6
 
 
 def seconds(command: Sequence[str], starts: int = STARTS) -> list[tuple[float, float]]:
-    """(by the clock, of processors) for each whole process. Raises ValueError if one fails."""
-    took = []
+    """(wall clock, CPU time) of each process. Raises ValueError if one fails."""
+    times = []
     for _ in range(starts):
-        began, worked = time.perf_counter(), _children_s()
+        began, cpu = time.perf_counter(), _children_s()
         _run(command)
-        took.append((time.perf_counter() - began, _children_s() - worked))
-    return took
+        times.append((time.perf_counter() - began, _children_s() - cpu))
+    return times
 
 
-def rows(mb: float, took: Sequence[tuple[float, float]]) -> list[Row]:
-    """The first start reads its files from disk if nobody has; the others find them in memory. On a
-    machine full of other work the clock tells of that work, the processors' time hardly."""
-    wall, worked = ([pair[i] for pair in took] for i in range(2))
-    return [{
-        "what": "packages of the core install, this one included", "value": mb, "unit": "MB",
-        "limit": MOST_MB
-    }, {
-        "what": f"vega3d infer, process start to files written, median of {len(took)}",
-        "value": statistics.median(wall), "unit": "s", "limit": MOST_SECONDS, "worst": max(wall)
-    }, {"what": "the same, first start", "value": wall[0], "unit": "s", "limit": None}, {
-        "what": "processor time of a start, all threads, median",
-        "value": statistics.median(worked), "unit": "s", "limit": None
-    }]
+def rows(mb: float, times: Sequence[tuple[float, float]]) -> list[Row]:
+    """The first start may read its files from disk, the others find them cached.
+
+    On a busy machine the wall clock measures other programs too, the CPU time hardly.
+    """
+    wall, cpu = [pair[0] for pair in times], [pair[1] for pair in times]
+    return [
+        {"what": "packages of the core install, this one included", "value": mb, "unit": "MB",
+         "limit": MAX_MB},
+        {"what": f"vega3d infer, process start to files written, median of {len(times)}",
+         "value": statistics.median(wall), "unit": "s", "limit": MAX_SECONDS, "worst": max(wall)},
+        {"what": "the same, first start", "value": wall[0], "unit": "s", "limit": None},
+        {"what": "processor time of a start, all threads, median",
+         "value": statistics.median(cpu), "unit": "s", "limit": None}
+    ]
 
 
 def measure(python: Path, model: Path, scratch: Path) -> tuple[list[Row], dict[str, str]]:
-    """The rows, and the packages found in that environment by version."""
+    """The rows, and the versions of the packages in that environment."""
     photo = scratch / "photo.jpg"
     coarse = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
     Image.fromarray(coarse).resize((4032, 3024), Image.Resampling.BICUBIC).save(photo, quality=92)
-    found = _run([str(python), "-c",
-                  "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip()
-    listed = json.loads(
-        _run([str(python), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]))
-    took = seconds([str(python.parent / "vega3d"), "infer", str(model.resolve()), str(photo), "-o",
-                    str(scratch / "out")])
-    return rows(installed_mb(Path(found)),
-                took), {package["name"]: package["version"]
-                        for package in listed}
+    site_packages = _run([str(python), "-c",
+                          "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip()
+    packages = json.loads(_run([str(python), "-m", "pip", "list", "--format", "json",
+                                "--disable-pip-version-check"]))
+    times = seconds([str(python.parent / "vega3d"), "infer", str(model.resolve()), str(photo),
+                     "-o", str(scratch / "out")])
+    return (rows(installed_mb(Path(site_packages)), times),
+            {package["name"]: package["version"] for package in packages})
 
 
 def _children_s() -> float:
@@ -107,8 +104,8 @@ def _children_s() -> float:
 def _run(command: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise ValueError(
-            f"{' '.join(command[:4])} …: exit code {done.returncode}: {done.stderr.strip()[-300:]}")
+        raise ValueError(f"{' '.join(command[:4])} …: exit code {done.returncode}: "
+                         f"{done.stderr.strip()[-300:]}")
     return done.stdout
 
 
@@ -117,21 +114,18 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="an ONNX file of vega3d export onnx --preset web")
     parser.add_argument("--python", type=Path,
                         help="of an environment that has vega3d-edge without extras")
-    parser.add_argument("--out", type=Path,
-                        default=Path(__file__).parents[1] / "results" / "infer_core.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "infer_core.json")
     options = parser.parse_args()
     env = device_facts()
     with TemporaryDirectory() as folder:
         scratch = Path(folder)
-        measured, packages = measure(options.python or environment_of_core(scratch), options.model,
-                                     scratch)
+        python = options.python or environment_of_core(scratch)
+        found, packages = measure(python, options.model, scratch)
     env |= {"load_1m_after": device_facts()["load_1m"], "core_packages": packages}
-    save(
-        Results("infer_core", " ".join(["python", "-m", "bench.recipes.infer_core", *sys.argv[1:]]),
-                str(env["commit"]), env, measured), options.out)
-    for row in measured:
-        at_most = f" (at most {row['limit']})" if row["limit"] else ""
-        print(f"{row['what']}: {row['value']:.2f} {row['unit']}{at_most}")
+    save(measured("infer_core", found, env, "python -m bench.recipes.infer_core"), options.out)
+    for row in found:
+        limit = f" (at most {row['limit']})" if row["limit"] else ""
+        print(f"{row['what']}: {row['value']:.2f} {row['unit']}{limit}")
 
 
 if __name__ == "__main__":

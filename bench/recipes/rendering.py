@@ -1,12 +1,19 @@
-"""How fast rooms are rendered: all buffers of every frame, each worker process writing its own clip
-files."""
+"""Frames a second of rendering rooms: all buffers, worker processes that write their own files.
+
+    python -m bench.recipes.rendering OUT.json [--workers 14 22 28] [--furniture PACK]
+
+Clips go to --scratch (a fast disk with 15 GB free, such as /dev/shm) and are removed again.
+"""
+import argparse
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from records.results import Row
+from bench.device import device_facts
+from records.results import Row, measured, save
 from scenes.rooms.source import RoomSource
 from scenes.rooms.writer import render_folder
 
@@ -15,22 +22,20 @@ PILOT_ROOMS = 3  # a worker, to learn how many rooms fill the seconds
 
 def render_rates(source: RoomSource, workers: Sequence[int], seconds: float,
                  folder: Path) -> Iterator[Row]:
-    """One row for each number of workers, of about `seconds` together. The clips go to `folder` and
-    are removed again.
+    """One row for each number of workers, of about `seconds` together. `folder` is emptied.
 
-    frames_per_s counts from the first process' start to the last clip; steady_frames_per_s from
-    when every worker has finished its first clip to when the first of them has none left;
-    workers_frames_per_s adds up each worker's own rate between its first clip and its last, whoever
-    else was at work: short pilots end before the last worker begins.
+    frames_per_s counts from the first process's start to the last clip; steady_frames_per_s from
+    every worker's first finished clip to the first worker's last; workers_frames_per_s sums each
+    worker's own rate between its first and last clip, for short pilots whose workers hardly
+    overlap.
     """
     each = seconds / (len(workers) + 1)
     pilot = _render(source, max(workers), PILOT_ROOMS * max(workers), folder)
     rate = max(pilot["steady_frames_per_s"], pilot["workers_frames_per_s"])
     frames_a_room = source.frames * source.clips_per_room
     for count in workers:
-        rooms = max(PILOT_ROOMS * count,
-                    round(0.8 * each * rate * count / max(workers) / frames_a_room))
-        yield _render(source, count, rooms, folder)
+        affordable = 0.8 * each * rate * count / max(workers) / frames_a_room
+        yield _render(source, count, max(PILOT_ROOMS * count, round(affordable)), folder)
 
 
 def _render(source: RoomSource, workers: int, rooms: int, folder: Path) -> Row:
@@ -40,34 +45,61 @@ def _render(source: RoomSource, workers: int, rooms: int, folder: Path) -> Row:
     began = time.time()
     render_folder(source, ids, folder, workers)
     seconds = time.time() - began
-    files = [folder / f"{clip}.safetensors" for clip in ids]
-    done, size = [file.stat().st_mtime for file in files], sum(file.stat().st_size
-                                                               for file in files)
+    stats = [(folder / f"{clip}.safetensors").stat() for clip in ids]
+    finished, size = [stat.st_mtime for stat in stats], sum(stat.st_size for stat in stats)
     shutil.rmtree(folder)
+    frames, clips = source.frames, source.clips_per_room
     return {
-        "workers": workers, "rooms": rooms, "clips": len(ids), "frames": len(ids) * source.frames,
+        "workers": workers, "rooms": rooms, "clips": len(ids), "frames": len(ids) * frames,
         "size_px": source.size, "buffers": "colour, depth, instances, normals", "seconds": seconds,
-        "frames_per_s": len(ids) * source.frames / seconds,
-        "steady_frames_per_s": source.frames * steady_rate(done, workers, source.clips_per_room),
-        "workers_frames_per_s": source.frames * workers_rate(done, workers, source.clips_per_room),
+        "frames_per_s": len(ids) * frames / seconds,
+        "steady_frames_per_s": frames * steady_rate(finished, workers, clips),
+        "workers_frames_per_s": frames * workers_rate(finished, workers, clips),
         "mb_per_s": size / 1e6 / seconds
     }
 
 
-def steady_rate(done: Sequence[float], workers: int, clips_a_room: int) -> float:
-    """Clips a second while all workers were at work. done: when each clip was; worker w has rooms
-    w, w + n, …"""
-    own = _by_worker(done, workers, clips_a_room)
-    start, end = max(min(times) for times in own), min(max(times) for times in own)
-    return sum(start < at <= end for at in done) / (end - start) if end > start else 0.0
+def steady_rate(finished: Sequence[float], workers: int, clips_a_room: int) -> float:
+    """Clips a second while all workers rendered. finished: when each clip was.
+
+    Worker w of n renders rooms w, w + n, ...
+    """
+    times = _by_worker(finished, workers, clips_a_room)
+    start, end = max(min(own) for own in times), min(max(own) for own in times)
+    return sum(start < at <= end for at in finished) / (end - start) if end > start else 0.0
 
 
-def workers_rate(done: Sequence[float], workers: int, clips_a_room: int) -> float:
-    """Clips a second of each worker between its first and its last, added up."""
-    return sum((len(times) - 1) / (max(times) - min(times))
-               for times in _by_worker(done, workers, clips_a_room) if max(times) > min(times))
+def workers_rate(finished: Sequence[float], workers: int, clips_a_room: int) -> float:
+    """Clips a second of each worker between its first and its last, summed."""
+    return sum((len(own) - 1) / (max(own) - min(own))
+               for own in _by_worker(finished, workers, clips_a_room) if max(own) > min(own))
 
 
-def _by_worker(done: Sequence[float], workers: int, clips_a_room: int) -> list[list[float]]:
-    return [[done[i] for i in range(len(done)) if i // clips_a_room % workers == w]
-            for w in range(workers)]
+def _by_worker(finished: Sequence[float], workers: int, clips_a_room: int) -> list[list[float]]:
+    times: list[list[float]] = [[] for _ in range(workers)]
+    for i, at in enumerate(finished):
+        times[i // clips_a_room % workers].append(at)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path, metavar="OUT.json")
+    parser.add_argument("--seconds", type=float, default=40)
+    parser.add_argument("--workers", type=int, nargs="+", default=[14, 22, 28])
+    parser.add_argument("--furniture", type=Path)
+    parser.add_argument("--scratch", type=Path)
+    args = parser.parse_args()
+    # the clips that pre-training renders
+    source, rows = RoomSource(frames=9, clips_per_room=2, pack=args.furniture), list[Row]()
+    env = device_facts() | {"renderer": source.renderer.device}
+    with TemporaryDirectory(dir=args.scratch) as folder:
+        for row in render_rates(source, args.workers, args.seconds, Path(folder) / "clips"):
+            rows.append(row)
+            print(f"{row['workers']} workers: {row['frames_per_s']:.0f} frames/s, "
+                  f"{row['steady_frames_per_s']:.0f} while all render, {row['mb_per_s']:.0f} MB/s")
+    save(measured(args.out.stem, rows, env, "python -m bench.recipes.rendering"), args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,12 +1,10 @@
-"""What the page of `vega3d export web` costs in a browser: headless Chromium, WASM, each model
-file, 1 and 2 threads.
+"""Speed of `vega3d export web`'s page in headless Chromium (WASM), by model file and threads.
 
-Run by: python -m bench.recipes.web --run runs/latest   -> bench/results/web.json
+    python -m bench.recipes.web --run runs/latest   -> bench/results/web.json
 """
 import json
 import os
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,16 +17,21 @@ import tyro
 from bench.recipes.chromium import Browser, browser
 from export.web.serve import server
 from records.environment import environment
-from records.results import Results, Row, save
+from records.results import ROOT, Row, measured, save
 
-RESULTS = Path(__file__).parents[1] / "results" / "web.json"
+RESULTS = ROOT / "bench" / "results" / "web.json"
 WARM_UP, FRAMES, LIVE_S = 5, 40, 3.0
+_TIMES = f"""(async () => {{
+    const times = [], count = page.state.facts.clip.frames;
+    for (let i = 0; i < {WARM_UP + FRAMES}; i++)
+        times.push((await page.frame(i % count)).milliseconds);
+    return times.slice({WARM_UP});
+}})()"""
 
 
 def main(run: Path = Path("runs/latest"), threads: tuple[int, ...] = (1, 2),
          out: Path = RESULTS) -> None:
-    """Measures RUN/export/page (made by `vega3d export web`) and, beside its models, the FP32 file
-    of the web preset.
+    """Measures RUN/export/page (made by `vega3d export web`) with the web preset's FP32 file added.
 
     Args:
         run: a run folder
@@ -43,24 +46,24 @@ def main(run: Path = Path("runs/latest"), threads: tuple[int, ...] = (1, 2),
         env["chromium"] = chromium.call("Browser.getVersion")["product"]
         folder = Path(scratch) / "page"
         folder_mb = sum(path.stat().st_size for path in page.rglob("*") if path.is_file()) / 1e6
-        names, rows, command = _with_fp32(page, fp32, folder), [], " ".join(
-            ["python -m bench.recipes.web", *sys.argv[1:]])
+        names, rows = _with_fp32(page, fp32, folder), list[Row]()
         for row in measure(chromium, folder, names, threads, folder_mb):
             rows.append(row)
-            # a kill leaves what there is
-            save(Results("web", command, str(env["commit"]), env, rows), out)
-            print(
-                f"{row['precision']:5} {row['threads']} threads  {row['latency_ms']:6.1f} ms  p90 "
-                f"{row['p90_ms']:6.1f}  {row['frames_per_s']:5.1f} frames/s  first overlay "
-                f"{row['first_overlay_s']:.1f} s  load {row['load_average']:.1f}", flush=True)
+            # after every row, so that a killed measurement leaves a file
+            save(measured("web", rows, env, "python -m bench.recipes.web"), out)
+            print(f"{row['precision']:5} {row['threads']} threads  {row['latency_ms']:6.1f} ms  "
+                  f"p90 {row['p90_ms']:6.1f}  {row['frames_per_s']:5.1f} frames/s  first overlay "
+                  f"{row['first_overlay_s']:.1f} s  load {row['load_average']:.1f}", flush=True)
     print(out)
 
 
 def measure(chromium: Browser, folder: Path, names: list[str], threads: tuple[int, ...],
             folder_mb: float) -> Iterator[Row]:
-    """A row for each model and number of threads. latency_ms: the network alone, from pixels to
-    answers; frames_per_s: the live page, drawing included; first_overlay_s: from opening the
-    address, nothing cached but the disk's."""
+    """A row for each model and number of threads.
+
+    latency_ms: the network alone, from pixels to outputs; frames_per_s: the live page, drawing
+    included; first_overlay_s: from opening the address, with nothing cached but the disk.
+    """
     serving = server(folder)
     threading.Thread(target=serving.serve_forever, daemon=True).start()
     try:
@@ -75,7 +78,7 @@ def measure(chromium: Browser, folder: Path, names: list[str], threads: tuple[in
 
 def _row(chromium: Browser, address: str, name: str, threads: int, folder_mb: float) -> Row:
     begin = time.perf_counter()
-    # plain: no service worker's cache
+    # plain: without the service worker's cache
     chromium.open(f"{address}/?plain&backend=wasm&model={name}&threads={threads}")
     chromium.wait("window.page?.state.view")
     first = time.perf_counter() - begin
@@ -83,13 +86,7 @@ def _row(chromium: Browser, address: str, name: str, threads: int, folder_mb: fl
     live = chromium.ask("(r => 1000 * (r.length - 1) / (r.at(-1) - r[0]))(page.state.rates)")
     backend = chromium.ask("document.getElementById('fact-backend').textContent")
     model = chromium.ask(f"page.state.facts.models.find(m => m.name === '{name}')")
-    times = np.array(
-        chromium.ask(
-            f"""(async () => {{
-        const times = [], count = page.state.facts.clip.frames;
-        for (let i = 0; i < {WARM_UP + FRAMES}; i++) times.push((await page.frame(i % count)).milliseconds);
-        return times.slice({WARM_UP});
-    }})()""", seconds=300))
+    times = np.array(chromium.ask(_TIMES, seconds=300))
     return {
         "model": "ViT student with heads", "artefact": Path(model["file"]).name,
         "sha256": model["sha256"], "precision": name, "backend": f"onnxruntime-web {backend}",

@@ -114,12 +114,16 @@ class WanTower:
         return self.block_features(frames, [self.tap.block])[0]
 
     @torch.inference_mode()
-    def block_features(self, frames: Tensor, blocks: Sequence[int]) -> Tensor:
-        """After each of several blocks at or below the tap, from one pass: [L,B,T,D,14,14]."""
+    def block_features(self, frames: Tensor, blocks: Sequence[int],
+                       latents: Tensor | None = None) -> Tensor:
+        """After each of several blocks at or below the tap, from one pass: [L,B,T,D,14,14].
+
+        latents: the frames' `latents`, if they are already computed.
+        """
         b, t = frames.shape[:2]
         if self.tap.frames == "image":
             videos = self.resize(frames.flatten(0, 1)).unsqueeze(1)
-            tokens = self._tapped(videos, blocks, t)               # [L,B*T,1,D,14,14]
+            tokens = self._tapped(videos, blocks, t, latents)      # [L,B*T,1,D,14,14]
             return tokens.reshape(len(blocks), b, t, -1, GRID, GRID)
         if t % 4 != 1:
             if self.tap.tail == "refuse":
@@ -128,7 +132,7 @@ class WanTower:
                     "silently drops the rest; set tap.tail to pad to repeat the last frame")
             frames = torch.cat([frames, frames[:, -1:].expand(-1, -(t - 1) % 4, -1, -1, -1)], 1)
         videos = self.resize(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-        tokens = self._tapped(videos, blocks, 1)  # [L,B,F,D,14,14], F = 1 + (T-1)/4
+        tokens = self._tapped(videos, blocks, 1, latents)  # [L,B,F,D,14,14], F = 1 + (T-1)/4
         latent = torch.arange(t, device=frames.device).add(3) // 4  # of each frame: 0 1111 2222
         return tokens[:, :, latent]
 
@@ -165,9 +169,10 @@ class WanTower:
             z = self.vae.encode((frames * 2 - 1).transpose(1, 2).to(self._dtype)).latent_dist.mode()
         return (z.float() - self.encoder.mean.unsqueeze(2)) / self.encoder.std.unsqueeze(2)
 
-    def _tapped(self, frames: Tensor, blocks: Sequence[int], videos: int) -> Tensor:
+    def _tapped(self, frames: Tensor, blocks: Sequence[int], videos: int,
+                latents: Tensor | None) -> Tensor:
         """[N,T,3,H,W], `videos` to a clip -> [L,N,F,D,14,14]."""
-        z = self.latents(frames)
+        z = self.latents(frames) if latents is None else latents
         width = 12 * self.dim + 2 * self.transformer.config.ffn_dim
         each = z[0, 0].numel() // 4 * (width * self._dtype.itemsize + 8 * len(blocks) * self.dim)
         numbers = [i % videos for i in range(len(z))]  # of each video in its clip
