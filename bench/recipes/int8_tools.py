@@ -39,7 +39,8 @@ MODELOPT = """
 import sys, numpy as np
 from modelopt.onnx.quantization import quantize
 quantize(onnx_path=sys.argv[1], output_path=sys.argv[2],
-         calibration_data=np.load(sys.argv[3]), quantize_mode="int8", calibration_method="max", calibration_eps=["cpu"], op_types_to_quantize=["MatMul"],
+         calibration_data=np.load(sys.argv[3]), quantize_mode="int8", calibration_method="max",
+         calibration_eps=["cpu"], op_types_to_quantize=["MatMul"],
          high_precision_dtype="fp32", disable_mha_qdq=sys.argv[4] == "linears")
 """
 NNCF = {"NNCF, defaults": None, "NNCF, transformer preset": "TRANSFORMER"}

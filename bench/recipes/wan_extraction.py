@@ -157,14 +157,14 @@ def equality_rows(folder: Path, shapes: Shapes) -> list[Row]:
     """Ours in paper geometry against the released way, in bf16 and fp32."""
     frames = pictures(shapes.equality_frames, 480, 640)
     features = {}
-    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
-        released = ReleasedWan(folder, dtype)
+    taps = {"bfloat16": PAPER, "float32": replace(PAPER, precision="fp32")}
+    for name, tap in taps.items():
+        released = ReleasedWan(folder, getattr(torch, name))
         found = released.features(resize_paper(frames, PAPER.side), paper_time(PAPER.k))
         features[f"released {name}"] = found.cpu()
         del released
         _free()
-        precision = "bf16" if dtype == torch.bfloat16 else "fp32"
-        tower = load_tower(folder, replace(PAPER, precision=precision))
+        tower = load_tower(folder, tap)
         features[f"ours {name}"] = tower.features(frames[None])[0].cpu()
         del tower
         _free()
@@ -218,8 +218,8 @@ def main() -> None:
         del tower
         _free()
         rows += equality_rows(folder, shapes)
-    command = "python -m bench.recipes.wan_extraction"
-    save(measured(options.out.stem, rows, env, command), options.out)
+    save(measured(options.out.stem, rows, env, "python -m bench.recipes.wan_extraction"),
+         options.out)
     print("\n".join(map(str, rows)))
 
 

@@ -1,4 +1,4 @@
-"""The clip that `vega3d export web` bundles: a slow walk through a held-out room, in one WebP sheet.
+"""The clip that `vega3d export web` bundles: a slow walk through a held-out room, as one WebP.
 
     python -m bench.recipes.web_clip
 """
@@ -60,7 +60,7 @@ def sheet(frames: np.ndarray) -> np.ndarray:
 
 
 def smooth(poses: np.ndarray, steps: int) -> np.ndarray:
-    """[T,4,4] -> [(T-1)*steps+1,4,4]: positions by straight lines, rotations nearest to the mean."""
+    """[T,4,4] -> [(T-1)*steps+1,4,4]: positions by straight lines, rotations next to the mean."""
     at = np.linspace(0, len(poses) - 1, (len(poses) - 1) * steps + 1)
     low = np.minimum(at.astype(int), len(poses) - 2)
     share = (at - low)[:, None, None]
