@@ -1,5 +1,4 @@
-"""A headless Chromium by the DevTools protocol over two pipes: open, evaluate, take screenshots."""
-import base64
+"""A headless Chromium, driven by the DevTools protocol over two pipes."""
 import json
 import os
 import select
@@ -8,7 +7,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -103,10 +101,6 @@ class Browser:
                   deviceScaleFactor=scale, mobile=phone)
         self.call("Emulation.setEmulatedMedia",
                   features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
-
-    def screenshot(self, path: Path) -> None:
-        image = self.call("Page.captureScreenshot", format="png")["data"]
-        path.write_bytes(base64.b64decode(image))
 
     def _next(self, end: float) -> dict | None:
         """The next message, recorded if it is an error; None if there is none until `end`."""

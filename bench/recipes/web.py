@@ -83,17 +83,17 @@ def _row(chromium: Browser, address: str, name: str, threads: int, folder_mb: fl
     chromium.wait("window.page?.state.view")
     first = time.perf_counter() - begin
     time.sleep(LIVE_S)
-    live = chromium.ask("(r => 1000 * (r.length - 1) / (r.at(-1) - r[0]))(page.state.rates)")
-    backend = chromium.ask("document.getElementById('fact-backend').textContent")
-    model = chromium.ask(f"page.state.facts.models.find(m => m.name === '{name}')")
-    times = np.array(chromium.ask(_TIMES, seconds=300))
+    live = chromium.evaluate("(r => 1000 * (r.length - 1) / (r.at(-1) - r[0]))(page.state.rates)")
+    backend = chromium.evaluate("document.getElementById('fact-backend').textContent")
+    model = chromium.evaluate(f"page.state.facts.models.find(m => m.name === '{name}')")
+    times = np.array(chromium.evaluate(_TIMES, seconds=300))
     return {
         "model": "ViT student with heads", "artefact": Path(model["file"]).name,
         "sha256": model["sha256"], "precision": name, "backend": f"onnxruntime-web {backend}",
         "threads": threads, "batch": 1, "latency_ms": float(np.median(times)),
         "p90_ms": float(np.percentile(times, 90)), "frames": FRAMES, "frames_per_s": live,
         "first_overlay_s": first, "size_mb": model["size_mb"], "folder_mb": folder_mb,
-        "load_average": os.getloadavg()[0], "complaints": "; ".join(chromium.complaints)
+        "load_average": os.getloadavg()[0], "complaints": "; ".join(chromium.errors)
     }
 
 

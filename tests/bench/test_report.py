@@ -270,17 +270,17 @@ def test_a_browser_shows_the_page_readably_in_both_themes_and_on_a_phone(tmp_pat
     with browser() as chromium:
         for dark in (False, True):
             for width in (1200, 360):
-                chromium.window(width, 900, dark, phone=width < 500)
+                chromium.set_viewport(width, 900, dark, phone=width < 500)
                 chromium.open(f"file://{tmp_path / 'report.html'}")
                 chromium.wait("document.readyState === 'complete' && location.protocol === 'file:'")
-                assert chromium.ask("document.documentElement.scrollWidth") <= width
-                assert chromium.ask("document.querySelectorAll('svg').length") == 7
-                assert chromium.ask(
+                assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+                assert chromium.evaluate("document.querySelectorAll('svg').length") == 7
+                assert chromium.evaluate(
                     "[...document.images].every(i => i.complete && i.naturalWidth > 0)")
-                assert chromium.ask(READABLE) == [], f"dark: {dark}, {width} px"
-        assert chromium.complaints == []
-        chromium.ask("document.documentElement.style.setProperty('--muted', '#3d434b')")
-        assert chromium.ask(READABLE)  # the check itself sees words that fade into the dark
+                assert chromium.evaluate(READABLE) == [], f"dark: {dark}, {width} px"
+        assert chromium.errors == []
+        chromium.evaluate("document.documentElement.style.setProperty('--muted', '#3d434b')")
+        assert chromium.evaluate(READABLE)  # the check itself sees words that fade into the dark
 
 
 def sample_rows(**changes) -> tuple[list[dict], list[dict]]:

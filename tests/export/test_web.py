@@ -291,7 +291,7 @@ def clip_frame(i: int) -> np.ndarray:
 @pytest.mark.parametrize(("model", "mean", "p99"), [("fp16", 0.3, 4), ("int8", 1.5, 16)])
 def test_the_overlay_is_what_python_draws(page, model, mean, p99):
     chromium, folder, _ = page
-    chromium.ask(
+    chromium.evaluate(
         f"""(() => {{ const select = document.getElementById('model'); select.value = '{model}';
         page.state.view = null; select.dispatchEvent(new Event('change')); }})()""")
     chromium.wait("page.state.view && document.getElementById('message').textContent === ''")
@@ -303,7 +303,7 @@ def test_the_overlay_is_what_python_draws(page, model, mean, p99):
         "geometry": to_bytes(outputs["colours"]),
     }
     for mode, picture in expected.items():
-        overlay = np.array(chromium.ask(f"page.frame(5, '{mode}').then(f => f.overlay)"))
+        overlay = np.array(chromium.evaluate(f"page.frame(5, '{mode}').then(f => f.overlay)"))
         shown = overlay.reshape(*picture.shape[:2], 4)[..., :3]
         error = np.abs(shown - picture.astype(int))
         assert picture.std() > 1 and error.mean() < mean, (mode, error.mean())
@@ -313,18 +313,18 @@ def test_the_overlay_is_what_python_draws(page, model, mean, p99):
 
 def test_a_tapped_point_is_matched_where_python_matches_it(page):
     chromium, folder, _ = page
-    chromium.ask(
+    chromium.evaluate(
         "(async () => { window.a = await page.frame(0); window.b = await page.frame(30); })()")
-    name = chromium.ask("document.getElementById('model').value")
+    name = chromium.evaluate("document.getElementById('model').value")
     file = folder / next(m["file"] for m in json.loads((folder / "page.json").read_text())["models"]
                          if m["name"] == name)
     first, second = Model(file)(clip_frame(0)[None]), Model(file)(clip_frame(30)[None])
     for x, y in ((0.31, 0.52), (0.8, 0.4), (0.02, 0.97)):
-        found = chromium.ask(
+        found = chromium.evaluate(
             f"page.find(b.outputs.descriptors, page.describe(a.outputs.descriptors, {x}, {y}))")
         u, v, likeness = match(first["descriptors"][0], second["descriptors"][0], x, y)
         assert found["likeness"] == pytest.approx(likeness.max(), abs=0.02)
-        back = chromium.ask("page.leadsBack(a.outputs.descriptors, "
+        back = chromium.evaluate("page.leadsBack(a.outputs.descriptors, "
                             f"{x}, {y}, b.outputs.descriptors, {json.dumps(found)})")
         u2, v2, _ = match(second["descriptors"][0], first["descriptors"][0], found["x"], found["y"])
         distance = np.hypot(u2 - x, v2 - y)
@@ -334,34 +334,34 @@ def test_a_tapped_point_is_matched_where_python_matches_it(page):
 
 def test_the_page_names_its_backend_and_logs_no_error(page):
     chromium, _, _ = page
-    assert chromium.ask("crossOriginIsolated")
-    assert chromium.ask("document.getElementById('fact-backend').textContent") == "WASM, 2 threads"
-    assert "WASM was asked for" in chromium.ask("document.getElementById('why').textContent")
-    assert chromium.complaints == []
+    assert chromium.evaluate("crossOriginIsolated")
+    assert chromium.evaluate("document.getElementById('fact-backend').textContent") == "WASM, 2 threads"
+    assert "WASM was asked for" in chromium.evaluate("document.getElementById('why').textContent")
+    assert chromium.errors == []
     for width in (360, 390, 768, 1280):
-        chromium.window(width, 800, phone=width < 700)
-        content, window = chromium.ask("[document.documentElement.scrollWidth, innerWidth]")
+        chromium.set_viewport(width, 800, phone=width < 700)
+        content, window = chromium.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         assert content <= window, width
 
 
 def test_bad_input_gives_a_message_and_the_page_goes_on(page):
     chromium, _, _ = page
     message = "document.getElementById('message').textContent"
-    chromium.ask(
+    chromium.evaluate(
         "navigator.mediaDevices.getUserMedia = () => "
         "Promise.reject(new DOMException('', 'NotAllowedError'));"
         "document.getElementById('use-camera').click()")
     chromium.wait(f"{message}.includes('camera was not allowed')")
     for name, kind, error in (("broken.png", "image/png", "not a complete picture"),
                               ("broken.mp4", "video/mp4", "not a video that this browser plays")):
-        chromium.ask(
+        chromium.evaluate(
             f"""(() => {{ const d = new DataTransfer(), f = document.getElementById('file');
             d.items.add(new File([new Uint8Array(60)], '{name}', {{ type: '{kind}' }}));
             f.files = d.files; f.dispatchEvent(new Event('change')); }})()""")
         chromium.wait(f"{message}.includes('{error}')")
-    chromium.ask("document.getElementById('use-clip').click()")
+    chromium.evaluate("document.getElementById('use-clip').click()")
     chromium.wait(f"{message} === '' && page.state.source.name === 'bundled clip'")
-    assert chromium.complaints == []
+    assert chromium.errors == []
 
 
 def test_after_one_visit_it_works_without_a_server(page):
@@ -375,7 +375,7 @@ def test_after_one_visit_it_works_without_a_server(page):
     try:
         chromium.open(f"{address}/?backend=wasm&threads=2&again")
         chromium.wait("window.page?.state.view", 120)
-        assert chromium.ask("crossOriginIsolated")
+        assert chromium.evaluate("crossOriginIsolated")
     finally:
         chromium.call("Network.emulateNetworkConditions", offline=False, latency=0,
                       downloadThroughput=-1, uploadThroughput=-1)
