@@ -335,7 +335,8 @@ def test_a_tapped_point_is_matched_where_python_matches_it(page):
 def test_the_page_names_its_backend_and_logs_no_error(page):
     chromium, _, _ = page
     assert chromium.evaluate("crossOriginIsolated")
-    assert chromium.evaluate("document.getElementById('fact-backend').textContent") == "WASM, 2 threads"
+    backend = chromium.evaluate("document.getElementById('fact-backend').textContent")
+    assert backend == "WASM, 2 threads"
     assert "WASM was asked for" in chromium.evaluate("document.getElementById('why').textContent")
     assert chromium.errors == []
     for width in (360, 390, 768, 1280):
