@@ -2,11 +2,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from distill.config import ScenesConfig
 from records.files import spec_digest
-from scenes.clip import SPLITS, Clip, ClipFolder, Source
+from scenes.clip import SPLITS, ClipFolder, Source, Split
 
 if TYPE_CHECKING:
     from scenes.rooms.source import RoomSource
@@ -33,7 +31,7 @@ def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source
     if missing:
         workers = default_workers() if config.workers is None else config.workers
         render_folder(rooms, ids, folder, workers)
-    return _Subset(ClipFolder(folder), ids), rooms.key
+    return _Subset(folder, ids), rooms.key
 
 
 def rooms_of(config: ScenesConfig) -> "RoomSource":
@@ -45,20 +43,15 @@ def rooms_of(config: ScenesConfig) -> "RoomSource":
                       pack=config.furniture)
 
 
-class _Subset:
+class _Subset(ClipFolder):
     """The given clips of a folder that may hold more."""
 
-    def __init__(self, folder: ClipFolder, ids: list[str]):
-        self.folder, self._ids = folder, ids
+    def __init__(self, root: Path, ids: list[str]):
+        super().__init__(root)
+        self._ids = ids
 
-    def ids(self, split: str) -> list[str]:
+    def ids(self, split: Split) -> list[str]:
         return [i for i in self._ids if i.startswith(f"{split}/")]
-
-    def clip(self, clip_id: str) -> Clip:
-        return self.folder.clip(clip_id)
-
-    def frames_of(self, clip_id: str) -> np.ndarray:
-        return self.folder.frames_of(clip_id)
 
 
 def _open_path(path: Path, frames: int) -> tuple[Source, str]:
