@@ -1,5 +1,4 @@
 """Memory is bounded, frames of any size are resized, noise depends on the video alone."""
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,9 +21,9 @@ FRAMES = torch.rand(2, 5, 3, 224, 224, generator=torch.Generator().manual_seed(1
 @pytest.mark.parametrize("frames", ["image", "video"])
 def test_features_do_not_depend_on_the_chunk(tiny_wan, frames):
     tower = load_wan(tiny_wan, Tap(block=1, seeds=2, frames=frames))
-    whole = tower.block_features(FRAMES, [0, 1])
+    expected = tower.block_features(FRAMES, [0, 1])
     for tower.chunk in (1, 3):
-        torch.testing.assert_close(tower.block_features(FRAMES, [0, 1]), whole, rtol=1e-4,
+        torch.testing.assert_close(tower.block_features(FRAMES, [0, 1]), expected, rtol=1e-4,
                                    atol=1e-5)
 
 
@@ -64,7 +63,7 @@ def test_out_of_memory_with_one_is_one_clear_line():
 
 def test_a_tower_that_runs_out_of_memory_says_the_same_in_smaller_chunks(tiny_wan, monkeypatch):
     tower = load_wan(tiny_wan, Tap(block=1, seeds=1))
-    whole, sizes = tower.features(FRAMES), []
+    expected, sizes = tower.features(FRAMES), []
     encode, tokens = tower._encode, tower._noised_tokens
 
     def limited(call, most):
@@ -77,7 +76,7 @@ def test_a_tower_that_runs_out_of_memory_says_the_same_in_smaller_chunks(tiny_wa
 
     monkeypatch.setattr(tower, "_encode", limited(encode, 3))
     monkeypatch.setattr(tower, "_noised_tokens", limited(tokens, 6))
-    torch.testing.assert_close(tower.features(FRAMES), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tower.features(FRAMES), expected, rtol=1e-4, atol=1e-5)
     assert sizes == [10, 5, 2, 2, 2, 2, 2, 10, 5, 5]
     monkeypatch.setattr(tower, "_encode", limited(encode, 0))
     with pytest.raises(
@@ -103,13 +102,14 @@ def test_a_registered_frame_is_whole_and_one_that_fits_is_untouched():
     assert resize_registered(fits, None, 16) is fits
 
 
-@pytest.mark.parametrize(("side", "size", "rows"), [(None, (720, 1280), 0.5625), (480, (480, 832), 0.577)])
+@pytest.mark.parametrize(("side", "size", "rows"), [(None, (720, 1280), 0.5625),
+                                                    (480, (480, 832), 0.577)])
 def test_paper_geometry_squashes_and_keeps_the_middle_rows(side, size, rows):
     ramp = torch.linspace(0, 1, 480).view(1, 1, -1, 1).expand(1, 3, 480, 640)
     out = resize_paper(ramp, side)
     assert out.shape == (1, 3, *size)
-    kept = out[0, 0, -1, 0] - out[0, 0, 0, 0]
-    assert abs(kept - rows) < 0.005 and abs(out.mean() - 0.5) < 1e-3
+    spread = out[0, 0, -1, 0] - out[0, 0, 0, 0]
+    assert abs(spread - rows) < 0.005 and abs(out.mean() - 0.5) < 1e-3
     assert out[0, 0, 0].std() < 1e-5                                    # every column is there
 
 

@@ -1,4 +1,4 @@
-"""Which generator, in which size, precision and layout; and what a broken one says."""
+"""Which generator, in which size, precision and layout; and the error of a broken one."""
 import json
 import re
 import shutil
@@ -88,9 +88,9 @@ def test_a_hub_id_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch, tiny
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
             ValueError,
-            match=r"cannot be read from the hub or its cache .* local diffusers folder") as said:
+            match=r"cannot be read from the hub or its cache .* local diffusers folder") as error:
         load_wan("wan2.1-t2v-1.3b")
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(error.value)
 
 
 def test_bf16_is_near_fp32_and_in_the_spec(tiny_wan):
@@ -126,8 +126,9 @@ def test_vace_reads_the_frames_as_its_control(tiny_wan, tmp_path):
     assert one.shape == (1, 1, 32, 14, 14) and not torch.allclose(one, other)
 
 
-@pytest.mark.parametrize("what", ["architecture", "vae", "image_to_video", "prompt_width", "missing_weight", "shard"])
-def test_a_checkpoint_that_will_not_do_says_why(tiny_wan, tmp_path, what):
+@pytest.mark.parametrize("what", ["architecture", "vae", "image_to_video", "prompt_width",
+                                  "missing_weight", "shard"])
+def test_an_unusable_checkpoint_is_refused_with_the_reason(tiny_wan, tmp_path, what):
     folder = shutil.copytree(tiny_wan, tmp_path / "bad")
     part = folder / ("vae" if what == "vae" else "transformer")
     config = json.loads((part / "config.json").read_text())
@@ -163,6 +164,6 @@ def test_a_checkpoint_that_will_not_do_says_why(tiny_wan, tmp_path, what):
             shards = sorted(part.glob("*-of-*.safetensors"))
             assert len(shards) > 1
             shards[0].write_bytes(shards[0].read_bytes()[:5000])
-    with pytest.raises(ValueError, match=message) as said:
+    with pytest.raises(ValueError, match=message) as error:
         load_wan(folder, Tap(block=1))
-    assert not re.search(r"\n", str(said.value))
+    assert not re.search(r"\n", str(error.value))

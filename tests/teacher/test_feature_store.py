@@ -23,7 +23,7 @@ def filled(root, rooms, tower=None):
     return store
 
 
-def test_a_store_gives_back_what_the_tower_said(tmp_path, rooms):
+def test_a_store_returns_the_tower_s_features(tmp_path, rooms):
     store = filled(tmp_path, rooms, RGBPatches())
     wanted = RGBPatches().features(
         torch.from_numpy(rooms.clip("train/001").frames)[None].float() / 255)[0]
@@ -97,7 +97,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
     assert "train/000" not in store
 
 
-def test_a_tower_that_blows_up_midway_stops_the_fill_and_leaves_what_was_whole(tmp_path, rooms):
+def test_a_tower_that_blows_up_midway_stops_the_fill_and_leaves_complete_files(tmp_path, rooms):
     class Exploding(FixedNoise):
         calls = 0
 
@@ -113,7 +113,7 @@ def test_a_tower_that_blows_up_midway_stops_the_fill_and_leaves_what_was_whole(t
     assert "train/003" in filled(tmp_path, rooms, tower)
 
 
-def test_clips_go_to_the_tower_in_order_and_each_is_kept_under_its_own_name(tmp_path):
+def test_clips_go_to_the_tower_in_order_and_each_is_stored_under_its_own_name(tmp_path):
     rooms = FakeRooms(train=6, frames=2)
     store = filled(tmp_path, rooms, RGBPatches())
     for clip_id in rooms.ids("train"):
@@ -122,26 +122,26 @@ def test_clips_go_to_the_tower_in_order_and_each_is_kept_under_its_own_name(tmp_
         torch.testing.assert_close(store.get(clip_id).float(), wanted, atol=1e-3, rtol=1e-3)
 
 
-def test_examples_stream_the_same_fields_that_they_hold(tmp_path, rooms, monkeypatch):
+def test_streamed_examples_equal_those_in_memory(tmp_path, rooms, monkeypatch):
     from teacher.data import dataset
 
     stores = {"generative": filled(tmp_path, rooms)}
-    held = Examples(rooms, rooms.ids("train"), stores, CPU)
+    in_memory = Examples(rooms, rooms.ids("train"), stores, CPU)
     monkeypatch.setattr(dataset, "CPU_BUDGET", 0)
     streamed = Examples(rooms, rooms.ids("train"), stores, CPU)
-    assert held._all is not None and streamed._all is None
-    assert held.steps(4) == streamed.steps(4) == 2
-    for both in (held, streamed):
-        epoch = list(both.batches(4, seed=0, epoch=0))
+    assert in_memory._all is not None and streamed._all is None
+    assert in_memory.steps(4) == streamed.steps(4) == 2
+    for examples in (in_memory, streamed):
+        epoch = list(examples.batches(4, seed=0, epoch=0))
         assert len(epoch) == 2
         assert {k: tuple(v.shape[1:])
                 for k, v in epoch[0].items()} == {
                     "frames": (3, 224, 224), "generative": (64, 14, 14), "depth": (56, 56),
                     "normals": (3, 56, 56), "classes": (56, 56), "patch_depth": (14, 14)
                 }
-        rest = list(both.batches(4, seed=0, epoch=0, skip=1))
+        rest = list(examples.batches(4, seed=0, epoch=0, skip=1))
         assert len(rest) == 1 and torch.equal(rest[0]["frames"], epoch[1]["frames"])
-        assert not torch.equal(next(both.batches(4, 0, 1))["frames"], epoch[0]["frames"])
+        assert not torch.equal(next(examples.batches(4, 0, 1))["frames"], epoch[0]["frames"])
 
 
 def test_moments_are_the_channels_mean_and_deviation(tmp_path, rooms):

@@ -105,13 +105,13 @@ def test_the_unet_is_read_where_it_enters_the_middle_block(tmp_path):
     z = tower.vae.encode(frame * 2 - 1).latent_dist.mode() * tower.vae.config.scaling_factor
     noise = torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(5 * 1009))[None]
     schedule = DDPMScheduler.from_pretrained(tmp_path / "scheduler")
-    taken = []
-    tower.net.mid_block.register_forward_pre_hook(lambda m, args: taken.append(args[0]))
+    outputs = []
+    tower.net.mid_block.register_forward_pre_hook(lambda m, args: outputs.append(args[0]))
     with torch.inference_mode():
         tower.net(schedule.add_noise(z, noise, torch.tensor([250])), torch.tensor([250]),
                   tower.prompt.padded())
-    assert taken[0].shape == (1, 32, 7, 7)
-    wanted = F.adaptive_avg_pool2d(taken[0], (14, 14))
+    assert outputs[0].shape == (1, 32, 7, 7)
+    wanted = F.adaptive_avg_pool2d(outputs[0], (14, 14))
     torch.testing.assert_close(tower.features(FRAMES[:1, :1])[0], wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -142,26 +142,28 @@ def test_a_generator_s_seeds_reproduce_and_its_gaps_are_named(kind, tmp_path):
 def test_svd_is_read_where_it_enters_the_middle_block_and_sees_the_frame_it_is_conditioned_on(
         tmp_path):
     tower = load_generator("svd", save_svd(tmp_path), seed=5)
-    assert tower.k == 250 and tower.dim == 64 and tower.features(FRAMES[:1]).shape == (1, 2, 64, 14, 14)
+    assert tower.k == 250 and tower.dim == 64
+    assert tower.features(FRAMES[:1]).shape == (1, 2, 64, 14, 14)
     frame = FRAMES[0, :1]
     still = tower.vae.encode(frame * 2 - 1).latent_dist.mode()  # [1,4,28,28]
     noise = torch.randn(still.shape[1:], generator=torch.Generator().manual_seed(5 * 1009))[None]
-    kept = EulerDiscreteScheduler.from_pretrained(tmp_path / "scheduler").alphas_cumprod[250].item()
-    sigma = ((1 - kept) / kept) ** 0.5  # noise over signal, as SVD's own scheduler counts it
+    scheduler = EulerDiscreteScheduler.from_pretrained(tmp_path / "scheduler")
+    alpha = scheduler.alphas_cumprod[250].item()
+    sigma = ((1 - alpha) / alpha) ** 0.5  # noise over signal, as SVD's own scheduler counts it
     noised = (tower.vae.config.scaling_factor * still + sigma * noise) / (1 + sigma ** 2) ** 0.5
-    seen = F.interpolate(frame, (28, 28), mode="bicubic", antialias=True).clamp(0, 1)
-    seen = (seen - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    taken = []
+    image = F.interpolate(frame, (28, 28), mode="bicubic", antialias=True).clamp(0, 1)
+    image = (image - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    outputs = []
     hook = tower.net.mid_block.register_forward_pre_hook(
-        lambda m, a, named: taken.append(named["hidden_states"]), with_kwargs=True)
+        lambda m, a, named: outputs.append(named["hidden_states"]), with_kwargs=True)
     with torch.inference_mode():
-        embedding = tower.image_encoder(seen).image_embeds
+        embedding = tower.image_encoder(image).image_embeds
         tower.net(
             torch.cat([noised, still], 1)[:, None], torch.tensor(0.25 * log(sigma)),
             embedding[:, None], torch.tensor([[6.0, 127.0, 0.0]]))
     hook.remove()
-    assert taken[0].shape == (1, 64, 7, 7)
-    wanted = F.adaptive_avg_pool2d(taken[0], (14, 14))
+    assert outputs[0].shape == (1, 64, 7, 7)
+    wanted = F.adaptive_avg_pool2d(outputs[0], (14, 14))
     torch.testing.assert_close(tower.features(FRAMES[:1, :1])[0], wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -172,12 +174,12 @@ def test_ltx_is_read_after_a_block_of_normalised_latents_and_the_end_of_text_alo
          0.2) / 0.5  # [1,8,1,7,7]
     noise = torch.randn(8, 7, 7, generator=torch.Generator().manual_seed(0))
     tokens = (0.6 * z.squeeze(2) + 0.4 * noise).flatten(2).transpose(1, 2)
-    taken, text = [], tower.prompt.embedding
-    tower.net.transformer_blocks[2].register_forward_hook(lambda m, a, out: taken.append(out))
+    outputs, text = [], tower.prompt.embedding
+    tower.net.transformer_blocks[2].register_forward_hook(lambda m, a, out: outputs.append(out))
     with torch.inference_mode():   # the pipeline passes the padding too, and masks it
         tower.net(tokens, text, torch.tensor([400]), torch.tensor([[1, 0, 0, 0, 0]]), num_frames=1,
                   height=7, width=7, rope_interpolation_scale=(8 / 25, 32, 32))
-    wanted = F.adaptive_avg_pool2d(taken[0].transpose(1, 2).unflatten(2, (7, 7)), (14, 14))
+    wanted = F.adaptive_avg_pool2d(outputs[0].transpose(1, 2).unflatten(2, (7, 7)), (14, 14))
     torch.testing.assert_close(tower.features(FRAMES[:1, :1])[0], wanted, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="0 to 2: the generator has 3 blocks"):
         load_generator("ltx", tmp_path, block=3)
@@ -185,7 +187,7 @@ def test_ltx_is_read_after_a_block_of_normalised_latents_and_the_end_of_text_alo
 
 @pytest.mark.parametrize(("kind", "save"), [("svd", save_svd), ("ltx", save_ltx)])
 def test_gaps_another_architecture_and_a_level_out_of_range_are_one_line_each(kind, save, tmp_path):
-    folder = save(tmp_path / "whole")
+    folder = save(tmp_path / "complete")
     with pytest.raises(ValueError, match=rf"{kind}: k is 1001, expected 0 \(clean\) to 1000"):
         load_generator(kind, folder, k=1001)
     with pytest.raises(ValueError,
@@ -202,7 +204,7 @@ def test_gaps_another_architecture_and_a_level_out_of_range_are_one_line_each(ki
     part = "unet" if kind == "svd" else "transformer"
     weights = folder / part / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:999])
-    with pytest.raises(ValueError, match=f"not a complete {kind} checkpoint") as said:
+    with pytest.raises(ValueError, match=f"not a complete {kind} checkpoint") as error:
         load_tower(f"{kind}:{folder}")
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(error.value)
     assert set(GENERATORS) == {"unet", "svd", "cogvideox", "ltx"}

@@ -79,10 +79,10 @@ def test_another_encoder_or_half_a_one_is_refused(tmp_path):
         load_encoder("dinov2", tmp_path / "nowhere")
 
 
-def save_tiny(folder, whole: bool):
+def save_tiny(folder, with_text: bool):
     torch.manual_seed(0)
     vision = SiglipVisionModel(SiglipVisionConfig(**SIZES))
-    if not whole:
+    if not with_text:
         vision.save_pretrained(folder)
         return vision
     text = {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
@@ -93,9 +93,9 @@ def save_tiny(folder, whole: bool):
 
 
 # a vision tower alone, and the published image-and-text model
-@pytest.mark.parametrize("whole", [False, True])
-def test_features_are_the_last_layer_but_one(tmp_path, whole):
-    model = save_tiny(tmp_path, whole).eval()
+@pytest.mark.parametrize("with_text", [False, True])
+def test_features_are_the_last_layer_but_one(tmp_path, with_text):
+    model = save_tiny(tmp_path, with_text).eval()
     tower = load_siglip(str(tmp_path))
     frames = torch.rand(2, 3, 3, 42, 42)  # the tower's own size: nothing is resized
     got = tower.features(frames)

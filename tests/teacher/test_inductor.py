@@ -14,8 +14,8 @@ from teacher.towers.tap import Tap
 from teacher.towers.wan import load_wan
 
 
-def held(elements: int, hint: ReductionHint = ReductionHint.INNER,
-         cooperative: bool = False) -> bool:
+def persists(elements: int, hint: ReductionHint = ReductionHint.INNER,
+             cooperative: bool = False) -> bool:
     graph = SimpleNamespace(sizevars=SimpleNamespace(statically_known_leq=lambda a, b: a <= b,
                                                       optimization_hint=lambda n: n))
     features = SimpleNamespace(get_reduction_hint=lambda: hint,
@@ -26,13 +26,13 @@ def held(elements: int, hint: ReductionHint = ReductionHint.INNER,
 
 @pytest.mark.parametrize("widest", [None, 2048])
 def test_rows_up_to_the_widest_and_nothing_else(widest):
-    assert not held(1536)                                                  # the compiler by itself
+    assert not persists(1536)  # the compiler by itself
     with persistent_reductions(widest):
         limit = widest or inductor.WIDEST
-        assert held(1536) and held(limit) and held(64) and not held(limit + 1)
-        assert held(1536, ReductionHint.DEFAULT) and not held(1000, ReductionHint.DEFAULT)
-        assert not held(1536, ReductionHint.OUTER) and not held(1536, cooperative=True)
-    assert not held(1536) and held(1024)
+        assert persists(1536) and persists(limit) and persists(64) and not persists(limit + 1)
+        assert persists(1536, ReductionHint.DEFAULT) and not persists(1000, ReductionHint.DEFAULT)
+        assert not persists(1536, ReductionHint.OUTER) and not persists(1536, cooperative=True)
+    assert not persists(1536) and persists(1024)
 
 
 def test_without_it_the_compiler_decides(monkeypatch):
@@ -47,26 +47,26 @@ def test_without_it_the_compiler_decides(monkeypatch):
 
 def test_a_forward_is_compiled_under_that_choice():
     torch._dynamo.reset()
-    seen = []
+    decisions = []
 
     def look(graph, _inputs):
-        seen.append(held(1536))
+        decisions.append(persists(1536))
         return graph.forward
 
     module = CompiledModule(torch.nn.Linear(2, 2), look)
     module(torch.rand(3, 2))
-    assert seen == [True] and not held(1536)
+    assert decisions == [True] and not persists(1536)
 
 
-def test_the_whole_encoder_is_one_program(tiny_wan):
+def test_the_encoder_is_one_program(tiny_wan):
     torch._dynamo.reset()
-    seen = []
+    graphs = []
     tower, frames = load_wan(tiny_wan, Tap(block=0, seeds=1)), torch.rand(1, 2, 3, 64, 64)
     wanted = tower.features(frames)
-    tower.compile(lambda graph, _inputs: seen.append(graph) or graph.forward)
+    tower.compile(lambda graph, _inputs: graphs.append(graph) or graph.forward)
     torch.testing.assert_close(tower.features(frames), wanted, rtol=1e-4, atol=1e-5)
-    convolutions = [n for n in seen[0].graph.nodes if n.target is torch.conv2d]
-    assert tower.compiled and len(seen) == 2 and len(convolutions) > 10
+    convolutions = [n for n in graphs[0].graph.nodes if n.target is torch.conv2d]
+    assert tower.compiled and len(graphs) == 2 and len(convolutions) > 10
 
 
 def test_a_compiler_that_fails_is_one_line():
@@ -77,9 +77,9 @@ def test_a_compiler_that_fails_is_one_line():
 
     module = CompiledModule(torch.nn.Linear(2, 2), broken)
     with pytest.raises(ValueError,
-                       match=r"torch\.compile failed here .*set TORCH_COMPILE_DISABLE=1") as said:
+                       match=r"torch\.compile failed here .*set TORCH_COMPILE_DISABLE=1") as error:
         module(torch.rand(3, 2))
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(error.value)
 
 
 def test_kernel_choices_end_with_the_block():

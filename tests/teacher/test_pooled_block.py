@@ -1,5 +1,4 @@
-"""Pooling before the last product gives what pooling after the block gives, on every grid, in fewer
-rows."""
+"""Pooling before the last product equals pooling after the block, on every grid, in fewer rows."""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,18 +13,17 @@ from teacher.towers.wan import load_wan
 
 
 def blocks(count: int, text: int = 3):
-    """(published, ours): the same random transformer of wide gates; ours knows the prompt by
-    heart."""
+    """(published, its prompt, fused, its prompt): one random transformer, twice."""
     torch.manual_seed(5)
-    made = [
+    models = [
         WanTransformer3DModel(num_attention_heads=2, attention_head_dim=16, in_channels=4,
                               out_channels=4, text_dim=32, freq_dim=16, ffn_dim=64,
                               num_layers=count).eval() for _ in range(2)
     ]
-    made[1].load_state_dict(made[0].state_dict())
+    models[1].load_state_dict(models[0].state_dict())
     prompt = Prompt(torch.randn(1, text, 32), text + 5)
-    fuse_blocks(made[1])
-    return made[0], prompt.padded(), made[1], precompute_text_kv(made[1], prompt)
+    fuse_blocks(models[1])
+    return models[0], prompt.padded(), models[1], precompute_text_kv(models[1], prompt)
 
 
 @pytest.mark.parametrize("frames", [1, 3])
@@ -35,11 +33,11 @@ def test_a_pooled_block_is_the_published_block_averaged(grid, frames):
     high, wide = grid
     plain, padded, ours, text = blocks(1)
     z = torch.randn(2, 4, frames, 2 * high, 2 * wide)
-    taken = []
-    plain.blocks[0].register_forward_hook(lambda _m, _i, out: taken.append(out))
+    outputs = []
+    plain.blocks[0].register_forward_hook(lambda _m, _i, out: outputs.append(out))
     plain(z, torch.full((2,), 300.0), padded.expand(2, -1, -1))
     # latent frames above each other
-    picture = taken[0].unflatten(1, (frames * high, wide)).permute(0, 3, 1, 2)
+    picture = outputs[0].unflatten(1, (frames * high, wide)).permute(0, 3, 1, 2)
     wanted = torch.cat([
         F.adaptive_avg_pool2d(part, 14) for part in picture.unflatten(2, (frames, high)).unbind(2)
     ])
@@ -57,9 +55,9 @@ def test_a_pooled_block_is_the_published_block_averaged(grid, frames):
 
 @pytest.mark.parametrize("grid", [(14, 14), (15, 26), (30, 52), (9, 31)])
 def test_windows_are_those_of_adaptive_pooling(grid):
-    x, seen = torch.rand(5, *grid), pooling_windows(*grid)
-    assert set(seen.unique().tolist()) <= {0.0, 1.0}
-    by_sum = x.flatten(1) @ seen.T / seen.sum(1)
+    x, windows = torch.rand(5, *grid), pooling_windows(*grid)
+    assert set(windows.unique().tolist()) <= {0.0, 1.0}
+    by_sum = x.flatten(1) @ windows.T / windows.sum(1)
     torch.testing.assert_close(by_sum.unflatten(1, (14, 14)), F.adaptive_avg_pool2d(x, 14))
 
 
@@ -92,13 +90,13 @@ def test_the_last_product_meets_196_tokens_a_frame_and_only_where_there_are_more
 
 def test_a_compiled_tower_pools_in_one_program_a_size(tiny_wan):
     torch._dynamo.reset()
-    seen, frames = [], torch.rand(1, 3, 3, 240, 272)
+    graphs, frames = [], torch.rand(1, 3, 3, 240, 272)
     plain, tower = (load_wan(tiny_wan, Tap(block=1, seeds=1)) for _ in range(2))
-    tower.compile(lambda graph, _inputs: seen.append(graph) or graph.forward)
+    tower.compile(lambda graph, _inputs: graphs.append(graph) or graph.forward)
     for count in (2, 3):
         torch.testing.assert_close(tower.features(frames[:, :count]),
                                    plain.features(frames[:, :count]), rtol=1e-4, atol=1e-5)
-    assert len(seen) == 3  # the encoder, a block, the last
+    assert len(graphs) == 3  # the encoder, a block, the last
     tower.features(torch.rand(1, 2, 3, 272, 240))  # as many tokens, other windows
     assert len(tower._pooled) == 2
     torch.testing.assert_close(tower.features(frames), plain.features(frames), rtol=1e-4, atol=1e-5)

@@ -21,7 +21,7 @@ from teacher.towers.wan import load_wan
 from tests.fakes import save_tiny_text_encoder
 
 
-def test_the_exported_prompt_is_the_encoder_s_word_for_nothing_at_its_true_length(
+def test_the_exported_prompt_is_the_encoder_s_embedding_of_nothing_without_padding(
         tiny_wan, tmp_path):
     from transformers import UMT5EncoderModel
 
@@ -62,9 +62,9 @@ def test_the_prompt_verb_writes_where_the_extraction_looks(tiny_wan, tmp_path, c
 
 def test_a_folder_without_a_text_encoder_is_one_line(tiny_wan, tmp_path):
     with pytest.raises(ValueError,
-                       match="no tokenizer/ and text_encoder/ to export the prompt from") as said:
+                       match="no tokenizer/ and text_encoder/ to export the prompt from") as error:
         export_prompt(str(tiny_wan), tmp_path / "prompt.safetensors")
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("long", "length"), [(1, 1), (1, 512), (3, 3), (3, 512), (511, 512)])

@@ -24,15 +24,16 @@ def test_tap_after_early_exit_equals_a_hook_on_the_full_transformer(tiny_wan):
                                                  torch_dtype=torch.float32)
     assert len(full.blocks) == 3
     frames = FRAMES[0, :2]
-    z = normalise_latents(vae.encode(frames[:, :, None] * 2 - 1).latent_dist.mode(), vae)  # [2,4,1,28,28]
+    raw = vae.encode(frames[:, :, None] * 2 - 1).latent_dist.mode()  # [2,4,1,28,28]
+    z = normalise_latents(raw, vae)
     draws = [torch.Generator().manual_seed(7 * 1009 + i) for i in (0, 1)]
     noise = torch.stack([torch.randn(z.shape[1:], generator=draw) for draw in draws])
-    taken = []
-    full.blocks[1].register_forward_hook(lambda m, i, out: taken.append(out))
+    outputs = []
+    full.blocks[1].register_forward_hook(lambda m, i, out: outputs.append(out))
     with torch.inference_mode():
         full(hidden_states=0.7 * z + 0.3 * noise, timestep=torch.tensor([300.0, 300.0]),
              encoder_hidden_states=torch.zeros(2, 1, 32))
-    wanted = taken[0].transpose(1, 2).unflatten(2, (14, 14))
+    wanted = outputs[0].transpose(1, 2).unflatten(2, (14, 14))
     tower = load_wan(tiny_wan, tap)
     assert len(tower.transformer.blocks) == 2
     torch.testing.assert_close(tower.features(frames[None])[0], wanted, rtol=1e-4, atol=1e-5)
@@ -44,7 +45,8 @@ def test_single_frame_convolutions_give_exactly_the_3d_encoder(tiny_wan):
     assert sum(isinstance(m, FrameConv) for m in tower.encoder.modules()) > 10
     for t in (1, 5):
         x = FRAMES[:1, :t]
-        wanted = normalise_latents(plain.encode((x * 2 - 1).transpose(1, 2)).latent_dist.mode(), plain)
+        raw = plain.encode((x * 2 - 1).transpose(1, 2)).latent_dist.mode()
+        wanted = normalise_latents(raw, plain)
         torch.testing.assert_close(tower.latents(x), wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -168,11 +170,11 @@ def test_frames_of_any_size_become_14x14_tokens(tiny_wan):
 
 def test_a_larger_grid_is_averaged_to_14x14(tiny_wan):
     tower = load_wan(tiny_wan, Tap(block=1, k=0, seeds=1))
-    frames, taken = torch.rand(1, 1, 3, 448, 448), []
-    hook = tower.transformer.blocks[0].register_forward_hook(lambda m, i, out: taken.append(out))
+    frames, outputs = torch.rand(1, 1, 3, 448, 448), []
+    hook = tower.transformer.blocks[0].register_forward_hook(lambda m, i, out: outputs.append(out))
     pooled = tower.block_features(frames, [0, 1])[0, 0, 0]
     hook.remove()
-    grid = taken[0][0].T.unflatten(1, (28, 28))
+    grid = outputs[0][0].T.unflatten(1, (28, 28))
     torch.testing.assert_close(pooled, F.avg_pool2d(grid, 2), rtol=1e-4, atol=1e-5)
 
 
@@ -195,12 +197,12 @@ def test_paper_geometry_gives_the_released_path_s_features(tiny_wan, tmp_path, m
                    for one in x])  # [3,4,1,8,14]
     noise = torch.stack(
         [torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(i)) for i in range(3)])
-    sigma, taken = paper_time(300)[1], []
-    full.blocks[1].register_forward_hook(lambda m, i, out: taken.append(out))
+    sigma, outputs = paper_time(300)[1], []
+    full.blocks[1].register_forward_hook(lambda m, i, out: outputs.append(out))
     with torch.inference_mode():
         full(hidden_states=(1 - sigma) * z + sigma * noise, timestep=torch.full((3,), 299),
              encoder_hidden_states=prompt.padded().expand(3, -1, -1))
-    wanted = F.adaptive_avg_pool2d(taken[0].transpose(1, 2).unflatten(2, (4, 7)), (14, 14))
+    wanted = F.adaptive_avg_pool2d(outputs[0].transpose(1, 2).unflatten(2, (4, 7)), (14, 14))
     tap = Tap(block=1, k=300, seeds=1, geometry="paper", precision=precision)
     found = load_wan(folder, tap).features(frames[None])[0]
     if precision == "fp32":

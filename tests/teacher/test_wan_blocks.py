@@ -17,7 +17,7 @@ from teacher.wan_nano.flow import FlowLoss, build_transformer
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-def test_a_fused_transformer_says_what_the_published_one_says(frames):
+def test_a_fused_transformer_equals_the_published_one(frames):
     model = tiny_transformer()
     inputs = {
         "hidden_states": torch.randn(2, 4, frames, 8, 12), "timestep": torch.tensor([300.0, 300.0]),
@@ -36,15 +36,16 @@ def test_a_rotation_turns_each_pair_of_channels_by_its_angle():
     x = torch.randn(1, 1, 1, 4)
     turned = torch.view_as_complex(x.unflatten(-1, (2, 2))) * torch.polar(torch.ones(2), angle)
     cos, sin = (f(angle).repeat_interleave(2).view(1, 1, 1, 4) for f in (torch.cos, torch.sin))
-    torch.testing.assert_close(apply_rotary_emb(x, cos, sin), torch.view_as_real(turned).flatten(-2))
+    wanted = torch.view_as_real(turned).flatten(-2)
+    torch.testing.assert_close(apply_rotary_emb(x, cos, sin), wanted)
 
 
 def test_all_blocks_share_one_program_for_any_number_of_frames(tiny_wan):
     torch._dynamo.reset()
-    seen = []
+    graphs = []
 
     def count(graph, _inputs):
-        seen.append(graph)
+        graphs.append(graph)
         return graph.forward
 
     plain, tower = (load_wan(tiny_wan, Tap(block=2, seeds=1)) for _ in range(2))
@@ -53,9 +54,9 @@ def test_all_blocks_share_one_program_for_any_number_of_frames(tiny_wan):
         frames = torch.rand(*shape, 3, 64, 96)
         torch.testing.assert_close(tower.features(frames), plain.features(frames), rtol=1e-4,
                                    atol=1e-5)
-    assert len(seen) == 1
+    assert len(graphs) == 1
     tower.features(torch.rand(1, 2, 3, 96, 96))
-    assert len(seen) == 2  # another size, another program
+    assert len(graphs) == 2  # another size, another program
 
 
 def tiny_transformer(**knobs) -> WanTransformer3DModel:
