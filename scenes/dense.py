@@ -1,5 +1,4 @@
-"""What every pixel is asked: how far, which way it faces, what it is; and the metrics of those
-three answers.
+"""Dense targets (depth, normals, classes) of a clip, and their metrics.
 
 Targets are read at every fourth pixel, [56,56] for a 224 px frame: four to a side of each 14x14
 token.
@@ -23,8 +22,7 @@ class DenseTargets:
 
 
 def dense_targets(clip: Clip) -> DenseTargets:
-    """Samples a clip's ground truth at the middle of every 4x4 px cell. Raises ValueError if it has
-    none."""
+    """Ground truth at the middle of every 4x4 px cell. Raises ValueError for a clip without."""
     from scenes.furniture.pack import CLASSES
 
     if clip.depth is None or clip.normals is None or clip.instances is None:
@@ -37,42 +35,40 @@ def dense_targets(clip: Clip) -> DenseTargets:
 
 
 def patch_depth(clip: Clip, cells: int = 14) -> np.ndarray:
-    """Mean metric depth of each patch's known pixels, [T,cells,cells] float32; 0 where none is
-    known."""
+    """Mean depth in m of each patch's valid pixels, [T,cells,cells] float32; 0 without any."""
     if clip.depth is None:
         raise ValueError(f"clip {clip.id}: has no depth")
     t, h, w = clip.depth.shape
     blocks = clip.depth.reshape(t, cells, h // cells, cells, w // cells)
-    known = (blocks > 0).sum((2, 4))
-    return (blocks.sum((2, 4)) / np.maximum(known, 1)).astype(np.float32)
+    valid = (blocks > 0).sum((2, 4))
+    return (blocks.sum((2, 4)) / np.maximum(valid, 1)).astype(np.float32)
 
 
 class DenseScores:
-    """Accumulates the four scores over batches; arrays as in DenseTargets, predictions alike (depth
-    in metres)."""
+    """Accumulates the four scores over batches; predictions are laid out like DenseTargets."""
 
     def __init__(self, classes: int):
         self.confusion = np.zeros((classes, classes), np.int64)
-        self.close, self.relative, self.known = 0.0, 0.0, 0
+        self.close, self.relative, self.valid = 0.0, 0.0, 0
         self.angle, self.facing = 0.0, 0
 
     def add(self, depth: np.ndarray, normals: np.ndarray, logits_argmax: np.ndarray,
             truth: DenseTargets) -> None:
-        known = truth.depth > 0
-        ratio = np.maximum(depth[known], 1e-3) / truth.depth[known]
+        valid = truth.depth > 0
+        ratio = np.maximum(depth[valid], 1e-3) / truth.depth[valid]
         self.close += float((np.maximum(ratio, 1 / ratio) < 1.25).sum())
         self.relative += float(np.abs(ratio - 1).sum())
-        self.known += int(known.sum())
-        wanted = truth.normals.astype(np.float32) / 127
+        self.valid += int(valid.sum())
+        target = truth.normals.astype(np.float32) / 127
         facing = (truth.normals != 0).any(1)                                         # [T,56,56]
         unit = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-6)
-        length = np.maximum(np.linalg.norm(wanted, axis=1), 1e-6)
-        cosine = np.clip((unit * wanted).sum(1) / length, -1, 1)
+        length = np.maximum(np.linalg.norm(target, axis=1), 1e-6)
+        cosine = np.clip((unit * target).sum(1) / length, -1, 1)
         self.angle += float(np.degrees(np.arccos(cosine[facing])).sum())
         self.facing += int(facing.sum())
-        named = truth.classes != NO_CLASS
+        labelled = truth.classes != NO_CLASS
         n = len(self.confusion)
-        pairs = truth.classes[named].astype(np.int64) * n + logits_argmax[named]
+        pairs = truth.classes[labelled].astype(np.int64) * n + logits_argmax[labelled]
         self.confusion += np.bincount(pairs, minlength=n * n).reshape(n, n)
 
     def result(self) -> dict[str, float]:
@@ -85,8 +81,7 @@ class DenseScores:
         union = self.confusion.sum(0) + self.confusion.sum(1) - hits
         present = self.confusion.sum(1) > 0
         return {
-            "delta1": self.close / max(self.known, 1),
-            "abs_rel": self.relative / max(self.known, 1),
-            "normal_deg": self.angle / max(self.facing, 1), "miou": float(
-                (hits[present] / union[present]).mean()) if present.any() else 0.0
-        }
+            "delta1": self.close / max(self.valid, 1),
+            "abs_rel": self.relative / max(self.valid, 1),
+            "normal_deg": self.angle / max(self.facing, 1),
+            "miou": float((hits[present] / union[present]).mean()) if present.any() else 0.0}

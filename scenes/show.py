@@ -1,5 +1,4 @@
-"""One picture of a clip: a column a frame; colour, depth, instances and normals below each other,
-and what is in it."""
+"""Contact sheet of a clip: a column a frame; rows of colour, depth, instances and normals."""
 import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
@@ -10,11 +9,9 @@ _LINE, _MARGIN = 14, 6
 
 
 def contact_sheet(clip: Clip, most: int = 9) -> Image.Image:
-    """RGB image of at most `most` frames, evenly chosen; rows that the clip does not have are left
-    out."""
-    chosen = np.unique(
-        np.linspace(0,
-                    len(clip.frames) - 1, min(most, len(clip.frames))).round().astype(int))
+    """RGB image of at most `most` evenly spaced frames, with a row for each array the clip has."""
+    count = len(clip.frames)
+    chosen = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
     rows = [clip.frames[chosen].transpose(0, 2, 3, 1)]  # [T,H,W,3] each
     if clip.depth is not None:
         rows.append(_depth_colours(clip.depth[chosen]))
@@ -36,10 +33,10 @@ def instance_colours(instances: np.ndarray) -> np.ndarray:
 
 def _depth_colours(depth: np.ndarray) -> np.ndarray:
     """Near is warm, far is cold; black is unknown."""
-    known = depth > 0
-    low, high = np.quantile(depth[known], [0.01, 0.99]) if known.any() else (0.0, 1.0)
+    valid = depth > 0
+    low, high = np.quantile(depth[valid], [0.01, 0.99]) if valid.any() else (0.0, 1.0)
     scaled = 1 - np.clip((depth - low) / max(high - low, 1e-6), 0, 1)
-    return (colormaps["turbo"](scaled)[..., :3] * known[..., None] * 255).astype(np.uint8)
+    return (colormaps["turbo"](scaled)[..., :3] * valid[..., None] * 255).astype(np.uint8)
 
 
 def _normal_colours(normals: np.ndarray) -> np.ndarray:
@@ -53,8 +50,8 @@ def _captioned(sheet: np.ndarray, clip: Clip) -> Image.Image:
     if clip.room_size:
         facts.append("room {:.1f} x {:.1f} x {:.1f} m".format(*clip.room_size))
     if clip.depth is not None and (clip.depth > 0).any():
-        known = clip.depth[clip.depth > 0]
-        facts.append(f"depth {known.min():.2f} to {known.max():.2f} m")
+        valid = clip.depth[clip.depth > 0]
+        facts.append(f"depth {valid.min():.2f} to {valid.max():.2f} m")
     width = sheet.shape[1]
     columns = max(1, width // 190)
     lines = 1 + -(-len(clip.objects) // columns)
@@ -63,9 +60,9 @@ def _captioned(sheet: np.ndarray, clip: Clip) -> Image.Image:
     draw = ImageDraw.Draw(page)
     top = sheet.shape[0] + _MARGIN
     draw.text((_MARGIN, top), "   ".join(facts), fill="black")
-    for i, thing in enumerate(clip.objects):
+    for i, item in enumerate(clip.objects):
         x, y = _MARGIN + i % columns * (width // columns), top + (1 + i // columns) * _LINE
-        colour = tuple(int(c) for c in instance_colours(np.array([thing.id]))[0])
+        colour = tuple(int(c) for c in instance_colours(np.array([item.id]))[0])
         draw.rectangle((x, y + 2, x + 9, y + 11), fill=colour)
-        draw.text((x + 14, y), f"{thing.name} ({thing.category})", fill="black")
+        draw.text((x + 14, y), f"{item.name} ({item.category})", fill="black")
     return page

@@ -127,7 +127,8 @@ def read_catalogue(folder: Path,
 
     Raises ValueError if the folder holds no library.
     """
-    found = [p for p in (folder / f"{name}.sh3f" for name in LICENCES) if p.is_file()]
+    paths = [folder / f"{name}.sh3f" for name in LICENCES]
+    found = [path for path in paths if path.is_file()]
     if not found:
         raise ValueError(
             f"{folder}: holds no .sh3f library; install the Debian package sweethome3d-furniture, "

@@ -22,7 +22,8 @@ def question_statistics(training: Sequence[Question], held_out: Sequence[Questio
     """
     rows = []
     for task in TASKS:
-        train, test = ([q for q in part if q.task == task] for part in (training, held_out))
+        train = [q for q in training if q.task == task]
+        test = [q for q in held_out if q.task == task]
         row: Row = {
             "task": task, "rooms": rooms, "questions": len(train),
             "per_100_rooms": 100 * len(train) / rooms, "held_out_rooms": held_out_rooms,

@@ -47,8 +47,9 @@ def multi_ground(view: SceneView, rng: Rng) -> list[Question]:
     kind, as in Multi3DRefer: zt | st, _w_d | _wo_d with or without distractors of the noun; mt.
     """
     out: dict[str, list[Question]] = {}
-    sizes = {noun: float(np.median([t.box[3:6].max() for t in group]))
-             for noun, group in view.by_noun.items()}
+    sizes = {}
+    for noun, group in view.by_noun.items():
+        sizes[noun] = float(np.median([t.box[3:6].max() for t in group]))
     absent = {noun: size for noun, size in EVERYDAY.items()
               if noun not in view.by_noun and noun not in view.ambiguous_nouns}
     for noun, size in (sizes | absent).items():
@@ -224,8 +225,9 @@ def _question(view: SceneView, task: str, text: str, targets: Sequence[VisibleOb
 
 def _mixed(found: list[Question], rng: Rng) -> list[Question]:
     """Unique and multiple in turn, PER_CLIP at most."""
-    piles = [[q for q in found if q.kind == kind] for kind in ("unique", "multiple")]
-    return _in_turn(piles, rng)[:PER_CLIP]
+    unique = [q for q in found if q.kind == "unique"]
+    multiple = [q for q in found if q.kind == "multiple"]
+    return _in_turn([unique, multiple], rng)[:PER_CLIP]
 
 
 def _in_turn(piles: Sequence[list[Question]], rng: Rng | None = None) -> list[Question]:

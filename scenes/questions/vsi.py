@@ -51,9 +51,9 @@ def absolute_distance(view: SceneView, rng: Rng) -> list[Question]:
 
 def object_size(view: SceneView, rng: Rng) -> list[Question]:
     """Centimetres of the longest side of an object that one frame contains completely."""
+    framed = [t for t in view.unique if t.fully_framed]
     return [_numeric(view.clip, "object_size_estimation", _SIZE.format(t.noun),
-                     100 * max(t.scene_object.size), 0)
-            for t in _some(rng, [t for t in view.unique if t.fully_framed])]
+                     100 * max(t.scene_object.size), 0) for t in _some(rng, framed)]
 
 
 def room_size(view: SceneView, rng: Rng) -> list[Question]:
@@ -87,7 +87,8 @@ def relative_distance(view: SceneView, rng: Rng) -> list[Question]:
         return []
     out = []
     for target, closest in best.items():
-        names = [objects[i].noun for i in (closest, *(i for i in options if i != closest))]
+        names = [objects[closest].noun]
+        names += [objects[i].noun for i in options if i != closest]
         text = ("Measuring from the closest point of each object, which of these objects ({}) is "
                 f"the closest to the {objects[target].noun}?")
         out.append(_choice(view.clip, "object_rel_distance", text, names, rng))

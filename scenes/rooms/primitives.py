@@ -1,5 +1,4 @@
-"""Pieces built from blocks rather than modelled: doors, windows, pictures, rugs, shelves, plain
-tables, ceiling lights.
+"""Pieces built from blocks: doors, windows, pictures, rugs, shelves, tables, ceiling lights.
 
 Each function returns an unplaced Piece; `textures` grows by what it uses. Metres; a piece's back is
 at +Y.
@@ -83,9 +82,8 @@ def shelf(rng: Rng, textures: Textures) -> Piece:
 
 
 def coffee_table(rng: Rng, textures: Textures) -> Piece:
-    return _plain_table("coffee table", float(rng.uniform(0.7, 1.2)), float(rng.uniform(0.45,
-                                                                                        0.65)),
-                        float(rng.uniform(0.36, 0.48)), rng, textures)
+    width, depth, height = rng.uniform(0.7, 1.2), rng.uniform(0.45, 0.65), rng.uniform(0.36, 0.48)
+    return _plain_table("coffee table", float(width), float(depth), float(height), rng, textures)
 
 
 def side_table(rng: Rng, textures: Textures) -> Piece:

@@ -1,5 +1,4 @@
-"""Renders a room on EGL (a GPU's, or Mesa's on a CPU): colour, metric depth, instance ids and
-normals in one pass."""
+"""Renders a room on EGL (a GPU's, or Mesa's on a CPU): colour, depth, instances and normals."""
 from typing import TypedDict
 
 import moderngl
@@ -11,10 +10,10 @@ from scenes.rooms.mesh import RoomMesh, room_mesh
 from scenes.rooms.shaders import (
     FINISH_SHADER,
     FRAGMENT_SHADER,
+    FULL_SCREEN,
     SHADOW_FRAGMENT,
     SHADOW_VERTEX,
     VERTEX_SHADER,
-    WHOLE_PICTURE,
 )
 
 SHADOW_PX = 1024
@@ -22,16 +21,15 @@ SHADOW_REACH = 3.2  # tangent of half the shadow map's angle: 145 degrees
 
 
 class RenderedFrames(TypedDict):
-    """What the camera saw in T frames."""
+    """T rendered frames."""
     frames: np.ndarray     # [T,3,H,W] uint8
     depth: np.ndarray      # [T,H,W] float32, m along the optical axis
     instances: np.ndarray  # [T,H,W] int32
-    # [T,3,H,W] int8, 127 * unit, camera axes; of the triangle seen, towards the camera
-    normals: np.ndarray
+    normals: np.ndarray    # [T,3,H,W] int8, 127 * unit, camera axes, of the visible triangle
 
 
 class Renderer:
-    """One EGL context that holds one room at a time, and square pictures of `size` pixels.
+    """One EGL context with one room at a time, and square pictures of `size` pixels.
 
     Raises ValueError if there is no EGL device.
     """
@@ -50,15 +48,14 @@ class Renderer:
                                          fragment_shader=FRAGMENT_SHADER)
         self._shadow_program = self._gl.program(vertex_shader=SHADOW_VERTEX,
                                                 fragment_shader=SHADOW_FRAGMENT)
-        finish = self._gl.program(vertex_shader=WHOLE_PICTURE, fragment_shader=FINISH_SHADER)
+        finish = self._gl.program(vertex_shader=FULL_SCREEN, fragment_shader=FINISH_SHADER)
         self._finish = self._gl.vertex_array(finish, [])
         self._shadow = self._gl.texture((SHADOW_PX, SHADOW_PX), 2, dtype="f4")
         self._shadow.filter = (moderngl.LINEAR_MIPMAP_LINEAR, moderngl.LINEAR)
-        self._shadow_target = self._gl.framebuffer([self._shadow],
-                                                   self._gl.depth_renderbuffer(
-                                                       (SHADOW_PX, SHADOW_PX)))
+        depth = self._gl.depth_renderbuffer((SHADOW_PX, SHADOW_PX))
+        self._shadow_target = self._gl.framebuffer([self._shadow], depth)
         self._targets: dict[int, tuple[moderngl.Framebuffer, moderngl.Framebuffer]] = {}
-        self._held: list[moderngl.Buffer | moderngl.VertexArray | moderngl.TextureArray] = []
+        self._resources: list[moderngl.Buffer | moderngl.VertexArray | moderngl.TextureArray] = []
         self._room: Room | None = None
 
     @property
@@ -79,7 +76,7 @@ class Renderer:
         size, t = self.size, len(poses)
         target, finished = self._target(t)
         target.use()
-        target.viewport = whole = (0, 0, size, size * t)
+        target.viewport = frame_stack = (0, 0, size, size * t)
         self._gl.clear(depth=1.0)
         _set(self._program, "exposure", exposure)
         (fx, _, cx), (_, fy, cy) = 2 * intrinsics[:2] / size
@@ -90,25 +87,26 @@ class Renderer:
             _set(self._program, "world_turn", tuple(pose[:3, :3].T.reshape(-1)))
             _set(self._program, "eye", tuple(pose[:3, 3]))
             for first, count in _in_view(pose, intrinsics, size, self._mesh):
-                self._whole.render(vertices=3 * count, first=3 * first)
+                self._vertex_array.render(vertices=3 * count, first=3 * first)
         self._finish_colour(target, finished, noise, seed)
-        data = np.frombuffer(target.read(components=4, attachment=1, dtype="u4", viewport=whole),
-                             np.uint32)
-        colour = np.frombuffer(finished.read(components=3, viewport=whole, alignment=1), np.uint8)
+        read = target.read(components=4, attachment=1, dtype="u4", viewport=frame_stack)
+        data = np.frombuffer(read, np.uint32)
+        read = finished.read(components=3, viewport=frame_stack, alignment=1)
+        colour = np.frombuffer(read, np.uint8)
         return _unpack(data.reshape(t, size, size, 4), colour.reshape(t, size, size, 3))
 
     def release(self) -> None:
-        """Gives the room's memory back; the next render uploads again."""
-        for held in reversed(self._held):
-            held.release()
-        self._held, self._room = [], None
+        """Frees the room's GPU memory; the next render uploads it again."""
+        for resource in reversed(self._resources):
+            resource.release()
+        self._resources, self._room = [], None
 
     def _target(self, frames: int) -> tuple[moderngl.Framebuffer, moderngl.Framebuffer]:
         """Where all frames are drawn, one below the other, and where their finished colour goes."""
         if frames not in self._targets:
             shape, gl = (self.size, self.size * frames), self._gl
-            seen = [gl.texture(shape, 4), gl.texture(shape, 4, dtype="u4")]
-            self._targets[frames] = (gl.framebuffer(seen, gl.depth_renderbuffer(shape)),
+            outputs = [gl.texture(shape, 4), gl.texture(shape, 4, dtype="u4")]
+            self._targets[frames] = (gl.framebuffer(outputs, gl.depth_renderbuffer(shape)),
                                      gl.framebuffer([gl.renderbuffer(shape, 4)]))
         return self._targets[frames]
 
@@ -117,9 +115,8 @@ class Renderer:
         finished.use()
         self._gl.disable(moderngl.DEPTH_TEST)
         drawn.color_attachments[0].use(2)  # type: ignore[union-attr]
-        for name, value in {
-                "picture": 2, "noise": noise, "seed": seed & 0xFFFFFFFF, "rows": float(self.size)
-        }.items():
+        values = {"picture": 2, "noise": noise, "seed": seed & 0xFFFFFFFF, "rows": float(self.size)}
+        for name, value in values.items():
             _set(self._finish.program, name, value)
         self._finish.render(moderngl.TRIANGLES, vertices=3)
         self._gl.enable(moderngl.DEPTH_TEST)
@@ -130,7 +127,7 @@ class Renderer:
         vertices = self._gl.buffer(mesh.vertices.tobytes())
         indices = self._gl.buffer(mesh.triangles.tobytes())
         layout = ("3f4 4i1 2f4 4f1 2u2", "position", "normal", "uv", "colour", "layer_id")
-        self._whole = self._gl.vertex_array(self._program, [(vertices, *layout)], indices)
+        self._vertex_array = self._gl.vertex_array(self._program, [(vertices, *layout)], indices)
         casting = self._gl.vertex_array(
             self._shadow_program, [(vertices, f"3f4 {mesh.vertices.itemsize - 12}x1", "position")],
             indices)
@@ -139,7 +136,7 @@ class Renderer:
         textures.filter = (moderngl.LINEAR_MIPMAP_LINEAR, moderngl.LINEAR)
         textures.build_mipmaps()
         textures.use(0)
-        self._held = [vertices, indices, self._whole, casting, textures]
+        self._resources = [vertices, indices, self._vertex_array, casting, textures]
         to_light = _look_along(room.lights[0])
         self._cast(casting, mesh.casters, to_light)
         self._set_lights(room, to_light)
@@ -179,8 +176,7 @@ def _write(program: moderngl.Program, name: str, matrix: np.ndarray) -> None:
 
 def _in_view(pose: np.ndarray, intrinsics: np.ndarray, size: int,
              mesh: RoomMesh) -> list[list[int]]:
-    """The spans that may be seen, nearest first (hidden pixels are then never shaded), the shell
-    last."""
+    """Spans in view, nearest first so that hidden pixels are not shaded, the shell last."""
     corners = np.stack([mesh.boxes[:, [0, 1][i], [0, 1, 2][k]] for i in (0, 1) for k in range(3)],
                        1)
     x, y, z = np.array(np.meshgrid([0, 3], [1, 4], [2, 5])).reshape(3, -1)
@@ -188,10 +184,10 @@ def _in_view(pose: np.ndarray, intrinsics: np.ndarray, size: int,
     points = points @ pose[:3, :3]
     slope = size / 2 / intrinsics[0, 0]
     reach = points[..., 2] * slope                                                           # [N,8]
-    outside = ((points[..., 0] > reach).all(1) | (points[..., 0] < -reach).all(1) |
-               (points[..., 1] > reach).all(1)
-               | (points[..., 1] < -reach).all(1) | (points[..., 2] < 0).all(1))
-    near = points[..., 2].min(1)
+    x, y, z = np.moveaxis(points, -1, 0)                                                     # [N,8]
+    outside = ((x > reach).all(1) | (x < -reach).all(1) | (y > reach).all(1)
+               | (y < -reach).all(1) | (z < 0).all(1))
+    near = z.min(1)
     near[mesh.shell] = np.inf
     order = np.argsort(near)
     return mesh.spans[order[~outside[order]]].tolist()

@@ -1,5 +1,4 @@
-"""The renderer's programs (GLSL 330): one pass writes colour, depth, instance, normal; a second
-smooths the colour."""
+"""The renderer's GLSL 330 programs: colour, depth, instance and normal in one pass, then FXAA."""
 
 VERTEX_SHADER = """
 #version 330
@@ -11,7 +10,8 @@ flat out uvec2 tag; flat out float glow;
 const float NEAR = 0.05, FAR = 30.0;
 void main() {
     vec4 v = world_to_view * vec4(position, 1.0);
-    world = position; view = v.xyz; smooth_normal = vec3(normal.xyz) / 127.0; glow = float(normal.w) / 127.0;
+    world = position; view = v.xyz; smooth_normal = vec3(normal.xyz) / 127.0;
+    glow = float(normal.w) / 127.0;
     at = uv; paint = colour; tag = layer_id;
     // row 0 of the texture is the top row of the image: y is not flipped
     gl_Position = vec4(lens.x * v.x + lens.z * v.z, lens.y * v.y + lens.w * v.z,
@@ -44,7 +44,10 @@ float lit(vec3 n) {
     return l.z < 0.1 ? 1.0 : mix(1.0, open, rim.x * rim.y);
 }
 
-float corner(float d, float side) { float q = max(d, 0.0) / 0.22; return 1.0 - 0.34 * (1.0 - side) / (1.0 + q * q); }
+float corner(float d, float side) {
+    float q = max(d, 0.0) / 0.22;
+    return 1.0 - 0.34 * (1.0 - side) / (1.0 + q * q);
+}
 
 void main() {
     vec3 flat_normal = normalize(cross(dFdx(view), dFdy(view)));
@@ -59,7 +62,8 @@ void main() {
     base = pow(base, vec3(2.2)) * 0.92 + 0.004;
 
     vec3 a = abs(n), far = room - world;
-    float open = corner(world.x, a.x) * corner(far.x, a.x) * corner(world.y, a.y) * corner(far.y, a.y)
+    float open = corner(world.x, a.x) * corner(far.x, a.x)
+               * corner(world.y, a.y) * corner(far.y, a.y)
                * corner(world.z, a.z) * corner(far.z, a.z);
     vec3 light = mix(below, above, n.z * 0.5 + 0.5) * open;
     vec3 shine = vec3(0.0), to_eye = normalize(eye - world);
@@ -72,7 +76,8 @@ void main() {
         shine += light_colour[i] * facing * pow(max(dot(n, normalize(to + to_eye)), 0.0), 40.0);
     }
     vec3 c = (base * light + paint.a * 1.5 * shine) * exposure + base * glow * 2.5;
-    c = clamp((c * (2.51 * c + 0.03)) / (c * (2.43 * c + 0.59) + 0.14), 0.0, 1.0);   // ACES, Narkowicz's fit
+    // ACES, Narkowicz's fit
+    c = clamp((c * (2.51 * c + 0.03)) / (c * (2.43 * c + 0.59) + 0.14), 0.0, 1.0);
     c = pow(c, vec3(1.0 / 2.2));
 
     picture = vec4(c, 1.0);
@@ -81,30 +86,39 @@ void main() {
 }
 """
 
-WHOLE_PICTURE = """
+FULL_SCREEN = """
 #version 330
-void main() { gl_Position = vec4(gl_VertexID == 1 ? 3.0 : -1.0, gl_VertexID == 2 ? 3.0 : -1.0, 0.0, 1.0); }
+void main() {
+    gl_Position = vec4(gl_VertexID == 1 ? 3.0 : -1.0, gl_VertexID == 2 ? 3.0 : -1.0, 0.0, 1.0);
+}
 """
 
 FINISH_SHADER = """
 #version 330
-uniform sampler2D picture; uniform float noise; uniform uint seed; uniform float rows;  // rows: height of one frame
+// rows: height of one frame
+uniform sampler2D picture; uniform float noise; uniform uint seed; uniform float rows;
 out vec4 colour;
 
-uint hash(uint x) { x ^= x >> 16; x *= 0x7feb352du; x ^= x >> 15; x *= 0x846ca68bu; return x ^ (x >> 16); }
+uint hash(uint x) {
+    x ^= x >> 16; x *= 0x7feb352du; x ^= x >> 15; x *= 0x846ca68bu;
+    return x ^ (x >> 16);
+}
 vec2 px, low, high;
 vec3 look(vec2 p) { return textureLod(picture, clamp(p, low, high) * px, 0.0).rgb; }
 float luma(vec2 p) { return dot(look(p), vec3(0.299, 0.587, 0.114)); }
 
-void main() {                         // steps of triangle edges become ramps: FXAA (Lottes 2009), the short form
+// FXAA (Lottes 2009), short form: steps of triangle edges become ramps
+void main() {
     vec2 p = gl_FragCoord.xy;
     px = 1.0 / vec2(textureSize(picture, 0));
-    low = vec2(0.5, floor(p.y / rows) * rows + 0.5); high = low + vec2(1.0 / px.x - 1.0, rows - 1.0);
+    low = vec2(0.5, floor(p.y / rows) * rows + 0.5);
+    high = low + vec2(1.0 / px.x - 1.0, rows - 1.0);
     vec3 middle = look(p);
     float m = dot(middle, vec3(0.299, 0.587, 0.114));
     float nw = luma(p + vec2(-1, -1)), ne = luma(p + vec2(1, -1));
     float sw = luma(p + vec2(-1, 1)), se = luma(p + vec2(1, 1));
-    float least = min(m, min(min(nw, ne), min(sw, se))), most = max(m, max(max(nw, ne), max(sw, se)));
+    float least = min(m, min(min(nw, ne), min(sw, se)));
+    float most = max(m, max(max(nw, ne), max(sw, se)));
     vec2 along = vec2(sw + se - nw - ne, nw + sw - ne - se);
     along /= min(abs(along.x), abs(along.y)) + max((nw + ne + sw + se) * 0.03125, 0.0078);
     along = clamp(along, -6.0, 6.0);

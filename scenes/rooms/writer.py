@@ -67,7 +67,8 @@ def _write_card(source: RoomSource, folder: Path) -> None:
             f"{path}: not JSON ({error}); remove the folder or use another one") from error
     if found.get("key") != source.key:
         names = ("seed", "frames", "size", "furniture")
-        was, now = ([c.get(k) for k in names] for c in (found, card))
+        was = [found.get(k) for k in names]
+        now = [card[k] for k in names]
         raise ValueError(f"{folder}: holds clips with [seed, frames, size, furniture] {was}, "
                          f"expected {now}; use another folder")
     write_json(card, path)

@@ -90,7 +90,7 @@ def import_scannet(root: Path, frames: int, size: int, annotations: Path | None 
 
 
 def write_import(imported: Import, out: Path) -> tuple[int, int]:
-    """Writes clips that `out` lacks, then its questions and scenes.json. Returns the counts of both.
+    """Writes clips that `out` lacks, then questions.json and scenes.json; returns both counts.
 
     An interrupted import goes on where it stopped. Raises ValueError if the folder holds rendered
     rooms or clips of other frames, if a clip cannot be read, or if the disk is too small.
@@ -156,8 +156,8 @@ def _with_usable_boxes(questions: Sequence[Question], name: str, split: Split) -
             question = replace(question, targets=tuple(sorted(set(overlaps.argmax(1).tolist()))))
         out.append(question)
     if len(out) < len(questions):
-        print(f"{name} {split}: left out {len(questions) - len(out)} questions whose target box has "
-              "no volume or overlaps no proposal")
+        print(f"{name} {split}: left out {len(questions) - len(out)} questions whose target box "
+              "has no volume or overlaps no proposal")
     return out
 
 

@@ -136,14 +136,14 @@ def _scan2cap(path: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
 def _multi3drefer(path: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
     items = _items(path, "scene_id", "object_ids", "description", "eval_type")
     return [boxes.question(i, split, "multi_ground", str(i["description"]).capitalize(),
-                           targets=[int(n) for n in i["object_ids"]], kind=str(i["eval_type"]))
+                           targets=list(map(int, i["object_ids"])), kind=str(i["eval_type"]))
             for i in items]
 
 
 def _scanqa(path: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
     """An answer's object_ids are no targets: the answer is words."""
     items = _items(path, "scene_id", "question", "answers")
-    return [boxes.question(i, split, "qa", str(i["question"]), [str(a) for a in i["answers"]])
+    return [boxes.question(i, split, "qa", str(i["question"]), list(map(str, i["answers"])))
             for i in items]
 
 

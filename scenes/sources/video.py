@@ -1,5 +1,4 @@
-"""Your own videos as clips without labels: an mp4, a folder of videos, or a folder of images in
-order of name."""
+"""Your own videos as clips without labels: a video, a folder of videos, or of images by name."""
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ Fit = Literal["crop", "letterbox"]
 
 @dataclass(frozen=True)
 class _Shot:
-    """T frames of one source: a video from `start` (a frame number at our rate), or images."""
+    """T frames: of a video from frame `start` (at the source's rate), or images."""
     name: str
     video: Path | None
     start: int
@@ -26,11 +25,10 @@ class _Shot:
 
 
 class VideoSource:
-    """Clips of `frames` frames, cut one after the other, each frame `size` px square; what is left
-    over is dropped.
+    """Consecutive clips of `frames` frames, `size` px square; a shorter rest is dropped.
 
-    fps: frames a second taken from a video (images are taken one by one). fit: "crop" keeps the
-    middle square, "letterbox" keeps everything between black bars. Three or more videos are split
+    fps: frames a second taken from a video (images are taken one by one). fit: "crop" takes the
+    middle square, "letterbox" everything, with black bars. Three or more videos are split
     by video (80/10/10, at least one each), fewer by time (first 80 % train, then val, then test).
     Raises ValueError naming what is missing, empty, unreadable or too short.
     """
@@ -59,8 +57,8 @@ class VideoSource:
 
     def clip(self, clip_id: str) -> Clip:
         if clip_id not in self._shots:
-            raise ValueError(
-                f"{self.path}: no clip {clip_id!r}; ask ids('train'), ids('val') or ids('test')")
+            raise ValueError(f"{self.path}: no clip {clip_id!r}; the ids are ids('train'), "
+                             "ids('val') and ids('test')")
         return Clip(id=clip_id, frames=self._read(self._shots[clip_id]))
 
     def _files(self) -> list[Path | tuple[Path, ...]]:
@@ -68,10 +66,8 @@ class VideoSource:
         if self.path.is_file():
             return [self.path]
         if not self.path.is_dir():
-            raise ValueError(
-                f"{self.path}: no such file or folder; give a video, a folder of videos or of "
-                "images"
-            )
+            raise ValueError(f"{self.path}: no such file or folder; give a video, a folder of "
+                             "videos or of images")
         inside = sorted(p for p in self.path.iterdir()
                         if p.is_file() and not p.name.startswith("."))
         videos: list[Path | tuple[Path, ...]] = [p for p in inside if p.suffix.lower() in VIDEOS]
@@ -92,7 +88,7 @@ class VideoSource:
         name = file.name.replace(".", "-")
         shots = [_Shot(f"{name}_{k:05d}", file, k * self.frames) for k in range(count)]
         if shots:
-            self._read(shots[-1])  # a video cut short says so now, not after an hour of training
+            self._read(shots[-1])  # a video that is cut short fails now, not during training
         yield from shots
 
     def _read(self, shot: _Shot) -> np.ndarray:
@@ -100,21 +96,18 @@ class VideoSource:
         if shot.video is None:
             return np.stack([self._image(path) for path in shot.images])
         side = f"{self.size}:{self.size}"
-        square = {
-            "crop": f"scale={side}:force_original_aspect_ratio=increase,crop={side}",
-            "letterbox": f"scale={side}:force_original_aspect_ratio=decrease,pad={side}:(ow-iw)/2:(oh-ih)/2"
-        }
+        aspect = "force_original_aspect_ratio"
+        square = {"crop": f"scale={side}:{aspect}=increase,crop={side}",
+                  "letterbox": f"scale={side}:{aspect}=decrease,pad={side}:(ow-iw)/2:(oh-ih)/2"}
+        filters = f"fps={self.fps:g},{square[self.fit]},setsar=1"
         reader = imageio_ffmpeg.read_frames(
-            str(shot.video), input_params=["-ss", f"{shot.start / self.fps:.4f}"], output_params=[
-                "-vf", f"fps={self.fps:g},{square[self.fit]},setsar=1", "-frames:v",
-                str(self.frames)
-            ])
+            str(shot.video), input_params=["-ss", f"{shot.start / self.fps:.4f}"],
+            output_params=["-vf", filters, "-frames:v", str(self.frames)])
         out = []
         try:
             next(reader)  # the facts about the video
-            out = [
-                np.frombuffer(frame, np.uint8).reshape(self.size, self.size, 3) for frame in reader
-            ]
+            out = [np.frombuffer(frame, np.uint8).reshape(self.size, self.size, 3)
+                   for frame in reader]
         except (OSError, RuntimeError, StopIteration) as error:
             raise ValueError(
                 f"{shot.video}: cannot be decoded at {shot.start / self.fps:.1f} s (cut short or "
@@ -149,9 +142,13 @@ def _seconds(video: Path) -> float:
 
 def _split(videos: list[list[_Shot]]) -> Iterator[tuple[Split, list[_Shot]]]:
     """By video where there are three or more, else each video by time."""
-    parts = [videos] if len(videos) >= 3 else [[[shot] for shot in video] for video in videos]
+    parts = [videos]
+    if len(videos) < 3:
+        parts = []
+        for video in videos:
+            parts.append([[shot] for shot in video])
     for part in parts:
         n = len(part)
-        held = max(1, round(n * 0.1)) if n >= 3 else 0
+        held = max(1, round(n * 0.1)) if n >= 3 else 0  # number of each held-out split
         for i, shots in enumerate(part):
             yield ("train" if i < n - 2 * held else "val" if i < n - held else "test"), shots

@@ -160,7 +160,8 @@ def test_stored_questions_come_back_as_they_were(tmp_path):
     boxes = np.random.default_rng(0).normal(size=(3, 7)).astype(np.float32)
     asked = [Question("test/a", "ground", "x", None, None, (), boxes, (1, 2), "mt", (), 2),
              Question("test/a", "vsi:object_counting", "n?", "4", 4.0, (), boxes[:0], ()),
-             Question("test/b", "qa", "w?", "a", None, ("A. b",), boxes[1:, :6], (), "", ("a", "b"))]
+             Question("test/b", "qa", "w?", "a", None, ("A. b",), boxes[1:, :6], (), "",
+                      ("a", "b"))]
     save_questions(by_clip(asked), tmp_path)
     back = [q for questions in load_questions(tmp_path).values() for q in questions]
     for old, new in zip(asked, back, strict=True):
@@ -183,12 +184,13 @@ def test_a_teacher_trains_and_is_scored_on_the_imported_questions(scannet, out, 
     scores = train_language_teacher(config)
     assert scores["ground"]["n"] == 4 and scores["qa"]["n"] == 1 and scores["caption"]["n"] == 3
     run("vsibench", write_vsibench(tmp_path / "vsi"), "--out", out, *size)
-    with pytest.raises(ValueError, match="have no depth and poses; train with --position pose_free"):
+    with pytest.raises(ValueError, match="no depth and poses; train with --position pose_free"):
         train_language_teacher(config)
     scores = train_language_teacher(replace(config, position="pose_free", out=tmp_path / "free"))
     assert scores["vsi"]["types"] == 3 and scores["ground"]["n"] == 4
     with pytest.raises(ValueError, match="no questions about training clips"):
-        train_language_teacher(replace(config, out=tmp_path / "none", tasks=("vsi:route_planning",)))
+        train_language_teacher(
+            replace(config, out=tmp_path / "none", tasks=("vsi:route_planning",)))
 
 
 @pytest.fixture(autouse=True)

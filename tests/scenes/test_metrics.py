@@ -34,10 +34,11 @@ def grounded(boxes, targets, kind="unique", task="ground", proposals=None) -> Qu
 
 # relative errors 0, 0.04, 0.11, 0.5 and 0.51: of the ten limits 0.5, 0.45 ... 0.05 those at or
 # above are passed
-@pytest.mark.parametrize(("said", "share"), [("100", 1.0), ("104", 1.0), ("111", 0.8), ("150", 0.1), ("151", 0.0),
-                                             ("-100", 0.0), ("nan", 0.0), ("about 100", 0.0), ("", 0.0)])
-def test_mra_is_the_share_of_limits_that_the_relative_error_keeps(said, share):
-    assert metrics.mra(metrics.number_in(said), 100.0) == pytest.approx(share)
+@pytest.mark.parametrize(("output", "share"), [
+    ("100", 1.0), ("104", 1.0), ("111", 0.8), ("150", 0.1), ("151", 0.0), ("-100", 0.0),
+    ("nan", 0.0), ("about 100", 0.0), ("", 0.0)])
+def test_mra_is_the_share_of_limits_that_the_relative_error_keeps(output, share):
+    assert metrics.mra(metrics.number_in(output), 100.0) == pytest.approx(share)
 
 
 def test_mra_refuses_a_truth_to_which_no_error_is_relative():
@@ -45,8 +46,8 @@ def test_mra_refuses_a_truth_to_which_no_error_is_relative():
         metrics.mra(1.0, 0.0)
 
 
-@pytest.mark.parametrize(("said", "word"), [("A. chair", "A"), ("b", "b"), (" 4.\n", "4"), ("3.5 meters", "3.5"),
-                                            ("", "")])
+@pytest.mark.parametrize(("said", "word"), [
+    ("A. chair", "A"), ("b", "b"), (" 4.\n", "4"), ("3.5 meters", "3.5"), ("", "")])
 def test_only_the_first_word_of_an_output_counts(said, word):
     assert metrics.first_word(said) == word
 
@@ -173,7 +174,8 @@ def test_candidates_are_taken_until_their_softmax_adds_up():
 
 
 @pytest.mark.parametrize(("raw", "clean"), [
-    ("The  Table.", "table"), ("2", "two"), ("a chai", "chair"), ("TV", "TV"), ("backwards", "backward"),
+    ("The  Table.", "table"), ("2", "two"), ("a chai", "chair"), ("TV", "TV"),
+    ("backwards", "backward"),
     ("none", "zero"), ("10 o' clock", "ten o'clock"), ("rigth", "right"), ("table1", "table"),
     ("an apple and the pear", "apple and pear")])
 def test_answers_are_cleaned_as_sqa3d_does(raw, clean):

@@ -172,7 +172,8 @@ def test_the_right_option_is_clearly_closest_and_other_targets_have_others(scatt
 @pytest.mark.parametrize(("level", "sectors"), [
     ("easy", {"left": (0, 180), "right": (-180, 0)}),
     ("medium", {"left": (0, 135), "right": (-135, 0), "back": (135, 225)}),
-    ("hard", {"front-left": (0, 90), "back-left": (90, 180), "back-right": (180, 270), "front-right": (-90, 0)})])
+    ("hard", {"front-left": (0, 90), "back-left": (90, 180), "back-right": (180, 270),
+              "front-right": (-90, 0)})])
 def test_directions_hold_with_a_margin(scattered, level, sectors):
     said = Counter()
     for clip in scattered:
@@ -462,7 +463,7 @@ def test_balancing_evens_out_common_answers_and_keeps_the_order():
                                                     for q in kept) and balanced(asked) == kept
 
 
-def test_what_is_mostly_right_where_it_is_offered_is_thinned_out():
+def test_what_is_mostly_right_where_it_is_offered_is_dropped():
     rng = np.random.default_rng(0)
     nouns = ("table", "bed", "sofa", "lamp", "door", "tv", "rug", "desk")
 
@@ -505,7 +506,7 @@ def test_guesses_of_boxes_numbers_and_letters_can_be_scored(scattered):
         assert scores["vsi:object_rel_direction_hard"]["accuracy"] < 0.7
 
 
-def test_thinned_clips_keep_every_nth_frame_of_everything(rendered):
+def test_strided_clips_keep_every_nth_frame_of_everything(rendered):
     class One:
         key = "one"
 
@@ -537,7 +538,8 @@ def test_the_command_prints_questions_with_answers(tmp_path, capsys, monkeypatch
     vega3d.main()
     printed = capsys.readouterr().out
     assert "train/00000_0 shows 1 bed, 2 chair, 1 sofa" in printed
-    assert "How many chair(s) are in this room?\n  -> 2" in printed and "-> chair at (1.0, 1.0, 0.5) m" in printed
+    assert "How many chair(s) are in this room?\n  -> 2" in printed
+    assert "-> chair at (1.0, 1.0, 0.5) m" in printed
     save_clip(Clip("v", np.zeros((1, 3, 4, 4), np.uint8)), tmp_path / "bare.safetensors")
     monkeypatch.setattr("sys.argv", ["vega3d", "scenes", "ask", str(tmp_path / "bare.safetensors")])
     with pytest.raises(SystemExit, match="2"):
@@ -556,7 +558,8 @@ def test_a_census_counts_every_task_and_scores_guessing(tmp_path, monkeypatch, c
     rows = {row["task"]: row for row in json.loads(out.read_text())["rows"]}
     assert set(rows) == set(
         TASKS) and rows["ground"]["per_100_rooms"] == 100 * rows["ground"]["questions"] / 3
-    assert 0 <= rows["ground"]["text_only"] <= 1 and rows["vsi:room_size_estimation"]["constant"] > 0
+    assert 0 <= rows["ground"]["text_only"] <= 1
+    assert rows["vsi:room_size_estimation"]["constant"] > 0
 
 
 def test_every_noun_of_the_shipped_furniture_is_an_everyday_word():
@@ -574,7 +577,8 @@ def test_every_noun_of_the_shipped_furniture_is_an_everyday_word():
 def test_all_tasks_hold_together_on_a_rendered_room(rendered):
     for clip, task in product(rendered, TASKS):
         for question in questions(clip, task):
-            assert question.clip_id == clip.id and question.task == task and question.text and question.prompt
+            assert question.clip_id == clip.id and question.task == task
+            assert question.text and question.prompt
             if question.options:
                 assert question.answer in [o[0] for o in question.options]
                 assert len({o[3:] for o in question.options}) == len(question.options)

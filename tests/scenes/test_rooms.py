@@ -266,7 +266,8 @@ def test_a_missing_or_broken_pack_is_named(tmp_path):
         Pack.load(tmp_path / "bad.zip")
 
 
-@pytest.mark.parametrize("wrong", [{"frames": 0}, {"size": 0}, {"clips_per_room": 0}, {"train": -1}, {"seed": -1}])
+@pytest.mark.parametrize("wrong", [{"frames": 0}, {"size": 0}, {"clips_per_room": 0},
+                                   {"train": -1}, {"seed": -1}])
 def test_senseless_numbers_are_refused(wrong):
     with pytest.raises(ValueError, match="rooms: got"):
         RoomSource(**wrong)

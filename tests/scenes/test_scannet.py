@@ -91,7 +91,8 @@ def test_scanrefer_splits_unique_from_multiple_by_scannets_labels(root, benchmar
 def test_proposals_are_what_may_be_chosen_and_the_truth_is_not_among_them(root, benchmarks):
     (root / "pred.json").write_text(
         json.dumps({f"scannet/{SCENE}": [[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]]}))
-    question = load_annotations(ScanNet(root), "multi3drefer", benchmarks, "val", root / "pred.json")[0]
+    question = load_annotations(ScanNet(root), "multi3drefer", benchmarks, "val",
+                                root / "pred.json")[0]
     assert len(question.offered) == 2 and question.targets == (3, 4) and question.kind == "mt"
     assert np.allclose(question.boxes[3], aligned_box(1), atol=1e-5)
 
@@ -119,7 +120,8 @@ def test_scanqa_and_sqa3d_keep_their_answers_and_wording(root, benchmarks):
         "I sit on the couch. How many chairs are ahead? Answer the question using a single word or "
         "phrase."
     )
-    assert [q.text.split(". ")[0] for q in load_annotations(source, "sqa3d", benchmarks, "train")] == [
+    training = load_annotations(source, "sqa3d", benchmarks, "train")
+    assert [q.text.split(". ")[0] for q in training] == [
         "I sit on the couch", "I am on the couch", "Sitting"]
 
 
@@ -140,7 +142,8 @@ def test_an_annotation_of_what_is_not_here_is_named_or_left_out(root, benchmarks
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("multi3drefer_val.json", None, "missing; download"), ("multi3drefer_val.json", "{", "not the published layout"),
+    ("multi3drefer_val.json", None, "missing; download"),
+    ("multi3drefer_val.json", "{", "not the published layout"),
     ("multi3drefer_val.json", '[{"scene_id": "x"}]', "entry 0 lacks object_ids, description, "
                                                      "eval_type"),
     ("multi3drefer_val.json", '{"a": 1}', "entry 0 lacks scene_id")])
@@ -253,7 +256,8 @@ def test_a_caption_without_a_proposal_describes_nothing(tmp_path):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"box": [0, 0, 0]}, "entry 0 cannot be read"),
     ({"conversations": [{"value": "Hello"}, {"value": ""}]}, "is not that of"),
-    ({"metadata": {"dataset": "nr3d"}}, "KeyError: 'nr3d'"), ({"box": [0, 0, 0, 1, 1, float("nan")]}, "not finite")])
+    ({"metadata": {"dataset": "nr3d"}}, "KeyError: 'nr3d'"),
+    ({"box": [0, 0, 0, 1, 1, float("nan")]}, "not finite")])
 def test_a_processed_entry_that_is_laid_out_otherwise_is_named(tmp_path, changes, message):
     (tmp_path / "a.json").write_text(json.dumps([entry("scanrefer", **changes)]))
     with pytest.raises(ValueError, match=message):

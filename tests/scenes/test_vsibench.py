@@ -69,7 +69,8 @@ def test_a_line_that_is_laid_out_otherwise_is_named(root, line, message):
         VSIBench(root)
 
 
-@pytest.mark.parametrize("row", [{**VSI_ROWS[0], "ground_truth": "four"}, {**VSI_ROWS[0], "ground_truth": "0"},
+@pytest.mark.parametrize("row", [{**VSI_ROWS[0], "ground_truth": "four"},
+                                 {**VSI_ROWS[0], "ground_truth": "0"},
                                  {**VSI_ROWS[1], "options": None}])
 def test_an_answer_that_cannot_be_scored_is_named(root, row):
     (root / "test.jsonl").write_text(json.dumps(row))
