@@ -433,7 +433,7 @@ def test_a_question_refuses_boxes_and_targets_that_do_not_fit():
 
 
 def test_more_draws_ask_more_of_what_there_is_more_of_and_nothing_twice(rendered):
-    """The first draw stays as it is; a SceneView that several tasks share gives what the clip gives."""
+    """The first draw stays as it is; a SceneView shared by tasks changes nothing."""
     tasks = ("vsi:object_counting", "vsi:object_abs_distance", "ground")
     for clip in rendered:
         one, many = (read_room(clip, tasks, 0, draws) for draws in (1, 4))
