@@ -1,5 +1,4 @@
-"""`python -m export trt --int8` is `vega3d export trt --int8` (the shell keeps the bare word
-`export` for itself)."""
+"""`python -m export` is `vega3d export`, as in `python -m export trt --int8`."""
 import sys
 
 from vega3d import main

@@ -1,5 +1,8 @@
-"""A file that is shipped: written beside and renamed, its facts inside it (ONNX metadata) and in a
-JSON next to it."""
+"""Exported files: written atomically, with their facts in ONNX metadata and in a sidecar JSON.
+
+A file is up to date if its sidecar has the cache key of the same inputs and the sha256 of its
+bytes.
+"""
 import hashlib
 import json
 import os
@@ -9,39 +12,42 @@ from typing import Any
 
 import onnx
 
-from records.files import atomic_write, sha256, write_json
+from export.graph.index import copy_model
+from records.files import atomic_write, files_digest, sha256, write_json
 
 Facts = dict[str, Any]
+PACKAGE = Path(__file__).parent
 
 
 def prepare_folder(folder: Path) -> None:
-    """Makes `folder` and proves it writable: minutes of work must not end at a read-only disk.
-    Raises OSError."""
+    """Makes `folder`, removes dead scratch files and proves it writable. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     for scratch in folder.glob(".*.*"):
         owner = re.search(r"\.(\d+)\.", scratch.name)
         if owner and not Path(f"/proc/{owner[1]}").exists():
-            scratch.unlink()  # left by a process that was killed outright
+            scratch.unlink()  # its process was killed
     probe = folder / f".writable.{os.getpid()}"
     probe.write_bytes(b"")
     probe.unlink()
 
 
-def save_onnx(model: onnx.ModelProto, path: Path, facts: Facts) -> Facts:
-    """Writes the model with `facts` as its metadata, and path.json with the same facts, its sha256
-    and its size.
+def source_digest(folder: Path = PACKAGE) -> str:
+    """A digest of every Python file under `folder`, for cache keys: edited code exports again."""
+    return files_digest({path.relative_to(folder): path for path in folder.rglob("*.py")})
 
-    The same model and facts give the same bytes. Returns what the JSON holds.
+
+def save_onnx(model: onnx.ModelProto, path: Path, facts: Facts) -> Facts:
+    """Writes the model with `facts` as its metadata, and its sidecar; returns the sidecar's facts.
+
+    The same model and facts give the same bytes.
     """
-    stamped = onnx.ModelProto()
-    stamped.CopyFrom(model)
+    stamped = copy_model(model)
     onnx.helper.set_model_props(stamped, {key: _text(facts[key]) for key in sorted(facts)})
     return save_bytes(stamped.SerializeToString(deterministic=True), path, facts)
 
 
 def save_bytes(content: bytes, path: Path, facts: Facts) -> Facts:
-    """Writes `content` and its sidecar. The sidecar goes last: a file without one is never taken
-    for a finished one."""
+    """Writes `content` and then its sidecar: a file without one never counts as complete."""
     sidecar_path(path).unlink(missing_ok=True)
     with atomic_write(path) as scratch:
         scratch.write_bytes(content)
@@ -52,23 +58,20 @@ def save_bytes(content: bytes, path: Path, facts: Facts) -> Facts:
 
 
 def annotate(path: Path, **facts: Any) -> None:
-    """Adds to the sidecar of a finished file what was learnt about it later: a verdict, a layer
-    report."""
+    """Adds facts to the sidecar of a finished file: a verdict, a layer report."""
     write_json({**_read(sidecar_path(path)), **facts}, sidecar_path(path))
 
 
 def up_to_date(path: Path, cache_key: str) -> Facts | None:
-    """The sidecar of `path`, if the file is whole and was made from the same inputs (`cache_key`);
-    else None."""
+    """The sidecar of `path` if the file is complete and has this cache key; else None."""
     sidecar = _read(sidecar_path(path))
-    whole = sidecar.get("cache_key") == cache_key and path.is_file() and sidecar.get(
-        "sha256") == sha256(path)
-    return sidecar if whole else None
+    if sidecar.get("cache_key") != cache_key or not path.is_file():
+        return None
+    return sidecar if sidecar.get("sha256") == sha256(path) else None
 
 
 def discard(path: Path) -> None:
-    """Removes an artefact, its sidecar, and every engine that was built from it, as far as they
-    exist."""
+    """Removes an artefact, its sidecar, and every engine that was built from it."""
     for engine in path.parent.glob("*.engine") if path.suffix == ".onnx" else ():
         if _read(sidecar_path(engine)).get("onnx") == path.name:
             discard(engine)
@@ -81,7 +84,7 @@ def sidecar_path(path: Path) -> Path:
 
 
 def _read(sidecar: Path) -> Facts:
-    """What a sidecar holds; nothing, if it is missing or broken."""
+    """The facts of a sidecar; none if it is missing or broken."""
     try:
         facts = json.loads(sidecar.read_text())
     except (OSError, ValueError):

@@ -1,5 +1,6 @@
-"""`vega3d export …`: thin verbs; what they do lives in pipeline.py, engines.py and qdq.py."""
+"""`vega3d export VERB`: parses options, calls one public function, prints what it wrote."""
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -7,25 +8,25 @@ import tyro
 
 if TYPE_CHECKING:
     from export.pipeline import ExportedFile, Exporter
-    from export.tensorrt.engines import BuildTarget, EngineFile
+    from export.tensorrt.engines import EngineFile
 
 LATEST = Path("runs/latest")
 Precision = Literal["fp32", "fp16", "int8", "fp8"]
+Batch = int | Literal["dynamic"]
 
 
 def onnx(run: Path = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16", "int8"),
-         batch: int | Literal["dynamic"] = 1, max_drop: float | None = None, qat: int = 0,
-         layers: bool = False, preset: Literal["edge", "web", "mobile"] | None = None) -> None:
-    """The student as ONNX: FP32, FP16 and INT8 (for TensorRT, and for CPU and web), each gated on
-    held-out frames; then whether INT8 is worth it on this CPU.
+         batch: Batch = 1, max_drop: float | None = None, qat: int = 0, layers: bool = False,
+         preset: Literal["edge", "web", "mobile"] | None = None) -> None:
+    """The student as ONNX (FP32, FP16, INT8), parity-gated; and whether INT8 pays on this CPU.
 
     Args:
         run: a run folder of `vega3d distill run`
-        precision: which to make; FP32 always comes with INT8, which is timed against it; fp8 is for
-            Ada, Hopper, Thor
+        precision: what to export; INT8 brings FP32, which it is timed against; fp8 is for Ada,
+            Hopper, Blackwell and Thor
         batch: frames a call; "dynamic" leaves it open
-        max_drop: budget for 1 - mean token cosine of INT8; the worst layers go back to half until
-            it is kept
+        max_drop: budget for 1 - mean token cosine of INT8; the worst layers return to half
+            precision until it holds
         qat: steps of quantisation-aware distillation from the FP32 student (100 take minutes on a
             CPU)
         layers: also print the tensors where INT8 is furthest from FP32
@@ -36,32 +37,26 @@ def onnx(run: Path = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16",
     console = _console()
     exporter = _exporter(run, batch, max_drop, qat, console)
     if preset:
-        from export.presets import export_preset
-
-        with console.status(f"{preset} …"):
-            made = export_preset(exporter, preset)
-        _print_preset(console, made)
-        console.print(f"in {exporter.run.out / preset}")
+        _export_preset(console, exporter, preset)
         return
+    files: list[ExportedFile] = []
     try:
-        made = [
-            file for each in _with_fp32(precision)
-            for file in _with_status(console, exporter, each)
-        ]
-        _print_made(console, made)
-        _print_onnx_verdict(console, exporter, made)
-    finally:  # wanted most when the gate has just failed
+        for each in _with_fp32(precision):
+            with console.status(f"{each} …"):
+                files += exporter.export(each)
+        _print_files(console, files)
+        _print_onnx_verdict(console, exporter, files)
+    finally:  # most useful when the gate has just failed
         if layers:
             _print_layers(console, exporter)
     console.print(f"in {exporter.run.out}")
 
 
 def trt(run: Path = LATEST, int8: bool = True, fp8: bool = False, sm: tuple[int, ...] = (),
-        target: Literal["auto", "rtx", "trt",
-                        "jetson"] = "auto", via: Literal["onnx", "torch-tensorrt"] = "onnx",
-        batch: int | Literal["dynamic"] = 1, max_drop: float | None = None, qat: int = 0) -> None:
-    """TensorRT engines: INT8 (or --no-int8: FP16) for this GPU, or TensorRT-RTX for cards that are
-    not here.
+        target: Literal["auto", "rtx", "trt", "jetson"] = "auto",
+        via: Literal["onnx", "torch-tensorrt"] = "onnx",
+        batch: Batch = 1, max_drop: float | None = None, qat: int = 0) -> None:
+    """TensorRT engines (INT8; --no-int8: FP16) for this GPU, or TensorRT-RTX ones ahead of time.
 
     Args:
         run: a run folder of `vega3d distill run`
@@ -70,41 +65,27 @@ def trt(run: Path = LATEST, int8: bool = True, fp8: bool = False, sm: tuple[int,
         sm: compute capabilities to build for with TensorRT-RTX (default 86 89 120: RTX 30, 40, 50)
         target: auto takes TensorRT where there is a GPU, else TensorRT-RTX ahead of time; jetson
             writes a folder that builds, gates and times INT8 and FP16 on the device
-        via: torch-tensorrt compiles the torch student itself, FP16, on this GPU; gated and
-            described alike
+        via: torch-tensorrt compiles the torch student itself, FP16, on this GPU, with the same
+            gate and sidecar
         batch: frames a call; "dynamic" builds for 1 to 32
-        max_drop: budget for 1 - mean token cosine of INT8; the worst layers go back to half until
-            it is kept
+        max_drop: budget for 1 - mean token cosine of INT8; the worst layers return to half
+            precision until it holds
         qat: steps of quantisation-aware distillation from the FP32 student (100 take minutes on a
             CPU)
     """
-    from export.tensorrt.engines import build_engines, choose_build_target, onnx_for
-
     console = _console()
     if target == "jetson":
         _write_jetson(console, _exporter(run, batch, max_drop, qat, console), sm)
-        return
-    if via == "torch-tensorrt":
-        _via_torch(console, run, batch, sm, target)
-        return
-    # before the long work: a missing package is known at once
-    build_target = choose_build_target(target, sm, console.print)
-    exporter = _exporter(run, batch, max_drop, qat, console)
-    precision: Literal["int8", "fp16", "fp8"] = "fp8" if fp8 else "int8" if int8 else "fp16"
-    with console.status(f"{precision} …"):
-        made = onnx_for(exporter, build_target.api, precision)
-    engines = build_engines(exporter, build_target, precision)
-    _print_made(console, [made])
-    _print_engines(console, engines)
-    if precision != "fp16":
-        _print_engine_verdicts(console, exporter, build_target, engines)
-    console.print(f"in {exporter.run.out}")
+    elif via == "torch-tensorrt":
+        _export_torch_tensorrt(console, run, batch, sm, target)
+    else:
+        _export_engines(console, lambda: _exporter(run, batch, max_drop, qat, console),
+                        "fp8" if fp8 else "int8" if int8 else "fp16", target, sm)
 
 
 def web(run: Path = LATEST, out: Path | None = None, serve: bool = False, port: int = 8000,
         ort: Path | None = None) -> None:
-    """A folder that is a live page: camera, video or a clip through the student in the browser,
-    with no network.
+    """A live page: camera, video or a clip through the student in the browser, offline.
 
     Args:
         run: a run folder of `vega3d distill run`
@@ -118,26 +99,23 @@ def web(run: Path = LATEST, out: Path | None = None, serve: bool = False, port: 
     from export.web.vendor import runtime
 
     console = _console()
-    runtime_files = runtime(ort)  # before the long work: a missing network is known at once
+    runtime_files = runtime(ort)  # first: fails at once without a network
     exporter = _exporter(run, 1, None, 0, console)
     with console.status("page …"):
         folder, size_mb = write_page(exporter, runtime_files, out)
-    console.print(f"in {folder}: {size_mb:.1f} MB, for any static server", highlight=False,
-                  soft_wrap=True)
+    _print(console, f"in {folder}: {size_mb:.1f} MB, for any static server")
     if serve:
         serve_folder(folder, port, console.print)
     else:
-        console.print(f"look at it with: python -m export.web.serve {folder}", highlight=False,
-                      soft_wrap=True)
+        _print(console, f"look at it with: python -m export.web.serve {folder}")
 
 
 def check(model: Annotated[Path, tyro.conf.Positional], target: str = "trt10",
           all: bool = False) -> None:
-    """Where Q/DQ sit in any ONNX model, held against what a target accepts; exit 2 and a line for
-    each broken rule.
+    """Checks the Q/DQ nodes of any ONNX model against a target's rules; exit 2 if one is broken.
 
     Args:
-        model: an ONNX file, anybody's
+        model: any ONNX file
         target: trt10, trt11, rtx, trt8.6, jetson-orin-jp5, jetson-orin-jp6, jetson-orin-jp62,
             jetson-orin-jp72, jetson-thor or cpu
         all: a line for every node, where the same rule breaks at many
@@ -165,53 +143,74 @@ def _console():
     return Console(file=sys.stdout)
 
 
-def _exporter(run: Path, batch, max_drop: float | None, qat: int, console) -> "Exporter":
+def _print(console, line: object) -> None:
+    console.print(str(line), highlight=False, soft_wrap=True)
+
+
+def _exporter(run: Path, batch: Batch, max_drop: float | None, qat: int, console) -> "Exporter":
     if qat < 0:
         raise ValueError(f"--qat: got {qat}, expected a number of steps, or 0 for none")
     if max_drop is not None and not 0 <= max_drop < 1:
-        raise ValueError(
-            f"--max-drop: got {max_drop}, expected a budget for 1 - mean cosine from 0 on, such as "
-            "0.001"
-        )
+        raise ValueError(f"--max-drop: got {max_drop}, expected a budget for 1 - mean cosine from "
+                         "0 on, such as 0.001")
     if batch != "dynamic" and batch < 1:
         raise ValueError(f"--batch: got {batch}, expected at least 1, or dynamic")
     with console.status("reading the run"):
         from export.pipeline import Exporter, Options
         from export.source import load_trained_run
-        return Exporter(load_trained_run(run), Options(batch, max_drop=max_drop, qat=qat), console.print)
-
-
-def _with_status(console, exporter: "Exporter", precision: Precision) -> "list[ExportedFile]":
-    with console.status(f"{precision} …"):
-        return exporter.export(precision)
+        options = Options(batch, max_drop=max_drop, qat=qat)
+        return Exporter(load_trained_run(run), options, console.print)
 
 
 def _with_fp32(precision: tuple[Precision, ...]) -> tuple[Precision, ...]:
     return ("fp32", *precision) if "int8" in precision and "fp32" not in precision else precision
 
 
-def _print_onnx_verdict(console, exporter: "Exporter", made: "list[ExportedFile]") -> None:
-    from export.pipeline import FP32, INT8_CPU
-    from export.tensorrt.int8_verdict import onnx_verdict
+def _export_preset(console, exporter: "Exporter", preset: Literal["edge", "web", "mobile"]) -> None:
+    from export.presets import export_preset
 
-    by_kind = {file.spec: file for file in made}
-    if INT8_CPU in by_kind:
-        with console.status("timing INT8 against FP32 …"):
-            verdict = onnx_verdict(exporter, by_kind[FP32], by_kind[INT8_CPU])
-        console.print(str(verdict), highlight=False, soft_wrap=True)
+    with console.status(f"{preset} …"):
+        files = export_preset(exporter, preset)
+    for file in files:
+        drift = file.facts["drift"]
+        _print(console,
+               f"{file.path.parent.name}/{file.path.name}  {file.facts['size_mb']:.1f} MB, "
+               f"{file.spec.precision}: features cosine {drift['features_cosine']:.5f}, depth off "
+               f"by {100 * drift['depth_ratio']:.2f} %, normals by {drift['normals_deg']:.2f}°, "
+               f"descriptors cosine {drift['descriptors_cosine']:.5f}; passed")
+    console.print(f"in {exporter.run.out / preset}")
 
 
-def _via_torch(console, run: Path, batch, sm: tuple[int, ...], target: str) -> None:
+def _export_engines(console, open_exporter: Callable[[], "Exporter"],
+                    precision: Literal["int8", "fp16", "fp8"],
+                    target: Literal["auto", "rtx", "trt"], sm: tuple[int, ...]) -> None:
+    from export.tensorrt.engines import build_engines, choose_build_target, onnx_for
+    from export.tensorrt.int8_verdict import engine_verdict
+
+    build_target = choose_build_target(target, sm, console.print)  # first: fails at once
+    exporter = open_exporter()
+    with console.status(f"{precision} …"):
+        source = onnx_for(exporter, build_target.api, precision)
+    engines = build_engines(exporter, build_target, precision)
+    _print_files(console, [source])
+    _print_engines(console, engines)
+    if precision != "fp16":
+        for engine in engines:
+            _print(console, engine_verdict(exporter, build_target, engine))
+    console.print(f"in {exporter.run.out}")
+
+
+def _export_torch_tensorrt(console, run: Path, batch: Batch, sm: tuple[int, ...],
+                           target: str) -> None:
     from export.tensorrt import torch_trt
     from export.tensorrt.engines import build_torch_engine
 
     if sm or target != "auto":
-        raise ValueError(
-            "export trt --via torch-tensorrt: leave --sm and --target out: it builds for this GPU, "
-            "with the TensorRT that came with it")
-    torch_trt.load()  # before the long work: a missing package is known at once
-    _print_engines(console,
-                   [build_torch_engine(_exporter(run, batch, None, 0, console), console.print)])
+        raise ValueError("export trt --via torch-tensorrt: leave --sm and --target out: it builds "
+                         "for this GPU, with the TensorRT that came with it")
+    torch_trt.load()  # first: fails at once without the package
+    exporter = _exporter(run, batch, None, 0, console)
+    _print_engines(console, [build_torch_engine(exporter, console.print)])
 
 
 def _write_jetson(console, exporter: "Exporter", sm: tuple[int, ...]) -> None:
@@ -222,49 +221,26 @@ def _write_jetson(console, exporter: "Exporter", sm: tuple[int, ...]) -> None:
             "export trt --target jetson: got --sm; leave it out: the device builds for itself")
     with console.status("jetson …"):
         folder = write_bundle(exporter)
-    console.print(f"in {folder}; copy it to the device and run there: python3 run_on_jetson.py",
-                  highlight=False, soft_wrap=True)
+    _print(console, f"in {folder}; copy it to the device and run there: python3 run_on_jetson.py")
 
 
-def _print_engine_verdicts(console, exporter: "Exporter", target: "BuildTarget",
-                           engines: "list[EngineFile]") -> None:
-    from export.tensorrt.int8_verdict import engine_verdict
-
-    for engine in engines:
-        verdict = engine_verdict(exporter, target, engine)
-        console.print(str(verdict), highlight=False, soft_wrap=True)
-
-
-def _print_made(console, made: "list[ExportedFile]") -> None:
+def _print_files(console, files: "list[ExportedFile]") -> None:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
     for name in ("file", "MB", "cosine mean", "p1", "delta1 drop", "verdict"):
         table.add_column(name, justify="left" if name in ("file", "verdict") else "right",
                          no_wrap=True)
-    in_half: set[str] = set()
-    for file in made:
+    float_layers: set[str] = set()
+    for file in files:
         parity = file.parity
         drop = "-" if parity["delta1_drop"] is None else f"{parity['delta1_drop']:+.2f}"
         table.add_row(file.spec.file, f"{file.facts['size_mb']:.1f}",
                       f"{parity['cosine_mean']:.6f}", f"{parity['cosine_p1']:.6f}", drop, "passed")
-        floats = file.facts.get("quantisation", {}).get("float_layers")
-        if floats:
-            in_half.update(floats)
+        float_layers.update(file.facts.get("quantisation", {}).get("float_layers") or ())
     console.print(table)
-    if in_half:
-        console.print(f"returned to half precision: {', '.join(sorted(in_half))}", highlight=False,
-                      soft_wrap=True)
-
-
-def _print_preset(console, made: "list[ExportedFile]") -> None:
-    for file in made:
-        drift = file.facts["drift"]
-        console.print(
-            f"{file.path.parent.name}/{file.path.name}  {file.facts['size_mb']:.1f} MB, "
-            f"{file.spec.precision}: features cosine {drift['features_cosine']:.5f}, depth off by "
-            f"{100 * drift['depth_ratio']:.2f} %, normals by {drift['normals_deg']:.2f}°, "
-            f"descriptors cosine {drift['descriptors_cosine']:.5f}; passed", highlight=False, soft_wrap=True)
+    if float_layers:
+        _print(console, f"returned to half precision: {', '.join(sorted(float_layers))}")
 
 
 def _print_engines(console, engines: "list[EngineFile]") -> None:
@@ -274,20 +250,30 @@ def _print_engines(console, engines: "list[EngineFile]") -> None:
         gated = f"cosine {parity['cosine_mean']:.6f}, passed" if parity else facts["device"]
         took = "up to date" if engine.reused else f"built in {facts['build_seconds']:.1f} s"
         line = f"{engine.path.name}  {facts['size_mb']:.1f} MB, {took}; {gated}"
-        console.print(f"{line}\n  {facts.get('layers', 'no layer report')}", highlight=False,
-                      soft_wrap=True)
+        _print(console, f"{line}\n  {facts.get('layers', 'no layer report')}")
+
+
+def _print_onnx_verdict(console, exporter: "Exporter", files: "list[ExportedFile]") -> None:
+    from export.pipeline import FP32, INT8_CPU
+    from export.tensorrt.int8_verdict import onnx_verdict
+
+    by_spec = {file.spec: file for file in files}
+    if INT8_CPU in by_spec:
+        with console.status("timing INT8 against FP32 …"):
+            verdict = onnx_verdict(exporter, by_spec[FP32], by_spec[INT8_CPU])
+        _print(console, verdict)
 
 
 def _print_layers(console, exporter: "Exporter") -> None:
     from export.graph.session import OnnxModel
-    from export.quant.layer_diff import layerwise, worst
+    from export.quant.layer_diff import furthest, layerwise
     from export.source import to_input
 
-    int8, _ = exporter.signed_int8
+    int8 = exporter.int8.model
     frame, cosine = exporter.gate.measure(OnnxModel(int8)).worst_frames[0]
     console.print(
         f"held-out frame {frame}, the worst (cosine {cosine}); tensors furthest from FP32:")
-    for row in worst(
-            layerwise(exporter.fp32, int8, to_input(exporter.run.heldout.frames[frame:frame + 1]))):
+    rows = layerwise(exporter.fp32, int8, to_input(exporter.run.heldout.frames[frame:frame + 1]))
+    for row in furthest(rows):
         console.print(f"  {row.tensor:44} cosine {row.cosine:.6f}  error {row.relative_error:.4f}",
                       soft_wrap=True)

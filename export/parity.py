@@ -1,8 +1,7 @@
-"""The gate: an artefact that does not speak like the FP32 student on held-out frames gets no final
-name.
+"""The parity gate: an artefact is written only if its features match FP32 on held-out frames.
 
-Three views, because each misses what another sees: token cosine (direction), relative error (size),
-and a depth probe, fitted on FP32 features and asked of the candidate's (what a user would lose).
+Three measures, because each misses what another finds: token cosine (direction), relative error
+(size), and the depth accuracy of a linear probe fitted on FP32 features (what a user would lose).
 """
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,11 +15,6 @@ Precision = Literal["fp32", "fp16", "int8", "fp8"]
 Model = Callable[[np.ndarray], np.ndarray]  # frames [N,3,H,W] float in [0,1] -> features [N,D,h,w]
 
 
-class GateError(ValueError):
-    """An artefact failed its parity gate."""
-    exit_code = 3
-
-
 @dataclass(frozen=True)
 class Thresholds:
     cosine_mean: float     # mean over tokens, at least
@@ -30,23 +24,29 @@ class Thresholds:
     delta1_drop: float     # points of depth delta1 lost, at most
 
 
-# fp32 allows for another order of summation, fp16 for 11 bits of mantissa in every layer. int8: the
-# shipped ViT-Ti
-# measures .9998, p1 .9994, error .017; stale calibration (.96), Q/DQ on the residual stream or a
-# wrong axis fail.
-# fp8: three bits of mantissa in every operand: .9989, p1 .995, error .042.
+# fp32 allows for another order of summation, fp16 for 11 bits of mantissa in every layer.
+# int8: the shipped ViT-Ti measures .9998, p1 .9994, error .017; stale calibration (.96), Q/DQ on
+# the residual stream and a wrong axis fail.
+# fp8: 3 bits of mantissa in every operand: .9989, p1 .995, error .042.
 THRESHOLDS: dict[Precision, Thresholds] = {
     "fp32": Thresholds(0.99999, 0.9999, 0.005, 0.1),
     "fp16": Thresholds(0.999, 0.99, 0.05, 0.5),
     "int8": Thresholds(0.999, 0.99, 0.05, 0.5),
     "fp8": Thresholds(0.997, 0.98, 0.08, 0.5),
 }
+RIDGE = 1e-2   # of the mean feature variance: keeps collinear channels from trading huge weights
+WITHIN = 1.25  # delta1: the share of patches whose depth is right within a factor of 1.25
+
+
+class GateError(ValueError):
+    """An artefact failed its parity gate."""
+    exit_code = 3
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How a candidate compares with the FP32 student. delta1 in percent, its drop in points; None
-    without depth."""
+    """A candidate against the FP32 student. delta1 in percent, its drop in points; None without
+    depth."""
     frames: int
     cosine_mean: float
     cosine_p1: float
@@ -57,59 +57,54 @@ class Parity:
     worst_frames: tuple[tuple[int, float], ...]  # (index, mean token cosine), worst first
 
     def facts(self) -> dict[str, object]:
-        """For JSON, rounded to what 6,000 tokens can tell."""
-        return {
-            key: round(value, 6) if isinstance(value, float) else value
-            for key, value in asdict(self).items()
-        }
+        """For JSON, rounded to what 6,000 tokens can resolve."""
+        return {key: round(value, 6) if isinstance(value, float) else value
+                for key, value in asdict(self).items()}
 
 
 class Gate:
-    """What every artefact of one run is held against. The reference runs once, here; every
-    candidate once, when called.
+    """Measures candidates against one student. Its reference runs once, each candidate once a call.
 
-    heldout: the frames judged on, >= 32; calibration: the frames the depth probe is fitted on.
+    heldout: at least 32 frames to measure on; calibration: the frames the depth probe is fitted on.
     """
 
     def __init__(self, reference: Model, heldout: Frames, calibration: Frames | None = None):
         if len(heldout) < HELDOUT_FRAMES:
-            raise ValueError(
-                f"Gate: got {len(heldout)} held-out frames, expected >= {HELDOUT_FRAMES}; "
-                "the 1st percentile of fewer says nothing")
+            raise ValueError(f"Gate: got {len(heldout)} held-out frames, expected >= "
+                             f"{HELDOUT_FRAMES}; fewer give no meaningful 1st percentile")
         self.heldout = heldout
         self.reference = reference(to_input(heldout.frames))  # [N,D,h,w]
         self.probe = None
         if calibration is not None and calibration.depth is not None and heldout.depth is not None:
             self.probe = DepthProbe.fit(reference(to_input(calibration.frames)), calibration.depth)
 
-    def measure(self, candidate: Model) -> Parity:
-        """Raises GateError if the candidate's features have another shape or are not finite."""
-        features = candidate(to_input(self.heldout.frames))
-        _comparable(self.reference, features)
-        cosine = token_cosine(self.reference, features)  # [N,h*w]
-        per_frame = cosine.mean(1)
-        before, after = self._delta1(self.reference), self._delta1(features)
-        return Parity(
-            frames=len(features), cosine_mean=float(cosine.mean()),
-            cosine_p1=float(np.percentile(cosine, 1)),
-            relative_error=relative_error(self.reference, features), delta1_reference=before,
-            delta1_candidate=after,
-            delta1_drop=None if before is None or after is None else before - after,
-            worst_frames=tuple(
-                (int(i), round(float(per_frame[i]), 6)) for i in per_frame.argsort()[:5]))
-
     def __call__(self, candidate: Model, precision: Precision, name: str,
                  limits: Thresholds | None = None) -> Parity:
-        """The candidate's parity. Raises GateError, naming every threshold missed and the worst
+        """The candidate's parity. Raises GateError with every missed threshold and the worst
         frames."""
         parity = self.measure(candidate)
         missed = misses(parity, limits or THRESHOLDS[precision])
         if missed:
             worst = ", ".join(f"frame {i} ({cosine:.4f})" for i, cosine in parity.worst_frames)
-            raise GateError(
-                f"{name}: failed the {precision} parity gate, and is removed: {'; '.join(missed)}; "
-                f"worst {worst}")
+            raise GateError(f"{name}: failed the {precision} parity gate, and is removed: "
+                            f"{'; '.join(missed)}; worst {worst}")
         return parity
+
+    def measure(self, candidate: Model) -> Parity:
+        """Raises GateError if the candidate's features have another shape or are not finite."""
+        features = candidate(to_input(self.heldout.frames))
+        _check_comparable(self.reference, features)
+        cosine = token_cosine(self.reference, features)  # [N,h*w]
+        per_frame = cosine.mean(1)
+        worst = [(int(i), round(float(per_frame[i]), 6)) for i in per_frame.argsort()[:5]]
+        before, after = self._delta1(self.reference), self._delta1(features)
+        return Parity(
+            frames=len(features), cosine_mean=float(cosine.mean()),
+            cosine_p1=float(np.percentile(cosine, 1)),
+            relative_error=relative_error(self.reference, features),
+            delta1_reference=before, delta1_candidate=after,
+            delta1_drop=None if before is None or after is None else before - after,
+            worst_frames=tuple(worst))
 
     def _delta1(self, features: np.ndarray) -> float | None:
         if self.probe is None or self.heldout.depth is None:
@@ -118,8 +113,7 @@ class Gate:
 
 
 def misses(parity: Parity, limits: Thresholds) -> list[str]:
-    """Every threshold that `parity` misses, in words; an empty list is a pass. Written so that NaN
-    misses."""
+    """A phrase for every threshold missed; an empty list is a pass. NaN misses."""
     missed = []
     if not parity.cosine_mean >= limits.cosine_mean:
         missed.append(f"mean token cosine {parity.cosine_mean:.5f} < {limits.cosine_mean}")
@@ -133,8 +127,7 @@ def misses(parity: Parity, limits: Thresholds) -> list[str]:
 
 
 def token_cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine of each token of two feature maps [N,D,h,w] -> [N,h*w], in float64 (float32 rounds
-    .999999 away)."""
+    """Cosine of each token of two feature maps [N,D,h,w] -> [N,h*w], in float64."""
     a, b = (x.reshape(*x.shape[:2], -1).astype(np.float64) for x in (a, b))  # [N,D,h*w]
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return (a * b).sum(1) / np.maximum(norms, 1e-12)
@@ -143,25 +136,8 @@ def token_cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def relative_error(reference: np.ndarray, candidate: np.ndarray) -> float:
     """|candidate - reference| / |reference|, Frobenius norms over everything."""
     reference = reference.astype(np.float64)
-    return float(np.linalg.norm(candidate - reference)) / max(float(np.linalg.norm(reference)),
-                                                              1e-12)
-
-
-def _comparable(reference: np.ndarray, candidate: np.ndarray) -> None:
-    if candidate.shape != reference.shape:
-        raise GateError(
-            f"gate: got features {list(candidate.shape)}, expected {list(reference.shape)}; "
-            "the artefact is not of this student")
-    broken = ~np.isfinite(candidate).all((1, 2, 3))  # [N]
-    if broken.any():
-        raise GateError(
-            f"gate: got NaN or infinite features in {broken.sum()} of {len(broken)} frames "
-            f"(first: {int(broken.argmax())}), expected finite ones; half precision overflowed?")
-
-
-# of the mean feature variance: enough to keep collinear channels from trading huge weights
-RIDGE = 1e-2
-WITHIN = 1.25  # delta1: the share of patches whose depth is right within 25 %
+    norm = max(float(np.linalg.norm(reference)), 1e-12)
+    return float(np.linalg.norm(candidate - reference)) / norm
 
 
 @dataclass(frozen=True)
@@ -172,14 +148,14 @@ class DepthProbe:
 
     @staticmethod
     def fit(features: np.ndarray, depth: np.ndarray) -> "DepthProbe":
-        """features [N,D,h,w], depth [N,h,w] in metres (0 = unknown). Raises ValueError if no depth
-        is known."""
-        x, log_depth = _known(features, depth)
+        """Ridge regression. features [N,D,h,w], depth [N,h,w] in metres (0 = unknown).
+
+        Raises ValueError if no patch has a depth.
+        """
+        x, log_depth = _tokens_with_depth(features, depth)
         if not len(x):
-            raise ValueError(
-                "DepthProbe.fit: got no patch with a known depth, expected some; leave depth out "
-                "instead"
-            )
+            raise ValueError("DepthProbe.fit: got no patch with a known depth, expected some; "
+                             "leave depth out instead")
         centre, level = x.mean(0), log_depth.mean()
         x = x - centre
         gram = x.T @ x / len(x)  # [D,D]
@@ -188,22 +164,31 @@ class DepthProbe:
         return DepthProbe(weights, float(level - centre @ weights))
 
     def delta1(self, features: np.ndarray, depth: np.ndarray) -> float | None:
-        """Percent of known patches whose predicted depth is within a factor 1.25; None if none is
-        known."""
-        x, log_depth = _known(features, depth)
+        """Percent of patches with depth predicted within a factor 1.25; None if none has depth."""
+        x, log_depth = _tokens_with_depth(features, depth)
         if not len(x):
             return None
         off = np.abs(x @ self.weights + self.bias - log_depth)
         return float((off < np.log(WITHIN)).mean() * 100)
 
 
-def _known(features: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _check_comparable(reference: np.ndarray, candidate: np.ndarray) -> None:
+    if candidate.shape != reference.shape:
+        raise GateError(f"gate: got features {list(candidate.shape)}, expected "
+                        f"{list(reference.shape)}; the artefact is not of this student")
+    broken = ~np.isfinite(candidate).all((1, 2, 3))  # [N]
+    if broken.any():
+        raise GateError(
+            f"gate: got NaN or infinite features in {broken.sum()} of {len(broken)} frames "
+            f"(first: {int(broken.argmax())}), expected finite ones; half precision overflowed?")
+
+
+def _tokens_with_depth(features: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Tokens [M,D] and log-depths [M] of the patches with a finite depth above zero."""
     if features.shape[0] != depth.shape[0] or features.shape[2:] != depth.shape[1:]:
-        raise ValueError(
-            f"DepthProbe: got features {list(features.shape)} and depth {list(depth.shape)}, "
-            "expected one depth a token")
+        raise ValueError(f"DepthProbe: got features {list(features.shape)} and depth "
+                         f"{list(depth.shape)}, expected one depth a token")
     tokens = np.moveaxis(features, 1, -1).reshape(-1, features.shape[1]).astype(np.float64)
     metres = depth.reshape(-1)
-    known = np.isfinite(metres) & (metres > 0)
-    return tokens[known], np.log(metres[known].astype(np.float64))
+    valid = np.isfinite(metres) & (metres > 0)
+    return tokens[valid], np.log(metres[valid].astype(np.float64))

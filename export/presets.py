@@ -1,17 +1,18 @@
-"""What an app ships: the student with its heads as one ONNX file, in the layout of Hugging Face and
-transformers.js.
+"""Presets for apps: the student with its heads as one ONNX file, in the layout of Hugging Face.
 
-The student's part is the very file that `export onnx` made and gated (fp32, fp16 or int8); the
-heads are appended in float32, where they cost two percent of a frame and lose nothing. The whole is
-held against torch once more. Shapes are static, but for the batch of model_quantized.onnx: fixed,
-it would run in float (export/dialects.py).
+The student's part is the file that `export onnx` made and gated (fp32, fp16 or int8). The heads are
+appended in float32, where they cost two percent of a frame. The complete file is compared with
+torch once more. Shapes are static, but for the batch of model_quantized.onnx: with a fixed one it
+would run in float (graph/dialects.py).
 
-  edge    model_quantized.onnx (uint8, onnxruntime on CPU), model_int8.onnx (TensorRT),
-  model_fp16.onnx web     model_fp16.onnx (WebGPU), model.onnx (float32), model_quantized.onnx (what
-  transformers.js takes on WASM) mobile  model.onnx (float32: CoreML and NNAPI choose their own half
-  precision)
+edge    model_quantized.onnx (uint8: onnxruntime on CPU), model_int8.onnx (TensorRT),
+        model_fp16.onnx
+web     model_fp16.onnx (WebGPU), model.onnx (float32), model_quantized.onnx (what transformers.js
+        takes on WASM)
+mobile  model.onnx (float32: CoreML and NNAPI choose their own half precision)
 """
 from dataclasses import asdict, dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Literal
 
@@ -20,8 +21,9 @@ import onnx
 import torch
 from onnx import helper
 
-from export.artefact import Facts, discard, save_onnx, up_to_date
+from export.artefact import Facts, discard, save_onnx, source_digest, up_to_date
 from export.graph.export_onnx import interface, traced
+from export.graph.index import copy_constant, copy_model
 from export.graph.session import OnnxModel
 from export.parity import THRESHOLDS, GateError, token_cosine
 from export.pipeline import FP16, FP32, INT8, INT8_CPU, ArtefactSpec, ExportedFile, Exporter
@@ -35,9 +37,8 @@ PRESETS: dict[Preset, dict[str, ArtefactSpec]] = {
     "web": {"model_fp16.onnx": FP16, "model.onnx": FP32, "model_quantized.onnx": INT8_CPU},
     "mobile": {"model.onnx": FP32},
 }
-JUDGED_FRAMES = 32
-# what transformers.js takes unless told otherwise; no device is named, for it is the machine that
-# has a GPU or not
+GATE_FRAMES = 32
+# what transformers.js loads by default, with and without WebGPU
 _BY_DEVICE: dict[Preset, Facts] = {
     "edge": {"dtype": "q8"},
     "web": {"dtype": "q8", "device_config": {"webgpu": {"dtype": "fp16"}}},
@@ -45,12 +46,13 @@ _BY_DEVICE: dict[Preset, Facts] = {
 }
 _CHOOSE = """
 const gpu = await navigator.gpu?.requestAdapter();   // without WebGPU: model_quantized.onnx on WASM
-const options = gpu ? { device: 'webgpu', dtype: gpu.features.has('shader-f16') ? 'fp16' : 'fp32' } : {};"""
+const options = gpu ? { device: 'webgpu', dtype: gpu.features.has('shader-f16') ? 'fp16' : 'fp32' \
+} : {};"""
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How far a file's answers are from torch's, means over held-out frames."""
+    """How far a file's outputs are from torch's; means over held-out frames."""
     features_cosine: float
     depth_ratio: float          # |ln(depth / depth)|
     normals_deg: float
@@ -58,151 +60,134 @@ class Drift:
     colours: float              # 0 to 1
 
 
-# float32 differs in the order of sums only; int8 as far as the student's own gate lets features
-# drift
+# float32 differs in the order of sums only; int8 as far as the student's own gate allows
 LIMITS = {"fp32": Drift(THRESHOLDS["fp32"].cosine_mean, 0.001, 0.2, 0.9999, 0.002),
           "fp16": Drift(THRESHOLDS["fp16"].cosine_mean, 0.01, 1.0, 0.999, 0.01),
           "int8": Drift(THRESHOLDS["int8"].cosine_mean, 0.03, 2.5, 0.99, 0.03)}
 
 
-def export_preset(exporter: Exporter, preset: Preset, out: Path | None = None) -> list[ExportedFile]:
-    """Writes run/export/PRESET/{config.json, preprocessor_config.json, README.md,
-    onnx/model*.onnx}.
+def export_preset(exporter: Exporter, preset: Preset,
+                  out: Path | None = None) -> list[ExportedFile]:
+    """Writes config.json, preprocessor_config.json, README.md and onnx/model*.onnx.
 
+    out: the folder; run/export/PRESET by default.
     Raises ValueError if the student has no heads (or another student's), GateError if a file's
-    answers differ.
+    outputs differ from torch's.
     """
     run = exporter.run
     folder = out or run.out / preset
     heads = load_heads(run.folder / "student", run.student_sha256)
-    made = [
-        _finish(exporter, heads, spec, folder / "onnx" / name)
-        for name, spec in PRESETS[preset].items()
-    ]
+    files = [_export(exporter, heads, spec, folder / "onnx" / name)
+             for name, spec in PRESETS[preset].items()]
     write_json(_config(run, heads, preset), folder / "config.json")
     write_json(_preprocessor(run), folder / "preprocessor_config.json")
     with atomic_write(folder / "README.md") as scratch:
-        scratch.write_text(_card(run, preset, made))
-    return made
+        scratch.write_text(_card(run, preset, files))
+    return files
 
 
 def attach(student: onnx.ModelProto, heads: onnx.ModelProto) -> onnx.ModelProto:
-    """One graph: the student's `features` stay an output and feed the heads, whose outputs follow.
-    Checked in full."""
-    whole = onnx.ModelProto()
-    whole.CopyFrom(student)
-    graph, taken = whole.graph, {"features", *OUTPUTS}
+    """One checked graph: `features` stays an output and feeds the heads, whose outputs follow."""
+    model = copy_model(student)
+    graph, shared = model.graph, {"features", *OUTPUTS}
     for node in heads.graph.node:
         added = graph.node.add()
         added.CopyFrom(node)
         added.name = f"heads.{node.name}"
         for names in (added.input, added.output):
             for i, name in enumerate(names):
-                names[i] = name if name in taken or not name else f"heads.{name}"
+                names[i] = name if name in shared or not name else f"heads.{name}"
     for tensor in heads.graph.initializer:
-        graph.initializer.add().CopyFrom(tensor)
-        graph.initializer[-1].name = f"heads.{tensor.name}"
+        copy_constant(model, tensor, f"heads.{tensor.name}")
     graph.output.extend(heads.graph.output)
-    versions = {entry.domain: entry.version for entry in whole.opset_import}
+    versions = {entry.domain: entry.version for entry in model.opset_import}
     for entry in heads.opset_import:
         if versions.setdefault(entry.domain, entry.version) != entry.version:
-            raise ValueError(
-                f"attach: got opset {versions[entry.domain]} and heads of {entry.version}, "
-                "expected one"
-            )
-    del whole.opset_import[:]
-    whole.opset_import.extend(
-        helper.make_opsetid(domain, version) for domain, version in versions.items())
+            raise ValueError(f"attach: got opset {versions[entry.domain]} and heads of "
+                             f"{entry.version}, expected one")
+    del model.opset_import[:]
+    model.opset_import.extend(starmap(helper.make_opsetid, versions.items()))
     del graph.value_info[:]
-    onnx.checker.check_model(whole, full_check=True)
-    return whole
+    onnx.checker.check_model(model, full_check=True)
+    return model
 
 
-def drift(model: StudentWithHeads, whole: OnnxModel, frames: np.ndarray) -> Drift:
-    """whole: what `attach` made; frames float32 [N,3,H,W] in [0,1]."""
-    names = ["features", *OUTPUTS]
+def drift(reference: StudentWithHeads, candidate: OnnxModel, frames: np.ndarray) -> Drift:
+    """candidate: what `attach` returned; frames float32 [N,3,H,W] in [0,1]."""
     with torch.inference_mode():
-        wanted = [t.numpy() for t in model(torch.from_numpy(frames))]
-    found = whole.outputs(frames)
-    for name, a, b in zip(names, wanted, found, strict=True):
+        expected = [t.numpy() for t in reference(torch.from_numpy(frames))]
+    got = candidate.outputs(frames)
+    for name, a, b in zip(("features", *OUTPUTS), expected, got, strict=True):
         if a.shape != b.shape or not np.isfinite(b).all():
-            raise GateError(
-                f"{name}: got {list(b.shape)}, expected finite {list(a.shape)}; half precision "
-                "overflowed?"
-            )
-    angle = np.degrees(np.arccos(token_cosine(wanted[2], found[2]).clip(-1, 1)))
-    return Drift(float(token_cosine(wanted[0], found[0]).mean()),
-                 float(np.abs(np.log(found[1] / wanted[1])).mean()), float(angle.mean()),
-                 float(token_cosine(wanted[3], found[3]).mean()),
-                 float(np.abs(wanted[4] - found[4]).mean()))
+            raise GateError(f"{name}: got {list(b.shape)}, expected finite {list(a.shape)}; half "
+                            "precision overflowed?")
+    angle = np.degrees(np.arccos(token_cosine(expected[2], got[2]).clip(-1, 1)))
+    return Drift(features_cosine=float(token_cosine(expected[0], got[0]).mean()),
+                 depth_ratio=float(np.abs(np.log(got[1] / expected[1])).mean()),
+                 normals_deg=float(angle.mean()),
+                 descriptors_cosine=float(token_cosine(expected[3], got[3]).mean()),
+                 colours=float(np.abs(expected[4] - got[4]).mean()))
 
 
-def misses(found: Drift, limits: Drift) -> list[str]:
-    """What is further off than allowed, in words; written so that NaN misses."""
-    at_least = {"features_cosine", "descriptors_cosine"}
-    return [
-        f"{name} {value:.5f} {'<' if name in at_least else '>'} {limit}"
-        for (name,
-             value), limit in zip(asdict(found).items(),
-                                  asdict(limits).values(), strict=True)
-        if not (value >= limit if name in at_least else value <= limit)
-    ]
+def exceeded(found: Drift, limits: Drift) -> list[str]:
+    """A phrase for every limit exceeded; an empty list is a pass. NaN exceeds."""
+    phrases = []
+    for name, limit in asdict(limits).items():
+        value = getattr(found, name)
+        at_least = name.endswith("_cosine")
+        if not (value >= limit if at_least else value <= limit):
+            phrases.append(f"{name} {value:.5f} {'<' if at_least else '>'} {limit}")
+    return phrases
 
 
-def _finish(exporter: Exporter, heads: Heads, spec: ArtefactSpec, path: Path) -> ExportedFile:
-    run = exporter.run
+def _export(exporter: Exporter, heads: Heads, spec: ArtefactSpec, path: Path) -> ExportedFile:
+    run, label = exporter.run, f"{path.parent.parent.name}/{path.name}"
     student = next(file for file in exporter.export(spec.precision) if file.spec == spec)
-    key = digest(sha256(student.path), sha256(run.folder / "student" / FILE),
-                 sha256(Path(__file__)))
-    held = up_to_date(path, key)
-    if held:
-        exporter.log(f"{path.parent.parent.name}/{path.name}: up to date")
-        return ExportedFile(path, spec, held, True)
+    key = digest(sha256(student.path), sha256(run.folder / "student" / FILE), source_digest())
+    if facts := up_to_date(path, key):
+        exporter.log(f"{label}: up to date")
+        return ExportedFile(path, spec, facts, reused=True)
     discard(path)
     batch = "dynamic" if spec.open_batch else exporter.options.batch
-    shape = heads.shape
-    tail = traced(heads, (shape.in_dim, shape.grid, shape.grid), "features", OUTPUTS, batch)
-    model = attach(onnx.load(student.path), tail)
-    exporter.log(f"gate: {path.parent.parent.name}/{path.name}")
-    frames = to_input(run.heldout.frames[:JUDGED_FRAMES])
+    input_shape = heads.shape.in_dim, heads.shape.grid, heads.shape.grid
+    model = attach(onnx.load(student.path),
+                   traced(heads, input_shape, "features", OUTPUTS, batch))
+    exporter.log(f"gate: {label}")
+    frames = to_input(run.heldout.frames[:GATE_FRAMES])
     found = drift(StudentWithHeads(run.student, heads), OnnxModel(model, optimise=True), frames)
-    missed = misses(found, LIMITS[spec.precision])
-    if missed:
-        raise GateError(f"{path}: its answers differ from the student's: {'; '.join(missed)}")
-    own = {
-        name: fact
-        for name, fact in student.facts.items()
-        if name not in ("schema", "file", "sha256", "size_mb")
-    }
-    return ExportedFile(
-        path, spec,
-        save_onnx(
-            model, path, {
-                **own, "cache_key": key, "outputs": outputs(run, heads), "drift": asdict(found),
-                "student_file": student.path.name
-            }), False)
+    if failures := exceeded(found, LIMITS[spec.precision]):
+        raise GateError(f"{path}: its outputs differ from the student's: {'; '.join(failures)}")
+    facts = {name: fact for name, fact in student.facts.items()
+             if name not in ("schema", "file", "sha256", "size_mb")}
+    facts |= {"cache_key": key, "outputs": _output_facts(heads), "drift": asdict(found),
+              "student_file": student.path.name}
+    return ExportedFile(path, spec, save_onnx(model, path, facts), reused=False)
 
 
-def outputs(run: TrainedRun, heads: Heads) -> Facts:
-    """What each named output is: shape without the batch, units, meaning."""
+def _output_facts(heads: Heads) -> Facts:
+    """Each named output: shape without the batch, unit, range, meaning."""
     shape = heads.shape
     dense, fine = shape.grid * shape.dense_up, shape.grid * shape.descriptor_up
     return {
         "features": {
             "shape": [shape.in_dim, shape.grid, shape.grid],
-            "meaning": "standardised teacher features"
-        }, "depth": {
+            "meaning": "standardised teacher features",
+        },
+        "depth": {
             "shape": [1, dense, dense], "unit": "m", "range": [0.1, 50],
-            "meaning": "along the optical axis"
-        }, "normals": {
+            "meaning": "along the optical axis",
+        },
+        "normals": {
             "shape": [3, dense, dense], "range": [-1, 1],
-            "meaning": "unit vectors in camera axes (x right, y down, z ahead), towards the camera"
-        }, "descriptors": {
+            "meaning": "unit vectors in camera axes (x right, y down, z ahead), towards the camera",
+        },
+        "descriptors": {
             "shape": [shape.descriptor_dim, fine, fine], "range": [-1, 1],
-            "meaning": "unit vectors; the largest dot product in another view is the same place"
-        }, "colours": {
+            "meaning": "unit vectors; the largest dot product in another view is the same place",
+        },
+        "colours": {
             "shape": [3, shape.grid, shape.grid], "range": [0, 1],
-            "meaning": "three main directions of the features, one fixed map for all frames"
+            "meaning": "three main directions of the features, one fixed map for all frames",
         },
     }
 
@@ -213,8 +198,8 @@ def _config(run: TrainedRun, heads: Heads, preset: Preset) -> Facts:
         "model_type": "vega3d-edge", "architectures": ["DrawableStudent"],
         "image_size": config.image_size, "patch_size": config.patch, "hidden_size": config.width,
         "num_hidden_layers": config.depth, "feature_dim": config.out_dim,
-        "input": interface(run.student)["input"], "outputs": outputs(run, heads),
-        "student_sha256": run.student_sha256, "transformers.js_config": _BY_DEVICE[preset]
+        "input": interface(run.student)["input"], "outputs": _output_facts(heads),
+        "student_sha256": run.student_sha256, "transformers.js_config": _BY_DEVICE[preset],
     }
 
 
@@ -226,10 +211,11 @@ def _preprocessor(run: TrainedRun) -> Facts:
             "do_normalize": False}  # the graph does that
 
 
-def _card(run: TrainedRun, preset: Preset, made: list[ExportedFile]) -> str:
+def _card(run: TrainedRun, preset: Preset, exported: list[ExportedFile]) -> str:
     files = "\n".join(f"| onnx/{file.path.name} | {file.facts['size_mb']:.1f} | {file.spec.what} | "
-                      f"{file.facts['drift']['features_cosine']:.5f} |" for file in made)
+                      f"{file.facts['drift']['features_cosine']:.5f} |" for file in exported)
     choose, options = (_CHOOSE, ", options") if preset == "web" else ("", "")
+    px = run.student.config.image_size
     return f"""---
 library_name: transformers.js
 license: apache-2.0
@@ -237,15 +223,17 @@ tags: [onnx, depth-estimation, surface-normals, image-feature-extraction]
 ---
 # vega3d-edge student, preset {preset}
 
-One RGB frame [1,3,{run.student.config.image_size},{run.student.config.image_size}] in [0,1] as `frames`; normalisation
-is inside. Outputs `features`, `depth`, `normals`, `descriptors`, `colours`: shapes and units in config.json.
+One RGB frame [1,3,{px},{px}] in [0,1] as `frames`; normalisation
+is inside. Outputs `features`, `depth`, `normals`, `descriptors`, `colours`: shapes and units \
+in config.json.
 
 | file | MB | for | cosine to torch |
 | --- | ---: | --- | ---: |
 {files}
 
 ```js
-import {{ AutoModel, AutoProcessor, RawImage }} from '@huggingface/transformers';   // PATH: this folder{choose}
+import {{ AutoModel, AutoProcessor, RawImage }} from '@huggingface/transformers';   \
+// PATH: this folder{choose}
 const processor = await AutoProcessor.from_pretrained(PATH);
 const model = await AutoModel.from_pretrained(PATH{options});
 const {{ pixel_values }} = await processor(await RawImage.read('photo.jpg'));

@@ -98,7 +98,7 @@ def _open_batch(model: onnx.ModelProto) -> None:
 
 
 def _to_opset_17(model: onnx.ModelProto) -> None:
-    """Rewrites the student's two operators that opset 17 lacks (Gelu) or writes otherwise (Split)."""
+    """Rewrites the two operators that opset 17 lacks (Gelu) or writes otherwise (Split)."""
     graph, nodes = model.graph, []
     for node in graph.node:
         if node.op_type == "Gelu":

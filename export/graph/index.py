@@ -1,4 +1,4 @@
-"""Reading and editing an ONNX graph: an index of producers and readers, and the edits passes share."""
+"""An index of an ONNX graph's producers and readers, and the edits that passes share."""
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -97,7 +97,7 @@ def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def add_constant(model: onnx.ModelProto, name: str, value: np.ndarray) -> None:
+def add_constant(model: onnx.ModelProto, name: str, value: np.ndarray | np.generic) -> None:
     """Adds an initializer."""
     model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
 

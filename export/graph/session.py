@@ -9,10 +9,10 @@ import torch
 from student.vit import Student
 
 CHUNK = 8  # frames at a time where the batch is open
-Optimisation = ort.GraphOptimizationLevel
+_Level = ort.GraphOptimizationLevel
 
 
-def cpu_session(content: bytes, optimisation: Optimisation = Optimisation.ORT_ENABLE_ALL,
+def cpu_session(content: bytes, optimisation: ort.GraphOptimizationLevel = _Level.ORT_ENABLE_ALL,
                 threads: int = 1) -> ort.InferenceSession:
     """A serialised model on onnxruntime's CPU provider, without its warnings."""
     options = ort.SessionOptions()
@@ -32,7 +32,7 @@ class OnnxModel:
     def __init__(self, model: Path | onnx.ModelProto, optimise: bool = False, threads: int = 1):
         name = str(model) if isinstance(model, Path) else "model"
         content = model.read_bytes() if isinstance(model, Path) else model.SerializeToString()
-        level = Optimisation.ORT_ENABLE_ALL if optimise else Optimisation.ORT_ENABLE_BASIC
+        level = _Level.ORT_ENABLE_ALL if optimise else _Level.ORT_ENABLE_BASIC
         try:
             self.session = cpu_session(content, level, threads)
         except Exception as error:  # onnxruntime's exceptions share no base but RuntimeError's

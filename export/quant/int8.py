@@ -1,16 +1,11 @@
-"""INT8 by the recipe that keeps a ViT's accuracy: only the block Linears, symmetric, ranges from
-the run's own frames.
+"""INT8 by the recipe that keeps a ViT's accuracy: only the blocks' Linears, symmetric, min-max.
 
-Measured best of eleven NNCF settings on a trained ViT (reference/toolchain.md 4a): TRANSFORMER +
-PERFORMANCE gives int8 activations with zero point 0; SmoothQuant (shipped ViT-Ti: error .030
-without, .021 at .5, .017 at .75, flat beyond) and min-max ranges halve the error; leaving the
-attention products in half costs nothing and keeps TensorRT's fused attention. Residual Add,
-LayerNorm, Softmax and GELU are never touched: Q/DQ on the residual stream is what takes a ViT from
-85 % to chance.
+The best of eleven NNCF settings on a trained ViT. TRANSFORMER + PERFORMANCE gives int8 activations
+with zero point 0. SmoothQuant (shipped ViT-Ti: error .030 without, .021 at .5, .017 at .75, no
+better beyond) and min-max ranges halve the error. Attention products in half precision cost nothing
+and keep TensorRT's fused attention. Residual Add, LayerNorm, Softmax and GELU are never quantised:
+Q/DQ on the residual stream takes a ViT from 85 % to chance.
 """
-import contextlib
-import io
-import logging
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -18,7 +13,8 @@ from dataclasses import asdict, dataclass
 import onnx
 
 from export.artefact import Facts
-from export.graph.index import GraphIndex, rename
+from export.graph.export_onnx import quiet
+from export.graph.index import GraphIndex, copy_constant, copy_model, rename
 from export.quant.smoothquant import fold_smoothing
 from export.source import Frames, evenly_spaced, to_input
 from records.files import digest
@@ -29,20 +25,19 @@ os.environ.setdefault("NNCF_CI", "1")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is quantised and how. Defaults are the measured best; `float_layers` go back to half by
-    name."""
+    """What is quantised and how. The defaults are the measured best."""
     # SmoothQuant: how much of the range moves into the weights; -1 = off
     smooth_alpha: float = 0.75
     patch_conv: bool = False           # < 1 % of the work, and it sees raw pixels
-    head: bool = False  # the last Linear: small, and its error is nobody's to correct
+    head: bool = False                 # the last Linear: small, and nothing after it absorbs errors
     frames: int = 300                  # calibration frames used, at most
-    float_layers: tuple[str, ...] = () # names of nodes, e.g. blocks.0.fc2/MatMul
+    float_layers: tuple[str, ...] = () # not quantised: node names, e.g. blocks.0.fc2/MatMul
 
     def facts(self) -> Facts:
         return {
             **asdict(self), "tool": "nncf", "preset": "performance", "model_type": "transformer",
             "ranges": "min-max", "weights": "int8 per output channel, symmetric",
-            "activations": "int8 per tensor, symmetric, zero point 0"
+            "activations": "int8 per tensor, symmetric, zero point 0",
         }
 
 
@@ -60,17 +55,16 @@ def quantize(model: onnx.ModelProto, calibration: Frames,
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     model = unshared(model)
-    left_out = ignored(model, recipe)
+    ignored = nncf.IgnoredScope(names=float_nodes(model, recipe))
     name = model.graph.input[0].name
     dataset = nncf.Dataset(evenly_spaced(calibration.frames, recipe.frames),
                            lambda frame: {name: to_input(frame[None])})
     alphas = AdvancedSmoothQuantParameters(matmul=recipe.smooth_alpha, convolution=-1)
     ranges = RangeEstimatorParametersSet.MINMAX
-    with _quiet(nncf):
+    with quiet("nncf"):
         quantized = nncf.quantize(
             model, dataset, subset_size=recipe.frames, model_type=nncf.ModelType.TRANSFORMER,
-            preset=nncf.QuantizationPreset.PERFORMANCE,
-            ignored_scope=nncf.IgnoredScope(names=left_out),
+            preset=nncf.QuantizationPreset.PERFORMANCE, ignored_scope=ignored,
             advanced_parameters=AdvancedQuantizationParameters(
                 smooth_quant_alphas=alphas, activations_range_estimator_params=ranges))
     fold_smoothing(quantized)
@@ -79,69 +73,63 @@ def quantize(model: onnx.ModelProto, calibration: Frames,
     return quantized
 
 
-def layers(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that could be quantised: Conv, Gemm and MatMul with a weight, in graph
-    order."""
+def quantizable_layers(model: onnx.ModelProto) -> list[str]:
+    """Names of the Conv, Gemm and MatMul nodes with a weight, in graph order."""
     index = GraphIndex(model)
-    return [
-        node.name for node in model.graph.node
-        if node.op_type in ("Conv", "Gemm", "MatMul") and any(map(index.is_weight, node.input))
-    ]
+    return [node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")
+            and any(map(index.is_weight, node.input))]
 
 
-def calibration_facts(calibration: Frames, recipe: Recipe) -> Facts:
-    """Which frames set the ranges: a digest of each, and one of all (two runs with the same digest
-    calibrate alike)."""
-    used = evenly_spaced(calibration.frames, recipe.frames)
-    each = [digest(frame.tobytes().hex()) for frame in used]
-    return {
-        "frames": len(used), "source_sha256": calibration.digest, "digest": digest(each),
-        "frame_digests": each, "preprocessing": "uint8 RGB / 255"
-    }
+def float_nodes(model: onnx.ModelProto, recipe: Recipe) -> list[str]:
+    """Names of the nodes that `recipe` does not quantise.
 
-
-def unshared(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy where no two nodes share an initialiser: bias correction edits them in place,
-    LayerNorm's included."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    tensors = {tensor.name: tensor for tensor in copy.graph.initializer}
-    seen: Counter[str] = Counter()
-    for node in copy.graph.node:
-        for i, name in enumerate(node.input):
-            if name not in tensors or tensors[
-                    name].data_type != onnx.TensorProto.FLOAT or not tensors[name].dims:
-                continue
-            seen[name] += 1
-            if seen[name] > 1:
-                twin = copy.graph.initializer.add()
-                twin.CopyFrom(tensors[name])
-                twin.name = node.input[i] = f"{name}.{seen[name]}"
-    return copy
-
-
-def ignored(model: onnx.ModelProto, recipe: Recipe) -> list[str]:
-    """Names of the nodes that stay as they are. Raises ValueError for a `float_layers` that names
-    no layer."""
-    candidates = layers(model)
+    Raises ValueError for a name in `recipe.float_layers` that is no layer.
+    """
+    candidates = quantizable_layers(model)
     unknown = set(recipe.float_layers) - set(candidates)
     if unknown:
         raise ValueError(
             f"quantize: got no layer called {', '.join(sorted(unknown))}; expected some of: "
             f"{', '.join(candidates)}")
-    chosen = set(recipe.float_layers)
-    chosen |= {
-        node.name
-        for node in model.graph.node if node.op_type == "Conv" and not recipe.patch_conv
-    }
+    names = set(recipe.float_layers)
+    if not recipe.patch_conv:
+        names |= {node.name for node in model.graph.node if node.op_type == "Conv"}
     if not recipe.head:
-        chosen.add(candidates[-1])
-    return [node.name for node in GraphIndex(model).attention_products()] + sorted(chosen)
+        names.add(candidates[-1])
+    return [node.name for node in GraphIndex(model).attention_products()] + sorted(names)
+
+
+def calibration_facts(calibration: Frames, recipe: Recipe) -> Facts:
+    """The frames that set the ranges: a digest of each, and one of all."""
+    frames = evenly_spaced(calibration.frames, recipe.frames)
+    digests = [digest(frame.tobytes().hex()) for frame in frames]
+    return {
+        "frames": len(frames), "source_sha256": calibration.digest, "digest": digest(digests),
+        "frame_digests": digests, "preprocessing": "uint8 RGB / 255",
+    }
+
+
+def unshared(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy where no two nodes share a float tensor: NNCF's bias correction edits in place."""
+    copy = copy_model(model)
+    shareable = {tensor.name: tensor for tensor in copy.graph.initializer
+                 if tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims}
+    uses: Counter[str] = Counter()
+    for node in copy.graph.node:
+        for i, name in enumerate(node.input):
+            if name in shareable:
+                uses[name] += 1
+                if uses[name] > 1:
+                    node.input[i] = f"{name}.{uses[name]}"
+                    copy_constant(copy, shareable[name], node.input[i])
+    return copy
 
 
 def name_for_layers(model: onnx.ModelProto) -> None:
-    """Q/DQ nodes take the name of the layer they serve, and axes count from the front (older
-    parsers insist)."""
+    """Names Q/DQ nodes after the layer they serve, and makes axes count from the front.
+
+    Older parsers do not read negative axes.
+    """
     index = GraphIndex(model)
     names: dict[str, str] = {}
     for node in model.graph.node:
@@ -150,10 +138,8 @@ def name_for_layers(model: onnx.ModelProto) -> None:
         layer = index.readers[node.output[0]][0].name
         side = "weight" if index.is_weight(node.output[0]) else "input"
         stem = f"{layer}.{side}"
-        names |= {
-            node.input[0]: f"{stem}_q", node.input[1]: f"{stem}_scale",
-            node.input[2]: f"{stem}_zero", node.output[0]: f"{stem}_dq"
-        }
+        names |= {node.input[0]: f"{stem}_q", node.input[1]: f"{stem}_scale",
+                  node.input[2]: f"{stem}_zero", node.output[0]: f"{stem}_dq"}
         quantizer = index.source(node.input[0])
         node.name = f"{stem}/DequantizeLinear"
         if quantizer is not None:
@@ -164,15 +150,3 @@ def name_for_layers(model: onnx.ModelProto) -> None:
                 entry.i += rank
     rename(model.graph, names)
     del model.graph.value_info[:]  # stale after SmoothQuant and the new names
-
-
-@contextlib.contextmanager
-def _quiet(nncf):
-    """NNCF draws its own progress bars and logs every pass; ours says what matters."""
-    level = logging.getLogger("nncf").level
-    nncf.set_log_level(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            yield
-        finally:
-            logging.getLogger("nncf").setLevel(level)

@@ -1,11 +1,12 @@
-"""Layer by layer: where along the graph a candidate leaves the reference, when the gate says only
-that it did."""
+"""Layer by layer: where along the graph a candidate's tensors leave the reference's."""
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 
+from export.graph.index import copy_model
+from export.graph.session import cpu_session
 from export.parity import relative_error
 
 
@@ -23,40 +24,35 @@ def layerwise(reference: onnx.ModelProto, candidate: onnx.ModelProto,
 
     frame: [B,3,H,W] float32 in [0,1]. Raises ValueError if the two share no tensor name.
     """
-    made = {output for node in candidate.graph.node for output in node.output}
-    shared = [output for node in reference.graph.node for output in node.output if output in made]
+    names = set(_outputs(candidate))
+    shared = [name for name in _outputs(reference) if name in names]
     if not shared:
         raise ValueError(
             "layerwise: the two models share no tensor name; export both from one FP32 ONNX")
     pairs = zip(shared, _values(reference, shared, frame), _values(candidate, shared, frame),
                 strict=True)
-    return [
-        LayerParity(name, _cosine(a, b), relative_error(a, b)) for name, a, b in pairs
-        if a.shape == b.shape
-    ]
+    return [LayerParity(name, _cosine(a, b), relative_error(a, b)) for name, a, b in pairs
+            if a.shape == b.shape]
 
 
-def worst(rows: list[LayerParity], most: int = 10) -> list[LayerParity]:
+def furthest(rows: list[LayerParity], most: int = 10) -> list[LayerParity]:
     """The tensors furthest from the reference, by cosine."""
     return sorted(rows, key=lambda row: row.cosine)[:most]
 
 
+def _outputs(model: onnx.ModelProto) -> list[str]:
+    return [output for node in model.graph.node for output in node.output]
+
+
 def _values(model: onnx.ModelProto, names: list[str], frame: np.ndarray) -> list[np.ndarray]:
-    opened = onnx.ModelProto()
-    opened.CopyFrom(model)
-    known = {value.name for value in opened.graph.output}
-    opened.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for name in names if name not in known)
-    options = ort.SessionOptions()
-    # fusing would hide the tensors
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = ort.InferenceSession(opened.SerializeToString(), options,
-                                   providers=["CPUExecutionProvider"])
-    return [
-        value.astype(np.float64)
-        for value in session.run(names, {session.get_inputs()[0].name: frame})
-    ]
+    probed = copy_model(model)
+    outputs = {value.name for value in probed.graph.output}
+    probed.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in names if name not in outputs)
+    # unoptimised: fusing would hide the tensors
+    session = cpu_session(probed.SerializeToString(), ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    values = session.run(names, {session.get_inputs()[0].name: frame})
+    return [value.astype(np.float64) for value in values]
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

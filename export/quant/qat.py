@@ -1,11 +1,9 @@
-"""Short quantisation-aware distillation: the INT8 student learns from its FP32 self to answer as if
-nothing happened.
+"""Short quantisation-aware distillation: the INT8 student is trained to match its FP32 self.
 
-An own fake-quant operator with an ONNX translation: NNCF's own modules do not export by dynamo, and
-with SmoothQuant they silently lose three quarters of their activation quantisers. What comes out
-has the form `quantize` makes. The target is the FP32 student on the run's frames, seen anew each
-time (mirrored, brighter, darker): that is what the gate asks, and what cached teacher features,
-whose frames a run folder does not hold, could not say of a new view.
+A fake-quantisation operator of our own with an ONNX translation, because NNCF's modules do not
+export by dynamo, and with SmoothQuant lose three quarters of their activation quantisers. The
+result has the form that `quantize` makes. The target is the FP32 student on random views of the
+run's frames (mirrored, brighter, darker), which cached teacher features could not give.
 """
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -14,27 +12,28 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from onnx import numpy_helper
 from onnxscript import opset20 as op
 from torch import Tensor, nn
 
 from export.graph.export_onnx import Batch, export_onnx
-from export.graph.index import GraphIndex, attribute
+from export.graph.index import GraphIndex, channel_axis, redirect
 from export.quant.int8 import Recipe, name_for_layers
 from export.source import Frames, evenly_spaced
 from student.vit import Block, Student
 
 BATCH = 8
-RATE = 1e-5  # of AdamW: the weights are to move by a rounding step or two, not to learn anew
-SCALE_RATE = 1e-3    # relative to each activation scale
-PEAK_FRAMES = 64     # that set the starting ranges
+RATE = 1e-5        # of AdamW: weights move by a rounding step or two
+SCALE_RATE = 1e-3  # relative to each activation scale
+PEAK_FRAMES = 64   # that set the starting ranges
 QMAX = 127
 
 
 @torch.library.custom_op("vega3d::qdq", mutates_args=())
 def qdq(x: Tensor, scale: Tensor, zero: Tensor, axis: int) -> Tensor:
-    """Rounds x to int8 steps of `scale` (one, or one for each index along `axis`) and back. zero:
-    int8 zeros."""
+    """Rounds x to int8 steps of `scale` (one, or one per index along `axis`) and back.
+
+    zero: int8 zeros of scale's shape, for the ONNX form.
+    """
     step = _along(scale, x, axis)
     return (x / step).round().clamp(-QMAX, QMAX) * step
 
@@ -50,7 +49,7 @@ def _save(ctx, inputs, output):
 
 
 def _straight_through(ctx, grad):
-    """Inside the range the gradient passes; a scale's own is that of LSQ (arXiv 1902.08153)."""
+    """Passes the gradient inside the range; the scale's gradient is LSQ's (arXiv 1902.08153)."""
     x, scale = ctx.saved_tensors
     ratio = x / _along(scale, x, ctx.axis)
     inside = ratio.abs() <= QMAX
@@ -68,8 +67,10 @@ def _qdq_onnx(x, scale, zero, axis: int = 0):
 
 
 class QuantLinear(nn.Module):
-    """A Linear whose weight [O,I] and input [...,I] are rounded to int8. factor [I]: SmoothQuant's
-    Mul, if it stays."""
+    """A Linear whose weight [O,I] and input [...,I] are rounded to int8.
+
+    factor [I]: SmoothQuant's Mul on the input, if it was not folded.
+    """
     weight_scale: Tensor
     factor: Tensor | None
 
@@ -84,7 +85,7 @@ class QuantLinear(nn.Module):
         self.freeze()
 
     def freeze(self) -> None:
-        """Sets the weight's scales from the weight as it is."""
+        """Sets the weight's scales from its present values."""
         self.weight_scale = (self.weight.detach().abs().amax(1) / QMAX).clamp_min(1e-9)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,10 +100,9 @@ class QuantLinear(nn.Module):
 def distil_int8(student: Student, calibration: Frames, layers: Sequence[str], recipe: Recipe,
                 steps: int, batch: Batch = 1,
                 log: Callable[[str], None] = lambda _: None) -> onnx.ModelProto:
-    """The student's signed INT8 ONNX after `steps` of distillation from its FP32 self.
+    """The student's signed INT8 ONNX after `steps` of distillation; the student is not changed.
 
-    layers: ONNX names of the MatMuls to quantise, such as blocks.0.fc1/MatMul. The student itself
-    is left as it was.
+    layers: ONNX names of the MatMuls to quantise, such as blocks.0.fc1/MatMul.
     Raises ValueError for steps < 1.
     """
     if steps < 1:
@@ -115,30 +115,27 @@ def distil_int8(student: Student, calibration: Frames, layers: Sequence[str], re
 
 
 def prepare(student: Student, frames: Tensor, layers: Sequence[str], recipe: Recipe) -> Student:
-    """A smoothed copy whose `layers` are QuantLinear, their ranges those of `frames` (uint8
-    [N,3,H,W])."""
-    wanted = {name.removesuffix("/MatMul") for name in layers}
-    seen = torch.from_numpy(evenly_spaced(frames.numpy(), PEAK_FRAMES)).float() / 255
-    quantised, factors = smoothed(student, seen, wanted, recipe.smooth_alpha)
+    """A smoothed copy with QuantLinear `layers`, ranges set on `frames` (uint8 [N,3,H,W])."""
+    names = {name.removesuffix("/MatMul") for name in layers}
+    peak_frames = torch.from_numpy(evenly_spaced(frames.numpy(), PEAK_FRAMES)).float() / 255
+    quantised, factors = smoothed(student, peak_frames, names, recipe.smooth_alpha)
     quantised.requires_grad_(True)
-    peaks = _channel_peaks(quantised, wanted, seen)
-    for name in sorted(wanted):
-        parent = quantised.get_submodule(name.rpartition(".")[0])
-        linear, factor = quantised.get_submodule(name), factors.get(name)
+    peaks = _channel_peaks(quantised, names, peak_frames)
+    for name in sorted(names):
+        parent, _, attribute = name.rpartition(".")
+        linear = quantised.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        setattr(parent,
-                name.rpartition(".")[2], QuantLinear(linear, float(peaks[name].max()), factor))
+        setattr(quantised.get_submodule(parent), attribute,
+                QuantLinear(linear, float(peaks[name].max()), factors.get(name)))
     return quantised
 
 
 def smoothed(student: Student, frames: Tensor, layers: Collection[str],
              alpha: float = Recipe.smooth_alpha) -> tuple[Student, dict[str, Tensor]]:
-    """A copy that computes the same with SmoothQuant's weights, and what the inputs of some layers
-    are multiplied by.
+    """An equivalent copy with SmoothQuant's weights, and the factors of inputs that it multiplies.
 
-    frames: float [N,3,H,W] in [0,1], where the student is; layers: modules such as blocks.0.fc1;
-    alpha < 0: as it was. The copy applies the factors itself, by hooks that go with the Linears
-    they stand before.
+    frames: float [N,3,H,W] in [0,1], on the student's device; layers: modules such as blocks.0.fc1;
+    alpha < 0: no smoothing. The copy applies the factors by hooks on the Linears.
     """
     copied = copy.deepcopy(student).eval().float()
     factors: dict[str, Tensor] = {}
@@ -149,29 +146,25 @@ def smoothed(student: Student, frames: Tensor, layers: Collection[str],
         assert isinstance(block, Block)
         factors |= _smooth(f"blocks.{i}", block, peaks, alpha)
     for name, factor in factors.items():
-        copied.get_submodule(name).register_forward_pre_hook(lambda _, inputs, factor=factor:
-                                                             (inputs[0] * factor, ))
+        copied.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, factor=factor: (inputs[0] * factor,))
     return copied, factors
 
 
 def train(quantised: Student, student: Student, frames: Tensor, steps: int,
           log: Callable[[str], None]) -> None:
-    """Moves weights and scales, in place, towards the FP32 student's answers on random views of
-    `frames`."""
-    scales = [module.scale for module in quantised.modules() if isinstance(module, QuantLinear)]
+    """Trains weights and scales, in place, to match the FP32 student on views of `frames`."""
+    linears = [module for module in quantised.modules() if isinstance(module, QuantLinear)]
+    scales = [linear.scale for linear in linears]
     start = [float(scale.detach()) for scale in scales]
-    held = {id(scale) for scale in scales}
-    rest = [p for p in quantised.parameters() if id(p) not in held]
-    groups = [{"params": rest, "lr": RATE}] + [{"params": [s], "lr": SCALE_RATE * v} for s, v in
-                                               zip(scales, start, strict=True)]
-    optimiser = torch.optim.AdamW(groups, weight_decay=0)
+    optimiser = _optimiser(quantised, scales, start)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: 1 - i / steps)
     quantised.train()
     for i, view in enumerate(_views(frames, steps)):
         with torch.no_grad():
             target = student(view)
-        answer = quantised(view)
-        loss = F.mse_loss(answer, target) + (1 - F.cosine_similarity(answer, target, dim=1)).mean()
+        output = quantised(view)
+        loss = F.mse_loss(output, target) + (1 - F.cosine_similarity(output, target, dim=1)).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -182,13 +175,12 @@ def train(quantised: Student, student: Student, frames: Tensor, steps: int,
         if i in (0, steps - 1) or (i + 1) % 20 == 0:
             log(f"qat step {i + 1} of {steps}: loss {loss.item():.6f}")
     quantised.eval()
-    for module in quantised.modules():
-        if isinstance(module, QuantLinear):
-            module.freeze()
+    for linear in linears:
+        linear.freeze()
 
 
 def to_onnx(quantised: Student, batch: Batch = 1) -> onnx.ModelProto:
-    """The form `quantize` makes: int8 weights behind DQ, one Q/DQ on each layer's input."""
+    """ONNX as `quantize` makes it: int8 weights behind DQ, one Q/DQ on each layer's input."""
     for parameter in quantised.parameters():
         parameter.requires_grad_(False)
     model = export_onnx(quantised, batch, {torch.ops.vega3d.qdq.default: _qdq_onnx})
@@ -198,9 +190,22 @@ def to_onnx(quantised: Student, batch: Batch = 1) -> onnx.ModelProto:
     return model
 
 
+def _optimiser(quantised: Student, scales: list[nn.Parameter],
+               start: list[float]) -> torch.optim.Optimizer:
+    """AdamW with one rate for weights, and for each scale one relative to its starting value."""
+    ids = {id(scale) for scale in scales}
+    weights = [p for p in quantised.parameters() if id(p) not in ids]
+    groups = [{"params": weights, "lr": RATE}]
+    groups += [{"params": [scale], "lr": SCALE_RATE * value}
+               for scale, value in zip(scales, start, strict=True)]
+    return torch.optim.AdamW(groups, weight_decay=0)
+
+
 def _smooth(at: str, block: Block, peaks: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """SmoothQuant, in place: s = input peak^alpha / weight peak^(1-alpha), into LayerNorms and v;
-    fc2's is returned."""
+    """SmoothQuant, in place: s = input peak^alpha / weight peak^(1-alpha).
+
+    1/s goes into LayerNorms and v; fc2's is returned, by module name.
+    """
     factors = {}
     for name, linear in (("attn.qkv", block.attn.qkv), ("attn.proj", block.attn.proj),
                          ("fc1", block.fc1), ("fc2", block.fc2)):
@@ -224,8 +229,7 @@ def _smooth(at: str, block: Block, peaks: dict[str, Tensor], alpha: float) -> di
 
 
 def _channel_peaks(student: Student, names: Collection[str], frames: Tensor) -> dict[str, Tensor]:
-    """Largest magnitude of each channel of each named Linear's input over `frames` (float in
-    [0,1])."""
+    """Largest magnitude of each input channel of the named Linears over `frames` in [0,1]."""
     peaks: dict[str, Tensor] = {}
 
     def watch(name: str):
@@ -246,8 +250,7 @@ def _channel_peaks(student: Student, names: Collection[str], frames: Tensor) -> 
 
 
 def _views(frames: Tensor, steps: int) -> Iterator[Tensor]:
-    """Batches of random frames, mirrored half of the time, 20 % brighter or darker: float in
-    [0,1]."""
+    """Batches of random frames in [0,1]: half of them mirrored, up to 20 % brighter or darker."""
     rng = torch.Generator().manual_seed(0)
     for _ in range(steps):
         view = frames[torch.randint(len(frames), (BATCH,), generator=rng)].float() / 255
@@ -267,19 +270,14 @@ def _store_int8_weights(model: onnx.ModelProto) -> None:
             continue
         (dequantizer,) = index.readers[quantizer.output[0]]
         (transpose,) = index.readers[dequantizer.output[0]]
-        axis = int(attribute(quantizer, "axis", 1))  # type: ignore[call-overload]
-        assert transpose.op_type == "Transpose" and axis == 0
+        assert transpose.op_type == "Transpose" and channel_axis(quantizer) == 0
         stored = np.rint(weight / scale[:, None]).clip(-QMAX, QMAX).astype(np.int8).T  # [I,O]
-        tensor = index.constants[quantizer.input[0]]
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(stored), tensor.name))
-        dequantizer.input[0] = tensor.name
+        index.set_value(quantizer.input[0], np.ascontiguousarray(stored))
+        dequantizer.input[0] = quantizer.input[0]
         for entry in dequantizer.attribute:
             if entry.name == "axis":
                 entry.i = 1
-        for reader in index.readers[transpose.output[0]]:
-            for i, name in enumerate(reader.input):
-                if name == transpose.output[0]:
-                    reader.input[i] = dequantizer.output[0]
+        redirect(index.readers[transpose.output[0]], transpose.output[0], dequantizer.output[0])
         graph.node.remove(quantizer)
         graph.node.remove(transpose)
 

@@ -11,14 +11,22 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from export.artefact import prepare_folder, save_onnx, sidecar_path, up_to_date
+from export.artefact import (
+    PACKAGE,
+    prepare_folder,
+    save_onnx,
+    sidecar_path,
+    source_digest,
+    up_to_date,
+)
 from export.graph.export_onnx import export_onnx, interface
 from export.graph.session import OnnxModel, TorchModel
+from export.pipeline import Exporter
 from export.source import load_trained_run, to_input
 from records.files import atomic_write, sha256
 from student.config import StudentConfig
 from student.vit import Student
-from tests.export_run import fp32, run, trained_run
+from tests.export_run import fp32, gate, run, trained_run
 from vega3d import main
 
 
@@ -170,6 +178,35 @@ def test_another_student_is_exported_again(own_run):
     save_file({**state, "head.bias": state["head.bias"] + 1}, weights)
     main(["export", "onnx", "--run", str(own_run), "--precision", "fp32"])
     assert sha256(own_run / "export" / "model.onnx") != before
+
+
+PYTHON_FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def test_source_digest_covers_every_sub_package():
+    folders = {path.parent.as_posix() for path in PYTHON_FILES}
+    assert {".", "graph", "quant", "tensorrt", "jetson", "web"} <= folders
+
+
+@pytest.mark.parametrize("edited", PYTHON_FILES, ids=str)
+def test_an_edit_anywhere_in_export_changes_the_source_digest(tmp_path, edited):
+    copy = shutil.copytree(PACKAGE, tmp_path / "export", ignore=shutil.ignore_patterns("*.pyc"))
+    before = source_digest(copy)
+    assert before == source_digest()
+    with (copy / edited).open("a") as file:
+        file.write("\n# edited\n")
+    assert source_digest(copy) != before
+
+
+def test_edited_code_exports_again_what_was_up_to_date(own_run, monkeypatch):
+    def reused() -> bool:
+        exporter = Exporter(load_trained_run(own_run), log=lambda _: None)
+        exporter.gate = gate()
+        return exporter.export("fp32")[0].reused
+
+    assert [reused(), reused()] == [False, True]
+    monkeypatch.setattr("export.pipeline.source_digest", lambda: "of edited code")
+    assert [reused(), reused()] == [False, True]
 
 
 def _no_folder(folder: Path) -> None:

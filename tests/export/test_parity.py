@@ -12,7 +12,7 @@ from export.graph.session import OnnxModel, TorchModel
 from export.parity import THRESHOLDS, DepthProbe, Gate, GateError, Thresholds, misses, token_cosine
 from export.pipeline import Exporter
 from export.quant.int8 import Recipe, quantize
-from export.quant.layer_diff import layerwise, worst
+from export.quant.layer_diff import furthest, layerwise
 from export.source import Frames, load_trained_run, to_input
 from student.vit import Student
 from tests.export_run import fp32, gate, int8, run, trained_run
@@ -242,7 +242,7 @@ def test_layerwise_finds_where_the_candidate_leaves_the_reference():
     rows = layerwise(fp32(), spoilt, to_input(run().heldout.frames[:1]))
     by_name = {row.tensor: row.cosine for row in rows}
     assert by_name["blocks.0/Add_2.out"] > 0.999 > by_name["blocks.1.attn.proj/Add.out"]
-    assert worst(rows, 1)[0].tensor.startswith("blocks.1.attn.proj/")
+    assert furthest(rows, 1)[0].tensor.startswith("blocks.1.attn.proj/")
 
 
 def test_layerwise_of_strangers_is_an_error():

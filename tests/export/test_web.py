@@ -152,6 +152,13 @@ def test_files_are_kept_until_the_heads_change(run_copy):
     assert not changed.reused and changed.facts["sha256"] != first[0].facts["sha256"]
 
 
+def test_an_edit_of_export_makes_a_preset_again(run_copy, monkeypatch):
+    export_preset(exporter(run_copy), "mobile")
+    monkeypatch.setattr("export.presets.source_digest", lambda: "of edited code")
+    reused = [export_preset(exporter(run_copy), "mobile")[0].reused for _ in range(2)]
+    assert reused == [False, True]
+
+
 def test_a_file_with_other_outputs_is_not_written(run_copy, monkeypatch):
     import export.presets as presets
 
