@@ -2,10 +2,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from export.parity import THRESHOLDS
 from records.results import Results, Row
 from records.timing import MIN_SPEEDUP
 
-COSINE = 0.99      # to FP32
 DROP_POINTS = 1.0  # of depth delta1
 
 
@@ -35,7 +35,7 @@ def int8_finding(accuracy: Sequence[Row], latency: Sequence[Row]) -> Finding | N
     reasons = []
     if int8["vs_fp32"] < MIN_SPEEDUP or int8["vs_fp32_low"] < 1:
         reasons.append("it is not clearly faster")
-    if score["fp32_cosine_mean"] < COSINE:
+    if score["fp32_cosine_mean"] < THRESHOLDS["int8"].cosine_mean:
         reasons.append("its features drift too far")
     if score.get("delta1_vs_fp32", 0) * 100 < -DROP_POINTS:
         reasons.append("it loses too much depth")

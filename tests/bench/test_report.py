@@ -13,6 +13,7 @@ from bench.report.axes import tick_labels
 from bench.report.charts import Point, front
 from bench.report.findings import findings, int8_finding
 from bench.report.page import PAGE, write_report
+from export.parity import THRESHOLDS
 from records.results import Results
 from tests.bench_rows import sample
 from tests.colours import contrast
@@ -221,6 +222,10 @@ def test_int8_is_advised_only_where_it_is_surely_faster_and_close():
     far = sample_rows(fp32_cosine_mean=0.97, delta1_vs_fp32=-0.03)
     assert int8_finding(
         *far).sentence.endswith("its features drift too far and it loses too much depth.")
+    # the limit is the export gate's own
+    below_gate = sample_rows(fp32_cosine_mean=THRESHOLDS["int8"].cosine_mean - 1e-4)
+    assert int8_finding(
+        *below_gate).sentence.endswith("use FP32 here: its features drift too far.")
 
 
 def test_a_gain_that_may_be_zero_is_called_that_and_no_share_of_it_is_shown(tmp_path):
