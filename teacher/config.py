@@ -1,6 +1,14 @@
-"""Configurations of the teacher's trainings. Imports no torch: `--help` reads this module."""
+"""Configurations of the teacher's trainings and probes. Imports no torch: `--help` reads this."""
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+Mode = Literal["image", "video"]  # each frame its own one-frame video, or the clip as one
+LEVELS = (20, 100, 200, 300, 500, 700, 999)
+CRITERIA = ("depth_r2_ridge", "xyz_r2_ridge", "corr_std_auc")
+MLP_CRITERIA = ("depth_r2_mlp", "normal_cos", "delta1")
+SEARCH_COLUMNS = (*CRITERIA, *MLP_CRITERIA, "corr_x100", "corr_random_x100", "corr_std_x100",
+                  "corr_auc", "corr_pck", "snr")
 
 
 @dataclass(frozen=True)
@@ -14,7 +22,7 @@ class DenseTraining:
 @dataclass(frozen=True)
 class PretrainConfig:
     out: Path = Path("runs/wan-nano")
-    # an earlier wan-nano to continue from; with vae_steps 0 its VAE stays as it is
+    # an earlier wan-nano to continue from; with vae_steps 0 its VAE is not trained
     init: Path | None = None
     clips: int = 2000          # training clips
     held_out: int = 64         # clips of unseen rooms and furniture, for PSNR and the sample sheet
@@ -23,7 +31,7 @@ class PretrainConfig:
     vae_batch: int = 32        # clips a step and process
     vae_crop: int = 112        # px, multiple of 16
     vae_lr: float = 1e-3
-    # > 0: as many steps as fit, fixed (and logged) once the speed is measured
+    # > 0: as many steps as fit, fixed (and logged) once the speed is known
     vae_seconds: float = 0.0
     flow_steps: int = 20000
     flow_batch: int = 96       # clips a step and process
@@ -45,3 +53,45 @@ class PretrainConfig:
         if self.frames % 4 != 1:
             raise ValueError(f"pretrain.frames is {self.frames}, expected 4n+1 (5, 9, 17): "
                              "Wan's VAE silently drops the rest")
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    # None: the wan-nano that ships; else a name, hub id or diffusers folder
+    generator: Path | None = None
+    clips: int = 120                     # of each split: val trains the probes, test scores them
+    modes: tuple[Mode, ...] = ("image", "video")
+    levels: tuple[int, ...] = LEVELS     # k, in thousandths of pure noise
+    averaged: int = 8                    # noise draws of the second measurement of the best taps
+    # other towers as rows, KIND:FOLDER (dinov2, dinov3, vjepa2, unet, cogvideox)
+    also: tuple[str, ...] = ()
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    generator: str = "wan-nano"  # or a name, a hub id, a local folder in the diffusers layout
+    clips: int = 100                     # of each split: val trains the probes, test scores them
+    modes: tuple[Mode, ...] = ("image", "video")
+    levels: tuple[int, ...] = (50, 100, 200, 300, 500, 700)  # k, in thousandths of pure noise
+    mlp: bool = True  # also the MLP probes of depth and normals, which take most of the time
+    # columns that decide, higher is better; empty: the default five, or three without the MLP
+    by: tuple[str, ...] = ()
+    resamples: int = 1000
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.clips < 2 or not self.modes or not self.levels:
+            raise ValueError("search: needs at least 2 clips of each split, one mode and one level")
+        if bad := [k for k in self.levels if not 0 <= k <= 1000]:
+            raise ValueError(f"search: level {bad[0]}, expected 0 (clean) to 1000 (pure noise)")
+        columns = [c for c in SEARCH_COLUMNS if self.mlp or c not in MLP_CRITERIA]
+        if unknown := [name for name in self.by if name not in columns]:
+            raise ValueError(
+                f"search: no column {', '.join(unknown)}; expected some of: {', '.join(columns)}")
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        return self.by or (*CRITERIA, *(MLP_CRITERIA[:2] if self.mlp else ()))

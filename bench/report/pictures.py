@@ -21,7 +21,7 @@ from records.results import Row
 from scenes.clip import Clip
 from student.vit import Student
 from teacher.data.dataset import Example, Examples
-from teacher.probing.correspondence import NEAR_M, token_points
+from teacher.probing.correspondence import NEAR_M, centre_points
 from teacher.towers.base import GRID
 
 CLIPS, PAIRS = 4, 2        # clips with a strip of pictures; with matches between two views
@@ -214,4 +214,4 @@ def _tokens(example: Example, field: str, ends: Sequence[int]) -> Tensor:
 
 def _points(clip: Clip, ends: Sequence[int]) -> Tensor | None:
     labelled = clip.depth is not None and clip.intrinsics is not None and clip.poses is not None
-    return token_points(clip, ends).float() if labelled else None
+    return centre_points(clip, ends).float() if labelled else None

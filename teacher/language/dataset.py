@@ -1,5 +1,4 @@
-"""The questions of many clips with what the model sees of them, on the device; batches are drawn by
-(seed, step)."""
+"""Questions and visual features of many clips on the device; batches are drawn by (seed, step)."""
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,20 +24,18 @@ from teacher.language.encode import (
     RoomQuestions,
     balance_rooms,
     collate,
-    encode_room,
     imported_room,
-    padding_spec,
     read_room,
 )
 from teacher.language.model import QuestionBatch, VisualInputs
 
-# one of them a batch, as in the paper, and how often; VSI-Bench's ten types are two, as options
-# make prompts long
 CHOICE = "vsi_choice"
-READERS = 8  # threads
+# A batch has questions of one family, as in the paper; the values are sampling weights. VSI-Bench's
+# ten types are two families, because options make prompts long.
 FAMILIES = {
     "vsi_number": 2, CHOICE: 1, "ground": 2, "multi_ground": 2, "caption": 1, "situated": 1, "qa": 1
 }
+READERS = 8  # threads
 
 
 def family(question: Question) -> str:
@@ -52,177 +49,196 @@ def family(question: Question) -> str:
 class Batch:
     visual: VisualInputs
     questions: QuestionBatch
-    rows: list[tuple[int, int]]  # (room, question) of each, clip by clip
+    rows: list[tuple[int, int]]  # (room, question) of each question, clip by clip
 
 
 class QuestionDataset:
-    """rooms' questions and clips' features; `generative` None: no such stream.
+    """Questions about rooms with the features of their clips.
 
-    Raises ValueError if there are no questions, or if the two stores do not hold the same clips in
-    the same shape.
+    semantic, generative: [N,T,D,14,14] of the N rooms; None: no generative stream. Raises
+    ValueError if there are no questions, or the features are not of N clips and T frames.
     """
 
     def __init__(self, rooms: Sequence[RoomQuestions], semantic: Tensor, generative: Tensor | None,
-                 writer: PromptEncoder, device: torch.device):
+                 encoder: PromptEncoder, device: torch.device):
         if not any(room.questions for room in rooms):
-            raise ValueError("lessons: no questions about these clips; render more rooms")
-        frames = len(rooms[0].points)
-        for name, stream in (("semantic", semantic), ("generative", generative)):
-            if stream is not None and stream.shape[:2] != (len(rooms), frames):
-                raise ValueError(
-                    f"lessons: {name} features are of {stream.shape[0]} clips x {stream.shape[1]} "
-                    f"frames, the questions of {len(rooms)} x {frames}; fill the stores from the "
-                    "same clips"
-                )
-        self.rooms, self.encoder, self.device = list(rooms), writer, device
-        writer.read_ahead(question for room in rooms for question in room.questions)
-        self.encoded = [encode_room(writer, room) for room in rooms]
+            raise ValueError("dataset: no questions about these clips; render more rooms")
+        _check_shapes(rooms, {"semantic": semantic, "generative": generative})
+        self.rooms, self.encoder, self.device = list(rooms), encoder, device
+        encoder.fill_cache(question for room in rooms for question in room.questions)
+        self.encoded = [encoder.encode_room(room) for room in rooms]
         most = max(len(room.boxes) for room in rooms)
         self.visual = VisualInputs(semantic.to(device),
-                           None if generative is None else generative.to(device),
-                           torch.from_numpy(np.stack([r.points for r in rooms])).to(device),
-                           _padded([r.boxes for r in rooms], most).to(device),
-                           _padded([r.inside for r in rooms], most).to(device))
-        self.by_family: dict[str, dict[int, list[int]]] = {}
+                                   None if generative is None else generative.to(device),
+                                   torch.from_numpy(np.stack([r.points for r in rooms])).to(device),
+                                   _padded([r.boxes for r in rooms], most).to(device),
+                                   _padded([r.inside for r in rooms], most).to(device))
+        self.by_family: dict[str, dict[int, list[int]]] = {}  # family -> room -> questions
         for i, room in enumerate(rooms):
             for j, question in enumerate(room.questions):
                 self.by_family.setdefault(family(question), {}).setdefault(i, []).append(j)
-        self.widest = {name: padding_spec(self.encoded[i][j] for i, mine in of.items() for j in mine)
-                       for name, of in self.by_family.items()}
+        self.padding = {
+            name: PaddingSpec.of(self.encoded[i][j] for i, indices in by_room.items()
+                                 for j in indices)
+            for name, by_room in self.by_family.items()
+        }
         self.families = [name for name in FAMILIES if name in self.by_family]
         weights = np.array([FAMILIES[name] for name in self.families], float)
         self.shares = weights / weights.sum()
 
-    def with_stream(self, generative: Tensor | None) -> "QuestionDataset":
-        """The same questions with another generative stream [N,T,D,14,14]; the rest is shared."""
-        other = copy(self)
-        other.visual = replace(self.visual,
-                              generative=None if generative is None else generative.to(self.device))
-        return other
-
-    def weigh(self, shares: dict[str, float]) -> None:
-        """Sets how large a share of the batches some families are; the others keep their
-        proportions. At 0 a family is none of `families` any more. Raises ValueError if the shares
-        leave nothing."""
-        mine = {name: share for name, share in shares.items() if name in self.families}
-        rest = sum(self.shares[i] for i, name in enumerate(self.families) if name not in mine)
-        left = 1 - sum(mine.values())
-        if min(mine.values(), default=0.0) < 0 or left < 0 or (rest == 0) != (left == 0):
-            raise ValueError(
-                f"lessons: shares {mine} of {', '.join(self.families)}; expected at least 0 each, "
-                "and 1 together with the others'")
-        weights = [
-            mine[n] if n in mine else self.shares[i] / rest * left
-            for i, n in enumerate(self.families)
-        ]
-        kept = [i for i, weight in enumerate(weights) if weight > 0]
-        self.families, self.shares = [self.families[i]
-                                      for i in kept], np.array([weights[i] for i in kept])
-
     def __len__(self) -> int:
         return sum(len(room.questions) for room in self.rooms)
 
-    def draw(self, seed: int, step: int, clips: int, each: int, rank: int = 0,
-             alike: bool = False) -> Batch:
-        """A training batch: one family, `clips` clips, `each` questions about every one (again, if
-        it has fewer). Processes of one step draw the same family and other clips. alike: all
-        batches of a family have one shape, that of its longest question."""
+    def with_stream(self, generative: Tensor | None) -> "QuestionDataset":
+        """The same questions with another generative stream [N,T,D,14,14]; the rest is shared."""
+        other = copy(self)
+        other.visual = replace(
+            self.visual, generative=None if generative is None else generative.to(self.device))
+        return other
+
+    def set_shares(self, shares: dict[str, float]) -> None:
+        """Sets the share of batches of some families; the others keep their proportions.
+
+        A family with share 0 leaves `families`. Raises ValueError for shares below 0 or above 1 in
+        total, or if they leave nothing.
+        """
+        given = {name: share for name, share in shares.items() if name in self.families}
+        rest = sum(share for name, share in zip(self.families, self.shares, strict=True)
+                   if name not in given)
+        left = 1 - sum(given.values())
+        if min(given.values(), default=0.0) < 0 or left < 0 or (rest == 0) != (left == 0):
+            raise ValueError(
+                f"dataset: shares {given} of {', '.join(self.families)}; expected at least 0 each, "
+                "and 1 together with the others'")
+        weights = {name: given[name] if name in given else share / rest * left
+                   for name, share in zip(self.families, self.shares, strict=True)}
+        self.families = [name for name, weight in weights.items() if weight > 0]
+        self.shares = np.array([weights[name] for name in self.families])
+
+    def sample_batch(self, seed: int, step: int, clips: int, questions: int, rank: int = 0,
+                     fixed_shape: bool = False) -> Batch:
+        """A training batch: one family, `clips` clips, `questions` questions about each (repeated
+        if it has fewer).
+
+        Processes of one step draw the same family and different clips. fixed_shape: all batches of
+        a family have the shape of its longest question.
+        """
         rng = np.random.default_rng([seed, step])
         name = self.families[rng.choice(len(self.families), p=self.shares)]
-        group = self.by_family[name]
+        by_room = self.by_family[name]
         rng = np.random.default_rng([seed, step, rank])
-        weights = np.array([min(len(q), each) for q in group.values()], float)
-        chosen = rng.choice(list(group), clips, replace=len(group) < clips,
-                            p=weights / weights.sum())
-        picked = [rng.choice(group[i], each, replace=len(group[i]) < each).tolist() for i in chosen]
-        return self._batch(chosen.tolist(), picked, most=self.widest[name] if alike else None)
+        weights = np.array([min(len(indices), questions) for indices in by_room.values()], float)
+        rooms = rng.choice(list(by_room), clips, replace=len(by_room) < clips,
+                           p=weights / weights.sum()).tolist()
+        picked = []
+        for room in rooms:
+            repeat = len(by_room[room]) < questions
+            picked.append(rng.choice(by_room[room], questions, replace=repeat).tolist())
+        return self._batch(rooms, picked, padding=self.padding[name] if fixed_shape else None)
 
-    def eval_batches(self, name: str, clips: int, each: int, room_for: int = 0) -> Iterator[Batch]:
-        """Every question of one family once, prompts only if `room_for`; batches are of equally
-        many a clip."""
-        chunks: dict[int, list[tuple[int, list[int]]]] = {}
-        for i, mine in self.by_family.get(name, {}).items():
-            for start in range(0, len(mine), each):
-                part = mine[start:start + each]
-                chunks.setdefault(len(part), []).append((i, part))
-        for group in chunks.values():
-            for start in range(0, len(group), clips):
-                part_of = group[start:start + clips]
-                yield self._batch([i for i, _ in part_of], [part for _, part in part_of], room_for)
+    def eval_batches(self, name: str, clips: int, questions: int,
+                     max_new_tokens: int = 0) -> Iterator[Batch]:
+        """Every question of one family once; each batch has equally many questions a clip.
 
-    def _batch(self, rooms: list[int], picked: list[list[int]], room_for: int = 0,
-               most: PaddingSpec | None = None) -> Batch:
-        pairs = [(i, j) for i, mine in zip(rooms, picked, strict=True) for j in mine]
-        texts = [[self.encoded[i][j] for j in mine] for i, mine in zip(rooms, picked, strict=True)]
-        asked = collate(texts, self.encoder.end, room_for, most)
-        rows = torch.tensor(rooms, device=self.device)
-        s = self.visual
-        sight = VisualInputs(s.semantic[rows], None if s.generative is None else s.generative[rows],
-                      s.points[rows], s.boxes[rows], s.inside[rows])
-        there = {
-            name: value.to(self.device, non_blocking=True)
-            for name, value in vars(asked).items()
-        }
-        return Batch(sight, replace(asked, **there), pairs)
+        max_new_tokens: as in `encode.collate`; > 0 leaves the answers out.
+        """
+        chunks: dict[int, list[tuple[int, list[int]]]] = {}  # size -> (room, questions)
+        for room, indices in self.by_family.get(name, {}).items():
+            for start in range(0, len(indices), questions):
+                part = indices[start:start + questions]
+                chunks.setdefault(len(part), []).append((room, part))
+        for same_size in chunks.values():
+            for start in range(0, len(same_size), clips):
+                rooms, picked = zip(*same_size[start:start + clips], strict=True)
+                yield self._batch(rooms, picked, max_new_tokens)
+
+    def _batch(self, rooms: Sequence[int], picked: Sequence[list[int]], max_new_tokens: int = 0,
+               padding: PaddingSpec | None = None) -> Batch:
+        rows, texts = [], []
+        for room, indices in zip(rooms, picked, strict=True):
+            rows += [(room, j) for j in indices]
+            texts.append([self.encoded[room][j] for j in indices])
+        questions = collate(texts, self.encoder.end, max_new_tokens, padding)
+        for name, value in vars(questions).items():
+            setattr(questions, name, value.to(self.device, non_blocking=True))
+        index, v = torch.tensor(rooms, device=self.device), self.visual
+        visual = VisualInputs(v.semantic[index],
+                              None if v.generative is None else v.generative[index],
+                              v.points[index], v.boxes[index], v.inside[index])
+        return Batch(visual, questions, rows)
 
 
 def read_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str], seed: int,
                draws: int = 1) -> list[RoomQuestions]:
-    """The balanced questions of every task about the clips, in order, with a progress bar; clips
-    that are left with no question stay out. draws: see read_room."""
-    return balance_rooms([
-        read_room(source.clip(i), tasks, seed, draws) for i in track(ids, description="questions")
-    ], seed)
+    """Balanced questions of every task about the clips, in order, with a progress bar.
+
+    Clips left without questions are dropped. draws: as in `read_room`.
+    """
+    rooms = [read_room(source.clip(i), tasks, seed, draws)
+             for i in track(ids, description="questions")]
+    return balance_rooms(rooms, seed)
 
 
 def read_imported_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str],
                         stored: ByClip) -> list[RoomQuestions]:
-    """The clips with their stored questions of these tasks; those without any stay out."""
-    wanted = {i: [q for q in stored.get(i, []) if q.task in tasks] for i in ids}
+    """The clips with their stored questions of these tasks; clips without any are dropped."""
+    by_clip = {i: [q for q in stored.get(i, []) if q.task in tasks] for i in ids}
     return [imported_room(source.clip(i), questions)
-            for i, questions in track(wanted.items(), "questions") if questions]
+            for i, questions in track(by_clip.items(), "questions") if questions]
 
 
 def load_features(store: FeatureStore, rooms: Sequence[RoomQuestions]) -> Tensor:
     """A store's features of the rooms, [N,T,D,14,14] float16. Raises ValueError if it lacks one
     (FeatureStore.get)."""
-    # each file is read, and checked at its first reading
+    # threads: the store hashes each file at its first reading
     with ThreadPoolExecutor(READERS) as readers:
         return torch.stack([*readers.map(lambda room: store.get(room.id), rooms)])
 
 
 def save_rooms(rooms: Sequence[RoomQuestions], path: Path) -> None:
-    """Rooms in one safetensors file, questions as the bytes of a JSON text (a header holds no more
-    than 100 MB); `load_rooms` reads it."""
-    arrays = {f"{i}/{name}": np.ascontiguousarray(getattr(r, name)) for i, r in enumerate(rooms)
-              for name in ("points", "boxes", "inside")}
-    about = [{
-        "id": r.id, "candidates": r.candidates,
-        "asked": [{k: v
-                   for k, v in asdict(q).items() if k != "boxes"} for q in r.questions]
-    } for r in rooms]
+    """Writes rooms to one safetensors file for `load_rooms`.
+
+    Questions are a uint8 tensor of JSON text: a header holds at most 100 MB.
+    """
+    arrays, texts = {}, []
+    for i, room in enumerate(rooms):
+        for name in ("points", "boxes", "inside"):
+            arrays[f"{i}/{name}"] = np.ascontiguousarray(getattr(room, name))
+        questions = [asdict(question) for question in room.questions]
+        for fields in questions:
+            del fields["boxes"]
+        texts.append({"id": room.id, "candidates": room.candidates, "asked": questions})
+    arrays["rooms"] = np.frombuffer(json.dumps(texts).encode(), np.uint8)
     with atomic_write(path) as scratch:
-        save_file(arrays | {"rooms": np.frombuffer(json.dumps(about).encode(), np.uint8)}, scratch)
+        save_file(arrays, scratch)
 
 
 def load_rooms(path: Path) -> list[RoomQuestions]:
-    """What `save_rooms` wrote."""
+    """The rooms that `save_rooms` wrote."""
     with safe_open(path, "np") as file:
-        about = json.loads(file.get_tensor("rooms").tobytes())
         rooms = []
-        for i, one in enumerate(about):
+        for i, room in enumerate(json.loads(file.get_tensor("rooms").tobytes())):
             points, boxes, inside = (file.get_tensor(f"{i}/{name}")
                                      for name in ("points", "boxes", "inside"))
-            asked = [
-                Question(
-                    **{
-                        **q, "boxes": boxes[mine] if mine else boxes[:0], "options": tuple(
-                            q["options"]), "targets": tuple(q["targets"]), "answers": tuple(
-                                q["answers"])
-                    }) for q, mine in zip(one["asked"], one["candidates"], strict=True)
-            ]
-            rooms.append(RoomQuestions(one["id"], points, boxes, inside, asked, one["candidates"]))
+            questions = []
+            for fields, indices in zip(room["asked"], room["candidates"], strict=True):
+                for name in ("options", "targets", "answers"):
+                    fields[name] = tuple(fields[name])
+                own = boxes[indices] if indices else boxes[:0]
+                questions.append(Question(**fields, boxes=own))
+            rooms.append(RoomQuestions(room["id"], points, boxes, inside, questions,
+                                       room["candidates"]))
     return rooms
+
+
+def _check_shapes(rooms: Sequence[RoomQuestions], streams: dict[str, Tensor | None]) -> None:
+    frames = len(rooms[0].points)
+    for name, stream in streams.items():
+        if stream is not None and stream.shape[:2] != (len(rooms), frames):
+            raise ValueError(
+                f"dataset: {name} features are of {stream.shape[0]} clips x {stream.shape[1]} "
+                f"frames, the questions of {len(rooms)} x {frames}; fill the stores from the same "
+                "clips")
 
 
 def _padded(arrays: Sequence[np.ndarray], most: int) -> Tensor:

@@ -1,5 +1,4 @@
-"""From a clip's questions to tensors: what is written before, between and after the visual tokens,
-and which boxes."""
+"""Questions as tensors: the candidate boxes of a clip, token ids, and padded batches."""
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,239 +14,236 @@ from scenes.questions.question import Question, questions
 from scenes.questions.visibility import SceneView
 from teacher.language.grounding import box_tokens
 from teacher.language.model import COORD, GROUND, IGNORED, SPECIALS, QuestionBatch
-from teacher.language.position import token_points, world_points
+from teacher.language.position import mean_token_points, world_points
 from teacher.towers.base import GRID
 
 GROUNDED = ("ground", "multi_ground")
-OFTEN = ("vsi:object_abs_distance", "ground")  # tasks of which a second draw asks something else
-_STRIDE = 2  # px between the pixels that say which token is in which box
+# tasks of which another draw gives other questions
+DRAWN_TASKS = ("vsi:object_abs_distance", "ground")
+_STRIDE = 2  # px between the pixels that `box_tokens` counts
 
 
 @dataclass
 class RoomQuestions:
-    """What a clip's questions need of it, without its frames."""
+    """The questions about a clip, with the geometry they need but without its frames."""
     id: str
-    points: np.ndarray        # [T,14,14,3] float32 m
-    boxes: np.ndarray         # [M,7] float32, every candidate once
-    inside: np.ndarray        # [M,T*196] float16
+    points: np.ndarray           # [T,14,14,3] float32 m
+    boxes: np.ndarray            # [M,7] float32, the distinct candidates
+    inside: np.ndarray           # [M,T*196] float16, `box_tokens`
     questions: list[Question]
-    candidates: list[list[int]]  # of each question, into boxes
+    candidates: list[list[int]]  # of each question, indices into boxes
+
+    def subset(self, indices: Sequence[int]) -> "RoomQuestions":
+        """Only these questions; the boxes stay."""
+        return replace(self, questions=[self.questions[i] for i in indices],
+                       candidates=[self.candidates[i] for i in indices])
 
 
 def read_room(clip: Clip, tasks: Sequence[str], seed: int, draws: int = 1) -> RoomQuestions:
-    """Asks every task of one clip; `evened` takes the rooms of a split. draws: how often the tasks
-    OFTEN are asked, of other things each time. Raises ValueError if the clip has no depth or
-    camera."""
+    """Questions of every task about one clip, not yet balanced (`balance_rooms`).
+
+    draws: how many times the tasks in DRAWN_TASKS are drawn; repeated questions are dropped. Raises
+    ValueError if the clip has no depth or camera.
+    """
     if clip.depth is None or clip.intrinsics is None or clip.poses is None:
-        raise ValueError(
-            f"clip {clip.id}: questions need depth, intrinsics and poses; render it with: "
-            "vega3d scenes render")
+        raise ValueError(f"clip {clip.id}: questions need depth, intrinsics and poses; render it "
+                         "with: vega3d scenes render")
     view = SceneView(clip)
-    return _room(clip, [q for task in tasks
-                        for q in _drawn(view, task, seed, draws if task in OFTEN else 1)])
+    return _with_boxes(clip, [
+        question for task in tasks
+        for question in _draw(view, task, seed, draws if task in DRAWN_TASKS else 1)])
 
 
-def imported_room(clip: Clip, asked: list[Question]) -> RoomQuestions:
+def imported_room(clip: Clip, questions: list[Question]) -> RoomQuestions:
     """The clip with questions that were stored with it (scenes.questions.stored).
 
     A clip without depth or camera has NaN points; raises ValueError if its questions have boxes.
     """
     if clip.depth is not None and clip.poses is not None:
-        return _room(clip, asked)
-    if any(len(question.boxes) for question in asked):
+        return _with_boxes(clip, questions)
+    if any(len(question.boxes) for question in questions):
         raise ValueError(f"clip {clip.id}: questions with boxes need depth, intrinsics and poses")
     points = np.full((len(clip.frames), GRID, GRID, 3), np.nan, np.float32)
     inside = np.zeros((0, points[..., 0].size), np.float16)
-    return RoomQuestions(clip.id, points, boxes_of([]), inside, asked, [[] for _ in asked])
-
-
-def _room(clip: Clip, asked: list[Question]) -> RoomQuestions:
-    assert clip.depth is not None and clip.intrinsics is not None and clip.poses is not None
-    points = world_points(clip.depth, clip.intrinsics, clip.poses)  # [T,H,W,3]
-    rows: dict[bytes, int] = {}
-    unique: list[np.ndarray] = []
-    candidates = []
-    for question in asked:
-        mine = []
-        for box in _with_heading(question.boxes):
-            if box.tobytes() not in rows:
-                rows[box.tobytes()] = len(unique)
-                unique.append(box)
-            mine.append(rows[box.tobytes()])
-        candidates.append(mine)
-    boxes = np.stack(unique) if unique else boxes_of([])
-    inside = box_tokens(points[:, ::_STRIDE, ::_STRIDE], boxes, GRID).astype(np.float16)
-    return RoomQuestions(clip.id, token_points(points, GRID), boxes, inside, asked, candidates)
-
-
-def _drawn(view: SceneView, task: str, seed: int, draws: int) -> list[Question]:
-    """The first draw's questions, and of the others those that no earlier one has."""
-    asked = questions(view, task, seed)
-    for draw in range(1, draws):
-        known = {question.text for question in asked}
-        asked += [
-            question for question in questions(view, task, seed + draw)
-            if question.text not in known
-        ]
-    return asked
+    return RoomQuestions(clip.id, points, boxes_of([]), inside, questions, [[] for _ in questions])
 
 
 def balance_rooms(rooms: Sequence[RoomQuestions], seed: int) -> list[RoomQuestions]:
-    """The rooms of one split with only those questions that scenes.balance keeps; rooms left with
-    none stay out."""
-    kept = {id(question) for question in balanced([q for room in rooms for q in room.questions], seed)}
+    """The rooms of one split with the questions that scenes.questions.balance retains; rooms
+    without any are dropped."""
+    every = [question for room in rooms for question in room.questions]
+    retained = {id(question) for question in balanced(every, seed)}
     out = []
     for room in rooms:
-        mine = [i for i, question in enumerate(room.questions) if id(question) in kept]
-        if mine:
-            out.append(replace(room, questions=[room.questions[i] for i in mine],
-                               candidates=[room.candidates[i] for i in mine]))
+        indices = [i for i, question in enumerate(room.questions) if id(question) in retained]
+        if indices:
+            out.append(room.subset(indices))
     return out
-
-
-class PromptEncoder:
-    """Writes questions as token ids, with the tokenizer's chat template if it has one.
-
-    <ground> and <coord> need not be in the tokenizer: they get the ids after the language model's
-    last word.
-    Raises ValueError for a tokenizer without an end-of-text token.
-    """
-
-    def __init__(self, tokenizer: Any, words: int):
-        if tokenizer.eos_token_id is None:
-            raise ValueError(
-                "tokenizer: has no end-of-text token (eos_token), so no answer would end; set one "
-                "in its tokenizer_config.json")
-        if len(tokenizer) > words:
-            raise ValueError(
-                f"tokenizer: knows {len(tokenizer)} words, the language model {words}; they do not "
-                "belong together")
-        self.tokenizer, self.words, self.end = tokenizer, words, tokenizer.eos_token_id
-        self._known: dict[str, list[int]] = {}  # ids of the pieces seen so far
-        before, self._after = _template(tokenizer)
-        self.prefix: list[int] = self.encode(before)
-
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for piece in _pieces(text):
-            if piece in SPECIALS:
-                ids.append(self.words + SPECIALS.index(piece))
-            else:
-                if piece not in self._known:
-                    self._known[piece] = self.tokenizer(piece, add_special_tokens=False).input_ids
-                ids += self._known[piece]
-        return ids
-
-    def read_ahead(self, questions: Iterable[Question]) -> None:
-        """Tokenises all pieces of these questions at once, which is some ten times quicker than one
-        by one."""
-        texts = {text for q in questions for text in (self._before_answer(q), q.answer) if text}
-        pieces = {piece for text in texts for piece in _pieces(text)} - {*SPECIALS}
-        if new := sorted(pieces - self._known.keys()):
-            self._known |= zip(new,
-                               self.tokenizer(new, add_special_tokens=False).input_ids, strict=True)
-
-    def _before_answer(self, question: Question) -> str:
-        return "\n" + question.prompt + self._after
-
-    def prompt(self, question: Question) -> list[int]:
-        """Token ids after the visual tokens, up to where the answer begins; <ground> ends a
-        grounding question."""
-        ids = self.encode(self._before_answer(question))
-        return [*ids, *self.encode(GROUND)] if question.task in GROUNDED else ids
-
-    def answer(self, question: Question) -> list[int]:
-        """Token ids of the answer and the end; empty where the answer is a box."""
-        return [*self.encode(question.answer), self.end] if question.answer is not None else []
-
-    def read(self, ids: Sequence[int]) -> str:
-        """The text of answer ids, up to the end token."""
-        ids = list(ids)
-        return self.tokenizer.decode(ids[:ids.index(self.end)] if self.end in ids else ids).strip()
 
 
 @dataclass(frozen=True)
 class EncodedQuestion:
-    """One question, tokenised."""
-    prompt: list[int]
-    answer: list[int]
-    coord: int               # box of <coord>, -1 = none
-    candidates: list[int]    # empty unless it is to be grounded
+    prompt: list[int]        # token ids after the visual tokens, before the answer
+    answer: list[int]        # token ids with the end token; empty for a box
+    coord: int               # index of the box of <coord>; -1: none
+    candidates: list[int]    # indices of boxes; empty unless it is a grounding question
     targets: tuple[int, ...]
 
 
-def encode_room(writer: PromptEncoder, room: RoomQuestions) -> list[EncodedQuestion]:
-    """Every question of a room."""
-    out = []
-    for question, boxes in zip(room.questions, room.candidates, strict=True):
-        ground = question.task in GROUNDED
-        prompt = writer.prompt(question)
-        spot = COORD in question.prompt and bool(question.targets)
-        offered = boxes[:len(question.offered)] if ground else []
-        out.append(
-            EncodedQuestion(prompt, writer.answer(question), boxes[question.targets[0]] if spot else -1,
-                    offered, tuple(t for t in question.targets if t < len(offered))))
-    return out
+class PromptEncoder:
+    """Questions to token ids and back, in the tokenizer's chat template if it has one.
+
+    <ground> and <coord> are not in the tokenizer: their ids follow the language model's vocabulary.
+    Raises ValueError for a tokenizer without an end-of-text token, or with more tokens than the
+    model.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int):
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                "tokenizer: has no end-of-text token (eos_token), so no answer would end; set one "
+                "in its tokenizer_config.json")
+        if len(tokenizer) > vocab_size:
+            raise ValueError(
+                f"tokenizer: has {len(tokenizer)} tokens, the language model {vocab_size}; they do "
+                "not belong together")
+        self.tokenizer, self.vocab_size, self.end = tokenizer, vocab_size, tokenizer.eos_token_id
+        self._cache: dict[str, list[int]] = {}  # ids of pieces of text
+        before, self._after = _chat_template(tokenizer)
+        self.prefix: list[int] = self.encode(before)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for piece in _split_specials(text):
+            if piece in SPECIALS:
+                ids.append(self.vocab_size + SPECIALS.index(piece))
+                continue
+            if piece not in self._cache:
+                self._cache[piece] = self.tokenizer(piece, add_special_tokens=False).input_ids
+            ids += self._cache[piece]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text up to the end token."""
+        ids = list(ids)
+        return self.tokenizer.decode(ids[:ids.index(self.end)] if self.end in ids else ids).strip()
+
+    def fill_cache(self, questions: Iterable[Question]) -> None:
+        """Tokenises all texts of these questions in one call, about ten times faster than one by
+        one."""
+        pieces: set[str] = set()
+        for question in questions:
+            for text in filter(None, (self._prompt_text(question), question.answer)):
+                pieces.update(_split_specials(text))
+        if new := sorted(pieces - self._cache.keys() - {*SPECIALS}):
+            ids = self.tokenizer(new, add_special_tokens=False).input_ids
+            self._cache |= zip(new, ids, strict=True)
+
+    def encode_room(self, room: RoomQuestions) -> list[EncodedQuestion]:
+        return [self._encode_question(question, boxes)
+                for question, boxes in zip(room.questions, room.candidates, strict=True)]
+
+    def _encode_question(self, question: Question, boxes: list[int]) -> EncodedQuestion:
+        prompt = self.encode(self._prompt_text(question))
+        offered: list[int] = []
+        if question.task in GROUNDED:
+            prompt += self.encode(GROUND)
+            offered = boxes[:len(question.offered)]
+        answer = [*self.encode(question.answer), self.end] if question.answer is not None else []
+        has_coord = COORD in question.prompt and bool(question.targets)
+        return EncodedQuestion(prompt, answer, boxes[question.targets[0]] if has_coord else -1,
+                               offered, tuple(t for t in question.targets if t < len(offered)))
+
+    def _prompt_text(self, question: Question) -> str:
+        return "\n" + question.prompt + self._after
 
 
 @dataclass(frozen=True)
 class PaddingSpec:
-    """The most that a question of some set holds: what a batch must have room for."""
-    text: int        # tokens, the answer's among them
+    """Largest sizes in a set of questions: the shape that a batch is padded to."""
+    text: int        # tokens of prompt and answer
     answer: int      # tokens
     candidates: int  # boxes
 
+    @classmethod
+    def of(cls, questions: Iterable[EncodedQuestion]) -> "PaddingSpec":
+        """Of at least one question."""
+        sizes = [(len(q.prompt) + len(q.answer), len(q.answer), len(q.candidates))
+                 for q in questions]
+        return cls(*map(max, zip(*sizes, strict=True)))
 
-def padding_spec(questions: Iterable[EncodedQuestion]) -> PaddingSpec:
-    """Of at least one question."""
-    text, answer, boxes = zip(
-        *((len(w.prompt) + len(w.answer), len(w.answer), len(w.candidates)) for w in questions),
-        strict=True)
-    return PaddingSpec(max(text), max(answer), max(boxes))
 
+def collate(groups: Sequence[Sequence[EncodedQuestion]], pad: int, max_new_tokens: int = 0,
+            padding: PaddingSpec | None = None) -> QuestionBatch:
+    """Equally many questions about each clip as tensors on the CPU; L is a multiple of 8.
 
-def collate(groups: Sequence[Sequence[EncodedQuestion]], pad: int, room_for: int = 0,
-         most: PaddingSpec | None = None) -> QuestionBatch:
-    """Groups of equally many questions, one a clip, as tensors on the CPU; L is a multiple of 8.
-
-    room_for: 0 writes the answers, as in training; n leaves them out and n free places behind each
-    prompt. most: what the shapes have room for (in training), so that batches are alike; None: as
-    these questions need.
+    max_new_tokens: 0 includes the answers (training); else only the prompts, each followed by at
+    least so many free positions. padding: the shape in training, so that batches are alike; None:
+    as small as possible.
     """
-    texts = [[w.prompt + ([] if room_for else w.answer) for w in group] for group in groups]
     c, q = len(groups), len(groups[0])
-    most = most or padding_spec(w for group in groups for w in group)
-    l = most.text if not room_for else room_for + max(len(t) for group in texts for t in group)
-    l, k = -(-l // 8) * 8, most.candidates
-    ids = np.full((c, q, l), pad)
-    wanted, length, start = np.full((c, q, most.answer), IGNORED), np.zeros((c, q), int), np.zeros(
-        (c, q), int)
-    coord, candidates, targets = np.full((c, q), -1), np.full((c, q, k), -1), np.zeros((c, q, k),
-                                                                                       bool)
-    for i, group in enumerate(groups):
-        for j, one in enumerate(group):
-            text = texts[i][j]
-            ids[i, j, :len(text)], length[i, j], coord[i, j] = text, len(text), one.coord
-            start[i, j] = len(one.prompt) - 1
-            if not room_for:
-                wanted[i, j, :len(one.answer)] = one.answer
-            candidates[i, j, :len(one.candidates)] = one.candidates
-            targets[i, j, list(one.targets)] = True
-    return QuestionBatch(*(torch.from_numpy(x)
-                   for x in (ids, length, start, wanted, coord, candidates, targets)))
+    padding = padding or PaddingSpec.of(one for group in groups for one in group)
+    longest = padding.text
+    if max_new_tokens:
+        longest = max(len(one.prompt) for group in groups for one in group) + max_new_tokens
+    k, a = padding.candidates, padding.answer
+    ids = np.full((c, q, -(-longest // 8) * 8), pad)
+    length, answer_start = np.zeros((c, q), int), np.zeros((c, q), int)
+    labels, coord = np.full((c, q, a), IGNORED), np.full((c, q), -1)
+    candidates, targets = np.full((c, q, k), -1), np.zeros((c, q, k), bool)
+    for i, j in np.ndindex(c, q):
+        one = groups[i][j]
+        text = one.prompt + ([] if max_new_tokens else one.answer)
+        ids[i, j, :len(text)], length[i, j], coord[i, j] = text, len(text), one.coord
+        answer_start[i, j] = len(one.prompt) - 1
+        if not max_new_tokens:
+            labels[i, j, :len(one.answer)] = one.answer
+        candidates[i, j, :len(one.candidates)] = one.candidates
+        targets[i, j, list(one.targets)] = True
+    arrays = (ids, length, answer_start, labels, coord, candidates, targets)
+    return QuestionBatch(*map(torch.from_numpy, arrays))
 
 
-def _pieces(text: str) -> list[str]:
-    """The text, cut before and behind each of SPECIALS."""
-    return [piece for piece in re.split(f"({'|'.join(SPECIALS)})", text) if piece]
+def _with_boxes(clip: Clip, found: list[Question]) -> RoomQuestions:
+    """The questions with their distinct candidate boxes, and the tokens inside each."""
+    assert clip.depth is not None and clip.intrinsics is not None and clip.poses is not None
+    points = world_points(clip.depth, clip.intrinsics, clip.poses)  # [T,H,W,3]
+    index: dict[bytes, int] = {}  # of a distinct box, by its bytes
+    unique: list[np.ndarray] = []
+    candidates = []
+    for question in found:
+        boxes = _with_heading(question.boxes)
+        for box in boxes:
+            if box.tobytes() not in index:
+                index[box.tobytes()] = len(unique)
+                unique.append(box)
+        candidates.append([index[box.tobytes()] for box in boxes])
+    boxes = np.stack(unique) if unique else boxes_of([])
+    inside = box_tokens(points[:, ::_STRIDE, ::_STRIDE], boxes, GRID).astype(np.float16)
+    return RoomQuestions(clip.id, mean_token_points(points, GRID), boxes, inside, found, candidates)
+
+
+def _draw(view: SceneView, task: str, seed: int, draws: int) -> list[Question]:
+    """Questions of several draws without repeats."""
+    found = questions(view, task, seed)
+    for draw in range(1, draws):
+        texts = {question.text for question in found}
+        found += [question for question in questions(view, task, seed + draw)
+                  if question.text not in texts]
+    return found
 
 
 def _with_heading(boxes: np.ndarray) -> np.ndarray:
     return np.pad(boxes, ((0, 0), (0, 7 - boxes.shape[1]))).astype(np.float32)
 
 
-def _template(tokenizer: Any) -> tuple[str, str]:
-    """What stands before the visual tokens, and between question and answer."""
+def _split_specials(text: str) -> list[str]:
+    """The text, split before and after each of SPECIALS."""
+    return [piece for piece in re.split(f"({'|'.join(SPECIALS)})", text) if piece]
+
+
+def _chat_template(tokenizer: Any) -> tuple[str, str]:
+    """The text before the visual tokens, and between question and answer."""
     if not tokenizer.chat_template:
         return "", "\n"
     mark = "<image>"

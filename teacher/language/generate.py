@@ -1,70 +1,77 @@
-"""What the trained teacher answers: words, greedily, or the boxes that it points at."""
+"""Predictions of a trained teacher: greedy decoding, or the chosen boxes."""
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from scenes.questions.metrics import select_boxes
 from scenes.questions.question import Question
 from teacher.language.dataset import Batch, QuestionDataset
 from teacher.language.encode import GROUNDED
-from teacher.language.grounding import TEMPERATURE, masked
+from teacher.language.grounding import TEMPERATURE, mask_padding
 from teacher.language.model import LanguageTeacher
 
-# tokens of an answer
 MAX_NEW_TOKENS = {"vsi_number": 8, "vsi_choice": 2, "situated": 8, "caption": 48, "qa": 16}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer to question `question` of room `room` (indices into QuestionDataset)."""
+    """The prediction for question `question` of room `room`, indices into QuestionDataset.rooms."""
     room: int
     question: int
-    text: str | None             # None where a box was asked for
-    # chosen candidates, as in Question.boxes, best first; none: "there is no such thing"
+    text: str | None             # None for a grounding question
+    # chosen candidates, indices into Question.boxes, best first; empty: "none of them"
     boxes: tuple[int, ...] = ()
-    best: int = -1  # the likeliest candidate, whatever the zero target says (ScanRefer)
+    best: int = -1  # the most probable candidate, even if "none" is more probable (ScanRefer)
 
     def output(self, question: Question) -> str | np.ndarray:
-        """As scenes.scoring takes it: the text, or the boxes."""
+        """The text, or the boxes, as scenes.questions.scoring takes them."""
         if self.text is not None:
             return self.text
         return question.boxes[[self.best] if question.task == "ground" else list(self.boxes)]
 
 
 @torch.inference_mode()
-def predict(model: LanguageTeacher, dataset: QuestionDataset, name: str, clips: int = 8,
-            each: int = 8) -> list[Prediction]:
-    """Every question of one family (teacher.dataset.FAMILIES)."""
+def predict(model: LanguageTeacher, dataset: QuestionDataset, family: str, clips: int = 8,
+            questions: int = 8) -> list[Prediction]:
+    """Predictions for every question of one family (dataset.FAMILIES)."""
     model.eval()
+    max_new_tokens = MAX_NEW_TOKENS.get(family, 1)
     out = []
-    for batch in dataset.eval_batches(name, clips, each, room_for=MAX_NEW_TOKENS.get(name, 1)):
-        if name in GROUNDED:
-            logits = model(batch.visual, batch.questions).ground
-            assert logits is not None
-            real = batch.questions.candidates >= 0
-            scores = masked(logits, real).flatten(0, 1).cpu()  # [C*Q,K+1]
-            for (i, j), row in zip(batch.rows, scores, strict=True):
-                out.append(
-                    Prediction(i, j, None, tuple(select_boxes(row.numpy() * TEMPERATURE)),
-                          int(row[:-1].argmax())))
+    for batch in dataset.eval_batches(family, clips, questions, max_new_tokens):
+        if family in GROUNDED:
+            out += _ground(model, batch)
             continue
-        for (i, j), ids in zip(batch.rows, _greedy(model, batch, MAX_NEW_TOKENS[name], dataset.encoder.end),
-                               strict=True):
-            out.append(Prediction(i, j, dataset.encoder.read(ids)))
+        answers = _greedy(model, batch, max_new_tokens, dataset.encoder.end)
+        for (i, j), ids in zip(batch.rows, answers, strict=True):
+            out.append(Prediction(i, j, dataset.encoder.decode(ids)))
     return out
 
 
-def _greedy(model: LanguageTeacher, batch: Batch, longest: int, end: int) -> list[list[int]]:
-    """The likeliest next token, over and over; one list a question. The clip is read again for
-    each: answers are short, and the questions about a clip are many."""
-    asked = batch.questions
-    ids, start = asked.ids.clone(), asked.length  # [C,Q,L], [C,Q]
+def _ground(model: LanguageTeacher, batch: Batch) -> list[Prediction]:
+    logits = model(batch.visual, batch.questions).ground
+    assert logits is not None
+    valid = batch.questions.candidates >= 0
+    scores = mask_padding(logits, valid).flatten(0, 1).cpu()  # [C*Q,K+1]
+    out = []
+    for (i, j), row in zip(batch.rows, scores, strict=True):
+        boxes = tuple(select_boxes(row.numpy() * TEMPERATURE))
+        out.append(Prediction(i, j, None, boxes, int(row[:-1].argmax())))
+    return out
+
+
+def _greedy(model: LanguageTeacher, batch: Batch, max_new_tokens: int,
+            end: int) -> list[list[int]]:
+    """Token ids of the greedy answer to each question.
+
+    Without a key-value cache: answers are short, and many questions share a clip's forward pass.
+    """
+    questions = batch.questions
+    ids, start = questions.ids.clone(), questions.length  # [C,Q,L], [C,Q]
     done = torch.zeros_like(start, dtype=torch.bool)
-    for n in range(longest):
-        asked.ids = ids
-        hidden = model(batch.visual, asked).hidden  # [C,Q,L,W]
+    for n in range(max_new_tokens):
+        questions.ids = ids
+        hidden = model(batch.visual, questions).hidden    # [C,Q,L,W]
         last = (start + n - 1)[..., None, None].expand(-1, -1, 1, hidden.shape[-1])
         best = model.logits(hidden.gather(2, last).squeeze(2)).argmax(-1)  # [C,Q]
         best = torch.where(done, end, best)
@@ -72,11 +79,5 @@ def _greedy(model: LanguageTeacher, batch: Batch, longest: int, end: int) -> lis
         done |= best == end
         if bool(done.all()):
             break
-    return [
-        _cut(row, int(at), longest)
-        for row, at in zip(ids.flatten(0, 1).cpu(), start.flatten(), strict=True)
-    ]
-
-
-def _cut(row: Tensor, start: int, longest: int) -> list[int]:
-    return row[start:start + longest].tolist()
+    rows = zip(ids.flatten(0, 1).cpu(), start.flatten().tolist(), strict=True)
+    return [row[at:at + max_new_tokens].tolist() for row, at in rows]

@@ -1,5 +1,4 @@
-"""Which of the candidate boxes is meant: the hidden state of <ground> against each box's visual
-tokens.
+"""Grounding: which candidate box a question means, and which visual tokens a box contains.
 
 Source: Video-3D LLM (arXiv 2412.00493), ground head `infonce`.
 """
@@ -12,53 +11,49 @@ TEMPERATURE = 0.07
 
 
 class GroundHead(nn.Module):
-    """asked [...,W] (LanguageTeacher.query), things [...,K,W] (pooled tokens + position of the box)
-    -> logits.
+    """query [...,W] (LanguageTeacher.grounding_query), objects [...,K,W] -> logits [...,K+1].
 
-    Logits [...,K+1] are cosines / 0.07; the last is the learned "none of them".
+    Logits are cosines / 0.07. The last one is that of the learned "none of them".
     """
 
     def __init__(self, width: int):
         super().__init__()
-        self.ask, self.thing = _mlp(width), _mlp(width)
+        self.query_proj, self.object_proj = _mlp(width), _mlp(width)
         self.none = nn.Parameter(torch.randn(width) * 0.02)
 
-    def forward(self, asked: Tensor, things: Tensor) -> Tensor:
-        none = self.none.expand(*things.shape[:-2], 1, -1)
-        # [...,K+1,W]
-        keys = F.normalize(
-            torch.cat([self.thing(things), none.to(things.dtype)], -2).float(), dim=-1)
-        query = F.normalize(self.ask(asked).float(), dim=-1)  # [...,W]
+    def forward(self, query: Tensor, objects: Tensor) -> Tensor:
+        none = self.none.expand(*objects.shape[:-2], 1, -1).to(objects.dtype)
+        keys = torch.cat([self.object_proj(objects), none], -2)  # [...,K+1,W]
+        keys = F.normalize(keys.float(), dim=-1)
+        query = F.normalize(self.query_proj(query).float(), dim=-1)  # [...,W]
         # no matmul: autocast would round cosines to bfloat16
         return (keys * query.unsqueeze(-2)).sum(-1) / TEMPERATURE
 
 
-def ground_loss(logits: Tensor, targets: Tensor, real: Tensor) -> Tensor:
-    """InfoNCE with several positives: -log of the probability they share, mean over questions;
-    float32 scalar.
+def ground_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """InfoNCE with several positives, mean over questions; float32 scalar.
 
-    logits [...,K+1]; targets [...,K] bool, none set: the zero target is right; real [...,K] bool:
-    no padding.
+    The loss is -log of the summed probability of the targets. logits [...,K+1]; targets [...,K]
+    bool, all False: "none" is right; valid [...,K] bool: False for padding.
     """
-    logits = masked(logits, real)
+    logits = mask_padding(logits, valid)
     right = torch.cat([targets, ~targets.any(-1, keepdim=True)], -1)
     return (logits.logsumexp(-1) - logits.masked_fill(~right, -torch.inf).logsumexp(-1)).mean()
 
 
-def masked(logits: Tensor, real: Tensor) -> Tensor:
+def mask_padding(logits: Tensor, valid: Tensor) -> Tensor:
     """Logits [...,K+1] with padding candidates at -inf."""
-    return logits.float().masked_fill(~F.pad(real, (0, 1), value=True), -torch.inf)
+    return logits.float().masked_fill(~F.pad(valid, (0, 1), value=True), -torch.inf)
 
 
 def box_tokens(points: np.ndarray, boxes: np.ndarray, grid: int,
                margin: float = 0.05) -> np.ndarray:
-    """How much of each token lies in each box, [K,T*grid*grid] float32: rows sum to 1, or are 0 if
-    nothing does.
+    """Weights of the tokens in each box, [K,T*grid*grid] float32: rows sum to 1, or are 0.
 
-    points [T,H,W,3] world metres (NaN = unknown), boxes [K,6] or [K,7] (centre, size, heading);
-    `margin` m is added on every side, as surfaces lie on the box itself. Tokens at least half
-    inside stand for the object, if there are any (Video-3D LLM's rule); a small object is the
-    tokens it touches, by their share. Raises ValueError for a box without volume.
+    points [T,H,W,3] world metres (NaN = unknown), boxes [K,6] or [K,7] (centre, size, heading).
+    `margin` m is added on every side, as surfaces lie on the box itself. Tokens that are at least
+    half inside share the weight (Video-3D LLM's rule). If there are none, each token counts by its
+    share inside. Raises ValueError for a box without volume.
     """
     boxes = np.asarray(boxes, np.float32)
     if (flat := np.flatnonzero((boxes[:, 3:6] <= 0).any(1))).size:
@@ -66,17 +61,16 @@ def box_tokens(points: np.ndarray, boxes: np.ndarray, grid: int,
             f"boxes: number {flat[0]} has no volume (size {boxes[flat[0], 3:6].tolist()} m); sizes "
             "are width, depth, height > 0")
     t, h, w, _ = points.shape
-    out = np.zeros((len(boxes), t, grid, grid), np.float32)
+    share = np.zeros((len(boxes), t, grid, grid), np.float32)
     rows, columns = (np.linspace(0, n, grid + 1).round().astype(int)[:-1] for n in (h, w))
     area = (h / grid) * (w / grid)
     for i, box in enumerate(boxes):
-        inside = _inside(points, box, margin)
-        out[i] = np.add.reduceat(np.add.reduceat(inside, rows, 1, dtype=np.float32), columns,
-                                 2) / area
-    half = out >= 0.5
-    most = np.where(half.any((1, 2, 3), keepdims=True), half.astype(np.float32), out)
-    return (most / np.maximum(most.sum(
-        (1, 2, 3), keepdims=True), 1e-6)).reshape(len(boxes), t * grid * grid)
+        pixels = np.add.reduceat(_inside(points, box, margin), rows, 1, dtype=np.float32)
+        share[i] = np.add.reduceat(pixels, columns, 2) / area
+    half = share >= 0.5
+    weight = np.where(half.any((1, 2, 3), keepdims=True), half.astype(np.float32), share)
+    total = np.maximum(weight.sum((1, 2, 3), keepdims=True), 1e-6)
+    return (weight / total).reshape(len(boxes), t * grid * grid)
 
 
 def _inside(points: np.ndarray, box: np.ndarray, margin: float) -> np.ndarray:
@@ -84,7 +78,7 @@ def _inside(points: np.ndarray, box: np.ndarray, margin: float) -> np.ndarray:
     if len(box) == 7 and box[6]:
         c, s = np.cos(box[6]), np.sin(box[6])
         local = local @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]], np.float32)
-    return (np.abs(local) <= box[3:6] / 2 + margin).all(-1)  # NaN is nowhere
+    return (np.abs(local) <= box[3:6] / 2 + margin).all(-1)  # False for NaN
 
 
 def _mlp(width: int) -> nn.Sequential:

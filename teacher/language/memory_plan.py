@@ -1,22 +1,21 @@
-"""What a training of the full teacher needs of every GPU, before anybody rents eight: nothing is
-allocated.
+"""GPU memory of a training of the full teacher, counted without a GPU and without allocating it.
 
-The model is made on PyTorch's meta device in its true shape, and its forward pass is run there (one
-layer for all, as they are alike); what autograd would keep is counted, not estimated. Weights,
-gradients and Adam's moments are shared out over the GPUs (FSDP, ZeRO-3).
+The model is built on PyTorch's meta device in its true shape, and its forward pass runs there (one
+decoder layer stands for all). What autograd saves is counted, not estimated. Weights, gradients and
+Adam's moments are sharded over the GPUs (FSDP, ZeRO-3).
 """
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from teacher.language.lm import RANK, Tune, tune
+from teacher.language.config import RANK, Tune
+from teacher.language.lm import tune
 from teacher.language.model import (
     IGNORED,
     SPECIALS,
@@ -27,27 +26,26 @@ from teacher.language.model import (
 )
 
 GB = 1e9
-QWEN2_7B: dict[str, Any] = {  # LLaVA-Video's too
+QWEN2_7B: dict[str, Any] = {  # LLaVA-Video's language model
     "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
     "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 32768}
 # SigLIP so400m, Wan2.1 1.3B
 PAPER = LanguageShape(semantic_dim=1152, generative_dim=1536, grid=14, query="ground")
-# of Wan2.1 1.3B, weights of the blocks up to the tap, all else and the VAE; bf16
-WAN_TAPPED = 1.0e9
+WAN_TAPPED = 1.0e9  # weights of Wan2.1 1.3B up to the tap, with its VAE
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Bytes of one GPU of `world`."""
+class MemoryPlan:
+    """Bytes on each of `world` GPUs."""
     world: int
-    parameters: int       # all of the teacher's
-    trained: int
-    weights: float        # its share, float32 where trained, else bf16
+    parameters: int       # of the whole teacher, a count
+    trained: int          # a count
+    weights: float        # this GPU's shard: float32 if trained, else bf16
     gradients: float
     moments: float        # Adam's two
-    gathered: float       # two layers, and the words, in bf16 while they are used
-    activations: float    # kept from forward to backward
-    layer: float          # one layer again, where layers are recomputed
+    gathered: float       # two layers and the embeddings, in bf16 while they are used
+    activations: float    # saved from forward to backward
+    layer: float          # one layer's activations, with recomputation
     logits: float
     towers: float         # the frozen generator
 
@@ -57,144 +55,86 @@ class Plan:
                     self.layer, self.logits, self.towers))
 
     def lines(self) -> list[str]:
-        """One row a kind, in GB, for printing."""
-        kinds = ("weights", "gradients", "moments", "gathered", "activations", "layer", "logits",
+        """A row for each part, in GB."""
+        parts = ("weights", "gradients", "moments", "gathered", "activations", "layer", "logits",
                  "towers", "total")
-        return [
-            f"{self.parameters / 1e9:.2f} G parameters, {self.trained / 1e9:.2f} G trained, "
-            f"{self.world} GPU(s)",
-            *(f"  {kind:12} {getattr(self, kind) / GB:7.2f} GB" for kind in kinds)
-        ]
+        counts = (f"{self.parameters / 1e9:.2f} G parameters, {self.trained / 1e9:.2f} G trained, "
+                  f"{self.world} GPU(s)")
+        return [counts, *(f"  {part:12} {getattr(self, part) / GB:7.2f} GB" for part in parts)]
 
 
 def plan(how: Tune = "full", world: int = 8, frames: int = 32, words: int = 128, answer: int = 16,
          clips: int = 1, shape: LanguageShape = PAPER, lm: dict[str, Any] | None = None,
-         again: bool = True, rank: int = RANK) -> Plan:
-    """Memory of one training step of `clips` clips a GPU, a question each of `words` tokens with
-    `answer` of them the answer. lm: a Qwen2's sizes (None: the 7B's); again: layers are recomputed
-    (FinetuneConfig.recompute).
+         recompute: bool = True, rank: int = RANK) -> MemoryPlan:
+    """Memory of a training step with `clips` clips a GPU and one question a clip.
 
-    One GPU holds everything in bf16, gradients and moments too: float32 copies of 7 G weights would
-    not fit.
+    words: tokens of a question, of which `answer` are the answer. lm: sizes of a Qwen2; None: the
+    7B's. recompute: FinetuneConfig.recompute. A single GPU has everything in bf16, gradients and
+    moments too: float32 copies of 7 G weights do not fit.
     """
-    model = meta_teacher(how, shape, lm or QWEN2_7B, rank)
+    model = _meta_teacher(how, shape, lm or QWEN2_7B, rank)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in model.parameters())
-    exact = 4 if world > 1 else 2
-    largest = max(
-        sum(p.numel() for p in layer.parameters()) for layer in model.lm.get_decoder().layers)
-    table = model.words * model.newline.shape[0]
-    kept, layer = _activations(model, frames, words, clips, again)
-    return Plan(world, every, trained, ((every - trained) * 2 + trained * exact) / world,
-                trained * exact / world, 2 * trained * exact / world,
-                0 if world == 1 else 2 * (2 * largest + 2 * table), kept, layer,
-                clips * answer * model.words * (4 + 4 + 2), 2 * WAN_TAPPED)
+    size = 4 if world > 1 else 2  # bytes a trained weight
+    layers = model.lm.get_decoder().layers
+    largest = max(sum(p.numel() for p in layer.parameters()) for layer in layers)
+    embeddings = model.vocab_size * model.newline.shape[0]
+    activations, layer = _activations(model, frames, words, clips, recompute)
+    return MemoryPlan(
+        world, every, trained, weights=((every - trained) * 2 + trained * size) / world,
+        gradients=trained * size / world, moments=2 * trained * size / world,
+        gathered=0 if world == 1 else 2 * (2 * largest + 2 * embeddings), activations=activations,
+        layer=layer, logits=clips * answer * model.vocab_size * (4 + 4 + 2),
+        towers=2 * WAN_TAPPED)
 
 
 def processes(launch: Path) -> int:
-    """How many GPUs an accelerate configuration shares the model over. Raises ValueError if it
-    would not share it."""
+    """Number of GPUs that an accelerate configuration shards over. Raises ValueError if it does not
+    shard."""
     from accelerate.commands.config.config_args import load_config_from_file
 
     if not launch.is_file():
         raise ValueError(f"{launch}: no such file; expected an accelerate configuration")
     try:
-        read = load_config_from_file(str(launch))
-    except Exception as error:  # accelerate raises whatever its YAML reader and its own checks do
+        config = load_config_from_file(str(launch))
+    except Exception as error:  # whatever accelerate's YAML reader and its checks raise
         raise ValueError(
             f"{launch}: accelerate cannot read it ({' '.join(str(error).split())[:200]})"
         ) from error
-    sharding = getattr(read, "fsdp_config", None) or {}
-    if str(getattr(read, "distributed_type", "")).rpartition(".")[2] != "FSDP" or not sharding:
+    sharding = getattr(config, "fsdp_config", None) or {}
+    kind = getattr(config, "distributed_type", None)
+    if str(kind or "").rpartition(".")[2] != "FSDP" or not sharding:
         raise ValueError(
-            f"{launch}: distributed_type is {getattr(read, 'distributed_type', None)}, expected "
-            "FSDP with an fsdp_config: a 7B model does not fit on one GPU with float32 moments")
+            f"{launch}: distributed_type is {kind}, expected FSDP with an fsdp_config: a 7B model "
+            "does not fit on one GPU with float32 moments")
     if str(sharding.get("fsdp_version")) != "2":
-        raise ValueError(f"{launch}: fsdp_version is {sharding.get('fsdp_version')}, expected 2")
-    return int(read.num_processes)
-
-
-def meta_teacher(how: Tune, shape: LanguageShape, lm: dict[str, Any],
-                 rank: int = RANK) -> LanguageTeacher:
-    """The teacher in its true shape, without a byte of weights; bf16."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    with torch.device("meta"):
-        inner: Any = Qwen2ForCausalLM(Qwen2Config(**lm, tie_word_embeddings=False))
-        tune(inner, how, rank)
-        return LanguageTeacher(inner, shape, [0] * 24).to(torch.bfloat16).train()
+        raise ValueError(
+            f"{launch}: fsdp_version is {sharding.get('fsdp_version')}, expected 2")
+    return int(config.num_processes)
 
 
 def dummy_batch(model: LanguageTeacher, frames: int, words: int, clips: int,
-                  device: torch.device | str) -> tuple[VisualInputs, QuestionBatch]:
-    """A batch of the right shapes: one grounding question a clip, about 32 boxes."""
+                device: torch.device | str) -> tuple[VisualInputs, QuestionBatch]:
+    """A batch of typical shapes: one grounding question a clip, 32 boxes."""
     shape, boxes = model.shape, 32
     with torch.device(device):
-        sight = VisualInputs(torch.zeros(clips, frames, shape.semantic_dim, 14, 14, dtype=torch.half),
-                      torch.zeros(clips, frames, shape.generative_dim, 14, 14, dtype=torch.half),
-                      torch.zeros(clips, frames, 14, 14, 3), torch.ones(clips, boxes, 7),
-                      torch.zeros(clips, boxes, frames * 196, dtype=torch.half))
-        ids = torch.full((clips, 1, words), model.words + SPECIALS.index("<ground>"))
-        one = torch.full((clips, 1), -1)
+        visual = VisualInputs(
+            torch.zeros(clips, frames, shape.semantic_dim, 14, 14, dtype=torch.half),
+            torch.zeros(clips, frames, shape.generative_dim, 14, 14, dtype=torch.half),
+            torch.zeros(clips, frames, 14, 14, 3), torch.ones(clips, boxes, 7),
+            torch.zeros(clips, boxes, frames * 196, dtype=torch.half))
+        ids = torch.full((clips, 1, words), model.vocab_size + SPECIALS.index("<ground>"))
+        none = torch.full((clips, 1), -1)
         candidates = torch.zeros(clips, 1, boxes, dtype=torch.long)
-        return sight, QuestionBatch(ids, one + words, one + words, torch.full((clips, 1, 1), IGNORED), one,
-                            candidates, candidates.bool())
+        labels = torch.full((clips, 1, 1), IGNORED)
+        return visual, QuestionBatch(ids, none + words, none + words, labels, none, candidates,
+                                     candidates.bool())
 
 
-def _activations(model: LanguageTeacher, frames: int, words: int, clips: int,
-                 again: bool) -> tuple[float, float]:
-    """Bytes kept from forward to backward, and those of one layer when it is computed again."""
-    decoder = model.lm.get_decoder()
-    seen: list[Tensor] = []
-
-    def listen(inputs_embeds: Tensor, **_: Any) -> SimpleNamespace:
-        seen.append(inputs_embeds)
-        return SimpleNamespace(last_hidden_state=decoder.norm(inputs_embeds))
-
-    model.lm.get_decoder = lambda: listen  # the layers are all alike: one is counted below
-    rest = _kept(lambda: model(*dummy_batch(model, frames, words, clips, "meta")))
-    x = seen[0].detach().requires_grad_()  # [C,S,W]
-    place = decoder.rotary_emb(x, torch.arange(x.shape[1], device="meta")[None])
-    with _flash():
-        layer = _kept(lambda: decoder.layers[0](x, attention_mask=None, position_embeddings=place))
-    size = x.numel() * x.element_size()
-    return (rest + len(decoder.layers) * (size if again else layer), layer if again else 0.0)
-
-
-class _Attention(torch.autograd.Function):
-    """What a fused attention keeps: its inputs and its output."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
-        out = torch.empty_like(q)
-        ctx.save_for_backward(q, k, v, out)
-        return out
-
-
-@contextmanager
-def _flash() -> Iterator[None]:
-    """On the meta device PyTorch would count the whole attention matrix, which no GPU kernel of
-    today writes down."""
-    real = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = lambda q, k, v, **_: _Attention.apply(
-        q, k, v)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = real
-
-
-def _kept(call: Callable[[], Any]) -> float:
-    with _counting() as sizes:
-        call()
-    return float(sum(sizes.values()))
-
-
-@contextmanager
-def _counting() -> Iterator[dict[int, int]]:
-    """Bytes of every distinct storage that autograd saves, weights apart."""
+def saved_bytes(call: Callable[[], Any]) -> int:
+    """Bytes of all distinct storages that autograd saves during the call, without weights."""
     sizes: dict[int, int] = {}
-    alive = []  # so that no id is used twice
+    alive = []  # so that no address is used twice
 
     def save(x: Tensor) -> Tensor:
         if not isinstance(x, nn.Parameter) and not (x.is_leaf and x.requires_grad):
@@ -204,4 +144,59 @@ def _counting() -> Iterator[dict[int, int]]:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(save, lambda x: x):
-        yield sizes
+        call()
+    return sum(sizes.values())
+
+
+class _WithoutLayers(LanguageTeacher):
+    """A teacher whose language model is only its last norm; keeps the layers' input."""
+    embeds: Tensor
+
+    def run_layers(self, embeds: Tensor, position_ids: Tensor, mask: Tensor | None) -> Tensor:
+        self.embeds = embeds
+        return self.lm.get_decoder().norm(embeds)
+
+
+def _meta_teacher(how: Tune, shape: LanguageShape, lm: dict[str, Any],
+                  rank: int) -> _WithoutLayers:
+    """The teacher in its true shape, bf16, without memory."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    with torch.device("meta"):
+        inner: Any = Qwen2ForCausalLM(Qwen2Config(**lm, tie_word_embeddings=False))
+        tune(inner, how, rank)
+        return _WithoutLayers(inner, shape, [0] * 24).to(torch.bfloat16).train()
+
+
+def _activations(model: _WithoutLayers, frames: int, words: int, clips: int,
+                 recompute: bool) -> tuple[float, float]:
+    """Bytes saved from forward to backward, and those of one layer when it is recomputed."""
+    rest = saved_bytes(lambda: model(*dummy_batch(model, frames, words, clips, "meta")))
+    decoder = model.lm.get_decoder()
+    x = model.embeds.detach().requires_grad_()  # [C,S,W]
+    rotary = decoder.rotary_emb(x, torch.arange(x.shape[1], device="meta")[None])
+    with _FusedAttention():
+        layer = saved_bytes(
+            lambda: decoder.layers[0](x, attention_mask=None, position_embeddings=rotary))
+    size = x.numel() * x.element_size()
+    activations = rest + len(decoder.layers) * (size if recompute else layer)
+    return float(activations), float(layer if recompute else 0)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as GPU kernels save it: the meta device would save the whole attention matrix."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            return _SavedAttention.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+class _SavedAttention(torch.autograd.Function):
+    """Saves what a fused attention saves: its inputs and its output."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out)
+        return out

@@ -1,27 +1,26 @@
-"""Where each visual token is: in the room, from depth and pose; or, on a phone without either, in
-the video.
+"""3D positions of visual tokens, and a training loss on the distances between them.
 
-Source: Video-3D LLM (arXiv 2412.00493), its `avg-discrete-sin3d`: the mean world point of a token's
-pixels, clipped to the scene's bounds, in steps of 0.1 m, as sines and cosines of a third of the
-channels an axis.
+Positions are world points from depth and pose, or places in the video where a clip has neither.
+Source: Video-3D LLM (arXiv 2412.00493), `avg-discrete-sin3d`: the mean world point of a token's
+pixels, clipped to the scene's bounds, in steps of 0.1 m, as sines and cosines in a third of the
+channels per axis. The distance loss is not in the paper.
 """
-from typing import Literal
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from scenes.geometry import transform, unproject
 
-PositionMode = Literal["depth_pose", "pose_free"]
 LOW, HIGH = (-15.0, -15.0, -5.0), (15.0, 15.0, 5.0)  # m
 STEP = 0.1                                           # m
 BASE = 1e4
+PAIRS = 64      # token pairs a clip and step in the distance loss
+NEAR = 0.1      # m, added to distances before the logarithm
 
 
 def world_points(depth: np.ndarray, intrinsics: np.ndarray, poses: np.ndarray) -> np.ndarray:
-    """Every pixel's point in the world, [T,H,W,3] float32 metres; NaN where depth is 0.
+    """World point of every pixel, [T,H,W,3] float32 metres; NaN where depth is 0.
 
     depth [T,H,W] m along the optical axis, intrinsics [3,3] px (centres at +0.5), poses [T,4,4]
     camera to world.
@@ -33,41 +32,66 @@ def world_points(depth: np.ndarray, intrinsics: np.ndarray, poses: np.ndarray) -
     return np.where(depth[..., None] > 0, world, np.nan).astype(np.float32)
 
 
-def token_points(points: np.ndarray, grid: int) -> np.ndarray:
-    """The mean of each token's known points, [T,grid,grid,3] float32; a token that knows none gets
-    its frame's mean.
+def mean_token_points(points: np.ndarray, grid: int) -> np.ndarray:
+    """Mean of each token's known points, [T,grid,grid,3] float32.
 
-    points [T,H,W,3] as from `world_points`; H and W need not divide by the grid: cells follow the
-    nearest pixel.
+    A token without a known point gets its frame's mean, a frame without one the origin. points
+    [T,H,W,3] as from `world_points`; H and W need not divide by the grid: cells end at the nearest
+    pixel.
     """
     _, h, w, _ = points.shape
-    known = ~np.isnan(points[..., :1])
-    both = np.concatenate([np.where(known, points, 0), known], -1)  # [T,H,W,4]
+    valid = ~np.isnan(points[..., :1])
+    sums = np.concatenate([np.where(valid, points, 0), valid], -1)  # [T,H,W,4]
     rows, columns = (np.linspace(0, n, grid + 1).round().astype(int)[:-1] for n in (h, w))
-    cells = np.add.reduceat(np.add.reduceat(both, rows, 1, dtype=np.float64), columns,
-                            2)  # [T,g,g,4]
-    total = cells.sum((1, 2), keepdims=True)
-    cells = np.where(cells[..., 3:] > 0, cells, total)
-    return (cells[..., :3] / np.maximum(cells[..., 3:], 1)).astype(np.float32)
+    sums = np.add.reduceat(np.add.reduceat(sums, rows, 1, dtype=np.float64), columns, 2)
+    total = sums.sum((1, 2), keepdims=True)
+    sums = np.where(sums[..., 3:] > 0, sums, total)                 # [T,g,g,4]
+    return (sums[..., :3] / np.maximum(sums[..., 3:], 1)).astype(np.float32)
 
 
 def sine_position(points: Tensor, width: int) -> Tensor:
-    """points [...,3] metres -> [...,width] float32: the 0.1 m step each is in, a third of the
-    channels an axis."""
-    axes = points.float().unbind(-1)
-    held = torch.stack([x.clamp(low, high) for x, low, high in zip(axes, LOW, HIGH, strict=True)],
-                       -1)
-    return _sines((held / STEP).round(), width)
+    """points [...,3] m -> [...,width] float32: sine code of each axis's 0.1 m step."""
+    axes = zip(points.float().unbind(-1), LOW, HIGH, strict=True)
+    clipped = torch.stack([x.clamp(low, high) for x, low, high in axes], -1)
+    return _sines((clipped / STEP).round(), width)
 
 
 def video_position(frames: int, grid: int, width: int,
                    device: torch.device | None = None) -> Tensor:
-    """The pose-free code [frames,grid,grid,width]: the same sines of (frame, row, column) of a 14 x
-    14 grid."""
+    """Pose-free code [frames,grid,grid,width]: sines of (frame, row, column) of a 14 x 14 grid."""
     at = torch.arange(grid, device=device) * 14 / grid
-    first = torch.arange(frames, device=device).float()
-    cells = torch.stack(torch.meshgrid(first, at, at, indexing="ij"), -1)
+    frame = torch.arange(frames, device=device).float()
+    cells = torch.stack(torch.meshgrid(frame, at, at, indexing="ij"), -1)
     return _sines(cells, width)
+
+
+class DistanceHead(nn.Module):
+    """Hidden states of two tokens, each [...,W] -> log(distance in metres + 0.1), [...].
+
+    Symmetric in its arguments. Used in training only.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.net = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(),
+                                 nn.Linear(width, 1))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.net(torch.cat([a + b, (a - b).abs()], -1)).squeeze(-1)
+
+
+def distance_loss(head: DistanceHead, states: Tensor, points: Tensor) -> Tensor:
+    """Smooth L1 of PAIRS log distances a clip, drawn at random in each call; float32 scalar.
+
+    It teaches the layout of a room, about which questions say little: one number a clip. states
+    [C,N,W] of visual tokens, points [C,N,3] m, their world points.
+    """
+    c, n, _ = states.shape
+    first, second = torch.randint(n, (2, c, PAIRS), device=states.device)[..., None]
+    a, b = (states.gather(1, i.expand(-1, -1, states.shape[2])) for i in (first, second))
+    p, q = (points.gather(1, i.expand(-1, -1, 3)) for i in (first, second))
+    predicted = head(a, b).float()
+    return F.smooth_l1_loss(predicted, ((p - q).float().norm(dim=-1) + NEAR).log())
 
 
 def _sines(steps: Tensor, width: int) -> Tensor:

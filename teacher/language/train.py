@@ -1,16 +1,16 @@
-"""`vega3d teacher train`: clips -> features -> questions -> the full teacher, its curves and scores
-on unseen rooms.
+"""`vega3d teacher train`: clips -> features -> questions -> full teacher, curves and test scores.
 
-The folder it writes: config.json, rooms_SPLIT-KEY.safetensors (questions), metrics.jsonl,
-curves.png, teacher.safetensors (what was trained), scores.json. On several GPUs: accelerate launch
--m vega3d teacher train …
+The output folder has config.json, rooms_SPLIT-KEY.safetensors (questions), metrics.jsonl,
+curves.png, teacher.safetensors (trained weights) and scores.json. On several GPUs: accelerate
+launch -m vega3d teacher train …
 """
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from scenes.questions.question import IMPORTED_TASKS, NUMERIC, TASKS
 from scenes.questions.scoring import summary
 from scenes.questions.stored import QUESTIONS_FILE, load_questions
 from teacher.data.feature_store import FeatureStore, fill
+from teacher.language.config import FinetuneConfig, LanguageTeacherConfig
 from teacher.language.dataset import (
     QuestionDataset,
     load_features,
@@ -36,8 +37,6 @@ from teacher.language.dataset import (
 from teacher.language.encode import PromptEncoder, RoomQuestions
 from teacher.language.finetune import (
     CHECKPOINT,
-    RECIPES,
-    FinetuneConfig,
     autocast,
     build,
     fit,
@@ -48,173 +47,96 @@ from teacher.language.finetune import (
     warm_start,
 )
 from teacher.language.generate import predict
-from teacher.language.model import LanguageShape, LanguageTeacher, Objects, Query
-from teacher.language.position import PositionMode
+from teacher.language.model import LanguageShape, LanguageTeacher
 from teacher.towers.base import Tower
 from teacher.towers.controls import FixedNoise, RGBPatches, VAELatents, Zeros
 from teacher.towers.efficientnet import SemanticEncoder
 from teacher.towers.image_encoders import load_siglip
-from teacher.towers.tap import Tap
 from teacher.towers.wan import load_wan
 
-Features = Literal["generator", "none", "zeros", "noise", "rgb", "vae_latents"]
 WEIGHTS = "teacher.safetensors"
-
-
-@dataclass(frozen=True)
-class LanguageTeacherConfig:
-    """What the full teacher is trained on, and how."""
-    out: Path = Path("runs/teacher")
-    clips: Path | None = None  # of `vega3d scenes render`; None: rooms are rendered into OUT/clips
-    rooms: int = 200  # to render, of which 80 % train, 10 % each validate and test
-    frames: int = 5                     # of each rendered clip
-    # or siglip-so400m, siglip2-so400m, a hub id or folder of a SigLIP
-    semantic: str = "efficientnet-lite0"
-    # the second stream, or a control in its place; none: semantic only
-    features: Features = "generator"
-    generator: str = "wan-nano"
-    tap: Tap = field(default_factory=Tap)
-    fusion: str = "token_gate"          # one of teacher.fusion.FUSIONS
-    position: PositionMode = "depth_pose"
-    grid: int = 7                       # visual tokens to a frame's side
-    objects: Objects = "fused"
-    # what a grounding question is known by: its words' states, or that of <ground>
-    query: Query = "words"
-    draws: int = 1  # of a training clip's distances and single boxes to ask about: others each time
-    metric: float = 0.0         # weight of telling the distances between visual tokens, in training
-    # OUT of a teacher of --features none that this one goes on from; None: from nothing
-    start: Path | None = None
-    tasks: tuple[str, ...] = TASKS
-    tuning: FinetuneConfig = field(default_factory=FinetuneConfig)
-    exam: bool = True                   # score it on the test rooms at the end
-
-    def __post_init__(self) -> None:
-        if unknown := sorted(set(self.tasks) - set(IMPORTED_TASKS)):
-            raise ValueError(f"course: no task {unknown[0]!r}; there are: {', '.join(TASKS)}")
-        if self.draws < 1:
-            raise ValueError(f"course: got draws={self.draws}, expected at least 1")
-        if self.metric < 0:
-            raise ValueError(f"course: got metric={self.metric}, expected a weight of at least 0")
-        if self.rooms < 10 and self.clips is None:
-            raise ValueError(f"course: got rooms={self.rooms}, expected at least 10")
+Stores = tuple[FeatureStore, FeatureStore | None]  # semantic, generative
 
 
 def train_language_teacher(config: LanguageTeacherConfig) -> dict[str, dict[str, float]]:
-    """Trains (or goes on training) and scores; returns scenes.scoring.summary of the test rooms, {}
-    without exam."""
+    """Trains (or resumes) and evaluates; returns `evaluate` of the test rooms, {} without `exam`
+    or test rooms, and on all processes but the first."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
-    # a batch is of one task, so each step leaves some heads without a gradient
+    # a batch is of one family, so some heads get no gradient in a step
     accelerator = Accelerator(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
-    device = accelerator.device
-    start = None if config.start is None else _start(config.start)
+    start = None if config.start is None else _semantic_only_state(config.start)
     config.out.mkdir(parents=True, exist_ok=True)
-    source, key = _source(config, accelerator.is_main_process)
-    accelerator.wait_for_everyone()
-    stores = _stores(config, source, key, device, accelerator)
-    rooms = {split: _rooms(config, source, split, accelerator) for split in SPLITS}
-    if not rooms["train"]:
-        raise ValueError(f"{config.clips or config.out}: has no questions about training clips")
-    second = stores[1]
-    shape = LanguageShape(stores[0].spec["dim"], 1 if second is None else second.spec["dim"],
-                          "semantic_only" if second is None else config.fusion, config.position,
-                          config.grid, config.objects, config.query, metric=config.metric)
-    model, writer = build(config.tuning, shape, device)
-    dataset = {
-        split: question_dataset(part, stores, writer, device)
-        for split, part in rooms.items() if part
-    }
-    set_statistics(model, dataset["train"])
+    model, datasets = _prepare(config, accelerator)
     if start is not None:
-        warm_start(model, {name: value.to(device) for name, value in start.items()})
+        warm_start(model, {name: v.to(accelerator.device) for name, v in start.items()})
     if accelerator.is_main_process:
-        write_json({"config": _jsonable(config), "shape": asdict(shape), "env": environment()},
-                   config.out / "config.json")
-    val = dataset.get("val")
-    curve = fit(
-        model, dataset["train"], config.tuning, config.out, accelerator=accelerator, validate=None
-        if val is None else lambda objective: validation_loss(objective, val, config.tuning))
-    trained = trainable_state_dict(model)  # every process: a sharded model is gathered
+        facts = {"config": json.loads(json.dumps(asdict(config), default=str)),
+                 "shape": asdict(model.shape), "env": environment()}
+        write_json(facts, config.out / "config.json")
+    validate = None
+    if "val" in datasets:
+        validate = partial(validation_loss, dataset=datasets["val"], config=config.tuning)
+    curve = fit(model, datasets["train"], config.tuning, config.out, accelerator=accelerator,
+                validate=validate)
+    trained = trainable_state_dict(model)  # on every process: a sharded model is gathered
     if not accelerator.is_main_process:
         return {}
     draw_curves(curve, config.out / "curves.png")
-    _tensorboard(curve, config.out)
+    _write_tensorboard(curve, config.out / "tensorboard")
     save_language_teacher(trained, model, config, config.out / WEIGHTS)
     (config.out / CHECKPOINT).unlink(missing_ok=True)
-    scores = evaluate(model, dataset["test"],
-                     config.tuning) if config.exam and "test" in dataset else {}
+    test = datasets.get("test") if config.exam else None
+    scores = {} if test is None else evaluate(model, test, config.tuning)
     write_json({"scores": scores, "steps": config.tuning.steps}, config.out / "scores.json")
     return scores
 
 
 def evaluate(model: LanguageTeacher, dataset: QuestionDataset,
-            config: FinetuneConfig) -> dict[str, dict[str, float]]:
-    """scenes.scoring.summary over every question of the dataset."""
+             config: FinetuneConfig) -> dict[str, dict[str, float]]:
+    """scenes.questions.scoring.summary over every question of the dataset."""
     questions, outputs = [], []
-    for name in dataset.families:
+    for family in dataset.families:
         with autocast(config, dataset.device) if dataset.device.type == "cuda" else nullcontext():
-            for reply in predict(model, dataset, name):
-                question = dataset.rooms[reply.room].questions[reply.question]
+            for prediction in predict(model, dataset, family):
+                question = dataset.rooms[prediction.room].questions[prediction.question]
                 questions.append(question)
-                outputs.append(reply.output(question))
+                outputs.append(prediction.output(question))
     scores = summary(questions, outputs)
     numeric = [scores[t]["mra"] for t in NUMERIC if t in scores]
     return scores | ({"vsi_numeric": {"mra": sum(numeric) / len(numeric)}} if numeric else {})
 
 
-def question_dataset(rooms: Sequence[RoomQuestions], stores: tuple[FeatureStore, FeatureStore | None],
-               writer: PromptEncoder, device: torch.device) -> QuestionDataset:
+def question_dataset(rooms: Sequence[RoomQuestions], stores: Stores, encoder: PromptEncoder,
+                     device: torch.device) -> QuestionDataset:
     """Rooms with the features of both stores."""
-    second = None if stores[1] is None else load_features(stores[1], rooms)
-    return QuestionDataset(rooms, load_features(stores[0], rooms), second, writer, device)
+    semantic, generative = stores
+    second = None if generative is None else load_features(generative, rooms)
+    return QuestionDataset(rooms, load_features(semantic, rooms), second, encoder, device)
 
 
-def save_language_teacher(trained: dict[str, Tensor], model: LanguageTeacher, config: LanguageTeacherConfig,
-                  path: Path) -> None:
-    """What was trained, and how the rest is had: the published language model stays where it is."""
-    about = {"shape": json.dumps(asdict(model.shape)), "tuning": json.dumps(asdict(config.tuning))}
+def save_language_teacher(trained: dict[str, Tensor], model: LanguageTeacher,
+                          config: LanguageTeacherConfig, path: Path) -> None:
+    """Writes the trained weights, and how to load the rest: the published language model is not
+    copied."""
+    metadata = {"shape": json.dumps(asdict(model.shape)),
+                "tuning": json.dumps(asdict(config.tuning))}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in trained.items()}
     with atomic_write(path) as scratch:
-        save_file({k: v.detach().cpu().contiguous()
-                   for k, v in trained.items()}, scratch, metadata=about)
+        save_file(tensors, scratch, metadata=metadata)
 
 
-def load_language_teacher(path: Path, device: torch.device) -> tuple[LanguageTeacher, PromptEncoder, FinetuneConfig]:
-    """What `save_language_teacher` wrote, with its language model. Raises ValueError naming the file if it
-    is not whole."""
-    state, config, shape = _state(path)
-    model, writer = build(config, shape, device)
+def load_language_teacher(path: Path, device: torch.device
+                          ) -> tuple[LanguageTeacher, PromptEncoder, FinetuneConfig]:
+    """What `save_language_teacher` wrote, with its language model, in eval mode.
+
+    Raises ValueError naming the file if it is missing or incomplete.
+    """
+    state, config, shape = _read_teacher(path)
+    model, encoder = build(config, shape, device)
     load_trainable(model, state)
-    return model.eval(), writer, config
-
-
-def _start(folder: Path) -> dict[str, Tensor]:
-    """What a teacher without a second stream has learnt. Raises ValueError if the folder holds
-    none."""
-    if not (folder / WEIGHTS).is_file():
-        raise ValueError(f"{folder}: holds no trained teacher to start from; "
-                         f"train it with: vega3d teacher train --features none --out {folder}")
-    state, _, shape = _state(folder / WEIGHTS)
-    if shape.fusion != "semantic_only":
-        raise ValueError(
-            f"{folder}: its teacher has a second stream ({shape.fusion}); start from one that was "
-            "trained with --features none")
-    return state
-
-
-def _state(path: Path) -> tuple[dict[str, Tensor], FinetuneConfig, LanguageShape]:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such teacher; train it with: vega3d teacher train")
-    try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-        known = {f.name for f in fields(FinetuneConfig)}
-        config = FinetuneConfig(**{k: v for k, v in json.loads(about["tuning"]).items() if k in known})
-        return load_file(path), config, LanguageShape(**json.loads(about["shape"]))
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path}: not a whole teacher ({error}); train it with: vega3d teacher train"
-        ) from error
+    return model.eval(), encoder, config
 
 
 def draw_curves(curve: Sequence[dict], path: Path) -> None:
@@ -224,13 +146,13 @@ def draw_curves(curve: Sequence[dict], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = sorted({name
-                    for row in curve
-                    for name in row if name != "step"}, key=lambda n: (n != "loss", n))
+    names = {name for row in curve for name in row if name != "step"}
     figure, axes = plt.subplots(figsize=(8, 4.5), constrained_layout=True)
-    for name in names:
+    for name in sorted(names, key=lambda n: (n != "loss", n)):
         points = [(row["step"], row[name]) for row in curve if name in row]
-        label = "training, all families" if name == "loss" else f"validation, {name.removeprefix('loss_')}"
+        label = f"validation, {name.removeprefix('loss_')}"
+        if name == "loss":
+            label = "training, all families"
         axes.plot(*zip(*points, strict=True), label=label, color="gray" if name == "loss" else None,
                   marker=".")
     axes.set(xlabel="step", ylabel="loss", yscale="log")
@@ -241,75 +163,118 @@ def draw_curves(curve: Sequence[dict], path: Path) -> None:
     plt.close(figure)
 
 
-def recipe(name: str) -> LanguageTeacherConfig:
-    """One of teacher.tuning.RECIPES, with the course that it is for. Raises ValueError listing
-    them."""
-    if name not in RECIPES:
-        raise ValueError(f"course: no recipe {name!r}; there are: {', '.join(RECIPES)}")
-    if name == "paper":
-        return LanguageTeacherConfig(semantic="siglip-so400m", generator="wan2.1-t2v-1.3b", frames=32,
-                            grid=14, tap=Tap(block=20, k=300, seeds=1), objects="semantic",
-                            query="ground", tuning=RECIPES[name])
-    return LanguageTeacherConfig(draws=3, metric=1.0, tuning=RECIPES[name])
+def _prepare(config: LanguageTeacherConfig, accelerator: Any
+             ) -> tuple[LanguageTeacher, dict[Split, QuestionDataset]]:
+    """The model, and a dataset of each split that has questions."""
+    source, key = _source(config, accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+    stores = _stores(config, source, key, accelerator)
+    rooms = {split: _rooms(config, source, split, accelerator) for split in SPLITS}
+    if not rooms["train"]:
+        raise ValueError(f"{config.clips or config.out}: has no questions about training clips")
+    semantic, generative = stores
+    generative_dim, fusion = 1, "semantic_only"
+    if generative is not None:
+        generative_dim, fusion = generative.spec["dim"], config.fusion
+    shape = LanguageShape(semantic.spec["dim"], generative_dim, fusion, config.position,
+                          config.grid, config.objects, config.query, metric=config.metric)
+    model, encoder = build(config.tuning, shape, accelerator.device)
+    datasets = {split: question_dataset(part, stores, encoder, accelerator.device)
+                for split, part in rooms.items() if part}
+    set_statistics(model, datasets["train"])
+    return model, datasets
+
+
+def _semantic_only_state(folder: Path) -> dict[str, Tensor]:
+    """Trained weights of a teacher without a second stream. Raises ValueError if the folder has
+    none."""
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder}: has no trained teacher to start from; "
+                         f"train it with: vega3d teacher train --features none --out {folder}")
+    state, _, shape = _read_teacher(folder / WEIGHTS)
+    if shape.fusion != "semantic_only":
+        raise ValueError(
+            f"{folder}: its teacher has a second stream ({shape.fusion}); start from one that was "
+            "trained with --features none")
+    return state
+
+
+def _read_teacher(path: Path) -> tuple[dict[str, Tensor], FinetuneConfig, LanguageShape]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such teacher; train it with: vega3d teacher train")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        names = {f.name for f in fields(FinetuneConfig)}
+        tuning = {k: v for k, v in json.loads(metadata["tuning"]).items() if k in names}
+        shape = LanguageShape(**json.loads(metadata["shape"]))
+        return load_file(path), FinetuneConfig(**tuning), shape
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: incomplete teacher ({error}); train it with: vega3d teacher "
+                         "train") from error
 
 
 def _source(config: LanguageTeacherConfig, render: bool) -> tuple[Source, str]:
-    """The clips and their key."""
+    """The clips and the key of their recipe."""
     if config.clips is not None:
         card = config.clips / "scenes.json"
         source = ClipFolder(config.clips)
         if not card.is_file():
-            raise ValueError(
-                f"{config.clips}: has no scenes.json, so its clips have no name; render them with: "
-                "vega3d scenes render")
+            raise ValueError(f"{config.clips}: has no scenes.json with the key of its clips; "
+                             "render them with: vega3d scenes render")
         return source, json.loads(card.read_text())["key"]
     from scenes.rooms.source import RoomSource
     from scenes.rooms.writer import default_workers, render_folder
 
-    held = config.rooms // 10
-    rooms = RoomSource(train=config.rooms - 2 * held, val=held, test=held, frames=config.frames)
+    tenth = config.rooms // 10
+    rooms = RoomSource(train=config.rooms - 2 * tenth, val=tenth, test=tenth, frames=config.frames)
     folder = config.out / "clips" / rooms.key
     if render:
-        render_folder(rooms, [i for split in SPLITS for i in rooms.ids(split)], folder,
-                      default_workers())
+        render_folder(rooms, _all_ids(rooms), folder, default_workers())
     return ClipFolder(folder), rooms.key
 
 
-def _stores(config: LanguageTeacherConfig, source: Source, key: str, device: torch.device, accelerator: Any
-            ) -> tuple[FeatureStore, FeatureStore | None]:
-    ids = [i for split in SPLITS for i in source.ids(split)]
-
+def _stores(config: LanguageTeacherConfig, source: Source, key: str, accelerator: Any) -> Stores:
+    """Feature stores of every clip; the first process fills them."""
     def filled(tower: Tower) -> FeatureStore:
+        folder = config.out / "features"
         if accelerator.is_main_process:
-            fill(FeatureStore(config.out / "features", tower.spec, key), tower, source, ids, device)
+            fill(FeatureStore(folder, tower.spec, key), tower, source, _all_ids(source),
+                 accelerator.device)
         accelerator.wait_for_everyone()
-        return FeatureStore(config.out / "features", tower.spec, key)
+        return FeatureStore(folder, tower.spec, key)
 
-    second = _tower(config, device)
-    return filled(_semantic(config).to(device)), None if second is None else filled(second)
+    generative = _tower(config, accelerator.device)
+    semantic: Any = (SemanticEncoder() if config.semantic == "efficientnet-lite0"
+                     else load_siglip(config.semantic))
+    return (filled(semantic.to(accelerator.device)),
+            None if generative is None else filled(generative))
 
 
-def _semantic(config: LanguageTeacherConfig) -> Any:
-    return SemanticEncoder() if config.semantic == "efficientnet-lite0" else load_siglip(
-        config.semantic)
+def _all_ids(source: Source) -> list[str]:
+    return [clip_id for split in SPLITS for clip_id in source.ids(split)]
 
 
 def _tower(config: LanguageTeacherConfig, device: torch.device) -> Tower | None:
-    plain = {"zeros": Zeros, "noise": FixedNoise, "rgb": RGBPatches}
+    controls = {"zeros": Zeros, "noise": FixedNoise, "rgb": RGBPatches}
     if config.features == "none":
         return None
-    if config.features in plain:
-        return plain[config.features]()
+    if config.features in controls:
+        return controls[config.features]()
     wan = load_wan(config.generator, config.tap).to(device)
     return VAELatents(wan) if config.features == "vae_latents" else wan
 
 
-def _rooms(config: LanguageTeacherConfig, source: Source, split: Split, accelerator: Any) -> list[RoomQuestions]:
-    ids = source.ids(split)
+def _rooms(config: LanguageTeacherConfig, source: Source, split: Split,
+           accelerator: Any) -> list[RoomQuestions]:
+    """The questions of a split, from their file; the first process writes it."""
     if config.clips is not None and (config.clips / QUESTIONS_FILE).is_file():
         return _imported_rooms(config, config.clips, source, split, accelerator)
+    ids = source.ids(split)
     draws = config.draws if split == "train" else 1
-    path = config.out / f"rooms_{split}-{digest(ids, config.tasks, draws, 'evened, text apart')}.safetensors"
+    # the last part names the algorithm that made the questions
+    key = digest(ids, config.tasks, draws, 'evened, text apart')
+    path = config.out / f"rooms_{split}-{key}.safetensors"
     if accelerator.is_main_process and not path.is_file():
         save_rooms(read_rooms(source, ids, config.tasks, 0, draws), path)
     accelerator.wait_for_everyone()
@@ -335,17 +300,13 @@ def _imported_rooms(config: LanguageTeacherConfig, clips: Path, source: Source, 
     return rooms
 
 
-def _tensorboard(curve: Sequence[dict], folder: Path) -> None:
+def _write_tensorboard(curve: Sequence[dict], folder: Path) -> None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
+    with SummaryWriter(str(folder)) as writer:
         for row in curve:
             for name, value in row.items():
                 if name != "step":
                     writer.add_scalar(name, value, row["step"])
-
-
-def _jsonable(config: LanguageTeacherConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(replace(config)), default=str))

@@ -1,9 +1,8 @@
-"""What a tower knows of 3D, read by small probes on unseen rooms and furniture: depth, normals,
-correspondence.
+"""Probes of a tower's features for depth, normals, 3D position and matches.
 
-Ridge and a 256-unit MLP go from a token (position always added, so that "up is far" earns nothing)
-to log depth and camera-space normal. They train on `val` rooms and are scored on `test` rooms: the
-generator has seen neither.
+Ridge regression and a 256-unit MLP predict log depth and camera-space normal from a token. Every
+token also gets its image position, so that features gain nothing by encoding it. Probes train on
+`val` rooms and are scored on `test` rooms; the generator was trained on neither.
 """
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,72 +16,72 @@ from torch import Tensor, nn
 from scenes.clip import Clip
 from scenes.dense import patch_depth
 from scenes.geometry import reproject, unproject
-from teacher.probing.correspondence import correspondence_scores, correspondence_sums, token_points
+from teacher.probing.correspondence import (
+    centre_points,
+    correspondence_scores,
+    correspondence_sums,
+)
 from teacher.towers.base import GRID
 
-# times the mean eigenvalue; picked on a tenth of the training tokens
+# penalties times the mean eigenvalue; chosen on the last tenth of the training tokens
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 @dataclass
 class ProbeSet:
-    """What the probes are asked of K key frames a clip (first .. last)."""
+    """Probe inputs and targets of K key frames a clip (first .. last)."""
     frames: Tensor     # [N,T,3,H,W] uint8
     keys: list[int]    # the K frames that are read
     depth: Tensor      # [N,K,14,14] metres, 0 = unknown
     normals: Tensor    # [N,K,3,14,14] unit, camera axes
-    places: Tensor     # [N,K,3,14,14] metres, camera axes: each cell's centre at its depth
-    # [N,196] int: first key frame's token -> last key frame's, -1 = hidden, unknown or unmoved
-    matches: Tensor
+    positions: Tensor  # [N,K,3,14,14] metres, camera axes: each cell's centre at its depth
+    matches: Tensor    # [N,196] int, `true_matches` of the first and the last key frame
     points: Tensor     # [N,K,196,3] world metres of the token centres, NaN = unknown
 
 
 def probe_set(clips: list[Clip], keys: list[int]) -> ProbeSet:
-    """Reads depth, normals, camera-space positions and true token matches from rendered clips."""
-    normals, places = [], []
+    """Probe inputs and targets of rendered clips. Raises ValueError for a clip without normals."""
+    normals, positions = [], []
     for clip in clips:
         if clip.normals is None:
             raise ValueError(f"clip {clip.id}: has no normals; probes need rendered rooms")
         n = torch.from_numpy(clip.normals[keys]).float()                              # [K,3,H,W]
         normals.append(F.normalize(F.adaptive_avg_pool2d(n, GRID), dim=1))
-        places.append(_places(clip, torch.from_numpy(patch_depth(clip)[keys])))
+        positions.append(_positions(clip, torch.from_numpy(patch_depth(clip)[keys])))
     return ProbeSet(torch.from_numpy(np.stack([c.frames for c in clips])), keys,
                     torch.from_numpy(np.stack([patch_depth(c)[keys] for c in clips])),
-                    torch.stack(normals), torch.stack(places),
+                    torch.stack(normals), torch.stack(positions),
                     torch.from_numpy(np.stack([true_matches(c, keys[0], keys[-1]) for c in clips])),
-                    torch.stack([token_points(c, keys) for c in clips]))
+                    torch.stack([centre_points(c, keys) for c in clips]))
 
 
 def true_matches(clip: Clip, first: int, last: int) -> np.ndarray:
-    """Where each 14x14 token centre of frame `first` is in frame `last`: cell index [196], or -1.
+    """Cell index in frame `last` of each 14x14 token centre of frame `first`, [196], or -1.
 
-    -1: out of view, occluded (depth off by more than 5 %), unknown, or in the same cell (nothing to
-    prove).
+    -1: out of view, occluded (depth off by more than 5 %), unknown, or in the same cell.
     """
     assert clip.depth is not None and clip.intrinsics is not None and clip.poses is not None
     h, w = clip.depth.shape[1:]
     cell_h, cell_w = h // GRID, w // GRID
-    v, u = np.meshgrid(
-        np.arange(GRID) * cell_h + cell_h // 2,
-        np.arange(GRID) * cell_w + cell_w // 2, indexing="ij")
+    v, u = np.meshgrid(np.arange(GRID) * cell_h + cell_h // 2,
+                       np.arange(GRID) * cell_w + cell_w // 2, indexing="ij")
     rows, columns = v.ravel(), u.ravel()
     depth = clip.depth[first, rows, columns]                                          # [196]
     (x, y), distance = reproject(columns + 0.5, rows + 0.5, depth, clip.intrinsics,
                                  clip.poses[first], clip.poses[last])
     inside = (depth > 0) & (distance > 0.05) & (x >= 0) & (x < w) & (y >= 0) & (y < h)
     xi, yi = np.where(inside, x, 0).astype(int), np.where(inside, y, 0).astype(int)
-    there = clip.depth[last, yi, xi]
-    visible = inside & (np.abs(there - distance) < 0.05 * distance)
+    visible = inside & (np.abs(clip.depth[last, yi, xi] - distance) < 0.05 * distance)
     cells = yi // cell_h * GRID + xi // cell_w
     return np.where(visible & (cells != np.arange(GRID * GRID)), cells, -1)
 
 
 def extract(data: ProbeSet, features: Callable[[Tensor], Tensor], device: torch.device,
             whole_clip: bool = False, batch: int = 16) -> Tensor:
-    """features: frames [B,T,3,H,W] in [0,1] -> [L,B,T,D,14,14]. Returns the key frames'
-    [L,N,K,D,14,14] float16.
+    """Features of the key frames, [L,N,K,D,14,14] float16.
 
-    whole_clip: a tower that reads frames together sees all T of them, not only the key frames.
+    features: frames [B,T,3,H,W] in [0,1] -> [L,B,T,D,14,14]. whole_clip: it gets all T frames, not
+    only the key frames, as a tower that reads frames together needs.
     """
     parts = []
     for i in range(0, len(data.frames), batch):
@@ -94,58 +93,62 @@ def extract(data: ProbeSet, features: Callable[[Tensor], Tensor], device: torch.
 
 def probe(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor,
           seed: int = 0) -> dict[str, float | None]:
-    """x: [N,K,D,14,14]. depth_r2 by ridge and MLP, xyz_r2 by ridge, delta1 and normal cosine of the
-    MLP, share of exact matches and of matches within one token, the scores of
-    teacher.correspondence; all on `test`."""
+    """All scores on `test` of features x [N,K,D,14,14]; None where undefined.
+
+    depth_r2 by ridge and MLP, xyz_r2 by ridge, delta1 and normal cosine of the MLP, share of exact
+    matches and of matches within one token, and those of `correspondence`.
+    """
     found = scores({k: v.sum() for k, v in sums(train, test, x_train, x_test, seed).items()})
-    return {
-        **{k: None if np.isnan(v) else float(v)
-           for k, v in found.items()}, **_matching(test, x_test)
-    }
+    rounded = {k: None if np.isnan(v) else float(v) for k, v in found.items()}
+    return rounded | _matching(test, x_test)
 
 
 def sums(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed: int = 0,
          mlp: bool = True) -> dict[str, np.ndarray]:
-    """What the scores are made of, clip by clip of `test` [N], so that clips can be drawn again;
-    those of the MLP if asked for."""
+    """The terms of the scores for each clip of `test`, [N] each, so that clips can be resampled.
+
+    mlp: with the terms of the MLP's scores.
+    """
     device = x_train.device
     a, b = _tokens(x_train), _tokens(x_test)
     mean, std = a.mean(0), a.std(0).clamp_min(1e-4)
     a, b = _with_position((a - mean) / std), _with_position((b - mean) / std)
-    (ya, ka), (yb, kb) = (_targets(s, device) for s in (train, test))
-    linear = ridge(a[ka], ya[ka][:, [0, 4, 5, 6]], b[kb])  # log depth and the place
-    truth = yb[kb]
-    depth, place = truth[:, 0], truth[:, 4:]
+    (y, valid), (truth, valid_test) = (_targets(s, device) for s in (train, test))
+    a, y, b, truth = a[valid], y[valid], b[valid_test], truth[valid_test]
+    linear = ridge(a, y[:, [0, 4, 5, 6]], b)  # log depth and position
+    depth, position = truth[:, 0], truth[:, 4:]
     each = {
         "tokens": torch.ones_like(depth), "depth": depth, "depth_square": depth.square(),
         "ridge_error": (linear[:, 0] - depth).square(),
-        "xyz_error": (linear[:, 1:] - place).square().sum(1), "xyz_square": place.square().sum(1),
-        **{axis: place[:, i]
-           for i, axis in enumerate("xyz")}
+        "xyz_error": (linear[:, 1:] - position).square().sum(1),
+        "xyz_square": position.square().sum(1),
+        "x": position[:, 0], "y": position[:, 1], "z": position[:, 2],
     }
     if mlp:
-        guess = _mlp(a[ka], ya[ka][:, :4], b[kb], seed)  # log depth and normal
-        off = guess[:, 0] - depth
-        each |= {"mlp_error": off.square(), "near": (off.abs() < np.log(1.25)).float(),
-                 "normal_cos": F.cosine_similarity(guess[:, 1:], truth[:, 1:4])}
-    clip = torch.arange(len(test.depth), device=device).repeat_interleave(test.depth[0].numel())[kb]
+        predicted = _mlp(a, y[:, :4], b, seed)  # log depth and normal
+        error = predicted[:, 0] - depth
+        each |= {"mlp_error": error.square(), "near": (error.abs() < np.log(1.25)).float(),
+                 "normal_cos": F.cosine_similarity(predicted[:, 1:], truth[:, 1:4])}
     count = len(test.depth)
-    return {k: v.new_zeros(count, dtype=torch.double).index_add_(0, clip, v.double()).cpu().numpy()
-            for k, v in each.items()} | correspondence_sums(x_test, test.points)
+    clip = torch.arange(count, device=device).repeat_interleave(test.depth[0].numel())[valid_test]
+    out = {}
+    for name, value in each.items():
+        total = value.new_zeros(count, dtype=torch.double).index_add_(0, clip, value.double())
+        out[name] = total.cpu().numpy()
+    return out | correspondence_sums(x_test, test.points)
 
 
 def scores(total: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores of summed clips: numbers, or arrays of resampled sums."""
+    """The scores from terms summed over clips: numbers, or arrays of resampled sums."""
     n = total["tokens"]
-    spread = total["depth_square"] - total["depth"] ** 2 / n
-    spread_xyz = total["xyz_square"] - (total["x"] ** 2 + total["y"] ** 2 + total["z"] ** 2) / n
-    mlp = {} if "mlp_error" not in total else {
-        "depth_r2_mlp": 1 - total["mlp_error"] / spread, "delta1": total["near"] / n,
-        "normal_cos": total["normal_cos"] / n}
-    return {
-        "depth_r2_ridge": 1 - total["ridge_error"] / spread,
-        "xyz_r2_ridge": 1 - total["xyz_error"] / spread_xyz, **mlp, **correspondence_scores(total)
-    }
+    variance = total["depth_square"] - total["depth"] ** 2 / n
+    variance_xyz = total["xyz_square"] - (total["x"] ** 2 + total["y"] ** 2 + total["z"] ** 2) / n
+    out = {"depth_r2_ridge": 1 - total["ridge_error"] / variance,
+           "xyz_r2_ridge": 1 - total["xyz_error"] / variance_xyz}
+    if "mlp_error" in total:
+        out |= {"depth_r2_mlp": 1 - total["mlp_error"] / variance, "delta1": total["near"] / n,
+                "normal_cos": total["normal_cos"] / n}
+    return out | correspondence_scores(total)
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -164,15 +167,14 @@ def _with_position(x: Tensor) -> Tensor:
 
 
 def _targets(data: ProbeSet, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Log depth, normal and place of every token [N*K*196,7], and which of them are known."""
+    """Log depth, normal and position of every token [N*K*196,7], and whether depth is known."""
     depth = data.depth.to(device).flatten()                                           # [N*K*196]
-    rest = [v.to(device).permute(0, 1, 3, 4, 2).flatten(0, 3) for v in (data.normals, data.places)]
+    rest = [v.to(device).permute(0, 1, 3, 4, 2).flatten(0, 3) for v in (data.normals, data.positions)]
     return torch.cat([depth.clamp_min(1e-3).log()[:, None], *rest], 1).float(), depth > 0
 
 
-def _places(clip: Clip, depth: Tensor) -> Tensor:
-    """depth [K,14,14] m along the axis -> camera-space positions of the cells' centres [K,3,14,14]
-    m."""
+def _positions(clip: Clip, depth: Tensor) -> Tensor:
+    """Camera-space positions [K,3,14,14] m of the cells' centres at depth [K,14,14] m."""
     h, w = clip.frames.shape[2:]
     v, u = torch.meshgrid(*((torch.arange(GRID) + 0.5) * n / GRID for n in (h, w)), indexing="ij")
     assert clip.intrinsics is not None
@@ -182,13 +184,15 @@ def _places(clip: Clip, depth: Tensor) -> Tensor:
 
 
 def ridge(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
-    """What ridge regression of y [N,K] on standardised x [N,D] says of x_test; the penalty that is
-    best on the last tenth of the rows is taken."""
+    """Prediction for x_test by ridge regression of y [N,K] on standardised x [N,D], with the
+    penalty that is best on the last tenth of the rows."""
     cut = len(x) * 9 // 10  # clips are in order, so these are the last rooms
-    best = min(
-        RIDGES, key=lambda r:
-        (_solve(x[:cut], y[:cut], r, x[cut:]) - y[cut:]).square().mean().item())
-    return _solve(x, y, best, x_test)
+
+    def error(penalty: float) -> float:
+        predicted = _solve(x[:cut], y[:cut], penalty, x[cut:])
+        return (predicted - y[cut:]).square().mean().item()
+
+    return _solve(x, y, min(RIDGES, key=error), x_test)
 
 
 def _solve(x: Tensor, y: Tensor, penalty: float, x_test: Tensor) -> Tensor:
@@ -203,8 +207,8 @@ def _mlp(x: Tensor, y: Tensor, x_test: Tensor, seed: int, steps: int = 300,
          batch: int = 8192) -> Tensor:
     torch.manual_seed(seed)
     shift, scale = y.mean(0), torch.tensor([y[:, 0].std().item(), 1, 1, 1], device=x.device)
-    net = nn.Sequential(nn.Linear(x.shape[1], 256), nn.GELU(), nn.Linear(256,
-                                                                         y.shape[1])).to(x.device)
+    net = nn.Sequential(nn.Linear(x.shape[1], 256), nn.GELU(), nn.Linear(256, y.shape[1]))
+    net = net.to(x.device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
     draw, batch = torch.Generator(device=x.device).manual_seed(seed), min(batch, len(x))
@@ -224,10 +228,7 @@ def _matching(data: ProbeSet, x: Tensor) -> dict[str, float]:
     flat = F.normalize((flat - flat.mean((0, 1, 2))) / flat.std((0, 1, 2)).clamp_min(1e-4), dim=-1)
     nearest = (flat[:, 0] @ flat[:, -1].transpose(1, 2)).argmax(-1)                   # [N,196]
     truth = data.matches.to(x.device)
-    asked = truth >= 0
     off = torch.maximum((nearest // GRID - truth // GRID).abs(),
-                        (nearest % GRID - truth % GRID).abs())[asked]
-    return {
-        "match_exact": (off == 0).float().mean().item(), "match_1": (off
-                                                                     <= 1).float().mean().item()
-    }
+                        (nearest % GRID - truth % GRID).abs())[truth >= 0]
+    return {"match_exact": (off == 0).float().mean().item(),
+            "match_1": (off <= 1).float().mean().item()}

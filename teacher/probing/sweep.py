@@ -1,9 +1,8 @@
-"""`vega3d teacher probe`: the probes over block x noise level x frame mode, beside every control;
-JSON, heat map."""
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+"""`vega3d teacher probe`: probes over block x noise level x frame mode, and of every control."""
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from records.files import atomic_write
 from scenes.clip import Source
+from teacher.config import ProbeConfig
 from teacher.probing.correspondence import noise_snr
 from teacher.probing.probes import ProbeSet, extract, probe, probe_set
 from teacher.towers.checkpoints import block_count, generator_folder
@@ -20,73 +20,43 @@ from teacher.towers.generators import load_tower
 from teacher.towers.tap import Tap
 from teacher.towers.wan import WanTower, load_wan
 
-LEVELS = (20, 100, 200, 300, 500, 700, 999)
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    # None: the wan-nano that ships; else a name, hub id or diffusers folder
-    generator: Path | None = None
-    clips: int = 120                     # of each split: val trains the probes, test scores them
-    modes: tuple[Literal["image", "video"], ...] = ("image", "video")
-    levels: tuple[int, ...] = LEVELS     # k, in thousandths of pure noise
-    averaged: int = 8                    # noise draws of the second look at the best taps
-    # other towers as rows, KIND:FOLDER (dinov2, dinov3, vjepa2, unet, cogvideox)
-    also: tuple[str, ...] = ()
-    seed: int = 0
-    device: str = "auto"
+PANELS = {"depth_r2_mlp": "depth R²", "normal_cos": "normal cosine"}
 
 
 def probe_grid(config: ProbeConfig, source: Source) -> list[dict]:
     """Rows for bench/results/nano_probe.json, controls first."""
     device = torch.device(
         config.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
-    train, test = (collect(source, source.ids(split)[: config.clips]) for split in ("val", "test"))
-    rows = list(controls(config, train, test, device))
+    train, test = (_read_clips(source, source.ids(split)[:config.clips])
+                   for split in ("val", "test"))
+    rows = list(_controls(config, train, test, device))
     console = Console(stderr=True)
-    blocks = list(range(_count(config)))
+    blocks = list(range(_block_count(config)))
     for mode in config.modes:
         for k in config.levels:
             tap = Tap(block=blocks[-1], k=k, frames=mode, seeds=1, seed=config.seed)
-            rows += read_blocks(open_tower(config, tap, device), blocks, train, test, device,
-                                f"generator, {mode}")
+            rows += _read_blocks(_open_tower(config, tap, device), blocks, train, test, device,
+                                 f"generator, {mode}")
             best = max(rows[-len(blocks):], key=lambda r: r["depth_r2_mlp"])
-            console.print(
-                f"{mode} t={k / 1000}: best block {best['block']}  depth R2 "
-                f"{best['depth_r2_mlp']:.3f}  normal cosine {best['normal_cos']:.3f}", highlight=False)
+            console.print(f"{mode} t={k / 1000}: best block {best['block']}  depth R2 "
+                          f"{best['depth_r2_mlp']:.3f}  normal cosine {best['normal_cos']:.3f}",
+                          highlight=False)
     for mode in config.modes:
-        tried = [r for r in rows if r["features"] == f"generator, {mode}"]
-        best = max(tried, key=lambda r: r["depth_r2_mlp"] + r["normal_cos"])
+        single = [r for r in rows if r["features"] == f"generator, {mode}"]
+        best = max(single, key=lambda r: r["depth_r2_mlp"] + r["normal_cos"])
         tap = Tap(block=best["block"], k=round(1000 * best["t"]), frames=mode,
                   seeds=config.averaged, seed=config.seed)
         near = [b for b in (best["block"] - 1, best["block"]) if b >= 0]
-        seen = read_blocks(open_tower(config, tap, device), near, train, test, device,
-                           f"generator, {mode}")
-        rows += [
-            row | signal(config, replace(tap, block=row["block"]), test, device) for row in seen
-        ]
+        averaged = _read_blocks(_open_tower(config, tap, device), near, train, test, device,
+                                f"generator, {mode}")
+        for row in averaged:
+            rows.append(row | _snr(config, replace(tap, block=row["block"]), test, device))
     return rows
 
 
-def signal(config: ProbeConfig, tap: Tap, test: ProbeSet, device: torch.device) -> dict[str, float]:
-    """How much of one draw's feature is the image and how much the noise, from two draws:
-    noise_snr's columns."""
-    towers = (open_tower(config, replace(tap, seeds=1, seed=s), device)
-              for s in (tap.seed, tap.seed + 1))
-    draws = [
-        extract(test, lambda f, t=t: t.features(f)[None], device,
-                tap.frames == "video")[0]  # type: ignore[misc]
-        for t in towers
-    ]
-    return noise_snr(torch.stack(draws).movedim(3, -1).flatten(1, -2).float())  # [2,N*K*196,D]
-
-
-PANELS = {"depth_r2_mlp": "depth R²", "normal_cos": "normal cosine"}
-
-
 def heat_map(rows: Sequence[dict], path: Path, panels: Mapping[str, str] = PANELS) -> None:
-    """Columns of the rows of one noise draw by block and noise level, a row of panels a frame mode,
-    as PNG; the highest of each column is framed."""
+    """PNG of metrics by block and noise level, from the rows of a single noise draw: a column of
+    panels a metric, a row a frame mode; the highest value of a metric is framed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -109,50 +79,55 @@ def heat_map(rows: Sequence[dict], path: Path, panels: Mapping[str, str] = PANEL
             axis.set(title=f"{title}, {mode} mode", xlabel="noise level t", ylabel="block",
                      xticks=range(len(levels)), xticklabels=levels, yticks=range(len(blocks)),
                      yticklabels=blocks)
-            for (y, x), value in np.ndenumerate(grid):
-                axis.text(x, y, f"{value:.3g}" if high > 10 else f"{value:.2f}", ha="center",
-                          va="center", fontsize=7,
-                          color="white" if value < (low + high) / 2 else "black")
-                if value == high:
-                    axis.add_patch(
-                        plt.Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="red",
-                                      linewidth=2))
+            _annotate(axis, grid, low, high)
             figure.colorbar(picture, ax=axis)
     with atomic_write(path) as scratch:
         figure.savefig(scratch, dpi=110)
     plt.close(figure)
 
 
-def controls(config: ProbeConfig, train: ProbeSet, test: ProbeSet,
-             device: torch.device) -> Iterator[dict]:
-    nothing = {"mode": "-", "t": None, "block": None, "seeds": None}
-    tower = open_tower(config, Tap(block=0, seeds=1), device)
+def _annotate(axis: Any, grid: np.ndarray, low: float, high: float) -> None:
+    """Writes the values into the cells, and frames the highest."""
+    from matplotlib.patches import Rectangle
+
+    for (y, x), value in np.ndenumerate(grid):
+        axis.text(x, y, f"{value:.3g}" if high > 10 else f"{value:.2f}", ha="center", va="center",
+                  fontsize=7, color="white" if value < (low + high) / 2 else "black")
+        if value == high:
+            axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="red",
+                                     linewidth=2))
+
+
+def _controls(config: ProbeConfig, train: ProbeSet, test: ProbeSet,
+              device: torch.device) -> Iterator[dict]:
+    tower = _open_tower(config, Tap(block=0, seeds=1), device)
 
     def position(frames: Tensor) -> Tensor:
         return frames.new_zeros(*frames.shape[:2], 1, 14, 14)
 
-    for name, features in (("position only", position), ("rgb patches", RGBPatches().features),
-                           ("vae latents", VAELatents(tower).features),
-                           *((name, load_tower(name).to(device).features) for name in config.also)):
-        a, b = (extract(s, lambda f, run=features: run(f)[None], device)[0]
-                for s in (train, test))  # type: ignore[misc]
-        row = {
-            "features": name.partition(":")[0], **nothing, **probe(train, test, a, b, config.seed)
-        }
+    controls: list[tuple[str, Callable[[Tensor], Tensor]]] = [
+        ("position only", position), ("rgb patches", RGBPatches().features),
+        ("vae latents", VAELatents(tower).features)]
+    controls += [(name, load_tower(name).to(device).features) for name in config.also]
+    for name, features in controls:
+        a, b = (_extract_one(s, features, device) for s in (train, test))
+        row = {"features": name.partition(":")[0], "mode": "-", "t": None, "block": None,
+               "seeds": None, **probe(train, test, a, b, config.seed)}
         if name == "position only":
-            # every token alike: its nearest neighbour means nothing
+            # all tokens are equal, so nearest neighbours mean nothing
             row |= {k: None for k in row if k.startswith(("match_", "corr_"))}
         yield row
+    middle = _block_count(config) // 2
     for mode in config.modes:
-        tap = Tap(block=_count(config) - 1, k=300, frames=mode, seeds=1, seed=config.seed)
-        random = open_tower(config, tap, device, random_weights=True)
-        yield from read_blocks(random, [_count(config) // 2], train, test, device, "random weights")
-        pure = open_tower(config, replace(tap, k=1000), device)
-        yield from read_blocks(pure, [_count(config) // 2], train, test, device, "pure noise")
+        tap = Tap(block=_block_count(config) - 1, k=300, frames=mode, seeds=1, seed=config.seed)
+        random = _open_tower(config, tap, device, random_weights=True)
+        yield from _read_blocks(random, [middle], train, test, device, "random weights")
+        pure = _open_tower(config, replace(tap, k=1000), device)
+        yield from _read_blocks(pure, [middle], train, test, device, "pure noise")
 
 
-def read_blocks(tower: WanTower, blocks: list[int], train: ProbeSet, test: ProbeSet,
-                device: torch.device, name: str) -> list[dict]:
+def _read_blocks(tower: WanTower, blocks: list[int], train: ProbeSet, test: ProbeSet,
+                 device: torch.device, name: str) -> list[dict]:
     tap = tower.tap
     a, b = (extract(s, lambda f: tower.block_features(f, blocks), device, tap.frames == "video")
             for s in (train, test))
@@ -162,16 +137,31 @@ def read_blocks(tower: WanTower, blocks: list[int], train: ProbeSet, test: Probe
     } for i, block in enumerate(blocks)]
 
 
-def collect(source: Source, ids: Sequence[str]) -> ProbeSet:
+def _snr(config: ProbeConfig, tap: Tap, test: ProbeSet, device: torch.device) -> dict[str, float]:
+    """noise_snr of the tap, from two noise seeds."""
+    draws = []
+    for seed in (tap.seed, tap.seed + 1):
+        tower = _open_tower(config, replace(tap, seeds=1, seed=seed), device)
+        draws.append(_extract_one(test, tower.features, device, tap.frames == "video"))
+    return noise_snr(torch.stack(draws).movedim(3, -1).flatten(1, -2).float())  # [2,N*K*196,D]
+
+
+def _extract_one(data: ProbeSet, features: Callable[[Tensor], Tensor], device: torch.device,
+                 whole_clip: bool = False) -> Tensor:
+    """`extract` of a tower with a single feature map, [N,K,D,14,14]."""
+    return extract(data, lambda frames: features(frames)[None], device, whole_clip)[0]
+
+
+def _read_clips(source: Source, ids: Sequence[str]) -> ProbeSet:
     clips = [source.clip(i) for i in ids]
     return probe_set(clips, list(range(0, len(clips[0].frames), 4)))
 
 
-def open_tower(config: ProbeConfig, tap: Tap, device: torch.device,
-               random_weights: bool = False) -> WanTower:
+def _open_tower(config: ProbeConfig, tap: Tap, device: torch.device,
+                random_weights: bool = False) -> WanTower:
     where = {} if config.generator is None else {"folder": config.generator}
     return load_wan(tap=tap, random_weights=random_weights, **where).to(device)
 
 
-def _count(config: ProbeConfig) -> int:
+def _block_count(config: ProbeConfig) -> int:
     return block_count(generator_folder(str(config.generator or "wan-nano")))

@@ -1,5 +1,7 @@
-"""Resumable training state without pickle: modules, one optimiser and the step, in one safetensors
-file."""
+"""What training loops share: the learning-rate schedule, the optimiser step, and checkpoints.
+
+A checkpoint is one safetensors file (no pickle) with modules, one optimiser and the step.
+"""
 from collections.abc import Iterable
 from math import cos, pi
 from pathlib import Path
@@ -13,55 +15,9 @@ from torch.optim import Optimizer
 from records.files import atomic_write
 
 
-def save_checkpoint(path: Path, step: int, modules: dict[str, nn.Module], optimizer: Optimizer,
-                    key: str) -> None:
-    """Writes beside `path` and renames. `key` names the configuration: another one will not resume
-    from this file."""
-    tensors = {
-        f"{name}/{k}": v
-        for name, module in modules.items()
-        for k, v in module.state_dict().items()
-    }
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
-    with atomic_write(path) as scratch:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, scratch,
-                  metadata={"step": str(step), "key": key})
-
-
-def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: Optimizer,
-                    key: str) -> int:
-    """Restores in place and returns the step to go on from; 0 if there is no file or it is another
-    configuration's."""
-    if not path.is_file():
-        return 0
-    try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            if about.get("key") != key:
-                return 0
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path}: not a whole checkpoint ({error}); delete it to start again") from error
-    for name, module in modules.items():
-        prefix = f"{name}/"
-        module.load_state_dict(
-            {k.removeprefix(prefix): v
-             for k, v in tensors.items() if k.startswith(prefix)})
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer/"):
-            _, index, field = name.split("/")
-            state.setdefault(int(index), {})[field] = value
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(about["step"])
-
-
 def set_lr(optimizer: Optimizer, peak: float, step: int, total: int, warm: int) -> None:
-    """Sets every group's rate for `step` (0-based) of `total`; the first `warm` steps rise linearly
-    to `peak`."""
+    """Sets the rate of every group for `step` (0-based) of `total`: a linear rise to `peak` over
+    `warm` steps, then a cosine to 1 %."""
     if step < warm:
         share = (step + 1) / warm
     else:
@@ -71,8 +27,57 @@ def set_lr(optimizer: Optimizer, peak: float, step: int, total: int, warm: int) 
 
 
 def clipped_step(loss: Tensor, optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """One optimiser step, with the gradient of `parameters` clipped to norm 1."""
+    """Backward and one optimiser step, with the gradient of `parameters` clipped to norm 1."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    clip_and_step(optimizer, parameters)
+
+
+def clip_and_step(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """One optimiser step by the present gradients, clipped to norm 1."""
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
+
+
+def save_checkpoint(path: Path, step: int, modules: dict[str, nn.Module], optimizer: Optimizer,
+                    key: str) -> None:
+    """Writes atomically. `key` identifies the configuration: only the same one resumes from it."""
+    tensors: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        tensors |= {f"{name}/{k}": v for k, v in module.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
+    with atomic_write(path) as scratch:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, scratch,
+                  metadata={"step": str(step), "key": key})
+
+
+def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: Optimizer,
+                    key: str) -> int:
+    """Restores in place and returns the step to resume at; 0 without a file of this `key`.
+
+    Raises ValueError for a damaged file.
+    """
+    if not path.is_file():
+        return 0
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("key") != key:
+                return 0
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path}: incomplete checkpoint ({error}); delete it to start again") from error
+    for name, module in modules.items():
+        prefix = f"{name}/"
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items()
+                                if k.startswith(prefix)})
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer/"):
+            _, index, field = name.split("/")
+            state.setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(metadata["step"])

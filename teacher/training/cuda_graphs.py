@@ -1,5 +1,7 @@
-"""A training step's forward and backward as one CUDA graph: small models are bound by kernel
-launches, not by work."""
+"""Forward and backward of a training step as one CUDA graph.
+
+Small models are bound by kernel launches, which a graph needs only one of.
+"""
 from collections.abc import Sequence
 
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 
 
 class GraphPerShape:
-    """A GraphedLoss for each set of input shapes, made when they first come."""
+    """A GraphedLoss for each set of input shapes, captured at their first use."""
 
     def __init__(self, loss: nn.Module):
         self.loss = loss
@@ -21,27 +23,28 @@ class GraphPerShape:
 
 
 class GraphedLoss:
-    """Calls like `loss(*inputs)` followed by backward, for inputs of one set of shapes; gradients
-    land in `.grad`.
+    """`loss(*inputs)` followed by backward, for inputs of one set of shapes; gradients are in
+    `.grad`.
 
-    Everything in the module must be capturable: no host reads, fixed shapes. Returned tensors are
-    overwritten by the next call.
+    The module must be capturable: no host reads, fixed shapes. The next call overwrites the
+    returned tensors.
     """
 
     def __init__(self, loss: nn.Module, inputs: Sequence[Tensor]):
         self.loss, self.static = loss, [x.clone() for x in inputs]
         self.parameters = [p for p in loss.parameters() if p.requires_grad]
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            # compiles, lets cuDNN choose, fills the allocator: none of it may happen in the capture
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            # compilation, cuDNN's choices and allocations must not happen during the capture
             for _ in range(3):
+                self._drop_gradients()
                 self._forward_backward()
-        torch.cuda.current_stream().wait_stream(aside)
-        self._forget()
+        torch.cuda.current_stream().wait_stream(side)
+        self._drop_gradients()
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.out = self._forward_backward(forget=False)
+            self.out = self._forward_backward()
         self.grads = [p.grad for p in self.parameters]
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -52,15 +55,13 @@ class GraphedLoss:
             p.grad = grad
         return self.out
 
-    def _forward_backward(self, forget: bool = True) -> tuple[Tensor, ...]:
-        if forget:
-            self._forget()
+    def _forward_backward(self) -> tuple[Tensor, ...]:
         with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
             out = self.loss(*self.static)
         out = out if isinstance(out, tuple) else (out,)
         out[0].backward()
         return tuple(o.detach() for o in out)
 
-    def _forget(self) -> None:
+    def _drop_gradients(self) -> None:
         for p in self.parameters:
             p.grad = None

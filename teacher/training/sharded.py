@@ -1,7 +1,6 @@
-"""Training state of a model whose weights are spread over several GPUs (FSDP), gathered to be saved
-and spread again.
+"""Training state of a sharded model (FSDP): gathered for a checkpoint, scattered when it is loaded.
 
-Without sharding every function here hands back what it was given.
+Without sharding every function returns its argument.
 """
 from typing import Any
 
@@ -12,12 +11,12 @@ from torch.optim import Optimizer
 
 
 def gather(value: Tensor) -> Tensor:
-    """All of a tensor, on every process; each must call it."""
+    """The complete tensor on every process; each must call it."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def scatter(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as `like` is spread; as it is, if `like` is not, or is of another shape
+    """A complete tensor sharded as `like`; unchanged if `like` is not sharded, or has another shape
     (Adam's step counter)."""
     if isinstance(like, DTensor) and value.shape == like.shape:
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
@@ -25,32 +24,30 @@ def scatter(value: Tensor, like: Tensor) -> Tensor:
 
 
 class GatheredOptimizer:
-    """An optimiser's state_dict and load_state_dict in whole tensors, as teacher.checkpoint takes
-    them."""
+    """state_dict and load_state_dict of an optimiser in complete tensors, for
+    teacher.training.checkpoint."""
 
     def __init__(self, optimizer: Optimizer):
         self.optimizer = optimizer
 
     def state_dict(self) -> dict[str, Any]:
-        about = self.optimizer.state_dict()
-        state = {i: {k: gather(torch.as_tensor(v)) for k, v in one.items()}
-                 for i, one in about["state"].items()}
-        return {"state": state, "param_groups": about["param_groups"]}
+        sharded = self.optimizer.state_dict()
+        state = {}
+        for index, fields in sharded["state"].items():
+            state[index] = {k: gather(torch.as_tensor(v)) for k, v in fields.items()}
+        return {"state": state, "param_groups": sharded["param_groups"]}
 
-    def load_state_dict(self, about: dict[str, Any]) -> None:
-        every = [p for group in self.optimizer.param_groups for p in group["params"]]
-        state = {
-            i: {k: scatter(v, every[i])
-                for k, v in one.items()}
-            for i, one in about["state"].items()
-        }
-        self.optimizer.load_state_dict(
-            {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+    def load_state_dict(self, gathered: dict[str, Any]) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state = {}
+        for index, fields in gathered["state"].items():
+            state[index] = {k: scatter(v, parameters[index]) for k, v in fields.items()}
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 class StateDictHolder:
-    """A state already gathered, in the shape that teacher.checkpoint saves; or one just read, to be
-    used later."""
+    """A state dict in the place of a module or optimiser, for teacher.training.checkpoint."""
 
     def __init__(self, state: dict[str, Any] | None = None):
         self.state = state or {}

@@ -26,10 +26,9 @@ from records.results import Results, load, save
 from scenes.clip import Clip, save_clip
 from scenes.questions.question import TASKS
 from teacher.data.feature_store import FeatureStore
+from teacher.language.config import FinetuneConfig, LanguageTeacherConfig
 from teacher.language.encode import RoomQuestions
-from teacher.language.finetune import FinetuneConfig
 from teacher.language.train import (
-    LanguageTeacherConfig,
     evaluate,
     load_language_teacher,
     question_dataset,

@@ -11,8 +11,8 @@ from scenes.clip import ClipFolder, load_clip
 from scenes.questions.question import Question
 from scenes.questions.stored import QUESTIONS_FILE, by_clip, load_questions, save_questions
 from scenes.sources.importing import import_scannet, write_import
-from teacher.language.finetune import FinetuneConfig
-from teacher.language.train import LanguageTeacherConfig, train_language_teacher
+from teacher.language.config import FinetuneConfig, LanguageTeacherConfig
+from teacher.language.train import train_language_teacher
 from tests.language_fakes import save_tiny_lm
 from tests.scenes.published import (
     SCENE,

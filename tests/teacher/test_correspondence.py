@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from teacher.probing.correspondence import correspondence, noise_snr, prototypes, token_points
-from teacher.probing.overall_score import overall_score, published_overall_score
+from teacher.probing.correspondence import centre_points, correspondence, noise_snr, prototypes
+from teacher.probing.tap_search import overall_score, published_overall_score
 from tests.fakes import FakeRooms
 
 
@@ -20,7 +20,7 @@ def place_code(points, seed=0, waves=64, scale=4.0):
 @pytest.fixture(scope="module")
 def views():
     rooms = FakeRooms(test=4, frames=9)
-    return torch.stack([token_points(rooms.clip(i), [0, 4, 8])
+    return torch.stack([centre_points(rooms.clip(i), [0, 4, 8])
                         for i in rooms.ids("test")])  # [4,3,196,3]
 
 
@@ -30,14 +30,14 @@ def as_grid(tokens):
 
 def test_token_points_lie_on_the_wall_in_world_coordinates():
     clip = FakeRooms(frames=9).clip("test/000")
-    points = token_points(clip, [0, 8])
+    points = centre_points(clip, [0, 8])
     wall = (clip.instances[[0, 8]][:, 8::16, 8::16].reshape(2, -1) == 1)
     x, z = points[..., 0][wall], points[..., 2][wall]
     slope = ((z - z.mean()) * (x - x.mean())).sum() / ((x - x.mean()) ** 2).sum()
     # one plane, from both cameras
     assert (z - z.mean() - slope * (x - x.mean())).abs().max() < 1e-3
     clip.depth[0] = 0
-    assert token_points(clip, [0]).isnan().all()
+    assert centre_points(clip, [0]).isnan().all()
 
 
 def test_a_view_s_tokens_in_a_voxel_are_one_unit_prototype():
@@ -109,7 +109,7 @@ GROUPS = {"discriminative": ("DINOv3", "V-JEPA", "VGGT"),
           "generative": ("SVD", "SD2.1", "Vmem", "SEVA", "VAE", "VACE", "T2V")}
 
 
-def test_nos_in_two_groups_is_the_published_number():
+def test_overall_score_in_two_groups_is_the_published_number():
     found = published_overall_score(TABLE_4, "base", GROUPS)
     published = {
         "discriminative": {"base": 13.58, "DINOv3": 61.63, "V-JEPA": 77.54, "VGGT": 88.24},
@@ -122,7 +122,7 @@ def test_nos_in_two_groups_is_the_published_number():
         assert found[group] == pytest.approx(rows, abs=0.006)
 
 
-def test_nos_pooled_compares_the_groups():
+def test_pooled_overall_score_compares_the_groups():
     found = overall_score(TABLE_4)
     by_hand = {
         "base": 13.6, "DINOv3": 51.8, "V-JEPA": 61.8, "VGGT": 71.5, "SVD": 55.6, "SD2.1": 71.9,

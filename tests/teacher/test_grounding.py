@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from teacher.language.grounding import GroundHead, box_tokens, ground_loss, masked
+from teacher.language.grounding import GroundHead, box_tokens, ground_loss, mask_padding
 
 
 def test_logits_are_cosines_over_the_temperature():
@@ -11,11 +11,11 @@ def test_logits_are_cosines_over_the_temperature():
     asked, things = torch.randn(2, 3, 6), torch.randn(2, 3, 4, 6)
     logits = head(asked, things)
     assert logits.shape == (2, 3, 5) and logits.abs().max() <= 1 / 0.07 + 1e-4
-    one = torch.cosine_similarity(head.ask(asked[1, 2]), head.thing(things[1, 2, 3]), dim=0) / 0.07
+    one = torch.cosine_similarity(head.query_proj(asked[1, 2]), head.object_proj(things[1, 2, 3]), dim=0) / 0.07
     torch.testing.assert_close(logits[1, 2, 3], one)
     torch.testing.assert_close(
         logits[0, 0, 4],
-        torch.cosine_similarity(head.ask(asked[0, 0]), head.none, dim=0) / 0.07)
+        torch.cosine_similarity(head.query_proj(asked[0, 0]), head.none, dim=0) / 0.07)
 
 
 def test_the_loss_is_infonce_by_hand():
@@ -30,7 +30,7 @@ def test_the_loss_is_infonce_by_hand():
 
 
 def test_padding_is_never_chosen():
-    logits = masked(torch.tensor([9.0, 1.0, 0.0]), torch.tensor([False, True]))
+    logits = mask_padding(torch.tensor([9.0, 1.0, 0.0]), torch.tensor([False, True]))
     assert logits.argmax() == 1 and logits[0] == -torch.inf
 
 

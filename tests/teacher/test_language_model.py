@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from teacher.fusion import FUSIONS
-from teacher.language.encode import PromptEncoder, balance_rooms, collate, encode_room
+from teacher.language.encode import PromptEncoder, balance_rooms, collate
 from teacher.language.lm import load_lm, tune
 from teacher.language.model import (
     COORD,
@@ -53,8 +53,8 @@ def sight(rooms, frames: int = 2) -> VisualInputs:
 ROOMS = [sample_room("train/00000_0"), sample_room("train/00001_0")]
 
 
-def every_question(writer) -> QuestionBatch:
-    return collate([encode_room(writer, room) for room in ROOMS], writer.end)
+def every_question(encoder) -> QuestionBatch:
+    return collate([encoder.encode_room(room) for room in ROOMS], encoder.end)
 
 
 def test_many_questions_at_once_are_the_same_as_one_by_one(parts):
@@ -79,7 +79,7 @@ def test_it_is_the_plain_language_model_over_the_same_embeddings(parts):
     view = VisualInputs(*(x[:1] for x in vars(sight(ROOMS)).values()))
     with torch.no_grad():
         fused, _ = model.fusion(*model.standardise(view))
-        visual = model._visual(view, fused.unflatten(0, (1, 2)))
+        visual = model.visual_tokens(view, fused.unflatten(0, (1, 2)))
         words = parts[0].get_input_embeddings()
         n = int(one.length)
         text = words(one.ids[0, 0, :n])[None]
@@ -101,7 +101,7 @@ def test_rows_end_with_the_newline_token(parts):
     model = teacher(parts)
     view = sight(ROOMS)
     fused, _ = model.fusion(*model.standardise(view))
-    tokens = model._visual(view, fused.unflatten(0, (2, 2)))
+    tokens = model.visual_tokens(view, fused.unflatten(0, (2, 2)))
     assert tokens.shape == (2, 2 * 2 * 3, 24)  # frames x rows x (tokens + newline)
     torch.testing.assert_close(tokens[:, 2::3], model.newline.expand(2, 4, -1))
     assert not torch.allclose(tokens[0, 1], model.newline)
@@ -132,7 +132,7 @@ def test_a_box_is_known_by_its_own_tokens(parts):
     view = sight(ROOMS)
     other = view.semantic.clone()
     other[0, 0, :, :7, :7] += 3  # the first box's quarter of the first frame
-    things = [model._object_embeddings(v, model.known(model.standardise(v)[0]).unflatten(0, (2, 2)))
+    things = [model._object_embeddings(v, model.object_projection(model.standardise(v)[0]).unflatten(0, (2, 2)))
               for v in (view, replace(view, semantic=other))]
     differs = (things[0] - things[1]).abs().amax(-1) > 1e-6          # [C,M]
     assert differs.tolist() == [[True, False, False, False], [False] * 4]
@@ -143,14 +143,14 @@ def test_a_box_may_be_known_by_what_the_language_model_makes_of_its_tokens(parts
     """Of its own tokens and of those before them, which the model has heard by then."""
     model, asked = teacher(parts, objects="heard"), every_question(parts[1])
     view = sight(ROOMS)
-    seen = model(view, asked).visual
+    seen = model(view, asked).visual_hidden
     far = torch.zeros_like(seen)
     far[0, 0] = 5.0  # the first token, of the first box's quarter
-    moved = (model._heard(seen + far, view) - model._heard(seen, view)).abs().amax(-1) > 1e-6
+    moved = (model._object_states(seen + far, view) - model._object_states(seen, view)).abs().amax(-1) > 1e-6
     assert moved.tolist() == [[True, False, False, False], [False] * 4]
     with torch.no_grad():
-        model.heard.weight.zero_()
-        model.heard.bias.zero_()
+        model.state_projection.weight.zero_()
+        model.state_projection.bias.zero_()
     plain = teacher(parts)
     plain.load_state_dict(model.state_dict(), strict=False)
     torch.testing.assert_close(model(view, asked).ground, plain(view, asked).ground)
@@ -161,7 +161,7 @@ def test_coord_carries_its_box(parts):
     spot = asked.ids == parts[1].encode(COORD)[0]
     assert spot.sum() == 2 and (asked.coord >= 0).sum() == 2
     things = torch.randn(2, 4, 24)
-    words = model.embed(asked, things)
+    words = model.embed_questions(asked, things)
     c, q, l = (int(x[0]) for x in spot.nonzero(as_tuple=True))
     torch.testing.assert_close(words[c, q, l], model.specials[1] + things[c, asked.coord[c, q]])
 
@@ -177,29 +177,29 @@ def test_text_only_sees_nothing(parts):
 
 
 def test_answers_are_wanted_where_they_are_written(parts):
-    writer = parts[1]
-    asked = every_question(writer)
+    encoder = parts[1]
+    asked = every_question(encoder)
     for c, room in enumerate(ROOMS):
         for q, question in enumerate(room.questions):
             wanted = asked.labels[c, q]
             ids = wanted[wanted != IGNORED].tolist()
             if question.answer is None:
                 assert not ids and asked.ids[c, q,
-                                             asked.length[c, q] - 1] == writer.encode(GROUND)[0]
+                                             asked.length[c, q] - 1] == encoder.encode(GROUND)[0]
                 continue
-            assert writer.read(ids) == question.answer and ids[-1] == writer.end
+            assert encoder.decode(ids) == question.answer and ids[-1] == encoder.end
             # each token is predicted from the one before it
-            assert asked.ids[c, q, asked.start[c, q] + 1] == ids[0]
-    free = collate([encode_room(writer, room) for room in ROOMS], writer.end, room_for=5)
+            assert asked.ids[c, q, asked.answer_start[c, q] + 1] == ids[0]
+    free = collate([encoder.encode_room(room) for room in ROOMS], encoder.end, max_new_tokens=5)
     assert (free.labels == IGNORED).all() and int((free.ids.shape[2] - free.length).min()) >= 5
 
 
 def test_specials_need_no_place_in_the_tokenizer(parts):
-    writer = parts[1]
+    encoder = parts[1]
     words = parts[0].get_input_embeddings().weight.shape[0]
-    assert writer.encode(f"at {COORD} {GROUND}")[-1] == words and words + 1 in writer.encode(
+    assert encoder.encode(f"at {COORD} {GROUND}")[-1] == words and words + 1 in encoder.encode(
         f"at {COORD}")
-    assert writer.encode("<groun>") != [words]
+    assert encoder.encode("<groun>") != [words]
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
@@ -238,7 +238,7 @@ def test_llava_video_gives_its_language_model(tmp_path):
 def test_first_layers_alone_are_a_smaller_model(folder):
     lm, _ = load_lm(str(folder), layers=1)
     assert len(lm.get_decoder().layers) == 1
-    with pytest.raises(ValueError, match="asked for 3 layers, expected 1 to 2"):
+    with pytest.raises(ValueError, match="got 3 layers, expected 1 to 2"):
         load_lm(str(folder), layers=3)
 
 

@@ -12,13 +12,12 @@ from PIL import Image
 import teacher.language.train
 from scenes.clip import SPLITS, save_clip
 from teacher.data.feature_store import FeatureStore
-from teacher.language.finetune import CHECKPOINT, FinetuneConfig
+from teacher.language.config import FinetuneConfig, LanguageTeacherConfig, recipe
+from teacher.language.finetune import CHECKPOINT
 from teacher.language.train import (
-    LanguageTeacherConfig,
     evaluate,
     load_language_teacher,
     question_dataset,
-    recipe,
     train_language_teacher,
 )
 from tests.fakes import FakeRooms
@@ -60,7 +59,7 @@ def test_a_course_writes_all_it_promises_and_its_teacher_answers_again(config):
     assert [row["step"] for row in rows] == [2, 4]
     assert {"loss_ground", "loss_vsi_number", "loss_caption"} <= set(rows[0])
     assert {"ground", "vsi", "vsi_numeric", "caption"} <= set(scores) and scores["ground"]["n"] == 2
-    model, writer, tuning = load_language_teacher(out / "teacher.safetensors", torch.device("cpu"))
+    model, encoder, tuning = load_language_teacher(out / "teacher.safetensors", torch.device("cpu"))
     stores = tuple(
         FeatureStore(
             out / "features", {
@@ -69,7 +68,7 @@ def test_a_course_writes_all_it_promises_and_its_teacher_answers_again(config):
                 if k not in ("format", "grid", "dtype", "source")
             }, "fake") for path in sorted((out / "features").glob("*/manifest.json")))
     assert len(stores) == 2
-    dataset = question_dataset([sample_room(i) for i in ("test/000", "test/001")], stores, writer,
+    dataset = question_dataset([sample_room(i) for i in ("test/000", "test/001")], stores, encoder,
                          torch.device("cpu"))
     assert evaluate(model, dataset, tuning) == scores
 
@@ -119,7 +118,7 @@ def test_what_cannot_be_trained_is_named(config, clips, tmp_path):
         replace(config, metric=-1.0)
     with pytest.raises(ValueError, match="got draws=0, expected at least 1"):
         replace(config, draws=0)
-    with pytest.raises(ValueError, match="no recipe 'big'; there are: embedded, paper"):
+    with pytest.raises(ValueError, match="no recipe 'big'; expected one of: embedded, paper"):
         recipe("big")
     bare = shutil.copytree(clips, tmp_path / "bare")
     (bare / "scenes.json").unlink()
@@ -130,7 +129,7 @@ def test_what_cannot_be_trained_is_named(config, clips, tmp_path):
     with pytest.raises(ValueError, match="no such teacher"):
         load_language_teacher(tmp_path / "none.safetensors", torch.device("cpu"))
     (tmp_path / "half.safetensors").write_bytes(b"\x08")
-    with pytest.raises(ValueError, match="not a whole teacher"):
+    with pytest.raises(ValueError, match="incomplete teacher"):
         load_language_teacher(tmp_path / "half.safetensors", torch.device("cpu"))
 
 

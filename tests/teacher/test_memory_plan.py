@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from teacher.language.memory_plan import PAPER, QWEN2_7B, _counting, dummy_batch, plan, processes
+from teacher.language.memory_plan import PAPER, QWEN2_7B, dummy_batch, plan, processes, saved_bytes
 from teacher.language.model import LanguageShape, LanguageTeacher
 
 SMALL = {"vocab_size": 64, "hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 3,
@@ -26,12 +26,10 @@ def test_the_7b_has_the_weights_it_is_known_for():
 
 
 def test_counted_activations_are_what_a_real_step_keeps():
-    made = plan(frames=2, words=16, shape=SHAPE, lm=SMALL, again=False, world=1)
+    made = plan(frames=2, words=16, shape=SHAPE, lm=SMALL, recompute=False, world=1)
     torch.manual_seed(0)
     model = LanguageTeacher(_lm(SMALL), SHAPE, [0] * 24).to(torch.bfloat16).train()
-    with _counting() as sizes:
-        model(*dummy_batch(model, 2, 16, 1, "cpu"))
-    real = sum(sizes.values())
+    real = saved_bytes(lambda: model(*dummy_batch(model, 2, 16, 1, "cpu")))
     assert abs(made.activations - real) < 0.1 * real, (made.activations, real)
 
 
@@ -44,7 +42,7 @@ def test_what_is_shared_shrinks_and_what_is_not_stays():
 
 def test_adapters_and_recomputing_save_what_they_should():
     full, lora, kept = plan(frames=4, world=1), plan("lora", frames=4,
-                                                     world=1), plan(frames=4, world=1, again=False)
+                                                     world=1), plan(frames=4, world=1, recompute=False)
     assert lora.trained < 0.03 * full.trained and lora.moments < 0.03 * full.moments
     assert kept.activations > 5 * full.activations and kept.layer == 0 < full.layer
     assert full.total == pytest.approx(sum(getattr(full, n) for n in (

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import torch
 
-from teacher.language.position import sine_position, token_points, video_position, world_points
+from teacher.language.position import mean_token_points, sine_position, video_position, world_points
 
 
 def camera(t: int) -> tuple[np.ndarray, np.ndarray]:
@@ -30,14 +30,14 @@ def test_a_token_is_the_mean_of_its_known_points():
     points = np.random.default_rng(0).normal(size=(2, 6, 9, 3)).astype(np.float32)
     points[0, :2, :3] = np.nan                    # the whole first cell
     points[0, 2, 3] = np.nan                      # one pixel of another
-    cells = token_points(points, 3)
+    cells = mean_token_points(points, 3)
     np.testing.assert_allclose(cells[1, 2, 1], points[1, 4:6, 3:6].mean((0, 1)), atol=1e-6)
     np.testing.assert_allclose(cells[0, 1, 1], np.nanmean(points[0, 2:4, 3:6], (0, 1)), atol=1e-6)
     np.testing.assert_allclose(cells[0, 0, 0], np.nanmean(points[0], (0, 1)), atol=1e-6)
 
 
 def test_a_frame_without_depth_is_at_the_origin_not_nan():
-    assert (token_points(np.full((1, 6, 6, 3), np.nan, np.float32), 3) == 0).all()
+    assert (mean_token_points(np.full((1, 6, 6, 3), np.nan, np.float32), 3) == 0).all()
 
 
 def test_sines_match_a_plain_loop():

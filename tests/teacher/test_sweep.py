@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from teacher.probing.sweep import ProbeConfig, heat_map, probe_grid
+from teacher.config import ProbeConfig
+from teacher.probing.sweep import heat_map, probe_grid
 from teacher.towers.generators import load_tower
 from tests.fakes import FakeRooms
 from tests.teacher.test_image_encoders import save_encoder

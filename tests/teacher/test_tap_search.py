@@ -10,10 +10,10 @@ import yaml
 
 from distill.config import TeacherConfig, load_config
 from teacher.cli import VERBS
+from teacher.config import SEARCH_COLUMNS, SearchConfig
 from teacher.probing import probes, tap_search
 from teacher.probing.correspondence import noise_snr
 from teacher.probing.tap_search import (
-    SearchConfig,
     chosen_tap,
     noise_sums,
     rank,
@@ -87,7 +87,7 @@ def test_what_decides_is_a_choice_and_unknown_columns_are_refused():
     taps["image", 200, 4]["noise"] = taps["image", 200, 4]["noise"] / 10
     assert rank(taps, SearchConfig()).best.k == 100 and rank(
         taps, SearchConfig(by=("snr", ))).best.k == 200
-    assert set(tap_search.COLUMNS) < set(rank(taps, SearchConfig()).rows[0])
+    assert set(SEARCH_COLUMNS) < set(rank(taps, SearchConfig()).rows[0])
     linear = {tap: {k: v for k, v in found.items() if k not in ("mlp_error", "near", "normal_cos")}
               for tap, found in taps.items()}
     found = rank(linear, SearchConfig(mlp=False))
@@ -95,9 +95,9 @@ def test_what_decides_is_a_choice_and_unknown_columns_are_refused():
         "first_share"] == 1
     with pytest.raises(
             ValueError,
-            match="no column normal_cos; there are: depth_r2_ridge, xyz_r2_ridge, corr_std"):
+            match="no column normal_cos; expected some of: depth_r2_ridge, xyz_r2_ridge, corr_std"):
         SearchConfig(mlp=False, by=("normal_cos",))
-    for bad, said in (({"by": ("depht", )}, "no column depht; there are: depth_r2_ridge"),
+    for bad, said in (({"by": ("depht", )}, "no column depht; expected some of: depth_r2_ridge"),
                       ({"clips": 1}, "at least 2"), ({"modes": ()}, "one mode"), ({"levels":
                           ()}, "one level"), ({"levels": (1001, )}, "level 1001")):
         with pytest.raises(ValueError, match=said):

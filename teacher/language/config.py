@@ -1,0 +1,103 @@
+"""Configuration of `vega3d teacher train`. Imports no torch: `--help` reads this module."""
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from scenes.questions.question import IMPORTED_TASKS, TASKS
+from teacher.towers.tap import Tap
+
+Features = Literal["generator", "none", "zeros", "noise", "rgb", "vae_latents"]
+# what represents a candidate box: tokens of the fused or the semantic stream (the paper), or the
+# fused tokens and the language model's hidden states of them
+Objects = Literal["fused", "semantic", "heard"]
+PositionMode = Literal["depth_pose", "pose_free"]
+Query = Literal["words", "ground"]  # the question's mean hidden state, or that of <ground>
+Tune = Literal["frozen", "lora", "full"]
+RANK = 16
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    lm: str = "smollm2-135m"    # a name, hub id or folder
+    layers: int | None = None   # the first layers of the language model; None: all
+    tune: Tune = "full"
+    lora_rank: int = RANK
+    steps: int = 1500
+    clips: int = 8              # per batch
+    questions: int = 8          # per clip: they share its visual tokens
+    accumulate: int = 1         # batches per step
+    lr: float = 2e-4            # of the language model
+    lr_new: float = 1e-3        # of newly initialised weights
+    warm: float = 0.03          # share of the steps
+    weight_decay: float = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU
+    recompute: bool = False     # activation checkpointing of every layer
+    graphed: bool = True        # on one GPU in bf16: a step is one CUDA graph
+    compiled: bool = False      # with graphed: compiles the language model's layers, a minute once
+    save_every: int = 200       # steps
+    validate_every: int = 100   # steps
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "clips", "questions", "accumulate", "lora_rank", "save_every",
+                     "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"tuning: got {name}={getattr(self, name)}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class LanguageTeacherConfig:
+    out: Path = Path("runs/teacher")
+    clips: Path | None = None  # of `vega3d scenes render`; None: rooms are rendered into OUT/clips
+    rooms: int = 200  # to render: 80 % training, 10 % validation, 10 % test
+    frames: int = 5                     # per rendered clip
+    # or siglip-so400m, siglip2-so400m, a hub id or folder of a SigLIP
+    semantic: str = "efficientnet-lite0"
+    # the second stream, or a control in its place; none: semantic only
+    features: Features = "generator"
+    generator: str = "wan-nano"
+    tap: Tap = field(default_factory=Tap)
+    fusion: str = "token_gate"          # one of teacher.fusion.FUSIONS
+    position: PositionMode = "depth_pose"
+    grid: int = 7                       # visual tokens along a frame's side
+    objects: Objects = "fused"          # tokens that represent a candidate box
+    query: Query = "words"  # grounding query: mean hidden state of the question, or of <ground>
+    draws: int = 1  # training question draws per clip, of distances and single boxes
+    metric: float = 0.0                 # loss weight of the distances between visual tokens
+    # warm start: OUT of a teacher trained with --features none; None: from scratch
+    start: Path | None = None
+    tasks: tuple[str, ...] = TASKS
+    tuning: FinetuneConfig = field(default_factory=FinetuneConfig)
+    exam: bool = True                   # evaluate on the test rooms after training
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.tasks) - set(IMPORTED_TASKS)):
+            raise ValueError(f"teacher: no task {unknown[0]!r}; expected one of: "
+                             f"{', '.join(TASKS)}")
+        if self.draws < 1:
+            raise ValueError(f"teacher: got draws={self.draws}, expected at least 1")
+        if self.metric < 0:
+            raise ValueError(f"teacher: got metric={self.metric}, expected a weight of at least 0")
+        if self.rooms < 10 and self.clips is None:
+            raise ValueError(f"teacher: got rooms={self.rooms}, expected at least 10")
+
+
+RECIPES = {
+    # docs/language.md is measured with it
+    "embedded": LanguageTeacherConfig(
+        draws=3, metric=1.0, tuning=FinetuneConfig(layers=6, steps=2000, clips=16, lr=5e-4)),
+    # arXiv 2603.19235: 128 questions a step over 8 GPUs (bench/recipes/paper_fsdp.yaml; memory:
+    # vega3d teacher plan)
+    "paper": LanguageTeacherConfig(
+        semantic="siglip-so400m", generator="wan2.1-t2v-1.3b", frames=32, grid=14,
+        tap=Tap(block=20, k=300, seeds=1), objects="semantic", query="ground",
+        tuning=FinetuneConfig(lm="llava-video-7b", steps=1500, clips=1, questions=1,
+                              accumulate=16, lr=1e-5, lr_new=1e-5, recompute=True)),
+}
+
+
+def recipe(name: str) -> LanguageTeacherConfig:
+    """One of RECIPES. Raises ValueError that lists them."""
+    if name not in RECIPES:
+        raise ValueError(f"teacher: no recipe {name!r}; expected one of: {', '.join(RECIPES)}")
+    return RECIPES[name]
