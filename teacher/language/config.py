@@ -20,23 +20,23 @@ RANK = 16
 class FinetuneConfig:
     lm: str = "smollm2-135m"    # a name, hub id or folder
     layers: int | None = None   # the first layers of the language model; None: all
-    tune: Tune = "full"
-    lora_rank: int = RANK
-    steps: int = 1500
+    tune: Tune = "full"         # what of the language model is trained
+    lora_rank: int = RANK       # with tune lora
+    steps: int = 1500           # optimiser steps
     clips: int = 8              # per batch
     questions: int = 8          # per clip: they share its visual tokens
     accumulate: int = 1         # batches per step
     lr: float = 2e-4            # of the language model
     lr_new: float = 1e-3        # of newly initialised weights
     warm: float = 0.03          # share of the steps
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0   # of AdamW
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU
     recompute: bool = False     # activation checkpointing of every layer
     graphed: bool = True        # on one GPU in bf16: a step is one CUDA graph
     compiled: bool = False      # with graphed: compiles the language model's layers, a minute once
     save_every: int = 200       # steps
     validate_every: int = 100   # steps
-    seed: int = 0
+    seed: int = 0               # of new weights and batches
 
     def __post_init__(self) -> None:
         for name in ("steps", "clips", "questions", "accumulate", "lora_rank", "save_every",
@@ -55,10 +55,10 @@ class LanguageTeacherConfig:
     semantic: str = "efficientnet-lite0"
     # the second stream, or a control in its place; none: semantic only
     features: Features = "generator"
-    generator: str = "wan-nano"
+    generator: str = "wan-nano"         # a name, a hub id or a diffusers folder
     tap: Tap = field(default_factory=Tap)
     fusion: str = "token_gate"          # one of teacher.fusion.FUSIONS
-    position: PositionMode = "depth_pose"
+    position: PositionMode = "depth_pose"  # of tokens: in the world, or in the video
     grid: int = 7                       # visual tokens along a frame's side
     objects: Objects = "fused"          # tokens that represent a candidate box
     query: Query = "words"  # grounding query: mean hidden state of the question, or of <ground>
@@ -66,7 +66,7 @@ class LanguageTeacherConfig:
     metric: float = 0.0                 # loss weight of the distances between visual tokens
     # warm start: OUT of a teacher trained with --features none; None: from scratch
     start: Path | None = None
-    tasks: tuple[str, ...] = TASKS
+    tasks: tuple[str, ...] = TASKS      # question tasks
     tuning: FinetuneConfig = field(default_factory=FinetuneConfig)
     exam: bool = True                   # evaluate on the test rooms after training
 

@@ -169,7 +169,8 @@ def _with_position(x: Tensor) -> Tensor:
 def _targets(data: ProbeSet, device: torch.device) -> tuple[Tensor, Tensor]:
     """Log depth, normal and position of every token [N*K*196,7], and whether depth is known."""
     depth = data.depth.to(device).flatten()                                           # [N*K*196]
-    rest = [v.to(device).permute(0, 1, 3, 4, 2).flatten(0, 3) for v in (data.normals, data.positions)]
+    rest = [v.to(device).permute(0, 1, 3, 4, 2).flatten(0, 3)
+            for v in (data.normals, data.positions)]
     return torch.cat([depth.clamp_min(1e-3).log()[:, None], *rest], 1).float(), depth > 0
 
 
