@@ -31,9 +31,7 @@ def test_help_names_every_subcommand():
         assert command == "infer" or listed.split(", ") == [verb for verb in verbs if verb]
 
 
-@pytest.mark.parametrize("command", [
-    pytest.param(command, marks=[pytest.mark.xfail] if command == "teacher" else [])
-    for command in vega3d.COMMANDS])
+@pytest.mark.parametrize("command", vega3d.COMMANDS)
 def test_help_imports_no_heavy_package(command):
     code = f"""
 import importlib, sys, vega3d
