@@ -11,7 +11,7 @@ from scenes.rooms.layout import FLOOR, KINDS, furnish
 from scenes.rooms.mesh import room_mesh
 from scenes.rooms.placement import overlap, support_surface
 from scenes.rooms.source import MAX_STRUCTURE, MIN_DEPTH, STRUCTURE, RoomSource, render_clips
-from tests.room_checks import same_instance_share, traced, unprojected
+from tests.scenes.room_checks import same_instance_share, traced, unprojected
 
 SIZE = 96
 
