@@ -118,8 +118,8 @@ def compare(before: tyro.conf.Positional[Path], after: tyro.conf.Positional[Path
         changes, alone = changes_of(old, new)
     shown = [change for change in changes if every or change.verdict != "equal"]
     print("\n".join(map(str, [*shown, *alone])), end="\n" if shown or alone else "")
-    worse, better = (sum(change.verdict == verdict for change in changes)
-                     for verdict in ("worse", "better"))
+    outcomes = [change.verdict for change in changes]
+    worse, better = outcomes.count("worse"), outcomes.count("better")
     print(f"{len(changes)} figures: {worse} worse, {better} better, "
           f"{len(changes) - worse - better} equal within noise")
     if not same_machine(old, new):

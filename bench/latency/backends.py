@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.artefacts import Artefact, absent
-from bench.latency.gpu import LAUNCHES, Launch, gpu_cases
+from bench.latency.gpu import gpu_cases
 from bench.latency.memory import Workload
 from bench.latency.timing import BenchCase, Cases, DeviceType
 from export.graph.session import OnnxModel
@@ -22,7 +22,7 @@ from records.files import sha256
 from records.results import Row
 from student.vit import load_student
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def student_cases(artefacts: Sequence[Artefact], frames: Tensor, batches: Sequen
 
 
 def torch_cases(folder: Path, images: Tensor, device: DeviceType, precision: str = "fp32",
-                compiled: bool = False, launches: Sequence[Launch] = LAUNCHES) -> Cases:
+                compiled: bool = False) -> Cases:
     """folder: student.safetensors and student.json. images [B,3,H,W] in [0,1] on the CPU."""
     file, dtype = folder / "student.safetensors", DTYPES[precision]
     student = load_student(folder).to(device, dtype)
@@ -82,7 +82,7 @@ def torch_cases(folder: Path, images: Tensor, device: DeviceType, precision: str
     if compiled:
         model = torch.compile(student, dynamic=False)
     if device == "cuda":
-        return gpu_cases(model, images.to(dtype), info, launches, weights_mb)
+        return gpu_cases(model, images.to(dtype), info, weights_mb)
     return [BenchCase(info, torch.inference_mode()(lambda: model(images.to(dtype))))], []
 
 

@@ -1,5 +1,5 @@
 """A torch model on the GPU as bench cases: launched kernel by kernel or as one CUDA graph."""
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -15,14 +15,14 @@ WARM_CALLS = 3  # before a capture: compilation, choice of kernels, allocations
 
 
 def gpu_cases(model: Callable[[Tensor], Tensor], inputs: Tensor, info: Row,
-              launches: Sequence[Launch] = LAUNCHES, weights_mb: float = 0.0) -> Cases:
+              weights_mb: float = 0.0) -> Cases:
     """One case for each way to launch, or an `absent` row where it fails.
 
     inputs: on the host, in the model's dtype. memory_mb of a row is weights_mb plus the peak of
     torch's allocator during a call; the CUDA context is not in it.
     """
     cases, missing = [], []
-    for launch in launches:
+    for launch in LAUNCHES:
         row = {**info, "device": "cuda", "launch": launch}
         try:
             cases.append(_case(model, inputs, row, launch, weights_mb))

@@ -165,8 +165,10 @@ def _speedup(case: BenchCase, cases: Sequence[BenchCase], name: str, wanted: Row
         same_class = (other.info["precision"] == "fp32") == (info["precision"] == "fp32")
         return other.info["batch"] == info["batch"], same_class
 
-    others = [other for other in cases if other is not case
-              and all(other.info.get(key) == value for key, value in wanted.items())]
+    def matches(other: BenchCase) -> bool:
+        return all(other.info.get(key) == value for key, value in wanted.items())
+
+    others = [other for other in cases if other is not case and matches(other)]
     if not others:
         return {}
     baseline = max(others, key=closeness)

@@ -37,7 +37,9 @@ def soak(case: BenchCase, seconds: float, state: Callable[[], dict[str, Any]],
     tenth = max(1, INTERVALS // 10)
     first = float(np.median(np.concatenate(blocks[:tenth])))
     last = float(np.median(np.concatenate(blocks[-tenth:])))
-    states = {key: [row[key] for row in intervals if row.get(key) is not None] for key in STATES}
+    states: dict[str, list[Any]] = {}
+    for key in STATES:
+        states[key] = [row[key] for row in intervals if row.get(key) is not None]
     total: Row = {
         "kind": "soak", **{key: case.info.get(key) for key in IDENTITY},
         "seconds": time.monotonic() - began, "calls": sum(map(len, blocks)), "first_ms": first,

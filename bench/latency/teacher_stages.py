@@ -9,7 +9,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from bench.latency.gpu import LAUNCHES, Launch, gpu_cases
+from bench.latency.gpu import gpu_cases
 from bench.latency.timing import BenchCase, Cases, DeviceType
 from distill.config import load_config
 from records.results import Row
@@ -58,8 +58,7 @@ def teacher_cases(run: Path, frames: Tensor, device: DeviceType,
     return cases + more, missing + gaps
 
 
-def generator_cases(tower: WanTower, name: str, clips: Tensor, device: DeviceType,
-                    launches: Sequence[Launch] = LAUNCHES) -> Cases:
+def generator_cases(tower: WanTower, name: str, clips: Tensor, device: DeviceType) -> Cases:
     """VAE, transformer and both, for clips [B,T,3,H,W] in [0,1] on the CPU."""
     tower.to(device)
     # all at once: a graph capture must not ask how much memory is free
@@ -80,11 +79,11 @@ def generator_cases(tower: WanTower, name: str, clips: Tensor, device: DeviceTyp
     stages = [Stage("vae_encode", latents, encoder, digest),
               Stage("transformer", transformer, [tower.transformer], digest),
               Stage("generator", tower.features, [*encoder, tower.transformer], digest)]
-    return stage_cases(stages, name, clips, device, launches)
+    return stage_cases(stages, name, clips, device)
 
 
-def stage_cases(stages: Sequence[Stage], artefact: str, clips: Tensor, device: DeviceType,
-                launches: Sequence[Launch] = LAUNCHES) -> Cases:
+def stage_cases(stages: Sequence[Stage], artefact: str, clips: Tensor,
+                device: DeviceType) -> Cases:
     """A stage's precision is that of most of its weights: a bf16 Wan keeps its norms in fp32."""
     cases: list[BenchCase] = []
     missing: list[Row] = []
@@ -99,7 +98,7 @@ def stage_cases(stages: Sequence[Stage], artefact: str, clips: Tensor, device: D
             "size_mb": sum(p.numel() * p.element_size() for p in _parameters(stage.weights)) / 1e6
         }
         if device == "cuda":
-            more, gaps = gpu_cases(stage.call, clips, info, launches, info["size_mb"])
+            more, gaps = gpu_cases(stage.call, clips, info, info["size_mb"])
             cases, missing = cases + more, missing + gaps
         else:
             call = partial(torch.inference_mode()(stage.call), clips)

@@ -65,14 +65,14 @@ def steady_rate(finished: Sequence[float], workers: int, clips_a_room: int) -> f
     Worker w of n renders rooms w, w + n, ...
     """
     times = _by_worker(finished, workers, clips_a_room)
-    start, end = max(min(own) for own in times), min(max(own) for own in times)
+    start, end = max(map(min, times)), min(map(max, times))
     return sum(start < at <= end for at in finished) / (end - start) if end > start else 0.0
 
 
 def workers_rate(finished: Sequence[float], workers: int, clips_a_room: int) -> float:
     """Clips a second of each worker between its first and its last, summed."""
-    return sum((len(own) - 1) / (max(own) - min(own))
-               for own in _by_worker(finished, workers, clips_a_room) if max(own) > min(own))
+    return sum((len(times) - 1) / (max(times) - min(times))
+               for times in _by_worker(finished, workers, clips_a_room) if max(times) > min(times))
 
 
 def _by_worker(finished: Sequence[float], workers: int, clips_a_room: int) -> list[list[float]]:

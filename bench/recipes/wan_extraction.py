@@ -38,7 +38,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @dataclass(frozen=True)
 class Shapes:
-    """Wan2.1-1.3B and the sizes of the table, or the same in small."""
+    """Wan2.1-1.3B and the sizes of the table, or a small version of both."""
     vae: dict[str, Any]
     transformer: dict[str, Any]
     sizes: tuple[tuple[int, int], ...]    # (height, width), px
@@ -209,8 +209,7 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False   # so that fp32 is fp32 on both sides
     shapes, env = TINY if options.tiny else REAL, device_facts()
     with TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        rows = [save_random(folder, shapes)]
+        rows = [save_random(folder := Path(scratch), shapes)]
         released = released_rows(folder, shapes)
         _free()
         tower = load_tower(folder, TAP)

@@ -1,4 +1,4 @@
-"""The clock's own check: it finds a clock that is right, and one that is wrong."""
+"""Clock calibration finds a right clock and a wrong one."""
 import pytest
 
 from bench.latency.clock_calibration import SPIN_MS, check, cpu_calibration

@@ -1,5 +1,4 @@
-"""The core install: its bytes are counted without what a fresh environment holds, its starts are
-whole processes."""
+"""The core install: size without a fresh environment's own packages, starts as processes."""
 import sys
 
 import pytest

@@ -172,7 +172,7 @@ def test_the_generator_weighs_its_encoder_and_its_transformer(rows):
 def test_a_stage_is_named_by_the_precision_of_most_of_its_weights():
     mixed = torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.Linear(64, 64).bfloat16())
     found, _ = stage_cases([Stage("transformer", torch.clone, [mixed], "")], "any",
-                         torch.zeros(1, 1, 3, 2, 2), "cpu", ())
+                         torch.zeros(1, 1, 3, 2, 2), "cpu")
     assert [case.info["precision"] for case in found] == ["bf16"]
 
 
