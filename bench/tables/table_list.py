@@ -23,6 +23,8 @@ from records.results import Row
 
 ENGINES = ("fp16", "int8", "fp32")  # TensorRT engines as the product writes them
 
+README_FEATURES = ("teacher", "semantic_only", "student_int8_cpu")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -158,6 +160,11 @@ TABLES = {
         ("Acc@0.5, %", "task/ground/acc@0.5", 1, 100),
         ("recovery, numeric", "task/vsi_numeric/mra_recovery", 2),
         ("recovery, grounding", "task/ground/acc@0.25_recovery", 2)), derive=_rooms_accuracy),
+    "rooms_accuracy_short": Table("rooms_accuracy", columns(
+        ("features", "features"), ("seeds", "seeds", 0), ("depth δ<1.25", "delta1"),
+        ("normal error, °", "normal_deg", 1), ("mIoU", "miou"),
+        ("recovery of the gain", "recovery", 2)),
+        lambda row: row["features"] in README_FEATURES, _rooms_accuracy),
     "latency_cpu": Table("latency_cpu", columns(
         ("file", "artefact"), ("stage", "stage"), ("runs on", "backend"),
         ("precision", "precision"), ("batch", "batch", 0), ("median, ms", "latency_ms", 1),
@@ -264,7 +271,6 @@ TABLES = {
     "rooms_questions_controls": Table("rooms_questions", CONTROL_COLUMNS, derive=control_rows),
     "rooms_questions_types": Table("rooms_questions", TYPE_COLUMNS, derive=type_rows),
     "rooms_questions_warm": Table("rooms_questions_warm", SCORE_COLUMNS, derive=score_rows),
-    "rooms_questions_warm_types": Table("rooms_questions_warm", TYPE_COLUMNS, derive=type_rows),
     "rooms_questions_pilot": Table("rooms_questions_pilot", SCORE_COLUMNS, derive=score_rows),
     "fusion_ablation": Table("fusion_ablation", FUSION_COLUMNS, derive=fusion_rows),
     "gate_by_class": Table("gate_by_class", GATE_COLUMNS, derive=gate_rows),
