@@ -1,8 +1,7 @@
-"""A run folder as `distill run` writes it, small and quick: toy rooms, a briefly trained student,
-and their exports.
+"""A small run folder as `distill run` writes it: toy rooms, a briefly trained student, its exports.
 
-Quantisation is never judged on random weights (they rank the settings wrongly), hence the training.
-What is cached here is shared by every test of the session: copy before you edit.
+The student is trained, because random weights rank quantisation settings wrongly. What is cached
+here is shared by every test of the session: copy it before you edit it.
 """
 import atexit
 import json
@@ -32,8 +31,7 @@ EXPORTED = Options(recipe=Recipe(frames=32))
 
 @cache
 def trained_run() -> Path:
-    """One run folder a test session: Ti width, 2 blocks, 64 features, 70 steps (15 s). Read it,
-    don't write in it."""
+    """One run folder a session, read-only: Ti width, 2 blocks, 64 features, 70 steps (15 s)."""
     folder = Path(mkdtemp(prefix="vega3d_export_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return make_run(folder / "run", StudentConfig(size="ti", depth=2, out_dim=64), 70)
@@ -61,8 +59,7 @@ def gate() -> Gate:
 
 @cache
 def exported_run() -> Path:
-    """A copy of that run with its INT8, FP16 and opset-17 ONNX files. Copy it before writing in
-    it."""
+    """A copy of that run with its INT8, FP16 and opset-17 ONNX files, read-only."""
     folder = shutil.copytree(trained_run(), trained_run().with_name("exported"))
     exporter = Exporter(load_trained_run(folder), EXPORTED, log=lambda _: None)
     exporter.gate = gate()  # the same student and frames
@@ -91,8 +88,8 @@ def train(student: Student, steps: int, rng: np.random.Generator) -> Student:
     """Regression onto fixed non-linear functions of depth and colour, here and in the mirrored
     patch.
 
-    Block weights start three times as wide as usual: in so few steps they would else hardly matter,
-    and no fault in them would show.
+    Block weights start three times as wide as usual: otherwise they would hardly matter after so
+    few steps, and no fault in them would show.
     """
     with torch.no_grad():
         for name, parameter in student.blocks.named_parameters():
@@ -114,8 +111,7 @@ def train(student: Student, steps: int, rng: np.random.Generator) -> Student:
 
 
 def rooms(n: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """n toy rooms: uint8 [n,3,224,224] and depth [n,14,14] in metres (floor, wall, boxes; far is
-    darker)."""
+    """n toy rooms of floor, wall and boxes: uint8 [n,3,224,224] and depth [n,14,14] in metres."""
     frames, depths = zip(*(_room(rng) for _ in range(n)), strict=True)
     return torch.from_numpy(np.stack(frames)), torch.from_numpy(np.stack(depths))
 
@@ -139,8 +135,7 @@ def _room(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Targets:
-    """Standardised per channel, as a feature store's are: a mean that all tokens share would hide
-    every error."""
+    """Features standardised per channel: a mean shared by all tokens would hide every error."""
 
     def __init__(self, out_dim: int):
         generator = torch.Generator().manual_seed(7)
@@ -148,8 +143,8 @@ class _Targets:
         self.second = torch.randn(64, out_dim, generator=generator) / 8
         frames, depth = rooms(64, np.random.default_rng(3))
         mixed = self._mix(frames.float() / 255, depth)
-        self.mean, self.std = mixed.mean((0, 2, 3), keepdim=True), mixed.std((0, 2, 3),
-                                                                             keepdim=True)
+        self.mean = mixed.mean((0, 2, 3), keepdim=True)
+        self.std = mixed.std((0, 2, 3), keepdim=True)
 
     def __call__(self, frames: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
         return (self._mix(frames, depth) - self.mean) / self.std          # [B,D,14,14]
@@ -158,10 +153,6 @@ class _Targets:
         rgb = F.adaptive_avg_pool2d(frames, GRID) * 4 - 2                 # [B,3,14,14]
         near = torch.log(depth)[:, None] - 1                              # [B,1,14,14]
         row = torch.linspace(-1, 1, GRID).view(1, 1, GRID, 1).expand_as(near)
-        facts = torch.cat(
-            [rgb, near,
-             rgb.flip(3),
-             near.flip(3), row,
-             row.transpose(2, 3),
-             torch.ones_like(near)], 1)
+        facts = torch.cat([rgb, near, rgb.flip(3), near.flip(3), row, row.transpose(2, 3),
+                           torch.ones_like(near)], 1)
         return (torch.tanh(facts.movedim(1, -1) @ self.first / 2) @ self.second).movedim(-1, 1)

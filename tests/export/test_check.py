@@ -1,5 +1,4 @@
-"""The verifier: our exports pass, NNCF's defaults do not, and each planted fault is named by its
-node and its rule."""
+"""The Q/DQ check passes our exports, fails NNCF's defaults, and names each planted fault."""
 from collections.abc import Callable
 from functools import cache
 
@@ -12,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export.graph.check import brief, check_qdq, summary
 from export.graph.dialects import to_jetpack5, to_unsigned, to_weakly_typed
 from export.graph.fp16 import to_half
+from export.graph.index import redirect
 from export.graph.targets import TARGETS
 from export.source import to_input
 from tests.export_run import fp32, int8, run
@@ -21,13 +21,14 @@ FC1 = "blocks.0.fc1/MatMul"
 
 
 @cache
-def typed() -> onnx.ModelProto:
+def strongly_typed() -> onnx.ModelProto:
     return to_half(int8())
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_each_dialect_passes_where_it_is_meant_to_run(target):
-    dialects = {"model.int8.onnx": typed, "model.int8.cpu.onnx": lambda: to_unsigned(int8()),
+def test_each_dialect_passes_for_its_targets(target):
+    dialects = {"model.int8.onnx": strongly_typed,
+                "model.int8.cpu.onnx": lambda: to_unsigned(int8()),
                 "model.int8.flagged.onnx": lambda: to_weakly_typed(int8()),
                 "jetson/model.int8.jp5.onnx": lambda: to_jetpack5(to_weakly_typed(int8()))}
     assert check_qdq(dialects[TARGETS[target].dialect](), target, want_int8=True) == []
@@ -48,14 +49,11 @@ def test_nncf_defaults_fail_for_uint8_and_for_the_residual_stream():
 
 
 def test_nncf_transformer_defaults_fail_for_shifted_zero_points():
-    assert "zero-point" in {
-        violation.rule
-        for violation in check_qdq(_nncf(model_type=nncf.ModelType.TRANSFORMER))
-    }
+    broken = check_qdq(_nncf(model_type=nncf.ModelType.TRANSFORMER))
+    assert "zero-point" in {violation.rule for violation in broken}
 
 
-# --- planted faults: each takes a good model and spoils one thing
-# ------------------------------------------------
+# --- planted faults: each damages one thing in a good model
 
 def _tensor(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
     return next(tensor for tensor in model.graph.initializer if tensor.name == name)
@@ -113,10 +111,7 @@ def _negative_scale(model):
 def _computed_scale(model):
     name = f"{FC1}.input_scale"
     node = helper.make_node("Abs", [name], [f"{name}.abs"], name="abs")
-    for reader in model.graph.node:
-        for i, read in enumerate(reader.input):
-            if read == name:
-                reader.input[i] = f"{name}.abs"
+    redirect(model.graph.node, name, f"{name}.abs")
     model.graph.node.insert(0, node)
 
 
@@ -211,9 +206,9 @@ def _decomposed_layernorm(model):
     """LayerNorm as old exporters write it: mean, difference, Pow, mean, Sqrt, Div; in float16."""
     node = _node(model, "blocks.0.norm1/LayerNormalization")
     x, gamma, beta = node.input
-    made = [("two", np.float16(2)), ("eps", np.float16(1e-5))]
+    constants = [("two", np.float16(2)), ("eps", np.float16(1e-5))]
     model.graph.initializer.extend(
-        numpy_helper.from_array(np.array(value), name) for name, value in made)
+        numpy_helper.from_array(np.array(value), name) for name, value in constants)
     axes = model.graph.initializer.add()
     axes.CopyFrom(numpy_helper.from_array(np.array([-1]), "axes"))
     make = helper.make_node
@@ -272,17 +267,18 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("plant", "node", "rule"), FAULTS, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize(("plant", "node", "rule"), FAULTS,
+                         ids=lambda value: getattr(value, "__name__", str(value)))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_planted_fault_is_named_with_its_node_and_rule(plant, node, rule):
-    model = onnx.ModelProto.FromString(typed().SerializeToString())
+    model = onnx.ModelProto.FromString(strongly_typed().SerializeToString())
     plant(model)
     found = check_qdq(model, "trt10", want_int8=True)
     assert (node, rule) in {(violation.node, violation.rule) for violation in found}
 
 
 def test_int8_initialisers_are_refused_for_tensorrt_8_6():
-    rules = {violation.rule for violation in check_qdq(typed(), "jetson-orin-jp6")}
+    rules = {violation.rule for violation in check_qdq(strongly_typed(), "jetson-orin-jp6")}
     assert {"opset", "weights", "scale-type"} <= rules
 
 
@@ -291,9 +287,8 @@ def test_signed_activations_are_refused_for_the_cpu_file():
 
 
 def test_dq_may_be_moved_across_a_reshape():
-    """TensorRT commutes them, and NNCF hoists proj's Q above Transpose and Reshape when SmoothQuant
-    is off."""
-    model = onnx.ModelProto.FromString(typed().SerializeToString())
+    """TensorRT commutes them; NNCF hoists proj's Q above them when SmoothQuant is off."""
+    model = onnx.ModelProto.FromString(strongly_typed().SerializeToString())
     node = _node(model, FC1)
     shape = model.graph.initializer.add()
     shape.CopyFrom(numpy_helper.from_array(np.array([1, 196, 192]), "same_shape"))
@@ -305,39 +300,39 @@ def test_dq_may_be_moved_across_a_reshape():
 
 
 def test_brief_gives_three_places_a_rule_and_counts_the_rest():
-    lines = brief(check_qdq(typed(), "trt8.6"))
+    lines = brief(check_qdq(strongly_typed(), "trt8.6"))
     weights = [line for line in lines if ": weights: " in line]
     assert len(weights) == 3 and weights[-1].endswith("(and 5 more)")
 
 
 def test_summary_counts_int8_layers():
-    assert summary(typed()) == "8 of 10 layers with weights are INT8"
+    assert summary(strongly_typed()) == "8 of 10 layers with weights are INT8"
     assert summary(fp32()) == "nothing in it is INT8"
 
 
 def test_check_command_passes_a_good_file_and_fails_a_bad_one(tmp_path, capsys):
     good, bad = tmp_path / "good.onnx", tmp_path / "bad.onnx"
-    onnx.save(typed(), good)
+    onnx.save(strongly_typed(), good)
     onnx.save(_nncf(), bad)
     main(["export", "check", str(good), "--target", "jetson-orin-jp62"])
     assert "ok for jetson-orin-jp62" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         main(["export", "check", str(bad), "--target", "jetson-orin-jp62"])
-    said = capsys.readouterr()
-    assert stop.value.code == 2 and "residual Add" in said.out and len(
-        said.err.strip().splitlines()) == 1
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and "residual Add" in captured.out
+    assert len(captured.err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(("content", "says"), [(None, "no such file"), (b"this is no model", "not an ONNX model"),
-                                               (b"", "not an ONNX model")])
-def test_check_of_something_else_is_one_line(tmp_path, capsys, content, says):
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "no such file"), (b"this is no model", "not an ONNX model"), (b"", "not an ONNX model")])
+def test_check_of_something_else_is_one_line(tmp_path, capsys, content, message):
     path = tmp_path / "model.onnx"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(SystemExit) as stop:
         main(["export", "check", str(path)])
     lines = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and len(lines) == 1 and says in lines[0]
+    assert stop.value.code == 2 and len(lines) == 1 and message in lines[0]
 
 
 def test_unknown_target_lists_the_targets(tmp_path, capsys):

@@ -1,5 +1,4 @@
-"""float16 around Q/DQ: whole graph checked, loadable at every optimisation level, and as close as
-11 bits allow."""
+"""float16 around Q/DQ: a valid graph, loadable at every optimisation level, within 11 bits."""
 import numpy as np
 import onnx
 import pytest
@@ -12,14 +11,14 @@ from export.graph.session import OnnxModel
 from export.source import to_input
 from tests.export_run import fp32, gate, int8, run
 
-ISLANDS = ((), ("LayerNormalization",), ("LayerNormalization", "Softmax"))
+FP32_OPS = ((), ("LayerNormalization",), ("LayerNormalization", "Softmax"))
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.ModelProto.FromString(model.SerializeToString())
 
 
-@pytest.mark.parametrize("fp32_ops", ISLANDS)
+@pytest.mark.parametrize("fp32_ops", FP32_OPS)
 @pytest.mark.parametrize("source", [fp32, int8], ids=["fp32", "int8"])
 @pytest.mark.parametrize("optimise", [False, True])
 def test_half_is_valid_loads_and_passes_its_gate(source, fp32_ops, optimise):
@@ -47,7 +46,7 @@ def test_layernorm_keeps_its_statistics_in_float32():
     assert check_qdq(to_half(fp32())) == []  # the rule "layernorm" reads stash_type
 
 
-def test_islands_stay_float32_between_casts():
+def test_fp32_ops_stay_float32_between_casts():
     half = to_half(int8(), ("Softmax", "LayerNormalization"))
     types = {value.name: value.type.tensor_type.elem_type
              for value in onnx.shape_inference.infer_shapes(half).graph.value_info}
@@ -107,13 +106,13 @@ def test_qdq_below_opset_19_is_refused():
         to_half(model)
 
 
-def test_the_source_is_left_as_it_was():
+def test_the_source_is_not_changed():
     before = int8().SerializeToString(deterministic=True)
     to_half(int8(), ("LayerNormalization",))
     assert int8().SerializeToString(deterministic=True) == before
 
 
-def test_half_and_wide_agree_token_by_token():
+def test_half_and_fp32_agree_token_by_token():
     frames = to_input(run().heldout.frames[:4])
     wide, half = OnnxModel(fp32())(frames), OnnxModel(to_half(fp32()))(frames)
     assert np.abs(wide - half).max() < 0.02 * np.abs(wide).max()

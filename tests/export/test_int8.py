@@ -1,7 +1,7 @@
-"""INT8: which nodes carry Q/DQ and that every other does not; three dialects, one set of
-numbers."""
+"""INT8: which nodes carry Q/DQ and which do not; three dialects of one set of numbers."""
 from collections import Counter
 from dataclasses import replace
+from itertools import chain, product
 
 import numpy as np
 import onnx
@@ -11,7 +11,7 @@ from onnx import TensorProto, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from export.graph.dialects import to_unsigned, to_weakly_typed
-from export.graph.index import GraphIndex, opset
+from export.graph.index import GraphIndex, copy_model, opset
 from export.graph.session import OnnxModel
 from export.parity import GateError
 from export.quant.int8 import (
@@ -33,23 +33,16 @@ QUICK = Recipe(frames=16)
 
 def test_block_linears_carry_qdq_and_nothing_else_does():
     model, index = int8(), GraphIndex(int8())
-    dequantised = {
-        node.name
-        for node in model.graph.node
-        if any((source := index.source(name)) is not None and source.op_type == "DequantizeLinear"
-               for name in node.input)
-    }
+    dequantisers = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    readers = [index.readers[node.output[0]] for node in dequantisers]
     depth = run().student.config.depth
-    assert dequantised == {
-        f"blocks.{i}.{name}/MatMul"
-        for i in range(depth)
-        for name in BLOCK_LINEARS
-    }
+    assert {node.name for node in chain(*readers)} == {
+        f"blocks.{i}.{name}/MatMul" for i, name in product(range(depth), BLOCK_LINEARS)}
     quantisers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
     # one for each Linear's input; the weights are stored as int8
     assert len(quantisers) == 4 * depth
-    assert {index.source(node.input[0]).op_type
-            for node in quantisers} == {"LayerNormalization", "Reshape", "Mul"}
+    sources = {index.source(node.input[0]).op_type for node in quantisers}
+    assert sources == {"LayerNormalization", "Reshape", "Mul"}
 
 
 def test_int8_only_and_every_zero_point_is_zero():
@@ -72,10 +65,9 @@ def test_no_residual_add_reads_or_feeds_qdq():
     ]
     assert len(adds) == 2 * run().student.config.depth
     for node in adds:
-        around = [index.source(name) for name in node.input] + index.readers[node.output[0]]
-        assert not {n.op_type
-                    for n in around
-                    if n is not None} & {"QuantizeLinear", "DequantizeLinear"}, node.name
+        sources = [source for name in node.input if (source := index.source(name)) is not None]
+        op_types = {n.op_type for n in sources + index.readers[node.output[0]]}
+        assert not op_types & {"QuantizeLinear", "DequantizeLinear"}, node.name
 
 
 def test_weights_are_int8_per_output_channel():
@@ -88,7 +80,7 @@ def test_weights_are_int8_per_output_channel():
         assert scale.shape == values.shape[1:] and (scale > 0).all()
 
 
-def test_int8_speaks_like_fp32_on_heldout_frames():
+def test_int8_matches_fp32_on_heldout_frames():
     parity = gate()(OnnxModel(int8()), "int8", "int8")
     assert parity.cosine_mean > 0.999 and parity.cosine_p1 > 0.99 and parity.delta1_drop < 0.5
 
@@ -129,16 +121,16 @@ def test_unsigned_form_gives_exactly_the_signed_numbers():
 
 
 def test_unsigned_form_runs_in_int8_kernels_and_takes_any_batch(tmp_path):
-    """onnxruntime fuses a static MatMul + Add into Gemm, for which it has no INT8 kernel: 0.7x FP32
-    instead of 1.9x."""
+    """onnxruntime has no INT8 kernel for Gemm, its fusion of a static MatMul + Add: 0.7x of FP32's
+    speed instead of 1.9x."""
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
     session = ort.InferenceSession(to_unsigned(int8()).SerializeToString(), options)
     ops = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
     assert ops["MatMulIntegerToFloat"] == len(quantized_layers(int8())) and not ops["Gemm"]
-    assert session.run(None,
-                       {"frames": to_input(run().heldout.frames[:3])})[0].shape == (3, 64, 14, 14)
+    (features,) = session.run(None, {"frames": to_input(run().heldout.frames[:3])})
+    assert features.shape == (3, 64, 14, 14)
 
 
 def test_unsigned_form_of_an_asymmetric_model_is_refused():
@@ -149,47 +141,46 @@ def test_unsigned_form_of_an_asymmetric_model_is_refused():
         to_unsigned(shifted)
 
 
-def test_flagged_form_is_opset_17_with_float_weights_and_the_same_numbers():
-    flagged = to_weakly_typed(int8())
-    assert opset(flagged) == 17
-    index = GraphIndex(flagged)
+def test_weakly_typed_form_is_opset_17_with_float_weights_and_the_same_numbers():
+    weakly_typed = to_weakly_typed(int8())
+    assert opset(weakly_typed) == 17
+    index = GraphIndex(weakly_typed)
     weights = [
-        n for n in flagged.graph.node
+        n for n in weakly_typed.graph.node
         if n.op_type == "QuantizeLinear" and index.is_weight(n.input[0])
     ]
     assert len(weights) == len(quantized_layers(int8()))
     assert {index.value(node.input[0]).dtype.name for node in weights} == {"float32"}
-    assert not {"Gelu"} & {node.op_type for node in flagged.graph.node}
+    assert not {"Gelu"} & {node.op_type for node in weakly_typed.graph.node}
     frames = to_input(run().heldout.frames[:4])
-    assert np.abs(OnnxModel(int8())(frames) - OnnxModel(flagged)(frames)).max() < 2e-2
+    assert np.abs(OnnxModel(int8())(frames) - OnnxModel(weakly_typed)(frames)).max() < 2e-2
 
 
-def test_flagged_weights_quantise_back_to_the_same_int8():
-    flagged, signed = GraphIndex(to_weakly_typed(int8())), GraphIndex(int8())
+def test_weakly_typed_weights_quantise_back_to_the_same_int8():
+    weakly_typed, signed = GraphIndex(to_weakly_typed(int8())), GraphIndex(int8())
     for name in [t for t in signed.constants if t.endswith("weight_q")]:
         scale = signed.value(name.replace("_q", "_scale"))
-        again = np.rint(flagged.value(name) / scale).clip(-127, 127).astype(np.int8)
+        again = np.rint(weakly_typed.value(name) / scale).clip(-127, 127).astype(np.int8)
         assert np.array_equal(again, signed.value(name)), name
 
 
 def test_smoothing_is_folded_wherever_it_can_be():
-    factors = [
-        node for node in int8().graph.node if node.op_type == "Mul" and (
-            v := GraphIndex(int8()).value(node.input[1])) is not None and v.size > 1
-    ]
+    values = [GraphIndex(int8()).value(node.input[1]) for node in int8().graph.node
+              if node.op_type == "Mul"]
+    factors = [value for value in values if value is not None and value.size > 1]
     # one after each GELU; LayerNorms and attention took the rest
     assert len(factors) == run().student.config.depth
     assert fold_smoothing(onnx.ModelProto.FromString(int8().SerializeToString())) == 0
 
 
-def test_patch_conv_and_head_are_quantised_when_asked():
+def test_patch_conv_and_head_are_quantised_by_option():
     model = quantize(fp32(), run().calibration, replace(QUICK, patch_conv=True, head=True))
     assert {"patch_embed/Conv", "head/MatMul"} <= set(quantized_layers(model))
 
 
 def test_layers_named_stay_float():
-    model = quantize(fp32(),
-                     run().calibration, replace(QUICK, float_layers=("blocks.0.fc2/MatMul", )))
+    recipe = replace(QUICK, float_layers=("blocks.0.fc2/MatMul",))
+    model = quantize(fp32(), run().calibration, recipe)
     assert set(quantized_layers(int8())) - set(quantized_layers(model)) == {"blocks.0.fc2/MatMul"}
     assert gate().measure(OnnxModel(model)).cosine_mean > 0.999
 
@@ -200,23 +191,22 @@ def test_unknown_layer_names_the_layers_there_are():
 
 
 def test_same_frames_give_the_same_bytes():
-    once, again = (quantize(fp32(),
-                            run().calibration, QUICK).SerializeToString(deterministic=True)
-                   for _ in range(2))
-    assert once == again
+    once, again = (quantize(fp32(), run().calibration, QUICK) for _ in range(2))
+    assert once.SerializeToString(deterministic=True) == again.SerializeToString(deterministic=True)
 
 
 def test_calibration_digest_follows_the_frames():
-    held = run().calibration
-    other = held.frames.copy()
+    calibration = run().calibration
+    other = calibration.frames.copy()
     other[0, 0, 0, 0] ^= 1
-    facts = calibration_facts(held, Recipe())
+    facts, again, changed = (
+        calibration_facts(frames, Recipe())
+        for frames in (calibration, calibration, Frames(other, calibration.depth, "x")))
     assert facts["frames"] == 300 == len(set(facts["frame_digests"]))
-    assert calibration_facts(held, Recipe())["digest"] == facts["digest"]
-    assert calibration_facts(Frames(other, held.depth, "x"), Recipe())["digest"] != facts["digest"]
+    assert again["digest"] == facts["digest"] != changed["digest"]
 
 
-def test_shared_initialisers_are_parted_before_bias_correction():
+def test_shared_initializers_are_copied_before_bias_correction():
     shared = onnx.ModelProto.FromString(fp32().SerializeToString())
     norms = [node for node in shared.graph.node if node.op_type == "LayerNormalization"]
     norms[1].input[2] = norms[0].input[2]
@@ -227,39 +217,38 @@ def test_shared_initialisers_are_parted_before_bias_correction():
 
 def _with_coarse_input(layer: str) -> onnx.ModelProto:
     """INT8 whose `layer` reads its input through a step 30 times too wide."""
-    model = onnx.ModelProto.FromString(int8().SerializeToString())
-    scale = next(t for t in model.graph.initializer if t.name == f"{layer}.input_scale")
-    scale.CopyFrom(
-        numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(30), scale.name))
+    model = copy_model(int8())
+    index, name = GraphIndex(model), f"{layer}.input_scale"
+    index.set_value(name, index.value(name) * np.float32(30))
     return model
 
 
-def test_sensitivity_ranks_the_spoilt_layer_first():
+def test_sensitivity_ranks_the_damaged_layer_first():
     assert "blocks.1.fc1/MatMul" in quantized_layers(int8())
     assert rank(_with_coarse_input("blocks.1.fc1/MatMul"), gate())[0][0] == "blocks.1.fc1/MatMul"
 
 
 def test_max_drop_returns_the_worst_layer_to_half_and_names_it():
-    spoilt, asked, said = _with_coarse_input("blocks.1.fc1/MatMul"), [], []
-    drops = [1 - gate().measure(OnnxModel(model)).cosine_mean for model in (int8(), spoilt)]
+    damaged, requests, logged = _with_coarse_input("blocks.1.fc1/MatMul"), [], []
+    drops = [1 - gate().measure(OnnxModel(model)).cosine_mean for model in (int8(), damaged)]
     assert drops[0] < drops[1]
-    model, floats = within_budget(spoilt, sum(drops) / 2, gate(),
-                                  lambda names: asked.append(names) or int8(), said.append)
-    assert floats == ["blocks.1.fc1/MatMul"] == asked[0] and model is int8()
-    assert "blocks.1.fc1/MatMul" in said[-1]
+    model, floats = within_budget(damaged, sum(drops) / 2, gate(),
+                                  lambda names: requests.append(names) or int8(), logged.append)
+    assert floats == ["blocks.1.fc1/MatMul"] == requests[0] and model is int8()
+    assert "blocks.1.fc1/MatMul" in logged[-1]
 
 
-def test_max_drop_keeps_a_model_within_budget_as_it_is():
+def test_max_drop_does_not_change_a_model_within_budget():
     model, floats = within_budget(int8(), 0.01, gate(), lambda names: pytest.fail("requantised"),
                                   lambda _: None)
     assert model is int8() and floats == []
 
 
 def test_max_drop_gives_up_when_half_the_layers_do_not_suffice():
-    spoilt = _with_coarse_input("blocks.0.attn.qkv/MatMul")
+    damaged = _with_coarse_input("blocks.0.attn.qkv/MatMul")
     with pytest.raises(GateError,
                        match=r"still .* with half of the 8 INT8 layers returned; use FP16"):
-        within_budget(spoilt, 1e-6, gate(), lambda names: spoilt, lambda _: None)
+        within_budget(damaged, 1e-6, gate(), lambda names: damaged, lambda _: None)
 
 
 def test_bypassing_a_layer_without_qdq_is_an_error_not_a_no_op():
@@ -267,6 +256,7 @@ def test_bypassing_a_layer_without_qdq_is_an_error_not_a_no_op():
         bypassed(int8(), "blocks.0.attn/MatMul")
 
 
-def test_layers_lists_what_could_be_quantised_without_attention():
-    assert quantizable_layers(fp32())[0] == "patch_embed/Conv" and quantizable_layers(fp32())[-1] == "head/MatMul"
-    assert "blocks.0.attn/MatMul" not in quantizable_layers(fp32())
+def test_quantizable_layers_exclude_attention_products():
+    layers = quantizable_layers(fp32())
+    assert layers[0] == "patch_embed/Conv" and layers[-1] == "head/MatMul"
+    assert "blocks.0.attn/MatMul" not in layers

@@ -1,5 +1,4 @@
-"""The ONNX file: the student's numbers, a clean graph, nothing of this machine in it; one clear
-line when it can't."""
+"""The ONNX file equals the student, its graph is clean, and stale or broken inputs are noticed."""
 import json
 import os
 import shutil
@@ -31,12 +30,12 @@ from vega3d import main
 
 
 @pytest.fixture
-def own_run(tmp_path) -> Path:
+def run_copy(tmp_path) -> Path:
     """A copy of the trained run that a test may write in."""
     return shutil.copytree(trained_run(), tmp_path / "run")
 
 
-def test_onnx_says_what_torch_says():
+def test_onnx_equals_torch():
     frames = to_input(run().heldout.frames[:3])
     assert np.abs(OnnxModel(fp32())(frames) - TorchModel(run().student)(frames)).max() < 1e-4
 
@@ -46,8 +45,8 @@ def test_graph_holds_the_model_and_no_shape_arithmetic():
     ops = Counter(node.op_type for node in fp32().graph.node)
     # qkv, two attention products, proj, fc1, fc2; and the head
     assert ops["MatMul"] == 6 * depth + 1
-    assert ops["LayerNormalization"] == 2 * depth + 1 and ops["Gelu"] == depth and ops[
-        "Softmax"] == depth
+    assert ops["LayerNormalization"] == 2 * depth + 1
+    assert ops["Gelu"] == depth and ops["Softmax"] == depth
     for op in ("Shape", "Slice", "Squeeze", "Unsqueeze", "Gather", "Concat", "Erf", "Pow",
                "ReduceMean", "Cast"):
         assert not ops[op], f"{ops[op]} {op}"
@@ -71,7 +70,7 @@ def test_same_student_gives_the_same_bytes(tmp_path):
     assert sha256(tmp_path / "a.onnx") == sha256(tmp_path / "b.onnx")
 
 
-def test_file_names_nothing_of_this_machine():
+def test_file_contains_no_path_of_this_machine():
     content = fp32().SerializeToString()
     assert len(content) > 1e6
     for trace in (b"site-packages", b"/work", b"vit.py", str(Path.home()).encode()):
@@ -93,14 +92,14 @@ def test_static_batch_fills_up_its_last_chunk():
     assert model(to_input(run().heldout.frames[:3])).shape == (3, 8, 14, 14)
 
 
-def test_metadata_and_sidecar_tell_how_to_use_the_file(tmp_path):
+def test_metadata_and_sidecar_describe_input_and_output(tmp_path):
     path = tmp_path / "model.onnx"
     sidecar = save_onnx(fp32(), path, {**interface(run().student), "precision": "fp32"})
-    held = OnnxModel(path).session.get_modelmeta().custom_metadata_map
-    assert json.loads(held["input"])["range"] == [0, 1] and json.loads(
-        held["input"])["layout"] == "NCHW"
-    assert json.loads(held["output"])["grid"] == [14, 14]
-    assert len(json.loads(held["output"])["target_std"]) == run().student.config.out_dim
+    metadata = OnnxModel(path).session.get_modelmeta().custom_metadata_map
+    facts = {name: json.loads(metadata[name]) for name in ("input", "output")}
+    assert facts["input"]["range"] == [0, 1] and facts["input"]["layout"] == "NCHW"
+    assert facts["output"]["grid"] == [14, 14]
+    assert len(facts["output"]["target_std"]) == run().student.config.out_dim
     on_disk = json.loads(sidecar_path(path).read_text())
     assert on_disk == json.loads(json.dumps(sidecar)) and on_disk["sha256"] == sha256(path)
 
@@ -117,7 +116,7 @@ def test_killed_write_leaves_neither_file_nor_scratch(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_scratch_of_a_process_that_was_killed_outright_is_swept_away(tmp_path):
+def test_scratch_file_of_a_killed_process_is_removed(tmp_path):
     # no process has this id: it is beyond the kernel's limit
     (tmp_path / ".model.4194305.onnx").write_bytes(b"half")
     ours = tmp_path / f".model.{os.getpid()}.onnx"
@@ -135,7 +134,7 @@ def test_a_model_with_other_inputs_is_named(tmp_path):
         OnnxModel(other)
 
 
-def test_truncated_or_foreign_file_is_not_taken_for_up_to_date(tmp_path):
+def test_truncated_or_foreign_file_is_not_up_to_date(tmp_path):
     path = tmp_path / "model.onnx"
     save_onnx(fp32(), path, {"cache_key": "one"})
     assert up_to_date(path, "one")
@@ -144,40 +143,39 @@ def test_truncated_or_foreign_file_is_not_taken_for_up_to_date(tmp_path):
     assert not up_to_date(path, "one")
 
 
-def test_command_makes_every_file_then_keeps_them(own_run, capsys):
-    main(["export", "onnx", "--run", str(own_run)])
-    out = own_run / "export"
-    made = {path.name: path.stat().st_mtime_ns for path in out.glob("*.onnx")}
-    assert set(made) == {"model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.int8.cpu.onnx",
-                         "model.int8.flagged.onnx"}
-    assert all(
-        json.loads(sidecar_path(out / name).read_text())["parity"]["frames"] == 32 for name in made)
+def test_command_exports_every_file_once(run_copy, capsys):
+    main(["export", "onnx", "--run", str(run_copy)])
+    out = run_copy / "export"
+    exported = {path.name: path.stat().st_mtime_ns for path in out.glob("*.onnx")}
+    assert set(exported) == {"model.onnx", "model.fp16.onnx", "model.int8.onnx",
+                             "model.int8.cpu.onnx", "model.int8.flagged.onnx"}
+    sidecars = {name: json.loads(sidecar_path(out / name).read_text()) for name in exported}
+    assert all(facts["parity"]["frames"] == 32 for facts in sidecars.values())
     calibration = json.loads((out / "calibration.json").read_text())
     assert calibration["frames"] == 300 == len(calibration["frame_digests"])
     assert onnx.load(out / "model.int8.onnx").opset_import[0].version == 20
-    assert json.loads(sidecar_path(
-        out / "model.int8.cpu.onnx").read_text())["input"]["shape"][0] == "dynamic"
-    held = json.loads(sidecar_path(out / "model.int8.cpu.onnx").read_text())["verdict"]
-    assert held["int8_ms"] > 0 and held["other"] == "fp32" and "onnxruntime CPU 1 thread" in held[
-        "line"]
-    assert " ".join(held["line"].split()) in " ".join(capsys.readouterr().out.split())
+    assert sidecars["model.int8.cpu.onnx"]["input"]["shape"][0] == "dynamic"
+    verdict = sidecars["model.int8.cpu.onnx"]["verdict"]
+    assert verdict["int8_ms"] > 0 and verdict["other"] == "fp32"
+    assert "onnxruntime CPU 1 thread" in verdict["line"]
+    assert " ".join(verdict["line"].split()) in " ".join(capsys.readouterr().out.split())
 
-    main(["export", "onnx", "--run", str(own_run)])
+    main(["export", "onnx", "--run", str(run_copy)])
     assert capsys.readouterr().out.count("up to date") == 3
-    assert made == {path.name: path.stat().st_mtime_ns for path in out.glob("*.onnx")}
+    assert exported == {path.name: path.stat().st_mtime_ns for path in out.glob("*.onnx")}
 
-    main(["export", "onnx", "--run", str(own_run), "--precision", "fp32", "--batch", "2"])
+    main(["export", "onnx", "--run", str(run_copy), "--precision", "fp32", "--batch", "2"])
     assert OnnxModel(out / "model.onnx").input.shape[0] == 2
 
 
-def test_another_student_is_exported_again(own_run):
-    main(["export", "onnx", "--run", str(own_run), "--precision", "fp32"])
-    before = sha256(own_run / "export" / "model.onnx")
-    weights = own_run / "student" / "student.safetensors"
+def test_another_student_is_exported_again(run_copy):
+    main(["export", "onnx", "--run", str(run_copy), "--precision", "fp32"])
+    before = sha256(run_copy / "export" / "model.onnx")
+    weights = run_copy / "student" / "student.safetensors"
     state = load_file(weights)
     save_file({**state, "head.bias": state["head.bias"] + 1}, weights)
-    main(["export", "onnx", "--run", str(own_run), "--precision", "fp32"])
-    assert sha256(own_run / "export" / "model.onnx") != before
+    main(["export", "onnx", "--run", str(run_copy), "--precision", "fp32"])
+    assert sha256(run_copy / "export" / "model.onnx") != before
 
 
 PYTHON_FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
@@ -198,9 +196,9 @@ def test_an_edit_anywhere_in_export_changes_the_source_digest(tmp_path, edited):
     assert source_digest(copy) != before
 
 
-def test_edited_code_exports_again_what_was_up_to_date(own_run, monkeypatch):
+def test_edited_code_exports_again_what_was_up_to_date(run_copy, monkeypatch):
     def reused() -> bool:
-        exporter = Exporter(load_trained_run(own_run), log=lambda _: None)
+        exporter = Exporter(load_trained_run(run_copy), log=lambda _: None)
         exporter.gate = gate()
         return exporter.export("fp32")[0].reused
 
@@ -240,7 +238,7 @@ def _unwritable(folder: Path) -> None:
     (folder / "export").write_text("a file where the folder should be")
 
 
-@pytest.mark.parametrize(("spoil", "says"), [
+@pytest.mark.parametrize(("damage", "message"), [
     (_no_folder, "no such run folder; make one with: vega3d distill run"),
     (_no_student, "holds no student"),
     (_no_frames, "no heldout frames"),
@@ -249,26 +247,26 @@ def _unwritable(folder: Path) -> None:
     (_float_frames, "got frames float32"),
     (_unwritable, "File exists"),
 ])
-def test_bad_run_is_one_line_and_exit_2(own_run, capsys, spoil, says):
-    spoil(own_run)
+def test_bad_run_is_one_line_and_exit_2(run_copy, capsys, damage, message):
+    damage(run_copy)
     with pytest.raises(SystemExit) as stop:
-        main(["export", "onnx", "--run", str(own_run), "--precision", "fp32"])
+        main(["export", "onnx", "--run", str(run_copy), "--precision", "fp32"])
     lines = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and len(lines) == 1 and says in lines[0]
-    assert not list(own_run.glob("export/*.onnx"))
+    assert stop.value.code == 2 and len(lines) == 1 and message in lines[0]
+    assert not list(run_copy.glob("export/*.onnx"))
 
 
-def test_runs_latest_is_followed_to_the_run_it_names(own_run, tmp_path):
-    (tmp_path / "latest").symlink_to(own_run)
-    assert load_trained_run(tmp_path / "latest").out == own_run.resolve() / "export"
+def test_runs_latest_is_followed_to_the_run_it_names(run_copy, tmp_path):
+    (tmp_path / "latest").symlink_to(run_copy)
+    assert load_trained_run(tmp_path / "latest").out == run_copy.resolve() / "export"
 
 
-@pytest.mark.parametrize(("option", "says"), [
+@pytest.mark.parametrize(("option", "message"), [
     (("--max-drop", "-1"), "--max-drop: got -1.0"), (("--max-drop", "nan"), "--max-drop: got nan"),
     (("--batch", "0"), "--batch: got 0"), (("--qat", "-1"), "--qat: got -1")])
-def test_an_impossible_wish_is_refused_before_the_work(own_run, capsys, option, says):
+def test_an_impossible_option_is_refused_at_once(run_copy, capsys, option, message):
     with pytest.raises(SystemExit) as stop:
-        main(["export", "onnx", "--run", str(own_run), *option])
+        main(["export", "onnx", "--run", str(run_copy), *option])
     lines = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and len(lines) == 1 and says in lines[0]
-    assert not list(own_run.glob("export/*.onnx"))
+    assert stop.value.code == 2 and len(lines) == 1 and message in lines[0]
+    assert not list(run_copy.glob("export/*.onnx"))

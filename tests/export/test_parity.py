@@ -1,5 +1,6 @@
-"""The gate: an honest candidate passes, every broken one is removed with exit 3, and the report
-says where it broke."""
+"""The gate passes sound candidates, rejects every planted fault, and names where it lies."""
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -20,22 +21,19 @@ from tests.export_run import fp32, gate, int8, run, trained_run
 
 def test_a_model_equals_itself():
     parity = gate().measure(TorchModel(run().student))
-    assert parity.cosine_mean == pytest.approx(
-        1) and parity.relative_error == 0 and parity.delta1_drop == 0
+    assert parity.cosine_mean == pytest.approx(1)
+    assert parity.relative_error == 0 and parity.delta1_drop == 0
     assert parity.frames == 32
 
 
-def test_depth_probe_knows_more_than_chance():
-    """A gate whose probe is blind would pass anything."""
+def test_depth_probe_beats_a_constant():
+    """A gate with a blind probe would pass anything."""
     blind = DepthProbe(np.zeros(64), float(np.log(run().heldout.depth).mean()))
-    reference = gate().reference
-    assert gate().measure(OnnxModel(
-        fp32())).delta1_reference > 1.3 * blind.delta1(reference,
-                                                       run().heldout.depth)
+    delta1 = blind.delta1(gate().reference, run().heldout.depth)
+    assert gate().measure(OnnxModel(fp32())).delta1_reference > 1.3 * delta1
 
 
-# --- planted faults: a candidate that must not pass
-# --------------------------------------------------------------
+# --- planted faults: candidates that must not pass
 
 def _edited(change) -> onnx.ModelProto:
     model = onnx.ModelProto.FromString(int8().SerializeToString())
@@ -76,14 +74,10 @@ def _lost_block():
 
 
 def _residual_stream_in_int8():
-    """What NNCF's own defaults do, at the range of the largest channel: Q/DQ on both residual Adds
-    of each block."""
+    """As NNCF's defaults: Q/DQ on both residual Adds of a block, at the largest channel's range."""
     model = _edited(lambda name, v: None)
-    for node in [
-            node for node in model.graph.node
-            if node.name.startswith("blocks.") and "/Add" in node.name
-    ]:
-        if "." not in node.name.removeprefix("blocks.").split("/")[0]:
+    for node in list(model.graph.node):
+        if re.fullmatch(r"blocks\.[^./]*/Add.*", node.name):
             _coarse_qdq(model, node)
     return OnnxModel(model)
 
@@ -174,7 +168,7 @@ def test_planted_fault_fails_the_widest_gate(fault):
     assert failure.value.exit_code == 3
 
 
-def test_honest_int8_passes_with_room_to_spare():
+def test_sound_int8_passes_with_margin():
     limits = THRESHOLDS["int8"]
     tighter = Thresholds((1 + limits.cosine_mean) / 2, (1 + limits.cosine_p1) / 2,
                          limits.relative_error / 1.5, 0.5)
@@ -187,10 +181,10 @@ def test_int8_does_not_pass_for_fp32():
 
 
 def test_failure_names_thresholds_and_worst_frames():
-    spoilt = OnnxModel(fp32())
+    damaged = OnnxModel(fp32())
 
     def candidate(frames):
-        features = spoilt(frames)
+        features = damaged(frames)
         features[7] = -features[7]
         return features
 
@@ -206,16 +200,18 @@ def test_nan_misses_every_threshold():
     assert len(misses(parity, THRESHOLDS["int8"])) == 2
 
 
-def test_fewer_than_32_frames_are_no_gate():
-    held = run().heldout
+def test_fewer_than_32_frames_are_refused():
+    heldout = run().heldout
     with pytest.raises(ValueError, match="got 31 held-out frames, expected >= 32"):
-        Gate(TorchModel(run().student), Frames(held.frames[:31], None, "few"))
+        Gate(TorchModel(run().student), Frames(heldout.frames[:31], None, "few"))
 
 
 def test_video_without_depth_is_gated_on_features_alone():
-    held = run().heldout
-    parity = Gate(OnnxModel(fp32()), Frames(held.frames, None, "video")).measure(OnnxModel(int8()))
-    assert parity.delta1_drop is None and parity.delta1_reference is None and parity.cosine_mean > 0.99
+    heldout = run().heldout
+    video = Frames(heldout.frames, None, "video")
+    parity = Gate(OnnxModel(fp32()), video).measure(OnnxModel(int8()))
+    assert parity.delta1_drop is None and parity.delta1_reference is None
+    assert parity.cosine_mean > 0.99
 
 
 def test_unknown_depth_is_left_out_of_the_probe():
@@ -237,15 +233,15 @@ def test_token_cosine_is_one_a_token():
 
 
 def test_layerwise_finds_where_the_candidate_leaves_the_reference():
-    spoilt = _edited(lambda name, v: v * 30
+    damaged = _edited(lambda name, v: v * 30
                      if name == "blocks.1.attn.proj/MatMul.input_scale" else None)
-    rows = layerwise(fp32(), spoilt, to_input(run().heldout.frames[:1]))
+    rows = layerwise(fp32(), damaged, to_input(run().heldout.frames[:1]))
     by_name = {row.tensor: row.cosine for row in rows}
     assert by_name["blocks.0/Add_2.out"] > 0.999 > by_name["blocks.1.attn.proj/Add.out"]
     assert furthest(rows, 1)[0].tensor.startswith("blocks.1.attn.proj/")
 
 
-def test_layerwise_of_strangers_is_an_error():
+def test_layerwise_of_unrelated_models_is_an_error():
     other = onnx.ModelProto.FromString(fp32().SerializeToString())
     for node in other.graph.node:
         for i, name in enumerate(node.output):
@@ -254,19 +250,17 @@ def test_layerwise_of_strangers_is_an_error():
         layerwise(fp32(), other, to_input(run().heldout.frames[:1]))
 
 
-def test_failed_gate_removes_the_file_that_was_there(tmp_path, monkeypatch):
-    import shutil
-
+def test_failed_gate_removes_the_stale_file(tmp_path, monkeypatch):
     folder = shutil.copytree(trained_run(), tmp_path / "run")
     old = folder / "export" / "model.onnx"
-    old.write_bytes(b"an older student's")
-    monkeypatch.setattr("export.pipeline.export_onnx", lambda student, batch: fp32_of_a_stranger())
+    old.write_bytes(b"of an older student")
+    monkeypatch.setattr("export.pipeline.export_onnx", lambda *args: fp32_of_another_student())
     with pytest.raises(GateError, match="failed the fp32 parity gate"):
         Exporter(load_trained_run(folder), log=lambda _: None).export("fp32")
     assert not list((folder / "export").iterdir())
 
 
-def fp32_of_a_stranger() -> onnx.ModelProto:
+def fp32_of_another_student() -> onnx.ModelProto:
     model = onnx.ModelProto.FromString(fp32().SerializeToString())
     head = next(tensor for tensor in model.graph.initializer if tensor.name == "head.weight_t")
     head.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(head)[::-1].copy(), head.name))

@@ -1,6 +1,6 @@
-"""Quantisation-aware distillation: it helps or is not kept, and ends in the graph form that
-`quantize` makes."""
+"""Quantisation-aware distillation: used only if it helps, in the graph form of `quantize`."""
 from collections import Counter
+from functools import cache
 
 import numpy as np
 import onnx
@@ -20,15 +20,11 @@ from export.source import to_input
 from tests.export_run import gate, int8, run
 
 STEPS = 20
-_made: list[onnx.ModelProto] = []
 
 
+@cache
 def _distilled() -> onnx.ModelProto:
-    if not _made:
-        _made.append(
-            distil_int8(run().student,
-                        run().calibration, quantized_layers(int8()), Recipe(), STEPS))
-    return _made[0]
+    return distil_int8(run().student, run().calibration, quantized_layers(int8()), Recipe(), STEPS)
 
 
 def test_qdq_rounds_to_steps_and_clips_to_the_range():
@@ -63,52 +59,51 @@ def test_distilled_model_has_the_form_that_the_verifier_accepts():
     assert len(stored) == 8 and {values.dtype.name for values in stored} == {"int8"}
 
 
-def test_every_dialect_is_made_from_it():
+def test_every_dialect_is_derived_from_it():
     assert not check_qdq(to_half(_distilled()), "trt11", want_int8=True)
     assert not check_qdq(to_unsigned(_distilled()), "cpu", want_int8=True)
     assert not check_qdq(to_weakly_typed(_distilled()), "trt8.6", want_int8=True)
 
 
-def test_distillation_improves_or_keeps_fidelity():
+def test_distillation_does_not_lose_fidelity():
     start = prepare(run().student, torch.from_numpy(run().calibration.frames),
                     quantized_layers(int8()), Recipe())
-    before, after = (gate().measure(model)
-                     for model in (TorchModel(start), OnnxModel(_distilled())))
+    before = gate().measure(TorchModel(start))
+    after = gate().measure(OnnxModel(_distilled()))
     assert before.cosine_mean > 0.999 and after.relative_error <= before.relative_error * 1.02
     assert gate()(OnnxModel(_distilled()), "int8", "qat")
 
 
-def test_onnx_says_what_the_fake_quantised_student_says():
+def test_onnx_equals_the_fake_quantised_student():
     start = prepare(run().student, torch.from_numpy(run().calibration.frames),
                     ["blocks.1.fc2/MatMul"], Recipe())
     frames = to_input(run().heldout.frames[:2])
     assert np.abs(TorchModel(start)(frames) - OnnxModel(to_onnx(start))(frames)).max() < 2e-2
 
 
-def test_student_is_left_as_it_was_and_only_named_layers_are_quantised():
+def test_student_is_unchanged_and_only_named_layers_are_quantised():
     before = {name: value.clone() for name, value in run().student.state_dict().items()}
     quantised = prepare(run().student, torch.from_numpy(run().calibration.frames),
                         ["blocks.0.fc1/MatMul"], Recipe())
     assert [name for name, module in quantised.named_modules()
             if isinstance(module, QuantLinear)] == ["blocks.0.fc1"]
-    assert all(
-        torch.equal(before[name], value) for name, value in run().student.state_dict().items())
+    after = run().student.state_dict()
+    assert all(torch.equal(before[name], value) for name, value in after.items())
 
 
-@pytest.mark.parametrize(("answer", "kept"), [("distilled", True), ("noise", False)])
-def test_pipeline_keeps_it_only_if_it_helps(monkeypatch, tmp_path, answer, kept):
+@pytest.mark.parametrize(("result", "used"), [("distilled", True), ("noise", False)])
+def test_exporter_uses_it_only_if_it_helps(monkeypatch, tmp_path, result, used):
     exporter = Exporter.__new__(Exporter)
-    said: list[str] = []
-    exporter.run, exporter.options, exporter.log = run(), Options(qat=STEPS), said.append
-    spoilt = onnx.ModelProto.FromString(int8().SerializeToString())
-    scale = next(t for t in spoilt.graph.initializer if t.name == "blocks.1.fc1/MatMul.input_scale")
-    scale.CopyFrom(
-        onnx.numpy_helper.from_array(
-            onnx.numpy_helper.to_array(scale) * np.float32(20), scale.name))
-    before, after = (spoilt, int8()) if kept else (int8(), spoilt)
+    logged: list[str] = []
+    exporter.run, exporter.options, exporter.log = run(), Options(qat=STEPS), logged.append
+    damaged = onnx.ModelProto.FromString(int8().SerializeToString())
+    name = "blocks.1.fc1/MatMul.input_scale"
+    index = GraphIndex(damaged)
+    index.set_value(name, index.value(name) * np.float32(20))
+    before, after = (damaged, int8()) if used else (int8(), damaged)
     monkeypatch.setattr("export.quant.qat.distil_int8", lambda *args: after)
-    assert exporter._distilled(before) is (after if kept else before)
-    assert ("kept the model without it" in said[-1]) != kept
+    assert exporter._distilled(before) is (after if used else before)
+    assert ("kept the model without it" in logged[-1]) != used
 
 
 def test_no_steps_is_an_error():
