@@ -13,22 +13,23 @@ def write_card(folder: Path, config: RunConfig, spec: dict, rows: Sequence[dict]
     clips = scenes.path or f"{scenes.train} rendered rooms x {scenes.clips_per_room} clips"
     lines = [
         f"# {folder.name}: ViT-{student.model.size.title()} student of {generator}", "",
-        "One RGB frame [3,224,224] in [0,1] -> a video generator's features [D,14,14], "
-        "standardised.", "",
-        f"- Teacher: {generator} (weights {spec['weights']}), block {spec['block']}, t = "
+        "One RGB frame [3,224,224] in [0,1] -> features of a video generator [D,14,14], "
+        "standardised per channel.", "",
+        f"- **Teacher:** {generator} (weights {spec['weights']}), block {spec['block']}, t = "
         f"{spec['k'] / 1000}, {spec['frames']} mode, mean of {spec['seeds']} noise draws",
-        f"- Clips: {clips}, {scenes.frames} frames each",
-        f"- Start: {student.init} weights",
-        f"- Training: {student.epochs} epochs of batches of {student.batch}, seeds "
+        f"- **Clips:** {clips}, {scenes.frames} frames each",
+        f"- **Initial weights:** {student.init}",
+        f"- **Training:** {student.epochs} epochs of batch {student.batch}, seeds "
         f"{', '.join(map(str, config.seeds))}",
-        "- Configuration: config.yaml; machine and versions: env.json", ""
+        "- **Configuration:** config.yaml; machine and versions in env.json", ""
     ]
     if rows:
         lines += ["## Held-out rooms and furniture", "", accuracy_table(rows), ""]
     lines += [
         "## Limits", "",
-        "Trained on rendered rooms or the clips named above; real photographs differ. Features are",
-        "per frame: no tracking, no metric scale guarantee. Licence of the weights: Apache-2.0.", ""
+        "Trained on the clips named above only; depth of photographs is not usable with heads from",
+        "rendered rooms. Features are per frame: no tracking, no guaranteed metric scale.",
+        "Licence of the weights: Apache-2.0.", ""
     ]
     (folder / "MODEL_CARD.md").write_text("\n".join(lines))
 

@@ -54,30 +54,28 @@ def write_card(folder: Path, config: PretrainConfig) -> None:
     steps = {stage: done + steps_done(rows, stage) for stage, done in earlier.items()}
     loss = next(r["loss"] for r in reversed(rows) if r["stage"] == "flow" and "loss" in r)
     continued = (
-        f".\n- Of these steps {earlier['vae']} and {earlier['flow']} were made in an earlier run, "
+        f".\n  Of these steps {earlier['vae']} and {earlier['flow']} were made in an earlier run, "
         "on other clips: `before` in pretrain.json") if settings.get("before") else ""
     (folder / "README.md").write_text(f"""# wan-nano
 
-A video generator small enough to ship: Wan2.1's own diffusers classes (`AutoencoderKLWan`,
-`WanTransformer3DModel`) in a small size, trained from scratch on rendered rooms. Its use is to be
-tapped for geometry, not to generate films.
+A small video generator in Wan2.1's diffusers classes (`AutoencoderKLWan`, `WanTransformer3DModel`),
+trained from scratch on rendered rooms. It is a feature extractor, not a tool to generate videos.
 
-- VAE: 2.5 M parameters, 8x space, 4x time, 16 channels; {steps['vae']} steps of
-  {config.vae_batch} crops of {config.vae_crop} px x {config.frames} frames;
-  **{psnr['psnr_db_mean']:.1f} dB** PSNR (spread over clips {psnr['psnr_db_std']:.1f})
-  on {psnr['clips']} clips of unseen rooms and furniture at 224 px.
-- Transformer: 10 blocks of width 256, patch (1,2,2), 14x14 tokens a latent frame; flow matching,
-  {steps['flow']} steps of {config.flow_batch} clips of {config.frames} frames alternating with
-  single frames; last loss {loss:.4f}{continued}.
-- Data: {_total(settings, 'clips')} clips rendered by `scenes/` from the training split of the
-  furniture; no photographs.
-- Made by `vega3d teacher pretrain` (settings: pretrain.json, curves: metrics.jsonl), bfloat16
-  safetensors.
-- samples.png: held-out clips, each with its reconstruction below; then generated clips, not
-  selected.
-- Text: one prompt, the empty one (prompt.safetensors).
-- Limits: rooms of one renderer and one furniture library; it has seen no real photographs.
-- Licence: Apache-2.0 (weights). Furniture models rendered for training: CC0 and CC-BY, see
+- **VAE:** 2.5 M parameters, 8x space, 4x time, 16 channels; {steps['vae']} steps of
+  {config.vae_batch} crops of {config.vae_crop} px x {config.frames} frames.
+  {psnr['psnr_db_mean']:.1f} dB PSNR (standard deviation {psnr['psnr_db_std']:.1f}) on
+  {psnr['clips']} clips of held-out rooms and furniture at 224 px.
+- **Transformer:** 10 blocks of width 256, patch (1,2,2), 14x14 tokens a latent frame.
+  Flow matching, {steps['flow']} steps of {config.flow_batch} clips of {config.frames} frames
+  alternating with single frames; last loss {loss:.4f}{continued}.
+- **Data:** {_total(settings, 'clips')} clips rendered by `vega3d scenes` from the training split of
+  the furniture; no photographs.
+- **Made by** `vega3d teacher pretrain`: settings in pretrain.json, curves in metrics.jsonl.
+  Weights are bfloat16 safetensors.
+- **samples.png:** held-out clips, each above its reconstruction, then generated clips, unselected.
+- **Text:** the empty prompt only (prompt.safetensors).
+- **Limits:** rooms of one renderer and one furniture library; no photographs.
+- **Licence:** Apache-2.0 (weights). Furniture models rendered for training: CC0 and CC-BY, see
   scenes/assets/NOTICE.
 """)
 
