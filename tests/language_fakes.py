@@ -1,5 +1,4 @@
-"""A language model of a few thousand weights with a tokenizer of characters, and made-up questions
-about a clip."""
+"""A tiny language model with a character tokenizer, and questions about an invented clip."""
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +27,9 @@ def save_tiny_lm(folder: Path, kind: str = "llama", chat: bool = True, eos: bool
     letters = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     letters.decoder = decoders.Fuse()
-    template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]" if chat else None
+    template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="<unk>",
-                                        chat_template=template,
+                                        chat_template=template if chat else None,
                                         **({"eos_token": "<end>"} if eos else {}))
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
@@ -60,7 +59,7 @@ def sample_room(name: str = "train/00000_0", frames: int = 2, number: int = 3) -
         inside[i, 0, 7 * (i // 2):7 * (i // 2) + 7, 7 * (i % 2):7 * (i % 2) + 7] = 1 / 49
     points = rng.uniform(0, 4, (frames, 14, 14, 3)).astype(np.float32)
     target = int(rng.integers(4))
-    asked = [
+    questions = [
         Question(name, "vsi:object_counting", "How many?", str(number), float(number), (),
                  boxes[:0], ()),
         Question(name, "vsi:object_rel_distance", "Which?", "AB"[number % 2], None,
@@ -74,5 +73,5 @@ def sample_room(name: str = "train/00000_0", frames: int = 2, number: int = 3) -
         Question(name, "situated", "What is near?", "bed", None, (), boxes[:0], (), "what",
                  ("bed", ))
     ]
-    candidates = [list(range(len(q.boxes))) for q in asked]
-    return RoomQuestions(name, points, boxes, inside.reshape(4, -1), asked, candidates)
+    candidates = [list(range(len(q.boxes))) for q in questions]
+    return RoomQuestions(name, points, boxes, inside.reshape(4, -1), questions, candidates)

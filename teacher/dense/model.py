@@ -1,6 +1,6 @@
 """The dense teacher: fused tokens -> depth, surface normal and class of every fourth pixel.
 
-A stand-in for the language model while only geometry is asked; it reads the same fused tokens.
+It reads the same fused tokens as the language model, where only geometry is needed.
 """
 from dataclasses import dataclass
 
@@ -32,8 +32,10 @@ class DenseOutput:
 
 
 class DenseTeacher(nn.Module):
-    """semantic [B,Ds,14,14], generative [B,Dg,14,14] or None -> DenseOutput. Both inputs are raw:
-    the statistics of the training set, kept here as buffers, standardise them."""
+    """semantic [B,Ds,14,14], generative [B,Dg,14,14] or None -> DenseOutput.
+
+    Inputs are not standardised; the model does it by the training set's statistics (buffers).
+    """
     semantic_mean: Tensor
     semantic_std: Tensor
     generative_mean: Tensor
@@ -42,15 +44,14 @@ class DenseTeacher(nn.Module):
     def __init__(self, shape: DenseShape):
         super().__init__()
         self.shape = shape
-        for name, dim in (("semantic", shape.semantic_dim), ("generative",
-                                                             max(shape.generative_dim, 1))):
+        generative_dim = max(shape.generative_dim, 1)
+        for name, dim in (("semantic", shape.semantic_dim), ("generative", generative_dim)):
             self.register_buffer(f"{name}_mean", torch.zeros(1, dim, 1, 1))
             self.register_buffer(f"{name}_std", torch.ones(1, dim, 1, 1))
-        self.fusion = TokenGate(shape.semantic_dim, max(shape.generative_dim, 1), shape.width)
-        # every variant knows where a token is, so that no generative stream can gain by being a
-        # position code: without
-        # this, fixed noise beat the semantic-only baseline by as much as the generator
-        # (bench/results/rooms_accuracy)
+        self.fusion = TokenGate(shape.semantic_dim, generative_dim, shape.width)
+        # A position embedding in every variant, so that a generative stream gains nothing by
+        # encoding position. Without it fixed noise was as much better than semantic-only as the
+        # generator (bench/results/rooms_accuracy).
         self.position = nn.Parameter(torch.zeros(1, shape.width, GRID, GRID))
         outputs = 1 + 3 + shape.classes
         self.mix = nn.Conv2d(shape.width, shape.width, 3, padding=1)

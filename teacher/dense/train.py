@@ -1,5 +1,4 @@
-"""Training and scoring the dense teacher on stored features: full, semantic only, or fed with a
-control."""
+"""Training and scoring the dense teacher on stored features: fused, semantic only, or controls."""
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -23,25 +22,23 @@ from teacher.training.checkpoint import (
     set_lr,
 )
 
-# a batch's generative features [B,D,14,14] float32, in raw units
+# a batch -> its generative features [B,D,14,14] float32, not standardised; None: semantic only
 Stream = Callable[[Example], Tensor | None]
 
 
 def train_dense_teacher(name: str, examples: Examples, stream: Stream, shape: DenseShape,
-                config: DenseTraining, seed: int, folder: Path) -> DenseTeacher:
-    """Trains one DenseTeacher on the examples' field `semantic` and a generative stream (None:
-    semantic only).
+                        config: DenseTraining, seed: int, folder: Path) -> DenseTeacher:
+    """Trains a DenseTeacher on the examples' field `semantic` and a generative stream.
 
-    A killed run resumes from folder/NAME.ckpt.safetensors to the same weights; the result is
-    folder/NAME.safetensors.
+    The result is folder/NAME.safetensors. An interrupted run resumes from
+    folder/NAME.ckpt.safetensors to the same weights.
     """
     device = examples.device
     torch.manual_seed(seed)
     model = DenseTeacher(shape).to(device)
-    inputs = {
-        "semantic": lambda e: e["semantic"],
-        **({"generative": stream} if shape.generative_dim else {})
-    }
+    inputs: dict[str, Callable] = {"semantic": lambda example: example["semantic"]}
+    if shape.generative_dim:
+        inputs["generative"] = stream
     for side, values in inputs.items():
         for key, value in zip(("mean", "std"), moments(examples, values), strict=True):
             getattr(model, f"{side}_{key}").copy_(value.view(1, -1, 1, 1))
@@ -50,8 +47,7 @@ def train_dense_teacher(name: str, examples: Examples, stream: Stream, shape: De
     path = folder / f"{name}.ckpt.safetensors"
     key = spec_digest({
         "name": name, "seed": seed, "examples": examples.ids, **asdict(config), **asdict(shape),
-        **{n: s.key
-           for n, s in examples.stores.items()}
+        **{name: store.key for name, store in examples.stores.items()}
     })
     start = load_checkpoint(path, {"model": model}, optimizer, key)
     for epoch in track(range(start // per_epoch, config.epochs), description=f"teacher: {name}"):
@@ -69,19 +65,18 @@ def train_dense_teacher(name: str, examples: Examples, stream: Stream, shape: De
 @torch.inference_mode()
 def score(model: DenseTeacher, examples: Examples,
           stream: Stream) -> tuple[dict[str, float], list[dict]]:
-    """The four dense metrics over all clips, and the same for each clip: (whole, rows with
-    `clip`)."""
-    whole, rows = DenseScores(model.shape.classes), []
+    """The four dense metrics over all clips, and rows with those of each `clip`."""
+    every, rows = DenseScores(model.shape.classes), []
     for clip_id, example in examples.in_order():
         out = model(example["semantic"].float(), stream(example))
         truth = DenseTargets(*(example[k].cpu().numpy() for k in ("depth", "normals", "classes")))
-        answer = (out.log_depth.exp().cpu().numpy(), out.normals.cpu().numpy(),
-                  out.logits.argmax(1).cpu().numpy())
+        predicted = (out.log_depth.exp().cpu().numpy(), out.normals.cpu().numpy(),
+                     out.logits.argmax(1).cpu().numpy())
         one = DenseScores(model.shape.classes)
-        for scores in (whole, one):
-            scores.add(*answer, truth)
+        for scores in (every, one):
+            scores.add(*predicted, truth)
         rows.append({"clip": clip_id, **one.result()})
-    return whole.result(), rows
+    return every.result(), rows
 
 
 def save_teacher(model: DenseTeacher, folder: Path, name: str) -> None:
@@ -91,8 +86,7 @@ def save_teacher(model: DenseTeacher, folder: Path, name: str) -> None:
 
 
 def load_teacher(folder: Path, name: str) -> DenseTeacher:
-    """What `save_teacher` wrote, in eval mode. Raises ValueError naming the file if it is not
-    there."""
+    """What `save_teacher` wrote, in eval mode. Raises ValueError if the file is missing."""
     path = folder / f"{name}.safetensors"
     if not path.is_file():
         raise ValueError(f"{path}: no such teacher; train it with: vega3d distill run")

@@ -1,4 +1,4 @@
-"""The gate looked at: where does the teacher listen to semantics, and where to geometry?"""
+"""Statistics and pictures of the fusion gate: where semantic and where generative tokens count."""
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,9 +13,11 @@ NEAR = (1.5, 3.0)  # m: nearer, between, farther
 
 
 def gate_rows(clips: Sequence[Clip], gates: np.ndarray) -> Iterator[dict]:
-    """Mean and standard deviation of the semantic share by `group` (class, distance, row of the
-    frame, border) and `name`. gates [N,T,14,14] in [0,1], of labelled clips. A token's class is
-    that of most of its pixels."""
+    """Mean and standard deviation of the semantic share by `group` and `name`.
+
+    Groups are class (of most of a token's pixels), distance, row of the frame, and border. gates
+    [N,T,14,14] in [0,1], of labelled clips.
+    """
     labels = [_labels(clip) for clip in clips]
     for group in labels[0]:
         names = np.stack([label[group] for label in labels])  # [N,T,14,14] text
@@ -28,8 +30,7 @@ def gate_rows(clips: Sequence[Clip], gates: np.ndarray) -> Iterator[dict]:
 
 
 def draw_gates(clips: Sequence[Clip], gates: np.ndarray, path: Path) -> None:
-    """First frame of each clip, and its gate over it: blue = geometry, red = semantics, white = the
-    mean of all."""
+    """PNG of each clip's first frame and its gate: blue generative, red semantic, white the mean."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -57,7 +58,7 @@ def draw_gates(clips: Sequence[Clip], gates: np.ndarray, path: Path) -> None:
 
 
 def _labels(clip: Clip) -> dict[str, np.ndarray]:
-    """What each token is, by group, [T,14,14] text; "" = unknown."""
+    """The label of each token by group, [T,14,14] text; "" = unknown."""
     targets = dense_targets(clip)  # [T,56,56]
     t = len(targets.depth)
     cells = targets.classes.reshape(t, 14, 4, 14, 4).swapaxes(2, 3).reshape(t, 14, 14, 16)
@@ -79,9 +80,8 @@ def _labels(clip: Clip) -> dict[str, np.ndarray]:
 
 
 def _median(values: np.ndarray) -> np.ndarray:
-    """As nanmedian, and NaN without a warning where nothing is known."""
-    known = np.isfinite(values)
+    """np.nanmedian over the last axis, without a warning for rows of NaN."""
     out = np.full(values.shape[:-1], np.nan)
-    some = known.any(-1)
+    some = np.isfinite(values).any(-1)
     out[some] = np.nanmedian(values[some], -1)
     return out

@@ -1,4 +1,4 @@
-"""The ground head, its loss, and which tokens a box is known by."""
+"""The ground head, its loss, and the tokens of a box."""
 import numpy as np
 import pytest
 import torch
@@ -8,24 +8,25 @@ from teacher.language.grounding import GroundHead, box_tokens, ground_loss, mask
 
 def test_logits_are_cosines_over_the_temperature():
     head = GroundHead(6)
-    asked, things = torch.randn(2, 3, 6), torch.randn(2, 3, 4, 6)
-    logits = head(asked, things)
+    query, objects = torch.randn(2, 3, 6), torch.randn(2, 3, 4, 6)
+    logits = head(query, objects)
     assert logits.shape == (2, 3, 5) and logits.abs().max() <= 1 / 0.07 + 1e-4
-    one = torch.cosine_similarity(head.query_proj(asked[1, 2]), head.object_proj(things[1, 2, 3]), dim=0) / 0.07
+    one = torch.cosine_similarity(head.query_proj(query[1, 2]), head.object_proj(objects[1, 2, 3]),
+                                  dim=0) / 0.07
     torch.testing.assert_close(logits[1, 2, 3], one)
     torch.testing.assert_close(
         logits[0, 0, 4],
-        torch.cosine_similarity(head.query_proj(asked[0, 0]), head.none, dim=0) / 0.07)
+        torch.cosine_similarity(head.query_proj(query[0, 0]), head.none, dim=0) / 0.07)
 
 
 def test_the_loss_is_infonce_by_hand():
     logits = torch.tensor([[2.0, 1.0, -1.0, 0.5], [0.0, 3.0, 7.0, 1.0]])
     targets = torch.tensor([[True, True, False], [False, False, False]])
     # the last candidate of the second is padding
-    real = torch.tensor([[True, True, True], [True, True, False]])
+    valid = torch.tensor([[True, True, True], [True, True, False]])
     first = -np.log((np.e**2 + np.e) / (np.e**2 + np.e + np.e**-1 + np.e**0.5))
     second = -np.log(np.e / (1 + np.e**3 + np.e))  # no target: "none of them" is right
-    assert float(ground_loss(logits, targets, real)) == pytest.approx((first + second) / 2,
+    assert float(ground_loss(logits, targets, valid)) == pytest.approx((first + second) / 2,
                                                                       rel=1e-5)
 
 
@@ -42,7 +43,7 @@ def plane() -> np.ndarray:
     return points
 
 
-def test_a_box_is_known_by_the_tokens_mostly_inside_it():
+def test_a_box_is_represented_by_the_tokens_mostly_inside_it():
     boxes = np.array([[0.02, 0.02, 0, 0.04, 0.04, 0.1, 0],  # exactly the first of 2 x 2 tokens
                       [0.03, 0.02, 0, 0.06, 0.04, 0.1, 0],        # and half of the second
                       [0.005, 0.005, 0, 0.01, 0.01, 0.1, 0],  # one pixel: the token that it touches
@@ -52,7 +53,7 @@ def test_a_box_is_known_by_the_tokens_mostly_inside_it():
                                atol=1e-5)
 
 
-def test_small_things_weigh_tokens_by_their_share():
+def test_small_objects_weigh_tokens_by_their_share():
     # 2 pixels of two tokens each; no heading
     box = np.array([[0.04, 0.01, 0, 0.02, 0.02, 0.1]], np.float32)
     np.testing.assert_allclose(box_tokens(plane(), box, 2, margin=1e-4), [[0.5, 0.5, 0, 0]],

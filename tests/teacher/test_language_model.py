@@ -1,5 +1,4 @@
-"""The full teacher's forward pass: what is written where, who sees whom, and what its tokens
-carry."""
+"""The full teacher's forward pass: embeddings, attention mask, objects and prompts."""
 import json
 from dataclasses import replace
 
@@ -41,7 +40,7 @@ def teacher(parts, **shape) -> LanguageTeacher:
                            parts[1].prefix).eval()
 
 
-def sight(rooms, frames: int = 2) -> VisualInputs:
+def visual_inputs(rooms, frames: int = 2) -> VisualInputs:
     draw = torch.Generator().manual_seed(0)
     return VisualInputs(
         torch.randn(len(rooms), frames, 5, 14, 14, generator=draw),
@@ -58,13 +57,14 @@ def every_question(encoder) -> QuestionBatch:
 
 
 def test_many_questions_at_once_are_the_same_as_one_by_one(parts):
-    model, asked = teacher(parts), every_question(parts[1])
+    model, batch = teacher(parts), every_question(parts[1])
     with torch.no_grad():
-        together = model(sight(ROOMS), asked)
-        for q in range(asked.ids.shape[1]):
-            alone = model(sight(ROOMS), QuestionBatch(*(x[:, q:q + 1] for x in vars(asked).values())))
+        together = model(visual_inputs(ROOMS), batch)
+        for q in range(batch.ids.shape[1]):
+            one = QuestionBatch(*(x[:, q:q + 1] for x in vars(batch).values()))
+            alone = model(visual_inputs(ROOMS), one)
             for c in range(2):
-                n = int(asked.length[c, q])
+                n = int(batch.length[c, q])
                 torch.testing.assert_close(together.hidden[c, q, :n], alone.hidden[c, 0, :n],
                                            atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(together.ground[:, q], alone.ground[:, 0], atol=1e-4,
@@ -74,9 +74,9 @@ def test_many_questions_at_once_are_the_same_as_one_by_one(parts):
 def test_it_is_the_plain_language_model_over_the_same_embeddings(parts):
     """Prefix, visual tokens, question through transformers' own forward: the logits of the answer
     agree."""
-    model, asked = teacher(parts), every_question(parts[1])
-    one = QuestionBatch(*(x[:1, :1] for x in vars(asked).values()))
-    view = VisualInputs(*(x[:1] for x in vars(sight(ROOMS)).values()))
+    model, batch = teacher(parts), every_question(parts[1])
+    one = QuestionBatch(*(x[:1, :1] for x in vars(batch).values()))
+    view = VisualInputs(*(x[:1] for x in vars(visual_inputs(ROOMS)).values()))
     with torch.no_grad():
         fused, _ = model.fusion(*model.standardise(view))
         visual = model.visual_tokens(view, fused.unflatten(0, (1, 2)))
@@ -89,7 +89,7 @@ def test_it_is_the_plain_language_model_over_the_same_embeddings(parts):
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_own_mask_by_the_definition():
+def test_question_block_mask_by_its_definition():
     mask = question_block_mask(3, 2, 2, torch.device("cpu"))[0, 0]
     owner = [None] * 3 + [0, 0, 1, 1]
     for i in range(7):
@@ -99,7 +99,7 @@ def test_own_mask_by_the_definition():
 
 def test_rows_end_with_the_newline_token(parts):
     model = teacher(parts)
-    view = sight(ROOMS)
+    view = visual_inputs(ROOMS)
     fused, _ = model.fusion(*model.standardise(view))
     tokens = model.visual_tokens(view, fused.unflatten(0, (2, 2)))
     assert tokens.shape == (2, 2 * 2 * 3, 24)  # frames x rows x (tokens + newline)
@@ -109,92 +109,94 @@ def test_rows_end_with_the_newline_token(parts):
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_every_fusion_reaches_the_answer(parts, name):
-    model, asked = teacher(parts, fusion=name), every_question(parts[1])
-    view = sight(ROOMS)
-    heard = model(view, asked)
-    changed = model(replace(view, generative=view.generative + 1), asked)
-    moved = not torch.allclose(heard.hidden, changed.hidden, atol=1e-6)
+    model, batch = teacher(parts, fusion=name), every_question(parts[1])
+    view = visual_inputs(ROOMS)
+    output = model(view, batch)
+    changed = model(replace(view, generative=view.generative + 1), batch)
+    moved = not torch.allclose(output.hidden, changed.hidden, atol=1e-6)
     assert moved == (name != "semantic_only")
-    assert (heard.gate is not None) == name.endswith("gate")
+    assert (output.gate is not None) == name.endswith("gate")
 
 
 def test_depth_positions_move_the_answer_and_pose_free_ignores_them(parts):
-    view, asked = sight(ROOMS), every_question(parts[1])
+    view, batch = visual_inputs(ROOMS), every_question(parts[1])
     moved = replace(view, points=view.points + 1.0, boxes=view.boxes + 1.0)
     for mode, differs in (("depth_pose", True), ("pose_free", False)):
         model = teacher(parts, position=mode)
-        same = torch.allclose(model(view, asked).hidden, model(moved, asked).hidden, atol=1e-6)
+        same = torch.allclose(model(view, batch).hidden, model(moved, batch).hidden, atol=1e-6)
         assert same != differs, mode
 
 
-def test_a_box_is_known_by_its_own_tokens(parts):
-    model, asked = teacher(parts, objects="semantic"), every_question(parts[1])
-    view = sight(ROOMS)
+def test_a_box_is_represented_by_the_tokens_inside_it(parts):
+    model, batch = teacher(parts, objects="semantic"), every_question(parts[1])
+    view = visual_inputs(ROOMS)
     other = view.semantic.clone()
     other[0, 0, :, :7, :7] += 3  # the first box's quarter of the first frame
-    things = [model._object_embeddings(v, model.object_projection(model.standardise(v)[0]).unflatten(0, (2, 2)))
-              for v in (view, replace(view, semantic=other))]
-    differs = (things[0] - things[1]).abs().amax(-1) > 1e-6          # [C,M]
+    objects = []
+    for inputs in (view, replace(view, semantic=other)):
+        tokens = model.object_projection(model.standardise(inputs)[0]).unflatten(0, (2, 2))
+        objects.append(model._object_embeddings(inputs, tokens))
+    differs = (objects[0] - objects[1]).abs().amax(-1) > 1e-6          # [C,M]
     assert differs.tolist() == [[True, False, False, False], [False] * 4]
-    assert model(view, asked).ground.shape == (2, 7, 5)
+    assert model(view, batch).ground.shape == (2, 7, 5)
 
 
-def test_a_box_may_be_known_by_what_the_language_model_makes_of_its_tokens(parts):
-    """Of its own tokens and of those before them, which the model has heard by then."""
-    model, asked = teacher(parts, objects="heard"), every_question(parts[1])
-    view = sight(ROOMS)
-    seen = model(view, asked).visual_hidden
+def test_objects_may_include_the_hidden_states_of_their_tokens(parts):
+    """Hidden states also depend on earlier tokens, as attention is causal."""
+    model, batch = teacher(parts, objects="heard"), every_question(parts[1])
+    view = visual_inputs(ROOMS)
+    seen = model(view, batch).visual_hidden
     far = torch.zeros_like(seen)
     far[0, 0] = 5.0  # the first token, of the first box's quarter
-    moved = (model._object_states(seen + far, view) - model._object_states(seen, view)).abs().amax(-1) > 1e-6
-    assert moved.tolist() == [[True, False, False, False], [False] * 4]
+    moved = model._object_states(seen + far, view) - model._object_states(seen, view)
+    assert (moved.abs().amax(-1) > 1e-6).tolist() == [[True, False, False, False], [False] * 4]
     with torch.no_grad():
         model.state_projection.weight.zero_()
         model.state_projection.bias.zero_()
     plain = teacher(parts)
     plain.load_state_dict(model.state_dict(), strict=False)
-    torch.testing.assert_close(model(view, asked).ground, plain(view, asked).ground)
+    torch.testing.assert_close(model(view, batch).ground, plain(view, batch).ground)
 
 
 def test_coord_carries_its_box(parts):
-    model, asked = teacher(parts), every_question(parts[1])
-    spot = asked.ids == parts[1].encode(COORD)[0]
-    assert spot.sum() == 2 and (asked.coord >= 0).sum() == 2
-    things = torch.randn(2, 4, 24)
-    words = model.embed_questions(asked, things)
+    model, batch = teacher(parts), every_question(parts[1])
+    spot = batch.ids == parts[1].encode(COORD)[0]
+    assert spot.sum() == 2 and (batch.coord >= 0).sum() == 2
+    objects = torch.randn(2, 4, 24)
+    words = model.embed_questions(batch, objects)
     c, q, l = (int(x[0]) for x in spot.nonzero(as_tuple=True))
-    torch.testing.assert_close(words[c, q, l], model.specials[1] + things[c, asked.coord[c, q]])
+    torch.testing.assert_close(words[c, q, l], model.specials[1] + objects[c, batch.coord[c, q]])
 
 
-def test_text_only_sees_nothing(parts):
-    model, asked = teacher(parts, sight=False), every_question(parts[1])
-    view = sight(ROOMS)
-    a, b = model(view, asked), model(
-        replace(view, semantic=view.semantic.flip(0), points=view.points + 1), asked)
+def test_text_only_ignores_visual_inputs(parts):
+    model, batch = teacher(parts, sight=False), every_question(parts[1])
+    view = visual_inputs(ROOMS)
+    a, b = model(view, batch), model(
+        replace(view, semantic=view.semantic.flip(0), points=view.points + 1), batch)
     torch.testing.assert_close(a.hidden, b.hidden)
     # no candidate is better than another
     assert torch.allclose(a.ground[..., :1], a.ground[..., :-1])
 
 
-def test_answers_are_wanted_where_they_are_written(parts):
+def test_labels_are_the_answers_at_their_positions(parts):
     encoder = parts[1]
-    asked = every_question(encoder)
+    batch = every_question(encoder)
     for c, room in enumerate(ROOMS):
         for q, question in enumerate(room.questions):
-            wanted = asked.labels[c, q]
-            ids = wanted[wanted != IGNORED].tolist()
+            labels = batch.labels[c, q]
+            ids = labels[labels != IGNORED].tolist()
             if question.answer is None:
-                assert not ids and asked.ids[c, q,
-                                             asked.length[c, q] - 1] == encoder.encode(GROUND)[0]
+                assert not ids and batch.ids[c, q,
+                                             batch.length[c, q] - 1] == encoder.encode(GROUND)[0]
                 continue
             assert encoder.decode(ids) == question.answer and ids[-1] == encoder.end
             # each token is predicted from the one before it
-            assert asked.ids[c, q, asked.answer_start[c, q] + 1] == ids[0]
+            assert batch.ids[c, q, batch.answer_start[c, q] + 1] == ids[0]
     free = collate([encoder.encode_room(room) for room in ROOMS], encoder.end, max_new_tokens=5)
     assert (free.labels == IGNORED).all() and int((free.ids.shape[2] - free.length).min()) >= 5
 
 
-def test_specials_need_no_place_in_the_tokenizer(parts):
+def test_specials_need_no_token_in_the_tokenizer(parts):
     encoder = parts[1]
     words = parts[0].get_input_embeddings().weight.shape[0]
     assert encoder.encode(f"at {COORD} {GROUND}")[-1] == words and words + 1 in encoder.encode(
@@ -212,7 +214,8 @@ def test_official_layouts_load_and_lora_adapts_every_linear_layer(tmp_path, kind
     assert before == 14 and len(trained) == 2 * before and all("lora_" in n for n in trained)
     model = LanguageTeacher(lm, LanguageShape(5, 6, grid=2),
                             PromptEncoder(tokenizer, lm.vocab_size).prefix)
-    model(sight(ROOMS), every_question(PromptEncoder(tokenizer, lm.vocab_size))).hidden.sum().backward()
+    batch = every_question(PromptEncoder(tokenizer, lm.vocab_size))
+    model(visual_inputs(ROOMS), batch).hidden.sum().backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in lm.named_parameters()
                if "lora_B" in n)
 
@@ -260,22 +263,22 @@ def test_bad_models_and_tokenizers_are_one_clear_line(tmp_path, folder, parts):
         load_lm(str(tmp_path / "plain"))
 
 
-def test_evened_rooms_keep_each_question_with_its_own_boxes(monkeypatch):
+def test_balanced_rooms_pair_each_question_with_its_boxes(monkeypatch):
     rooms = [sample_room(f"train/{i:05d}_0", number=i % 5) for i in range(3)]
-    drop = list(rooms[1].questions) + [q for q in rooms[0].questions if q.task == "vsi:object_counting"]
+    count = "vsi:object_counting"
+    drop = rooms[1].questions + [q for q in rooms[0].questions if q.task == count]
     monkeypatch.setattr("teacher.language.encode.balanced",
-                        lambda asked, seed: [q for q in asked if q not in drop])
-    kept = balance_rooms(rooms, 0)
-    assert [room.id for room in kept] == [rooms[0].id, rooms[2].id]  # a room left with none is out
-    assert len(kept[0].questions) == len(rooms[0].questions) - 1 == len(kept[0].candidates)
-    for room in kept:
+                        lambda every, seed: [q for q in every if q not in drop])
+    retained = balance_rooms(rooms, 0)
+    assert [room.id for room in retained] == [rooms[0].id, rooms[2].id]  # without empty rooms
+    assert len(retained[0].questions) == len(rooms[0].questions) - 1 == len(retained[0].candidates)
+    for room in retained:
         for question, boxes in zip(room.questions, room.candidates, strict=True):
             np.testing.assert_array_equal(room.boxes[boxes], question.boxes.reshape(-1, 7))
 
 
-def test_the_commonest_count_is_no_good_guess_once_evened():
+def test_the_most_frequent_count_is_no_good_guess_once_balanced():
     rooms = [sample_room(f"train/{i:05d}_0", number=2 if i % 10 else 3) for i in range(40)]
-    counted = [
-        q.number for room in balance_rooms(rooms, 0) for q in room.questions if q.task == "vsi:object_counting"
-    ]
+    counted = [question.number for room in balance_rooms(rooms, 0) for question in room.questions
+               if question.task == "vsi:object_counting"]
     assert counted.count(2.0) == counted.count(3.0) == 4

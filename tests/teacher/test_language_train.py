@@ -1,5 +1,4 @@
-"""`vega3d teacher train` from clips to scores, on a tiny language model; what it writes, and what
-it refuses."""
+"""`vega3d teacher train` from clips to scores with a tiny language model: files and errors."""
 import json
 import shutil
 from dataclasses import replace
@@ -26,7 +25,7 @@ from tests.language_fakes import sample_room, save_tiny_lm
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """A folder of rendered clips, as far as the course can tell."""
+    """A folder in the layout of rendered clips."""
     folder, rooms = tmp_path_factory.mktemp("clips"), FakeRooms(train=3, val=1, test=2, frames=2)
     for split in SPLITS:
         for clip_id in rooms.ids(split):
@@ -37,22 +36,20 @@ def clips(tmp_path_factory):
 
 @pytest.fixture
 def config(clips, tmp_path, monkeypatch):
-    # the analytic clips show too little to be asked about: the questions are made up
+    # the analytic clips show too few objects for questions
     monkeypatch.setattr(teacher.language.train, "read_rooms",
                         lambda source, ids, *_: [sample_room(i) for i in ids])
     tuning = FinetuneConfig(lm=str(save_tiny_lm(tmp_path / "lm")), steps=4, clips=2, questions=2,
                         save_every=2, validate_every=2)
-    return LanguageTeacherConfig(out=tmp_path / "out", clips=clips, features="noise", grid=2, metric=1.0,
-                        tuning=tuning)
+    return LanguageTeacherConfig(out=tmp_path / "out", clips=clips, features="noise", grid=2,
+                                 metric=1.0, tuning=tuning)
 
 
-def test_a_course_writes_all_it_promises_and_its_teacher_answers_again(config):
+def test_a_training_writes_its_files_and_its_loaded_teacher_scores_the_same(config):
     scores = train_language_teacher(config)
     out = config.out
-    assert {p.name
-            for p in out.iterdir() if p.is_file()} >= {
-                "config.json", "metrics.jsonl", "curves.png", "teacher.safetensors", "scores.json"
-            }
+    assert {path.name for path in out.iterdir() if path.is_file()} >= {
+        "config.json", "metrics.jsonl", "curves.png", "teacher.safetensors", "scores.json"}
     assert not (out / CHECKPOINT).exists()
     assert Image.open(out / "curves.png").size[0] > 400
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -60,13 +57,11 @@ def test_a_course_writes_all_it_promises_and_its_teacher_answers_again(config):
     assert {"loss_ground", "loss_vsi_number", "loss_caption"} <= set(rows[0])
     assert {"ground", "vsi", "vsi_numeric", "caption"} <= set(scores) and scores["ground"]["n"] == 2
     model, encoder, tuning = load_language_teacher(out / "teacher.safetensors", torch.device("cpu"))
-    stores = tuple(
-        FeatureStore(
-            out / "features", {
-                k: v
-                for k, v in json.loads(path.read_text()).items()
-                if k not in ("format", "grid", "dtype", "source")
-            }, "fake") for path in sorted((out / "features").glob("*/manifest.json")))
+    stores = []
+    for path in sorted((out / "features").glob("*/manifest.json")):
+        manifest = json.loads(path.read_text())
+        spec = {k: v for k, v in manifest.items() if k not in ("format", "grid", "dtype", "source")}
+        stores.append(FeatureStore(out / "features", spec, "fake"))
     assert len(stores) == 2
     dataset = question_dataset([sample_room(i) for i in ("test/000", "test/001")], stores, encoder,
                          torch.device("cpu"))
@@ -80,11 +75,13 @@ def test_semantic_only_has_no_second_stream(config):
     assert shape["fusion"] == "semantic_only" and shape["generative_dim"] == 1
 
 
-def test_a_course_goes_on_from_one_without_a_second_stream(config, tmp_path):
+def test_a_training_warm_starts_from_one_without_a_second_stream(config, tmp_path):
     alone = replace(config, features="none", exam=False, out=tmp_path / "alone")
     train_language_teacher(alone)
-    first = lambda out: json.loads(
-        (out / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+
+    def first(out):
+        return json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+
     train_language_teacher(replace(config, start=alone.out, exam=False))
     train_language_teacher(replace(config, exam=False, out=tmp_path / "fresh"))
     assert first(config.out) < first(tmp_path / "fresh")
@@ -93,25 +90,26 @@ def test_a_course_goes_on_from_one_without_a_second_stream(config, tmp_path):
         with pytest.raises(ValueError, match=message):
             train_language_teacher(replace(config, start=start, out=tmp_path / "refused"))
     with pytest.raises(ValueError, match="use token_gate"):
-        train_language_teacher(replace(config, start=alone.out, fusion="add", out=tmp_path / "refused"))
+        train_language_teacher(replace(config, start=alone.out, fusion="add",
+                                       out=tmp_path / "refused"))
     train_language_teacher(replace(alone, metric=0.0, out=tmp_path / "other"))
     with pytest.raises(ValueError, match="same language"):
         train_language_teacher(replace(config, start=tmp_path / "other", out=tmp_path / "refused"))
 
 
-def test_training_rooms_alone_are_asked_about_several_times(config, monkeypatch):
-    asked: dict[str, int] = {}
+def test_only_training_rooms_have_several_draws(config, monkeypatch):
+    draws_of: dict[str, int] = {}
 
     def read(source, ids, tasks, seed, draws):
-        asked[ids[0].partition("/")[0]] = draws
+        draws_of[ids[0].partition("/")[0]] = draws
         return [sample_room(i) for i in ids]
 
     monkeypatch.setattr(teacher.language.train, "read_rooms", read)
     train_language_teacher(replace(config, draws=3, exam=False))
-    assert asked == {"train": 3, "val": 1, "test": 1}
+    assert draws_of == {"train": 3, "val": 1, "test": 1}
 
 
-def test_what_cannot_be_trained_is_named(config, clips, tmp_path):
+def test_bad_configurations_are_one_clear_line(config, clips, tmp_path):
     with pytest.raises(ValueError, match="no task 'vsi:colour'"):
         replace(config, tasks=("vsi:colour",))
     with pytest.raises(ValueError, match=r"got metric=-1\.0, expected a weight of at least 0"):
@@ -142,16 +140,15 @@ def test_a_clip_the_store_lacks_is_named(config):
         question_dataset([sample_room("train/zzz")], (store, None), None, torch.device("cpu"))
 
 
-def test_gates_are_counted_by_what_the_tokens_show():
+def test_gate_rows_group_tokens_by_their_content():
     from teacher.probing.gate_analysis import gate_rows
 
     clip = FakeRooms(frames=2).clip("test/000")
     gates = np.full((1, 2, 14, 14), 0.25)
     gates[:, :, :5] = 0.75                                           # the upper third
     rows = {(r["group"], r["name"]): r for r in gate_rows([clip], gates)}
-    assert rows["frame",
-                "upper third"]["gate_mean"] == 0.75 and rows["frame",
-                                                             "lower third"]["gate_mean"] == 0.25
+    assert rows["frame", "upper third"]["gate_mean"] == 0.75
+    assert rows["frame", "lower third"]["gate_mean"] == 0.25
     assert rows["frame", "upper third"]["tokens"] == 2 * 5 * 14
     assert {name for group, name in rows if group == "class"} == {"wall", "chair"}
     assert sum(r["tokens"] for (group, _), r in rows.items() if group == "class") == 2 * 196

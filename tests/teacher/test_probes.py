@@ -35,7 +35,8 @@ def test_features_that_hold_the_answer_probe_near_one_and_noise_near_nothing():
     ]
     good = probe(train, test, *[a + 0.01 * torch.randn_like(a) for a in answers])
     noise = probe(train, test, *[torch.randn(len(s.frames), 2, 16, 14, 14) for s in (train, test)])
-    assert good["depth_r2_ridge"] > 0.95 and good["depth_r2_mlp"] > 0.9 and good["normal_cos"] > 0.98
+    assert good["depth_r2_ridge"] > 0.95 and good["depth_r2_mlp"] > 0.9
+    assert good["normal_cos"] > 0.98
     assert noise["depth_r2_ridge"] < good["depth_r2_ridge"] - 0.3
     assert noise["match_exact"] < 0.05
 

@@ -1,4 +1,4 @@
-"""Weights spread by FSDP come back gather, go back spread, and training goes on as it would have."""
+"""State sharded by FSDP is gathered and scattered without a change to the training."""
 from copy import deepcopy
 
 import pytest
@@ -32,12 +32,12 @@ def step(model, optimizer, n: int) -> None:
     optimizer.step()
 
 
-def test_a_sharded_optimizer_is_saved_whole_and_goes_on(group):
+def test_a_sharded_optimizer_is_saved_complete_and_resumes(group):
     model, optimizer = start()
     for n in range(3):
         step(model, optimizer, n)
     weights = {n: gather(p).detach().clone() for n, p in model.named_parameters()}
-    saved = deepcopy(GatheredOptimizer(optimizer).state_dict())  # a file would not share memory either
+    saved = deepcopy(GatheredOptimizer(optimizer).state_dict())
     assert all(isinstance(p, DTensor) for p in model.parameters())
     assert not any(isinstance(v, DTensor) for one in saved["state"].values() for v in one.values())
     assert saved["state"][0]["exp_avg"].shape == (8, 4)
