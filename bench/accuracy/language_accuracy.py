@@ -46,7 +46,7 @@ from teacher.language.dataset import QuestionDataset, load_features, read_rooms
 from teacher.language.encode import RoomQuestions
 from teacher.language.finetune import autocast
 from teacher.language.generate import Prediction, predict
-from teacher.language.train import WEIGHTS, load_language_teacher
+from teacher.language.weights import WEIGHTS, load_language_teacher
 from teacher.towers.base import Tower
 
 HEADLINES = (NUMBERS, CHOICES, ("ground", "acc@0.25"), ("ground", "acc@0.5"))

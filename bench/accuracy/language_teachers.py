@@ -13,7 +13,7 @@ from records.files import sha256
 from teacher.language.dataset import load_rooms
 from teacher.language.encode import RoomQuestions
 from teacher.language.finetune import CHECKPOINT
-from teacher.language.train import WEIGHTS
+from teacher.language.weights import WEIGHTS
 from teacher.towers.base import Tower
 from teacher.towers.image_encoders import load_siglip
 from teacher.towers.tap import Tap

@@ -77,11 +77,10 @@ class QuestionDataset:
         for i, room in enumerate(rooms):
             for j, question in enumerate(room.questions):
                 self.by_family.setdefault(family(question), {}).setdefault(i, []).append(j)
-        self.padding = {
-            name: PaddingSpec.of(self.encoded[i][j] for i, indices in by_room.items()
-                                 for j in indices)
-            for name, by_room in self.by_family.items()
-        }
+        self.padding = {}
+        for name, by_room in self.by_family.items():
+            pairs = [(i, j) for i, indices in by_room.items() for j in indices]
+            self.padding[name] = PaddingSpec.of(self.encoded[i][j] for i, j in pairs)
         self.families = [name for name in FAMILIES if name in self.by_family]
         weights = np.array([FAMILIES[name] for name in self.families], float)
         self.shares = weights / weights.sum()
@@ -182,9 +181,11 @@ def read_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str], seed: i
 def read_imported_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str],
                         stored: ByClip) -> list[RoomQuestions]:
     """The clips with their stored questions of these tasks; clips without any are dropped."""
-    by_clip = {i: [q for q in stored.get(i, []) if q.task in tasks] for i in ids}
-    return [imported_room(source.clip(i), questions)
-            for i, questions in track(by_clip.items(), "questions") if questions]
+    rooms = []
+    for clip_id in track(ids, "questions"):
+        if questions := [q for q in stored.get(clip_id, []) if q.task in tasks]:
+            rooms.append(imported_room(source.clip(clip_id), questions))
+    return rooms
 
 
 def load_features(store: FeatureStore, rooms: Sequence[RoomQuestions]) -> Tensor:

@@ -10,51 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 
 from records.files import digest
-from teacher.fusion import PaperGate, ResidualGate, SemanticOnly, TokenGate
 from teacher.language.config import FinetuneConfig
 from teacher.language.dataset import Batch, QuestionDataset
-from teacher.language.encode import GROUNDED, PromptEncoder
-from teacher.language.grounding import ground_loss
-from teacher.language.lm import load_lm, recompute, tune
-from teacher.language.model import (
-    IGNORED,
-    SAVED_NAMES,
-    LanguageShape,
-    LanguageTeacher,
-    QuestionBatch,
-    TeacherOutput,
-    VisualInputs,
-)
+from teacher.language.encode import GROUNDED
+from teacher.language.model import LanguageTeacher
+from teacher.language.objective import FlatInputsObjective, Objective, flatten_batch
+from teacher.language.weights import load_trainable, trainable_state_dict, uses_bf16
 from teacher.training.checkpoint import clip_and_step, load_checkpoint, save_checkpoint, set_lr
 from teacher.training.cuda_graphs import GraphPerShape
-from teacher.training.sharded import GatheredOptimizer, StateDictHolder, gather
+from teacher.training.sharded import GatheredOptimizer, StateDictHolder
 
 QUERY_BATCHES = 8  # of 64 questions, for the mean and deviation of grounding queries
 CHECKPOINT, METRICS = "tuning.ckpt.safetensors", "metrics.jsonl"
-RECOMPILE_LIMIT = 256  # compiled shapes: one a question family, of every model in this process
-
-
-def build(config: FinetuneConfig, shape: LanguageShape,
-          device: torch.device) -> tuple[LanguageTeacher, PromptEncoder]:
-    """(model, prompt encoder); trained weights are float32, a frozen or adapted language model is
-    bf16 on a GPU."""
-    half = config.tune != "full" and _uses_bf16(config, device)
-    lm, tokenizer = load_lm(config.lm, torch.bfloat16 if half else torch.float32, config.layers)
-    torch.manual_seed(config.seed)  # before tune(): adapters start at random values
-    tune(lm, config.tune, config.lora_rank)
-    if config.recompute:
-        recompute(lm)
-    encoder = PromptEncoder(tokenizer, lm.get_input_embeddings().weight.shape[0])
-    model = LanguageTeacher(lm, shape, encoder.prefix).to(device)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return model, encoder
 
 
 @torch.no_grad()
@@ -79,89 +50,20 @@ def set_statistics(model: LanguageTeacher, dataset: QuestionDataset) -> None:
         _set_query_statistics(model, dataset)
 
 
-class Objective(nn.Module):
-    """The loss of a batch as one module, so that FSDP and DDP see every weight in one forward."""
-
-    def __init__(self, teacher: LanguageTeacher):
-        super().__init__()
-        self.teacher = teacher
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Cross-entropy of the answer tokens or InfoNCE over the boxes, plus in training the
-        weighted distance loss; float32 scalar."""
-        output = self.teacher(batch.visual, batch.questions)
-        loss = self._question_loss(output, batch.questions)
-        if self.training and self.teacher.distance_head is not None:
-            weight = self.teacher.shape.metric
-            loss = loss + weight * self.teacher.distance_loss(output, batch.visual)
-        return loss
-
-    def _question_loss(self, output: TeacherOutput, questions: QuestionBatch) -> Tensor:
-        if output.ground is not None:
-            return ground_loss(output.ground, questions.targets, questions.candidates >= 0)
-        logits = self.teacher.answer_logits(output, questions)
-        return F.cross_entropy(logits.flatten(0, 2).float(), questions.labels.flatten(),
-                               ignore_index=IGNORED)
-
-
-class FlatInputsObjective(nn.Module):
-    """`Objective` of a batch given as separate tensors, as CUDA graphs need it.
-
-    names: of the tensors, as from `flatten_batch`. compiled: the language model's layers are
-    compiled, in this module's forward only; all layers share one program.
-    """
-
-    def __init__(self, objective: Objective, names: list[str], compiled: bool = False):
-        super().__init__()
-        self.objective, self.names = objective, names
-        self.decoder = objective.teacher.lm.get_decoder()
-        self.plain_layers = self.decoder.layers
-        self.layers = self.plain_layers
-        if compiled:
-            layers: list[Any] = [torch.compile(layer, fullgraph=True, dynamic=False)
-                                 for layer in self.plain_layers]
-            self.layers = nn.ModuleList(layers)
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        parts: dict[str, dict[str, Any]] = {"visual": {"generative": None}, "questions": {}}
-        for name, tensor in zip(self.names, tensors, strict=True):
-            part, _, field = name.partition(".")
-            parts[part][field] = tensor
-        batch = Batch(VisualInputs(**parts["visual"]), QuestionBatch(**parts["questions"]), [])
-        self.decoder.layers = self.layers
-        try:
-            with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
-                return self.objective(batch)
-        finally:
-            self.decoder.layers = self.plain_layers
-
-
-def flatten_batch(batch: Batch) -> dict[str, Tensor]:
-    """A batch's tensors by the names that `FlatInputsObjective` takes."""
-    tensors = {}
-    for part in ("visual", "questions"):
-        for name, value in vars(getattr(batch, part)).items():
-            if value is not None:
-                tensors[f"{part}.{name}"] = value
-    return tensors
-
-
 def fit(model: LanguageTeacher, dataset: QuestionDataset, config: FinetuneConfig,
         folder: Path | None = None,
         validate: Callable[[nn.Module], dict[str, float]] | None = None, stop: float | None = None,
         quiet: bool = False, accelerator: Any = None) -> list[dict]:
     """Trains in place and returns the curve, a row every `validate_every` steps.
 
-    folder: gets metrics.jsonl and a checkpoint; an interrupted run resumes to the same result.
-    validate: its result is added to each row; called on every process. stop: a time.monotonic() to
-    end at (the schedule is cut short). accelerator: of accelerate, for several processes: each
-    samples its own clips of the same family, gradients are averaged, the first one writes.
+    folder: for metrics.jsonl and a checkpoint; an interrupted run resumes to the same result.
+    validate: adds to each row, on every process. stop: the time.monotonic() to end at. accelerator:
+    of accelerate; its processes sample different clips of one family, and the first one writes.
     """
     rank, world = 0, 1
     if accelerator is not None:
         rank, world = accelerator.process_index, accelerator.num_processes
-    key = digest(asdict(config), asdict(model.shape), [room.id for room in dataset.rooms],
-                 len(dataset), world)
+    key = _run_key(model, dataset, config, world)
     checkpoint = None if folder is None else folder / CHECKPOINT
     start, moments = _load_weights(model, checkpoint, key)
     optimizer: Any = _optimizer(model, config)
@@ -182,10 +84,7 @@ def fit(model: LanguageTeacher, dataset: QuestionDataset, config: FinetuneConfig
         done = step + 1
         late = stop is not None and time.monotonic() > stop
         if done % config.validate_every == 0 or done == config.steps or late:
-            row = {"step": done, "loss": float(torch.stack(losses).mean())}
-            curve.append(row | (validate(objective) if validate else {}))
-            _append(metrics, curve[-1])
-            losses.clear()
+            _record(curve, metrics, done, losses, validate(objective) if validate else {})
         if checkpoint is not None and (done % config.save_every == 0 or done == config.steps):
             _save(checkpoint, done, model, optimizer, key, write=rank == 0)
         if late:
@@ -209,65 +108,9 @@ def validation_loss(objective: nn.Module, dataset: QuestionDataset, config: Fine
 
 def autocast(config: FinetuneConfig, device: torch.device):
     """Context of bf16 products if the configuration has them."""
-    if _uses_bf16(config, device):
+    if uses_bf16(config, device):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
-
-
-@torch.no_grad()
-def trainable_state_dict(model: LanguageTeacher) -> dict[str, Tensor]:
-    """Trained weights and statistics by their saved names: a teacher without its published weights.
-
-    Every process of a sharded model must call it.
-    """
-    return {name: gather(value) for name, value in _trainable(model).items()}
-
-
-@torch.no_grad()
-def load_trainable(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
-    """Copies a `trainable_state_dict` into a model. Raises ValueError if it is of another model."""
-    tensors = _trainable(model)
-    wrong = sorted(set(tensors) ^ set(state))
-    wrong = wrong or [n for n in tensors if tensors[n].shape != state[n].shape]
-    if wrong:
-        raise ValueError(
-            f"teacher: the checkpoint and the model differ in {len(wrong)} weights, {wrong[0]} "
-            "first; give the language model and the features that it was trained with")
-    for name, value in tensors.items():
-        value.copy_(state[name])
-
-
-@torch.no_grad()
-def warm_start(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
-    """Loads the `trainable_state_dict` of a teacher without a second stream.
-
-    The model then gives the same output until its second stream, which starts at zero, is trained.
-    That stream's statistics must be set already. Raises ValueError if the state is of another
-    model, or the fusion cannot start like that.
-    """
-    tensors = {name: value for name, value in _trainable(model).items()
-               if not name.startswith(("fusion.", "generative_"))}
-    fusion = {name.removeprefix("fusion."): value for name, value in state.items()
-              if name.startswith("fusion.")}
-    semantic = SemanticOnly(model.shape.semantic_dim, 1, model.newline.shape[0])
-    semantic = semantic.to(model.newline.device)
-    given = {name: value for name, value in state.items() if name in tensors} | fusion
-    if _shapes(given) != _shapes(tensors | semantic.state_dict()):
-        raise ValueError(
-            "teacher: that is no teacher without a second stream (--features none) of the same "
-            "language model and options")
-    semantic.load_state_dict(fusion)
-    blends_raw = isinstance(model.fusion, (PaperGate, ResidualGate))
-    if isinstance(model.fusion, SemanticOnly):
-        model.fusion.load_state_dict(fusion)
-    elif isinstance(model.fusion, TokenGate) and not blends_raw:
-        model.fusion.warm_start(semantic)
-    else:
-        raise ValueError(
-            f"teacher: fusion {model.shape.fusion} cannot start from a teacher without a second "
-            "stream; use token_gate")
-    for name, value in tensors.items():
-        value.copy_(state[name])
 
 
 def _set_query_statistics(model: LanguageTeacher, dataset: QuestionDataset) -> None:
@@ -285,6 +128,13 @@ def _set_query_statistics(model: LanguageTeacher, dataset: QuestionDataset) -> N
     model.train(was_training)
 
 
+def _run_key(model: LanguageTeacher, dataset: QuestionDataset, config: FinetuneConfig,
+             world: int) -> str:
+    """Only a run with the same key resumes from a checkpoint."""
+    rooms = [room.id for room in dataset.rooms]
+    return digest(asdict(config), asdict(model.shape), rooms, len(dataset), world)
+
+
 class _Backward:
     """backward(step) adds the gradients of a step's batches and returns its loss (on the device).
 
@@ -297,7 +147,7 @@ class _Backward:
         self.config, self.rank = config, rank
         self.graphed = (config.graphed and world == 1 and config.accumulate == 1
                         and not config.recompute and dataset.device.type == "cuda"
-                        and _uses_bf16(config, dataset.device))
+                        and uses_bf16(config, dataset.device))
         self.graphs: GraphPerShape | None = None
 
     def __call__(self, step: int) -> Tensor:
@@ -348,25 +198,6 @@ def _save(checkpoint: Path, step: int, model: LanguageTeacher, optimizer: Any, k
         save_checkpoint(checkpoint, step, {"teacher": weights}, moments, key)
 
 
-def _trainable(model: LanguageTeacher) -> dict[str, Tensor]:
-    """Trained weights and statistics, the model's own tensors by their saved names."""
-    tensors: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    tensors |= {n: b for n, b in model.named_buffers()
-                if n.endswith(("_mean", "_std")) or n == "scale"}
-    return {_saved_name(name): value for name, value in tensors.items()}
-
-
-def _saved_name(name: str) -> str:
-    for prefix, saved in SAVED_NAMES.items():
-        if name.startswith(prefix):
-            return saved + name.removeprefix(prefix)
-    return name
-
-
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in tensors.items()}
-
-
 def _optimizer(model: LanguageTeacher, config: FinetuneConfig) -> torch.optim.Optimizer:
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     old = [p for n, p in named if n.startswith("lm.")]
@@ -399,11 +230,12 @@ def _read_curve(metrics: Path | None, start: int) -> list[dict]:
     return rows
 
 
-def _append(metrics: Path | None, row: dict) -> None:
+def _record(curve: list[dict], metrics: Path | None, step: int, losses: list[Tensor],
+            scores: dict[str, float]) -> None:
+    """Adds a row to the curve and its file; empties `losses`."""
+    row = {"step": step, "loss": float(torch.stack(losses).mean()), **scores}
+    losses.clear()
+    curve.append(row)
     if metrics is not None:
         with metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
-
-
-def _uses_bf16(config: FinetuneConfig, device: torch.device) -> bool:
-    return config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")

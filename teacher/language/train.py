@@ -7,16 +7,13 @@ launch -m vega3d teacher train …
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from records.environment import environment
 from records.files import atomic_write, digest, sha256, write_json
@@ -35,26 +32,23 @@ from teacher.language.dataset import (
     save_rooms,
 )
 from teacher.language.encode import PromptEncoder, RoomQuestions
-from teacher.language.finetune import (
-    CHECKPOINT,
-    autocast,
-    build,
-    fit,
-    load_trainable,
-    set_statistics,
-    trainable_state_dict,
-    validation_loss,
-    warm_start,
-)
+from teacher.language.finetune import CHECKPOINT, autocast, fit, set_statistics, validation_loss
 from teacher.language.generate import predict
 from teacher.language.model import LanguageShape, LanguageTeacher
+from teacher.language.weights import (
+    WEIGHTS,
+    build,
+    save_language_teacher,
+    semantic_only_state,
+    trainable_state_dict,
+    warm_start,
+)
 from teacher.towers.base import Tower
 from teacher.towers.controls import FixedNoise, RGBPatches, VAELatents, Zeros
 from teacher.towers.efficientnet import SemanticEncoder
 from teacher.towers.image_encoders import load_siglip
 from teacher.towers.wan import load_wan
 
-WEIGHTS = "teacher.safetensors"
 Stores = tuple[FeatureStore, FeatureStore | None]  # semantic, generative
 
 
@@ -66,7 +60,7 @@ def train_language_teacher(config: LanguageTeacherConfig) -> dict[str, dict[str,
     # a batch is of one family, so some heads get no gradient in a step
     accelerator = Accelerator(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
-    start = None if config.start is None else _semantic_only_state(config.start)
+    start = None if config.start is None else semantic_only_state(config.start)
     config.out.mkdir(parents=True, exist_ok=True)
     model, datasets = _prepare(config, accelerator)
     if start is not None:
@@ -116,29 +110,6 @@ def question_dataset(rooms: Sequence[RoomQuestions], stores: Stores, encoder: Pr
     return QuestionDataset(rooms, load_features(semantic, rooms), second, encoder, device)
 
 
-def save_language_teacher(trained: dict[str, Tensor], model: LanguageTeacher,
-                          config: LanguageTeacherConfig, path: Path) -> None:
-    """Writes the trained weights, and how to load the rest: the published language model is not
-    copied."""
-    metadata = {"shape": json.dumps(asdict(model.shape)),
-                "tuning": json.dumps(asdict(config.tuning))}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in trained.items()}
-    with atomic_write(path) as scratch:
-        save_file(tensors, scratch, metadata=metadata)
-
-
-def load_language_teacher(path: Path, device: torch.device
-                          ) -> tuple[LanguageTeacher, PromptEncoder, FinetuneConfig]:
-    """What `save_language_teacher` wrote, with its language model, in eval mode.
-
-    Raises ValueError naming the file if it is missing or incomplete.
-    """
-    state, config, shape = _read_teacher(path)
-    model, encoder = build(config, shape, device)
-    load_trainable(model, state)
-    return model.eval(), encoder, config
-
-
 def draw_curves(curve: Sequence[dict], path: Path) -> None:
     """Training loss, and the validation loss of each family, as PNG."""
     import matplotlib
@@ -183,35 +154,6 @@ def _prepare(config: LanguageTeacherConfig, accelerator: Any
                 for split, part in rooms.items() if part}
     set_statistics(model, datasets["train"])
     return model, datasets
-
-
-def _semantic_only_state(folder: Path) -> dict[str, Tensor]:
-    """Trained weights of a teacher without a second stream. Raises ValueError if the folder has
-    none."""
-    if not (folder / WEIGHTS).is_file():
-        raise ValueError(f"{folder}: has no trained teacher to start from; "
-                         f"train it with: vega3d teacher train --features none --out {folder}")
-    state, _, shape = _read_teacher(folder / WEIGHTS)
-    if shape.fusion != "semantic_only":
-        raise ValueError(
-            f"{folder}: its teacher has a second stream ({shape.fusion}); start from one that was "
-            "trained with --features none")
-    return state
-
-
-def _read_teacher(path: Path) -> tuple[dict[str, Tensor], FinetuneConfig, LanguageShape]:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such teacher; train it with: vega3d teacher train")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        names = {f.name for f in fields(FinetuneConfig)}
-        tuning = {k: v for k, v in json.loads(metadata["tuning"]).items() if k in names}
-        shape = LanguageShape(**json.loads(metadata["shape"]))
-        return load_file(path), FinetuneConfig(**tuning), shape
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: incomplete teacher ({error}); train it with: vega3d teacher "
-                         "train") from error
 
 
 def _source(config: LanguageTeacherConfig, render: bool) -> tuple[Source, str]:

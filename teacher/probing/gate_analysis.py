@@ -30,7 +30,7 @@ def gate_rows(clips: Sequence[Clip], gates: np.ndarray) -> Iterator[dict]:
 
 
 def draw_gates(clips: Sequence[Clip], gates: np.ndarray, path: Path) -> None:
-    """PNG of each clip's first frame and its gate: blue generative, red semantic, white the mean."""
+    """PNG of each clip's first frame and its gate: blue generative, red semantic, white mean."""
     import matplotlib
 
     matplotlib.use("Agg")

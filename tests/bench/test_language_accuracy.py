@@ -30,10 +30,10 @@ from teacher.language.config import FinetuneConfig, LanguageTeacherConfig
 from teacher.language.encode import RoomQuestions
 from teacher.language.train import (
     evaluate,
-    load_language_teacher,
     question_dataset,
     train_language_teacher,
 )
+from teacher.language.weights import load_language_teacher
 from tests.bench_run import FRAMES, DrawnRooms, drawn_run, use
 from tests.language_fakes import sample_room, save_tiny_lm
 

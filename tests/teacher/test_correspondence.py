@@ -1,4 +1,4 @@
-"""The correspondence score and what stands beside it, on features whose answer is known."""
+"""Correspondence scores of features with a known answer, and the overall score."""
 import math
 
 import pytest

@@ -19,22 +19,12 @@ from teacher.language.dataset import (
     save_rooms,
 )
 from teacher.language.encode import GROUNDED
-from teacher.language.finetune import (
-    CHECKPOINT,
-    FlatInputsObjective,
-    Objective,
-    build,
-    fit,
-    flatten_batch,
-    load_trainable,
-    set_statistics,
-    trainable_state_dict,
-    validation_loss,
-    warm_start,
-)
+from teacher.language.finetune import CHECKPOINT, fit, set_statistics, validation_loss
 from teacher.language.generate import predict
 from teacher.language.model import SAVED_NAMES, LanguageShape, LanguageTeacher
+from teacher.language.objective import FlatInputsObjective, Objective, flatten_batch
 from teacher.language.position import NEAR, DistanceHead
+from teacher.language.weights import build, load_trainable, trainable_state_dict, warm_start
 from tests.language_fakes import sample_room, save_tiny_lm
 
 CPU = torch.device("cpu")

@@ -83,8 +83,8 @@ def test_it_is_the_plain_language_model_over_the_same_embeddings(parts):
         words = parts[0].get_input_embeddings()
         n = int(one.length)
         text = words(one.ids[0, 0, :n])[None]
-        whole = torch.cat([words(torch.tensor([parts[1].prefix])), visual, text], 1)
-        expected = parts[0](inputs_embeds=whole).logits[0, -n:]
+        embeds = torch.cat([words(torch.tensor([parts[1].prefix])), visual, text], 1)
+        expected = parts[0](inputs_embeds=embeds).logits[0, -n:]
         got = model.logits(model(view, one).hidden[0, 0, :n])
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 

@@ -15,10 +15,10 @@ from teacher.language.config import FinetuneConfig, LanguageTeacherConfig, recip
 from teacher.language.finetune import CHECKPOINT
 from teacher.language.train import (
     evaluate,
-    load_language_teacher,
     question_dataset,
     train_language_teacher,
 )
+from teacher.language.weights import load_language_teacher
 from tests.fakes import FakeRooms
 from tests.language_fakes import sample_room, save_tiny_lm
 

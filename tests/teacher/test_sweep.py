@@ -1,4 +1,4 @@
-"""The whole probe on a tiny generator: rows, columns and other towers."""
+"""`vega3d teacher probe` on a tiny generator: rows, columns and other towers."""
 import math
 
 import pytest

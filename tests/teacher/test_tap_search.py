@@ -97,10 +97,10 @@ def test_what_decides_is_a_choice_and_unknown_columns_are_refused():
             ValueError,
             match="no column normal_cos; expected some of: depth_r2_ridge, xyz_r2_ridge, corr_std"):
         SearchConfig(mlp=False, by=("normal_cos",))
-    for bad, said in (({"by": ("depht", )}, "no column depht; expected some of: depth_r2_ridge"),
+    for bad, message in (({"by": ("depht", )}, "no column depht; expected some of: depth_r2_ridge"),
                       ({"clips": 1}, "at least 2"), ({"modes": ()}, "one mode"), ({"levels":
                           ()}, "one level"), ({"levels": (1001, )}, "level 1001")):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             SearchConfig(**bad)
 
 
@@ -118,9 +118,9 @@ def test_probe_sums_of_all_clips_give_the_probe_s_own_scores(quick):
     x = [torch.randn(len(s.frames), 2, 8, 14, 14) for s in (train, test)]
     parts = probes.sums(train, test, *x)
     assert all(v.shape == (3,) for v in parts.values())
-    whole = probes.probe(train, test, *x)
+    complete = probes.probe(train, test, *x)
     for name, value in probes.scores({k: v.sum() for k, v in parts.items()}).items():
-        assert value == pytest.approx(whole[name], nan_ok=True)
+        assert value == pytest.approx(complete[name], nan_ok=True)
     truth, guess = test.depth.log().flatten(), torch.full((test.depth.numel(), ),
                                                           float(test.depth.log().mean()))
     constant = dict(parts, ridge_error=((guess - truth) ** 2).view(3, -1).sum(1).numpy())
@@ -132,8 +132,8 @@ def test_probe_sums_of_all_clips_give_the_probe_s_own_scores(quick):
 def test_a_killed_search_goes_on_and_ends_alike(tiny_wan, tmp_path, monkeypatch, quick):
     config = SearchConfig(generator=str(tiny_wan), levels=(100, 800), modes=("image", ), clips=2,
                           resamples=20, device="cpu")
-    whole = tap_search.search(config, clips, "k", tmp_path / "whole")
-    assert len(whole.rows) == 6 and {row["block"] for row in whole.rows} == {0, 1, 2}
+    complete = tap_search.search(config, clips, "k", tmp_path / "complete")
+    assert len(complete.rows) == 6 and {row["block"] for row in complete.rows} == {0, 1, 2}
     real, calls = tap_search._read_taps, []
 
     def killed(tower, *rest):
@@ -148,9 +148,9 @@ def test_a_killed_search_goes_on_and_ends_alike(tiny_wan, tmp_path, monkeypatch,
     files = list((tmp_path / "half").iterdir())
     assert len(files) == 1 and not files[0].name.startswith(".")
     assert tap_search.search(config, clips, "k",
-                             tmp_path / "half") == whole and calls == [100, 800, 800]
+                             tmp_path / "half") == complete and calls == [100, 800, 800]
     files[0].write_bytes(files[0].read_bytes()[:99])  # a damaged one is made again
-    assert tap_search.search(config, clips, "k", tmp_path / "half") == whole and calls[3:] == [100]
+    assert tap_search.search(config, clips, "k", tmp_path / "half") == complete and calls[3:] == [100]
     tap_search.search(config, clips, "other clips", tmp_path / "half")
     assert len(calls) == 6
 

@@ -1,0 +1,85 @@
+"""The training loss of the full teacher, also in the form that CUDA graphs need."""
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from teacher.language.dataset import Batch
+from teacher.language.grounding import ground_loss
+from teacher.language.model import (
+    IGNORED,
+    LanguageTeacher,
+    QuestionBatch,
+    TeacherOutput,
+    VisualInputs,
+)
+
+RECOMPILE_LIMIT = 256  # compiled shapes: one a question family, of every model in this process
+
+
+class Objective(nn.Module):
+    """The loss of a batch as one module, so that FSDP and DDP see every weight in one forward."""
+
+    def __init__(self, teacher: LanguageTeacher):
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Cross-entropy of the answer tokens or InfoNCE over the boxes, plus in training the
+        weighted distance loss; float32 scalar."""
+        output = self.teacher(batch.visual, batch.questions)
+        loss = self._question_loss(output, batch.questions)
+        if self.training and self.teacher.distance_head is not None:
+            weight = self.teacher.shape.metric
+            loss = loss + weight * self.teacher.distance_loss(output, batch.visual)
+        return loss
+
+    def _question_loss(self, output: TeacherOutput, questions: QuestionBatch) -> Tensor:
+        if output.ground is not None:
+            return ground_loss(output.ground, questions.targets, questions.candidates >= 0)
+        logits = self.teacher.answer_logits(output, questions)
+        return F.cross_entropy(logits.flatten(0, 2).float(), questions.labels.flatten(),
+                               ignore_index=IGNORED)
+
+
+class FlatInputsObjective(nn.Module):
+    """`Objective` of a batch given as separate tensors, as CUDA graphs need it.
+
+    names: of the tensors, as from `flatten_batch`. compiled: the language model's layers are
+    compiled, in this module's forward only; all layers share one program.
+    """
+
+    def __init__(self, objective: Objective, names: list[str], compiled: bool = False):
+        super().__init__()
+        self.objective, self.names = objective, names
+        self.decoder = objective.teacher.lm.get_decoder()
+        self.plain_layers = self.decoder.layers
+        self.layers = self.plain_layers
+        if compiled:
+            layers: list[Any] = [torch.compile(layer, fullgraph=True, dynamic=False)
+                                 for layer in self.plain_layers]
+            self.layers = nn.ModuleList(layers)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        parts: dict[str, dict[str, Any]] = {"visual": {"generative": None}, "questions": {}}
+        for name, tensor in zip(self.names, tensors, strict=True):
+            part, _, field = name.partition(".")
+            parts[part][field] = tensor
+        batch = Batch(VisualInputs(**parts["visual"]), QuestionBatch(**parts["questions"]), [])
+        self.decoder.layers = self.layers
+        try:
+            with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+                return self.objective(batch)
+        finally:
+            self.decoder.layers = self.plain_layers
+
+
+def flatten_batch(batch: Batch) -> dict[str, Tensor]:
+    """A batch's tensors by the names that `FlatInputsObjective` takes."""
+    tensors = {}
+    for part in ("visual", "questions"):
+        for name, value in vars(getattr(batch, part)).items():
+            if value is not None:
+                tensors[f"{part}.{name}"] = value
+    return tensors

@@ -1,0 +1,172 @@
+"""Weights of the full teacher: building, saving and loading it, and warm starts.
+
+A saved teacher has the trained weights and the statistics, not the published language model.
+"""
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from records.files import atomic_write
+from teacher.fusion import PaperGate, ResidualGate, SemanticOnly, TokenGate
+from teacher.language.config import FinetuneConfig, LanguageTeacherConfig
+from teacher.language.encode import PromptEncoder
+from teacher.language.lm import load_lm, recompute, tune
+from teacher.language.model import SAVED_NAMES, LanguageShape, LanguageTeacher
+from teacher.training.sharded import gather
+
+WEIGHTS = "teacher.safetensors"
+
+
+def build(config: FinetuneConfig, shape: LanguageShape,
+          device: torch.device) -> tuple[LanguageTeacher, PromptEncoder]:
+    """(model, prompt encoder); trained weights are float32, a frozen or adapted language model is
+    bf16 on a GPU."""
+    half = config.tune != "full" and uses_bf16(config, device)
+    lm, tokenizer = load_lm(config.lm, torch.bfloat16 if half else torch.float32, config.layers)
+    torch.manual_seed(config.seed)  # before tune(): adapters start at random values
+    tune(lm, config.tune, config.lora_rank)
+    if config.recompute:
+        recompute(lm)
+    encoder = PromptEncoder(tokenizer, lm.get_input_embeddings().weight.shape[0])
+    model = LanguageTeacher(lm, shape, encoder.prefix).to(device)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model, encoder
+
+
+def uses_bf16(config: FinetuneConfig, device: torch.device) -> bool:
+    """Whether matrix products are bf16."""
+    return config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+
+
+def save_language_teacher(trained: dict[str, Tensor], model: LanguageTeacher,
+                          config: LanguageTeacherConfig, path: Path) -> None:
+    """Writes the trained weights, and how to load the rest: the published language model is not
+    copied."""
+    metadata = {"shape": json.dumps(asdict(model.shape)),
+                "tuning": json.dumps(asdict(config.tuning))}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in trained.items()}
+    with atomic_write(path) as scratch:
+        save_file(tensors, scratch, metadata=metadata)
+
+
+def load_language_teacher(path: Path, device: torch.device
+                          ) -> tuple[LanguageTeacher, PromptEncoder, FinetuneConfig]:
+    """What `save_language_teacher` wrote, with its language model, in eval mode.
+
+    Raises ValueError naming the file if it is missing or incomplete.
+    """
+    state, config, shape = _read_teacher(path)
+    model, encoder = build(config, shape, device)
+    load_trainable(model, state)
+    return model.eval(), encoder, config
+
+
+@torch.no_grad()
+def trainable_state_dict(model: LanguageTeacher) -> dict[str, Tensor]:
+    """Trained weights and statistics by their saved names: a teacher without its published weights.
+
+    Every process of a sharded model must call it.
+    """
+    return {name: gather(value) for name, value in _trainable(model).items()}
+
+
+@torch.no_grad()
+def load_trainable(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
+    """Copies a `trainable_state_dict` into a model. Raises ValueError if it is of another model."""
+    tensors = _trainable(model)
+    wrong = sorted(set(tensors) ^ set(state))
+    wrong = wrong or [n for n in tensors if tensors[n].shape != state[n].shape]
+    if wrong:
+        raise ValueError(
+            f"teacher: the checkpoint and the model differ in {len(wrong)} weights, {wrong[0]} "
+            "first; give the language model and the features that it was trained with")
+    for name, value in tensors.items():
+        value.copy_(state[name])
+
+
+@torch.no_grad()
+def warm_start(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
+    """Loads the `trainable_state_dict` of a teacher without a second stream.
+
+    The model then gives the same output until its second stream, which starts at zero, is trained.
+    That stream's statistics must be set already. Raises ValueError if the state is of another
+    model, or the fusion cannot start like that.
+    """
+    tensors = {name: value for name, value in _trainable(model).items()
+               if not name.startswith(("fusion.", "generative_"))}
+    fusion = {name.removeprefix("fusion."): value for name, value in state.items()
+              if name.startswith("fusion.")}
+    semantic = SemanticOnly(model.shape.semantic_dim, 1, model.newline.shape[0])
+    semantic = semantic.to(model.newline.device)
+    given = {name: value for name, value in state.items() if name in tensors} | fusion
+    if _shapes(given) != _shapes(tensors | semantic.state_dict()):
+        raise ValueError(
+            "teacher: that is no teacher without a second stream (--features none) of the same "
+            "language model and options")
+    semantic.load_state_dict(fusion)
+    blends_raw = isinstance(model.fusion, (PaperGate, ResidualGate))
+    if isinstance(model.fusion, SemanticOnly):
+        model.fusion.load_state_dict(fusion)
+    elif isinstance(model.fusion, TokenGate) and not blends_raw:
+        model.fusion.warm_start(semantic)
+    else:
+        raise ValueError(
+            f"teacher: fusion {model.shape.fusion} cannot start from a teacher without a second "
+            "stream; use token_gate")
+    for name, value in tensors.items():
+        value.copy_(state[name])
+
+
+def semantic_only_state(folder: Path) -> dict[str, Tensor]:
+    """Trained weights of a teacher without a second stream. Raises ValueError if the folder has
+    none."""
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder}: has no trained teacher to start from; "
+                         f"train it with: vega3d teacher train --features none --out {folder}")
+    state, _, shape = _read_teacher(folder / WEIGHTS)
+    if shape.fusion != "semantic_only":
+        raise ValueError(
+            f"{folder}: its teacher has a second stream ({shape.fusion}); start from one that was "
+            "trained with --features none")
+    return state
+
+
+def _read_teacher(path: Path) -> tuple[dict[str, Tensor], FinetuneConfig, LanguageShape]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such teacher; train it with: vega3d teacher train")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        names = {f.name for f in fields(FinetuneConfig)}
+        tuning = {k: v for k, v in json.loads(metadata["tuning"]).items() if k in names}
+        shape = LanguageShape(**json.loads(metadata["shape"]))
+        return load_file(path), FinetuneConfig(**tuning), shape
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: incomplete teacher ({error}); train it with: vega3d teacher "
+                         "train") from error
+
+
+def _trainable(model: LanguageTeacher) -> dict[str, Tensor]:
+    """Trained weights and statistics, the model's own tensors by their saved names."""
+    tensors: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    tensors |= {n: b for n, b in model.named_buffers()
+                if n.endswith(("_mean", "_std")) or n == "scale"}
+    return {_saved_name(name): value for name, value in tensors.items()}
+
+
+def _saved_name(name: str) -> str:
+    for prefix, saved in SAVED_NAMES.items():
+        if name.startswith(prefix):
+            return saved + name.removeprefix(prefix)
+    return name
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in tensors.items()}
