@@ -13,22 +13,24 @@ if TYPE_CHECKING:
 LATEST = Path("runs/latest")
 Precision = Literal["fp32", "fp16", "int8", "fp8"]
 Batch = int | Literal["dynamic"]
+RunFolder = Annotated[Path, tyro.conf.arg(help="a run folder of `vega3d distill run`")]
+MaxDrop = Annotated[float | None, tyro.conf.arg(
+    help="budget for 1 - mean token cosine of INT8; the worst layers return to half precision "
+         "until it holds")]
+QatSteps = Annotated[int, tyro.conf.arg(
+    help="steps of quantisation-aware distillation from the FP32 student (100 take minutes on a "
+         "CPU)")]
 
 
-def onnx(run: Path = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16", "int8"),
-         batch: Batch = 1, max_drop: float | None = None, qat: int = 0, layers: bool = False,
+def onnx(run: RunFolder = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16", "int8"),
+         batch: Batch = 1, max_drop: MaxDrop = None, qat: QatSteps = 0, layers: bool = False,
          preset: Literal["edge", "web", "mobile"] | None = None) -> None:
     """The student as ONNX (FP32, FP16, INT8), parity-gated; and whether INT8 pays on this CPU.
 
     Args:
-        run: a run folder of `vega3d distill run`
         precision: what to export; INT8 brings FP32, which it is timed against; fp8 is for Ada,
             Hopper, Blackwell and Thor
         batch: frames a call; "dynamic" leaves it open
-        max_drop: budget for 1 - mean token cosine of INT8; the worst layers return to half
-            precision until it holds
-        qat: steps of quantisation-aware distillation from the FP32 student (100 take minutes on a
-            CPU)
         layers: also print the tensors where INT8 is furthest from FP32
         preset: for an app instead: the student with its depth, normals and descriptors in the
             layout of Hugging Face;
@@ -52,14 +54,13 @@ def onnx(run: Path = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16",
     console.print(f"in {exporter.run.out}")
 
 
-def trt(run: Path = LATEST, int8: bool = True, fp8: bool = False, sm: tuple[int, ...] = (),
+def trt(run: RunFolder = LATEST, int8: bool = True, fp8: bool = False, sm: tuple[int, ...] = (),
         target: Literal["auto", "rtx", "trt", "jetson"] = "auto",
         via: Literal["onnx", "torch-tensorrt"] = "onnx",
-        batch: Batch = 1, max_drop: float | None = None, qat: int = 0) -> None:
+        batch: Batch = 1, max_drop: MaxDrop = None, qat: QatSteps = 0) -> None:
     """TensorRT engines (INT8; --no-int8: FP16) for this GPU, or TensorRT-RTX ones ahead of time.
 
     Args:
-        run: a run folder of `vega3d distill run`
         int8: INT8 linear layers, FP16 elsewhere; --no-int8 for FP16 throughout
         fp8: FP8 (E4M3) linear layers instead, on SM 89 and later
         sm: compute capabilities to build for with TensorRT-RTX (default 86 89 120: RTX 30, 40, 50)
@@ -68,10 +69,6 @@ def trt(run: Path = LATEST, int8: bool = True, fp8: bool = False, sm: tuple[int,
         via: torch-tensorrt compiles the torch student itself, FP16, on this GPU, with the same
             gate and sidecar
         batch: frames a call; "dynamic" builds for 1 to 32
-        max_drop: budget for 1 - mean token cosine of INT8; the worst layers return to half
-            precision until it holds
-        qat: steps of quantisation-aware distillation from the FP32 student (100 take minutes on a
-            CPU)
     """
     console = _console()
     if target == "jetson":
@@ -83,12 +80,11 @@ def trt(run: Path = LATEST, int8: bool = True, fp8: bool = False, sm: tuple[int,
                         "fp8" if fp8 else "int8" if int8 else "fp16", target, sm)
 
 
-def web(run: Path = LATEST, out: Path | None = None, serve: bool = False, port: int = 8000,
+def web(run: RunFolder = LATEST, out: Path | None = None, serve: bool = False, port: int = 8000,
         ort: Path | None = None) -> None:
     """A live page: camera, video or a clip through the student in the browser, offline.
 
     Args:
-        run: a run folder of `vega3d distill run`
         out: the folder to write; RUN/export/page by default
         serve: serve it at once, with the headers that WASM threads need
         port: to serve on

@@ -46,7 +46,7 @@ class ArtefactSpec:
     """One ONNX file of an export: its name, its precision, and how an Exporter builds its graph."""
     file: str
     precision: Precision
-    what: str
+    what: str                  # stored in the metadata as `for`: rewording it changes files
     build: Callable[["Exporter"], onnx.ModelProto]
     target: str | None = None  # whose Q/DQ rules it must obey (graph/targets.py)
     optimise: bool = False     # gate at onnxruntime's full optimisation, as its users run it
