@@ -17,7 +17,7 @@ _BLOCK = re.compile(
     r"<!-- results:(?P<name>[\w.-]+)(?P<fields>( \w+)*) -->\n(?P<table>.*?)<!-- /results:(?P=name) "
     r"-->", re.DOTALL)
 _MARKER = re.compile(r"<!-- (/?)results:([\w.-]+)(?: \w+)* -->")
-_REMOVED = re.compile(r"bench/h200/|bench\.question_probes")  # scripts of experiments
+_REMOVED = re.compile(r"bench/h200/|bench\.(question_probes|int8_tools|trials)\b")  # experiments
 _LAST_WITH_SCRIPTS = "6866ce9"
 _LONGEST = 120  # characters of a command; all of it is in the result file
 

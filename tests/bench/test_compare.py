@@ -7,7 +7,6 @@ import pytest
 import vega3d
 from bench.compare import compare, compare_times
 from bench.latency.timing import BenchCase, summary
-from bench.recipes.compare_trials import tally
 from records.results import Results, save
 from tests.bench_rows import ENV, accuracy_row, latency_row
 
@@ -122,12 +121,3 @@ def test_random_noise_is_equal_and_a_third_slower_is_still_seen():
         for _ in range(100)
     ]
     assert quiet.count("worse") == 100
-
-
-def test_trials_are_counted_by_what_was_done():
-    rows = [{"what": what, "verdict": verdict, "added": added} for what, verdict, added in (
-        ("again", "equal", 0.0), ("again", "worse", 0.0), ("slower", "worse", 0.2),
-        ("slower", "equal", 0.2))]
-    counts = tally(rows)
-    assert (counts["trials"], counts["equal"]) == (2, 1)
-    assert (counts["slower_20_trials"], counts["slower_20_seen"]) == (2, 1)

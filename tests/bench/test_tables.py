@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from bench.recipes.compare_trials import tally
 from bench.recipes.infer_core import rows as core_rows
 from bench.tables.columns import Column, over_seeds
 from bench.tables.fill import TABLES, fill, table, update
@@ -61,8 +60,10 @@ def folder(tmp_path):
         "workers": 14, "frames": 900, "size_px": 224, "frames_per_s": 1100.0,
         "steady_frames_per_s": 1500.0, "mb_per_s": 800.0
     }])
-    write(tmp_path, "compare_trials",
-          [tally([{"what": "again", "verdict": "equal", "added": 0.0}]), {"what": "again"}])
+    write(tmp_path, "compare_trials", [{
+        "what": "tally", "trials": 1, "equal": 1, "slower_10_trials": 0, "slower_10_seen": 0,
+        "slower_20_trials": 0, "slower_20_seen": 0, "slower_30_trials": 0, "slower_30_seen": 0
+    }, {"what": "again"}])
     write(tmp_path, "int8_tools", [{
         "model": "ViT-Ti", "part": "tool", "tool": "vega3d", "cosine_mean": 0.9998, "vs_fp32": 1.8,
         "int8_layers": 48
@@ -230,6 +231,9 @@ def test_a_table_names_the_machine_and_commit_it_was_measured_on(folder):
     ("vega3d bench --run /root/me/runs/1 --save web", "`vega3d bench --run 1 --save web` on"),
     ("bench/h200/a.py --onnx int8=/tmp/b/c.onnx", "`bench/h200/a.py --onnx int8=c.onnx` (script at "
                                                   "commit 6866ce9) on"),
+    ("python -m bench.trials model.onnx", "`python -m bench.trials model.onnx` (script at commit "
+                                          "6866ce9) on"),
+    ("python -m bench.web --run runs/1", "`python -m bench.web --run runs/1` on"),
     ("vega3d bench " + "--also one " * 20, "`vega3d bench " + "--also one " * 9 + "--also …` on"),
 ])
 def test_a_command_is_shown_without_machine_paths_and_not_at_any_length(folder, command, shown):
