@@ -8,7 +8,7 @@ from bench.artefacts import run_summary
 from bench.device import device_facts
 from bench.latency.measure import latency
 from bench.latency.timing import LatencyConfig
-from bench.report.page import write_report
+from bench.report.page import check_replaceable, write_report
 from bench.tables.save_results import save_result_file
 from export.artefact import prepare_folder
 from records.results import Results, Row, load, measured, save
@@ -32,6 +32,9 @@ def bench(run: Path, parts: Sequence[BenchPart], config: LatencyConfig, out: Pat
     folder = run.resolve()  # runs/latest is a link: a run that ends meanwhile must not swap it
     summary, env = run_summary(folder), device_facts()
     prepare_folder(out)
+    if (out / "results.json").exists():
+        load(out / "results.json")  # raises ValueError if it is a file of something else
+    check_replaceable(out / "report.html")
     rows = [summary]
     for part in parts:
         found = (latency([folder], config) if part == "latency" else

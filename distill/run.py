@@ -12,6 +12,7 @@ import torch
 from distill.config import RunConfig, dump_config, load_config
 from records.environment import environment
 from records.files import atomic_write, write_json
+from records.outputs import holds_files, safe_name
 from scenes.clip import Source, Split
 from student.vit import Student, load_student
 from teacher.data.dataset import Examples
@@ -81,8 +82,11 @@ def create_folder(config: RunConfig) -> Path:
     if file.is_file() and file.read_text() != resolved:
         raise ValueError(
             f"{folder}: was made with another configuration; use another --name, or delete it")
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(resolved)
+    if not file.is_file() and folder.is_dir() and holds_files(folder):
+        raise ValueError(f"{folder}: is not empty and not a run (no config.yaml); use another "
+                         "--name")
+    with atomic_write(file) as scratch:
+        scratch.write_text(resolved)
     write_json(environment(), folder / "env.json")
     with atomic_write(folder.parent / "latest") as scratch:
         scratch.symlink_to(folder.name)
@@ -93,13 +97,21 @@ def choose_folder(config: RunConfig) -> Path:
     """runs/NAME; without a name the newest run, if it is unfinished and of this configuration, else
     the next number."""
     if config.name is not None:
-        return config.runs / config.name
+        return config.runs / _checked_name(config.name)
     latest = config.runs / "latest"
     file, finished = latest / "config.yaml", (latest / "accuracy.json").is_file()
     if not finished and file.is_file() and file.read_text() == dump_config(config):
         return config.runs / os.readlink(latest)
     taken = [int(p.name) for p in config.runs.glob("[0-9][0-9][0-9]")]
     return config.runs / f"{max(taken, default=0) + 1:03d}"
+
+
+def _checked_name(name: str) -> str:
+    """Raises ValueError for a name that would leave `runs` or hide what is there."""
+    if safe_name(name) != name or name in ("latest", "cache"):
+        raise ValueError(f"name is {name!r}, expected letters, digits, '.', '_' and '-', not "
+                         "beginning with '.', and neither latest nor cache")
+    return name
 
 
 def open_distill_run(folder: Path, render: bool = False) -> DistillRun:

@@ -5,15 +5,20 @@ bytes.
 """
 import hashlib
 import json
-import os
-import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from export.graph.index import copy_model
-from records.files import atomic_write, files_digest, sha256, write_json
+from records.files import (
+    atomic_write,
+    files_digest,
+    remove_stale_scratch,
+    sha256,
+    write_json,
+)
 
 Facts = dict[str, Any]
 PACKAGE = Path(__file__).parent
@@ -22,13 +27,9 @@ PACKAGE = Path(__file__).parent
 def prepare_folder(folder: Path) -> None:
     """Makes `folder`, removes dead scratch files and proves it writable. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    for scratch in folder.glob(".*.*"):
-        owner = re.search(r"\.(\d+)\.", scratch.name)
-        if owner and not Path(f"/proc/{owner[1]}").exists():
-            scratch.unlink()  # its process was killed
-    probe = folder / f".writable.{os.getpid()}"
-    probe.write_bytes(b"")
-    probe.unlink()
+    remove_stale_scratch(folder)
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        probe.write(b"0")
 
 
 def source_digest(folder: Path = PACKAGE) -> str:

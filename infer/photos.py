@@ -8,8 +8,9 @@ from PIL import Image, ImageOps
 
 from infer.model import Model
 from infer.pictures import depth_colours, frame_pca_colours, normal_colours, to_bytes
-from records.files import atomic_write
+from records.outputs import OutputFolder, safe_name
 
+PICTURES = ("view", "depth", "normals", "pca")
 PICTURE_PX = 448           # side of the written pictures
 MAX_PIXELS = 250_000_000   # a phone's 200 million fit; 0.75 GB once decoded
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is below a phone's; ours is checked first
@@ -22,12 +23,14 @@ def infer_photos(model: Path, photos: Sequence[Path], out: Path, threads: int = 
     """
     _check(photos, out, threads)
     loaded = Model(model, threads)
+    folder = OutputFolder(out)
+    folder.check([name for path in photos for name in _file_names(path.stem, loaded.outputs)], "-o")
     for path in photos:
         frame = read_photo(path, loaded.px)
         begin = time.perf_counter()
         outputs = {name: value[0] for name, value in loaded(frame[None]).items()}
         milliseconds = 1000 * (time.perf_counter() - begin)
-        _write(frame, outputs, out, path.stem)
+        _write(frame, outputs, folder, path.stem)
         yield f"{path.name}: {milliseconds:.0f} ms{_depth_range(outputs)}; in {out}/{path.stem}_*"
 
 
@@ -81,15 +84,22 @@ def _check(photos: Sequence[Path], out: Path, threads: int) -> None:
                              "each other; give one at a time")
 
 
-def _write(frame: np.ndarray, outputs: dict[str, np.ndarray], out: Path, stem: str) -> None:
+def _file_names(stem: str, outputs: Sequence[str]) -> list[str]:
+    """All that `_write` may write for one photo."""
+    return [*(f"{stem}_{name}.png" for name in PICTURES),
+            *(f"{stem}_{safe_name(name)}.npy" for name in outputs)]
+
+
+def _write(frame: np.ndarray, outputs: dict[str, np.ndarray], folder: OutputFolder,
+           stem: str) -> None:
     for name, picture in pictures(frame, outputs).items():
         image = Image.fromarray(picture).resize((PICTURE_PX, PICTURE_PX),
                                                 Image.Resampling.BILINEAR)
-        with atomic_write(out / f"{stem}_{name}.png") as scratch:
+        with folder.write(f"{stem}_{name}.png") as scratch:
             image.save(scratch)
     for name, value in outputs.items():
         if name != "colours":  # a picture, not a measurement
-            with atomic_write(out / f"{stem}_{name}.npy") as scratch:
+            with folder.write(f"{stem}_{safe_name(name)}.npy") as scratch:
                 np.save(scratch, value[0] if value.shape[0] == 1 else value)
 
 

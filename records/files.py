@@ -3,28 +3,74 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: scratch of killed processes stays
+    fcntl = None  # type: ignore[assignment]
+
+
+SCRATCH = ".vega3d-tmp-"  # scratch folders; nothing else that starts so is ours
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A scratch name in the same folder: renamed to `path` on success, removed on an error.
+    """A scratch path on the same disk: renamed to `path` on success, removed on an error.
 
     The block may write a file there, or make a folder: a folder replaces only a missing or an empty
-    one.
+    one. Files get the permissions of the umask, whatever wrote them.
     """
-    scratch = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _scratch_folder(path.parent) as folder:
+        scratch = folder / path.name
         yield scratch
+        if scratch.is_file() and not scratch.is_symlink():
+            scratch.chmod(0o666 & ~_UMASK)
         scratch.replace(path)
+
+
+def remove_stale_scratch(folder: Path) -> None:
+    """Removes scratch folders of processes that were killed: those whose lock is free."""
+    for scratch in folder.glob(f"{SCRATCH}*"):
+        try:
+            with (scratch / "lock").open() as lock:
+                if _locked(lock):
+                    shutil.rmtree(scratch)
+        except OSError:
+            continue  # not a folder of ours, or removed meanwhile
+
+
+@contextmanager
+def _scratch_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in `parent` that holds a locked file `lock` until it is removed."""
+    made = Path(tempfile.mkdtemp(prefix=".vega3d-new-", dir=parent))
+    folder = made.with_name(f"{SCRATCH}{made.name.removeprefix('.vega3d-new-')}-{os.getpid()}")
+    try:
+        with (made / "lock").open("w") as lock:
+            _locked(lock)           # before it has the name that remove_stale_scratch looks for
+            made.rename(folder)
+            yield folder
     finally:
-        if scratch.is_dir() and not scratch.is_symlink():
-            shutil.rmtree(scratch)
-        scratch.unlink(missing_ok=True)
+        for name in (made, folder):
+            shutil.rmtree(name, ignore_errors=True)
+
+
+def _locked(file: IO[str]) -> bool:
+    """Takes the file's lock, held until it is closed; False if another process holds it."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def write_json(content: Any, path: Path) -> None:

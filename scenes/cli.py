@@ -88,12 +88,10 @@ def show(clip: Annotated[Path, tyro.conf.Positional], out: Path | None = None) -
         out: the PNG; by default the clip's name with .png in the current folder.
     """
     from scenes.clip import load_clip
-    from scenes.show import contact_sheet
+    from scenes.show import contact_sheet, save_sheet
 
     out = out or Path(f"{clip.stem}.png")
-    sheet = contact_sheet(load_clip(clip))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out)
+    save_sheet(contact_sheet(load_clip(clip)), out)
     print(out)
 
 

@@ -1,11 +1,16 @@
 """Contact sheet of a clip: a column a frame; rows of colour, depth, instances and normals."""
+from pathlib import Path
+
 import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
+from records.files import atomic_write
 from scenes.clip import Clip
 
 _LINE, _MARGIN = 14, 6
+_MARK = ("Software", "vega3d scenes show")
 
 
 def contact_sheet(clip: Clip, most: int = 9) -> Image.Image:
@@ -21,6 +26,24 @@ def contact_sheet(clip: Clip, most: int = 9) -> Image.Image:
         rows.append(_normal_colours(clip.normals[chosen]))
     sheet = np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
     return _captioned(sheet, clip)
+
+
+def save_sheet(sheet: Image.Image, path: Path) -> None:
+    """Writes a PNG marked as ours. Raises ValueError if `path` is a picture of something else."""
+    if path.exists() and not _is_sheet(path):
+        raise ValueError(f"{path}: exists and is not a contact sheet; choose another --out")
+    marks = PngInfo()
+    marks.add_text(*_MARK)
+    with atomic_write(path) as scratch:
+        sheet.save(scratch, format="PNG", pnginfo=marks)
+
+
+def _is_sheet(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(_MARK[0]) == _MARK[1]
+    except OSError:
+        return False
 
 
 def instance_colours(instances: np.ndarray) -> np.ndarray:

@@ -65,7 +65,7 @@ def extract_student_features(run: DistillRun, student: Student, files: Sequence[
     for name, tower in towers.items():
         stores[name] = FeatureStore(root, tower.spec, run.stores["generative"].spec["source"])
         for stale in root.glob(f"{name}-*"):
-            if stale != stores[name].folder:
+            if stale != stores[name].folder and (stale / "manifest.json").is_file():
                 shutil.rmtree(stale)
         fill(stores[name], tower, run.source, ids, run.device)
     return stores

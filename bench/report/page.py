@@ -23,6 +23,7 @@ from bench.tables.columns import NONE, Column, filled_columns, over_seeds
 from records.files import atomic_write
 from records.results import Results, Row
 
+GENERATOR = b'<meta name="generator" content="vega3d-edge">'
 PAGE = Path(__file__).with_name("page.html")
 
 
@@ -33,8 +34,19 @@ class DataTable:
     rows: list[Row]
 
 
+def check_replaceable(path: Path) -> None:
+    """Raises ValueError if `path` exists and is not a report of ours."""
+    if path.exists() and not (path.is_file() and GENERATOR in path.read_bytes()[:2000]):
+        raise ValueError(f"{path}: exists and is not a report of vega3d bench; move it, or choose "
+                         "another --out")
+
+
 def write_report(results: Results, path: Path) -> None:
-    """Writes the page of a results file of `vega3d bench`. A missing part names its command."""
+    """Writes the page of a results file of `vega3d bench`. A missing part names its command.
+
+    Raises ValueError if `path` is a file of something else.
+    """
+    check_replaceable(path)
     unknown: Row = {"student": "Student", "generator": "generator", "run": ""}
     run = next(iter(results.of("run")), unknown)
     found = findings(results)

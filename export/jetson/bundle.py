@@ -4,6 +4,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 from string import Template
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from export.source import evenly_spaced, to_input
 from export.tensorrt.packages import KNOWN_BAD
 from records import timing
 from records.files import atomic_write, sha256, write_json
+from records.outputs import OutputFolder
 
 HERE = Path(__file__).parent
 RUNNER = HERE / "run_on_jetson.py"
@@ -28,7 +30,7 @@ REFERENCE_FRAMES = 32  # the gate's minimum; 5 MB of frames and 6 MB of features
 
 
 def write_bundle(exporter: Exporter) -> Path:
-    """Writes RUN/export/jetson/ completely or not at all, and returns it.
+    """Writes RUN/export/jetson/ and returns it; results that came home to it stay.
 
     Raises GateError if an ONNX file fails its gate.
     """
@@ -38,18 +40,16 @@ def write_bundle(exporter: Exporter) -> Path:
     strongly_typed = [file for file in exported if file.spec in (INT8, FP16)]
     paths = [file.path for file in (*strongly_typed, *weakly_typed)]
     folder = exporter.run.out / "jetson"
-    scratch = folder.with_name(".jetson.new")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    for path in (*paths, *SCRIPTS):
-        shutil.copy(path, scratch / path.name)
-    paths += [_for_jetpack5(exporter, file, scratch) for file in weakly_typed]
-    _write_references(exporter, scratch)
-    settings = _settings(exporter, paths)
-    write_json(settings, scratch / "bundle.json")
-    (scratch / "README.md").write_text(_readme(exporter, settings["model"]))
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.replace(folder)
+    with TemporaryDirectory() as made:
+        scratch = Path(made)
+        for path in (*paths, *SCRIPTS):
+            shutil.copy(path, scratch / path.name)
+        paths += [_for_jetpack5(exporter, file, scratch) for file in weakly_typed]
+        _write_references(exporter, scratch)
+        settings = _settings(exporter, paths)
+        write_json(settings, scratch / "bundle.json")
+        (scratch / "README.md").write_text(_readme(exporter, settings["model"]))
+        OutputFolder(folder).replace_with(scratch, "run")
     return folder
 
 

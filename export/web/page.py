@@ -3,13 +3,15 @@ import json
 import shutil
 from pathlib import Path
 from string import Template
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from export.artefact import prepare_folder
 from export.pipeline import ExportedFile, Exporter
 from export.presets import export_preset
 from export.web.vendor import BACKENDS, VERSION
-from records.files import atomic_write, digest, sha256
+from records.files import digest, sha256
+from records.outputs import OutputFolder
 
 STATIC = Path(__file__).parent / "static"
 CLIP = STATIC / "clip.json"
@@ -23,19 +25,19 @@ def write_page(exporter: Exporter, runtime: Path, out: Path | None = None) -> tu
     """Writes RUN/export/page (or `out`), replacing an earlier page. Returns (folder, its MB).
 
     runtime: the folder that `export.web.vendor.runtime` returned. Raises ValueError if `out` is a
-    folder of something else.
+    folder of something else, or a file of the page was changed; other files in it stay.
     """
     folder = out or exporter.run.out / "page"
-    if folder.exists() and any(folder.iterdir()) and not (folder / "page.json").is_file():
+    page = OutputFolder(folder)
+    if folder.exists() and any(folder.iterdir()) and not page.written:
         raise ValueError(f"{folder}: is not empty and not a page of ours; choose another --out")
     prepare_folder(folder.parent)
     models = [file for file in export_preset(exporter, "web") if file.path.name in MODELS]
-    if folder.exists():
-        shutil.rmtree(folder)
-    with atomic_write(folder) as scratch:
-        scratch.mkdir()
-        _assemble(scratch, runtime, models, exporter)
-    return folder, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+    with TemporaryDirectory() as scratch:
+        _assemble(Path(scratch), runtime, models, exporter)
+        page.replace_with(Path(scratch), "--out")
+        files = [path for path in Path(scratch).rglob("*") if path.is_file()]
+        return folder, sum(path.stat().st_size for path in files) / 1e6
 
 
 def _assemble(folder: Path, runtime: Path, models: list[ExportedFile], exporter: Exporter) -> None:

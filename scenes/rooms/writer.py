@@ -56,6 +56,9 @@ def default_workers() -> int:
 def _write_card(source: RoomSource, folder: Path) -> None:
     """scenes.json: what defines these clips. Raises ValueError if it is there and differs."""
     path = folder / "scenes.json"
+    if not path.is_file() and any(folder.glob("*/*.safetensors")):
+        raise ValueError(f"{folder}: holds .safetensors files but no scenes.json, so they are not "
+                         "clips of render; use another folder")
     card = {"schema": 1, "key": source.key, "rooms": ROOMS_VERSION, "seed": source.seed,
             "frames": source.frames, "size": source.size, "furniture": source.furniture.digest,
             "source": source.furniture.manifest["source"],

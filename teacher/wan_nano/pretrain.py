@@ -40,6 +40,9 @@ def pretrain(config: PretrainConfig, source: Source) -> Path:
     torch.backends.cudnn.benchmark = cuda  # few shapes, long training
     run = Pretraining(config, Accelerator(mixed_precision="bf16" if cuda else "no"))
     process, processes = run.accelerator.process_index, run.accelerator.num_processes
+    if (config.out / "transformer").exists() and not (config.out / "metrics.jsonl").is_file():
+        raise ValueError(f"{config.out}: holds a generator that was not trained here; choose "
+                         "another --out")
     config.out.mkdir(parents=True, exist_ok=True)
     train_ids = source.ids("train")[: config.clips][process::processes]
     train = gather_frames(source, train_ids, config.out / f"train{process}.npy", config.workers)

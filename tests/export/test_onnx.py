@@ -1,6 +1,5 @@
 """The ONNX file equals the student, its graph is clean, and stale or broken inputs are noticed."""
 import json
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -12,7 +11,6 @@ from safetensors.numpy import load_file, save_file
 
 from export.artefact import (
     PACKAGE,
-    prepare_folder,
     save_onnx,
     sidecar_path,
     source_digest,
@@ -114,15 +112,6 @@ def test_killed_write_leaves_neither_file_nor_scratch(tmp_path):
         scratch.write_bytes(b"half")
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
-
-
-def test_scratch_file_of_a_killed_process_is_removed(tmp_path):
-    # no process has this id: it is beyond the kernel's limit
-    (tmp_path / ".model.4194305.onnx").write_bytes(b"half")
-    ours = tmp_path / f".model.{os.getpid()}.onnx"
-    ours.write_bytes(b"being written")
-    prepare_folder(tmp_path)
-    assert list(tmp_path.iterdir()) == [ours]
 
 
 def test_a_model_with_other_inputs_is_named(tmp_path):

@@ -203,7 +203,8 @@ def test_the_page_is_complete_and_loads_nothing_from_elsewhere(tmp_path, fake_ru
     script = (folder / "sw.js").read_text()
     listed = set(json.loads(re.search(r"FILES = (\[.*\]);", script)[1])) - {"./"}
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert listed <= present and present - listed == {"sw.js", "serve.py", "ort/NOTICE"}
+    assert listed <= present and present - listed == {
+        "sw.js", "serve.py", "ort/NOTICE", ".vega3d-files.json"}
     facts = json.loads((folder / "page.json").read_text())
     for model in facts["models"]:
         assert sha256(folder / model["file"]) == model["sha256"]
@@ -216,15 +217,20 @@ def test_the_page_is_complete_and_loads_nothing_from_elsewhere(tmp_path, fake_ru
 
 def test_a_page_replaces_a_page_and_nothing_else(tmp_path, fake_runtime):
     folder, _ = write_page(exporter(run_with_heads()), fake_runtime, tmp_path / "page")
-    (folder / "old.js").write_text("")
+    (folder / "CNAME").write_text("example.org")
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     write_page(exporter(run_with_heads()), fake_runtime, folder)
-    assert not (folder / "old.js").exists() and (folder / "index.html").is_file()
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    (folder / "style.css").write_text("body { color: hotpink }")
+    with pytest.raises(ValueError, match=r"style\.css: exists .* changed since"):
+        write_page(exporter(run_with_heads()), fake_runtime, folder)
+    assert "hotpink" in (folder / "style.css").read_text()
     mine = tmp_path / "mine"
     mine.mkdir()
-    (mine / "thesis.tex").write_text("years of work")
+    (mine / "page.json").write_text("{}")  # the name alone does not make it a page of ours
     with pytest.raises(ValueError, match="is not empty and not a page of ours"):
         write_page(exporter(run_with_heads()), fake_runtime, mine)
-    assert (mine / "thesis.tex").is_file()
+    assert [p.name for p in mine.iterdir()] == ["page.json"]
 
 
 def test_unreachable_npm_is_one_line_with_the_alternative(monkeypatch, tmp_path):

@@ -1,0 +1,93 @@
+"""Files in a folder of the user's: only those that we wrote, unchanged since, are replaced."""
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from records.files import SCRATCH, atomic_write, sha256, write_json
+
+LIST = ".vega3d-files.json"
+SCHEMA = 1
+
+
+class OutputFolder:
+    """A folder with a list of the files that were written through this class, by SHA-256.
+
+    A file that is not in the list, or that was changed, belongs to the user and stays as it is.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.list = folder, folder / LIST
+        self.written: dict[str, list[str]] = _read(self.list)
+
+    def check(self, names: Iterable[str], option: str) -> None:
+        """Raises ValueError if one of `names` exists and is not ours; `option` names the remedy."""
+        for name in names:
+            path = self.folder / name
+            if (path.exists() or path.is_symlink()) and not self._is_ours(name):
+                raise ValueError(f"{path}: exists and was not written by this command, or was "
+                                 f"changed since; move it, or choose another {option}")
+
+    @contextmanager
+    def write(self, name: str) -> Iterator[Path]:
+        """A scratch path that becomes folder/name. Raises ValueError if that is not ours."""
+        self.check([name], "folder")
+        with atomic_write(self.folder / name) as scratch:
+            yield scratch
+            digest = sha256(scratch)
+            # both digests until the rename, so that a kill between the two loses neither
+            self._save({**self.written, name: [*self.written.get(name, []), digest]})
+        self._save({**self.written, name: [digest]})
+
+    def replace_with(self, source: Path, option: str) -> None:
+        """Makes ours equal to the files below `source`; what else is in the folder stays.
+
+        Raises ValueError, before anything is written, if a file to be replaced is not ours.
+        """
+        names = sorted(str(path.relative_to(source)) for path in source.rglob("*")
+                       if path.is_file())
+        earlier = [name for name in self.written if name not in names]
+        self.check([*names, *earlier], option)
+        for name in names:
+            with self.write(name) as scratch:
+                shutil.copyfile(source / name, scratch)
+        self.remove(earlier)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Deletes files of ours; others of these names stay."""
+        for name in names:
+            if self._is_ours(name):
+                (self.folder / name).unlink()
+        self._save({k: v for k, v in self.written.items() if k not in {*names}})
+
+    def _is_ours(self, name: str) -> bool:
+        path = self.folder / name
+        return (name in self.written and path.is_file() and not path.is_symlink()
+                and sha256(path) in self.written[name])
+
+    def _save(self, written: dict[str, list[str]]) -> None:
+        self.written = written
+        write_json({"schema": SCHEMA, "files": written}, self.list)
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether anything but scratch of ours is in the folder."""
+    return any(not path.name.startswith(SCRATCH) for path in folder.iterdir())
+
+
+def safe_name(name: str) -> str:
+    """`name` as a file name of A-Z a-z 0-9 . _ - that neither leaves its folder nor is hidden."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip(".") or "_"
+
+
+def _read(path: Path) -> dict[str, list[str]]:
+    try:
+        listed = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(listed, dict) or listed.get("schema") != SCHEMA:
+        return {}
+    files = listed.get("files")
+    return files if isinstance(files, dict) else {}
