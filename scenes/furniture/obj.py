@@ -90,11 +90,11 @@ def _index(vectors: dict[str, list], corners: np.ndarray, parts: np.ndarray) -> 
                      p[triangles[:, 2]] - p[triangles[:, 0]])
     solid = np.linalg.norm(faces, axis=1) > 1e-12
     triangles, parts, faces = triangles[solid], parts[solid], faces[solid]
-    missing = np.linalg.norm(n, axis=1) < 0.1  # no normal in the file: the mean of the faces around
+    missing = np.linalg.norm(n, axis=1, keepdims=True) < 0.1  # then the mean of the faces around
     smooth = np.zeros_like(p)
     for k in range(3):
         np.add.at(smooth, triangles[:, k], faces)
-    n = np.where(missing[:, None], smooth, n)
+    n = np.where(missing, smooth, n)
     n = n / np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-9)
     return Mesh(p, n.astype(np.float32), t.astype(np.float32), triangles, parts)
 

@@ -2,7 +2,7 @@
 import io
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -67,8 +67,7 @@ class Pack:
 
     @classmethod
     def load(cls, path: Path | None = None) -> "Pack":
-        """The pack at `path`, by default the committed public-domain one. Raises ValueError if it
-        is no pack."""
+        """The pack at `path`, by default the committed one. Raises ValueError if it is no pack."""
         path = path or CC0_PACK
         if not path.is_file():
             raise ValueError(
@@ -77,10 +76,7 @@ class Pack:
 
     @cached_property
     def by_split(self) -> dict[Split, tuple[FurnitureModel, ...]]:
-        by_split: dict[Split, list[FurnitureModel]] = {split: [] for split in SPLITS}
-        for model in self.models:
-            by_split[model.split].append(model)
-        return {split: tuple(models) for split, models in by_split.items()}
+        return {s: tuple(m for m in self.models if m.split == s) for s in SPLITS}
 
     def mesh(self, model_id: str) -> ModelMesh:
         if model_id not in self._meshes:
@@ -90,9 +86,8 @@ class Pack:
     def _read_mesh(self, row: dict[str, Any]) -> ModelMesh:
         data, v, f = self._zip.read(f"{row['id']}.bin"), row["vertices"], row["triangles"]
         width = np.uint16 if v <= 65536 else np.uint32
-        columns = np.frombuffer(data, np.uint16, v * 3).reshape(3, v)
-        # deltas wrap; [V,3]
-        positions = np.cumsum(columns, axis=1, dtype=np.uint16).T / np.float32(65535)
+        columns = np.frombuffer(data, np.uint16, v * 3).reshape(3, v)  # deltas that wrap
+        positions = np.cumsum(columns, axis=1, dtype=np.uint16).T / np.float32(65535)  # [V,3]
         at = v * 6
         normals = np.frombuffer(data, np.int8, v * 3, at).reshape(3, v).T
         at += v * 3
@@ -100,17 +95,13 @@ class Pack:
         if row["textures"]:
             uvs = np.frombuffer(data, np.float16, v * 2, at).reshape(2, v).T.astype(np.float32)
             at += v * 4
-        material = np.frombuffer(data, np.uint8, v, at)
-        at += v
-        steps = np.frombuffer(data, width, f * 3, at)
+        material = np.array(row["materials"], np.uint8)[np.frombuffer(data, np.uint8, v, at)]
+        steps = np.frombuffer(data, width, f * 3, at + v)
         triangles = np.cumsum(steps, dtype=width).astype(np.int32).reshape(-1, 3)
-        colours = np.array([m[:4] for m in row["materials"]], np.uint8)
-        texture = np.array([m[4] for m in row["materials"]], np.uint8)
-        box = np.array(row["size"], np.float32)
+        positions = (positions - np.array([0.5, 0.5, 0], np.float32)) * np.float32(row["size"])
         textures = tuple(self._texture(f"{row['id']}.{i}.jpg") for i in range(row["textures"]))
-        return ModelMesh(positions=(positions - np.array([0.5, 0.5, 0], np.float32)) * box,
-                    normals=np.ascontiguousarray(normals), uvs=uvs, colours=colours[material],
-                    texture=texture[material], triangles=triangles, textures=textures)
+        return ModelMesh(positions, np.ascontiguousarray(normals), uvs, material[:, :4],
+                         material[:, 4], triangles, textures)
 
     def _texture(self, path: str) -> np.ndarray:
         image = Image.open(io.BytesIO(self._zip.read(path))).convert("RGB")
@@ -120,7 +111,6 @@ class Pack:
 def _model(row: dict[str, Any]) -> FurnitureModel:
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["top"]), np.uint8)).astype(bool)
     top = bits if bits.size else np.zeros(TOP_CELLS**2, bool)
-    names = ("id", "name", "category", "role", "elevation", "support", "light", "creator",
-             "licence", "split")
-    return FurnitureModel(**{name: row[name] for name in names}, size=tuple(row["size"]),
-                          top=top.reshape(TOP_CELLS, TOP_CELLS))
+    facts = {f.name: row[f.name] for f in fields(FurnitureModel)}
+    return FurnitureModel(**facts | {"size": tuple(row["size"]),
+                                     "top": top.reshape(TOP_CELLS, TOP_CELLS)})

@@ -1,8 +1,7 @@
 """Packs a furniture library into one small zip: fewer triangles, 16-bit positions, 128 px textures.
 
-A model's split is frozen in assets/splits.json, so it is the same in every pack. Recolours of one
-geometry share a split; public-domain models were assigned first, so each split has every class of
-them.
+A model's split is frozen in assets/splits.json, the same in every pack. Recolours of one geometry
+share a split; each split has every class of the public-domain models.
 """
 import io
 import json
@@ -34,10 +33,9 @@ _CARRIERS = {"table", "storage", "appliance", "decor", "bed", "sanitary"}
 def pack_library(library: Path, out: Path, licence: Literal["cc0", "all"] = "cc0",
                  max_triangles: int = 5000,
                  report: Callable[[str], None] = lambda line: None) -> int:
-    """Writes the pack and returns the number of models.
+    """Writes the pack and returns the number of models. Raises ValueError without a library.
 
-    max_triangles is for pieces of about a metre; smaller ones get fewer. Raises ValueError if there
-    is no library.
+    max_triangles is for pieces of about a metre; smaller ones get fewer.
     """
     splits = assign_splits(library, licence)
     rows: list[dict[str, Any]] = []
@@ -54,10 +52,10 @@ def pack_library(library: Path, out: Path, licence: Literal["cc0", "all"] = "cc0
                     report(f"left out {entry.id}: {len(mesh.triangles)} triangles")
                     continue
                 budget = int(max_triangles * min(1.0, max(0.2, max(entry.size) / 0.9)))
-                rows.append(
-                    _write_model(pack, archive, entry, simplify(mesh, budget), splits[entry.id]))
+                split, small = splits[entry.id], simplify(mesh, budget)
+                rows.append(_write_model(pack, archive, entry, small, split))
                 report(f"{entry.id}: {len(mesh.triangles)} -> {rows[-1]['triangles']} triangles, "
-                       f"{splits[entry.id]}")
+                       f"{split}")
         manifest = json.dumps({"schema": 1, "source": SOURCE, "models": rows}, indent=0)
         _write_bytes(pack, "manifest.json", manifest.encode())
         _write_bytes(pack, "NOTICE", notice(rows).encode())
@@ -83,9 +81,9 @@ def assign_splits(library: Path, licence: Literal["cc0", "all"] = "all") -> dict
 
     Others are split 60/20/20 within their class and role, public-domain ones first.
     """
-    frozen: dict[str, Split] = {i: split
-                                for split, ids in json.loads(SPLITS_FILE.read_text()).items()
-                                for i in ids}
+    frozen: dict[str, Split] = {}
+    for split, ids in json.loads(SPLITS_FILE.read_text()).items():
+        frozen |= dict.fromkeys(ids, split)
     entries: list[Entry] = []
     shapes: dict[str, str] = {}
     for archive, found in read_catalogue(library, licence):
@@ -111,8 +109,7 @@ def _counted(entry: Entry, split: Split) -> list[tuple[str, Split]]:
 
 
 def _neediest(have: Counter[tuple[str, Split]], entry: Entry) -> Split:
-    """The split that the pattern gives next, to the class and to the role; one without any of the
-    class comes first."""
+    """The split that the pattern gives next, to class and role; one without the class is first."""
     def need(split: Split) -> float:
         score = 0.0
         for key, weight in ((entry.category, 1.0), (f"{entry.category}/{entry.role}", 1.01)):
@@ -134,17 +131,16 @@ def _to_room_axes(mesh: Mesh, entry: Entry) -> Mesh:
     low, high = p[mesh.triangles].min((0, 1)), p[mesh.triangles].max((0, 1))
     scale = np.array(entry.size) / np.maximum(high - low, 1e-9)
     n = n / scale
-    positions = (p - low) * scale - [entry.size[0] / 2, entry.size[1] / 2, 0]
-    normals = n / np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-9)
-    mesh.positions, mesh.normals = positions.astype(np.float32), normals.astype(np.float32)
+    n = n / np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-9)
+    p = (p - low) * scale - [entry.size[0] / 2, entry.size[1] / 2, 0]
+    mesh.positions, mesh.normals = p.astype(np.float32), n.astype(np.float32)
     return mesh
 
 
 def _write_model(pack: zipfile.ZipFile, archive: zipfile.ZipFile, entry: Entry, mesh: Mesh,
                  split: Split) -> dict[str, Any]:
     materials, images = _materials(mesh, archive)
-    box = np.array(entry.size)
-    unit = mesh.positions / box + [0.5, 0.5, 0]
+    unit = mesh.positions / np.array(entry.size) + [0.5, 0.5, 0]
     corner = mesh.triangles.reshape(-1)
     part = np.repeat(mesh.parts, 3)
     has_uv = np.array([m[4] != 255 for m in materials])[part]
@@ -175,8 +171,7 @@ def _write_model(pack: zipfile.ZipFile, archive: zipfile.ZipFile, entry: Entry, 
         "size": [round(s, 4) for s in entry.size], "elevation": entry.elevation, "support": support,
         "top": top.hex(), "light": entry.category == "lamp", "creator": entry.creator,
         "licence": entry.licence, "split": split, "vertices": len(vertices),
-        "triangles": len(indices) // 3, "materials": materials, "textures": len(images)
-    }
+        "triangles": len(indices) // 3, "materials": materials, "textures": len(images)}
 
 
 def _materials(mesh: Mesh, archive: zipfile.ZipFile) -> tuple[list[list[int]], list[Image.Image]]:
@@ -184,13 +179,11 @@ def _materials(mesh: Mesh, archive: zipfile.ZipFile) -> tuple[list[list[int]], l
     images: dict[str, Image.Image] = {}
     rows = []
     for material in mesh.materials:
-        texture = 255
-        if material.texture and material.texture not in images and (image := read_texture(
-                archive, material.texture)):
-            images[material.texture] = image
-        if material.texture in images:
-            texture = list(images).index(material.texture)
-        colour = (1.0, 1.0, 1.0) if texture != 255 else material.colour
+        path, texture, colour = material.texture, 255, material.colour
+        if path and path not in images and (image := read_texture(archive, path)):
+            images[path] = image
+        if path in images:
+            texture, colour = list(images).index(path), (1.0, 1.0, 1.0)
         rows.append([*(int(255 * min(max(c, 0), 1)) for c in colour),
                      int(255 * material.specular), texture])
     return rows, list(images.values())
@@ -222,8 +215,7 @@ def find_support(corners: np.ndarray, entry: Entry) -> tuple[float | None, bytes
     rng = np.random.default_rng(0)
     chosen = rng.choice(len(area), 80_000, p=(area + 1e-12) / (area + 1e-12).sum())
     a, b = np.sort(rng.random((2, len(chosen), 1)), axis=0)
-    points = corners[chosen, 0] * a + corners[chosen, 1] * (b - a)
-    points = points + corners[chosen, 2] * (1 - b)  # [K,3]
+    points = corners[chosen, 0] * a + corners[chosen, 1] * (b - a) + corners[chosen, 2] * (1 - b)
     cell = ((points[:, :2] / entry.size[:2] + 0.5) * fine).astype(int).clip(0, fine - 1)
     height = np.zeros((fine, fine))
     np.maximum.at(height, (cell[:, 0], cell[:, 1]), points[:, 2])

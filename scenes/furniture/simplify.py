@@ -1,5 +1,4 @@
-"""Fewer triangles, same shape: quadric edge collapse (Garland & Heckbert 1997), many independent
-edges a round."""
+"""Fewer triangles, same shape: rounds of quadric edge collapse (Garland & Heckbert 1997)."""
 from dataclasses import replace
 
 import numpy as np
@@ -10,16 +9,14 @@ _BORDER = 4.0  # weight of the planes that keep open borders and material border
 
 
 def simplify(mesh: Mesh, max_triangles: int) -> Mesh:
-    """At most about `max_triangles` triangles, each vertex its own corner (3F vertices); unchanged
-    if few already.
+    """At most about `max_triangles` triangles with 3F vertices; unchanged if few already.
 
     Positions move; corners keep their normal, texture coordinate and part.
     """
     if len(mesh.triangles) <= max_triangles:
         return mesh
     span = np.ptp(mesh.positions, axis=0).max()
-    # welds what is equal to 1/100000 of the size
-    grid = np.round(mesh.positions / span * 1e5).astype(np.int64)
+    grid = np.round(mesh.positions / span * 1e5).astype(np.int64)  # welds to 1/100000 of the size
     _, first, welded = np.unique(grid, axis=0, return_index=True, return_inverse=True)
     points = mesh.positions[first].astype(np.float64) / span            # [N,3]
     corners = mesh.triangles  # [F,3] into the mesh's vertices
@@ -40,8 +37,7 @@ def simplify(mesh: Mesh, max_triangles: int) -> Mesh:
 
 
 def _without_flat(faces: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    solid = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:,
-                                                                                                0])
+    solid = (faces != np.roll(faces, -1, 1)).all(1)
     return tuple(a[solid] for a in (faces, *others))
 
 
@@ -92,8 +88,7 @@ def _collapse(points: np.ndarray, faces: np.ndarray, quadrics: np.ndarray, exces
     a, b = edges.T
     q = quadrics[a] + quadrics[b]                                                  # [E,4,4]
     target, cost = _targets(points[a], points[b], q)
-    # so that edges refused this round do not block their neighbours in the next
-    cost *= rng.uniform(1, 2, len(cost))
+    cost *= rng.uniform(1, 2, len(cost))  # refused edges do not block neighbours in every round
     order = np.argsort(cost, kind="stable")[:max(excess, len(cost) // 3)]
     rank = np.full(len(cost), len(cost))
     rank[order] = np.arange(len(order))

@@ -40,8 +40,7 @@ def sample_trajectory(room: Room, frames: int, rng: np.random.Generator,
     weights = np.array([np.prod(p.size) ** 0.5 + 0.05 for p in targets])
     for i in range(tries):
         target = targets[rng.choice(len(targets), p=weights / weights.sum())] if targets else None
-        # a crowded room leaves only short walks
-        share = (frames - 1) / 8 * min(1.0, 2 * (1 - i / tries))
+        share = (frames - 1) / 8 * min(1.0, 2 * (1 - i / tries))  # crowded rooms: shorter walks
         poses = _move(room, target, frames, share, rng)
         if poses is None or not _clear(poses[:, :3, 3], boxes, np.array(room.size)):
             continue
@@ -64,8 +63,7 @@ def sample_trajectory(room: Room, frames: int, rng: np.random.Generator,
 
 def _move(room: Room, target: Piece | None, frames: int, share: float,
           rng: np.random.Generator) -> np.ndarray | None:
-    """One candidate path, `share` as long as that of nine frames; None if it starts too near the
-    target or too far from it."""
+    """One path, `share` as long as that of nine frames; None if it starts too near or too far."""
     w, d, _ = room.size
     start = np.array([rng.uniform(TO_WALL, w - TO_WALL), rng.uniform(TO_WALL, d - TO_WALL),
                       rng.uniform(*HEIGHT)])
@@ -74,8 +72,7 @@ def _move(room: Room, target: Piece | None, frames: int, share: float,
     away = float(np.hypot(*(aim - start)[:2]))
     if not 0.9 < away < 4.5:
         return None
-    u = np.linspace(0, 1, frames) if frames > 1 else np.zeros(1)
-    # uneven speed
+    u = np.linspace(0, 1, frames)  # then uneven speed
     u = u + 0.06 * np.sin(2 * np.pi * u + rng.uniform(0, 2 * np.pi)) * np.sin(np.pi * u)
     yaw = np.arctan2(aim[1] - start[1], aim[0] - start[0])
     way = float(rng.uniform(0.55, 1.1)) * share
@@ -97,16 +94,16 @@ def _move(room: Room, target: Piece | None, frames: int, share: float,
     looking = looking + rng.normal(0, 0.08)
     pitch = np.clip(np.arctan2(aim[2] - start[2], away), np.radians(-24), np.radians(2))
     pitch = pitch + rng.normal(0, 0.03)
-    eye = eye + _shake(frames, rng, 3, np.array([0.004, 0.004, 0.008]))
-    sway = _shake(frames, rng, 3, np.radians([0.35, 0.3, 0.3]))
+    eye = eye + _shake(frames, rng, np.array([0.004, 0.004, 0.008]))
+    sway = _shake(frames, rng, np.radians([0.35, 0.3, 0.3]))
     return _poses(eye, looking + sway[:, 0], pitch + sway[:, 1], rng.normal(0, 0.012) + sway[:, 2])
 
 
-def _shake(frames: int, rng: np.random.Generator, channels: int, scale: np.ndarray) -> np.ndarray:
-    """[T,channels]: three slow sinusoids each, like hand and gait."""
+def _shake(frames: int, rng: np.random.Generator, scale: np.ndarray) -> np.ndarray:
+    """[T,3]: three slow sinusoids each, like hand and gait."""
     t = np.arange(frames)[:, None, None] * FRAME_S
-    hertz = np.array([0.4, 0.9, 1.7])[:, None] * rng.uniform(0.8, 1.2, (3, channels))
-    phase = rng.random((3, channels))
+    hertz = np.array([0.4, 0.9, 1.7])[:, None] * rng.uniform(0.8, 1.2, (3, 3))
+    phase = rng.random((3, 3))
     waves = np.sin(2 * np.pi * (hertz * t + phase)) * np.array([1, 0.6, 0.3])[:, None]
     return waves.sum(1) * scale
 
@@ -118,16 +115,15 @@ def _poses(eye: np.ndarray, yaw: np.ndarray, pitch: np.ndarray, roll: np.ndarray
     down = np.cross(ahead, right)
     c, s = np.cos(roll)[:, None], np.sin(roll)[:, None]
     out = np.tile(np.eye(4), (len(eye), 1, 1))
-    columns = (c * right + s * down, c * down - s * right, ahead, eye)
-    out[:, :3] = np.stack(columns, 2)
+    out[:, :3] = np.stack([c * right + s * down, c * down - s * right, ahead, eye], 2)
     return out
 
 
 def _clear(eyes: np.ndarray, boxes: np.ndarray, room: np.ndarray) -> bool:
     """Whether every eye [T,3] keeps its distance from walls and boxes."""
-    if (eyes[:, :2] < TO_WALL).any() or (eyes[:, :2] > room[:2] - TO_WALL).any():
-        return False
-    if (eyes[:, 2] < HEIGHT[0] - 0.05).any() or (eyes[:, 2] > HEIGHT[1] + 0.05).any():
+    low = np.array([TO_WALL, TO_WALL, HEIGHT[0] - 0.05])
+    high = np.array([*(room[:2] - TO_WALL), HEIGHT[1] + 0.05])
+    if (eyes < low).any() or (eyes > high).any():
         return False
     margin = np.array([TO_BOX, TO_BOX, 0.3])
     above, below = eyes[:, None] > boxes[:, 0] - margin, eyes[:, None] < boxes[:, 1] + margin
@@ -138,8 +134,7 @@ def _preview(poses: np.ndarray, tan_half: float, boxes: np.ndarray,
              room: np.ndarray) -> tuple[float, float, int]:
     """Coarse ray casting: nearest depth in m, least share of pixels on pieces, visible pieces."""
     at = ((np.arange(_GRID) + 0.5) / _GRID * 2 - 1) * tan_half
-    rays = np.stack([*np.meshgrid(at, at), np.ones((_GRID, _GRID))], -1)
-    rays = rays.reshape(-1, 3)  # [R,3], depth 1
+    rays = np.stack([*np.meshgrid(at, at), np.ones((_GRID, _GRID))], -1).reshape(-1, 3)      # [R,3]
     nearest, share, seen = np.inf, 1.0, set()
     with np.errstate(divide="ignore", invalid="ignore"):
         for pose in poses:

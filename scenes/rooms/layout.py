@@ -1,6 +1,4 @@
-"""A furnished room from a seed: shell, lights, textures and furniture.
-
-(split, seed, pack) determines the room.
+"""A furnished room, determined by (split, seed, pack): shell, lights, textures and furniture.
 
 Metres, Z up; the room is [0,width] x [0,depth] x [0,height]. Ids: 1 floor, 2 ceiling, 3-6 the
 walls, then the rest.
@@ -14,28 +12,23 @@ from scenes.clip import SPLITS, SceneObject, Split
 from scenes.furniture.pack import Pack
 from scenes.rooms import primitives, recipes
 from scenes.rooms.placement import WALLS, Arrangement, Piece
+from scenes.rooms.primitives import Colour
 from scenes.rooms.textures import FLOOR_KINDS, METRES, WALL_KINDS, make_texture
 
 FLOOR, CEILING = 1, 2
 WALL_IDS = {wall: 3 + i for i, wall in enumerate(WALLS)}
 KINDS: dict[str, Callable[[Arrangement, list[np.ndarray]], None]] = {
     "living": recipes.living, "bedroom": recipes.bedroom, "kitchen": recipes.kitchen,
-    "office": recipes.office, "bath": recipes.bath, "dining": recipes.dining
-}
-_SIZES = {
-    "living": (3.8, 6.2), "bedroom": (3.2, 4.8), "kitchen": (2.9, 4.6), "office": (3.2, 5.2),
-    "bath": (2.3, 3.5), "dining": (3.4, 5.4)
-}
-
-
-Colour = tuple[float, float, float]
+    "office": recipes.office, "bath": recipes.bath, "dining": recipes.dining}
+_SIZES = {"living": (3.8, 6.2), "bedroom": (3.2, 4.8), "kitchen": (2.9, 4.6),
+          "office": (3.2, 5.2), "bath": (2.3, 3.5), "dining": (3.4, 5.4)}
 
 
 @dataclass(frozen=True)
 class Light:
     """A point light. Colour is linear RGB times strength; 1 makes a white wall at 1 m mid-grey."""
     position: tuple[float, float, float]
-    colour: tuple[float, float, float]
+    colour: Colour
     direction: tuple[float, float, float] = (0.0, 0.0, -1.0)  # axis of its shadow map
 
 
@@ -81,9 +74,8 @@ def furnish(split: Split, seed: int, pack: Pack, kind: str | None = None) -> Roo
     """The room of this seed; splits have different seeds and different furniture."""
     rng = np.random.default_rng([SPLITS.index(split), seed])
     kind = kind or str(rng.choice(list(KINDS)))
-    low, high = _SIZES[kind]
-    width, depth, height = rng.uniform(low, high), rng.uniform(low, high), rng.uniform(2.4, 2.9)
-    size = (float(width), float(depth), float(height))
+    sides = _SIZES[kind]
+    size = (rng.uniform(*sides), rng.uniform(*sides), rng.uniform(2.4, 2.9))
     arrangement = Arrangement(size, rng, pack, split, FLOOR, next_id=3 + len(WALLS))
     textures: list[np.ndarray] = []
     shell = _shell(kind, rng, textures)
@@ -97,11 +89,11 @@ def furnish(split: Split, seed: int, pack: Pack, kind: str | None = None) -> Roo
 
 def _shell(kind: str, rng: np.random.Generator,
            textures: list[np.ndarray]) -> dict[int, ShellMaterial]:
-    wet = kind in ("bath", "kitchen")
-    wall_kind = "wall_tiles" if kind == "bath" else str(
-        rng.choice(WALL_KINDS, p=[0.55, 0.22, 0.13, 0.1]))
-    floor_kind = "tiles" if wet and rng.random() < 0.7 else str(
-        rng.choice(FLOOR_KINDS, p=[0.45, 0.2, 0.15, 0.2]))
+    wall_kind, floor_kind = "wall_tiles", "tiles"
+    if kind != "bath":
+        wall_kind = str(rng.choice(WALL_KINDS, p=[0.55, 0.22, 0.13, 0.1]))
+    if kind not in ("bath", "kitchen") or rng.random() >= 0.7:
+        floor_kind = str(rng.choice(FLOOR_KINDS, p=[0.45, 0.2, 0.15, 0.2]))
 
     def add(name: str, gloss: float) -> ShellMaterial:
         textures.append(make_texture(name, rng))
@@ -111,8 +103,7 @@ def _shell(kind: str, rng: np.random.Generator,
     shell = {FLOOR: add(floor_kind, gloss)}
     textures.append((make_texture("plaster", rng) // 4 + 190).astype(np.uint8))
     shell[CEILING] = ShellMaterial(len(textures) - 1, METRES["plaster"], 0.0)
-    main = add(wall_kind, 0.1)
-    shell |= dict.fromkeys(WALL_IDS.values(), main)
+    shell |= dict.fromkeys(WALL_IDS.values(), add(wall_kind, 0.1))
     if rng.random() < 0.35:  # one wall differs
         shell[WALL_IDS[WALLS[rng.integers(4)]]] = add(str(rng.choice(WALL_KINDS)), 0.05)
     return shell
@@ -125,22 +116,17 @@ def _doors_and_windows(a: Arrangement, textures: list[np.ndarray]) -> None:
     if door:
         a.clearances.append(_before(door, 0.9))
     for wall in walls[1:2 + int(a.rng.integers(0, 2))]:
-        length = a.size[0] if wall in ("south", "north") else a.size[1]
-        window = primitives.window(a.rng, textures, length - 0.8)
-        low = float(a.rng.uniform(0.8, 1.05))
-        placed = a.on_wall(window, min(low, a.size[2] - window.size[2] - 0.1), wall,
-                           float(a.rng.uniform(0.3, 0.7)))
-        if placed:
+        window = primitives.window(a.rng, textures, a.wall_length(wall) - 0.8)
+        low = min(float(a.rng.uniform(0.8, 1.05)), a.size[2] - window.size[2] - 0.1)
+        if placed := a.on_wall(window, low, wall, float(a.rng.uniform(0.3, 0.7))):
             a.clearances.append(_before(placed, 0.25))
 
 
 def _before(piece: Piece, depth: float) -> np.ndarray:
     """The box [2,3] in front of a door or window, from its underside up."""
-    box = piece.box.copy()
-    front = np.array([np.sin(piece.heading), -np.cos(piece.heading)]) * depth
-    box[0, :2] = np.minimum(box[0, :2], box[0, :2] + front)
-    box[1, :2] = np.maximum(box[1, :2], box[1, :2] + front)
-    return box
+    front = np.array([np.sin(piece.heading), -np.cos(piece.heading), 0]) * depth
+    low, high = piece.box
+    return np.stack([np.minimum(low, low + front), np.maximum(high, high + front)])
 
 
 def _lights(a: Arrangement) -> tuple[tuple[Light, ...], tuple[Colour, Colour]]:
@@ -151,11 +137,10 @@ def _lights(a: Arrangement) -> tuple[tuple[Light, ...], tuple[Colour, Colour]]:
     lights: list[Light] = []
     for lamp in (p for p in a.pieces if p.category == "lamp"):
         hangs = lamp.bottom > 1.6
-        x, y = lamp.center
         z = lamp.bottom + lamp.size[2] / 2 - (0.15 if hangs else -0.1)
         strength = (rng.uniform(1.6, 3.0) if lamp_on else 0.15) if hangs else rng.uniform(0.2, 0.7)
         colour = _warm(rng, 2600, 5000, float(strength) * (w * d / 16) ** 0.5)
-        lights.append(Light((x, y, min(float(z), h - 0.12)), colour))
+        lights.append(Light((*lamp.center, min(float(z), h - 0.12)), colour))
     for window in (p for p in a.pieces if p.category == "window"):
         front = (float(np.sin(window.heading)), -float(np.cos(window.heading)))
         x, y = window.center[0] + 0.1 * front[0], window.center[1] + 0.1 * front[1]

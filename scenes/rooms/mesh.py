@@ -3,19 +3,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scenes.furniture.pack import Pack
+from scenes.furniture.pack import ModelMesh, Pack
 from scenes.rooms.layout import CEILING, FLOOR, WALL_IDS, Room
 from scenes.rooms.placement import Part, Piece
 
-VERTEX = np.dtype([
-    ("position", "<f4", 3),
-    ("normal", "i1", 3),
-    ("glow", "i1"),
-    ("uv", "<f4", 2),
-    ("colour", "u1", 4),  # sRGB and gloss
-    ("layer", "<u2"),
-    ("id", "<u2")
-])
+VERTEX = np.dtype([("position", "<f4", 3), ("normal", "i1", 3), ("glow", "i1"), ("uv", "<f4", 2),
+                   ("colour", "u1", 4), ("layer", "<u2"), ("id", "<u2")])  # colour: sRGB and gloss
 PLAIN = 65535  # layer of untextured vertices
 _CORNERS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
 _SIDES = np.array([(axis, sign) for axis in range(3) for sign in (-1, 1)])
@@ -46,7 +39,7 @@ def room_mesh(room: Room, pack: Pack) -> RoomMesh:
             if piece.model.id not in first_layer:
                 first_layer[piece.model.id] = len(layers)
                 layers += mesh.textures
-            part = _modelled(piece, pack, first_layer[piece.model.id])
+            part = _modelled(piece, mesh, first_layer[piece.model.id])
         group = not_casting if piece.category in ("lamp", "window") else casting
         group.append((*part, piece.box))
     shell = (*_shell(room), np.array([[0, 0, 0], room.size]))
@@ -71,17 +64,15 @@ def _turned(vectors: np.ndarray, heading: float) -> np.ndarray:
     return vectors @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]], np.float32)
 
 
-def _modelled(piece: Piece, pack: Pack, first_layer: int) -> tuple[np.ndarray, np.ndarray]:
-    assert piece.model is not None
-    mesh = pack.mesh(piece.model.id)
+def _modelled(piece: Piece, mesh: ModelMesh, first_layer: int) -> tuple[np.ndarray, np.ndarray]:
     at = np.array([*piece.center, piece.bottom], np.float32)
     normals = np.rint(_turned(mesh.normals.astype(np.float32), piece.heading)).clip(-127, 127)
     out = _vertices(piece.id, _turned(mesh.positions, piece.heading) + at, normals)
-    # row 0 of a picture is its top
-    out["uv"], out["colour"] = mesh.uvs * np.array([1, -1], np.float32), mesh.colours
-    out["layer"] = np.where(mesh.texture == 255, PLAIN,
-                            mesh.texture.astype(np.uint16) + first_layer)
-    out["glow"] = 30 if piece.model.light else 0
+    out["uv"] = mesh.uvs * np.array([1, -1], np.float32)  # row 0 of a picture is its top
+    out["colour"] = mesh.colours
+    layers = mesh.texture.astype(np.uint16) + first_layer
+    out["layer"] = np.where(mesh.texture == 255, PLAIN, layers)
+    out["glow"] = 30 if piece.model and piece.model.light else 0
     return out, mesh.triangles.astype(np.uint32)
 
 
@@ -92,8 +83,13 @@ def _built(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
     out["position"] = _turned(out["position"], piece.heading) + at
     out["normal"] = np.rint(_turned(out["normal"].astype(np.float32), piece.heading))
     out["id"] = piece.id
-    quads = np.arange(len(out), dtype=np.uint32).reshape(-1, 4)
-    return out, quads[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3)
+    return out, _quad_triangles(len(out))
+
+
+def _quad_triangles(vertices: int) -> np.ndarray:
+    """[F,3] of quadrilaterals of four consecutive vertices."""
+    quads = np.arange(vertices, dtype=np.uint32).reshape(-1, 4)
+    return quads[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3)
 
 
 def _block(part: Part) -> np.ndarray:
@@ -102,9 +98,8 @@ def _block(part: Part) -> np.ndarray:
     faces = []
     for axis, sign in _SIDES:
         u, v = ((1, 2), (0, 2), (0, 1))[axis]
-        local = np.zeros((4, 3))
+        local, normal = np.zeros((4, 3)), np.zeros((4, 3))
         local[:, axis], local[:, u], local[:, v] = sign / 2, _CORNERS[:, 0], _CORNERS[:, 1]
-        normal = np.zeros((4, 3))
         normal[:, axis] = 127 * sign
         face = _vertices(0, local * size + center, normal)
         scale = size[[u, v]] / part.metres if part.metres else np.ones(2)
@@ -137,5 +132,4 @@ def _shell(room: Room) -> tuple[np.ndarray, np.ndarray]:
         face["colour"] = [255, 255, 255, int(255 * material.gloss)]
         face["layer"] = material.texture
         out.append(face)
-    quads = np.arange(24, dtype=np.uint32).reshape(-1, 4)
-    return np.concatenate(out), quads[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3)
+    return np.concatenate(out), _quad_triangles(24)

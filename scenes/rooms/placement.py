@@ -12,9 +12,9 @@ import numpy as np
 from scenes.clip import Split
 from scenes.furniture.pack import TOP_CELLS, FurnitureModel, Pack
 
-WALLS = ("south", "east", "north", "west")
-# heading of a piece with its back there
+# each wall, and the heading of a piece with its back there
 FACING = {"south": np.pi, "east": -np.pi / 2, "north": 0.0, "west": np.pi / 2}
+WALLS = tuple(FACING)
 GAP = 0.01  # m between the boxes of neighbours
 
 
@@ -46,11 +46,9 @@ class Piece:
     @cached_property
     def box(self) -> np.ndarray:
         """[2,3]: lowest and highest corner of the upright box around the turned piece."""
-        c, s = abs(np.cos(self.heading)), abs(np.sin(self.heading))
-        w, d, h = self.size
-        half = np.array([w * c + d * s, w * s + d * c]) / 2
+        half = _half_extent(self.size, self.heading)
         return np.array([[*(self.center - half), self.bottom],
-                         [*(self.center + half), self.bottom + h]])
+                         [*(self.center + half), self.bottom + self.size[2]]])
 
 
 Placeable = FurnitureModel | Piece
@@ -97,12 +95,13 @@ class Arrangement:
                 return found
         return None
 
+    def wall_length(self, wall: str) -> float:
+        return self.size[0] if wall in ("south", "north") else self.size[1]
+
     def at_wall(self, piece: Piece, wall: str, along: float, distance: float = 0.01) -> Piece:
         """The same piece moved to touch a wall, not yet placed."""
-        width, depth = self.size[:2]
-        w, d, _ = piece.size
-        length = width if wall in ("south", "north") else depth
-        u = w / 2 + 0.01 + along * max(length - w - 0.02, 0)
+        (width, depth, _), (w, d, _) = self.size, piece.size
+        u = w / 2 + 0.01 + along * max(self.wall_length(wall) - w - 0.02, 0)
         center = {"south": (u, d / 2 + distance), "north": (u, depth - d / 2 - distance),
                   "west": (d / 2 + distance, u), "east": (width - d / 2 - distance, u)}[wall]
         return replace(piece, center=center, heading=FACING[wall])
@@ -156,13 +155,12 @@ class Arrangement:
             along, side = seats[i]
             turn = side * np.pi / 2 + self.rng.normal(0, 0.08)
             chair = replace(self.new(model), heading=table.heading + turn + np.pi)
-            half = chair.box[1] - [*chair.center, 0]
-            reach = (d if side % 2 == 0 else w) / 2 + 0.02 + float(max(half[:2]))
+            reach = (d if side % 2 == 0 else w) / 2 + 0.02 + float(max(chair.box[1, :2]))
             reach = reach + abs(self.rng.normal(0, 0.04))
             dx, dy = ((along, -reach), (reach, along), (along, reach), (-reach, along))[side]
-            if len(out) < most:
-                placed = self._place(replace(chair, center=offset(table, dx, dy)))
-                out += [placed] if placed else []
+            if len(out) < most and (placed := self._place(
+                    replace(chair, center=offset(table, dx, dy)))):
+                out.append(placed)
         return out
 
     def on_top(self, carrier: Piece | None, model: FurnitureModel | None, tries: int = 10,
@@ -194,9 +192,9 @@ class Arrangement:
             return None
         for _ in range(tries if along is None else 1):
             side = wall or WALLS[self.rng.integers(4)]
-            piece = self.at_wall(self.new(model), side,
-                                 self.rng.random() if along is None else along, 0.003)
-            piece = replace(piece, bottom=bottom, resting_on=0)
+            fraction = self.rng.random() if along is None else along
+            piece = self.at_wall(replace(self.new(model), bottom=bottom, resting_on=0), side,
+                                 fraction, 0.003)
             if self._free(piece):
                 return self._add(piece)
         return None
@@ -205,9 +203,9 @@ class Arrangement:
         """Hanging from the ceiling, if its underside is above 1.9 m."""
         if model is None:
             return None
-        piece = self.new(model)
-        piece = replace(piece, center=center, bottom=self.size[2] - piece.size[2], resting_on=0)
-        return self._add(piece) if piece.bottom > 1.9 and self._free(piece) else None
+        bottom = self.size[2] - model.size[2]
+        piece = replace(self.new(model), center=center, bottom=bottom, resting_on=0)
+        return self._add(piece) if bottom > 1.9 and self._free(piece) else None
 
     def new(self, model: FurnitureModel | Piece) -> Piece:
         if isinstance(model, Piece):
@@ -221,14 +219,12 @@ class Arrangement:
         for rug in (p for p in self.pieces if p.category == "rug"):
             low, high = rug.box
             if (box[0, :2] < high[:2]).all() and (box[1, :2] > low[:2]).all():
-                if piece.category == "rug" or (box[0, :2] < low[:2]).any() or (
-                        box[1, :2] > high[:2]).any():
+                outside = (box[0, :2] < low[:2]) | (box[1, :2] > high[:2])
+                if piece.category == "rug" or outside.any():
                     return None
                 piece = replace(piece, bottom=float(high[2]), resting_on=rug.id)
         blocked = piece.category != "rug" and any(overlap(piece.box, k) for k in self.clearances)
-        if blocked or not self._free(piece):
-            return None
-        return self._add(piece)
+        return self._add(piece) if not blocked and self._free(piece) else None
 
     def _free(self, piece: Piece, ignore: int = -1) -> bool:
         box = piece.box
@@ -258,23 +254,25 @@ def offset(anchor: Piece, right: float, back: float) -> tuple[float, float]:
 
 
 def support_surface(carrier: Piece) -> tuple[float | None, np.ndarray]:
-    """Height of the surface that carries other pieces, and its cells [16,16] of the footprint; the
-    top of built pieces."""
-    if carrier.model is None:
+    """Height of the surface that carries other pieces, and its cells [16,16] of the footprint."""
+    if carrier.model is None:  # the top of built pieces
         return carrier.bottom + carrier.size[2], np.ones((TOP_CELLS, TOP_CELLS), bool)
     support = carrier.model.support
     return (None if support is None else carrier.bottom + support), carrier.model.top
 
 
+def _half_extent(size: Sequence[float], heading: float) -> np.ndarray:
+    """Half the width and depth [2] of the upright box around a turned one."""
+    c, s = abs(np.cos(heading)), abs(np.sin(heading))
+    return np.array([size[0] * c + size[1] * s, size[0] * s + size[1] * c]) / 2
+
+
 def _supported(piece: Piece, carrier: Piece, cells: np.ndarray) -> bool:
     """Whether the piece's upright footprint in the carrier's axes lies on open cells only."""
-    turn = piece.heading - carrier.heading
-    c, s = abs(np.cos(turn)), abs(np.sin(turn))
-    w, d, _ = piece.size
-    half = np.array([w * c + d * s, w * s + d * c]) / 2
-    cos, sin = np.cos(-carrier.heading), np.sin(-carrier.heading)
+    half = _half_extent(piece.size, piece.heading - carrier.heading)
+    c, s = np.cos(-carrier.heading), np.sin(-carrier.heading)
     dx, dy = piece.center[0] - carrier.center[0], piece.center[1] - carrier.center[1]
-    middle = np.array([cos * dx - sin * dy, sin * dx + cos * dy])
+    middle = np.array([c * dx - s * dy, s * dx + c * dy])
     low = (middle - half) / carrier.size[:2] + 0.5
     high = (middle + half) / carrier.size[:2] + 0.5
     if (low < 0).any() or (high > 1).any():

@@ -1,7 +1,6 @@
 """Pieces built from blocks: doors, windows, pictures, rugs, shelves, tables, ceiling lights.
 
-Each function returns an unplaced Piece; `textures` grows by what it uses. Metres; a piece's back is
-at +Y.
+Each function returns an unplaced Piece, its back at +Y; `textures` grows by what it uses. Metres.
 """
 import numpy as np
 
@@ -10,46 +9,35 @@ from scenes.rooms.textures import make_texture
 
 Rng = np.random.Generator
 Textures = list[np.ndarray]
+Colour = tuple[float, float, float]
 
 
 def door(rng: Rng, textures: Textures) -> Piece:
-    width, height = float(rng.uniform(0.75, 0.95)), float(rng.uniform(2.0, 2.15))
-    colour = _tint(rng, 0.35, 0.95)
-    frame = _tint(rng, 0.6, 0.95)
+    w, h, t = float(rng.uniform(0.75, 0.95)), float(rng.uniform(2.0, 2.15)), 0.05
+    colour, frame = _tint(rng, 0.35, 0.95), _tint(rng, 0.6, 0.95)
     texture = _add(textures, "wood", rng) if rng.random() < 0.5 else -1
     if texture >= 0:
         colour = (1.0, 1.0, 1.0)
-    w, h, t = width, height, 0.05
-    parts = [
-        Part((0, 0.01, h / 2), (w - 0.12, t - 0.02, h - 0.06), colour, texture, 0.8),
-        Part((-w / 2 + 0.03, 0, h / 2), (0.06, t, h), frame),
-        Part((w / 2 - 0.03, 0, h / 2), (0.06, t, h), frame),
-        Part((0, 0, h - 0.03), (w - 0.12, t, 0.06), frame),
-        Part((w / 2 - 0.14, -t / 2 + 0.005, 1.0), (0.1, 0.02, 0.025), (0.55, 0.5, 0.42))
-    ]
+    left, right, _, top = _frame(w, h, t, 0.06, frame)
+    parts = [Part((0, 0.01, h / 2), (w - 0.12, t - 0.02, h - 0.06), colour, texture, 0.8),
+             left, right, top,
+             Part((w / 2 - 0.14, -t / 2 + 0.005, 1.0), (0.1, 0.02, 0.025), (0.55, 0.5, 0.42))]
+    dark = (colour[0] * 0.85, colour[1] * 0.85, colour[2] * 0.85)
     for z, tall in ((0.55, 0.7), (1.45, 0.8)) if rng.random() < 0.7 else ():
-        dark = (colour[0] * 0.85, colour[1] * 0.85, colour[2] * 0.85)
         parts.append(Part((0, -0.004, z), (w * 0.55, t - 0.025, tall), dark, texture, 0.8))
     return _piece("door", "door", (w, t, h), parts)
 
 
 def window(rng: Rng, textures: Textures, max_width: float) -> Piece:
-    w = float(rng.uniform(0.8, min(2.0, max_width)))
-    h, t = float(rng.uniform(1.0, 1.5)), 0.06
+    w, h, t = float(rng.uniform(0.8, min(2.0, max_width))), float(rng.uniform(1.0, 1.5)), 0.06
     frame, view = _tint(rng, 0.55, 0.97), _add(textures, "view", rng)
-    parts = [
-        Part((0, 0.02, h / 2), (w - 0.1, 0.02, h - 0.1), (1, 1, 1), view, 0.0,
-             float(rng.uniform(0.5, 1.0))),
-        Part((-w / 2 + 0.03, 0, h / 2), (0.06, t, h), frame),
-        Part((w / 2 - 0.03, 0, h / 2), (0.06, t, h), frame),
-        Part((0, 0, 0.03), (w - 0.12, t, 0.06), frame),
-        Part((0, 0, h - 0.03), (w - 0.12, t, 0.06), frame)
-    ]
+    glow = float(rng.uniform(0.5, 1.0))
+    parts = [Part((0, 0.02, h / 2), (w - 0.1, 0.02, h - 0.1), (1, 1, 1), view, 0.0, glow),
+             *_frame(w, h, t, 0.06, frame)]
     bars = max(1, round(w / 0.6))
-    parts += [
-        Part((w * (i / bars - 0.5), 0.005, h / 2), (0.035, 0.03, h - 0.12), frame)
-        for i in range(1, bars)
-    ]
+    for i in range(1, bars):
+        x = w * (i / bars - 0.5)
+        parts.append(Part((x, 0.005, h / 2), (0.035, 0.03, h - 0.12), frame))
     if rng.random() < 0.4:
         parts.append(Part((0, 0.007, h * 0.62), (w - 0.12, 0.026, 0.03), frame))
     return _piece("window", "window", (w, t, h), parts)
@@ -57,17 +45,10 @@ def window(rng: Rng, textures: Textures, max_width: float) -> Piece:
 
 def picture(rng: Rng, textures: Textures) -> Piece:
     w, h, t = float(rng.uniform(0.25, 0.9)), float(rng.uniform(0.25, 0.7)), 0.03
-    frame = _tint(rng, 0.1, 0.9)
-    b = 0.025
-    parts = [
-        Part((0, 0.005, h / 2), (w - 2 * b, t - 0.01, h - 2 * b), (1, 1, 1),
-             _add(textures, "picture", rng)),
-        Part((-w / 2 + b / 2, 0, h / 2), (b, t, h), frame),
-        Part((w / 2 - b / 2, 0, h / 2), (b, t, h), frame),
-        Part((0, 0, b / 2), (w - 2 * b, t, b), frame),
-        Part((0, 0, h - b / 2), (w - 2 * b, t, b), frame)
-    ]
-    return _piece("decor", "picture", (w, t, h), parts)
+    frame, b = _tint(rng, 0.1, 0.9), 0.025
+    texture = _add(textures, "picture", rng)
+    canvas = Part((0, 0.005, h / 2), (w - 2 * b, t - 0.01, h - 2 * b), (1, 1, 1), texture)
+    return _piece("decor", "picture", (w, t, h), [canvas, *_frame(w, h, t, b, frame)])
 
 
 def rug(rng: Rng, textures: Textures, width: float, depth: float) -> Piece:
@@ -98,20 +79,27 @@ def ceiling_light(rng: Rng) -> Piece:
     return _piece("lamp", "ceiling light", (w, w, h), parts)
 
 
+def _frame(w: float, h: float, t: float, b: float, colour: Colour) -> list[Part]:
+    """Left, right, bottom and top bar, `b` wide, of a frame of that width, height and thickness."""
+    return [Part((-w / 2 + b / 2, 0, h / 2), (b, t, h), colour),
+            Part((w / 2 - b / 2, 0, h / 2), (b, t, h), colour),
+            Part((0, 0, b / 2), (w - 2 * b, t, b), colour),
+            Part((0, 0, h - b / 2), (w - 2 * b, t, b), colour)]
+
+
 def _plain_table(name: str, w: float, d: float, h: float, rng: Rng, textures: Textures) -> Piece:
     board = _board(rng, textures)
     leg, top = float(rng.uniform(0.03, 0.06)), 0.035
     parts = [Part((0, 0, h - top / 2), (w, d, top), *board)]
-    parts += [
-        Part((sx * (w - leg) / 2, sy * (d - leg) / 2, (h - top) / 2), (leg, leg, h - top), *board)
-        for sx in (-1, 1) for sy in (-1, 1)
-    ]
+    for sx, sy in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
+        center = (sx * (w - leg) / 2, sy * (d - leg) / 2, (h - top) / 2)
+        parts.append(Part(center, (leg, leg, h - top), *board))
     if rng.random() < 0.5:
         parts.append(Part((0, 0, h * 0.35), (w - 2 * leg, d - 2 * leg, 0.02), *board))
     return _piece("table", name, (w, d, h), parts)
 
 
-def _board(rng: Rng, textures: Textures) -> tuple[tuple[float, float, float], int, float]:
+def _board(rng: Rng, textures: Textures) -> tuple[Colour, int, float]:
     """Colour, texture and its metres: wood or paint."""
     if rng.random() < 0.6:
         return (1.0, 1.0, 1.0), _add(textures, "wood", rng), 0.8
@@ -127,6 +115,6 @@ def _add(textures: Textures, kind: str, rng: Rng) -> int:
     return len(textures) - 1
 
 
-def _tint(rng: Rng, low: float, high: float) -> tuple[float, float, float]:
+def _tint(rng: Rng, low: float, high: float) -> Colour:
     r, g, b = (rng.uniform(low, high) * (1 + 0.12 * rng.uniform(-1, 1, 3))).clip(0, 1)
     return float(r), float(g), float(b)

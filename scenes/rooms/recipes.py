@@ -6,8 +6,8 @@ import numpy as np
 from scenes.furniture.pack import FurnitureModel
 from scenes.rooms import primitives
 from scenes.rooms.placement import WALLS, Arrangement, Piece
+from scenes.rooms.primitives import Textures
 
-Textures = list[np.ndarray]
 SMALL = ("decor/top", "plant/top", "electronics/top")
 OPPOSITE = {"south": "north", "north": "south", "east": "west", "west": "east"}
 
@@ -43,15 +43,14 @@ def bedroom(a: Arrangement, textures: Textures) -> None:
     _decorate(a, a.against_wall(a.pick("storage/tall")), "decor/top", most=1)
     _decorate(a, a.against_wall(a.pick("storage/low", "table/desk")), *SMALL, most=4)
     if a.rng.random() < 0.5:
-        desk = a.against_wall(a.pick("table/desk"))
-        _work_place(a, desk)
+        _work_place(a, a.against_wall(a.pick("table/desk")))
     a.against_wall(a.pick("chair/armchair", "chair/chair", "bed/crib"))
     _finish(a, textures, pictures=2)
 
 
 def kitchen(a: Arrangement, textures: Textures) -> None:
     wall = _longest_free_wall(a)
-    length = a.size[0] if wall in ("south", "north") else a.size[1]
+    length = a.wall_length(wall)
     units = ["storage/counter", "storage/sink", "appliance/oven", "storage/counter",
              "appliance/fridge", "storage/counter", "appliance/washer"]
     units = [units[i] for i in a.rng.permutation(len(units))] + 4 * ["storage/counter"]
@@ -64,18 +63,15 @@ def kitchen(a: Arrangement, textures: Textures) -> None:
         placed = a.against_wall(model, wall, min(max(along, 0), 1))
         at += model.size[0] + 0.012 if placed else 0.25
         line += [placed] if placed else []
-    for unit in line:
+    for unit in (u for u in line if u.size[2] < 1.3):
         center = unit.center[0] if wall in ("south", "north") else unit.center[1]
         role = "appliance/hood" if "oven" in unit.name or "stove" in unit.name else "storage/upper"
-        upper = None
-        if unit.size[2] < 1.3:
-            upper = a.pick(role, max_size=(unit.size[0] + 0.02, 0.5, 1.0))
+        upper = a.pick(role, max_size=(unit.size[0] + 0.02, 0.5, 1.0))
         if upper and a.rng.random() < 0.85:
             width = upper.size[0]
             along = (center - width / 2 - 0.01) / max(length - width - 0.02, 1e-3)
             a.on_wall(upper, max(1.4, upper.elevation), wall, min(max(along, 0), 1))
-        if unit.size[2] < 1.3:
-            _decorate(a, unit, "tableware/top", "appliance/top", "plant/top", most=3)
+        _decorate(a, unit, "tableware/top", "appliance/top", "plant/top", most=3)
     _dining_set(a, most=4)
     a.against_wall(a.pick("storage/tall", "storage/low"))
     _finish(a, textures, pictures=1)
@@ -83,8 +79,8 @@ def kitchen(a: Arrangement, textures: Textures) -> None:
 
 def office(a: Arrangement, textures: Textures) -> None:
     for _ in range(1 + int(a.rng.integers(0, 3))):
-        desk = a.against_wall(a.pick("table/desk", "table/dining", max_size=(2.6, 1.3, 1.9)))
-        _work_place(a, desk)
+        model = a.pick("table/desk", "table/dining", max_size=(2.6, 1.3, 1.9))
+        _work_place(a, a.against_wall(model))
     for _ in range(int(a.rng.integers(2, 4))):
         _decorate(a, a.against_wall(a.pick("storage/tall", "storage/low")), *SMALL, most=2)
     a.against_wall(a.pick("chair/armchair", "sofa/sofa"))
@@ -92,7 +88,7 @@ def office(a: Arrangement, textures: Textures) -> None:
 
 
 def bath(a: Arrangement, textures: Textures) -> None:
-    a.against_wall(a.pick("sanitary/bath"), along=None)
+    a.against_wall(a.pick("sanitary/bath"))
     for role in ("sanitary/basin", "sanitary/toilet", "sanitary/toilet", "sanitary/basin"):
         _decorate(a, a.against_wall(a.pick(role)), "decor/top", most=2)
     if a.rng.random() < 0.6:
@@ -133,8 +129,7 @@ def _sofa_corner(a: Arrangement, sofa: Piece, textures: Textures) -> None:
 
 
 def _television(a: Arrangement, wall: str) -> None:
-    stand = a.against_wall(a.pick("storage/low"), wall, 0.5)
-    stand = stand or a.against_wall(a.pick("storage/low"))
+    stand = _first(a.against_wall(a.pick("storage/low"), *at) for at in ((wall, 0.5), ()))
     if stand and stand.size[2] < 1.1:
         a.on_top(stand, a.pick("electronics/tv"), straight=True, tries=20)
     _decorate(a, stand, *SMALL, most=3)
@@ -173,10 +168,8 @@ def _finish(a: Arrangement, textures: Textures, pictures: int) -> None:
     """What any room has: lamps, radiator, plants, shelves, pictures."""
     rng, (w, d, _) = a.rng, a.size
     middle = (w / 2 + float(rng.normal(0, 0.15)), d / 2 + float(rng.normal(0, 0.15)))
-    lamp = a.at_ceiling(
-        a.pick("lamp/ceiling", max_size=(1.4, 1.4, 0.8)) if rng.random() < 0.6 else None, middle)
-    lamp = lamp or a.at_ceiling(primitives.ceiling_light(rng), middle)
-    if lamp is None:
+    model = a.pick("lamp/ceiling", max_size=(1.4, 1.4, 0.8)) if rng.random() < 0.6 else None
+    if not (a.at_ceiling(model, middle) or a.at_ceiling(primitives.ceiling_light(rng), middle)):
         a.at_ceiling(primitives.ceiling_light(rng), (w / 3, d / 3))
     if rng.random() < 0.6:
         a.against_wall(a.pick("appliance/radiator"))
@@ -197,25 +190,20 @@ def _finish(a: Arrangement, textures: Textures, pictures: int) -> None:
 def _longest_free_wall(a: Arrangement) -> str:
     """The wall with most free length, windows counting half."""
     def length(wall: str) -> float:
-        total = a.size[0] if wall in ("south", "north") else a.size[1]
-        reach = {"south": (1, 0), "north": (1, a.size[1]), "west": (0, 0),
-                 "east": (0, a.size[0])}[wall]
-        taken = 0.0
-        for p in a.pieces:
-            axis, at = reach
-            if abs(p.box[:, axis] - at).min() < 0.05:
-                taken += p.size[0] * (1.0 if p.category == "door" else 0.5)
-        return total - taken + float(a.rng.uniform(0, 0.6))
+        axis, at = {"south": (1, 0), "north": (1, a.size[1]), "west": (0, 0),
+                    "east": (0, a.size[0])}[wall]
+        taken = sum(p.size[0] * (1.0 if p.category == "door" else 0.5) for p in a.pieces
+                    if abs(p.box[:, axis] - at).min() < 0.05)
+        return a.wall_length(wall) - taken + float(a.rng.uniform(0, 0.6))
     return max(WALLS, key=length)
 
 
 def _rug(a: Arrangement, textures: Textures, widths: tuple[float, float],
          depths: tuple[float, float]) -> Piece | FurnitureModel:
     """A modelled rug of about that size, else a built one."""
-    width, depth = float(a.rng.uniform(*widths)), float(a.rng.uniform(*depths))
-    model = None
-    if a.rng.random() < 0.5:
-        model = a.pick("rug/rug", max_size=(width + 0.2, depth + 0.2, 0.03))
+    width, depth = a.rng.uniform(*widths), a.rng.uniform(*depths)
+    size = (width + 0.2, depth + 0.2, 0.03)
+    model = a.pick("rug/rug", max_size=size) if a.rng.random() < 0.5 else None
     return model or primitives.rug(a.rng, textures, width, depth)
 
 

@@ -1,20 +1,14 @@
 """Renders a room on EGL (a GPU's, or Mesa's on a CPU): colour, depth, instances and normals."""
+from itertools import product
 from typing import TypedDict
 
 import moderngl
 import numpy as np
 
 from scenes.furniture.pack import Pack
+from scenes.rooms import shaders
 from scenes.rooms.layout import Light, Room
 from scenes.rooms.mesh import RoomMesh, room_mesh
-from scenes.rooms.shaders import (
-    FINISH_SHADER,
-    FRAGMENT_SHADER,
-    FULL_SCREEN,
-    SHADOW_FRAGMENT,
-    SHADOW_VERTEX,
-    VERTEX_SHADER,
-)
 
 SHADOW_PX = 1024
 SHADOW_REACH = 3.2  # tangent of half the shadow map's angle: 145 degrees
@@ -36,24 +30,21 @@ class Renderer:
 
     def __init__(self, size: int = 224):
         self.size = size
+        options = {"standalone": True, "backend": "egl"}
         try:
-            self._gl = moderngl.create_context(330, standalone=True,
-                                               backend="egl")  # type: ignore[arg-type]
+            self._gl = gl = moderngl.create_context(330, **options)  # type: ignore[arg-type]
         except Exception as error:  # glcontext raises bare Exception
-            raise ValueError(
-                f"render: no EGL device ({error}); install libegl1 libgl1-mesa-dri (make setup), "
-                "or bring your GPU's EGL library") from error
-        self._gl.enable(moderngl.DEPTH_TEST)
-        self._program = self._gl.program(vertex_shader=VERTEX_SHADER,
-                                         fragment_shader=FRAGMENT_SHADER)
-        self._shadow_program = self._gl.program(vertex_shader=SHADOW_VERTEX,
-                                                fragment_shader=SHADOW_FRAGMENT)
-        finish = self._gl.program(vertex_shader=FULL_SCREEN, fragment_shader=FINISH_SHADER)
-        self._finish = self._gl.vertex_array(finish, [])
-        self._shadow = self._gl.texture((SHADOW_PX, SHADOW_PX), 2, dtype="f4")
+            raise ValueError(f"render: no EGL device ({error}); install libegl1 libgl1-mesa-dri "
+                             "(make setup), or bring your GPU's EGL library") from error
+        gl.enable(moderngl.DEPTH_TEST)
+        self._program = gl.program(shaders.VERTEX_SHADER, shaders.FRAGMENT_SHADER)
+        self._shadow_program = gl.program(shaders.SHADOW_VERTEX, shaders.SHADOW_FRAGMENT)
+        finish = gl.program(shaders.FULL_SCREEN, shaders.FINISH_SHADER)
+        self._finish = gl.vertex_array(finish, [])
+        self._shadow = gl.texture((SHADOW_PX, SHADOW_PX), 2, dtype="f4")
         self._shadow.filter = (moderngl.LINEAR_MIPMAP_LINEAR, moderngl.LINEAR)
-        depth = self._gl.depth_renderbuffer((SHADOW_PX, SHADOW_PX))
-        self._shadow_target = self._gl.framebuffer([self._shadow], depth)
+        depth = gl.depth_renderbuffer((SHADOW_PX, SHADOW_PX))
+        self._shadow_target = gl.framebuffer([self._shadow], depth)
         self._targets: dict[int, tuple[moderngl.Framebuffer, moderngl.Framebuffer]] = {}
         self._resources: list[moderngl.Buffer | moderngl.VertexArray | moderngl.TextureArray] = []
         self._room: Room | None = None
@@ -64,11 +55,9 @@ class Renderer:
 
     def render(self, room: Room, pack: Pack, poses: np.ndarray, intrinsics: np.ndarray,
                exposure: float = 1.0, noise: float = 0.0, seed: int = 0) -> RenderedFrames:
-        """poses [T,4,4] camera to world (OpenCV axes), intrinsics [3,3] in pixels with centres at
-        +0.5.
+        """poses [T,4,4] camera to world (OpenCV axes), intrinsics [3,3] px, centres at +0.5.
 
-        exposure multiplies the light; noise is the half-width of the sensor noise in [0,1]; seed
-        fixes that noise.
+        exposure multiplies the light; noise in [0,1] is the half-width of the noise of that seed.
         """
         if self._room is not room:
             self._upload(room, pack)
@@ -78,14 +67,13 @@ class Renderer:
         target.use()
         target.viewport = frame_stack = (0, 0, size, size * t)
         self._gl.clear(depth=1.0)
-        _set(self._program, "exposure", exposure)
         (fx, _, cx), (_, fy, cy) = 2 * intrinsics[:2] / size
-        _set(self._program, "lens", (fx, fy, cx - 1, cy - 1))
+        _set(self._program, exposure=exposure, lens=(fx, fy, cx - 1, cy - 1))
         for i, pose in enumerate(poses):
             target.viewport = (0, size * i, size, size)
             _write(self._program, "world_to_view", np.linalg.inv(pose))
-            _set(self._program, "world_turn", tuple(pose[:3, :3].T.reshape(-1)))
-            _set(self._program, "eye", tuple(pose[:3, 3]))
+            _set(self._program, world_turn=tuple(pose[:3, :3].T.reshape(-1)),
+                 eye=tuple(pose[:3, 3]))
             for first, count in _in_view(pose, intrinsics, size, self._mesh):
                 self._vertex_array.render(vertices=3 * count, first=3 * first)
         self._finish_colour(target, finished, noise, seed)
@@ -115,9 +103,8 @@ class Renderer:
         finished.use()
         self._gl.disable(moderngl.DEPTH_TEST)
         drawn.color_attachments[0].use(2)  # type: ignore[union-attr]
-        values = {"picture": 2, "noise": noise, "seed": seed & 0xFFFFFFFF, "rows": float(self.size)}
-        for name, value in values.items():
-            _set(self._finish.program, name, value)
+        _set(self._finish.program, picture=2, noise=noise, seed=seed & 0xFFFFFFFF,
+             rows=float(self.size))
         self._finish.render(moderngl.TRIANGLES, vertices=3)
         self._gl.enable(moderngl.DEPTH_TEST)
 
@@ -145,7 +132,7 @@ class Renderer:
         self._shadow_target.use()
         self._shadow_target.clear(red=12.0, green=144.0)
         _write(self._shadow_program, "world_to_light", to_light)
-        _set(self._shadow_program, "shadow_reach", SHADOW_REACH)
+        _set(self._shadow_program, shadow_reach=SHADOW_REACH)
         casting.render(vertices=3 * triangles)
         self._shadow.build_mipmaps(max_level=2)
         self._shadow.use(1)
@@ -153,20 +140,16 @@ class Renderer:
     def _set_lights(self, room: Room, to_light: np.ndarray) -> None:
         dark = Light((0, 0, 0), (0, 0, 0))
         four = [*room.lights, dark, dark, dark, dark][:4]
-        _set(self._program, "textures", 0)
-        _set(self._program, "shadow", 1)
         _write(self._program, "world_to_light", to_light)
-        _set(self._program, "shadow_reach", SHADOW_REACH)
-        _set(self._program, "light_at", [light.position for light in four])
-        _set(self._program, "light_colour", [light.colour for light in four])
-        _set(self._program, "lights", len(room.lights))
-        _set(self._program, "above", room.ambient[0])
-        _set(self._program, "below", room.ambient[1])
-        _set(self._program, "room", room.size)
+        _set(self._program, textures=0, shadow=1, shadow_reach=SHADOW_REACH,
+             lights=len(room.lights), light_at=[light.position for light in four],
+             light_colour=[light.colour for light in four], room=room.size,
+             above=room.ambient[0], below=room.ambient[1])
 
 
-def _set(program: moderngl.Program, name: str, value: object) -> None:
-    program[name].value = value  # type: ignore[union-attr]
+def _set(program: moderngl.Program, **uniforms: object) -> None:
+    for name, value in uniforms.items():
+        program[name].value = value  # type: ignore[union-attr]
 
 
 def _write(program: moderngl.Program, name: str, matrix: np.ndarray) -> None:
@@ -177,14 +160,10 @@ def _write(program: moderngl.Program, name: str, matrix: np.ndarray) -> None:
 def _in_view(pose: np.ndarray, intrinsics: np.ndarray, size: int,
              mesh: RoomMesh) -> list[list[int]]:
     """Spans in view, nearest first so that hidden pixels are not shaded, the shell last."""
-    corners = np.stack([mesh.boxes[:, [0, 1][i], [0, 1, 2][k]] for i in (0, 1) for k in range(3)],
-                       1)
-    x, y, z = np.array(np.meshgrid([0, 3], [1, 4], [2, 5])).reshape(3, -1)
-    points = np.stack([corners[:, x], corners[:, y], corners[:, z]], -1) - pose[:3, 3]  # [N,8,3]
-    points = points @ pose[:3, :3]
-    slope = size / 2 / intrinsics[0, 0]
-    reach = points[..., 2] * slope                                                           # [N,8]
-    x, y, z = np.moveaxis(points, -1, 0)                                                     # [N,8]
+    ends = np.array(list(product((0, 1), repeat=3)))                                         # [8,3]
+    corners = mesh.boxes[:, ends, [0, 1, 2]]                                               # [N,8,3]
+    x, y, z = np.moveaxis((corners - pose[:3, 3]) @ pose[:3, :3], -1, 0)                     # [N,8]
+    reach = z * (size / 2 / intrinsics[0, 0])
     outside = ((x > reach).all(1) | (x < -reach).all(1) | (y > reach).all(1)
                | (y < -reach).all(1) | (z < 0).all(1))
     near = z.min(1)

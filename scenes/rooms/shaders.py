@@ -56,11 +56,9 @@ void main() {
     vec3 n = dot(smooth_normal, smooth_normal) > 0.01 ? normalize(smooth_normal) : ng;
     if (dot(n, ng) < 0.0) n = -n;
     if (dot(n, ng) < 0.25) n = ng;
-
     vec3 base = paint.rgb;
     if (tag.x != 65535u) base *= texture(textures, vec3(at, float(tag.x))).rgb;
     base = pow(base, vec3(2.2)) * 0.92 + 0.004;
-
     vec3 a = abs(n), far = room - world;
     float open = corner(world.x, a.x) * corner(far.x, a.x)
                * corner(world.y, a.y) * corner(far.y, a.y)
@@ -78,9 +76,7 @@ void main() {
     vec3 c = (base * light + paint.a * 1.5 * shine) * exposure + base * glow * 2.5;
     // ACES, Narkowicz's fit
     c = clamp((c * (2.51 * c + 0.03)) / (c * (2.43 * c + 0.59) + 0.14), 0.0, 1.0);
-    c = pow(c, vec3(1.0 / 2.2));
-
-    picture = vec4(c, 1.0);
+    picture = vec4(pow(c, vec3(1.0 / 2.2)), 1.0);
     ivec3 s = ivec3(round(clamp(flat_normal, -1.0, 1.0) * 127.0)) & 255;
     data = uvec4(floatBitsToUint(view.z), tag.y, uint(s.x | (s.y << 8) | (s.z << 16)), 0u);
 }
@@ -95,8 +91,8 @@ void main() {
 
 FINISH_SHADER = """
 #version 330
-// rows: height of one frame
-uniform sampler2D picture; uniform float noise; uniform uint seed; uniform float rows;
+uniform sampler2D picture; uniform float noise; uniform uint seed;
+uniform float rows;  // height of one frame
 out vec4 colour;
 
 uint hash(uint x) {
@@ -126,7 +122,6 @@ void main() {
     vec3 b = 0.5 * a + 0.25 * (look(p - along / 2.0) + look(p + along / 2.0));
     float l = dot(b, vec3(0.299, 0.587, 0.114));
     vec3 c = most - least < max(0.04, most * 0.1) ? middle : l < least || l > most ? a : b;
-
     uint h = hash(uint(p.x) + 4096u * uint(p.y) + seed * 0x9e3779b9u), h2 = hash(h + 1u);
     vec3 grain = vec3(h & 1023u, (h >> 10) & 1023u, (h >> 20) & 1023u)
                + vec3(h2 & 1023u, (h2 >> 10) & 1023u, (h2 >> 20) & 1023u);

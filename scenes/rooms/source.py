@@ -1,6 +1,6 @@
 """Clips of furnished rooms, rendered on request; (seed, split, room, clip) determines a clip.
 
-Ids are SPLIT/RRRRR_C: room and clip number. `render_clips` renders rooms in several processes.
+Ids are SPLIT/RRRRR_C: room and clip number.
 """
 import json
 import multiprocessing
@@ -79,9 +79,9 @@ class RoomSource:
             if not _is_unsuitable(rendered):
                 break
         visible = set(np.unique(rendered["instances"]).tolist())
+        objects = [o for o in room.objects if o.id in visible]
         return Clip(id=clip_id, **rendered, intrinsics=path.intrinsics(self.size),
-                    poses=path.poses, room_size=room.size,
-                    objects=[o for o in room.objects if o.id in visible])
+                    poses=path.poses, room_size=room.size, objects=objects)
 
     def _render(self, room: Room, poses: np.ndarray, path: Trajectory, exposure: float,
                 noise: float = 0.0, seed: int = 0) -> RenderedFrames:
@@ -140,9 +140,8 @@ class ClipRenderer(Protocol):
 def render_clips(source: ClipRenderer, ids: Sequence[str], workers: int = 0) -> Iterator[Clip]:
     """The clips in the order of `ids`. Each of n workers renders every n-th room; 0: this process.
 
-    A worker is at most one room ahead of the reader, so memory does not grow with the number of
-    clips. Workers are spawned, as a GPU context survives no fork: a script that uses them needs
-    `if __name__ == "__main__":`.
+    A worker is at most one room ahead of the reader, so memory stays bounded. Workers are spawned,
+    as a GPU context survives no fork: a script needs `if __name__ == "__main__":`.
     """
     if workers <= 0 or len(ids) < 2:
         yield from map(source.clip, ids)
@@ -174,16 +173,14 @@ def render_clips(source: ClipRenderer, ids: Sequence[str], workers: int = 0) -> 
 def _one_thread_each() -> Iterator[None]:
     """Processes started here use one thread; else Mesa and BLAS start one a core in each."""
     one = dict.fromkeys(("LP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
-    before = {name: os.environ.get(name) for name in one}
+    before = {name: os.environ[name] for name in one if name in os.environ}
     os.environ.update(one)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in one:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _receive(pipe: Connection, clip_id: str) -> Clip:

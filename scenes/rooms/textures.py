@@ -6,16 +6,14 @@ from scenes.furniture.pack import TEXTURE_PX as PX
 Rng = np.random.Generator
 WALL_KINDS = ("plaster", "wallpaper", "stripes", "bricks")
 FLOOR_KINDS = ("planks", "parquet", "tiles", "carpet")
-METRES = {
+METRES = {  # what one repeat of the texture measures
     "plaster": 1.5, "wallpaper": 1.2, "stripes": 0.8, "bricks": 1.0, "planks": 1.2, "parquet": 1.0,
-    "tiles": 1.2, "carpet": 1.0, "wood": 0.8, "wall_tiles": 0.6
-}  # what one repeat of the texture measures
+    "tiles": 1.2, "carpet": 1.0, "wood": 0.8, "wall_tiles": 0.6}
 
 
 def make_texture(kind: str, rng: Rng) -> np.ndarray:
     """A random texture of a kind in METRES, or "rug", "picture", "view"."""
-    image = _KINDS[kind](rng)
-    return (np.clip(image, 0, 1) * 255).astype(np.uint8)
+    return (np.clip(_KINDS[kind](rng), 0, 1) * 255).astype(np.uint8)
 
 
 def smooth_noise(rng: Rng, cells_y: int, cells_x: int) -> np.ndarray:
@@ -32,8 +30,7 @@ def smooth_noise(rng: Rng, cells_y: int, cells_x: int) -> np.ndarray:
 
 
 def _tint(rng: Rng, low: float, high: float, colourful: float) -> np.ndarray:
-    grey = rng.uniform(low, high)
-    return grey * (1 + colourful * rng.uniform(-1, 1, 3))
+    return rng.uniform(low, high) * (1 + colourful * rng.uniform(-1, 1, 3))
 
 
 def _wood_tint(rng: Rng) -> np.ndarray:
@@ -51,10 +48,9 @@ def _wallpaper(rng: Rng) -> np.ndarray:
     n = int(rng.choice([4, 6, 8]))
     y, x = np.mgrid[:PX, :PX] * (2 * np.pi * n / PX)
     shift = np.pi * (np.floor(y / (2 * np.pi)) % 2)
-    if rng.random() < 0.5:
-        pattern = np.cos(x + shift) * np.cos(y)
-    else:
-        pattern = np.cos(x + rng.uniform(0.5, 2) * np.sin(y))
+    dots = rng.random() < 0.5
+    pattern = (np.cos(x + shift) * np.cos(y) if dots
+               else np.cos(x + rng.uniform(0.5, 2) * np.sin(y)))
     mask = np.clip((pattern - rng.uniform(0.2, 0.6)) * 6, 0, 1)[..., None]
     return ground + (ink - ground) * mask * rng.uniform(0.3, 0.8)
 
@@ -90,10 +86,9 @@ def _tiles(rng: Rng) -> np.ndarray:
 
 
 def _wall_tiles(rng: Rng) -> np.ndarray:
-    rows = int(rng.choice([4, 8]))
-    tint = _tint(rng, 0.6, 0.95, 0.15)
-    return _blocks(rng, rows, 4, float(rng.choice([0, 0.5])), 1, tint, tint * rng.uniform(0.7, 0.9),
-                   0.04)
+    rows, tint = int(rng.choice([4, 8])), _tint(rng, 0.6, 0.95, 0.15)
+    offset = float(rng.choice([0, 0.5]))
+    return _blocks(rng, rows, 4, offset, 1, tint, tint * rng.uniform(0.7, 0.9), 0.04)
 
 
 def _grain(rng: Rng) -> np.ndarray:
@@ -101,9 +96,8 @@ def _grain(rng: Rng) -> np.ndarray:
 
 
 def _planks(rng: Rng) -> np.ndarray:
-    tint = _wood_tint(rng)
-    image = _blocks(rng, int(rng.choice([8, 16])), 2, 0.5 * rng.random(), 1, tint, tint * 0.55,
-                    0.15)
+    tint, rows = _wood_tint(rng), int(rng.choice([8, 16]))
+    image = _blocks(rng, rows, 2, 0.5 * rng.random(), 1, tint, tint * 0.55, 0.15)
     return image * (1 + 0.1 * _grain(rng)[..., None])
 
 
@@ -163,8 +157,6 @@ def _view(rng: Rng) -> np.ndarray:
     return np.where((y > line)[..., None], ground, image)
 
 
-_KINDS = {
-    "plaster": _plaster, "wallpaper": _wallpaper, "stripes": _stripes, "bricks": _bricks,
-    "tiles": _tiles, "wall_tiles": _wall_tiles, "planks": _planks, "parquet": _parquet,
-    "carpet": _carpet, "wood": _wood, "rug": _rug, "picture": _picture, "view": _view
-}
+_KINDS = {"plaster": _plaster, "wallpaper": _wallpaper, "stripes": _stripes, "bricks": _bricks,
+          "tiles": _tiles, "wall_tiles": _wall_tiles, "planks": _planks, "parquet": _parquet,
+          "carpet": _carpet, "wood": _wood, "rug": _rug, "picture": _picture, "view": _view}

@@ -20,8 +20,7 @@ _SPARE_BYTES = 200_000_000     # left free on the disk
 def render_folder(source: RoomSource, ids: Sequence[str], folder: Path, workers: int) -> int:
     """Renders those of `ids` that `folder` lacks, with a progress bar; returns their number.
 
-    An interrupted call resumes where it stopped. Raises ValueError before any work if the disk is
-    too small or the folder holds clips of another configuration.
+    Raises ValueError before any work if the disk is too small or the folder holds other clips.
     """
     _write_card(source, folder)
     missing = [i for i in ids if not _is_complete(folder / f"{i}.safetensors", i)]
@@ -43,11 +42,10 @@ def check_disk_space(folder: Path, clips: int, bytes_a_clip: int) -> int:
 
 
 def default_workers() -> int:
-    """One process less than there are cores, at most 15 (more only wait for the GPU); 0, this
-    process, on two cores.
+    """One process less than there are cores, at most 15; 0, this process, on two cores.
 
-    Measured on 2 cores with Mesa: one process with two rendering threads 29 to 36 frames/s, two
-    processes 22 to 27.
+    On 2 cores Mesa renders 29 to 36 frames/s in one process, 22 to 27 in two; more than 15 wait for
+    the GPU.
     """
     cores = len(os.sched_getaffinity(0))
     return 0 if cores <= 2 else min(cores - 1, 15)
@@ -69,9 +67,8 @@ def _write_card(source: RoomSource, folder: Path) -> None:
         raise ValueError(
             f"{path}: not JSON ({error}); remove the folder or use another one") from error
     if found.get("key") != source.key:
-        names = ("seed", "frames", "size", "furniture")
-        was = [found.get(k) for k in names]
-        now = [card[k] for k in names]
+        was, now = ([c.get(k) for k in ("seed", "frames", "size", "furniture")]
+                    for c in (found, card))
         raise ValueError(f"{folder}: holds clips with [seed, frames, size, furniture] {was}, "
                          f"expected {now}; use another folder")
     write_json(card, path)
