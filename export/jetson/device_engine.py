@@ -19,10 +19,8 @@ def release(trt):
 
 
 def dialect(trt):
-    """Which ONNX files this TensorRT reads: "typed", "flagged" or "jp5".
-
-    TensorRT 10 and later are strongly typed. 8.6 is weakly typed: float weights before Q/DQ, and
-    precision flags. 8.5 also has no LayerNormalization.
+    """Which ONNX files it reads: "typed" (TensorRT >= 10), "flagged" (8.6: weakly typed) or "jp5"
+    (8.5: weakly typed, without LayerNormalization).
     """
     if (hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
             or not hasattr(trt.BuilderFlag, "FP16")):
@@ -31,17 +29,16 @@ def dialect(trt):
 
 
 def build(trt, source, content, precision, timing_cache, own_kernels=False):
-    """The serialised engine of the ONNX file `source`, whose bytes are `content`.
-
-    Raises ValueError if TensorRT cannot read or build it.
-    """
+    """The serialised engine of the ONNX file `source`. ValueError: cannot be read or built."""
     logger = tensorrt_logger(trt)
     builder = trt.Builder(logger)
     network = _parse(trt, builder, logger, source, content)
     config = builder.create_builder_config()
     _set_precision(trt, network, config, precision)
     if own_kernels:
-        _leave_libraries_out(trt, config)
+        libraries = sum(1 << int(getattr(trt.TacticSource, name))
+                        for name in ("CUBLAS", "CUBLAS_LT", "CUDNN"))
+        config.set_tactic_sources(config.get_tactic_sources() & ~libraries)
     _add_profile(builder, network, config)
     stored = timing_cache.read_bytes() if timing_cache.is_file() else b""
     _attach_timings(config, logger, stored)
@@ -83,18 +80,11 @@ def _set_precision(trt, network, config, precision):
                 layer.precision = trt.float32
 
 
-def _leave_libraries_out(trt, config):
-    libraries = sum(1 << int(getattr(trt.TacticSource, name))
-                    for name in ("CUBLAS", "CUBLAS_LT", "CUDNN"))
-    config.set_tactic_sources(config.get_tactic_sources() & ~libraries)
-
-
 def _add_profile(builder, network, config):
     frames = network.get_input(0)
     if frames.shape[0] == -1:
         profile = builder.create_optimization_profile()
-        shapes = [(batch, *tuple(frames.shape)[1:]) for batch in (1, 1, 32)]
-        profile.set_shape(frames.name, *shapes)
+        profile.set_shape(frames.name, *((n, *tuple(frames.shape)[1:]) for n in (1, 1, 32)))
         config.add_optimization_profile(profile)
 
 
@@ -111,8 +101,7 @@ def tensorrt_logger(trt):
     """Prints TensorRT's errors to stderr; those about a timing cache only set `refused_cache`.
 
     TensorRT 8.5 and 8.6 cannot read back a transformer's timing cache ("Myelin error from unknown
-    graph"), not even that of the same graph; also reported in KataGo issues 739 and 945, fixed in
-    TensorRT 10. One logger per process: TensorRT uses the first to the end.
+    graph"; KataGo issues 739 and 945; fixed in 10). TensorRT keeps a process's first logger.
     """
     class Logger(trt.ILogger):  # type: ignore[name-defined]
         def __init__(self):
@@ -181,8 +170,7 @@ class CudaRuntime:
                                   "libcudart.so.11.0", "/usr/local/cuda/lib64/libcudart.so"])
         self.stream = self._create("cudaStreamCreate")
         self.events = [ctypes.c_void_p(self._create("cudaEventCreate")) for _ in range(2)]
-        # cudaDevAttrComputeCapabilityMajor and Minor
-        self.sm = 10 * self._attribute(75) + self._attribute(76)
+        self.sm = 10 * self._attribute(75) + self._attribute(76)  # compute capability 8.7 -> 87
 
     def malloc(self, size):
         pointer = ctypes.c_void_p()

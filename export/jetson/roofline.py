@@ -1,7 +1,7 @@
 """Lower bounds on a student's latency on a Jetson, computed from published figures, not measured.
 
-time >= max(operations / peak rate, bytes / memory bandwidth). A small model at batch 1 reaches a
-fraction of either. The bounds rank devices and show which limit is nearer.
+time >= max(operations / peak rate, bytes / memory bandwidth); at batch 1 a fraction of either is
+reached.
 """
 from dataclasses import dataclass
 from typing import Literal
@@ -10,8 +10,7 @@ from student.vit import StudentConfig
 
 Rate = Literal["int8", "fp16"]
 SIZES: tuple[Literal["ti", "s", "b"], ...] = ("ti", "s", "b")
-# dense INT8 operations of an Ampere tensor core on Orin: 64 x 1024 x 1.3 GHz = 85 TOPS
-_OPS_PER_CLOCK = 1024
+_OPS_PER_CLOCK = 1024  # dense INT8, of an Ampere tensor core: 64 x 1024 x 1.3 GHz = 85 TOPS
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@
     python3 run_on_jetson.py        # or on any machine with TensorRT >= 8.5 and an NVIDIA GPU
 
 Needs Python 3.8+, numpy and JetPack's own `tensorrt`. Writes model.PRECISION.*.engine, a timing
-cache and result.json here. Exit 2: cannot run here; 3: an engine failed its parity gate (and is not
-written).
+cache and result.json here. Exit 2: cannot run here; 3: an engine failed its gate (not written).
 """
 from __future__ import annotations
 
@@ -94,12 +93,10 @@ def build_and_gate(trt, cuda, bundle, precision, own_kernels=False):
     frames = np.load(HERE / "reference_frames.npy").astype(np.float32) / 255
     reference = np.load(HERE / "reference_features.npy")
     fidelity, misses = gate(engine(frames), reference, bundle["thresholds"][precision])
-    row = {
-        "kind": "latency", "model": bundle["model"], "precision": precision, "backend": "tensorrt",
-        "device": "cuda", "batch": engine.batch, "latency_ms": None, **fidelity,
-        "gate": "; ".join(misses) or "passed", "size_mb": round(len(plan) / 1e6, 3),
-        "build_seconds": round(build_seconds, 1), "onnx": source.name,
-    }
+    row = {"kind": "latency", "model": bundle["model"], "precision": precision,
+           "backend": "tensorrt", "device": "cuda", "batch": engine.batch, "latency_ms": None,
+           **fidelity, "gate": "; ".join(misses) or "passed", "size_mb": round(len(plan) / 1e6, 3),
+           "build_seconds": round(build_seconds, 1), "onnx": source.name}
     if misses:
         print(f"{path.name}: FAILED its parity gate, not kept: {row['gate']}", file=sys.stderr)
         return row, None
@@ -129,8 +126,7 @@ def gate(features, reference, limits):
     for name in ("relative_error", "delta1_drop"):
         if name in fidelity and not fidelity[name] <= limits[name]:
             misses.append(f"{name} {fidelity[name]:.4f} > {limits[name]}")
-    rounded = {k: round(v, 6) if np.isfinite(v) else None for k, v in fidelity.items()}
-    return rounded, misses
+    return {k: round(v, 6) if np.isfinite(v) else None for k, v in fidelity.items()}, misses
 
 
 def _delta1(features, probe):
@@ -189,14 +185,11 @@ def verdict(rows):
 
 def device_state():
     """Power mode, clocks and temperatures from the device's tools; "" for a tool not installed."""
-    stats = _output(["tegrastats", "--interval", "300"], seconds=1).splitlines()
-    latest = stats[-1] if stats else ""
+    latest = _output(["tegrastats", "--interval", "300"], seconds=1).rpartition("\n")[2]
     temperatures = {name: float(c) for name, c in re.findall(r"(\w+)@(-?[\d.]+)C", latest)}
-    return {
-        "power_mode": " ".join(_output(["nvpmodel", "-q"]).split()),
-        "clocks": _output(["jetson_clocks", "--show"]), "tegrastats": latest,
-        "temperature_c": temperatures,
-    }
+    return {"power_mode": " ".join(_output(["nvpmodel", "-q"]).split()),
+            "clocks": _output(["jetson_clocks", "--show"]), "tegrastats": latest,
+            "temperature_c": temperatures}
 
 
 def save_result(trt, bundle, rows, line, before):
@@ -212,9 +205,8 @@ def save_result(trt, bundle, rows, line, before):
     command = " ".join(["python3", Path(sys.argv[0]).name, *sys.argv[1:]])
     result = {"schema": 1, "name": "jetson", "command": command, "commit": bundle["commit"],
               "env": env, "rows": rows}
-    path = HERE / "result.json"
-    write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
-    print(f"wrote {path}")
+    write_atomically(HERE / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+    print(f"wrote {HERE / 'result.json'}")
 
 
 def _options():

@@ -32,7 +32,6 @@ class TensorRTApi:
 
     @property
     def dialect(self) -> str:
-        """As sidecars call it."""
         return "typed" if self.strongly_typed else "flagged"
 
     @property
@@ -64,10 +63,7 @@ def network_flags(trt: ModuleType) -> int:
 
 
 def precision_flags(trt: ModuleType, precision: Precision) -> list[str]:
-    """The builder flags of a precision: none for a strongly typed network.
-
-    Raises ValueError for FP8 in a weakly typed one.
-    """
+    """None for a strongly typed network. Raises ValueError for FP8 in a weakly typed one."""
     if tensorrt_api(trt).strongly_typed:
         return []
     if precision == "fp8":
@@ -81,8 +77,7 @@ def build(trt: ModuleType, onnx_file: Path, precision: Precision,
           monitor: Monitor | None = None) -> bytes:
     """The serialised engine. `configure` makes further settings, such as an ahead-of-time SM.
 
-    Raises ValueError with the parser's or the builder's message if it cannot; KeyboardInterrupt
-    if cancelled.
+    Raises ValueError with the parser's or builder's message, KeyboardInterrupt if cancelled.
     """
     logger = _logger(trt)
     logger.errors.clear()
@@ -91,8 +86,7 @@ def build(trt: ModuleType, onnx_file: Path, precision: Precision,
     _parse(trt, network, logger, onnx_file)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
-    if hasattr(trt, "ProfilingVerbosity"):
-        # layer names for the engine report; costs nothing at run time
+    if hasattr(trt, "ProfilingVerbosity"):  # layer names for the report; free at run time
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     for flag in precision_flags(trt, precision):
         config.set_flag(getattr(trt.BuilderFlag, flag))
@@ -104,8 +98,8 @@ def build(trt: ModuleType, onnx_file: Path, precision: Precision,
     if monitor and monitor.cancelled:
         raise KeyboardInterrupt
     if plan is None:
-        raise ValueError(f"{onnx_file}: {tensorrt_api(trt).label} cannot build it: "
-                         f"{logger.last_errors()}")
+        reason = _one_line("; ".join(logger.errors[-3:])) or "no reason given"
+        raise ValueError(f"{onnx_file}: {tensorrt_api(trt).label} cannot build it: {reason}")
     del progress_hook  # the builder keeps a bare pointer to it until here
     if cached_timings is not None and timing_cache is not None:
         with atomic_write(timing_cache) as scratch:
@@ -127,16 +121,12 @@ def _add_profile(builder: Any, network: Any, config: Config) -> None:
     if frames.shape[0] != -1:
         return
     profile = builder.create_optimization_profile()
-    shapes = [(batch, *tuple(frames.shape)[1:]) for batch in DYNAMIC_BATCHES]
-    profile.set_shape(frames.name, *shapes)
+    profile.set_shape(frames.name, *((n, *tuple(frames.shape)[1:]) for n in DYNAMIC_BATCHES))
     config.add_optimization_profile(profile)
 
 
 def _load_timings(config: Config, path: Path | None) -> Any:
-    """Attaches the timing cache, with which a second build takes seconds.
-
-    A cache that is broken or of another version is replaced by an empty one.
-    """
+    """Attaches the timing cache, or an empty one if it is broken or of another version."""
     if path is None or not hasattr(config, "create_timing_cache"):
         return None
     stored = path.read_bytes() if path.is_file() else b""
@@ -158,9 +148,6 @@ def _logger(trt: ModuleType) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 self.errors.append(message)
-
-        def last_errors(self) -> str:
-            return _one_line("; ".join(self.errors[-3:])) or "no reason given"
 
     return Logger()
 

@@ -1,7 +1,4 @@
-"""The CUDA driver calls that running an engine needs, by ctypes.
-
-libcuda comes with every driver, Jetson's included, so neither torch with CUDA nor cuda-python has
-to be installed with TensorRT.
+"""CUDA driver calls by ctypes: libcuda comes with every driver, torch with CUDA need not be there.
 """
 import ctypes
 from dataclasses import dataclass
@@ -23,7 +20,6 @@ class CudaError(OSError):
 
 
 def first_gpu() -> Gpu | None:
-    """The first GPU of this machine, or None without one."""
     try:
         handle = _context()
     except CudaError:
@@ -40,8 +36,8 @@ class Buffer:
         _context()
         self.host = np.empty(shape, dtype)
         self.pointer = ctypes.c_uint64()
-        size = ctypes.c_size_t(max(self.host.nbytes, 1))
-        _call("cuMemAlloc_v2", ctypes.byref(self.pointer), size)
+        _call("cuMemAlloc_v2", ctypes.byref(self.pointer),
+              ctypes.c_size_t(max(self.host.nbytes, 1)))
 
     @property
     def address(self) -> int:
@@ -50,8 +46,8 @@ class Buffer:
     def upload(self, array: np.ndarray) -> None:
         """Copies `array` to the device. Raises ValueError if its shape is not the buffer's."""
         if array.shape != self.host.shape:
-            raise ValueError(
-                f"Buffer.upload: got {list(array.shape)}, expected {list(self.host.shape)}")
+            raise ValueError(f"Buffer.upload: got {list(array.shape)}, "
+                             f"expected {list(self.host.shape)}")
         self.host[...] = array
         _call("cuMemcpyHtoD_v2", self.pointer, self.host.ctypes.data_as(ctypes.c_void_p),
               ctypes.c_size_t(self.host.nbytes))

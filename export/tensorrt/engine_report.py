@@ -19,7 +19,6 @@ FUSED_ATTENTION = re.compile(r"f?mha", re.IGNORECASE)  # _gemm_mha_v2, fmha_v2_f
 
 @dataclass(frozen=True)
 class LayerReport:
-    """The quantised ONNX layers by what runs them, and the fused attention kernels."""
     engine_layers: int
     int8: tuple[str, ...]
     other: tuple[str, ...]
@@ -28,8 +27,7 @@ class LayerReport:
 
     def __str__(self) -> str:
         parts = [f"{self.engine_layers} engine layers"]
-        quantised = len(self.int8) + len(self.other) + len(self.hidden)
-        if quantised:
+        if quantised := len(self.int8) + len(self.other) + len(self.hidden):
             parts.append(f"INT8 kernels run {len(self.int8)} of {quantised} quantised layers"
                          + _list("not", self.other)
                          + _list("unknown, inside a compiled block:", self.hidden))
@@ -39,10 +37,7 @@ class LayerReport:
 
 
 def inspect_engine(trt: ModuleType, engine: Any, quantised: list[str]) -> tuple[LayerReport, Facts]:
-    """(report, the inspector's JSON) of a deserialised engine built with detailed profiling.
-
-    quantised: the ONNX nodes that have Q/DQ.
-    """
+    """(report, the inspector's JSON). quantised: the ONNX nodes that have Q/DQ."""
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     try:
         inspected = json.loads(text, strict=False)  # 8.6 leaves control characters in names
@@ -55,22 +50,18 @@ def layer_report(inspected: Facts, quantised: list[str]) -> LayerReport:
     """The report of the inspector's {"Layers": [...]}: each a dict, or a bare name."""
     layers = [layer if isinstance(layer, dict) else {"Name": str(layer)}
               for layer in inspected.get("Layers", [])]
-    names: dict[str, list[str]] = {"int8": [], "other": [], "hidden": []}
+    names: dict[str, tuple[str, ...]] = {"int8": (), "other": (), "hidden": ()}
     for name in quantised:
         run_by = [layer for layer in layers if _mentions(layer, name)]
         kind = "hidden" if not run_by else "int8" if any(map(_reads_int8, run_by)) else "other"
-        names[kind].append(name)
-    fused = sum(map(_is_fused_attention, layers))
-    return LayerReport(len(layers), tuple(names["int8"]), tuple(names["other"]),
-                       tuple(names["hidden"]), fused)
+        names[kind] += (name,)
+    return LayerReport(len(layers), **names, fused_attention=sum(map(_is_fused_attention, layers)))
 
 
-def write_report(report: LayerReport, inspected: Facts, engine: Path) -> Path:
+def write_report(report: LayerReport, inspected: Facts, engine: Path) -> None:
     """Writes ENGINE.layers.json: the report and the inspector's JSON."""
-    path = report_path(engine)
     write_json({"schema": 1, "engine": engine.name, "summary": str(report), **asdict(report),
-                "inspector": inspected}, path)
-    return path
+                "inspector": inspected}, report_path(engine))
 
 
 def report_path(engine: Path) -> Path:

@@ -1,4 +1,5 @@
 """ONNX files -> engines. No engine that failed its parity gate gets its final name."""
+import importlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,15 +38,13 @@ class BuildTarget:
     gpu: cuda.Gpu | None
 
     def is_ahead_of_time(self, sm: int) -> bool:
-        """True if an engine for `sm` cannot run here."""
-        return self.gpu is None or self.gpu.sm != sm
+            return self.gpu is None or self.gpu.sm != sm
 
 
 def choose_build_target(builder: Builder, sms: tuple[int, ...], log: Log = print) -> BuildTarget:
     """`auto` is TensorRT where there is a GPU and the package, else TensorRT-RTX ahead of time.
 
-    Raises ValueError for a missing package, an SM that RTX does not build, or TensorRT without a
-    GPU.
+    Raises ValueError for a missing package, an SM that cannot be built, TensorRT without a GPU.
     """
     gpu = cuda.first_gpu()
     if builder == "auto":
@@ -72,10 +71,9 @@ def choose_build_target(builder: Builder, sms: tuple[int, ...], log: Log = print
 
 def build_engines(exporter: Exporter, target: BuildTarget,
                   precision: EnginePrecision) -> list[EngineFile]:
-    """One engine per SM, from the ONNX dialect that the builder reads.
+    """One engine per SM. Raises ValueError for FP8 on an SM without it.
 
-    Raises GateError (exit 3) if one that can run here fails on the held-out frames; it is not
-    written. ValueError for FP8 on an SM without it.
+    Raises GateError if one that can run here fails its gate; it is not written.
     """
     without_fp8 = [sm for sm in target.sms if sm not in FP8_SMS]
     if precision == "fp8" and without_fp8:
@@ -89,14 +87,14 @@ def build_engines(exporter: Exporter, target: BuildTarget,
 def build_torch_engine(exporter: Exporter, log: Log = print) -> EngineFile:
     """The FP16 engine that torch-tensorrt builds for this GPU; same gate, same sidecar.
 
-    Raises GateError if it fails (it is not written), ValueError if torch-tensorrt cannot be used
-    here or cannot build it.
+    Raises GateError if it fails (it is not written), ValueError if it cannot be built here.
     """
     package, gpu = torch_trt.load(), cuda.first_gpu()
     if gpu is None:
-        raise ValueError(
-            f"export trt --via torch-tensorrt: there is no GPU here; {torch_trt.INSTALL}")
-    module = torch_trt.tensorrt_of(package)
+        raise ValueError(f"export trt --via torch-tensorrt: there is no GPU here; "
+                         f"{torch_trt.INSTALL}")
+    # the one that it builds with, and that runs its engines
+    module = importlib.import_module(getattr(package, "tensorrt_package_name", None) or "tensorrt")
     target = BuildTarget(module, tensorrt_api(module), (gpu.sm,), gpu)
     if target.api.name == "trt" and (warning := packages.known_bad_warning(module.__version__)):
         log(f"warning: {warning}")
@@ -111,10 +109,9 @@ def build_torch_engine(exporter: Exporter, log: Log = print) -> EngineFile:
     log(f"building {path.name}")
     began = time.perf_counter()
     plan = torch_trt.build(package, exporter.run.student, exporter.options.batch)
-    facts: Facts = {
-        "build_seconds": round(time.perf_counter() - began, 2), "sm": gpu.sm, "device": gpu.name,
-        "via": via, "flags": [], "student_sha256": exporter.run.student_sha256, "cache_key": key,
-    }
+    facts = {"build_seconds": round(time.perf_counter() - began, 2), "sm": gpu.sm,
+             "device": gpu.name, "via": via, "flags": [],
+             "student_sha256": exporter.run.student_sha256, "cache_key": key}
     return _gate_and_save(exporter, target, path, plan, "fp16", [], facts)
 
 
@@ -145,11 +142,9 @@ def _build_engine(exporter: Exporter, target: BuildTarget, source: ExportedFile,
     with Monitor(f"building {path.name}") as monitor:
         plan = build(target.module, source.path, precision, configure, timing_cache, monitor)
     device = packages.AHEAD_OF_TIME if ahead or target.gpu is None else target.gpu.name
-    facts: Facts = {
-        "build_seconds": round(time.perf_counter() - began, 2), "sm": sm, "device": device,
-        "flags": precision_flags(target.module, precision), "onnx": source.path.name,
-        "onnx_sha256": source.facts["sha256"], "cache_key": key, "onnx_parity": source.parity,
-    }
+    facts = {"build_seconds": round(time.perf_counter() - began, 2), "sm": sm, "device": device,
+             "flags": precision_flags(target.module, precision), "onnx": source.path.name,
+             "onnx_sha256": source.facts["sha256"], "cache_key": key, "onnx_parity": source.parity}
     quantised = quantized_layers(read_onnx(source.path))
     return _gate_and_save(exporter, target, path, plan, precision, quantised, facts)
 
@@ -157,10 +152,8 @@ def _build_engine(exporter: Exporter, target: BuildTarget, source: ExportedFile,
 def _gate_and_save(exporter: Exporter, target: BuildTarget, path: Path, plan: bytes,
                    precision: Precision, quantised: list[str], facts: Facts) -> EngineFile:
     """Gates an engine that can run here, reports on its layers, then writes it and its sidecar."""
-    facts |= {
-        "builder": target.api.label, "dialect": target.api.dialect, "precision": precision,
-        "parity": None, "layers": engine_report.NEEDS_GPU,
-    }
+    facts |= {"builder": target.api.label, "dialect": target.api.dialect, "precision": precision,
+              "parity": None, "layers": engine_report.NEEDS_GPU}
     if target.is_ahead_of_time(facts["sm"]):
         return EngineFile(path, save_bytes(plan, path, facts), False)
     model = EngineModel(target.module, plan)

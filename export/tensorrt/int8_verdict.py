@@ -4,12 +4,9 @@ INT8 is not always faster: 0.68x of FP16 for a ViT at batch 32 on one GPU.
 """
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from functools import partial
 from typing import Literal
-
-import numpy as np
 
 from export.artefact import Facts, annotate
 from export.graph.session import OnnxModel
@@ -52,23 +49,20 @@ class Int8Verdict:
                 f"cosine {self.cosine:.4f}: use {self.use}{here}")
 
     def facts(self) -> Facts:
-        return {**asdict(self), "speedup": round(self.speedup, 3), "use": self.use,
-                "line": str(self)}
+        derived = {"speedup": round(self.speedup, 3), "use": self.use, "line": str(self)}
+        return asdict(self) | derived
 
 
 def onnx_verdict(exporter: Exporter, fp32: ExportedFile, int8: ExportedFile,
                  clock: Clock = time.perf_counter) -> Int8Verdict:
-    """The uint8 file against the FP32 one, by onnxruntime on one CPU thread.
-
-    Recorded in the INT8 file's sidecar.
-    """
+    """The uint8 file against the FP32 one on one CPU thread; recorded in the first's sidecar."""
     key = digest(fp32.facts["sha256"], int8.facts["sha256"], CPU, platform.node())
     if cached := _recorded_verdict(int8.facts, key):
         return cached
     batch = exporter.options.batch
     frames = to_input(exporter.run.heldout.frames[:1 if batch == "dynamic" else batch])
-    calls = [_session_call(file.path, frames) for file in (int8, fp32)]
-    int8_ms, fp32_ms = time_interleaved(calls, clock)
+    models = [OnnxModel(file.path, optimise=True) for file in (int8, fp32)]
+    int8_ms, fp32_ms = time_interleaved([partial(model, frames) for model in models], clock)
     verdict = Int8Verdict(int8_ms, fp32_ms, "fp32", int8.parity["cosine_mean"], CPU)
     annotate(int8.path, verdict={**verdict.facts(), "key": key})
     return verdict
@@ -76,10 +70,9 @@ def onnx_verdict(exporter: Exporter, fp32: ExportedFile, int8: ExportedFile,
 
 def engine_verdict(exporter: Exporter, target: BuildTarget, int8: EngineFile,
                    clock: Clock = time.perf_counter) -> Int8Verdict | str:
-    """The INT8 (or FP8) engine against an FP16 one, which is built for it.
+    """The INT8 (or FP8) engine against an FP16 one, which is built; recorded in the sidecar.
 
-    For a GPU that is not here: how to get the verdict there. Recorded in the INT8 engine's sidecar
-    either way.
+    For a GPU that is not here: how to get the verdict there.
     """
     sm = int8.facts["sm"]
     if target.is_ahead_of_time(sm):
@@ -107,16 +100,10 @@ def _verdict_command(facts: Facts, builder: str) -> str:
 
 
 def _recorded_verdict(facts: Facts, key: str) -> Int8Verdict | None:
-    """The verdict in a sidecar, if it is of the same two files on the same machine."""
     verdict = facts.get("verdict") or {}
     if verdict.get("key") != key:
         return None
     return Int8Verdict(*(verdict[field.name] for field in fields(Int8Verdict)))
-
-
-def _session_call(path: Path, frames: np.ndarray) -> Callable[[], object]:
-    session = OnnxModel(path, optimise=True)
-    return lambda: session(frames)
 
 
 def _ms(value: float) -> str:

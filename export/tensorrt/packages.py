@@ -1,8 +1,4 @@
-"""The packages that build engines, TensorRT and TensorRT-RTX, and what differs between them.
-
-TensorRT builds on the GPU that will run the engine. TensorRT-RTX compiles ahead of time for GeForce
-RTX and workstation GPUs, with no GPU present.
-"""
+"""TensorRT builds on the GPU that runs the engine; TensorRT-RTX ahead of time, without a GPU."""
 import importlib
 import os
 from collections.abc import Callable
@@ -14,7 +10,6 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Package:
-    """A Python package that builds engines, and how to install it."""
     name: str
     module: str
     install: str
@@ -24,8 +19,8 @@ class Package:
         try:
             return importlib.import_module(self.module)
         except ImportError as error:
-            raise ValueError(
-                f"export trt: {self.name} is not installed ({error}); {self.install}") from error
+            raise ValueError(f"export trt: {self.name} is not installed ({error}); "
+                             f"{self.install}") from error
 
     def installed(self) -> bool:
         try:
@@ -66,15 +61,14 @@ def release(version: str) -> tuple[int, int]:
 def timing_cache_path(version: str, sm: int) -> Path:
     """The user's timing cache of kernels; valid for one TensorRT version and compute capability."""
     cache = os.environ.get("VEGA3D_CACHE") or os.environ.get("XDG_CACHE_HOME")
-    folder = Path(cache) if cache else Path.home() / ".cache"
+    folder = Path(cache or Path.home() / ".cache")
     return folder / "vega3d-edge" / f"timing-trt-{version}-sm{sm}.cache"
 
 
 def rtx_sms(rtx: ModuleType) -> list[int]:
     """The compute capabilities that this TensorRT-RTX compiles for, e.g. 89 for SM 8.9."""
-    return sorted(
-        int(name[2:]) for name in dir(rtx.ComputeCapability)
-        if name[:2] == "SM" and name[2:].isdigit())
+    names = [name[2:] for name in dir(rtx.ComputeCapability) if name[:2] == "SM"]
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def rtx_compile_for(rtx: ModuleType, sm: int) -> Callable[[Any], None]:

@@ -25,8 +25,7 @@ class Monitor:
         self.bar.stop()
 
     def attach(self, trt: ModuleType, config: Any) -> Any:
-        """Attaches to a builder config. The caller keeps the returned hook alive during the build.
-        """
+        """Attaches to a builder config. The returned hook must live as long as the build."""
         if not (hasattr(trt, "IProgressMonitor") and hasattr(config, "progress_monitor")):
             return None
         monitor = self

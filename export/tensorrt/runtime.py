@@ -12,15 +12,13 @@ from records.files import sha256
 
 
 def check_engine(path: Path, trt: ModuleType, gpu: cuda.Gpu | None) -> Facts:
-    """The engine's sidecar, if this machine may run the engine.
-
-    Raises ValueError for a missing, truncated or altered file, another SM or another TensorRT:
-    TensorRT itself crashes on some of these.
+    """The engine's sidecar. Raises ValueError for a missing, truncated or altered file, another SM
+    or another TensorRT: TensorRT itself crashes on some of these.
     """
     sidecar = sidecar_path(path)
     if not path.is_file() or not sidecar.is_file():
-        raise ValueError(
-            f"{path}: no engine with a sidecar here; build one with: vega3d export trt")
+        raise ValueError(f"{path}: no engine with a sidecar here; build one with: "
+                         "vega3d export trt")
     try:
         facts: Facts = json.loads(sidecar.read_text())
         built_sha256, built_sm, builder = facts["sha256"], facts["sm"], facts["builder"]

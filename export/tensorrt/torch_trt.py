@@ -1,7 +1,6 @@
 """`--via torch-tensorrt`: the torch student compiled to an FP16 engine, without ONNX.
 
-Every step needs a GPU, even the import. FP16 only: torch-tensorrt's INT8 needs ModelOpt's
-quantisers, while this project's INT8 ranges are in the ONNX file.
+Every step needs a GPU, even the import. FP16 only: its INT8 would need ModelOpt's quantisers.
 """
 import copy
 import importlib
@@ -14,7 +13,6 @@ from export.graph.export_onnx import Batch
 from export.tensorrt.builder import DYNAMIC_BATCHES
 from student.vit import Student
 
-PACKAGE = "torch_tensorrt"
 INSTALL = ("pip install torch-tensorrt, or torch-tensorrt-rtx for GeForce cards; both need a GPU "
            "and torch with CUDA")
 
@@ -22,7 +20,7 @@ INSTALL = ("pip install torch-tensorrt, or torch-tensorrt-rtx for GeForce cards;
 def load() -> ModuleType:
     """The torch_tensorrt package. Raises ValueError if it cannot be imported here."""
     try:
-        return importlib.import_module(PACKAGE)
+        return importlib.import_module("torch_tensorrt")
     except Exception as error:  # without a GPU: an AssertionError of torch.cuda
         reason = " ".join(str(error).split())[:120]
         raise ValueError(
@@ -30,16 +28,8 @@ def load() -> ModuleType:
             "--via out: the ONNX route needs neither") from error
 
 
-def tensorrt_of(package: ModuleType) -> ModuleType:
-    """The TensorRT module that this torch_tensorrt builds with and that runs its engines."""
-    return importlib.import_module(getattr(package, "tensorrt_package_name", None) or "tensorrt")
-
-
 class HalfStudent(nn.Module):
-    """The student in float16 with float32 input and output, as model.fp16.onnx is.
-
-    LayerNorm statistics stay float32.
-    """
+    """The student in float16 with float32 input, output and LayerNorm statistics."""
 
     def __init__(self, student: Student):
         super().__init__()

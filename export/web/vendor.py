@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import tarfile
-import urllib.error
 import urllib.request
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,17 +21,11 @@ FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-thread
          "ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs",
          "ort-wasm-simd-threaded.asyncify.wasm")
 BACKENDS = {
-    "wasm": {
-        "script": "ort/ort.wasm.min.mjs",
-        "glue": "ort/ort-wasm-simd-threaded.mjs",
-        "wasm": "ort/ort-wasm-simd-threaded.wasm.gz",
-    },
-    "webgpu": {
-        "script": "ort/ort.webgpu.min.mjs",
-        "glue": "ort/ort-wasm-simd-threaded.asyncify.mjs",
-        "wasm": "ort/ort-wasm-simd-threaded.asyncify.wasm.gz",
-    },
-}
+    "wasm": {"script": "ort/ort.wasm.min.mjs", "glue": "ort/ort-wasm-simd-threaded.mjs",
+             "wasm": "ort/ort-wasm-simd-threaded.wasm.gz"},
+    "webgpu": {"script": "ort/ort.webgpu.min.mjs",
+               "glue": "ort/ort-wasm-simd-threaded.asyncify.mjs",
+               "wasm": "ort/ort-wasm-simd-threaded.asyncify.wasm.gz"}}
 NOTICE = f"""onnxruntime-web {VERSION} (npm), Copyright (c) Microsoft Corporation, MIT License:
 https://github.com/microsoft/onnxruntime/blob/main/LICENSE
 """
@@ -44,7 +37,8 @@ def runtime(tarball: Path | None = None) -> Path:
     tarball: the npm package, if already downloaded. Raises ValueError if npm cannot be reached, or
     if the package is not the pinned one.
     """
-    folder = _cache() / f"onnxruntime-web-{VERSION}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "vega3d-edge" / f"onnxruntime-web-{VERSION}"
     if (folder / "NOTICE").is_file() and tarball is None:
         return folder
     with TemporaryDirectory() as scratch:
@@ -78,24 +72,17 @@ def _check(package: Path) -> None:
 
 def _download(folder: Path) -> Path:
     """By npm if installed, which knows the user's registry and proxy; else from npmjs.org."""
-    npm = shutil.which("npm")
-    if npm:
-        command = [npm, "pack", f"onnxruntime-web@{VERSION}", "--silent", "--pack-destination",
-                   str(folder)]
-        completed = subprocess.run(command, capture_output=True, text=True)
-        if completed.returncode == 0:
+    if npm := shutil.which("npm"):
+        command = [npm, "pack", f"onnxruntime-web@{VERSION}", "--silent", "--pack-destination"]
+        if subprocess.run([*command, str(folder)], capture_output=True).returncode == 0:
             return next(folder.glob("*.tgz"))
     path = folder / "package.tgz"
     try:
         with urllib.request.urlopen(TARBALL, timeout=60) as response, path.open("wb") as file:
             shutil.copyfileobj(response, file)
-    except (urllib.error.URLError, OSError) as error:
+    except OSError as error:  # a URLError too
         reason = getattr(error, "reason", error)
         raise ValueError(
             f"export web: npm cannot be reached ({reason}); on another machine run: npm pack "
             f"onnxruntime-web@{VERSION}, and pass the file here with --ort FILE.tgz") from error
     return path
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vega3d-edge"
