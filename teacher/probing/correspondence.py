@@ -1,13 +1,12 @@
 """Multi-view correspondence of features: the paper's score (arXiv 2603.19235, eq. 3) and controls.
 
-Tokens are assigned to 0.1 m voxels by true depth and pose. Those of one view in one voxel are
-averaged to a unit prototype. The score is the mean cosine of a voxel's prototypes over all pairs of
-views. It has no negatives and no centring, so a few large channels make any two tokens similar.
-Therefore also: the cosine of random pairs, the same score of standardised channels, same-voxel
-against other-voxel AUC, and retrieval by mutual nearest neighbours.
+True depth and pose assign tokens to 0.1 m voxels; those of one view in one voxel are averaged to a
+unit prototype. The score is the mean cosine of a voxel's prototypes over all pairs of views. It has
+no negatives and no centring, so a few large channels make any two tokens similar: hence the others.
 """
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -29,8 +28,8 @@ def centre_points(clip: Clip, keys: Sequence[int]) -> Tensor:
     NaN where depth is unknown. Raises ValueError if the clip lacks depth or cameras.
     """
     if clip.depth is None or clip.intrinsics is None or clip.poses is None:
-        raise ValueError(
-            f"clip {clip.id}: has no depth, intrinsics and poses; correspondence needs all three")
+        raise ValueError(f"clip {clip.id}: has no depth, intrinsics and poses; correspondence "
+                         "needs all three")
     h, w = clip.depth.shape[1:]
     rows, columns = cell_pixels(h, w, GRID)
     depth = clip.depth[np.asarray(keys)][:, rows, columns].astype(float)  # [K,196]
@@ -48,18 +47,16 @@ class Prototypes:
 
 
 def prototypes(features: Tensor, points: Tensor, voxel_m: float = VOXEL_M) -> Prototypes:
-    """features [K,196,D], points [K,196,3] m (NaN: ignored) -> a prototype of every visible (view,
-    voxel)."""
+    """features [K,196,D], points [K,196,3] m (NaN: ignored) -> one a visible (view, voxel)."""
     valid = ~points.isnan().any(-1)                                                     # [K,196]
     view = torch.arange(len(points), device=points.device)[:, None].expand_as(valid)[valid]
     cells = torch.cat([torch.floor(points[valid] / voxel_m).long(), view[:, None]], 1)  # [M,4]
     unique, owner = cells.unique(dim=0, return_inverse=True)
-    owner = owner.to(features.device)
-    total = torch.zeros(len(unique), features.shape[-1], device=features.device).index_add_(
-        0, owner, features[valid.to(features.device)].float())
+    device = features.device
+    total = torch.zeros(len(unique), features.shape[-1], device=device).index_add_(
+        0, owner.to(device), features[valid.to(device)].float())
     voxel = unique[:, :3].unique(dim=0, return_inverse=True)[1]
-    return Prototypes(F.normalize(total, dim=1), voxel.to(features.device),
-                      unique[:, 3].to(features.device))
+    return Prototypes(F.normalize(total, dim=1), voxel.to(device), unique[:, 3].to(device))
 
 
 def correspondence(features: Tensor, points: Tensor) -> dict[str, float]:
@@ -76,8 +73,7 @@ def correspondence(features: Tensor, points: Tensor) -> dict[str, float]:
 
 
 def correspondence_sums(features: Tensor, points: Tensor) -> dict[str, np.ndarray]:
-    """The terms of the scores for each clip, [N]: sums and counts of cosines, AUCs and
-    retrievals."""
+    """The terms of the scores by clip, [N]: sums and counts of cosines, AUCs and retrievals."""
     flat = features.float().flatten(3).transpose(2, 3)  # [N,K,196,D]
     mean, std = flat.mean((0, 1, 2)), flat.std((0, 1, 2)).clamp_min(1e-4)
     rows = []
@@ -91,20 +87,17 @@ def correspondence_sums(features: Tensor, points: Tensor) -> dict[str, np.ndarra
 
 
 def correspondence_scores(total: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores from terms summed over clips: numbers, or arrays of resampled sums; NaN for a
-    count of 0."""
+    """The scores from terms summed over clips (numbers or resampled arrays); NaN for none."""
     def share(part: str, count_name: str) -> Any:
         count = np.asarray(total[f"corr_{count_name}"], float)
         nan = np.full_like(count, np.nan)
         return np.divide(total[f"corr_{part}"], count, out=nan, where=count > 0)[()]
 
-    return {
-        "corr_x100": 100 * share("same", "same_pairs"),
-        "corr_random_x100": 100 * share("other", "other_pairs"),
-        "corr_std_x100": 100 * share("std_same", "std_same_pairs"),
-        "corr_auc": share("auc", "auc_clips"), "corr_std_auc": share("std_auc", "std_auc_clips"),
-        "corr_pck": share("right", "asked")
-    }
+    return {"corr_x100": 100 * share("same", "same_pairs"),
+            "corr_random_x100": 100 * share("other", "other_pairs"),
+            "corr_std_x100": 100 * share("std_same", "std_same_pairs"),
+            "corr_auc": share("auc", "auc_clips"),
+            "corr_std_auc": share("std_auc", "std_auc_clips"), "corr_pck": share("right", "asked")}
 
 
 def noise_snr(draws: Tensor) -> dict[str, float]:
@@ -119,23 +112,19 @@ def noise_snr(draws: Tensor) -> dict[str, float]:
     noise = x.var(0).mean(0)                                                            # [D]
     # the mean of S seeds has 1/S of the noise's variance
     signal = (x.mean(0).var(0) - noise / len(x)).clamp_min(0)
-    return {
-        "snr": (signal.sum() / noise.sum()).item(), "snr_median": (signal / noise).median().item()
-    }
+    return {"snr": (signal.sum() / noise.sum()).item(),
+            "snr_median": (signal / noise).median().item()}
 
 
 def _pairs(p: Prototypes) -> dict[str, float]:
-    """Sums, counts and AUC of the cosines of prototypes in different views, of the same voxel and
-    of others."""
+    """Of cosines in different views: sums and counts of the same voxel and of others, AUC."""
     cosine = p.unit @ p.unit.T                                                          # [P,P]
     other_view = p.view[:, None] < p.view[None]
     same_voxel = p.voxel[:, None] == p.voxel[None]
     same = cosine[other_view & same_voxel].double()
     other = cosine[other_view & ~same_voxel].double()
-    found = {
-        "same": same.sum().item(), "same_pairs": len(same), "other": other.sum().item(),
-        "other_pairs": len(other), "auc": 0.0, "auc_clips": 0
-    }
+    found = {"same": same.sum().item(), "same_pairs": len(same), "other": other.sum().item(),
+             "other_pairs": len(other), "auc": 0.0, "auc_clips": 0}
     if len(same) and len(other):
         ordered = other.sort().values
         below = torch.searchsorted(ordered, same) + torch.searchsorted(ordered, same, right=True)
@@ -145,19 +134,17 @@ def _pairs(p: Prototypes) -> dict[str, float]:
 
 
 def _retrieved(unit: Tensor, points: Tensor) -> tuple[int, int]:
-    """unit [K,196,D], points [K,196,3] -> (right, all) mutual nearest neighbours of every pair of
-    views."""
+    """unit [K,196,D], points [K,196,3] -> (right, all) mutual nearest neighbours of all pairs."""
     right = total = 0
-    for a in range(len(unit)):
-        for b in range(a + 1, len(unit)):
-            valid_a, valid_b = (~points[i].isnan().any(-1) for i in (a, b))
-            if not valid_a.any() or not valid_b.any():
-                continue
-            cosine = unit[a][valid_a] @ unit[b][valid_b].T
-            near = torch.cdist(points[a][valid_a], points[b][valid_b]) < NEAR_M
-            forth, back = cosine.argmax(1), cosine.argmax(0)
-            rows = torch.arange(len(forth), device=unit.device)
-            mutual = (back[forth] == rows) & near.any(1)
-            total += int(mutual.sum())
-            right += int((near[rows, forth] & mutual).sum())
+    for a, b in combinations(range(len(unit)), 2):
+        valid_a, valid_b = (~points[i].isnan().any(-1) for i in (a, b))
+        if not valid_a.any() or not valid_b.any():
+            continue
+        cosine = unit[a][valid_a] @ unit[b][valid_b].T
+        near = torch.cdist(points[a][valid_a], points[b][valid_b]) < NEAR_M
+        forth, back = cosine.argmax(1), cosine.argmax(0)
+        rows = torch.arange(len(forth), device=unit.device)
+        mutual = (back[forth] == rows) & near.any(1)
+        total += int(mutual.sum())
+        right += int((near[rows, forth] & mutual).sum())
     return right, total

@@ -1,10 +1,10 @@
 """Probes of a tower's features for depth, normals, 3D position and matches.
 
-Ridge regression and a 256-unit MLP predict log depth and camera-space normal from a token. Every
-token also gets its image position, so that features gain nothing by encoding it. Probes train on
-`val` rooms and are scored on `test` rooms; the generator was trained on neither.
+Ridge regression and a 256-unit MLP read a token and its image position, which features therefore
+gain nothing by encoding. Probes train on `val` rooms and are scored on `test` rooms; the generator
+was trained on neither.
 """
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from teacher.probing.correspondence import (
     correspondence_sums,
 )
 from teacher.towers.base import GRID
+from teacher.towers.wan import WanTower
 
 # penalties times the mean eigenvalue; chosen on the last tenth of the training tokens
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
@@ -39,20 +40,24 @@ class ProbeSet:
     points: Tensor     # [N,K,196,3] world metres of the token centres, NaN = unknown
 
 
-def probe_set(clips: list[Clip], keys: list[int]) -> ProbeSet:
-    """Probe inputs and targets of rendered clips. Raises ValueError for a clip without normals."""
-    normals, positions = [], []
+def probe_set(clips: Sequence[Clip], keys: list[int] | None = None) -> ProbeSet:
+    """Probe inputs and targets of rendered clips at frames `keys` (None: every fourth).
+
+    Raises ValueError for a clip without normals.
+    """
+    keys = keys or list(range(0, len(clips[0].frames), 4))
+    columns: list[tuple[Tensor, ...]] = []
     for clip in clips:
         if clip.normals is None:
             raise ValueError(f"clip {clip.id}: has no normals; probes need rendered rooms")
-        n = torch.from_numpy(clip.normals[keys]).float()                              # [K,3,H,W]
-        normals.append(F.normalize(F.adaptive_avg_pool2d(n, GRID), dim=1))
-        positions.append(_positions(clip, torch.from_numpy(patch_depth(clip)[keys])))
-    return ProbeSet(torch.from_numpy(np.stack([c.frames for c in clips])), keys,
-                    torch.from_numpy(np.stack([patch_depth(c)[keys] for c in clips])),
-                    torch.stack(normals), torch.stack(positions),
-                    torch.from_numpy(np.stack([true_matches(c, keys[0], keys[-1]) for c in clips])),
-                    torch.stack([centre_points(c, keys) for c in clips]))
+        normals = torch.from_numpy(clip.normals[keys]).float()                        # [K,3,H,W]
+        depth = torch.from_numpy(patch_depth(clip)[keys])
+        columns.append((depth, F.normalize(F.adaptive_avg_pool2d(normals, GRID), dim=1),
+                        _positions(clip, depth),
+                        torch.from_numpy(true_matches(clip, keys[0], keys[-1])),
+                        centre_points(clip, keys)))
+    frames = torch.from_numpy(np.stack([clip.frames for clip in clips]))
+    return ProbeSet(frames, keys, *map(torch.stack, zip(*columns, strict=True)))
 
 
 def true_matches(clip: Clip, first: int, last: int) -> np.ndarray:
@@ -78,17 +83,24 @@ def true_matches(clip: Clip, first: int, last: int) -> np.ndarray:
 
 def extract(data: ProbeSet, features: Callable[[Tensor], Tensor], device: torch.device,
             whole_clip: bool = False, batch: int = 16) -> Tensor:
-    """Features of the key frames, [L,N,K,D,14,14] float16.
+    """Features of the key frames, [N,K,D,14,14] float16, or [L,N,K,D,14,14] of L blocks.
 
-    features: frames [B,T,3,H,W] in [0,1] -> [L,B,T,D,14,14]. whole_clip: it gets all T frames, not
-    only the key frames, as a tower that reads frames together needs.
+    features: frames [B,T,3,H,W] in [0,1] -> [(L,)B,T,D,14,14]. whole_clip: it gets all T frames,
+    not only the key frames, as a tower that reads frames together needs.
     """
     parts = []
     for i in range(0, len(data.frames), batch):
         frames = data.frames[i:i + batch] if whole_clip else data.frames[i:i + batch, data.keys]
         out = features(frames.to(device).float() / 255)
-        parts.append((out[:, :, data.keys] if whole_clip else out).half())
-    return torch.cat(parts, 1)
+        parts.append((out[..., data.keys, :, :, :] if whole_clip else out).half())
+    return torch.cat(parts, -5)
+
+
+def extract_blocks(data: ProbeSet, tower: WanTower, blocks: list[int],
+                   device: torch.device) -> Tensor:
+    """`extract` of several blocks at or below the tower's tap, [L,N,K,D,14,14]."""
+    return extract(data, lambda frames: tower.block_features(frames, blocks), device,
+                   tower.tap.frames == "video")
 
 
 def probe(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor,
@@ -105,10 +117,7 @@ def probe(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor,
 
 def sums(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed: int = 0,
          mlp: bool = True) -> dict[str, np.ndarray]:
-    """The terms of the scores for each clip of `test`, [N] each, so that clips can be resampled.
-
-    mlp: with the terms of the MLP's scores.
-    """
+    """The scores' terms by clip of `test`, [N] each, to resample clips; mlp: with the MLP's."""
     device = x_train.device
     a, b = _tokens(x_train), _tokens(x_test)
     mean, std = a.mean(0), a.std(0).clamp_min(1e-4)
@@ -158,11 +167,10 @@ def _tokens(x: Tensor) -> Tensor:
 def _with_position(x: Tensor) -> Tensor:
     grid = torch.linspace(-1, 1, GRID, device=x.device)
     v, u = torch.meshgrid(grid, grid, indexing="ij")
-    waves = [
-        f(s * np.pi * c) for s in (0.5, 1, 2, 4) for c in (u, v) for f in (torch.sin, torch.cos)
-    ]
-    position = torch.stack([torch.ones_like(u), u, v, u * v, u * u, v * v, *waves],
-                           -1).flatten(0, 1)  # [196,22]
+    waves = [f(s * np.pi * c) for s in (0.5, 1, 2, 4) for c in (u, v)
+             for f in (torch.sin, torch.cos)]
+    columns = [torch.ones_like(u), u, v, u * v, u * u, v * v, *waves]
+    position = torch.stack(columns, -1).flatten(0, 1)                                 # [196,22]
     return torch.cat([x, position.repeat(len(x) // len(position), 1)], 1)
 
 
@@ -185,9 +193,8 @@ def _positions(clip: Clip, depth: Tensor) -> Tensor:
 
 
 def ridge(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
-    """Prediction for x_test by ridge regression of y [N,K] on standardised x [N,D], with the
-    penalty that is best on the last tenth of the rows."""
-    cut = len(x) * 9 // 10  # clips are in order, so these are the last rooms
+    """Ridge regression of y [N,K] on standardised x [N,D] with the best of RIDGES, at x_test."""
+    cut = len(x) * 9 // 10  # clips are in order, so the rest are the last rooms
 
     def error(penalty: float) -> float:
         predicted = _solve(x[:cut], y[:cut], penalty, x[cut:])
@@ -199,8 +206,7 @@ def ridge(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
 def _solve(x: Tensor, y: Tensor, penalty: float, x_test: Tensor) -> Tensor:
     shift = y.mean(0)
     gram = (x.T @ x).double()
-    gram += penalty * gram.diagonal().mean() * torch.eye(len(gram), device=x.device,
-                                                         dtype=torch.double)
+    gram += penalty * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
     return x_test @ torch.linalg.solve(gram, (x.T @ (y - shift)).double()).float() + shift
 
 
@@ -208,8 +214,7 @@ def _mlp(x: Tensor, y: Tensor, x_test: Tensor, seed: int, steps: int = 300,
          batch: int = 8192) -> Tensor:
     torch.manual_seed(seed)
     shift, scale = y.mean(0), torch.tensor([y[:, 0].std().item(), 1, 1, 1], device=x.device)
-    net = nn.Sequential(nn.Linear(x.shape[1], 256), nn.GELU(), nn.Linear(256, y.shape[1]))
-    net = net.to(x.device)
+    net = nn.Sequential(nn.Linear(x.shape[1], 256), nn.GELU(), nn.Linear(256, 4)).to(x.device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
     draw, batch = torch.Generator(device=x.device).manual_seed(seed), min(batch, len(x))

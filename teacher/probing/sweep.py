@@ -13,7 +13,7 @@ from records.files import atomic_write
 from scenes.clip import Source
 from teacher.config import ProbeConfig
 from teacher.probing.correspondence import noise_snr
-from teacher.probing.probes import ProbeSet, extract, probe, probe_set
+from teacher.probing.probes import ProbeSet, extract, extract_blocks, probe, probe_set
 from teacher.towers.checkpoints import block_count, generator_folder
 from teacher.towers.controls import RGBPatches, VAELatents
 from teacher.towers.generators import load_tower
@@ -27,16 +27,16 @@ def probe_grid(config: ProbeConfig, source: Source) -> list[dict]:
     """Rows for bench/results/nano_probe.json, controls first."""
     device = torch.device(
         config.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
-    train, test = (_read_clips(source, source.ids(split)[:config.clips])
-                   for split in ("val", "test"))
+    splits = [source.ids(split)[:config.clips] for split in ("val", "test")]
+    train, test = (probe_set([source.clip(i) for i in ids]) for ids in splits)
     rows = list(_controls(config, train, test, device))
     console = Console(stderr=True)
     blocks = list(range(_block_count(config)))
     for mode in config.modes:
         for k in config.levels:
-            tap = Tap(block=blocks[-1], k=k, frames=mode, seeds=1, seed=config.seed)
-            rows += _read_blocks(_open_tower(config, tap, device), blocks, train, test, device,
-                                 f"generator, {mode}")
+            tower = _open_tower(config, Tap(block=blocks[-1], k=k, frames=mode, seeds=1,
+                                            seed=config.seed), device)
+            rows += _read_blocks(tower, blocks, train, test, device, f"generator, {mode}")
             best = max(rows[-len(blocks):], key=lambda r: r["depth_r2_mlp"])
             console.print(f"{mode} t={k / 1000}: best block {best['block']}  depth R2 "
                           f"{best['depth_r2_mlp']:.3f}  normal cosine {best['normal_cos']:.3f}",
@@ -47,16 +47,17 @@ def probe_grid(config: ProbeConfig, source: Source) -> list[dict]:
         tap = Tap(block=best["block"], k=round(1000 * best["t"]), frames=mode,
                   seeds=config.averaged, seed=config.seed)
         near = [b for b in (best["block"] - 1, best["block"]) if b >= 0]
-        averaged = _read_blocks(_open_tower(config, tap, device), near, train, test, device,
-                                f"generator, {mode}")
-        for row in averaged:
+        tower = _open_tower(config, tap, device)
+        for row in _read_blocks(tower, near, train, test, device, f"generator, {mode}"):
             rows.append(row | _snr(config, replace(tap, block=row["block"]), test, device))
     return rows
 
 
 def heat_map(rows: Sequence[dict], path: Path, panels: Mapping[str, str] = PANELS) -> None:
-    """PNG of metrics by block and noise level, from the rows of a single noise draw: a column of
-    panels a metric, a row a frame mode; the highest value of a metric is framed."""
+    """PNG of metrics by block and noise level, from rows of one noise draw; the best is framed.
+
+    A column of panels a metric, a row a frame mode.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -101,16 +102,12 @@ def _annotate(axis: Any, grid: np.ndarray, low: float, high: float) -> None:
 def _controls(config: ProbeConfig, train: ProbeSet, test: ProbeSet,
               device: torch.device) -> Iterator[dict]:
     tower = _open_tower(config, Tap(block=0, seeds=1), device)
-
-    def position(frames: Tensor) -> Tensor:
-        return frames.new_zeros(*frames.shape[:2], 1, 14, 14)
-
     controls: list[tuple[str, Callable[[Tensor], Tensor]]] = [
-        ("position only", position), ("rgb patches", RGBPatches().features),
-        ("vae latents", VAELatents(tower).features)]
+        ("position only", lambda frames: frames.new_zeros(*frames.shape[:2], 1, 14, 14)),
+        ("rgb patches", RGBPatches().features), ("vae latents", VAELatents(tower).features)]
     controls += [(name, load_tower(name).to(device).features) for name in config.also]
     for name, features in controls:
-        a, b = (_extract_one(s, features, device) for s in (train, test))
+        a, b = (extract(s, features, device) for s in (train, test))
         row = {"features": name.partition(":")[0], "mode": "-", "t": None, "block": None,
                "seeds": None, **probe(train, test, a, b, config.seed)}
         if name == "position only":
@@ -129,12 +126,10 @@ def _controls(config: ProbeConfig, train: ProbeSet, test: ProbeSet,
 def _read_blocks(tower: WanTower, blocks: list[int], train: ProbeSet, test: ProbeSet,
                  device: torch.device, name: str) -> list[dict]:
     tap = tower.tap
-    a, b = (extract(s, lambda f: tower.block_features(f, blocks), device, tap.frames == "video")
-            for s in (train, test))
-    return [{
-        "features": name, "mode": tap.frames, "t": tap.k / 1000, "block": block, "seeds": tap.seeds,
-        **probe(train, test, a[i], b[i], tap.seed)
-    } for i, block in enumerate(blocks)]
+    a, b = (extract_blocks(s, tower, blocks, device) for s in (train, test))
+    return [{"features": name, "mode": tap.frames, "t": tap.k / 1000, "block": block,
+             "seeds": tap.seeds, **probe(train, test, a[i], b[i], tap.seed)}
+            for i, block in enumerate(blocks)]
 
 
 def _snr(config: ProbeConfig, tap: Tap, test: ProbeSet, device: torch.device) -> dict[str, float]:
@@ -142,19 +137,10 @@ def _snr(config: ProbeConfig, tap: Tap, test: ProbeSet, device: torch.device) ->
     draws = []
     for seed in (tap.seed, tap.seed + 1):
         tower = _open_tower(config, replace(tap, seeds=1, seed=seed), device)
-        draws.append(_extract_one(test, tower.features, device, tap.frames == "video"))
+        draws.append(extract(test, tower.features, device, tap.frames == "video"))
     return noise_snr(torch.stack(draws).movedim(3, -1).flatten(1, -2).float())  # [2,N*K*196,D]
 
 
-def _extract_one(data: ProbeSet, features: Callable[[Tensor], Tensor], device: torch.device,
-                 whole_clip: bool = False) -> Tensor:
-    """`extract` of a tower with a single feature map, [N,K,D,14,14]."""
-    return extract(data, lambda frames: features(frames)[None], device, whole_clip)[0]
-
-
-def _read_clips(source: Source, ids: Sequence[str]) -> ProbeSet:
-    clips = [source.clip(i) for i in ids]
-    return probe_set(clips, list(range(0, len(clips[0].frames), 4)))
 
 
 def _open_tower(config: ProbeConfig, tap: Tap, device: torch.device,

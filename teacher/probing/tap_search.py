@@ -4,7 +4,7 @@ A tap's score is its Normalised Overall Score (arXiv 2603.19235), pooled: the me
 criteria, each min-max scaled over the taps. Test clips are resampled with replacement, the same
 draw for all taps, for intervals and for the share of draws in which a tap comes first.
 """
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,29 +22,26 @@ from torch import Tensor
 from records.files import atomic_write, cache_folder, digest
 from scenes.clip import Clip, Split
 from teacher.config import Mode, SearchConfig
-from teacher.probing.probes import ProbeSet, extract, probe_set, scores, sums
+from teacher.probing.probes import ProbeSet, extract_blocks, probe_set, scores, sums
 from teacher.towers.checkpoints import block_count, generator_folder, is_hub_id
 from teacher.towers.tap import Tap
 from teacher.towers.wan import WanTower, load_wan
 
 Sums = dict[str, np.ndarray]              # the terms of the scores: each [clips]
 Taps = dict[tuple[Mode, int, int], Sums]  # by mode, k and block
-Scores = Mapping[str, Sequence[float]]    # row -> its metrics; higher is better
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """rows: of the result file, one a tap, best first."""
-    rows: list[dict]
+    rows: list[dict]  # of the result file, one a tap, best first
     best: Tap
 
 
 def search(config: SearchConfig, clips: Callable[[Split], Sequence[Clip]], key: str,
            work: Path) -> SearchResult:
-    """Probes every tap. `work` gets a file for each mode and level, where an interrupted search
-    resumes.
+    """Probes every tap on `clips` of val and test, which `key` identifies.
 
-    clips: of the splits val and test; `key` identifies them.
+    `work` gets a file for each mode and level, where an interrupted search resumes.
     """
     device = torch.device(
         config.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
@@ -62,8 +59,7 @@ def search(config: SearchConfig, clips: Callable[[Split], Sequence[Clip]], key: 
             cached = _read(unit)
             if cached is None:
                 # only now: a finished search reads no clip
-                sets = sets or [_probe_set(clips(split)[:config.clips])
-                                for split in ("val", "test")]
+                sets = sets or [probe_set(clips(s)[:config.clips]) for s in ("val", "test")]
                 cached = _read_taps(tower.to(device), blocks, sets[0], sets[1], device, config.mlp)
                 _write(cached, unit)
             taps |= {(mode, k, block): found for block, found in cached.items()}
@@ -98,8 +94,8 @@ def rank(taps: Taps, config: SearchConfig) -> SearchResult:
     for place, row in enumerate(rows, 1):
         row["rank"] = place
     best = rows[0]
-    return SearchResult(
-        rows, Tap(block=best["block"], k=round(1000 * best["t"]), frames=best["mode"]))
+    tap = Tap(block=best["block"], k=round(1000 * best["t"]), frames=best["mode"])
+    return SearchResult(rows, tap)
 
 
 def print_ranking(rows: Sequence[dict], count: int = 10) -> None:
@@ -116,35 +112,13 @@ def print_ranking(rows: Sequence[dict], count: int = 10) -> None:
     Console().print(table)
 
 
-def overall_score(scores: Scores) -> dict[str, float]:
-    """Normalised Overall Score with one scale for all rows, which makes them comparable.
-
-    Each metric is min-max scaled over the rows, then averaged, x100. A metric that is equal in all
-    rows is left out. Raises ValueError if rows differ in length.
-    """
-    if len(lengths := {len(row) for row in scores.values()}) != 1:
-        raise ValueError(
-            f"overall score: rows have {sorted(lengths)} metrics, expected the same number")
-    values = pooled_score(np.array(list(scores.values()), float))
-    return dict(zip(scores, values.tolist(), strict=True))
-
-
-def published_overall_score(scores: Scores, baseline: str, groups: Mapping[str, Collection[str]]
-                            ) -> dict[str, dict[str, float]]:
-    """{group: {row: score}} with each group scaled apart, together with the baseline.
-
-    The published numbers are scaled like this, discriminative and generative backbones apart;
-    scores of two groups do not compare.
-    """
-    out = {}
-    for name, rows in groups.items():
-        out[name] = overall_score({row: scores[row] for row in (baseline, *rows)})
-    return out
-
-
 def pooled_score(table: np.ndarray) -> np.ndarray:
-    """`overall_score` of [rows, metrics] as [rows]. A metric with NaN is left out; 0 if none is
-    left."""
+    """Normalised Overall Score of [rows, metrics], higher is better, as [rows] in 0..100.
+
+    The mean of metrics, each min-max scaled over the rows; without those that are equal in all
+    rows or have NaN. 0 if none is left. The paper scales discriminative and generative backbones
+    apart, each with the baseline: scores of two such groups do not compare.
+    """
     low, high = table.min(0), table.max(0)
     differs = high > low
     scaled = (table[:, differs] - low[differs]) / (high - low)[differs]
@@ -166,10 +140,7 @@ def save_tap(tap: Tap, path: Path) -> None:
 
 
 def chosen_tap(generator: str, tap: Tap) -> Tap:
-    """`tap` with the block, noise level and frame mode that a search chose for the generator.
-
-    Raises ValueError if there was no search.
-    """
+    """`tap` with what a search chose for the generator; ValueError if there was no search."""
     path = tap_file(generator_folder(generator))
     if not path.is_file():
         raise ValueError(
@@ -179,31 +150,24 @@ def chosen_tap(generator: str, tap: Tap) -> Tap:
         chosen = yaml.safe_load(path.read_text())
         return replace(tap, **{name: chosen[name] for name in ("block", "k", "frames")})
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: not a chosen tap ({' '.join(str(error).split())}); run vega3d teacher search "
-            "again"
-        ) from error
+        raise ValueError(f"{path}: not a chosen tap ({' '.join(str(error).split())}); run vega3d "
+                         "teacher search again") from error
 
 
 def _read_taps(tower: WanTower, blocks: list[int], train: ProbeSet, test: ProbeSet,
                device: torch.device, mlp: bool) -> dict[int, Sums]:
     """The terms of every block's scores at one mode and level; noise from a second noise draw."""
-    tap, whole_clip = tower.tap, tower.tap.frames == "video"
-
-    def features(data: ProbeSet) -> Tensor:
-        return extract(data, lambda f: tower.block_features(f, blocks), device, whole_clip)
-
-    a, b = features(train), features(test)
+    tap = tower.tap
+    a, b = (extract_blocks(data, tower, blocks, device) for data in (train, test))
     tower.tap = replace(tap, seed=tap.seed + 1)
-    again = features(test)
+    again = extract_blocks(test, tower, blocks, device)
     tower.tap = tap
     return {block: sums(train, test, a[i], b[i], tap.seed, mlp) | noise_sums(b[i], again[i])
             for i, block in enumerate(blocks)}
 
 
 def noise_sums(one: Tensor, two: Tensor) -> Sums:
-    """Two draws [N,K,D,14,14] -> for each clip the scatter of tokens about the mean token, and of
-    draws about their mean."""
+    """Of two draws [N,K,D,14,14], by clip: squares about the mean token, variance of draws."""
     x = torch.stack([one, two]).movedim(3, -1).flatten(2, -2).double()  # [2,N,K*196,D]
     mean = x.mean(0)
     return {"signal": (mean - mean.mean((0, 1))).square().sum((1, 2)).cpu().numpy(),
@@ -216,8 +180,6 @@ def _scores(total: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return scores(total) | {"snr": snr}
 
 
-def _probe_set(clips: Sequence[Clip]) -> ProbeSet:
-    return probe_set(list(clips), list(range(0, len(clips[0].frames), 4)))
 
 
 def _write(found: dict[int, Sums], path: Path) -> None:

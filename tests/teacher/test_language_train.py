@@ -3,7 +3,6 @@ import json
 import shutil
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -138,20 +137,3 @@ def test_a_clip_the_store_lacks_is_named(config):
     store = FeatureStore(config.out / "features", FixedNoise().spec, "fake")
     with pytest.raises(ValueError, match="has no features of clip train/zzz"):
         question_dataset([sample_room("train/zzz")], (store, None), None, torch.device("cpu"))
-
-
-def test_gate_rows_group_tokens_by_their_content():
-    from teacher.probing.gate_analysis import gate_rows
-
-    clip = FakeRooms(frames=2).clip("test/000")
-    gates = np.full((1, 2, 14, 14), 0.25)
-    gates[:, :, :5] = 0.75                                           # the upper third
-    rows = {(r["group"], r["name"]): r for r in gate_rows([clip], gates)}
-    assert rows["frame", "upper third"]["gate_mean"] == 0.75
-    assert rows["frame", "lower third"]["gate_mean"] == 0.25
-    assert rows["frame", "upper third"]["tokens"] == 2 * 5 * 14
-    assert {name for group, name in rows if group == "class"} == {"wall", "chair"}
-    assert sum(r["tokens"] for (group, _), r in rows.items() if group == "class") == 2 * 196
-    near, far = rows["distance", "1.5 to 3.0 m"], rows["distance", "over 3.0 m"]
-    assert near["tokens"] + far["tokens"] + rows.get(
-        ("distance", "under 1.5 m"), {"tokens": 0})["tokens"] == 2 * 196
