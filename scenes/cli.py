@@ -84,14 +84,21 @@ def show(clip: Annotated[Path, tyro.conf.Positional], out: Path | None = None) -
     """Writes a contact sheet of one clip: colour, depth, instances, normals.
 
     Args:
-        clip: a .safetensors file that `vega3d scenes render` wrote.
+        clip: a .safetensors file that `vega3d scenes render` wrote; or a video, or a folder of
+            videos or images, whose first clip is shown.
         out: the PNG; by default the clip's name with .png in the current folder.
     """
     from scenes.clip import load_clip
     from scenes.show import contact_sheet, save_sheet
+    from scenes.sources.video import VIDEOS, VideoSource
 
     out = out or Path(f"{clip.stem}.png")
-    save_sheet(contact_sheet(load_clip(clip)), out)
+    if clip.is_dir() or clip.suffix.lower() in VIDEOS:
+        source = VideoSource(clip)
+        sheet = contact_sheet(source.clip(source.ids("train")[0]))
+    else:
+        sheet = contact_sheet(load_clip(clip))
+    save_sheet(sheet, out)
     print(out)
 
 

@@ -117,3 +117,11 @@ def test_a_broken_image_is_named(tmp_path):
 def test_senseless_settings_are_refused(video, wrong):
     with pytest.raises(ValueError, match="video: got"):
         VideoSource(video, **wrong)
+
+
+def test_show_draws_the_first_clip_of_a_video(video, tmp_path, capsys):
+    from scenes.cli import show
+
+    show(video, tmp_path / "sheet.png")
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.width == 9 * 224 and sheet.height > 224 and "sheet.png" in capsys.readouterr().out
