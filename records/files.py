@@ -78,6 +78,16 @@ def write_json(content: Any, path: Path) -> None:
         scratch.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
+def read_json(path: Path, remedy: str, missing: str = "") -> Any:
+    """Raises ValueError with the path and what to do if it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: missing; {missing or remedy}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error}); {remedy}") from error
+
+
 def cache_folder() -> Path:
     """Where converted third-party weights live: $VEGA3D_CACHE, else ~/.cache/vega3d-edge."""
     return Path(os.environ.get("VEGA3D_CACHE") or Path.home() / ".cache" / "vega3d-edge")

@@ -7,7 +7,6 @@ from scenes.clip import SceneObject
 
 
 def boxes_of(objects: Sequence[SceneObject]) -> np.ndarray:
-    """[K,7] float32."""
     return np.array([[*o.center, *o.size, o.heading] for o in objects], np.float32).reshape(-1, 7)
 
 
@@ -61,7 +60,6 @@ def gap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _polygon_gap(p: np.ndarray, q: np.ndarray) -> float:
-    """Distance between two convex polygons [N,2]."""
     edges = np.concatenate([np.roll(x, -1, 0) - x for x in (p, q)])
     normals = np.stack([edges[:, 1], -edges[:, 0]], 1)
     on_p, on_q = p @ normals.T, q @ normals.T                                                # [N,E]

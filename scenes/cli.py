@@ -1,4 +1,4 @@
-"""The verbs of `vega3d scenes`: thin; everything behind them imports without the command line."""
+"""The verbs of `vega3d scenes`."""
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,8 +21,7 @@ def render(n: int = 200, out: Path = Path("clips"), seed: int = 0, frames: int =
         size: pixels, square.
         clips_per_room: camera paths in each room.
         furniture: a pack made by `vega3d scenes pack`; by default the public-domain one that ships.
-        workers: processes; 0 renders in this one. By default one less than there are cores, at most
-            15.
+        workers: processes, 0 renders in this one; by default one less than cores, at most 15.
     """
     from scenes.clip import SPLITS
     from scenes.rooms.source import RoomSource
@@ -49,8 +48,7 @@ def import_clips(dataset: Annotated[Literal["scannet", "vsibench"], tyro.conf.Po
     """Imports ScanNet or VSI-Bench with its questions into a folder, as render writes one.
 
     `vega3d teacher train --clips OUT` trains on these questions and scores on the test split:
-    ScanNet's val scenes, VSI-Bench's videos. A folder may hold both. The same command resumes after
-    a stop.
+    ScanNet's val scenes, VSI-Bench's videos. A folder may hold both. The same command resumes.
 
     Args:
         dataset: scannet, or vsibench.
@@ -58,8 +56,7 @@ def import_clips(dataset: Annotated[Literal["scannet", "vsibench"], tyro.conf.Po
         out: folder to write SPLIT/ID.safetensors, questions.json and scenes.json to.
         frames: frames a clip, spread evenly over the scene.
         size: pixels, square.
-        annotations: scannet: folder with the files of ScanRefer (also for Scan2Cap), Multi3DRefer,
-            ScanQA and SQA3D.
+        annotations: scannet: folder with the files of ScanRefer, Multi3DRefer, ScanQA and SQA3D.
         processed: scannet: instead, folder with Video-3D LLM's DATASET_SPLIT_llava_style.json.
         benchmarks: scannet: which of the five; by default all whose files are there.
         proposals: scannet: JSON files of candidate boxes, each for the split whose scenes it names.
@@ -108,8 +105,7 @@ def ask(clip: Annotated[Path, tyro.conf.Positional], task: str | None = None,
 
     Args:
         clip: a .safetensors file that `vega3d scenes render` wrote.
-        task: only this task: "ground", "multi_ground", "caption", "situated", or "vsi:" and a type
-            of VSI-Bench.
+        task: "ground", "multi_ground", "caption", "situated", or "vsi:" and a type of VSI-Bench.
         seed: another seed draws other questions.
     """
     from scenes.clip import load_clip
@@ -129,8 +125,7 @@ def census(out: Path = Path("bench/results/rooms_census.json"), rooms: int = 100
         rooms: training rooms, one clip each.
         held_out: test rooms to score the baselines on.
         frames: frames a clip.
-        step: render this many times as many frames and use every step-th, so that a clip covers
-            more of its room.
+        step: render so many times as many frames and use every step-th, to cover more of a room.
         size: pixels, square.
         seed: of the rooms and the questions.
         workers: processes; by default one less than there are cores, at most 15.
@@ -146,8 +141,7 @@ def census(out: Path = Path("bench/results/rooms_census.json"), rooms: int = 100
     from scenes.rooms.writer import default_workers
 
     if rooms < 1 or held_out < 1:
-        raise ValueError(
-            f"census: got rooms={rooms} and held_out={held_out}, expected at least 1 of each")
+        raise ValueError(f"census: got rooms={rooms}, held_out={held_out}, expected 1 or more")
     source = Strided(RoomSource(train=rooms, val=0, test=held_out, frames=step * (frames - 1) + 1,
                                 size=size, seed=seed), step)
     workers = default_workers() if workers is None else workers
@@ -169,8 +163,7 @@ def pack(out: Path, library: Path = LIBRARY, licence: Literal["cc0", "all"] = "c
         out: the zip to write.
         library: folder of the package's .sh3f files.
         licence: cc0 takes the public-domain models only; all adds those that ask for attribution.
-        max_triangles: for a piece of about a metre; by default 5000 for cc0 and 2700 for all, about
-            5 and 11 MB.
+        max_triangles: for a piece of about a metre; by default 5000 (cc0, 5 MB), 2700 (all, 11 MB).
     """
     from rich.console import Console
 

@@ -102,8 +102,6 @@ def load_clip(path: Path) -> Clip:
                    for o in header["objects"]]
         room = tuple(header["room_size"]) if header["room_size"] else None
         return Clip(id=header["id"], objects=objects, room_size=room, **arrays)
-    except FileNotFoundError:
-        raise
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise _damaged(path, error) from error
 
@@ -138,10 +136,7 @@ class ClipFolder:
 
 @dataclass
 class Strided:
-    """Every `step`-th frame of another source's clips, under their ids.
-
-    Rendered with `step` times as many frames, a clip covers more of its room.
-    """
+    """Every `step`-th frame of another source's clips, under their ids."""
     source: Source
     step: int
 

@@ -1,7 +1,6 @@
-"""Dense targets (depth, normals, classes) of a clip, and their metrics.
+"""Dense targets (depth, normals, classes) of a clip at every fourth pixel, and their metrics.
 
-Targets are read at every fourth pixel, [56,56] for a 224 px frame: four to a side of each 14x14
-token.
+A frame of 224 px has [56,56] targets: four to a side of each 14x14 token.
 """
 from dataclasses import dataclass
 
@@ -26,9 +25,8 @@ def dense_targets(clip: Clip) -> DenseTargets:
     from scenes.furniture.pack import CLASSES
 
     if clip.depth is None or clip.normals is None or clip.instances is None:
-        raise ValueError(
-            f"clip {clip.id}: has no depth, normals and instances; the teacher's heads train on "
-            "rendered rooms (vega3d scenes render), videos can only be distilled from")
+        raise ValueError(f"clip {clip.id}: has no depth, normals and instances; heads train on "
+                         "rendered rooms (vega3d scenes render), videos can only be distilled from")
     cut = slice(STRIDE // 2, None, STRIDE)
     return DenseTargets(clip.depth[:, cut, cut].copy(), clip.normals[:, :, cut, cut].copy(),
                         clip.categories(CLASSES)[:, cut, cut].copy())
@@ -72,16 +70,14 @@ class DenseScores:
         self.confusion += np.bincount(pairs, minlength=n * n).reshape(n, n)
 
     def result(self) -> dict[str, float]:
-        """delta1 (share of pixels within 25 % of the true depth), abs_rel, normal_deg (mean angle),
-        miou.
+        """delta1 (share of pixels within 25 % of the true depth), abs_rel, normal_deg and miou.
 
-        miou averages over the classes present in the truth; 0 to 1.
+        miou, in [0,1], averages over the classes present in the truth.
         """
         hits = np.diag(self.confusion)
         union = self.confusion.sum(0) + self.confusion.sum(1) - hits
         present = self.confusion.sum(1) > 0
-        return {
-            "delta1": self.close / max(self.valid, 1),
-            "abs_rel": self.relative / max(self.valid, 1),
-            "normal_deg": self.angle / max(self.facing, 1),
-            "miou": float((hits[present] / union[present]).mean()) if present.any() else 0.0}
+        miou = float((hits[present] / union[present]).mean()) if present.any() else 0.0
+        valid, facing = max(self.valid, 1), max(self.facing, 1)
+        return {"delta1": self.close / valid, "abs_rel": self.relative / valid,
+                "normal_deg": self.angle / facing, "miou": miou}

@@ -27,10 +27,7 @@ def transform(points: np.ndarray, poses: np.ndarray) -> np.ndarray:
 
 
 def project(points: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel coordinates [...,2,N] and depth [...,N] of camera points [...,3,N].
-
-    Pixels of points with depth <= 0 mean nothing (NaN or infinite at 0).
-    """
+    """Pixels [...,2,N], meaningless at depth <= 0, and depth [...,N] of camera points [...,3,N]."""
     depth = points[..., 2, :]
     with np.errstate(divide="ignore", invalid="ignore"):
         return (intrinsics @ points)[..., :2, :] / depth[..., None, :], depth

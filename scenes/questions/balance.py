@@ -2,7 +2,7 @@
 
 Within a task (and a situated question's kind) the questions of each answer are cut to one number:
 for few answers that of the rarest common one, for many the mean. Numbers within a factor of 1.25
-count as one answer. What a question's words give away stays; `TextOnly` measures that.
+count as one answer. `TextOnly` measures what a question's words give away.
 """
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -21,11 +21,9 @@ _FEW = 6       # answers or fewer: those with a tenth of the questions or more g
 def question_set(clips: Iterable[Clip], tasks: Sequence[str] = TASKS,
                  seed: int = 0) -> list[Question]:
     """The balanced questions of these tasks about these clips, in the order of the clips."""
-    out: list[Question] = []
-    for view in map(SceneView, clips):
-        for task in tasks:
-            out += questions(view, task, seed)
-    return balanced(out, seed)
+    views = map(SceneView, clips)
+    found = (q for view in views for task in tasks for q in questions(view, task, seed))
+    return balanced(list(found), seed)
 
 
 def balanced(candidates: Sequence[Question], seed: int = 0) -> list[Question]:
@@ -48,8 +46,7 @@ def balanced(candidates: Sequence[Question], seed: int = 0) -> list[Question]:
 def _without_guessable(candidates: list[Question]) -> list[Question]:
     """Drops relative distances whose right option is usually right wherever it is offered.
 
-    The most guessable go first, until guessing by such rates is right no more often than chance, or
-    half are left.
+    The most guessable go first, until such guesses are no better than chance, or half are left.
     """
     rows = [i for i, q in enumerate(candidates) if q.task == "vsi:object_rel_distance"]
     names: dict[str, int] = {}

@@ -1,8 +1,7 @@
 """Baselines that see no frames: answers from training questions alone.
 
-`Majority` gives the commonest answer of a type, or its best constant. `TextOnly` answers as the 25
-most similar training questions were answered: its gain over `Majority` is language bias. For boxes
-both use the candidates' positions and sizes.
+For boxes they use the candidates' positions and sizes. The gain of `TextOnly` over `Majority` is
+language bias.
 """
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ _NEIGHBOURS = 25
 
 
 class Majority:
-    """Fitted to training questions of any tasks; ValueError for a task that is not among them."""
+    """The commonest answer of a task, or its best constant; ValueError for a task not trained."""
 
     def __init__(self, training: Sequence[Question]):
         self.by_task: dict[str, list[Question]] = {}
@@ -35,26 +34,22 @@ class Majority:
 
 
 class TextOnly(Majority):
-    """By the 25 training questions that share the rarest words of text and options."""
+    """As the 25 training questions that share the rarest words of text and options."""
 
     def __init__(self, training: Sequence[Question]):
         super().__init__(training)
-        self._words: dict[str, tuple[dict[str, int], np.ndarray]] = {}
+        self._words: dict[str, tuple[list[str], np.ndarray]] = {}
         for task, group in self.by_task.items():
             vocabulary = sorted(set[str]().union(*map(_words, group)))
-            index = {word: i for i, word in enumerate(vocabulary)}
-            counts = np.zeros((len(group), len(index)), np.float32)                          # [Q,W]
-            for row, question in enumerate(group):
-                counts[row, [index[w] for w in _words(question)]] = 1
+            counts = np.stack([_bag(question, vocabulary) for question in group])            # [Q,W]
             rarity = np.log(len(group) / counts.sum(0))
-            self._words[task] = index, _unit(counts * rarity)
+            self._words[task] = vocabulary, _unit(counts * rarity)
 
     def output(self, question: Question) -> Output:
         group = self._training(question)
-        index, matrix = self._words[question.task]
-        words = np.zeros(len(index), np.float32)
-        words[[index[w] for w in _words(question) if w in index]] = 1
-        nearest = np.argsort(-(matrix @ words), kind="stable")[:_NEIGHBOURS]
+        vocabulary, matrix = self._words[question.task]
+        similarity = matrix @ _bag(question, vocabulary)
+        nearest = np.argsort(-similarity, kind="stable")[:_NEIGHBOURS]
         return _common_answer([group[i] for i in nearest], question)
 
 
@@ -92,10 +87,9 @@ def _likely_boxes(group: Sequence[Question], question: Question) -> np.ndarray:
     """The candidate most like the group's targets in size and height; none if most have none."""
     targets = np.concatenate([q.boxes[list(q.targets)][:, :6] for q in group])               # [N,6]
     offered = question.offered
-    if not len(offered) or len(targets) == 0 or np.mean([not q.targets for q in group]) > 0.5:
+    if not len(offered) or not len(targets) or np.mean([not q.targets for q in group]) > 0.5:
         return offered[:0]
-    shape = _shape(offered)                                                                  # [K,4]
-    distance = np.abs(shape[:, None] - _shape(targets)[None]).sum(-1)                        # [K,N]
+    distance = np.abs(_shape(offered)[:, None] - _shape(targets)[None]).sum(-1)              # [K,N]
     return offered[[int(np.median(distance, 1).argmin())]]
 
 
@@ -108,6 +102,12 @@ def _shape(boxes: np.ndarray) -> np.ndarray:
 def _words(question: Question) -> set[str]:
     text = " ".join((question.text, *(o[3:] for o in question.options))).lower()
     return set("".join(c if c.isalnum() else " " for c in text).split())
+
+
+def _bag(question: Question, vocabulary: Sequence[str]) -> np.ndarray:
+    """[W] float32: 1 for each word of the vocabulary that the question has."""
+    words = _words(question)
+    return np.array([word in words for word in vocabulary], np.float32)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

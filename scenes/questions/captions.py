@@ -1,9 +1,8 @@
 """BLEU, ROUGE-L, CIDEr and METEOR of captions, as for Scan2Cap and ScanQA.
 
 BLEU (Papineni et al. 2002), ROUGE-L (Lin 2004) and CIDEr-D (arXiv 1411.5726) equal the COCO caption
-evaluation that the benchmarks use; words are separated by spaces. METEOR 1.5 is a Java program: it
-runs where pycocoevalcap (104 MB) and Java are installed. `meteor` is NLTK's on equal words and
-stems, without WordNet (a download), so it compares with itself only.
+evaluation of the benchmarks; words are separated by spaces. METEOR 1.5 needs pycocoevalcap (104 MB)
+and Java; `meteor` is NLTK's without WordNet (a download), so it compares with itself only.
 """
 from collections import Counter
 from collections.abc import Sequence
@@ -89,7 +88,8 @@ def cider(captions: Sequence[Words], all_references: Sequence[Sequence[Words]]) 
         own = [_tf_idf(words, n, frequency, documents) for n in _ORDERS]
         total = 0.0
         for reference in references:
-            penalty = exp(-(_pairs(words) - _pairs(reference)) ** 2 / (2 * _SIGMA**2))
+            excess = max(len(words), 1) - max(len(reference), 1)  # in pairs of words
+            penalty = exp(-excess**2 / (2 * _SIGMA**2))
             other = [_tf_idf(reference, n, frequency, documents) for n in _ORDERS]
             total += penalty * sum(_similarity(a, b) for a, b in zip(own, other, strict=True)) / 4
         out.append(10 * total / len(references))
@@ -120,10 +120,6 @@ class _NoSynonyms:
 
 def _grams(words: Words, n: int) -> Grams:
     return Counter(tuple(words[i:i + n]) for i in range(len(words) - n + 1))
-
-
-def _pairs(words: Words) -> int:
-    return max(len(words) - 1, 0)
 
 
 def _tf_idf(words: Words, n: int, frequency: Grams,

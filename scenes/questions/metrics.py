@@ -1,8 +1,7 @@
 """Scores as the benchmarks define them; an output that cannot be parsed scores 0.
 
 VSI-Bench (arXiv 2412.14171 and its lmms-eval task), ScanRefer (1912.08830), Multi3DRefer
-(2309.05251), SQA3D (2210.07474) and ScanQA (2112.10482), as Video-3D LLM (2412.00493) evaluates
-them; captions are in scenes.questions.captions.
+(2309.05251), SQA3D (2210.07474) and ScanQA (2112.10482), as in Video-3D LLM (2412.00493).
 """
 import re
 from collections.abc import Sequence
@@ -31,8 +30,7 @@ def number_in(output: str) -> float | None:
 
 
 def mra(predicted: float | None, truth: float) -> float:
-    """Mean relative accuracy in [0,1]: share of the confidences 0.50, 0.55 ... 0.95 with a relative
-    error within 1 - c.
+    """Mean relative accuracy: share of the confidences c = 0.50, 0.55 ... 0.95 with error <= 1 - c.
 
     None scores 0. Raises ValueError for a truth that is not above 0, to which no error is relative.
     """
@@ -66,10 +64,9 @@ def f1(predicted: np.ndarray, truth: np.ndarray, threshold: float) -> float:
 
 
 def select_boxes(scores: np.ndarray, total: float = 0.4, temperature: float = 0.07) -> list[int]:
-    """The candidates that scores [K+1] (cosines; the last is "none") select, best first.
+    """The candidates that cosines [K+1] (the last is "none") select, best first (Video-3D LLM).
 
-    None if "none" scores highest; else the best until their softmax adds up to `total`, as in
-    Video-3D LLM.
+    None if "none" scores highest; else the best until their softmax adds up to `total`.
     """
     if int(np.argmax(scores)) == len(scores) - 1:
         return []
@@ -107,10 +104,9 @@ _SPELT = {
     "oclock": "o'clock", **{str(i): word for i, word in enumerate(_WORDS)},
     "23": "twenty-three", "none": "zero"}
 _PATTERNS = {
-    **{rf"\b{wrong}\b": right for wrong, right in _SPELT.items()},
-    r"\bo'[ ]+clock\b": "o'clock", r"\b([a-zA-Z]+)([0-9])\b": r"\1",
-    r"\ba\b ([a-zA-Z]+)": r"\1", r"\ban\b ([a-zA-Z]+)": r"\1", r"\bthe\b ([a-zA-Z]+)": r"\1",
-    r"\bbackwards\b": "backward"}
+    **{rf"\b{wrong}\b": right for wrong, right in _SPELT.items()}, r"\bo'[ ]+clock\b": "o'clock",
+    r"\b([a-zA-Z]+)([0-9])\b": r"\1", r"\ba\b ([a-zA-Z]+)": r"\1", r"\ban\b ([a-zA-Z]+)": r"\1",
+    r"\bthe\b ([a-zA-Z]+)": r"\1", r"\bbackwards\b": "backward"}
 _STEPS = tuple((re.compile(pattern), into) for pattern, into in _PATTERNS.items())
 
 

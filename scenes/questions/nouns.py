@@ -23,8 +23,8 @@ _PATTERNS = (
     (r"fridge|refrigerator", "refrigerator"), (r"coffee brewer|coffee maker", "coffee maker"),
     (r"oven", "oven"), (r"washing machine", "washing machine"), (r"toilets unit|toilet", "toilet"),
     (r"washbasin|vanity|lavatory", "washbasin"), (r"shower", "shower"),
-    (r"bathtub|bath", "bathtub"), (r"ceiling light|chandelier|hanging lamp|pendant",
-                                   "ceiling light"),
+    (r"bathtub|bath", "bathtub"),
+    (r"ceiling light|chandelier|hanging lamp|pendant", "ceiling light"),
     (r"wall light|lantern", "wall light"), (r"lamp|light", "lamp"), (r"tv|television", "tv"),
     (r"speakers?", "speaker"), (r"computer|laptop|imac", "computer"), (r"piano", "piano"),
     (r"guitar", "guitar"), (r"clock", "clock"), (r"rug|carpet|mat", "rug"))
@@ -33,8 +33,7 @@ _RULES = tuple((re.compile(rf"\b({pattern})\b"), noun) for pattern, noun in _PAT
 
 
 def noun_of(name: str, bottom: float = 0.0) -> str:
-    """The noun of an object whose underside is `bottom` metres up; a "lamp" above 1.7 m is a
-    ceiling light."""
+    """The noun of an object, its underside `bottom` m up: a lamp above 1.7 m is a ceiling light."""
     name = re.sub(r"\s*\d+$", "", name.lower()).strip()
     noun = next((noun for rule, noun in _RULES if rule.search(name.split(" with ")[0])), name)
     return "ceiling light" if noun == "lamp" and bottom > 1.7 else noun
@@ -46,5 +45,5 @@ def with_article(noun: str) -> str:
 
 def plural(noun: str) -> str:
     if noun.endswith(("shelf", "knife")):
-        return f"{noun[:-2] if noun.endswith('fe') else noun[:-1]}ves"
+        return f"{noun.removesuffix('e')[:-1]}ves"
     return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"

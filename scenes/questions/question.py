@@ -17,17 +17,15 @@ VSI_TYPES: tuple[str, ...] = (
     "object_rel_distance", "object_rel_direction_easy", "object_rel_direction_medium",
     "object_rel_direction_hard", "route_planning", "obj_appearance_order")
 NUMERIC: tuple[str, ...] = tuple(f"vsi:{t}" for t in VSI_TYPES[:4])
-TASKS: tuple[str, ...] = (*(f"vsi:{t}" for t in VSI_TYPES), "ground", "multi_ground", "caption",
-                          "situated")
+TASKS = (*(f"vsi:{t}" for t in VSI_TYPES), "ground", "multi_ground", "caption", "situated")
 IMPORTED_TASKS = (*TASKS, "qa")
 NO_BOXES = np.zeros((0, 7), np.float32)
-# the text of every caption question
-COORD = "Given an object located at <coord> , describe the object in detail."
+COORD = "Given an object located at <coord> , describe the object in detail."  # of every caption
 _IDENTIFY = "Identify the object according to the following description.\n{}"
 PROMPTS = {
     "ground": _IDENTIFY,
-    "multi_ground": _IDENTIFY + "\nThere may be no corresponding object, or there may be one or "
-                                "more objects.",
+    "multi_ground":
+        _IDENTIFY + "\nThere may be no corresponding object, or there may be one or more objects.",
     "caption": "{}", "qa": "{} Answer the question simply.",
     "situated": "{} Answer the question using a single word or phrase."}
 _CHOICE_ENDING = "Answer with the option's letter from the given choices directly."
@@ -76,9 +74,8 @@ class Question:
 def questions(clip: Clip | SceneView, task: str, seed: int = 0) -> list[Question]:
     """Every question of this task that the clip supports, in an order and wording fixed by `seed`.
 
-    A SceneView of the clip can be reused for several tasks. The clip needs instances, objects and
-    poses, as rendered rooms have. Raises ValueError for a task that is not in TASKS, or a clip that
-    lacks something. A clip that shows too little for the task gives an empty list.
+    A SceneView of the clip can be reused for several tasks. Raises ValueError for a task that is
+    not in TASKS, or a clip without instances, objects and cameras.
     """
     from scenes.questions import referring, vsi
 

@@ -17,17 +17,16 @@ def question_statistics(training: Sequence[Question], held_out: Sequence[Questio
                         held_out_rooms: int) -> list[Row]:
     """A row a task: questions per 100 rooms, and the held-out scores of `Majority` and `TextOnly`.
 
-    "constant" is the score of the best single answer, chosen on the held-out questions themselves:
-    no constant does better. Shares of "kinds" are of the training questions.
+    "constant" is the score of the best single answer to the held-out questions themselves; "share"
+    is of the training questions.
     """
     rows = []
     for task in TASKS:
         train = [q for q in training if q.task == task]
         test = [q for q in held_out if q.task == task]
-        row: Row = {
-            "task": task, "rooms": rooms, "questions": len(train),
-            "per_100_rooms": 100 * len(train) / rooms, "held_out_rooms": held_out_rooms,
-            "held_out_questions": len(test)}
+        row: Row = {"task": task, "rooms": rooms, "questions": len(train),
+                    "per_100_rooms": 100 * len(train) / rooms,
+                    "held_out_rooms": held_out_rooms, "held_out_questions": len(test)}
         kinds = Counter(q.kind for q in train if q.kind)
         row |= {f"share/{kind}": count / len(train) for kind, count in sorted(kinds.items())}
         if train and test:
@@ -73,17 +72,16 @@ def _baseline_scores(task: str, train: list[Question], test: list[Question]) -> 
 
 def _chance(test: Sequence[Question]) -> float | str:
     """Expected score of a uniform guess among options or boxes; "" for other answers."""
-    if test[0].options:
-        return sum(1 / len(q.options) for q in test) / len(test)
-    if test[0].task == "ground":
-        return sum(1 / len(q.offered) for q in test) / len(test)
-    return ""
+    if not test[0].options and test[0].task != "ground":
+        return ""
+    return sum(1 / len(q.options or q.offered) for q in test) / len(test)
 
 
 def _answers(question: Question, view: SceneView) -> list[str]:
-    positions = [f"{view.objects[i].noun} at "
-                 + "({:.1f}, {:.1f}, {:.1f}) m".format(*question.boxes[i, :3])
-                 for i in question.targets]
+    positions = []
+    for i in question.targets:
+        x, y, z = question.boxes[i, :3]
+        positions.append(f"{view.objects[i].noun} at ({x:.1f}, {y:.1f}, {z:.1f}) m")
     if question.task in ("ground", "multi_ground"):
         return positions or ["none of them"]
     return [*positions, *(question.answers or (question.answer or "",))]

@@ -3,19 +3,14 @@
 The candidates of a clip are the boxes of everything it shows clearly, in no meaningful order.
 """
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 import numpy as np
 
 from scenes.boxes import turn
+from scenes.questions import relations as rel
 from scenes.questions.nouns import plural, with_article
 from scenes.questions.question import COORD, Question
-from scenes.questions.relations import (
-    Relation,
-    fitting,
-    plausible,
-    ranking_relations,
-    spatial_relations,
-)
 from scenes.questions.visibility import SceneView, VisibleObject
 
 Rng = np.random.Generator
@@ -47,21 +42,19 @@ def multi_ground(view: SceneView, rng: Rng) -> list[Question]:
     kind, as in Multi3DRefer: zt | st, _w_d | _wo_d with or without distractors of the noun; mt.
     """
     out: dict[str, list[Question]] = {}
-    sizes = {}
-    for noun, group in view.by_noun.items():
-        sizes[noun] = float(np.median([t.box[3:6].max() for t in group]))
-    absent = {noun: size for noun, size in EVERYDAY.items()
-              if noun not in view.by_noun and noun not in view.ambiguous_nouns}
-    for noun, size in (sizes | absent).items():
+    absent = [noun for noun in EVERYDAY
+              if noun not in view.by_noun and noun not in view.ambiguous_nouns]
+    for noun in (*view.by_noun, *absent):
         group = view.by_noun.get(noun, [])
-        found: list[tuple[Relation | None, list[VisibleObject]]] = [(None, group)]
-        for relation in spatial_relations(view, noun):
-            targets = fitting(relation, group)
-            if targets is not None and plausible(size, relation):
-                found.append((relation, targets))
-        for described, targets in found:
+        size = float(np.median([t.box[3:6].max() for t in group])) if group else EVERYDAY[noun]
+        found = [("in the room", group)]
+        for relation in rel.spatial_relations(view, noun):
+            targets = rel.fitting(relation, group)
+            if targets is not None and rel.plausible(size, relation):
+                found.append((relation.phrase, targets))
+        for phrase, targets in found:
             kind = _multi_kind(targets, group)
-            text = _every(noun, described, rng)
+            text = f"{rng.choice(['Every', 'Any', 'Each'])} {noun} {phrase}."
             out.setdefault(kind, []).append(_question(view, "multi_ground", text, targets, kind))
     piles = []
     for kinds in _MULTI_KINDS:
@@ -83,8 +76,7 @@ def caption(view: SceneView, rng: Rng) -> list[Question]:
 
 
 def situated(view: SceneView, rng: Rng) -> list[Question]:
-    """A place and a line of sight, then a question of one of SQA3D's kinds: what, is, how, can,
-    which, others."""
+    """A place and a line of sight, then a question of one of SQA3D's kinds (`Question.kind`)."""
     piles: dict[str, list[Question]] = {}
     situations = [(a, b) for a in view.unique for b in view.unique if a is not b
                   and np.hypot(*(a.position - b.position)) > 0.8 and a.approachable]
@@ -167,22 +159,21 @@ def _side(at: VisibleObject, facing: VisibleObject, other: VisibleObject) -> str
 
 
 def _descriptions(view: SceneView, target: VisibleObject, group: Sequence[VisibleObject],
-                  rng: Rng) -> list[list[Relation]]:
+                  rng: Rng) -> list[list[rel.Relation]]:
     """Up to four ways to describe the target, each clearly true of it and of no other of its noun.
 
     The first relation singles it out, or is any for the only one of its noun; half have a second.
     """
-    around = [r for r in spatial_relations(view, target.noun) if r.fits(target)]
+    around = [r for r in rel.spatial_relations(view, target.noun) if r.fits(target)]
     leading = around
     if len(group) > 1:
-        leading = [r for r in (*around, *ranking_relations(view, group))
-                   if r.fits(target) and len(fitting(r, group) or group) == 1]
-    by_kind: dict[str, list[Relation]] = {}
+        leading = [r for r in (*around, *rel.ranking_relations(view, group))
+                   if r.fits(target) and len(rel.fitting(r, group) or group) == 1]
+    by_kind: dict[str, list[rel.Relation]] = {}
     for relation in (leading[i] for i in rng.permutation(len(leading))):
         by_kind.setdefault(relation.kind, []).append(relation)
     piles = [by_kind[kind] for kind in rng.permutation(sorted(by_kind))]
-    # every kind in turn
-    first = [pile[depth] for depth in range(4) for pile in piles if depth < len(pile)][:4]
+    first = _alternating(piles)[:4]
     second = [r for i in rng.permutation(len(around)) if (r := around[i]).kind != "side"]
     out = []
     for f in first:
@@ -191,24 +182,18 @@ def _descriptions(view: SceneView, target: VisibleObject, group: Sequence[Visibl
     return out
 
 
-def _sentence(noun: str, relations: Sequence[Relation], rng: Rng) -> str:
+def _sentence(noun: str, relations: Sequence[rel.Relation], rng: Rng) -> str:
     """One or two sentences in the manner of ScanRefer."""
-    first = relations[0]
+    first, one = relations[0], with_article(noun)
     if first.of:
         opening = f"This is the {first.of}."
     elif first.kind in ("closest", "farthest"):
         opening = f"The {noun} that is {first.phrase}."
     else:
-        opening = [
-            f"This is {with_article(noun)}. It is {first.phrase}.",
-            f"The {noun} is {first.phrase}.", f"There is {with_article(noun)} {first.phrase}."
-        ][int(rng.integers(3))]
+        openings = (f"This is {one}. It is {first.phrase}.", f"The {noun} is {first.phrase}.",
+                    f"There is {one} {first.phrase}.")
+        opening = openings[rng.integers(3)]
     return " ".join([opening, *(f"It is {r.phrase}." for r in relations[1:])])
-
-
-def _every(noun: str, relation: Relation | None, rng: Rng) -> str:
-    ending = relation.phrase if relation else "in the room"
-    return f"{rng.choice(['Every', 'Any', 'Each'])} {noun} {ending}."
 
 
 def _multi_kind(targets: Sequence[VisibleObject], group: Sequence[VisibleObject]) -> str:
@@ -233,19 +218,19 @@ def _mixed(found: list[Question], rng: Rng) -> list[Question]:
 def _in_turn(piles: Sequence[list[Question]], rng: Rng | None = None) -> list[Question]:
     """One of each pile in turn, and no text twice. With an rng, piles are shuffled first."""
     if rng is not None:
-        order = rng.permutation(len(piles))
-        shuffled = []
-        for k in order:
-            shuffled.append([piles[k][i] for i in rng.permutation(len(piles[k]))])
-        piles = shuffled
+        piles = [piles[k] for k in rng.permutation(len(piles))]
+        for k, pile in enumerate(piles):
+            piles[k] = [pile[i] for i in rng.permutation(len(pile))]
     out: dict[str, Question] = {}
-    for depth in range(max(map(len, piles), default=0)):
-        for pile in piles:
-            if depth < len(pile):
-                question = pile[depth]
-                targets = question.targets if question.task == "caption" else ""
-                out.setdefault(f"{question.text} {targets}", question)
+    for question in _alternating(piles):
+        targets = question.targets if question.task == "caption" else ""
+        out.setdefault(f"{question.text} {targets}", question)
     return list(out.values())
+
+
+def _alternating(piles: Sequence[list]) -> list:
+    """The first of each pile, then the second of each ..."""
+    return [item for found in zip_longest(*piles) for item in found if item is not None]
 
 
 MAKERS: dict[str, Callable[[SceneView, Rng], list[Question]]] = {

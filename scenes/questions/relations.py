@@ -1,7 +1,7 @@
 """Spatial relations that hold for some objects of a noun and clearly not for the others.
 
-`fits` is True, False, or None where it is too close to call. A relation is used for a group only if
-it is too close to call for none of them, so the description fits exactly its targets.
+`fits` is None where it is too close to call. A relation serves a group only if it is so for none,
+so the description fits exactly its targets.
 """
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def ranking_relations(view: SceneView, group: Sequence[VisibleObject]) -> Iterat
     heights = {t.index: float(t.box[5]) for t in group}
     widths = {t.index: float(t.box[3:5].max()) for t in group}
     levels = {t.index: float(t.bottom) for t in group}
-    among = f"of the two {plural(noun)}" if two else f"of the {plural(noun)}"
+    among = f"of the {'two ' if two else ''}{plural(noun)}"
     rankings = (("larger", "largest", sizes, 1, 0.5), ("smaller", "smallest", sizes, -1, 0.5),
                 ("taller", "tallest", heights, 1, 0.15), ("wider", "widest", widths, 1, 0.15),
                 ("higher", "highest", levels, 1, 0.15), ("lower", "lowest", levels, -1, 0.15))
@@ -94,9 +94,8 @@ def _on(t: VisibleObject, a: VisibleObject) -> bool:
 def _next_to(t: VisibleObject, a: VisibleObject) -> bool | None:
     if t.is_on(a) or a.is_on(t):
         return None
-    distance = t.distance(a)
-    level = abs(t.bottom - a.bottom) < 0.8
-    return True if distance < 0.35 and level else False if distance > 0.8 else None
+    near = t.distance(a) < 0.35 and abs(t.bottom - a.bottom) < 0.8
+    return True if near else False if t.distance(a) > 0.8 else None
 
 
 def _far_from(t: VisibleObject, a: VisibleObject) -> bool | None:

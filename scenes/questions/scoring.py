@@ -49,8 +49,7 @@ def summary(questions: Sequence[Question], outputs: Sequence[Output],
 
     "vsi" is the mean over VSI-Bench's types, where the three directions count as one. overlaps: for
     caption questions, IoU of the described box with the target; below 0.5 the caption counts as
-    empty (Scan2Cap's "@0.5"); without it every caption counts. Raises ValueError if the lengths
-    differ.
+    empty (Scan2Cap's "@0.5"). Raises ValueError if the lengths differ.
     """
     lengths = {len(questions), len(outputs), len(questions if overlaps is None else overlaps)}
     if not questions or len(lengths) > 1:
@@ -96,8 +95,7 @@ def _boxes(question: Question, predicted: np.ndarray) -> dict[str, float]:
     usable = metrics.has_volume(truth).all() and metrics.has_volume(predicted).all()
     name, score = ("acc", metrics.hit) if question.task == "ground" else ("f1", metrics.f1)
     if question.task == "ground" and len(truth) != 1:
-        raise ValueError(
-            f"score: ground on {question.clip_id} has {len(truth)} targets, expected 1")
+        raise ValueError(f"score: ground on {question.clip_id} has {len(truth)} targets, not 1")
     scores = {f"{name}@{t}": score(predicted, truth, t) for t in metrics.THRESHOLDS}
     return scores | {"unparsable": float(not usable)}
 
@@ -118,8 +116,8 @@ def _vsi_mean(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, f
     """The mean over the types there are, as VSI-Bench takes it."""
     by_type = {t: tasks[f"vsi:{t}"].get("mra", tasks[f"vsi:{t}"].get("accuracy", 0.0))
                for t in VSI_TYPES if f"vsi:{t}" in tasks}
-    if not by_type:
-        return {}
     directions = [by_type.pop(t) for t in _DIRECTIONS if t in by_type]
     parts = [*by_type.values(), *([float(np.mean(directions))] if directions else [])]
+    if not parts:
+        return {}
     return {"vsi": {"mean": float(np.mean(parts)), "types": float(len(parts))}}

@@ -1,7 +1,4 @@
-"""Questions of published benchmarks, stored beside a folder's clips in FOLDER/questions.json.
-
-Written by `vega3d scenes import`, read by `vega3d teacher train --clips FOLDER`.
-"""
+"""Questions of published benchmarks, stored beside a folder's clips in FOLDER/questions.json."""
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -50,8 +47,9 @@ def _encode(questions: Sequence[Question]) -> dict[str, Any]:
     out = []
     for question in questions:
         boxes = [rows.setdefault(tuple(box), len(rows)) for box in question.boxes.tolist()]
-        content = {k: v for k, v in asdict(question).items() if k != "clip_id"}
-        out.append(content | {"boxes": boxes})
+        content = asdict(question) | {"boxes": boxes}
+        del content["clip_id"]
+        out.append(content)
     return {"boxes": list(rows), "questions": out}
 
 
@@ -61,6 +59,6 @@ def _decode(clip_id: str, content: dict[str, Any]) -> list[Question]:
         boxes = [content["boxes"][i] for i in stored["boxes"]]
         width = len(boxes[0]) if boxes else 7
         tuples = {name: tuple(stored[name]) for name in ("options", "targets", "answers")}
-        out.append(Question(clip_id, **{
-            **stored, **tuples, "boxes": np.array(boxes, np.float32).reshape(-1, width)}))
+        array = np.array(boxes, np.float32).reshape(-1, width)
+        out.append(Question(clip_id, **{**stored, **tuples, "boxes": array}))
     return out

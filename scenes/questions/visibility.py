@@ -71,7 +71,7 @@ class SceneView:
                 "made from rendered rooms (vega3d scenes render), not from bare videos")
         pixels = clip.instances.reshape(len(clip.instances), -1)                             # [T,P]
         furniture = [o for o in clip.objects if o.category not in _SHELL]
-        shares = [(pixels == o.id).mean(1) for o in furniture]  # [T] each
+        shares = [(pixels == o.id).mean(1) for o in furniture]                          # [T] each
         nouns = [noun_of(o.name, o.center[2] - o.size[2] / 2) for o in furniture]
         boxes = boxes_of(furniture)
         clear = [i for i, share in enumerate(shares) if share.max() >= CLEAR_SHARE]

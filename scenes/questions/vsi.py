@@ -1,10 +1,10 @@
 """VSI-Bench's question types (arXiv 2412.14171) in its words, from exact scene geometry.
 
-Questions are about clearly shown objects only, and no answer is a near tie. The right option's
-letter is uniform, and an answer is drawn before the objects that have it, so that guesses by
-frequency ("left") do not pay.
+Questions are about clearly shown objects only, and no answer is a near tie. Letters are uniform,
+and an answer is drawn before the objects that have it, so guesses by frequency do not pay.
 """
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import combinations, pairwise, permutations
 
 import numpy as np
@@ -66,8 +66,8 @@ def room_size(view: SceneView, rng: Rng) -> list[Question]:
 def relative_distance(view: SceneView, rng: Rng) -> list[Question]:
     """Four objects to choose from; the closest is so by at least 0.3 m.
 
-    The same four are offered for two or more targets that have different ones closest, so that an
-    object which is close to most others (a table in the middle) is wrong as often.
+    The same four are offered for two or more targets with different closest ones, so that an object
+    close to most others is wrong as often.
     """
     objects = view.unique
     gaps = np.array([[a.distance(b) for b in objects] for a in objects])                     # [N,N]
@@ -87,36 +87,31 @@ def relative_distance(view: SceneView, rng: Rng) -> list[Question]:
         return []
     out = []
     for target, closest in best.items():
-        names = [objects[closest].noun]
-        names += [objects[i].noun for i in options if i != closest]
+        names = [objects[closest].noun, *(objects[i].noun for i in options if i != closest)]
         text = ("Measuring from the closest point of each object, which of these objects ({}) is "
                 f"the closest to the {objects[target].noun}?")
         out.append(_choice(view.clip, "object_rel_distance", text, names, rng))
     return out
 
 
-def direction(level: str) -> Callable[[SceneView, Rng], list[Question]]:
+def direction(level: str, view: SceneView, rng: Rng) -> list[Question]:
     """Standing by one object and facing another, where is a third? No angle is near a border."""
     sectors = _SECTORS[level]
-
-    def make(view: SceneView, rng: Rng) -> list[Question]:
-        triples: dict[str, list[tuple[VisibleObject, ...]]] = {name: [] for name in sectors}
-        for at, facing, other in permutations(view.unique, 3):
-            if at.approachable and _apart(at, facing, other):
-                name = _sector(turn(at.position, facing.position, other.position), sectors)
-                if name:
-                    triples[name].append((at, facing, other))
-        out = []
-        for name in _some(rng, list(sectors)):
-            if triples[name]:
-                nouns = [t.noun for t in triples[name][rng.integers(len(triples[name]))]]
-                text = "If I am standing by the {0} and facing the {1}, is the {2} "
-                text = (text + _ENDINGS[level]).format(*nouns)
-                choices = [name, *(other for other in sectors if other != name)]
-                out.append(_choice(view.clip, f"object_rel_direction_{level}", text, choices, rng))
-        return out
-
-    return make
+    triples: dict[str, list[tuple[VisibleObject, ...]]] = {name: [] for name in sectors}
+    for at, facing, other in permutations(view.unique, 3):
+        if at.approachable and _apart(at, facing, other):
+            name = _sector(turn(at.position, facing.position, other.position), sectors)
+            if name:
+                triples[name].append((at, facing, other))
+    out = []
+    for name in _some(rng, sectors):
+        if triples[name]:
+            nouns = [t.noun for t in triples[name][rng.integers(len(triples[name]))]]
+            text = "If I am standing by the {0} and facing the {1}, is the {2} " + _ENDINGS[level]
+            choices = [name, *(other for other in sectors if other != name)]
+            out.append(_choice(view.clip, f"object_rel_direction_{level}", text.format(*nouns),
+                               choices, rng))
+    return out
 
 
 _ENDINGS = {
@@ -202,7 +197,7 @@ def _route_text(turns: Sequence[str], start: VisibleObject, facing: VisibleObjec
                 by: VisibleObject, end: VisibleObject) -> str:
     blank = "[please fill in]"
     steps = [f"Go forward until the {by.noun}.", blank, f"Go forward until the {end.noun}."]
-    steps = [blank, *steps] if len(turns) == 2 else steps
+    steps = [blank] * (len(turns) - 1) + steps
     listed = " ".join(f"{i}. {step}" for i, step in enumerate(steps, 1))
     return (f"You are a robot beginning at the {start.noun} and facing the {facing.noun}. You want "
             f"to navigate to the {end.noun}. You will perform the following actions (Note: for "
@@ -248,9 +243,6 @@ def _choice(clip: Clip, kind: str, text: str, choices: Sequence[str], rng: Rng) 
 MAKERS: dict[str, Callable[[SceneView, Rng], list[Question]]] = {
     "vsi:object_counting": counting, "vsi:object_abs_distance": absolute_distance,
     "vsi:object_size_estimation": object_size, "vsi:room_size_estimation": room_size,
-    "vsi:object_rel_distance": relative_distance,
-    "vsi:object_rel_direction_easy": direction("easy"),
-    "vsi:object_rel_direction_medium": direction("medium"),
-    "vsi:object_rel_direction_hard": direction("hard"), "vsi:route_planning": route,
-    "vsi:obj_appearance_order": appearance_order
-}
+    "vsi:object_rel_distance": relative_distance, "vsi:route_planning": route,
+    "vsi:obj_appearance_order": appearance_order,
+    **{f"vsi:object_rel_direction_{level}": partial(direction, level) for level in _SECTORS}}

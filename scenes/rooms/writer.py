@@ -1,5 +1,4 @@
 """Renders clips into a folder: scenes.json, and SPLIT/ID.safetensors written by the workers."""
-import json
 import os
 import shutil
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from records.files import write_json
+from records.files import read_json, write_json
 from scenes.clip import Clip, load_clip, save_clip
 from scenes.rooms.source import ROOMS_VERSION, RoomSource, render_clips
 
@@ -61,11 +60,7 @@ def _write_card(source: RoomSource, folder: Path) -> None:
             "frames": source.frames, "size": source.size, "furniture": source.furniture.digest,
             "source": source.furniture.manifest["source"],
             "versions": {name: version(name) for name in ("vega3d-edge", "moderngl", "numpy")}}
-    try:
-        found = json.loads(path.read_text()) if path.is_file() else card
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: not JSON ({error}); remove the folder or use another one") from error
+    found = read_json(path, "remove the folder or use another one") if path.is_file() else card
     if found.get("key") != source.key:
         was, now = ([c.get(k) for k in ("seed", "frames", "size", "furniture")]
                     for c in (found, card))

@@ -2,7 +2,6 @@
 
 A folder may hold several data sets, if their clips have the same number and size of frames.
 """
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -12,22 +11,16 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from records.files import digest, sha256, write_json
+from records.files import digest, read_json, sha256, write_json
 from scenes.boxes import iou
 from scenes.clip import Split, load_clip, save_clip
 from scenes.questions.metrics import has_volume
 from scenes.questions.question import Question
 from scenes.questions.stored import by_clip, load_questions, save_questions
 from scenes.rooms.writer import check_disk_space
+from scenes.sources import scannet_annotations, video3dllm
 from scenes.sources.scannet import ScanNet
-from scenes.sources.scannet_annotations import (
-    DATASETS,
-    Dataset,
-    annotation_file,
-    load_annotations,
-    read_proposals,
-)
-from scenes.sources.video3dllm import load_processed, processed_file
+from scenes.sources.scannet_annotations import DATASETS, Dataset
 from scenes.sources.vsibench import VSIBench
 
 # ScanNet's benchmarks publish scores on its val scenes, so those are a folder's test split
@@ -59,9 +52,9 @@ def import_scannet(root: Path, frames: int, size: int, annotations: Path | None 
     """ScanNet's train and val scenes, the latter as the test split, with their questions.
 
     annotations: folder of the benchmarks' own files; processed: folder of Video-3D LLM's instead.
-    benchmarks: which of them; by default those whose files are in the folder. proposals: JSON files
-    of boxes, each used for the split whose scenes it names. only_present leaves out questions about
-    what is missing. Raises ValueError naming what is missing or laid out otherwise.
+    benchmarks: by default those whose files are in the folder. proposals: JSON files of boxes, each
+    for the split whose scenes it names. Raises ValueError naming what is missing or laid out
+    otherwise; only_present leaves out questions about what is missing.
     """
     if annotations is not None and processed is not None:
         raise ValueError("import: got --annotations and --processed; give one of them")
@@ -73,13 +66,14 @@ def import_scannet(root: Path, frames: int, size: int, annotations: Path | None 
         clips |= {f"{target}/{i.removeprefix(f'{split}/')}": i for i in ids}
         boxes = _proposals_for(ids, proposals)
         for name in _benchmarks(benchmarks, annotations, processed, split) if ids else ():
-            if processed is not None:
-                asked = load_processed(processed_file(processed, name, split), split, boxes)
-            else:
-                assert annotations is not None
-                asked = load_annotations(source, name, annotations, split, boxes, only_present)
+            if annotations is not None:
+                found = scannet_annotations.load_annotations(source, name, annotations, split,
+                                                             boxes, only_present)
+            elif processed is not None:
+                path = video3dllm.processed_file(processed, name, split)
+                found = video3dllm.load_processed(path, split, boxes)
             questions += [replace(q, clip_id=f"{target}/{q.clip_id.removeprefix(f'{split}/')}")
-                          for q in _with_usable_boxes(asked, name, split)]
+                          for q in _with_usable_boxes(found, name, split)]
     if not clips:
         raise ValueError(f"{root}: posed_images/ holds no scene of scannetv2_train.txt or "
                          "scannetv2_val.txt; extract their frames there")
@@ -92,8 +86,8 @@ def import_scannet(root: Path, frames: int, size: int, annotations: Path | None 
 def write_import(imported: Import, out: Path) -> tuple[int, int]:
     """Writes clips that `out` lacks, then questions.json and scenes.json; returns both counts.
 
-    An interrupted import goes on where it stopped. Raises ValueError if the folder holds rendered
-    rooms or clips of other frames, if a clip cannot be read, or if the disk is too small.
+    Raises ValueError if the folder holds rendered rooms or clips of other frames, if a clip cannot
+    be read, or if the disk is too small.
     """
     source = imported.source
     card = _card(imported, out)
@@ -119,26 +113,26 @@ def write_import(imported: Import, out: Path) -> tuple[int, int]:
 def _benchmarks(names: Sequence[Dataset], annotations: Path | None, processed: Path | None,
                 split: Split) -> list[Dataset]:
     """The named ones; without names those whose file of the split is there."""
-    if annotations is not None:
-        files = {name: annotation_file(annotations, name, split) for name in DATASETS}
-    elif processed is not None:
-        files = {name: processed_file(processed, name, split) for name in DATASETS}
-    else:
+    folder, file = annotations, scannet_annotations.annotation_file
+    if processed is not None:
+        folder, file = processed, video3dllm.processed_file
+    if folder is None:
         return []
-    return list(names) or [name for name, path in files.items() if path.is_file()]
+    return list(names) or [name for name in DATASETS if file(folder, name, split).is_file()]
 
 
 def _proposals_for(ids: Sequence[str], files: Sequence[Path]) -> Path | None:
     """The first of the files that has boxes of one of the scenes."""
     scenes = {f"scannet/{i.rpartition('/')[2]}" for i in ids}
-    return next((path for path in files if not scenes.isdisjoint(read_proposals(path))), None)
+    read = scannet_annotations.read_proposals
+    return next((path for path in files if not scenes.isdisjoint(read(path))), None)
 
 
 def _with_usable_boxes(questions: Sequence[Question], name: str, split: Split) -> list[Question]:
     """The questions without candidate boxes of no volume, which hold no token of any frame.
 
-    Questions whose target has none are left out, and their number printed. Where boxes are offered,
-    a training target becomes the offered box that overlaps it most, by at least half.
+    Questions about such targets are left out, and their number printed. Where boxes are offered, a
+    training target becomes the offered box that overlaps it most, by at least half.
     """
     out = []
     for question in questions:
@@ -173,12 +167,10 @@ def _about(clips: dict[str, str], questions: list[Question], only_present: bool)
 def _card(imported: Import, out: Path) -> dict:
     """The folder's scenes.json with this import. Raises ValueError if the folder cannot take it."""
     source, path = imported.source, out / "scenes.json"
-    card: dict[str, Any]
     frames = {"frames": source.frames, "size": source.size}
-    try:
-        card = json.loads(path.read_text()) if path.is_file() else {"imports": {}, **frames}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); use another folder") from error
+    card: dict[str, Any] = {"imports": {}, **frames}
+    if path.is_file():
+        card = read_json(path, "use another folder")
     if "imports" not in card or {k: card.get(k) for k in frames} != frames:
         kind = "imported clips" if "imports" in card else "rendered rooms"
         raise ValueError(f"{out}: holds {kind} of {card.get('frames')} frames of "

@@ -8,14 +8,13 @@ ROOT/scans/SCENE/SCENE.txt                      its axisAlignment
 ROOT/scans/SCENE/SCENE_vh_clean_2.ply           mesh; with the next two: where each object is
 ROOT/scans/SCENE/SCENE_vh_clean_2.0.010000.segs.json SCENE.aggregation.json
 """
-import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from records.files import read_json
 from scenes.clip import Clip, SceneObject, Split
 
 _MILLIMETRE = 1e-3
@@ -28,16 +27,14 @@ _CLASSES = {  # words of ScanNet's labels -> scenes.furniture.pack.CLASSES; all 
     "oven": "appliance", "microwave": "appliance", "radiator": "appliance", "toilet": "sanitary",
     "sink": "sanitary", "bathtub": "sanitary", "shower": "sanitary", "tv": "electronics",
     "monitor": "electronics", "computer": "electronics", "printer": "electronics", "plant": "plant",
-    "rug": "rug", "mat": "rug", "cup": "tableware", "bottle": "tableware"
-}
+    "rug": "rug", "mat": "rug", "cup": "tableware", "bottle": "tableware"}
 
 
 class ScanNet:
-    """Clips of `frames` frames spread evenly over each scene, squashed to `size` px square as
-    VEGA-3D does.
+    """Clips of `frames` frames spread evenly over each scene, squashed to `size` px as in VEGA-3D.
 
     World axes are the aligned ones. Depth is read where each colour pixel's ray meets the depth
-    picture. Ids are SPLIT/SCENE; an object's id is ScanNet's objectId + 1, as in its 2D instance
+    picture. Ids are SPLIT/SCENE; an object's id is objectId + 1, as in ScanNet's 2D instance
     pictures. Raises ValueError naming what is missing.
     """
 
@@ -46,9 +43,8 @@ class ScanNet:
         if frames < 1 or size < 1:
             raise ValueError(f"scannet: got frames={frames}, size={size}, expected both at least 1")
         if not any(self.root.glob("scannetv2_*.txt")):
-            raise ValueError(f"{self.root}: has no scannetv2_train.txt, scannetv2_val.txt or "
-                             "scannetv2_test.txt; copy them from ScanNet's repository "
-                             "(Tasks/Benchmark)")
+            raise ValueError(f"{self.root}: has no scannetv2_train.txt, _val.txt or _test.txt; "
+                             "copy them from ScanNet's repository (Tasks/Benchmark)")
 
     def ids(self, split: Split) -> list[str]:
         """The scenes of the split whose frames are here."""
@@ -60,11 +56,11 @@ class ScanNet:
         scene = clip_id.rpartition("/")[2]
         folder = self.root / "posed_images" / scene
         poses = self._poses(folder, scene)
+        at = np.unique(np.linspace(0, len(poses) - 1, self.frames).round().astype(int))
         order = sorted(poses)
-        at = np.unique(np.linspace(0, len(order) - 1, self.frames).round().astype(int))
         names = [order[i] for i in at]
         colour, depth = _matrix(folder / "intrinsic.txt"), _matrix(folder / "depth_intrinsic.txt")
-        pictures = [_picture(folder / f"{name}.jpg") for name in names]
+        pictures = [_picture(folder / f"{name}.jpg").convert("RGB") for name in names]
         width, height = pictures[0].size
         if any(p.size != (width, height) for p in pictures):
             raise ValueError(f"{folder}: its pictures differ in size; extract the scene again")
@@ -99,18 +95,13 @@ class ScanNet:
         poses = {p.stem: _matrix(p) for p in sorted(folder.glob("[0-9]*.txt"))}
         valid = {name: align @ pose for name, pose in poses.items() if np.isfinite(pose).all()}
         if not valid:
-            raise ValueError(
-                f"{folder}: none of {len(poses)} frames has a pose; extract the scene again")
+            raise ValueError(f"{folder}: none of {len(poses)} frames has a pose; extract it again")
         return valid
 
 
 def _depth(path: Path, camera: np.ndarray, colour: np.ndarray, size: int) -> np.ndarray:
     """[size,size] float32 metres for the pixels of a colour camera; 0 = unknown."""
-    try:
-        raw = np.asarray(Image.open(path)).astype(np.float32) * _MILLIMETRE
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: not a readable depth picture ({error}); extract the scene again"
-                         ) from error
+    raw = np.asarray(_picture(path, "depth picture")).astype(np.float32) * _MILLIMETRE
     at = np.arange(size) + 0.5
     u = np.floor((at - colour[0, 2]) / colour[0, 0] * camera[0, 0] + camera[0, 2]).astype(int)
     v = np.floor((at - colour[1, 2]) / colour[1, 1] * camera[1, 1] + camera[1, 2]).astype(int)
@@ -119,20 +110,22 @@ def _depth(path: Path, camera: np.ndarray, colour: np.ndarray, size: int) -> np.
     return np.where(inside, raw[np.ix_(v.clip(0, h - 1), u.clip(0, w - 1))], 0).astype(np.float32)
 
 
-def _picture(path: Path) -> Image.Image:
+def _picture(path: Path, kind: str = "picture") -> Image.Image:
     try:
-        return Image.open(path).convert("RGB")
+        with Image.open(path) as image:
+            image.load()
+        return image
     except (OSError, SyntaxError) as error:
-        raise ValueError(
-            f"{path}: not a readable picture ({error}); extract the scene again") from error
+        raise ValueError(f"{path}: not a readable {kind} ({error}); extract the scene again"
+                         ) from error
 
 
 def _matrix(path: Path) -> np.ndarray:
     try:
         return np.array(path.read_text().split(), float).reshape(4, 4)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path}: not a 4 x 4 matrix ({error}); extract the scene again") from error
+        raise ValueError(f"{path}: not a 4 x 4 matrix ({error}); extract the scene again"
+                         ) from error
 
 
 def _alignment(path: Path) -> np.ndarray:
@@ -152,7 +145,8 @@ def _annotated_boxes(folder: Path, scene: str) -> dict[int, tuple[str, list[floa
     names = (f"{scene}.aggregation.json", f"{scene}_vh_clean_2.0.010000.segs.json")
     if not (folder / names[0]).is_file():
         return {}
-    groups, segments = (_json(folder / name) for name in names)
+    groups, segments = (read_json(folder / name, "download it again",
+                                  "download the scan's annotation") for name in names)
     points = read_ply_vertices(folder / f"{scene}_vh_clean_2.ply")
     align = _alignment(folder / f"{scene}.txt")
     points = points @ align[:3, :3].T + align[:3, 3]                                         # [V,3]
@@ -170,15 +164,6 @@ def _annotated_boxes(folder: Path, scene: str) -> dict[int, tuple[str, list[floa
     return out
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: missing; download the scan's annotation") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); download it again") from error
-
-
 def _class(label: str) -> str:
     found = (_CLASSES.get(word) for word in reversed(label.lower().split()))
     return next(filter(None, found), "decor")
@@ -187,13 +172,11 @@ def _class(label: str) -> str:
 _PLY_TYPES = {
     "char": "i1", "uchar": "u1", "short": "<i2", "ushort": "<u2", "int": "<i4", "uint": "<u4",
     "float": "<f4", "double": "<f8", "int8": "i1", "uint8": "u1", "int16": "<i2", "uint16": "<u2",
-    "int32": "<i4", "uint32": "<u4", "float32": "<f4", "float64": "<f8"
-}
+    "int32": "<i4", "uint32": "<u4", "float32": "<f4", "float64": "<f8"}
 
 
 def read_ply_vertices(path: Path) -> np.ndarray:
-    """Positions [V,3] float64, m. Raises ValueError for a file that is no binary little-endian PLY,
-    or is cut short."""
+    """Positions [V,3] float64, m. Raises ValueError unless it is a complete little-endian PLY."""
     data = path.read_bytes()
     head, found, body = data.partition(b"end_header\n")
     lines = [line.split() for line in head.decode("ascii", "replace").splitlines()]

@@ -6,7 +6,8 @@ v1_balanced_sqa_annotations_SPLIT_scannetv2.json, these two also in a folder `ba
 """
 import csv
 import json
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -38,11 +39,10 @@ def load_annotations(source: ScanNet, dataset: Dataset, folder: Path | str, spli
                      skip_missing: bool = False) -> list[Question]:
     """The questions of one benchmark about the scenes of `source`.
 
-    folder: where the benchmark's files are. proposals: a JSON of detected boxes, "scannet/SCENE" ->
-    list of [cx,cy,cz, w,h,l] (Video-3D LLM's scannet_val_pred_box.json); without it the annotated
-    boxes are the candidates. Raises ValueError for a file that is missing or laid out otherwise,
-    and for an annotation of a missing scene, a missing object or a box without volume; skip_missing
-    leaves those out and prints their number.
+    proposals: a JSON of detected boxes, "scannet/SCENE" -> list of [cx,cy,cz, w,h,l] (Video-3D
+    LLM's scannet_val_pred_box.json); by default the annotated boxes are the candidates. Raises
+    ValueError for a file that is missing or laid out otherwise, and for an annotation of a missing
+    scene, object or volume; skip_missing leaves those out and prints their number.
     """
     boxes = _Boxes(source, read_proposals(Path(proposals)) if proposals else None, skip_missing)
     found = _READERS[dataset](annotation_file(Path(folder), dataset, split), split, boxes)
@@ -64,8 +64,7 @@ def read_proposals(path: Path) -> Mapping[str, Sequence]:
     try:
         content = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: not a JSON of proposals, "scannet/SCENE" -> boxes ({error})'
-                         ) from error
+        raise ValueError(f'{path}: not JSON of "scannet/SCENE" -> boxes ({error})') from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: got a {type(content).__name__}, expected "
                          '"scannet/SCENE" -> six numbers a box')
@@ -78,7 +77,7 @@ class _Boxes:
     def __init__(self, source: ScanNet, proposals: Mapping[str, Sequence] | None,
                  skip_missing: bool):
         self.source, self.proposals, self.skip_missing = source, proposals, skip_missing
-        self.skipped: dict[str, int] = defaultdict(int)
+        self.skipped: Counter[str] = Counter()
 
     def question(self, item: Item, split: Split, task: str, text: str, answers: Sequence[str] = (),
                  targets: Sequence[int] = (), kind: str = "") -> Question | None:
@@ -93,23 +92,20 @@ class _Boxes:
         rows = [] if fault else [ids.index(t) for t in targets]
         if not has_volume(boxes[rows]).all():
             fault = f"an object of scene {scene} has a box without volume"
+        if fault and not self.skip_missing:
+            raise ValueError(f"annotations: {fault} in {self.source.root}; download it, or leave "
+                             "out such annotations with --only-present")
         if fault:
-            self._skip(fault)
+            self.skipped[fault] += 1
             return None
         count = None
         if self.proposals is not None and task in ("ground", "multi_ground", "caption"):
             offered = np.array(self.proposals.get(f"scannet/{scene}", []), np.float32)
-            offered = offered.reshape(-1, 6)
-            count = len(offered)
-            rows, boxes = [count + row for row in rows], np.concatenate([offered, boxes])
+            boxes = np.concatenate([offered.reshape(-1, 6), boxes])
+            count = len(boxes) - len(ids)
+            rows = [count + row for row in rows]
         return Question(f"{split}/{scene}", task, text, answers[0] if answers else None, None, (),
                         boxes, tuple(sorted(rows)), kind, tuple(answers), count)
-
-    def _skip(self, why: str) -> None:
-        if not self.skip_missing:
-            raise ValueError(f"annotations: {why} in {self.source.root}; download it, or leave out "
-                             "such annotations with --only-present")
-        self.skipped[why] += 1
 
 
 def _scanrefer(path: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
@@ -158,20 +154,13 @@ def _sqa3d(path: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
             raise ValueError(f"{path.parent}: answer to question {item['question_id']}, which is "
                              "not among the questions; download both files again")
         row = by_id[item["question_id"]]
-        situations = [row["situation"]]
-        if split == "train":
-            situations += row.get("alternative_situation", [])
+        others = row.get("alternative_situation", []) if split == "train" else []
         answers = [str(a["answer"]) for a in item["answers"]]
-        kind = _sqa_kind(row["question"])
-        out += [boxes.question(item, split, "situated", f"{s} {row['question']}", answers,
-                               kind=kind) for s in situations]
+        start = re.match(r"what|is|how|can|which", row["question"].lstrip().lower())
+        kind = start[0] if start else "others"
+        out += [boxes.question(item, split, "situated", f"{situation} {row['question']}", answers,
+                               kind=kind) for situation in (row["situation"], *others)]
     return out
-
-
-def _sqa_kind(question: str) -> str:
-    start = question.lstrip().lower()
-    return next((kind for kind in ("what", "is", "how", "can", "which") if start.startswith(kind)),
-                "others")
 
 
 def _object(item: Item) -> tuple[str, str]:
@@ -197,9 +186,7 @@ def _scanrefer_items(path: Path) -> tuple[list[Item], dict[tuple[str, str], str]
     for item in items:
         name = class_of.get(str(item["object_name"]).replace("_", " "), "")
         classes[_object(item)] = name if name in _SCANREFER_CLASSES else "others"
-    counts: dict[tuple[str, str], int] = defaultdict(int)
-    for (scene, _), name in classes.items():
-        counts[scene, name] += 1
+    counts = Counter((scene, name) for (scene, _), name in classes.items())
     return items, {key: "unique" if counts[key[0], name] == 1 else "multiple"
                    for key, name in classes.items()}
 
@@ -210,11 +197,9 @@ def _items(path: Path, *needed: str, inside: str = "") -> list[Item]:
         content = json.loads(path.read_text())
         items = content[inside] if inside else content
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: missing; download the benchmark's files into that folder"
-                         ) from error
+        raise ValueError(f"{path}: missing; download the benchmark's files there") from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the published layout ({error!r}); download it again"
-                         ) from error
+        raise ValueError(f"{path}: not the published layout ({error!r}); download again") from error
     for i, item in enumerate(items if isinstance(items, list) else [items]):
         lacking = [n for n in needed if not isinstance(item, dict) or n not in item]
         if lacking or not isinstance(items, list):

@@ -27,30 +27,24 @@ class _Shot:
 class VideoSource:
     """Consecutive clips of `frames` frames, `size` px square; a shorter rest is dropped.
 
-    fps: frames a second taken from a video (images are taken one by one). fit: "crop" takes the
-    middle square, "letterbox" everything, with black bars. Three or more videos are split
-    by video (80/10/10, at least one each), fewer by time (first 80 % train, then val, then test).
-    Raises ValueError naming what is missing, empty, unreadable or too short.
+    fps: frames a second taken from a video. fit: "crop" takes the middle square, "letterbox"
+    everything, with black bars. Three or more videos are split by video (80/10/10, at least one
+    each), fewer by time. Raises ValueError naming what is missing, empty, unreadable or too short.
     """
 
     def __init__(self, path: Path | str, frames: int = 9, size: int = 224, fps: float = 5.0,
                  fit: Fit = "crop"):
         self.path, self.frames, self.size, self.fps, self.fit = Path(path), frames, size, fps, fit
         if frames < 1 or size < 1 or fps <= 0:
-            raise ValueError(
-                f"video: got frames={frames}, size={size}, fps={fps}, expected all above 0")
+            raise ValueError(f"video: got frames={frames}, size={size}, fps={fps}, not all above 0")
         if fit not in ("crop", "letterbox"):
             raise ValueError(f"video: got fit={fit!r}, expected 'crop' or 'letterbox'")
         shots = [shots for file in self._files() if (shots := list(self._cut(file)))]
         if not shots:
-            raise ValueError(
-                f"{self.path}: holds less than {frames} frames at {fps:g} a second; use fewer "
-                "frames, more frames a second, or a longer video")
-        self._shots = {
-            f"{split}/{shot.name}": shot
-            for split, part in _split(shots)
-            for shot in part
-        }
+            raise ValueError(f"{self.path}: holds less than {frames} frames at {fps:g} a second; "
+                             "use fewer, more a second, or a longer video")
+        self._shots = {f"{split}/{shot.name}": shot
+                       for split, part in _split(shots) for shot in part}
 
     def ids(self, split: Split) -> list[str]:
         return [i for i in self._shots if i.startswith(f"{split}/")]
@@ -68,14 +62,12 @@ class VideoSource:
         if not self.path.is_dir():
             raise ValueError(f"{self.path}: no such file or folder; give a video, a folder of "
                              "videos or of images")
-        inside = sorted(p for p in self.path.iterdir()
-                        if p.is_file() and not p.name.startswith("."))
+        inside = sorted(p for p in self.path.glob("[!.]*") if p.is_file())
         videos: list[Path | tuple[Path, ...]] = [p for p in inside if p.suffix.lower() in VIDEOS]
         images = tuple(p for p in inside if p.suffix.lower() in IMAGES)
         if not videos and not images:
-            raise ValueError(
-                f"{self.path}: holds neither videos ({' '.join(sorted(VIDEOS))}) nor images "
-                f"({' '.join(sorted(IMAGES))})")
+            raise ValueError(f"{self.path}: holds neither videos ({' '.join(sorted(VIDEOS))}) nor "
+                             f"images ({' '.join(sorted(IMAGES))})")
         return videos or [images]
 
     def _cut(self, file: Path | tuple[Path, ...]) -> Iterator[_Shot]:
@@ -103,30 +95,26 @@ class VideoSource:
         reader = imageio_ffmpeg.read_frames(
             str(shot.video), input_params=["-ss", f"{shot.start / self.fps:.4f}"],
             output_params=["-vf", filters, "-frames:v", str(self.frames)])
-        out = []
         try:
             next(reader)  # the facts about the video
             out = [np.frombuffer(frame, np.uint8).reshape(self.size, self.size, 3)
                    for frame in reader]
         except (OSError, RuntimeError, StopIteration) as error:
-            raise ValueError(
-                f"{shot.video}: cannot be decoded at {shot.start / self.fps:.1f} s (cut short or "
-                "damaged); check that it plays, or copy it again") from error
+            raise ValueError(f"{shot.video}: cannot be decoded at {shot.start / self.fps:.1f} s "
+                             "(cut short or damaged); copy it again") from error
         if len(out) < self.frames:
-            raise ValueError(
-                f"{shot.video}: ends at {(shot.start + len(out)) / self.fps:.1f} s although it "
-                "claims to be longer (cut short or damaged); copy it again")
+            end = (shot.start + len(out)) / self.fps
+            raise ValueError(f"{shot.video}: ends at {end:.1f} s although it claims to be longer "
+                             "(cut short or damaged); copy it again")
         return np.stack(out).transpose(0, 3, 1, 2).copy()
 
     def _image(self, path: Path) -> np.ndarray:
         try:
             image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
         except (OSError, SyntaxError) as error:
-            raise ValueError(
-                f"{path}: not a readable image ({error}); remove it or copy it again") from error
-        square = (self.size, self.size)
-        fitted = ImageOps.fit(image, square) if self.fit == "crop" else ImageOps.pad(image, square)
-        return np.asarray(fitted).transpose(2, 0, 1)
+            raise ValueError(f"{path}: not a readable image ({error}); copy it again") from error
+        square = ImageOps.fit if self.fit == "crop" else ImageOps.pad
+        return np.asarray(square(image, (self.size, self.size))).transpose(2, 0, 1)
 
 
 def _seconds(video: Path) -> float:

@@ -1,15 +1,14 @@
-"""The same five benchmarks from Video-3D LLM's files, DATASET_SPLIT_llava_style.json of
-zd11024/Video-3D-LLM_data, on which VEGA-3D trains and tests.
+"""The same five benchmarks from the files on which VEGA-3D trains and tests.
 
-An entry has its prompt, answer and boxes in it, so only the frames of its scene are needed besides.
+DATASET_SPLIT_llava_style.json of zd11024/Video-3D-LLM_data; entries hold prompt, answer and boxes.
 """
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from records.files import read_json
 from scenes.clip import Split
 from scenes.questions.question import PROMPTS, Question
 from scenes.sources.scannet_annotations import Dataset, read_proposals
@@ -20,7 +19,6 @@ _NO_BOXES = np.zeros((0, 6), np.float32)
 
 
 def processed_file(folder: Path, dataset: Dataset, split: Split) -> Path:
-    """The file of one benchmark and split."""
     return folder / f"{dataset}_{split}_llava_style.json"
 
 
@@ -29,9 +27,9 @@ def load_processed(path: Path | str, split: Split,
     """The questions of one file, about clips SPLIT/SCENE.
 
     proposals: a JSON of candidate boxes, "scannet/SCENE" -> list of six numbers
-    (scannet_train_gt_box.json, scannet_val_pred_box.json). Without it only the target boxes are
-    known. An entry whose box has no volume stays, and scores 0. Raises ValueError for a file or
-    entry that is laid out otherwise, or a scene without proposals.
+    (scannet_train_gt_box.json, scannet_val_pred_box.json). An entry whose box has no volume stays,
+    and scores 0. Raises ValueError for a file or entry that is laid out otherwise, or a scene
+    without proposals.
     """
     path = Path(path)
     offered = read_proposals(Path(proposals)) if proposals else None
@@ -40,9 +38,8 @@ def load_processed(path: Path | str, split: Split,
         try:
             out.append(_question(item, split, offered))
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise ValueError(
-                f"{path}: entry {number} cannot be read ({type(error).__name__}: {error}); "
-                "expected the layout of Video-3D LLM's processed files") from error
+            raise ValueError(f"{path}: entry {number} cannot be read ({type(error).__name__}: "
+                             f"{error}); expected the layout of Video-3D LLM's files") from error
     return out
 
 
@@ -88,12 +85,7 @@ def _boxes(numbers: Any) -> np.ndarray:
 
 
 def _entries(path: Path) -> list[Mapping[str, Any]]:
-    try:
-        items = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: missing; download it from zd11024/Video-3D-LLM_data") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); download it again") from error
+    items = read_json(path, "download it from zd11024/Video-3D-LLM_data")
     if not isinstance(items, list):
         raise ValueError(f"{path}: got a {type(items).__name__}, expected a list of entries")
     return items

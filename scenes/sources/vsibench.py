@@ -28,20 +28,18 @@ class VSIBench:
     def __init__(self, root: Path | str, frames: int = 32, size: int = 384):
         self.root, self.frames, self.size = Path(root), frames, size
         if frames < 1 or size < 1:
-            raise ValueError(
-                f"vsibench: got frames={frames}, size={size}, expected both at least 1")
+            raise ValueError(f"vsibench: got frames={frames}, size={size}, expected 1 or more")
         self.rows = _rows(self.root / "test.jsonl")
 
     def ids(self, split: Split) -> list[str]:
         """The scenes of all questions, also those whose video is missing."""
-        return [] if split != "test" else list(dict.fromkeys(_clip_id(row) for row in self.rows))
+        return list(dict.fromkeys(map(_clip_id, self.rows))) if split == "test" else []
 
     def clip(self, clip_id: str) -> Clip:
         dataset, _, scene = clip_id.removeprefix("test/").partition("-")
         path = self.root / dataset / f"{scene}.mp4"
         if not path.is_file():
-            raise ValueError(
-                f"vsibench: no video {path}; unpack {dataset}.zip of nyu-visionx/VSI-Bench there")
+            raise ValueError(f"vsibench: no video {path}; unpack {dataset}.zip of VSI-Bench there")
         return Clip(id=clip_id, frames=_evenly_spaced(path, self.frames, self.size))
 
     def questions(self, only_present: bool = False) -> list[Question]:
@@ -58,8 +56,7 @@ class VSIBench:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
-        raise ValueError(
-            f"{path}: missing; download it from nyu-visionx/VSI-Bench (of its formats, the .jsonl)")
+        raise ValueError(f"{path}: missing; download it from nyu-visionx/VSI-Bench, as .jsonl")
     rows = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
@@ -88,8 +85,8 @@ def _question(row: dict[str, Any]) -> Question:
         raise ValueError(
             f"vsibench: question {row['id']} of {row['question_type']} has the answer {answer!r} "
             f"and {len(options)} options; expected a number above 0, or a letter and options")
-    return Question(_clip_id(row), task, str(row["question"]), answer, number, options, NO_BOXES,
-                    ())
+    text = str(row["question"])
+    return Question(_clip_id(row), task, text, answer, number, options, NO_BOXES, ())
 
 
 def _clip_id(row: dict[str, Any]) -> str:
@@ -98,18 +95,17 @@ def _clip_id(row: dict[str, Any]) -> str:
 
 def _evenly_spaced(path: Path, frames: int, size: int) -> np.ndarray:
     """[T,3,size,size] uint8 from the first frame to the last; a shorter video repeats frames."""
-    reader = imageio_ffmpeg.read_frames(str(path),
-                                        output_params=["-vf", f"scale={size}:{size},setsar=1"])
+    filters = ["-vf", f"scale={size}:{size},setsar=1"]
+    reader = imageio_ffmpeg.read_frames(str(path), output_params=filters)
     try:
         next(reader)  # the facts about the video
         count, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
         wanted = np.linspace(0, max(count - 1, 0), frames).astype(int).tolist()
-        needed = set(wanted)
         decoded = {i: np.frombuffer(frame, np.uint8).reshape(size, size, 3)
-                   for i, frame in enumerate(reader) if i in needed}
+                   for i, frame in enumerate(reader) if i in wanted}
         return np.stack([decoded[i] for i in wanted]).transpose(0, 3, 1, 2).copy()
     except (OSError, RuntimeError, StopIteration, KeyError) as error:
-        raise ValueError(f"{path}: not a readable video (damaged or cut short); unpack or download "
-                         "it again") from error
+        raise ValueError(f"{path}: not a readable video (damaged or cut short); unpack it again"
+                         ) from error
     finally:
         reader.close()
