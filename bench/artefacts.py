@@ -58,9 +58,8 @@ def find(path: Path) -> tuple[list[Artefact], list[Row]]:
         return [_student(path)], []
     if path.is_file() and path.suffix in (".onnx", ".engine"):
         return [_onnx(path) if path.suffix == ".onnx" else _engine(path)], []
-    what = "neither a run, a student, an .onnx nor an .engine"
-    if not path.exists():
-        what = "no such file or folder"
+    what = ("neither a run, a student, an .onnx nor an .engine" if path.exists() else
+            "no such file or folder")
     raise ValueError(f"{path}: {what}; give runs/NAME, a folder with student.safetensors, "
                      "or an exported file")
 

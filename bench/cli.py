@@ -34,11 +34,9 @@ def everything(config: LatencyOptions, run: Path = LATEST, out: Path | None = No
     _bench(run, ("latency", "accuracy"), config, out, save, also)
 
 
-def latency(
-    sources: tyro.conf.Positional[tuple[Path, ...]] = (LATEST, ),
-    config: LatencyOptions = LatencyConfig(),  # noqa: B008
-    out: Path | None = None,
-    save: SaveNames = ()) -> None:
+def latency(sources: tyro.conf.Positional[tuple[Path, ...]] = (LATEST, ),
+            config: LatencyOptions = LatencyConfig(),  # noqa: B008
+            out: Path | None = None, save: SaveNames = ()) -> None:
     """Time students and exported files on this machine; of a run also the teacher's stages.
 
     Args:
@@ -55,8 +53,7 @@ def latency(
         _bench(sources[0], ("latency",), config, out, save)
         return
     if save:
-        raise ValueError("--save: only for one run; its README tables are of one student and its "
-                         "teacher")
+        raise ValueError("--save: only for one run; README's tables are of one student and teacher")
     results, path = bench_files(sources, config, out)
     _print(results)
     print(f"results: {path}")
@@ -116,8 +113,8 @@ def compare(before: tyro.conf.Positional[Path], after: tyro.conf.Positional[Path
     old, new = load(before), load(after)
     with _as_written(before, after):
         changes, alone = changes_of(old, new)
-    shown = [change for change in changes if every or change.verdict != "equal"]
-    print("\n".join(map(str, [*shown, *alone])), end="\n" if shown or alone else "")
+    for line in [*(change for change in changes if every or change.verdict != "equal"), *alone]:
+        print(line)
     outcomes = [change.verdict for change in changes]
     worse, better = outcomes.count("worse"), outcomes.count("better")
     print(f"{len(changes)} figures: {worse} worse, {better} better, "
@@ -194,7 +191,5 @@ def _print(results: "Results") -> None:
         print(f"{finding.title}: {finding.figure} {finding.sentence}")
 
 
-VERBS = {
-    "": everything, "latency": latency, "accuracy": accuracy, "report": report, "compare": compare,
-    "tables": tables
-}
+VERBS = {"": everything, "latency": latency, "accuracy": accuracy, "report": report,
+         "compare": compare, "tables": tables}

@@ -40,9 +40,8 @@ class Change:
         moved = f"{self.after - self.before:+.3g}"
         if self.before:
             moved = f"{100 * (self.after / self.before - 1):+.1f} %"
-        noise = f"{self.noise:.2g}"
-        if self.figure.endswith(("_ms", "_mb")):
-            noise = f"{100 * self.noise:.1f} %"
+        is_share = self.figure.endswith(("_ms", "_mb"))
+        noise = f"{100 * self.noise:.1f} %" if is_share else f"{self.noise:.2g}"
         return (f"{self.verdict:6} {self.row}: {self.figure} {self.before:.4g} -> "
                 f"{self.after:.4g} ({moved}, noise {noise})")
 
@@ -74,11 +73,9 @@ def compare_times(before: Row, after: Row) -> tuple[float, Outcome]:
     median = after["latency_ms"] / before["latency_ms"]
     shares = [after[key] / before[key] for key in ("p10_ms", "busy_ms")
               if before.get(key) and after.get(key)]
-    if median > 1 + noise and all(share > 1 + MIN_CHANGE for share in shares):
-        return noise, "worse"
-    if median < 1 / (1 + noise) and all(share < 1 / (1 + MIN_CHANGE) for share in shares):
-        return noise, "better"
-    return noise, "equal"
+    slower = median > 1 + noise and all(share > 1 + MIN_CHANGE for share in shares)
+    faster = median < 1 / (1 + noise) and all(share < 1 / (1 + MIN_CHANGE) for share in shares)
+    return noise, _outcome(slower, faster)
 
 
 def _drift(row: Row) -> float:

@@ -1,6 +1,5 @@
 """The environment block of a result, plus what decides speed: clocks, power limits, load."""
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -38,13 +37,9 @@ def _cpu_mhz() -> int | None:
 
 
 def _nvidia() -> dict[str, str]:
-    if not shutil.which("nvidia-smi"):
-        return {}
     output = _run(["nvidia-smi", f"--query-gpu={','.join(NVIDIA)}", "--format=csv,noheader",
                    "--id=0"])
-    if output is None:
-        return {}
-    pairs = zip(NVIDIA, output.split(","), strict=False)
+    pairs = zip(NVIDIA, () if output is None else output.split(","), strict=False)
     return {f"gpu_{name.replace('.', '_')}": value.strip() for name, value in pairs}
 
 
@@ -52,9 +47,8 @@ def _jetson() -> dict[str, str]:
     release = _read("/etc/nv_tegra_release")
     if release is None:
         return {}
-    mode = _run(["nvpmodel", "-q"]) if shutil.which("nvpmodel") else None
-    return {"l4t": release.splitlines()[0].lstrip("# "),
-            "power_mode": " ".join((mode or "unknown").split())}
+    mode = _run(["nvpmodel", "-q"]) or "unknown"
+    return {"l4t": release.splitlines()[0].lstrip("# "), "power_mode": " ".join(mode.split())}
 
 
 def _read(path: str) -> str | None:

@@ -86,13 +86,8 @@ def _still_valid(path: Path, parts: Sequence[BenchPart], summary: Row,
 
 def _without_repeated_gaps(rows: Sequence[Row]) -> list[Row]:
     """Keeps the first of the `absent` rows that both parts report."""
-    unique: list[Row] = []
-    gaps: list[Row] = []
+    unique: dict[object, Row] = {}
     for row in rows:
-        if row["kind"] == "absent":
-            gap = {key: value for key, value in row.items() if key != "part"}
-            if gap in gaps:
-                continue
-            gaps.append(gap)
-        unique.append(row)
-    return unique
+        gap = (row["what"], row["why"], row["fix"]) if row["kind"] == "absent" else id(row)
+        unique.setdefault(gap, row)
+    return list(unique.values())

@@ -12,10 +12,9 @@ Values = dict[str, np.ndarray]      # metric -> [clips]
 
 
 class RoomBootstrap:
-    """Resamples of the rooms that clips belong to.
+    """Resamples of the rooms that clips belong to; methods take one value a clip.
 
-    ids: clip ids; those that differ only in a trailing _NUMBER show one room. Values given to the
-    methods are one a clip, in the order of the ids.
+    ids: of the clips; those that differ only in a trailing _NUMBER show one room.
     """
 
     def __init__(self, ids: Sequence[str], seed: int = 0):
@@ -52,9 +51,9 @@ def add_intervals(rows: Sequence[Row], per_clip: Mapping[str, Sequence[Row]],
                   ids: Sequence[str]) -> None:
     """Adds to each row, in place, each with _low and _high:
 
-    METRIC_vs_semantic, the mean over clips of its difference to semantic only; METRIC_vs_fp32, the
-    same against the torch student, for exported files (rows with fp32_cosine_mean); and bounds of
-    its recovery, where the interval of the teacher's gain excludes zero.
+    METRIC_vs_semantic, the mean over clips of its difference to semantic only; METRIC_vs_fp32, to
+    the torch student, for exported files (rows with fp32_cosine_mean); and bounds of its recovery,
+    where the interval of the teacher's gain excludes zero.
     per_clip: METRICS of every clip of `ids`, by the row's `features`.
     """
     rooms = RoomBootstrap(ids)
@@ -86,10 +85,9 @@ def _recovery(values: Values, teacher: Values, semantic: Values, rooms: RoomBoot
     for metric in METRICS:
         gain = rooms.means(teacher[metric] - semantic[metric])  # [R]
         low, high = interval(gain)
-        if rooms.count < 2 or low <= 0 <= high:
-            continue
-        shares.append(rooms.means(values[metric] - semantic[metric]) / gain)
-        bounds |= _bounds(f"recovery_{metric}", shares[-1])
+        if rooms.count > 1 and not low <= 0 <= high:
+            shares.append(rooms.means(values[metric] - semantic[metric]) / gain)
+            bounds |= _bounds(f"recovery_{metric}", shares[-1])
     if len(shares) == len(METRICS):
         bounds |= _bounds("recovery", np.minimum(*shares))
     return bounds

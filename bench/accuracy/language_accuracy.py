@@ -75,9 +75,8 @@ def load_question_set(folders: Sequence[Path], run: DistillRun,
     ids = run.source.ids("test")
     clip = run.source.clip(ids[0])
     if missing := [name for name in REQUIRED if getattr(clip, name) is None]:
-        raise ValueError(
-            f"--teacher: clip {clip.id} lacks {', '.join(missing)}; questions need rendered rooms "
-            "(vega3d scenes render)")
+        raise ValueError(f"--teacher: clip {clip.id} lacks {', '.join(missing)}; questions need "
+                         "rendered rooms (vega3d scenes render)")
     if run.student(run.config.seeds[0]).config.teacher != spec_digest(run.tower.spec):
         raise ValueError(
             f"--teacher: {run.folder}'s student was distilled from another generator than "
@@ -111,12 +110,12 @@ def subsample(rooms: Sequence[RoomQuestions], per_task: int | None) -> list[Room
 
 def add_language_accuracy(rows: list[Row], questions: QuestionSet, run: DistillRun,
                           student: Student, stores: Mapping[str, FeatureStore]) -> None:
-    """Adds task/TASK/METRIC to the first seed's row of each feature source, in place.
+    """Adds task/TASK/METRIC to the first seed's row of each feature source, or a new row, in place.
 
-    Values are means over questions and training seeds. A control without a row in `rows` gets one.
-    stores: the students' features by the name of their row. HEADLINES also have _vs_semantic (mean
-    difference over the seeds both have) where a semantic-only teacher is given, and students
-    _recovery where the interval of the generator's gain is above zero; both with _low and _high.
+    Values are means over questions and training seeds. HEADLINES also have _vs_semantic (over the
+    seeds both have) where a semantic-only teacher is given, and students _recovery where the
+    interval of the generator's gain is above zero; both with _low and _high.
+    stores: the students' features by the name of their row.
     """
     scored: dict[str, SeedScores] = {}
     for teacher in questions.teachers:
@@ -125,10 +124,8 @@ def add_language_accuracy(rows: list[Row], questions: QuestionSet, run: DistillR
             if choice := choice_scores(metrics):
                 metrics[CHOICES] = choice
             scored.setdefault(name, {})[teacher.seed] = metrics
-    common: Row = {
-        "questions": sum(len(room.questions) for room in questions.rooms),
-        "asked_rooms": len(questions.rooms)
-    }
+    common: Row = {"questions": sum(len(room.questions) for room in questions.rooms),
+                   "asked_rooms": len(questions.rooms)}
     if questions.per_task is not None:
         common["questions_a_task"] = questions.per_task
     steps, seed = questions.teachers[0].config["tuning"]["steps"], run.config.seeds[0]
@@ -154,8 +151,7 @@ def _compared(name: str, scored: Mapping[str, SeedScores]) -> Row:
     seeds = [seed for seed in source if seed in semantic]
     row: Row = {}
     for headline in HEADLINES if seeds else ():
-        complete = all(headline in scores[seed] for scores in (source, semantic) for seed in seeds)
-        if not complete:
+        if not all(headline in scores[seed] for scores in (source, semantic) for seed in seeds):
             continue
         field = f"task/{'/'.join(headline)}"
         baseline = [semantic[seed][headline] for seed in seeds]
@@ -258,6 +254,5 @@ def _second_features(name: str, store: FeatureStore | None, student: Student,
     features = load_features(store, rooms)
     if not name.startswith("student"):
         return features
-    # [N*T,D,14,14]
     raw = student.destandardise(features.flatten(0, 1).to(student.target_mean.device).float())
     return raw.half().unflatten(0, features.shape[:2])  # float16, as the generator's are stored

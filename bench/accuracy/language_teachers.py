@@ -109,11 +109,9 @@ def _open(folder: Path) -> LanguageFolder:
         rooms = [room for path in sorted(folder.glob("rooms_train-*.safetensors"))
                  for room in load_rooms(path)]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        why = str(error)
-        if isinstance(error, KeyError):
-            why = f"config.json or {WEIGHTS} lacks {error}"
-        raise ValueError(f"--teacher {folder}: not a complete language teacher ({why}); make one "
-                         "with: vega3d teacher train") from error
+        reason = f"config.json or {WEIGHTS} lacks {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"--teacher {folder}: not a complete language teacher ({reason}); make "
+                         "one with: vega3d teacher train") from error
     if not manifests or not rooms:
         missing = "features/*/manifest.json" if rooms else "rooms_train-*.safetensors"
         raise ValueError(f"--teacher {folder}: has no {missing}, so its training data is unknown; "
@@ -179,7 +177,7 @@ def _tower_facts(spec: dict[str, Any]) -> dict[str, Any]:
 def _differing(one: dict, two: dict) -> str:
     """Such as "block 6, not 5"; long values by their key alone."""
     parts = []
-    for key in {**one, **two}:
+    for key in one | two:
         a, b = one.get(key), two.get(key)
         if a != b:
             parts.append(f"{key} {a}, not {b}" if len(f"{a}{b}") < 60 else f"other {key}")
@@ -187,6 +185,5 @@ def _differing(one: dict, two: dict) -> str:
 
 
 def _marks(room: RoomQuestions) -> set[bytes]:
-    """What identifies a room: its surface points and each object's box, to the bit (places are
-    drawn from continuous distributions)."""
+    """Surface points and each object's box, to the bit: places have continuous distributions."""
     return {room.points.tobytes(), *(box.tobytes() for box in room.boxes)}

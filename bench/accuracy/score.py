@@ -40,14 +40,12 @@ def accuracy(folder: Path, also: Sequence[Path] = (), teachers: Sequence[Path] =
     """Rows of kind `accuracy`, `picture`, `match_pair`, `match`, `layer`, `verdict` and `absent`.
 
     Teacher, semantic only, controls and the torch student as the run scored them, for every seed;
-    the exported files of the first seed through onnxruntime: delta1, abs_rel, normal_deg, miou,
-    cosine to the teacher, recovery (distill.stages.score_student), and fp32_cosine, to the torch
-    student. The first seed's rows carry intervals (bench.accuracy.intervals).
+    the first seed's exported files by distill.stages.score_student through onnxruntime, with
+    fp32_cosine to the torch student. The first seed's rows carry intervals (bench.accuracy).
 
-    also: runs that differ in their seeds alone, whose `accuracy` rows are added.
-    teachers: folders of `vega3d teacher train`, for language_accuracy's columns; questions: at most
-    so many a task. Raises ValueError if a run is unfinished, or one of `also` or `teachers` does
-    not fit this one.
+    also: runs that differ in their seeds alone, whose `accuracy` rows are added. teachers: folders
+    of `vega3d teacher train`, for language_accuracy's columns; questions: at most so many a task.
+    Raises ValueError if a run is unfinished, or one of `also` or `teachers` does not fit this one.
     """
     for other in also:  # before minutes of scoring
         _check_same_config(folder, other)
@@ -87,8 +85,7 @@ def _score(run: DistillRun) -> _ScoredRun:
     for file in files:
         facts = {"artefact": file.path.name, "sha256": file.sha256, "size_mb": file.size_mb,
                  **_fp32_cosine(test, file.features)}
-        file_rows = _file_rows(run, student, test, file, seed, recorded)
-        rows += [row | facts for row in file_rows]
+        rows.append(_file_row(run, student, test, file, seed, recorded) | facts)
     return _ScoredRun(seed, student, files, missing, test, rows)
 
 
@@ -118,22 +115,21 @@ def _verdict_row(file: Artefact) -> Row | None:
 def _finished(folder: Path) -> Path:
     path = folder / "accuracy.json"
     if not (folder / "config.yaml").is_file():
-        raise ValueError(
-            f"{folder}: no run here (no config.yaml); make one with: vega3d distill run")
+        raise ValueError(f"{folder}: no run here (no config.yaml); "
+                         "make one with: vega3d distill run")
     if not path.is_file():
-        raise ValueError(
-            f"{path}: not there, so the run is unfinished; finish it with: vega3d distill run "
-            f"--name {folder.resolve().name}")
+        raise ValueError(f"{path}: not there, so the run is unfinished; finish it with: "
+                         f"vega3d distill run --name {folder.resolve().name}")
     return folder
 
 
-def _file_rows(run: DistillRun, student: Student, test: Examples, file: Artefact, seed: int,
-               recorded: Sequence[Row]) -> list[Row]:
+def _file_row(run: DistillRun, student: Student, test: Examples, file: Artefact, seed: int,
+              recorded: Sequence[Row]) -> Row:
     if not run.labelled:
-        return [_unlabelled_row(student, test, file.features, seed)]
+        return _unlabelled_row(student, test, file.features, seed)
     stream = stored_stream(student, file.features)
-    row = score_student(run, student, file.features, test, seed, recorded, stream)
-    return [{"kind": "accuracy", **row}]
+    return {"kind": "accuracy",
+            **score_student(run, student, file.features, test, seed, recorded, stream)}
 
 
 def _unlabelled_row(student: Student, test: Examples, name: str, seed: int) -> Row:

@@ -53,10 +53,7 @@ class StudentTower:
 
 def extract_student_features(run: DistillRun, student: Student, files: Sequence[Artefact],
                              ids: Sequence[str]) -> dict[str, FeatureStore]:
-    """One filled store for the torch student and one a file, by the name of its accuracy row.
-
-    Stores of replaced files are removed.
-    """
+    """A filled store of each by the name of its accuracy row; stores of replaced files go."""
     root = run.folder / "bench" / "features"
     weights = run.folder / "student" / "student.safetensors"
     towers: dict[str, OnnxTower | StudentTower] = {TORCH: StudentTower(student, weights)}

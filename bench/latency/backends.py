@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.artefacts import Artefact, absent
 from bench.latency.gpu import gpu_cases
 from bench.latency.memory import Workload
-from bench.latency.timing import BenchCase, Cases, DeviceType
+from bench.latency.timing import BenchCase, Cases, DeviceType, joined
 from export.graph.session import OnnxModel
 from export.tensorrt import cuda
 from export.tensorrt.runtime import EngineModel, check_engine
@@ -49,22 +49,20 @@ def student_cases(artefacts: Sequence[Artefact], frames: Tensor, batches: Sequen
     """
     if unknown := [name for name in names if name not in BACKENDS]:
         raise ValueError(f"--backends: got {unknown[0]!r}, expected some of {','.join(BACKENDS)}")
-    cases: list[BenchCase] = []
-    missing: list[Row] = []
+    parts: list[Cases] = []
     for name in names or [name for name, backend in BACKENDS.items() if backend.default]:
         suited = [file for file in artefacts if BACKENDS[name].target in file.targets]
         if gap := _unavailable(name):
-            missing.append(gap)
+            parts.append(([], [gap]))
             continue
         if not suited and BACKENDS[name].target in ("trt", "rtx"):
-            missing.append(absent(name, "no engine was given",
-                                  f"vega3d export trt --target {name}"))
+            fix = f"vega3d export trt --target {name}"
+            parts.append(([], [absent(name, "no engine was given", fix)]))
         for file in suited:
             for batch in batches:
                 images = frames[torch.arange(batch) % len(frames)]
-                more, gaps = _open(name, file, images, threads)
-                cases, missing = cases + more, missing + gaps
-    return cases, missing
+                parts.append(_open(name, file, images, threads))
+    return joined(parts)
 
 
 def torch_cases(folder: Path, images: Tensor, device: DeviceType, precision: str = "fp32",
@@ -78,9 +76,7 @@ def torch_cases(folder: Path, images: Tensor, device: DeviceType, precision: str
         "backend": "compile" if compiled else "torch", "device": device, "precision": precision,
         "batch": len(images), "frames": len(images), "size_mb": file.stat().st_size / 1e6
     }
-    model: Callable[[Tensor], Tensor] = student
-    if compiled:
-        model = torch.compile(student, dynamic=False)
+    model = torch.compile(student, dynamic=False) if compiled else student
     if device == "cuda":
         return gpu_cases(model, images.to(dtype), info, weights_mb)
     return [BenchCase(info, torch.inference_mode()(lambda: model(images.to(dtype))))], []
@@ -126,8 +122,7 @@ def _torch(file: Artefact, images: Tensor, threads: int) -> Cases:
     cases, missing = torch_cases(file.path.parent, images, "cpu")
     if not torch.cuda.is_available():
         return cases, [absent("torch CUDA", "no GPU here", "run on a machine with an NVIDIA GPU")]
-    more, gaps = _torch_gpu(file, images, compiled=False)
-    return cases + more, missing + gaps
+    return joined([(cases, missing), _torch_gpu(file, images, compiled=False)])
 
 
 def _torch_compile(file: Artefact, images: Tensor, threads: int) -> Cases:
@@ -137,9 +132,8 @@ def _torch_compile(file: Artefact, images: Tensor, threads: int) -> Cases:
 
 
 def _torch_gpu(file: Artefact, images: Tensor, compiled: bool) -> Cases:
-    cases, missing = torch_cases(file.path.parent, images, "cuda", "fp32", compiled)
-    more, gaps = torch_cases(file.path.parent, images, "cuda", "fp16", compiled)
-    return cases + more, missing + gaps
+    return joined(torch_cases(file.path.parent, images, "cuda", precision, compiled)
+                  for precision in ("fp32", "fp16"))
 
 
 def _onnxruntime_cpu(file: Artefact, images: Tensor, threads: int) -> Cases:
@@ -199,11 +193,9 @@ def _engine(name: str, file: Artefact, images: Tensor, threads: int) -> Cases:
 
 
 def _info(file: Artefact, backend: str, device: DeviceType, batch: int) -> Row:
-    return {
-        "artefact": file.path.name, "sha256": file.sha256, "stage": "student", "backend": backend,
-        "device": device, "precision": file.precision, "batch": batch, "frames": batch,
-        "size_mb": file.size_mb
-    }
+    return {"artefact": file.path.name, "sha256": file.sha256, "stage": "student",
+            "backend": backend, "device": device, "precision": file.precision, "batch": batch,
+            "frames": batch, "size_mb": file.size_mb}
 
 
 # target: "torch", an ONNX file's "cpu", "cuda" or "tensorrt", an engine's "trt" or "rtx"

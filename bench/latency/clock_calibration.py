@@ -16,14 +16,7 @@ import numpy as np
 from bench.artefacts import absent
 from bench.device import device_facts
 from bench.latency.gpu import capture_graph
-from bench.latency.timing import (
-    BenchCase,
-    DeviceType,
-    TimingConfig,
-    summary,
-    time_cases,
-    time_for,
-)
+from bench.latency.timing import BenchCase, DeviceType, TimingConfig, summary, time_cases, time_for
 from records.results import Row, measured, save
 
 SPIN_MS = 2.0
@@ -47,10 +40,8 @@ def cpu_calibration(config: TimingConfig = TIMING) -> list[Row]:
     began = _raw_ms()
     products = time_for(product, config.seconds)
     product_ms = (_raw_ms() - began) / len(products)
-    return [
-        _cpu_row("spin until CLOCK_MONOTONIC_RAW moved on", float(np.mean(spin.took)), spins),
-        _cpu_row("float32 product, 384", product_ms, products)
-    ]
+    return [_cpu_row("spin until CLOCK_MONOTONIC_RAW moved on", float(np.mean(spin.took)), spins),
+            _cpu_row("float32 product, 384", product_ms, products)]
 
 
 def gpu_calibration(config: TimingConfig = TIMING) -> list[Row]:
@@ -67,8 +58,8 @@ def gpu_calibration(config: TimingConfig = TIMING) -> list[Row]:
     rows = [check("float16 product, 4096", product, "cuda", config, _long_run_gpu(product)),
             check("float16 product, 4096, as a graph", replay, "cuda", config,
                   _long_run_gpu(replay))]
-    work, source = "spin until %globaltimer moved on", _SPIN.replace(
-        "NANOSECONDS", str(round(SPIN_MS * 1e6)))
+    work = "spin until %globaltimer moved on"
+    source = _SPIN.replace("NANOSECONDS", str(round(SPIN_MS * 1e6)))
     try:
         spin = torch.cuda._compile_kernel(source, "spin")
     # torch before 2.9, or no NVRTC beside it

@@ -1,6 +1,5 @@
 """A torch model on the GPU as bench cases: launched kernel by kernel or as one CUDA graph."""
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,8 +8,7 @@ from bench.artefacts import absent
 from bench.latency.timing import BenchCase, Cases
 from records.results import Row
 
-Launch = Literal["eager", "graph"]
-LAUNCHES: tuple[Launch, ...] = ("eager", "graph")
+LAUNCHES = ("eager", "graph")
 WARM_CALLS = 3  # before a capture: compilation, choice of kernels, allocations
 
 
@@ -52,7 +50,7 @@ def capture_graph(call: Callable[[], Tensor]) -> tuple[Callable[[], object], Ten
     return graph.replay, output
 
 
-def _case(model: Callable[[Tensor], Tensor], inputs: Tensor, info: Row, launch: Launch,
+def _case(model: Callable[[Tensor], Tensor], inputs: Tensor, info: Row, launch: str,
           weights_mb: float) -> BenchCase:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

@@ -2,6 +2,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -19,14 +20,7 @@ from bench.latency.memory import Workload, peak_memory
 from bench.latency.meters import Meter, cpu_state, energy_per_call, find_meter
 from bench.latency.soak import INTERVALS, soak
 from bench.latency.teacher_stages import teacher_cases
-from bench.latency.timing import (
-    BenchCase,
-    LatencyConfig,
-    TimingConfig,
-    ratio,
-    summary,
-    time_cases,
-)
+from bench.latency.timing import BenchCase, LatencyConfig, TimingConfig, ratio, summary, time_cases
 from records.results import Row
 
 CONSOLE = Console(stderr=True)
@@ -113,11 +107,9 @@ def preprocess_row(config: TimingConfig) -> Row:
     photo = np.random.default_rng(0).integers(0, 256, (*CAMERA, 3), np.uint8)
     case = BenchCase({}, lambda: to_frame(photo))
     time_cases([case], config)
-    return {
-        "kind": "preprocess", "artefact": f"{CAMERA[1]}x{CAMERA[0]} camera frame",
-        "stage": "preprocess", "backend": "pillow", "device": "cpu", "precision": "uint8",
-        "batch": 1, "frames": 1, "timer": "wall clock", **summary(case)
-    }
+    return {"kind": "preprocess", "artefact": f"{CAMERA[1]}x{CAMERA[0]} camera frame",
+            "stage": "preprocess", "backend": "pillow", "device": "cpu", "precision": "uint8",
+            "batch": 1, "frames": 1, "timer": "wall clock", **summary(case)}
 
 
 def _cases(artefacts: Sequence[Artefact], run: Path | None,
@@ -137,11 +129,9 @@ def _cases(artefacts: Sequence[Artefact], run: Path | None,
 def _row(case: BenchCase, cases: Sequence[BenchCase], host_times: Row | None) -> Row:
     times = summary(case)
     frame_ms = times["latency_ms"] / case.info["frames"]
-    row = {
-        "kind": "latency", **case.info,
-        "timer": "CUDA events" if case.device == "cuda" else "wall clock", **times,
-        "frame_ms": frame_ms, "frames_per_s": 1000 / frame_ms
-    }
+    timer = "CUDA events" if case.device == "cuda" else "wall clock"
+    row = {"kind": "latency", **case.info, "timer": timer, **times, "frame_ms": frame_ms,
+           "frames_per_s": 1000 / frame_ms}
     if host_times:
         row |= {"host_ms": host_times["latency_ms"], "host_p90_ms": host_times["p90_ms"]}
     if case.info["stage"] == "student":
@@ -217,19 +207,12 @@ def _add_memory(rows: Sequence[Row], artefacts: Sequence[Artefact], run: Path | 
         for row in rows:
             if row["device"] != "cpu" or row["batch"] != 1:
                 continue
-            workload, path = _workload(row), run
+            workload, path = row["stage"], run
             if row["stage"] == "student":
-                path = files.get(row["sha256"])
-            if workload == "student" and path:
-                path = path.parent
-            if workload and path:
+                workload, path = BACKENDS[row["backend"]].memory, files.get(row["sha256"])
+            if path and workload in get_args(Workload):
+                path = path.parent if workload == "student" else path
                 row |= peak_memory(workload, path, threads)
-
-
-def _workload(row: Row) -> Workload | None:
-    if row["stage"] == "student":
-        return BACKENDS[row["backend"]].memory
-    return row["stage"] if row["stage"] in ("generator", "semantic") else None
 
 
 @contextmanager

@@ -19,8 +19,7 @@ def soak(case: BenchCase, seconds: float, state: Callable[[], dict[str, Any]],
     """Calls without a pause for `seconds`: one row of kind `soak`, INTERVALS of `soak_interval`.
 
     first_ms, last_ms: medians of the first and the last tenth; slowdown: their ratio; slowest_ms:
-    the slowest interval's median. `state` is read after every interval into its row: clocks,
-    temperature_c, slowed_by.
+    the slowest interval's median. state: clocks, temperature_c, slowed_by, added to each interval.
     """
     intervals: list[Row] = []
     blocks: list[np.ndarray] = []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.latency.gpu import gpu_cases
-from bench.latency.timing import BenchCase, Cases, DeviceType
+from bench.latency.timing import BenchCase, Cases, DeviceType, joined
 from distill.config import load_config
 from records.results import Row
 from teacher.towers.checkpoints import generator_folder
@@ -47,15 +47,11 @@ def teacher_cases(run: Path, frames: Tensor, device: DeviceType,
     count = 1 if config.teacher.tap.frames == "image" else config.scenes.frames
     clip = frames[torch.arange(count) % len(frames)][None]  # [1,T,3,H,W]
     name = Path(config.teacher.generator).name
-    cases: list[BenchCase] = []
-    missing: list[Row] = []
-    for precision in precisions:
-        more, gaps = generator_cases(load_generator(run, precision), name, clip, device)
-        cases, missing = cases + more, missing + gaps
+    parts = [generator_cases(load_generator(run, precision), name, clip, device)
+             for precision in precisions]
     semantic = SemanticEncoder().to(device)
     stage = Stage("semantic", semantic.features, [semantic], semantic.spec["weights"])
-    more, gaps = stage_cases([stage], semantic.spec["tower"], clip, device)
-    return cases + more, missing + gaps
+    return joined([*parts, stage_cases([stage], semantic.spec["tower"], clip, device)])
 
 
 def generator_cases(tower: WanTower, name: str, clips: Tensor, device: DeviceType) -> Cases:
@@ -85,8 +81,7 @@ def generator_cases(tower: WanTower, name: str, clips: Tensor, device: DeviceTyp
 def stage_cases(stages: Sequence[Stage], artefact: str, clips: Tensor,
                 device: DeviceType) -> Cases:
     """A stage's precision is that of most of its weights: a bf16 Wan keeps its norms in fp32."""
-    cases: list[BenchCase] = []
-    missing: list[Row] = []
+    parts: list[Cases] = []
     for stage in stages:
         counts: Counter[torch.dtype] = Counter()
         for parameter in _parameters(stage.weights):
@@ -98,12 +93,11 @@ def stage_cases(stages: Sequence[Stage], artefact: str, clips: Tensor,
             "size_mb": sum(p.numel() * p.element_size() for p in _parameters(stage.weights)) / 1e6
         }
         if device == "cuda":
-            more, gaps = gpu_cases(stage.call, clips, info, info["size_mb"])
-            cases, missing = cases + more, missing + gaps
+            parts.append(gpu_cases(stage.call, clips, info, info["size_mb"]))
         else:
             call = partial(torch.inference_mode()(stage.call), clips)
-            cases.append(BenchCase(info, call, device))
-    return cases, missing
+            parts.append(([BenchCase(info, call, device)], []))
+    return joined(parts)
 
 
 def _parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:

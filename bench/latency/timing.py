@@ -1,14 +1,13 @@
 """Interleaved timing: all cases take turns, so that drift of the machine affects them alike.
 
-In each round every case runs a block of calls, in reversed order every other round. A block begins
-with an untimed call that brings its weights back into the caches. Speed-ups are ratios of two
-cases' medians within a round.
+In each round every case runs a block of calls, in reversed order every other round, after an
+untimed call that warms the caches. Speed-ups are ratios of two cases' medians within a round.
 """
 import gc
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -93,6 +92,15 @@ class BenchCase:
 Cases = tuple[list[BenchCase], list[Row]]  # what can be timed; `absent` rows for the rest
 
 
+def joined(parts: Iterable[Cases]) -> Cases:
+    cases: list[BenchCase] = []
+    missing: list[Row] = []
+    for more, gaps in parts:
+        cases += more
+        missing += gaps
+    return cases, missing
+
+
 def time_cases(cases: Sequence[BenchCase], config: TimingConfig,
                progress: Callable[[], object] = lambda: None) -> None:
     """Fills each case's `rounds`. `progress` is called after every round."""
@@ -123,12 +131,10 @@ def summary(case: BenchCase) -> dict[str, float | int]:
     p10, p25, median, p75, p90, p99 = np.percentile(case.ms, [10, 25, 50, 75, 90, 99])
     medians = [np.median(block) for block in case.rounds if len(block)]
     low, high = np.percentile(medians, [10, 90])
-    return {
-        "latency_ms": float(median), "p90_ms": float(p90), "p99_ms": float(p99),
-        "iqr_ms": float(p75 - p25), "p10_ms": float(p10), "low_ms": float(low),
-        "high_ms": float(high), "iterations": len(case.ms),
-        **({"busy_ms": float(np.percentile(case.busy, 25))} if case.busy else {})
-    }
+    busy = {"busy_ms": float(np.percentile(case.busy, 25))} if case.busy else {}
+    return {"latency_ms": float(median), "p90_ms": float(p90), "p99_ms": float(p99),
+            "iqr_ms": float(p75 - p25), "p10_ms": float(p10), "low_ms": float(low),
+            "high_ms": float(high), "iterations": len(case.ms), **busy}
 
 
 def ratio(slow: BenchCase, fast: BenchCase) -> tuple[float, float, float]:

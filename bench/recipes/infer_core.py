@@ -31,10 +31,7 @@ NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", 
 
 
 def environment_of_core(folder: Path) -> Path:
-    """A new environment with this checkout and its core dependencies; its Python executable.
-
-    Raises ValueError if pip fails.
-    """
+    """The Python of a new environment with this checkout and its core. ValueError if pip fails."""
     # setuptools would build inside the checkout
     source = shutil.copytree(ROOT, folder / "source", ignore=NOT_COPIED)
     _run([sys.executable, "-m", "venv", str(folder / "core")])
@@ -69,7 +66,7 @@ def rows(mb: float, times: Sequence[tuple[float, float]]) -> list[Row]:
 
     On a busy machine the wall clock measures other programs too, the CPU time hardly.
     """
-    wall, cpu = [pair[0] for pair in times], [pair[1] for pair in times]
+    wall, cpu = zip(*times, strict=True)
     return [
         {"what": "packages of the core install, this one included", "value": mb, "unit": "MB",
          "limit": MAX_MB},

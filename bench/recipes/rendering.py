@@ -24,10 +24,8 @@ def render_rates(source: RoomSource, workers: Sequence[int], seconds: float,
                  folder: Path) -> Iterator[Row]:
     """One row for each number of workers, of about `seconds` together. `folder` is emptied.
 
-    frames_per_s counts from the first process's start to the last clip; steady_frames_per_s from
-    every worker's first finished clip to the first worker's last; workers_frames_per_s sums each
-    worker's own rate between its first and last clip, for short pilots whose workers hardly
-    overlap.
+    frames_per_s counts from the first process's start to the last clip; steady_frames_per_s and
+    workers_frames_per_s by the two functions below, the latter for pilots that hardly overlap.
     """
     each = seconds / (len(workers) + 1)
     pilot = _render(source, max(workers), PILOT_ROOMS * max(workers), folder)
@@ -60,10 +58,7 @@ def _render(source: RoomSource, workers: int, rooms: int, folder: Path) -> Row:
 
 
 def steady_rate(finished: Sequence[float], workers: int, clips_a_room: int) -> float:
-    """Clips a second while all workers rendered. finished: when each clip was.
-
-    Worker w of n renders rooms w, w + n, ...
-    """
+    """Clips a second from every worker's first finished clip to the first worker's last."""
     times = _by_worker(finished, workers, clips_a_room)
     start, end = max(map(min, times)), min(map(max, times))
     return sum(start < at <= end for at in finished) / (end - start) if end > start else 0.0
@@ -76,6 +71,7 @@ def workers_rate(finished: Sequence[float], workers: int, clips_a_room: int) -> 
 
 
 def _by_worker(finished: Sequence[float], workers: int, clips_a_room: int) -> list[list[float]]:
+    """Worker w of n renders rooms w, w + n, ..."""
     times: list[list[float]] = [[] for _ in range(workers)]
     for i, at in enumerate(finished):
         times[i // clips_a_room % workers].append(at)

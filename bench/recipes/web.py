@@ -103,10 +103,9 @@ def _with_fp32(page: Path, fp32: Path, folder: Path) -> list[str]:
     shutil.copyfile(fp32, folder / "model" / "onnx" / fp32.name)
     facts = json.loads((folder / "page.json").read_text())
     sidecar = json.loads(fp32.with_name(f"{fp32.name}.json").read_text())
-    facts["models"].append({
-        "name": "fp32", "label": "FP32", "file": f"model/onnx/{fp32.name}", "for": [],
-        "what": "32-bit", "size_mb": sidecar["size_mb"], "sha256": sidecar["sha256"]
-    })
+    facts["models"].append({"name": "fp32", "label": "FP32", "file": f"model/onnx/{fp32.name}",
+                            "for": [], "what": "32-bit", "size_mb": sidecar["size_mb"],
+                            "sha256": sidecar["sha256"]})
     (folder / "page.json").write_text(json.dumps(facts))
     return ["int8", "fp32", "fp16"]
 

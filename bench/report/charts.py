@@ -114,9 +114,8 @@ def gains(results: Results) -> Markup | None:
 
 def stages(results: Results) -> Markup | None:
     """Milliseconds a frame: the teacher's stages, then the students, on one linear scale."""
-    rows = [
-        row for row in results.of("latency") if row["stage"] != "generator" and row["batch"] == 1
-    ]
+    rows = [row for row in results.of("latency")
+            if row["stage"] != "generator" and row["batch"] == 1]
     devices = {row["device"] for row in rows if row["stage"] != "student"}
     rows = [row for row in rows if row["device"] in devices]
     if not rows:

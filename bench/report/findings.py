@@ -51,8 +51,7 @@ def int8_finding(accuracy: Sequence[Row], latency: Sequence[Row]) -> Finding | N
 
 
 def gain_is_real(accuracy: Sequence[Row], metric: str) -> bool:
-    """Whether the 95 % interval of the teacher's gain over semantic only lies on the better side
-    of zero."""
+    """Whether the 95 % interval of the teacher's gain lies on the better side of zero."""
     teacher = _find(accuracy, features="teacher") or {}
     low, high = teacher.get(f"{metric}_vs_semantic_low"), teacher.get(f"{metric}_vs_semantic_high")
     if low is None or high is None:
@@ -116,7 +115,4 @@ def _speed(latency: Sequence[Row]) -> Finding | None:
 
 def _find(rows: Sequence[Row], **wanted: object) -> Row | None:
     """The first row with these values: of several seeds, the one that was exported."""
-    for row in rows:
-        if all(row.get(key) == value for key, value in wanted.items()):
-            return row
-    return None
+    return next((row for row in rows if wanted.items() <= row.items()), None)

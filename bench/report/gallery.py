@@ -7,7 +7,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from bench.report.axes import circle, line
-from bench.report.pictures import FRAME_PX, colour_bar
+from bench.report.pictures import FRAME_PX
 from records.results import Results, Row
 
 CAPTIONS = {
@@ -75,10 +75,6 @@ def view_pairs(results: Results, run: str) -> tuple[list[ViewPair], bool]:
 def data_url(content: bytes) -> str:
     """A PNG inside the page."""
     return f"data:image/png;base64,{b64encode(content).decode()}"
-
-
-def colour_bar_url() -> str:
-    return data_url(colour_bar())
 
 
 def _folder(run: str) -> Path:

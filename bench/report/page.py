@@ -3,6 +3,7 @@
 Every number on it is a field of results.json or arithmetic on one. The page (page.html, a Jinja2
 template) loads nothing; pictures are the run's own (bench.report.pictures).
 """
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from bench.device import busy
 from bench.report import charts
 from bench.report.axes import typeset
 from bench.report.findings import findings, gain_is_real
-from bench.report.gallery import colour_bar_url, strips, view_pairs
+from bench.report.gallery import data_url, strips, view_pairs
 from bench.report.labels import ENVIRONMENT, GLOSSARY, accuracy_label, latency_label
-from bench.report.pictures import FRAME_PX
+from bench.report.pictures import FRAME_PX, colour_bar
 from bench.report.precision_map import precision_maps
-from bench.tables.columns import NONE, Column, filled_columns, over_seeds
+from bench.tables.columns import NONE, Column, columns, filled_columns, over_seeds
 from records.files import atomic_write
 from records.results import Results, Row
 
@@ -30,7 +31,7 @@ PAGE = Path(__file__).with_name("page.html")
 @dataclass(frozen=True)
 class DataTable:
     caption: str
-    columns: list[Column]
+    columns: Sequence[Column]
     rows: list[Row]
 
 
@@ -61,7 +62,7 @@ def write_report(results: Results, path: Path) -> None:
         int8_table=_int8_table(results),
         no_int8=next((row for row in results.of("absent") if "int8" in row["what"]), None),
         precision_maps=precision_maps(results), strips=pictures, no_pictures=no_pictures,
-        colour_bar=colour_bar_url(), view_pairs=pairs, judged=judged, frame_px=FRAME_PX,
+        colour_bar=data_url(colour_bar()), view_pairs=pairs, judged=judged, frame_px=FRAME_PX,
         glossary=GLOSSARY, facts=_facts(results, run), NONE=NONE)
     with atomic_write(path) as scratch:
         scratch.write_text(page)
@@ -83,23 +84,17 @@ def _latency_table(results: Results, run: Row) -> DataTable | None:
         return None
     draws = run.get("noise_draws", 1)
     labelled = [{**row, "label": latency_label(row, draws)} for row in rows]
-    columns = [
-        Column("", "label"),
-        Column("median, ms", "latency_ms", 1),
-        Column("p90, ms", "p90_ms", 1),
-        Column("p99, ms", "p99_ms", 1),
-        Column("host to host, ms", "host_ms", 1),
-        Column("frames/s", "frames_per_s", 1),
-        Column("file or weights, MB", "size_mb", 1),
-        Column("peak memory, MB", "memory_mb", 0),
-        Column("mJ a frame", "energy_mj_per_frame", 1),
-        Column("faster than the generator", "speedup", 1, suffix="x"),
-        Column("faster than torch", "vs_torch", 2, suffix="x")
-    ]
+    listed = columns(
+        ("", "label"), ("median, ms", "latency_ms", 1), ("p90, ms", "p90_ms", 1),
+        ("p99, ms", "p99_ms", 1), ("host to host, ms", "host_ms", 1),
+        ("frames/s", "frames_per_s", 1), ("file or weights, MB", "size_mb", 1),
+        ("peak memory, MB", "memory_mb", 0), ("mJ a frame", "energy_mj_per_frame", 1),
+        ("faster than the generator", "speedup", 1, 1, "x"),
+        ("faster than torch", "vs_torch", 2, 1, "x"))
     threads = rows[0]["threads"]
     caption = (f"Time of one call, {threads} CPU thread{'s' * (threads > 1)}, "
                f"{sum(row['iterations'] for row in rows)} calls in all, taken in turn.")
-    return DataTable(caption, filled_columns(columns, labelled), labelled)
+    return DataTable(caption, filled_columns(listed, labelled), labelled)
 
 
 def _accuracy_table(results: Results) -> DataTable | None:
@@ -107,23 +102,19 @@ def _accuracy_table(results: Results) -> DataTable | None:
     if not rows:
         return None
     labelled = [{**row, "label": accuracy_label(row)} for row in over_seeds(rows, ("features",))]
-    columns = [
-        Column("features read by the heads", "label"),
-        Column("depth δ<1.25", "delta1"),
-        Column("depth AbsRel", "abs_rel"),
-        Column("normal error, °", "normal_deg", 1),
-        Column("mIoU", "miou"),
-        Column("cosine to teacher", "cosine_mean")
-    ]
+    listed = columns(
+        ("features read by the heads", "label"), ("depth δ<1.25", "delta1"),
+        ("depth AbsRel", "abs_rel"), ("normal error, °", "normal_deg", 1), ("mIoU", "miou"),
+        ("cosine to teacher", "cosine_mean"))
     if all(gain_is_real(rows, metric) for metric in METRICS):
-        columns.append(Column("recovery", "recovery", 0, 100, " %"))
+        listed += columns(("recovery", "recovery", 0, 100, " %"))
     seeds = max(row["seeds"] for row in labelled)
     rooms = next((row["rooms"] for row in rows if "rooms" in row), None)
     clips = f"{rooms} rooms and their furniture unseen in training." if rooms else "Held-out clips."
     spread = "One seed."
     if seeds > 1:
         spread = f"Mean ± standard deviation over {seeds} seeds; exported files are of the first."
-    return DataTable(f"{clips} {spread}", columns, labelled)
+    return DataTable(f"{clips} {spread}", listed, labelled)
 
 
 def _int8_table(results: Results) -> DataTable:
@@ -134,20 +125,15 @@ def _int8_table(results: Results) -> DataTable:
     for row in results.of("accuracy"):
         if "fp32_cosine_mean" in row:
             rows.append({**timed.get(row["sha256"], {}), **row, "label": accuracy_label(row)})
-    columns = [
-        Column("file", "label"),
-        Column("size, MB", "size_mb", 1),
-        Column("median, ms", "latency_ms", 1),
-        Column("faster than FP32", "vs_fp32", 2, suffix="x"),
-        Column("cosine to FP32, mean", "fp32_cosine_mean", 5),
-        Column("1st percentile", "fp32_cosine_p1", 5),
-        Column("depth, points", "delta1_vs_fp32", 2, 100),
-        Column("normals, °", "normal_deg_vs_fp32", 2)
-    ]
+    listed = columns(
+        ("file", "label"), ("size, MB", "size_mb", 1), ("median, ms", "latency_ms", 1),
+        ("faster than FP32", "vs_fp32", 2, 1, "x"),
+        ("cosine to FP32, mean", "fp32_cosine_mean", 5), ("1st percentile", "fp32_cosine_p1", 5),
+        ("depth, points", "delta1_vs_fp32", 2, 100), ("normals, °", "normal_deg_vs_fp32", 2))
     return DataTable(
         "Each exported file against the student it was made from, on all held-out frames: cosine "
         "of the features, and what depth and normals change by. Times are onnxruntime's on the "
-        "CPU; none: a file for another runtime.", columns, rows)
+        "CPU; none: a file for another runtime.", listed, rows)
 
 
 def _facts(results: Results, run: Row) -> list[tuple[str, str]]:

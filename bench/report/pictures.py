@@ -42,8 +42,7 @@ def draw_pictures(run: DistillRun, student: Student, test: Examples,
     """Draws the middle frame of a few clips, spread over the split, into RUN/bench/strips.
 
     files: accuracy names of the exported files. Returns rows of kind `picture`: clip, file, place
-    (its cell in the report's strip), shows, alt, and of depth near_m and far_m, the range of the
-    colours.
+    (in the report's strip), shows, alt, and of depth near_m and far_m, the range of the colours.
     """
     int8 = [name for name in INT8 if name in files][:1]
     clips = evenly_spaced(np.array(test.ids), CLIPS).tolist()
@@ -60,7 +59,7 @@ def draw_pictures(run: DistillRun, student: Student, test: Examples,
         for name, colours in feature_maps.items():
             alt = f"Features of {NAMES[name]}, coloured by their three main directions"
             pictures.append(_save(folder, f"{i}_{name}_features.png", colours[i],
-                                  f"{_column(name)}_features", "features", alt))
+                                  f"{COLUMNS.get(name, name)}_features", "features", alt))
         rows += [{"kind": "picture", "clip": clip, **picture} for picture in pictures]
     return rows
 
@@ -69,10 +68,9 @@ def match_rows(run: DistillRun, test: Examples, files: Sequence[str]) -> list[Ro
     """Token matches between the first and the last frame of a few clips, by the features alone.
 
     Rows of kind `match_pair`, one a clip and `voice` (teacher, student, int8): the two pictures,
-    the number of mutual nearest neighbours (found), of those whose point the other view sees
-    (asked), and of those that are right. Rows of kind `match`, one a drawn line: ends in pixels of
-    a 224 px frame, and right: whether the two tokens lie within 0.2 m of one another (null without
-    depth and poses).
+    and how many mutual nearest neighbours there are (found), whose point the other view sees
+    (asked), and are right. Rows of kind `match`, one a drawn line: its ends in pixels, and right:
+    whether the two tokens lie within 0.2 m of one another (null without depth and poses).
     """
     sources = {"teacher": "generative", "student": "student_fp32"}
     if int8 := next((name for name in INT8 if name in files), None):
@@ -89,9 +87,8 @@ def match_rows(run: DistillRun, test: Examples, files: Sequence[str]) -> list[Ro
             frame = clip.frames[end].transpose(1, 2, 0)
             save_picture(run.folder / "bench" / "strips" / name, frame)
         for source, field in sources.items():
-            tokens = _tokens(example, field, ends)
-            facts = {"clip": clip_id, "voice": source}
-            rows += _matches(facts, tokens, points, names, seed=i)
+            rows += _matches({"clip": clip_id, "voice": source}, _tokens(example, field, ends),
+                             points, names, seed=i)
     return rows
 
 
@@ -154,13 +151,9 @@ def _depth_pictures(run: DistillRun, student: Student, example: Example, int8: S
     for name, depth in depths.items():
         title = "True depth" if name == "truth" else f"Depth by {NAMES[name]}"
         row = _save(folder, f"{stem}_{name}_depth.png", _depth_colours(depth, near, far),
-                    f"{_column(name)}_depth", "depth", f"{title}, bright is near")
+                    f"{COLUMNS.get(name, name)}_depth", "depth", f"{title}, bright is near")
         rows.append(row | {"near_m": float(near), "far_m": float(far)})
     return rows
-
-
-def _column(name: str) -> str:
-    return COLUMNS.get(name, name)
 
 
 def _depth_colours(depth: np.ndarray, near: float, far: float) -> np.ndarray:

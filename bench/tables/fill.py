@@ -32,16 +32,14 @@ def fill(text: str, folder: Path) -> str:
     markers = [name for _, name in _MARKER.findall(text)]
     for name in markers:
         if markers.count(name) != 2 or blocks.count(name) != 1:
-            raise ValueError(
-                f"results:{name}: got a marker without its partner, or twice; expected one "
-                "<!-- results:NAME --> and below it one <!-- /results:NAME -->, each on its own "
-                "line")
+            raise ValueError(f"results:{name}: got a marker without its partner, or twice; "
+                             "expected one <!-- results:NAME --> and below it one "
+                             "<!-- /results:NAME -->, each on its own line")
     return _BLOCK.sub(lambda match: _block(match["name"], match["fields"], folder), text)
 
 
 def table(name: str, folder: Path, fields: Sequence[str] = ()) -> str:
-    """The Markdown table of one result file, and where it was measured. A column that no row fills
-    is left out.
+    """The Markdown table of one result file, without empty columns, and where it was measured.
 
     fields: these columns instead, in the rows of NAME.json that have all of them.
     """
@@ -66,8 +64,7 @@ def table(name: str, folder: Path, fields: Sequence[str] = ()) -> str:
 
 
 def update(documents: Sequence[Path], folder: Path, check: bool = False) -> list[Path]:
-    """Rewrites the tables of the documents; returns those that changed. All are read before any is
-    written.
+    """Rewrites the tables of the documents, all or none; returns those that changed.
 
     Raises ValueError for a missing document, and if `check` and one would change.
     """

@@ -50,7 +50,5 @@ def _crosscheck_cpu(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["kind"] == "crosscheck" and row["backend"] == "ort-cpu"]
 
 
-_SELECTIONS = {
-    "latency_cpu": _latency_cpu, "rooms_accuracy": _rooms_accuracy, "int8_cpu": _int8_cpu,
-    "crosscheck_cpu": _crosscheck_cpu
-}
+_SELECTIONS = {"latency_cpu": _latency_cpu, "rooms_accuracy": _rooms_accuracy,
+               "int8_cpu": _int8_cpu, "crosscheck_cpu": _crosscheck_cpu}
