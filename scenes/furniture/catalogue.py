@@ -96,10 +96,7 @@ class Entry:
 
 def read_catalogue(folder: Path,
                    licence: str = "all") -> Iterator[tuple[zipfile.ZipFile, list[Entry]]]:
-    """Each library with its usable entries; licence "cc0" yields the public-domain one only.
-
-    Raises ValueError if the folder holds no library.
-    """
+    """Each library ("cc0": the public-domain one) with its entries; ValueError if there is none."""
     paths = [folder / f"{name}.sh3f" for name in LICENCES]
     found = [path for path in paths if path.is_file()]
     if not found:

@@ -76,7 +76,10 @@ class Pack:
 
     @cached_property
     def by_split(self) -> dict[Split, tuple[FurnitureModel, ...]]:
-        return {s: tuple(m for m in self.models if m.split == s) for s in SPLITS}
+        by_split: dict[Split, tuple[FurnitureModel, ...]] = dict.fromkeys(SPLITS, ())
+        for model in self.models:
+            by_split[model.split] += (model,)
+        return by_split
 
     def mesh(self, model_id: str) -> ModelMesh:
         if model_id not in self._meshes:

@@ -206,8 +206,7 @@ def _jpeg(image: Image.Image) -> bytes:
 def find_support(corners: np.ndarray, entry: Entry) -> tuple[float | None, bytes]:
     """Height of the largest open, level surface and the 16x16 cells of the footprint that it fills.
 
-    corners: [F,3,3] m. A cell holds the highest point of the model above it, so covered surfaces do
-    not count.
+    corners: [F,3,3] m. Only the highest point of a cell counts.
     """
     fine = TOP_CELLS * 3
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])

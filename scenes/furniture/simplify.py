@@ -80,10 +80,7 @@ def _quadrics(points: np.ndarray, faces: np.ndarray, parts: np.ndarray) -> np.nd
 
 def _collapse(points: np.ndarray, faces: np.ndarray, quadrics: np.ndarray, excess: int,
               rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One round: the cheapest edges that share no vertex become points.
-
-    Returns remap [N], points, quadrics.
-    """
+    """One round: the cheapest edges that share no vertex become points. Also returns remap [N]."""
     edges = np.unique(np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), 1), axis=0)
     a, b = edges.T
     q = quadrics[a] + quadrics[b]                                                  # [E,4,4]

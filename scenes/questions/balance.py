@@ -74,7 +74,6 @@ def _without_guessable(candidates: list[Question]) -> list[Question]:
 
 
 def _answer_class(question: Question) -> tuple[str, str | int]:
-    """The group of questions it is balanced with, and its answer there."""
     if question.task == "vsi:object_counting":
         return question.task, round(question.number or 0)
     if question.number is not None:

@@ -60,7 +60,6 @@ def best_constant(numbers: Sequence[float]) -> float:
 
 
 def _common_answer(group: Sequence[Question], question: Question) -> Output:
-    """The answer that the questions of the group suggest for this one."""
     if question.number is not None:
         return f"{best_constant([q.number for q in group if q.number is not None]):g}"
     if question.options:

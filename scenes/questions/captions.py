@@ -32,9 +32,8 @@ def caption_scores(captions: Sequence[str],
     Raises ValueError if there is no caption, or not one set of references for each.
     """
     if not captions or len(captions) != len(references) or not all(references):
-        raise ValueError(
-            f"captions: got {len(captions)} sentences and {len(references)} sets of references, "
-            "expected one set of one or more for each; both must come from the same questions")
+        raise ValueError(f"captions: got {len(captions)} sentences and {len(references)} sets of "
+                         "references, expected one set of one or more for each, in the same order")
     words = [caption.split() for caption in captions]
     reference_words = [list(map(str.split, group)) for group in references]
     pairs = list(zip(words, reference_words, strict=True))

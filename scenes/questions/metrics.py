@@ -52,10 +52,7 @@ def hit(predicted: np.ndarray, truth: np.ndarray, threshold: float) -> float:
 
 
 def f1(predicted: np.ndarray, truth: np.ndarray, threshold: float) -> float:
-    """F1 of boxes predicted [P,6|7] for the targets [G,6|7], matched for the largest sum of IoU.
-
-    No prediction for no target is 1; one of the two empty is 0.
-    """
+    """F1 of boxes [P,6|7] and targets [G,6|7], matched for the largest total IoU; both empty: 1."""
     if not len(predicted) or not len(truth):
         return float(len(predicted) == len(truth))
     overlaps = iou(predicted, truth)                                                         # [P,G]

@@ -112,7 +112,6 @@ def _situated_questions(view: SceneView, at: VisibleObject, facing: VisibleObjec
 
 def _side_questions(view: SceneView, at: VisibleObject, facing: VisibleObject,
                     sides: dict[int, str | None], side: str) -> list[Situated]:
-    """What is on one side, whether something is, and how many."""
     out: list[Situated] = []
     there = [t for t in view.objects if sides.get(t.index) == side]
     unclear = [t for t in view.objects if sides.get(t.index) is None]
@@ -134,7 +133,6 @@ def _side_questions(view: SceneView, at: VisibleObject, facing: VisibleObject,
 
 
 def _facing_questions(noun: str, side: str | None) -> list[Situated]:
-    """How to turn to face an object, and whether it is in view."""
     visible = f"Can I see the {noun} without turning?"
     which = f"Which direction should I turn to face the {noun}: left, right or back?"
     if side is None:
@@ -183,7 +181,6 @@ def _descriptions(view: SceneView, target: VisibleObject, group: Sequence[Visibl
 
 
 def _sentence(noun: str, relations: Sequence[rel.Relation], rng: Rng) -> str:
-    """One or two sentences in the manner of ScanRefer."""
     first, one = relations[0], with_article(noun)
     if first.of:
         opening = f"This is the {first.of}."

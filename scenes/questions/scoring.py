@@ -78,10 +78,7 @@ def summary(questions: Sequence[Question], outputs: Sequence[Output],
 
 
 def described_box(question: Question) -> tuple[np.ndarray, float]:
-    """The offered box [6|7] that overlaps a caption question's target most, and their IoU.
-
-    Scan2Cap counts a caption below 0.5 as empty. Where no box is offered: the target's box, and 0.
-    """
+    """The offered box [6|7] nearest to a caption's target, and their IoU; else the target's, 0."""
     if not len(question.offered):
         return question.boxes[question.targets[0]], 0.0
     overlaps = iou(question.offered, question.boxes[list(question.targets)])[:, 0]           # [K]
@@ -113,7 +110,6 @@ def _captions(questions: Sequence[Question], outputs: Sequence[Output],
 
 
 def _vsi_mean(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """The mean over the types there are, as VSI-Bench takes it."""
     by_type = {t: tasks[f"vsi:{t}"].get("mra", tasks[f"vsi:{t}"].get("accuracy", 0.0))
                for t in VSI_TYPES if f"vsi:{t}" in tasks}
     directions = [by_type.pop(t) for t in _DIRECTIONS if t in by_type]

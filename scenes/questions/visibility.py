@@ -57,10 +57,7 @@ class VisibleObject:
 
 
 class SceneView:
-    """The objects a clip shows clearly, by noun.
-
-    Raises ValueError if the clip lacks what questions are made from.
-    """
+    """The objects a clip shows clearly, by noun; ValueError if it lacks what questions need."""
 
     def __init__(self, clip: Clip):
         needed = ("instances", "poses", "intrinsics", "room_size")
@@ -101,7 +98,6 @@ class SceneView:
 
 
 def _fully_framed(clip: Clip, box: np.ndarray) -> bool:
-    """Whether all eight corners of the box fall into one frame."""
     assert clip.poses is not None and clip.intrinsics is not None
     heights = np.repeat([box[2] - box[5] / 2, box[2] + box[5] / 2], 4)
     points = np.c_[np.tile(corners(box), (2, 1)), heights].T  # [3,8]

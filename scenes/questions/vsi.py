@@ -181,7 +181,6 @@ def _apart(*objects: VisibleObject) -> bool:
 
 
 def _walkable(view: SceneView, a: VisibleObject, b: VisibleObject) -> bool:
-    """Whether no other object stands on the straight line between the two."""
     way = b.position - a.position
     steps = max(int(np.hypot(*way) / 0.1), 2)
     line = a.position + way * np.linspace(0, 1, steps)[:, None]                              # [S,2]

@@ -87,7 +87,6 @@ def _built(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _quad_triangles(vertices: int) -> np.ndarray:
-    """[F,3] of quadrilaterals of four consecutive vertices."""
     quads = np.arange(vertices, dtype=np.uint32).reshape(-1, 4)
     return quads[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3)
 
@@ -113,7 +112,6 @@ def _block(part: Part) -> np.ndarray:
 
 
 def _shell(room: Room) -> tuple[np.ndarray, np.ndarray]:
-    """Floor, ceiling and four walls, facing inwards."""
     w, d, h = room.size
     flat = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], float)
     sides = {FLOOR: ([w, 0, 0], [0, d, 0], [0, 0, 0], [0, 0, 1]),

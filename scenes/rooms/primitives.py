@@ -100,7 +100,6 @@ def _plain_table(name: str, w: float, d: float, h: float, rng: Rng, textures: Te
 
 
 def _board(rng: Rng, textures: Textures) -> tuple[Colour, int, float]:
-    """Colour, texture and its metres: wood or paint."""
     if rng.random() < 0.6:
         return (1.0, 1.0, 1.0), _add(textures, "wood", rng), 0.8
     return _tint(rng, 0.15, 0.95), -1, 0.0

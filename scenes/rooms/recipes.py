@@ -165,7 +165,6 @@ def _decorate(a: Arrangement, carrier: Piece | None, *roles: str, most: int) -> 
 
 
 def _finish(a: Arrangement, textures: Textures, pictures: int) -> None:
-    """What any room has: lamps, radiator, plants, shelves, pictures."""
     rng, (w, d, _) = a.rng, a.size
     middle = (w / 2 + float(rng.normal(0, 0.15)), d / 2 + float(rng.normal(0, 0.15)))
     model = a.pick("lamp/ceiling", max_size=(1.4, 1.4, 0.8)) if rng.random() < 0.6 else None
@@ -200,7 +199,6 @@ def _longest_free_wall(a: Arrangement) -> str:
 
 def _rug(a: Arrangement, textures: Textures, widths: tuple[float, float],
          depths: tuple[float, float]) -> Piece | FurnitureModel:
-    """A modelled rug of about that size, else a built one."""
     width, depth = a.rng.uniform(*widths), a.rng.uniform(*depths)
     size = (width + 0.2, depth + 0.2, 0.03)
     model = a.pick("rug/rug", max_size=size) if a.rng.random() < 0.5 else None

@@ -23,10 +23,7 @@ class RenderedFrames(TypedDict):
 
 
 class Renderer:
-    """One EGL context with one room at a time, and square pictures of `size` pixels.
-
-    Raises ValueError if there is no EGL device.
-    """
+    """One room at a time in pictures of `size` px, square. Raises ValueError without EGL device."""
 
     def __init__(self, size: int = 224):
         self.size = size
@@ -55,7 +52,7 @@ class Renderer:
 
     def render(self, room: Room, pack: Pack, poses: np.ndarray, intrinsics: np.ndarray,
                exposure: float = 1.0, noise: float = 0.0, seed: int = 0) -> RenderedFrames:
-        """poses [T,4,4] camera to world (OpenCV axes), intrinsics [3,3] px, centres at +0.5.
+        """Frames of camera-to-world poses [T,4,4] (OpenCV axes) with intrinsics [3,3] px.
 
         exposure multiplies the light; noise in [0,1] is the half-width of the noise of that seed.
         """
@@ -184,7 +181,6 @@ def _look_along(light: Light) -> np.ndarray:
 
 
 def _unpack(data: np.ndarray, colour: np.ndarray) -> RenderedFrames:
-    """data [T,H,W,4] uint32, colour [T,H,W,3] uint8 -> arrays."""
     normal = np.ascontiguousarray(data[..., 2]).view(np.int8).reshape(*data.shape[:3], 4)
     return {"frames": np.ascontiguousarray(colour.transpose(0, 3, 1, 2)),
             "depth": np.ascontiguousarray(data[..., 0]).view(np.float32),

@@ -22,7 +22,7 @@ import numpy as np
 
 from scenes.clip import SPLITS, Clip, Split
 from scenes.furniture.pack import Pack
-from scenes.rooms.camera_path import Trajectory, sample_trajectory
+from scenes.rooms.camera_path import sample_trajectory
 from scenes.rooms.layout import CEILING, FLOOR, WALL_IDS, Room, furnish
 from scenes.rooms.renderer import RenderedFrames, Renderer
 
@@ -70,23 +70,20 @@ class RoomSource:
         rng = np.random.default_rng([self.seed, SPLITS.index(split), number, clip_number, 1])
         for left in reversed(range(_ATTEMPTS)):
             path = sample_trajectory(room, self.frames, rng)
-            first = self._render(room, path.poses[:1], path, 1.0)
+            poses, intrinsics = path.poses, path.intrinsics(self.size)
+            first = self.renderer.render(room, self.furniture, poses[:1], intrinsics)
             if left and _is_unsuitable(first):
                 continue
             exposure = _auto_exposure(first["frames"], rng)
             noise, seed = float(rng.uniform(0.002, 0.012)), int(rng.integers(2**32))
-            rendered = self._render(room, path.poses, path, exposure, noise, seed)
+            rendered = self.renderer.render(room, self.furniture, poses, intrinsics, exposure,
+                                            noise, seed)
             if not _is_unsuitable(rendered):
                 break
         visible = set(np.unique(rendered["instances"]).tolist())
         objects = [o for o in room.objects if o.id in visible]
-        return Clip(id=clip_id, **rendered, intrinsics=path.intrinsics(self.size),
-                    poses=path.poses, room_size=room.size, objects=objects)
-
-    def _render(self, room: Room, poses: np.ndarray, path: Trajectory, exposure: float,
-                noise: float = 0.0, seed: int = 0) -> RenderedFrames:
-        return self.renderer.render(room, self.furniture, poses, path.intrinsics(self.size),
-                                    exposure, noise, seed)
+        return Clip(id=clip_id, **rendered, intrinsics=intrinsics, poses=poses,
+                    room_size=room.size, objects=objects)
 
     def room(self, split: Split, number: int) -> Room:
         """The room with this number; the last one is cached."""
@@ -110,9 +107,8 @@ class RoomSource:
         if (split in SPLITS and number.isdigit() and clip.isdigit()
                 and int(number) < getattr(self, split) and int(clip) < self.clips_per_room):
             return split, int(number), int(clip)
-        raise ValueError(
-            f"rooms: no clip {clip_id!r}; ids are SPLIT/ROOM_CLIP, such as train/00000_0, with "
-            f"{self.train}/{self.val}/{self.test} rooms of {self.clips_per_room} clips")
+        raise ValueError(f"rooms: no clip {clip_id!r}; ids are SPLIT/ROOM_CLIP (train/00000_0), of "
+                         f"{self.train}/{self.val}/{self.test} rooms with {self.clips_per_room}")
 
     def __getstate__(self) -> dict:
         state = {k: v for k, v in vars(self).items() if k not in ("furniture", "renderer")}
@@ -120,7 +116,6 @@ class RoomSource:
 
 
 def _is_unsuitable(rendered: RenderedFrames) -> bool:
-    """Whether a frame shows little furniture, or something too near."""
     structure = np.isin(rendered["instances"], STRUCTURE).mean(axis=(1, 2)).max()
     return bool(structure > MAX_STRUCTURE or rendered["depth"].min() < MIN_DEPTH)
 
@@ -197,7 +192,6 @@ def _receive(pipe: Connection, clip_id: str) -> Clip:
 
 
 def _work(source: ClipRenderer, rooms: list[list[str]], pipe: Connection) -> None:
-    """In a worker: renders while a thread sends."""
     ready: queue.Queue = queue.Queue(maxsize=max(map(len, rooms)))
     sender = threading.Thread(target=_send, args=(ready, pipe), daemon=True)
     sender.start()

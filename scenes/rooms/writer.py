@@ -62,8 +62,8 @@ def _write_card(source: RoomSource, folder: Path) -> None:
             "versions": {name: version(name) for name in ("vega3d-edge", "moderngl", "numpy")}}
     found = read_json(path, "remove the folder or use another one") if path.is_file() else card
     if found.get("key") != source.key:
-        was, now = ([c.get(k) for k in ("seed", "frames", "size", "furniture")]
-                    for c in (found, card))
+        names = ("seed", "frames", "size", "furniture")
+        was, now = [found.get(k) for k in names], [card[k] for k in names]
         raise ValueError(f"{folder}: holds clips with [seed, frames, size, furniture] {was}, "
                          f"expected {now}; use another folder")
     write_json(card, path)

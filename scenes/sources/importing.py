@@ -122,7 +122,6 @@ def _benchmarks(names: Sequence[Dataset], annotations: Path | None, processed: P
 
 
 def _proposals_for(ids: Sequence[str], files: Sequence[Path]) -> Path | None:
-    """The first of the files that has boxes of one of the scenes."""
     scenes = {f"scannet/{i.rpartition('/')[2]}" for i in ids}
     read = scannet_annotations.read_proposals
     return next((path for path in files if not scenes.isdisjoint(read(path))), None)

@@ -192,7 +192,6 @@ def _scanrefer_items(path: Path) -> tuple[list[Item], dict[tuple[str, str], str]
 
 
 def _items(path: Path, *needed: str, inside: str = "") -> list[Item]:
-    """The list in a JSON file, each with the needed fields."""
     try:
         content = json.loads(path.read_text())
         items = content[inside] if inside else content

@@ -56,7 +56,6 @@ class VideoSource:
         return Clip(id=clip_id, frames=self._read(self._shots[clip_id]))
 
     def _files(self) -> list[Path | tuple[Path, ...]]:
-        """Videos, or one tuple of images."""
         if self.path.is_file():
             return [self.path]
         if not self.path.is_dir():

@@ -77,7 +77,6 @@ def _without_prompt(prompt: str, task: str) -> str:
 
 
 def _boxes(numbers: Any) -> np.ndarray:
-    """[K,6] from one box or a list of them."""
     boxes = np.asarray(numbers, np.float32).reshape(-1, 6)
     if not np.isfinite(boxes).all():
         raise ValueError(f"a box is not finite: {boxes.tolist()}")
