@@ -1,26 +1,25 @@
 """The clips of a run: rooms rendered once into a cache, a folder of clips, or videos."""
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from distill.config import ScenesConfig
 from records.files import spec_digest
 from scenes.clip import SPLITS, ClipFolder, Source, Split
 
-if TYPE_CHECKING:
-    from scenes.rooms.source import RoomSource
-
 
 def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source, str]:
-    """The clips and a key that identifies them. `render`: rooms that the cache lacks are rendered.
+    """The clips and a key that identifies them; `render`: missing rooms are rendered.
 
-    Raises ValueError for a path that holds neither clips nor video, and for a cache that lacks
-    clips when not rendering.
+    Raises ValueError for a path that holds neither clips nor video, and for missing rooms that
+    are not to be rendered.
     """
     if config.path is not None:
         return _open_path(config.path, config.frames)
+    from scenes.rooms.source import RoomSource
     from scenes.rooms.writer import default_workers, render_folder
 
-    rooms = rooms_of(config)
+    rooms = RoomSource(train=config.train, val=config.val, test=config.test, seed=config.seed,
+                       clips_per_room=config.clips_per_room, frames=config.frames,
+                       pack=config.furniture)
     # the key leaves out the number of rooms, so a larger run reuses a smaller one's clips
     folder = cache / rooms.key
     ids = [clip_id for split in SPLITS for clip_id in rooms.ids(split)]
@@ -32,15 +31,6 @@ def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source
         workers = default_workers() if config.workers is None else config.workers
         render_folder(rooms, ids, folder, workers)
     return _Subset(folder, ids), rooms.key
-
-
-def rooms_of(config: ScenesConfig) -> "RoomSource":
-    """The rooms of a configuration without a path."""
-    from scenes.rooms.source import RoomSource
-
-    return RoomSource(train=config.train, val=config.val, test=config.test,
-                      clips_per_room=config.clips_per_room, frames=config.frames, seed=config.seed,
-                      pack=config.furniture)
 
 
 class _Subset(ClipFolder):

@@ -1,6 +1,6 @@
 """The configuration of a run: frozen dataclasses, filled from YAML and the command line.
 
-`--help` shows a field's comment; it imports this module, so torch is not imported here.
+Imports no torch: `--help` reads this module and shows the comments of the fields.
 """
 import difflib
 import types
@@ -87,13 +87,11 @@ class RunConfig:
     heads: HeadTraining = field(default_factory=HeadTraining)
     # one dense teacher and one student each; the first seed's student is exported
     seeds: tuple[int, ...] = (0,)
-    # auto: cuda if there is one
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
 
 
 def load_config(path: Path) -> RunConfig:
-    """Reads YAML. Raises ValueError naming an unknown key, with the nearest match, or one of the
-    wrong type."""
+    """Reads YAML. Raises ValueError naming an unknown key (with the nearest) or a wrong type."""
     if not path.is_file():
         raise ValueError(f"{path}: no such config file")
     try:

@@ -22,14 +22,12 @@ def has_correspondences(clip: Clip) -> bool:
 
 
 def matching_cells(clip: Clip, a: int, b: int, cells: int) -> np.ndarray:
-    """Positions in frame b of the middles of frame a's cells.
+    """Positions in frame b of the middles of frame a's cells, [cells*cells,2] float32.
 
-    Returns [cells*cells,2] float32 (column, row) in cells, NaN where frame b does not show the
-    point. Raises ValueError if the clip lacks depth or cameras.
+    NaN where frame b does not show the point. Raises ValueError without depth or cameras.
     """
     if clip.depth is None or clip.intrinsics is None or clip.poses is None:
-        raise ValueError(
-            f"clip {clip.id}: has no depth, intrinsics and poses; matches need all three")
+        raise ValueError(f"clip {clip.id}: matches need depth, intrinsics and poses")
     h, w = clip.depth.shape[1:]
     rows, columns = cell_pixels(h, w, cells)
     depth = clip.depth[a, rows, columns].astype(float)                                   # [N] m
@@ -45,18 +43,14 @@ def matching_cells(clip: Clip, a: int, b: int, cells: int) -> np.ndarray:
 
 
 class MatchScores:
-    """Accumulates the share of cells whose nearest neighbour in the other view is right: at most
-    one cell of a `cells` x `cells` grid from the truth, in column and in row."""
+    """Share of cells matched to at most one cell of a `cells` x `cells` grid from the truth."""
 
     def __init__(self, cells: int = 14):
         self.cells = cells
         self.count, self.correct, self.chance = 0, dict[str, float](), 0.0
 
     def add(self, maps: Mapping[str, tuple[Tensor, Tensor]], targets: np.ndarray) -> None:
-        """One pair of views. maps: by name, the maps [C,g,g] of both views (any C, one g).
-
-        targets [g*g,2]: the result of `matching_cells`.
-        """
+        """A pair of views. maps: [C,g,g] of each view; targets: `matching_cells`, [g*g,2]."""
         visible = ~np.isnan(targets).any(1)
         if not visible.any():
             return
@@ -83,8 +77,7 @@ class MatchScores:
 def rgb_patches(frames: np.ndarray, cells: int) -> Tensor:
     """A control for the descriptors: each cell's surrounding pixels, less their mean colour.
 
-    frames uint8 [T,3,H,W] -> [T,3*8*8,cells,cells]. A window is 8 x 8 samples of 2 px: 16 px, which
-    is two of 28 cells of a 224 px frame.
+    frames uint8 [T,3,H,W] -> [T,3*8*8,cells,cells]. A window is 8 x 8 samples, 2 px apart.
     """
     x = F.avg_pool2d(torch.from_numpy(frames).float() / 255, 2)
     side = x.shape[-1] // cells

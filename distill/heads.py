@@ -1,8 +1,4 @@
-"""Training and scoring the student's heads on rendered ground truth and exact correspondences.
-
-The student is frozen: its features are computed once, and the heads train on them in well under a
-minute.
-"""
+"""Training and scoring the student's heads on rendered depth, normals and correspondences."""
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import permutations
@@ -59,13 +55,12 @@ def ensure_heads(folder: Path, source: Source, config: HeadTraining, seed: int,
                  device: torch.device, again: bool = False) -> dict:
     """Trains heads for the student in `folder` unless it has them (`again`: even so).
 
-    Writes folder/heads.safetensors and returns the row of held-out scores. Raises ValueError if the
-    clips have no depth and cameras.
+    Writes folder/heads.safetensors; returns the row of held-out scores. Raises ValueError for clips
+    without depth and cameras.
     """
     if not can_train(source):
-        raise ValueError(
-            "heads: the clips have no depth, normals and cameras; train on rendered rooms: "
-            "vega3d distill heads (without --scenes.path)")
+        raise ValueError("heads: the clips have no depth, normals and cameras; train on rendered "
+                         "rooms: vega3d distill heads (without --scenes.path)")
     student_sha256 = sha256(folder / "student.safetensors")
     if again or not _has_heads(folder, student_sha256):
         student = load_student(folder).to(device)
@@ -96,8 +91,7 @@ def train_student_heads(student: Student, student_sha256: str, dataset: HeadsDat
 @torch.inference_mode()
 def score_heads(student: Student, heads: Heads, source: Source,
                 device: torch.device) -> dict[str, float]:
-    """Scores on the test clips: delta1, abs_rel, normal_deg and, between each clip's first and last
-    frame, the match_* scores of 28x28 cells for descriptors, features and RGB patches."""
+    """Test scores: delta1, abs_rel, normal_deg, and match_* between first and last frames."""
     dense, matches = DenseScores(1), MatchScores(heads.shape.grid)
     cells = heads.shape.grid * heads.shape.descriptor_up
     for clip in _clips(source, "test"):

@@ -16,12 +16,7 @@ from student.config import SHIPPED
 from student.vit import Student, load_student, save_student
 from teacher.data.dataset import Examples
 from teacher.dense.train import Stream
-from teacher.training.checkpoint import (
-    clipped_step,
-    load_checkpoint,
-    save_checkpoint,
-    set_lr,
-)
+from teacher.training.checkpoint import clipped_step, load_checkpoint, save_checkpoint, set_lr
 
 CHECKPOINT_SECONDS = 30.0
 
@@ -30,8 +25,8 @@ def build_student(config: StudentTraining, teacher: str, mean: Tensor, std: Tens
                   seed: int) -> Student:
     """A student for the teacher with spec digest `teacher` and feature moments mean, std [D].
 
-    init "shipped" takes all of the shipped ViT-Ti, moments included, if it was distilled from this
-    teacher; else its trunk without the output layer. Raises ValueError if the sizes differ.
+    init "shipped": the shipped ViT-Ti, all of it if distilled from this teacher, else its trunk.
+    Raises ValueError if the sizes differ.
     """
     torch.manual_seed(seed)
     student = Student(replace(config.model, out_dim=len(mean), teacher=teacher))
@@ -44,11 +39,11 @@ def build_student(config: StudentTraining, teacher: str, mean: Tensor, std: Tens
         return shipped.train()
     any_teacher = replace(student.config, out_dim=0, teacher="")
     if replace(shipped.config, out_dim=0, teacher="") != any_teacher:
-        raise ValueError(
-            f"student.init=shipped: the shipped student is a ViT-{shipped.config.size.title()}, "
-            f"expected {config.model}; use --student.init scratch")
-    state = shipped.state_dict()
-    trunk = {k: v for k, v in state.items() if not k.startswith(("head.", "target_"))}
+        raise ValueError("student.init=shipped: the shipped student is a ViT-"
+                         f"{shipped.config.size.title()}, expected {config.model}; use "
+                         "--student.init scratch")
+    trunk = {name: value for name, value in shipped.state_dict().items()
+             if not name.startswith(("head.", "target_"))}
     student.load_state_dict(trunk, strict=False)
     return student
 
@@ -57,8 +52,8 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
                   seed: int, folder: Path) -> Student:
     """Trains in place, saves into `folder` and returns the student in eval mode.
 
-    A killed run resumes from folder/student.ckpt.safetensors and ends at the same weights. About
-    ten times in all folder/metrics.jsonl gets a row and folder/maps a picture of features.
+    Resumable: folder/student.ckpt.safetensors. About ten times in all, folder/metrics.jsonl gets a
+    row and folder/maps a picture of features.
     """
     device = train.device
     student = student.to(device).train()
@@ -99,7 +94,7 @@ def fidelity(student: Student, examples: Examples,
              stream: Stream | None = None) -> dict[str, float]:
     """Cosine of standardised student and teacher tokens: mean and 1st percentile over all tokens.
 
-    stream: features in raw units in place of the student's own, such as an exported file's.
+    stream: features in raw units in place of the student's own.
     """
     student.eval()
     cosines = []

@@ -32,8 +32,7 @@ def save_feature_maps(student: Student, examples: Examples, path: Path, rows: in
 
 
 def pca_colours(maps: list[Tensor]) -> list[np.ndarray]:
-    """Feature maps, each [N,D,h,w], -> [N,h,w,3] uint8. The first map sets the three principal
-    components and the range of values for all."""
+    """Maps [N,D,h,w] -> [N,h,w,3] uint8, by the first map's principal components and range."""
     flat = maps[0].permute(0, 2, 3, 1).flatten(0, 2).float().cpu()                    # [N*h*w,D]
     mean = flat.mean(0)
     _, _, axes = torch.pca_lowrank(flat - mean, q=3, center=False, niter=4)           # [D,3]

@@ -1,4 +1,4 @@
-"""A run of `distill run`: its folder, and the frozen towers and feature stores that go with it.
+"""A run of `distill run`: its folder, frozen towers and feature stores.
 
 runs/NAME/ config.yaml env.json accuracy.json MODEL_CARD.md frames/ features/ teacher/
 student/{metrics.jsonl,maps/}
@@ -122,14 +122,12 @@ def open_distill_run(folder: Path, render: bool = False) -> DistillRun:
     from distill.clips import open_source
 
     if not (folder / "config.yaml").is_file():
-        raise ValueError(
-            f"{folder}: no run here (no config.yaml); make one with: vega3d distill run")
+        raise ValueError(f"{folder}: no run here (no config.yaml); use: vega3d distill run")
     config = load_config(folder / "config.yaml")
     device = resolve_device(config.device)
     source, source_key = open_source(config.scenes, config.runs / "cache" / "clips", render)
     if not source.ids("train") or not source.ids("test"):
-        raise ValueError(
-            "scenes: the train or the test split is empty; give more rooms or a longer video")
+        raise ValueError("scenes: no train or test clips; give more rooms or a longer video")
     tower = load_wan(generator_folder(config.teacher.generator), config.teacher.tap).to(device)
     semantic = SemanticEncoder().to(device)
     root = folder / "features"

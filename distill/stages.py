@@ -48,8 +48,7 @@ def run_distillation(config: RunConfig) -> Path:
 
 
 def train_and_score(run: DistillRun, train: Examples, test: Examples) -> list[dict]:
-    """Dense teachers and a student for every seed; returns the rows of the accuracy table, none for
-    clips without ground truth."""
+    """Dense teachers and a student for each seed; returns the accuracy rows of labelled clips."""
     rows: list[dict] = []
     for seed in run.config.seeds:
         if run.labelled:
@@ -62,8 +61,7 @@ def train_and_score(run: DistillRun, train: Examples, test: Examples) -> list[di
 
 def train_dense_teachers(run: DistillRun, train: Examples, test: Examples,
                          seed: int) -> list[dict]:
-    """Trains and scores the fused teacher, the semantic-only baseline and the controls; returns
-    their rows."""
+    """Rows of the fused teacher, the semantic-only baseline and the controls."""
     from scenes.furniture.pack import CLASSES
 
     dims = {"teacher": run.tower.dim, "semantic_only": 0}
@@ -94,8 +92,8 @@ def score_student(run: DistillRun, student: Student, name: str, test: Examples, 
                   rows: Sequence[dict], stream: Stream | None = None) -> dict:
     """The row of a student whose features replace the generator's in the trained dense teacher.
 
-    stream: features in raw units in place of the student's own, an exported file's. `rows` hold the
-    teacher and the semantic-only baseline of this seed, for the recovery.
+    stream: raw features in place of the student's own. rows: of the teacher and the semantic-only
+    baseline of this seed, for the recovery.
     """
     teacher = run.dense_teacher("teacher", seed)
     scores, _ = score(teacher, test, stream or student_stream(student))
@@ -108,9 +106,10 @@ def score_student(run: DistillRun, student: Student, name: str, test: Examples, 
 
 
 def recovery(row: dict, teacher: dict, semantic_only: dict) -> dict[str, float]:
-    """recovery_METRIC = (student - semantic only) / (teacher - semantic only) for delta1 and
-    normal_deg, and `recovery`, the smaller of both. A metric is left out where the teacher gains
-    less than LEAST_GAIN, and `recovery` with it."""
+    """recovery_METRIC = (student - semantic only) / (teacher - semantic only), and the smallest.
+
+    A metric is left out where the teacher gains less than LEAST_GAIN, and `recovery` with it.
+    """
     shares = {}
     for metric, least in LEAST_GAIN.items():
         low, high = semantic_only[metric], teacher[metric]
@@ -127,8 +126,7 @@ def student_stream(student: Student) -> Stream:
 
 
 def save_frames(path: Path, examples: Examples, count: int) -> None:
-    """`count` frames spread evenly over the split's clips, with patch depth if known: what export
-    calibrates and checks on. An existing file stays."""
+    """`count` frames spread over the split, with known depth, for export. Leaves an old file."""
     if path.is_file():
         return
     per_clip = max(1, -(-count // len(examples.ids)))

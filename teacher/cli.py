@@ -31,9 +31,8 @@ def prompt(generator: tyro.conf.Positional[str], out: Path | None = None) -> Non
 
     where = generator_folder(generator)
     if not where.is_dir() and not is_hub_id(where):
-        raise ValueError(
-            f"{generator}: no such folder; give a name, a hub id (OWNER/NAME) or a diffusers folder"
-        )
+        raise ValueError(f"{generator}: no such folder; expected a name, a hub id (OWNER/NAME) or "
+                         "a diffusers folder")
     print(f"prompt: {export_prompt(str(where), out or prompt_file(where))}")
 
 
@@ -99,14 +98,14 @@ def search(config: tyro.conf.OmitArgPrefixes[SearchConfig], furniture: Path | No
     found = run(config, lambda split: list(render_clips(source, source.ids(split), workers)),
                 source.key, work)
     save(measured(out.stem, found.rows, environment()), out)
-    heat_map(found.rows, out.with_suffix(".png"), {
-        "score": "score", "depth_r2_ridge": "depth R², ridge", "corr_std_auc": "correspondence AUC"
-    })
+    shown = {"score": "score", "depth_r2_ridge": "depth R², ridge",
+             "corr_std_auc": "correspondence AUC"}
+    heat_map(found.rows, out.with_suffix(".png"), shown)
     where = tap_file(generator_folder(config.generator))
     save_tap(found.best, where)
     print_ranking(found.rows)
-    print(f"{out}\n{out.with_suffix('.png')}\ntap: {where}; use it with: vega3d distill run --tap "
-          "auto")
+    print(f"{out}\n{out.with_suffix('.png')}\n"
+          f"tap: {where}; use it with: vega3d distill run --tap auto")
 
 
 def train(args: list[str]) -> None:
@@ -142,8 +141,6 @@ def plan(launch: Path | None = None, tune: Tune = "full", gpus: int = 1, frames:
     print("\n".join(memory.lines()))
 
 
-VERBS = {
-    "fetch": fetch, "prompt": prompt, "train": train, "plan": plan, "search": search,
-    "pretrain": pretrain, "probe": probe
-}
+VERBS = {"fetch": fetch, "prompt": prompt, "train": train, "plan": plan, "search": search,
+         "pretrain": pretrain, "probe": probe}
 PARSES_ITSELF = {"train"}

@@ -44,12 +44,10 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         if self.vae_steps < 1 and self.init is None:
-            raise ValueError(
-                "pretrain.vae_steps is 0, which needs an earlier generator: give --init FOLDER")
+            raise ValueError("pretrain.vae_steps is 0: give an earlier generator, --init FOLDER")
         for part in ("vae", "transformer"):
             if self.init is not None and not (self.init / part / "config.json").is_file():
-                raise ValueError(
-                    f"pretrain.init: {self.init} holds no generator (no {part}/config.json)")
+                raise ValueError(f"pretrain.init: {self.init} has no {part}/config.json")
         if self.frames % 4 != 1:
             raise ValueError(f"pretrain.frames is {self.frames}, expected 4n+1 (5, 9, 17): "
                              "Wan's VAE silently drops the rest")
@@ -89,8 +87,8 @@ class SearchConfig:
             raise ValueError(f"search: level {bad[0]}, expected 0 (clean) to 1000 (pure noise)")
         columns = [c for c in SEARCH_COLUMNS if self.mlp or c not in MLP_CRITERIA]
         if unknown := [name for name in self.by if name not in columns]:
-            raise ValueError(
-                f"search: no column {', '.join(unknown)}; expected some of: {', '.join(columns)}")
+            raise ValueError(f"search: no column {', '.join(unknown)}; "
+                             f"expected some of: {', '.join(columns)}")
 
     @property
     def criteria(self) -> tuple[str, ...]:

@@ -51,10 +51,8 @@ class LanguageTeacherConfig:
     clips: Path | None = None  # of `vega3d scenes render`; None: rooms are rendered into OUT/clips
     rooms: int = 200  # to render: 80 % training, 10 % validation, 10 % test
     frames: int = 5                     # per rendered clip
-    # or siglip-so400m, siglip2-so400m, a hub id or folder of a SigLIP
-    semantic: str = "efficientnet-lite0"
-    # the second stream, or a control in its place; none: semantic only
-    features: Features = "generator"
+    semantic: str = "efficientnet-lite0"  # or siglip-so400m, siglip2-so400m, a SigLIP's hub id
+    features: Features = "generator"    # second stream, or a control; none: semantic only
     generator: str = "wan-nano"         # a name, a hub id or a diffusers folder
     tap: Tap = field(default_factory=Tap)
     fusion: str = "token_gate"          # one of teacher.fusion.FUSIONS
@@ -72,8 +70,7 @@ class LanguageTeacherConfig:
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.tasks) - set(IMPORTED_TASKS)):
-            raise ValueError(f"teacher: no task {unknown[0]!r}; expected one of: "
-                             f"{', '.join(TASKS)}")
+            raise ValueError(f"teacher: no task {unknown[0]!r}; expected: {', '.join(TASKS)}")
         if self.draws < 1:
             raise ValueError(f"teacher: got draws={self.draws}, expected at least 1")
         if self.metric < 0:

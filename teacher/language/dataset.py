@@ -2,8 +2,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +31,12 @@ from teacher.language.model import QuestionBatch, VisualInputs
 CHOICE = "vsi_choice"
 # A batch has questions of one family, as in the paper; the values are sampling weights. VSI-Bench's
 # ten types are two families, because options make prompts long.
-FAMILIES = {
-    "vsi_number": 2, CHOICE: 1, "ground": 2, "multi_ground": 2, "caption": 1, "situated": 1, "qa": 1
-}
+FAMILIES = {"vsi_number": 2, CHOICE: 1, "ground": 2, "multi_ground": 2, "caption": 1,
+            "situated": 1, "qa": 1}
 READERS = 8  # threads
 
 
 def family(question: Question) -> str:
-    """Which of FAMILIES a question belongs to."""
     if question.task.startswith("vsi:"):
         return CHOICE if question.options else "vsi_number"
     return question.task
@@ -53,10 +50,9 @@ class Batch:
 
 
 class QuestionDataset:
-    """Questions about rooms with the features of their clips.
+    """Questions about N rooms with their features [N,T,D,14,14]; generative may be None.
 
-    semantic, generative: [N,T,D,14,14] of the N rooms; None: no generative stream. Raises
-    ValueError if there are no questions, or the features are not of N clips and T frames.
+    Raises ValueError without questions, or if the features are not of N clips and T frames.
     """
 
     def __init__(self, rooms: Sequence[RoomQuestions], semantic: Tensor, generative: Tensor | None,
@@ -88,39 +84,12 @@ class QuestionDataset:
     def __len__(self) -> int:
         return sum(len(room.questions) for room in self.rooms)
 
-    def with_stream(self, generative: Tensor | None) -> "QuestionDataset":
-        """The same questions with another generative stream [N,T,D,14,14]; the rest is shared."""
-        other = copy(self)
-        other.visual = replace(
-            self.visual, generative=None if generative is None else generative.to(self.device))
-        return other
-
-    def set_shares(self, shares: dict[str, float]) -> None:
-        """Sets the share of batches of some families; the others keep their proportions.
-
-        A family with share 0 leaves `families`. Raises ValueError for shares below 0 or above 1 in
-        total, or if they leave nothing.
-        """
-        given = {name: share for name, share in shares.items() if name in self.families}
-        rest = sum(share for name, share in zip(self.families, self.shares, strict=True)
-                   if name not in given)
-        left = 1 - sum(given.values())
-        if min(given.values(), default=0.0) < 0 or left < 0 or (rest == 0) != (left == 0):
-            raise ValueError(
-                f"dataset: shares {given} of {', '.join(self.families)}; expected at least 0 each, "
-                "and 1 together with the others'")
-        weights = {name: given[name] if name in given else share / rest * left
-                   for name, share in zip(self.families, self.shares, strict=True)}
-        self.families = [name for name, weight in weights.items() if weight > 0]
-        self.shares = np.array([weights[name] for name in self.families])
-
     def sample_batch(self, seed: int, step: int, clips: int, questions: int, rank: int = 0,
                      fixed_shape: bool = False) -> Batch:
-        """A training batch: one family, `clips` clips, `questions` questions about each (repeated
-        if it has fewer).
+        """One family, `clips` clips, `questions` questions about each (repeated if it has fewer).
 
-        Processes of one step draw the same family and different clips. fixed_shape: all batches of
-        a family have the shape of its longest question.
+        Processes of a step draw the same family and other clips. fixed_shape: pads to the family's
+        longest question.
         """
         rng = np.random.default_rng([seed, step])
         name = self.families[rng.choice(len(self.families), p=self.shares)]
@@ -139,7 +108,7 @@ class QuestionDataset:
                      max_new_tokens: int = 0) -> Iterator[Batch]:
         """Every question of one family once; each batch has equally many questions a clip.
 
-        max_new_tokens: as in `encode.collate`; > 0 leaves the answers out.
+        max_new_tokens > 0 leaves the answers out (`encode.collate`).
         """
         chunks: dict[int, list[tuple[int, list[int]]]] = {}  # size -> (room, questions)
         for room, indices in self.by_family.get(name, {}).items():
@@ -169,9 +138,9 @@ class QuestionDataset:
 
 def read_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str], seed: int,
                draws: int = 1) -> list[RoomQuestions]:
-    """Balanced questions of every task about the clips, in order, with a progress bar.
+    """Balanced questions about the clips, in order; clips without any are dropped.
 
-    Clips left without questions are dropped. draws: as in `read_room`.
+    draws: as in `read_room`.
     """
     rooms = [read_room(source.clip(i), tasks, seed, draws)
              for i in track(ids, description="questions")]
@@ -180,7 +149,7 @@ def read_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str], seed: i
 
 def read_imported_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str],
                         stored: ByClip) -> list[RoomQuestions]:
-    """The clips with their stored questions of these tasks; clips without any are dropped."""
+    """Clips with their stored questions of these tasks; clips without any are dropped."""
     rooms = []
     for clip_id in track(ids, "questions"):
         if questions := [q for q in stored.get(clip_id, []) if q.task in tasks]:
@@ -189,18 +158,14 @@ def read_imported_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str]
 
 
 def load_features(store: FeatureStore, rooms: Sequence[RoomQuestions]) -> Tensor:
-    """A store's features of the rooms, [N,T,D,14,14] float16. Raises ValueError if it lacks one
-    (FeatureStore.get)."""
+    """Features of the rooms, [N,T,D,14,14] float16. Raises ValueError for one that is missing."""
     # threads: the store hashes each file at its first reading
     with ThreadPoolExecutor(READERS) as readers:
         return torch.stack([*readers.map(lambda room: store.get(room.id), rooms)])
 
 
 def save_rooms(rooms: Sequence[RoomQuestions], path: Path) -> None:
-    """Writes rooms to one safetensors file for `load_rooms`.
-
-    Questions are a uint8 tensor of JSON text: a header holds at most 100 MB.
-    """
+    """Writes rooms to one safetensors file for `load_rooms`."""
     arrays, texts = {}, []
     for i, room in enumerate(rooms):
         for name in ("points", "boxes", "inside"):
@@ -209,13 +174,13 @@ def save_rooms(rooms: Sequence[RoomQuestions], path: Path) -> None:
         for fields in questions:
             del fields["boxes"]
         texts.append({"id": room.id, "candidates": room.candidates, "asked": questions})
+    # a tensor: a safetensors header holds at most 100 MB
     arrays["rooms"] = np.frombuffer(json.dumps(texts).encode(), np.uint8)
     with atomic_write(path) as scratch:
         save_file(arrays, scratch)
 
 
 def load_rooms(path: Path) -> list[RoomQuestions]:
-    """The rooms that `save_rooms` wrote."""
     with safe_open(path, "np") as file:
         rooms = []
         for i, room in enumerate(json.loads(file.get_tensor("rooms").tobytes())):
@@ -236,10 +201,8 @@ def _check_shapes(rooms: Sequence[RoomQuestions], streams: dict[str, Tensor | No
     frames = len(rooms[0].points)
     for name, stream in streams.items():
         if stream is not None and stream.shape[:2] != (len(rooms), frames):
-            raise ValueError(
-                f"dataset: {name} features are of {stream.shape[0]} clips x {stream.shape[1]} "
-                f"frames, the questions of {len(rooms)} x {frames}; fill the stores from the same "
-                "clips")
+            raise ValueError(f"dataset: {name} features are of {stream.shape[0]} clips x "
+                             f"{stream.shape[1]} frames, the questions of {len(rooms)} x {frames}")
 
 
 def _padded(arrays: Sequence[np.ndarray], most: int) -> Tensor:

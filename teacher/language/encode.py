@@ -34,7 +34,6 @@ class RoomQuestions:
     candidates: list[list[int]]  # of each question, indices into boxes
 
     def subset(self, indices: Sequence[int]) -> "RoomQuestions":
-        """Only these questions; the boxes stay."""
         return replace(self, questions=[self.questions[i] for i in indices],
                        candidates=[self.candidates[i] for i in indices])
 
@@ -42,22 +41,22 @@ class RoomQuestions:
 def read_room(clip: Clip, tasks: Sequence[str], seed: int, draws: int = 1) -> RoomQuestions:
     """Questions of every task about one clip, not yet balanced (`balance_rooms`).
 
-    draws: how many times the tasks in DRAWN_TASKS are drawn; repeated questions are dropped. Raises
-    ValueError if the clip has no depth or camera.
+    draws: of the tasks in DRAWN_TASKS, without repeats. Raises ValueError without depth or camera.
     """
     if clip.depth is None or clip.intrinsics is None or clip.poses is None:
         raise ValueError(f"clip {clip.id}: questions need depth, intrinsics and poses; render it "
                          "with: vega3d scenes render")
     view = SceneView(clip)
-    return _with_boxes(clip, [
-        question for task in tasks
-        for question in _draw(view, task, seed, draws if task in DRAWN_TASKS else 1)])
+    found = []
+    for task in tasks:
+        found += _draw(view, task, seed, draws if task in DRAWN_TASKS else 1)
+    return _with_boxes(clip, found)
 
 
 def imported_room(clip: Clip, questions: list[Question]) -> RoomQuestions:
-    """The clip with questions that were stored with it (scenes.questions.stored).
+    """The clip with its stored questions (scenes.questions.stored).
 
-    A clip without depth or camera has NaN points; raises ValueError if its questions have boxes.
+    Without depth or camera its points are NaN; raises ValueError if its questions have boxes.
     """
     if clip.depth is not None and clip.poses is not None:
         return _with_boxes(clip, questions)
@@ -69,8 +68,7 @@ def imported_room(clip: Clip, questions: list[Question]) -> RoomQuestions:
 
 
 def balance_rooms(rooms: Sequence[RoomQuestions], seed: int) -> list[RoomQuestions]:
-    """The rooms of one split with the questions that scenes.questions.balance retains; rooms
-    without any are dropped."""
+    """The rooms with the questions that scenes.questions.balance retains, if any."""
     every = [question for room in rooms for question in room.questions]
     retained = {id(question) for question in balanced(every, seed)}
     out = []
@@ -93,20 +91,17 @@ class EncodedQuestion:
 class PromptEncoder:
     """Questions to token ids and back, in the tokenizer's chat template if it has one.
 
-    <ground> and <coord> are not in the tokenizer: their ids follow the language model's vocabulary.
-    Raises ValueError for a tokenizer without an end-of-text token, or with more tokens than the
-    model.
+    <ground> and <coord> have the ids after the language model's vocabulary. Raises ValueError for a
+    tokenizer without an end-of-text token, or larger than the vocabulary.
     """
 
     def __init__(self, tokenizer: Any, vocab_size: int):
         if tokenizer.eos_token_id is None:
-            raise ValueError(
-                "tokenizer: has no end-of-text token (eos_token), so no answer would end; set one "
-                "in its tokenizer_config.json")
+            raise ValueError("tokenizer: has no end-of-text token, so no answer would end; set "
+                             "eos_token in its tokenizer_config.json")
         if len(tokenizer) > vocab_size:
-            raise ValueError(
-                f"tokenizer: has {len(tokenizer)} tokens, the language model {vocab_size}; they do "
-                "not belong together")
+            raise ValueError(f"tokenizer: has {len(tokenizer)} tokens, the language model "
+                             f"{vocab_size}; they do not belong together")
         self.tokenizer, self.vocab_size, self.end = tokenizer, vocab_size, tokenizer.eos_token_id
         self._cache: dict[str, list[int]] = {}  # ids of pieces of text
         before, self._after = _chat_template(tokenizer)
@@ -129,8 +124,7 @@ class PromptEncoder:
         return self.tokenizer.decode(ids[:ids.index(self.end)] if self.end in ids else ids).strip()
 
     def fill_cache(self, questions: Iterable[Question]) -> None:
-        """Tokenises all texts of these questions in one call, about ten times faster than one by
-        one."""
+        """Tokenises all texts in one call, about ten times faster than one by one."""
         pieces: set[str] = set()
         for question in questions:
             for text in filter(None, (self._prompt_text(question), question.answer)):
@@ -167,7 +161,6 @@ class PaddingSpec:
 
     @classmethod
     def of(cls, questions: Iterable[EncodedQuestion]) -> "PaddingSpec":
-        """Of at least one question."""
         sizes = [(len(q.prompt) + len(q.answer), len(q.answer), len(q.candidates))
                  for q in questions]
         return cls(*map(max, zip(*sizes, strict=True)))
@@ -177,9 +170,8 @@ def collate(groups: Sequence[Sequence[EncodedQuestion]], pad: int, max_new_token
             padding: PaddingSpec | None = None) -> QuestionBatch:
     """Equally many questions about each clip as tensors on the CPU; L is a multiple of 8.
 
-    max_new_tokens: 0 includes the answers (training); else only the prompts, each followed by at
-    least so many free positions. padding: the shape in training, so that batches are alike; None:
-    as small as possible.
+    max_new_tokens: 0 includes the answers (training); else only the prompts, each with at least so
+    many free positions. padding: the shape in training; None: as small as possible.
     """
     c, q = len(groups), len(groups[0])
     padding = padding or PaddingSpec.of(one for group in groups for one in group)
@@ -205,14 +197,14 @@ def collate(groups: Sequence[Sequence[EncodedQuestion]], pad: int, max_new_token
 
 
 def _with_boxes(clip: Clip, found: list[Question]) -> RoomQuestions:
-    """The questions with their distinct candidate boxes, and the tokens inside each."""
     assert clip.depth is not None and clip.intrinsics is not None and clip.poses is not None
     points = world_points(clip.depth, clip.intrinsics, clip.poses)  # [T,H,W,3]
     index: dict[bytes, int] = {}  # of a distinct box, by its bytes
     unique: list[np.ndarray] = []
     candidates = []
     for question in found:
-        boxes = _with_heading(question.boxes)
+        padding = ((0, 0), (0, 7 - question.boxes.shape[1]))  # no heading: 0
+        boxes = np.pad(question.boxes, padding).astype(np.float32)
         for box in boxes:
             if box.tobytes() not in index:
                 index[box.tobytes()] = len(unique)
@@ -224,7 +216,6 @@ def _with_boxes(clip: Clip, found: list[Question]) -> RoomQuestions:
 
 
 def _draw(view: SceneView, task: str, seed: int, draws: int) -> list[Question]:
-    """Questions of several draws without repeats."""
     found = questions(view, task, seed)
     for draw in range(1, draws):
         texts = {question.text for question in found}
@@ -233,12 +224,7 @@ def _draw(view: SceneView, task: str, seed: int, draws: int) -> list[Question]:
     return found
 
 
-def _with_heading(boxes: np.ndarray) -> np.ndarray:
-    return np.pad(boxes, ((0, 0), (0, 7 - boxes.shape[1]))).astype(np.float32)
-
-
 def _split_specials(text: str) -> list[str]:
-    """The text, split before and after each of SPECIALS."""
     return [piece for piece in re.split(f"({'|'.join(SPECIALS)})", text) if piece]
 
 

@@ -1,5 +1,4 @@
-"""Training the full teacher: one question family a batch; cross-entropy of answers, InfoNCE of
-boxes."""
+"""Training the full teacher, one question family a batch."""
 import json
 import time
 from collections.abc import Callable
@@ -56,9 +55,9 @@ def fit(model: LanguageTeacher, dataset: QuestionDataset, config: FinetuneConfig
         quiet: bool = False, accelerator: Any = None) -> list[dict]:
     """Trains in place and returns the curve, a row every `validate_every` steps.
 
-    folder: for metrics.jsonl and a checkpoint; an interrupted run resumes to the same result.
-    validate: adds to each row, on every process. stop: the time.monotonic() to end at. accelerator:
-    of accelerate; its processes sample different clips of one family, and the first one writes.
+    folder: for metrics.jsonl and a checkpoint to resume from. validate: adds to each row, on every
+    process. stop: the time.monotonic() to end at. accelerator: its processes sample different clips
+    of one family, and the first one writes.
     """
     rank, world = 0, 1
     if accelerator is not None:
@@ -107,7 +106,6 @@ def validation_loss(objective: nn.Module, dataset: QuestionDataset, config: Fine
 
 
 def autocast(config: FinetuneConfig, device: torch.device):
-    """Context of bf16 products if the configuration has them."""
     if uses_bf16(config, device):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
@@ -130,16 +128,12 @@ def _set_query_statistics(model: LanguageTeacher, dataset: QuestionDataset) -> N
 
 def _run_key(model: LanguageTeacher, dataset: QuestionDataset, config: FinetuneConfig,
              world: int) -> str:
-    """Only a run with the same key resumes from a checkpoint."""
-    rooms = [room.id for room in dataset.rooms]
+    rooms = [room.id for room in dataset.rooms]  # a run with another key does not resume
     return digest(asdict(config), asdict(model.shape), rooms, len(dataset), world)
 
 
 class _Backward:
-    """backward(step) adds the gradients of a step's batches and returns its loss (on the device).
-
-    On one GPU in bf16, with one batch a step and no recomputation, it replays a CUDA graph.
-    """
+    """backward(step) adds a step's gradients and returns its loss; a CUDA graph where one fits."""
 
     def __init__(self, model: LanguageTeacher, objective: nn.Module, dataset: QuestionDataset,
                  config: FinetuneConfig, rank: int, world: int):
@@ -156,9 +150,9 @@ class _Backward:
         self.objective.train()
         loss = torch.zeros((), device=self.dataset.device)
         for part in range(config.accumulate):
-            batch = self.dataset.sample_batch(config.seed, step * config.accumulate + part,
-                                              config.clips, config.questions, self.rank,
-                                              fixed_shape=self.graphed)
+            batch = self.dataset.sample_batch(
+                config.seed, step * config.accumulate + part, config.clips, config.questions,
+                self.rank, fixed_shape=self.graphed)
             loss += self._replay(batch) if self.graphed else self._eager(batch)
         return loss
 
@@ -181,9 +175,7 @@ def _load_weights(model: LanguageTeacher, checkpoint: Path | None,
     """(step to start at, state of the optimiser); the checkpoint's weights are in the model."""
     weights: Any = StateDictHolder()
     moments: Any = StateDictHolder({"state": {}, "param_groups": []})
-    start = 0
-    if checkpoint is not None:
-        start = load_checkpoint(checkpoint, {"teacher": weights}, moments, key)
+    start = load_checkpoint(checkpoint, {"teacher": weights}, moments, key) if checkpoint else 0
     if start:
         load_trainable(model, weights.state)
     return start, moments.state
@@ -232,7 +224,6 @@ def _read_curve(metrics: Path | None, start: int) -> list[dict]:
 
 def _record(curve: list[dict], metrics: Path | None, step: int, losses: list[Tensor],
             scores: dict[str, float]) -> None:
-    """Adds a row to the curve and its file; empties `losses`."""
     row = {"step": step, "loss": float(torch.stack(losses).mean()), **scores}
     losses.clear()
     curve.append(row)

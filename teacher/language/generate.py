@@ -60,12 +60,8 @@ def _ground(model: LanguageTeacher, batch: Batch) -> list[Prediction]:
     return out
 
 
-def _greedy(model: LanguageTeacher, batch: Batch, max_new_tokens: int,
-            end: int) -> list[list[int]]:
-    """Token ids of the greedy answer to each question.
-
-    Without a key-value cache: answers are short, and many questions share a clip's forward pass.
-    """
+def _greedy(model: LanguageTeacher, batch: Batch, max_new_tokens: int, end: int) -> list[list[int]]:
+    """Token ids of each greedy answer. No key-value cache: answers are short, questions many."""
     questions = batch.questions
     ids, start = questions.ids.clone(), questions.length  # [C,Q,L], [C,Q]
     done = torch.zeros_like(start, dtype=torch.bool)

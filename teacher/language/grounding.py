@@ -31,10 +31,9 @@ class GroundHead(nn.Module):
 
 
 def ground_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """InfoNCE with several positives, mean over questions; float32 scalar.
+    """InfoNCE, -log of the targets' summed probability, mean over questions; float32 scalar.
 
-    The loss is -log of the summed probability of the targets. logits [...,K+1]; targets [...,K]
-    bool, all False: "none" is right; valid [...,K] bool: False for padding.
+    logits [...,K+1]; targets [...,K] bool, all False: "none" is right; valid [...,K]: not padding.
     """
     logits = mask_padding(logits, valid)
     right = torch.cat([targets, ~targets.any(-1, keepdim=True)], -1)
@@ -50,16 +49,14 @@ def box_tokens(points: np.ndarray, boxes: np.ndarray, grid: int,
                margin: float = 0.05) -> np.ndarray:
     """Weights of the tokens in each box, [K,T*grid*grid] float32: rows sum to 1, or are 0.
 
-    points [T,H,W,3] world metres (NaN = unknown), boxes [K,6] or [K,7] (centre, size, heading).
-    `margin` m is added on every side, as surfaces lie on the box itself. Tokens that are at least
-    half inside share the weight (Video-3D LLM's rule). If there are none, each token counts by its
-    share inside. Raises ValueError for a box without volume.
+    points [T,H,W,3] world metres (NaN = unknown), boxes [K,6] or [K,7] (centre, size, heading),
+    grown by `margin` m. Tokens at least half inside share the weight (Video-3D LLM's rule); without
+    any, each token counts by its share inside. Raises ValueError for a box without volume.
     """
     boxes = np.asarray(boxes, np.float32)
     if (flat := np.flatnonzero((boxes[:, 3:6] <= 0).any(1))).size:
-        raise ValueError(
-            f"boxes: number {flat[0]} has no volume (size {boxes[flat[0], 3:6].tolist()} m); sizes "
-            "are width, depth, height > 0")
+        raise ValueError(f"boxes: number {flat[0]} has no volume (width, depth, height "
+                         f"{boxes[flat[0], 3:6].tolist()} m)")
     t, h, w, _ = points.shape
     share = np.zeros((len(boxes), t, grid, grid), np.float32)
     rows, columns = (np.linspace(0, n, grid + 1).round().astype(int)[:-1] for n in (h, w))

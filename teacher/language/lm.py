@@ -21,8 +21,7 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32,
             layers: int | None = None) -> tuple[Any, Any]:
     """(model, tokenizer) of `smollm2-135m`, one of PUBLISHED, a hub id or a local folder.
 
-    layers: keeps the first ones; None: all. Of LLaVA-Video only the language model is read. Raises
-    ValueError if there is no such model, or it is no complete causal language model.
+    layers: keeps the first ones; None: all. Raises ValueError for a missing or incomplete model.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, Qwen2ForCausalLM
 
@@ -50,8 +49,7 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32,
 
 
 def tune(lm: nn.Module, how: Tune, rank: int = RANK) -> None:
-    """Sets what is trained, in place: nothing, low-rank adapters on every linear layer (peft), or
-    all weights."""
+    """Sets what is trained, in place: nothing, peft's adapters on every linear layer, or all."""
     lm.requires_grad_(how == "full")
     if how == "lora":
         from peft import LoraConfig, inject_adapter_in_model
@@ -64,10 +62,8 @@ def tune(lm: nn.Module, how: Tune, rank: int = RANK) -> None:
 
 def recompute(lm: Any) -> None:
     """Enables activation checkpointing of every layer, in place."""
-    # transformers is renaming the method
-    enable = getattr(lm, "activation_checkpointing_enable",
-                     None) or lm.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    new_name = getattr(lm, "activation_checkpointing_enable", None)  # of a later transformers
+    (new_name or lm.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _where(name: str) -> str:
@@ -79,16 +75,14 @@ def _where(name: str) -> str:
     if name in PUBLISHED:
         return PUBLISHED[name]
     if not Path(name).exists() and (name.count("/") != 1 or name[0] in "./~"):
-        raise ValueError(
-            f"{name}: no such language model; give {SMOLLM}, {', '.join(PUBLISHED)}, a hub id "
-            "(OWNER/NAME) or a transformers folder")
+        raise ValueError(f"{name}: no such language model; give {SMOLLM}, {', '.join(PUBLISHED)}, "
+                         "a hub id (OWNER/NAME) or a transformers folder")
     return name
 
 
 def _keep_layers(model: Any, layers: int) -> None:
     decoder = model.get_decoder()
     if not 1 <= layers <= len(decoder.layers):
-        raise ValueError(
-            f"language model: got {layers} layers, expected 1 to {len(decoder.layers)}")
+        raise ValueError(f"language model: {layers} layers, expected 1 to {len(decoder.layers)}")
     decoder.layers = decoder.layers[:layers]
     model.config.num_hidden_layers = layers

@@ -1,8 +1,7 @@
-"""GPU memory of a training of the full teacher, counted without a GPU and without allocating it.
+"""GPU memory of a training of the full teacher, counted without a GPU.
 
-The model is built on PyTorch's meta device in its true shape, and its forward pass runs there (one
-decoder layer stands for all). What autograd saves is counted, not estimated. Weights, gradients and
-Adam's moments are sharded over the GPUs (FSDP, ZeRO-3).
+The model and its forward pass are on PyTorch's meta device (one decoder layer stands for all), and
+what autograd saves is counted. Weights, gradients and moments are sharded (FSDP, ZeRO-3).
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from teacher.language.model import (
 )
 
 GB = 1e9
+PARTS = ("weights", "gradients", "moments", "gathered", "activations", "layer", "logits", "towers")
 QWEN2_7B: dict[str, Any] = {  # LLaVA-Video's language model
     "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
     "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 32768}
@@ -51,13 +51,11 @@ class MemoryPlan:
 
     @property
     def total(self) -> float:
-        return sum((self.weights, self.gradients, self.moments, self.gathered, self.activations,
-                    self.layer, self.logits, self.towers))
+        return sum(getattr(self, part) for part in PARTS)
 
     def lines(self) -> list[str]:
         """A row for each part, in GB."""
-        parts = ("weights", "gradients", "moments", "gathered", "activations", "layer", "logits",
-                 "towers", "total")
+        parts = (*PARTS, "total")
         counts = (f"{self.parameters / 1e9:.2f} G parameters, {self.trained / 1e9:.2f} G trained, "
                   f"{self.world} GPU(s)")
         return [counts, *(f"  {part:12} {getattr(self, part) / GB:7.2f} GB" for part in parts)]
@@ -69,8 +67,7 @@ def plan(how: Tune = "full", world: int = 8, frames: int = 32, words: int = 128,
     """Memory of a training step with `clips` clips a GPU and one question a clip.
 
     words: tokens of a question, of which `answer` are the answer. lm: sizes of a Qwen2; None: the
-    7B's. recompute: FinetuneConfig.recompute. A single GPU has everything in bf16, gradients and
-    moments too: float32 copies of 7 G weights do not fit.
+    7B's. A single GPU has everything in bf16: float32 copies of 7 G weights do not fit.
     """
     model = _meta_teacher(how, shape, lm or QWEN2_7B, rank)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -89,8 +86,7 @@ def plan(how: Tune = "full", world: int = 8, frames: int = 32, words: int = 128,
 
 
 def processes(launch: Path) -> int:
-    """Number of GPUs that an accelerate configuration shards over. Raises ValueError if it does not
-    shard."""
+    """GPUs that an accelerate configuration shards over. Raises ValueError without sharding."""
     from accelerate.commands.config.config_args import load_config_from_file
 
     if not launch.is_file():
@@ -98,18 +94,15 @@ def processes(launch: Path) -> int:
     try:
         config = load_config_from_file(str(launch))
     except Exception as error:  # whatever accelerate's YAML reader and its checks raise
-        raise ValueError(
-            f"{launch}: accelerate cannot read it ({' '.join(str(error).split())[:200]})"
-        ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{launch}: accelerate cannot read it ({reason})") from error
     sharding = getattr(config, "fsdp_config", None) or {}
     kind = getattr(config, "distributed_type", None)
     if str(kind or "").rpartition(".")[2] != "FSDP" or not sharding:
-        raise ValueError(
-            f"{launch}: distributed_type is {kind}, expected FSDP with an fsdp_config: a 7B model "
-            "does not fit on one GPU with float32 moments")
-    if str(sharding.get("fsdp_version")) != "2":
-        raise ValueError(
-            f"{launch}: fsdp_version is {sharding.get('fsdp_version')}, expected 2")
+        raise ValueError(f"{launch}: distributed_type is {kind}, expected FSDP with fsdp_config: "
+                         "a 7B model does not fit on one GPU with float32 moments")
+    if str(version := sharding.get("fsdp_version")) != "2":
+        raise ValueError(f"{launch}: fsdp_version is {version}, expected 2")
     return int(config.num_processes)
 
 
@@ -157,9 +150,7 @@ class _WithoutLayers(LanguageTeacher):
         return self.lm.get_decoder().norm(embeds)
 
 
-def _meta_teacher(how: Tune, shape: LanguageShape, lm: dict[str, Any],
-                  rank: int) -> _WithoutLayers:
-    """The teacher in its true shape, bf16, without memory."""
+def _meta_teacher(how: Tune, shape: LanguageShape, lm: dict[str, Any], rank: int) -> _WithoutLayers:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     with torch.device("meta"):

@@ -1,9 +1,8 @@
 """The full teacher: fused visual tokens in a causal language model, which answers or grounds.
 
 Semantic and generative tokens -> fusion -> 3D positions -> a newline token after each row -> any
-causal language model of transformers, through `inputs_embeds` (arXiv 2603.19235; 2412.00493).
-Several questions about one clip share its visual tokens. The attention mask keeps them apart, so
-the result equals that of one question at a time.
+causal language model, through `inputs_embeds` (arXiv 2603.19235; 2412.00493). Questions about one
+clip share its visual tokens; a mask keeps them apart, so the result is that of one at a time.
 """
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +21,9 @@ GROUND, COORD = "<ground>", "<coord>"
 SPECIALS = (GROUND, COORD)
 IGNORED = -100  # label of a position that the loss ignores
 # module names of this class -> names in saved teachers
-SAVED_NAMES = {
-    "object_projection.": "known.", "state_projection.": "heard.", "distance_head.": "metric.",
-    "ground.query_proj.": "ground.ask.", "ground.object_proj.": "ground.thing.",
-}
+SAVED_NAMES = {"object_projection.": "known.", "state_projection.": "heard.",
+               "distance_head.": "metric.", "ground.query_proj.": "ground.ask.",
+               "ground.object_proj.": "ground.thing."}
 
 
 @dataclass(frozen=True)
@@ -73,10 +71,7 @@ class TeacherOutput:
 
 
 class LanguageTeacher(nn.Module):
-    """`lm` is the language model; all other weights are new.
-
-    prefix: token ids before the visual tokens.
-    """
+    """lm: the language model; other weights are new. prefix: ids before the visual tokens."""
     semantic_mean: Tensor
     semantic_std: Tensor
     generative_mean: Tensor
@@ -96,8 +91,7 @@ class LanguageTeacher(nn.Module):
             self.register_buffer(f"{name}_std", torch.ones(dim, 1, 1))
         self.register_buffer("query_mean", torch.zeros(width))
         self.register_buffer("query_std", torch.ones(width))
-        # Visual tokens are scaled to the RMS of word embeddings: a layer norm's output is many
-        # times larger, and a small language model would ignore its words.
+        # visual tokens get the RMS of word embeddings: larger ones would drown the words
         self.register_buffer("scale", _rms(embedding))
         self.register_buffer("prefix", torch.tensor(prefix, dtype=torch.long), persistent=False)
         self.fusion = fusion(shape.fusion, shape.semantic_dim, shape.generative_dim, width)
@@ -128,7 +122,6 @@ class LanguageTeacher(nn.Module):
                              visual_hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [...,W] -> [...,vocabulary]."""
         return self.lm.get_output_embeddings()(hidden)
 
     def answer_logits(self, output: TeacherOutput, questions: QuestionBatch) -> Tensor:
@@ -140,8 +133,7 @@ class LanguageTeacher(nn.Module):
         return self.logits(output.hidden.gather(2, at))
 
     def distance_loss(self, output: TeacherOutput, visual: VisualInputs) -> Tensor:
-        """position.distance_loss of the visual tokens; of the semantic ones if both are in a
-        sequence."""
+        """position.distance_loss of the visual tokens (of two streams in a sequence: the first)."""
         assert self.distance_head is not None
         points = self.cell_points(visual, self.shape.grid).flatten(1, 3)
         return distance_loss(self.distance_head, self._cell_states(output.visual_hidden, visual),
@@ -150,9 +142,8 @@ class LanguageTeacher(nn.Module):
     def grounding_query(self, hidden: Tensor, questions: QuestionBatch) -> Tensor:
         """The vector that represents each grounding question, before standardisation, [C,Q,W].
 
-        Hidden states hardly depend on the question: a few channels hold most of their energy, and
-        without standardisation the head stays at chance for hundreds of steps. The statistics are
-        those of `finetune.set_statistics`.
+        A few channels hold most of a hidden state's energy: without standardisation (statistics of
+        `finetune.set_statistics`) the head stays at chance for hundreds of steps.
         """
         if self.shape.query == "ground":
             mask = questions.ids == self.vocab_size + SPECIALS.index(GROUND)  # one or none
@@ -174,8 +165,7 @@ class LanguageTeacher(nn.Module):
         return semantic, generative.to(self.newline.dtype)
 
     def visual_tokens(self, visual: VisualInputs, fused: Tensor) -> Tensor:
-        """fused [C,T,W,h,14] -> [C,T*rows*(grid+1),W]: averaged to the grid, with positions and a
-        newline token after each row."""
+        """fused [C,T,W,h,14] -> [C,T*rows*(grid+1),W]: on the grid, with positions and newlines."""
         c, t, w, h, _ = fused.shape
         if not self.shape.sight:
             return fused.new_zeros(c, 0, w)
@@ -207,8 +197,7 @@ class LanguageTeacher(nn.Module):
                                      attention_mask=mask, use_cache=False).last_hidden_state
 
     def _object_embeddings(self, visual: VisualInputs, tokens: Tensor) -> Tensor:
-        """One vector a box, [C,M,W]: the mean of the tokens inside it, and the position of its
-        centre (pose-free: the mean position of those tokens)."""
+        """[C,M,W]: the mean of each box's tokens, and its centre's position (pose-free: theirs)."""
         if not self.shape.sight:
             return tokens.new_zeros(*visual.boxes.shape[:2], tokens.shape[2])
         parts = tokens.split(GRID, 3)  # two of a fusion that concatenates sequences
@@ -234,8 +223,7 @@ class LanguageTeacher(nn.Module):
     def _embed(self, ids: Tensor) -> Tensor:
         in_vocabulary = ids < self.vocab_size
         words = self.lm.get_input_embeddings()(ids.where(in_vocabulary, 0))
-        # A product, not a look-up: the gradient of a look-up adds every token of the batch to the
-        # same row, one after another.
+        # a product: the gradient of a look-up adds all tokens to one row, one after another
         special_ids = torch.arange(len(SPECIALS), device=ids.device) + self.vocab_size
         one_hot = (ids[..., None] == special_ids).to(words.dtype)
         return words * in_vocabulary[..., None] + one_hot @ self.specials.to(words.dtype)
@@ -250,9 +238,8 @@ class LanguageTeacher(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         position = torch.cat([torch.arange(p, device=x.device),
                               p + torch.arange(l, device=x.device).repeat(q)]).expand(c, -1)
-        mask = None  # one question: causal
-        if q > 1:
-            mask = question_block_mask(p, q, l, x.device).expand(c, 1, -1, -1)
+        # None (one question): causal
+        mask = question_block_mask(p, q, l, x.device).expand(c, 1, -1, -1) if q > 1 else None
         hidden = self.run_layers(x, position, mask)
         return hidden[:, :p], hidden[:, p:].unflatten(1, (q, l))
 
@@ -269,8 +256,7 @@ class LanguageTeacher(nn.Module):
         return self.state_projection((inside @ states).to(self.newline.dtype)) * self.scale
 
     def _cell_states(self, visual_hidden: Tensor, visual: VisualInputs) -> Tensor:
-        """[C,V,W] -> [C,T*grid*grid,W]: without newlines; of two streams in a sequence, the
-        first."""
+        """[C,V,W] -> [C,T*grid*grid,W]: no newlines; of two streams in a sequence, the first."""
         t, g = visual.semantic.shape[1], self.shape.grid
         return visual_hidden.unflatten(1, (t, -1, g + 1))[:, :, :g, :g].flatten(1, 3)
 
@@ -286,8 +272,7 @@ class LanguageTeacher(nn.Module):
 
 
 def question_block_mask(shared: int, questions: int, length: int, device: torch.device) -> Tensor:
-    """Attention mask [1,1,S,S] bool, S = shared + questions * length: causal, and each question
-    sees only the shared tokens and itself."""
+    """[1,1,S,S] bool, S = shared + questions * length: causal, and questions do not see others."""
     owner = (torch.arange(-shared, questions * length, device=device) // length).clamp_min(-1)
     visible = (owner[None] == owner[:, None]) | (owner[None] == -1)
     return visible.tril()[None, None]

@@ -7,13 +7,7 @@ from torch import Tensor, nn
 
 from teacher.language.dataset import Batch
 from teacher.language.grounding import ground_loss
-from teacher.language.model import (
-    IGNORED,
-    LanguageTeacher,
-    QuestionBatch,
-    TeacherOutput,
-    VisualInputs,
-)
+from teacher.language.model import IGNORED, LanguageTeacher, QuestionBatch, VisualInputs
 
 RECOMPILE_LIMIT = 256  # compiled shapes: one a question family, of every model in this process
 
@@ -26,28 +20,24 @@ class Objective(nn.Module):
         self.teacher = teacher
 
     def forward(self, batch: Batch) -> Tensor:
-        """Cross-entropy of the answer tokens or InfoNCE over the boxes, plus in training the
-        weighted distance loss; float32 scalar."""
-        output = self.teacher(batch.visual, batch.questions)
-        loss = self._question_loss(output, batch.questions)
+        """Answer cross-entropy or box InfoNCE, and in training the distance loss; a scalar."""
+        questions = batch.questions
+        output = self.teacher(batch.visual, questions)
+        if output.ground is not None:
+            loss = ground_loss(output.ground, questions.targets, questions.candidates >= 0)
+        else:
+            logits = self.teacher.answer_logits(output, questions).flatten(0, 2).float()
+            loss = F.cross_entropy(logits, questions.labels.flatten(), ignore_index=IGNORED)
         if self.training and self.teacher.distance_head is not None:
             weight = self.teacher.shape.metric
             loss = loss + weight * self.teacher.distance_loss(output, batch.visual)
         return loss
 
-    def _question_loss(self, output: TeacherOutput, questions: QuestionBatch) -> Tensor:
-        if output.ground is not None:
-            return ground_loss(output.ground, questions.targets, questions.candidates >= 0)
-        logits = self.teacher.answer_logits(output, questions)
-        return F.cross_entropy(logits.flatten(0, 2).float(), questions.labels.flatten(),
-                               ignore_index=IGNORED)
-
 
 class FlatInputsObjective(nn.Module):
     """`Objective` of a batch given as separate tensors, as CUDA graphs need it.
 
-    names: of the tensors, as from `flatten_batch`. compiled: the language model's layers are
-    compiled, in this module's forward only; all layers share one program.
+    names: from `flatten_batch`. compiled: the language model's layers run compiled in this forward.
     """
 
     def __init__(self, objective: Objective, names: list[str], compiled: bool = False):

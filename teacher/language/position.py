@@ -1,9 +1,8 @@
 """3D positions of visual tokens, and a training loss on the distances between them.
 
-Positions are world points from depth and pose, or places in the video where a clip has neither.
 Source: Video-3D LLM (arXiv 2412.00493), `avg-discrete-sin3d`: the mean world point of a token's
-pixels, clipped to the scene's bounds, in steps of 0.1 m, as sines and cosines in a third of the
-channels per axis. The distance loss is not in the paper.
+pixels in steps of 0.1 m, as sines and cosines, a third of the channels per axis. The pose-free
+positions and the distance loss are not in the paper.
 """
 import numpy as np
 import torch
@@ -22,8 +21,7 @@ NEAR = 0.1      # m, added to distances before the logarithm
 def world_points(depth: np.ndarray, intrinsics: np.ndarray, poses: np.ndarray) -> np.ndarray:
     """World point of every pixel, [T,H,W,3] float32 metres; NaN where depth is 0.
 
-    depth [T,H,W] m along the optical axis, intrinsics [3,3] px (centres at +0.5), poses [T,4,4]
-    camera to world.
+    depth [T,H,W] m, intrinsics [3,3] px (centres at +0.5), poses [T,4,4] camera to world.
     """
     t, h, w = depth.shape
     rows, columns = np.mgrid[:h, :w].reshape(2, -1) + 0.5  # [H*W] each
@@ -33,11 +31,9 @@ def world_points(depth: np.ndarray, intrinsics: np.ndarray, poses: np.ndarray) -
 
 
 def mean_token_points(points: np.ndarray, grid: int) -> np.ndarray:
-    """Mean of each token's known points, [T,grid,grid,3] float32.
+    """Mean of each token's known points [T,H,W,3] -> [T,grid,grid,3] float32.
 
-    A token without a known point gets its frame's mean, a frame without one the origin. points
-    [T,H,W,3] as from `world_points`; H and W need not divide by the grid: cells end at the nearest
-    pixel.
+    A token without any gets its frame's mean, such a frame the origin. Cells end at whole pixels.
     """
     _, h, w, _ = points.shape
     valid = ~np.isnan(points[..., :1])
@@ -66,10 +62,7 @@ def video_position(frames: int, grid: int, width: int,
 
 
 class DistanceHead(nn.Module):
-    """Hidden states of two tokens, each [...,W] -> log(distance in metres + 0.1), [...].
-
-    Symmetric in its arguments. Used in training only.
-    """
+    """States of two tokens [...,W] -> log(distance in metres + 0.1), [...]. Symmetric."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -81,10 +74,9 @@ class DistanceHead(nn.Module):
 
 
 def distance_loss(head: DistanceHead, states: Tensor, points: Tensor) -> Tensor:
-    """Smooth L1 of PAIRS log distances a clip, drawn at random in each call; float32 scalar.
+    """Smooth L1 of PAIRS random log distances a clip: it teaches a room's layout; float32 scalar.
 
-    It teaches the layout of a room, about which questions say little: one number a clip. states
-    [C,N,W] of visual tokens, points [C,N,3] m, their world points.
+    states [C,N,W] of visual tokens, points [C,N,3] m, their world points.
     """
     c, n, _ = states.shape
     first, second = torch.randint(n, (2, c, PAIRS), device=states.device)[..., None]

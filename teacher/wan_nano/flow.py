@@ -1,8 +1,7 @@
 """wan-nano's transformer: Wan's video transformer in a small size, trained by flow matching.
 
-x_t = (1-t) z + t eps, target eps - z (arXiv 2210.02747); t is logit-normal, then shifted towards
-noise with the number of tokens (arXiv 2403.03206, section 5.3.2). Clips and single frames
-alternate, so that the generator is trained in both frame modes of the tap.
+x_t = (1-t) z + t eps, target eps - z (arXiv 2210.02747); t is logit-normal, shifted towards noise
+with the number of tokens (arXiv 2403.03206, section 5.3.2). Clips and single frames alternate.
 """
 from collections.abc import Sequence
 from itertools import pairwise
@@ -61,7 +60,7 @@ def flow_batch(clips: Tensor, images: Tensor, batch: int, seed: int,
                step: int) -> tuple[Tensor, Tensor, Tensor]:
     """(z, noise, t) of a step: of clips [N,16,F,h,w] on even steps, else of images [M,16,1,h,w].
 
-    An image batch is F times as large, so that every step has the same number of tokens.
+    An image batch is F times as large: every step has as many tokens.
     """
     z_all, count = (clips, batch) if step % 2 == 0 else (images, batch * clips.shape[2])
     draw = torch.Generator(device=z_all.device).manual_seed(seed * 1_000_003 + step)
@@ -74,8 +73,7 @@ def flow_batch(clips: Tensor, images: Tensor, batch: int, seed: int,
 def shifted(t: Tensor, grid: Sequence[int]) -> Tensor:
     """t in [0,1] shifted towards noise for latents of size `grid` (F,h,w); 0 and 1 stay.
 
-    Neighbouring latents are correlated: at equal t, more of them hide less of a room's layout. A
-    token is 2x2 latents.
+    Latents are correlated: at equal t, more of them hide less of a layout. A token is 2x2 latents.
     """
     shift = max(1.0, (prod(grid) / 4 / UNSHIFTED_TOKENS) ** 0.5)
     return shift * t / (1 + (shift - 1) * t)

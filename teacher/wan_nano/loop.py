@@ -3,6 +3,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -78,8 +79,13 @@ def _compile(stage: str, loss: nn.Module, modules: dict[str, nn.Module]) -> None
         loss.compile(dynamic=False)
 
 
+def read_metrics(folder: Path) -> list[dict]:
+    """The rows of folder/metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 class _Gradients:
-    """Computes the gradients of one batch and returns the loss to log; CUDA graphs on one GPU."""
+    """The gradients of one batch; returns the loss to log. CUDA graphs on one GPU."""
 
     def __init__(self, accelerator: Accelerator, loss: nn.Module, optimizer: torch.optim.Optimizer):
         self.accelerator, self.optimizer = accelerator, optimizer
@@ -99,10 +105,7 @@ class _Gradients:
 
 
 class _Checkpoint:
-    """A stage's resumable state; the main process saves it every `save_every` steps and at the end.
-
-    Settings of the other stage are not part of its key: changing them does not restart this one.
-    """
+    """A stage's resumable state. Its key leaves out the settings of the other stage."""
 
     def __init__(self, run: Pretraining, stage: str, modules: dict[str, nn.Module],
                  optimizer: torch.optim.Optimizer):
@@ -150,8 +153,7 @@ class _StepBudget:
         self.steps: int = getattr(run.config, f"{stage}_steps")
         self.seconds: float = getattr(run.config, f"{stage}_seconds")
         if self.seconds and start:
-            lines = (run.config.out / "metrics.jsonl").read_text().splitlines()
-            rows = [json.loads(line) for line in lines]
+            rows = read_metrics(run.config.out)
             self.steps = next(row["steps"] for row in reversed(rows)
                               if row["stage"] == stage and "steps" in row)
             self.seconds = 0.0

@@ -1,7 +1,6 @@
 """`vega3d teacher pretrain`: wan-nano's VAE, then its transformer, from rendered rooms.
 
-On several GPUs: accelerate launch --num_processes N -m vega3d teacher pretrain … (each process its
-own share of clips).
+On several GPUs: accelerate launch --num_processes N -m vega3d teacher pretrain …
 """
 import json
 import shutil
@@ -24,7 +23,7 @@ from teacher.config import PretrainConfig
 from teacher.fast.wan_blocks import set_training_processors
 from teacher.towers.wan import normalise_latents
 from teacher.wan_nano.flow import FlowLoss, build_transformer, empty_prompt, flow_batch
-from teacher.wan_nano.loop import Pretraining, fit
+from teacher.wan_nano.loop import Pretraining, fit, read_metrics
 from teacher.wan_nano.vae import (
     ReconstructionLoss,
     build_vae,
@@ -65,7 +64,7 @@ def history(config: PretrainConfig) -> dict:
     before = config.init and config.init / "pretrain.json"
     if not before or not before.is_file():
         return asdict(config)
-    rows = [json.loads(line) for line in (before.parent / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(before.parent)
     done = {f"{stage}_steps": steps_done(rows, stage) for stage in ("vae", "flow")}
     return asdict(config) | {"before": json.loads(before.read_text()) | done}
 
@@ -115,9 +114,9 @@ def train_flow(run: Pretraining, vae: AutoencoderKLWan, frames: Tensor) -> WanTr
     set_training_processors(transformer)
     averaged = AveragedModel(transformer, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     seed = _process_seed(run)
+    modules = {"transformer": transformer, "averaged": averaged}
     fit(run, "flow", FlowLoss(transformer),
-         lambda step: flow_batch(clips, images, config.flow_batch, seed, step),
-         {"transformer": transformer, "averaged": averaged})
+        lambda step: flow_batch(clips, images, config.flow_batch, seed, step), modules)
     return averaged.module.to(device).eval()
 
 
@@ -147,8 +146,7 @@ def gather_frames(source: Source, ids: list[str], path: Path, workers: int) -> T
             array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(ids), *clip.frames.shape))
         array[i] = clip.frames
     if array is None:
-        raise ValueError(
-            "pretrain: the source has no clips; render some with: vega3d scenes render")
+        raise ValueError("pretrain: no clips; render some with: vega3d scenes render")
     array.flush()
     done.write_text(key)
     return torch.from_numpy(np.load(path, mmap_mode="c"))

@@ -12,6 +12,7 @@ from records.files import atomic_write
 from scenes.clip import Source
 from teacher.config import PretrainConfig
 from teacher.wan_nano.flow import sample
+from teacher.wan_nano.loop import read_metrics
 from teacher.wan_nano.pretrain import steps_done
 from teacher.wan_nano.vae import to_pixels
 
@@ -20,10 +21,7 @@ ROWS = 4
 
 @torch.inference_mode()
 def write_samples(folder: Path, source: Source, config: PretrainConfig, rows: int = ROWS) -> Path:
-    """folder/samples.png: `rows` held-out clips with their reconstructions, then generated clips.
-
-    Reads the saved (bfloat16-rounded) weights, not the training ones.
-    """
+    """folder/samples.png: held-out clips and their reconstructions, then generated clips."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32)
     vae = vae.to(device).eval()
@@ -47,7 +45,7 @@ def write_samples(folder: Path, source: Source, config: PretrainConfig, rows: in
 
 def write_card(folder: Path, config: PretrainConfig) -> None:
     """folder/README.md from pretrain.json and metrics.jsonl."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(folder)
     psnr = next(r for r in reversed(rows) if "psnr_db_mean" in r)
     settings = json.loads((folder / "pretrain.json").read_text())
     earlier = {stage: _total(settings.get("before"), f"{stage}_steps") for stage in ("vae", "flow")}

@@ -1,8 +1,7 @@
 """wan-nano's VAE: Wan's causal video autoencoder in a small size, trained on random crops.
 
 Loss = L1 + image-gradient L1 + a small KL; pixels in [-1,1]. Crops are 9 frames long: the third
-latent frame is the first that decodes from a full temporal cache, so shorter clips would leave that
-path untrained.
+latent frame is the first that decodes from a full temporal cache.
 """
 from collections.abc import Iterator
 
@@ -18,8 +17,7 @@ KL_WEIGHT, GRADIENT_WEIGHT = 1e-4, 1.0
 def build_vae() -> AutoencoderKLWan:
     """2.5 M parameters; 8x in space, 4x in time, 16 channels, as Wan2.1.
 
-    The first halving is the 2x2 patchify of Wan2.2's VAE, so no convolution runs at full
-    resolution: three quarters of a small VAE's work.
+    The first halving is Wan2.2's 2x2 patchify: no convolution runs at full resolution.
     """
     return AutoencoderKLWan(base_dim=32, z_dim=16, dim_mult=[1, 2, 2], num_res_blocks=1,
                             patch_size=2, in_channels=12, out_channels=12,
@@ -69,11 +67,8 @@ def encode_all(vae: AutoencoderKLWan, frames: Tensor, device: torch.device,
                batch: int = 64) -> Tensor:
     """Raw latent means of frames [N,T,3,H,W] uint8 -> [N,16,F,H/8,W/8] float16 on `device`."""
     dtype = next(vae.parameters()).dtype
-    parts = [
-        vae.encode(to_pixels(frames[i:i + batch].to(device)).to(dtype)).latent_dist.mode().half()
-        for i in range(0, len(frames), batch)
-    ]
-    return torch.cat(parts)
+    pixels = (to_pixels(part.to(device)).to(dtype) for part in frames.split(batch))
+    return torch.cat([vae.encode(x).latent_dist.mode().half() for x in pixels])
 
 
 @torch.inference_mode()
@@ -82,8 +77,8 @@ def reconstruction_psnr(vae: AutoencoderKLWan, frames: Tensor, device: torch.dev
     """PSNR in dB of each clip of frames [N,T,3,H,W] uint8 through the VAE -> [N]."""
     dtype = next(vae.parameters()).dtype
     scores = []
-    for i in range(0, len(frames), batch):
-        x = to_pixels(frames[i:i + batch].to(device))
+    for part in frames.split(batch):
+        x = to_pixels(part.to(device))
         out = vae.decode(vae.encode(x.to(dtype)).latent_dist.mode()).sample.float()
         error = (out - x).square().mean((1, 2, 3, 4))
         scores.append(10 * torch.log10(4 / error))  # range 2, so peak^2 = 4
