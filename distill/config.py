@@ -1,7 +1,4 @@
-"""The configuration of a run: frozen dataclasses, filled from YAML and the command line.
-
-Imports no torch: `--help` reads this module and shows the comments of the fields.
-"""
+"""The configuration of a run, from YAML and the command line. Imports no torch, for `--help`."""
 import difflib
 import types
 from dataclasses import dataclass, field, fields, is_dataclass

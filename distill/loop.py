@@ -92,10 +92,7 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
 @torch.inference_mode()
 def fidelity(student: Student, examples: Examples,
              stream: Stream | None = None) -> dict[str, float]:
-    """Cosine of standardised student and teacher tokens: mean and 1st percentile over all tokens.
-
-    stream: features in raw units in place of the student's own.
-    """
+    """Mean and 1st percentile of the tokens' standardised cosine; stream: raw features."""
     student.eval()
     cosines = []
     for _, example in examples.in_order():
@@ -110,10 +107,7 @@ def fidelity(student: Student, examples: Examples,
 
 def train_step(student: Student, forward, optimizer: torch.optim.Optimizer, frames: Tensor,
                raw: Tensor, config: StudentTraining) -> Tensor:
-    """One optimiser step on frames [B,3,224,224] uint8 and raw teacher features [B,D,14,14].
-
-    forward: the student or its compiled self. Returns the token and the relation loss, [2].
-    """
+    """A step on frames uint8 and raw features [B,D,14,14]; returns token and relation loss, [2]."""
     target = student.standardise(raw)
     with torch.autocast(frames.device.type, torch.bfloat16, enabled=frames.device.type == "cuda"):
         out = forward(frames.float() / 255)

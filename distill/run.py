@@ -94,8 +94,7 @@ def create_folder(config: RunConfig) -> Path:
 
 
 def choose_folder(config: RunConfig) -> Path:
-    """runs/NAME; without a name the newest run, if it is unfinished and of this configuration, else
-    the next number."""
+    """runs/NAME, or the newest run if unfinished and of this configuration, or the next number."""
     if config.name is not None:
         return config.runs / _checked_name(config.name)
     latest = config.runs / "latest"

@@ -1,7 +1,4 @@
-"""The stages of `distill run`: dense teachers, student, heads, frames for the export, model card.
-
-Each stage skips what its folder already holds, so a killed run goes on where it stopped.
-"""
+"""The stages of `distill run`. Each skips what its folder has: a killed run resumes."""
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -47,7 +47,7 @@ class PretrainConfig:
             raise ValueError("pretrain.vae_steps is 0: give an earlier generator, --init FOLDER")
         for part in ("vae", "transformer"):
             if self.init is not None and not (self.init / part / "config.json").is_file():
-                raise ValueError(f"pretrain.init: {self.init} has no {part}/config.json")
+                raise ValueError(f"init: {self.init} holds no generator ({part}/config.json)")
         if self.frames % 4 != 1:
             raise ValueError(f"pretrain.frames is {self.frames}, expected 4n+1 (5, 9, 17): "
                              "Wan's VAE silently drops the rest")

@@ -106,10 +106,7 @@ class QuestionDataset:
 
     def eval_batches(self, name: str, clips: int, questions: int,
                      max_new_tokens: int = 0) -> Iterator[Batch]:
-        """Every question of one family once; each batch has equally many questions a clip.
-
-        max_new_tokens > 0 leaves the answers out (`encode.collate`).
-        """
+        """Every question of a family once, equally many a clip; max_new_tokens: as in `collate`."""
         chunks: dict[int, list[tuple[int, list[int]]]] = {}  # size -> (room, questions)
         for room, indices in self.by_family.get(name, {}).items():
             for start in range(0, len(indices), questions):
@@ -129,19 +126,14 @@ class QuestionDataset:
         questions = collate(texts, self.encoder.end, max_new_tokens, padding)
         for name, value in vars(questions).items():
             setattr(questions, name, value.to(self.device, non_blocking=True))
-        index, v = torch.tensor(rooms, device=self.device), self.visual
-        visual = VisualInputs(v.semantic[index],
-                              None if v.generative is None else v.generative[index],
-                              v.points[index], v.boxes[index], v.inside[index])
-        return Batch(visual, questions, rows)
+        index = torch.tensor(rooms, device=self.device)
+        visual = [None if x is None else x[index] for x in vars(self.visual).values()]
+        return Batch(VisualInputs(*visual), questions, rows)  # type: ignore[arg-type]
 
 
 def read_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str], seed: int,
                draws: int = 1) -> list[RoomQuestions]:
-    """Balanced questions about the clips, in order; clips without any are dropped.
-
-    draws: as in `read_room`.
-    """
+    """Balanced questions about the clips, in order; draws: as in `read_room`. Drops empty clips."""
     rooms = [read_room(source.clip(i), tasks, seed, draws)
              for i in track(ids, description="questions")]
     return balance_rooms(rooms, seed)

@@ -1,7 +1,4 @@
-"""Grounding: which candidate box a question means, and which visual tokens a box contains.
-
-Source: Video-3D LLM (arXiv 2412.00493), ground head `infonce`.
-"""
+"""Grounding: Video-3D LLM's (arXiv 2412.00493) ground head `infonce`, and a box's tokens."""
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,10 +8,7 @@ TEMPERATURE = 0.07
 
 
 class GroundHead(nn.Module):
-    """query [...,W] (LanguageTeacher.grounding_query), objects [...,K,W] -> logits [...,K+1].
-
-    Logits are cosines / 0.07. The last one is that of the learned "none of them".
-    """
+    """query [...,W], objects [...,K,W] -> cosines / 0.07, [...,K+1]; last: "none of them"."""
 
     def __init__(self, width: int):
         super().__init__()

@@ -83,6 +83,7 @@ def _where(name: str) -> str:
 def _keep_layers(model: Any, layers: int) -> None:
     decoder = model.get_decoder()
     if not 1 <= layers <= len(decoder.layers):
-        raise ValueError(f"language model: {layers} layers, expected 1 to {len(decoder.layers)}")
+        raise ValueError(f"language model: got {layers} layers, expected 1 to "
+                         f"{len(decoder.layers)}")
     decoder.layers = decoder.layers[:layers]
     model.config.num_hidden_layers = layers

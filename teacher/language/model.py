@@ -140,11 +140,7 @@ class LanguageTeacher(nn.Module):
                              points)
 
     def grounding_query(self, hidden: Tensor, questions: QuestionBatch) -> Tensor:
-        """The vector that represents each grounding question, before standardisation, [C,Q,W].
-
-        A few channels hold most of a hidden state's energy: without standardisation (statistics of
-        `finetune.set_statistics`) the head stays at chance for hundreds of steps.
-        """
+        """The vector that represents each grounding question, before standardisation, [C,Q,W]."""
         if self.shape.query == "ground":
             mask = questions.ids == self.vocab_size + SPECIALS.index(GROUND)  # one or none
         else:
@@ -265,6 +261,7 @@ class LanguageTeacher(nn.Module):
         if not questions.candidates.shape[2]:
             return None
         query = self.grounding_query(hidden, questions).float()
+        # without this the head stays at chance long: few channels hold most of the energy
         query = (query - self.query_mean) / self.query_std
         clip = torch.arange(len(objects), device=objects.device)[:, None, None]
         candidates = objects[clip, questions.candidates.clamp_min(0)]  # [C,Q,K,W]

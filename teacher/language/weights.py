@@ -52,10 +52,7 @@ def save_language_teacher(trained: dict[str, Tensor], model: LanguageTeacher,
 
 def load_language_teacher(path: Path, device: torch.device
                           ) -> tuple[LanguageTeacher, PromptEncoder, FinetuneConfig]:
-    """A saved teacher with its language model, in eval mode.
-
-    Raises ValueError naming the file if it is missing or incomplete.
-    """
+    """A saved teacher in eval mode. Raises ValueError for a missing or incomplete file."""
     state, config, shape = _read_teacher(path)
     model, encoder = build(config, shape, device)
     load_trainable(model, state)
@@ -75,8 +72,8 @@ def load_trainable(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
     wrong = sorted(set(tensors) ^ set(state))
     wrong = wrong or [n for n in tensors if tensors[n].shape != state[n].shape]
     if wrong:
-        raise ValueError(f"teacher: checkpoint and model differ in {len(wrong)} weights, first "
-                         f"{wrong[0]}; give the language model and features of its training")
+        raise ValueError(f"teacher: file and model differ in {len(wrong)} weights, {wrong[0]} "
+                         "first; give the language model and features that it was trained with")
     for name, value in tensors.items():
         value.copy_(state[name])
 
@@ -142,14 +139,10 @@ def _trainable(model: LanguageTeacher) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     tensors |= {n: b for n, b in model.named_buffers()
                 if n.endswith(("_mean", "_std")) or n == "scale"}
-    return {_saved_name(name): value for name, value in tensors.items()}
-
-
-def _saved_name(name: str) -> str:
     for prefix, saved in SAVED_NAMES.items():
-        if name.startswith(prefix):
-            return saved + name.removeprefix(prefix)
-    return name
+        tensors = {saved + name.removeprefix(prefix) if name.startswith(prefix) else name: value
+                   for name, value in tensors.items()}
+    return tensors
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:

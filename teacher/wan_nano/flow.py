@@ -58,10 +58,8 @@ class FlowLoss(nn.Module):
 
 def flow_batch(clips: Tensor, images: Tensor, batch: int, seed: int,
                step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(z, noise, t) of a step: of clips [N,16,F,h,w] on even steps, else of images [M,16,1,h,w].
-
-    An image batch is F times as large: every step has as many tokens.
-    """
+    """(z, noise, t) of clips [N,16,F,h,w] on even steps, else of images [M,16,1,h,w]."""
+    # an image batch is F times as large: every step has as many tokens
     z_all, count = (clips, batch) if step % 2 == 0 else (images, batch * clips.shape[2])
     draw = torch.Generator(device=z_all.device).manual_seed(seed * 1_000_003 + step)
     z = z_all[torch.randint(len(z_all), (count,), generator=draw, device=z_all.device)].float()

@@ -37,10 +37,7 @@ class Pretraining:
 
 def fit(run: Pretraining, stage: str, loss: nn.Module, batch: Callable[[int], tuple[Tensor, ...]],
         modules: dict[str, nn.Module]) -> None:
-    """AdamW, linear warm-up, cosine decay, gradients clipped at 1, resumable checkpoints.
-
-    modules: what a checkpoint holds; `averaged` among them follows `transformer`.
-    """
+    """AdamW, warm-up, cosine decay, clipping at 1; `modules` are saved, `averaged` is the EMA."""
     accelerator, device = run.accelerator, run.accelerator.device
     lr = getattr(run.config, f"{stage}_lr")
     for module in modules.values():
@@ -143,10 +140,7 @@ class _LossCurve:
 
 
 class _StepBudget:
-    """How many steps a stage takes: those configured, or as many as fit in its seconds.
-
-    A resumed stage keeps the number its first run had logged.
-    """
+    """Steps of a stage: those configured, or as many as fit in its seconds when it first ran."""
 
     def __init__(self, run: Pretraining, stage: str, start: int):
         self.run, self.stage, self.start = run, stage, start

@@ -15,10 +15,8 @@ KL_WEIGHT, GRADIENT_WEIGHT = 1e-4, 1.0
 
 
 def build_vae() -> AutoencoderKLWan:
-    """2.5 M parameters; 8x in space, 4x in time, 16 channels, as Wan2.1.
-
-    The first halving is Wan2.2's 2x2 patchify: no convolution runs at full resolution.
-    """
+    """2.5 M parameters; 8x in space, 4x in time, 16 channels, as Wan2.1."""
+    # Wan2.2's 2x2 patchify is the first halving: no convolution runs at full resolution
     return AutoencoderKLWan(base_dim=32, z_dim=16, dim_mult=[1, 2, 2], num_res_blocks=1,
                             patch_size=2, in_channels=12, out_channels=12,
                             temperal_downsample=[True, True], latents_mean=[0.0] * 16,
