@@ -19,17 +19,15 @@ def run(args: list[str]) -> None:
     path, args = _take_option(args, "--config", "a YAML file")
     tap, args = _take_option(args, "--tap", "auto")
     if tap not in (None, "auto"):
-        raise ValueError(
-            "--tap: expected auto after it; set one value with --teacher.tap.block, …tap.k, …")
+        raise ValueError("--tap: expected auto; set one value with --teacher.tap.block, …tap.k, …")
     config = tyro.cli(RunConfig, default=load_config(Path(path)) if path else RunConfig(),
                       args=args, prog="vega3d distill run", description=run.__doc__)
     from distill.stages import run_distillation  # after --help: torch and diffusers take seconds
     from teacher.probing.tap_search import chosen_tap
 
     if tap:
-        teacher = config.teacher
-        chosen = chosen_tap(teacher.generator, teacher.tap)
-        config = replace(config, teacher=replace(teacher, tap=chosen))
+        chosen = chosen_tap(config.teacher.generator, config.teacher.tap)
+        config = replace(config, teacher=replace(config.teacher, tap=chosen))
     folder = run_distillation(config)
     print(f"run folder: {folder}\nnext: vega3d export trt --int8")
 

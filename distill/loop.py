@@ -125,15 +125,13 @@ def parameter_groups(student: Student, weight_decay: float) -> list[dict]:
 
 
 def _key(student: Student, train: Examples, config: StudentTraining, seed: int) -> str:
-    """The checkpoint's key: a change of any of these starts the training anew."""
-    stores = {name: store.key for name, store in train.stores.items()}
+    stores = {name: store.key for name, store in train.stores.items()}  # a change starts anew
     return spec_digest({"seed": seed, "examples": train.ids, **asdict(config),
                         **asdict(student.config), **stores})
 
 
 def _evaluate(student: Student, held_out: Examples, row: dict, folder: Path,
               progress: Progress) -> None:
-    """Appends the row and its held-out scores to metrics.jsonl and draws the feature maps."""
     row |= fidelity(student, held_out)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "metrics.jsonl").open("a") as file:

@@ -16,7 +16,6 @@ def fetch(language: Path | None = None) -> None:
     """
     from teacher.language.smollm import fetch_language
     from teacher.towers.efficientnet import fetch_semantic
-
     print(f"semantic encoder: {fetch_semantic()}")
     print(f"language model: {fetch_language(language)}")
 
@@ -28,7 +27,6 @@ def prompt(generator: tyro.conf.Positional[str], out: Path | None = None) -> Non
     """
     from teacher.towers.checkpoints import generator_folder, is_hub_id, prompt_file
     from teacher.towers.prompt import export_prompt
-
     where = generator_folder(generator)
     if not where.is_dir() and not is_hub_id(where):
         raise ValueError(f"{generator}: no such folder; expected a name, a hub id (OWNER/NAME) or "
@@ -134,7 +132,6 @@ def plan(launch: Path | None = None, tune: Tune = "full", gpus: int = 1, frames:
     """
     from teacher.language.memory_plan import plan as count
     from teacher.language.memory_plan import processes
-
     world = gpus if launch is None else processes(launch)
     memory = count(tune, world, frames, clips=clips, recompute=recompute)
     print(f"{frames} frames x 196 tokens, {clips} clip(s) a GPU, tune {tune}: of each GPU")

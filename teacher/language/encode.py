@@ -161,8 +161,7 @@ class PaddingSpec:
 
     @classmethod
     def of(cls, questions: Iterable[EncodedQuestion]) -> "PaddingSpec":
-        sizes = [(len(q.prompt) + len(q.answer), len(q.answer), len(q.candidates))
-                 for q in questions]
+        sizes = [(len(q.prompt + q.answer), len(q.answer), len(q.candidates)) for q in questions]
         return cls(*map(max, zip(*sizes, strict=True)))
 
 

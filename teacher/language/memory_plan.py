@@ -54,7 +54,6 @@ class MemoryPlan:
         return sum(getattr(self, part) for part in PARTS)
 
     def lines(self) -> list[str]:
-        """A row for each part, in GB."""
         parts = (*PARTS, "total")
         counts = (f"{self.parameters / 1e9:.2f} G parameters, {self.trained / 1e9:.2f} G trained, "
                   f"{self.world} GPU(s)")
@@ -152,7 +151,6 @@ class _WithoutLayers(LanguageTeacher):
 
 def _meta_teacher(how: Tune, shape: LanguageShape, lm: dict[str, Any], rank: int) -> _WithoutLayers:
     from transformers import Qwen2Config, Qwen2ForCausalLM
-
     with torch.device("meta"):
         inner: Any = Qwen2ForCausalLM(Qwen2Config(**lm, tie_word_embeddings=False))
         tune(inner, how, rank)
@@ -184,7 +182,6 @@ class _FusedAttention(TorchFunctionMode):
 
 
 class _SavedAttention(torch.autograd.Function):
-    """Saves what a fused attention saves: its inputs and its output."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
