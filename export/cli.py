@@ -33,8 +33,7 @@ def onnx(run: RunFolder = LATEST, precision: tuple[Precision, ...] = ("fp32", "f
         batch: frames a call; "dynamic" leaves it open
         layers: also print the tensors where INT8 is furthest from FP32
         preset: for an app instead: the student with its depth, normals and descriptors in the
-            layout of Hugging Face;
-            edge: INT8 and FP16; web: FP16, FP32 and uint8; mobile: FP32
+            layout of Hugging Face; edge: INT8 and FP16; web: FP16, FP32 and uint8; mobile: FP32
     """
     console = _console()
     exporter = _exporter(run, batch, max_drop, qat, console)

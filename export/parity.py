@@ -19,8 +19,7 @@ Model = Callable[[np.ndarray], np.ndarray]  # frames [N,3,H,W] float in [0,1] ->
 class Thresholds:
     cosine_mean: float     # mean over tokens, at least
     cosine_p1: float       # 1st percentile over tokens, at least
-    # |candidate - reference| / |reference|, at most: a wrong scale has cosine 1
-    relative_error: float
+    relative_error: float  # |candidate - reference| / |reference|, at most: finds a wrong scale
     delta1_drop: float     # points of depth delta1 lost, at most
 
 
@@ -45,8 +44,7 @@ class GateError(ValueError):
 
 @dataclass(frozen=True)
 class Parity:
-    """A candidate against the FP32 student. delta1 in percent, its drop in points; None without
-    depth."""
+    """A candidate against the FP32 student; delta1 in percent, None without depth."""
     frames: int
     cosine_mean: float
     cosine_p1: float
@@ -80,11 +78,9 @@ class Gate:
 
     def __call__(self, candidate: Model, precision: Precision, name: str,
                  limits: Thresholds | None = None) -> Parity:
-        """The candidate's parity. Raises GateError with every missed threshold and the worst
-        frames."""
+        """Raises GateError with every missed threshold and the worst frames."""
         parity = self.measure(candidate)
-        missed = misses(parity, limits or THRESHOLDS[precision])
-        if missed:
+        if missed := misses(parity, limits or THRESHOLDS[precision]):
             worst = ", ".join(f"frame {i} ({cosine:.4f})" for i, cosine in parity.worst_frames)
             raise GateError(f"{name}: failed the {precision} parity gate, and is removed: "
                             f"{'; '.join(missed)}; worst {worst}")
@@ -96,15 +92,11 @@ class Gate:
         _check_comparable(self.reference, features)
         cosine = token_cosine(self.reference, features)  # [N,h*w]
         per_frame = cosine.mean(1)
-        worst = [(int(i), round(float(per_frame[i]), 6)) for i in per_frame.argsort()[:5]]
+        worst = tuple((int(i), round(float(per_frame[i]), 6)) for i in per_frame.argsort()[:5])
         before, after = self._delta1(self.reference), self._delta1(features)
-        return Parity(
-            frames=len(features), cosine_mean=float(cosine.mean()),
-            cosine_p1=float(np.percentile(cosine, 1)),
-            relative_error=relative_error(self.reference, features),
-            delta1_reference=before, delta1_candidate=after,
-            delta1_drop=None if before is None or after is None else before - after,
-            worst_frames=tuple(worst))
+        drop = None if before is None or after is None else before - after
+        return Parity(len(features), float(cosine.mean()), float(np.percentile(cosine, 1)),
+                      relative_error(self.reference, features), before, after, drop, worst)
 
     def _delta1(self, features: np.ndarray) -> float | None:
         if self.probe is None or self.heldout.depth is None:

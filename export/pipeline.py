@@ -10,14 +10,7 @@ from pathlib import Path
 
 import onnx
 
-from export.artefact import (
-    Facts,
-    discard,
-    prepare_folder,
-    save_onnx,
-    source_digest,
-    up_to_date,
-)
+from export.artefact import Facts, discard, prepare_folder, save_onnx, source_digest, up_to_date
 from export.graph.check import brief, check_qdq
 from export.graph.dialects import to_unsigned, to_weakly_typed
 from export.graph.export_onnx import OPSET, Batch, export_onnx, interface
@@ -53,22 +46,18 @@ class ArtefactSpec:
     open_batch: bool = False   # takes any number of frames, whatever `Options.batch` is
 
 
-FP32 = ArtefactSpec(
-    "model.onnx", "fp32", "FP32: parity, mobile, web fallback",
-    lambda exporter: exporter.fp32)
-FP16 = ArtefactSpec(
-    "model.fp16.onnx", "fp16", "FP16: TensorRT 10+ and RTX, web",
-    lambda exporter: to_half(exporter.fp32))
+FP32 = ArtefactSpec("model.onnx", "fp32", "FP32: parity, mobile, web fallback",
+                    lambda exporter: exporter.fp32)
+FP16 = ArtefactSpec("model.fp16.onnx", "fp16", "FP16: TensorRT 10+ and RTX, web",
+                    lambda exporter: to_half(exporter.fp32))
 FP8 = ArtefactSpec(
     "model.fp8.onnx", "fp8", "FP8 + FP16, typed: TensorRT 10+, RTX; Ada, Hopper, Blackwell, Thor",
     lambda exporter: to_half(exporter.fp8), target="trt10")
-INT8 = ArtefactSpec(
-    "model.int8.onnx", "int8", "INT8 + FP16, typed: TensorRT 10+ and RTX",
-    lambda exporter: to_half(exporter.int8.model), target="trt10")
+INT8 = ArtefactSpec("model.int8.onnx", "int8", "INT8 + FP16, typed: TensorRT 10+ and RTX",
+                    lambda exporter: to_half(exporter.int8.model), target="trt10")
 INT8_CPU = ArtefactSpec(
     "model.int8.cpu.onnx", "int8", "uint8 + FP32: onnxruntime on CPU and web",
-    lambda exporter: to_unsigned(exporter.int8.model), target="cpu", optimise=True,
-    open_batch=True)
+    lambda exporter: to_unsigned(exporter.int8.model), "cpu", optimise=True, open_batch=True)
 INT8_WEAKLY_TYPED = ArtefactSpec(
     "model.int8.flagged.onnx", "int8", "INT8, flagged: TensorRT 8.6, JetPack 6.0",
     lambda exporter: to_weakly_typed(exporter.int8.model), target="trt8.6")
@@ -152,14 +141,12 @@ class Exporter:
         facts = calibration_facts(self.run.calibration, recipe)
         self.log(f"calibrating INT8 on {facts['frames']} frames")
         write_json(facts, self.run.out / "calibration.json")
-        model = self._quantize(recipe)
-        if self.options.max_drop is None:
+        model, max_drop = self._quantize(recipe), self.options.max_drop
+        if max_drop is None:
             return Int8Graph(model, recipe)
-
-        def with_float(layers: list[str]) -> onnx.ModelProto:
-            return self._quantize(replace(recipe, float_layers=tuple(layers)))
-
-        model, layers = within_budget(model, self.options.max_drop, self.gate, with_float, self.log)
+        model, layers = within_budget(
+            model, max_drop, self.gate,
+            lambda layers: self._quantize(replace(recipe, float_layers=tuple(layers))), self.log)
         return Int8Graph(model, replace(recipe, float_layers=tuple(layers)))
 
     @cached_property
@@ -198,10 +185,8 @@ class Exporter:
         return files
 
     def _check(self, model: onnx.ModelProto, spec: ArtefactSpec, path: Path) -> None:
-        if not spec.target:
-            return
-        broken = check_qdq(model, spec.target, want_int8=spec.precision in ("int8", "fp8"))
-        if broken:
+        quantised = spec.precision in ("int8", "fp8")
+        if spec.target and (broken := check_qdq(model, spec.target, want_int8=quantised)):
             raise GateError(
                 f"{path}: breaks the rules of {spec.target}: {'; '.join(brief(broken)[:3])}")
 
@@ -222,12 +207,9 @@ class Exporter:
         return facts
 
     def _quantisation_facts(self, precision: Precision) -> Facts:
-        recipe = self.options.recipe
-        if precision == "int8":
-            recipe = self.int8.recipe
-            facts = {**recipe.facts(), "qat_steps": self.options.qat}
-        else:
-            facts = fp8_facts(recipe)
+        recipe = self.int8.recipe if precision == "int8" else self.options.recipe
+        qat = {**recipe.facts(), "qat_steps": self.options.qat}
+        facts = qat if precision == "int8" else fp8_facts(recipe)
         return {"quantisation": facts,
                 "calibration_digest": calibration_facts(self.run.calibration, recipe)["digest"]}
 

@@ -1,14 +1,11 @@
 """Presets for apps: the student with its heads as one ONNX file, in the layout of Hugging Face.
 
-The student's part is the file that `export onnx` made and gated (fp32, fp16 or int8). The heads are
-appended in float32, where they cost two percent of a frame. The complete file is compared with
-torch once more. Shapes are static, but for the batch of model_quantized.onnx: with a fixed one it
-would run in float (graph/dialects.py).
+The student's part is the file that `export onnx` made and gated. The heads are appended in float32,
+where they cost two percent of a frame, and the complete file is compared with torch once more.
+Shapes are static, but for the batch of model_quantized.onnx (graph/dialects.py).
 
-edge    model_quantized.onnx (uint8: onnxruntime on CPU), model_int8.onnx (TensorRT),
-        model_fp16.onnx
-web     model_fp16.onnx (WebGPU), model.onnx (float32), model_quantized.onnx (what transformers.js
-        takes on WASM)
+edge    model_quantized.onnx (uint8: CPU), model_int8.onnx (TensorRT), model_fp16.onnx
+web     model_fp16.onnx (WebGPU), model.onnx (float32), model_quantized.onnx (WASM)
 mobile  model.onnx (float32: CoreML and NNAPI choose their own half precision)
 """
 from dataclasses import asdict, dataclass
@@ -70,9 +67,8 @@ def export_preset(exporter: Exporter, preset: Preset,
                   out: Path | None = None) -> list[ExportedFile]:
     """Writes config.json, preprocessor_config.json, README.md and onnx/model*.onnx.
 
-    out: the folder; run/export/PRESET by default.
-    Raises ValueError if the student has no heads (or another student's), GateError if a file's
-    outputs differ from torch's.
+    out: the folder; run/export/PRESET by default. Raises ValueError without heads of this student,
+    GateError if a file's outputs differ from torch's.
     """
     run = exporter.run
     folder = out or run.out / preset
@@ -90,11 +86,10 @@ def attach(student: onnx.ModelProto, heads: onnx.ModelProto) -> onnx.ModelProto:
     """One checked graph: `features` stays an output and feeds the heads, whose outputs follow."""
     model = copy_model(student)
     graph, shared = model.graph, {"features", *OUTPUTS}
-    for node in heads.graph.node:
-        added = graph.node.add()
-        added.CopyFrom(node)
-        added.name = f"heads.{node.name}"
-        for names in (added.input, added.output):
+    graph.node.extend(heads.graph.node)  # copies
+    for node in graph.node[-len(heads.graph.node):]:
+        node.name = f"heads.{node.name}"
+        for names in (node.input, node.output):
             for i, name in enumerate(names):
                 names[i] = name if name in shared or not name else f"heads.{name}"
     for tensor in heads.graph.initializer:
@@ -133,8 +128,7 @@ def exceeded(found: Drift, limits: Drift) -> list[str]:
     """A phrase for every limit exceeded; an empty list is a pass. NaN exceeds."""
     phrases = []
     for name, limit in asdict(limits).items():
-        value = getattr(found, name)
-        at_least = name.endswith("_cosine")
+        value, at_least = getattr(found, name), name.endswith("_cosine")
         if not (value >= limit if at_least else value <= limit):
             phrases.append(f"{name} {value:.5f} {'<' if at_least else '>'} {limit}")
     return phrases
@@ -165,42 +159,29 @@ def _export(exporter: Exporter, heads: Heads, spec: ArtefactSpec, path: Path) ->
 
 
 def _output_facts(heads: Heads) -> Facts:
-    """Each named output: shape without the batch, unit, range, meaning."""
     shape = heads.shape
     dense, fine = shape.grid * shape.dense_up, shape.grid * shape.descriptor_up
     return {
-        "features": {
-            "shape": [shape.in_dim, shape.grid, shape.grid],
-            "meaning": "standardised teacher features",
-        },
-        "depth": {
-            "shape": [1, dense, dense], "unit": "m", "range": [0.1, 50],
-            "meaning": "along the optical axis",
-        },
-        "normals": {
-            "shape": [3, dense, dense], "range": [-1, 1],
-            "meaning": "unit vectors in camera axes (x right, y down, z ahead), towards the camera",
-        },
-        "descriptors": {
-            "shape": [shape.descriptor_dim, fine, fine], "range": [-1, 1],
-            "meaning": "unit vectors; the largest dot product in another view is the same place",
-        },
-        "colours": {
-            "shape": [3, shape.grid, shape.grid], "range": [0, 1],
-            "meaning": "three main directions of the features, one fixed map for all frames",
-        },
-    }
+        "features": {"shape": [shape.in_dim, shape.grid, shape.grid],
+                     "meaning": "standardised teacher features"},
+        "depth": {"shape": [1, dense, dense], "unit": "m", "range": [0.1, 50],
+                  "meaning": "along the optical axis"},
+        "normals": {"shape": [3, dense, dense], "range": [-1, 1], "meaning": "unit vectors in "
+                    "camera axes (x right, y down, z ahead), towards the camera"},
+        "descriptors": {"shape": [shape.descriptor_dim, fine, fine], "range": [-1, 1], "meaning":
+                        "unit vectors; the largest dot product in another view is the same place"},
+        "colours": {"shape": [3, shape.grid, shape.grid], "range": [0, 1], "meaning":
+                    "three main directions of the features, one fixed map for all frames"}}
 
 
 def _config(run: TrainedRun, heads: Heads, preset: Preset) -> Facts:
     config = run.student.config
-    return {
-        "model_type": "vega3d-edge", "architectures": ["DrawableStudent"],
-        "image_size": config.image_size, "patch_size": config.patch, "hidden_size": config.width,
-        "num_hidden_layers": config.depth, "feature_dim": config.out_dim,
-        "input": interface(run.student)["input"], "outputs": _output_facts(heads),
-        "student_sha256": run.student_sha256, "transformers.js_config": _BY_DEVICE[preset],
-    }
+    return {"model_type": "vega3d-edge", "architectures": ["DrawableStudent"],
+            "image_size": config.image_size, "patch_size": config.patch,
+            "hidden_size": config.width, "num_hidden_layers": config.depth,
+            "feature_dim": config.out_dim, "input": interface(run.student)["input"],
+            "outputs": _output_facts(heads), "student_sha256": run.student_sha256,
+            "transformers.js_config": _BY_DEVICE[preset]}
 
 
 def _preprocessor(run: TrainedRun) -> Facts:

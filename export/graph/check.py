@@ -1,8 +1,8 @@
 """Checks where Q/DQ nodes are and what they hold, without the device, on any ONNX model.
 
-Each rule prevents a known accuracy or speed failure: what TensorRT refuses (a zero point), what it
-accepts and computes wrongly (Q/DQ on the residual stream: 85 % -> 0-5 %), and what silently leaves
-the INT8 path (a Linear quantised on one side only). A new rule is a function in NODE_RULES.
+Each rule prevents a known failure: what TensorRT refuses (a zero point), what it computes wrongly
+(Q/DQ on the residual stream: 85 % -> 0-5 %), and what silently leaves the INT8 path (a Linear
+quantised on one side only). A new rule is a function in NODE_RULES.
 """
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -49,10 +49,7 @@ class Violation:
 
 def check_qdq(model: onnx.ModelProto, target: Target | str = "trt10",
               want_int8: bool = False) -> list[Violation]:
-    """Every broken rule, those of the whole graph first, then node by node; empty is a pass.
-
-    want_int8: also require that something is quantised.
-    """
+    """Every broken rule, the graph's first; empty is a pass. want_int8: something is quantised."""
     target = get_target(target) if isinstance(target, str) else target
     index = GraphIndex(model)
     broken = [*_graph_violations(index, target), *_constant_violations(index)]
@@ -74,11 +71,10 @@ def brief(broken: list[Violation], most: int = 3) -> list[str]:
     for violation in broken:
         reason = violation.rule, violation.why
         seen[reason] += 1
-        more = counts[reason] - most
-        if seen[reason] == most and more > 0:
-            lines.append(f"{violation} (and {more} more)")
-        elif seen[reason] <= most:
-            lines.append(str(violation))
+        if seen[reason] <= most:
+            is_cut = seen[reason] == most < counts[reason]
+            more = f" (and {counts[reason] - most} more)" if is_cut else ""
+            lines.append(f"{violation}{more}")
     return lines
 
 
@@ -88,9 +84,8 @@ def summary(model: onnx.ModelProto) -> str:
     linear = [node for node in model.graph.node
               if node.op_type in LINEAR and any(map(index.is_weight, node.input))]
     quantised = sum(_is_dequantised(index, node.input[0]) for node in linear)
-    if not quantised:
-        return "nothing in it is INT8"
-    return f"{quantised} of {len(linear)} layers with weights are INT8"
+    counted = f"{quantised} of {len(linear)} layers with weights are INT8"
+    return counted if quantised else "nothing in it is INT8"
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -127,8 +122,7 @@ def _constant_violations(index: GraphIndex) -> Iterator[Violation]:
                 yield Violation(name, "finite", "holds NaN or infinity")
 
 
-# The rules of one node. Each yields (rule, why) for what it finds wrong, and nothing for a node
-# that it is not about.
+# The rules of one node: each yields (rule, why) for what it finds wrong.
 Found = Iterator[tuple[str, str]]
 NodeRule = Callable[[GraphIndex, onnx.NodeProto, Target], Found]
 
@@ -149,7 +143,7 @@ def _scale(index: GraphIndex, node: onnx.NodeProto, target: Target) -> Found:
     if scale is None:
         yield "scale", NOT_CONSTANT
         return
-    if not (np.isfinite(scale).all() and (scale > 0).all()):
+    if not (np.isfinite(scale) & (scale > 0)).all():
         yield "scale", f"must be positive and finite, got {scale.min():g} .. {scale.max():g}"
     if scale.dtype == np.float16 and not target.half_scales:
         yield "scale-type", f"float16, which {target.what} does not read; use {target.dialect}"
@@ -276,11 +270,9 @@ def _consumers(index: GraphIndex, name: str) -> Iterator[tuple[onnx.NodeProto, i
 
 
 def _output_axis(node: onnx.NodeProto, rank: int) -> int | None:
-    if node.op_type == "MatMul":
-        return rank - 1
     if node.op_type == "Gemm":
         return 0 if attribute(node, "transB", 0) else 1
-    return {"Conv": 0, "ConvTranspose": 1}.get(node.op_type)
+    return {"MatMul": rank - 1, "Conv": 0, "ConvTranspose": 1}.get(node.op_type)
 
 
 def _weight_shape(index: GraphIndex, name: str) -> tuple[int, ...]:

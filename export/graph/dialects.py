@@ -22,6 +22,7 @@ from export.graph.index import (
     channel_axis,
     copy_model,
     opset,
+    remove_attribute,
     replace_nodes,
 )
 
@@ -31,10 +32,7 @@ _GELU_CONSTANTS = {"gelu.sqrt2": 2**0.5, "gelu.one": 1, "gelu.half": 0.5}
 
 
 def to_unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with uint8 activations, zero point 128, and an open batch. Weights stay int8.
-
-    Raises ValueError for a model that is not symmetric int8.
-    """
+    """A copy with uint8 activations and an open batch. ValueError if not symmetric int8."""
     unsigned = copy_model(model)
     index = GraphIndex(unsigned)
     zero_points = {node.input[2] for node in unsigned.graph.node
@@ -51,9 +49,7 @@ def to_unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_weakly_typed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy for TensorRT 8.6: opset 17, each int8 weight a float one under Q and DQ.
-
-    The float weight is the dequantised one, so quantising it again gives the same int8 values.
+    """A copy for TensorRT 8.6: opset 17, each int8 weight dequantised, under a Q of the same scale.
     """
     copy = copy_model(model)
     if opset(copy) > WEAKLY_TYPED_OPSET:
@@ -71,16 +67,18 @@ def to_jetpack5(weakly_typed: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a weakly typed model with each LayerNormalization decomposed into nine nodes."""
     copy = copy_model(weakly_typed)
     nodes: list[onnx.NodeProto] = []
-    epsilons: set[float] = set()
+    epsilons: dict[str, float] = {}
     for node in copy.graph.node:
         if node.op_type == "LayerNormalization":
-            epsilons.add(_epsilon(node))
-            nodes += _decomposed_layernorm(node)
+            epsilon = float(attribute(node, "epsilon", 1e-5))  # type: ignore[arg-type]
+            name = f"norm.epsilon.{epsilon:g}"
+            epsilons[name] = epsilon
+            nodes += _decomposed_layernorm(node, name)
         else:
             nodes.append(node)
     replace_nodes(copy.graph, nodes)
-    for epsilon in epsilons:
-        add_constant(copy, f"norm.epsilon.{epsilon:g}", np.float32(epsilon))
+    for name, epsilon in epsilons.items():
+        add_constant(copy, name, np.float32(epsilon))
     onnx.checker.check_model(copy, full_check=True)
     return copy
 
@@ -99,17 +97,13 @@ def _open_batch(model: onnx.ModelProto) -> None:
 
 def _to_opset_17(model: onnx.ModelProto) -> None:
     """Rewrites the two operators that opset 17 lacks (Gelu) or writes otherwise (Split)."""
-    graph, nodes = model.graph, []
-    for node in graph.node:
-        if node.op_type == "Gelu":
-            nodes += _erf_gelu(node)
-            continue
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
         if node.op_type == "Split" and len(node.input) == 1:
-            for entry in [entry for entry in node.attribute if entry.name == "num_outputs"]:
-                node.attribute.remove(entry)  # opset 17 splits evenly by the number of outputs
-        nodes.append(node)
-    has_gelu = len(nodes) > len(graph.node)
-    replace_nodes(graph, nodes)
+            remove_attribute(node, "num_outputs")  # opset 17 splits evenly by that of its outputs
+        nodes += _erf_gelu(node) if node.op_type == "Gelu" else [node]
+    has_gelu = len(nodes) > len(model.graph.node)
+    replace_nodes(model.graph, nodes)
     if has_gelu:
         for name, value in _GELU_CONSTANTS.items():
             add_constant(model, name, np.float32(value))
@@ -147,13 +141,8 @@ def _float_weights(model: onnx.ModelProto) -> None:
     replace_nodes(model.graph, nodes)
 
 
-def _epsilon(norm: onnx.NodeProto) -> float:
-    return float(attribute(norm, "epsilon", 1e-5))  # type: ignore[arg-type]
-
-
-def _decomposed_layernorm(norm: onnx.NodeProto) -> list[onnx.NodeProto]:
+def _decomposed_layernorm(norm: onnx.NodeProto, epsilon: str) -> list[onnx.NodeProto]:
     (x, gamma, beta), (y,), at = norm.input, norm.output, norm.name
-    epsilon = f"norm.epsilon.{_epsilon(norm):g}"
     make = helper.make_node
     return [
         make("ReduceMean", [x], [f"{at}.mean"], name=f"{at}/Mean", axes=[-1], keepdims=1),

@@ -17,7 +17,7 @@ import torch
 from onnx import numpy_helper
 
 from export.artefact import Facts
-from export.graph.index import rename
+from export.graph.index import remove_attribute, rename
 from student.vit import Student
 
 # LayerNormalization (17), fp16 scales (19) and Gelu (20) are single ops; TensorRT 10.0 reads <= 20
@@ -27,11 +27,10 @@ Batch = int | Literal["dynamic"]
 
 def export_onnx(student: Student, batch: Batch = 1,
                 translations: Mapping[Callable, Callable] | None = None) -> onnx.ModelProto:
-    """FP32 ONNX of the student, checked, with neither local paths nor stack traces in it.
+    """FP32 ONNX of the student, checked. Raises ValueError for a batch below 1.
 
     batch: a fixed number (fastest in TensorRT and browsers) or "dynamic".
     translations: {torch operator: onnxscript function} for custom operators.
-    Raises ValueError for a batch below 1.
     """
     if batch != "dynamic" and batch < 1:
         raise ValueError(f"export_onnx: got batch {batch}, expected >= 1 or 'dynamic'")
@@ -62,22 +61,18 @@ def traced(module: torch.nn.Module, shape: tuple[int, ...], name: str, outputs: 
 def interface(student: Student, batch: Batch = 1) -> Facts:
     """The input and output contract, for a file's metadata: layout, range, grid, units."""
     config = student.config
-    return {
-        "input": {
-            "name": "frames", "shape": [batch, 3, config.image_size, config.image_size],
-            "layout": "NCHW", "colour": "RGB", "range": [0, 1], "normalisation": "inside the graph",
-            "mean": student.pixel_mean.flatten().tolist(),
-            "std": student.pixel_std.flatten().tolist(),
-        },
-        "output": {
-            "name": "features", "shape": [batch, config.out_dim, config.grid, config.grid],
-            "layout": "NCHW",
-            "meaning": "teacher features standardised per channel; times target_std plus "
-                       "target_mean undoes it",
-            "patch_px": config.patch, "grid": [config.grid, config.grid],
-            "target_mean": student.target_mean.tolist(), "target_std": student.target_std.tolist(),
-        },
-    }
+    px, grid = config.image_size, [config.grid, config.grid]
+    frames = {"name": "frames", "shape": [batch, 3, px, px], "layout": "NCHW", "colour": "RGB",
+              "range": [0, 1], "normalisation": "inside the graph",
+              "mean": student.pixel_mean.flatten().tolist(),
+              "std": student.pixel_std.flatten().tolist()}
+    features = {"name": "features", "shape": [batch, config.out_dim, *grid], "layout": "NCHW",
+                "meaning": "teacher features standardised per channel; times target_std plus "
+                           "target_mean undoes it",
+                "patch_px": config.patch, "grid": grid,
+                "target_mean": student.target_mean.tolist(),
+                "target_std": student.target_std.tolist()}
+    return {"input": frames, "output": features}
 
 
 @contextlib.contextmanager
@@ -110,8 +105,7 @@ def _name_by_module(model: onnx.ModelProto) -> None:
             if output not in ends:
                 names[output] = f"{node.name}.{i}" if i else f"{node.name}.out"
         if node.op_type == "MatMul" and node.input[1].startswith("val_"):
-            # [in,out]: the exporter transposes a Linear's weight
-            names[node.input[1]] = f"{module}.weight_t"
+            names[node.input[1]] = f"{module}.weight_t"  # a Linear's weight, transposed: [in,out]
     rename(model.graph, names)
 
 
@@ -140,5 +134,4 @@ def _plain_reshapes(model: onnx.ModelProto) -> None:
               if tensor.data_type == onnx.TensorProto.INT64}
     for node in model.graph.node:
         if node.op_type == "Reshape" and node.input[1] in shapes and shapes[node.input[1]].all():
-            for entry in [entry for entry in node.attribute if entry.name == "allowzero"]:
-                node.attribute.remove(entry)
+            remove_attribute(node, "allowzero")

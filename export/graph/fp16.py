@@ -1,8 +1,7 @@
 """float16 for everything that is not INT8 or FP8; inputs and outputs stay float32 behind a Cast.
 
 A pass of our own, because onnxruntime's converter leaves nodes unsorted, value_info stale and
-duplicate names on this graph. It accepts only the operators that the student has.
-LayerNormalization stays one op with float32 statistics (its stash_type).
+duplicate names. LayerNormalization stays one op with float32 statistics (its stash_type).
 """
 from collections.abc import Collection
 
@@ -35,8 +34,7 @@ def to_half(model: onnx.ModelProto, fp32_ops: Collection[str] = ()) -> onnx.Mode
     """A float16 copy of an FP32 model, or of an INT8 one with FP32 around; checked in full.
 
     fp32_ops: operator types kept in float32 between Casts, e.g. ("LayerNormalization", "Softmax").
-    Raises ValueError for an unsupported operator, an opset below 19 under Q/DQ, or a constant
-    beyond float16's range.
+    Raises ValueError for an unsupported operator or opset, or a constant beyond float16's range.
     """
     _check_supported(model)
     half = copy_model(model)
@@ -80,10 +78,7 @@ def _lift_small_scales(model: onnx.ModelProto) -> None:
 
 
 def _convert_constants(model: onnx.ModelProto, fp32_ops: Collection[str]) -> dict[str, str]:
-    """Turns float constants into float16, in place.
-
-    Returns {name: name of its float32 copy} for those that an op of `fp32_ops` reads.
-    """
+    """In place. Returns {name: its float32 copy's} of the constants that `fp32_ops` read."""
     readers = GraphIndex(model).readers
     fp32_names: dict[str, str] = {}
     for tensor in list(model.graph.initializer):
@@ -148,12 +143,11 @@ def _cast_around(model: onnx.ModelProto, fp32_ops: Collection[str],
 def _cast_outputs(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
     for value in model.graph.output:
         if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            half = f"{value.name}.fp16"
             for node in nodes:
-                for i, name in enumerate(node.output):
-                    if name == value.name:
-                        node.output[i] = f"{value.name}.fp16"
-            redirect(nodes, value.name, f"{value.name}.fp16")
-            nodes.append(_cast(f"{value.name}.fp16", value.name, TensorProto.FLOAT))
+                node.output[:] = [half if name == value.name else name for name in node.output]
+            redirect(nodes, value.name, half)
+            nodes.append(_cast(half, value.name, TensorProto.FLOAT))
 
 
 def _cast(source: str, target: str, to: int) -> onnx.NodeProto:

@@ -14,8 +14,7 @@ class GraphIndex:
     """A read-only index of a model's main graph; build a new one after editing the graph."""
 
     def __init__(self, model: onnx.ModelProto):
-        self.model = model
-        self.graph = model.graph
+        self.model, self.graph = model, model.graph
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.producer = {output: node for node in model.graph.node for output in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
@@ -78,6 +77,11 @@ def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object
     return default
 
 
+def remove_attribute(node: onnx.NodeProto, name: str) -> None:
+    for entry in [entry for entry in node.attribute if entry.name == name]:
+        node.attribute.remove(entry)
+
+
 def channel_axis(node: onnx.NodeProto) -> int:
     """The axis of a Q or DQ node's per-channel scales (ONNX's default is 1)."""
     return int(attribute(node, "axis", 1))  # type: ignore[call-overload]
@@ -98,7 +102,6 @@ def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def add_constant(model: onnx.ModelProto, name: str, value: np.ndarray | np.generic) -> None:
-    """Adds an initializer."""
     model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
 
 
@@ -110,8 +113,7 @@ def copy_constant(model: onnx.ModelProto, tensor: TensorProto, name: str) -> Non
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
-    """Gives the graph these nodes, in this order; some of them may be its own."""
-    # copies, because `del` frees the originals
+    """Gives the graph copies of these nodes, in order: `del` frees those that are its own."""
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)

@@ -1,8 +1,4 @@
-"""What each runtime accepts of a quantised graph: one row a target.
-
-Read by the rules of check.py and by `vega3d export check --target NAME`. A new runtime is a new
-row.
-"""
+"""What each runtime accepts of a quantised graph, for the rules of check.py: one row a target."""
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +7,6 @@ WEAKLY_TYPED_FILE = "model.int8.flagged.onnx"
 
 @dataclass(frozen=True)
 class Target:
-    """A runtime, and which Q/DQ and operators it reads."""
     what: str
     opset: tuple[int, int]    # lowest and highest that it parses
     activations: tuple[Literal["int8", "uint8"], int] = ("int8", 0)  # type and zero point
@@ -26,9 +21,8 @@ TARGETS: dict[str, Target] = {
     "trt10": Target("TensorRT 10.0 to 10.16", (9, 20), fp8=True),
     "trt11": Target("TensorRT 11", (9, 24), fp8=True),
     "rtx": Target("TensorRT-RTX 1.x (GeForce RTX, workstations)", (9, 24), fp8=True),
-    "trt8.6": Target(
-        "TensorRT 8.6", (9, 17), float_weights=True, half_scales=False,
-        dialect=WEAKLY_TYPED_FILE),
+    "trt8.6": Target("TensorRT 8.6", (9, 17), float_weights=True, half_scales=False,
+                     dialect=WEAKLY_TYPED_FILE),
     "jetson-orin-jp5": Target(
         "Jetson Orin, JetPack 5.1 (TensorRT 8.5)", (9, 17), float_weights=True, half_scales=False,
         layernorm=False, dialect="jetson/model.int8.jp5.onnx"),
@@ -38,11 +32,9 @@ TARGETS: dict[str, Target] = {
     "jetson-orin-jp62": Target("Jetson Orin, JetPack 6.1 and 6.2 (TensorRT 10.3)", (9, 20)),
     "jetson-orin-jp72": Target(
         "Jetson Orin, JetPack 7.2 (TensorRT 10.16, or 11.4 from 7.2.2)", (9, 24)),
-    "jetson-thor": Target(
-        "Jetson Thor, JetPack 7 (TensorRT 10.13 and later)", (9, 24), fp8=True),
-    "cpu": Target(
-        "onnxruntime on CPU, native or WebAssembly", (13, 20), activations=("uint8", 128),
-        dialect="model.int8.cpu.onnx"),
+    "jetson-thor": Target("Jetson Thor, JetPack 7 (TensorRT 10.13 and later)", (9, 24), fp8=True),
+    "cpu": Target("onnxruntime on CPU, native or WebAssembly", (13, 20),
+                  activations=("uint8", 128), dialect="model.int8.cpu.onnx"),
 }
 
 

@@ -1,8 +1,7 @@
 """FP8 (E4M3) around the layers that INT8 quantises: for Ada (SM 89), Hopper, Blackwell and Thor.
 
-Plain min-max: scale = largest magnitude / 448, one for a tensor, weights and activations alike, as
-TensorRT wants it. Its steps grow with the value, so outlier channels cost it little and SmoothQuant
-would gain nothing.
+Plain min-max: scale = largest magnitude / 448, one for a tensor, as TensorRT wants it. Its steps
+grow with the value, so outlier channels cost it little and SmoothQuant would gain nothing.
 """
 from collections.abc import Iterable
 
@@ -45,11 +44,9 @@ def quantize_fp8(model: onnx.ModelProto, calibration: Frames, recipe: Recipe) ->
 
 def fp8_facts(recipe: Recipe) -> Facts:
     """What stands in the sidecar under `quantisation`."""
-    return {
-        "patch_conv": False, "head": False, "frames": recipe.frames,
-        "float_layers": list(recipe.float_layers), "tool": "vega3d", "ranges": "min-max",
-        "weights": "float8 e4m3fn per tensor", "activations": "float8 e4m3fn per tensor",
-    }
+    return {"patch_conv": False, "head": False, "frames": recipe.frames,
+            "float_layers": list(recipe.float_layers), "tool": "vega3d", "ranges": "min-max",
+            "weights": "float8 e4m3fn per tensor", "activations": "float8 e4m3fn per tensor"}
 
 
 def peak_magnitudes(model: onnx.ModelProto, tensors: Iterable[str], calibration: Frames,
@@ -60,8 +57,7 @@ def peak_magnitudes(model: onnx.ModelProto, tensors: Iterable[str], calibration:
     for name in names:
         probed.graph.node.extend([
             helper.make_node("Abs", [name], [f"{name}.abs"]),
-            helper.make_node("ReduceMax", [f"{name}.abs"], [f"{name}.peak"], keepdims=0),
-        ])
+            helper.make_node("ReduceMax", [f"{name}.abs"], [f"{name}.peak"], keepdims=0)])
         probed.graph.output.append(
             helper.make_tensor_value_info(f"{name}.peak", TensorProto.FLOAT, []))
     session = cpu_session(probed.SerializeToString())
@@ -85,14 +81,12 @@ def _quantize_inputs(model: onnx.ModelProto, index: GraphIndex, node: onnx.NodeP
     for name, size in ((weight, scale), (f"{node.name}.x", _scale(peak))):
         add_constant(model, f"{name}.s", size)
         add_constant(model, f"{name}.z", np.zeros((), float8_e4m3fn))
-    numbers = [f"{node.name}.x.s", f"{node.name}.x.z"]
-    node.input[0], node.input[1] = f"{node.name}.dq", f"{node.name}.w"
-    return [
-        helper.make_node("QuantizeLinear", [x, *numbers], [f"{node.name}.q"]),
-        helper.make_node("DequantizeLinear", [f"{node.name}.q", *numbers], [f"{node.name}.dq"]),
-        helper.make_node("DequantizeLinear", [weight, f"{weight}.s", f"{weight}.z"],
-                         [f"{node.name}.w"]),
-    ]
+    at, numbers = node.name, [f"{node.name}.x.s", f"{node.name}.x.z"]
+    node.input[:] = [f"{at}.dq", f"{at}.w"]
+    make = helper.make_node
+    return [make("QuantizeLinear", [x, *numbers], [f"{at}.q"]),
+            make("DequantizeLinear", [f"{at}.q", *numbers], [f"{at}.dq"]),
+            make("DequantizeLinear", [weight, f"{weight}.s", f"{weight}.z"], [f"{at}.w"])]
 
 
 def _scale(peak: float) -> np.ndarray:

@@ -26,19 +26,17 @@ os.environ.setdefault("NNCF_CI", "1")
 @dataclass(frozen=True)
 class Recipe:
     """What is quantised and how. The defaults are the measured best."""
-    # SmoothQuant: how much of the range moves into the weights; -1 = off
-    smooth_alpha: float = 0.75
+    smooth_alpha: float = 0.75         # SmoothQuant: share of the range moved to weights; -1 = off
     patch_conv: bool = False           # < 1 % of the work, and it sees raw pixels
     head: bool = False                 # the last Linear: small, and nothing after it absorbs errors
     frames: int = 300                  # calibration frames used, at most
     float_layers: tuple[str, ...] = () # not quantised: node names, e.g. blocks.0.fc2/MatMul
 
     def facts(self) -> Facts:
-        return {
-            **asdict(self), "tool": "nncf", "preset": "performance", "model_type": "transformer",
-            "ranges": "min-max", "weights": "int8 per output channel, symmetric",
-            "activations": "int8 per tensor, symmetric, zero point 0",
-        }
+        return {**asdict(self), "tool": "nncf", "preset": "performance",
+                "model_type": "transformer", "ranges": "min-max",
+                "weights": "int8 per output channel, symmetric",
+                "activations": "int8 per tensor, symmetric, zero point 0"}
 
 
 def quantize(model: onnx.ModelProto, calibration: Frames,
@@ -48,10 +46,7 @@ def quantize(model: onnx.ModelProto, calibration: Frames,
     Raises ValueError if a name in `recipe.float_layers` is no layer of the model.
     """
     import nncf
-    from nncf.quantization.advanced_parameters import (
-        AdvancedQuantizationParameters,
-        AdvancedSmoothQuantParameters,
-    )
+    from nncf.quantization import advanced_parameters as advanced
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     model = unshared(model)
@@ -59,13 +54,13 @@ def quantize(model: onnx.ModelProto, calibration: Frames,
     name = model.graph.input[0].name
     dataset = nncf.Dataset(evenly_spaced(calibration.frames, recipe.frames),
                            lambda frame: {name: to_input(frame[None])})
-    alphas = AdvancedSmoothQuantParameters(matmul=recipe.smooth_alpha, convolution=-1)
+    alphas = advanced.AdvancedSmoothQuantParameters(matmul=recipe.smooth_alpha, convolution=-1)
     ranges = RangeEstimatorParametersSet.MINMAX
     with quiet("nncf"):
         quantized = nncf.quantize(
             model, dataset, subset_size=recipe.frames, model_type=nncf.ModelType.TRANSFORMER,
             preset=nncf.QuantizationPreset.PERFORMANCE, ignored_scope=ignored,
-            advanced_parameters=AdvancedQuantizationParameters(
+            advanced_parameters=advanced.AdvancedQuantizationParameters(
                 smooth_quant_alphas=alphas, activations_range_estimator_params=ranges))
     fold_smoothing(quantized)
     name_for_layers(quantized)
@@ -81,13 +76,9 @@ def quantizable_layers(model: onnx.ModelProto) -> list[str]:
 
 
 def float_nodes(model: onnx.ModelProto, recipe: Recipe) -> list[str]:
-    """Names of the nodes that `recipe` does not quantise.
-
-    Raises ValueError for a name in `recipe.float_layers` that is no layer.
-    """
+    """Names of the nodes that `recipe` does not quantise. ValueError for an unknown float layer."""
     candidates = quantizable_layers(model)
-    unknown = set(recipe.float_layers) - set(candidates)
-    if unknown:
+    if unknown := set(recipe.float_layers) - set(candidates):
         raise ValueError(
             f"quantize: got no layer called {', '.join(sorted(unknown))}; expected some of: "
             f"{', '.join(candidates)}")
@@ -103,10 +94,8 @@ def calibration_facts(calibration: Frames, recipe: Recipe) -> Facts:
     """The frames that set the ranges: a digest of each, and one of all."""
     frames = evenly_spaced(calibration.frames, recipe.frames)
     digests = [digest(frame.tobytes().hex()) for frame in frames]
-    return {
-        "frames": len(frames), "source_sha256": calibration.digest, "digest": digest(digests),
-        "frame_digests": digests, "preprocessing": "uint8 RGB / 255",
-    }
+    return {"frames": len(frames), "source_sha256": calibration.digest, "digest": digest(digests),
+            "frame_digests": digests, "preprocessing": "uint8 RGB / 255"}
 
 
 def unshared(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -126,10 +115,7 @@ def unshared(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def name_for_layers(model: onnx.ModelProto) -> None:
-    """Names Q/DQ nodes after the layer they serve, and makes axes count from the front.
-
-    Older parsers do not read negative axes.
-    """
+    """Names Q/DQ nodes after their layer; counts axes from the front, for older parsers."""
     index = GraphIndex(model)
     names: dict[str, str] = {}
     for node in model.graph.node:

@@ -12,7 +12,6 @@ from export.parity import relative_error
 
 @dataclass(frozen=True)
 class LayerParity:
-    """One tensor that both models name: how well the candidate's agrees with the reference's."""
     tensor: str
     cosine: float
     relative_error: float
@@ -29,10 +28,9 @@ def layerwise(reference: onnx.ModelProto, candidate: onnx.ModelProto,
     if not shared:
         raise ValueError(
             "layerwise: the two models share no tensor name; export both from one FP32 ONNX")
-    pairs = zip(shared, _values(reference, shared, frame), _values(candidate, shared, frame),
-                strict=True)
-    return [LayerParity(name, _cosine(a, b), relative_error(a, b)) for name, a, b in pairs
-            if a.shape == b.shape]
+    values = (_values(model, shared, frame) for model in (reference, candidate))
+    return [LayerParity(name, _cosine(a, b), relative_error(a, b))
+            for name, a, b in zip(shared, *values, strict=True) if a.shape == b.shape]
 
 
 def furthest(rows: list[LayerParity], most: int = 10) -> list[LayerParity]:

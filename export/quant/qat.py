@@ -2,11 +2,11 @@
 
 A fake-quantisation operator of our own with an ONNX translation, because NNCF's modules do not
 export by dynamo, and with SmoothQuant lose three quarters of their activation quantisers. The
-result has the form that `quantize` makes. The target is the FP32 student on random views of the
-run's frames (mirrored, brighter, darker), which cached teacher features could not give.
+target is the FP32 student on random views of the run's frames.
 """
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ from onnxscript import opset20 as op
 from torch import Tensor, nn
 
 from export.graph.export_onnx import Batch, export_onnx
-from export.graph.index import GraphIndex, channel_axis, redirect
+from export.graph.index import GraphIndex, channel_axis, redirect, remove_attribute
 from export.quant.int8 import Recipe, name_for_layers
 from export.source import Frames, evenly_spaced
 from student.vit import Block, Student
@@ -67,10 +67,7 @@ def _qdq_onnx(x, scale, zero, axis: int = 0):
 
 
 class QuantLinear(nn.Module):
-    """A Linear whose weight [O,I] and input [...,I] are rounded to int8.
-
-    factor [I]: SmoothQuant's Mul on the input, if it was not folded.
-    """
+    """A Linear with int8 weight [O,I] and input [...,I]. factor [I]: SmoothQuant's unfolded Mul."""
     weight_scale: Tensor
     factor: Tensor | None
 
@@ -85,7 +82,6 @@ class QuantLinear(nn.Module):
         self.freeze()
 
     def freeze(self) -> None:
-        """Sets the weight's scales from its present values."""
         self.weight_scale = (self.weight.detach().abs().amax(1) / QMAX).clamp_min(1e-9)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,10 +96,9 @@ class QuantLinear(nn.Module):
 def distil_int8(student: Student, calibration: Frames, layers: Sequence[str], recipe: Recipe,
                 steps: int, batch: Batch = 1,
                 log: Callable[[str], None] = lambda _: None) -> onnx.ModelProto:
-    """The student's signed INT8 ONNX after `steps` of distillation; the student is not changed.
+    """The student's signed INT8 ONNX, as `quantize` makes it, after `steps` >= 1 of distillation.
 
     layers: ONNX names of the MatMuls to quantise, such as blocks.0.fc1/MatMul.
-    Raises ValueError for steps < 1.
     """
     if steps < 1:
         raise ValueError(f"--qat: got {steps}, expected >= 1 steps")
@@ -139,9 +134,7 @@ def smoothed(student: Student, frames: Tensor, layers: Collection[str],
     """
     copied = copy.deepcopy(student).eval().float()
     factors: dict[str, Tensor] = {}
-    if alpha < 0:
-        return copied, factors
-    peaks = _channel_peaks(copied, layers, frames)
+    peaks = _channel_peaks(copied, layers, frames) if alpha >= 0 else {}
     for i, block in enumerate(copied.blocks):
         assert isinstance(block, Block)
         factors |= _smooth(f"blocks.{i}", block, peaks, alpha)
@@ -156,7 +149,7 @@ def train(quantised: Student, student: Student, frames: Tensor, steps: int,
     """Trains weights and scales, in place, to match the FP32 student on views of `frames`."""
     linears = [module for module in quantised.modules() if isinstance(module, QuantLinear)]
     scales = [linear.scale for linear in linears]
-    start = [float(scale.detach()) for scale in scales]
+    start = [scale.item() for scale in scales]
     optimiser = _optimiser(quantised, scales, start)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: 1 - i / steps)
     quantised.train()
@@ -192,10 +185,9 @@ def to_onnx(quantised: Student, batch: Batch = 1) -> onnx.ModelProto:
 
 def _optimiser(quantised: Student, scales: list[nn.Parameter],
                start: list[float]) -> torch.optim.Optimizer:
-    """AdamW with one rate for weights, and for each scale one relative to its starting value."""
-    ids = {id(scale) for scale in scales}
-    weights = [p for p in quantised.parameters() if id(p) not in ids]
-    groups = [{"params": weights, "lr": RATE}]
+    """One rate for weights, and for each scale one relative to its starting value."""
+    ids = set(map(id, scales))
+    groups = [{"params": [p for p in quantised.parameters() if id(p) not in ids], "lr": RATE}]
     groups += [{"params": [scale], "lr": SCALE_RATE * value}
                for scale, value in zip(scales, start, strict=True)]
     return torch.optim.AdamW(groups, weight_decay=0)
@@ -232,13 +224,12 @@ def _channel_peaks(student: Student, names: Collection[str], frames: Tensor) -> 
     """Largest magnitude of each input channel of the named Linears over `frames` in [0,1]."""
     peaks: dict[str, Tensor] = {}
 
-    def watch(name: str):
-        def hook(module, inputs):
-            peak = inputs[0].abs().flatten(0, -2).amax(0)
-            peaks[name] = torch.maximum(peaks.get(name, peak), peak)
-        return hook
+    def record(name, module, inputs):
+        peak = inputs[0].abs().flatten(0, -2).amax(0)
+        peaks[name] = torch.maximum(peaks.get(name, peak), peak)
 
-    hooks = [student.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
+    hooks = [student.get_submodule(name).register_forward_pre_hook(partial(record, name))
+             for name in names]
     try:
         with torch.no_grad():
             for chunk in frames.split(BATCH):
@@ -263,8 +254,7 @@ def _store_int8_weights(model: onnx.ModelProto) -> None:
     """constant -> Q -> DQ -> Transpose becomes an int8 constant [I,O] -> DQ, in place; exact."""
     graph, index = model.graph, GraphIndex(model)
     for quantizer in [node for node in graph.node if node.op_type == "QuantizeLinear"]:
-        for entry in [entry for entry in quantizer.attribute if entry.name == "saturate"]:
-            quantizer.attribute.remove(entry)  # of float8 only, and unknown to opset 17
+        remove_attribute(quantizer, "saturate")  # of float8 only, and unknown to opset 17
         weight, scale = (index.value(name) for name in quantizer.input[:2])
         if weight is None or scale is None:
             continue
@@ -283,5 +273,5 @@ def _store_int8_weights(model: onnx.ModelProto) -> None:
 
 
 def _along(scale: Tensor, x: Tensor, axis: int) -> Tensor:
-    return scale if scale.ndim == 0 else scale.reshape(
-        [-1 if d == axis else 1 for d in range(x.ndim)])
+    shape = [-1 if d == axis else 1 for d in range(x.ndim)]
+    return scale.reshape(shape) if scale.ndim else scale

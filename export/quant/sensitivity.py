@@ -1,8 +1,7 @@
 """Which layers cost INT8 its accuracy, and how few must return to half precision for a budget.
 
 NNCF's accuracy control restores a layer's weight but leaves SmoothQuant's multiplier on its input
-(it returned cosine .876 as a success). Here those layers are left out, the model is quantised
-again, and measured again.
+(it returned cosine .876 as a success). Here the model is quantised again without those layers.
 """
 from collections.abc import Callable
 
@@ -19,10 +18,8 @@ RANKING_FRAMES = 8  # 1,568 tokens rank the layers; the chosen model is measured
 def within_budget(model: onnx.ModelProto, max_drop: float, gate: Gate,
                   requantize: Callable[[list[str]], onnx.ModelProto],
                   log: Callable[[str], None]) -> tuple[onnx.ModelProto, list[str]]:
-    """Returns layers to half precision (1, 2, 4, ... worst first) until the model's mean token
-    cosine is within `max_drop` of 1: that model, and the layers' names.
-
-    Raises GateError if half of all layers are not enough: INT8 has then nothing left to gain.
+    """(model, layers returned to half): 1, 2, 4, ... worst first, until 1 - mean token cosine is
+    at most `max_drop`. Raises GateError if half of them are not enough.
     """
     drop = _drop(model, gate)
     log(f"INT8 drop {drop:.6f} of mean cosine (budget {max_drop:g})")
@@ -59,13 +56,10 @@ def rank(model: onnx.ModelProto, gate: Gate) -> list[tuple[str, float]]:
 
 def quantized_layers(model: onnx.ModelProto) -> list[str]:
     """Names of the nodes whose activation goes through Q/DQ, in graph order."""
-    index, names = GraphIndex(model), []
-    for node in model.graph.node:
-        if node.op_type in ("MatMul", "Gemm", "Conv"):
-            source = index.source(node.input[0])
-            if source is not None and source.op_type == "DequantizeLinear":
-                names.append(node.name)
-    return names
+    nodes = model.graph.node
+    dequantised = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
+    return [node.name for node in nodes
+            if node.op_type in ("MatMul", "Gemm", "Conv") and node.input[0] in dequantised]
 
 
 def bypassed(model: onnx.ModelProto, layer: str) -> onnx.ModelProto:
