@@ -20,7 +20,7 @@ CPU_BUDGET = 2 * 2**30       # bytes held in memory without a GPU
 class Examples:
     """Fields of each frame: frames uint8 [3,H,W]; one per store, float16 [D,14,14].
 
-    Where clips are labelled also depth [56,56] m, normals int8 [3,56,56], classes uint8 [56,56],
+    Of labelled clips also depth [56,56] m, int8 normals [3,56,56], uint8 classes [56,56],
     patch_depth [14,14] m.
     """
 
@@ -45,9 +45,8 @@ class Examples:
         for name, store in self.stores.items():
             example[name] = store.get(clip_id)
         if clip.depth is not None and clip.normals is not None and clip.instances is not None:
-            targets = dense_targets(clip)
-            for name in ("depth", "normals", "classes"):
-                example[name] = torch.from_numpy(getattr(targets, name))
+            for name, target in vars(dense_targets(clip)).items():
+                example[name] = torch.from_numpy(target)
         if clip.depth is not None:
             example["patch_depth"] = torch.from_numpy(patch_depth(clip))
         return example
@@ -67,7 +66,8 @@ class Examples:
         groups = [order[i:i + per_step].tolist() for i in starts][skip:]
 
         def load_group(group: list[int]) -> Example:
-            return _join([self.load(self.ids[i]) for i in group])
+            examples = [self.load(self.ids[i]) for i in group]
+            return {k: torch.cat([e[k] for e in examples]) for k in examples[0]}
 
         for example in _prefetched(load_group, groups):
             yield {k: v.to(self.device, non_blocking=True) for k, v in example.items()}
@@ -83,12 +83,12 @@ class Examples:
 
     def in_order(self) -> Iterator[tuple[str, Example]]:
         """(clip id, its fields on the device), clip by clip."""
-        if self._all is not None:
-            for i, clip_id in enumerate(self.ids):
-                rows = slice(i * self.frames_per_clip, (i + 1) * self.frames_per_clip)
-                yield clip_id, {k: v[rows] for k, v in self._all.items()}
+        if self._all is None:
+            yield from self._read()
             return
-        yield from self._read()
+        clips = {k: v.split(self.frames_per_clip) for k, v in self._all.items()}
+        for i, clip_id in enumerate(self.ids):
+            yield clip_id, {k: v[i] for k, v in clips.items()}
 
     def _read(self) -> Iterator[tuple[str, Example]]:
         for clip_id, example in zip(self.ids, _prefetched(self.load, self.ids), strict=True):
@@ -116,8 +116,6 @@ def moments(examples: Examples, stream: Callable[[Example], Tensor]) -> tuple[Te
     return mean.float(), (square - mean.square()).clamp_min(0).sqrt().float().clamp_min(1e-4)
 
 
-def _join(examples: list[Example]) -> Example:
-    return {k: torch.cat([e[k] for e in examples]) for k in examples[0]}
 
 
 def _prefetched(load: Callable, keys: Sequence) -> Iterator[Example]:

@@ -1,14 +1,14 @@
 """The feature store: a frozen tower's features of each clip, on disk, for one configuration.
 
 One safetensors file a clip, float16 [T,D,14,14], in a folder named by the digest of the tower's
-spec (checkpoint, tap, noise seeds, preprocessing, grid). Files are written atomically; files.jsonl
-holds the SHA-256 of each.
+spec. Files are written atomically; files.jsonl holds the SHA-256 of each.
 """
 import hashlib
 import json
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -36,12 +36,7 @@ class FeatureStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         manifest = self.folder / "manifest.json"
         if manifest.is_file():
-            found = _read_manifest(manifest)
-            if found != json.loads(json.dumps(self.spec)):
-                raise ValueError(
-                    f"{manifest}: belongs to another configuration "
-                    f"({_difference(found, self.spec)}); delete the folder or use another "
-                    "--features")
+            _check_manifest(manifest, self.spec)
         else:
             _write(manifest, json.dumps(self.spec, indent=2).encode())
         self._files = self._read_files()
@@ -67,8 +62,7 @@ class FeatureStore:
     def get(self, clip_id: str) -> Tensor:
         """[T,D,14,14] float16. A file's first read checks its digest; ValueError if damaged."""
         if clip_id not in self._files:
-            raise ValueError(
-                f"{self.folder}: has no features of clip {clip_id}; fill the store first")
+            raise ValueError(f"{self.folder}: has no features of clip {clip_id}; fill the store")
         data = self._path(clip_id).read_bytes()
         if clip_id not in self._verified:
             if hashlib.sha256(data).hexdigest() != self._files[clip_id]["sha256"]:
@@ -81,14 +75,11 @@ class FeatureStore:
         return self.folder / f"{clip_id}.safetensors"
 
     def _read_files(self) -> dict[str, dict]:
-        log = self.folder / "files.jsonl"
-        rows = {}
+        log, rows = self.folder / "files.jsonl", {}
         for line in log.read_text().splitlines() if log.is_file() else []:
-            try:
+            with suppress(json.JSONDecodeError, KeyError):  # the last line of a killed run
                 row = json.loads(line)
                 rows[row["clip"]] = row
-            except (json.JSONDecodeError, KeyError):  # the last line of a killed run
-                continue
         return rows
 
 
@@ -100,14 +91,12 @@ def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str],
         return
     console = Console(stderr=True)
     first = frames_of(source, missing[0])
-    t = len(first)
-    size = len(missing) * t * tower.dim * GRID * GRID * 2
-    free = shutil.disk_usage(store.folder).free
-    if size > free:
+    size = len(missing) * len(first) * tower.dim * GRID * GRID * 2
+    if size > (free := shutil.disk_usage(store.folder).free):
         raise ValueError(
             f"{store.folder}: features need {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB "
             "free; use fewer clips or another folder")
-    console.print(f"{store.spec['tower']}: {len(missing)} clips x {t} frames, "
+    console.print(f"{store.spec['tower']}: {len(missing)} clips x {len(first)} frames, "
                   f"{size / 1e6:.0f} MB -> {store.folder}")
     group = max(1, min(16, GROUP_BYTES // first.nbytes)) if device.type == "cuda" else 1
     groups = [missing[i:i + group] for i in range(0, len(missing), group)]
@@ -159,16 +148,16 @@ def _put_all(store: FeatureStore, ids: Sequence[str],
         store.put(clip_id, one)
 
 
-def _read_manifest(path: Path) -> dict:
+def _check_manifest(path: Path, spec: dict) -> None:
     try:
-        return json.loads(path.read_text())
+        found, wanted = json.loads(path.read_text()), json.loads(json.dumps(spec))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not a manifest ({error}); delete its folder") from error
-
-
-def _difference(found: dict, wanted: dict) -> str:
-    keys = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
-    return ", ".join(f"{k}: {found.get(k)!r} stored, {wanted.get(k)!r} requested" for k in keys[:3])
+    differences = [f"{k}: {found.get(k)!r} stored, {wanted.get(k)!r} requested"
+                   for k in found | wanted if found.get(k) != wanted.get(k)][:3]
+    if found != wanted:
+        raise ValueError(f"{path}: belongs to another configuration ({', '.join(differences)}); "
+                         "delete the folder or use another --features")
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -1,8 +1,7 @@
 """The Wan VAE's encoder on single frames: exact 2D convolutions, channels last.
 
 A causal 3D convolution pads the past with zeros, so on a one-frame video only its last temporal
-slice reads data: as a 2D convolution the same result costs a third of the arithmetic, and none of
-the caches that a video needs.
+slice reads data: as a 2D convolution the same result costs a third of the arithmetic.
 """
 from copy import deepcopy
 from typing import Any
@@ -23,11 +22,7 @@ NEIGHBOURHOOD = 32  # inputs of one output of the first convolution: 3 channels 
 
 
 class FrameEncoder(nn.Module):
-    """frames [N,3,H,W] in [0,1] -> normalised posterior mean [N,z_dim,h,w] float32.
-
-    Equal to `vae.encode` of each frame alone.
-    """
-
+    """frames [N,3,H,W] in [0,1] -> normalised mean of `vae.encode`, [N,z_dim,h,w] float32."""
     mean: Tensor
     std: Tensor
 
@@ -49,10 +44,7 @@ class FrameEncoder(nn.Module):
 
 
 class FirstConv(nn.Module):
-    """[N,C,1,H,W] -> [N,C',1,H,W]: a 3x3 `FrameConv` with few input channels, as a product.
-
-    A 3x3 neighbourhood fits in one group of 32 numbers; no convolution kernel fills its groups.
-    """
+    """[N,C,1,H,W] -> [N,C',1,H,W]: a 3x3 `FrameConv` with few input channels, as a product."""
 
     def __init__(self, conv: WanCausalConv3d):
         super().__init__()
@@ -98,10 +90,8 @@ class FrameConv(nn.Conv2d):
 class FrameNorm(nn.Module):
     """x [N,C,...] over its length across channels, times sqrt(C) and gamma; then SiLU if `active`.
 
-    All in float32 with one division a position and the logistic function itself: compiled kernels
-    of this width are bound by arithmetic as much as by memory.
+    In float32 with one division a position: compiled kernels of this width are bound by arithmetic.
     """
-
     gain: Tensor
 
     def __init__(self, norm: WanRMS_norm, active: bool):
@@ -119,10 +109,7 @@ class FrameNorm(nn.Module):
 
 
 class FrameAttention(nn.Module):
-    """The middle block's attention [N,C,1,h,w] -> same, one head.
-
-    For a head this wide (384) no fused kernel is faster than two matrix products.
-    """
+    """The middle block's attention [N,C,1,h,w] -> same, one head too wide (384) to be fused."""
 
     def __init__(self, block: Any):
         super().__init__()
@@ -136,8 +123,7 @@ class FrameAttention(nn.Module):
 
 
 def _to_2d(module: nn.Module) -> nn.Module:
-    # the encoder and its residual blocks apply their one SiLU after each of their norms: FrameNorm
-    # takes it over
+    # FrameNorm takes over the SiLU that the encoder and its residual blocks apply after each norm
     active = isinstance(getattr(module, "nonlinearity", None), nn.SiLU)
     if active:
         module.nonlinearity = nn.Identity()

@@ -1,8 +1,7 @@
 """torch.compile for frozen modules: one program a size, long rows reduced in registers.
 
-By itself Inductor keeps rows of up to 1024 elements in registers. Wan's tokens have 1536, the
-attention of its VAE 4800 and more: such rows are read again after every sum, and their variance
-takes one slow, numerically careful pass.
+By itself Inductor keeps rows of up to 1024 elements in registers and reads longer ones again after
+every sum. Wan's tokens have 1536, the attention of its VAE 4800 and more.
 """
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,8 +20,7 @@ FASTEST_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION,
 class CompiledModule(nn.Module):
     """`module`, compiled at the first call of each size of its first argument's items.
 
-    One program serves any number of items, and all modules of one class. Calls raise ValueError if
-    the compiler fails.
+    One program serves any number of items. Calls raise ValueError if the compiler fails.
     """
 
     def __init__(self, module: nn.Module, backend: str = "inductor"):
@@ -37,8 +35,7 @@ class CompiledModule(nn.Module):
             with persistent_reductions():
                 return self.program(x, *rest, **named)
         except torch._dynamo.exc.TorchDynamoException as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            reason = lines[0][:150] if lines else type(error).__name__
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
             raise ValueError(
                 f"torch.compile failed here ({reason}); it needs Triton and a C compiler: set "
                 "TORCH_COMPILE_DISABLE=1 to do without") from error
@@ -60,10 +57,9 @@ def fast_kernels(enabled: bool) -> Iterator[None]:
 
 
 def persistent_reductions(widest: int | None = None) -> AbstractContextManager:
-    """Inside, code compiled in this thread keeps rows of up to `widest` elements in registers.
+    """Inside, code compiled in this thread keeps contiguous rows of up to `widest` in registers.
 
-    None: WIDEST; 0: the compiler's own choice, as for a PyTorch without this private hook. Rows
-    must be contiguous.
+    None: WIDEST; 0: the compiler's own choice, as for a PyTorch without this private hook.
     """
     widest = WIDEST if widest is None else widest
     try:

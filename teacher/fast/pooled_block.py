@@ -1,8 +1,7 @@
 """A Wan block whose output is averaged to 14x14 tokens: its widest product runs on pooled tokens.
 
-The block ends in x + gate (W gelu(h) + b), and tokens are averaged over windows. An average is
-linear and the gate the same for every token, so both commute with W, which then runs on fewer rows
-(832x480: 196 a frame instead of 1560).
+The block ends in x + gate (W gelu(h) + b). Averages over windows commute with W, and the gate is
+the same for every token, so W runs on fewer rows (832x480: 196 a frame instead of 1560).
 """
 from typing import Any
 

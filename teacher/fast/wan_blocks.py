@@ -1,9 +1,8 @@
 """Wan's transformer blocks with fewer, larger kernels; equal to diffusers' up to rounding.
 
-Inference (`fuse_blocks`, `compile_blocks`): one product for queries, keys and values, the rotation
-as one pointwise expression, GELU in its product's epilogue, one program for all blocks. Training
-(`set_training_processors`): the same self-attention from separate weights, and cross-attention to
-a prompt of one token, whose softmax is always 1.
+Inference: one product for queries, keys and values, the rotation as one pointwise expression, GELU
+in its product's epilogue, one program for all blocks. Training: the same self-attention, and
+cross-attention to a prompt of one token, whose softmax is always 1.
 """
 from typing import Any
 
@@ -23,7 +22,7 @@ def fuse_blocks(transformer: Any) -> None:
     for block in plain_blocks(transformer):
         block.attn1.fuse_projections()
         del block.attn1.to_q, block.attn1.to_k, block.attn1.to_v
-        block.attn1.set_processor(FusedQKVProcessor())
+        block.attn1.set_processor(SelfAttentionProcessor())
         block.ffn.net[0] = FusedGELU(block.ffn.net[0].proj)
 
 
@@ -41,15 +40,12 @@ def plain_blocks(transformer: Any) -> list[Any]:
 
 
 def set_training_processors(transformer: WanTransformer3DModel) -> WanTransformer3DModel:
-    """Sets both training processors in every block, in place, and returns the transformer.
-
-    Parameters that only score the prompt's one token against itself get no gradient: they freeze.
-    """
+    """Sets both processors in every block, in place; freezes what scores the prompt's one token."""
     for block in transformer.blocks:
         for unused in (block.norm2, block.attn2.to_q, block.attn2.to_k, block.attn2.norm_q,
                        block.attn2.norm_k):
             unused.requires_grad_(False)
-        block.attn1.set_processor(ConcatQKVProcessor())
+        block.attn1.set_processor(SelfAttentionProcessor())
         block.attn2.set_processor(OneTokenProcessor())
     return transformer
 
@@ -86,24 +82,26 @@ class FusedGELU(nn.Module):
         return F.gelu(self.proj(x), approximate="tanh")
 
 
-class FusedQKVProcessor:
-    """Self-attention [N,L,D] -> same, from the one product `to_qkv`."""
+class SelfAttentionProcessor:
+    """Self-attention [N,L,D] -> same by one product: `to_qkv`, or in training three weights."""
 
     def __call__(self, attn: Any, hidden_states: Tensor,
                  encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None,
                  rotary_emb: Rotary | None = None) -> Tensor:
-        return _self_attention(attn, attn.to_qkv(hidden_states), rotary_emb)
-
-
-class ConcatQKVProcessor:
-    """Self-attention [N,L,D] -> same; concatenates three weights, keeping diffusers' keys."""
-
-    def __call__(self, attn: Any, hidden_states: Tensor,
-                 encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None,
-                 rotary_emb: Rotary | None = None) -> Tensor:
-        weight = torch.cat([attn.to_q.weight, attn.to_k.weight, attn.to_v.weight])
-        bias = torch.cat([attn.to_q.bias, attn.to_k.bias, attn.to_v.bias])
-        return _self_attention(attn, F.linear(hidden_states, weight, bias), rotary_emb)
+        if attn.fused_projections:
+            qkv = attn.to_qkv(hidden_states)
+        else:
+            layers = attn.to_q, attn.to_k, attn.to_v
+            qkv = F.linear(hidden_states, torch.cat([layer.weight for layer in layers]),
+                           torch.cat([layer.bias for layer in layers]))
+        query, key, value = qkv.chunk(3, dim=-1)  # each [N,L,D]
+        query, key = attn.norm_q(query).to(value), attn.norm_k(key).to(value)
+        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
+        if rotary_emb is not None:
+            query, key = (apply_rotary_emb(x, *rotary_emb) for x in (query, key))
+        out = F.scaled_dot_product_attention(  # [N,heads,L,d]
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
 
 class OneTokenProcessor:
@@ -123,14 +121,3 @@ def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     swapped = x_float.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     sign = 2 * (torch.arange(x.shape[-1], device=x.device) % 2) - 1
     return (x_float * cos + swapped * (sin * sign)).type_as(x)
-
-
-def _self_attention(attn: Any, qkv: Tensor, rotary_emb: Rotary | None) -> Tensor:
-    query, key, value = qkv.chunk(3, dim=-1)  # each [N,L,D]
-    query, key = attn.norm_q(query).to(value), attn.norm_k(key).to(value)
-    query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
-    if rotary_emb is not None:
-        query, key = (apply_rotary_emb(x, *rotary_emb) for x in (query, key))
-    out = F.scaled_dot_product_attention(  # [N,heads,L,d]
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-    return attn.to_out[0](out.transpose(1, 2).flatten(2))

@@ -1,8 +1,7 @@
 """The Wan VAE over a complete clip in one pass, for training.
 
-diffusers walks a clip in chunks of 1, 4, 4, … frames and hands the causal convolutions their past,
-which bounds the memory of long videos. A training clip is short: one pass computes the same numbers
-with a third of the kernels, and torch.compile sees all of it.
+diffusers walks a clip in chunks of 1, 4, 4, … frames, which bounds the memory of long videos. On a
+short clip one pass computes the same numbers with a third of the kernels.
 """
 import torch
 from diffusers import AutoencoderKLWan

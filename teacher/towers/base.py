@@ -47,6 +47,14 @@ class NoiseBank:
             self._drawn[seed, i] = torch.randn(*z.shape[1:], generator=generator).to(z)
         return torch.stack([self._drawn[seed, i] for i in numbers])
 
+    def average(self, call: Callable[[Tensor], Tensor], seeds: range, numbers: Sequence[int],
+                z: Tensor) -> Tensor:
+        """The float32 mean of call(noise) over the draws of `seeds`."""
+        total = torch.zeros((), device=z.device)
+        for seed in seeds:
+            total = total + call(self.draw(seed, numbers, z)).float()
+        return total / len(seeds)
+
 
 def chunk_size(bytes_each: int, device: torch.device) -> int:
     """How many items fit in the budget and in 60 % of the GPU's free memory: estimates run low."""
@@ -58,8 +66,7 @@ def in_chunks(call: Callable[[slice], Tensor], count: int, chunk: int, dim: int,
               advice: str) -> Tensor:
     """torch.cat of call(slice) over `count` items along `dim`, at most `chunk` at a time.
 
-    Chunks have about equal sizes. Out of GPU memory, the chunk is halved and tried again;
-    ValueError with `advice` once a single item does not fit.
+    Out of GPU memory, the chunk is halved; ValueError with `advice` if a single item does not fit.
     """
     parts: list[Tensor] = []
     start = 0
@@ -83,10 +90,7 @@ def in_chunks(call: Callable[[slice], Tensor], count: int, chunk: int, dim: int,
 
 
 def resize_registered(frames: Tensor, side: int | None, multiple: int) -> Tensor:
-    """frames [N,3,H,W] in [0,1] -> the complete frames at `registered_size`, so that cells match.
-
-    Frames that fit already are returned untouched.
-    """
+    """frames [N,3,H,W] in [0,1] -> the complete frames at `registered_size`; untouched if equal."""
     size = registered_size(frames.shape[-2], frames.shape[-1], side, multiple)
     if frames.shape[-2:] == size:
         return frames
@@ -104,9 +108,8 @@ def registered_size(height: int, width: int, side: int | None, multiple: int) ->
 def resize_paper(frames: Tensor, side: int | None) -> Tensor:
     """frames [N,3,H,W] in [0,1] -> [N,3,720,1280] or [N,3,480,832], as the released VEGA-3D code.
 
-    Squashed to 384x384 (bicubic, as SigLIP's processor), enlarged until it covers (bilinear, no
-    antialias), cropped at the centre: the middle 56 % of a frame's rows remain, and the 14x14 grid
-    spans only those.
+    Squashed to 384x384, enlarged until it covers, cropped at the centre: the 14x14 grid spans only
+    the middle 56 % of a frame's rows.
     """
     height, width = PAPER_SIZES[side or 720]
     square = F.interpolate(frames, (PAPER_SQUASH, PAPER_SQUASH), mode="bicubic", antialias=True,

@@ -51,7 +51,6 @@ def capture_activation(module: nn.Module, after: bool, run: Callable[[], object]
 
 @contextmanager
 def swapped_block(blocks: nn.ModuleList, i: int, other: nn.Module) -> Iterator[None]:
-    """Inside, block i is `other`."""
     original, blocks[i] = blocks[i], other
     try:
         yield

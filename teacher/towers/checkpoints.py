@@ -31,10 +31,7 @@ _CLASSES = {"WanTransformer3DModel": WanTransformer3DModel,
 
 def load_complete(model_class: Any, where: Path | str, optional: str | None = None,
                   **options: Any) -> Any:
-    """model_class.from_pretrained of safetensors only; ValueError if weights are missing.
-
-    optional: a regular expression for the names of weights that may be missing.
-    """
+    """from_pretrained of safetensors; ValueError if weights lack, but names matching `optional`."""
     model, info = model_class.from_pretrained(str(where), use_safetensors=True,
                                               output_loading_info=True, **options)
     missing = sorted(name for name in info["missing_keys"]
@@ -60,7 +57,6 @@ class Parts:
 def load_parts(where: Path, block: int, precision: str) -> Parts:
     """The VAE, the prompt, and the transformer up to and with `block` (0-based).
 
-    precision: fp32, bf16, or auto (bf16 from 100 M parameters on).
     Raises ValueError naming what is missing, of another architecture, or damaged.
     """
     _check_parts(where)
@@ -98,9 +94,8 @@ def generator_folder(name: str) -> Path:
     """wan-nano's folder, a local folder, or a hub id (a path of two parts that is not on disk)."""
     if name == "wan-nano":
         if not NANO.is_dir():
-            raise ValueError(
-                "wan-nano: its weights come with a checkout of the repository, not with the wheel; "
-                "install from one: pip install -e '.[train]'")
+            raise ValueError("wan-nano: its weights come with a checkout of the repository, not "
+                             "with the wheel; install from one: pip install -e '.[train]'")
         return NANO
     return Path(PUBLISHED.get(name.lower(), name))
 
@@ -133,8 +128,8 @@ def _check_parts(where: Path) -> None:
     hub = is_hub_id(where)
     parts = {"prompt.safetensors": prompt_file(where)}
     if not hub:
-        parts |= {p: where / p for p in ("vae/config.json", "transformer/config.json")}
-    missing = sorted(name for name, path in parts.items() if not path.is_file())
+        parts |= {p: where / p for p in ("transformer/config.json", "vae/config.json")}
+    missing = [name for name, path in parts.items() if not path.is_file()]
     if missing == ["prompt.safetensors"]:
         raise ValueError(
             f"{where}: {'no such folder, and as a hub id' if hub else 'has'} no prompt.safetensors "
@@ -161,12 +156,11 @@ def _load(kind: Any, where: Path, part: str, dtype: torch.dtype, trim: dict[str,
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # diffusers warns of every weight above the tap
     try:
-        model = load_complete(kind, where, subfolder=part, torch_dtype=dtype, **trim)
+        return load_complete(kind, where, subfolder=part, torch_dtype=dtype, **trim)
     except DAMAGE as error:
         raise ValueError(_unreadable(where, error, part)) from error
     finally:
         logging.set_verbosity(level)
-    return model
 
 
 def _unreadable(where: Path, error: Exception, part: str) -> str:
@@ -190,6 +184,5 @@ def _snapshot(where: Path) -> Path:
 
     found = try_to_load_from_cache(str(where), "transformer/config.json")
     if not isinstance(found, str):
-        raise ValueError(
-            f"{where}: its files are not in the hub's cache; give a local diffusers folder")
+        raise ValueError(f"{where}: is not in the hub's cache; give a local diffusers folder")
     return Path(found).parent.parent

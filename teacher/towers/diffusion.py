@@ -17,8 +17,7 @@ class DiffusionTower(ABC):
     """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14], each frame alone; other grids are resampled.
 
     k: noise level, 0 (clean) .. 1000. block: of a transformer, 0-based. side: px of the short side.
-    Noise depends on (seed, frame of the clip) alone. A generator is a subclass with the class
-    attributes and the abstract methods below.
+    Noise depends on (seed, frame of the clip) alone.
     """
     kind: ClassVar[str]
     vae_class: ClassVar[Any]               # of diffusers, in vae/
@@ -66,11 +65,10 @@ class DiffusionTower(ABC):
     def _averaged(self, x: Tensor, numbers: list[int]) -> Tensor:
         z, condition = self.latents(x * 2 - 1), self.condition(x)
         signal, sigma = self.shares()
-        total = torch.zeros((), device=z.device)
-        for s in range(self.seeds):
-            noise = self._noise.draw(self.seed + s, numbers, z)
-            total = total + self.grid(signal * z + sigma * noise, condition).float()
-        return F.adaptive_avg_pool2d(total / self.seeds, (GRID, GRID))
+        mean = self._noise.average(
+            lambda noise: self.grid(signal * z + sigma * noise, condition),
+            range(self.seed, self.seed + self.seeds), numbers, z)
+        return F.adaptive_avg_pool2d(mean, (GRID, GRID))
 
     @abstractmethod
     def latents(self, x: Tensor) -> Tensor:
@@ -110,6 +108,12 @@ class ScheduledTower(DiffusionTower):
 
     def shares(self) -> tuple[float, float]:
         return self.alpha ** 0.5, (1 - self.alpha) ** 0.5
+
+    def _inputs(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The timesteps [N] and the empty prompt [N,L,D'] of latents z."""
+        assert self.prompt is not None
+        k = torch.full((len(z),), min(self.k, 999), device=z.device)
+        return k, self.prompt.padded().expand(len(z), -1, -1).to(z)
 
 
 class TransformerTower(DiffusionTower):

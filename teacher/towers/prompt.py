@@ -33,21 +33,16 @@ class Prompt:
 
 
 def export_prompt(generator: str, out: Path) -> Path:
-    """Runs the checkpoint's text encoder on "" and saves the embedding.
+    """Runs the checkpoint's text encoder on "" and saves the embedding; ValueError if it has none.
 
-    Without padding for Wan's UMT5; Stable Diffusion's CLIP and CogVideoX's T5 read their padding,
-    so it is part of the embedding. Raises ValueError if there is no such encoder.
+    Without padding for Wan's UMT5; Stable Diffusion's CLIP and CogVideoX's T5 read their padding.
     """
-    from transformers import (
-        AutoConfig,
-        AutoTokenizer,
-        CLIPTextModel,
-        T5EncoderModel,
-        UMT5EncoderModel,
-    )
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer
 
-    kinds: dict[str, Any] = {"umt5": UMT5EncoderModel, "t5": T5EncoderModel,
-                             "clip_text_model": CLIPTextModel}
+    kinds: dict[str, Any] = {"umt5": transformers.UMT5EncoderModel,
+                             "t5": transformers.T5EncoderModel,
+                             "clip_text_model": transformers.CLIPTextModel}
     try:
         kind = AutoConfig.from_pretrained(generator, subfolder="text_encoder").model_type
         if kind not in kinds:
@@ -83,9 +78,8 @@ def load_prompt(path: Path) -> Prompt:
                          "vega3d teacher prompt") from error
     length = int(tensors["length"]) if "length" in tensors else embedding.shape[1]
     if embedding.ndim != 3 or embedding.shape[0] != 1 or length < embedding.shape[1]:
-        raise ValueError(
-            f"{path}: prompt is {list(embedding.shape)} padded to {length}, expected "
-            "[1,L,text_dim] with L <= length")
+        raise ValueError(f"{path}: prompt is {list(embedding.shape)} padded to {length}, expected "
+                         "[1,L,text_dim] with L <= length")
     return Prompt(embedding, length)
 
 
@@ -114,8 +108,9 @@ def precompute_text_kv(transformer: Any, prompt: Prompt) -> Tensor:
         value = attention.to_v(text)[0].unflatten(1, heads).float()            # [L,heads,d]
         out = attention.to_out[0].weight.float().unflatten(1, heads)           # [dim,heads,d]
         projected = torch.einsum("lhd,ohd->hlo", value, out).flatten(0, 1)     # [heads*L,dim]
-        scores = attention.norm_q.weight.float()[:, None] * _by_head(
-            key.float() / key.shape[2]**0.5)
+        # block-diagonal [dim,heads*L]: query @ it scores each head's keys
+        by_head = torch.block_diag(*(key.float() / key.shape[2]**0.5).permute(1, 2, 0))
+        scores = attention.norm_q.weight.float()[:, None] * by_head
         attention.set_processor(FixedTextProcessor(scores.to(like), projected.to(like), bias))
     return prompt.embedding[:, :1]
 
@@ -141,8 +136,3 @@ class FixedTextProcessor:
         score = ((query @ self.scores).float() * scale).unflatten(2, (attn.heads, keys))
         weights = (score + self.bias).softmax(-1).flatten(2).type_as(hidden_states)  # [B,N,heads*L]
         return weights @ self.values + attn.to_out[0].bias
-
-
-def _by_head(key: Tensor) -> Tensor:
-    """[L,heads,d] -> block-diagonal [heads*d, heads*L]: query @ it scores each head's keys."""
-    return torch.block_diag(*key.permute(1, 2, 0))

@@ -54,8 +54,7 @@ class Tap:
 def paper_time(k: int) -> tuple[float, float]:
     """(timestep, sigma) of the released code, the nearest to k of FlowUniPC's 1000 steps, shift 5.
 
-    Timesteps are truncated to integers: 300 -> (299, 0.2999), 0 -> (4, 0.005), 1000 -> (999,
-    0.9998).
+    Timesteps are truncated to integers: 300 -> (299, 0.2999), 0 -> (4, 0.005).
     """
     import torch
 

@@ -28,17 +28,15 @@ from teacher.towers.checkpoints import NANO, check_block, generator_folder, load
 from teacher.towers.prompt import Prompt, precompute_text_kv
 from teacher.towers.tap import Tap
 
-# through the VAE: its convolutions are no faster on more, and each new size is timed anew
-FRAMES_AT_ONCE = 16
+FRAMES_AT_ONCE = 16  # through the VAE: no faster on more, and each new size is timed anew
 _OOM_ADVICE = "lower tap.side or set tap.precision to bf16"
 
 
 def load_wan(folder: Path | str = NANO, tap: Tap | None = None,
              random_weights: bool = False) -> "WanTower":
-    """A tower from a generator's name, a hub id or a diffusers folder with prompt.safetensors.
+    """A tower from a generator's name, a hub id or a diffusers folder; ValueError names what lacks.
 
     random_weights: keeps the VAE and redraws the transformer, as a control for its training.
-    Raises ValueError naming what the generator lacks.
     """
     where, tap = generator_folder(str(folder)), tap or Tap()
     parts = load_parts(where, tap.block, tap.precision)
@@ -63,12 +61,11 @@ def normalise_latents(z: Tensor, vae: AutoencoderKLWan) -> Tensor:
 class WanTower:
     """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14]; other sizes are resized (`Tap.geometry`).
 
-    In video mode T must be 4n+1 (the VAE would silently drop the rest); a latent stands for up to
-    four frames, each of which gets its features. Noise depends on (seed, frame of the clip) alone:
-    every frame has its own draw, as in the paper, and a clip's features depend neither on its batch
-    nor on `chunk`, the number of one-frame videos (or clips) that run at once (None: as many as
-    fit). In bf16 on a GPU everything is compiled at the first call of a size (about half a minute
-    for Wan2.1-1.3B); TORCH_COMPILE_DISABLE=1 in the environment prevents it.
+    In video mode T must be 4n+1; a latent stands for up to four frames, each of which gets its
+    features. Noise depends on (seed, frame of the clip) alone, so features depend neither on the
+    batch nor on `chunk`, how many one-frame videos (or clips) run at once (None: as many as fit).
+    In bf16 on a GPU everything is compiled at the first call of a size (about half a minute for
+    Wan2.1-1.3B), unless TORCH_COMPILE_DISABLE=1 is set.
     """
 
     def __init__(self, vae: AutoencoderKLWan, transformer: WanTransformer3DModel, prompt: Prompt,
@@ -152,8 +149,7 @@ class WanTower:
     def latents(self, frames: Tensor) -> Tensor:
         """[N,T,3,H,W] in [0,1] -> normalised VAE mean [N,C,F,H/8,W/8] float32."""
         n, t, _, h, w = frames.shape
-        # memory: several copies of the first convolution's output live at once, and the middle
-        # block's attention compares all pairs of positions
+        # memory: copies of the first convolution's output, the middle block's pairs of positions
         area = h * w // (self.vae.config.patch_size or 1) ** 2
         positions = h * w // (self.pixels_per_token // 2) ** 2
         copies = 4 if self.compiled else 8
@@ -180,11 +176,9 @@ class WanTower:
                          self.chunk or chunk_size(each, z.device), 1, _OOM_ADVICE)
 
     def _averaged(self, z: Tensor, blocks: Sequence[int], numbers: list[int]) -> Tensor:
-        total = torch.zeros((), device=z.device)
-        for s in range(self.tap.seeds):
-            noise = self._noise.draw(self.tap.seed + s, numbers, z)
-            total = total + self._noised_tokens(z, noise, blocks).float()
-        return total / self.tap.seeds                               # [L,N,F,D,14,14]
+        seeds = range(self.tap.seed, self.tap.seed + self.tap.seeds)
+        return self._noise.average(lambda noise: self._noised_tokens(z, noise, blocks), seeds,
+                                   numbers, z)                      # [L,N,F,D,14,14]
 
     def _noised_tokens(self, z: Tensor, noise: Tensor, blocks: Sequence[int]) -> Tensor:
         timestep, sigma = self.tap.time

@@ -16,12 +16,9 @@ from records.files import atomic_write
 
 
 def set_lr(optimizer: Optimizer, peak: float, step: int, total: int, warm: int) -> None:
-    """Sets the rate of every group for `step` (0-based) of `total`: a linear rise to `peak` over
-    `warm` steps, then a cosine to 1 %."""
-    if step < warm:
-        share = (step + 1) / warm
-    else:
-        share = 0.01 + 0.99 * 0.5 * (1 + cos(pi * (step - warm) / max(1, total - warm)))
+    """Rate of `step` (0-based): a linear rise to `peak` in `warm` steps, then a cosine to 1 %."""
+    decay = 0.01 + 0.99 * 0.5 * (1 + cos(pi * (step - warm) / max(1, total - warm)))
+    share = (step + 1) / warm if step < warm else decay
     for group in optimizer.param_groups:
         group["lr"] = peak * share
 
@@ -54,10 +51,7 @@ def save_checkpoint(path: Path, step: int, modules: dict[str, nn.Module], optimi
 
 def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: Optimizer,
                     key: str) -> int:
-    """Restores in place and returns the step to resume at; 0 without a file of this `key`.
-
-    Raises ValueError for a damaged file.
-    """
+    """Restores in place; the step to resume at, 0 without a file of `key`. ValueError: damaged."""
     if not path.is_file():
         return 0
     try:
@@ -73,11 +67,11 @@ def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: Optimi
         prefix = f"{name}/"
         module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items()
                                 if k.startswith(prefix)})
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer/"):
             _, index, field = name.split("/")
             state.setdefault(int(index), {})[field] = value
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
     return int(metadata["step"])

@@ -1,7 +1,4 @@
-"""Forward and backward of a training step as one CUDA graph.
-
-Small models are bound by kernel launches, which a graph needs only one of.
-"""
+"""Forward and backward of a training step as one CUDA graph, a single launch for small models."""
 from collections.abc import Sequence
 
 import torch
@@ -23,11 +20,9 @@ class GraphPerShape:
 
 
 class GraphedLoss:
-    """`loss(*inputs)` followed by backward, for inputs of one set of shapes; gradients are in
-    `.grad`.
+    """`loss(*inputs)` and backward, for inputs of one set of shapes; gradients are in `.grad`.
 
-    The module must be capturable: no host reads, fixed shapes. The next call overwrites the
-    returned tensors.
+    The module must not read on the host. The next call overwrites the returned tensors.
     """
 
     def __init__(self, loss: nn.Module, inputs: Sequence[Tensor]):

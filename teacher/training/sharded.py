@@ -16,16 +16,14 @@ def gather(value: Tensor) -> Tensor:
 
 
 def scatter(value: Tensor, like: Tensor) -> Tensor:
-    """A complete tensor sharded as `like`; unchanged if `like` is not sharded, or has another shape
-    (Adam's step counter)."""
+    """A complete tensor sharded as `like`, if that is sharded and of its shape (unlike a step)."""
     if isinstance(like, DTensor) and value.shape == like.shape:
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value
 
 
 class GatheredOptimizer:
-    """state_dict and load_state_dict of an optimiser in complete tensors, for
-    teacher.training.checkpoint."""
+    """An optimiser's state dict in complete tensors, for teacher.training.checkpoint."""
 
     def __init__(self, optimizer: Optimizer):
         self.optimizer = optimizer
