@@ -22,7 +22,7 @@ class DenseTraining:
 @dataclass(frozen=True)
 class PretrainConfig:
     out: Path = Path("runs/wan-nano")
-    # an earlier wan-nano to continue from; with vae_steps 0 its VAE is not trained
+    # an earlier wan-nano to continue from, or its VAE alone; with vae_steps 0 that is not trained
     init: Path | None = None
     clips: int = 2000          # training clips
     held_out: int = 64         # clips of unseen rooms and furniture, for PSNR and the sample sheet
@@ -37,6 +37,16 @@ class PretrainConfig:
     flow_batch: int = 96       # clips a step and process
     flow_lr: float = 1e-3
     flow_seconds: float = 0.0  # as vae_seconds
+    width: int = 256           # channels of the transformer, a multiple of 64; ignored with init
+    depth: int = 10            # its blocks; ignored with init
+    # frozen encoder whose features the tokens of block align_block are trained to predict
+    align: Literal["none", "efficientnet-lite0"] = "none"
+    align_block: int = 5       # 0-based
+    align_weight: float = 0.5
+    align_t: tuple[float, float] = (0.0, 1.0)  # noise levels that are aligned
+    t_focus: float = 0.0       # share of noise levels drawn uniformly from t_range
+    t_range: tuple[float, float] = (0.3, 0.7)
+    validate_every: int = 500  # steps between held-out flow losses, a multiple of 100
     ema: float = 0.9995
     save_every: int = 1000     # steps between resumable checkpoints
     workers: int = 2           # rendering processes
@@ -44,10 +54,22 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         if self.vae_steps < 1 and self.init is None:
-            raise ValueError("pretrain.vae_steps is 0: give an earlier generator, --init FOLDER")
-        for part in ("vae", "transformer"):
-            if self.init is not None and not (self.init / part / "config.json").is_file():
-                raise ValueError(f"init: {self.init} holds no generator ({part}/config.json)")
+            raise ValueError(
+                "pretrain.vae_steps is 0, which needs an earlier generator: give --init FOLDER")
+        if self.init is not None and not (self.init / "vae" / "config.json").is_file():
+            raise ValueError(
+                f"pretrain.init: {self.init} holds no generator (no vae/config.json)")
+        if self.width < 64 or self.width % 64:
+            raise ValueError(f"pretrain.width is {self.width}, expected a multiple of 64")
+        if not 0 <= self.align_block < self.depth and self.init is None:
+            raise ValueError(f"pretrain.align_block is {self.align_block}, expected 0 to "
+                             f"{self.depth - 1}")
+        if not 0 <= self.t_focus <= 1:
+            raise ValueError(f"pretrain.t_focus is {self.t_focus}, expected a share, 0 to 1")
+        for name in ("align_t", "t_range"):
+            low, high = getattr(self, name)
+            if not 0 <= low < high <= 1:
+                raise ValueError(f"pretrain.{name} is {low} {high}, expected 0 <= low < high <= 1")
         if self.frames % 4 != 1:
             raise ValueError(f"pretrain.frames is {self.frames}, expected 4n+1 (5, 9, 17): "
                              "Wan's VAE silently drops the rest")

@@ -17,11 +17,14 @@ TEXT_DIM = 32
 UNSHIFTED_TOKENS = 64
 
 
-def build_transformer() -> WanTransformer3DModel:
-    """10 M parameters: 10 blocks of width 256, patch (1,2,2), initialised as the identity."""
-    model = WanTransformer3DModel(num_attention_heads=4, attention_head_dim=64, in_channels=16,
-                                  out_channels=16, text_dim=TEXT_DIM, freq_dim=128, ffn_dim=832,
-                                  num_layers=10, rope_max_seq_len=64)
+def build_transformer(width: int = 256, depth: int = 10) -> WanTransformer3DModel:
+    """`depth` blocks of `width` channels (heads of 64), patch (1,2,2), initialised as the identity.
+
+    256 x 10 has 10 M parameters, 384 x 12 has 27 M.
+    """
+    model = WanTransformer3DModel(num_attention_heads=width // 64, attention_head_dim=64,
+                                  in_channels=16, out_channels=16, text_dim=TEXT_DIM, freq_dim=128,
+                                  ffn_dim=width * 13 // 4, num_layers=depth, rope_max_seq_len=64)
     # adaLN-zero: every block starts as the identity, the output as zero (arXiv 2212.09748)
     nn.init.zeros_(model.condition_embedder.time_proj.weight)
     nn.init.zeros_(model.condition_embedder.time_proj.bias)
@@ -56,16 +59,22 @@ class FlowLoss(nn.Module):
         return F.mse_loss(velocity.float(), (noise - z).float())
 
 
-def flow_batch(clips: Tensor, images: Tensor, batch: int, seed: int,
-               step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(z, noise, t) of clips [N,16,F,h,w] on even steps, else of images [M,16,1,h,w]."""
-    # an image batch is F times as large: every step has as many tokens
-    z_all, count = (clips, batch) if step % 2 == 0 else (images, batch * clips.shape[2])
-    draw = torch.Generator(device=z_all.device).manual_seed(seed * 1_000_003 + step)
-    z = z_all[torch.randint(len(z_all), (count,), generator=draw, device=z_all.device)].float()
+def flow_batch(latents: Tensor, count: int, seed: int, step: int, focus: float = 0.0,
+               focus_range: tuple[float, float] = (0.3, 0.7)) -> tuple[Tensor, ...]:
+    """(z, noise, t, rows) of a step: `count` rows of latents [N,16,F,h,w], on their device.
+
+    t is logit-normal, shifted towards noise; a share `focus` of it is uniform in `focus_range`.
+    """
+    draw = torch.Generator(device=latents.device).manual_seed(seed * 1_000_003 + step)
+    rows = torch.randint(len(latents), (count,), generator=draw, device=latents.device)
+    z = latents[rows].float()
     noise = torch.randn(z.shape, generator=draw, device=z.device)
-    t = torch.randn(count, generator=draw, device=z.device).sigmoid()
-    return z, noise, shifted(t, z.shape[2:])
+    t = shifted(torch.randn(count, generator=draw, device=z.device).sigmoid(), z.shape[2:])
+    if focus > 0:
+        low, high = focus_range
+        near = low + (high - low) * torch.rand(count, generator=draw, device=z.device)
+        t = torch.where(torch.rand(count, generator=draw, device=z.device) < focus, near, t)
+    return z, noise, t, rows
 
 
 def shifted(t: Tensor, grid: Sequence[int]) -> Tensor:

@@ -36,8 +36,13 @@ class Pretraining:
 
 
 def fit(run: Pretraining, stage: str, loss: nn.Module, batch: Callable[[int], tuple[Tensor, ...]],
-        modules: dict[str, nn.Module]) -> None:
-    """AdamW, warm-up, cosine decay, clipping at 1; `modules` are saved, `averaged` is the EMA."""
+        modules: dict[str, nn.Module],
+        validate: Callable[[], dict[str, float]] | None = None) -> None:
+    """AdamW, linear warm-up, cosine decay, gradients clipped at 1, resumable checkpoints.
+
+    modules: what a checkpoint holds; `averaged` among them follows `transformer`. validate: called
+    every `validate_every` steps for more columns of the curve.
+    """
     accelerator, device = run.accelerator, run.accelerator.device
     lr = getattr(run.config, f"{stage}_lr")
     for module in modules.values():
@@ -49,7 +54,7 @@ def fit(run: Pretraining, stage: str, loss: nn.Module, batch: Callable[[int], tu
     if device.type == "cuda":
         _compile(stage, loss, modules)
     gradients = _Gradients(accelerator, loss.to(device).train(), optimizer)
-    budget, curve = _StepBudget(run, stage, start), _LossCurve(run, stage)
+    budget, curve = _StepBudget(run, stage, start), _LossCurve(run, stage, validate)
     with Progress(disable=not accelerator.is_main_process) as progress:
         bar = progress.add_task(f"{stage} training", total=budget.steps, completed=start)
         while step < budget.steps:
@@ -82,23 +87,36 @@ def read_metrics(folder: Path) -> list[dict]:
 
 
 class _Gradients:
-    """The gradients of one batch; returns the loss to log. CUDA graphs on one GPU."""
+    """Computes the gradients of one batch and returns the loss to log.
+
+    On GPUs forward and backward are one CUDA graph a process, and the gradients are averaged over
+    processes in one flat reduction; on CPUs DDP averages them.
+    """
 
     def __init__(self, accelerator: Accelerator, loss: nn.Module, optimizer: torch.optim.Optimizer):
         self.accelerator, self.optimizer = accelerator, optimizer
-        alone = accelerator.device.type == "cuda" and accelerator.num_processes == 1
-        self.graphs = GraphPerShape(loss) if alone else None
-        self.loss = loss if alone else accelerator.prepare(loss)
+        self.graphs = GraphPerShape(loss) if accelerator.device.type == "cuda" else None
+        self.loss = accelerator.prepare(loss) if self.graphs is None else loss
+        self.parameters = [p for p in loss.parameters() if p.requires_grad]
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         if self.graphs is not None:
-            return self.graphs(*inputs)[-1]
+            logged = self.graphs(*inputs)[-1]
+            if self.accelerator.num_processes > 1:
+                self._average()
+            return logged
         self.optimizer.zero_grad(set_to_none=True)
         with self.accelerator.autocast():
             out = self.loss(*inputs)
         total, logged = out if isinstance(out, tuple) else (out, out.detach())
         self.accelerator.backward(total)
         return logged
+
+    def _average(self) -> None:
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        flat = self.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "mean")
+        for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(mean.view_as(grad))
 
 
 class _Checkpoint:
@@ -126,17 +144,22 @@ class _Checkpoint:
 class _LossCurve:
     """The smoothed loss of a stage, logged every LOG_EVERY steps and at the end."""
 
-    def __init__(self, run: Pretraining, stage: str):
-        self.run, self.stage, self.began = run, stage, time.monotonic()
+    def __init__(self, run: Pretraining, stage: str,
+                 validate: Callable[[], dict[str, float]] | None):
+        self.run, self.stage, self.validate = run, stage, validate
+        self.began = time.monotonic()
         self.smooth: Tensor | None = None
 
     def add(self, loss: Tensor) -> None:
         self.smooth = loss.clone() if self.smooth is None else 0.98 * self.smooth + 0.02 * loss
 
     def log(self, step: int, last: bool) -> None:
-        if self.smooth is not None and (step % LOG_EVERY == 0 or last):
-            self.run.log(stage=self.stage, step=step, loss=float(self.smooth),
-                         seconds=time.monotonic() - self.began)
+        if self.smooth is None or not (step % LOG_EVERY == 0 or last):
+            return
+        row = dict(zip(("loss", "align"), self.smooth.reshape(-1).tolist(), strict=False))
+        if self.validate and (step % self.run.config.validate_every == 0 or last):
+            row |= self.validate()
+        self.run.log(stage=self.stage, step=step, **row, seconds=time.monotonic() - self.began)
 
 
 class _StepBudget:

@@ -14,15 +14,15 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from rich.progress import track
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from records.files import atomic_write, spec_digest
 from scenes.clip import Clip, Source
 from teacher.config import PretrainConfig
 from teacher.fast.wan_blocks import set_training_processors
-from teacher.towers.wan import normalise_latents
-from teacher.wan_nano.flow import FlowLoss, build_transformer, empty_prompt, flow_batch
+from teacher.wan_nano.alignment import AlignedFlowLoss, FlowData
+from teacher.wan_nano.flow import FlowLoss, build_transformer, empty_prompt
 from teacher.wan_nano.loop import Pretraining, fit, read_metrics
 from teacher.wan_nano.vae import (
     ReconstructionLoss,
@@ -50,7 +50,7 @@ def pretrain(config: PretrainConfig, source: Source) -> Path:
     if cuda and train.nbytes < 0.6 * torch.cuda.mem_get_info()[0]:
         train = train.to(run.accelerator.device)
     vae = train_vae(run, train, test)
-    transformer = train_flow(run, vae, train)
+    transformer = train_flow(run, vae, train, test)
     if run.accelerator.is_main_process:
         save_generator(config.out, vae, transformer)
         settings = json.dumps(history(config), indent=2, default=str)
@@ -98,26 +98,31 @@ def train_vae(run: Pretraining, frames: Tensor, test: Tensor) -> AutoencoderKLWa
     return vae
 
 
-def train_flow(run: Pretraining, vae: AutoencoderKLWan, frames: Tensor) -> WanTransformer3DModel:
+def train_flow(run: Pretraining, vae: AutoencoderKLWan, frames: Tensor,
+               test: Tensor) -> WanTransformer3DModel:
     """Returns the averaged (EMA) transformer in eval mode."""
     config, device = run.config, run.accelerator.device
-    with run.accelerator.autocast():
-        clips = torch.cat([normalise_latents(encode_all(vae, f, device), vae)
-                           for f in (frames, frames.flip(-1))])                     # [2N,16,F,h,w]
-        every_fourth = torch.arange(0, config.frames, 4).to(frames.device)
-        single = frames[:, every_fourth].flatten(0, 1).unsqueeze(1)
-        images = normalise_latents(encode_all(vae, single, device), vae)            # [3N,16,1,h,w]
+    data, held_out = FlowData(run, vae, frames), FlowData(run, vae, test)
     torch.manual_seed(config.seed)
-    transformer = build_transformer() if config.init is None else (
-        WanTransformer3DModel.from_pretrained(config.init / "transformer",
-                                              torch_dtype=torch.float32))
+    transformer = _transformer(config)
     set_training_processors(transformer)
     averaged = AveragedModel(transformer, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+    modules: dict[str, nn.Module] = {"transformer": transformer, "averaged": averaged}
+    loss: nn.Module = FlowLoss(transformer)
+    if config.align != "none":
+        loss = AlignedFlowLoss(transformer, config.align_block, config.align_weight, config.align_t)
+        modules["projector"] = loss.projector
     seed = _process_seed(run)
-    modules = {"transformer": transformer, "averaged": averaged}
-    fit(run, "flow", FlowLoss(transformer),
-        lambda step: flow_batch(clips, images, config.flow_batch, seed, step), modules)
+    fit(run, "flow", loss, lambda step: data.batch(seed, step), modules,
+        lambda: held_out.flow_loss(averaged.module))
     return averaged.module.to(device).eval()
+
+
+def _transformer(config: PretrainConfig) -> WanTransformer3DModel:
+    if config.init is None or not (config.init / "transformer").is_dir():
+        return build_transformer(config.width, config.depth)
+    return WanTransformer3DModel.from_pretrained(config.init / "transformer",
+                                                 torch_dtype=torch.float32)
 
 
 def save_generator(folder: Path, vae: AutoencoderKLWan, transformer: WanTransformer3DModel) -> None:

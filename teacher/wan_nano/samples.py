@@ -54,6 +54,9 @@ def write_card(folder: Path, config: PretrainConfig) -> None:
     continued = (
         f".\n  Of these steps {earlier['vae']} and {earlier['flow']} were made in an earlier run, "
         "on other clips: `before` in pretrain.json") if settings.get("before") else ""
+    shape = json.loads((folder / "transformer" / "config.json").read_text())
+    aligned = "" if config.align == "none" else (
+        f".\n  Block {config.align_block} aligned to {config.align} (REPA) in training")
     (folder / "README.md").write_text(f"""# wan-nano
 
 A small video generator in Wan2.1's diffusers classes (`AutoencoderKLWan`, `WanTransformer3DModel`),
@@ -63,7 +66,8 @@ trained from scratch on rendered rooms. It is a feature extractor, not a tool to
   {config.vae_batch} crops of {config.vae_crop} px x {config.frames} frames.
   {psnr['psnr_db_mean']:.1f} dB PSNR (standard deviation {psnr['psnr_db_std']:.1f}) on
   {psnr['clips']} clips of held-out rooms and furniture at 224 px.
-- **Transformer:** 10 blocks of width 256, patch (1,2,2), 14x14 tokens a latent frame.
+- **Transformer:** {shape['num_layers']} blocks of width {64 * shape['num_attention_heads']},
+  patch (1,2,2), 14x14 tokens a latent frame{aligned}.
   Flow matching, {steps['flow']} steps of {config.flow_batch} clips of {config.frames} frames
   alternating with single frames; last loss {loss:.4f}{continued}.
 - **Data:** {_total(settings, 'clips')} clips rendered by `vega3d scenes` from the training split of

@@ -1,15 +1,18 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from teacher.config import PretrainConfig
+from teacher.towers.efficientnet import SemanticEncoder
 from teacher.towers.tap import Tap
 from teacher.towers.wan import load_wan
 from teacher.wan_nano import loop
 from teacher.wan_nano import pretrain as module
+from teacher.wan_nano.alignment import AlignedFlowLoss, AlignmentTarget, FlowData
 from teacher.wan_nano.flow import FlowLoss, build_transformer, flow_batch, sample, shifted
 from teacher.wan_nano.pretrain import pretrain
 from teacher.wan_nano.samples import write_card, write_samples
@@ -30,7 +33,7 @@ def small_models(monkeypatch):
             base_dim=4, z_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1, temperal_downsample=
             [False, True, True], latents_mean=[0.0] * 4, latents_std=[1.0] * 4))
     monkeypatch.setattr(
-        module, "build_transformer", lambda: WanTransformer3DModel(
+        module, "build_transformer", lambda width, depth: WanTransformer3DModel(
             num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, text_dim=
             32, freq_dim=16, ffn_dim=32, num_layers=2, rope_max_seq_len=32))
     monkeypatch.setattr("scenes.rooms.source.render_clips", lambda source, ids, workers:
@@ -52,16 +55,92 @@ def test_an_untrained_transformer_predicts_zero_so_the_first_loss_is_the_targets
         (noise - z).square().mean().item())
 
 
+def test_noise_levels_gather_around_the_tap():
+    latents = torch.zeros(5, 4, 1, 28, 28)
+    spread = flow_batch(latents, 512, seed=0, step=1)[2]
+    focused = flow_batch(latents, 512, seed=0, step=1, focus=0.7)[2]
+    inside = [((t >= 0.3) & (t <= 0.7)).float().mean().item() for t in (spread, focused)]
+    assert inside[0] < 0.6 and inside[1] > 0.75 and (focused > 0.75).any()
+    assert torch.equal(focused, flow_batch(latents, 512, seed=0, step=1, focus=0.7)[2])
+    assert not torch.equal(focused, flow_batch(latents, 512, seed=0, step=3, focus=0.7)[2])
+
+
 def test_clips_and_single_frames_alternate_with_equal_tokens():
-    clips, images = torch.zeros(5, 4, 3, 28, 28), torch.ones(9, 4, 1, 28, 28)
-    z, noise, t = flow_batch(clips, images, 2, seed=0, step=0)
+    data = object.__new__(FlowData)
+    data.config, data.target = replace(TINY, flow_batch=2), None
+    data.clips, data.images = torch.zeros(5, 4, 3, 28, 28), torch.ones(9, 4, 1, 28, 28)
+    z, noise, t = data.batch(seed=0, step=0)
     assert z.shape == noise.shape == (2, 4, 3, 28, 28) and (z == 0).all()
-    z, noise, t = flow_batch(clips, images, 2, seed=0, step=1)
-    assert z.shape == (6, 4, 1, 28, 28) and (z == 1).all() and t.shape == (6, ) and ((t > 0) &
-                                                                                     (t < 1)).all()
-    again = flow_batch(clips, images, 2, seed=0, step=1)
-    assert torch.equal(noise, again[1]) and not torch.equal(noise,
-                                                            flow_batch(clips, images, 2, 0, 3)[1])
+    z, noise, t = data.batch(seed=0, step=1)
+    assert z.shape == (6, 4, 1, 28, 28) and (z == 1).all()
+    assert t.shape == (6,) and ((t > 0) & (t < 1)).all()
+    assert torch.equal(noise, data.batch(0, 1)[1]) and not torch.equal(noise, data.batch(0, 3)[1])
+
+
+class Identity(torch.nn.Module):
+    """A block as the loss sees it: tokens [B,N,D] out."""
+
+    def forward(self, tokens):
+        return tokens
+
+
+class OneBlock(torch.nn.Module):
+    """Predicts zero velocity and runs given tokens through its only block."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.tokens, self.blocks = tokens, torch.nn.ModuleList([Identity()])
+        self.config = SimpleNamespace(num_attention_heads=1, attention_head_dim=tokens.shape[-1])
+
+    def forward(self, hidden_states, **_):
+        self.blocks[0](self.tokens)
+        return (torch.zeros_like(hidden_states),)
+
+
+def test_alignment_is_the_cosine_of_projected_tokens_where_t_is_in_range():
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 2 * 4, 64)                                   # [B,F*N,D]
+    loss = AlignedFlowLoss(OneBlock(tokens), 0, weight=0.5, t_range=(0.2, 0.6))
+    z, noise = torch.zeros(2, 16, 2, 4, 4), torch.ones(2, 16, 2, 4, 4)
+    target = loss.projector(tokens).detach()                              # [B,F*N,112]
+    grid = target.unflatten(1, (2, 2, 2)).permute(0, 1, 4, 2, 3)          # [B,F,112,2,2]
+    total, parts = loss(z, noise, torch.tensor([0.3, 0.5]), grid)
+    torch.testing.assert_close(parts, torch.tensor([1.0, 0.0]), atol=1e-5, rtol=0)
+    total, parts = loss(z, noise, torch.tensor([0.3, 0.9]), torch.stack([-grid[0], grid[1]]))
+    torch.testing.assert_close(parts, torch.tensor([1.0, 2.0]), atol=1e-5, rtol=0)
+    assert total.item() == pytest.approx(2.0, abs=1e-5)
+    assert loss(z, noise, torch.tensor([0.7, 0.9]), grid)[1][1] == 0      # nothing in range
+
+
+def test_targets_are_the_encoders_features_of_each_latents_last_frame():
+    frames = torch.randint(255, (2, 5, 3, 224, 224), dtype=torch.uint8)
+    target, encoder = AlignmentTarget(frames, torch.device("cpu")), SemanticEncoder()
+    assert target.features.shape == (4, 2, 112, 14, 14)                  # mirrored clips behind
+    for row, frame in (((0, 1), frames[0, 4]), ((3, 0), frames[1, 0].flip(-1))):
+        expected = encoder(frame[None].float() / 255)[0]
+        torch.testing.assert_close(target.features[row].float(), expected, atol=2e-2, rtol=2e-2)
+    assert torch.equal(target.of_images(torch.tensor([7]))[0, 0], target.of_clips(
+        torch.tensor([3]))[0, 1])
+
+
+def test_an_aligned_training_logs_both_losses_and_the_held_out_one(tmp_path):
+    config = replace(TINY, out=tmp_path / "nano", align="efficientnet-lite0", align_block=1)
+    folder = pretrain(config, FakeRooms(train=3, test=2, frames=5))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    flow = [row for row in rows if row["stage"] == "flow"]
+    assert {"loss", "align", "held_out_clips", "held_out_images"} <= flow[-1].keys()
+    assert 0 < flow[-1]["align"] < 2
+    names = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert not [name for name in names if "projector" in name]
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"width": 100}, "multiple of 64"), ({"align_block": 10}, "expected 0 to 9"),
+    ({"t_focus": 1.5}, "a share"), ({"t_range": (0.7, 0.3)}, "low < high"),
+])
+def test_values_out_of_range_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        PretrainConfig(**wrong)
 
 
 def test_crops_depend_on_the_step_alone():
