@@ -14,13 +14,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from records.files import atomic_write
 from student.config import HeadsShape
 from student.vit import Student
 from teacher.dense.model import geometry_loss
+from teacher.training.checkpoint import save_finite
 
 FILE = "heads.safetensors"  # next to student.safetensors
 MIN_DEPTH_M, MAX_DEPTH_M = 0.1, 50.0
@@ -161,8 +161,7 @@ def save_heads(heads: Heads, folder: Path, scores: dict[str, float] | None = Non
     path = folder / FILE
     state = {k: v.detach().cpu().float().contiguous() for k, v in heads.state_dict().items()}
     header = {"shape": json.dumps(asdict(heads.shape)), "scores": json.dumps(scores or {})}
-    with atomic_write(path) as scratch:
-        save_file(state, scratch, metadata=header)
+    save_finite(state, path, header)
     return path
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from records.files import atomic_write, write_json
+from records.files import write_json
 from student.config import StudentConfig
+from teacher.training.checkpoint import save_finite
 
 HEAD_WIDTH = 64  # TensorRT fuses attention of head width 16, 32 or 64
 
@@ -106,9 +107,8 @@ def save_student(student: Student, folder: Path, dtype: torch.dtype = torch.floa
     for name, value in student.state_dict().items():
         kind = dtype if name.split(".")[0] in _WEIGHTS else torch.float32
         state[name] = value.detach().to("cpu", kind).contiguous()
-    with atomic_write(folder / "student.safetensors") as scratch:
-        save_file(state, scratch)
     write_json(asdict(student.config), folder / "student.json")
+    save_finite(state, folder / "student.safetensors")  # last: a run with weights is complete
 
 
 def load_student(folder: Path | str) -> Student:

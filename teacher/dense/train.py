@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from rich.progress import track
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from records.files import atomic_write, spec_digest
+from records.files import spec_digest
 from scenes.dense import DenseScores, DenseTargets
 from teacher.config import DenseTraining
 from teacher.data.dataset import Example, Examples, moments
@@ -19,6 +19,7 @@ from teacher.training.checkpoint import (
     clipped_step,
     load_checkpoint,
     save_checkpoint,
+    save_finite,
     set_lr,
 )
 
@@ -80,9 +81,8 @@ def score(model: DenseTeacher, examples: Examples,
 
 
 def save_teacher(model: DenseTeacher, folder: Path, name: str) -> None:
-    with atomic_write(folder / f"{name}.safetensors") as scratch:
-        save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, scratch,
-                  metadata={"shape": json.dumps(asdict(model.shape))})
+    save_finite(model.state_dict(), folder / f"{name}.safetensors",
+                {"shape": json.dumps(asdict(model.shape))})
 
 
 def load_teacher(folder: Path, name: str) -> DenseTeacher:

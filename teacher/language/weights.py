@@ -5,15 +5,15 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from records.files import atomic_write
 from teacher.fusion import PaperGate, ResidualGate, SemanticOnly, TokenGate
 from teacher.language.config import FinetuneConfig, LanguageTeacherConfig
 from teacher.language.encode import PromptEncoder
 from teacher.language.lm import load_lm, recompute, tune
 from teacher.language.model import SAVED_NAMES, LanguageShape, LanguageTeacher
+from teacher.training.checkpoint import save_finite
 from teacher.training.sharded import gather
 
 WEIGHTS = "teacher.safetensors"
@@ -45,9 +45,7 @@ def save_language_teacher(trained: dict[str, Tensor], model: LanguageTeacher,
     """Writes the trained weights and how to load the rest: the published model is not copied."""
     metadata = {"shape": json.dumps(asdict(model.shape)),
                 "tuning": json.dumps(asdict(config.tuning))}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in trained.items()}
-    with atomic_write(path) as scratch:
-        save_file(tensors, scratch, metadata=metadata)
+    save_finite(trained, path, metadata)
 
 
 def load_language_teacher(path: Path, device: torch.device

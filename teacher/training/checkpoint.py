@@ -2,7 +2,7 @@
 
 A checkpoint is one safetensors file (no pickle) with modules, one optimiser and the step.
 """
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import cos, pi
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from records.files import atomic_write
+
+DIVERGED = "lower the learning rate, or check the weights of the loss"
 
 
 def set_lr(optimizer: Optimizer, peak: float, step: int, total: int, warm: int) -> None:
@@ -31,9 +33,26 @@ def clipped_step(loss: Tensor, optimizer: Optimizer, parameters: Iterable[nn.Par
 
 
 def clip_and_step(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """One optimiser step by the present gradients, clipped to norm 1."""
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    """One optimiser step by the present gradients, clipped to norm 1.
+
+    Raises ValueError if they are not finite; on a GPU, where that would wait for every step, the
+    next save does (save_finite).
+    """
+    norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    if norm.device.type == "cpu" and not norm.isfinite():
+        raise ValueError(f"training: the gradient is {norm.item()}; {DIVERGED}")
     optimizer.step()
+
+
+def save_finite(tensors: Mapping[str, Tensor], path: Path,
+                metadata: dict[str, str] | None = None) -> None:
+    """Writes safetensors atomically, or nothing: raises ValueError if a value is not finite."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{path.name}: {name} is not finite; {DIVERGED}")
+    with atomic_write(path) as scratch:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, scratch,
+                  metadata=metadata)
 
 
 def save_checkpoint(path: Path, step: int, modules: dict[str, nn.Module], optimizer: Optimizer,
@@ -44,9 +63,7 @@ def save_checkpoint(path: Path, step: int, modules: dict[str, nn.Module], optimi
         tensors |= {f"{name}/{k}": v for k, v in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
-    with atomic_write(path) as scratch:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, scratch,
-                  metadata={"step": str(step), "key": key})
+    save_finite(tensors, path, {"step": str(step), "key": key})
 
 
 def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: Optimizer,

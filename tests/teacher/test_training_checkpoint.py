@@ -1,0 +1,27 @@
+"""A training that diverges stops with one line and writes nothing."""
+import pytest
+import torch
+from torch import nn
+
+from teacher.training.checkpoint import clipped_step, save_checkpoint, save_finite
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_on_a_loss_that_is_not_finite_stops_before_the_weights_change(bad):
+    layer = nn.Linear(2, 1)
+    before = layer.weight.detach().clone()
+    optimizer = torch.optim.AdamW(layer.parameters())
+    with pytest.raises(ValueError, match=r"the gradient is (nan|inf); lower the learning rate"):
+        clipped_step(layer(torch.ones(1, 2)).sum() * bad, optimizer, layer.parameters())
+    assert torch.equal(layer.weight, before)
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match=r"w\.safetensors: a is not finite"):
+        save_finite({"a": torch.tensor([1.0, float("nan")])}, tmp_path / "w.safetensors")
+    layer = nn.Linear(2, 1)
+    nn.init.constant_(layer.bias, float("inf"))
+    with pytest.raises(ValueError, match="bias is not finite"):
+        save_checkpoint(tmp_path / "c.safetensors", 1, {"layer": layer},
+                        torch.optim.AdamW(layer.parameters()), "key")
+    assert not list(tmp_path.iterdir())
