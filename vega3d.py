@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+# before anything imports onnxruntime, NNCF too: it would write a device id and open a session
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 COMMANDS = {
     "scenes": ("render, show, pack, ask, import, census",
                "rendered rooms, your own videos and benchmarks as clips"),

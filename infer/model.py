@@ -3,7 +3,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
+
+from records.runtime import ort
 
 EXPORT_HINT = "make one with: vega3d export onnx --preset web"
 # the `input` of an exported file's metadata, without its name

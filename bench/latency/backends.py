@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from export.tensorrt import cuda
 from export.tensorrt.runtime import EngineModel, check_engine
 from records.files import sha256
 from records.results import Row
+from records.runtime import ort
 from student.vit import load_student
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}

@@ -44,7 +44,7 @@ def main(workload: str, path: str, threads: str) -> None:
 
 
 def _onnx(path: Path, threads: int):
-    import onnxruntime as ort
+    from records.runtime import ort
 
     runtime_mb = _peak_mb()
     options = ort.SessionOptions()

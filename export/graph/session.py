@@ -3,9 +3,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 
+from records.runtime import ort
 from student.vit import Student
 
 CHUNK = 8  # frames at a time where the batch is open

@@ -3,11 +3,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from export.graph.index import copy_model
 from export.graph.session import cpu_session
 from export.parity import relative_error
+from records.runtime import ort
 
 
 @dataclass(frozen=True)

@@ -209,3 +209,18 @@ def test_pretraining_refuses_the_folder_of_another_generator(tmp_path):
     with pytest.raises(ValueError, match="not trained here"):
         pretrain(PretrainConfig(out=tmp_path), RoomSource(train=1, val=0, test=1))
     assert (tmp_path / "transformer" / "config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("entry", ["vega3d", "infer.photos"])
+def test_infer_leaves_nothing_in_the_home_folder(tmp_path, photo, entry):
+    home, model = tmp_path / "home", model_with_output(tmp_path / "m.onnx", "features")
+    home.mkdir()
+    code = {"vega3d": f"import vega3d; vega3d.main(['infer', {str(model)!r}, {str(photo)!r}, '-o', "
+                      f"{str(tmp_path / 'out')!r}])",
+            "infer.photos": "from pathlib import Path; from infer.photos import infer_photos; "
+                            f"list(infer_photos(Path({str(model)!r}), [Path({str(photo)!r})], "
+                            f"Path({str(tmp_path / 'out')!r})))"}[entry]
+    env = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True, timeout=120)
+    assert (tmp_path / "out" / "room_view.png").is_file()
+    assert not list(home.rglob("*"))
