@@ -92,7 +92,6 @@ def web(run: RunFolder = LATEST, out: Path | None = None, serve: bool = False, p
     from export.web.page import write_page
     from export.web.serve import serve_folder
     from export.web.vendor import runtime
-
     console = _console()
     runtime_files = runtime(ort)  # first: fails at once without a network
     exporter = _exporter(run, 1, None, 0, console)
@@ -117,7 +116,6 @@ def check(model: Annotated[Path, tyro.conf.Positional], target: str = "trt10",
     """
     from export.graph.check import brief, check_qdq, read_onnx, summary
     from export.graph.targets import get_target
-
     chosen = get_target(target)
     proto = read_onnx(model)
     broken = check_qdq(proto, chosen)
@@ -163,7 +161,6 @@ def _with_fp32(precision: tuple[Precision, ...]) -> tuple[Precision, ...]:
 
 def _export_preset(console, exporter: "Exporter", preset: Literal["edge", "web", "mobile"]) -> None:
     from export.presets import export_preset
-
     with console.status(f"{preset} …"):
         files = export_preset(exporter, preset)
     for file in files:
@@ -181,7 +178,6 @@ def _export_engines(console, open_exporter: Callable[[], "Exporter"],
                     target: Literal["auto", "rtx", "trt"], sm: tuple[int, ...]) -> None:
     from export.tensorrt.engines import build_engines, choose_build_target, onnx_for
     from export.tensorrt.int8_verdict import engine_verdict
-
     build_target = choose_build_target(target, sm, console.print)  # first: fails at once
     exporter = open_exporter()
     with console.status(f"{precision} …"):
@@ -199,7 +195,6 @@ def _export_torch_tensorrt(console, run: Path, batch: Batch, sm: tuple[int, ...]
                            target: str) -> None:
     from export.tensorrt import torch_trt
     from export.tensorrt.engines import build_torch_engine
-
     if sm or target != "auto":
         raise ValueError("export trt --via torch-tensorrt: leave --sm and --target out: it builds "
                          "for this GPU, with the TensorRT that came with it")
@@ -210,7 +205,6 @@ def _export_torch_tensorrt(console, run: Path, batch: Batch, sm: tuple[int, ...]
 
 def _write_jetson(console, exporter: "Exporter", sm: tuple[int, ...]) -> None:
     from export.jetson.bundle import write_bundle
-
     if sm:
         raise ValueError(
             "export trt --target jetson: got --sm; leave it out: the device builds for itself")
@@ -221,7 +215,6 @@ def _write_jetson(console, exporter: "Exporter", sm: tuple[int, ...]) -> None:
 
 def _print_files(console, files: "list[ExportedFile]") -> None:
     from rich.table import Table
-
     table = Table(box=None, header_style="bold")
     for name in ("file", "MB", "cosine mean", "p1", "delta1 drop", "verdict"):
         table.add_column(name, justify="left" if name in ("file", "verdict") else "right",
@@ -251,7 +244,6 @@ def _print_engines(console, engines: "list[EngineFile]") -> None:
 def _print_onnx_verdict(console, exporter: "Exporter", files: "list[ExportedFile]") -> None:
     from export.pipeline import FP32, INT8_CPU
     from export.tensorrt.int8_verdict import onnx_verdict
-
     by_spec = {file.spec: file for file in files}
     if INT8_CPU in by_spec:
         with console.status("timing INT8 against FP32 …"):
@@ -263,7 +255,6 @@ def _print_layers(console, exporter: "Exporter") -> None:
     from export.graph.session import OnnxModel
     from export.quant.layer_diff import furthest, layerwise
     from export.source import to_input
-
     int8 = exporter.int8.model
     frame, cosine = exporter.gate.measure(OnnxModel(int8)).worst_frames[0]
     console.print(

@@ -140,10 +140,7 @@ class DepthProbe:
 
     @staticmethod
     def fit(features: np.ndarray, depth: np.ndarray) -> "DepthProbe":
-        """Ridge regression. features [N,D,h,w], depth [N,h,w] in metres (0 = unknown).
-
-        Raises ValueError if no patch has a depth.
-        """
+        """Ridge; features [N,D,h,w], depth [N,h,w] m (0 = unknown). ValueError if all unknown."""
         x, log_depth = _tokens_with_depth(features, depth)
         if not len(x):
             raise ValueError("DepthProbe.fit: got no patch with a known depth, expected some; "

@@ -20,14 +20,7 @@ from export.parity import Gate, GateError, Parity, Precision, token_cosine
 from export.quant.fp8 import fp8_facts, quantize_fp8
 from export.quant.int8 import Recipe, calibration_facts, quantize
 from export.quant.sensitivity import quantized_layers, within_budget
-from export.source import (
-    CALIBRATION_FRAMES,
-    HELDOUT_FRAMES,
-    Frames,
-    TrainedRun,
-    evenly_spaced,
-    to_input,
-)
+from export.source import CALIBRATION_FRAMES, HELDOUT_FRAMES, TrainedRun, evenly_spaced, to_input
 from records.files import digest, write_json
 
 PROBE_FRAMES = 128  # x 196 tokens: the depth probe's weights change no more
@@ -152,21 +145,16 @@ class Exporter:
     @cached_property
     def gate(self) -> Gate:
         self.log(f"reference features of {len(self.run.heldout)} held-out frames")
-        frames, depth = self.run.calibration.frames, self.run.calibration.depth
-        probe_frames = Frames(evenly_spaced(frames, PROBE_FRAMES),
-                              None if depth is None else evenly_spaced(depth, PROBE_FRAMES),
-                              self.run.calibration.digest)
+        probe_frames = self.run.calibration.subset(PROBE_FRAMES)
         return Gate(TorchModel(self.run.student), self.run.heldout, probe_frames)
 
     def _up_to_date(self, specs: tuple[ArtefactSpec, ...], key: str) -> list[ExportedFile]:
-        """The files on disk if all of them are complete and have this cache key; else none."""
         files = []
         for spec in specs:
             path = self.run.out / spec.file
-            if facts := up_to_date(path, key):
-                files.append(ExportedFile(path, spec, facts, reused=True))
-        if len(files) < len(specs):
-            return []
+            if (facts := up_to_date(path, key)) is None:
+                return []
+            files.append(ExportedFile(path, spec, facts, reused=True))
         self.log(f"{', '.join(spec.file for spec in specs)}: up to date")
         return files
 
@@ -177,18 +165,15 @@ class Exporter:
         for spec in specs:
             path = self.run.out / spec.file
             model = spec.build(self)
-            self._check(model, spec, path)
+            quantised = spec.precision in ("int8", "fp8")
+            if spec.target and (broken := check_qdq(model, spec.target, want_int8=quantised)):
+                raise GateError(f"{path}: breaks the rules of {spec.target}: "
+                                f"{'; '.join(brief(broken)[:3])}")
             self.log(f"gate: {spec.file}")
             parity = self.gate(OnnxModel(model, spec.optimise), spec.precision, str(path))
             facts = save_onnx(model, path, self._facts(spec, parity, key))
             files.append(ExportedFile(path, spec, facts, reused=False))
         return files
-
-    def _check(self, model: onnx.ModelProto, spec: ArtefactSpec, path: Path) -> None:
-        quantised = spec.precision in ("int8", "fp8")
-        if spec.target and (broken := check_qdq(model, spec.target, want_int8=quantised)):
-            raise GateError(
-                f"{path}: breaks the rules of {spec.target}: {'; '.join(brief(broken)[:3])}")
 
     def _facts(self, spec: ArtefactSpec, parity: Parity, key: str) -> Facts:
         student = self.run.student

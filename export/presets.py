@@ -32,15 +32,13 @@ Preset = Literal["edge", "web", "mobile"]
 PRESETS: dict[Preset, dict[str, ArtefactSpec]] = {
     "edge": {"model_quantized.onnx": INT8_CPU, "model_int8.onnx": INT8, "model_fp16.onnx": FP16},
     "web": {"model_fp16.onnx": FP16, "model.onnx": FP32, "model_quantized.onnx": INT8_CPU},
-    "mobile": {"model.onnx": FP32},
-}
+    "mobile": {"model.onnx": FP32}}
 GATE_FRAMES = 32
 # what transformers.js loads by default, with and without WebGPU
 _BY_DEVICE: dict[Preset, Facts] = {
     "edge": {"dtype": "q8"},
     "web": {"dtype": "q8", "device_config": {"webgpu": {"dtype": "fp16"}}},
-    "mobile": {"dtype": "fp32"},
-}
+    "mobile": {"dtype": "fp32"}}
 _CHOOSE = """
 const gpu = await navigator.gpu?.requestAdapter();   // without WebGPU: model_quantized.onnx on WASM
 const options = gpu ? { device: 'webgpu', dtype: gpu.features.has('shader-f16') ? 'fp16' : 'fp32' \

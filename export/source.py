@@ -27,6 +27,11 @@ class Frames:
     def __len__(self) -> int:
         return len(self.frames)
 
+    def subset(self, most: int) -> "Frames":
+        """At most `most` frames, evenly spaced."""
+        depth = None if self.depth is None else evenly_spaced(self.depth, most)
+        return Frames(evenly_spaced(self.frames, most), depth, self.digest)
+
 
 @dataclass(frozen=True)
 class TrainedRun:

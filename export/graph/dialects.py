@@ -1,15 +1,14 @@
 """The ONNX dialects of one INT8 calibration: the same numbers, stored as each runtime reads them.
 
-signed        int8 activations with zero point 0, int8 weights behind DQ, as `quantize` makes them:
-              TensorRT 10 and 11, TensorRT-RTX (strongly typed)
+signed        int8 activations with zero point 0, int8 weights behind DQ: TensorRT 10, 11 and RTX
 unsigned      uint8 activations with zero point 128 and the same scales, exactly equal: about 2x
               faster in onnxruntime on CPU and web. Its batch is open, because onnxruntime turns a
               static MatMul + Add into Gemm, for which it has no INT8 kernel
-weakly typed  opset 17, float weights under Q and DQ, GELU written with Erf: TensorRT 8.6, which
-              refuses int8 initializers
-jetpack5      weakly typed, with LayerNormalization decomposed: TensorRT 8.5, whose builder must be
-              told to keep it in float32
+weakly typed  opset 17, float weights under Q and DQ, GELU written with Erf: TensorRT 8.6
+jetpack5      weakly typed, with LayerNormalization decomposed: TensorRT 8.5
 """
+from functools import partial
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -49,8 +48,7 @@ def to_unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_weakly_typed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy for TensorRT 8.6: opset 17, each int8 weight dequantised, under a Q of the same scale.
-    """
+    """A copy for TensorRT 8.6: opset 17, int8 weights dequantised under a Q of the same scale."""
     copy = copy_model(model)
     if opset(copy) > WEAKLY_TYPED_OPSET:
         _to_opset_17(copy)
@@ -144,15 +142,13 @@ def _float_weights(model: onnx.ModelProto) -> None:
 def _decomposed_layernorm(norm: onnx.NodeProto, epsilon: str) -> list[onnx.NodeProto]:
     (x, gamma, beta), (y,), at = norm.input, norm.output, norm.name
     make = helper.make_node
-    return [
-        make("ReduceMean", [x], [f"{at}.mean"], name=f"{at}/Mean", axes=[-1], keepdims=1),
-        make("Sub", [x, f"{at}.mean"], [f"{at}.centred"], name=f"{at}/Sub"),
-        make("Mul", [f"{at}.centred", f"{at}.centred"], [f"{at}.square"], name=f"{at}/Mul"),
-        make("ReduceMean", [f"{at}.square"], [f"{at}.variance"], name=f"{at}/Mean_2", axes=[-1],
-             keepdims=1),
-        make("Add", [f"{at}.variance", epsilon], [f"{at}.safe"], name=f"{at}/Add"),
-        make("Sqrt", [f"{at}.safe"], [f"{at}.deviation"], name=f"{at}/Sqrt"),
-        make("Div", [f"{at}.centred", f"{at}.deviation"], [f"{at}.unit"], name=f"{at}/Div"),
-        make("Mul", [f"{at}.unit", gamma], [f"{at}.scaled"], name=f"{at}/Mul_2"),
-        make("Add", [f"{at}.scaled", beta], [y], name=f"{at}/Add_2"),
-    ]
+    mean = partial(make, "ReduceMean", axes=[-1], keepdims=1)
+    return [mean([x], [f"{at}.mean"], name=f"{at}/Mean"),
+            make("Sub", [x, f"{at}.mean"], [f"{at}.centred"], name=f"{at}/Sub"),
+            make("Mul", [f"{at}.centred", f"{at}.centred"], [f"{at}.square"], name=f"{at}/Mul"),
+            mean([f"{at}.square"], [f"{at}.variance"], name=f"{at}/Mean_2"),
+            make("Add", [f"{at}.variance", epsilon], [f"{at}.safe"], name=f"{at}/Add"),
+            make("Sqrt", [f"{at}.safe"], [f"{at}.deviation"], name=f"{at}/Sqrt"),
+            make("Div", [f"{at}.centred", f"{at}.deviation"], [f"{at}.unit"], name=f"{at}/Div"),
+            make("Mul", [f"{at}.unit", gamma], [f"{at}.scaled"], name=f"{at}/Mul_2"),
+            make("Add", [f"{at}.scaled", beta], [y], name=f"{at}/Add_2")]

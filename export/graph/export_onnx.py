@@ -62,14 +62,12 @@ def interface(student: Student, batch: Batch = 1) -> Facts:
     """The input and output contract, for a file's metadata: layout, range, grid, units."""
     config = student.config
     px, grid = config.image_size, [config.grid, config.grid]
+    mean, std = student.pixel_mean.flatten().tolist(), student.pixel_std.flatten().tolist()
     frames = {"name": "frames", "shape": [batch, 3, px, px], "layout": "NCHW", "colour": "RGB",
-              "range": [0, 1], "normalisation": "inside the graph",
-              "mean": student.pixel_mean.flatten().tolist(),
-              "std": student.pixel_std.flatten().tolist()}
+              "range": [0, 1], "normalisation": "inside the graph", "mean": mean, "std": std}
     features = {"name": "features", "shape": [batch, config.out_dim, *grid], "layout": "NCHW",
                 "meaning": "teacher features standardised per channel; times target_std plus "
-                           "target_mean undoes it",
-                "patch_px": config.patch, "grid": grid,
+                           "target_mean undoes it", "patch_px": config.patch, "grid": grid,
                 "target_mean": student.target_mean.tolist(),
                 "target_std": student.target_std.tolist()}
     return {"input": frames, "output": features}

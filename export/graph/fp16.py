@@ -20,11 +20,10 @@ from export.graph.index import (
     replace_nodes,
 )
 
-SUPPORTED_OPS = {
-    "Add", "Cast", "Concat", "Constant", "Conv", "DequantizeLinear", "Div", "Erf", "Gather", "Gelu",
-    "Gemm", "Identity", "LayerNormalization", "MatMul", "Mul", "QuantizeLinear", "Reshape", "Shape",
-    "Slice", "Softmax", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze",
-}
+SUPPORTED_OPS = {"Add", "Cast", "Concat", "Constant", "Conv", "DequantizeLinear", "Div", "Erf",
+                 "Gather", "Gelu", "Gemm", "Identity", "LayerNormalization", "MatMul", "Mul",
+                 "QuantizeLinear", "Reshape", "Shape", "Slice", "Softmax", "Split", "Squeeze",
+                 "Sub", "Transpose", "Unsqueeze"}
 FP16_MAX = 65504.0
 SMALLEST_SCALE = 2.0**-17  # below it fp16 is subnormal, and rounding costs a scale more than 0.4 %
 _SCALE_OPSET = 19          # Q/DQ took float16 scales then
@@ -96,7 +95,6 @@ def _convert_constants(model: onnx.ModelProto, fp32_ops: Collection[str]) -> dic
 
 
 def _convert_casts(model: onnx.ModelProto) -> None:
-    """Constant nodes and Casts to float32 become float16 ones, in place."""
     for node in model.graph.node:
         for entry in node.attribute:
             if node.op_type == "Constant" and entry.t.data_type == TensorProto.FLOAT:

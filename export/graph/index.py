@@ -33,7 +33,6 @@ class GraphIndex:
         return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
 
     def set_value(self, name: str, value: np.ndarray) -> None:
-        """Replaces the value of a constant, in place."""
         self.constants[name].CopyFrom(numpy_helper.from_array(value, name))
 
     def is_weight(self, name: str) -> bool:
@@ -42,11 +41,6 @@ class GraphIndex:
         if node is not None and node.op_type in ("DequantizeLinear", "QuantizeLinear"):
             return self.is_weight(node.input[0])
         return name in self.constants
-
-    def attention_products(self) -> list[onnx.NodeProto]:
-        """q k^T and softmax v: the MatMuls without a weight."""
-        return [node for node in self.graph.node
-                if node.op_type == "MatMul" and not any(map(self.is_weight, node.input))]
 
     @cached_property
     def types(self) -> dict[str, int]:
@@ -106,7 +100,6 @@ def add_constant(model: onnx.ModelProto, name: str, value: np.ndarray | np.gener
 
 
 def copy_constant(model: onnx.ModelProto, tensor: TensorProto, name: str) -> None:
-    """Adds a copy of an initializer under another name."""
     copy = model.graph.initializer.add()
     copy.CopyFrom(tensor)
     copy.name = name

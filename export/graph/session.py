@@ -25,8 +25,7 @@ def cpu_session(content: bytes, optimisation: ort.GraphOptimizationLevel = _Leve
 class OnnxModel:
     """Runs a file or a proto. frames [N,3,H,W] float32 in [0,1] -> features [N,D,h,w].
 
-    optimise=False stops at onnxruntime's basic level, without fused kernels.
-    Raises ValueError for a file that is no ONNX model or does not take one frames tensor.
+    optimise=False: no fused kernels. Raises ValueError unless it is ONNX with one frames tensor.
     """
 
     def __init__(self, model: Path | onnx.ModelProto, optimise: bool = False, threads: int = 1):

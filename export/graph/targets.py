@@ -1,8 +1,6 @@
 """What each runtime accepts of a quantised graph, for the rules of check.py: one row a target."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
-
-WEAKLY_TYPED_FILE = "model.int8.flagged.onnx"
 
 
 @dataclass(frozen=True)
@@ -17,18 +15,16 @@ class Target:
     dialect: str = "model.int8.onnx"  # the file of an export that suits it
 
 
+_TENSORRT_8_6 = Target("TensorRT 8.6", (9, 17), float_weights=True, half_scales=False,
+                       dialect="model.int8.flagged.onnx")
 TARGETS: dict[str, Target] = {
     "trt10": Target("TensorRT 10.0 to 10.16", (9, 20), fp8=True),
     "trt11": Target("TensorRT 11", (9, 24), fp8=True),
     "rtx": Target("TensorRT-RTX 1.x (GeForce RTX, workstations)", (9, 24), fp8=True),
-    "trt8.6": Target("TensorRT 8.6", (9, 17), float_weights=True, half_scales=False,
-                     dialect=WEAKLY_TYPED_FILE),
-    "jetson-orin-jp5": Target(
-        "Jetson Orin, JetPack 5.1 (TensorRT 8.5)", (9, 17), float_weights=True, half_scales=False,
-        layernorm=False, dialect="jetson/model.int8.jp5.onnx"),
-    "jetson-orin-jp6": Target(
-        "Jetson Orin, JetPack 6.0 (TensorRT 8.6)", (9, 17), float_weights=True, half_scales=False,
-        dialect=WEAKLY_TYPED_FILE),
+    "trt8.6": _TENSORRT_8_6,
+    "jetson-orin-jp5": replace(_TENSORRT_8_6, what="Jetson Orin, JetPack 5.1 (TensorRT 8.5)",
+                               layernorm=False, dialect="jetson/model.int8.jp5.onnx"),
+    "jetson-orin-jp6": replace(_TENSORRT_8_6, what="Jetson Orin, JetPack 6.0 (TensorRT 8.6)"),
     "jetson-orin-jp62": Target("Jetson Orin, JetPack 6.1 and 6.2 (TensorRT 10.3)", (9, 20)),
     "jetson-orin-jp72": Target(
         "Jetson Orin, JetPack 7.2 (TensorRT 10.16, or 11.4 from 7.2.2)", (9, 24)),

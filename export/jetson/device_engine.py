@@ -19,9 +19,7 @@ def release(trt):
 
 
 def dialect(trt):
-    """Which ONNX files it reads: "typed" (TensorRT >= 10), "flagged" (8.6: weakly typed) or "jp5"
-    (8.5: weakly typed, without LayerNormalization).
-    """
+    """Which ONNX files it reads: "typed" (TensorRT >= 10), "flagged" (8.6) or "jp5" (8.5)."""
     if (hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
             or not hasattr(trt.BuilderFlag, "FP16")):
         return "typed"

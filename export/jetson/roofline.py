@@ -1,7 +1,6 @@
-"""Lower bounds on a student's latency on a Jetson, computed from published figures, not measured.
+"""Lower bounds on a student's latency on a Jetson, from published figures, not measured.
 
-time >= max(operations / peak rate, bytes / memory bandwidth); at batch 1 a fraction of either is
-reached.
+time >= max(operations / peak rate, bytes / memory bandwidth)
 """
 from dataclasses import dataclass
 from typing import Literal

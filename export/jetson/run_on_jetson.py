@@ -200,8 +200,7 @@ def save_result(trt, bundle, rows, line, before):
         "l4t": l4t.read_text().splitlines()[0] if l4t.is_file() else "",
         "tensorrt": trt.__version__, "dialect": dialect(trt), "python": platform.python_version(),
         "numpy": np.__version__, "machine": platform.machine(), "verdict": line, "before": before,
-        "after": device_state(), "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+        "after": device_state(), "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     command = " ".join(["python3", Path(sys.argv[0]).name, *sys.argv[1:]])
     result = {"schema": 1, "name": "jetson", "command": command, "commit": bundle["commit"],
               "env": env, "rows": rows}

@@ -21,10 +21,7 @@ SMS = (89, 90, 100, 103, 110, 120, 121)  # with FP8 tensor cores
 
 
 def quantize_fp8(model: onnx.ModelProto, calibration: Frames, recipe: Recipe) -> onnx.ModelProto:
-    """FP32 ONNX (opset >= 19) -> the same with FP8 Q/DQ around the Linears that `recipe` names.
-
-    Raises ValueError if a name in `recipe.float_layers` is no layer of the model.
-    """
+    """FP32 ONNX (opset >= 19) -> the same with FP8 Q/DQ. ValueError for an unknown float layer."""
     model = unshared(model)
     in_float = set(float_nodes(model, recipe))
     index = GraphIndex(model)

@@ -41,10 +41,7 @@ class Recipe:
 
 def quantize(model: onnx.ModelProto, calibration: Frames,
              recipe: Recipe = Recipe()) -> onnx.ModelProto:
-    """FP32 ONNX -> the same with Q/DQ around the chosen layers (signed int8, FP32 elsewhere).
-
-    Raises ValueError if a name in `recipe.float_layers` is no layer of the model.
-    """
+    """FP32 ONNX -> the same with signed int8 Q/DQ. ValueError for an unknown float layer."""
     import nncf
     from nncf.quantization import advanced_parameters as advanced
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
@@ -77,17 +74,18 @@ def quantizable_layers(model: onnx.ModelProto) -> list[str]:
 
 def float_nodes(model: onnx.ModelProto, recipe: Recipe) -> list[str]:
     """Names of the nodes that `recipe` does not quantise. ValueError for an unknown float layer."""
-    candidates = quantizable_layers(model)
+    candidates, nodes = quantizable_layers(model), model.graph.node
     if unknown := set(recipe.float_layers) - set(candidates):
         raise ValueError(
             f"quantize: got no layer called {', '.join(sorted(unknown))}; expected some of: "
             f"{', '.join(candidates)}")
     names = set(recipe.float_layers)
     if not recipe.patch_conv:
-        names |= {node.name for node in model.graph.node if node.op_type == "Conv"}
+        names |= {node.name for node in nodes if node.op_type == "Conv"}
     if not recipe.head:
         names.add(candidates[-1])
-    return [node.name for node in GraphIndex(model).attention_products()] + sorted(names)
+    products = [node.name for node in nodes if node.op_type == "MatMul"]  # q k^T and softmax v
+    return [name for name in products if name not in candidates] + sorted(names)
 
 
 def calibration_facts(calibration: Frames, recipe: Recipe) -> Facts:

@@ -19,10 +19,7 @@ class LayerParity:
 
 def layerwise(reference: onnx.ModelProto, candidate: onnx.ModelProto,
               frame: np.ndarray) -> list[LayerParity]:
-    """Compares every tensor that both graphs compute under one name, in the reference's order.
-
-    frame: [B,3,H,W] float32 in [0,1]. Raises ValueError if the two share no tensor name.
-    """
+    """The tensors that both graphs name, for frames [B,3,H,W] in [0,1]. ValueError if none."""
     names = set(_outputs(candidate))
     shared = [name for name in _outputs(reference) if name in names]
     if not shared:

@@ -30,10 +30,7 @@ QMAX = 127
 
 @torch.library.custom_op("vega3d::qdq", mutates_args=())
 def qdq(x: Tensor, scale: Tensor, zero: Tensor, axis: int) -> Tensor:
-    """Rounds x to int8 steps of `scale` (one, or one per index along `axis`) and back.
-
-    zero: int8 zeros of scale's shape, for the ONNX form.
-    """
+    """x in int8 steps of `scale`: one, or one per index along `axis`. zero: for the ONNX form."""
     step = _along(scale, x, axis)
     return (x / step).round().clamp(-QMAX, QMAX) * step
 
@@ -96,10 +93,7 @@ class QuantLinear(nn.Module):
 def distil_int8(student: Student, calibration: Frames, layers: Sequence[str], recipe: Recipe,
                 steps: int, batch: Batch = 1,
                 log: Callable[[str], None] = lambda _: None) -> onnx.ModelProto:
-    """The student's signed INT8 ONNX, as `quantize` makes it, after `steps` >= 1 of distillation.
-
-    layers: ONNX names of the MatMuls to quantise, such as blocks.0.fc1/MatMul.
-    """
+    """The signed INT8 ONNX after `steps` >= 1. layers: ONNX names such as blocks.0.fc1/MatMul."""
     if steps < 1:
         raise ValueError(f"--qat: got {steps}, expected >= 1 steps")
     with torch.enable_grad():
@@ -129,8 +123,8 @@ def smoothed(student: Student, frames: Tensor, layers: Collection[str],
              alpha: float = Recipe.smooth_alpha) -> tuple[Student, dict[str, Tensor]]:
     """An equivalent copy with SmoothQuant's weights, and the factors of inputs that it multiplies.
 
-    frames: float [N,3,H,W] in [0,1], on the student's device; layers: modules such as blocks.0.fc1;
-    alpha < 0: no smoothing. The copy applies the factors by hooks on the Linears.
+    frames: float [N,3,H,W] in [0,1]; layers: modules such as blocks.0.fc1; alpha < 0: no smoothing.
+    The copy applies the factors by hooks on the Linears.
     """
     copied = copy.deepcopy(student).eval().float()
     factors: dict[str, Tensor] = {}
@@ -194,10 +188,7 @@ def _optimiser(quantised: Student, scales: list[nn.Parameter],
 
 
 def _smooth(at: str, block: Block, peaks: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """SmoothQuant, in place: s = input peak^alpha / weight peak^(1-alpha).
-
-    1/s goes into LayerNorms and v; fc2's is returned, by module name.
-    """
+    """In place: s = input peak^alpha / weight peak^(1-alpha). 1/s: into norms, v, the result."""
     factors = {}
     for name, linear in (("attn.qkv", block.attn.qkv), ("attn.proj", block.attn.proj),
                          ("fc1", block.fc1), ("fc2", block.fc2)):
@@ -221,7 +212,6 @@ def _smooth(at: str, block: Block, peaks: dict[str, Tensor], alpha: float) -> di
 
 
 def _channel_peaks(student: Student, names: Collection[str], frames: Tensor) -> dict[str, Tensor]:
-    """Largest magnitude of each input channel of the named Linears over `frames` in [0,1]."""
     peaks: dict[str, Tensor] = {}
 
     def record(name, module, inputs):

@@ -23,7 +23,10 @@ def fold_smoothing(model: onnx.ModelProto) -> int:
             continue
         factor = value.ravel()
         if _into_norm(index, node, factor) or _into_values(index, node, factor):
-            _bypass(model.graph, node)
+            redirect(model.graph.node, node.output[0], node.input[0])
+            if _has_one_reader(index, node.input[1]):
+                model.graph.initializer.remove(index.constants[node.input[1]])
+            model.graph.node.remove(node)
             folded += 1
     return folded
 
@@ -37,7 +40,7 @@ def _into_norm(index: GraphIndex, node: onnx.NodeProto, factor: np.ndarray) -> b
         return False
     for name in gamma_beta:
         _multiply(index, name, factor)
-    _mark(index, norm.output[0])
+    rename(index.graph, {norm.output[0]: f"{norm.output[0]}.smoothed"})
     return True
 
 
@@ -61,7 +64,7 @@ def _into_values(index: GraphIndex, node: onnx.NodeProto, factor: np.ndarray) ->
     qkv_factor[-len(factor):] = factor
     _multiply(index, add.input[1], qkv_factor)
     _multiply(index, weight, qkv_factor)  # a quantised weight's scale [3C], or a float one [C,3C]
-    _mark(index, *(name for _, name in path))
+    rename(index.graph, {name: f"{name}.smoothed" for _, name in path})
     return True
 
 
@@ -79,19 +82,5 @@ def _multiply(index: GraphIndex, name: str, factor: np.ndarray) -> None:
     index.set_value(name, (value * factor).astype(np.float32))
 
 
-def _mark(index: GraphIndex, *names: str) -> None:
-    rename(index.graph, {name: f"{name}.smoothed" for name in names})
-
-
 def _has_one_reader(index: GraphIndex, name: str) -> bool:
     return len(index.readers[name]) == 1
-
-
-def _bypass(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
-    """Removes a Mul: its readers read its first operand, and its factor goes too."""
-    redirect(graph.node, node.output[0], node.input[0])
-    factor = node.input[1]
-    graph.node.remove(node)
-    if not any(factor in reader.input for reader in graph.node):
-        graph.initializer.remove(
-            next(tensor for tensor in graph.initializer if tensor.name == factor))

@@ -1,5 +1,4 @@
-"""CUDA driver calls by ctypes: libcuda comes with every driver, torch with CUDA need not be there.
-"""
+"""CUDA driver calls by ctypes: libcuda comes with every driver, unlike torch with CUDA."""
 import ctypes
 from dataclasses import dataclass
 from functools import cache

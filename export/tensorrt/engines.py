@@ -151,7 +151,6 @@ def _build_engine(exporter: Exporter, target: BuildTarget, source: ExportedFile,
 
 def _gate_and_save(exporter: Exporter, target: BuildTarget, path: Path, plan: bytes,
                    precision: Precision, quantised: list[str], facts: Facts) -> EngineFile:
-    """Gates an engine that can run here, reports on its layers, then writes it and its sidecar."""
     facts |= {"builder": target.api.label, "dialect": target.api.dialect, "precision": precision,
               "parity": None, "layers": engine_report.NEEDS_GPU}
     if target.is_ahead_of_time(facts["sm"]):

@@ -39,10 +39,7 @@ def check_engine(path: Path, trt: ModuleType, gpu: cuda.Gpu | None) -> Facts:
 
 
 class EngineModel:
-    """An engine as a function: frames [N,3,H,W] float32 in [0,1] -> features [N,D,h,w].
-
-    The last chunk of a static batch is padded with its last frame.
-    """
+    """frames [N,3,H,W] float32 in [0,1] -> features [N,D,h,w]; the last chunk is padded."""
 
     def __init__(self, trt: ModuleType, plan: bytes, batch: int = 8):
         self.runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))

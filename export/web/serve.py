@@ -1,7 +1,4 @@
-"""Serves a folder on localhost with the headers that WASM threads need.
-
-Standard library only: the page's folder gets a copy, so that `python3 serve.py` works there.
-"""
+"""Serves a folder with the headers of WASM threads. Standard library only: pages get a copy."""
 import sys
 from collections.abc import Callable
 from functools import partial

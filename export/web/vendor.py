@@ -32,10 +32,9 @@ https://github.com/microsoft/onnxruntime/blob/main/LICENSE
 
 
 def runtime(tarball: Path | None = None) -> Path:
-    """A folder with FILES and a NOTICE. WASM binaries are gzipped, to a quarter; the page unpacks.
+    """A folder with FILES (WASM gzipped; the page unpacks it) and a NOTICE. tarball: npm's package.
 
-    tarball: the npm package, if already downloaded. Raises ValueError if npm cannot be reached, or
-    if the package is not the pinned one.
+    Raises ValueError if npm cannot be reached, or if the package is not the pinned one.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "vega3d-edge" / f"onnxruntime-web-{VERSION}"
