@@ -15,6 +15,7 @@ from export.graph.index import copy_model
 from records.files import (
     atomic_write,
     files_digest,
+    read_object,
     remove_stale_scratch,
     sha256,
     write_json,
@@ -60,12 +61,12 @@ def save_bytes(content: bytes, path: Path, facts: Facts) -> Facts:
 
 def annotate(path: Path, **facts: Any) -> None:
     """Adds facts to the sidecar of a finished file: a verdict, a layer report."""
-    write_json({**_read(sidecar_path(path)), **facts}, sidecar_path(path))
+    write_json({**read_object(sidecar_path(path)), **facts}, sidecar_path(path))
 
 
 def up_to_date(path: Path, cache_key: str) -> Facts | None:
     """The sidecar of `path` if the file is complete and has this cache key; else None."""
-    sidecar = _read(sidecar_path(path))
+    sidecar = read_object(sidecar_path(path))
     if sidecar.get("cache_key") != cache_key or not path.is_file():
         return None
     return sidecar if sidecar.get("sha256") == sha256(path) else None
@@ -74,7 +75,7 @@ def up_to_date(path: Path, cache_key: str) -> Facts | None:
 def discard(path: Path) -> None:
     """Removes an artefact, its sidecar, and every engine that was built from it."""
     for engine in path.parent.glob("*.engine") if path.suffix == ".onnx" else ():
-        if _read(sidecar_path(engine)).get("onnx") == path.name:
+        if read_object(sidecar_path(engine)).get("onnx") == path.name:
             discard(engine)
     for suffix in ("", ".json", ".layers.json"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
@@ -82,15 +83,6 @@ def discard(path: Path) -> None:
 
 def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
-
-
-def _read(sidecar: Path) -> Facts:
-    """The facts of a sidecar; none if it is missing or broken."""
-    try:
-        facts = json.loads(sidecar.read_text())
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
 
 
 def _text(fact: Any) -> str:

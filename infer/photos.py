@@ -24,7 +24,11 @@ def infer_photos(model: Path, photos: Sequence[Path], out: Path, threads: int = 
     _check(photos, out, threads)
     loaded = Model(model, threads)
     folder = OutputFolder(out)
-    folder.check([name for path in photos for name in _file_names(path.stem, loaded.outputs)], "-o")
+    names = [name for path in photos for name in _file_names(path.stem, loaded.outputs)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{model}: outputs {', '.join(loaded.outputs)} have the same file name; "
+                         "rename them")
+    folder.check(names, "-o")
     for path in photos:
         frame = read_photo(path, loaded.px)
         begin = time.perf_counter()

@@ -15,7 +15,8 @@ except ImportError:  # Windows: scratch of killed processes stays
     fcntl = None  # type: ignore[assignment]
 
 
-SCRATCH = ".vega3d-tmp-"  # scratch folders; nothing else that starts so is ours
+SCRATCH = ".vega3d-tmp-"      # scratch folders; nothing else that starts so is ours
+NEW_SCRATCH = ".vega3d-new-"  # those that are not locked yet
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -50,8 +51,8 @@ def remove_stale_scratch(folder: Path) -> None:
 @contextmanager
 def _scratch_folder(parent: Path) -> Iterator[Path]:
     """A new folder in `parent` that holds a locked file `lock` until it is removed."""
-    made = Path(tempfile.mkdtemp(prefix=".vega3d-new-", dir=parent))
-    folder = made.with_name(f"{SCRATCH}{made.name.removeprefix('.vega3d-new-')}-{os.getpid()}")
+    made = Path(tempfile.mkdtemp(prefix=NEW_SCRATCH, dir=parent))
+    folder = made.with_name(f"{SCRATCH}{made.name.removeprefix(NEW_SCRATCH)}-{os.getpid()}")
     try:
         with (made / "lock").open("w") as lock:
             _locked(lock)           # before it has the name that remove_stale_scratch looks for
@@ -86,6 +87,15 @@ def read_json(path: Path, remedy: str, missing: str = "") -> Any:
         raise ValueError(f"{path}: missing; {missing or remedy}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON ({error}); {remedy}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that may be missing or broken; then {}."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def cache_folder() -> Path:

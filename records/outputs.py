@@ -1,12 +1,11 @@
 """Files in a folder of the user's: only those that we wrote, unchanged since, are replaced."""
-import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from records.files import SCRATCH, atomic_write, sha256, write_json
+from records.files import NEW_SCRATCH, SCRATCH, atomic_write, read_object, sha256, write_json
 
 LIST = ".vega3d-files.json"
 SCHEMA = 1
@@ -74,7 +73,7 @@ class OutputFolder:
 
 def holds_files(folder: Path) -> bool:
     """Whether anything but scratch of ours is in the folder."""
-    return any(not path.name.startswith(SCRATCH) for path in folder.iterdir())
+    return any(not path.name.startswith((SCRATCH, NEW_SCRATCH)) for path in folder.iterdir())
 
 
 def safe_name(name: str) -> str:
@@ -83,11 +82,6 @@ def safe_name(name: str) -> str:
 
 
 def _read(path: Path) -> dict[str, list[str]]:
-    try:
-        listed = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(listed, dict) or listed.get("schema") != SCHEMA:
-        return {}
-    files = listed.get("files")
+    listed = read_object(path)
+    files = listed.get("files") if listed.get("schema") == SCHEMA else None
     return files if isinstance(files, dict) else {}

@@ -113,3 +113,13 @@ def save_tiny_5b(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_generator(folder, vae, transformer)
     return folder
+
+
+def tiny_transformer(**knobs) -> WanTransformer3DModel:
+    torch.manual_seed(3)
+    return WanTransformer3DModel(
+        **{
+            "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4,
+            "text_dim": 32, "freq_dim": 16, "ffn_dim": 64, "num_layers": 2, "rope_max_seq_len": 32,
+            **knobs
+        }).eval()

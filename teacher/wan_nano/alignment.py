@@ -52,10 +52,10 @@ class AlignedFlowLoss(nn.Module):
 class FlowData:
     """Latents of frames [N,T,3,H,W] uint8 and of their mirror images, as clips and single frames.
 
-    When the configuration aligns, also the targets.
+    aligned: with the targets of the configured alignment, which a held-out set does without.
     """
 
-    def __init__(self, run: Pretraining, vae: AutoencoderKLWan, frames: Tensor):
+    def __init__(self, run: Pretraining, vae: AutoencoderKLWan, frames: Tensor, aligned: bool):
         self.config, device = run.config, run.accelerator.device
         every_fourth = torch.arange(0, frames.shape[1], 4).to(frames.device)
         clips, images = [], []
@@ -67,7 +67,7 @@ class FlowData:
                 images.append(normalise_latents(encode_all(vae, single, device), vae))
         self.clips = torch.cat(clips)                                        # [2N,16,F,h,w]
         self.images = torch.cat(images)                                      # [2NF,16,1,h,w]
-        self.target = None if self.config.align == "none" else AlignmentTarget(frames, device)
+        self.target = AlignmentTarget(frames, device) if aligned else None
 
     def batch(self, seed: int, step: int) -> tuple[Tensor, ...]:
         """(z, noise, t) and, when aligning, the target: clips on even steps, else single frames.

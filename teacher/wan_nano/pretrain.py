@@ -102,14 +102,15 @@ def train_flow(run: Pretraining, vae: AutoencoderKLWan, frames: Tensor,
                test: Tensor) -> WanTransformer3DModel:
     """Returns the averaged (EMA) transformer in eval mode."""
     config, device = run.config, run.accelerator.device
-    data, held_out = FlowData(run, vae, frames), FlowData(run, vae, test)
+    aligned = config.align != "none"
+    data, held_out = FlowData(run, vae, frames, aligned), FlowData(run, vae, test, aligned=False)
     torch.manual_seed(config.seed)
     transformer = _transformer(config)
     set_training_processors(transformer)
     averaged = AveragedModel(transformer, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     modules: dict[str, nn.Module] = {"transformer": transformer, "averaged": averaged}
     loss: nn.Module = FlowLoss(transformer)
-    if config.align != "none":
+    if aligned:
         loss = AlignedFlowLoss(transformer, config.align_block, config.align_weight, config.align_t)
         modules["projector"] = loss.projector
     seed = _process_seed(run)

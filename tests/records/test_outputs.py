@@ -126,6 +126,17 @@ def test_an_output_name_cannot_leave_the_folder(tmp_path, photo, name):
     assert len(written) >= 2 and all(p.parent == out for p in written)
 
 
+def test_outputs_whose_files_would_overwrite_each_other_are_refused(tmp_path, photo):
+    model = onnx.load(model_with_output(tmp_path / "m.onnx", "a/b"))
+    model.graph.node.append(helper.make_node("Relu", ["frames"], ["a_b"]))
+    model.graph.output.append(
+        helper.make_tensor_value_info("a_b", TensorProto.FLOAT, [1, 3, 224, 224]))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match="outputs a/b, a_b have the same file name"):
+        list(infer_photos(tmp_path / "m.onnx", [photo], tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_safe_names():
     assert safe_name("depth") == "depth" and safe_name("model.layers.3") == "model.layers.3"
     assert safe_name("../x") == "_x" and safe_name("a/b:0") == "a_b_0" and safe_name("..") == "_"

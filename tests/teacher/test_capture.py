@@ -1,19 +1,9 @@
 """A forward ends at the last block that is read, and only there."""
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 
 from teacher.towers.capture import capture_blocks
-
-
-def tiny_transformer(**knobs) -> WanTransformer3DModel:
-    torch.manual_seed(3)
-    return WanTransformer3DModel(
-        **{
-            "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4,
-            "text_dim": 32, "freq_dim": 16, "ffn_dim": 64, "num_layers": 2, "rope_max_seq_len": 32,
-            **knobs
-        }).eval()
+from tests.fakes import tiny_transformer
 
 
 def test_nothing_runs_above_the_last_block_that_is_read():

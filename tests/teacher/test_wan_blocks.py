@@ -3,7 +3,6 @@ import copy
 
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 
 from teacher.fast.wan_blocks import (
     apply_rotary_emb,
@@ -14,6 +13,7 @@ from teacher.fast.wan_blocks import (
 from teacher.towers.tap import Tap
 from teacher.towers.wan import load_wan
 from teacher.wan_nano.flow import FlowLoss, build_transformer
+from tests.fakes import tiny_transformer
 
 
 @pytest.mark.parametrize("frames", [1, 3])
@@ -57,16 +57,6 @@ def test_all_blocks_share_one_program_for_any_number_of_frames(tiny_wan):
     assert len(graphs) == 1
     tower.features(torch.rand(1, 2, 3, 96, 96))
     assert len(graphs) == 2  # another size, another program
-
-
-def tiny_transformer(**knobs) -> WanTransformer3DModel:
-    torch.manual_seed(3)
-    return WanTransformer3DModel(
-        **{
-            "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4,
-            "text_dim": 32, "freq_dim": 16, "ffn_dim": 64, "num_layers": 2, "rope_max_seq_len": 32,
-            **knobs
-        }).eval()
 
 
 def test_same_loss_and_gradients_as_diffusers_processors() -> None:
