@@ -7,7 +7,7 @@ from typing import Any, Literal
 import onnx
 from google.protobuf.message import DecodeError
 
-from distill.config import load_config
+from distill.config import load_run_config
 from export.artefact import sidecar_path
 from records.files import sha256
 from records.results import Row
@@ -91,7 +91,7 @@ def run_summary(folder: Path) -> Row:
         raise ValueError(f"{folder}: no run here (no config.yaml); "
                          "make one with: vega3d distill run")
     folder = folder.resolve()  # runs/latest is a link: the result is of the run it names now
-    config, student = load_config(folder / "config.yaml"), load_student(folder / "student")
+    config, student = load_run_config(folder), load_student(folder / "student")
     scenes, tap = config.scenes, config.teacher.tap
     clips = scenes.path or f"{scenes.train} rooms x {scenes.clips_per_room} clips"
     return {

@@ -1,7 +1,7 @@
 """The configuration of a run, from YAML and the command line. Imports no torch, for `--help`."""
 import difflib
 import types
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -9,7 +9,7 @@ import yaml
 
 from student.config import StudentConfig
 from teacher.config import DenseTraining
-from teacher.towers.tap import Tap
+from teacher.towers.tap import Tap, stored_tap
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,28 @@ class RunConfig:
 
 def load_config(path: Path) -> RunConfig:
     """Reads YAML. Raises ValueError naming an unknown key (with the nearest) or a wrong type."""
+    return _build(RunConfig, _read_yaml(path), str(path))
+
+
+def load_run_config(folder: Path) -> RunConfig:
+    """A run's config.yaml, which may be older than some fields of the tap. Errors: load_config."""
+    path = folder / "config.yaml"
+    data = _read_yaml(path)
+    config = _build(RunConfig, data, str(path))
+    tap = data.get("teacher", {}).get("tap")
+    if isinstance(tap, dict):
+        config = replace(config, teacher=replace(config.teacher, tap=stored_tap(tap)))
+    return config
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such config file")
     try:
         data = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    return _build(RunConfig, data or {}, str(path))
+    return data or {}
 
 
 def dump_config(config: RunConfig) -> str:

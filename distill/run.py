@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from distill.config import RunConfig, dump_config, load_config
+from distill.config import RunConfig, dump_config, load_run_config
 from records.environment import environment
 from records.files import atomic_write, write_json
 from records.outputs import holds_files, safe_name
@@ -122,7 +122,7 @@ def open_distill_run(folder: Path, render: bool = False) -> DistillRun:
 
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder}: no run here (no config.yaml); use: vega3d distill run")
-    config = load_config(folder / "config.yaml")
+    config = load_run_config(folder)
     device = resolve_device(config.device)
     source, source_key = open_source(config.scenes, config.runs / "cache" / "clips", render)
     if not source.ids("train") or not source.ids("test"):

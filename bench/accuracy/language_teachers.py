@@ -16,7 +16,7 @@ from teacher.language.finetune import CHECKPOINT
 from teacher.language.weights import WEIGHTS
 from teacher.towers.base import Tower
 from teacher.towers.image_encoders import load_siglip
-from teacher.towers.tap import Tap
+from teacher.towers.tap import stored_tap
 
 # accuracy row of --features, where it is named otherwise
 ROW = {"generator": "teacher", "none": "semantic_only", "vae_latents": "vae"}
@@ -127,7 +127,7 @@ def _read_config(card: Path, weights: Path) -> dict[str, Any]:
     config, shape = content["config"], content["shape"]
     if missing := {*SAME, "features", "fusion", "tap", "tuning"} - config.keys():
         raise ValueError(f"config.json lacks {', '.join(sorted(missing))}")
-    Tap(**config["tap"])
+    stored_tap(config["tap"])
     with safe_open(weights, "pt") as file:
         header = file.metadata() or {}
     if json.loads(header["shape"]) != shape or json.loads(header["tuning"]) != config["tuning"]:
@@ -139,7 +139,7 @@ def _check_towers(teacher: LanguageFolder, run: DistillRun) -> None:
     """The features must be those the run would extract: same weights, same tap."""
     if teacher.row == "teacher":
         theirs, ours = (tap.spec(torch.float32)
-                        for tap in (Tap(**teacher.config["tap"]), run.config.teacher.tap))
+                        for tap in (stored_tap(teacher.config["tap"]), run.config.teacher.tap))
         if theirs != ours:
             raise ValueError(f"--teacher {teacher.folder}: was trained at another tap "
                              f"({_differing(theirs, ours)}); {_TRAIN}")

@@ -13,7 +13,7 @@ from bench.accuracy.student_features import TORCH, extract_student_features, sto
 from bench.artefacts import Artefact, exported
 from bench.report.pictures import draw_pictures, match_rows
 from bench.report.precision_map import layer_rows
-from distill.config import RunConfig, load_config
+from distill.config import RunConfig, load_run_config
 from distill.loop import fidelity
 from distill.run import DistillRun, open_distill_run
 from distill.stages import score_student
@@ -90,7 +90,7 @@ def _score(run: DistillRun) -> _ScoredRun:
 
 
 def _check_same_config(folder: Path, other: Path) -> None:
-    ours, theirs = (load_config(_finished(path) / "config.yaml") for path in (folder, other))
+    ours, theirs = (load_run_config(_finished(path)) for path in (folder, other))
     if _without_seeds(ours) != _without_seeds(theirs):
         raise ValueError(
             f"--also {other}: its configuration differs from {folder}'s in more than the seeds")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bench.latency.gpu import gpu_cases
 from bench.latency.timing import BenchCase, Cases, DeviceType, joined
-from distill.config import load_config
+from distill.config import load_run_config
 from records.results import Row
 from teacher.towers.checkpoints import generator_folder
 from teacher.towers.efficientnet import SemanticEncoder
@@ -31,7 +31,7 @@ class Stage:
 
 def load_generator(run: Path, precision: Literal["run", "fp32", "bf16"] = "run") -> WanTower:
     """The run's generator up to its tap, on the CPU. "run": in the precision of the run's tap."""
-    teacher = load_config(run / "config.yaml").teacher
+    teacher = load_run_config(run).teacher
     tap = teacher.tap if precision == "run" else replace(teacher.tap, precision=precision)
     return load_wan(generator_folder(teacher.generator), tap)
 
@@ -43,7 +43,7 @@ def teacher_cases(run: Path, frames: Tensor, device: DeviceType,
     frames [N,3,H,W] in [0,1]. In image mode a call is one frame; in video mode it is one clip of
     the run's length, and frame_ms of a row is a frame's share.
     """
-    config = load_config(run / "config.yaml")
+    config = load_run_config(run)
     count = 1 if config.teacher.tap.frames == "image" else config.scenes.frames
     clip = frames[torch.arange(count) % len(frames)][None]  # [1,T,3,H,W]
     name = Path(config.teacher.generator).name

@@ -17,7 +17,7 @@ class DiffusionTower(ABC):
     """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14], each frame alone; other grids are resampled.
 
     k: noise level, 0 (clean) .. 1000. block: of a transformer, 0-based. side: px of the short side.
-    Noise depends on (seed, frame of the clip) alone.
+    Noise depends on the seed alone, or with noise="fresh" also on the frame's place in its clip.
     """
     kind: ClassVar[str]
     vae_class: ClassVar[Any]               # of diffusers, in vae/
@@ -29,15 +29,18 @@ class DiffusionTower(ABC):
 
     def __init__(self, vae: Any, net: Any, prompt: Prompt | None, k: int | None = None,
                  block: int | None = None, seeds: int = 1, seed: int = 0, side: int = 224,
-                 digest: str = "unsaved"):
+                 noise: str = "shared", digest: str = "unsaved"):
         self.vae, self.net = (m.eval().requires_grad_(False) for m in (vae, net))
         self.prompt, self.seeds, self.seed, self.side = prompt, seeds, seed, side
+        self.noise = noise
         self.k = self.level if k is None else k
         if not 0 <= self.k <= 1000:
             raise ValueError(f"{self.kind}: k is {k}, expected 0 (clean) to 1000 (pure noise)")
         self.dim, self.block = self._tap(block)
         self.spec = {"tower": self.kind, "weights": digest, "dim": self.dim, "grid": GRID,
                      "k": self.k, "block": self.block, "seeds": seeds, "seed": seed, "side": side}
+        if noise != "fresh":  # the first stores' value
+            self.spec["noise"] = noise
         self._noise = NoiseBank()
 
     @classmethod
@@ -57,7 +60,8 @@ class DiffusionTower(ABC):
         x = resize_registered(frames.flatten(0, 1), self.side, self.multiple)
         # the VAE's first layers: 128 channels at full resolution
         each = x[0].numel() * 4 * 6 * 128 // 3
-        numbers = [i % t for i in range(b * t)]  # of each frame in its clip
+        # which draw each frame gets
+        numbers = [i % t if self.noise == "fresh" else 0 for i in range(b * t)]
         out = in_chunks(lambda part: self._averaged(x[part], numbers[part]), b * t,
                         chunk_size(each, x.device), 0, "use a smaller side")
         return out.unflatten(0, (b, t))

@@ -6,8 +6,9 @@ if TYPE_CHECKING:
     import torch
 
 PAPER_SIZES = {720: (720, 1280), 480: (480, 832)}  # short side -> H, W of the released scripts
-# fields newer than the first stores: left out of a spec at their defaults, so that its key stays
-_LATER = {"geometry", "side", "tail"}
+# fields newer than the first stores, and their values then: left out of a spec that has these, so
+# that its key stays
+_FIRST = {"geometry": "registered", "side": None, "tail": "refuse", "noise": "fresh"}
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Tap:
     frames: Literal["image", "video"] = "image"
     seeds: int = 4           # noise draws that are averaged
     seed: int = 0
+    # image mode: the same draws for every frame, or, as released, new ones for each frame of a clip
+    noise: Literal["shared", "fresh"] = "fresh"
     # complete frames, or the released code's squash, crop and noise schedule
     geometry: Literal["registered", "paper"] = "registered"
     side: int | None = None  # px of the short side the generator sees; None: as it is (paper: 720)
@@ -45,10 +48,18 @@ class Tap:
     def spec(self, precision: "torch.dtype") -> dict:
         """The fields that change the features; `precision` only where it is not float32."""
         spec = {field.name: getattr(self, field.name) for field in fields(self)
-                if field.name != "precision"
-                and not (field.name in _LATER and getattr(self, field.name) == field.default)}
+                if field.name != "precision"}
+        if self.frames == "video":
+            spec["noise"] = "fresh"  # a clip has one draw either way
+        spec = {name: value for name, value in spec.items()
+                if name not in _FIRST or value != _FIRST[name]}
         dtype = str(precision).removeprefix("torch.")
         return spec if dtype == "float32" else spec | {"precision": dtype}
+
+
+def stored_tap(stored: dict) -> Tap:
+    """The tap of a file that may be older than some fields."""
+    return Tap(**_FIRST | stored)
 
 
 def paper_time(k: int) -> tuple[float, float]:

@@ -62,9 +62,9 @@ class WanTower:
     """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14]; other sizes are resized (`Tap.geometry`).
 
     In video mode T must be 4n+1; a latent stands for up to four frames, each of which gets its
-    features. Noise depends on (seed, frame of the clip) alone, so features depend neither on the
-    batch nor on `chunk`, how many one-frame videos (or clips) run at once (None: as many as fit).
-    In bf16 on a GPU everything is compiled at the first call of a size (about half a minute for
+    features. Noise depends on the seed alone (`Tap.noise` fresh: and on the frame's place in its
+    clip), so features depend neither on the batch nor on `chunk`, how many one-frame videos (or
+    clips) run at once (None: as many as fit). In bf16 on a GPU everything is compiled at the first call of a size (about half a minute for
     Wan2.1-1.3B), unless TORCH_COMPILE_DISABLE=1 is set.
     """
 
@@ -171,7 +171,8 @@ class WanTower:
         z = self.latents(frames) if latents is None else latents
         width = 12 * self.dim + 2 * self.transformer.config.ffn_dim
         each = z[0, 0].numel() // 4 * (width * self._dtype.itemsize + 8 * len(blocks) * self.dim)
-        numbers = [i % videos for i in range(len(z))]  # of each video in its clip
+        # which draw each video gets: all one, or by its place in its clip
+        numbers = [i % videos if self.tap.noise == "fresh" else 0 for i in range(len(z))]
         return in_chunks(lambda part: self._averaged(z[part], blocks, numbers[part]), len(z),
                          self.chunk or chunk_size(each, z.device), 1, _OOM_ADVICE)
 

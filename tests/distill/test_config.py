@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import RunConfig, ScenesConfig, dump_config, load_config
+from distill.config import RunConfig, ScenesConfig, dump_config, load_config, load_run_config
 
 
 def yaml_file(tmp_path, text):
@@ -17,6 +17,16 @@ def test_a_config_survives_being_written_and_read(tmp_path):
                      scenes=replace(ScenesConfig(), path=Path("my/video.mp4")))
     assert load_config(yaml_file(tmp_path, dump_config(config))) == config
     assert load_config(yaml_file(tmp_path, "")) == RunConfig()
+
+
+def test_a_run_of_before_the_noise_knob_keeps_its_fresh_noise(tmp_path):
+    text = dump_config(RunConfig())
+    lines = [line for line in text.splitlines() if not line.strip().startswith("noise:")]
+    assert len(lines) == len(text.splitlines()) - 1
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    assert load_run_config(tmp_path).teacher.tap.noise == "fresh"
+    (tmp_path / "config.yaml").write_text(text.replace("noise: fresh", "noise: shared"))
+    assert load_run_config(tmp_path).teacher.tap.noise == "shared"
 
 
 def test_nested_keys_and_integers_for_floats_are_accepted(tmp_path):

@@ -11,7 +11,7 @@ from records.files import spec_digest
 from teacher.fast.frame_encoder import FrameConv
 from teacher.towers.controls import VAELatents
 from teacher.towers.prompt import Prompt, save_prompt
-from teacher.towers.tap import Tap, paper_time
+from teacher.towers.tap import Tap, paper_time, stored_tap
 from teacher.towers.wan import load_wan, normalise_latents
 
 FRAMES = torch.rand(2, 5, 3, 224, 224, generator=torch.Generator().manual_seed(1))
@@ -71,12 +71,29 @@ def test_seeds_reproduce_and_are_averaged(tiny_wan):
         load_wan(tiny_wan, Tap(block=1, seeds=1)).features(FRAMES[:1, :1]), one)
 
 
-def test_every_frame_has_its_own_noise_and_keeps_it_in_a_longer_clip(tiny_wan):
-    tower = load_wan(tiny_wan, Tap(block=1, seeds=1))
+def test_fresh_noise_differs_between_frames_and_is_kept_in_a_longer_clip(tiny_wan):
+    tower = load_wan(tiny_wan, Tap(block=1, seeds=1, noise="fresh"))
     still = FRAMES[:1, :1].expand(-1, 3, -1, -1, -1)
     features = tower.features(still)
     assert not torch.allclose(features[:, 0], features[:, 1])
     torch.testing.assert_close(tower.features(still[:, :2]), features[:, :2], rtol=1e-4, atol=1e-5)
+
+
+def test_shared_noise_gives_equal_frames_equal_features(tiny_wan):
+    still = FRAMES[:1, :1].expand(-1, 3, -1, -1, -1)
+    fresh, shared = (load_wan(tiny_wan, Tap(block=1, seeds=2, noise=noise)).features(still)
+                     for noise in ("fresh", "shared"))
+    torch.testing.assert_close(shared[:, 0], shared[:, 2])
+    torch.testing.assert_close(shared[:, 0], fresh[:, 0])  # the first frame's draws are shared
+
+
+def test_the_noise_knob_leaves_old_specs_and_video_mode_as_they_were(tiny_wan):
+    fresh, shared = (Tap(block=1, noise=noise) for noise in ("fresh", "shared"))
+    assert "noise" not in fresh.spec(torch.float32)
+    assert shared.spec(torch.float32) == fresh.spec(torch.float32) | {"noise": "shared"}
+    video = [replace(tap, frames="video").spec(torch.float32) for tap in (fresh, shared)]
+    assert video[0] == video[1] and "noise" not in video[0]
+    assert stored_tap({"block": 1, "k": 300}) == Tap(block=1, k=300, noise="fresh")
 
 
 def test_no_noise_means_no_seed_and_pure_noise_means_no_image(tiny_wan):
