@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from records.interrupts import handled
+
 # before anything imports onnxruntime, NNCF too: it would write a device id and open a session
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -35,7 +37,12 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one command. Exit codes: 0, 2 bad input, 130 interrupted; an error may set its own."""
+    """Runs one command. Exit codes: 0, 2 bad input, 130 Ctrl-C, 143 SIGTERM; errors may set one."""
+    with handled():
+        _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP.format(commands=_command_list()))
@@ -45,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         fail(f"no command {command!r}; commands: {', '.join(COMMANDS)}")
     try:
         _run(command, args)
-    except KeyboardInterrupt:
-        fail("interrupted; the same command resumes", code=130)
+    except KeyboardInterrupt as error:
+        fail(str(error) or "interrupted; the same command resumes", getattr(error, "code", 130))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in (*COMMANDS, "student", "records"):
             raise

@@ -3,6 +3,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from distill.config import RunConfig
+from records.files import write_if_changed
 
 COLUMNS = {"delta1": 3, "abs_rel": 3, "normal_deg": 1, "miou": 3, "cosine_mean": 3, "recovery": 3}
 
@@ -31,7 +32,7 @@ def write_card(folder: Path, config: RunConfig, spec: dict, rows: Sequence[dict]
         "rendered rooms. Features are per frame: no tracking, no guaranteed metric scale.",
         "Licence of the weights: Apache-2.0.", ""
     ]
-    (folder / "MODEL_CARD.md").write_text("\n".join(lines))
+    write_if_changed("\n".join(lines), folder / "MODEL_CARD.md")
 
 
 def accuracy_table(rows: Sequence[dict]) -> str:

@@ -1,24 +1,32 @@
 """Distillation: the student regresses the teacher's standardised features, frame by frame."""
-import json
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.config import StudentTraining
 from distill.losses import relation_loss, token_loss
 from distill.pca_visualization import save_feature_maps
-from records.files import spec_digest
+from records.files import read_rows, spec_digest, write_rows
+from records.interrupts import deferred
 from student.config import SHIPPED
 from student.vit import Student, load_student, save_student
 from teacher.data.dataset import Examples
 from teacher.dense.train import Stream
-from teacher.training.checkpoint import clipped_step, load_checkpoint, save_checkpoint, set_lr
+from teacher.training.checkpoint import Checkpoint, clipped_step, set_lr
 
-CHECKPOINT_SECONDS = 30.0
+CHECKPOINT, METRICS = "student.ckpt.safetensors", "metrics.jsonl"
+
+
+class LossSums(nn.Module):
+    """Token and relation loss summed over the steps of an epoch, [2]: a part of checkpoints."""
+    losses: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("losses", torch.zeros(2))
 
 
 def build_student(config: StudentTraining, teacher: str, mean: Tensor, std: Tensor,
@@ -52,8 +60,8 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
                   seed: int, folder: Path) -> Student:
     """Trains in place, saves into `folder` and returns the student in eval mode.
 
-    Resumable: folder/student.ckpt.safetensors. About ten times in all, folder/metrics.jsonl gets a
-    row and folder/maps a picture of features.
+    Resumes from folder/student.ckpt.safetensors to the same weights and rows. About ten times in
+    all, folder/metrics.jsonl gets a row and folder/maps a picture of features.
     """
     device = train.device
     student = student.to(device).train()
@@ -61,31 +69,36 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
                                   betas=(0.9, 0.98))
     per_epoch = train.steps(config.batch)
     total = config.epochs * per_epoch
-    checkpoint, key = folder / "student.ckpt.safetensors", _key(student, train, config, seed)
-    step = load_checkpoint(checkpoint, {"student": student}, optimizer, key)
+    sums = LossSums().to(device)
+    checkpoint = Checkpoint(folder / CHECKPOINT, {"student": student, "sums": sums}, optimizer,
+                            _key(student, train, config, seed))
+    step = checkpoint.load()
     forward = torch.compile(student) if device.type == "cuda" else student
-    saved = time.monotonic()
+    first = max(0, -(-step // per_epoch) - 1)  # a complete epoch may lack its row
+    rows = [row for row in read_rows(folder / METRICS) if row["epoch"] <= first]
     with Progress() as progress:
         bar = progress.add_task(f"student: seed {seed}", total=total, completed=step)
-        for epoch in range(step // per_epoch, config.epochs):
-            losses = torch.zeros(2, device=device)
-            for batch in train.batches(config.batch, seed, epoch, skip=step - epoch * per_epoch):
-                set_lr(optimizer, config.lr, step, total, warm=max(1, total // 20))
-                losses += train_step(student, forward, optimizer, batch["frames"],
-                                     batch["generative"], config)
-                step += 1
-                progress.update(bar, completed=step)
-                if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    save_checkpoint(checkpoint, step, {"student": student}, optimizer, key)
-                    saved = time.monotonic()
+        for epoch in range(first, config.epochs):
             done = epoch + 1
-            if done % max(1, config.epochs // 10) == 0 or done == config.epochs:
-                token, relation = (loss / per_epoch for loss in losses.tolist())
+            logged = done % max(1, config.epochs // 10) == 0 or done == config.epochs
+            if step == epoch * per_epoch:
+                sums.losses.zero_()
+            with deferred():
+                for batch in train.batches(config.batch, seed, epoch, step - epoch * per_epoch):
+                    set_lr(optimizer, config.lr, step, total, warm=max(1, total // 20))
+                    sums.losses += train_step(student, forward, optimizer, batch["frames"],
+                                              batch["generative"], config)
+                    step += 1
+                    progress.update(bar, completed=step)
+                    checkpoint.after_step(step, due=logged and step == done * per_epoch)
+            if logged:
+                token, relation = (sums.losses / per_epoch).tolist()
                 row = {"seed": seed, "epoch": done, "token_loss": token, "relation_loss": relation}
-                _evaluate(student, held_out, row, folder, progress)
+                rows.append(row | fidelity(student, held_out))
+                _record(student, held_out, rows, folder, progress)
             student.train()
     save_student(student.cpu(), folder)
-    checkpoint.unlink(missing_ok=True)
+    checkpoint.path.unlink(missing_ok=True)
     return student.to(device).eval()
 
 
@@ -126,16 +139,14 @@ def parameter_groups(student: Student, weight_decay: float) -> list[dict]:
 
 def _key(student: Student, train: Examples, config: StudentTraining, seed: int) -> str:
     stores = {name: store.key for name, store in train.stores.items()}  # a change starts anew
-    return spec_digest({"seed": seed, "examples": train.ids, **asdict(config),
+    return spec_digest({"format": 2, "seed": seed, "examples": train.ids, **asdict(config),
                         **asdict(student.config), **stores})
 
 
-def _evaluate(student: Student, held_out: Examples, row: dict, folder: Path,
-              progress: Progress) -> None:
-    row |= fidelity(student, held_out)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
+def _record(student: Student, held_out: Examples, rows: list[dict], folder: Path,
+            progress: Progress) -> None:
+    row = rows[-1]
+    write_rows(rows, folder / METRICS)
     progress.console.print(
         f"student: epoch {row['epoch']}  loss {row['token_loss']:.3f}  held-out cosine "
         f"{row['cosine_mean']:.3f}", highlight=False)

@@ -11,7 +11,7 @@ import torch
 
 from distill.config import RunConfig, dump_config, load_run_config
 from records.environment import environment
-from records.files import atomic_write, write_json
+from records.files import atomic_write, write_if_changed, write_json
 from records.outputs import holds_files, safe_name
 from scenes.clip import Source, Split
 from student.vit import Student, load_student
@@ -85,8 +85,7 @@ def create_folder(config: RunConfig) -> Path:
     if not file.is_file() and folder.is_dir() and holds_files(folder):
         raise ValueError(f"{folder}: is not empty and not a run (no config.yaml); use another "
                          "--name")
-    with atomic_write(file) as scratch:
-        scratch.write_text(resolved)
+    write_if_changed(resolved, file)
     write_json(environment(), folder / "env.json")
     with atomic_write(folder.parent / "latest") as scratch:
         scratch.symlink_to(folder.name)

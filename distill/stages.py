@@ -10,7 +10,7 @@ from torch import Tensor
 from distill.card import accuracy_table, write_card
 from distill.config import RunConfig
 from distill.heads import can_train, ensure_heads
-from distill.loop import build_student, fidelity, train_student
+from distill.loop import CHECKPOINT, build_student, fidelity, train_student
 from distill.run import DistillRun, create_folder, open_distill_run
 from records.files import atomic_write, spec_digest, write_json
 from student.vit import Student
@@ -67,7 +67,9 @@ def train_dense_teachers(run: DistillRun, train: Examples, test: Examples,
     rows = []
     for name, dim in dims.items():
         stream, file_name = run.stream(name), f"{name}_seed{seed}"
-        if not (folder / f"{file_name}.safetensors").is_file():
+        if (folder / f"{file_name}.safetensors").is_file():
+            (folder / f"{file_name}.ckpt.safetensors").unlink(missing_ok=True)
+        else:
             shape = DenseShape(SEMANTIC_DIM, dim, len(CLASSES), config.width)
             train_dense_teacher(file_name, train, stream, shape, config, seed, folder)
         scores, _ = score(run.dense_teacher(name, seed), test, stream)
@@ -79,6 +81,7 @@ def distil_student(run: DistillRun, train: Examples, test: Examples, seed: int) 
     """Trains the student of one seed, or opens it if it is there."""
     folder = run.student_folder(seed)
     if (folder / "student.safetensors").is_file():
+        (folder / CHECKPOINT).unlink(missing_ok=True)  # of a run killed in between
         return run.student(seed)
     mean, std = moments(train, lambda example: example["generative"].float())
     student = build_student(run.config.student, spec_digest(run.tower.spec), mean, std, seed)

@@ -4,8 +4,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -96,6 +96,28 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """One JSON object a line."""
+    with atomic_write(path) as scratch:
+        scratch.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file of lines that may be missing or end in a torn line."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        with suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def write_if_changed(text: str, path: Path) -> None:
+    """Writes atomically, unless the file has this text."""
+    if not path.is_file() or path.read_bytes() != text.encode():
+        with atomic_write(path) as scratch:
+            scratch.write_text(text)
 
 
 def cache_folder() -> Path:

@@ -11,17 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from records.files import spec_digest
+from records.interrupts import deferred
 from scenes.dense import DenseScores, DenseTargets
 from teacher.config import DenseTraining
 from teacher.data.dataset import Example, Examples, moments
 from teacher.dense.model import DenseShape, DenseTeacher, dense_loss
-from teacher.training.checkpoint import (
-    clipped_step,
-    load_checkpoint,
-    save_checkpoint,
-    save_finite,
-    set_lr,
-)
+from teacher.training.checkpoint import Checkpoint, clipped_step, save_finite, set_lr
 
 # a batch -> its generative features [B,D,14,14] float32, not standardised; None: semantic only
 Stream = Callable[[Example], Tensor | None]
@@ -45,21 +40,23 @@ def train_dense_teacher(name: str, examples: Examples, stream: Stream, shape: De
             getattr(model, f"{side}_{key}").copy_(value.view(1, -1, 1, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01)
     total = config.epochs * (per_epoch := examples.steps(config.batch))
-    path = folder / f"{name}.ckpt.safetensors"
     key = spec_digest({
         "name": name, "seed": seed, "examples": examples.ids, **asdict(config), **asdict(shape),
         **{name: store.key for name, store in examples.stores.items()}
     })
-    start = load_checkpoint(path, {"model": model}, optimizer, key)
-    for epoch in track(range(start // per_epoch, config.epochs), description=f"teacher: {name}"):
-        for i, batch in enumerate(examples.batches(config.batch, seed, epoch)):
-            set_lr(optimizer, config.lr, epoch * per_epoch + i, total, warm=total // 20)
-            out = model(batch["semantic"].float(), stream(batch))
-            loss = dense_loss(out, batch["depth"], batch["normals"], batch["classes"])
-            clipped_step(loss, optimizer, model.parameters())
-        save_checkpoint(path, (epoch + 1) * per_epoch, {"model": model}, optimizer, key)
+    checkpoint = Checkpoint(folder / f"{name}.ckpt.safetensors", {"model": model}, optimizer, key)
+    step = checkpoint.load()
+    for epoch in track(range(step // per_epoch, config.epochs), description=f"teacher: {name}"):
+        with deferred():
+            for batch in examples.batches(config.batch, seed, epoch, step - epoch * per_epoch):
+                set_lr(optimizer, config.lr, step, total, warm=total // 20)
+                out = model(batch["semantic"].float(), stream(batch))
+                loss = dense_loss(out, batch["depth"], batch["normals"], batch["classes"])
+                clipped_step(loss, optimizer, model.parameters())
+                step += 1
+                checkpoint.after_step(step, due=step == (epoch + 1) * per_epoch)
     save_teacher(model, folder, name)
-    path.unlink(missing_ok=True)
+    checkpoint.path.unlink(missing_ok=True)
     return model.eval()
 
 

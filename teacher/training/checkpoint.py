@@ -2,6 +2,8 @@
 
 A checkpoint is one safetensors file (no pickle) with modules, one optimiser and the step.
 """
+import json
+import time
 from collections.abc import Iterable, Mapping
 from math import cos, pi
 from pathlib import Path
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from records.files import atomic_write
+from records.interrupts import check, pending
 
+SECONDS = 30.0  # between two checkpoints
 DIVERGED = "lower the learning rate, or check the weights of the loss"
 
 
@@ -53,6 +57,38 @@ def save_finite(tensors: Mapping[str, Tensor], path: Path,
     with atomic_write(path) as scratch:
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, scratch,
                   metadata=metadata)
+        _sort_metadata(scratch)
+
+
+def _sort_metadata(path: Path) -> None:
+    """In place: safetensors orders the metadata at random, and equal runs write equal bytes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if header["__metadata__"] and len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
+
+
+class Checkpoint:
+    """The resumable state of a training: `load` it, then call `after_step` within `deferred`."""
+
+    def __init__(self, path: Path, modules: dict[str, nn.Module], optimizer: Optimizer, key: str):
+        self.path, self.modules, self.optimizer, self.key = path, modules, optimizer, key
+        self.saved = time.monotonic()
+
+    def load(self) -> int:
+        """The step to resume at."""
+        return load_checkpoint(self.path, self.modules, self.optimizer, self.key)
+
+    def after_step(self, step: int, due: bool = False) -> None:
+        """Saves if `due`, every SECONDS, and if a signal came; then raises Interrupted."""
+        if due or pending() or time.monotonic() - self.saved > SECONDS:
+            save_checkpoint(self.path, step, self.modules, self.optimizer, self.key)
+            self.saved = time.monotonic()
+        check()
 
 
 def save_checkpoint(path: Path, step: int, modules: dict[str, nn.Module], optimizer: Optimizer,

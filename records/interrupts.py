@@ -1,0 +1,98 @@
+"""Ctrl-C and SIGTERM: a command saves, says one line and ends within LAST_SECONDS.
+
+Both raise `Interrupted` in the main thread. Code that catches it, or C++ that does not return,
+cannot keep the process: a thread ends it.
+"""
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+LAST_SECONDS = 8.0
+VERBS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the process to end. `code`: its exit code, 130 or 143."""
+
+    def __init__(self, number: int):
+        super().__init__(f"{VERBS[signal.Signals(number)]}; the same command resumes")
+        self.code = 128 + number
+
+
+_deferring = 0
+_pending: int | None = None
+
+
+@contextmanager
+def handled() -> Iterator[None]:
+    """A block in which both signals raise Interrupted, unless the process ignores them."""
+    global _pending
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _pending = None
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    numbers = [n for n in VERBS if signal.getsignal(n) is not signal.SIG_IGN]  # nohup ignores
+    before = {n: signal.signal(n, _receive) for n in numbers}
+    wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(read,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(write)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """A block that no signal cuts: it raises at the end of it, or at `check`. Main thread only."""
+    global _deferring
+    _deferring += 1
+    try:
+        yield
+    finally:
+        _deferring -= 1
+    if not _deferring:
+        check()
+
+
+def pending() -> bool:
+    """Whether a signal came: in a deferred block, time to save."""
+    return _pending is not None
+
+
+def check() -> None:
+    """Raises Interrupted if a signal came."""
+    if _pending is not None:
+        raise Interrupted(_pending)
+
+
+def _receive(number: int, frame: FrameType | None) -> None:
+    global _pending
+    _pending = number
+    if not _deferring:
+        raise Interrupted(number)
+
+
+def _watch(read: int) -> None:
+    """Reads the numbers of signals until the other end closes; after one, waits and ends."""
+    number, end = 0, None
+    with os.fdopen(read, "rb", buffering=0) as pipe:
+        while select.select([pipe], [], [], end and max(0.0, end - time.monotonic()))[0]:
+            if not (received := pipe.read(1)):
+                return
+            if end is None and received[0] in VERBS:
+                number, end = received[0], time.monotonic() + LAST_SECONDS
+    interrupted = Interrupted(number)
+    with suppress(OSError, ValueError):  # stderr may be closed
+        print(f"vega3d: {interrupted}", file=sys.stderr, flush=True)
+    os._exit(interrupted.code)
