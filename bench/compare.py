@@ -4,15 +4,19 @@ A shared machine is slow in bursts, so a row counts as slower only if its median
 both files, its 10th percentile moved as well, and, on a CPU, so did the CPU time of a call: other
 programs add to a call's time, but hardly to its CPU time.
 """
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from records.results import Results, Row
 
 # rows of equal values are compared
 KEY = ("stage", "backend", "device", "precision", "batch", "launch", "threads")
-MACHINE = ("cpu", "cores", "gpu", "device", "l4t", "power_mode")
+MACHINE = ("cpu", "cores", "gpu", "device", "l4t")
+SETTINGS = {  # of one machine, that decide its speed
+    "power mode": "power_mode", "CPU governor": "cpu_governor",
+    "GPU power limit": "gpu_power_limit", "GPU clock limit": "gpu_clocks_max_sm"}
 MIN_CHANGE = 0.05      # share of a time that never counts as a change
 DRIFTS = 1.0           # times the drift within the runs: what two runs may differ by
 GROWTH = {"size_mb": 0.02, "memory_mb": 0.10}
@@ -65,6 +69,31 @@ def compare(before: Results, after: Results) -> tuple[list[Change], list[str]]:
 def same_machine(before: Results, after: Results) -> bool:
     """Whether both are of one kind of machine; otherwise no change can be blamed on the code."""
     return all(before.env.get(key) == after.env.get(key) for key in MACHINE)
+
+
+def different_settings(before: Results, after: Results) -> list[str]:
+    """In words: power mode, governor, limits of power and clocks that differ. Times depend on them.
+    """
+    old, new = _settings(before.env), _settings(after.env)
+    return [f"{name} {old.get(name, 'unknown')} -> {new.get(name, 'unknown')}"
+            for name in {**old, **new} if old.get(name) != new.get(name)]
+
+
+def _settings(env: Mapping[str, Any]) -> dict[str, str]:
+    """By name; a Jetson's file states them before and after the run, and both if they changed."""
+    found: dict[str, dict[str, None]] = {}
+    for state in (env, env.get("before"), env.get("after")):
+        if not isinstance(state, dict):
+            continue
+        values = {name: str(state.get(key) or "") for name, key in SETTINGS.items()}
+        for line in str(state.get("clocks") or "").splitlines():  # of jetson_clocks --show
+            name, _, limits = line.partition(" ")
+            if "MinFreq" in limits:
+                values[f"clocks of {name.rstrip(':')}"] = re.sub(r" ?CurrentFreq=\d+", "", limits)
+        for name, value in values.items():
+            if value:
+                found.setdefault(name, {})[" ".join(value.split())] = None
+    return {name: ", then ".join(values) for name, values in found.items()}
 
 
 def compare_times(before: Row, after: Row) -> tuple[float, Outcome]:

@@ -64,8 +64,8 @@ class WanTower:
     In video mode T must be 4n+1; a latent stands for up to four frames, each of which gets its
     features. Noise depends on the seed alone (`Tap.noise` fresh: and on the frame's place in its
     clip), so features depend neither on the batch nor on `chunk`, how many one-frame videos (or
-    clips) run at once (None: as many as fit). In bf16 on a GPU everything is compiled at the first call of a size (about half a minute for
-    Wan2.1-1.3B), unless TORCH_COMPILE_DISABLE=1 is set.
+    clips) run at once (None: as many as fit). In bf16 on a GPU everything is compiled at the first
+    call of a size (about half a minute for Wan2.1-1.3B), unless TORCH_COMPILE_DISABLE=1 is set.
     """
 
     def __init__(self, vae: AutoencoderKLWan, transformer: WanTransformer3DModel, prompt: Prompt,

@@ -90,6 +90,52 @@ def test_only_a_regression_on_the_same_machine_fails(tmp_path, capsys, after, en
     assert ("different machines" in output) == bool(env) and ("1 worse" in output) == (after == 30)
 
 
+def jetson(power_mode: str, ms: float, clocks: str = "", **more) -> Results:
+    """As run_on_jetson.py writes it: the settings are stated before and after the run."""
+    row = {"kind": "latency", "precision": "int8", "backend": "tensorrt", "device": "cuda",
+           "batch": 1, "latency_ms": ms, "p90_ms": 1.05 * ms, **more}
+    state = {"power_mode": power_mode, "clocks": clocks, "temperature_c": {}}
+    return Results("jetson", "run", "abc", {"device": "Orin", "before": state, "after": state},
+                   [row])
+
+
+SHOWN = """SOC family:tegra234  Machine:Orin
+cpu0: Online=1 Governor={governor} MinFreq=729600 MaxFreq=1510400 CurrentFreq={now}
+GPU MinFreq=306000000 MaxFreq={gpu} CurrentFreq=306000000
+"""
+
+
+@pytest.mark.parametrize(("before", "after", "said", "code"), [
+    (jetson("MAXN 0", 82), jetson("15W 1", 164), "power mode MAXN 0 -> 15W 1", None),
+    (jetson("MAXN 0", 82), jetson("", 164), "power mode MAXN 0 -> unknown", None),
+    (jetson("MAXN 0", 82), jetson("MAXN 0", 164), "", 1),
+    # neither the size nor the accuracy depends on the power mode
+    (jetson("MAXN 0", 82, size_mb=7.0), jetson("15W 1", 164, size_mb=9.0), "power mode", 1),
+    (jetson("0", 82, SHOWN.format(governor="schedutil", gpu=918000000, now=729600)),
+     jetson("0", 164, SHOWN.format(governor="schedutil", gpu=408000000, now=1510400)),
+     "clocks of GPU MinFreq=306000000 MaxFreq=918000000 -> MinFreq=306000000 MaxFreq=408000000",
+     None),
+    (jetson("0", 82, SHOWN.format(governor="schedutil", gpu=918000000, now=729600)),
+     jetson("0", 164, SHOWN.format(governor="schedutil", gpu=918000000, now=1510400)), "", 1),
+    (results(timed(20), cpu_governor="performance"), results(timed(40), cpu_governor="powersave"),
+     "CPU governor performance -> powersave", None),
+    (results(timed(20), gpu_power_limit="700.00 W"), results(timed(40), gpu_power_limit="350.00 W"),
+     "GPU power limit 700.00 W -> 350.00 W", None),
+    (results(timed(20), gpu_clocks_sm="345 MHz"), results(timed(40), gpu_clocks_sm="1980 MHz"),
+     "", 1)])  # the clock of an instant is no setting
+def test_times_of_other_power_modes_and_clocks_are_said_to_be_no_regression(
+        tmp_path, capsys, before, after, said, code):
+    save(before, tmp_path / "a.json")
+    save(after, tmp_path / "b.json")
+    try:
+        vega3d.main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+        stopped = None
+    except SystemExit as stop:
+        stopped = stop.code
+    output = capsys.readouterr().out
+    assert stopped == code and said in output and ("settings" in output) == bool(said), output
+
+
 def test_another_schema_is_one_line(tmp_path, capsys):
     save(results(timed(20)), tmp_path / "a.json")
     (tmp_path / "b.json").write_text(json.dumps({"schema": 7, "rows": []}))
