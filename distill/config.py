@@ -52,9 +52,15 @@ class StudentTraining:
     weight_decay: float = 0.05
     l1_weight: float = 0.5        # of smooth L1 in the token loss
     relation_weight: float = 1.0  # of the relation loss
+    # changes of the student's input; flip and crop move the target's grid along
+    augment: tuple[Literal["photometric", "flip", "crop"], ...] = ()
+    ema: float = 0.0              # decay a step of the averaged weights that are kept; 0: the last
+    stem_lr: float = 0.2          # of an ImageNet-trained stem, as a share of lr
 
     def __post_init__(self) -> None:
         _check_positive("student", self, ("epochs", "batch"))
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"student.ema is {self.ema}, expected 0 (none) to below 1")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
 """Distillation: the student regresses the teacher's standardised features, frame by frame."""
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from distill.augment import Augmentation
 from distill.config import StudentTraining
 from distill.losses import relation_loss, token_loss
 from distill.pca_visualization import save_feature_maps
@@ -65,12 +67,17 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
     """
     device = train.device
     student = student.to(device).train()
-    optimizer = torch.optim.AdamW(parameter_groups(student, config.weight_decay), lr=config.lr,
+    average = deepcopy(student).eval() if config.ema else student  # what is kept
+    augment = Augmentation(config.augment, seed, device)
+    optimizer = torch.optim.AdamW(parameter_groups(student, config), lr=config.lr,
                                   betas=(0.9, 0.98))
     per_epoch = train.steps(config.batch)
     total = config.epochs * per_epoch
     sums = LossSums().to(device)
-    checkpoint = Checkpoint(folder / CHECKPOINT, {"student": student, "sums": sums}, optimizer,
+    modules: dict[str, nn.Module] = {"student": student, "sums": sums}
+    if config.ema:
+        modules["average"] = average
+    checkpoint = Checkpoint(folder / CHECKPOINT, modules, optimizer,
                             _key(student, train, config, seed))
     step = checkpoint.load()
     forward = torch.compile(student) if device.type == "cuda" else student
@@ -86,20 +93,22 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
             with deferred():
                 for batch in train.batches(config.batch, seed, epoch, step - epoch * per_epoch):
                     set_lr(optimizer, config.lr, step, total, warm=max(1, total // 20))
-                    sums.losses += train_step(student, forward, optimizer, batch["frames"],
-                                              batch["generative"], config)
+                    frames, raw = augment(batch["frames"], batch["generative"], step)
+                    sums.losses += train_step(student, forward, optimizer, frames, raw, config)
+                    if config.ema:
+                        _update_average(average, student, config.ema)
                     step += 1
                     progress.update(bar, completed=step)
                     checkpoint.after_step(step, due=logged and step == done * per_epoch)
             if logged:
                 token, relation = (sums.losses / per_epoch).tolist()
                 row = {"seed": seed, "epoch": done, "token_loss": token, "relation_loss": relation}
-                rows.append(row | fidelity(student, held_out))
-                _record(student, held_out, rows, folder, progress)
+                rows.append(row | fidelity(average, held_out))
+                _record(average, held_out, rows, folder, progress)
             student.train()
-    save_student(student.cpu(), folder)
+    save_student(average.cpu(), folder)
     checkpoint.path.unlink(missing_ok=True)
-    return student.to(device).eval()
+    return average.to(device).eval()
 
 
 @torch.inference_mode()
@@ -120,21 +129,31 @@ def fidelity(student: Student, examples: Examples,
 
 def train_step(student: Student, forward, optimizer: torch.optim.Optimizer, frames: Tensor,
                raw: Tensor, config: StudentTraining) -> Tensor:
-    """A step on frames uint8 and raw features [B,D,14,14]; returns token and relation loss, [2]."""
+    """A step on frames in [0,1] and raw features [B,D,14,14]; returns token and relation loss, [2].
+    """
     target = student.standardise(raw)
     with torch.autocast(frames.device.type, torch.bfloat16, enabled=frames.device.type == "cuda"):
-        out = forward(frames.float() / 255)
+        out = forward(frames)
     token, relation = token_loss(out, target, config.l1_weight), relation_loss(out, target)
     clipped_step(token + config.relation_weight * relation, optimizer, student.parameters())
     return torch.stack([token.detach(), relation.detach()])
 
 
-def parameter_groups(student: Student, weight_decay: float) -> list[dict]:
-    """For the optimiser: norms, biases and positions are not decayed (arXiv 2012.12877)."""
-    decayed = [p for p in student.parameters() if p.ndim > 1 and p is not student.positions]
-    rest = [p for p in student.parameters() if p.ndim <= 1 or p is student.positions]
-    return [{"params": decayed, "weight_decay": weight_decay},
-            {"params": rest, "weight_decay": 0.0}]
+def parameter_groups(student: Student, config: StudentTraining) -> list[dict]:
+    """For the optimiser: norms, biases and positions are not decayed (arXiv 2012.12877), and an
+    ImageNet-trained stem has a lower rate."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in student.named_parameters():
+        decayed = parameter.ndim > 1 and parameter is not student.positions
+        scale = config.stem_lr if name.startswith("stem.") else 1.0
+        groups.setdefault((config.weight_decay if decayed else 0.0, scale), []).append(parameter)
+    return [{"params": parameters, "weight_decay": decay, "scale": scale}
+            for (decay, scale), parameters in groups.items()]
+
+
+@torch.no_grad()
+def _update_average(average: Student, student: Student, decay: float) -> None:
+    torch._foreach_lerp_(list(average.parameters()), list(student.parameters()), 1 - decay)
 
 
 def _key(student: Student, train: Examples, config: StudentTraining, seed: int) -> str:

@@ -14,9 +14,14 @@ class StudentConfig:
     depth: int = 12
     image_size: int = 224   # px, square; 224 / 16 = the 14x14 grid of the targets
     patch: int = 16         # px
+    # patch: one convolution; lite0: EfficientNet-Lite0 up to stride 16, from its ImageNet weights
+    stem: Literal["patch", "lite0"] = "patch"
     teacher: str = ""       # digest of the distilled tower's spec; set by the run
 
     def __post_init__(self) -> None:
+        if self.stem == "lite0" and self.patch != 16:
+            raise ValueError(f"student.patch is {self.patch}, expected 16: the stride of the stem "
+                             "lite0")
         if self.image_size % self.patch:
             raise ValueError(f"student.image_size is {self.image_size}, expected a multiple of "
                              f"student.patch {self.patch}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from records.files import write_json
 from student.config import StudentConfig
+from teacher.towers.efficientnet import SEMANTIC_DIM, Lite0Trunk
 from teacher.training.checkpoint import save_finite
 
 HEAD_WIDTH = 64  # TensorRT fuses attention of head width 16, 32 or 64
@@ -65,24 +66,29 @@ class Student(nn.Module):
     target_mean: Tensor
     target_std: Tensor
 
-    def __init__(self, config: StudentConfig):
+    def __init__(self, config: StudentConfig, pretrained_stem: bool = True):
         super().__init__()
         self.config = config
         width, grid = config.width, config.grid
-        self.register_buffer("pixel_mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
-        self.register_buffer("pixel_std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+        mean, std = _PIXELS[config.stem]
+        self.register_buffer("pixel_mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(std).view(1, 3, 1, 1))
         self.register_buffer("target_mean", torch.zeros(config.out_dim))
         self.register_buffer("target_std", torch.ones(config.out_dim))
-        self.patch_embed = nn.Conv2d(3, width, config.patch, config.patch)
+        self.patch_embed = (nn.Conv2d(3, width, config.patch, config.patch)
+                            if config.stem == "patch" else nn.Conv2d(SEMANTIC_DIM, width, 1))
         self.positions = nn.Parameter(torch.zeros(1, grid * grid, width))
         self.blocks = nn.ModuleList(Block(width) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, config.out_dim)
         self.apply(_init)
         nn.init.trunc_normal_(self.positions, std=0.02)
+        self.stem = None if config.stem == "patch" else Lite0Trunk(pretrained_stem)
 
     def forward(self, frames: Tensor) -> Tensor:
         x = (frames - self.pixel_mean) / self.pixel_std
+        if self.stem is not None:
+            x = self.stem(x)                                                 # [B,112,14,14]
         x = self.patch_embed(x).flatten(2).transpose(1, 2) + self.positions  # [B,N,C], N = 196
         for block in self.blocks:
             x = block(x)
@@ -120,7 +126,7 @@ def load_student(folder: Path | str) -> Student:
         raise ValueError(f"{folder}: holds no student (student.json, student.safetensors); "
                          "make one with: vega3d distill run")
     try:
-        student = Student(StudentConfig(**json.loads(config.read_text())))
+        student = Student(StudentConfig(**json.loads(config.read_text())), pretrained_stem=False)
         student.load_state_dict({k: v.float() for k, v in load_file(weights).items()}, strict=True)
     except (SafetensorError, RuntimeError, TypeError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -128,7 +134,10 @@ def load_student(folder: Path | str) -> Student:
     return student.eval()
 
 
-_WEIGHTS = {"patch_embed", "positions", "blocks", "norm", "head"}  # the rest are statistics
+_WEIGHTS = {"stem", "patch_embed", "positions", "blocks", "norm", "head"}  # the rest: statistics
+# mean and deviation of pixels that a stem expects
+_PIXELS = {"patch": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+           "lite0": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])}
 
 
 def _init(module: nn.Module) -> None:

@@ -34,7 +34,34 @@ def fetch_semantic() -> Path:
     return target
 
 
-class SemanticEncoder(nn.Module):
+class Lite0Trunk(nn.Module):
+    """x [B,3,H,W] in [-1,1] -> [B,112,H/16,W/16]: EfficientNet-Lite0 up to stride 16.
+
+    Batch norms keep their ImageNet statistics, also in training. pretrained: with ImageNet weights.
+    """
+
+    def __init__(self, pretrained: bool = True):
+        super().__init__()
+        from efficientnet_lite_pytorch import EfficientNet
+
+        net = EfficientNet.from_name("efficientnet-lite0")
+        if pretrained:
+            net.load_state_dict(load_file(fetch_semantic()), strict=True)
+        self.stem, self.norm, self.act = net._conv_stem, net._bn0, net._swish
+        self.blocks = net._blocks[: _STAGE_END]
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Lite0Trunk":
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.stem(x)))
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class SemanticEncoder(Lite0Trunk):
     """frames [B,3,224,224] in [0,1] -> [B,112,14,14]; frozen."""
     dim = SEMANTIC_DIM
     spec: ClassVar[dict] = {"tower": "efficientnet-lite0", "stride": 16, "dim": SEMANTIC_DIM,
@@ -42,21 +69,10 @@ class SemanticEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from efficientnet_lite_pytorch import EfficientNet
-
-        net = EfficientNet.from_name("efficientnet-lite0")
-        net.load_state_dict(load_file(fetch_semantic()), strict=True)
-        self.stem, self.norm, self.act = net._conv_stem, net._bn0, net._swish
-        self.blocks = net._blocks[: _STAGE_END]
-        self.eval().requires_grad_(False)
-
+        self.requires_grad_(False)
 
     def forward(self, frames: Tensor) -> Tensor:
-        x = frames * 2 - 1  # TF style: (x/255 - .5) / .5
-        x = self.act(self.norm(self.stem(x)))
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return super().forward(frames * 2 - 1)  # TF style: (x/255 - .5) / .5
 
     @torch.inference_mode()
     def features(self, frames: Tensor) -> Tensor:

@@ -22,11 +22,14 @@ DIVERGED = "lower the learning rate, or check the weights of the loss"
 
 
 def set_lr(optimizer: Optimizer, peak: float, step: int, total: int, warm: int) -> None:
-    """Rate of `step` (0-based): a linear rise to `peak` in `warm` steps, then a cosine to 1 %."""
+    """Rate of `step` (0-based): a linear rise to `peak` in `warm` steps, then a cosine to 1 %.
+
+    A parameter group with a `scale` gets that multiple of it.
+    """
     decay = 0.01 + 0.99 * 0.5 * (1 + cos(pi * (step - warm) / max(1, total - warm)))
     share = (step + 1) / warm if step < warm else decay
     for group in optimizer.param_groups:
-        group["lr"] = peak * share
+        group["lr"] = peak * share * group.get("scale", 1.0)
 
 
 def clipped_step(loss: Tensor, optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:

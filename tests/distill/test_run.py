@@ -157,3 +157,25 @@ def test_a_shipped_start_keeps_the_head_only_for_the_same_teacher(tmp_path, monk
 def test_opening_what_is_no_run_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="no run here"):
         open_distill_run(tmp_path)
+
+
+def test_an_averaged_and_augmented_student_resumes_to_the_same_weights(config, monkeypatch):
+    training = replace(config.student, ema=0.5, augment=("photometric", "flip"))
+    config = replace(config, student=training)
+    expected = load_student(run_distillation(config) / "student")
+    other, true_step, calls = replace(config, name="b"), loop.train_step, []
+
+    def killed(*arguments):
+        calls.append(None)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return true_step(*arguments)
+
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "train_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_distillation(other)
+    monkeypatch.setattr(loop, "train_step", true_step)
+    resumed = load_student(run_distillation(other) / "student")
+    for name, value in expected.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name

@@ -1,0 +1,126 @@
+"""Augmentation of the student's input. Its targets stay the teacher's, of the clean frame.
+
+Every number is drawn from (seed, step) for the batch as a whole, so that a resumed run, or one that
+shares its batches among processes, sees the same frames.
+"""
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PHOTOMETRIC_DRAWS = 33  # uniform numbers a frame
+_LIGHT = 4              # grid of the uneven light
+_BLUR = 7               # px, side of the blur's kernel
+
+
+class Augmentation:
+    """names: some of photometric, flip and crop (distill.config.StudentTraining.augment)."""
+
+    def __init__(self, names: Sequence[str], seed: int, device: torch.device):
+        self.names, self.seed = names, seed
+        self._photometric = torch.compile(photometric) if device.type == "cuda" else photometric
+
+    def __call__(self, frames: Tensor, features: Tensor, step: int,
+                 rows: slice = slice(None), total: int | None = None) -> tuple[Tensor, Tensor]:
+        """frames uint8 [B,3,H,W], features [B,D,h,w] -> frames in [0,1], and features moved along.
+
+        rows: which of the step's `total` examples these are; by default all.
+        """
+        frames = frames.float() / 255
+        if not self.names:
+            return frames, features
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        count = total or len(frames)
+        table = torch.rand(count, PHOTOMETRIC_DRAWS + 4, generator=generator)[rows]
+        table = table.to(frames.device)
+        if "photometric" in self.names:
+            frames = self._photometric(frames, table[:, 4:])
+        mirrored = table[:, 0] < 0.5
+        if "flip" in self.names:
+            frames, features = (torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+                                for x in (frames, features))
+        if "crop" in self.names:
+            frames, features = (crop(x, table[:, 1:4]) for x in (frames, features))
+        return frames, features
+
+
+def photometric(frames: Tensor, draws: Tensor) -> Tensor:
+    """Exposure, gamma, colour, light and blur of a camera: frames [B,3,H,W] in [0,1] -> the same.
+
+    draws: uniform in [0,1), [B,PHOTOMETRIC_DRAWS].
+    """
+    draws = draws[:, :, None, None, None]
+    light, draws = draws[:, :_LIGHT**2], draws[:, _LIGHT**2:]
+
+    def uniform(index: int, low: float, high: float) -> Tensor:
+        return low + (high - low) * draws[:, index]                          # [B,1,1,1]
+
+    x = _blurred(frames, uniform(0, 0, math.pi), uniform(1, -6, 6).clamp(min=0))
+    x = x.clamp_min(1e-4) ** uniform(2, -0.35, 0.35).exp()                   # gamma
+    gains = torch.cat([uniform(i, -0.2, 0.2) for i in (3, 4, 5)], 1).exp()   # white balance
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = (x * gains - mean) * uniform(6, 0.7, 1.3) + mean                     # contrast
+    # a quarter of the frames gets any hue
+    hue = torch.where(draws[:, 8] < 0.25, uniform(7, -math.pi, math.pi), uniform(7, -0.4, 0.4))
+    x = _recoloured(x, hue, uniform(9, 0.2, 1.5))
+    x = x * _uneven_light(light, uniform(10, -0.5, 0.5).clamp(min=0), frames.shape[-2:])
+    row, column = _coordinates(frames)
+    x = x * (1 - uniform(11, -0.6, 0.6).clamp(min=0) * (row.square() + column.square()) / 2)
+    x = x * uniform(12, math.log(0.5), math.log(1.7)).exp()                  # exposure
+    distance = (row - uniform(13, -1, 1)).square() + (column - uniform(14, -1, 1)).square()
+    glare = uniform(15, -4, 2).clamp(min=0) * (-distance / uniform(16, 0.05, 0.4).square()).exp()
+    return (x + glare).clamp(0, 1)
+
+
+def crop(x: Tensor, draws: Tensor) -> Tensor:
+    """A window of 75 to 100 % of the side of each of x [B,C,H,W], resized to [B,C,H,W].
+
+    draws: uniform in [0,1), [B,3]: size, place across, place down.
+    """
+    size = 0.75 + 0.25 * draws[:, 0]
+    theta = x.new_zeros(len(x), 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = size
+    theta[:, :, 2] = (1 - size[:, None]) * (2 * draws[:, 1:] - 1)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False)
+
+
+def _coordinates(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [H,1] and columns [1,W] from -1 to 1."""
+    height, width = frames.shape[-2:]
+    return (torch.linspace(-1, 1, height, device=frames.device)[:, None],
+            torch.linspace(-1, 1, width, device=frames.device)[None])
+
+
+def _recoloured(x: Tensor, angle: Tensor, saturation: Tensor) -> Tensor:
+    """Turns colours about the grey axis, scales their distance to it; angle, saturation [B,1,1,1].
+    """
+    grey = x.mean(1, keepdim=True)
+    chroma = (x - grey) * saturation
+    # the cross product with the grey axis, (1,1,1)/sqrt(3)
+    turned = (chroma.roll(1, 1) - chroma.roll(-1, 1)) / math.sqrt(3)
+    return grey + chroma * angle.cos() + turned * angle.sin()
+
+
+def _uneven_light(draws: Tensor, strength: Tensor, size: torch.Size) -> Tensor:
+    """Smooth gains [B,1,H,W]; draws [B,16,1,1,1]."""
+    grid = draws.reshape(-1, 1, _LIGHT, _LIGHT) * 4 - 2
+    field = F.interpolate(grid, size=tuple(size), mode="bicubic", align_corners=False)
+    return (strength * field).exp()
+
+
+def _blurred(x: Tensor, angle: Tensor, length: Tensor) -> Tensor:
+    """Motion blur along a line of `length` px (0: none); angle, length [B,1,1,1]."""
+    offset = torch.arange(_BLUR, device=x.device) - _BLUR // 2
+    down, across = offset[:, None], offset[None]
+    along = across * angle.cos() + down * angle.sin()                        # [B,1,7,7]
+    beside = down * angle.cos() - across * angle.sin()
+    kernel = (-(beside.square() + (along.abs() - length / 2).clamp(min=0).square()) / 0.15).exp()
+    kernel = kernel / kernel.sum((2, 3), keepdim=True)
+    b, c = x.shape[:2]
+    rows = x.reshape(1, b * c, *x.shape[2:])
+    kernels = kernel.repeat_interleave(c, 0)                                 # [B*C,1,7,7]
+    padded = F.pad(rows, [_BLUR // 2] * 4, mode="replicate")
+    return F.conv2d(padded, kernels, groups=b * c).reshape(x.shape)
