@@ -171,7 +171,7 @@ def test_an_averaged_and_augmented_student_resumes_to_the_same_weights(config, m
             raise KeyboardInterrupt
         return true_step(*arguments)
 
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     monkeypatch.setattr(loop, "train_step", killed)
     with pytest.raises(KeyboardInterrupt):
         run_distillation(other)
