@@ -81,6 +81,19 @@ class HeadTraining:
 
 
 @dataclass(frozen=True)
+class JointTraining:
+    """Training of the student and its heads together (distill/joint.py)."""
+    steps: int = 2000
+    batch: int = 64               # pairs of frames
+    lr: float = 1e-3              # of the heads
+    student_lr: float = 1.0       # of the student, as a share of lr
+    feature_weight: float = 1.0   # of the distillation losses; 0: labels alone
+
+    def __post_init__(self) -> None:
+        _check_positive("joint", self, ("steps", "batch"))
+
+
+@dataclass(frozen=True)
 class RunConfig:
     name: str | None = None       # runs/NAME; None: the next free runs/001, runs/002 …
     runs: Path = Path("runs")

@@ -42,6 +42,32 @@ def matching_cells(clip: Clip, a: int, b: int, cells: int) -> np.ndarray:
     return np.where(visible, in_cells, np.nan).T.astype(np.float32)
 
 
+def batched_matching_cells(depth: Tensor, other: Tensor, intrinsics: Tensor, poses: Tensor,
+                           other_poses: Tensor, cells: int) -> Tensor:
+    """`matching_cells` of B pairs of frames at once, on any device: [B,cells*cells,2] float32.
+
+    depth, other [B,H,W] m; intrinsics [B,3,3]; poses, other_poses [B,4,4], camera to world.
+    """
+    h, w = depth.shape[1:]
+    rows, columns = (torch.from_numpy(i).to(depth.device) for i in cell_pixels(h, w, cells))
+    intrinsics, poses, other_poses = (x.double() for x in (intrinsics, poses, other_poses))
+    pixel = torch.stack([columns + 0.5, rows + 0.5, torch.ones_like(rows)]).double()     # [3,N]
+    near = depth[:, rows, columns].double()                                              # [B,N]
+    points = torch.linalg.inv(intrinsics) @ pixel * near[:, None]                        # [B,3,N]
+    a_to_b = torch.linalg.inv(other_poses) @ poses
+    points = intrinsics @ (a_to_b[:, :3, :3] @ points + a_to_b[:, :3, 3:])
+    distance = points[:, 2]
+    pixels = points[:, :2] / distance[:, None].clamp_min(1e-3)                           # [B,2,N]
+    size = torch.tensor([w, h], device=depth.device).view(1, 2, 1)
+    inside = (distance > 1e-3) & (near > 0) & ((pixels >= 0) & (pixels < size)).all(1)
+    place = torch.where(inside[:, None], pixels, 0).long()
+    frame = torch.arange(len(depth), device=depth.device)[:, None]
+    surface = other[frame, place[:, 1], place[:, 0]].double()
+    visible = inside & (surface > 0) & ((distance - surface).abs() < OCCLUSION * surface)
+    in_cells = pixels * cells / size - 0.5
+    return torch.where(visible[:, None], in_cells, torch.nan).transpose(1, 2).float()
+
+
 class MatchScores:
     """Share of cells matched to at most one cell of a `cells` x `cells` grid from the truth."""
 

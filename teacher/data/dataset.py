@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from scenes.clip import Source
+from scenes.clip import Clip, Source
 from scenes.dense import dense_targets, patch_depth
 from teacher.data.feature_store import FeatureStore
 
@@ -21,14 +21,16 @@ class Examples:
     """Fields of each frame: frames uint8 [3,H,W]; one per store, float16 [D,14,14].
 
     Of labelled clips also depth [56,56] m, int8 normals [3,56,56], uint8 classes [56,56],
-    patch_depth [14,14] m.
+    patch_depth [14,14] m; with `cameras` also pixel_depth float16 [H,W] m, intrinsics [3,3] and
+    poses [4,4].
     """
 
     def __init__(self, source: Source, ids: Sequence[str], stores: dict[str, FeatureStore],
-                 device: torch.device):
+                 device: torch.device, cameras: bool = False):
         if not ids:
             raise ValueError("examples: no clips in this split; use more rooms or a longer video")
         self.source, self.ids, self.stores, self.device = source, list(ids), stores, device
+        self.cameras = cameras
         first = self.load(self.ids[0])
         self.frames_per_clip = len(first["frames"])
         size = len(self.ids) * sum(v.nbytes for v in first.values())
@@ -49,7 +51,19 @@ class Examples:
                 example[name] = torch.from_numpy(target)
         if clip.depth is not None:
             example["patch_depth"] = torch.from_numpy(patch_depth(clip))
+        if self.cameras:
+            example |= camera_fields(clip)
         return example
+
+    def select(self, clips: Sequence[int], frames: Sequence[int]) -> Example:
+        """One frame of each of several clips, by numbers, on the device."""
+        if self._all is not None:
+            rows = torch.tensor(clips) * self.frames_per_clip + torch.tensor(frames)
+            rows = rows.to(self.device)
+            return {k: v[rows] for k, v in self._all.items()}
+        loaded = list(_prefetched(self.load, [self.ids[i] for i in clips]))
+        return {k: torch.stack([e[k][j] for e, j in zip(loaded, frames, strict=True)]).to(
+            self.device) for k in loaded[0]}
 
     def batches(self, batch: int, seed: int, epoch: int, skip: int = 0) -> Iterator[Example]:
         """One epoch of shuffled batches on the device after the first `skip`, no short last one."""
@@ -103,6 +117,17 @@ class Examples:
                     gathered[name] = value.new_empty(len(self), *value.shape[1:])
                 gathered[name][rows] = value
         return gathered
+
+
+def camera_fields(clip: Clip) -> Example:
+    """pixel_depth, intrinsics and poses of each frame; ValueError for a clip without."""
+    if clip.depth is None or clip.intrinsics is None or clip.poses is None:
+        raise ValueError(f"clip {clip.id}: has no depth, intrinsics and poses; use rendered rooms "
+                         "or an RGB-D recording")
+    intrinsics = torch.from_numpy(clip.intrinsics).float()
+    return {"pixel_depth": torch.from_numpy(clip.depth).half(),
+            "intrinsics": intrinsics.expand(len(clip.frames), 3, 3),
+            "poses": torch.from_numpy(clip.poses).float()}
 
 
 @torch.inference_mode()
