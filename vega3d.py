@@ -5,6 +5,7 @@ Subcommands are the VERBS of COMMAND/cli.py, which is imported when its command 
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -23,6 +24,9 @@ COMMANDS = {
     "infer": ("MODEL PHOTO… -o DIR", "depth, normals and features of photos; needs no torch"),
     "bench": ("latency, accuracy, report, compare, tables", "measure a run; without one: all"),
 }
+MAX_MESSAGE = 1200  # characters
+# packages whose errors say what is wrong with a file
+FOREIGN = {"onnxruntime", "onnx", "google", "safetensors_rust", "zipfile", "yaml"}
 HELP = """usage: vega3d COMMAND SUBCOMMAND [OPTIONS]
        vega3d COMMAND --help, vega3d COMMAND SUBCOMMAND --help
 
@@ -37,7 +41,10 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one command. Exit codes: 0, 2 bad input, 130 Ctrl-C, 143 SIGTERM; errors may set one."""
+    """Runs one command. Every error is one line on stderr; VEGA3D_DEBUG=1 shows the traceback.
+
+    Exit codes: 0, 2 bad input, 70 an error of ours, 130 Ctrl-C, 143 SIGTERM; errors may set one.
+    """
     with handled():
         _main(argv)
 
@@ -49,19 +56,17 @@ def _main(argv: Sequence[str] | None) -> None:
         return
     command = args.pop(0)
     if command not in COMMANDS:
-        fail(f"no command {command!r}; commands: {', '.join(COMMANDS)}")
+        fail(f"no command {command[:40]!r}; commands: {', '.join(COMMANDS)}")
     try:
         _run(command, args)
     except KeyboardInterrupt as error:
         fail(str(error) or "interrupted; the same command resumes", getattr(error, "code", 130))
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in (*COMMANDS, "student", "records"):
-            raise
-        fail(f"{command} needs the package {error.name}: pip install 'vega3d-edge[train]'")
-    except (ValueError, OSError) as error:
+    except Exception as error:
         if os.environ.get("VEGA3D_DEBUG"):
             raise
-        fail(_one_line(error), code=getattr(error, "exit_code", 2))  # a parity gate's is 3
+        line, code = _described(command, error)
+        _clear_frames(error)
+        fail(line, code)
 
 
 def distill_main() -> None:
@@ -70,8 +75,11 @@ def distill_main() -> None:
 
 
 def fail(message: str, code: int = 2) -> None:
-    """Prints one line to stderr and exits."""
-    print(f"vega3d: {message}", file=sys.stderr)
+    """Prints one line to stderr, without control characters and of bounded length, and exits."""
+    line = " ".join(message.split())
+    if len(line) > MAX_MESSAGE:
+        line = f"{line[:MAX_MESSAGE // 2]} … {line[-MAX_MESSAGE // 2:]}"
+    print("vega3d:", "".join(c if c.isprintable() else "�" for c in line), file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -106,10 +114,29 @@ def _verb_list(command: str, module: ModuleType) -> str:
     return "\n".join(lines)
 
 
-def _one_line(error: Exception) -> str:
+def _described(command: str, error: Exception) -> tuple[str, int]:
+    """One line about an error that ended a command, and the exit code."""
+    kind, text = type(error).__name__, str(error)
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if package not in (*COMMANDS, "student", "records"):
+            return f"{command} needs the package {error.name}: pip install 'vega3d-edge[train]'", 2
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or ''}: {error.strerror}".lstrip(": ")
-    return " ".join(str(error).split())
+        text = f"{error.filename or ''}: {error.strerror}".lstrip(": ")
+    elif isinstance(error, MemoryError) or kind == "OutOfMemoryError":
+        text = f"out of memory ({text or kind}); use a smaller file, batch or number of workers"
+    elif not (isinstance(error, ValueError | OSError)
+              or type(error).__module__.partition(".")[0].strip("_") in FOREIGN):
+        return (f"internal error ({kind}: {text}); VEGA3D_DEBUG=1 shows where; please report it",
+                70)
+    return text or kind, getattr(error, "exit_code", 2)  # a parity gate's is 3
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Ends generators that the failed frames still hold: progress bars that would draw again."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
 """What can be timed and scored: a run's student and exported files, or one file by path."""
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +8,7 @@ from google.protobuf.message import DecodeError
 
 from distill.config import load_run_config
 from export.artefact import sidecar_path
-from records.files import sha256
+from records.files import read_json, sha256
 from records.results import Row
 from student.vit import load_student
 
@@ -74,7 +73,7 @@ def exported(run: Path) -> tuple[list[Artefact], list[Row]]:
             fix = f"vega3d export onnx --run {run} --precision {precision}"
             missing.append(absent(name, fault, fix))
         else:
-            facts = json.loads(sidecar_path(path).read_text())
+            facts = read_json(sidecar_path(path), "export it again")
             usable.append(Artefact(path, features, precision, facts["sha256"], facts,
                                    targets=targets))
     return usable, missing
@@ -133,9 +132,9 @@ def _onnx(path: Path) -> Artefact:
 
 def _engine(path: Path) -> Artefact:
     try:
-        facts = json.loads(sidecar_path(path).read_text())
+        facts = read_json(sidecar_path(path), "build it again")
         builder, precision = str(facts["builder"]), str(facts["precision"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: no engine with a sidecar ({error}); "
                          "build one with: vega3d export trt") from error
     target = "rtx" if "rtx" in builder.lower() else "trt"
@@ -154,9 +153,9 @@ def _fault(path: Path, student: str) -> str | None:
     if not path.is_file():
         return "not exported yet"
     try:
-        facts = json.loads(sidecar_path(path).read_text())
+        facts = read_json(sidecar_path(path), "")
         intact, source = facts["sha256"] == sha256(path), facts["student"]["sha256"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "has no sidecar: its export did not finish"
     if not intact:
         return "differs from its sidecar: the file was changed after export"

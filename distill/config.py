@@ -7,6 +7,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from records.outputs import safe_name
+from records.yaml_files import read_yaml
 from student.config import StudentConfig
 from teacher.config import DenseTraining
 from teacher.towers.tap import Tap, stored_tap
@@ -105,6 +107,12 @@ class RunConfig:
     seeds: tuple[int, ...] = (0,)
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
 
+    def __post_init__(self) -> None:
+        name = self.name
+        if name is not None and (safe_name(name) != name or name in ("latest", "cache")):
+            raise ValueError(f"name is {name!r}, expected letters, digits, '.', '_' and '-', not "
+                             "beginning with '.', and neither latest nor cache")
+
 
 def load_config(path: Path) -> RunConfig:
     """Reads YAML. Raises ValueError naming an unknown key (with the nearest) or a wrong type."""
@@ -123,13 +131,11 @@ def load_run_config(folder: Path) -> RunConfig:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such config file")
     try:
-        data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    return data or {}
+        data = read_yaml(path, "correct it")
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such config file") from error
+    return {} if data is None else data
 
 
 def dump_config(config: RunConfig) -> str:
@@ -161,7 +167,7 @@ def _build(kind: type, data: Any, where: str) -> Any:
         values[key] = _value(hints[key], value, f"{where}: {key}")
     try:
         return kind(**values)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.progress import track
 from torch import Tensor
 
 from distill.config import HeadTraining
 from distill.correspondence import MatchScores, has_correspondences, matching_cells, rgb_patches
 from records.files import sha256
+from records.progress import track
 from scenes.clip import Clip, Source, Split
 from scenes.dense import DenseScores, DenseTargets, dense_targets
 from student.config import SHIPPED, HeadsShape

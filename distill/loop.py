@@ -4,7 +4,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from distill.augment import Augmentation
@@ -13,6 +12,7 @@ from distill.losses import relation_loss, token_loss
 from distill.pca_visualization import save_feature_maps
 from records.files import read_rows, spec_digest, write_rows
 from records.interrupts import deferred
+from records.progress import Progress
 from student.config import SHIPPED
 from student.vit import Student, load_student, save_student
 from teacher.data.dataset import Examples

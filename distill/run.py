@@ -12,7 +12,7 @@ import torch
 from distill.config import RunConfig, dump_config, load_run_config
 from records.environment import environment
 from records.files import atomic_write, write_if_changed, write_json
-from records.outputs import holds_files, safe_name
+from records.outputs import holds_files
 from scenes.clip import Source, Split
 from student.vit import Student, load_student
 from teacher.data.dataset import Examples
@@ -95,21 +95,13 @@ def create_folder(config: RunConfig) -> Path:
 def choose_folder(config: RunConfig) -> Path:
     """runs/NAME, or the newest run if unfinished and of this configuration, or the next number."""
     if config.name is not None:
-        return config.runs / _checked_name(config.name)
+        return config.runs / config.name
     latest = config.runs / "latest"
     file, finished = latest / "config.yaml", (latest / "accuracy.json").is_file()
     if not finished and file.is_file() and file.read_text() == dump_config(config):
         return config.runs / os.readlink(latest)
     taken = [int(p.name) for p in config.runs.glob("[0-9][0-9][0-9]")]
     return config.runs / f"{max(taken, default=0) + 1:03d}"
-
-
-def _checked_name(name: str) -> str:
-    """Raises ValueError for a name that would leave `runs` or hide what is there."""
-    if safe_name(name) != name or name in ("latest", "cache"):
-        raise ValueError(f"name is {name!r}, expected letters, digits, '.', '_' and '-', not "
-                         "beginning with '.', and neither latest nor cache")
-    return name
 
 
 def open_distill_run(folder: Path, render: bool = False) -> DistillRun:

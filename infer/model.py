@@ -1,9 +1,9 @@
 """An exported ONNX file as a function of frames, fed as its metadata says."""
-import json
 from pathlib import Path
 
 import numpy as np
 
+from records.files import parse_json
 from records.runtime import ort
 
 EXPORT_HINT = "make one with: vega3d export onnx --preset web"
@@ -64,7 +64,7 @@ def _decode(metadata: dict[str, str]) -> dict:
     decoded = {}
     for key, value in metadata.items():
         try:
-            decoded[key] = json.loads(value)
+            decoded[key] = parse_json(value)
         except ValueError:
             decoded[key] = value
     return decoded

@@ -8,12 +8,11 @@ from PIL import Image, ImageOps
 
 from infer.model import Model
 from infer.pictures import depth_colours, frame_pca_colours, normal_colours, to_bytes
+from records.images import read_image
 from records.outputs import OutputFolder, safe_name
 
 PICTURES = ("view", "depth", "normals", "pca")
-PICTURE_PX = 448           # side of the written pictures
-MAX_PIXELS = 250_000_000   # a phone's 200 million fit; 0.75 GB once decoded
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is below a phone's; ours is checked first
+PICTURE_PX = 448  # side of the written pictures
 
 
 def infer_photos(model: Path, photos: Sequence[Path], out: Path, threads: int = 0) -> Iterator[str]:
@@ -45,16 +44,7 @@ def read_photo(path: Path, px: int) -> np.ndarray:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such photo")
-    try:
-        image: Image.Image = Image.open(path)
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{path}: got {image.width} x {image.height} px, expected at most "
-                             f"{MAX_PIXELS // 1_000_000} million; make it smaller")
-        image.draft("RGB", (2 * px, 2 * px))  # a JPEG is decoded no larger than needed
-        image = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: damaged or not an image ({reason})") from error
+    image = read_image(path, px).convert("RGB")
     square = ImageOps.fit(image, (px, px), Image.Resampling.BICUBIC)
     return np.asarray(square).transpose(2, 0, 1)
 

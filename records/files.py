@@ -1,8 +1,10 @@
 """Files: written atomically, identified by digests; and where converted weights are cached."""
 import hashlib
 import json
+import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +19,9 @@ except ImportError:  # Windows: scratch of killed processes stays
 
 SCRATCH = ".vega3d-tmp-"      # scratch folders; nothing else that starts so is ours
 NEW_SCRATCH = ".vega3d-new-"  # those that are not locked yet
+MAX_JSON = 2**25              # bytes; a result file has 0.1 % of that
+MAX_ROWS = 2**28              # bytes of a file of lines
+MAX_DEPTH = 100               # levels of lists and objects
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -31,7 +36,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _scratch_folder(path.parent) as folder:
         scratch = folder / path.name
-        yield scratch
+        with _naming(path):
+            yield scratch
         if scratch.is_file() and not scratch.is_symlink():
             scratch.chmod(0o666 & ~_UMASK)
         scratch.replace(path)
@@ -46,6 +52,21 @@ def remove_stale_scratch(folder: Path) -> None:
                     shutil.rmtree(scratch)
         except OSError:
             continue  # not a folder of ours, or removed meanwhile
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An error of writing that names no file, such as a full disk's, becomes one that does."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    except Exception as error:  # safetensors is not imported here
+        if type(error).__name__ == "SafetensorError":
+            raise ValueError(f"{path}: cannot be written ({error})") from error
+        raise
 
 
 @contextmanager
@@ -74,25 +95,93 @@ def _locked(file: IO[str]) -> bool:
     return True
 
 
+def regular_file(path: Path) -> Path:
+    """`path`. Raises ValueError for a pipe, socket, device or folder: reading one may not end."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path}: is {_KINDS.get(stat.S_IFMT(mode), 'special')}, expected a file")
+    return path
+
+
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
+          stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+@contextmanager
+def reading(path: Path, remedy: str) -> Iterator[None]:
+    """Errors of the block, which decodes `path`, become one ValueError with the path and `remedy`.
+
+    So do a path that is no regular file; a missing or unreadable one stays an OSError.
+    """
+    try:
+        regular_file(path)
+        yield
+    except Exception as error:
+        named = (isinstance(error, OSError) and error.filename) or str(path) in str(error)
+        if named or isinstance(error, MemoryError):
+            raise
+        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: damaged or of another kind ({reason[:200]}); {remedy}") from error
+
+
+def read_text(path: Path, limit: int = MAX_JSON) -> str:
+    """UTF-8 of at most `limit` bytes. Raises ValueError, naming the file, for anything else."""
+    with regular_file(path).open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{path}: has more than {limit / 1e6:.1f} MB, expected less")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not text in UTF-8 (byte {error.start})") from error
+
+
+def to_json(content: Any, indent: int | None = None, sort_keys: bool = False) -> str:
+    """Strict JSON: NaN and infinity, which it does not have, become null."""
+    try:
+        return json.dumps(content, indent=indent, sort_keys=sort_keys, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(content), indent=indent, sort_keys=sort_keys, allow_nan=False)
+
+
+def parse_json(text: str) -> Any:
+    """Strict JSON. Raises ValueError for other text, a key given twice, NaN, numbers that float64
+    or int64 cannot hold, and more than MAX_DEPTH levels."""
+    try:
+        content = json.loads(text, object_pairs_hook=unique_keys, parse_constant=_number,
+                             parse_float=_number, parse_int=_integer)
+    except RecursionError as error:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from error
+    level = [content]
+    for _ in range(MAX_DEPTH):
+        level = list(_children(level))
+    if level:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    return content
+
+
 def write_json(content: Any, path: Path) -> None:
     with atomic_write(path) as scratch:
-        scratch.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        scratch.write_text(to_json(content, indent=2, sort_keys=True) + "\n")
 
 
-def read_json(path: Path, remedy: str, missing: str = "") -> Any:
-    """Raises ValueError with the path and what to do if it is missing or not JSON."""
+def read_json(path: Path, remedy: str, missing: str = "", limit: int = MAX_JSON) -> Any:
+    """Raises ValueError with the path and what to do if it is missing or not strict JSON."""
     try:
-        return json.loads(path.read_text())
+        text = read_text(path, limit)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: missing; {missing or remedy}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    try:
+        return parse_json(text)
+    except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); {remedy}") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file that may be missing or broken; then {}."""
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(read_text(path))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -101,15 +190,15 @@ def read_object(path: Path) -> dict[str, Any]:
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """One JSON object a line."""
     with atomic_write(path) as scratch:
-        scratch.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        scratch.write_text("".join(to_json(row) + "\n" for row in rows))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a file of lines that may be missing or end in a torn line."""
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        with suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+    for line in read_text(path, MAX_ROWS).splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            rows.append(parse_json(line))
     return [row for row in rows if isinstance(row, dict)]
 
 
@@ -118,6 +207,44 @@ def write_if_changed(text: str, path: Path) -> None:
     if not path.is_file() or path.read_bytes() != text.encode():
         with atomic_write(path) as scratch:
             scratch.write_text(text)
+
+
+def unique_keys(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """A dict; raises ValueError for a key that is there twice."""
+    out: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in out:
+            raise ValueError(f"the key {key!r} is there twice")
+        out[key] = value
+    return out
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"the number {text[:20]} is not finite")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > 18 and (len(text) > 20 or not -2**63 <= int(text) < 2**64):
+        raise ValueError(f"the number {text[:20]}… has {len(text)} digits")
+    return int(text)
+
+
+def _children(items: Iterable[Any]) -> Iterator[Any]:
+    for item in items:
+        if isinstance(item, dict):
+            yield from item.values()
+        elif isinstance(item, list):
+            yield from item
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def cache_folder() -> Path:

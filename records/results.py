@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from records.files import atomic_write
+from records.files import atomic_write, read_json
 
 SCHEMA = 1
 Row = dict[str, Any]  # values: str, int, float, bool or None
@@ -66,11 +66,7 @@ def load(path: Path) -> Results:
     """Reads what `save` wrote; ValueError if the file is missing, not JSON or of another schema."""
     if not path.is_file():
         raise ValueError(f"{path}: no such results; measure some with: vega3d bench")
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a results file ({error}); "
-                         "measure again with: vega3d bench") from error
+    content = read_json(path, "it is not a results file: measure again with: vega3d bench")
     schema = content.get("schema") if isinstance(content, dict) else type(content).__name__
     if schema != SCHEMA:
         raise ValueError(f"{path}: got schema {schema!r}, expected {SCHEMA}; "

@@ -130,9 +130,8 @@ def census(out: Path = Path("bench/results/rooms_census.json"), rooms: int = 100
         seed: of the rooms and the questions.
         workers: processes; by default one less than there are cores, at most 15.
     """
-    from rich.progress import track
-
     from records.environment import environment
+    from records.progress import track
     from records.results import measured, save
     from scenes.clip import Strided
     from scenes.questions.balance import question_set

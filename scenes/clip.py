@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
-from records.files import atomic_write
+from records.files import atomic_write, parse_json, reading
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_REMEDY = "it is not a complete clip file: render it again"
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,14 @@ def save_clip(clip: Clip, path: Path) -> None:
 
 def load_clip(path: Path) -> Clip:
     """Reads what `save_clip` wrote. Raises ValueError naming a damaged file."""
-    try:
+    with reading(path, _REMEDY):
         with safe_open(path, "np") as file:
-            header = json.loads((file.metadata() or {})["clip"])
+            header = parse_json((file.metadata() or {})["clip"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
         objects = [SceneObject(**{**o, "center": tuple(o["center"]), "size": tuple(o["size"])})
                    for o in header["objects"]]
         room = tuple(header["room_size"]) if header["room_size"] else None
         return Clip(id=header["id"], objects=objects, room_size=room, **arrays)
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise _damaged(path, error) from error
 
 
 class ClipFolder:
@@ -127,11 +126,8 @@ class ClipFolder:
     def frames_of(self, clip_id: str) -> np.ndarray:
         """`clip(clip_id).frames` without reading the rest, which is four fifths of the file."""
         path = self.root / f"{clip_id}.safetensors"
-        try:
-            with safe_open(path, "np") as file:
-                return file.get_tensor("frames")
-        except SafetensorError as error:
-            raise _damaged(path, error) from error
+        with reading(path, _REMEDY), safe_open(path, "np") as file:
+            return file.get_tensor("frames")
 
 
 @dataclass
@@ -168,7 +164,3 @@ def frames_of(source: Source, clip_id: str) -> np.ndarray:
     """A clip's frames [T,3,H,W] uint8, without the rest where the source can."""
     read = getattr(source, "frames_of", None)
     return source.clip(clip_id).frames if read is None else read(clip_id)
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path}: not a complete clip file ({error}); render it again")

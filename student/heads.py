@@ -5,7 +5,6 @@ position embeddings (floors are low in a frame); the descriptor gets none, becau
 same wherever a point appears. A new head: a name in OUTPUTS, a field of HeadOutputs, a module of
 Heads and a term of `heads_loss`.
 """
-import json
 from dataclasses import asdict
 from math import log
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from records.files import parse_json, reading, to_json
 from student.config import HeadsShape
 from student.vit import Student
 from teacher.dense.model import geometry_loss
@@ -160,7 +160,7 @@ def save_heads(heads: Heads, folder: Path, scores: dict[str, float] | None = Non
     """Writes folder/heads.safetensors; its header holds the shape and the held-out scores."""
     path = folder / FILE
     state = {k: v.detach().cpu().float().contiguous() for k, v in heads.state_dict().items()}
-    header = {"shape": json.dumps(asdict(heads.shape)), "scores": json.dumps(scores or {})}
+    header = {"shape": to_json(asdict(heads.shape)), "scores": to_json(scores or {})}
     save_finite(state, path, header)
     return path
 
@@ -174,14 +174,11 @@ def load_heads(folder: Path | str, student_sha256: str | None = None) -> Heads:
     path = Path(folder) / FILE
     if not path.is_file():
         raise ValueError(f"{path}: no heads here; {TRAIN}")
-    try:
+    with reading(path, TRAIN):
         with safe_open(path, "pt") as file:
-            shape = HeadsShape(**json.loads((file.metadata() or {})["shape"]))
+            shape = HeadsShape(**parse_json((file.metadata() or {})["shape"]))
         heads = Heads(shape)
         heads.load_state_dict(load_file(path), strict=True)
-    except (SafetensorError, RuntimeError, TypeError, KeyError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: damaged or not a heads file ({reason}); {TRAIN}") from error
     if student_sha256 is not None and shape.student != student_sha256:
         raise ValueError(f"{path}: was trained on student {shape.student[:12]}, expected "
                          f"{student_sha256[:12]}; {TRAIN}")
@@ -190,8 +187,9 @@ def load_heads(folder: Path | str, student_sha256: str | None = None) -> Heads:
 
 def heads_scores(folder: Path | str) -> dict[str, float]:
     """The held-out scores that were saved with the heads."""
-    with safe_open(Path(folder) / FILE, "pt") as file:
-        return json.loads((file.metadata() or {}).get("scores", "{}"))
+    path = Path(folder) / FILE
+    with reading(path, TRAIN), safe_open(path, "pt") as file:
+        return parse_json((file.metadata() or {}).get("scores", "{}"))
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -4,17 +4,15 @@ Written for export: LayerNorm stays one op, attention is two products and a soft
 on the query, positions are one constant, and input normalisation is inside the graph (arXiv
 2010.11929, 2012.12877).
 """
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from records.files import write_json
+from records.files import read_json, reading, write_json
 from student.config import StudentConfig
 from teacher.towers.efficientnet import SEMANTIC_DIM, Lite0Trunk
 from teacher.training.checkpoint import save_finite
@@ -125,12 +123,11 @@ def load_student(folder: Path | str) -> Student:
     if not (config.is_file() and weights.is_file()):
         raise ValueError(f"{folder}: holds no student (student.json, student.safetensors); "
                          "make one with: vega3d distill run")
-    try:
-        student = Student(StudentConfig(**json.loads(config.read_text())), pretrained_stem=False)
+    remedy = "the student is damaged: distil it again"
+    with reading(config, remedy):
+        student = Student(StudentConfig(**read_json(config, remedy)), pretrained_stem=False)
+    with reading(weights, remedy):
         student.load_state_dict({k: v.float() for k, v in load_file(weights).items()}, strict=True)
-    except (SafetensorError, RuntimeError, TypeError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}: the student is damaged ({reason}); distil it again") from error
     return student.eval()
 
 

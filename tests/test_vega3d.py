@@ -85,9 +85,36 @@ def test_a_failed_gate_is_exit_code_3_and_an_interrupt_130(capsys, monkeypatch):
     monkeypatch.setattr(vega3d, "_run", failing(KeyboardInterrupt()))
     code, printed = exit_of(capsys, "distill", "run")
     assert code == 130 and "resumes" in printed.err
-    monkeypatch.setattr(vega3d, "_run", failing(RuntimeError("a bug of ours")))
+
+
+def test_an_error_of_ours_is_one_line_and_exit_code_70_and_a_traceback_only_on_request(
+        capsys, monkeypatch):
+    def run(command, args):
+        raise RuntimeError("a bug\nof ours\x1b[2J")
+
+    monkeypatch.setattr(vega3d, "_run", run)
+    code, printed = exit_of(capsys, "distill", "run")
+    assert code == 70 and len(printed.err.splitlines()) == 1 and "\x1b" not in printed.err
+    assert "internal error (RuntimeError: a bug of ours" in printed.err
+    assert "VEGA3D_DEBUG" in printed.err
+    monkeypatch.setenv("VEGA3D_DEBUG", "1")
     with pytest.raises(RuntimeError):
         vega3d.main(["distill", "run"])
+
+
+def test_a_progress_bar_goes_away_on_an_error(capsys, monkeypatch):
+    from records.progress import track
+
+    def run(command, args):
+        for _ in track(range(3), "rendering"):
+            raise ValueError("clip 1: damaged")
+
+    monkeypatch.setattr(vega3d, "_run", run)
+    code, printed = exit_of(capsys, "distill", "run")
+    assert (code, printed.err) == (2, "vega3d: clip 1: damaged\n")
+    assert "rendering" not in printed.out
+    assert list(track(range(3), "rendering")) == [0, 1, 2]
+    assert "rendering" in capsys.readouterr().out
 
 
 def test_every_command_in_the_readme_is_one_that_exists(capsys):

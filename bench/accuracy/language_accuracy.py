@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from bench.accuracy.intervals import interval_fields
@@ -38,6 +37,7 @@ from bench.accuracy.question_intervals import (
 from distill.run import DistillRun
 from export.source import evenly_spaced
 from records.files import digest, spec_digest
+from records.progress import track
 from records.results import Row
 from scenes.questions.scoring import values
 from student.vit import Student

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -21,6 +20,7 @@ from bench.latency.meters import Meter, cpu_state, energy_per_call, find_meter
 from bench.latency.soak import INTERVALS, soak
 from bench.latency.teacher_stages import teacher_cases
 from bench.latency.timing import BenchCase, LatencyConfig, TimingConfig, ratio, summary, time_cases
+from records.progress import Progress
 from records.results import Row
 
 CONSOLE = Console(stderr=True)

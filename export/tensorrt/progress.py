@@ -3,7 +3,9 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from records.progress import Progress
 
 
 class Monitor:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from records.images import decode_image
+
 
 @dataclass
 class Material:
@@ -59,8 +61,8 @@ def read_obj(archive: zipfile.ZipFile, path: str) -> Mesh:
 def read_texture(archive: zipfile.ZipFile, path: str) -> Image.Image | None:
     """RGB image, transparent parts in the mean colour; None if it is absent or unreadable."""
     try:
-        image = Image.open(io.BytesIO(archive.read(path))).convert("RGBA")
-    except (KeyError, OSError):
+        image = decode_image(io.BytesIO(archive.read(path)), path).convert("RGBA")
+    except (KeyError, OSError, ValueError):
         return None
     solid = np.asarray(image.resize((32, 32))).reshape(-1, 4).astype(float)
     mean = (solid[:, :3] * solid[:, 3:]).sum(0) / max(solid[:, 3].sum(), 1)

@@ -1,6 +1,5 @@
 """Furniture models, packed small: what each is, how big, what it can carry, and its triangles."""
 import io
-import json
 import zipfile
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -9,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from records.files import parse_json, regular_file
+from records.images import decode_image
 from scenes.clip import SPLITS, Split
 
 CLASSES: tuple[str, ...] = ("wall", "floor", "ceiling", "door", "window", "chair", "sofa", "table",
@@ -56,9 +56,9 @@ class Pack:
     def __init__(self, data: bytes, name: str):
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
-            self.manifest: dict[str, Any] = json.loads(self._zip.read("manifest.json"))
+            self.manifest: dict[str, Any] = parse_json(self._zip.read("manifest.json").decode())
             self.models = tuple(_model(row) for row in self.manifest["models"])
-        except (zipfile.BadZipFile, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (zipfile.BadZipFile, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{name}: not a furniture pack ({error}); make one with: vega3d "
                              "scenes pack") from error
         self.digest = sha256(data).hexdigest()[:16]
@@ -72,7 +72,7 @@ class Pack:
         if not path.is_file():
             raise ValueError(
                 f"{path}: no such pack; make one with: vega3d scenes pack --out {path}")
-        return cls(path.read_bytes(), str(path))
+        return cls(regular_file(path).read_bytes(), str(path))
 
     @cached_property
     def by_split(self) -> dict[Split, tuple[FurnitureModel, ...]]:
@@ -107,7 +107,7 @@ class Pack:
                          material[:, 4], triangles, textures)
 
     def _texture(self, path: str) -> np.ndarray:
-        image = Image.open(io.BytesIO(self._zip.read(path))).convert("RGB")
+        image = decode_image(io.BytesIO(self._zip.read(path)), path).convert("RGB")
         return np.asarray(image.resize((TEXTURE_PX, TEXTURE_PX)))
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from records.files import read_json, write_json
+from records.progress import Progress
 from scenes.clip import Clip, load_clip, save_clip
 from scenes.rooms.source import ROOMS_VERSION, RoomSource, render_clips
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 
 from records.files import digest, read_json, sha256, write_json
+from records.progress import track
 from scenes.boxes import iou
 from scenes.clip import Split, load_clip, save_clip
 from scenes.questions.metrics import has_volume

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from records.files import read_json
+from records.images import read_image
 from scenes.clip import Clip, SceneObject, Split
 
 _MILLIMETRE = 1e-3
@@ -112,10 +113,8 @@ def _depth(path: Path, camera: np.ndarray, colour: np.ndarray, size: int) -> np.
 
 def _picture(path: Path, kind: str = "picture") -> Image.Image:
     try:
-        with Image.open(path) as image:
-            image.load()
-        return image
-    except (OSError, SyntaxError) as error:
+        return read_image(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable {kind} ({error}); extract the scene again"
                          ) from error
 

@@ -6,8 +6,9 @@ from typing import Literal
 
 import imageio_ffmpeg
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
+from records.images import read_image
 from scenes.clip import Clip, Split
 
 VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
@@ -108,10 +109,7 @@ class VideoSource:
         return np.stack(out).transpose(0, 3, 1, 2).copy()
 
     def _image(self, path: Path) -> np.ndarray:
-        try:
-            image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{path}: not a readable image ({error}); copy it again") from error
+        image = read_image(path).convert("RGB")
         square = ImageOps.fit if self.fit == "crop" else ImageOps.pad
         return np.asarray(square(image, (self.size, self.size))).transpose(2, 0, 1)
 

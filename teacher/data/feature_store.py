@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from safetensors.torch import load, save
 from torch import Tensor
 
 from records.files import atomic_write, spec_digest
+from records.progress import Progress
 from scenes.clip import Source, frames_of
 from teacher.towers.base import GRID, Tower
 

@@ -5,13 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from records.files import spec_digest
 from records.interrupts import deferred
+from records.progress import track
 from scenes.dense import DenseScores, DenseTargets
 from teacher.config import DenseTraining
 from teacher.data.dataset import Example, Examples, moments

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
 from records.files import atomic_write
+from records.progress import track
 from scenes.clip import Source
 from scenes.questions.question import Question
 from scenes.questions.stored import ByClip

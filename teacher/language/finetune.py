@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 
 from records.files import digest
+from records.progress import track
 from teacher.language.config import FinetuneConfig
 from teacher.language.dataset import Batch, QuestionDataset
 from teacher.language.encode import GROUNDED

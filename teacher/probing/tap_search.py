@@ -13,13 +13,14 @@ import numpy as np
 import torch
 import yaml
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from records.files import atomic_write, cache_folder, digest
+from records.files import atomic_write, cache_folder, digest, reading
+from records.progress import Progress
+from records.yaml_files import read_yaml
 from scenes.clip import Clip, Split
 from teacher.config import Mode, SearchConfig
 from teacher.probing.probes import ProbeSet, extract_blocks, probe_set, scores, sums
@@ -146,12 +147,10 @@ def chosen_tap(generator: str, tap: Tap) -> Tap:
         raise ValueError(
             f"{path}: no tap was chosen for {generator} yet; run: vega3d teacher search "
             f"--generator {generator}")
-    try:
-        chosen = yaml.safe_load(path.read_text())
+    remedy = "run vega3d teacher search again"
+    with reading(path, remedy):
+        chosen = read_yaml(path, remedy)
         return replace(tap, **{name: chosen[name] for name in ("block", "k", "frames")})
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a chosen tap ({' '.join(str(error).split())}); run vega3d "
-                         "teacher search again") from error
 
 
 def _read_taps(tower: WanTower, blocks: list[int], train: ProbeSet, test: ProbeSet,

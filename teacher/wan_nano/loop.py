@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from records.files import spec_digest
+from records.progress import Progress
 from teacher.config import PretrainConfig
 from teacher.training.checkpoint import load_checkpoint, save_checkpoint, set_lr
 from teacher.training.cuda_graphs import GraphPerShape

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from records.files import atomic_write, spec_digest
+from records.progress import track
 from scenes.clip import Clip, Source
 from teacher.config import PretrainConfig
 from teacher.fast.wan_blocks import set_training_processors

@@ -109,7 +109,7 @@ def test_a_broken_image_is_named(tmp_path):
     for k in range(2):
         Image.new("RGB", (60, 40)).save(tmp_path / f"{k}.png")
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:40])
-    with pytest.raises(ValueError, match=r"1\.png: not a readable image"):
+    with pytest.raises(ValueError, match=r"1\.png: damaged or not an image"):
         VideoSource(tmp_path, frames=2, size=16).clip(f"train/{tmp_path.name}_00000")
 
 

@@ -1,0 +1,22 @@
+"""The corpus: each case in a process of its own, forked from one that has imported everything."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.hostile.run import corpus
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_hostile_input_is_one_line_and_exit_code_2_and_writes_nothing():
+    done = subprocess.run([sys.executable, "-m", "tests.hostile.run"], cwd=ROOT,
+                          capture_output=True, text=True)
+    faults = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and not faults, done.stdout + done.stderr[-2000:]
+    assert f"{len(corpus())} of {len(corpus())} cases clean" in done.stderr
+
+
+def test_cases_have_names_of_their_own():
+    names = [(case.kind, case.name) for case in corpus(heavy=True)]
+    assert len(set(names)) == len(names)
