@@ -108,10 +108,10 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK:
 
 
 @contextmanager
-def reading(path: Path, remedy: str) -> Iterator[None]:
-    """Errors of the block, which decodes `path`, become one ValueError with the path and `remedy`.
+def reading(path: Path, expected: str, remedy: str) -> Iterator[None]:
+    """Errors of the block, which decodes `path`, become one ValueError: "path: not `expected` …".
 
-    So do a path that is no regular file; a missing or unreadable one stays an OSError.
+    So does a path that is no regular file; a missing or unreadable one stays an OSError.
     """
     try:
         regular_file(path)
@@ -121,8 +121,7 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
         if named or isinstance(error, MemoryError):
             raise
         reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise ValueError(
-            f"{path}: damaged or of another kind ({reason[:200]}); {remedy}") from error
+        raise ValueError(f"{path}: not {expected} ({reason[:200]}); {remedy}") from error
 
 
 def read_text(path: Path, limit: int = MAX_JSON) -> str:

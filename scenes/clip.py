@@ -16,7 +16,7 @@ from records.files import atomic_write, parse_json, reading
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-_REMEDY = "it is not a complete clip file: render it again"
+_READING = ("a complete clip file", "render it again")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def save_clip(clip: Clip, path: Path) -> None:
 
 def load_clip(path: Path) -> Clip:
     """Reads what `save_clip` wrote. Raises ValueError naming a damaged file."""
-    with reading(path, _REMEDY):
+    with reading(path, *_READING):
         with safe_open(path, "np") as file:
             header = parse_json((file.metadata() or {})["clip"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
@@ -126,7 +126,7 @@ class ClipFolder:
     def frames_of(self, clip_id: str) -> np.ndarray:
         """`clip(clip_id).frames` without reading the rest, which is four fifths of the file."""
         path = self.root / f"{clip_id}.safetensors"
-        with reading(path, _REMEDY), safe_open(path, "np") as file:
+        with reading(path, *_READING), safe_open(path, "np") as file:
             return file.get_tensor("frames")
 
 

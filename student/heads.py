@@ -174,7 +174,7 @@ def load_heads(folder: Path | str, student_sha256: str | None = None) -> Heads:
     path = Path(folder) / FILE
     if not path.is_file():
         raise ValueError(f"{path}: no heads here; {TRAIN}")
-    with reading(path, TRAIN):
+    with reading(path, "a heads file, or damaged", TRAIN):
         with safe_open(path, "pt") as file:
             shape = HeadsShape(**parse_json((file.metadata() or {})["shape"]))
         heads = Heads(shape)
@@ -188,7 +188,7 @@ def load_heads(folder: Path | str, student_sha256: str | None = None) -> Heads:
 def heads_scores(folder: Path | str) -> dict[str, float]:
     """The held-out scores that were saved with the heads."""
     path = Path(folder) / FILE
-    with reading(path, TRAIN), safe_open(path, "pt") as file:
+    with reading(path, "a heads file, or damaged", TRAIN), safe_open(path, "pt") as file:
         return parse_json((file.metadata() or {}).get("scores", "{}"))
 
 

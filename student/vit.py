@@ -123,10 +123,11 @@ def load_student(folder: Path | str) -> Student:
     if not (config.is_file() and weights.is_file()):
         raise ValueError(f"{folder}: holds no student (student.json, student.safetensors); "
                          "make one with: vega3d distill run")
-    remedy = "the student is damaged: distil it again"
-    with reading(config, remedy):
-        student = Student(StudentConfig(**read_json(config, remedy)), pretrained_stem=False)
-    with reading(weights, remedy):
+    complete = ("a complete student, or damaged", "distil it again")
+    with reading(config, *complete):
+        shape = StudentConfig(**read_json(config, "distil it again"))
+        student = Student(shape, pretrained_stem=False)
+    with reading(weights, *complete):
         student.load_state_dict({k: v.float() for k, v in load_file(weights).items()}, strict=True)
     return student.eval()
 

@@ -148,7 +148,7 @@ def chosen_tap(generator: str, tap: Tap) -> Tap:
             f"{path}: no tap was chosen for {generator} yet; run: vega3d teacher search "
             f"--generator {generator}")
     remedy = "run vega3d teacher search again"
-    with reading(path, remedy):
+    with reading(path, "a chosen tap", remedy):
         chosen = read_yaml(path, remedy)
         return replace(tap, **{name: chosen[name] for name in ("block", "k", "frames")})
 
