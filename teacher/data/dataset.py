@@ -5,6 +5,7 @@ stream clip by clip, in constant memory.
 """
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -34,7 +35,8 @@ class Examples:
         first = self.load(self.ids[0])
         self.frames_per_clip = len(first["frames"])
         size = len(self.ids) * sum(v.nbytes for v in first.values())
-        budget = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CPU_BUDGET
+        on_gpu = device.type == "cuda"
+        budget = torch.cuda.mem_get_info(device)[0] * 3 // 4 if on_gpu else CPU_BUDGET
         self._all: Example | None = self._gather() if size < budget else None
 
     def __len__(self) -> int:
@@ -54,6 +56,15 @@ class Examples:
         if self.cameras:
             example |= camera_fields(clip)
         return example
+
+    def first_clips(self, count: int) -> "Examples":
+        """The first `count` clips alone; frames in memory are shared."""
+        part = copy(self)
+        part.ids = self.ids[:count]
+        if self._all is not None:
+            frames = len(part.ids) * self.frames_per_clip
+            part._all = {k: v[:frames] for k, v in self._all.items()}
+        return part
 
     def select(self, clips: Sequence[int], frames: Sequence[int]) -> Example:
         """One frame of each of several clips, by numbers, on the device."""

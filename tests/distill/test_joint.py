@@ -27,7 +27,7 @@ def examples() -> Examples:
     return Examples(rooms(), rooms().ids("train"), {}, CPU, cameras=True)
 
 
-def trained(tmp_path, steps=60):
+def trained(tmp_path, steps=40):
     torch.manual_seed(0)
     student, heads = Student(StudentConfig(depth=1, out_dim=32)), Heads(SHAPE)
     before = {name: value.clone() for name, value in student.state_dict().items()}

@@ -1,0 +1,223 @@
+"""What helps a student, and what distillation is worth: two tables from many short trainings.
+
+    python -m bench.recipes.student_trainings ablation RUN --work DIR --out student_ablation.json
+    python -m bench.recipes.student_trainings labels RUN --work DIR --out label_efficiency.json
+
+RUN is a finished `vega3d distill run` on rendered rooms: its clips, features and dense teachers are
+used. With N GPUs start N processes with --share 0/N to (N-1)/N: each takes its part of the
+trainings, those whose row DIR holds are skipped, and the process that finds all rows writes OUT.
+--real CLIPS: a folder of clips with depth, intrinsics and poses (split test), scored beside rooms.
+"""
+import argparse
+import json
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.config import JointTraining, StudentTraining
+from distill.correspondence import batched_matching_cells
+from distill.joint import train_jointly
+from distill.loop import build_student, fidelity, train_student
+from distill.run import DistillRun, open_distill_run
+from distill.stages import score_student
+from records.environment import environment
+from records.files import spec_digest, write_json
+from records.results import Row, measured, save
+from scenes.clip import ClipFolder
+from scenes.dense import STRIDE
+from student.config import HeadsShape, StudentConfig
+from student.heads import Heads
+from student.vit import Student, load_student
+from teacher.data.dataset import Examples, moments
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "base": {}, "photometric": {"augment": ("photometric",)}, "flip": {"augment": ("flip",)},
+    "crop": {"augment": ("crop",)}, "ema": {"ema": 0.999},
+    "no relation loss": {"relation_weight": 0.0}, "no smooth L1": {"l1_weight": 0.0},
+    "lite0 stem": {"model": StudentConfig(stem="lite0", depth=8)},
+    "lite0 stem, photometric": {"model": StudentConfig(stem="lite0", depth=8),
+                                "augment": ("photometric",)},
+    "ViT-S": {"model": StudentConfig(size="s")}}
+MODES = ("frozen", "labels", "distil_then_labels", "both")
+ROOMS = (50, 200, 1000, 4000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=("ablation", "labels"))
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--share", default="0/1")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rooms", type=int, nargs="+", default=ROOMS)
+    parser.add_argument("--epochs", type=int, default=4, help="of distillation")
+    parser.add_argument("--batch", type=int, default=128, help="frames")
+    parser.add_argument("--head-steps", type=int, default=1000)
+    parser.add_argument("--real", type=Path)
+    args = parser.parse_args()
+    jobs = (list(product(args.seeds, VARIANTS)) if args.table == "ablation"
+            else list(product(args.seeds, args.rooms, MODES)))
+    index, count = map(int, args.share.split("/"))
+    paths = [args.work / f"{'_'.join(map(str, job)).replace(' ', '-').replace(',', '')}.json"
+             for job in jobs]
+    todo = [(job, path) for job, path in list(zip(jobs, paths, strict=True))[index::count]
+            if not path.is_file()]
+    if todo:
+        trainer = _Trainer(open_distill_run(args.run), args)
+        for job, path in todo:
+            rows = trainer.ablation(*job) if args.table == "ablation" else trainer.labels(*job)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(rows, path)
+            print(json.dumps(rows), flush=True)
+    if all(path.is_file() for path in paths):
+        rows = [row for path in paths for row in json.loads(path.read_text())]
+        program = "python -m bench.recipes.student_trainings"
+        save(measured(args.out.stem, rows, environment(), program), args.out)
+
+
+class _Trainer:
+    """The clips of a run in memory, and one method a table."""
+
+    def __init__(self, run: DistillRun, args: argparse.Namespace):
+        self.run, self.args = run, args
+        cameras = args.table == "labels"
+        self.train, self.test = (
+            Examples(run.source, run.source.ids(split), run.stores, run.device, cameras)
+            for split in ("train", "test"))
+        self.moments = moments(self.train, lambda example: example["generative"].float())
+        self.sets = {"rooms": self.test}
+        if args.real:
+            real = ClipFolder(args.real)
+            self.sets["real"] = Examples(real, real.ids("test"), {}, run.device, True)
+
+    def ablation(self, seed: int, variant: str) -> list[Row]:
+        torch.compiler.reset()  # else every student counts as a recompilation of the first
+        config = replace(self._training(), **VARIANTS[variant])
+        student = self._distil(config, seed, variant)
+        recorded = json.loads((self.run.folder / "accuracy.json").read_text())
+        scores = score_student(self.run, student, variant, self.test, self.run.config.seeds[0],
+                               recorded)
+        return [{**scores, "variant": variant, "seed": seed, **self._facts(config, student),
+                 "cosine_bright": _cosine_bright(student, self.test)}]
+
+    def labels(self, seed: int, rooms: int, mode: str) -> list[Row]:
+        """mode: heads on a frozen distilled student; labels alone; the distilled student goes on
+        with labels; distillation and labels at once. Equal steps in all."""
+        torch.compiler.reset()
+        config, args = self._training(), self.args
+        steps = config.epochs * self.train.steps(config.batch)
+        labelled = self.train.first_clips(rooms * self.run.config.scenes.clips_per_room)
+        joint = JointTraining(steps=args.head_steps, batch=args.batch // 2, lr=1e-3,
+                              student_lr=0.0, feature_weight=0.0)
+        if mode in ("frozen", "distil_then_labels"):
+            student = self._distil(config, seed, "base")
+            if mode == "distil_then_labels":
+                joint = replace(joint, student_lr=0.3)
+        else:
+            student = self._new_student(config, seed)
+            joint = replace(joint, steps=joint.steps + steps, student_lr=1.0,
+                            feature_weight=float(mode == "both"))
+        torch.manual_seed(seed)
+        shape = HeadsShape(student.config.out_dim, student.config.grid)
+        heads = Heads(shape).to(self.run.device)
+        train_jointly(student, heads, labelled, joint, config, seed,
+                      args.work / f"{mode}_{rooms}_{seed}", unlabelled=self.train)
+        cosine = fidelity(student, self.test)["cosine_mean"]
+        return [{"training": mode, "labelled_rooms": rooms, "seed": seed, "frames_from": name,
+                 **score_pairs(student, heads, examples), "cosine_mean": cosine,
+                 "steps": joint.steps + (0 if mode in ("labels", "both") else steps),
+                 **self._facts(config, student)} for name, examples in self.sets.items()]
+
+    def _training(self) -> StudentTraining:
+        return StudentTraining(init="scratch", epochs=self.args.epochs, batch=self.args.batch,
+                               lr=1e-3)
+
+    def _new_student(self, config: StudentTraining, seed: int) -> Student:
+        return build_student(config, spec_digest(self.run.tower.spec), *self.moments, seed)
+
+    def _distil(self, config: StudentTraining, seed: int, name: str) -> Student:
+        """Trained, or as an earlier row of this seed left it."""
+        folder = self.args.work / f"{name.replace(' ', '-').replace(',', '')}_{seed}"
+        if (folder / "student.safetensors").is_file():
+            return load_student(folder).to(self.run.device)
+        return train_student(self._new_student(config, seed), self.train, self.test, config, seed,
+                             folder)
+
+    def _facts(self, config: StudentTraining, student: Student) -> Row:
+        millions = sum(p.numel() for p in student.parameters()) / 1e6
+        return {"size": config.model.size, "stem": config.model.stem, "parameters_m": millions,
+                "epochs": config.epochs, "batch": config.batch, "train_frames": len(self.train)}
+
+
+@torch.inference_mode()
+def score_pairs(student: Student, heads: Heads, examples: Examples) -> dict[str, float | None]:
+    """Scores of held-out clips with `cameras`.
+
+    delta1: share of pixels within 25 % of the true depth; delta1_median: after each frame's depth
+    is scaled by the ratio of medians; normal_deg: None without labels; match: share of visible
+    cells of 28x28 matched within one of 14x14, between first and last frames.
+    """
+    close, scaled, angles, hits = (list[Tensor]() for _ in range(4))
+    for _, example in examples.in_order():
+        outputs = heads(student(example["frames"].float() / 255))
+        depth, predicted = _every_fourth(example["pixel_depth"].float()), outputs.depth[:, 0]
+        valid = depth > 0
+        ratios = [_median_ratio(*pair) for pair in zip(depth, predicted, strict=True)]
+        for found, one in ((close, predicted),
+                           (scaled, predicted * torch.stack(ratios).view(-1, 1, 1))):
+            ratio = torch.maximum(one / depth.clamp_min(1e-3), depth / one)
+            found.append((ratio < 1.25)[valid])
+        if "normals" in example:
+            truth = example["normals"].float()
+            cosine = torch.cosine_similarity(outputs.normals, truth, dim=1).clamp(-1, 1)
+            angles.append(cosine.arccos().rad2deg()[(truth != 0).any(1)])
+        hits += _matches(outputs.descriptors, example)
+    mean = [torch.cat(part).float().mean().item() if part else None
+            for part in (close, scaled, angles, hits)]
+    return dict(zip(("delta1", "delta1_median", "normal_deg", "match"), mean, strict=True))
+
+
+def _every_fourth(depth: Tensor) -> Tensor:
+    return depth[:, STRIDE // 2::STRIDE, STRIDE // 2::STRIDE]
+
+
+def _median_ratio(depth: Tensor, predicted: Tensor) -> Tensor:
+    valid = depth > 0
+    if not valid.any():
+        return torch.ones((), device=depth.device)
+    return depth[valid].median() / predicted[valid].median()
+
+
+def _matches(descriptors: Tensor, example: dict[str, Tensor]) -> list[Tensor]:
+    """Whether each visible cell of the first and of the last frame is matched; two [V] bool."""
+    cells, last, found = descriptors.shape[-1], len(descriptors) - 1, []
+    order = torch.arange(cells**2, device=descriptors.device)
+    place = torch.stack([order % cells, order // cells], 1)                     # [N,2]
+    for a, b in ((0, last), (last, 0)):
+        target = batched_matching_cells(
+            example["pixel_depth"][[a]].float(), example["pixel_depth"][[b]].float(),
+            example["intrinsics"][[a]], example["poses"][[a]], example["poses"][[b]], cells)[0]
+        nearest = (descriptors[a].flatten(1).T @ descriptors[b].flatten(1)).argmax(1)
+        distance = (place[nearest] - target).abs() * (14 / cells)
+        found.append((distance <= 1).all(1)[~target.isnan().any(1)])
+    return found
+
+
+@torch.inference_mode()
+def _cosine_bright(student: Student, examples: Examples, exposure: float = 1.5) -> float:
+    """Mean token cosine to the clean frames' targets, of frames brighter by `exposure`."""
+    total, count = 0.0, 0
+    for _, example in examples.in_order():
+        out = student((example["frames"].float() / 255 * exposure).clamp(max=1))
+        cosine = torch.cosine_similarity(out, student.standardise(example["generative"]), dim=1)
+        total, count = total + cosine.sum().item(), count + cosine.numel()
+    return total / count
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The tables of short student trainings, on a tiny run."""
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench.recipes import student_trainings
+from bench.recipes.student_trainings import score_pairs
+from distill.config import HeadTraining, RunConfig, ScenesConfig, StudentTraining, TeacherConfig
+from distill.heads import score_heads
+from distill.stages import run_distillation
+from scenes.clip import save_clip
+from student.config import HeadsShape, StudentConfig
+from student.heads import Heads
+from student.vit import Student
+from teacher.config import DenseTraining
+from teacher.data.dataset import Examples
+from teacher.towers.tap import Tap
+from tests.fakes import FakeRooms
+
+ROOMS = FakeRooms(train=4, test=2, frames=3)
+
+
+@pytest.fixture
+def run(tmp_path, tiny_wan, monkeypatch):
+    monkeypatch.setattr("distill.clips.open_source", lambda *_: (ROOMS, "fake"))
+    tiny = StudentConfig(depth=1)
+    monkeypatch.setattr(student_trainings, "StudentTraining",
+                        lambda **options: StudentTraining(model=tiny, **options))
+    return run_distillation(RunConfig(
+        name="a", runs=tmp_path / "runs", scenes=ScenesConfig(clips_per_room=1),
+        teacher=TeacherConfig(str(tiny_wan), Tap(block=1, seeds=1),
+                              DenseTraining(epochs=1, batch=3, width=8), ("zeros",)),
+        student=StudentTraining(tiny, init="scratch", epochs=1, batch=4),
+        heads=HeadTraining(steps=0)))
+
+
+def table(monkeypatch, run, tmp_path, name, *options):
+    out = tmp_path / f"{name}.json"
+    monkeypatch.setattr(sys, "argv", ["x", name, str(run), "--work", str(tmp_path / name), "--out",
+                                      str(out), "--epochs", "1", "--batch", "4", *options])
+    student_trainings.main()
+    return json.loads(out.read_text())["rows"] if out.is_file() else None
+
+
+def test_shares_of_the_ablation_make_one_table(monkeypatch, run, tmp_path):
+    monkeypatch.setattr(student_trainings, "VARIANTS", {"base": {}, "flip": {"augment": ("flip",)}})
+    options = ("--seeds", "0", "--share")
+    assert table(monkeypatch, run, tmp_path, "ablation", *options, "0/2") is None
+    rows = table(monkeypatch, run, tmp_path, "ablation", *options, "1/2")
+    assert [row["variant"] for row in rows] == ["base", "flip"]
+    assert rows[0]["cosine_mean"] != rows[1]["cosine_mean"]
+    assert all(-1 <= row["cosine_bright"] <= 1 and row["train_frames"] == 12 for row in rows)
+    monkeypatch.setattr(student_trainings, "_Trainer", lambda *_: pytest.fail("trained again"))
+    assert table(monkeypatch, run, tmp_path, "ablation", *options, "0/1") == rows
+
+
+def test_the_label_table_trains_each_way_with_equal_steps(monkeypatch, run, tmp_path):
+    for clip_id in ROOMS.ids("test"):
+        clip = replace(ROOMS.clip(clip_id), normals=None, instances=None, objects=[])
+        save_clip(clip, tmp_path / "real" / f"{clip_id}.safetensors")
+    rows = table(monkeypatch, run, tmp_path, "labels", "--seeds", "0", "--rooms", "2",
+                 "--head-steps", "2", "--real", str(tmp_path / "real"))
+    assert [row["training"] for row in rows[::2]] == list(student_trainings.MODES)
+    assert {row["steps"] for row in rows} == {3 + 2}
+    for rooms, real in zip(rows[::2], rows[1::2], strict=True):
+        assert (rooms["frames_from"], real["frames_from"]) == ("rooms", "real")
+        assert rooms["normal_deg"] > 0 and real["normal_deg"] is None
+        assert rooms["delta1"] == pytest.approx(real["delta1"])  # the same clips
+    frozen, going_on = rows[0], rows[4]
+    assert frozen["cosine_mean"] != going_on["cosine_mean"]
+
+
+def test_scores_are_those_of_the_heads_evaluation():
+    torch.manual_seed(0)
+    student = Student(StudentConfig(depth=1, out_dim=16)).eval()
+    heads = Heads(HeadsShape(16)).eval()
+    device = torch.device("cpu")
+    found = score_pairs(student, heads, Examples(ROOMS, ROOMS.ids("test"), {}, device, True))
+    expected = score_heads(student, heads, ROOMS, device)
+    assert found["delta1"] == pytest.approx(expected["delta1"], abs=2e-4)
+    assert found["normal_deg"] == pytest.approx(expected["normal_deg"], abs=0.01)
+    assert found["match"] == pytest.approx(expected["match_descriptor"], abs=1e-6)
