@@ -11,8 +11,9 @@ from types import ModuleType
 
 from records.interrupts import handled
 
-# before anything imports onnxruntime, NNCF too: it would write a device id and open a session
+# before onnxruntime and huggingface_hub are imported, by whatever package
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 COMMANDS = {
     "scenes": ("render, show, pack, ask, import, census",
@@ -90,6 +91,10 @@ def _command_list() -> str:
 
 def _run(command: str, args: list[str]) -> None:
     import tyro  # not for `vega3d --help`: it costs a third of a second
+
+    from records.files import cache_folder
+
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))  # its list of fonts
 
     module = importlib.import_module(f"{command}.cli")
     verb = args.pop(0) if args and args[0] in module.VERBS else ""

@@ -2,9 +2,12 @@
 
 python geometry.py model.onnx first.jpg second.jpg
 """
+import os
 import sys
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import
 import onnxruntime as ort
 from PIL import Image, ImageOps
 

@@ -247,8 +247,10 @@ def _finite(value: Any) -> Any:
 
 
 def cache_folder() -> Path:
-    """Where converted third-party weights live: $VEGA3D_CACHE, else ~/.cache/vega3d-edge."""
-    return Path(os.environ.get("VEGA3D_CACHE") or Path.home() / ".cache" / "vega3d-edge")
+    """Our cache: $VEGA3D_CACHE, else vega3d-edge in $XDG_CACHE_HOME, else in ~/.cache."""
+    if ours := os.environ.get("VEGA3D_CACHE"):
+        return Path(ours)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vega3d-edge"
 
 
 def sha256(path: Path) -> str:

@@ -23,15 +23,22 @@ def fetch(language: Path | None = None) -> None:
 def prompt(generator: tyro.conf.Positional[str], out: Path | None = None) -> None:
     """Export a generator's empty-prompt embedding, so that its text encoder is not loaded again.
 
-    generator: a name, a hub id or a diffusers folder. out: None: where feature extraction reads it.
+    generator: a name, a hub id (OWNER/NAME or OWNER/NAME@REVISION) or a diffusers folder. out:
+    None: where feature extraction reads it.
     """
-    from teacher.towers.checkpoints import generator_folder, is_hub_id, prompt_file
+    from teacher.towers.checkpoints import (
+        generator_folder,
+        is_hub_id,
+        prompt_file,
+        split_revision,
+    )
     from teacher.towers.prompt import export_prompt
     where = generator_folder(generator)
     if not where.is_dir() and not is_hub_id(where):
         raise ValueError(f"{generator}: no such folder; expected a name, a hub id (OWNER/NAME) or "
                          "a diffusers folder")
-    print(f"prompt: {export_prompt(str(where), out or prompt_file(where))}")
+    name, revision = split_revision(where)
+    print(f"prompt: {export_prompt(name, out or prompt_file(where), **revision)}")
 
 
 def pretrain(config: tyro.conf.OmitArgPrefixes[PretrainConfig], furniture: Path | None = None,

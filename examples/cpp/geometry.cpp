@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <stdexcept>
 #include <string>
@@ -32,6 +33,7 @@ std::vector<float> read_ppm(const std::string& path) {
 }
 
 int run(const std::string& model, const std::string& picture) {
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // before the environment is made
   Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "geometry");
   Ort::Session session(env, model.c_str(), Ort::SessionOptions{});
   std::vector<float> pixels = read_ppm(picture);

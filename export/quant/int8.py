@@ -6,7 +6,6 @@ better beyond) and min-max ranges halve the error. Attention products in half pr
 and keep TensorRT's fused attention. Residual Add, LayerNorm, Softmax and GELU are never quantised:
 Q/DQ on the residual stream takes a ViT from 85 % to chance.
 """
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 
@@ -18,9 +17,7 @@ from export.graph.index import GraphIndex, copy_constant, copy_model, rename
 from export.quant.smoothquant import fold_smoothing
 from export.source import Frames, evenly_spaced, to_input
 from records.files import digest
-
-# switches its telemetry off; read when nncf is imported, below and late (10 s)
-os.environ.setdefault("NNCF_CI", "1")
+from records.runtime import import_nncf
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Recipe:
 def quantize(model: onnx.ModelProto, calibration: Frames,
              recipe: Recipe = Recipe()) -> onnx.ModelProto:
     """FP32 ONNX -> the same with signed int8 Q/DQ. ValueError for an unknown float layer."""
-    import nncf
+    nncf = import_nncf()
     from nncf.quantization import advanced_parameters as advanced
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 

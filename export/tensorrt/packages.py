@@ -1,11 +1,12 @@
 """TensorRT builds on the GPU that runs the engine; TensorRT-RTX ahead of time, without a GPU."""
 import importlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from records.files import cache_folder
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,7 @@ def release(version: str) -> tuple[int, int]:
 
 def timing_cache_path(version: str, sm: int) -> Path:
     """The user's timing cache of kernels; valid for one TensorRT version and compute capability."""
-    cache = os.environ.get("VEGA3D_CACHE") or os.environ.get("XDG_CACHE_HOME")
-    folder = Path(cache or Path.home() / ".cache")
-    return folder / "vega3d-edge" / f"timing-trt-{version}-sm{sm}.cache"
+    return cache_folder() / f"timing-trt-{version}-sm{sm}.cache"
 
 
 def rtx_sms(rtx: ModuleType) -> list[int]:

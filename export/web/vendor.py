@@ -2,7 +2,6 @@
 import base64
 import gzip
 import hashlib
-import os
 import shutil
 import subprocess
 import tarfile
@@ -10,7 +9,7 @@ import urllib.request
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from records.files import atomic_write
+from records.files import atomic_write, cache_folder
 
 VERSION = "1.30.0"
 TARBALL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
@@ -36,8 +35,7 @@ def runtime(tarball: Path | None = None) -> Path:
 
     Raises ValueError if npm cannot be reached, or if the package is not the pinned one.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "vega3d-edge" / f"onnxruntime-web-{VERSION}"
+    folder = cache_folder() / f"onnxruntime-web-{VERSION}"
     if (folder / "NOTICE").is_file() and tarball is None:
         return folder
     with TemporaryDirectory() as scratch:

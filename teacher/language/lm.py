@@ -8,6 +8,7 @@ from torch import nn
 
 from teacher.language.config import RANK, Tune
 from teacher.language.smollm import SMOLLM, language_folder
+from teacher.towers.checkpoints import is_hub_id, published, split_revision
 
 PUBLISHED = {
     "llava-video-7b": "lmms-lab/LLaVA-Video-7B-Qwen2", "qwen2-7b": "Qwen/Qwen2-7B-Instruct",
@@ -25,20 +26,22 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32,
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, Qwen2ForCausalLM
 
-    where = _where(name)
+    found = _where(name)
+    where, revision = split_revision(found)
     try:
-        config = PretrainedConfig.get_config_dict(where)[0]
+        config = PretrainedConfig.get_config_dict(where, **revision)[0]
         # transformers lacks LLaVA-Video's class; its language model has Qwen2's weight names
         is_llava = config.get("model_type") == LLAVA_QWEN
         model_class: Any = Qwen2ForCausalLM if is_llava else AutoModelForCausalLM
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        tokenizer = AutoTokenizer.from_pretrained(where, **revision)
         model, info = model_class.from_pretrained(where, dtype=dtype, attn_implementation="sdpa",
-                                                  use_safetensors=True, output_loading_info=True)
+                                                  use_safetensors=True, output_loading_info=True,
+                                                  **revision)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         reason = (lines or [type(error).__name__])[0][:200]
         raise ValueError(
-            f"{where}: no causal language model and tokenizer could be read ({reason})") from error
+            f"{found}: no causal language model and tokenizer could be read ({reason})") from error
     missing = sorted(k for k in info["missing_keys"] if "lm_head" not in k)
     if missing:
         raise ValueError(f"{where}: incomplete checkpoint, lacks {len(missing)} weights, "
@@ -72,9 +75,8 @@ def _where(name: str) -> str:
         if not (folder / "model.safetensors").is_file():
             raise ValueError(f"{SMOLLM}: not converted yet; run once: vega3d teacher fetch")
         return str(folder)
-    if name in PUBLISHED:
-        return PUBLISHED[name]
-    if not Path(name).exists() and (name.count("/") != 1 or name[0] in "./~"):
+    name = published(name, PUBLISHED)
+    if not Path(name).exists() and not is_hub_id(name):
         raise ValueError(f"{name}: no such language model; give {SMOLLM}, {', '.join(PUBLISHED)}, "
                          "a hub id (OWNER/NAME) or a transformers folder")
     return name

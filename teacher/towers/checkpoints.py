@@ -1,6 +1,7 @@
 """Reading checkpoints; and which Wan: wan-nano, a published one by name or hub id, or a folder.
 
-The hub is reached by diffusers' `from_pretrained` alone; offline, its cache is read.
+The hub is reached by `from_pretrained` alone, for a hub id: OWNER/NAME, or OWNER/NAME@REVISION with
+a branch, tag or commit. With HF_HUB_OFFLINE=1 its cache is read.
 """
 import re
 from dataclasses import dataclass
@@ -32,8 +33,9 @@ _CLASSES = {"WanTransformer3DModel": WanTransformer3DModel,
 def load_complete(model_class: Any, where: Path | str, optional: str | None = None,
                   **options: Any) -> Any:
     """from_pretrained of safetensors; ValueError if weights lack, but names matching `optional`."""
-    model, info = model_class.from_pretrained(str(where), use_safetensors=True,
-                                              output_loading_info=True, **options)
+    name, revision = split_revision(where)
+    model, info = model_class.from_pretrained(name, use_safetensors=True, output_loading_info=True,
+                                              **revision, **options)
     missing = sorted(name for name in info["missing_keys"]
                      if optional is None or not re.search(optional, name))
     if missing:
@@ -78,7 +80,7 @@ def load_parts(where: Path, block: int, precision: str) -> Parts:
         raise ValueError(
             f"{prompt_file(where)}: is {prompt.embedding.shape[2]} wide, {where} reads "
             f"{transformer.config.text_dim}; export its own with: vega3d teacher prompt {where}")
-    folder = _snapshot(where) if is_hub_id(where) else where
+    folder = cached_file(where, "transformer/config.json").parents[1] if is_hub_id(where) else where
     return Parts(vae, transformer, prompt, weights_digest(folder, prompt_file(where)))
 
 
@@ -97,13 +99,27 @@ def generator_folder(name: str) -> Path:
             raise ValueError("wan-nano: its weights come with a checkout of the repository, not "
                              "with the wheel; install from one: pip install -e '.[train]'")
         return NANO
-    return Path(PUBLISHED.get(name.lower(), name))
+    return Path(published(name, PUBLISHED))
 
 
-def is_hub_id(where: Path) -> bool:
+def published(name: str, hub_ids: dict[str, str]) -> str:
+    """The hub id that `name` stands for, if any, with the name's @REVISION; else `name`."""
+    short, at, revision = name.partition("@")
+    hub_id = hub_ids.get(short.lower())
+    return f"{hub_id}{at}{revision}" if hub_id else name
+
+
+def is_hub_id(where: Path | str) -> bool:
+    """Whether this is no file or folder but OWNER/NAME, or OWNER/NAME@REVISION."""
     name = str(where)
-    return (not where.exists() and name[0] != "."
-            and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None)
+    return (not Path(where).exists() and name[0] != "."
+            and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) is not None)
+
+
+def split_revision(where: Path | str) -> tuple[str, dict[str, str]]:
+    """`from_pretrained`'s name and, of a hub id that has one, its `revision` as an option."""
+    name, _, revision = str(where).partition("@")
+    return (name, {"revision": revision}) if revision and is_hub_id(where) else (str(where), {})
 
 
 def prompt_file(where: Path) -> Path:
@@ -143,7 +159,8 @@ def _check_parts(where: Path) -> None:
 
 def _config(where: Path, part: str, classes: dict[str, Any]) -> dict[str, Any]:
     try:
-        config = next(iter(classes.values())).load_config(str(where), subfolder=part)
+        name, revision = split_revision(where)
+        config = next(iter(classes.values())).load_config(name, subfolder=part, **revision)
     except DAMAGE as error:
         raise ValueError(_unreadable(where, error, part)) from error
     if config.get("_class_name") not in classes:
@@ -179,10 +196,12 @@ def _dtype(config: dict[str, Any], precision: str) -> torch.dtype:
     return torch.bfloat16 if weights >= 100e6 else torch.float32  # small: no gain
 
 
-def _snapshot(where: Path) -> Path:
+def cached_file(where: Path | str, file: str) -> Path:
+    """A hub id's `file` in the hub's cache, below a folder that is named by the commit."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(str(where), "transformer/config.json")
+    name, revision = split_revision(where)
+    found = try_to_load_from_cache(name, file, **revision)
     if not isinstance(found, str):
-        raise ValueError(f"{where}: is not in the hub's cache; give a local diffusers folder")
-    return Path(found).parent.parent
+        raise ValueError(f"{where}: is not in the hub's cache; give a local folder")
+    return Path(found)

@@ -14,7 +14,14 @@ from transformers import AutoModel, PreTrainedModel, SiglipVisionModel
 
 from records.files import folder_digest
 from teacher.towers.base import GRID, chunk_size, in_chunks, resize_registered
-from teacher.towers.checkpoints import DAMAGE, first_line, load_complete
+from teacher.towers.checkpoints import (
+    DAMAGE,
+    cached_file,
+    first_line,
+    load_complete,
+    published,
+    split_revision,
+)
 
 ENCODERS = {"dinov2": ("dinov2", "dinov2_with_registers"), "dinov3": ("dinov3_vit",),
             "vjepa2": ("vjepa2",)}  # kind -> model types
@@ -83,7 +90,7 @@ class ImageTower:
 
 def load_siglip(name: str) -> "SiglipEncoder":
     """One of SIGLIPS, a hub id or a local transformers folder. ValueError if it is no SigLIP."""
-    where = SIGLIPS.get(name, name)
+    where = published(name, SIGLIPS)
     try:
         if (config := Path(where) / "config.json").is_file():
             kind = json.loads(config.read_text()).get("model_type", "")
@@ -95,9 +102,10 @@ def load_siglip(name: str) -> "SiglipEncoder":
     except DAMAGE as error:
         raise ValueError(f"{where}: no SigLIP vision tower could be read "
                          f"({first_line(error)[:200]})") from error
-    local = Path(where).is_dir()
-    digest = folder_digest(Path(where)) if local else f"{where}@{model.config._commit_hash}"
-    return SiglipEncoder(model, digest)
+    if Path(where).is_dir():
+        return SiglipEncoder(model, folder_digest(Path(where)))
+    commit = cached_file(where, "config.json").parent.name
+    return SiglipEncoder(model, f"{split_revision(where)[0]}@{commit}")
 
 
 class SiglipEncoder:

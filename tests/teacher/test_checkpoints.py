@@ -15,6 +15,7 @@ from teacher.towers.checkpoints import (
     is_hub_id,
     load_parts,
     prompt_file,
+    split_revision,
 )
 from teacher.towers.tap import Tap
 from teacher.towers.wan import load_wan
@@ -91,6 +92,48 @@ def test_a_hub_id_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch, tiny
             match=r"cannot be read from the hub or its cache .* local diffusers folder") as error:
         load_wan("wan2.1-t2v-1.3b")
     assert "\n" not in str(error.value)
+
+
+def test_a_hub_id_takes_a_revision_and_the_tower_s_spec_differs(tmp_path, monkeypatch, tiny_wan):
+    monkeypatch.setenv("VEGA3D_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub" / "models--me--wan"
+    commits = {"main": "a" * 40, "refs/pr/1": "b" * 40}
+    for name, commit in commits.items():
+        shutil.copytree(tiny_wan, repository / "snapshots" / commit)
+        ref = repository / "refs" / name
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(commit)
+    other = WanTransformer3DModel.from_pretrained(tiny_wan / "transformer")
+    with torch.no_grad():
+        other.blocks[0].scale_shift_table += 1
+    other.save_pretrained(repository / "snapshots" / commits["refs/pr/1"] / "transformer")
+    towers = {}
+    for name in ("me/wan", "me/wan@main", "me/wan@refs/pr/1", f"me/wan@{commits['refs/pr/1']}"):
+        prompt = prompt_file(generator_folder(name))
+        assert prompt.parent == tmp_path / "cache" / "prompts"
+        prompt.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tiny_wan / "prompt.safetensors", prompt)
+        towers[name] = load_wan(name, Tap(block=1, seeds=1))
+    plain, main, branch, pinned = towers.values()
+    assert plain.spec == main.spec == load_wan(tiny_wan, Tap(block=1, seeds=1)).spec
+    assert branch.spec == pinned.spec and branch.spec["weights"] != plain.spec["weights"]
+    assert not torch.allclose(plain.features(FRAMES), branch.features(FRAMES))
+    torch.testing.assert_close(branch.features(FRAMES), pinned.features(FRAMES))
+    shutil.copy(prompt, prompt_file(generator_folder("me/wan@gone")))
+    with pytest.raises(ValueError, match=r"me/wan@gone: cannot be read from the hub or its cache"):
+        load_wan("me/wan@gone")
+
+
+def test_a_published_name_takes_a_revision_and_a_folder_named_with_an_at_sign_is_a_folder(tmp_path):
+    for name, hub in PUBLISHED.items():
+        assert str(generator_folder(f"{name}@v1.0")) == f"{hub}@v1.0"
+        assert split_revision(f"{hub}@v1.0") == (hub, {"revision": "v1.0"})
+        assert split_revision(hub) == (hub, {})
+    folder = tmp_path / "mine@home"
+    folder.mkdir()
+    assert split_revision(folder) == (str(folder), {}) and not is_hub_id(folder)
 
 
 def test_bf16_is_near_fp32_and_in_the_spec(tiny_wan):

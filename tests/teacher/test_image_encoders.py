@@ -108,6 +108,18 @@ def test_features_are_the_last_layer_but_one(tmp_path, with_text):
     torch.testing.assert_close(got[1, 2], expected, atol=1e-5, rtol=1e-4)
 
 
+def test_a_siglip_from_the_hub_is_named_by_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--me--siglip"
+    (repository / "refs").mkdir(parents=True)
+    for revision, commit in (("main", "a" * 40), ("v2", "b" * 40)):
+        save_tiny(repository / "snapshots" / commit, False)
+        (repository / "refs" / revision).write_text(commit)
+    for name, commit in (("me/siglip", "a"), ("me/siglip@v2", "b")):
+        assert load_siglip(name).spec["weights"] == f"me/siglip@{commit * 40}"
+
+
 def test_what_is_no_siglip_is_named(tmp_path):
     with pytest.raises(ValueError, match="no SigLIP vision tower"):
         load_siglip(str(tmp_path))
