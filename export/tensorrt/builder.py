@@ -13,6 +13,7 @@ from typing import Any
 from export.parity import Precision
 from export.tensorrt.progress import Monitor
 from records.files import atomic_write
+from records.interrupts import deferred
 
 Config = Any                         # trt.IBuilderConfig; the package is optional, so are its types
 WORKSPACE_BYTES = 1 << 30  # a ViT-B needs a tenth; Jetson shares memory with everything else
@@ -77,7 +78,7 @@ def build(trt: ModuleType, onnx_file: Path, precision: Precision,
           monitor: Monitor | None = None) -> bytes:
     """The serialised engine. `configure` makes further settings, such as an ahead-of-time SM.
 
-    Raises ValueError with the parser's or builder's message, KeyboardInterrupt if cancelled.
+    Raises ValueError with the parser's or builder's message, Interrupted after a signal.
     """
     logger = _logger(trt)
     logger.errors.clear()
@@ -94,9 +95,8 @@ def build(trt: ModuleType, onnx_file: Path, precision: Precision,
     configure(config)
     cached_timings = _load_timings(config, timing_cache)
     progress_hook = monitor.attach(trt, config) if monitor else None
-    plan = builder.build_serialized_network(network, config)
-    if monitor and monitor.cancelled:
-        raise KeyboardInterrupt
+    with deferred():  # C++ would lose the exception; the hook stops the build instead
+        plan = builder.build_serialized_network(network, config)
     if plan is None:
         reason = _one_line("; ".join(logger.errors[-3:])) or "no reason given"
         raise ValueError(f"{onnx_file}: {tensorrt_api(trt).label} cannot build it: {reason}")

@@ -1,4 +1,4 @@
-"""A TensorRT build as a rich progress bar; Ctrl-C stops the builder at its next step."""
+"""A TensorRT build as a rich progress bar; a signal stops the builder at its next step."""
 import sys
 from types import ModuleType
 from typing import Any
@@ -7,12 +7,13 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from records.progress import Progress
 
+from records.interrupts import pending
+
 
 class Monitor:
     """A context that shows a build's phases, where TensorRT reports them (8.6 and later)."""
 
     def __init__(self, title: str):
-        self.cancelled = False
         self.title = title
         self.bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
                             transient=True, disable=not sys.stdout.isatty())
@@ -41,11 +42,8 @@ class Monitor:
                 monitor.tasks[phase_name] = monitor.bar.add_task(f"  {phase_name}", total=num_steps)
 
             def step_complete(self, phase_name: str, step: int) -> bool:
-                try:
-                    monitor.bar.update(monitor.tasks[phase_name], completed=step + 1)
-                except KeyboardInterrupt:  # raised out of here, in C++, it would be lost
-                    monitor.cancelled = True
-                return not monitor.cancelled
+                monitor.bar.update(monitor.tasks[phase_name], completed=step + 1)
+                return not pending()
 
             def phase_finish(self, phase_name: str) -> None:
                 monitor.bar.remove_task(monitor.tasks.pop(phase_name))

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
@@ -146,7 +147,7 @@ def render_clips(source: ClipRenderer, ids: Sequence[str], workers: int = 0) -> 
     spawn = multiprocessing.get_context("spawn")
     started = []
     try:
-        with _one_thread_each():
+        with _worker_settings():
             for w in range(workers):
                 receive, send = spawn.Pipe(duplex=False)
                 process = spawn.Process(target=_work, args=(source, rooms[w::workers], send),
@@ -165,14 +166,19 @@ def render_clips(source: ClipRenderer, ids: Sequence[str], workers: int = 0) -> 
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started here use one thread; else Mesa and BLAS start one a core in each."""
+def _worker_settings() -> Iterator[None]:
+    """Processes started here use one thread; else Mesa and BLAS start one a core in each.
+
+    Ctrl-C, which a terminal sends to them too, waits: the parent ends them.
+    """
     one = dict.fromkeys(("LP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
     before = {name: os.environ[name] for name in one if name in os.environ}
     os.environ.update(one)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for name in one:
             del os.environ[name]
         os.environ.update(before)
@@ -192,6 +198,7 @@ def _receive(pipe: Connection, clip_id: str) -> Clip:
 
 
 def _work(source: ClipRenderer, rooms: list[list[str]], pipe: Connection) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     ready: queue.Queue = queue.Queue(maxsize=max(map(len, rooms)))
     sender = threading.Thread(target=_send, args=(ready, pipe), daemon=True)
     sender.start()
@@ -205,6 +212,13 @@ def _work(source: ClipRenderer, rooms: list[list[str]], pipe: Connection) -> Non
         ready.put(traceback.format_exc())
     ready.put(None)
     sender.join()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot end its workers, which otherwise render on until they send."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _send(ready: queue.Queue, pipe: Connection) -> None:
