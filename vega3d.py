@@ -46,11 +46,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Exit codes: 0, 2 bad input, 70 an error of ours, 130 Ctrl-C, 143 SIGTERM; errors may set one.
     """
-    with handled():
-        _main(argv)
-
-
-def _main(argv: Sequence[str] | None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP.format(commands=_command_list()))
@@ -59,7 +54,8 @@ def _main(argv: Sequence[str] | None) -> None:
     if command not in COMMANDS:
         fail(f"no command {command[:40]!r}; commands: {', '.join(COMMANDS)}")
     try:
-        _run(command, args)
+        with handled():
+            _run(command, args)
     except KeyboardInterrupt as error:
         fail(str(error) or "interrupted; the same command resumes", getattr(error, "code", 130))
     except Exception as error:

@@ -51,7 +51,13 @@ def find(path: Path) -> tuple[list[Artefact], list[Row]]:
     """
     if (path / "config.yaml").is_file():
         files, missing = exported(path)
-        engines = [_engine(engine) for engine in sorted((path / "export").glob("*.engine"))]
+        engines = []
+        for engine in sorted((path / "export").glob("*.engine")):
+            try:
+                engines.append(_engine(engine))
+            except ValueError as error:
+                why = str(error).removeprefix(f"{engine}: ")
+                missing.append(absent(engine.name, why, f"vega3d export trt --run {path}"))
         return [_student(path / "student"), *files, *engines], missing
     if (path / "student.safetensors").is_file():
         return [_student(path)], []

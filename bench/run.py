@@ -1,5 +1,6 @@
 """`vega3d bench`: measures, keeps earlier parts that are still valid, writes JSON and report."""
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from bench.latency.timing import LatencyConfig
 from bench.report.page import check_replaceable, write_report
 from bench.tables.save_results import save_result_file
 from export.artefact import prepare_folder
+from records.files import exclusive
 from records.results import Results, Row, load, measured, save
 
 BenchPart = Literal["latency", "accuracy"]
@@ -30,6 +32,13 @@ def bench(run: Path, parts: Sequence[BenchPart], config: LatencyConfig, out: Pat
     Raises ValueError if `run` is no finished run.
     """
     folder = run.resolve()  # runs/latest is a link: a run that ends meanwhile must not swap it
+    with exclusive(folder, "vega3d bench"):
+        return _bench(folder, parts, config, out, names, committed, also, teachers, questions)
+
+
+def _bench(folder: Path, parts: Sequence[BenchPart], config: LatencyConfig, out: Path,
+           names: Sequence[str], committed: Path, also: Sequence[Path], teachers: Sequence[Path],
+           questions: int | None) -> Results:
     summary, env = run_summary(folder), device_facts()
     prepare_folder(out)
     if (out / "results.json").exists():
@@ -60,7 +69,10 @@ def bench_files(sources: Sequence[Path], config: LatencyConfig,
     path = out / "latency.json" if out else sources[0].with_name(f"{sources[0].name}.latency.json")
     if out:
         prepare_folder(out)
-    rows = latency(sources, config)
+    with ExitStack() as locks:
+        for source in {source.resolve() for source in sources}:
+            locks.enter_context(exclusive(source, "vega3d bench latency"))
+        rows = latency(sources, config)
     env["load_1m_after"] = device_facts()["load_1m"]
     results = measured("latency", rows, env)
     save(results, path)

@@ -6,6 +6,7 @@ from typing import Literal
 import tyro
 
 from distill.config import HeadTraining, RunConfig, ScenesConfig, load_config
+from records.files import exclusive
 
 _ROOMS, _HEADS = ScenesConfig(), HeadTraining()
 
@@ -50,7 +51,8 @@ def heads(student: Path = Path("runs/latest/student"), scenes: ScenesConfig = _R
     from distill.run import resolve_device
 
     source, _ = open_source(scenes, Path("runs/cache/clips"), render=True)
-    row = ensure_heads(student, source, heads, seed, resolve_device(device), again)
+    with exclusive(student.parent, "vega3d distill heads"):
+        row = ensure_heads(student, source, heads, seed, resolve_device(device), again)
     for name, value in row.items():
         print(f"  {name:18} {value:.3f}" if isinstance(value, float) else f"  {name:18} {value}")
     print(f"heads: {student}/heads.safetensors")

@@ -74,10 +74,12 @@ class DistillRun:
         return self.folder / ("student" if seed == self.config.seeds[0] else f"student_seed{seed}")
 
 
-def create_folder(config: RunConfig) -> Path:
-    """Creates or finds the run's folder, writes config.yaml and env.json, and points runs/latest
-    to it. Raises ValueError if the folder belongs to another configuration."""
-    folder, resolved = choose_folder(config), dump_config(config)
+def create_folder(config: RunConfig, folder: Path) -> None:
+    """Writes config.yaml and env.json of a new or an unfinished run, and points runs/latest to it.
+
+    Raises ValueError if the folder belongs to another configuration.
+    """
+    resolved = dump_config(config)
     file = folder / "config.yaml"
     if file.is_file() and file.read_text() != resolved:
         raise ValueError(
@@ -89,7 +91,6 @@ def create_folder(config: RunConfig) -> Path:
     write_json(environment(), folder / "env.json")
     with atomic_write(folder.parent / "latest") as scratch:
         scratch.symlink_to(folder.name)
-    return folder
 
 
 def choose_folder(config: RunConfig) -> Path:

@@ -11,8 +11,14 @@ from distill.card import accuracy_table, write_card
 from distill.config import RunConfig
 from distill.heads import can_train, ensure_heads
 from distill.loop import CHECKPOINT, build_student, fidelity, train_student
-from distill.run import DistillRun, create_folder, open_distill_run
-from records.files import atomic_write, spec_digest, write_json
+from distill.run import DistillRun, choose_folder, create_folder, open_distill_run
+from records.files import (
+    atomic_write,
+    exclusive,
+    remove_stale_scratch,
+    spec_digest,
+    write_json,
+)
 from student.vit import Student
 from teacher.data.dataset import Examples, moments
 from teacher.dense.model import DenseShape
@@ -25,9 +31,18 @@ LEAST_GAIN = {"delta1": 0.005, "normal_deg": -0.2}
 
 
 def run_distillation(config: RunConfig) -> Path:
-    """Makes or resumes a run and returns its folder."""
+    """Makes or resumes a run and returns its folder. Raises ValueError if another process does."""
+    folder = choose_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder, "vega3d distill run"):
+        create_folder(config, folder)
+        remove_stale_scratch(folder, below=True)
+        _run_stages(config, folder)
+    return folder
+
+
+def _run_stages(config: RunConfig, folder: Path) -> None:
     console = Console()
-    folder = create_folder(config)
     console.print(f"run {folder}", highlight=False)
     run = open_distill_run(folder, render=True)
     train, test = run.examples("train"), run.examples("test")
@@ -41,7 +56,6 @@ def run_distillation(config: RunConfig) -> Path:
     write_card(folder, config, run.tower.spec, rows)
     if rows:
         console.print(accuracy_table(rows), highlight=False, soft_wrap=True)
-    return folder
 
 
 def train_and_score(run: DistillRun, train: Examples, test: Examples) -> list[dict]:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from records.files import exclusive
+
 if TYPE_CHECKING:
     from export.pipeline import ExportedFile, Exporter
     from export.tensorrt.engines import EngineFile
@@ -36,21 +38,22 @@ def onnx(run: RunFolder = LATEST, precision: tuple[Precision, ...] = ("fp32", "f
             layout of Hugging Face; edge: INT8 and FP16; web: FP16, FP32 and uint8; mobile: FP32
     """
     console = _console()
-    exporter = _exporter(run, batch, max_drop, qat, console)
-    if preset:
-        _export_preset(console, exporter, preset)
-        return
-    files: list[ExportedFile] = []
-    try:
-        for each in _with_fp32(precision):
-            with console.status(f"{each} …"):
-                files += exporter.export(each)
-        _print_files(console, files)
-        _print_onnx_verdict(console, exporter, files)
-    finally:  # most useful when the gate has just failed
-        if layers:
-            _print_layers(console, exporter)
-    console.print(f"in {exporter.run.out}")
+    with exclusive(run, "vega3d export onnx"):
+        exporter = _exporter(run, batch, max_drop, qat, console)
+        if preset:
+            _export_preset(console, exporter, preset)
+            return
+        files: list[ExportedFile] = []
+        try:
+            for each in _with_fp32(precision):
+                with console.status(f"{each} …"):
+                    files += exporter.export(each)
+            _print_files(console, files)
+            _print_onnx_verdict(console, exporter, files)
+        finally:  # most useful when the gate has just failed
+            if layers:
+                _print_layers(console, exporter)
+        console.print(f"in {exporter.run.out}")
 
 
 def trt(run: RunFolder = LATEST, int8: bool = True, fp8: bool = False, sm: tuple[int, ...] = (),
@@ -70,13 +73,14 @@ def trt(run: RunFolder = LATEST, int8: bool = True, fp8: bool = False, sm: tuple
         batch: frames a call; "dynamic" builds for 1 to 32
     """
     console = _console()
-    if target == "jetson":
-        _write_jetson(console, _exporter(run, batch, max_drop, qat, console), sm)
-    elif via == "torch-tensorrt":
-        _export_torch_tensorrt(console, run, batch, sm, target)
-    else:
-        _export_engines(console, lambda: _exporter(run, batch, max_drop, qat, console),
-                        "fp8" if fp8 else "int8" if int8 else "fp16", target, sm)
+    with exclusive(run, "vega3d export trt"):
+        if target == "jetson":
+            _write_jetson(console, _exporter(run, batch, max_drop, qat, console), sm)
+        elif via == "torch-tensorrt":
+            _export_torch_tensorrt(console, run, batch, sm, target)
+        else:
+            _export_engines(console, lambda: _exporter(run, batch, max_drop, qat, console),
+                            "fp8" if fp8 else "int8" if int8 else "fp16", target, sm)
 
 
 def web(run: RunFolder = LATEST, out: Path | None = None, serve: bool = False, port: int = 8000,
@@ -94,9 +98,10 @@ def web(run: RunFolder = LATEST, out: Path | None = None, serve: bool = False, p
     from export.web.vendor import runtime
     console = _console()
     runtime_files = runtime(ort)  # first: fails at once without a network
-    exporter = _exporter(run, 1, None, 0, console)
-    with console.status("page …"):
-        folder, size_mb = write_page(exporter, runtime_files, out)
+    with exclusive(run, "vega3d export web"):
+        exporter = _exporter(run, 1, None, 0, console)
+        with console.status("page …"):
+            folder, size_mb = write_page(exporter, runtime_files, out)
     _print(console, f"in {folder}: {size_mb:.1f} MB, for any static server")
     if serve:
         serve_folder(folder, port, console.print)

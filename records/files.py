@@ -3,6 +3,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import shutil
 import stat
 import tempfile
@@ -17,11 +18,11 @@ except ImportError:  # Windows: scratch of killed processes stays
     fcntl = None  # type: ignore[assignment]
 
 
-SCRATCH = ".vega3d-tmp-"      # scratch folders; nothing else that starts so is ours
-NEW_SCRATCH = ".vega3d-new-"  # those that are not locked yet
-MAX_JSON = 2**25              # bytes; a result file has 0.1 % of that
-MAX_ROWS = 2**28              # bytes of a file of lines
-MAX_DEPTH = 100               # levels of lists and objects
+SCRATCH = ".vega3d-tmp-"  # scratch folders; nothing else that starts so is ours
+LOCK = ".vega3d-lock"     # of a run that is in use
+MAX_JSON = 2**25          # bytes; a result file has 0.1 % of that
+MAX_ROWS = 2**28          # bytes of a file of lines
+MAX_DEPTH = 100           # levels of lists and objects
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -43,15 +44,61 @@ def atomic_write(path: Path) -> Iterator[Path]:
         scratch.replace(path)
 
 
-def remove_stale_scratch(folder: Path) -> None:
-    """Removes scratch folders of processes that were killed: those whose lock is free."""
-    for scratch in folder.glob(f"{SCRATCH}*"):
-        try:
-            with (scratch / "lock").open() as lock:
+def remove_stale_scratch(folder: Path, below: bool = False) -> None:
+    """Removes scratch folders of processes that were killed: those that are empty or not locked.
+
+    `below`: those in its subfolders too.
+    """
+    for scratch in list((folder.rglob if below else folder.glob)(f"{SCRATCH}*")):
+        with suppress(OSError), _folder_lock(scratch.parent, exclusive=True):
+            if not any(scratch.iterdir()):
+                scratch.rmdir()
+                continue
+            with (scratch / "lock").open() as lock:  # without one it is not a folder of ours
                 if _locked(lock):
-                    shutil.rmtree(scratch)
-        except OSError:
-            continue  # not a folder of ours, or removed meanwhile
+                    _remove(scratch)
+
+
+@contextmanager
+def exclusive(folder: Path, command: str) -> Iterator[None]:
+    """Holds the folder's lock file, which names this process; its death frees it.
+
+    Raises ValueError naming the holder. The first process of an `accelerate launch` holds it for
+    all. A folder that is missing or cannot be written to is not locked.
+    """
+    path = folder.resolve() / LOCK
+    try:
+        file = None if fcntl is None or int(os.environ.get("RANK", "0")) else _take_lock(path)
+    except OSError:
+        file = None
+    if file is None:
+        yield
+        return
+    try:
+        file.truncate()
+        file.write(f"{command} (process {os.getpid()} on {platform.node()})\n")
+        file.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def _take_lock(path: Path) -> IO[str]:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        file = os.fdopen(descriptor, "r+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except BlockingIOError as error:
+            holder = file.read().strip() or "another process"
+            raise ValueError(f"{path.parent}: in use by {holder}; wait until it has ended") \
+                from error
+        except FileNotFoundError:
+            pass  # the holder ended, and removed it, in between
+        file.close()
 
 
 @contextmanager
@@ -72,16 +119,34 @@ def _naming(path: Path) -> Iterator[None]:
 @contextmanager
 def _scratch_folder(parent: Path) -> Iterator[Path]:
     """A new folder in `parent` that holds a locked file `lock` until it is removed."""
-    made = Path(tempfile.mkdtemp(prefix=NEW_SCRATCH, dir=parent))
-    folder = made.with_name(f"{SCRATCH}{made.name.removeprefix(NEW_SCRATCH)}-{os.getpid()}")
+    with _folder_lock(parent):
+        folder = Path(tempfile.mkdtemp(prefix=SCRATCH, suffix=f"-{os.getpid()}", dir=parent))
+        lock = (folder / "lock").open("w")
+        _locked(lock)
     try:
-        with (made / "lock").open("w") as lock:
-            _locked(lock)           # before it has the name that remove_stale_scratch looks for
-            made.rename(folder)
+        with lock:
             yield folder
     finally:
-        for name in (made, folder):
-            shutil.rmtree(name, ignore_errors=True)
+        _remove(folder)
+
+
+@contextmanager
+def _folder_lock(folder: Path, exclusive: bool = False) -> Iterator[None]:
+    """Shared: a scratch folder gets its lock; exclusive: none is without, unless it is stale."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError, AttributeError):  # a file system, or Windows, without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove(scratch: Path) -> None:
+    """The lock last: without it what a killed removal leaves would not count as ours."""
+    for path in [path for path in scratch.glob("*") if path.name != "lock"]:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _locked(file: IO[str]) -> bool:

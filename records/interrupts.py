@@ -45,6 +45,9 @@ def handled() -> Iterator[None]:
     threading.Thread(target=_watch, args=(read,), daemon=True).start()
     try:
         yield
+    except Exception as error:  # torch.onnx, for one, wraps what it catches
+        check(error)
+        raise
     finally:
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
@@ -70,10 +73,10 @@ def pending() -> bool:
     return _pending is not None
 
 
-def check() -> None:
+def check(cause: Exception | None = None) -> None:
     """Raises Interrupted if a signal came."""
     if _pending is not None:
-        raise Interrupted(_pending)
+        raise Interrupted(_pending) from cause
 
 
 def _receive(number: int, frame: FrameType | None) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from records.files import NEW_SCRATCH, SCRATCH, atomic_write, read_object, sha256, write_json
+from records.files import LOCK, SCRATCH, atomic_write, read_object, sha256, write_json
 
 LIST = ".vega3d-files.json"
 SCHEMA = 1
@@ -72,8 +72,8 @@ class OutputFolder:
 
 
 def holds_files(folder: Path) -> bool:
-    """Whether anything but scratch of ours is in the folder."""
-    return any(not path.name.startswith((SCRATCH, NEW_SCRATCH)) for path in folder.iterdir())
+    """Whether anything but scratch and a lock of ours is in the folder."""
+    return any(not path.name.startswith((SCRATCH, LOCK)) for path in folder.iterdir())
 
 
 def safe_name(name: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from records.files import read_json, write_json
+from records.files import read_json, remove_stale_scratch, write_json
 from records.progress import Progress
 from scenes.clip import Clip, load_clip, save_clip
 from scenes.rooms.source import ROOMS_VERSION, RoomSource, render_clips
@@ -23,6 +23,7 @@ def render_folder(source: RoomSource, ids: Sequence[str], folder: Path, workers:
     Raises ValueError before any work if the disk is too small or the folder holds other clips.
     """
     _write_card(source, folder)
+    remove_stale_scratch(folder, below=True)
     missing = [i for i in ids if not _is_complete(folder / f"{i}.safetensors", i)]
     size = check_disk_space(folder, len(missing), source.frames * source.size**2 * BYTES_A_PIXEL)
     if missing:

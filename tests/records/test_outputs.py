@@ -200,7 +200,7 @@ def test_a_run_refuses_a_folder_of_something_else(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "MODEL_CARD.md").write_text("the user's")
     with pytest.raises(ValueError, match="is not empty and not a run"):
-        create_folder(replace(RunConfig(), name="mine", runs=tmp_path))
+        create_folder(RunConfig(), tmp_path / "mine")
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["MODEL_CARD.md"]
     assert not (tmp_path / "latest").exists()
 
