@@ -36,7 +36,6 @@ def handled() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _pending = None
     read, write = os.pipe()
     os.set_blocking(write, False)
     numbers = [n for n in VERBS if signal.getsignal(n) is not signal.SIG_IGN]  # nohup ignores
@@ -49,6 +48,7 @@ def handled() -> Iterator[None]:
         check(error)
         raise
     finally:
+        _pending = None
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -60,6 +60,23 @@ def test_anything_else_is_refused_in_one_line(tmp_path, make, says):
         find(make(tmp_path))
 
 
+def test_an_engine_of_a_killed_build_is_an_absent_row(tmp_path):
+    for folder in ("student", "export"):
+        (tmp_path / folder).mkdir()
+    write(tmp_path / "config.yaml", b"")
+    write(tmp_path / "student" / "student.safetensors", b"weights")
+    for name in ("a.engine", "b.engine", "c.engine"):
+        write(tmp_path / "export" / name, b"plan")
+    write(tmp_path / "export" / "b.engine.json", b"[]")
+    write(tmp_path / "export" / "c.engine.json", b'{"builder": "rtx-1", "precision": "int8"}')
+    artefacts, missing = find(tmp_path)
+    assert [artefact.path.name for artefact in artefacts] == ["student.safetensors", "c.engine"]
+    rows = {row["what"]: row for row in missing}
+    for name in ("a.engine", "b.engine"):
+        assert rows[name]["kind"] == "absent" and "vega3d export trt" in rows[name]["fix"]
+        assert rows[name]["why"].startswith("no engine with a sidecar")
+
+
 def write(path, content: bytes):
     path.write_bytes(content)
     return path

@@ -1,8 +1,11 @@
 import json
+import os
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from distill import loop, stages
@@ -10,6 +13,7 @@ from distill.config import RunConfig, StudentTraining, TeacherConfig
 from distill.loop import build_student
 from distill.run import open_distill_run
 from distill.stages import run_distillation, student_stream
+from records.interrupts import Interrupted, handled
 from student.config import StudentConfig
 from student.vit import load_student, save_student
 from teacher.config import DenseTraining
@@ -100,6 +104,41 @@ def test_a_killed_run_resumes_to_the_same_student(config, monkeypatch):
     resumed = load_student(folder / "student").state_dict()
     for name, a in load_student(uninterrupted / "student").state_dict().items():
         assert torch.equal(a, resumed[name]), name
+
+
+def test_a_run_that_is_terminated_saves_the_step_and_resumes_to_the_same_files(config, monkeypatch):
+    uninterrupted, true_step, calls = run_distillation(config), loop.train_step, []
+
+    def terminated(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return true_step(*args)
+
+    monkeypatch.setattr(loop, "train_step", terminated)
+    folder = config.runs / "b"
+    with pytest.raises(Interrupted, match="terminated"), handled():
+        run_distillation(replace(config, name="b"))
+    with safe_open(folder / "student/student.ckpt.safetensors", "pt") as file:
+        assert file.metadata()["step"] == "2"
+    (folder / "student/.vega3d-tmp-x-1").mkdir()  # what a kill -9 leaves
+    run_distillation(replace(config, name="b"))
+    assert len(calls) == 6
+    for name in ("student/metrics.jsonl", "student/student.safetensors", "accuracy.json"):
+        assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+    assert not list(folder.rglob("*.ckpt.*")) and not list(folder.rglob(".*"))
+
+
+def test_a_checkpoint_of_a_finished_student_and_teacher_goes(config):
+    folder = run_distillation(config)
+    left = [folder / "student/student.ckpt.safetensors",
+            folder / "teacher/teacher_seed0.ckpt.safetensors"]
+    for path in left:  # killed between the weights and the removal
+        path.write_bytes(b"")
+    times = {name: (folder / name).stat().st_mtime_ns for name in ("config.yaml", "MODEL_CARD.md")}
+    run_distillation(config)
+    assert not any(path.exists() for path in left)
+    assert times == {name: (folder / name).stat().st_mtime_ns for name in times}
 
 
 def test_an_unnamed_run_takes_the_next_number_and_an_unfinished_one_goes_on(config):

@@ -1,8 +1,13 @@
 """Clips on disk: rendering a folder, resuming it, refusing what is wrong, and looking at one."""
 import json
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -98,6 +103,21 @@ def test_render_and_show_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert len(clips) == 2 and "2 new" in capsys.readouterr().out
     vega3d.main(["scenes", "show", str(clips[0]), "--out", "sheet.png"])
     assert Image.open(tmp_path / "sheet.png").width == 32
+
+
+def test_workers_of_a_killed_render_end(tmp_path):
+    command = ["-m", "vega3d", "scenes", "render", "--n", "40", "--frames", "5", "--workers", "2",
+               "--out", str(tmp_path)]
+    parent = subprocess.Popen([sys.executable, *command], cwd=Path(vega3d.__file__).parent,
+                              stdout=subprocess.DEVNULL)
+    while not list(tmp_path.glob("train/*.safetensors")):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    workers = psutil.Process(parent.pid).children()
+    parent.kill()
+    parent.wait()
+    assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=20)[1]
+    assert len(list(tmp_path.glob("*/*.safetensors"))) < 40
 
 
 @pytest.mark.parametrize("command, says", [

@@ -1,6 +1,7 @@
 """A training that diverges stops with one line and writes nothing."""
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from teacher.training.checkpoint import clipped_step, save_checkpoint, save_finite
@@ -25,3 +26,14 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
         save_checkpoint(tmp_path / "c.safetensors", 1, {"layer": layer},
                         torch.optim.AdamW(layer.parameters()), "key")
     assert not list(tmp_path.iterdir())
+
+
+def test_equal_weights_and_metadata_give_equal_bytes(tmp_path):
+    state, metadata = {"a": torch.ones(3), "b": torch.ones(2)}, {f"k{i}": '"é"' for i in range(9)}
+    contents = set()
+    for i in range(5):
+        save_finite(state, tmp_path / f"{i}.safetensors", metadata)
+        contents.add((tmp_path / f"{i}.safetensors").read_bytes())
+    assert len(contents) == 1
+    with safe_open(tmp_path / "0.safetensors", "pt") as file:
+        assert file.metadata() == metadata and torch.equal(file.get_tensor("b"), torch.ones(2))
