@@ -5,9 +5,8 @@ from typing import Any
 
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from records.progress import Progress
-
 from records.interrupts import pending
+from records.progress import Progress
 
 
 class Monitor:
