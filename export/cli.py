@@ -94,10 +94,12 @@ def web(run: RunFolder = LATEST, out: Path | None = None, serve: bool = False, p
         ort: onnxruntime-web's npm package as a .tgz file, where npm cannot be reached
     """
     from export.web.page import write_page
-    from export.web.serve import serve_folder
+    from export.web.serve import serve_folder, server
     from export.web.vendor import runtime
     console = _console()
-    runtime_files = runtime(ort)  # first: fails at once without a network
+    if serve:
+        server(Path(), port).server_close()  # first: fails at once if the port is taken
+    runtime_files = runtime(ort)             # or without a network
     with exclusive(run, "vega3d export web"):
         exporter = _exporter(run, 1, None, 0, console)
         with console.status("page …"):

@@ -9,8 +9,8 @@ from typing import Any
 from export.artefact import prepare_folder
 from export.pipeline import ExportedFile, Exporter
 from export.presets import export_preset
-from export.web.vendor import BACKENDS, VERSION
-from records.files import digest, sha256
+from export.web.vendor import BACKENDS, STORED, VERSION, unpacked_sha256
+from records.files import digest
 from records.outputs import OutputFolder
 
 STATIC = Path(__file__).parent / "static"
@@ -45,7 +45,9 @@ def _assemble(folder: Path, runtime: Path, models: list[ExportedFile], exporter:
         if path.name not in ("sw.js", CLIP.name):
             shutil.copyfile(path, folder / path.name)
     shutil.copyfile(Path(__file__).with_name("serve.py"), folder / "serve.py")
-    shutil.copytree(runtime, folder / "ort")
+    (folder / "ort").mkdir()
+    for name in STORED:
+        shutil.copyfile(runtime / name, folder / "ort" / name)
     (folder / "model" / "onnx").mkdir(parents=True)
     for name in ("config.json", "preprocessor_config.json"):
         shutil.copyfile(models[0].path.parent.parent / name, folder / "model" / name)
@@ -72,9 +74,11 @@ def _settings(models: list[ExportedFile], exporter: Exporter) -> dict[str, Any]:
 
 
 def _write_service_worker(folder: Path) -> None:
-    """Lists every file to cache, for use offline after one visit; changes with any of them."""
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+    """Lists every file with its SHA-256 (unpacked), for use offline; changes with any of them."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
                    and path.name not in ("serve.py", "NOTICE"))
-    build = digest([(name, sha256(folder / name)) for name in files])
+    files = {name: unpacked_sha256(folder / name) for name in names}
+    files["./"] = files["index.html"]
     script = Template((STATIC / "sw.js").read_text())
-    (folder / "sw.js").write_text(script.substitute(build=build, files=json.dumps(["./", *files])))
+    (folder / "sw.js").write_text(
+        script.substitute(build=digest(files), files=json.dumps(files, indent=1)))

@@ -6,25 +6,35 @@ import shutil
 import subprocess
 import tarfile
 import urllib.request
+import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from records.files import atomic_write, cache_folder
+from records.files import atomic_write, cache_folder, sha256
 
 VERSION = "1.30.0"
 TARBALL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
 # sha512, as npm writes it
 INTEGRITY = ("q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZ"
              "ClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ==")
-FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm",
-         "ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs",
-         "ort-wasm-simd-threaded.asyncify.wasm")
+FILES = {  # and the SHA-256 of each
+    "ort.wasm.min.mjs": "219e6a1fc8a9938268d18efca3c91d310bd2f4a59bbd13744df5b2b7fc6cee3b",
+    "ort-wasm-simd-threaded.mjs":
+        "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
+    "ort-wasm-simd-threaded.wasm":
+        "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+    "ort.webgpu.min.mjs": "3dffff71811bc13a3a3d9591c57ca5ee5735b8f5f3eaf789510b02bb040ae3a0",
+    "ort-wasm-simd-threaded.asyncify.mjs":
+        "3d1c85995364bb643302fc6fd877a0c3ba5ae72401815e0f24828a53d9191e28",
+    "ort-wasm-simd-threaded.asyncify.wasm":
+        "39f9f0894d478800487ed9f7dbe92618498db320cf55c8e3d89adff8dce658da"}
 BACKENDS = {
     "wasm": {"script": "ort/ort.wasm.min.mjs", "glue": "ort/ort-wasm-simd-threaded.mjs",
              "wasm": "ort/ort-wasm-simd-threaded.wasm.gz"},
     "webgpu": {"script": "ort/ort.webgpu.min.mjs",
                "glue": "ort/ort-wasm-simd-threaded.asyncify.mjs",
                "wasm": "ort/ort-wasm-simd-threaded.asyncify.wasm.gz"}}
+STORED = (*(f"{name}.gz" if name.endswith(".wasm") else name for name in FILES), "NOTICE")
 NOTICE = f"""onnxruntime-web {VERSION} (npm), Copyright (c) Microsoft Corporation, MIT License:
 https://github.com/microsoft/onnxruntime/blob/main/LICENSE
 """
@@ -33,27 +43,43 @@ https://github.com/microsoft/onnxruntime/blob/main/LICENSE
 def runtime(tarball: Path | None = None) -> Path:
     """A folder with FILES (WASM gzipped; the page unpacks it) and a NOTICE. tarball: npm's package.
 
-    Raises ValueError if npm cannot be reached, or if the package is not the pinned one.
+    Every file is checked at each call; a damaged one is fetched again. Raises ValueError if npm
+    cannot be reached, or if the package is not the pinned one.
     """
     folder = cache_folder() / f"onnxruntime-web-{VERSION}"
-    if (folder / "NOTICE").is_file() and tarball is None:
+    if tarball is None and _is_intact(folder):
         return folder
     with TemporaryDirectory() as scratch:
         package = tarball or _download(Path(scratch))
         _check(package)
         with tarfile.open(package) as archive:
-            for name in FILES:
+            for name, stored in zip(FILES, STORED, strict=False):
                 member = archive.extractfile(f"package/dist/{name}")
                 assert member is not None  # as the digest matched
-                _store(folder, name, member.read())
-    with atomic_write(folder / "NOTICE") as notice:
-        notice.write_text(NOTICE)
+                _store(folder / stored, member.read())
+    _store(folder / "NOTICE", NOTICE.encode())
     return folder
 
 
-def _store(folder: Path, name: str, content: bytes) -> None:
-    gzipped = name.endswith(".wasm")
-    with atomic_write(folder / (f"{name}.gz" if gzipped else name)) as scratch:
+def unpacked_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, of a .gz file unpacked."""
+    if path.suffix != ".gz":
+        return sha256(path)
+    return hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest()
+
+
+def _is_intact(folder: Path) -> bool:
+    digests = {**dict(zip(STORED, FILES.values(), strict=False)),
+               "NOTICE": hashlib.sha256(NOTICE.encode()).hexdigest()}
+    try:
+        return all(unpacked_sha256(folder / name) == digests[name] for name in STORED)
+    except (OSError, EOFError, zlib.error):  # missing, or a damaged .gz
+        return False
+
+
+def _store(path: Path, content: bytes) -> None:
+    with atomic_write(path) as scratch:
+        gzipped = path.suffix == ".gz"
         scratch.write_bytes(gzip.compress(content, 9, mtime=0) if gzipped else content)
 
 

@@ -1,10 +1,17 @@
 """Presets, one file with named outputs equal to torch's, and the live page that shows them."""
+import base64
+import gzip
+import hashlib
+import http.client
+import io
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import urllib.error
 import urllib.request
@@ -12,6 +19,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
+from string import Template
 
 import numpy as np
 import onnx
@@ -193,15 +201,23 @@ def fake_runtime(tmp_path) -> Path:
     """A fake onnxruntime-web, for tests of the folder alone."""
     folder = tmp_path / "runtime"
     folder.mkdir()
-    for name in (*vendor.FILES, "NOTICE"):
-        (folder / (f"{name}.gz" if name.endswith(".wasm") else name)).write_text("stand-in")
+    for name in vendor.STORED:
+        content = f"stand-in {name}".encode()
+        (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    (folder / "stray.txt").write_text("not of the package")
     return folder
 
 
 def test_the_page_is_complete_and_loads_nothing_from_elsewhere(tmp_path, fake_runtime):
     folder, _ = write_page(exporter(run_with_heads()), fake_runtime, tmp_path / "page")
     script = (folder / "sw.js").read_text()
-    listed = set(json.loads(re.search(r"FILES = (\[.*\]);", script)[1])) - {"./"}
+    files = listed_files(script)
+    assert files.pop("./") == files["index.html"]
+    listed = set(files)
+    for name, digest in files.items():
+        content = (folder / name).read_bytes()
+        content = gzip.decompress(content) if name.endswith(".gz") else content
+        assert hashlib.sha256(content).hexdigest() == digest, name
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert listed <= present and present - listed == {
         "sw.js", "serve.py", "ort/NOTICE", ".vega3d-files.json"}
@@ -213,6 +229,11 @@ def test_the_page_is_complete_and_loads_nothing_from_elsewhere(tmp_path, fake_ru
     for name in ("index.html", "style.css", "app.js", "worker.js", "network.js", "sources.js",
                  "xr.js", "sw.js"):
         assert not re.search(r"""https?://|["'(]//""", (folder / name).read_text()), name
+
+
+def listed_files(script: str) -> dict[str, str]:
+    """The files of a service worker and the SHA-256 of each."""
+    return json.loads(re.search(r"FILES = (\{.*?\});", script, re.S)[1])
 
 
 def test_a_page_replaces_a_page_and_nothing_else(tmp_path, fake_runtime):
@@ -249,6 +270,181 @@ def test_unreachable_npm_is_one_line_with_the_alternative(monkeypatch, tmp_path)
     with pytest.raises(ValueError, match="no such file"):
         vendor.runtime(tmp_path / "gone.tgz")
     assert not list(tmp_path.glob("vega3d-edge/*"))
+
+
+def test_a_damaged_file_of_onnxruntime_web_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("VEGA3D_CACHE", str(tmp_path))
+    content = {name: f"content of {name}".encode() for name in vendor.FILES}
+    monkeypatch.setattr(vendor, "FILES", {name: hashlib.sha256(data).hexdigest()
+                                          for name, data in content.items()})
+    package = tmp_path / "package.tgz"
+    with tarfile.open(package, "w:gz") as archive:
+        for name, data in content.items():
+            member = tarfile.TarInfo(f"package/dist/{name}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    monkeypatch.setattr(vendor, "INTEGRITY", base64.b64encode(
+        hashlib.sha512(package.read_bytes()).digest()).decode())
+    fetched = []
+    monkeypatch.setattr(vendor, "_download", lambda folder: fetched.append(1) or package)
+    folder = vendor.runtime()
+    assert vendor.runtime() == folder and len(fetched) == 1
+    stored = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(stored) == set(vendor.STORED)
+    for count, name in enumerate(stored, 2):
+        (folder / name).write_bytes(stored[name][:-1] + b"?")
+        vendor.runtime()
+        assert len(fetched) == count and (folder / name).read_bytes() == stored[name], name
+    (folder / "NOTICE").unlink()
+    vendor.runtime()
+    assert len(fetched) == count + 1
+
+
+# --- the service worker, in Node with caches and a network of the test
+
+
+def in_worker(tmp_path: Path, server: dict[str, bytes], steps: str, build: str = "b1",
+              files: dict[str, bytes] | None = None) -> dict:
+    """Runs `steps` beside sw.js of `files`, at http://localhost/app/; returns what they report."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no Node here; the list of files is checked above")
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in (files or server).items()}
+    script = Template((STATIC / "sw.js").read_text()).substitute(build=build,
+                                                                 files=json.dumps(digests))
+    (tmp_path / "sw.js").write_text(script)
+    parts = (Path(__file__).with_name("service_worker.mjs").read_text(), steps,
+             "console.log(JSON.stringify(report));")
+    (tmp_path / "run.mjs").write_text("\n".join(parts))
+    content = {name: data.decode() for name, data in server.items()}
+    done = subprocess.run([node, tmp_path / "run.mjs", tmp_path / "sw.js", json.dumps(content)],
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+PAGE = {"index.html": b"<p>hello", "app.js": b"go()", "page.json": b"{}"}
+
+
+def test_the_worker_keeps_a_complete_page_and_deletes_no_cache_of_others(tmp_path):
+    report = in_worker(tmp_path, PAGE, """
+store.set("another-project", new Map()); store.set("vega3d-edge http://localhost/ b0", new Map());
+store.set("vega3d-edge " + scope + " b0", new Map());
+report.install = await fire("install"); await fire("activate"); report.caches = [...store.keys()];
+report.online = await ask(scope + "app.js");
+report.folder = [await ask("http://localhost/other.js"), await ask(scope + "data.json")];
+offline = true;
+report.offline = [await ask(scope + "index.html?x=1"), await ask(scope + "app.js")];
+""")
+    ours = "vega3d-edge http://localhost/app/ b1"
+    assert report == {
+        "install": "ok", "online": [200, "go()", True],
+        "caches": ["another-project", "vega3d-edge http://localhost/ b0", ours],
+        "folder": ["untouched", "untouched"],
+        "offline": [[200, "<p>hello", True], [200, "go()", True]]}
+
+
+@pytest.mark.parametrize("change", [{"app.js": b"of another build"}, {"app.js": None}])
+def test_the_worker_refuses_a_page_that_is_half_deployed(tmp_path, change):
+    half = {name: data for name, data in {**PAGE, **change}.items() if data is not None}
+    report = in_worker(tmp_path, half, """
+report.install = await fire("install"); report.caches = [...store.keys()];
+""", files=PAGE)
+    assert report["install"].startswith("app.js is not of build b1") and report["caches"] == []
+    # installed before: the page's own build stays consistent
+    report = in_worker(tmp_path, PAGE, f"""
+await fire("install"); const half = {json.dumps({k: v.decode() for k, v in half.items()})};
+for (const url of Object.keys(network)) delete network[url];
+for (const name in half) network[scope + name] = half[name];
+report.app = await ask(scope + "app.js");
+""")
+    assert report["app"] == [200, "go()", True]
+
+
+def test_the_worker_does_not_answer_for_another_project_on_its_port(tmp_path):
+    report = in_worker(tmp_path, PAGE, """
+await fire("install");
+for (const url of Object.keys(network)) delete network[url];
+for (const name of ["", "index.html", "app.js"]) network[scope + name] = "theirs";
+const asked = ["index.html", "app.js", "page.json"].map((name) => ask(scope + name));
+report.answers = await Promise.all(asked);
+""")
+    assert report["answers"] == [[200, "theirs", False], [200, "theirs", False],
+                                 [404, "none", False]]
+
+
+# --- the server
+
+
+def get(address: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=20)
+    connection.putrequest("GET", path, skip_host="Host" in headers)
+    for name, value in headers.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    response = connection.getresponse()
+    return response.status, dict(response.getheaders()), response.read()
+
+
+def test_the_server_gives_files_of_its_folder_to_this_machine_alone(tmp_path):
+    folder = tmp_path / "page"
+    for name in ("index.html", "worker.js", "ort/a.mjs", ".secret", "empty/.keep"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"content of {name}")
+    (tmp_path / "outside.txt").write_text("outside")
+    (folder / "link.txt").symlink_to(tmp_path / "outside.txt")
+    (folder / "inner.txt").symlink_to(folder / "worker.js")
+    (folder / "up").symlink_to(tmp_path)
+    (folder / "loop").symlink_to(folder / "loop")
+    os.mkfifo(folder / "pipe")
+    with serving(folder) as address:
+        port = address.rpartition(":")[2]
+        assert serving_host(address) == "127.0.0.1"
+        status, headers, content = get(address, "/?backend=wasm")
+        assert (status, content) == (200, b"content of index.html")
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        policy = headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy and "connect-src 'self'" in policy
+        assert "'unsafe-eval'" not in policy
+        assert "'unsafe-eval'" in get(address, "/ort/a.mjs")[1]["Content-Security-Policy"]
+        for path in ("/worker.js", "/inner.txt"):
+            assert get(address, path)[0] == 200, path
+        for path in ("/link.txt", "/up/outside.txt", "/up/", "/loop", "/pipe", "/empty/", "/ort/",
+                     "/.secret", "/empty/.keep", "/../outside.txt", "/%2e%2e/outside.txt",
+                     "/..%2foutside.txt", "/a%00b", "/" + "a" * 5000, "/index.html/"):
+            status, headers, content = get(address, path)
+            assert status == 404 and b"outside" not in content.replace(path.encode(), b""), path
+            assert headers["X-Content-Type-Options"] == "nosniff"
+        for host in ("localhost", "LOCALHOST:1", f"127.0.0.1:{port}", "[::1]", f"[::1]:{port}"):
+            assert get(address, "/worker.js", Host=host)[0] == 200, host
+        for host in ("example.org", f"example.org:{port}", f"localhost.example.org:{port}", "",
+                     "127.0.0.1.nip.io", "0.0.0.0"):
+            assert get(address, "/worker.js", Host=host)[0] == 421, host
+
+
+def serving_host(address: str) -> str:
+    return address.removeprefix("http://").rpartition(":")[0]
+
+
+def test_a_taken_port_and_a_missing_folder_are_one_line_and_exit_code_2(tmp_path, monkeypatch,
+                                                                        capsys):
+    script = tmp_path / "serve.py"  # a page's copy
+    shutil.copyfile(ROOT / "export" / "web" / "serve.py", script)
+    busy = server(tmp_path)
+    for arguments, why in ((["--port", busy.server_port], "cannot be used (Address already in"),
+                           (["--port", 99999], "port 99999 cannot be used"),
+                           ([tmp_path / "gone"], "gone: no such folder")):
+        monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(script), run_name="__main__")
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and why in error and len(error.splitlines()) == 1, error
+    with pytest.raises(SystemExit) as stopped:  # before the page is built
+        vega3d.main(["export", "web", "--run", str(tmp_path), "--serve", "--port",
+                     str(busy.server_port)])
+    assert stopped.value.code == 2
+    assert f"port {busy.server_port} cannot be used" in capsys.readouterr().err
+    busy.server_close()
 
 
 def test_the_server_lets_wasm_have_threads(tmp_path):

@@ -201,7 +201,7 @@ function addListeners() {
 /** Caches the page for offline use. If the server sends no headers for threads, reloads once to get them from the worker. */
 async function installServiceWorker() {
   if (!("serviceWorker" in navigator) || query.has("plain")) return;
-  await navigator.serviceWorker.register("sw.js");
+  await navigator.serviceWorker.register("sw.js", { updateViaCache: "none" });
   if (self.crossOriginIsolated || sessionStorage.getItem("isolated")) return;
   sessionStorage.setItem("isolated", "tried");
   await navigator.serviceWorker.ready;
