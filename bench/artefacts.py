@@ -1,14 +1,16 @@
 """What can be timed and scored: a run's student and exported files, or one file by path."""
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx
-from google.protobuf.message import DecodeError
 
 from distill.config import load_run_config
 from export.artefact import sidecar_path
+from export.graph.files import data_files, file_digest, read_onnx
 from records.files import read_json, sha256
+from records.onnx_trial import MAX_VALUES
 from records.results import Row
 from student.vit import load_student
 
@@ -31,10 +33,11 @@ class Artefact:
     facts: dict[str, Any] = field(default_factory=dict)  # its sidecar: interface, parity, recipe
     kind: Literal["student", "onnx", "engine"] = "onnx"
     targets: tuple[str, ...] = ONNX_TARGETS  # bench.latency.backends.Backend.target
+    data: tuple[Path, ...] = ()  # files with weights of an ONNX graph; `sha256` covers them
 
     @property
     def size_mb(self) -> float:
-        return self.path.stat().st_size / 1e6
+        return sum(file.stat().st_size for file in (self.path, *self.data)) / 1e6
 
     @property
     def batch(self) -> int | str:
@@ -120,20 +123,24 @@ def _student(folder: Path) -> Artefact:
 
 def _onnx(path: Path) -> Artefact:
     """Any ONNX file; without a sidecar its graph tells precision and input shape."""
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise ValueError(f"{path}: not an ONNX file ({error}); export it again") from error
-    if len(model.graph.input) != 1 or len(model.graph.input[0].type.tensor_type.shape.dim) != 4:
+    model = read_onnx(path)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
         raise ValueError(f"{path}: expected one input, frames [B,3,H,W]; "
                          "this is another kind of model")
-    input_type = model.graph.input[0].type.tensor_type
-    shape = [dim.dim_value or "dynamic" for dim in input_type.shape.dim]
-    if input_type.elem_type != onnx.TensorProto.FLOAT or shape[1] not in (3, "dynamic"):
+    input_type = inputs[0].type.tensor_type
+    shape = [dim.dim_value if dim.HasField("dim_value") else "dynamic"
+             for dim in input_type.shape.dim]
+    numbers = [side for side in shape if isinstance(side, int)]
+    if (input_type.elem_type != onnx.TensorProto.FLOAT or shape[1] not in (3, "dynamic")
+            or min(numbers, default=1) < 1 or math.prod(numbers) > MAX_VALUES):
         dtype = onnx.TensorProto.DataType.Name(input_type.elem_type).lower()
         raise ValueError(f"{path}: takes {dtype} {shape}, expected float frames [B,3,H,W]: "
                          "this is another kind of model")
-    return Artefact(path, path.stem, _precision(model), sha256(path), {"input": {"shape": shape}})
+    data = tuple(data_files(model, path))
+    return Artefact(path, path.stem, _precision(model), file_digest(path, data),
+                    {"input": {"shape": shape}}, data=data)
 
 
 def _engine(path: Path) -> Artefact:

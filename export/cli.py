@@ -121,17 +121,23 @@ def check(model: Annotated[Path, tyro.conf.Positional], target: str = "trt10",
             jetson-orin-jp72, jetson-thor or cpu
         all: a line for every node, where the same rule breaks at many
     """
-    from export.graph.check import brief, check_qdq, read_onnx, summary
+    from export.graph.check import brief, check_qdq, summary
+    from export.graph.files import data_files, read_onnx
     from export.graph.targets import get_target
+    from records.onnx_trial import try_model
     chosen = get_target(target)
     proto = read_onnx(model)
-    broken = check_qdq(proto, chosen)
+    broken = check_qdq(proto, chosen, path=model)
     for line in map(str, broken) if all else brief(broken):
         print(line)
-    if broken:
+    if faults := [violation for violation in broken if not violation.is_advice]:
         raise ValueError(
-            f"{model}: not for {target} ({chosen.what}): rules broken at {len(broken)} places")
-    print(f"{model}: ok for {target} ({chosen.what}); {summary(proto)}")
+            f"{model}: not for {target} ({chosen.what}): rules broken at {len(faults)} places")
+    verdict = "ok for"
+    if chosen.runs_all:
+        try_model(model, data=tuple(data_files(proto, model)), must_run=False)
+        verdict = f"runs, but advised against at {len(broken)} places, on" if broken else "runs on"
+    print(f"{model}: {verdict} {target} ({chosen.what}); {summary(proto)}")
 
 
 VERBS = {"onnx": onnx, "trt": trt, "web": web, "check": check}
@@ -266,7 +272,9 @@ def _print_layers(console, exporter: "Exporter") -> None:
     frame, cosine = exporter.gate.measure(OnnxModel(int8)).worst_frames[0]
     console.print(
         f"held-out frame {frame}, the worst (cosine {cosine}); tensors furthest from FP32:")
-    rows = layerwise(exporter.fp32, int8, to_input(exporter.run.heldout.frames[frame:frame + 1]))
+    batch = 1 if exporter.options.batch == "dynamic" else exporter.options.batch
+    frames = exporter.run.heldout.frames[[frame] * batch]
+    rows = layerwise(exporter.fp32, int8, to_input(frames))
     for row in furthest(rows):
         console.print(f"  {row.tensor:44} cosine {row.cosine:.6f}  error {row.relative_error:.4f}",
                       soft_wrap=True)

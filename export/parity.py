@@ -82,7 +82,7 @@ class Gate:
         parity = self.measure(candidate)
         if missed := misses(parity, limits or THRESHOLDS[precision]):
             worst = ", ".join(f"frame {i} ({cosine:.4f})" for i, cosine in parity.worst_frames)
-            raise GateError(f"{name}: failed the {precision} parity gate, and is removed: "
+            raise GateError(f"{name}: failed the {precision} parity gate, and is not written: "
                             f"{'; '.join(missed)}; worst {worst}")
         return parity
 

@@ -100,7 +100,7 @@ class Exporter:
                 f"{CALIBRATION_FRAMES}): INT8 ranges may miss rare activations")
 
     def export(self, precision: Precision) -> list[ExportedFile]:
-        """The files of one precision. Raises GateError if one fails; it is then removed."""
+        """The files of one precision. Raises GateError if one fails; none is then written."""
         return self.export_files(ARTEFACTS[precision])
 
     def export_files(self, specs: tuple[ArtefactSpec, ...]) -> list[ExportedFile]:
@@ -159,9 +159,8 @@ class Exporter:
         return files
 
     def _export(self, specs: tuple[ArtefactSpec, ...], key: str) -> list[ExportedFile]:
-        for spec in specs:
-            discard(self.run.out / spec.file)  # stale: must be gone if what follows fails
-        files = []
+        """All are built and gated before the first is replaced: a failure leaves earlier ones."""
+        built = []
         for spec in specs:
             path = self.run.out / spec.file
             model = spec.build(self)
@@ -171,8 +170,12 @@ class Exporter:
                                 f"{'; '.join(brief(broken)[:3])}")
             self.log(f"gate: {spec.file}")
             parity = self.gate(OnnxModel(model, spec.optimise), spec.precision, str(path))
-            facts = save_onnx(model, path, self._facts(spec, parity, key))
-            files.append(ExportedFile(path, spec, facts, reused=False))
+            built.append((spec, model, self._facts(spec, parity, key)))
+        files = []
+        for spec, model, facts in built:
+            path = self.run.out / spec.file
+            discard(path)  # with the engines that were built from it
+            files.append(ExportedFile(path, spec, save_onnx(model, path, facts), reused=False))
         return files
 
     def _facts(self, spec: ArtefactSpec, parity: Parity, key: str) -> Facts:

@@ -139,7 +139,6 @@ def _export(exporter: Exporter, heads: Heads, spec: ArtefactSpec, path: Path) ->
     if facts := up_to_date(path, key):
         exporter.log(f"{label}: up to date")
         return ExportedFile(path, spec, facts, reused=True)
-    discard(path)
     batch = "dynamic" if spec.open_batch else exporter.options.batch
     input_shape = heads.shape.in_dim, heads.shape.grid, heads.shape.grid
     model = attach(onnx.load(student.path),
@@ -153,6 +152,7 @@ def _export(exporter: Exporter, heads: Heads, spec: ArtefactSpec, path: Path) ->
              if name not in ("schema", "file", "sha256", "size_mb")}
     facts |= {"cache_key": key, "outputs": _output_facts(heads), "drift": asdict(found),
               "student_file": student.path.name}
+    discard(path)
     return ExportedFile(path, spec, save_onnx(model, path, facts), reused=False)
 
 

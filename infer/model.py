@@ -4,8 +4,12 @@ from pathlib import Path
 import numpy as np
 
 from records.files import parse_json
+from records.onnx_trial import try_model
+from records.outputs import printable
 from records.runtime import ort
 
+MAX_PX, MAX_OUTPUTS = 4096, 64
+CHANNELS = {"depth": 1, "normals": 3, "colours": 3, "features": None}  # of outputs that are drawn
 EXPORT_HINT = "make one with: vega3d export onnx --preset web"
 # the `input` of an exported file's metadata, without its name
 EXPECTED_INPUT = {"layout": "NCHW", "colour": "RGB", "range": [0, 1],
@@ -15,14 +19,15 @@ EXPECTED_INPUT = {"layout": "NCHW", "colour": "RGB", "range": [0, 1],
 class Model:
     """frames uint8 [N,3,px,px] -> {output name: float32 [N,...]}.
 
-    Raises ValueError for a file that is missing, is no ONNX model, or whose metadata does not
-    declare NCHW RGB frames in [0,1] with the normalisation inside; and, when called, for outputs
-    that are not finite.
+    Raises ValueError for a file that is missing, is no ONNX model, fails its trial run
+    (records.onnx_trial), or whose metadata does not declare NCHW RGB frames in [0,1] with the
+    normalisation inside; and, when called, for outputs that are not finite or of another shape.
     """
 
     def __init__(self, path: Path, threads: int = 0):
         if not path.is_file():
             raise ValueError(f"{path}: no such model; {EXPORT_HINT}")
+        try_model(path)
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
         try:
@@ -36,21 +41,37 @@ class Model:
         self.path, self.name = path, frames.name
         self.batch, self.px = frames.shape[0], frames.shape[3]
         self.outputs = [output.name for output in self.session.get_outputs()]
+        if not 0 < len(self.outputs) <= MAX_OUTPUTS:
+            raise ValueError(f"{path}: has {len(self.outputs)} outputs, expected 1 to "
+                             f"{MAX_OUTPUTS}; {EXPORT_HINT}")
 
     def __call__(self, frames: np.ndarray) -> dict[str, np.ndarray]:
         x = frames.astype(np.float32) / 255
         batch = self.batch if isinstance(self.batch, int) else len(x)
         if len(x) % batch:
             raise ValueError(
-                f"infer: got {len(x)} frames, expected a multiple of the model's batch {batch}")
-        parts = [self._run(x[i:i + batch]) for i in range(0, len(x), batch)]
+                f"{self.path}: takes {batch} frames at a time, got {len(x)}; {EXPORT_HINT}")
+        parts = [self._checked(self._run(x[i:i + batch]), batch) for i in range(0, len(x), batch)]
         values = [np.concatenate(part) for part in zip(*parts, strict=True)]
         outputs = dict(zip(self.outputs, values, strict=True))
         for name, value in outputs.items():
             if not np.isfinite(value).all():
-                raise ValueError(f"{self.path}: output {name} is not finite, so the file is "
-                                 f"damaged; {EXPORT_HINT}")
+                raise ValueError(f"{self.path}: output {printable(name, 60)} is not finite, so the "
+                                 f"file is damaged; {EXPORT_HINT}")
         return outputs
+
+    def _checked(self, values: list[np.ndarray], batch: int) -> list[np.ndarray]:
+        for name, value in zip(self.outputs, values, strict=True):
+            kind = value.dtype.kind if isinstance(value, np.ndarray) else "O"
+            shape = value.shape if kind in "fiub" else ()
+            channels = CHANNELS.get(name, 0)  # 0: not drawn
+            drawable = channels == 0 or (len(shape) == 4 and channels in (None, shape[1]))
+            if not shape or shape[0] != batch or not value.size or not drawable:
+                wanted = "B,..." if channels == 0 else f"B,{channels or 'D'},h,w"
+                raise ValueError(f"{self.path}: output {printable(name, 60)} is "
+                                 f"{type(value).__name__ if not shape else list(shape)}, expected "
+                                 f"numbers [{wanted}]; {EXPORT_HINT}")
+        return values
 
     def _run(self, x: np.ndarray) -> list[np.ndarray]:
         try:
@@ -79,7 +100,8 @@ def _check_input(path: Path, declared: object, inputs: list) -> None:
                    if declared.get(key) != value]
     shape, kind = inputs[0].shape, inputs[0].type
     square = len(shape) == 4 and shape[1] == 3 and isinstance(shape[3], int)
-    if not square or shape[2] != shape[3] or kind != "tensor(float)":
+    if (not square or shape[2] != shape[3] or kind != "tensor(float)"
+            or not 1 <= shape[3] <= MAX_PX or (isinstance(shape[0], int) and shape[0] < 1)):
         differences = differences or [f"{kind} {shape}"]
     if differences:
         raise ValueError(f"{path}: takes another input ({', '.join(differences)}), expected NCHW "
@@ -87,4 +109,4 @@ def _check_input(path: Path, declared: object, inputs: list) -> None:
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return printable(error)

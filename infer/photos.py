@@ -12,6 +12,7 @@ from records.images import read_image
 from records.outputs import OutputFolder, safe_name
 
 PICTURES = ("view", "depth", "normals", "pca")
+MAX_FEATURES = 1 << 24  # values of an output that is drawn by its principal components
 PICTURE_PX = 448  # side of the written pictures
 
 
@@ -58,9 +59,14 @@ def pictures(frame: np.ndarray, outputs: dict[str, np.ndarray]) -> dict[str, np.
         drawn["normals"] = normal_colours(outputs["normals"])
     if "colours" in outputs:
         drawn["pca"] = to_bytes(outputs["colours"])
-    elif "features" in outputs:
+    elif "features" in outputs and _has_axes(outputs["features"]):
         drawn["pca"] = frame_pca_colours(outputs["features"])
     return drawn
+
+
+def _has_axes(features: np.ndarray) -> bool:
+    """True for [D,h,w] with three principal components that take seconds, not minutes."""
+    return min(len(features), features[0].size) >= 3 and features.size <= MAX_FEATURES
 
 
 def _check(photos: Sequence[Path], out: Path, threads: int) -> None:

@@ -77,8 +77,16 @@ def holds_files(folder: Path) -> bool:
 
 
 def safe_name(name: str) -> str:
-    """`name` as a file name of A-Z a-z 0-9 . _ - that neither leaves its folder nor is hidden."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip(".") or "_"
+    """`name` as a file name of at most 100 A-Z a-z 0-9 . _ - that neither leaves its folder nor is
+    hidden."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip(".")[:100] or "_"
+
+
+def printable(text: object, most: int = 200) -> str:
+    """One line of at most `most` characters, without those that a terminal would obey."""
+    line = " ".join(str(text)[:4 * most].split())
+    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
+    return shown if len(shown) <= most else f"{shown[:most - 1]}…"
 
 
 def _read(path: Path) -> dict[str, list[str]]:

@@ -18,6 +18,7 @@ from export.graph.session import OnnxModel
 from export.tensorrt import cuda
 from export.tensorrt.runtime import EngineModel, check_engine
 from records.files import sha256
+from records.onnx_trial import try_model
 from records.results import Row
 from records.runtime import ort
 from student.vit import load_student
@@ -100,6 +101,8 @@ def _open(name: str, file: Artefact, images: Tensor, threads: int) -> Cases:
     if fixed and tuple(sides) != tuple(images.shape[2:]):  # another project's model
         images = torch.nn.functional.interpolate(images, tuple(sides))
     try:
+        if file.kind == "onnx":
+            try_model(file.path, len(images), file.data)
         return BACKENDS[name].open(file, images, threads)
     except (ValueError, RuntimeError, OSError) as error:
         return [], [absent(what, " ".join(str(error).split())[:200], "see the message")]

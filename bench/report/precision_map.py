@@ -39,8 +39,9 @@ def layer_rows(files: Sequence[Artefact]) -> list[Row]:
     rows: list[Row] = []
     for file in files:
         facts = {"kind": "layer", "artefact": file.path.name, "sha256": file.sha256}
+        model = onnx.load(file.path, load_external_data=False)
         rows += [{**facts, "block": block, "slot": slot, "precision": precision}
-                 for block, slot, precision in layers(onnx.load(file.path))]
+                 for block, slot, precision in layers(model)]
     return rows
 
 

@@ -1,6 +1,6 @@
 """An index of an ONNX graph's producers and readers, and the edits that passes share."""
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -16,9 +16,13 @@ class GraphIndex:
     def __init__(self, model: onnx.ModelProto):
         self.model, self.graph = model, model.graph
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.producer = {output: node for node in model.graph.node for output in node.output}
+        self._index(model.graph.node)
+
+    def _index(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        self.producer: dict[str, onnx.NodeProto] = {}
         self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in model.graph.node:
+        for node in nodes:
+            self.producer |= dict.fromkeys(node.output, node)
             for name in node.input:
                 self.readers[name].append(node)
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":

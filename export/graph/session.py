@@ -12,14 +12,15 @@ CHUNK = 8  # frames at a time where the batch is open
 _Level = ort.GraphOptimizationLevel
 
 
-def cpu_session(content: bytes, optimisation: ort.GraphOptimizationLevel = _Level.ORT_ENABLE_ALL,
+def cpu_session(model: bytes | str,
+                optimisation: ort.GraphOptimizationLevel = _Level.ORT_ENABLE_ALL,
                 threads: int = 1) -> ort.InferenceSession:
-    """A serialised model on onnxruntime's CPU provider, without its warnings."""
+    """A file's path or a serialised model on onnxruntime's CPU provider, without its warnings."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
     options.graph_optimization_level = optimisation
-    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 class OnnxModel:
@@ -30,7 +31,7 @@ class OnnxModel:
 
     def __init__(self, model: Path | onnx.ModelProto, optimise: bool = False, threads: int = 1):
         name = str(model) if isinstance(model, Path) else "model"
-        content = model.read_bytes() if isinstance(model, Path) else model.SerializeToString()
+        content = name if isinstance(model, Path) else model.SerializeToString()  # path: data files
         level = _Level.ORT_ENABLE_ALL if optimise else _Level.ORT_ENABLE_BASIC
         try:
             self.session = cpu_session(content, level, threads)

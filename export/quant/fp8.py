@@ -13,8 +13,8 @@ from onnx import TensorProto, helper
 from export.artefact import Facts
 from export.graph.index import GraphIndex, add_constant, copy_model, replace_nodes
 from export.graph.session import cpu_session
-from export.quant.int8 import Recipe, float_nodes, name_for_layers, unshared
-from export.source import Frames, evenly_spaced, to_input
+from export.quant.int8 import Recipe, calibration_batches, float_nodes, name_for_layers, unshared
+from export.source import Frames, to_input
 
 E4M3_MAX = 448.0
 SMS = (89, 90, 100, 103, 110, 120, 121)  # with FP8 tensor cores
@@ -58,12 +58,10 @@ def peak_magnitudes(model: onnx.ModelProto, tensors: Iterable[str], calibration:
         probed.graph.output.append(
             helper.make_tensor_value_info(f"{name}.peak", TensorProto.FLOAT, []))
     session = cpu_session(probed.SerializeToString())
-    (frames_input,) = session.get_inputs()
-    batch = frames_input.shape[0]
+    name = session.get_inputs()[0].name
     peaks = np.zeros(len(names))
-    for frame in evenly_spaced(calibration.frames, most):
-        frames = np.repeat(to_input(frame[None]), batch if isinstance(batch, int) else 1, 0)
-        peaks = np.maximum(peaks, session.run(None, {frames_input.name: frames}))
+    for frames in calibration_batches(model, calibration, most):
+        peaks = np.maximum(peaks, session.run(None, {name: to_input(frames)}))
     return dict(zip(names, map(float, peaks), strict=True))
 
 

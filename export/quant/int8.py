@@ -9,6 +9,7 @@ Q/DQ on the residual stream takes a ViT from 85 % to chance.
 from collections import Counter
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import onnx
 
 from export.artefact import Facts
@@ -46,13 +47,13 @@ def quantize(model: onnx.ModelProto, calibration: Frames,
     model = unshared(model)
     ignored = nncf.IgnoredScope(names=float_nodes(model, recipe))
     name = model.graph.input[0].name
-    dataset = nncf.Dataset(evenly_spaced(calibration.frames, recipe.frames),
-                           lambda frame: {name: to_input(frame[None])})
+    batches = calibration_batches(model, calibration, recipe.frames)
+    dataset = nncf.Dataset(batches, lambda frames: {name: to_input(frames)})
     alphas = advanced.AdvancedSmoothQuantParameters(matmul=recipe.smooth_alpha, convolution=-1)
     ranges = RangeEstimatorParametersSet.MINMAX
     with quiet("nncf"):
         quantized = nncf.quantize(
-            model, dataset, subset_size=recipe.frames, model_type=nncf.ModelType.TRANSFORMER,
+            model, dataset, subset_size=len(batches), model_type=nncf.ModelType.TRANSFORMER,
             preset=nncf.QuantizationPreset.PERFORMANCE, ignored_scope=ignored,
             advanced_parameters=advanced.AdvancedQuantizationParameters(
                 smooth_quant_alphas=alphas, activations_range_estimator_params=ranges))
@@ -60,6 +61,16 @@ def quantize(model: onnx.ModelProto, calibration: Frames,
     name_for_layers(quantized)
     onnx.checker.check_model(quantized, full_check=True)
     return quantized
+
+
+def calibration_batches(model: onnx.ModelProto, calibration: Frames, most: int) -> np.ndarray:
+    """uint8 [n,B,3,H,W]: at most `most` frames in the model's batch B (1 where it is dynamic),
+    filled up with the last one."""
+    frames = evenly_spaced(calibration.frames, most)
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
+    missing = -len(frames) % batch
+    filled = np.concatenate([frames, frames[-1:].repeat(missing, 0)])
+    return filled.reshape(-1, batch, *frames.shape[1:])
 
 
 def quantizable_layers(model: onnx.ModelProto) -> list[str]:

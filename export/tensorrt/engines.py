@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Literal
 
 from export.artefact import Facts, discard, save_bytes, up_to_date
-from export.graph.check import read_onnx
+from export.graph.files import read_onnx
 from export.parity import Precision
 from export.pipeline import FP16, INT8, INT8_WEAKLY_TYPED, WEAKLY_TYPED, ExportedFile, Exporter, Log
 from export.quant.fp8 import SMS as FP8_SMS
@@ -105,7 +105,6 @@ def build_torch_engine(exporter: Exporter, log: Log = print) -> EngineFile:
     if cached := up_to_date(path, key):
         log(f"{path.name}: up to date")
         return EngineFile(path, cached, True)
-    discard(path)
     log(f"building {path.name}")
     began = time.perf_counter()
     plan = torch_trt.build(package, exporter.run.student, exporter.options.batch)
@@ -133,7 +132,6 @@ def _build_engine(exporter: Exporter, target: BuildTarget, source: ExportedFile,
     if cached := up_to_date(path, key):
         exporter.log(f"{path.name}: up to date")
         return EngineFile(path, cached, True)
-    discard(path)
     ahead = target.is_ahead_of_time(sm)
     is_rtx = target.api.name == "rtx"
     configure = packages.rtx_compile_for(target.module, sm) if is_rtx else lambda _: None
@@ -154,11 +152,13 @@ def _gate_and_save(exporter: Exporter, target: BuildTarget, path: Path, plan: by
     facts |= {"builder": target.api.label, "dialect": target.api.dialect, "precision": precision,
               "parity": None, "layers": engine_report.NEEDS_GPU}
     if target.is_ahead_of_time(facts["sm"]):
+        discard(path)
         return EngineFile(path, save_bytes(plan, path, facts), False)
     model = EngineModel(target.module, plan)
     facts["parity"] = exporter.gate(model, precision, str(path)).facts()
     report, inspected = engine_report.inspect_engine(target.module, model.engine, quantised)
     facts["layers"] = str(report)
+    discard(path)
     saved = save_bytes(plan, path, facts)
     engine_report.write_report(report, inspected, path)
     return EngineFile(path, saved, False)

@@ -110,9 +110,10 @@ def _negative_scale(model):
 
 def _computed_scale(model):
     name = f"{FC1}.input_scale"
-    node = helper.make_node("Abs", [name], [f"{name}.abs"], name="abs")
-    redirect(model.graph.node, name, f"{name}.abs")
-    model.graph.node.insert(0, node)
+    redirect(model.graph.node, name, f"{name}.run")
+    frames = model.graph.input[0].name
+    model.graph.node.insert(0, helper.make_node("ReduceMax", [frames], ["peak"], keepdims=0))
+    model.graph.node.insert(1, helper.make_node("Mul", ["peak", name], [f"{name}.run"]))
 
 
 def _per_channel_activation(model):

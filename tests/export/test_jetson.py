@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.graph.check import check_qdq, read_onnx
+from export.graph.check import check_qdq
+from export.graph.files import read_onnx
 from export.graph.session import OnnxModel
 from export.jetson import roofline
 from export.jetson.bundle import SCRIPTS, write_bundle

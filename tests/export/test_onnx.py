@@ -16,10 +16,15 @@ from export.artefact import (
     source_digest,
     up_to_date,
 )
+from export.graph.dialects import to_unsigned
 from export.graph.export_onnx import export_onnx, interface
+from export.graph.index import copy_model
 from export.graph.session import OnnxModel, TorchModel
-from export.pipeline import Exporter
-from export.source import load_trained_run, to_input
+from export.parity import GateError, token_cosine
+from export.pipeline import Exporter, Options
+from export.quant.int8 import Recipe, calibration_batches, quantize
+from export.quant.layer_diff import layerwise
+from export.source import evenly_spaced, load_trained_run, to_input
 from records.files import atomic_write, sha256
 from student.config import StudentConfig
 from student.vit import Student
@@ -259,3 +264,44 @@ def test_an_impossible_option_is_refused_at_once(run_copy, capsys, option, messa
     lines = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and len(lines) == 1 and message in lines[0]
     assert not list(run_copy.glob("export/*.onnx"))
+
+
+def test_int8_is_calibrated_at_the_models_batch():
+    float_model = export_onnx(run().student, 3)
+    quantised = quantize(float_model, run().calibration, Recipe(frames=8))
+    frames = to_input(run().heldout.frames[:4])
+    reference = TorchModel(run().student)(frames)
+    for model in (quantised, to_unsigned(quantised)):
+        assert token_cosine(reference, OnnxModel(model)(frames)).mean() > 0.99
+    assert OnnxModel(quantised).input.shape[0] == 3
+    assert layerwise(float_model, quantised, frames[[0] * 3])
+
+
+def test_batches_of_calibration_hold_every_frame_and_repeat_the_last():
+    frames = run().calibration
+    model = copy_model(fp32())
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+    batches = calibration_batches(model, frames, 32)
+    expected = evenly_spaced(frames.frames, 32)
+    assert batches.shape == (11, 3, 3, 224, 224)
+    assert (batches.reshape(33, 3, 224, 224)[:32] == expected).all()
+    assert (batches[-1, 2] == expected[-1]).all()
+    assert calibration_batches(fp32(), frames, 32).shape == (32, 1, 3, 224, 224)
+
+
+def test_an_export_that_fails_leaves_the_earlier_files(run_copy):
+    def exporter(batch: int) -> Exporter:
+        made = Exporter(load_trained_run(run_copy), Options(batch), lambda _: None)
+        made.fp32, made.gate = fp32(), gate()
+        return made
+
+    def fails(*args):
+        raise GateError("failed")
+    exporter(1).export("fp32")
+    before = {path.name: path.read_bytes() for path in (run_copy / "export").iterdir()}
+    failing = exporter(2)
+    failing.gate = fails
+    with pytest.raises(GateError):
+        failing.export("fp32")
+    assert before == {path.name: path.read_bytes() for path in (run_copy / "export").iterdir()}
+    assert set(before) == {"model.onnx", "model.onnx.json"}
