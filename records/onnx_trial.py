@@ -118,7 +118,9 @@ def _limit(memory_mb: int, seconds: int) -> None:
     pages = Path("/proc/self/statm")
     if pages.is_file():  # macOS does not enforce RLIMIT_AS
         used = int(pages.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
         limit = used + memory_mb * 1_000_000
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
