@@ -61,7 +61,9 @@ class DistillRun:
     def control(self, name: str) -> Tower:
         if name == "vae":
             return VAELatents(self.tower)
-        return {"zeros": Zeros, "noise": FixedNoise, "rgb": RGBPatches}[name]()
+        if name == "zeros":
+            return Zeros(self.tower.dim)
+        return {"noise": FixedNoise, "rgb": RGBPatches}[name]()
 
     def dense_teacher(self, name: str, seed: int) -> DenseTeacher:
         return load_teacher(self.folder / "teacher", f"{name}_seed{seed}").to(self.device)

@@ -40,22 +40,27 @@ class ProbeSet:
     points: Tensor     # [N,K,196,3] world metres of the token centres, NaN = unknown
 
 
-def probe_set(clips: Sequence[Clip], keys: list[int] | None = None) -> ProbeSet:
-    """Probe inputs and targets of rendered clips at frames `keys` (None: every fourth).
+def probe_set(clips: Sequence[Clip], keys: list[int] | None = None,
+              recorded: bool = False) -> ProbeSet:
+    """Probe inputs and targets of clips at frames `keys` (None: every fourth).
 
-    Raises ValueError for a clip without normals.
+    recorded: clips may lack normals (then 0) and poses (then no matches). Raises ValueError for
+    others that lack something.
     """
     keys = keys or list(range(0, len(clips[0].frames), 4))
     columns: list[tuple[Tensor, ...]] = []
     for clip in clips:
-        if clip.normals is None:
+        if clip.normals is None and not recorded:
             raise ValueError(f"clip {clip.id}: has no normals; probes need rendered rooms")
-        normals = torch.from_numpy(clip.normals[keys]).float()                        # [K,3,H,W]
+        surface = clip.frames[keys] * 0 if clip.normals is None else clip.normals[keys]
+        normals = torch.from_numpy(surface).float()                                   # [K,3,H,W]
         depth = torch.from_numpy(patch_depth(clip)[keys])
+        matches = np.full(GRID**2, -1)
+        points = torch.full((len(keys), GRID**2, 3), torch.nan, dtype=torch.double)
+        if clip.poses is not None or not recorded:
+            matches, points = true_matches(clip, keys[0], keys[-1]), centre_points(clip, keys)
         columns.append((depth, F.normalize(F.adaptive_avg_pool2d(normals, GRID), dim=1),
-                        _positions(clip, depth),
-                        torch.from_numpy(true_matches(clip, keys[0], keys[-1])),
-                        centre_points(clip, keys)))
+                        _positions(clip, depth), torch.from_numpy(matches), points))
     frames = torch.from_numpy(np.stack([clip.frames for clip in clips]))
     return ProbeSet(frames, keys, *map(torch.stack, zip(*columns, strict=True)))
 
@@ -112,18 +117,13 @@ def probe(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor,
     """
     found = scores({k: v.sum() for k, v in sums(train, test, x_train, x_test, seed).items()})
     rounded = {k: None if np.isnan(v) else float(v) for k, v in found.items()}
-    return rounded | _matching(test, x_test)
+    return rounded | match_scores(test, x_test)
 
 
 def sums(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed: int = 0,
          mlp: bool = True) -> dict[str, np.ndarray]:
     """The scores' terms by clip of `test`, [N] each, to resample clips; mlp: with the MLP's."""
-    device = x_train.device
-    a, b = _tokens(x_train), _tokens(x_test)
-    mean, std = a.mean(0), a.std(0).clamp_min(1e-4)
-    a, b = _with_position((a - mean) / std), _with_position((b - mean) / std)
-    (y, valid), (truth, valid_test) = (_targets(s, device) for s in (train, test))
-    a, y, b, truth = a[valid], y[valid], b[valid_test], truth[valid_test]
+    a, y, b, truth, clip = _regression(train, test, x_train, x_test)
     linear = ridge(a, y[:, [0, 4, 5, 6]], b)  # log depth and position
     depth, position = truth[:, 0], truth[:, 4:]
     each = {
@@ -138,13 +138,39 @@ def sums(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed:
         error = predicted[:, 0] - depth
         each |= {"mlp_error": error.square(), "near": (error.abs() < np.log(1.25)).float(),
                  "normal_cos": F.cosine_similarity(predicted[:, 1:], truth[:, 1:4])}
-    count = len(test.depth)
-    clip = torch.arange(count, device=device).repeat_interleave(test.depth[0].numel())[valid_test]
+    return _by_clip(each, clip, len(test.depth)) | correspondence_sums(x_test, test.points)
+
+
+def ridge_sums(train: ProbeSet, test: ProbeSet, x_train: Tensor,
+               x_test: Tensor) -> dict[str, np.ndarray]:
+    """The terms of `scores` for ridge regression of log depth and of normals alone, by clip."""
+    a, y, b, truth, clip = _regression(train, test, x_train, x_test)
+    depth, normals = truth[:, 0], truth[:, 1:4]
+    each = {"tokens": torch.ones_like(depth), "depth": depth, "depth_square": depth.square(),
+            "ridge_error": (ridge(a, y[:, :1], b)[:, 0] - depth).square(),
+            "normal_cos": F.cosine_similarity(ridge(a, y[:, 1:4], b), normals)}
+    return _by_clip(each, clip, len(test.depth))
+
+
+def _regression(train: ProbeSet, test: ProbeSet, x_train: Tensor,
+                x_test: Tensor) -> tuple[Tensor, ...]:
+    """Standardised inputs and targets of the tokens whose depth is known, of both sets, and the
+    clip of each of test's: x [N,D+22], y [N,7], x, y, clip [M]."""
+    device = x_train.device
+    a, b = _tokens(x_train), _tokens(x_test)
+    mean, std = a.mean(0), a.std(0).clamp_min(1e-4)
+    a, b = _with_position((a - mean) / std), _with_position((b - mean) / std)
+    (y, valid), (truth, valid_test) = (_targets(s, device) for s in (train, test))
+    clip = torch.arange(len(test.depth), device=device).repeat_interleave(test.depth[0].numel())
+    return a[valid], y[valid], b[valid_test], truth[valid_test], clip[valid_test]
+
+
+def _by_clip(each: Mapping[str, Tensor], clip: Tensor, count: int) -> dict[str, np.ndarray]:
     out = {}
     for name, value in each.items():
         total = value.new_zeros(count, dtype=torch.double).index_add_(0, clip, value.double())
         out[name] = total.cpu().numpy()
-    return out | correspondence_sums(x_test, test.points)
+    return out
 
 
 def scores(total: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,7 +255,8 @@ def _mlp(x: Tensor, y: Tensor, x_test: Tensor, seed: int, steps: int = 300,
         return net(x_test) * scale + shift
 
 
-def _matching(data: ProbeSet, x: Tensor) -> dict[str, float]:
+def match_scores(data: ProbeSet, x: Tensor) -> dict[str, float]:
+    """Shares of `true_matches` found exactly and within one token by features [N,K,D,14,14]."""
     flat = x.float().flatten(3).transpose(2, 3)                                       # [N,K,196,D]
     flat = F.normalize((flat - flat.mean((0, 1, 2))) / flat.std((0, 1, 2)).clamp_min(1e-4), dim=-1)
     nearest = (flat[:, 0] @ flat[:, -1].transpose(1, 2)).argmax(-1)                   # [N,196]

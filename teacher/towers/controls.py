@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 class Zeros:
     """No information: what the additional parameters alone gain."""
-    dim = 256  # as wan-nano, for the same number of parameters
-    spec: ClassVar[dict] = {"tower": "zeros", "dim": dim}
+
+    def __init__(self, dim: int = 256):
+        self.dim = dim  # the generator's, for the same number of parameters
+        self.spec = {"tower": "zeros", "dim": dim}
 
     def features(self, frames: Tensor) -> Tensor:
         return frames.new_zeros(*frames.shape[:2], self.dim, GRID, GRID)
