@@ -24,10 +24,12 @@ COMMANDS = {
     "export": ("onnx, trt, web, check", "ONNX, INT8, TensorRT and a web page, parity-gated"),
     "infer": ("MODEL PHOTO… -o DIR", "depth, normals and features of photos; needs no torch"),
     "bench": ("latency, accuracy, report, compare, tables", "measure a run; without one: all"),
+    "verify": ("[RUN]", "every file of a run against its SHA-256"),
 }
 MAX_MESSAGE = 1200  # characters
 # packages whose errors say what is wrong with a file
 FOREIGN = {"onnxruntime", "onnx", "google", "safetensors_rust", "zipfile", "yaml"}
+MODULES = {"verify": "records.verify"}  # those of other commands are COMMAND/cli.py
 HELP = """usage: vega3d COMMAND SUBCOMMAND [OPTIONS]
        vega3d COMMAND --help, vega3d COMMAND SUBCOMMAND --help
 
@@ -92,7 +94,7 @@ def _run(command: str, args: list[str]) -> None:
 
     os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))  # its list of fonts
 
-    module = importlib.import_module(f"{command}.cli")
+    module = importlib.import_module(MODULES.get(command, f"{command}.cli"))
     verb = args.pop(0) if args and args[0] in module.VERBS else ""
     if verb not in module.VERBS:
         if args and args[0] in ("-h", "--help"):

@@ -7,8 +7,9 @@ from typing import Any, Literal
 import onnx
 
 from distill.config import load_run_config
-from export.artefact import sidecar_path
+from export.artefact import damage, sidecar_path
 from export.graph.files import data_files, file_digest, read_onnx
+from records import manifest
 from records.files import read_json, sha256
 from records.onnx_trial import MAX_VALUES
 from records.results import Row
@@ -123,6 +124,7 @@ def _student(folder: Path) -> Artefact:
 
 def _onnx(path: Path) -> Artefact:
     """Any ONNX file; without a sidecar its graph tells precision and input shape."""
+    manifest.check(path, "export it again, or remove the JSON file of another model")
     model = read_onnx(path)
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
@@ -144,6 +146,8 @@ def _onnx(path: Path) -> Artefact:
 
 
 def _engine(path: Path) -> Artefact:
+    if found := damage(path):
+        raise ValueError(f"{found}; build it again with: vega3d export trt")
     try:
         facts = read_json(sidecar_path(path), "build it again")
         builder, precision = str(facts["builder"]), str(facts["precision"])
@@ -165,6 +169,8 @@ def _fault(path: Path, student: str) -> str | None:
     """Why an exported file is not usable; None if it is."""
     if not path.is_file():
         return "not exported yet"
+    if found := manifest.fault(sidecar_path(path)):
+        return found
     try:
         facts = read_json(sidecar_path(path), "")
         intact, source = facts["sha256"] == sha256(path), facts["student"]["sha256"]
@@ -172,4 +178,6 @@ def _fault(path: Path, student: str) -> str | None:
         return "has no sidecar: its export did not finish"
     if not intact:
         return "differs from its sidecar: the file was changed after export"
+    if found := manifest.fault(path):
+        return found
     return None if source == student else "was exported from another student than the run's"

@@ -7,6 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from records import manifest
 from records.outputs import safe_name
 from records.yaml_files import read_yaml
 from student.config import StudentConfig
@@ -122,6 +123,8 @@ def load_config(path: Path) -> RunConfig:
 def load_run_config(folder: Path) -> RunConfig:
     """A run's config.yaml, which may be older than some fields of the tap. Errors: load_config."""
     path = folder / "config.yaml"
+    manifest.check(path, "undo the change; for other settings copy it elsewhere, edit the copy and "
+                         "use: vega3d distill run --config COPY --name ANOTHER")
     data = _read_yaml(path)
     config = _build(RunConfig, data, str(path))
     tap = data.get("teacher", {}).get("tap")

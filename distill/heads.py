@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distill.config import HeadTraining
 from distill.correspondence import MatchScores, has_correspondences, matching_cells, rgb_patches
+from records import manifest
 from records.files import sha256
 from records.progress import track
 from scenes.clip import Clip, Source, Split
@@ -111,6 +112,9 @@ def score_heads(student: Student, heads: Heads, source: Source,
 
 
 def _has_heads(folder: Path, student_sha256: str) -> bool:
+    if damage := manifest.fault(folder / FILE):
+        print(f"{damage}; training the heads again")
+        return False
     try:
         load_heads(folder, student_sha256)
     except ValueError:

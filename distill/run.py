@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from distill.config import RunConfig, dump_config, load_run_config
+from records import manifest
 from records.environment import environment
-from records.files import atomic_write, write_if_changed, write_json
+from records.files import atomic_write, spec_digest, write_if_changed, write_json
 from records.outputs import holds_files
 from scenes.clip import Source, Split
 from student.vit import Student, load_student
@@ -69,7 +70,13 @@ class DistillRun:
         return load_teacher(self.folder / "teacher", f"{name}_seed{seed}").to(self.device)
 
     def student(self, seed: int) -> Student:
-        return load_student(self.student_folder(seed)).to(self.device)
+        student = load_student(self.student_folder(seed))
+        teacher = spec_digest(self.tower.spec)
+        if student.config.teacher != teacher:
+            raise ValueError(f"{self.folder}: its student was distilled from the teacher "
+                             f"{student.config.teacher}, config.yaml describes {teacher}; undo the "
+                             "change of its tap or generator")
+        return student.to(self.device)
 
     def student_folder(self, seed: int) -> Path:
         """The first seed's student is the run's; those of other seeds show the spread."""
@@ -84,12 +91,14 @@ def create_folder(config: RunConfig, folder: Path) -> None:
     resolved = dump_config(config)
     file = folder / "config.yaml"
     if file.is_file() and file.read_text() != resolved:
+        manifest.check(file, "undo the change, or use another --name")
         raise ValueError(
             f"{folder}: was made with another configuration; use another --name, or delete it")
     if not file.is_file() and folder.is_dir() and holds_files(folder):
         raise ValueError(f"{folder}: is not empty and not a run (no config.yaml); use another "
                          "--name")
     write_if_changed(resolved, file)
+    manifest.create(folder, [file])
     write_json(environment(), folder / "env.json")
     with atomic_write(folder.parent / "latest") as scratch:
         scratch.symlink_to(folder.name)

@@ -12,6 +12,7 @@ from distill.config import RunConfig
 from distill.heads import can_train, ensure_heads
 from distill.loop import CHECKPOINT, build_student, fidelity, train_student
 from distill.run import DistillRun, choose_folder, create_folder, open_distill_run
+from records import manifest
 from records.files import (
     atomic_write,
     exclusive,
@@ -54,6 +55,7 @@ def _run_stages(config: RunConfig, folder: Path) -> None:
     save_frames(folder / "frames" / "heldout.safetensors", test, HELD_OUT_FRAMES)
     write_json(rows, folder / "accuracy.json")
     write_card(folder, config, run.tower.spec, rows)
+    manifest.create(folder, manifest.files_below(folder))
     if rows:
         console.print(accuracy_table(rows), highlight=False, soft_wrap=True)
 
@@ -140,9 +142,12 @@ def student_stream(student: Student) -> Stream:
 
 
 def save_frames(path: Path, examples: Examples, count: int) -> None:
-    """`count` frames spread over the split, with known depth, for export. Leaves an old file."""
-    if path.is_file():
+    """`count` frames spread over the split, with known depth, for export. Leaves an intact file."""
+    damage = manifest.fault(path)
+    if path.is_file() and not damage:
         return
+    if damage:
+        print(f"{damage}; making it again")
     per_clip = max(1, -(-count // len(examples.ids)))
     frames: list[Tensor] = []
     depth: list[Tensor] = []

@@ -6,12 +6,14 @@ bytes.
 import hashlib
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from export.graph.index import copy_model
+from records import manifest
 from records.files import (
     atomic_write,
     files_digest,
@@ -61,11 +63,23 @@ def save_bytes(content: bytes, path: Path, facts: Facts) -> Facts:
 
 def annotate(path: Path, **facts: Any) -> None:
     """Adds facts to the sidecar of a finished file: a verdict, a layer report."""
+    manifest.check(sidecar_path(path), "export again")
     write_json({**read_object(sidecar_path(path)), **facts}, sidecar_path(path))
 
 
-def up_to_date(path: Path, cache_key: str) -> Facts | None:
-    """The sidecar of `path` if the file is complete and has this cache key; else None."""
+def damage(path: Path) -> str:
+    """What is wrong with an exported file or its sidecar, by the run's manifest; "" if nothing."""
+    return manifest.fault(sidecar_path(path)) or manifest.fault(path)
+
+
+def up_to_date(path: Path, cache_key: str, log: Callable[[str], None]) -> Facts | None:
+    """The sidecar of `path` if the file is complete and has this cache key; else None.
+
+    `log` gets a line if one of the two is damaged.
+    """
+    if found := damage(path):
+        log(f"{found}; making it again")
+        return None
     sidecar = read_object(sidecar_path(path))
     if sidecar.get("cache_key") != cache_key or not path.is_file():
         return None
@@ -77,8 +91,10 @@ def discard(path: Path) -> None:
     for engine in path.parent.glob("*.engine") if path.suffix == ".onnx" else ():
         if read_object(sidecar_path(engine)).get("onnx") == path.name:
             discard(engine)
-    for suffix in ("", ".json", ".layers.json"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    paths = [path.with_name(path.name + suffix) for suffix in ("", ".json", ".layers.json")]
+    manifest.forget(paths)
+    for each in paths:
+        each.unlink(missing_ok=True)
 
 
 def sidecar_path(path: Path) -> Path:

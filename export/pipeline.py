@@ -152,7 +152,7 @@ class Exporter:
         files = []
         for spec in specs:
             path = self.run.out / spec.file
-            if (facts := up_to_date(path, key)) is None:
+            if (facts := up_to_date(path, key, self.log)) is None:
                 return []
             files.append(ExportedFile(path, spec, facts, reused=True))
         self.log(f"{', '.join(spec.file for spec in specs)}: up to date")

@@ -136,7 +136,7 @@ def _export(exporter: Exporter, heads: Heads, spec: ArtefactSpec, path: Path) ->
     run, label = exporter.run, f"{path.parent.parent.name}/{path.name}"
     student = next(file for file in exporter.export(spec.precision) if file.spec == spec)
     key = digest(sha256(student.path), sha256(run.folder / "student" / FILE), source_digest())
-    if facts := up_to_date(path, key):
+    if facts := up_to_date(path, key, exporter.log):
         exporter.log(f"{label}: up to date")
         return ExportedFile(path, spec, facts, reused=True)
     batch = "dynamic" if spec.open_batch else exporter.options.batch

@@ -7,6 +7,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from records import manifest
 from records.files import sha256
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def _load_frames(folder: Path, name: str, px: int) -> Frames:
     path = folder / "frames" / f"{name}.safetensors"
     if not path.is_file():
         raise ValueError(f"{path}: no {name} frames; {MAKE_ONE}")
+    manifest.check(path, f"make it again with: vega3d distill run --name {folder.name}")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
+from records import manifest
 from records.files import parse_json
 from records.onnx_trial import try_model
 from records.outputs import printable
@@ -27,6 +28,7 @@ class Model:
     def __init__(self, path: Path, threads: int = 0):
         if not path.is_file():
             raise ValueError(f"{path}: no such model; {EXPORT_HINT}")
+        manifest.check(path, EXPORT_HINT)
         try_model(path)
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from records import manifest
+
 try:
     import fcntl
 except ImportError:  # Windows: scratch of killed processes stays
@@ -28,12 +30,14 @@ os.umask(_UMASK)
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, listed: bool = True) -> Iterator[Path]:
     """A scratch path on the same disk: renamed to `path` on success, removed on an error.
 
     The block may write a file there, or make a folder: a folder replaces only a missing or an empty
-    one. Files get the permissions of the umask, whatever wrote them.
+    one. Files get the permissions of the umask, whatever wrote them. listed: in the manifest of the
+    run that the path is in, if any; False for files of which there may be millions.
     """
+    listed = listed and path.suffix in manifest.LISTED
     path.parent.mkdir(parents=True, exist_ok=True)
     with _scratch_folder(path.parent) as folder:
         scratch = folder / path.name
@@ -41,7 +45,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
             yield scratch
         if scratch.is_file() and not scratch.is_symlink():
             scratch.chmod(0o666 & ~_UMASK)
+        if listed:
+            manifest.forget([path])  # a kill leaves it unlisted, never with another's digest
         scratch.replace(path)
+    if listed:
+        manifest.record([path])
 
 
 def remove_stale_scratch(folder: Path, below: bool = False) -> None:
@@ -176,10 +184,11 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK:
 def reading(path: Path, expected: str, remedy: str) -> Iterator[None]:
     """Errors of the block, which decodes `path`, become one ValueError: "path: not `expected` …".
 
-    So does a path that is no regular file; a missing or unreadable one stays an OSError.
+    So do a path that is no regular file and one that differs from its manifest (records.manifest);
+    a missing or unreadable one stays an OSError.
     """
     try:
-        regular_file(path)
+        manifest.check(regular_file(path), remedy)
         yield
     except Exception as error:
         named = (isinstance(error, OSError) and error.filename) or str(path) in str(error)
@@ -231,7 +240,9 @@ def write_json(content: Any, path: Path) -> None:
 
 
 def read_json(path: Path, remedy: str, missing: str = "", limit: int = MAX_JSON) -> Any:
-    """Raises ValueError with the path and what to do if it is missing or not strict JSON."""
+    """Raises ValueError with the path and what to do if it is missing or not strict JSON, or if
+    it differs from its manifest."""
+    manifest.check(path, remedy)
     try:
         text = read_text(path, limit)
     except FileNotFoundError as error:

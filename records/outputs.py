@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from records import manifest
 from records.files import LOCK, SCRATCH, atomic_write, read_object, sha256, write_json
 
 LIST = ".vega3d-files.json"
@@ -58,8 +59,14 @@ class OutputFolder:
         """Deletes files of ours; others of these names stay."""
         for name in names:
             if self._is_ours(name):
+                manifest.forget([self.folder / name])
                 (self.folder / name).unlink()
         self._save({k: v for k, v in self.written.items() if k not in {*names}})
+
+    def faults(self) -> list[str]:
+        """A line for every file that is not as it was written."""
+        return [f"{self.folder / name}: damaged, edited or missing (by {LIST})"
+                for name in self.written if not self._is_ours(name)]
 
     def _is_ours(self, name: str) -> bool:
         path = self.folder / name

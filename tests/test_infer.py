@@ -124,6 +124,7 @@ def test_a_file_with_damaged_weights_is_refused_before_anything_is_written(
     tensor = max(damaged.graph.initializer, key=lambda t: len(t.raw_data))
     tensor.raw_data = b"\xff" * len(tensor.raw_data)                                   # NaN
     onnx.save(damaged, model)
+    model.with_name(f"{model.name}.json").unlink()  # it would say so first
     code, line = run_infer(capsys, model, photo, "-o", tmp_path / "out")
     assert code == 2 and "features is not finite" in line and len(line.splitlines()) == 1, line
     assert not (tmp_path / "out").exists()

@@ -17,6 +17,7 @@ from distill.config import RunConfig, load_run_config
 from distill.loop import fidelity
 from distill.run import DistillRun, open_distill_run
 from distill.stages import score_student
+from records import manifest
 from records.files import sha256
 from records.results import Row
 from student.vit import Student
@@ -120,6 +121,7 @@ def _finished(folder: Path) -> Path:
     if not path.is_file():
         raise ValueError(f"{path}: not there, so the run is unfinished; finish it with: "
                          f"vega3d distill run --name {folder.resolve().name}")
+    manifest.check(path, f"score again with: vega3d distill run --name {folder.resolve().name}")
     return folder
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from bench.artefacts import Artefact
 from distill.run import DistillRun
 from export.graph.session import OnnxModel
+from records import manifest
 from records.files import sha256
 from student.vit import Student
 from teacher.data.feature_store import FeatureStore, fill
@@ -63,6 +64,7 @@ def extract_student_features(run: DistillRun, student: Student, files: Sequence[
         stores[name] = FeatureStore(root, tower.spec, run.stores["generative"].spec["source"])
         for stale in root.glob(f"{name}-*"):
             if stale != stores[name].folder and (stale / "manifest.json").is_file():
+                manifest.forget([stale / "manifest.json"])
                 shutil.rmtree(stale)
         fill(stores[name], tower, run.source, ids, run.device)
     return stores

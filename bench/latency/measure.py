@@ -20,6 +20,7 @@ from bench.latency.meters import Meter, cpu_state, energy_per_call, find_meter
 from bench.latency.soak import INTERVALS, soak
 from bench.latency.teacher_stages import teacher_cases
 from bench.latency.timing import BenchCase, LatencyConfig, TimingConfig, ratio, summary, time_cases
+from records import manifest
 from records.progress import Progress
 from records.results import Row
 
@@ -85,6 +86,7 @@ def held_out_frames(run: Path) -> Tensor:
     path = run / "frames" / "heldout.safetensors"
     if not path.is_file():
         raise ValueError(f"{path}: no held-out frames; make a run with: vega3d distill run")
+    manifest.check(path, f"make it again with: vega3d distill run --name {run.resolve().name}")
     try:
         return load_file(path)["frames"].float() / 255
     except (SafetensorError, KeyError) as error:

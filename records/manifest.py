@@ -1,0 +1,264 @@
+"""FOLDER/manifest.json: size and SHA-256 of the files below, so that damage is seen on use.
+
+`records.files.atomic_write` lists what it writes in the nearest manifest above the file; `check`
+refuses a listed file that differs. A file that no manifest lists is not checked.
+"""
+import hashlib
+import json
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes that list files at once may lose an entry
+    fcntl = None  # type: ignore[assignment]
+
+NAME = "manifest.json"
+# what later stages read; pictures and texts may be edited
+LISTED = {".safetensors", ".json", ".jsonl", ".yaml", ".onnx", ".engine"}
+RESTORE = "restore it, or delete it and run: vega3d distill run"
+_MARKS = ('"vega3d_manifest"', '"content_sha256"')  # either tells ours from another's manifest.json
+_LARGEST = 2**28       # bytes of a manifest
+_RECENT = 100_000_000  # ns: a file may change again without a new time
+_Stamp = tuple[int, int, int]
+_digests: dict[str, tuple[_Stamp, str]] = {}
+
+
+@dataclass
+class _Manifest:
+    """files: by path from the folder, {sha256, size, mtime_ns}; uses: other folders' paths."""
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    uses: list[str] = field(default_factory=list)
+
+
+_manifests: dict[str, tuple[_Stamp, _Manifest | None]] = {}
+
+
+def create(folder: Path, paths: Iterable[Path] = (), uses: Iterable[Path] = ()) -> None:
+    """Starts a manifest where there is none, and lists those of `paths` that it lacks.
+
+    uses: other folders with manifests, which `vega3d verify` checks too.
+    """
+    if not (folder / NAME).exists():
+        with _changing(folder, new=True):
+            pass
+    record(path for path in paths if path.is_file() and _entry(path) is None)
+    near = [os.path.relpath(used, folder) if used.absolute().is_relative_to(
+        folder.absolute().parent) else str(used.absolute()) for used in uses]
+    if (manifest := _read(folder)) and not set(near) <= set(manifest.uses):
+        with _changing(folder) as manifest:
+            manifest.uses += [used for used in near if used not in manifest.uses]
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Those that a manifest of the folder may list; a feature store has a list of its own."""
+    return [path for path in sorted(folder.rglob("*"))
+            if path.suffix in LISTED and path.is_file() and not path.name.startswith(".")
+            and path != folder / NAME and not _in_feature_store(path, folder)]
+
+
+def record(paths: Iterable[Path]) -> None:
+    """Lists files, as they are now, in the nearest manifest above each, if there is one."""
+    for folder, names in _by_folder(paths).items():
+        entries = {}
+        for name in names:
+            facts = (folder / name).stat()
+            entries[name] = {"sha256": digest(folder / name), "size": facts.st_size,
+                             "mtime_ns": facts.st_mtime_ns}
+        with _changing(folder) as manifest:
+            manifest.files |= entries
+
+
+def forget(paths: Iterable[Path]) -> None:
+    """Takes files out of the nearest manifest: before they are replaced or removed."""
+    for folder, names in _by_folder(paths).items():
+        known = _read(folder)
+        if known and any(name in known.files for name in names):
+            with _changing(folder) as manifest:
+                for name in names:
+                    manifest.files.pop(name, None)
+
+
+def check(path: Path, remedy: str) -> None:
+    """Raises ValueError, naming the file, if it differs from its manifest or its sidecar."""
+    if found := fault(path):
+        raise ValueError(f"{found}; {remedy}")
+
+
+def fault(path: Path, quick: bool = False) -> str:
+    """What is wrong with a file; "" if it is intact, missing or not listed.
+
+    The digest is computed once a process; quick: only if size or time are not as listed. Exported
+    models are also compared with the sidecar beside them.
+    """
+    if not path.is_file():
+        return ""
+    entry = _entry(path)
+    if entry and not matches(path, entry["sha256"], entry["size"],
+                             entry.get("mtime_ns") if quick else None):
+        return f"{path}: damaged (its SHA-256 is not the one in {NAME})"
+    return _sidecar_fault(path) if path.suffix in (".onnx", ".engine") else ""
+
+
+def is_listed(path: Path) -> bool:
+    """Whether the file is there and in a manifest."""
+    return path.is_file() and _entry(path) is not None
+
+
+def matches(path: Path, sha256: str, size: int, mtime_ns: int | None = None) -> bool:
+    """Whether a file has this size and digest; with its listed time, the digest is believed."""
+    facts = path.stat()
+    if facts.st_size != size:
+        return False
+    return facts.st_mtime_ns == mtime_ns or digest(path) == sha256
+
+
+def digest(path: Path) -> str:
+    """The file's SHA-256, computed again only if size, time or inode changed."""
+    stamp = _stamp(path)
+    known = _digests.get(str(path))
+    if known is not None and known[0] == stamp:
+        return known[1]
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if time.time_ns() - stamp[1] > _RECENT:
+        _digests[str(path)] = stamp, found
+    return found
+
+
+def faults(folder: Path) -> list[str]:
+    """A line for every file of the folder's manifest that is damaged or missing.
+
+    Raises ValueError if the manifest itself is damaged.
+    """
+    found = []
+    for name in sorted((_read(folder) or _Manifest()).files):
+        path = folder / name
+        if path.is_file():
+            found.append(fault(path))
+        elif ".ckpt." not in name:  # removed when its training ends
+            found.append(f"{path}: missing")
+    return list(filter(None, found))
+
+
+def used_folders(folder: Path) -> list[Path]:
+    manifest = _read(folder)
+    return [folder / used for used in manifest.uses] if manifest else []
+
+
+def count(folder: Path) -> int | None:
+    """How many files the folder's manifest lists; None without one."""
+    manifest = _read(folder)
+    return None if manifest is None else len(manifest.files)
+
+
+def _by_folder(paths: Iterable[Path]) -> dict[Path, list[str]]:
+    """Names below the nearest folder with a manifest; paths without one are left out."""
+    found: dict[Path, list[str]] = {}
+    for path in map(Path.absolute, paths):
+        if (folder := _folder_of(path)) is not None:
+            found.setdefault(folder, []).append(path.relative_to(folder).as_posix())
+    return found
+
+
+def _in_feature_store(path: Path, top: Path) -> bool:
+    inner = path.relative_to(top).parents
+    return any((top / folder / "files.jsonl").is_file() for folder in inner)
+
+
+def _sidecar_fault(path: Path) -> str:
+    sidecar = path.with_name(path.name + ".json")
+    if not sidecar.is_file():
+        return ""
+    try:
+        facts = json.loads(sidecar.read_text())
+    except (OSError, ValueError, RecursionError):
+        return f"{sidecar}: damaged (not JSON)"
+    listed = facts.get("sha256") if isinstance(facts, dict) else None
+    if isinstance(listed, str) and listed != digest(path):
+        return f"{path}: damaged (its SHA-256 is not the one in {sidecar.name})"
+    return ""
+
+
+def _entry(path: Path) -> dict[str, Any] | None:
+    """As the path is written, else where its links lead."""
+    for way in (path.absolute(), path.resolve()):
+        folder = _folder_of(way)
+        manifest = _read(folder) if folder else None
+        if folder and manifest and (
+                entry := manifest.files.get(way.relative_to(folder).as_posix())):
+            return entry
+    return None
+
+
+def _folder_of(path: Path) -> Path | None:
+    return next((folder for folder in path.parents if _read(folder) is not None), None)
+
+
+def _read(folder: Path) -> _Manifest | None:
+    """None if there is none of ours. Raises ValueError if it is damaged."""
+    path = folder / NAME
+    try:
+        stamp = _stamp(path)
+    except OSError:
+        return None
+    known = _manifests.get(str(path))
+    if known is None or known[0] != stamp:
+        known = _manifests[str(path)] = stamp, _parse(path)
+    return known[1]
+
+
+def _parse(path: Path) -> _Manifest | None:
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size > _LARGEST:
+        return None
+    text = path.read_text(errors="replace")
+    if not any(mark in text for mark in _MARKS):
+        return None
+    with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        content = json.loads(text)
+        manifest = _Manifest(content["files"], content["uses"])
+        complete = all({"sha256", "size"} <= entry.keys() for entry in manifest.files.values())
+        if complete and content["content_sha256"] == _content_sha256(manifest):
+            return manifest
+    raise ValueError(f"{path}: damaged; {RESTORE}")
+
+
+def _content_sha256(manifest: _Manifest) -> str:
+    return hashlib.sha256(json.dumps(vars(manifest), sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _changing(folder: Path, new: bool = False) -> Iterator[_Manifest]:
+    """The manifest as it is now; written when the block ends. One process at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if fcntl and handle is not None:
+            with suppress(OSError):  # a network disk without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        path = folder / NAME
+        before = _read(folder)
+        manifest = _Manifest(dict(before.files), list(before.uses)) if before else _Manifest()
+        yield manifest
+        if before is None and not (new and not path.exists()):
+            return  # removed meanwhile, or another program's
+        content = {"vega3d_manifest": 1, "content_sha256": _content_sha256(manifest),
+                   **vars(manifest)}
+        scratch = path.with_name(f"{NAME}.new")
+        scratch.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        scratch.replace(path)
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _stamp(path: Path) -> _Stamp:
+    facts = path.stat()
+    return facts.st_size, facts.st_mtime_ns, facts.st_ino
