@@ -20,6 +20,7 @@ from bench.latency.timing import (
     summary,
     time_cases,
 )
+from records.files import write_json
 from tests.bench_run import drawn_run
 
 QUICK = TimingConfig(seconds=0.02, iterations=6, rounds=2, warmup_seconds=0.01)
