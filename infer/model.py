@@ -106,8 +106,9 @@ def _check_input(path: Path, declared: object, inputs: list) -> None:
             or not 1 <= shape[3] <= MAX_PX or (isinstance(shape[0], int) and shape[0] < 1)):
         differences = differences or [f"{kind} {shape}"]
     if differences:
-        raise ValueError(f"{path}: takes another input ({printable(', '.join(differences))}), expected NCHW "
-                         f"RGB float frames [B,3,px,px] in [0,1]; {EXPORT_HINT}")
+        found = printable(", ".join(differences))
+        raise ValueError(f"{path}: takes another input ({found}), expected NCHW RGB float frames "
+                         f"[B,3,px,px] in [0,1]; {EXPORT_HINT}")
 
 
 def _short(error: Exception) -> str:

@@ -8,6 +8,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from export.artefact import up_to_date
 from export.graph.fp16 import to_half
 from export.graph.session import OnnxModel, TorchModel
 from export.parity import THRESHOLDS, DepthProbe, Gate, GateError, Thresholds, misses, token_cosine
@@ -250,14 +251,17 @@ def test_layerwise_of_unrelated_models_is_an_error():
         layerwise(fp32(), other, to_input(run().heldout.frames[:1]))
 
 
-def test_failed_gate_removes_the_stale_file(tmp_path, monkeypatch):
+def test_a_failed_gate_writes_nothing_and_leaves_the_earlier_file(tmp_path, monkeypatch):
     folder = shutil.copytree(trained_run(), tmp_path / "run")
     old = folder / "export" / "model.onnx"
     old.write_bytes(b"of an older student")
     monkeypatch.setattr("export.pipeline.export_onnx", lambda *args: fp32_of_another_student())
-    with pytest.raises(GateError, match="failed the fp32 parity gate"):
-        Exporter(load_trained_run(folder), log=lambda _: None).export("fp32")
-    assert not list((folder / "export").iterdir())
+    exporter = Exporter(load_trained_run(folder), log=lambda _: None)
+    with pytest.raises(GateError, match="failed the fp32 parity gate, and is not written"):
+        exporter.export("fp32")
+    assert list((folder / "export").iterdir()) == [old]
+    assert old.read_bytes() == b"of an older student"
+    assert up_to_date(old, exporter.cache_key("fp32")) is None
 
 
 def fp32_of_another_student() -> onnx.ModelProto:
