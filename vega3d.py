@@ -88,7 +88,7 @@ def _command_list() -> str:
 
 
 def _run(command: str, args: list[str]) -> None:
-    import tyro  # not for `vega3d --help`: it costs a third of a second
+    from records.command_line import parse_call  # not for `vega3d --help`: a third of a second
 
     from records.files import cache_folder
 
@@ -106,7 +106,7 @@ def _run(command: str, args: list[str]) -> None:
     if verb in getattr(module, "PARSES_ITSELF", ()):
         module.VERBS[verb](args)
     else:
-        tyro.cli(module.VERBS[verb], prog=f"vega3d {command} {verb}".strip(), args=args)
+        parse_call(module.VERBS[verb], args, f"vega3d {command} {verb}".strip())()
 
 
 def _verb_list(command: str, module: ModuleType) -> str:

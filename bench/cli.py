@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from bench.latency.timing import LatencyConfig
+from records.ranges import Count
 
 if TYPE_CHECKING:
     from bench.run import BenchPart
@@ -61,7 +62,7 @@ def latency(sources: tyro.conf.Positional[tuple[Path, ...]] = (LATEST, ),
 
 def accuracy(run: Path = LATEST, out: Path | None = None, save: SaveNames = (),
              also: tuple[Path, ...] = (), teacher: tuple[Path, ...] = (),
-             questions: int | None = None) -> None:
+             questions: Count | None = None) -> None:
     """Score the student and its exported files on held-out clips, beside teacher and controls.
 
     Args:

@@ -3,10 +3,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from distill.config import HeadTraining, RunConfig, ScenesConfig, load_config
 from records.files import exclusive
+from records.command_line import parse
+from records.ranges import Seed
 
 _ROOMS, _HEADS = ScenesConfig(), HeadTraining()
 
@@ -21,8 +21,8 @@ def run(args: list[str]) -> None:
     tap, args = _take_option(args, "--tap", "auto")
     if tap not in (None, "auto"):
         raise ValueError("--tap: expected auto; set one value with --teacher.tap.block, …tap.k, …")
-    config = tyro.cli(RunConfig, default=load_config(Path(path)) if path else RunConfig(),
-                      args=args, prog="vega3d distill run", description=run.__doc__)
+    config = parse(RunConfig, args, "vega3d distill run", description=run.__doc__,
+                   default=load_config(Path(path)) if path else RunConfig())
     from distill.stages import run_distillation  # after --help: torch and diffusers take seconds
     from teacher.probing.tap_search import chosen_tap
 
@@ -34,7 +34,7 @@ def run(args: list[str]) -> None:
 
 
 def heads(student: Path = Path("runs/latest/student"), scenes: ScenesConfig = _ROOMS,
-          heads: HeadTraining = _HEADS, seed: int = 0, again: bool = False,
+          heads: HeadTraining = _HEADS, seed: Seed = 0, again: bool = False,
           device: Literal["auto", "cpu", "cuda"] = "auto") -> None:
     """Train heads for depth, normals and descriptors on a finished student, from rendered rooms.
 

@@ -9,6 +9,19 @@ import yaml
 
 from records import manifest
 from records.outputs import safe_name
+from records.ranges import (
+    Batch,
+    Count,
+    CountOrNone,
+    Frames,
+    Processes,
+    Rate,
+    Seed,
+    Share,
+    Weight,
+    Width,
+    check_ranges,
+)
 from records.yaml_files import read_yaml
 from student.config import StudentConfig
 from teacher.config import DenseTraining
@@ -20,17 +33,18 @@ class ScenesConfig:
     # a folder of clips or images, or a video; None: rendered rooms
     path: Path | None = None
     furniture: Path | None = None  # a furniture pack; None: the CC0 one that ships
-    train: int = 48                # rooms in this split; ignored with a path
-    val: int = 0                   # rooms, as above
-    test: int = 16                 # rooms, as above
-    clips_per_room: int = 2
-    frames: int = 5                # per clip, 4n+1
-    seed: int = 0
+    train: CountOrNone = 48        # rooms in this split; ignored with a path
+    val: CountOrNone = 0           # rooms, as above
+    test: CountOrNone = 16         # rooms, as above
+    clips_per_room: Count = 2
+    frames: Frames = 5             # per clip, 4n+1
+    seed: Seed = 0
     # rendering processes; None: one less than there are cores, 0: no extra process
-    workers: int | None = None
+    workers: Processes | None = None
 
     def __post_init__(self) -> None:
-        if self.frames < 1 or self.frames % 4 != 1:
+        check_ranges(self, "scenes")
+        if self.frames % 4 != 1:
             raise ValueError(f"scenes.frames is {self.frames}, expected 4n+1 (1, 5, 9, 17)")
 
 
@@ -49,51 +63,49 @@ class StudentTraining:
     model: StudentConfig = field(default_factory=StudentConfig)
     # shipped: start from the ViT-Ti in student/weights
     init: Literal["shipped", "scratch"] = "shipped"
-    epochs: int = 1
-    batch: int = 32               # frames
-    lr: float = 1e-4              # peak; for training from scratch 1e-3
-    weight_decay: float = 0.05
-    l1_weight: float = 0.5        # of smooth L1 in the token loss
-    relation_weight: float = 1.0  # of the relation loss
+    epochs: Count = 1
+    batch: Batch = 32             # frames
+    lr: Rate = 1e-4               # peak; for training from scratch 1e-3
+    weight_decay: Share = 0.05
+    l1_weight: Share = 0.5        # of smooth L1 in the token loss
+    relation_weight: Weight = 1.0  # of the relation loss
     # changes of the student's input; flip and crop move the target's grid along
     augment: tuple[Literal["photometric", "flip", "crop"], ...] = ()
-    ema: float = 0.0              # decay a step of the averaged weights that are kept; 0: the last
-    stem_lr: float = 0.2          # of an ImageNet-trained stem, as a share of lr
+    ema: Share = 0.0              # decay a step of the averaged weights that are kept; 0: the last
+    stem_lr: Share = 0.2          # of an ImageNet-trained stem, as a share of lr
 
     def __post_init__(self) -> None:
-        _check_positive("student", self, ("epochs", "batch"))
-        if not 0 <= self.ema < 1:
+        check_ranges(self, "student")
+        if self.ema == 1:
             raise ValueError(f"student.ema is {self.ema}, expected 0 (none) to below 1")
 
 
 @dataclass(frozen=True)
 class HeadTraining:
     """Training of the student's heads: depth, normals, descriptors (student/heads.py)."""
-    steps: int = 150              # 0: no heads
-    batch: int = 16               # pairs of frames
-    lr: float = 2e-3
-    width: int = 64
-    descriptor_dim: int = 32
+    steps: CountOrNone = 150      # 0: no heads
+    batch: Batch = 16             # pairs of frames
+    lr: Rate = 2e-3
+    width: Width = 64
+    descriptor_dim: Width = 32
     # shipped: start from the heads in student/weights if they fit
     init: Literal["shipped", "scratch"] = "shipped"
 
     def __post_init__(self) -> None:
-        _check_positive("heads", self, ("batch", "width", "descriptor_dim"))
-        if self.steps < 0:
-            raise ValueError(f"heads.steps is {self.steps}, expected 0 (no heads) or more")
+        check_ranges(self, "heads")
 
 
 @dataclass(frozen=True)
 class JointTraining:
     """Training of the student and its heads together (distill/joint.py)."""
-    steps: int = 2000
-    batch: int = 64               # pairs of frames
-    lr: float = 1e-3              # of the heads
-    student_lr: float = 1.0       # of the student, as a share of lr
-    feature_weight: float = 1.0   # of the distillation losses; 0: labels alone
+    steps: Count = 2000
+    batch: Batch = 64             # pairs of frames
+    lr: Rate = 1e-3               # of the heads
+    student_lr: Weight = 1.0      # of the student, as a share of lr
+    feature_weight: Weight = 1.0  # of the distillation losses; 0: labels alone
 
     def __post_init__(self) -> None:
-        _check_positive("joint", self, ("steps", "batch"))
+        check_ranges(self, "joint")
 
 
 @dataclass(frozen=True)
@@ -105,10 +117,13 @@ class RunConfig:
     student: StudentTraining = field(default_factory=StudentTraining)
     heads: HeadTraining = field(default_factory=HeadTraining)
     # one dense teacher and one student each; the first seed's student is exported
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
 
     def __post_init__(self) -> None:
+        check_ranges(self, "")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {self.seeds}, expected one or more different numbers")
         name = self.name
         if name is not None and (safe_name(name) != name or name in ("latest", "cache")):
             raise ValueError(f"name is {name!r}, expected letters, digits, '.', '_' and '-', not "
@@ -144,12 +159,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML that `load_config` reads back."""
     return yaml.safe_dump(_plain(config), sort_keys=False)
-
-
-def _check_positive(section: str, config: Any, names: tuple[str, ...]) -> None:
-    for name in names:
-        if (value := getattr(config, name)) < 1:
-            raise ValueError(f"{section}.{name} is {value}, expected at least 1")
 
 
 def _build(kind: type, data: Any, where: str) -> Any:

@@ -47,8 +47,8 @@ def build_student(config: StudentTraining, teacher: str, mean: Tensor, std: Tens
     shipped = load_student(SHIPPED)
     if shipped.config == student.config:
         return shipped.train()
-    any_teacher = replace(student.config, out_dim=0, teacher="")
-    if replace(shipped.config, out_dim=0, teacher="") != any_teacher:
+    any_teacher = replace(student.config, out_dim=1, teacher="")
+    if replace(shipped.config, out_dim=1, teacher="") != any_teacher:
         raise ValueError("student.init=shipped: the shipped student is a ViT-"
                          f"{shipped.config.size.title()}, expected {config.model}; use "
                          "--student.init scratch")

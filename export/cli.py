@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from records.files import exclusive
+from records.ranges import CountOrNone, Range, Share
 
 if TYPE_CHECKING:
     from export.pipeline import ExportedFile, Exporter
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
 
 LATEST = Path("runs/latest")
 Precision = Literal["fp32", "fp16", "int8", "fp8"]
-Batch = int | Literal["dynamic"]
+Batch = Annotated[int, Range(1, 1024)] | Literal["dynamic"]
 RunFolder = Annotated[Path, tyro.conf.arg(help="a run folder of `vega3d distill run`")]
-MaxDrop = Annotated[float | None, tyro.conf.arg(
+MaxDrop = Annotated[Share | None, tyro.conf.arg(
     help="budget for 1 - mean token cosine of INT8; the worst layers return to half precision "
          "until it holds")]
-QatSteps = Annotated[int, tyro.conf.arg(
+Capability = Annotated[int, Range(50, 999)]
+Port = Annotated[int, Range(0, 65_535)]
+QatSteps = Annotated[CountOrNone, tyro.conf.arg(
     help="steps of quantisation-aware distillation from the FP32 student (100 take minutes on a "
          "CPU)")]
 
@@ -56,7 +59,8 @@ def onnx(run: RunFolder = LATEST, precision: tuple[Precision, ...] = ("fp32", "f
         console.print(f"in {exporter.run.out}")
 
 
-def trt(run: RunFolder = LATEST, int8: bool = True, fp8: bool = False, sm: tuple[int, ...] = (),
+def trt(run: RunFolder = LATEST, int8: bool = True, fp8: bool = False,
+        sm: tuple[Capability, ...] = (),
         target: Literal["auto", "rtx", "trt", "jetson"] = "auto",
         via: Literal["onnx", "torch-tensorrt"] = "onnx",
         batch: Batch = 1, max_drop: MaxDrop = None, qat: QatSteps = 0) -> None:
@@ -83,7 +87,7 @@ def trt(run: RunFolder = LATEST, int8: bool = True, fp8: bool = False, sm: tuple
                             "fp8" if fp8 else "int8" if int8 else "fp16", target, sm)
 
 
-def web(run: RunFolder = LATEST, out: Path | None = None, serve: bool = False, port: int = 8000,
+def web(run: RunFolder = LATEST, out: Path | None = None, serve: bool = False, port: Port = 8000,
         ort: Path | None = None) -> None:
     """A live page: camera, video or a clip through the student in the browser, offline.
 

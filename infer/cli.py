@@ -4,12 +4,14 @@ from typing import Annotated
 
 import tyro
 
+from records.ranges import Processes
+
 Positional = tyro.conf.Positional
 
 
 def infer(model: Annotated[Path, Positional], photos: Annotated[tuple[Path, ...], Positional],
           out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("out"),
-          threads: int = 0) -> None:
+          threads: Processes = 0) -> None:
     """Depth, normals, features and descriptors of photos, as PNG and NPY files. Needs no torch.
 
     Args:

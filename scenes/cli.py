@@ -4,13 +4,15 @@ from typing import Annotated, Literal
 
 import tyro
 
+from records.ranges import Count, Frames, Pixels, Processes, Seed
+
 LIBRARY = Path("/usr/share/sweethome3d/furniture")
 Benchmark = Literal["scanrefer", "multi3drefer", "scan2cap", "scanqa", "sqa3d"]
 
 
-def render(n: int = 200, out: Path = Path("clips"), seed: int = 0, frames: int = 9, size: int = 224,
-           clips_per_room: int = 1, furniture: Path | None = None,
-           workers: int | None = None) -> None:
+def render(n: Count = 200, out: Path = Path("clips"), seed: Seed = 0, frames: Frames = 9,
+           size: Pixels = 224, clips_per_room: Count = 1, furniture: Path | None = None,
+           workers: Processes | None = None) -> None:
     """Renders clips of furnished rooms into a folder; the same command resumes after a stop.
 
     Args:
@@ -27,9 +29,7 @@ def render(n: int = 200, out: Path = Path("clips"), seed: int = 0, frames: int =
     from scenes.rooms.source import RoomSource
     from scenes.rooms.writer import default_workers, render_folder
 
-    if n < 1:
-        raise ValueError(f"render: got n={n}, expected at least 1")
-    rooms = -(-n // max(clips_per_room, 1))
+    rooms = -(-n // clips_per_room)
     held_out = round(rooms * 0.1)
     source = RoomSource(train=rooms - 2 * held_out, val=held_out, test=held_out,
                         clips_per_room=clips_per_room, frames=frames, size=size, seed=seed,
@@ -41,8 +41,8 @@ def render(n: int = 200, out: Path = Path("clips"), seed: int = 0, frames: int =
 
 
 def import_clips(dataset: Annotated[Literal["scannet", "vsibench"], tyro.conf.Positional],
-                 root: Annotated[Path, tyro.conf.Positional], out: Path, frames: int = 32,
-                 size: int = 384, annotations: Path | None = None, processed: Path | None = None,
+                 root: Annotated[Path, tyro.conf.Positional], out: Path, frames: Frames = 32,
+                 size: Pixels = 384, annotations: Path | None = None, processed: Path | None = None,
                  benchmarks: tuple[Benchmark, ...] = (), proposals: tuple[Path, ...] = (),
                  only_present: bool = False) -> None:
     """Imports ScanNet or VSI-Bench with its questions into a folder, as render writes one.
@@ -100,7 +100,7 @@ def show(clip: Annotated[Path, tyro.conf.Positional], out: Path | None = None) -
 
 
 def ask(clip: Annotated[Path, tyro.conf.Positional], task: str | None = None,
-        seed: int = 0) -> None:
+        seed: Seed = 0) -> None:
     """Prints the questions that a rendered clip supports, with their answers.
 
     Args:
@@ -115,9 +115,9 @@ def ask(clip: Annotated[Path, tyro.conf.Positional], task: str | None = None,
     print_questions(load_clip(clip), (task,) if task else TASKS, seed)
 
 
-def census(out: Path = Path("bench/results/rooms_census.json"), rooms: int = 100,
-           held_out: int = 40, frames: int = 9, step: int = 1, size: int = 224, seed: int = 0,
-           workers: int | None = None) -> None:
+def census(out: Path = Path("bench/results/rooms_census.json"), rooms: Count = 100,
+           held_out: Count = 40, frames: Frames = 9, step: Frames = 1, size: Pixels = 224,
+           seed: Seed = 0, workers: Processes | None = None) -> None:
     """Counts the questions that rendered rooms give, and scores baselines that see no frames.
 
     Args:
@@ -139,8 +139,6 @@ def census(out: Path = Path("bench/results/rooms_census.json"), rooms: int = 100
     from scenes.rooms.source import RoomSource, render_clips
     from scenes.rooms.writer import default_workers
 
-    if rooms < 1 or held_out < 1:
-        raise ValueError(f"census: got rooms={rooms}, held_out={held_out}, expected 1 or more")
     source = Strided(RoomSource(train=rooms, val=0, test=held_out, frames=step * (frames - 1) + 1,
                                 size=size, seed=seed), step)
     workers = default_workers() if workers is None else workers
@@ -155,7 +153,7 @@ def census(out: Path = Path("bench/results/rooms_census.json"), rooms: int = 100
 
 
 def pack(out: Path, library: Path = LIBRARY, licence: Literal["cc0", "all"] = "cc0",
-         max_triangles: int | None = None) -> None:
+         max_triangles: Count | None = None) -> None:
     """Packs the Debian package sweethome3d-furniture into one small zip.
 
     Args:

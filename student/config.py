@@ -1,7 +1,9 @@
 """Sizes of the student and of its heads. Imports no torch: `--help` reads this module."""
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from records.ranges import Depth, Pixels, Range, Width, check_ranges
 
 SHIPPED = Path(__file__).parent / "weights" / "vit-ti"  # distilled from wan-nano; see its card
 WIDTHS = {"ti": 192, "s": 384, "b": 768}
@@ -10,15 +12,16 @@ WIDTHS = {"ti": 192, "s": 384, "b": 768}
 @dataclass(frozen=True)
 class StudentConfig:
     size: Literal["ti", "s", "b"] = "ti"
-    out_dim: int = 256      # D, the teacher's feature width
-    depth: int = 12
-    image_size: int = 224   # px, square; 224 / 16 = the 14x14 grid of the targets
-    patch: int = 16         # px
+    out_dim: Width = 256    # D, the teacher's feature width
+    depth: Depth = 12
+    image_size: Pixels = 224  # px, square; 224 / 16 = the 14x14 grid of the targets
+    patch: Pixels = 16      # px
     # patch: one convolution; lite0: EfficientNet-Lite0 up to stride 16, from its ImageNet weights
     stem: Literal["patch", "lite0"] = "patch"
     teacher: str = ""       # digest of the distilled tower's spec; set by the run
 
     def __post_init__(self) -> None:
+        check_ranges(self, "student.model")
         if self.stem == "lite0" and self.patch != 16:
             raise ValueError(f"student.patch is {self.patch}, expected 16: the stride of the stem "
                              "lite0")
@@ -38,11 +41,14 @@ class StudentConfig:
 
 @dataclass(frozen=True)
 class HeadsShape:
-    in_dim: int = 256       # D, the student's out_dim
-    grid: int = 14          # tokens a side
-    width: int = 64
-    descriptor_dim: int = 32
-    dense_up: int = 4       # depth and normals: 56x56
-    descriptor_up: int = 2  # descriptors: 28x28
+    in_dim: Width = 256     # D, the student's out_dim
+    grid: Annotated[int, Range(1, 64)] = 14  # tokens a side
+    width: Width = 64
+    descriptor_dim: Width = 32
+    dense_up: Annotated[int, Range(1, 16)] = 4  # depth and normals: 56x56
+    descriptor_up: Annotated[int, Range(1, 16)] = 2  # descriptors: 28x28
     # sha256 of the student.safetensors that the heads read: they fit no other student's features
     student: str = ""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "heads")

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import tyro
 
+from records.command_line import parse
+from records.ranges import Count, Frames, Processes, Seed
 from teacher.config import PretrainConfig, ProbeConfig, SearchConfig
 from teacher.language.config import LanguageTeacherConfig, Tune, recipe
 
@@ -42,7 +44,7 @@ def prompt(generator: tyro.conf.Positional[str], out: Path | None = None) -> Non
 
 
 def pretrain(config: tyro.conf.OmitArgPrefixes[PretrainConfig], furniture: Path | None = None,
-             rooms: int = 500, render_seed: int = 1000) -> None:
+             rooms: Count = 500, render_seed: Seed = 1000) -> None:
     """Train wan-nano on rendered rooms: first its VAE, then its transformer.
 
     furniture: a furniture pack; None: the CC0 one that ships.
@@ -81,7 +83,7 @@ def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig], furniture: Path | None
 
 
 def search(config: tyro.conf.OmitArgPrefixes[SearchConfig], furniture: Path | None = None,
-           render_seed: int = 3000, workers: int = 0,
+           render_seed: Seed = 3000, workers: Processes = 0,
            out: Path = Path("bench/results/tap_search.json"),
            work: Path = Path("runs/cache/search")) -> None:
     """Rank every block, noise level and frame mode by 3D probes, and choose the tap.
@@ -121,8 +123,8 @@ def train(args: list[str]) -> None:
         if at + 1 == len(args):
             raise ValueError("--recipe: expected a name after it")
         name, args = args[at + 1], args[:at] + args[at + 2:]
-    config = tyro.cli(LanguageTeacherConfig, default=recipe(name), args=args,
-                      prog="vega3d teacher train", description=train.__doc__)
+    config = parse(LanguageTeacherConfig, args, "vega3d teacher train", default=recipe(name),
+                   description=train.__doc__)
     from teacher.language.train import train_language_teacher  # after --help: imports torch
 
     for task, scores in train_language_teacher(config).items():
@@ -130,8 +132,8 @@ def train(args: list[str]) -> None:
     print(f"teacher: {config.out}")
 
 
-def plan(launch: Path | None = None, tune: Tune = "full", gpus: int = 1, frames: int = 32,
-         clips: int = 1, recompute: bool = True) -> None:
+def plan(launch: Path | None = None, tune: Tune = "full", gpus: Count = 1, frames: Frames = 32,
+         clips: Count = 1, recompute: bool = True) -> None:
     """Count the GPU memory that training the 7B teacher needs, without a GPU.
 
     launch: a configuration of accelerate (bench/recipes/paper_fsdp.yaml), instead of gpus.

@@ -1,9 +1,29 @@
 """Configurations of the teacher's trainings and probes. Imports no torch: `--help` reads this."""
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from records.ranges import (
+    Batch,
+    Count,
+    CountOrNone,
+    Depth,
+    Frames,
+    Level,
+    Pixels,
+    Processes,
+    Range,
+    Rate,
+    Seconds,
+    Seed,
+    Share,
+    Weight,
+    Width,
+    check_ranges,
+)
 
 Mode = Literal["image", "video"]  # each frame its own one-frame video, or the clip as one
+Pair = Annotated[int, Range(2, 1_000_000)]
 LEVELS = (20, 100, 200, 300, 500, 700, 999)
 CRITERIA = ("depth_r2_ridge", "xyz_r2_ridge", "corr_std_auc")
 MLP_CRITERIA = ("depth_r2_mlp", "normal_cos", "delta1")
@@ -13,10 +33,13 @@ SEARCH_COLUMNS = (*CRITERIA, *MLP_CRITERIA, "corr_x100", "corr_random_x100", "co
 
 @dataclass(frozen=True)
 class DenseTraining:
-    epochs: int = 14
-    batch: int = 32     # frames
-    lr: float = 2e-3
-    width: int = 128
+    epochs: Count = 14
+    batch: Batch = 32   # frames
+    lr: Rate = 2e-3
+    width: Width = 128
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "teacher.heads")
 
 
 @dataclass(frozen=True)
@@ -24,35 +47,36 @@ class PretrainConfig:
     out: Path = Path("runs/wan-nano")
     # an earlier wan-nano to continue from, or its VAE alone; with vae_steps 0 that is not trained
     init: Path | None = None
-    clips: int = 2000          # training clips
-    held_out: int = 64         # clips of unseen rooms and furniture, for PSNR and the sample sheet
-    frames: int = 9            # per clip, 4n+1
-    vae_steps: int = 4000
-    vae_batch: int = 32        # clips a step and process
-    vae_crop: int = 112        # px, multiple of 16
-    vae_lr: float = 1e-3
+    clips: Count = 2000        # training clips
+    held_out: Count = 64       # clips of unseen rooms and furniture, for PSNR and the sample sheet
+    frames: Frames = 9         # per clip, 4n+1
+    vae_steps: CountOrNone = 4000
+    vae_batch: Batch = 32      # clips a step and process
+    vae_crop: Pixels = 112     # px, multiple of 16
+    vae_lr: Rate = 1e-3
     # > 0: as many steps as fit, fixed (and logged) once the speed is known
-    vae_seconds: float = 0.0
-    flow_steps: int = 20000
-    flow_batch: int = 96       # clips a step and process
-    flow_lr: float = 1e-3
-    flow_seconds: float = 0.0  # as vae_seconds
-    width: int = 256           # channels of the transformer, a multiple of 64; ignored with init
-    depth: int = 10            # its blocks; ignored with init
+    vae_seconds: Seconds = 0.0
+    flow_steps: Count = 20000
+    flow_batch: Batch = 96     # clips a step and process
+    flow_lr: Rate = 1e-3
+    flow_seconds: Seconds = 0.0  # as vae_seconds
+    width: Width = 256         # channels of the transformer, a multiple of 64; ignored with init
+    depth: Depth = 10          # its blocks; ignored with init
     # frozen encoder whose features the tokens of block align_block are trained to predict
     align: Literal["none", "efficientnet-lite0"] = "none"
-    align_block: int = 5       # 0-based
-    align_weight: float = 0.5
-    align_t: tuple[float, float] = (0.0, 1.0)  # noise levels that are aligned
-    t_focus: float = 0.0       # share of noise levels drawn uniformly from t_range
-    t_range: tuple[float, float] = (0.3, 0.7)
-    validate_every: int = 500  # steps between held-out flow losses, a multiple of 100
-    ema: float = 0.9995
-    save_every: int = 1000     # steps between resumable checkpoints
-    workers: int = 2           # rendering processes
-    seed: int = 0
+    align_block: CountOrNone = 5  # 0-based
+    align_weight: Weight = 0.5
+    align_t: tuple[Share, Share] = (0.0, 1.0)  # noise levels that are aligned
+    t_focus: Share = 0.0       # share of noise levels drawn uniformly from t_range
+    t_range: tuple[Share, Share] = (0.3, 0.7)
+    validate_every: Count = 500  # steps between held-out flow losses, a multiple of 100
+    ema: Share = 0.9995
+    save_every: Count = 1000   # steps between resumable checkpoints
+    workers: Processes = 2     # rendering processes
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
+        check_ranges(self, "pretrain")
         if self.vae_steps < 1 and self.init is None:
             raise ValueError(
                 "pretrain.vae_steps is 0, which needs an earlier generator: give --init FOLDER")
@@ -64,11 +88,9 @@ class PretrainConfig:
         if not 0 <= self.align_block < self.depth and self.init is None:
             raise ValueError(f"pretrain.align_block is {self.align_block}, expected 0 to "
                              f"{self.depth - 1}")
-        if not 0 <= self.t_focus <= 1:
-            raise ValueError(f"pretrain.t_focus is {self.t_focus}, expected a share, 0 to 1")
         for name in ("align_t", "t_range"):
             low, high = getattr(self, name)
-            if not 0 <= low < high <= 1:
+            if low >= high:
                 raise ValueError(f"pretrain.{name} is {low} {high}, expected 0 <= low < high <= 1")
         if self.frames % 4 != 1:
             raise ValueError(f"pretrain.frames is {self.frames}, expected 4n+1 (5, 9, 17): "
@@ -79,34 +101,38 @@ class PretrainConfig:
 class ProbeConfig:
     # None: the wan-nano that ships; else a name, hub id or diffusers folder
     generator: Path | None = None
-    clips: int = 120                     # of each split: val trains the probes, test scores them
+    clips: Pair = 120                    # of each split: val trains the probes, test scores them
     modes: tuple[Mode, ...] = ("image", "video")
-    levels: tuple[int, ...] = LEVELS     # k, in thousandths of pure noise
-    averaged: int = 8                    # noise draws of the second measurement of the best taps
+    levels: tuple[Level, ...] = LEVELS   # k, in thousandths of pure noise
+    averaged: Count = 8                  # noise draws of the second measurement of the best taps
     # other towers as rows, KIND:FOLDER (dinov2, dinov3, vjepa2, unet, cogvideox)
     also: tuple[str, ...] = ()
-    seed: int = 0
+    seed: Seed = 0
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "probe")
+        if not self.modes or not self.levels:
+            raise ValueError("probe: needs at least one mode and one level")
 
 
 @dataclass(frozen=True)
 class SearchConfig:
     generator: str = "wan-nano"  # or a name, a hub id, a local folder in the diffusers layout
-    clips: int = 100                     # of each split: val trains the probes, test scores them
+    clips: Pair = 100                    # of each split: val trains the probes, test scores them
     modes: tuple[Mode, ...] = ("image", "video")
-    levels: tuple[int, ...] = (50, 100, 200, 300, 500, 700)  # k, in thousandths of pure noise
+    levels: tuple[Level, ...] = (50, 100, 200, 300, 500, 700)  # k, in thousandths of pure noise
     mlp: bool = True  # also the MLP probes of depth and normals, which take most of the time
     # columns that decide, higher is better; empty: the default five, or three without the MLP
     by: tuple[str, ...] = ()
-    resamples: int = 1000
-    seed: int = 0
+    resamples: Annotated[int, Range(1, 100_000)] = 1000
+    seed: Seed = 0
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.clips < 2 or not self.modes or not self.levels:
-            raise ValueError("search: needs at least 2 clips of each split, one mode and one level")
-        if bad := [k for k in self.levels if not 0 <= k <= 1000]:
-            raise ValueError(f"search: level {bad[0]}, expected 0 (clean) to 1000 (pure noise)")
+        check_ranges(self, "search")
+        if not self.modes or not self.levels:
+            raise ValueError("search: needs at least one mode and one level")
         columns = [c for c in SEARCH_COLUMNS if self.mlp or c not in MLP_CRITERIA]
         if unknown := [name for name in self.by if name not in columns]:
             raise ValueError(f"search: no column {', '.join(unknown)}; "

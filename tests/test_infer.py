@@ -155,7 +155,7 @@ def test_what_would_be_written_is_looked_at_first(model, photo, tmp_path, capsys
     twin.write_bytes(photo.read_bytes())
     for args, why in (((photo, "-o", tmp_path / "a_file"), "is a file, expected a folder"),
                       ((photo, twin, "-o", tmp_path / "out"), "two photos named room"),
-                      ((photo, "-o", tmp_path / "out", "--threads", "-1"), "got -1 threads")):
+                      ((photo, "-o", tmp_path / "out", "--threads", "-1"), "--threads is -1")):
         code, line = run_infer(capsys, model, *args)
         assert code == 2 and why in line and len(line.splitlines()) == 1, line
     assert (tmp_path / "a_file").read_text() == "mine" and not (tmp_path / "out").exists()

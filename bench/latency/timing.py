@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
+from records.ranges import Batch, Count, Range, Seconds, check_ranges
 from records.results import Row
 from records.timing import interleave
 
@@ -26,15 +27,13 @@ MIN_CALLS = 3  # of even the slowest case
 @dataclass(frozen=True)
 class TimingConfig:
     """When a row is complete: at `iterations` calls or `seconds` of them, whichever is first."""
-    seconds: float = 3.0
-    iterations: int = 200
-    rounds: int = 10
-    warmup_seconds: float = 0.3
+    seconds: Annotated[float, Range(0, 1e6, above=True)] = 3.0
+    iterations: Count = 200
+    rounds: Count = 10
+    warmup_seconds: Seconds = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("seconds", "iterations", "rounds"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"bench: {name} is {getattr(self, name)}, expected more than 0")
+        check_ranges(self, "timing")
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ class LatencyConfig:
     """How latency is measured. Importable without torch, for `vega3d bench --help`."""
     timing: TimingConfig = field(default_factory=TimingConfig)
     backends: str = ""              # comma-separated; default: all but compile, which takes minutes
-    threads: int = 1                # CPU threads of every backend
-    batch: tuple[int, ...] = (1,)   # frames a call of the student
+    threads: Annotated[int, Range(1, 1024)] = 1  # CPU threads of every backend
+    batch: tuple[Batch, ...] = (1,)  # frames a call of the student
     device: Literal["auto", "cpu", "cuda"] = "auto"  # the teacher's; auto: a GPU if there is one
     teacher: bool = True            # of a run: time its teacher's stages too
     teacher_precision: tuple[Literal["run", "fp32", "bf16"], ...] = ("run",)  # run: the tap's
@@ -53,10 +52,10 @@ class LatencyConfig:
     soak: str = ""                  # such as 10m: run the fastest student so long, log clocks
 
     def __post_init__(self) -> None:
-        if self.threads < 1 or not self.batch or min(self.batch) < 1:
-            raise ValueError(f"bench: got threads {self.threads}, batch {self.batch}; "
-                             "expected at least 1 of each")
-        if self.soak and not re.fullmatch(r"\d+(\.\d+)?[smh]", self.soak):
+        check_ranges(self, "bench")
+        if not self.batch or len(set(self.batch)) < len(self.batch):
+            raise ValueError(f"bench.batch is {self.batch}, expected one or more different numbers")
+        if self.soak and not re.fullmatch(r"\d{1,6}(\.\d{1,6})?[smh]", self.soak):
             raise ValueError(f"bench: got soak {self.soak!r}, "
                              "expected a time such as 90s, 10m or 1h")
 

@@ -1,8 +1,22 @@
 """Configuration of `vega3d teacher train`. Imports no torch: `--help` reads this module."""
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from records.ranges import (
+    Batch,
+    Count,
+    Depth,
+    Draws,
+    Frames,
+    Range,
+    Rate,
+    Seed,
+    Share,
+    Weight,
+    Width,
+    check_ranges,
+)
 from scenes.questions.question import IMPORTED_TASKS, TASKS
 from teacher.towers.tap import Tap
 
@@ -13,55 +27,53 @@ Objects = Literal["fused", "semantic", "heard"]
 PositionMode = Literal["depth_pose", "pose_free"]
 Query = Literal["words", "ground"]  # the question's mean hidden state, or that of <ground>
 Tune = Literal["frozen", "lora", "full"]
+Grid = Annotated[int, Range(1, 14)]
 RANK = 16
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
     lm: str = "smollm2-135m"    # a name, hub id or folder
-    layers: int | None = None   # the first layers of the language model; None: all
+    layers: Depth | None = None  # the first layers of the language model; None: all
     tune: Tune = "full"         # what of the language model is trained
-    lora_rank: int = RANK       # with tune lora
-    steps: int = 1500           # optimiser steps
-    clips: int = 8              # per batch
-    questions: int = 8          # per clip: they share its visual tokens
-    accumulate: int = 1         # batches per step
-    lr: float = 2e-4            # of the language model
-    lr_new: float = 1e-3        # of newly initialised weights
-    warm: float = 0.03          # share of the steps
-    weight_decay: float = 0.0   # of AdamW
+    lora_rank: Width = RANK     # with tune lora
+    steps: Count = 1500         # optimiser steps
+    clips: Batch = 8            # per batch
+    questions: Batch = 8        # per clip: they share its visual tokens
+    accumulate: Batch = 1       # batches per step
+    lr: Rate = 2e-4             # of the language model
+    lr_new: Rate = 1e-3         # of newly initialised weights
+    warm: Share = 0.03          # share of the steps
+    weight_decay: Share = 0.0   # of AdamW
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU
     recompute: bool = False     # activation checkpointing of every layer
     graphed: bool = True        # on one GPU in bf16: a step is one CUDA graph
     compiled: bool = False      # with graphed: compiles the language model's layers, a minute once
-    save_every: int = 200       # steps
-    validate_every: int = 100   # steps
-    seed: int = 0               # of new weights and batches
+    save_every: Count = 200     # steps
+    validate_every: Count = 100  # steps
+    seed: Seed = 0              # of new weights and batches
 
     def __post_init__(self) -> None:
-        for name in ("steps", "clips", "questions", "accumulate", "lora_rank", "save_every",
-                     "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"tuning: got {name}={getattr(self, name)}, expected at least 1")
+        check_ranges(self, "tuning")
 
 
 @dataclass(frozen=True)
 class LanguageTeacherConfig:
     out: Path = Path("runs/teacher")
     clips: Path | None = None  # of `vega3d scenes render`; None: rooms are rendered into OUT/clips
-    rooms: int = 200  # to render: 80 % training, 10 % validation, 10 % test
-    frames: int = 5                     # per rendered clip
+    rooms: Count = 200  # to render: 80 % training, 10 % validation, 10 % test
+    frames: Frames = 5                  # per rendered clip
     semantic: str = "efficientnet-lite0"  # or siglip-so400m, siglip2-so400m, a SigLIP's hub id
     features: Features = "generator"    # second stream, or a control; none: semantic only
     generator: str = "wan-nano"         # a name, a hub id or a diffusers folder
     tap: Tap = field(default_factory=Tap)
     fusion: str = "token_gate"          # one of teacher.fusion.FUSIONS
     position: PositionMode = "depth_pose"  # of tokens: in the world, or in the video
-    grid: int = 7                       # visual tokens along a frame's side
+    grid: Grid = 7                      # visual tokens along a frame's side
     objects: Objects = "fused"          # tokens that represent a candidate box
     query: Query = "words"  # grounding query: mean hidden state of the question, or of <ground>
-    draws: int = 1  # training question draws per clip, of distances and single boxes
-    metric: float = 0.0                 # loss weight of the distances between visual tokens
+    draws: Draws = 1  # training question draws per clip, of distances and single boxes
+    metric: Weight = 0.0                # loss weight of the distances between visual tokens
     # warm start: OUT of a teacher trained with --features none; None: from scratch
     start: Path | None = None
     tasks: tuple[str, ...] = TASKS      # question tasks
@@ -69,12 +81,9 @@ class LanguageTeacherConfig:
     exam: bool = True                   # evaluate on the test rooms after training
 
     def __post_init__(self) -> None:
+        check_ranges(self, "teacher")
         if unknown := sorted(set(self.tasks) - set(IMPORTED_TASKS)):
             raise ValueError(f"teacher: no task {unknown[0]!r}; expected: {', '.join(TASKS)}")
-        if self.draws < 1:
-            raise ValueError(f"teacher: got draws={self.draws}, expected at least 1")
-        if self.metric < 0:
-            raise ValueError(f"teacher: got metric={self.metric}, expected a weight of at least 0")
         if self.rooms < 10 and self.clips is None:
             raise ValueError(f"teacher: got rooms={self.rooms}, expected at least 10")
 

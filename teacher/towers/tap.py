@@ -2,6 +2,8 @@
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
+from records.ranges import Draws, Level, Pixels, Seed, check_ranges
+
 if TYPE_CHECKING:
     import torch
 
@@ -14,31 +16,27 @@ _FIRST = {"geometry": "registered", "side": None, "tail": "refuse", "noise": "fr
 @dataclass(frozen=True)
 class Tap:
     """Where and how a generator is read. Defaults: as the shipped student was distilled."""
-    block: int = 5           # 0-based
-    k: int = 500             # noise level, 0 (clean) .. 1000 (pure noise); t = k/1000
+    block: Level = 5         # 0-based
+    k: Level = 500           # noise level, 0 (clean) .. 1000 (pure noise); t = k/1000
     # each frame as a one-frame video, or the clip together
     frames: Literal["image", "video"] = "image"
-    seeds: int = 4           # noise draws that are averaged
-    seed: int = 0
+    seeds: Draws = 4         # noise draws that are averaged
+    seed: Seed = 0
     # image mode: the same draws for every frame, or, as released, new ones for each frame of a clip
     noise: Literal["shared", "fresh"] = "fresh"
     # complete frames, or the released code's squash, crop and noise schedule
     geometry: Literal["registered", "paper"] = "registered"
-    side: int | None = None  # px of the short side the generator sees; None: as it is (paper: 720)
+    # px of the short side the generator sees; None: as it is (paper: 720)
+    side: Pixels | None = None
     # video mode, not 4n+1 frames: refuse, or repeat the last and drop its features
     tail: Literal["refuse", "pad"] = "refuse"
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 from 100 M parameters on
 
     def __post_init__(self) -> None:
-        if not 0 <= self.k <= 1000:
-            raise ValueError(f"tap.k is {self.k}, expected 0 (clean) to 1000 (pure noise)")
-        if self.seeds < 1:
-            raise ValueError(f"tap.seeds is {self.seeds}, expected at least 1")
+        check_ranges(self, "tap")
         if self.geometry == "paper" and self.side not in (None, *PAPER_SIZES):
             raise ValueError(
                 f"tap.side is {self.side}, expected 720 or 480: the sizes of tap.geometry paper")
-        if self.side is not None and self.side < 1:
-            raise ValueError(f"tap.side is {self.side}, expected pixels, at least 1")
 
     @property
     def time(self) -> tuple[float, float]:

@@ -107,7 +107,8 @@ def _fault(case: Case, folder: Path) -> str:
         return f"exit code {code}: {last}"
     if len(lines) != 1 or "Traceback" in err.getvalue() + out.getvalue():
         return f"{len(lines)} lines: {last}"
-    if len(lines[0]) > MAX_LINE or case.says not in lines[0]:
+    said = case.says.replace("-", "_") in lines[0].replace("-", "_")  # option or key
+    if len(lines[0]) > MAX_LINE or not said:
         return f"does not say {case.says!r}: {last}"
     if changed := sorted(set(before.items()) ^ set(_listing(folder).items())):
         return f"wrote {changed[0][0]}: {last}"

@@ -20,3 +20,12 @@ def test_every_hostile_input_is_one_line_and_exit_code_2_and_writes_nothing():
 def test_cases_have_names_of_their_own():
     names = [(case.kind, case.name) for case in corpus(heavy=True)]
     assert len(set(names)) == len(names)
+
+
+def test_every_number_of_every_configuration_has_a_range():
+    from tests.hostile.corpus_numbers import options, verbs
+
+    found = [(words, option, ranges) for words, owner in verbs()
+             for option, _, ranges, _ in options(owner)]
+    assert len(found) > 100
+    assert not [(words, option) for words, option, ranges in found if not ranges]

@@ -99,7 +99,7 @@ def test_what_decides_is_a_choice_and_unknown_columns_are_refused():
         SearchConfig(mlp=False, by=("normal_cos",))
     for bad, message in (({"by": ("depht", )}, "no column depht; expected some of: depth_r2_ridge"),
                       ({"clips": 1}, "at least 2"), ({"modes": ()}, "one mode"), ({"levels":
-                          ()}, "one level"), ({"levels": (1001, )}, "level 1001")):
+                          ()}, "one level"), ({"levels": (1001, )}, "search.levels is 1001")):
         with pytest.raises(ValueError, match=message):
             SearchConfig(**bad)
 
