@@ -89,7 +89,6 @@ def _command_list() -> str:
 
 def _run(command: str, args: list[str]) -> None:
     from records.command_line import parse_call  # not for `vega3d --help`: a third of a second
-
     from records.files import cache_folder
 
     os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))  # its list of fonts

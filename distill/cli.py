@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 from distill.config import HeadTraining, RunConfig, ScenesConfig, load_config
-from records.files import exclusive
 from records.command_line import parse
+from records.files import exclusive
 from records.ranges import Seed
 
 _ROOMS, _HEADS = ScenesConfig(), HeadTraining()

@@ -121,7 +121,7 @@ def test_work_on_a_gpu_is_timed_between_its_events(clock, monkeypatch):
 def test_a_plan_of_no_length_is_refused():
     with pytest.raises(ValueError, match="seconds is 0, expected more than 0"):
         TimingConfig(seconds=0)
-    with pytest.raises(ValueError, match="threads 0"):
+    with pytest.raises(ValueError, match="threads is 0"):
         LatencyConfig(threads=0)
 
 

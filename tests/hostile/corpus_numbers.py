@@ -11,8 +11,9 @@ from records.ranges import Range
 from tests.hostile.case import Case
 
 COMMANDS = ("scenes", "teacher", "distill", "export", "infer", "bench")
+# arguments that have no default
 GIVEN = {"infer": ["model.onnx", "photo.jpg"], "scenes import": ["scannet", "root", "--out", "out"],
-         "scenes ask": ["clip.safetensors"], "scenes pack": ["--out", "pack.zip"]}  # what has no default
+         "scenes ask": ["clip.safetensors"], "scenes pack": ["--out", "pack.zip"]}
 
 
 def numbers(hint: Any) -> Iterator[tuple[type, list[Range]]]:
