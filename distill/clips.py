@@ -2,6 +2,7 @@
 from pathlib import Path
 
 from distill.config import ScenesConfig
+from records import manifest
 from records.files import spec_digest
 from scenes.clip import SPLITS, ClipFolder, Source, Split
 
@@ -23,7 +24,11 @@ def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source
     # the key leaves out the number of rooms, so a larger run reuses a smaller one's clips
     folder = cache / rooms.key
     ids = [clip_id for split in SPLITS for clip_id in rooms.ids(split)]
-    missing = [i for i in ids if not (folder / f"{i}.safetensors").is_file()]
+    paths = {clip_id: folder / f"{clip_id}.safetensors" for clip_id in ids}
+    damaged = {i: found for i, path in paths.items() if (found := manifest.fault(path, quick=True))}
+    for found in damaged.values():
+        print(f"{found}; it is rendered again")
+    missing = [i for i, path in paths.items() if i in damaged or not path.is_file()]
     if missing and not render:
         raise ValueError(f"{folder}: lacks {len(missing)} of the run's {len(ids)} clips; "
                          "run again: vega3d distill run")

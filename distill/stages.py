@@ -55,7 +55,8 @@ def _run_stages(config: RunConfig, folder: Path) -> None:
     save_frames(folder / "frames" / "heldout.safetensors", test, HELD_OUT_FRAMES)
     write_json(rows, folder / "accuracy.json")
     write_card(folder, config, run.tower.spec, rows)
-    manifest.create(folder, manifest.files_below(folder))
+    clips = getattr(run.source, "root", None)
+    manifest.create(folder, manifest.files_below(folder), uses=[clips] if clips else [])
     if rows:
         console.print(accuracy_table(rows), highlight=False, soft_wrap=True)
 

@@ -60,7 +60,8 @@ def files_below(folder: Path) -> list[Path]:
     """Those that a manifest of the folder may list; a feature store has a list of its own."""
     return [path for path in sorted(folder.rglob("*"))
             if path.suffix in LISTED and path.is_file() and not path.name.startswith(".")
-            and path != folder / NAME and not _in_feature_store(path, folder)]
+            and path != folder / NAME
+            and not (path.suffix == ".safetensors" and _in_feature_store(path, folder))]
 
 
 def record(paths: Iterable[Path]) -> None:

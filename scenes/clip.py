@@ -89,7 +89,7 @@ def save_clip(clip: Clip, path: Path) -> None:
               if (v := getattr(clip, n)) is not None}
     header = {"id": clip.id, "objects": [asdict(o) for o in clip.objects],
               "room_size": clip.room_size}
-    with atomic_write(path) as scratch:
+    with atomic_write(path, listed=False) as scratch:  # who writes many lists them together
         scratch.write_bytes(save(arrays, metadata={"clip": json.dumps(header)}))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from records import manifest
 from records.files import read_json, remove_stale_scratch, write_json
 from records.progress import Progress
 from scenes.clip import Clip, load_clip, save_clip
@@ -28,7 +29,9 @@ def render_folder(source: RoomSource, ids: Sequence[str], folder: Path, workers:
     size = check_disk_space(folder, len(missing), source.frames * source.size**2 * BYTES_A_PIXEL)
     if missing:
         print(f"{folder}: rendering {len(missing)} of {len(ids)} clips, {size / 1e6:.0f} MB")
+        manifest.forget(folder / f"{i}.safetensors" for i in missing)
         _render(source, missing, folder, workers)
+    manifest.create(folder, [folder / "scenes.json", *(folder / f"{i}.safetensors" for i in ids)])
     return len(missing)
 
 

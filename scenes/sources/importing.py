@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from records import manifest
 from records.files import digest, read_json, sha256, write_json
 from records.progress import track
 from scenes.boxes import iou
 from scenes.clip import Split, load_clip, save_clip
 from scenes.questions.metrics import has_volume
 from scenes.questions.question import Question
-from scenes.questions.stored import by_clip, load_questions, save_questions
+from scenes.questions.stored import QUESTIONS_FILE, by_clip, load_questions, save_questions
 from scenes.rooms.writer import check_disk_space
 from scenes.sources import scannet_annotations, video3dllm
 from scenes.sources.scannet import ScanNet
@@ -94,6 +95,7 @@ def write_import(imported: Import, out: Path) -> tuple[int, int]:
     out.mkdir(parents=True, exist_ok=True)
     missing = [i for i in imported.clips if not _is_imported(out / f"{i}.safetensors", i, source)]
     check_disk_space(out, len(missing), source.frames * source.size**2 * 7)  # colour, depth
+    manifest.forget(out / f"{i}.safetensors" for i in missing)
     for clip_id in track(missing, f"importing {imported.name}"):
         clip = replace(source.clip(imported.clips[clip_id]), id=clip_id)
         if len(clip.frames) < source.frames:
@@ -107,6 +109,7 @@ def write_import(imported: Import, out: Path) -> tuple[int, int]:
     files = sorted(out.glob("*/*.safetensors"))
     card["key"] = f"import-{digest({str(p.relative_to(out)): sha256(p) for p in files})}"
     write_json(card, out / "scenes.json")
+    manifest.create(out, [*files, out / "scenes.json", out / QUESTIONS_FILE])
     return len(imported.clips), len(imported.questions)
 
 

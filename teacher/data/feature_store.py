@@ -16,7 +16,8 @@ from rich.console import Console
 from safetensors.torch import load, save
 from torch import Tensor
 
-from records.files import atomic_write, spec_digest
+from records import manifest
+from records.files import atomic_write, spec_digest, write_json
 from records.progress import Progress
 from scenes.clip import Source, frames_of
 from teacher.towers.base import GRID, Tower
@@ -34,16 +35,27 @@ class FeatureStore:
         self.key = spec_digest(self.spec)
         self.folder = root / f"{spec['tower']}-{self.key}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        manifest = self.folder / "manifest.json"
-        if manifest.is_file():
-            _check_manifest(manifest, self.spec)
+        spec_file = self.folder / "manifest.json"
+        if spec_file.is_file():
+            _check_manifest(spec_file, self.spec)
         else:
-            _write(manifest, json.dumps(self.spec, indent=2).encode())
+            write_json(self.spec, spec_file)
+        if found := manifest.fault(self.folder / "files.jsonl"):
+            print(f"{found}; features that do not match it are extracted again")
         self._files = self._read_files()
         self._verified: set[str] = set()
 
     def __contains__(self, clip_id: str) -> bool:
-        return clip_id in self._files and self._path(clip_id).is_file()
+        """Whether its features are there and intact, by size and time if those are as written."""
+        row, path = self._files.get(clip_id), self._path(clip_id)
+        return row is not None and path.is_file() and manifest.matches(
+            path, row["sha256"], row["bytes"], row.get("mtime_ns"))
+
+    def damaged(self, clip_id: str) -> str:
+        """A line about a file that is there although the store lacks its clip; else ""."""
+        path = self._path(clip_id)
+        lacks = clip_id not in self and path.is_file()
+        return f"{path}: damaged (its SHA-256 is not the one in files.jsonl)" if lacks else ""
 
     def put(self, clip_id: str, features: Tensor) -> None:
         """features [T,D,14,14], any float type, stored as float16. ValueError if not finite."""
@@ -54,7 +66,9 @@ class FeatureStore:
         data = save({"features": half})
         path = self._path(clip_id)
         _write(path, data)
-        row = {"clip": clip_id, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        row = {"clip": clip_id, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data),
+               "mtime_ns": path.stat().st_mtime_ns}
+        manifest.forget([self.folder / "files.jsonl"])
         with (self.folder / "files.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         self._files[clip_id] = row
@@ -66,8 +80,8 @@ class FeatureStore:
         data = self._path(clip_id).read_bytes()
         if clip_id not in self._verified:
             if hashlib.sha256(data).hexdigest() != self._files[clip_id]["sha256"]:
-                raise ValueError(
-                    f"{self._path(clip_id)}: damaged (SHA-256 differs); delete it and run again")
+                raise ValueError(f"{self._path(clip_id)}: damaged (its SHA-256 is not the one in "
+                                 "files.jsonl); delete it and run again")
             self._verified.add(clip_id)
         return load(data)["features"]
 
@@ -89,6 +103,8 @@ def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str],
     missing = [i for i in ids if i not in store]
     if not missing:
         return
+    for found in filter(None, map(store.damaged, missing)):
+        print(f"{found}; it is extracted again")
     console = Console(stderr=True)
     first = frames_of(source, missing[0])
     size = len(missing) * len(first) * tower.dim * GRID * GRID * 2
@@ -161,5 +177,5 @@ def _check_manifest(path: Path, spec: dict) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with atomic_write(path) as scratch:
+    with atomic_write(path, listed=False) as scratch:
         scratch.write_bytes(data)

@@ -12,7 +12,7 @@ from tests.fakes import FakeRooms
 ROOMS = ScenesConfig(train=1, val=0, test=1, clips_per_room=1, frames=1, workers=0)
 
 
-def test_rooms_are_rendered_once_and_found_again(tmp_path, monkeypatch):
+def test_rooms_are_rendered_once_and_found_again(tmp_path, monkeypatch, capsys):
     source, key = open_source(ROOMS, tmp_path, render=True)
     assert source.ids("train") == ["train/00000_0"] and source.ids("val") == []
     clip = source.clip("test/00000_0")
@@ -21,6 +21,14 @@ def test_rooms_are_rendered_once_and_found_again(tmp_path, monkeypatch):
                         lambda *_: pytest.fail("rendered again"))
     again, same = open_source(ROOMS, tmp_path, render=True)
     assert same == key and np.array_equal(again.clip("test/00000_0").frames, clip.frames)
+    monkeypatch.undo()
+    path = tmp_path / key / "test" / "00000_0.safetensors"
+    intact = path.read_bytes()
+    path.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"00000_0\.safetensors: damaged .* render it again"):
+        again.clip("test/00000_0")
+    open_source(ROOMS, tmp_path, render=True)
+    assert path.read_bytes() == intact and "damaged" in capsys.readouterr().out
 
 
 def test_missing_clips_are_rendered_only_with_render(tmp_path):

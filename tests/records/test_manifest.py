@@ -9,6 +9,7 @@ from records import manifest
 from records.files import atomic_write, write_json
 from records.manifest import NAME
 from records.outputs import OutputFolder
+from records.verify import SHIPPED
 
 
 @pytest.fixture
@@ -169,3 +170,10 @@ def test_a_run_without_a_manifest_is_said_in_one_line(run, capsys):
     assert code == 0 and "has no manifest.json (made before there were any)" in printed
     code, printed = verify(capsys, run.parent)
     assert code == 2 and "no run here" in printed and len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize("folder", SHIPPED)
+def test_the_shipped_weights_are_those_listed(folder):
+    assert manifest.faults(folder) == []
+    below = manifest.files_below(folder)
+    assert below and all(manifest.is_listed(path) for path in below)

@@ -60,6 +60,16 @@ def test_a_damaged_file_is_refused_and_a_missing_one_extracted_again(tmp_path, r
     assert filled(tmp_path, rooms).get("train/002").shape == (2, 64, 14, 14)
 
 
+def test_only_a_damaged_file_is_extracted_again(tmp_path, rooms, capsys):
+    store = filled(tmp_path, rooms)
+    damaged, other = (store.folder / f"train/00{i}.safetensors" for i in (2, 1))
+    intact, before = damaged.read_bytes(), other.stat()
+    damaged.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    filled(tmp_path, rooms)
+    assert "002.safetensors: damaged" in capsys.readouterr().out
+    assert damaged.read_bytes() == intact and other.stat() == before
+
+
 def test_a_killed_fill_goes_on_where_it_stopped(tmp_path, rooms):
     class Killed(FixedNoise):
         def features(self, frames):
