@@ -31,7 +31,7 @@ MAX_MESSAGE = 1200  # characters
 FOREIGN = {"onnxruntime", "onnx", "google", "safetensors_rust", "zipfile", "yaml"}
 MODULES = {"verify": "records.verify"}  # those of other commands are COMMAND/cli.py
 HELP = """usage: vega3d COMMAND SUBCOMMAND [OPTIONS]
-       vega3d COMMAND --help, vega3d COMMAND SUBCOMMAND --help
+       vega3d COMMAND --help, vega3d COMMAND SUBCOMMAND --help, vega3d --version
 
 commands:
 {commands}
@@ -51,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP.format(commands=_command_list()))
+        return
+    if "--version" in args:
+        print(f"vega3d-edge {_version()}")
         return
     command = args.pop(0)
     if command not in COMMANDS:
@@ -80,6 +83,15 @@ def fail(message: str, code: int = 2) -> None:
         line = f"{line[:MAX_MESSAGE // 2]} … {line[-MAX_MESSAGE // 2:]}"
     print("vega3d:", "".join(c if c.isprintable() else "�" for c in line), file=sys.stderr)
     raise SystemExit(code)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("vega3d-edge")
+    except PackageNotFoundError:
+        return "of a checkout that is not installed"
 
 
 def _command_list() -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from distill.config import HeadTraining, RunConfig, ScenesConfig, load_config
-from records.command_line import parse
+from records.command_line import parse, take_option
 from records.files import exclusive
 from records.ranges import Seed
 
@@ -17,8 +17,8 @@ def run(args: list[str]) -> None:
     --config FILE.yaml sets the defaults of all other options. --tap auto takes the block, noise
     level and frame mode that `vega3d teacher search` chose for the generator.
     """
-    path, args = _take_option(args, "--config", "a YAML file")
-    tap, args = _take_option(args, "--tap", "auto")
+    path, args = take_option(args, "--config", "a YAML file")
+    tap, args = take_option(args, "--tap", "auto")
     if tap not in (None, "auto"):
         raise ValueError("--tap: expected auto; set one value with --teacher.tap.block, …tap.k, …")
     config = parse(RunConfig, args, "vega3d distill run", description=run.__doc__,
@@ -60,13 +60,3 @@ def heads(student: Path = Path("runs/latest/student"), scenes: ScenesConfig = _R
 
 VERBS = {"run": run, "heads": heads}
 PARSES_ITSELF = {"run"}
-
-
-def _take_option(args: list[str], name: str, expected: str) -> tuple[str | None, list[str]]:
-    """The value of an option that tyro does not see, and the other arguments."""
-    if name not in args:
-        return None, args
-    at = args.index(name)
-    if at + 1 == len(args):
-        raise ValueError(f"{name}: expected {expected} after it")
-    return args[at + 1], args[:at] + args[at + 2:]

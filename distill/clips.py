@@ -1,5 +1,6 @@
 """The clips of a run: rooms rendered once into a cache, a folder of clips, or videos."""
 from pathlib import Path
+from typing import Any
 
 from distill.config import ScenesConfig
 from records import manifest
@@ -50,17 +51,21 @@ class _Subset(ClipFolder):
 
 
 def _open_path(path: Path, frames: int) -> tuple[Source, str]:
-    if path.is_dir() and any(path.glob("*/*.safetensors")):
+    spec: dict[str, Any] = {"frames": frames}
+    if path.is_dir() and any(path.glob("*/[!.]*.safetensors")):
         source: Source = ClipFolder(path)
-        files = sorted(path.glob("*/*.safetensors"))
+        files = [path / f"{clip_id}.safetensors" for split in SPLITS for clip_id in
+                 source.ids(split)]
     else:
         from scenes.sources.video import VideoSource
 
-        source = VideoSource(path, frames=frames)
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        source = video = VideoSource(path, frames=frames)
+        files = video.paths
+        if not video.as_first:
+            spec["reader"] = 2
     # names, sizes and times identify the content: hashing hours of video takes longer than using it
-    facts = []
-    for file in files:
+    parent, facts = path.absolute().parent, []
+    for file in sorted(files):  # no others: a file manager's would change the key
         stat = file.stat()
-        facts.append((str(file.relative_to(path.parent)), stat.st_size, stat.st_mtime_ns))
-    return source, spec_digest({"files": facts, "frames": frames})
+        facts.append((str(file.absolute().relative_to(parent)), stat.st_size, stat.st_mtime_ns))
+    return source, spec_digest({"files": facts, **spec})

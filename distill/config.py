@@ -5,8 +5,6 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from records import manifest
 from records.outputs import safe_name
 from records.ranges import (
@@ -22,7 +20,7 @@ from records.ranges import (
     Width,
     check_ranges,
 )
-from records.yaml_files import read_yaml
+from records.yaml_files import read_yaml, write_yaml
 from student.config import StudentConfig
 from teacher.config import DenseTraining
 from teacher.towers.tap import Tap, stored_tap
@@ -158,7 +156,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML that `load_config` reads back."""
-    return yaml.safe_dump(_plain(config), sort_keys=False)
+    return write_yaml(_plain(config))
 
 
 def _build(kind: type, data: Any, where: str) -> Any:
@@ -201,6 +199,8 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         return tuple(_value(args[0], v, where) for v in value)
     if kind is Path and isinstance(value, str):
         return Path(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # 1e3
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

@@ -12,14 +12,14 @@ import onnxruntime as ort
 from PIL import Image, ImageOps
 
 
-def load(path: str) -> ort.InferenceSession:
-    return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-
 def preprocess(path: str, side: int = 224) -> np.ndarray:
     """[1,3,side,side] float32 in [0,1]: the middle square. The model normalises it."""
-    photo = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    square = ImageOps.fit(photo, (side, side), Image.Resampling.BICUBIC)
+    photo = ImageOps.exif_transpose(Image.open(path))
+    if photo.mode[0] in "IF":
+        raise SystemExit(f"{path}: has more than 8 bits a channel; convert it first")
+    colours = Image.new("RGBA", photo.size, "white")
+    colours.alpha_composite(photo.convert("RGBA"))
+    square = ImageOps.fit(colours.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
     return np.asarray(square, np.float32).transpose(2, 0, 1)[None] / 255
 
 
@@ -43,7 +43,7 @@ def match(first: np.ndarray, second: np.ndarray, x: float, y: float) -> tuple[fl
 
 
 def main(model: str, first: str, second: str) -> None:
-    session = load(model)
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     one, two = (run(session, preprocess(path)) for path in (first, second))
     depth, middle = one["depth"][0], one["depth"].shape[-1] // 2
     print(f"depth {depth.min():.2f} to {depth.max():.2f} m, middle {depth[middle, middle]:.2f} m")

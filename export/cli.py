@@ -40,6 +40,8 @@ def onnx(run: RunFolder = LATEST, precision: tuple[Precision, ...] = ("fp32", "f
         preset: for an app instead: the student with its depth, normals and descriptors in the
             layout of Hugging Face; edge: INT8 and FP16; web: FP16, FP32 and uint8; mobile: FP32
     """
+    if not precision:
+        raise ValueError("--precision: is empty, expected some of fp32, fp16, int8, fp8")
     console = _console()
     with exclusive(run, "vega3d export onnx"):
         exporter = _exporter(run, batch, max_drop, qat, console)

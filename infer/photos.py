@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from infer.model import Model
 from infer.pictures import depth_colours, frame_pca_colours, normal_colours, to_bytes
-from records.images import read_image
+from records.images import read_rgb
 from records.outputs import OutputFolder, safe_name
 
 PICTURES = ("view", "depth", "normals", "pca")
@@ -45,7 +45,7 @@ def read_photo(path: Path, px: int) -> np.ndarray:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such photo")
-    image = read_image(path, px).convert("RGB")
+    image = read_rgb(path, px)
     square = ImageOps.fit(image, (px, px), Image.Resampling.BICUBIC)
     return np.asarray(square).transpose(2, 0, 1)
 

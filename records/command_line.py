@@ -33,6 +33,26 @@ def parse_call(function: Callable[..., None], args: Sequence[str], prog: str) ->
     return parse(call, args, prog)
 
 
+def take_option(args: list[str], name: str, expected: str) -> tuple[str | None, list[str]]:
+    """The value of `--name VALUE` or `--name=VALUE`, and the other arguments.
+
+    Raises ValueError if it is given without a value, or twice.
+    """
+    found = [i for i, each in enumerate(args) if each.partition("=")[0] == name]
+    if not found:
+        return None, args
+    if len(found) > 1:
+        raise ValueError(f"{name}: given {len(found)} times, expected once")
+    at = found[0]
+    _, joined, value = args[at].partition("=")
+    rest = args[at + 1:]
+    if not joined and rest and not rest[0].startswith("--"):
+        value, rest = rest[0], rest[1:]
+    if not value:
+        raise ValueError(f"{name}: expected {expected} after it")
+    return value, args[:at] + rest
+
+
 def _text(box: str) -> str:
     """The text of tyro's box (of Unicode or of ASCII) without its frame and the help it names."""
     parts = [""]

@@ -3,13 +3,50 @@ import warnings
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from records.files import regular_file
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow's others start programs
 MAX_PIXELS = 250_000_000  # a phone's 200 million fit; 0.75 GB once decoded
+_PHOTOMETRIC = 262  # a tag of TIFF
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is below a phone's; ours is checked first
+
+
+def read_rgb(path: Path, px: int | None = None) -> Image.Image:
+    """The picture, upright, as 8-bit RGB, what is transparent on white. Errors: read_image's, and
+    ValueError for pixels of 32 bits."""
+    return to_rgb(read_image(path, px), str(path))
+
+
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """8-bit RGB, what is transparent on white. name: of the picture. Raises what to_rgba raises."""
+    if image.mode in ("RGB", "L", "P", "CMYK", "YCbCr") and not image.has_transparency_data:
+        return image.convert("RGB")
+    colours = to_rgba(image, name)
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours).convert("RGB")
+
+
+def to_rgba(image: Image.Image, name: str) -> Image.Image:
+    """8-bit RGBA; of 16 bits a channel the upper eight are taken.
+
+    Raises ValueError for 32-bit integers and floats: which of their values is white is not known.
+    """
+    if image.mode in ("I", "F"):
+        raise ValueError(f"{name}: has 32-bit pixels, of which none is known to be white; save it "
+                         "with 8 or 16 bits a channel")
+    clear = image.info.get("transparency")
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint16)
+        if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # a TIFF whose 0 is white
+            values = ~values
+        colours = Image.fromarray((values >> 8).astype(np.uint8)).convert("RGBA")
+        colours.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+        return colours
+    if isinstance(clear, tuple) and max(clear) > 255:  # of a PNG with 16 bits a channel
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
 
 
 def read_image(path: Path, px: int | None = None) -> Image.Image:

@@ -48,6 +48,14 @@ def check_ranges(config: Any, section: str) -> None:
         _check(hint, getattr(config, name), f"{section}.{name}".lstrip("."))
 
 
+def check_listed(config: Any, section: str, *names: str) -> None:
+    """Raises ValueError for an empty list: `--seeds` on the command line without a value."""
+    for name in names:
+        if not getattr(config, name):
+            where = f"{section}.{name}".lstrip(".")
+            raise ValueError(f"{where} is empty, expected at least one value")
+
+
 def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
     """Raises ValueError naming an argument, as its option, that is out of its range."""
     for name, hint in _hints(function).items():

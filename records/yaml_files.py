@@ -1,4 +1,5 @@
 """YAML files: plain values only, of bounded size and depth, without a key given twice."""
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,13 @@ from records.files import MAX_DEPTH, read_text, unique_keys
 
 MAX_BYTES = 2**18   # a complete run's configuration has 2**11
 MAX_VALUES = 10_000  # with every alias written out
+
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
+
+
+def write_yaml(content: Any) -> str:
+    """Dicts, lists, text, numbers and None as YAML that `read_yaml` reads back."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False)
 
 
 def read_yaml(path: Path, remedy: str) -> Any:
@@ -68,4 +76,10 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that _Loader would read as a number."""
+
+
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+for _each in (_Loader, _Dumper):  # YAML 1.2's floats: 1.1 takes 1e-4 and 1e3 for text
+    _each.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))

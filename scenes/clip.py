@@ -113,12 +113,12 @@ class ClipFolder:
         if not self.root.is_dir():
             raise ValueError(f"{self.root}: no such folder; make one with: vega3d scenes render "
                              f"--out {self.root}")
-        if not any(self.root.glob("*/*.safetensors")):
+        if not any(self.root.glob("*/[!.]*.safetensors")):
             raise ValueError(f"{self.root}: holds no clips (SPLIT/ID.safetensors); "
                              f"make some with: vega3d scenes render --out {self.root}")
 
     def ids(self, split: Split) -> list[str]:
-        return [f"{split}/{p.stem}" for p in sorted((self.root / split).glob("*.safetensors"))]
+        return [f"{split}/{p.stem}" for p in sorted((self.root / split).glob("[!.]*.safetensors"))]
 
     def clip(self, clip_id: str) -> Clip:
         return load_clip(self.root / f"{clip_id}.safetensors")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import tyro
 
-from records.command_line import parse
+from records.command_line import parse, take_option
 from records.ranges import Count, Frames, Processes, Seed
 from teacher.config import PretrainConfig, ProbeConfig, SearchConfig
 from teacher.language.config import LanguageTeacherConfig, Tune, recipe
@@ -117,14 +117,9 @@ def search(config: tyro.conf.OmitArgPrefixes[SearchConfig], furniture: Path | No
 
 def train(args: list[str]) -> None:
     """Train the full teacher in a language model; --recipe embedded | paper sets the defaults."""
-    name = "embedded"
-    if "--recipe" in args:
-        at = args.index("--recipe")
-        if at + 1 == len(args):
-            raise ValueError("--recipe: expected a name after it")
-        name, args = args[at + 1], args[:at] + args[at + 2:]
-    config = parse(LanguageTeacherConfig, args, "vega3d teacher train", default=recipe(name),
-                   description=train.__doc__)
+    name, args = take_option(args, "--recipe", "a name")
+    config = parse(LanguageTeacherConfig, args, "vega3d teacher train", description=train.__doc__,
+                   default=recipe(name or "embedded"))
     from teacher.language.train import train_language_teacher  # after --help: imports torch
 
     for task, scores in train_language_teacher(config).items():

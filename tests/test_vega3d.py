@@ -25,6 +25,13 @@ def test_help_names_every_command_and_imports_none():
     assert all(command in out for command in vega3d.COMMANDS) and out.endswith("[]\n")
 
 
+@pytest.mark.parametrize("args", [[], ["distill"], ["distill", "run"], ["bench", "latency"]])
+def test_the_version_is_that_of_the_package(capsys, args):
+    vega3d.main([*args, "--version"])
+    declared = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert declared and capsys.readouterr().out == f"vega3d-edge {declared[1]}\n"
+
+
 def test_help_names_every_subcommand():
     for command, (listed, _) in vega3d.COMMANDS.items():
         verbs = importlib.import_module(vega3d.MODULES.get(command, f"{command}.cli")).VERBS
@@ -59,6 +66,12 @@ for args in (["{command}"], *(["{command}", verb] for verb in verbs if verb)):
     (["scenes", "show", "/nowhere.safetensors"], "/nowhere.safetensors"),
     (["export", "onnx", "--run", "/nowhere"], "/nowhere"),
     (["bench", "--run", "/nowhere"], "/nowhere"),
+    (["distill", "run", "--config="], "--config: expected a YAML file after it"),
+    (["distill", "run", "--config=/nowhere.yaml"], "/nowhere.yaml: no such config file"),
+    (["distill", "run", "--config=a", "--config", "b"], "--config: given 2 times"),
+    (["distill", "run", "--tap=automatic"], "--tap: expected auto"),
+    (["teacher", "train", "--recipe=large"], "no recipe 'large'"),
+    (["export", "onnx", "--precision"], "--precision: is empty"),
 ])
 def test_a_wrong_call_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
@@ -66,6 +79,18 @@ def test_a_wrong_call_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch,
     assert code == 2
     assert message in printed.err and printed.err.startswith("vega3d: ")
     assert len(printed.err.splitlines()) == 1 and "Traceback" not in printed.err + printed.out
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["distill", "run", "--seeds"], "seeds is (), expected one or more"),
+    (["teacher", "train", "--tasks"], "tasks is empty"),
+    (["teacher", "probe", "--levels"], "at least one mode and one level"),
+    (["bench", "latency", "--batch"], "batch ()"),
+])
+def test_a_list_option_without_a_value_is_refused(capsys, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    code, printed = exit_of(capsys, *args)
+    assert code == 2 and message in printed.err and "Traceback" not in printed.err
 
 
 def test_an_unknown_option_is_named(capsys):

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from records.ranges import Batch, Count, Range, Seconds, check_ranges
+from records.ranges import Batch, Count, Range, Seconds, check_listed, check_ranges
 from records.results import Row
 from records.timing import interleave
 
@@ -55,6 +55,7 @@ class LatencyConfig:
         check_ranges(self, "bench")
         if not self.batch or len(set(self.batch)) < len(self.batch):
             raise ValueError(f"bench.batch is {self.batch}, expected one or more different numbers")
+        check_listed(self, "bench", "teacher_precision")
         if self.soak and not re.fullmatch(r"\d{1,6}(\.\d{1,6})?[smh]", self.soak):
             raise ValueError(f"bench: got soak {self.soak!r}, "
                              "expected a time such as 90s, 10m or 1h")

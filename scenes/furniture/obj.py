@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from records.images import decode_image
+from records.images import decode_image, to_rgba
 
 
 @dataclass
@@ -61,7 +61,7 @@ def read_obj(archive: zipfile.ZipFile, path: str) -> Mesh:
 def read_texture(archive: zipfile.ZipFile, path: str) -> Image.Image | None:
     """RGB image, transparent parts in the mean colour; None if it is absent or unreadable."""
     try:
-        image = decode_image(io.BytesIO(archive.read(path)), path).convert("RGBA")
+        image = to_rgba(decode_image(io.BytesIO(archive.read(path)), path), path)
     except (KeyError, OSError, ValueError):
         return None
     solid = np.asarray(image.resize((32, 32))).reshape(-1, 4).astype(float)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from records.files import parse_json, regular_file
-from records.images import decode_image
+from records.images import decode_image, to_rgb
 from scenes.clip import SPLITS, Split
 
 CLASSES: tuple[str, ...] = ("wall", "floor", "ceiling", "door", "window", "chair", "sofa", "table",
@@ -107,7 +107,7 @@ class Pack:
                          material[:, 4], triangles, textures)
 
     def _texture(self, path: str) -> np.ndarray:
-        image = decode_image(io.BytesIO(self._zip.read(path)), path).convert("RGB")
+        image = to_rgb(decode_image(io.BytesIO(self._zip.read(path)), path), path)
         return np.asarray(image.resize((TEXTURE_PX, TEXTURE_PX)))
 
 

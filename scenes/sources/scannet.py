@@ -8,6 +8,7 @@ ROOT/scans/SCENE/SCENE.txt                      its axisAlignment
 ROOT/scans/SCENE/SCENE_vh_clean_2.ply           mesh; with the next two: where each object is
 ROOT/scans/SCENE/SCENE_vh_clean_2.0.010000.segs.json SCENE.aggregation.json
 """
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from records.files import read_json
-from records.images import read_image
+from records.images import read_image, read_rgb
 from scenes.clip import Clip, SceneObject, Split
 
 _MILLIMETRE = 1e-3
@@ -61,7 +62,7 @@ class ScanNet:
         order = sorted(poses)
         names = [order[i] for i in at]
         colour, depth = _matrix(folder / "intrinsic.txt"), _matrix(folder / "depth_intrinsic.txt")
-        pictures = [_picture(folder / f"{name}.jpg").convert("RGB") for name in names]
+        pictures = [_picture(folder / f"{name}.jpg", read_rgb) for name in names]
         width, height = pictures[0].size
         if any(p.size != (width, height) for p in pictures):
             raise ValueError(f"{folder}: its pictures differ in size; extract the scene again")
@@ -102,7 +103,7 @@ class ScanNet:
 
 def _depth(path: Path, camera: np.ndarray, colour: np.ndarray, size: int) -> np.ndarray:
     """[size,size] float32 metres for the pixels of a colour camera; 0 = unknown."""
-    raw = np.asarray(_picture(path, "depth picture")).astype(np.float32) * _MILLIMETRE
+    raw = np.asarray(_picture(path, read_image, "depth picture")).astype(np.float32) * _MILLIMETRE
     at = np.arange(size) + 0.5
     u = np.floor((at - colour[0, 2]) / colour[0, 0] * camera[0, 0] + camera[0, 2]).astype(int)
     v = np.floor((at - colour[1, 2]) / colour[1, 1] * camera[1, 1] + camera[1, 2]).astype(int)
@@ -111,9 +112,10 @@ def _depth(path: Path, camera: np.ndarray, colour: np.ndarray, size: int) -> np.
     return np.where(inside, raw[np.ix_(v.clip(0, h - 1), u.clip(0, w - 1))], 0).astype(np.float32)
 
 
-def _picture(path: Path, kind: str = "picture") -> Image.Image:
+def _picture(path: Path, read: Callable[[Path], Image.Image],
+             kind: str = "picture") -> Image.Image:
     try:
-        return read_image(path)
+        return read(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable {kind} ({error}); extract the scene again"
                          ) from error

@@ -1,15 +1,16 @@
 """Your own videos as clips without labels: a video, a folder of videos, or of images by name."""
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import imageio_ffmpeg
 import numpy as np
 from PIL import ImageOps
 
-from records.images import read_image
+from records.images import read_rgb
 from scenes.clip import Clip, Split
+from scenes.sources.ffmpeg import VideoFacts, decode, probe
 
 VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -18,19 +19,22 @@ Fit = Literal["crop", "letterbox"]
 
 @dataclass(frozen=True)
 class _Shot:
-    """T frames: of a video from frame `start` (at the source's rate), or images."""
+    """T frames: of a video from `seek` seconds on, by a filter that takes them, or images."""
     name: str
-    video: Path | None
-    start: int
+    video: Path | None = None
+    seek: float = 0.0
+    rate: str = ""
     images: tuple[Path, ...] = ()
 
 
 class VideoSource:
     """Consecutive clips of `frames` frames, `size` px square; a shorter rest is dropped.
 
-    fps: frames a second taken from a video. fit: "crop" takes the middle square, "letterbox"
-    everything, with black bars. Three or more videos are split by video (80/10/10, at least one
-    each), fewer by time. Raises ValueError naming what is missing, empty, unreadable or too short.
+    fps: frames a second taken from a video, or all of one that has fewer. fit: "crop" takes the
+    middle square, "letterbox" everything, with black bars. Pixels are square, colours 8 bit SDR.
+    Three or more videos are split by video (80/10/10, at least one each), fewer by time. Notes on
+    stderr say what a video lacks. Raises ValueError naming what is missing, empty, unreadable or
+    too short.
     """
 
     def __init__(self, path: Path | str, frames: int = 9, size: int = 224, fps: float = 5.0,
@@ -40,7 +44,12 @@ class VideoSource:
             raise ValueError(f"video: got frames={frames}, size={size}, fps={fps}, not all above 0")
         if fit not in ("crop", "letterbox"):
             raise ValueError(f"video: got fit={fit!r}, expected 'crop' or 'letterbox'")
-        shots = [shots for file in self._files() if (shots := list(self._cut(file)))]
+        self.as_first = True  # frames are those of the first reader, whose stores lack a version
+        files = self._files()
+        self.paths: list[Path] = []  # of the files that are read
+        for file in files:
+            self.paths += [file] if isinstance(file, Path) else file
+        shots = [shots for file in files if (shots := list(self._cut(file)))]
         if not shots:
             raise ValueError(f"{self.path}: holds less than {frames} frames at {fps:g} a second; "
                              "use fewer, more a second, or a longer video")
@@ -73,15 +82,41 @@ class VideoSource:
     def _cut(self, file: Path | tuple[Path, ...]) -> Iterator[_Shot]:
         if isinstance(file, tuple):
             for k in range(len(file) // self.frames):
-                yield _Shot(f"{self.path.name}_{k:05d}", None, 0,
-                            file[k * self.frames:(k + 1) * self.frames])
+                chosen = file[k * self.frames:(k + 1) * self.frames]
+                yield _Shot(f"{self.path.name}_{k:05d}", images=chosen)
             return
-        count = int(_seconds(file) * self.fps + 1e-6) // self.frames
+        facts = probe(file)
+        rate = self._rate(file, facts)
+        total = max(1, int((facts.end - facts.times[0]) * rate + 1e-6))
         name = file.name.replace(".", "-")
-        shots = [_Shot(f"{name}_{k:05d}", file, k * self.frames) for k in range(count)]
+        shots = [_shot(f"{name}_{k:05d}", file, facts.times, k * self.frames, rate)
+                 for k in range(total // self.frames)]
+        self.as_first &= (facts.square_pixels and rate == self.fps and not facts.times[0]
+                          and not any(shot.rate.startswith("setpts") for shot in shots))
         if shots:
             self._read(shots[-1])  # a video that is cut short fails now, not during training
         yield from shots
+
+    def _rate(self, file: Path, facts: VideoFacts) -> float:
+        """`fps`, or the video's own where that is lower: a frame is taken once. Says what differs.
+        """
+        rate = self.fps
+        if facts.fps < 0.98 * self.fps:
+            rate = facts.fps
+            self._note(f"{file}: runs at {rate:.3g} fps, not the {self.fps:g} that clips take: "
+                       "they take every frame")
+        slots = np.floor((facts.times - facts.times[0]) * rate + 0.5)
+        repeated = 1 - len(np.unique(slots)) / (slots[-1] + 1)
+        if repeated > 0.05:
+            self._note(f"{file}: {100 * repeated:.0f} % of the frames at {rate:.3g} fps repeat the "
+                       "one before (its frame rate varies)")
+        if facts.hdr:
+            self._note(f"{file}: is HDR ({facts.hdr}) and is read without tone mapping: colours "
+                       "are paler than on a screen; convert it to SDR for the right ones")
+        return rate
+
+    def _note(self, line: str) -> None:
+        print(f"note: {line}", file=sys.stderr)
 
     def _read(self, shot: _Shot) -> np.ndarray:
         """[T,3,H,W] uint8."""
@@ -91,38 +126,26 @@ class VideoSource:
         aspect = "force_original_aspect_ratio"
         square = {"crop": f"scale={side}:{aspect}=increase,crop={side}",
                   "letterbox": f"scale={side}:{aspect}=decrease,pad={side}:(ow-iw)/2:(oh-ih)/2"}
-        filters = f"fps={self.fps:g},{square[self.fit]},setsar=1"
-        reader = imageio_ffmpeg.read_frames(
-            str(shot.video), input_params=["-ss", f"{shot.start / self.fps:.4f}"],
-            output_params=["-vf", filters, "-frames:v", str(self.frames)])
-        try:
-            next(reader)  # the facts about the video
-            out = [np.frombuffer(frame, np.uint8).reshape(self.size, self.size, 3)
-                   for frame in reader]
-        except (OSError, RuntimeError, StopIteration) as error:
-            raise ValueError(f"{shot.video}: cannot be decoded at {shot.start / self.fps:.1f} s "
-                             "(cut short or damaged); copy it again") from error
-        if len(out) < self.frames:
-            end = (shot.start + len(out)) / self.fps
-            raise ValueError(f"{shot.video}: ends at {end:.1f} s although it claims to be longer "
-                             "(cut short or damaged); copy it again")
-        return np.stack(out).transpose(0, 3, 1, 2).copy()
+        return decode(shot.video, f"{shot.rate},scale=iw*sar:ih,{square[self.fit]}", self.size,
+                      self.frames, shot.seek)
 
     def _image(self, path: Path) -> np.ndarray:
-        image = read_image(path).convert("RGB")
+        image = read_rgb(path)
         square = ImageOps.fit if self.fit == "crop" else ImageOps.pad
         return np.asarray(square(image, (self.size, self.size))).transpose(2, 0, 1)
 
 
-def _seconds(video: Path) -> float:
-    reader = imageio_ffmpeg.read_frames(str(video))
-    try:
-        return float(next(reader)["duration"])
-    except (OSError, RuntimeError, StopIteration, KeyError) as error:
-        raise ValueError(f"{video}: not a readable video (damaged, cut short or another format); "
-                         "check that it plays, or copy it again") from error
-    finally:
-        reader.close()
+def _shot(name: str, video: Path, times: np.ndarray, start: int, rate: float) -> _Shot:
+    """The shot from frame `start` on, at `rate` a second after the first of `times`."""
+    seconds = times[0] + start / rate
+    shown = times[np.searchsorted(times, seconds + 0.5 / rate) - 1]
+    fps, late = f"fps={rate:.9g}:eof_action=pass", seconds - shown
+    if late < 1e-4:
+        shown = seconds
+    else:  # no frame there: start from the one that is still shown
+        fps = f"setpts=PTS-{late:.6f}/TB,{fps}:start_time=0"
+    # rounded down: a frame at 0.66667 s is not before 0.6666
+    return _Shot(name, video, float(np.floor(shown * 1e4 + 1e-6)) / 1e4, fps)
 
 
 def _split(videos: list[list[_Shot]]) -> Iterator[tuple[Split, list[_Shot]]]:
@@ -134,6 +157,7 @@ def _split(videos: list[list[_Shot]]) -> Iterator[tuple[Split, list[_Shot]]]:
             parts.append([[shot] for shot in video])
     for part in parts:
         n = len(part)
-        held = max(1, round(n * 0.1)) if n >= 3 else 0  # number of each held-out split
+        test = max(1, round(n * 0.1)) if n >= 2 else 0
+        val = test if n >= 3 else 0
         for i, shots in enumerate(part):
-            yield ("train" if i < n - 2 * held else "val" if i < n - held else "test"), shots
+            yield "train" if i < n - val - test else "val" if i < n - test else "test", shots

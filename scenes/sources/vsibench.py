@@ -8,12 +8,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import imageio_ffmpeg
 import numpy as np
 
 from scenes.clip import Clip, Split
 from scenes.questions.metrics import number_in
 from scenes.questions.question import NO_BOXES, NUMERIC, VSI_TYPES, Question
+from scenes.sources.ffmpeg import decode, probe
 
 _FIELDS = ("id", "dataset", "scene_name", "question_type", "question", "ground_truth")
 
@@ -95,17 +95,9 @@ def _clip_id(row: dict[str, Any]) -> str:
 
 def _evenly_spaced(path: Path, frames: int, size: int) -> np.ndarray:
     """[T,3,size,size] uint8 from the first frame to the last; a shorter video repeats frames."""
-    filters = ["-vf", f"scale={size}:{size},setsar=1"]
-    reader = imageio_ffmpeg.read_frames(str(path), output_params=filters)
-    try:
-        next(reader)  # the facts about the video
-        count, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
-        wanted = np.linspace(0, max(count - 1, 0), frames).astype(int).tolist()
-        decoded = {i: np.frombuffer(frame, np.uint8).reshape(size, size, 3)
-                   for i, frame in enumerate(reader) if i in wanted}
-        return np.stack([decoded[i] for i in wanted]).transpose(0, 3, 1, 2).copy()
-    except (OSError, RuntimeError, StopIteration, KeyError) as error:
-        raise ValueError(f"{path}: not a readable video (damaged or cut short); unpack it again"
-                         ) from error
-    finally:
-        reader.close()
+    count = len(probe(path).times)
+    wanted, numbers = np.unique(np.linspace(0, count - 1, frames).astype(int), return_inverse=True)
+    terms = [f"eq(n\\,{i})" for i in wanted]
+    while len(terms) > 1:  # in pairs: ffmpeg refuses a long sum as nested too deep
+        terms = [f"({'+'.join(terms[i:i + 2])})" for i in range(0, len(terms), 2)]
+    return decode(path, f"select={terms[0]},scale={size}:{size}", size, len(wanted))[numbers]

@@ -15,6 +15,7 @@ from records.ranges import (
     Share,
     Weight,
     Width,
+    check_listed,
     check_ranges,
 )
 from scenes.questions.question import IMPORTED_TASKS, TASKS
@@ -84,6 +85,7 @@ class LanguageTeacherConfig:
         check_ranges(self, "teacher")
         if unknown := sorted(set(self.tasks) - set(IMPORTED_TASKS)):
             raise ValueError(f"teacher: no task {unknown[0]!r}; expected: {', '.join(TASKS)}")
+        check_listed(self, "teacher", "tasks")
         if self.rooms < 10 and self.clips is None:
             raise ValueError(f"teacher: got rooms={self.rooms}, expected at least 10")
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError, safe_open
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from records.files import atomic_write, cache_folder, digest, reading
 from records.progress import Progress
-from records.yaml_files import read_yaml
+from records.yaml_files import read_yaml, write_yaml
 from scenes.clip import Clip, Split
 from teacher.config import Mode, SearchConfig
 from teacher.probing.probes import ProbeSet, extract_blocks, probe_set, scores, sums
@@ -137,7 +136,7 @@ def save_tap(tap: Tap, path: Path) -> None:
     """Writes block, noise level and frame mode, which a search chooses."""
     chosen = {name: asdict(tap)[name] for name in ("block", "k", "frames")}
     with atomic_write(path) as scratch:
-        scratch.write_text(yaml.safe_dump(chosen, sort_keys=False))
+        scratch.write_text(write_yaml(chosen))
 
 
 def chosen_tap(generator: str, tap: Tap) -> Tap:

@@ -56,6 +56,33 @@ def test_a_folder_of_pictures_is_unlabelled_video(tmp_path):
     assert source.clip(source.ids("train")[0]).depth is None
 
 
+def key_of(path: Path) -> str:
+    return open_source(ScenesConfig(path=path, frames=1), path / "cache", render=False)[1]
+
+
+@pytest.mark.parametrize("kind", ["clips", "pictures"])
+def test_stray_files_do_not_change_the_key(tmp_path, monkeypatch, kind):
+    folder = tmp_path / "mine"
+    if kind == "clips":
+        for clip_id in ("train/000", "test/000"):
+            save_clip(FakeRooms().clip(clip_id), folder / f"{clip_id}.safetensors")
+    else:
+        folder.mkdir()
+        for i in range(4):
+            Image.new("RGB", (32, 32), (i, 0, 0)).save(folder / f"{i}.png")
+    key = key_of(folder)
+    (folder / "runs" / "001").mkdir(parents=True)
+    for name in (".DS_Store", "Thumbs.db", "README.md", "runs/001/student.safetensors",
+                 "runs/env.json", "._0.png"):
+        (folder / name).write_bytes(b"of a file manager, or of ours")
+    if kind == "clips":
+        (folder / "train" / "._000.safetensors").write_bytes(b"resource fork")
+        (folder / "train" / "Thumbs.db").write_bytes(b"thumbnails")
+    assert key_of(folder) == key
+    monkeypatch.chdir(folder)
+    assert key_of(Path()) == key_of(folder.absolute()) == key  # however the folder is named
+
+
 def test_a_path_with_nothing_in_it_is_one_line(tmp_path):
     for path in (tmp_path, tmp_path / "none", Path("/nowhere/video.mp4")):
         with pytest.raises(ValueError, match=str(path)):

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from distill.config import RunConfig, ScenesConfig, dump_config, load_config, load_run_config
+from records.yaml_files import read_yaml
 
 
 def yaml_file(tmp_path, text):
@@ -36,7 +37,27 @@ def test_nested_keys_and_integers_for_floats_are_accepted(tmp_path):
     assert config.student.lr == 1.0
 
 
+@pytest.mark.parametrize(("text", "value"), [
+    ("1e-4", 1e-4), ("1E-4", 1e-4), ("1e+2", 100.0), (".5e1", 5.0), ("2.e3", 2000.0),
+    ("1e3", 1000.0), ("1.5e3", 1500.0), ("0.0001", 1e-4), ("1.0e-4", 1e-4), ("3", 3.0)])
+def test_numbers_are_written_as_in_yaml_1_2(tmp_path, text, value):
+    assert read_yaml(yaml_file(tmp_path, f"- {text}"), "correct it") == [value]
+    if value < 1:
+        assert load_config(yaml_file(tmp_path, f"student: {{lr: {text}}}")).student.lr == value
+    elif value > 0 and value.is_integer():
+        read = load_config(yaml_file(tmp_path, f"heads: {{steps: {text}}}")).heads.steps
+        assert read == value and isinstance(read, int)
+
+
+def test_a_name_that_looks_like_a_number_stays_a_name(tmp_path):
+    for name in ("1e3", "5e-10", "007", "3"):
+        config = replace(RunConfig(), name=name)
+        assert load_config(yaml_file(tmp_path, dump_config(config))) == config
+
+
 @pytest.mark.parametrize(("text", "message"), [
+    ("heads: {steps: 1e-4}", "steps is 0.0001, expected int"),
+    ("student: {lr: 1e-4x}", "lr is '1e-4x', expected float"),
     ("studnet: {}", "unknown key 'studnet'; did you mean 'student'"),
     ("student: {epoch: 3}", "student: unknown key 'epoch'; did you mean 'epochs'"),
     ("student: {epochs: many}", "student: epochs is 'many', expected int"),
