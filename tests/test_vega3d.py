@@ -85,7 +85,7 @@ def test_a_wrong_call_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch,
     (["distill", "run", "--seeds"], "seeds is (), expected one or more"),
     (["teacher", "train", "--tasks"], "tasks is empty"),
     (["teacher", "probe", "--levels"], "at least one mode and one level"),
-    (["bench", "latency", "--batch"], "batch ()"),
+    (["bench", "latency", "--batch"], "bench.batch is ()"),
 ])
 def test_a_list_option_without_a_value_is_refused(capsys, tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
