@@ -7,8 +7,10 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
+from records.events import as_lines, emit, json_lines
 from records.interrupts import handled
 
 # before onnxruntime and huggingface_hub are imported, by whatever package
@@ -25,16 +27,20 @@ COMMANDS = {
     "infer": ("MODEL PHOTO… -o DIR", "depth, normals and features of photos; needs no torch"),
     "bench": ("latency, accuracy, report, compare, tables", "measure a run; without one: all"),
     "verify": ("[RUN]", "every file of a run against its SHA-256"),
+    "env": ("", "versions, processor, GPUs, caches and free disk, to paste into an issue"),
 }
+LOG_JSON = "--log-json"
 MAX_MESSAGE = 1200  # characters
 # packages whose errors say what is wrong with a file
 FOREIGN = {"onnxruntime", "onnx", "google", "safetensors_rust", "zipfile", "yaml"}
-MODULES = {"verify": "records.verify"}  # those of other commands are COMMAND/cli.py
+MODULES = {"verify": "records.verify", "env": "records.machine"}  # those of other commands are COMMAND/cli.py
 HELP = """usage: vega3d COMMAND SUBCOMMAND [OPTIONS]
        vega3d COMMAND --help, vega3d COMMAND SUBCOMMAND --help, vega3d --version
 
 commands:
 {commands}
+
+every command takes --log-json: events as JSON lines on stderr
 
 examples:
   vega3d distill run             train teacher and student -> runs/latest
@@ -49,6 +55,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     Exit codes: 0, 2 bad input, 70 an error of ours, 130 Ctrl-C, 143 SIGTERM; errors may set one.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    lines: AbstractContextManager = nullcontext()
+    if LOG_JSON in args:
+        args.remove(LOG_JSON)
+        lines = json_lines(args, sys.stderr)
+    with lines:
+        _main(args)
+
+
+def _main(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP.format(commands=_command_list()))
         return
@@ -81,7 +96,11 @@ def fail(message: str, code: int = 2) -> None:
     line = " ".join(message.split())
     if len(line) > MAX_MESSAGE:
         line = f"{line[:MAX_MESSAGE // 2]} … {line[-MAX_MESSAGE // 2:]}"
-    print("vega3d:", "".join(c if c.isprintable() else "�" for c in line), file=sys.stderr)
+    line = "".join(c if c.isprintable() else "�" for c in line)
+    if as_lines():
+        emit("error", message=line, code=code)
+    else:
+        print("vega3d:", line, file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -96,7 +115,7 @@ def _version() -> str:
 
 def _command_list() -> str:
     lines = [f"  {name:9}{what}\n{'':11}{verbs}" for name, (verbs, what) in COMMANDS.items()]
-    return "\n".join(lines)
+    return "\n".join(lines).rstrip()
 
 
 def _run(command: str, args: list[str]) -> None:

@@ -12,6 +12,7 @@ from bench.latency.timing import LatencyConfig
 from bench.report.page import check_replaceable, write_report
 from bench.tables.save_results import save_result_file
 from export.artefact import prepare_folder
+from records.events import emit
 from records.files import exclusive
 from records.results import Results, Row, load, measured, save
 
@@ -46,6 +47,7 @@ def _bench(folder: Path, parts: Sequence[BenchPart], config: LatencyConfig, out:
     check_replaceable(out / "report.html")
     rows = [summary]
     for part in parts:
+        emit("stage", stage=part)
         found = (latency([folder], config) if part == "latency" else
                  accuracy(folder, also, teachers, questions))
         rows += [{"part": part, **row} for row in found]

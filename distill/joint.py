@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from distill.augment import Augmentation
@@ -16,6 +15,7 @@ from distill.correspondence import batched_matching_cells
 from distill.loop import parameter_groups
 from distill.losses import relation_loss, token_loss
 from records.interrupts import deferred
+from records.progress import track
 from student.heads import Heads, StudentWithHeads, fit_pca, match_loss
 from student.vit import Student
 from teacher.data.dataset import Example, Examples

@@ -10,6 +10,7 @@ from distill.augment import Augmentation
 from distill.config import StudentTraining
 from distill.losses import relation_loss, token_loss
 from distill.pca_visualization import save_feature_maps
+from records.events import emit
 from records.files import read_rows, spec_digest, write_rows
 from records.interrupts import deferred
 from records.progress import Progress
@@ -166,6 +167,7 @@ def _record(student: Student, held_out: Examples, rows: list[dict], folder: Path
             progress: Progress) -> None:
     row = rows[-1]
     write_rows(rows, folder / METRICS)
+    emit("metrics", **row)
     progress.console.print(
         f"student: epoch {row['epoch']}  loss {row['token_loss']:.3f}  held-out cosine "
         f"{row['cosine_mean']:.3f}", highlight=False)

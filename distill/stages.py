@@ -13,6 +13,7 @@ from distill.heads import can_train, ensure_heads
 from distill.loop import CHECKPOINT, build_student, fidelity, train_student
 from distill.run import DistillRun, choose_folder, create_folder, open_distill_run
 from records import manifest
+from records.events import emit, status_file
 from records.files import (
     atomic_write,
     exclusive,
@@ -38,13 +39,15 @@ def run_distillation(config: RunConfig) -> Path:
     with exclusive(folder, "vega3d distill run"):
         create_folder(config, folder)
         remove_stale_scratch(folder, below=True)
-        _run_stages(config, folder)
+        with status_file(folder):
+            _run_stages(config, folder)
     return folder
 
 
 def _run_stages(config: RunConfig, folder: Path) -> None:
     console = Console()
     console.print(f"run {folder}", highlight=False)
+    emit("stage", stage="open", run=str(folder))
     run = open_distill_run(folder, render=True)
     train, test = run.examples("train"), run.examples("test")
     rows = train_and_score(run, train, test)

@@ -1,11 +1,13 @@
 """`vega3d export VERB`: parses options, calls one public function, prints what it wrote."""
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from records.events import emit
 from records.files import exclusive
 from records.ranges import CountOrNone, Range, Share
 
@@ -51,7 +53,7 @@ def onnx(run: RunFolder = LATEST, precision: tuple[Precision, ...] = ("fp32", "f
         files: list[ExportedFile] = []
         try:
             for each in _with_fp32(precision):
-                with console.status(f"{each} …"):
+                with _stage(console, each):
                     files += exporter.export(each)
             _print_files(console, files)
             _print_onnx_verdict(console, exporter, files)
@@ -108,7 +110,7 @@ def web(run: RunFolder = LATEST, out: Path | None = None, serve: bool = False, p
     runtime_files = runtime(ort)             # or without a network
     with exclusive(run, "vega3d export web"):
         exporter = _exporter(run, 1, None, 0, console)
-        with console.status("page …"):
+        with _stage(console, "page"):
             folder, size_mb = write_page(exporter, runtime_files, out)
     _print(console, f"in {folder}: {size_mb:.1f} MB, for any static server")
     if serve:
@@ -155,6 +157,20 @@ def _console():
     return Console(file=sys.stdout)
 
 
+@contextmanager
+def _stage(console, name: str) -> Iterator[None]:
+    emit("stage", stage=name)
+    with console.status(f"{name} …"):
+        yield
+
+
+def _log(console) -> Callable[[str], None]:
+    def log(line: str) -> None:
+        emit("log", message=line)
+        console.print(line)
+    return log
+
+
 def _print(console, line: object) -> None:
     console.print(str(line), highlight=False, soft_wrap=True)
 
@@ -167,11 +183,11 @@ def _exporter(run: Path, batch: Batch, max_drop: float | None, qat: int, console
                          "0 on, such as 0.001")
     if batch != "dynamic" and batch < 1:
         raise ValueError(f"--batch: got {batch}, expected at least 1, or dynamic")
-    with console.status("reading the run"):
+    with _stage(console, "reading the run"):
         from export.pipeline import Exporter, Options
         from export.source import load_trained_run
         options = Options(batch, max_drop=max_drop, qat=qat)
-        return Exporter(load_trained_run(run), options, console.print)
+        return Exporter(load_trained_run(run), options, _log(console))
 
 
 def _with_fp32(precision: tuple[Precision, ...]) -> tuple[Precision, ...]:
@@ -180,7 +196,7 @@ def _with_fp32(precision: tuple[Precision, ...]) -> tuple[Precision, ...]:
 
 def _export_preset(console, exporter: "Exporter", preset: Literal["edge", "web", "mobile"]) -> None:
     from export.presets import export_preset
-    with console.status(f"{preset} …"):
+    with _stage(console, preset):
         files = export_preset(exporter, preset)
     for file in files:
         drift = file.facts["drift"]
@@ -197,9 +213,9 @@ def _export_engines(console, open_exporter: Callable[[], "Exporter"],
                     target: Literal["auto", "rtx", "trt"], sm: tuple[int, ...]) -> None:
     from export.tensorrt.engines import build_engines, choose_build_target, onnx_for
     from export.tensorrt.int8_verdict import engine_verdict
-    build_target = choose_build_target(target, sm, console.print)  # first: fails at once
+    build_target = choose_build_target(target, sm, _log(console))  # first: fails at once
     exporter = open_exporter()
-    with console.status(f"{precision} …"):
+    with _stage(console, precision):
         source = onnx_for(exporter, build_target.api, precision)
     engines = build_engines(exporter, build_target, precision)
     _print_files(console, [source])
@@ -219,7 +235,7 @@ def _export_torch_tensorrt(console, run: Path, batch: Batch, sm: tuple[int, ...]
                          "for this GPU, with the TensorRT that came with it")
     torch_trt.load()  # first: fails at once without the package
     exporter = _exporter(run, batch, None, 0, console)
-    _print_engines(console, [build_torch_engine(exporter, console.print)])
+    _print_engines(console, [build_torch_engine(exporter, _log(console))])
 
 
 def _write_jetson(console, exporter: "Exporter", sm: tuple[int, ...]) -> None:
@@ -227,7 +243,7 @@ def _write_jetson(console, exporter: "Exporter", sm: tuple[int, ...]) -> None:
     if sm:
         raise ValueError(
             "export trt --target jetson: got --sm; leave it out: the device builds for itself")
-    with console.status("jetson …"):
+    with _stage(console, "jetson"):
         folder = write_bundle(exporter)
     _print(console, f"in {folder}; copy it to the device and run there: python3 run_on_jetson.py")
 
@@ -265,7 +281,7 @@ def _print_onnx_verdict(console, exporter: "Exporter", files: "list[ExportedFile
     from export.tensorrt.int8_verdict import onnx_verdict
     by_spec = {file.spec: file for file in files}
     if INT8_CPU in by_spec:
-        with console.status("timing INT8 against FP32 …"):
+        with _stage(console, "timing INT8 against FP32"):
             verdict = onnx_verdict(exporter, by_spec[FP32], by_spec[INT8_CPU])
         _print(console, verdict)
 

@@ -2,10 +2,9 @@
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-
-import torch
 
 PACKAGES = ("torch", "diffusers", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf",
             "tensorrt", "tensorrt-rtx-cu13", "numpy", "moderngl")
@@ -13,11 +12,13 @@ PACKAGES = ("torch", "diffusers", "onnx", "onnxruntime", "onnxruntime-gpu", "ope
 
 def environment() -> dict[str, object]:
     """A flat dictionary of facts; `packages` maps each installed one to its version."""
+    import torch  # not in the core install, which reads the rest of this module
+
     affinity = getattr(os, "sched_getaffinity", None)
     facts: dict[str, object] = {
-        "python": platform.python_version(), "platform": platform.platform(), "cpu": _cpu(),
+        "python": platform.python_version(), "platform": platform.platform(), "cpu": processor(),
         "cores": len(affinity(0)) if affinity else os.cpu_count(),
-        "threads": torch.get_num_threads(), "commit": commit(), "packages": _versions()
+        "threads": torch.get_num_threads(), "commit": commit(), "packages": versions(PACKAGES)
     }
     if torch.cuda.is_available():
         facts |= {
@@ -47,9 +48,10 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _versions() -> dict[str, str]:
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of those that are installed."""
     found = {}
-    for name in PACKAGES:
+    for name in packages:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -57,7 +59,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """The processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -20,6 +20,7 @@ except ImportError:  # Windows: two processes that list files at once may lose a
     fcntl = None  # type: ignore[assignment]
 
 NAME = "manifest.json"
+STATUS = "status.json"  # of records.events: not listed, as it changes while a run works
 # what later stages read; pictures and texts may be edited
 LISTED = {".safetensors", ".json", ".jsonl", ".yaml", ".onnx", ".engine"}
 RESTORE = "restore it, or delete it and run: vega3d distill run"
@@ -60,7 +61,7 @@ def files_below(folder: Path) -> list[Path]:
     """Those that a manifest of the folder may list; a feature store has a list of its own."""
     return [path for path in sorted(folder.rglob("*"))
             if path.suffix in LISTED and path.is_file() and not path.name.startswith(".")
-            and path != folder / NAME
+            and path not in (folder / NAME, folder / STATUS)
             and not (path.suffix == ".safetensors" and _in_feature_store(path, folder))]
 
 

@@ -1,9 +1,14 @@
 """A TensorRT build as a rich progress bar; a signal stops the builder at its next step."""
-import sys
 from types import ModuleType
 from typing import Any
 
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from records.interrupts import pending
 from records.progress import Progress
@@ -15,7 +20,7 @@ class Monitor:
     def __init__(self, title: str):
         self.title = title
         self.bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
-                            transient=True, disable=not sys.stdout.isatty())
+                            TimeRemainingColumn(), transient=True)
         self.tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> "Monitor":
