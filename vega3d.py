@@ -33,7 +33,8 @@ LOG_JSON = "--log-json"
 MAX_MESSAGE = 1200  # characters
 # packages whose errors say what is wrong with a file
 FOREIGN = {"onnxruntime", "onnx", "google", "safetensors_rust", "zipfile", "yaml"}
-MODULES = {"verify": "records.verify", "env": "records.machine"}  # those of other commands are COMMAND/cli.py
+# those of other commands are COMMAND/cli.py
+MODULES = {"verify": "records.verify", "env": "records.machine"}
 HELP = """usage: vega3d COMMAND SUBCOMMAND [OPTIONS]
        vega3d COMMAND --help, vega3d COMMAND SUBCOMMAND --help, vega3d --version
 

@@ -81,12 +81,13 @@ def status_file(folder: Path) -> Iterator[None]:
         return
     status = {"state": "running", "stage": None, "step": None, "steps": None, "rate": None,
               "eta_s": None, "pid": os.getpid()}
-    written = 0.0
+    written = -EVERY_S
 
     def write() -> None:
-        with suppress(OSError):  # a full disk stops the run where its results are written
-            with atomic_write(folder / manifest.STATUS, listed=False) as scratch:
-                scratch.write_text(json.dumps({**status, "updated": _now()}, indent=1) + "\n")
+        text = json.dumps({**status, "updated": _now()}, indent=1) + "\n"
+        # a full disk stops the run where its results are written
+        with suppress(OSError), atomic_write(folder / manifest.STATUS, listed=False) as scratch:
+            scratch.write_text(text)
 
     def receive(event: Event) -> None:
         nonlocal written
