@@ -43,10 +43,11 @@ class Progress(rich.progress.Progress):
             return
         for task in self.tasks:
             if task.id == task_id:
+                left = task.time_remaining
                 events.emit("progress", stage=task.description.strip(), step=int(task.completed),
                             steps=None if task.total is None else int(task.total),
                             rate=None if task.speed is None else round(task.speed, 3),
-                            eta_s=task.time_remaining and round(task.time_remaining))
+                            eta_s=None if left is None else round(left))
 
 
 def track(items: Iterable[T], description: str, total: float | None = None,

@@ -113,7 +113,7 @@ def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str],
             f"{store.folder}: features need {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB "
             "free; use fewer clips or another folder")
     console.print(f"{store.spec['tower']}: {len(missing)} clips x {len(first)} frames, "
-                  f"{size / 1e6:.0f} MB -> {store.folder}")
+                  f"{size / 1e6:.0f} MB -> {store.folder}", soft_wrap=True)
     group = max(1, min(16, GROUP_BYTES // first.nbytes)) if device.type == "cuda" else 1
     groups = [missing[i:i + group] for i in range(0, len(missing), group)]
     _extract(store, tower, source, groups, device, console)

@@ -44,6 +44,9 @@ def test_a_run_folder_holds_what_the_design_promises(config):
     assert (folder.parent / "latest").resolve() == folder.resolve()
     rows = {r["features"]: r for r in json.loads((folder / "accuracy.json").read_text())}
     assert set(rows) == {"teacher", "semantic_only", "zeros", "student_fp32"}
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "finished" and status["stage"]
+    assert set(status) == {"state", "stage", "step", "steps", "rate", "eta_s", "updated", "pid"}
     frames = load_file(folder / "frames/heldout.safetensors")
     assert frames["frames"].shape == (3, 3, 224, 224) and frames["depth"].shape == (3, 14, 14)
     assert not list(folder.rglob(".*"))
