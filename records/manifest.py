@@ -62,7 +62,6 @@ def files_below(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*"))
             if path.suffix in LISTED and path.is_file() and not path.name.startswith(".")
             and path not in (folder / NAME, folder / STATUS)
-            and path not in (folder / NAME, folder / STATUS)
             and not (path.suffix == ".safetensors" and _in_feature_store(path, folder))]
 
 
