@@ -101,7 +101,7 @@ def test_a_full_disk_is_one_line_before_any_work(tmp_path, rooms, monkeypatch):
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path):
-    store = FeatureStore(tmp_path, Zeros.spec, "clips-1")
+    store = FeatureStore(tmp_path, Zeros().spec, "clips-1")
     with pytest.raises(ValueError, match="not finite"):
         store.put("train/000", torch.full((1, 256, 14, 14), 1e6))
     assert "train/000" not in store
