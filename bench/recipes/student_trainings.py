@@ -4,16 +4,17 @@
     python -m bench.recipes.student_trainings labels RUN --work DIR --out label_efficiency.json
 
 RUN is a finished `vega3d distill run` on rendered rooms: its clips, features and dense teachers are
-used. With N GPUs start N processes with --share 0/N to (N-1)/N: each takes its part of the
-trainings, those whose row DIR holds are skipped, and the process that finds all rows writes OUT.
+used. With N GPUs start N of these processes: each takes what no other has taken, trainings whose
+rows DIR holds are skipped, and the one that finds all rows writes OUT.
 --real CLIPS: a folder of clips with depth, intrinsics and poses (split test), scored beside rooms.
 """
 import argparse
+import fcntl
 import json
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -52,7 +53,6 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--share", default="0/1")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rooms", type=int, nargs="+", default=ROOMS)
     parser.add_argument("--epochs", type=int, default=4, help="of distillation")
@@ -62,22 +62,31 @@ def main() -> None:
     args = parser.parse_args()
     jobs = (list(product(args.seeds, VARIANTS)) if args.table == "ablation"
             else list(product(args.seeds, args.rooms, MODES)))
-    index, count = map(int, args.share.split("/"))
     paths = [args.work / f"{'_'.join(map(str, job)).replace(' ', '-').replace(',', '')}.json"
              for job in jobs]
-    todo = [(job, path) for job, path in list(zip(jobs, paths, strict=True))[index::count]
-            if not path.is_file()]
-    if todo:
-        trainer = _Trainer(open_distill_run(args.run), args)
-        for job, path in todo:
+    args.work.mkdir(parents=True, exist_ok=True)
+    trainer: _Trainer | None = None
+    for job, path in zip(jobs, paths, strict=True):
+        with path.with_suffix(".lock").open("w") as lock:
+            if path.is_file() or not _taken(lock):
+                continue
+            trainer = trainer or _Trainer(open_distill_run(args.run), args)
             rows = trainer.ablation(*job) if args.table == "ablation" else trainer.labels(*job)
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_json(rows, path)
             print(json.dumps(rows), flush=True)
     if all(path.is_file() for path in paths):
         rows = [row for path in paths for row in json.loads(path.read_text())]
         program = "python -m bench.recipes.student_trainings"
         save(measured(args.out.stem, rows, environment(), program), args.out)
+
+
+def _taken(lock: TextIO) -> bool:
+    """Whether this process now has the training; the lock of a process that dies is free again."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class _Trainer:

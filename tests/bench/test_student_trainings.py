@@ -1,4 +1,5 @@
 """The tables of short student trainings, on a tiny run."""
+import fcntl
 import json
 import sys
 from dataclasses import replace
@@ -45,16 +46,20 @@ def table(monkeypatch, run, tmp_path, name, *options):
     return json.loads(out.read_text())["rows"] if out.is_file() else None
 
 
-def test_shares_of_the_ablation_make_one_table(monkeypatch, run, tmp_path):
+def test_processes_share_an_ablation_and_the_last_one_writes_its_table(monkeypatch, run, tmp_path):
     monkeypatch.setattr(student_trainings, "VARIANTS", {"base": {}, "flip": {"augment": ("flip",)}})
-    options = ("--seeds", "0", "--share")
-    assert table(monkeypatch, run, tmp_path, "ablation", *options, "0/2") is None
-    rows = table(monkeypatch, run, tmp_path, "ablation", *options, "1/2")
+    options = ("--seeds", "0")
+    (tmp_path / "ablation").mkdir()
+    with (tmp_path / "ablation/0_base.lock").open("w") as other:  # another process trains it
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert table(monkeypatch, run, tmp_path, "ablation", *options) is None
+    assert [p.name for p in (tmp_path / "ablation").glob("*.json")] == ["0_flip.json"]
+    rows = table(monkeypatch, run, tmp_path, "ablation", *options)
     assert [row["variant"] for row in rows] == ["base", "flip"]
     assert rows[0]["cosine_mean"] != rows[1]["cosine_mean"]
     assert all(-1 <= row["cosine_bright"] <= 1 and row["train_frames"] == 12 for row in rows)
     monkeypatch.setattr(student_trainings, "_Trainer", lambda *_: pytest.fail("trained again"))
-    assert table(monkeypatch, run, tmp_path, "ablation", *options, "0/1") == rows
+    assert table(monkeypatch, run, tmp_path, "ablation", *options) == rows
 
 
 def test_the_label_table_trains_each_way_with_equal_steps(monkeypatch, run, tmp_path):
