@@ -35,7 +35,9 @@ def pca_colours(maps: list[Tensor]) -> list[np.ndarray]:
     """Maps [N,D,h,w] -> [N,h,w,3] uint8, by the first map's principal components and range."""
     flat = maps[0].permute(0, 2, 3, 1).flatten(0, 2).float().cpu()                    # [N*h*w,D]
     mean = flat.mean(0)
-    _, _, axes = torch.pca_lowrank(flat - mean, q=3, center=False, niter=4)           # [D,3]
+    with torch.random.fork_rng(devices=[]):  # equal maps get equal colours, after a resume too
+        torch.manual_seed(0)
+        _, _, axes = torch.pca_lowrank(flat - mean, q=3, center=False, niter=4)       # [D,3]
     low, high = torch.quantile((flat - mean) @ axes, torch.tensor([0.01, 0.99]), dim=0)
     colours = []
     for features in maps:
