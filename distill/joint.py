@@ -20,7 +20,7 @@ from student.heads import Heads, StudentWithHeads, fit_pca, match_loss
 from student.vit import Student
 from teacher.data.dataset import Example, Examples
 from teacher.dense.model import geometry_loss
-from teacher.training.checkpoint import Checkpoint, clipped_step, set_lr
+from teacher.training.checkpoint import Checkpoint, clipped_step, remove_checkpoint, set_lr
 
 QUERIES = 196  # cells of the first view that enter the match loss in a step
 PCA_FRAMES = 512
@@ -59,7 +59,7 @@ def train_jointly(student: Student, heads: Heads, examples: Examples, config: Jo
             checkpoint.after_step(step + 1)
     model.eval()
     fit_pca(heads, _features(student, examples))
-    checkpoint.path.unlink(missing_ok=True)
+    remove_checkpoint(checkpoint.path)
 
 
 def _groups(student: Student, heads: Heads, config: JointTraining,

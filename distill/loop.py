@@ -18,7 +18,7 @@ from student.config import SHIPPED
 from student.vit import Student, load_student, save_student
 from teacher.data.dataset import Examples
 from teacher.dense.train import Stream
-from teacher.training.checkpoint import Checkpoint, clipped_step, set_lr
+from teacher.training.checkpoint import Checkpoint, clipped_step, remove_checkpoint, set_lr
 
 CHECKPOINT, METRICS = "student.ckpt.safetensors", "metrics.jsonl"
 
@@ -108,7 +108,7 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
                 _record(average, held_out, rows, folder, progress)
             student.train()
     save_student(average.cpu(), folder)
-    checkpoint.path.unlink(missing_ok=True)
+    remove_checkpoint(checkpoint.path)
     return average.to(device).eval()
 
 

@@ -26,6 +26,7 @@ from teacher.data.dataset import Examples, moments
 from teacher.dense.model import DenseShape
 from teacher.dense.train import Stream, score, train_dense_teacher
 from teacher.towers.efficientnet import SEMANTIC_DIM
+from teacher.training.checkpoint import remove_checkpoint
 
 CALIBRATION_FRAMES, HELD_OUT_FRAMES = 320, 64
 # recovery is a ratio: least gain of the teacher over semantic_only that may stand below the line
@@ -88,7 +89,7 @@ def train_dense_teachers(run: DistillRun, train: Examples, test: Examples,
     for name, dim in dims.items():
         stream, file_name = run.stream(name), f"{name}_seed{seed}"
         if (folder / f"{file_name}.safetensors").is_file():
-            (folder / f"{file_name}.ckpt.safetensors").unlink(missing_ok=True)
+            remove_checkpoint(folder / f"{file_name}.ckpt.safetensors")
         else:
             shape = DenseShape(SEMANTIC_DIM, dim, len(CLASSES), config.width)
             train_dense_teacher(file_name, train, stream, shape, config, seed, folder)
@@ -101,7 +102,7 @@ def distil_student(run: DistillRun, train: Examples, test: Examples, seed: int) 
     """Trains the student of one seed, or opens it if it is there."""
     folder = run.student_folder(seed)
     if (folder / "student.safetensors").is_file():
-        (folder / CHECKPOINT).unlink(missing_ok=True)  # of a run killed in between
+        remove_checkpoint(folder / CHECKPOINT)  # of a run killed in between
         return run.student(seed)
     mean, std = moments(train, lambda example: example["generative"].float())
     student = build_student(run.config.student, spec_digest(run.tower.spec), mean, std, seed)

@@ -253,7 +253,7 @@ def _changing(folder: Path, new: bool = False) -> Iterator[_Manifest]:
             return  # removed meanwhile, or another program's
         content = {"vega3d_manifest": 1, "content_sha256": _content_sha256(manifest),
                    **vars(manifest)}
-        scratch = path.with_name(f"{NAME}.new")
+        scratch = path.with_name(f".vega3d-{NAME}.new")
         scratch.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
         scratch.replace(path)
     finally:

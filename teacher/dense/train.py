@@ -17,7 +17,13 @@ from scenes.dense import DenseScores, DenseTargets
 from teacher.config import DenseTraining
 from teacher.data.dataset import Example, Examples, moments
 from teacher.dense.model import DenseShape, DenseTeacher, dense_loss
-from teacher.training.checkpoint import Checkpoint, clipped_step, save_finite, set_lr
+from teacher.training.checkpoint import (
+    Checkpoint,
+    clipped_step,
+    remove_checkpoint,
+    save_finite,
+    set_lr,
+)
 
 # a batch -> its generative features [B,D,14,14] float32, not standardised; None: semantic only
 Stream = Callable[[Example], Tensor | None]
@@ -57,7 +63,7 @@ def train_dense_teacher(name: str, examples: Examples, stream: Stream, shape: De
                 step += 1
                 checkpoint.after_step(step, due=step == (epoch + 1) * per_epoch)
     save_teacher(model, folder, name)
-    checkpoint.path.unlink(missing_ok=True)
+    remove_checkpoint(checkpoint.path)
     return model.eval()
 
 

@@ -95,6 +95,12 @@ class Checkpoint:
         check()
 
 
+def remove_checkpoint(path: Path) -> None:
+    """After the end of a training."""
+    manifest.forget([path])
+    path.unlink(missing_ok=True)
+
+
 def save_checkpoint(path: Path, step: int, modules: dict[str, nn.Module], optimizer: Optimizer,
                     key: str) -> None:
     """Writes atomically. `key` identifies the configuration: only the same one resumes from it."""
