@@ -1,5 +1,4 @@
 """Training the full teacher, one question family a batch."""
-import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from records.files import digest
+from records.files import digest, read_rows, write_rows
+from records.interrupts import check, deferred, pending
 from records.progress import track
 from teacher.language.config import FinetuneConfig
 from teacher.language.dataset import Batch, QuestionDataset
@@ -64,7 +64,7 @@ def fit(model: LanguageTeacher, dataset: QuestionDataset, config: FinetuneConfig
         rank, world = accelerator.process_index, accelerator.num_processes
     key = _run_key(model, dataset, config, world)
     checkpoint = None if folder is None else folder / CHECKPOINT
-    start, moments = _load_weights(model, checkpoint, key)
+    start, moments, losses = _load_weights(model, checkpoint, key)  # losses since the last row
     optimizer: Any = _optimizer(model, config)
     objective: Any = Objective(model)
     if accelerator is not None:
@@ -74,20 +74,23 @@ def fit(model: LanguageTeacher, dataset: QuestionDataset, config: FinetuneConfig
     backward = _Backward(model, objective, dataset, config, rank, world)
     metrics = None if folder is None or rank > 0 else folder / METRICS
     curve = _read_curve(metrics, start)
-    losses: list[Tensor] = []  # since the last row; on the device, so that no step waits
-    for step in track(range(start, config.steps), description="teacher", disable=quiet or rank > 0):
-        _set_rates(optimizer, config, step)
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(backward(step))
-        clip_and_step(optimizer, model.parameters())
-        done = step + 1
-        late = stop is not None and time.monotonic() > stop
-        if done % config.validate_every == 0 or done == config.steps or late:
-            _record(curve, metrics, done, losses, validate(objective) if validate else {})
-        if checkpoint is not None and (done % config.save_every == 0 or done == config.steps):
-            _save(checkpoint, done, model, optimizer, key, write=rank == 0)
-        if late:
-            break
+    steps = track(range(start, config.steps), description="teacher", disable=quiet or rank > 0)
+    with deferred():
+        for step in steps:
+            _set_rates(optimizer, config, step)
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(backward(step))  # on the device, so that no step waits
+            clip_and_step(optimizer, model.parameters())
+            done = step + 1
+            late = stop is not None and time.monotonic() > stop
+            if done % config.validate_every == 0 or done == config.steps or late:
+                _record(curve, metrics, done, losses, validate(objective) if validate else {})
+            asked = pending() and world == 1  # several processes would not gather at one step
+            if checkpoint and (done % config.save_every == 0 or done == config.steps or asked):
+                _save(checkpoint, done, model, optimizer, losses, key, write=rank == 0)
+            check()
+            if late:
+                break
     return curve
 
 
@@ -171,23 +174,30 @@ class _Backward:
 
 
 def _load_weights(model: LanguageTeacher, checkpoint: Path | None,
-                  key: str) -> tuple[int, dict[str, Any]]:
-    """(step to start at, state of the optimiser); the checkpoint's weights are in the model."""
+                  key: str) -> tuple[int, dict[str, Any], list[Tensor]]:
+    """(step to start at, state of the optimiser, losses since the last row of the curve).
+
+    The checkpoint's weights are in the model.
+    """
     weights: Any = StateDictHolder()
+    since: Any = StateDictHolder()
     moments: Any = StateDictHolder({"state": {}, "param_groups": []})
-    start = load_checkpoint(checkpoint, {"teacher": weights}, moments, key) if checkpoint else 0
+    modules = {"teacher": weights, "curve": since}
+    start = load_checkpoint(checkpoint, modules, moments, key) if checkpoint else 0
     if start:
         load_trainable(model, weights.state)
-    return start, moments.state
+    device = next(model.parameters()).device
+    return start, moments.state, [*since.state.get("losses", torch.zeros(0)).to(device)]
 
 
-def _save(checkpoint: Path, step: int, model: LanguageTeacher, optimizer: Any, key: str,
-          write: bool) -> None:
+def _save(checkpoint: Path, step: int, model: LanguageTeacher, optimizer: Any,
+          losses: list[Tensor], key: str, write: bool) -> None:
     """Every process gathers, one writes."""
     weights: Any = StateDictHolder(trainable_state_dict(model))
+    since: Any = StateDictHolder({"losses": torch.stack(losses)} if losses else None)
     moments: Any = StateDictHolder(GatheredOptimizer(_unwrapped(optimizer)).state_dict())
     if write:
-        save_checkpoint(checkpoint, step, {"teacher": weights}, moments, key)
+        save_checkpoint(checkpoint, step, {"teacher": weights, "curve": since}, moments, key)
 
 
 def _optimizer(model: LanguageTeacher, config: FinetuneConfig) -> torch.optim.Optimizer:
@@ -215,18 +225,14 @@ def _read_curve(metrics: Path | None, start: int) -> list[dict]:
     """The rows up to step `start`; later ones are removed from the file."""
     if metrics is None:
         return []
-    metrics.parent.mkdir(parents=True, exist_ok=True)
-    lines = metrics.read_text().splitlines() if metrics.is_file() else []
-    rows = [row for row in map(json.loads, lines) if row["step"] <= start]
-    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [row for row in read_rows(metrics) if row["step"] <= start]
+    write_rows(rows, metrics)
     return rows
 
 
 def _record(curve: list[dict], metrics: Path | None, step: int, losses: list[Tensor],
             scores: dict[str, float]) -> None:
-    row = {"step": step, "loss": float(torch.stack(losses).mean()), **scores}
+    curve.append({"step": step, "loss": float(torch.stack(losses).mean()), **scores})
     losses.clear()
-    curve.append(row)
     if metrics is not None:
-        with metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        write_rows(curve, metrics)

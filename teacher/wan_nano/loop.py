@@ -1,5 +1,4 @@
 """The training loop of wan-nano's two parts: steps, time budget, curve and checkpoints."""
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -9,12 +8,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from records.files import spec_digest
+from records.files import read_rows, spec_digest, write_rows
+from records.interrupts import check, deferred, pending
 from records.progress import Progress
 from teacher.config import PretrainConfig
 from teacher.training.checkpoint import load_checkpoint, save_checkpoint, set_lr
 from teacher.training.cuda_graphs import GraphPerShape
 
+METRICS, STAGES = "metrics.jsonl", ("vae", "flow")
 WARM_STEPS = 200
 LOG_EVERY = 100
 # steps over which a time budget measures the speed; the decay starts after them
@@ -29,10 +30,15 @@ class Pretraining:
     curve: list[dict] = field(default_factory=list)
 
     def log(self, **row: float | str) -> None:
-        self.curve.append(row)
+        """Adds a row to metrics.jsonl, in the order of the stages."""
+        self.curve = sorted([*self.curve, row], key=lambda row: STAGES.index(row["stage"]))
         if self.accelerator.is_main_process:
-            with (self.config.out / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            write_rows(self.curve, self.config.out / METRICS)
+
+    def resume(self, stage: str, start: int) -> None:
+        """Forgets the rows of a stage that are logged again from step `start` on."""
+        self.curve = [row for row in self.curve if row["stage"] != stage or "steps" in row
+                      or row.get("step", start + 1) <= start]
 
 
 def fit(run: Pretraining, stage: str, loss: nn.Module, batch: Callable[[int], tuple[Tensor, ...]],
@@ -51,13 +57,15 @@ def fit(run: Pretraining, stage: str, loss: nn.Module, batch: Callable[[int], tu
                                   fused=device.type == "cuda")
     checkpoint = _Checkpoint(run, stage, modules, optimizer)
     start = step = checkpoint.load()
+    run.resume(stage, start)
     if device.type == "cuda":
         _compile(stage, loss, modules)
     gradients = _Gradients(accelerator, loss.to(device).train(), optimizer)
     budget, curve = _StepBudget(run, stage, start), _LossCurve(run, stage, validate)
-    with Progress(disable=not accelerator.is_main_process) as progress:
+    with deferred(), Progress(disable=not accelerator.is_main_process) as progress:
         bar = progress.add_task(f"{stage} training", total=budget.steps, completed=start)
         while step < budget.steps:
+            check()
             budget.update(step)
             warm = min(WARM_STEPS, max(1, budget.steps // 5))
             set_lr(optimizer, lr, step, budget.steps, warm=warm)
@@ -83,7 +91,7 @@ def _compile(stage: str, loss: nn.Module, modules: dict[str, nn.Module]) -> None
 
 def read_metrics(folder: Path) -> list[dict]:
     """The rows of folder/metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return read_rows(folder / METRICS)
 
 
 class _Gradients:
@@ -137,7 +145,7 @@ class _Checkpoint:
         return load_checkpoint(self.path, self.modules, self.optimizer, self.key)
 
     def save(self, step: int, last: bool) -> None:
-        if self.saves and (step % self.every == 0 or last):
+        if self.saves and (step % self.every == 0 or last or pending()):
             save_checkpoint(self.path, step, self.modules, self.optimizer, self.key)
 
 
@@ -170,8 +178,7 @@ class _StepBudget:
         self.steps: int = getattr(run.config, f"{stage}_steps")
         self.seconds: float = getattr(run.config, f"{stage}_seconds")
         if self.seconds and start:
-            rows = read_metrics(run.config.out)
-            self.steps = next(row["steps"] for row in reversed(rows)
+            self.steps = next(row["steps"] for row in reversed(run.curve)
                               if row["stage"] == stage and "steps" in row)
             self.seconds = 0.0
         self.began = self.measured = time.monotonic()

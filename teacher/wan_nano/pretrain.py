@@ -43,6 +43,7 @@ def pretrain(config: PretrainConfig, source: Source) -> Path:
         raise ValueError(f"{config.out}: holds a generator that was not trained here; choose "
                          "another --out")
     config.out.mkdir(parents=True, exist_ok=True)
+    run.curve = read_metrics(config.out)
     train_ids = source.ids("train")[: config.clips][process::processes]
     train = gather_frames(source, train_ids, config.out / f"train{process}.npy", config.workers)
     test = gather_frames(source, source.ids("test")[: config.held_out],
@@ -83,6 +84,8 @@ def train_vae(run: Pretraining, frames: Tensor, test: Tensor) -> AutoencoderKLWa
     if config.vae_steps:
         batches = crops(frames, config.vae_batch, config.vae_crop, _process_seed(run))
         fit(run, "vae", ReconstructionLoss(vae), lambda step: (next(batches),), {"vae": vae})
+    else:
+        run.resume("vae", 0)
     vae = vae.to(accelerator.device).eval().requires_grad_(False)
     psnr = reconstruction_psnr(vae, test, accelerator.device)
     run.log(stage="vae", psnr_db_mean=psnr.mean().item(), psnr_db_std=psnr.std().item(),

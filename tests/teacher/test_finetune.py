@@ -1,5 +1,7 @@
 """Training the full teacher: it learns, resumes exactly, and trains the weights it should."""
 import json
+import os
+import signal
 from copy import copy
 from dataclasses import replace
 
@@ -8,7 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from records.interrupts import Interrupted, handled
 from scenes.questions.scoring import values
+from teacher.language import finetune
 from teacher.language.config import RECIPES, FinetuneConfig
 from teacher.language.dataset import (
     FAMILIES,
@@ -232,6 +236,30 @@ def test_a_killed_run_resumes_to_the_same_weights(config, tmp_path):
     assert [row["step"] for row in curve] == [2, 4, 6]
     for name, value in trainable_state_dict(complete).items():
         torch.testing.assert_close(trainable_state_dict(again)[name], value, rtol=0, atol=0)
+
+
+def test_a_terminated_training_saves_its_step_and_the_losses_since_the_last_row(
+        config, tmp_path, monkeypatch):
+    config = replace(config, save_every=100)
+    complete, dataset = start(config)
+    expected = fit(complete, dataset, config, tmp_path / "complete", quiet=True)
+    true_step, steps = finetune.clip_and_step, []
+
+    def terminated(*args):
+        steps.append(1)
+        if len(steps) == 3:  # rows are of two steps
+            os.kill(os.getpid(), signal.SIGTERM)
+        true_step(*args)
+
+    monkeypatch.setattr(finetune, "clip_and_step", terminated)
+    first, dataset = start(config)
+    with pytest.raises(Interrupted), handled():
+        fit(first, dataset, config, tmp_path / "killed", quiet=True)
+    again, dataset = start(config)
+    assert fit(again, dataset, config, tmp_path / "killed", quiet=True) == expected
+    assert len(steps) == config.steps
+    for name, value in trainable_state_dict(complete).items():
+        assert torch.equal(trainable_state_dict(again)[name], value), name
 
 
 def stop_at(folder, lines: int) -> dict[str, float]:

@@ -14,6 +14,7 @@ from teacher.wan_nano import loop
 from teacher.wan_nano import pretrain as module
 from teacher.wan_nano.alignment import AlignedFlowLoss, AlignmentTarget, FlowData
 from teacher.wan_nano.flow import FlowLoss, build_transformer, flow_batch, sample, shifted
+from teacher.wan_nano.loop import read_metrics
 from teacher.wan_nano.pretrain import pretrain
 from teacher.wan_nano.samples import write_card, write_samples
 from teacher.wan_nano.vae import build_vae, crops, reconstruction_psnr
@@ -250,6 +251,9 @@ def test_a_killed_pretraining_resumes_to_the_same_weights(tmp_path, monkeypatch)
         pretrain(replace(TINY, out=tmp_path / "b"), rooms)
     monkeypatch.setattr(loop, "save_checkpoint", saved)
     resumed = pretrain(replace(TINY, out=tmp_path / "b"), rooms)
+    rows = [[(row["stage"], row.get("step")) for row in read_metrics(folder)]
+            for folder in (expected, resumed)]
+    assert rows[0] == rows[1]
     frames = torch.rand(1, 1, 3, 224, 224)
     torch.testing.assert_close(
         *(load_wan(f, Tap(block=1, seeds=1)).features(frames) for f in (expected, resumed)),
