@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from records.ranges import Count, Frames, Pixels, Processes, Seed
+from records.ranges import Count, CountOrNone, Frames, Pixels, Processes, Seed
 
 LIBRARY = Path("/usr/share/sweethome3d/furniture")
 Benchmark = Literal["scanrefer", "multi3drefer", "scan2cap", "scanqa", "sqa3d"]
@@ -12,6 +12,7 @@ Benchmark = Literal["scanrefer", "multi3drefer", "scan2cap", "scanqa", "sqa3d"]
 
 def render(n: Count = 200, out: Path = Path("clips"), seed: Seed = 0, frames: Frames = 9,
            size: Pixels = 224, clips_per_room: Count = 1, furniture: Path | None = None,
+           held_out: tuple[CountOrNone, CountOrNone] | None = None,
            workers: Processes | None = None) -> None:
     """Renders clips of furnished rooms into a folder; the same command resumes after a stop.
 
@@ -23,6 +24,7 @@ def render(n: Count = 200, out: Path = Path("clips"), seed: Seed = 0, frames: Fr
         size: pixels, square.
         clips_per_room: camera paths in each room.
         furniture: a pack made by `vega3d scenes pack`; by default the public-domain one that ships.
+        held_out: rooms for validation and for test instead of 10 % each.
         workers: processes, 0 renders in this one; by default one less than cores, at most 15.
     """
     from scenes.clip import SPLITS
@@ -30,8 +32,10 @@ def render(n: Count = 200, out: Path = Path("clips"), seed: Seed = 0, frames: Fr
     from scenes.rooms.writer import default_workers, render_folder
 
     rooms = -(-n // clips_per_room)
-    held_out = round(rooms * 0.1)
-    source = RoomSource(train=rooms - 2 * held_out, val=held_out, test=held_out,
+    val, test = held_out or 2 * (round(rooms * 0.1),)
+    if val + test > rooms:
+        raise ValueError(f"render: --held-out {val} {test} are more than the {rooms} rooms of --n")
+    source = RoomSource(train=rooms - val - test, val=val, test=test,
                         clips_per_room=clips_per_room, frames=frames, size=size, seed=seed,
                         pack=furniture)
     ids = [i for split in SPLITS for i in source.ids(split)][:n]

@@ -6,7 +6,7 @@ import tyro
 
 from records.command_line import parse, take_option
 from records.ranges import Count, Frames, Processes, Seed
-from teacher.config import PretrainConfig, ProbeConfig, SearchConfig
+from teacher.config import AlignmentConfig, PretrainConfig, ProbeConfig, SearchConfig
 from teacher.language.config import LanguageTeacherConfig, Tune, recipe
 
 
@@ -63,23 +63,41 @@ def pretrain(config: tyro.conf.OmitArgPrefixes[PretrainConfig], furniture: Path 
         print(f"generator: {folder}")
 
 
-def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig], furniture: Path | None = None,
-          out: Path = Path("bench/results/nano_probe.json")) -> None:
+def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig],
+          alignment: tyro.conf.OmitArgPrefixes[AlignmentConfig], furniture: Path | None = None,
+          render_seed: Seed = 2000, workers: Processes = 0, out: Path | None = None) -> None:
     """Probe every block, noise level and frame mode for 3D, with all controls; JSON and heat map.
 
-    furniture: a furniture pack; None: the CC0 one that ships.
+    With --generators: what each adds to the semantic encoder. furniture: a furniture pack; None:
+    the CC0 one that ships. workers: rendering processes. out: None: nano_probe.json or
+    alignment.json of bench/results.
     """
     from records.environment import environment
     from records.results import measured, save
     from scenes.rooms.source import RoomSource
-    from teacher.probing.sweep import heat_map, probe_grid
 
-    source = RoomSource(train=0, val=config.clips, test=config.clips, clips_per_room=1, frames=9,
-                        seed=2000, pack=furniture)
-    rows = probe_grid(config, source)
+    name = "alignment" if alignment.generators else "nano_probe"
+    out = out or Path(f"bench/results/{name}.json")
+    if alignment.generators:
+        from teacher.probing.alignment import clip_source, probe_alignment
+
+        rooms = RoomSource(train=alignment.fit_clips, val=alignment.val_clips,
+                           test=alignment.test_clips, frames=5, seed=render_seed, pack=furniture)
+        rows = probe_alignment(alignment, clip_source(alignment, rooms), config.seed,
+                               config.device, workers)
+    else:
+        from teacher.probing.sweep import probe_grid
+
+        source = RoomSource(train=0, val=config.clips, test=config.clips, frames=9,
+                            seed=render_seed, pack=furniture)
+        rows = probe_grid(config, source)
     save(measured(out.stem, rows, environment()), out)
-    heat_map(rows, out.with_suffix(".png"))
-    print(f"{len(rows)} rows: {out}, {out.with_suffix('.png')}")
+    print(f"{len(rows)} rows: {out}")
+    if not alignment.generators:
+        from teacher.probing.sweep import heat_map
+
+        heat_map(rows, out.with_suffix(".png"))
+        print(out.with_suffix(".png"))
 
 
 def search(config: tyro.conf.OmitArgPrefixes[SearchConfig], furniture: Path | None = None,

@@ -8,6 +8,7 @@ from records.ranges import (
     Count,
     CountOrNone,
     Depth,
+    Draws,
     Frames,
     Level,
     Pixels,
@@ -114,6 +115,28 @@ class ProbeConfig:
         check_ranges(self, "probe")
         if not self.modes or not self.levels:
             raise ValueError("probe: needs at least one mode and one level")
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    # what they add to the semantic encoder: names, folders, or other towers as KIND:FOLDER
+    generators: tuple[str, ...] = ()
+    # clips as `vega3d scenes render` writes them; None: rendered on the way
+    rooms: Path | None = None
+    shipped: str | None = None  # of the generators, the one that ships; also at its own tap
+    fit_clips: Pair = 2000      # clips of train, which fit the probes
+    val_clips: Pair = 300       # clips of val, which choose penalties and taps
+    test_clips: Pair = 600      # clips of test, which are scored
+    noise_levels: tuple[Level, ...] = (300, 500)  # to choose from, in thousandths of pure noise
+    draws: Draws = 4            # noise draws that are averaged
+    redraws: Count = 3          # seeds of random weights and of the MLP
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "probe")
+        if not self.noise_levels:
+            raise ValueError("probe.noise_levels: needs at least one")
+        if self.shipped is not None and self.shipped not in self.generators:
+            raise ValueError(f"probe.shipped: {self.shipped} is not one of --generators")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class ProbeSet:
     positions: Tensor  # [N,K,3,14,14] metres, camera axes: each cell's centre at its depth
     matches: Tensor    # [N,196] int, `true_matches` of the first and the last key frame
     points: Tensor     # [N,K,196,3] world metres of the token centres, NaN = unknown
+    fov: Tensor        # [N] degrees across the frame
 
 
 def probe_set(clips: Sequence[Clip], keys: list[int] | None = None,
@@ -60,7 +61,8 @@ def probe_set(clips: Sequence[Clip], keys: list[int] | None = None,
         if clip.poses is not None or not recorded:
             matches, points = true_matches(clip, keys[0], keys[-1]), centre_points(clip, keys)
         columns.append((depth, F.normalize(F.adaptive_avg_pool2d(normals, GRID), dim=1),
-                        _positions(clip, depth), torch.from_numpy(matches), points))
+                        _positions(clip, depth), torch.from_numpy(matches), points,
+                        torch.tensor(_fov(clip))))
     frames = torch.from_numpy(np.stack([clip.frames for clip in clips]))
     return ProbeSet(frames, keys, *map(torch.stack, zip(*columns, strict=True)))
 
@@ -121,8 +123,8 @@ def probe(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor,
 
 
 def sums(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed: int = 0,
-         mlp: bool = True) -> dict[str, np.ndarray]:
-    """The scores' terms by clip of `test`, [N] each, to resample clips; mlp: with the MLP's."""
+         with_mlp: bool = True) -> dict[str, np.ndarray]:
+    """The scores' terms by clip of `test`, [N] each, to resample clips; with_mlp: the MLP's too."""
     a, y, b, truth, clip = _regression(train, test, x_train, x_test)
     linear = ridge(a, y[:, [0, 4, 5, 6]], b)  # log depth and position
     depth, position = truth[:, 0], truth[:, 4:]
@@ -133,23 +135,12 @@ def sums(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed:
         "xyz_square": position.square().sum(1),
         "x": position[:, 0], "y": position[:, 1], "z": position[:, 2],
     }
-    if mlp:
-        predicted = _mlp(a, y[:, :4], b, seed)  # log depth and normal
+    if with_mlp:
+        predicted = mlp(a, y[:, :4], b, seed)  # log depth and normal
         error = predicted[:, 0] - depth
         each |= {"mlp_error": error.square(), "near": (error.abs() < np.log(1.25)).float(),
                  "normal_cos": F.cosine_similarity(predicted[:, 1:], truth[:, 1:4])}
     return _by_clip(each, clip, len(test.depth)) | correspondence_sums(x_test, test.points)
-
-
-def ridge_sums(train: ProbeSet, test: ProbeSet, x_train: Tensor,
-               x_test: Tensor) -> dict[str, np.ndarray]:
-    """The terms of `scores` for ridge regression of log depth and of normals alone, by clip."""
-    a, y, b, truth, clip = _regression(train, test, x_train, x_test)
-    depth, normals = truth[:, 0], truth[:, 1:4]
-    each = {"tokens": torch.ones_like(depth), "depth": depth, "depth_square": depth.square(),
-            "ridge_error": (ridge(a, y[:, :1], b)[:, 0] - depth).square(),
-            "normal_cos": F.cosine_similarity(ridge(a, y[:, 1:4], b), normals)}
-    return _by_clip(each, clip, len(test.depth))
 
 
 def _regression(train: ProbeSet, test: ProbeSet, x_train: Tensor,
@@ -191,13 +182,17 @@ def _tokens(x: Tensor) -> Tensor:
 
 
 def _with_position(x: Tensor) -> Tensor:
-    grid = torch.linspace(-1, 1, GRID, device=x.device)
+    return torch.cat([x, place_columns(len(x) // GRID**2, x.device)], 1)
+
+
+def place_columns(frames: int, device: torch.device) -> Tensor:
+    """The probes' columns of a token's place in its frame, [frames*196,22]."""
+    grid = torch.linspace(-1, 1, GRID, device=device)
     v, u = torch.meshgrid(grid, grid, indexing="ij")
     waves = [f(s * np.pi * c) for s in (0.5, 1, 2, 4) for c in (u, v)
              for f in (torch.sin, torch.cos)]
     columns = [torch.ones_like(u), u, v, u * v, u * u, v * v, *waves]
-    position = torch.stack(columns, -1).flatten(0, 1)                                 # [196,22]
-    return torch.cat([x, position.repeat(len(x) // len(position), 1)], 1)
+    return torch.stack(columns, -1).flatten(0, 1).repeat(frames, 1)
 
 
 def _targets(data: ProbeSet, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -218,6 +213,11 @@ def _positions(clip: Clip, depth: Tensor) -> Tensor:
     return torch.from_numpy(points).unflatten(2, (GRID, GRID)).float()
 
 
+def _fov(clip: Clip) -> float:
+    assert clip.intrinsics is not None
+    return float(np.degrees(2 * np.arctan(clip.frames.shape[3] / 2 / clip.intrinsics[0, 0])))
+
+
 def ridge(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
     """Ridge regression of y [N,K] on standardised x [N,D] with the best of RIDGES, at x_test."""
     cut = len(x) * 9 // 10  # clips are in order, so the rest are the last rooms
@@ -236,8 +236,9 @@ def _solve(x: Tensor, y: Tensor, penalty: float, x_test: Tensor) -> Tensor:
     return x_test @ torch.linalg.solve(gram, (x.T @ (y - shift)).double()).float() + shift
 
 
-def _mlp(x: Tensor, y: Tensor, x_test: Tensor, seed: int, steps: int = 300,
-         batch: int = 8192) -> Tensor:
+def mlp(x: Tensor, y: Tensor, x_test: Tensor, seed: int, steps: int = 300,
+        batch: int = 8192) -> Tensor:
+    """A 256-unit MLP from standardised x [N,D] to log depth and normal y [N,4], at x_test."""
     torch.manual_seed(seed)
     shift, scale = y.mean(0), torch.tensor([y[:, 0].std().item(), 1, 1, 1], device=x.device)
     net = nn.Sequential(nn.Linear(x.shape[1], 256), nn.GELU(), nn.Linear(256, 4)).to(x.device)

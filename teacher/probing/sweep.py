@@ -14,7 +14,7 @@ from scenes.clip import Source
 from teacher.config import ProbeConfig
 from teacher.probing.correspondence import noise_snr
 from teacher.probing.probes import ProbeSet, extract, extract_blocks, probe, probe_set
-from teacher.towers.checkpoints import block_count, generator_folder
+from teacher.towers.checkpoints import NANO, block_count, generator_folder
 from teacher.towers.controls import RGBPatches, VAELatents
 from teacher.towers.generators import load_tower
 from teacher.towers.tap import Tap
@@ -145,8 +145,7 @@ def _snr(config: ProbeConfig, tap: Tap, test: ProbeSet, device: torch.device) ->
 
 def _open_tower(config: ProbeConfig, tap: Tap, device: torch.device,
                 random_weights: bool = False) -> WanTower:
-    where = {} if config.generator is None else {"folder": config.generator}
-    return load_wan(tap=tap, random_weights=random_weights, **where).to(device)
+    return load_wan(config.generator or NANO, tap, random_weights).to(device)
 
 
 def _block_count(config: ProbeConfig) -> int:

@@ -33,20 +33,21 @@ _OOM_ADVICE = "lower tap.side or set tap.precision to bf16"
 
 
 def load_wan(folder: Path | str = NANO, tap: Tap | None = None,
-             random_weights: bool = False) -> "WanTower":
+             random_weights: bool = False, seed: int = 0) -> "WanTower":
     """A tower from a generator's name, a hub id or a diffusers folder; ValueError names what lacks.
 
-    random_weights: keeps the VAE and redraws the transformer, as a control for its training.
+    random_weights: keeps the VAE and redraws the transformer by `seed`, as a control for its
+    training.
     """
     where, tap = generator_folder(str(folder)), tap or Tap()
     parts = load_parts(where, tap.block, tap.precision)
     if random_weights:
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         drawn = type(parts.transformer).from_config(parts.transformer.config)
         for new, old in zip(drawn.parameters(), parts.transformer.parameters(), strict=True):
             new.data = new.data.to(old.dtype)  # .to(dtype) would round the rotary table as well
         parts.transformer = drawn
-        parts.digest += "-random"
+        parts.digest += f"-random{seed or ''}"
     return WanTower(parts.vae, parts.transformer, parts.prompt, tap, parts.digest)
 
 

@@ -13,7 +13,7 @@ from tests.teacher.test_image_encoders import save_encoder
 
 def test_the_probe_has_a_row_for_every_tap_control_and_other_tower(tiny_wan, tmp_path, monkeypatch):
     # seconds each
-    monkeypatch.setattr("teacher.probing.probes._mlp",
+    monkeypatch.setattr("teacher.probing.probes.mlp",
                         lambda x, y, x_test, seed: torch.zeros(len(x_test), 4))
     also = f"dinov2:{save_encoder('dinov2', tmp_path / 'dino')}"
     config = ProbeConfig(generator=tiny_wan, clips=2, modes=("image", ), levels=(200, ), averaged=2,

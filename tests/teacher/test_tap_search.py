@@ -33,7 +33,7 @@ def clips(split):
 @pytest.fixture
 def quick(monkeypatch):
     # seconds each
-    monkeypatch.setattr("teacher.probing.probes._mlp",
+    monkeypatch.setattr("teacher.probing.probes.mlp",
                         lambda x, y, x_test, seed: torch.zeros(len(x_test), 4))
 
 

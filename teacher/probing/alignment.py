@@ -1,0 +1,318 @@
+"""`vega3d teacher probe --generators`: what features add to the semantic encoder's.
+
+Ridge regression of log depth and normals at 14x14, place always given, fitted on the rooms of
+train, its penalty and the generator's tap chosen on those of val, and scored on those of test:
+three sets of rooms without a common piece of furniture. Recorded frames: fitted on one half of
+their camera path and scored on the other, both ways.
+"""
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from records.files import read_object
+from records.results import Row
+from scenes.clip import SPLITS, Clip, ClipFolder, Source
+from scenes.rooms.source import RoomSource, render_clips
+from teacher.config import AlignmentConfig
+from teacher.probing.probes import ProbeSet, extract, probe_set
+from teacher.probing.ridge import (
+    Combinations,
+    Inputs,
+    Split,
+    Terms,
+    average,
+    match_terms,
+    mlp_terms,
+    ridge_terms,
+    scores,
+)
+from teacher.towers.base import GRID
+from teacher.towers.checkpoints import block_count, generator_folder
+from teacher.towers.controls import RGBPatches, VAELatents
+from teacher.towers.efficientnet import SemanticEncoder
+from teacher.towers.generators import load_tower
+from teacher.towers.tap import Tap
+from teacher.towers.wan import WanTower, load_wan
+
+Features = Callable[[Tensor], Tensor]
+COMBINATIONS: Combinations = {
+    "semantic": ("semantic", ), "alone": ("x", ), "fused": ("semantic", "x")}
+_CLIPS = 64  # through a tower at once
+# clips of train that fit the probes which choose the tap; as few suffice to rank
+_CHOICE_CLIPS = 600
+
+
+@dataclass
+class Trial:
+    """The probes' three splits, 0 fit, 1 choice, 2 test, and the semantic encoder's features."""
+    splits: tuple[Split, Split, Split]
+    semantic: list[Tensor]
+
+
+class Alignment:
+    """Rows of features beside the semantic encoder's, on rooms and on recorded frames."""
+
+    def __init__(self, config: AlignmentConfig, device: torch.device, seed: int):
+        self.config, self.device, self.seed = config, device, seed
+        self.trials: dict[str, list[Trial]] = {}
+        self._encoder = SemanticEncoder().to(device)
+        self._console = Console(stderr=True)
+
+    def add(self, frames_from: str, *splits: Split) -> None:
+        """A trial: splits to fit on, to choose on and to score; `frames_from`: rooms or real."""
+        for split in splits:
+            split.data.frames = split.data.frames.to(self.device)
+        semantic = [self.extract(split, self._encoder.features) for split in splits]
+        self.trials.setdefault(frames_from, []).append(Trial((splits[0], splits[1], splits[2]),
+                                                             semantic))
+
+    def extract(self, split: Split, features: Features) -> Tensor:
+        return extract(split.data, features, self.device, batch=_CLIPS)
+
+    def rows(self, generators: Sequence[str]) -> list[Row]:
+        """The controls' rows, then those of the generators: names, folders or KIND:FOLDER."""
+        first = next((name for name in generators if not _is_tower(name)), "wan-nano")
+        rows = list(self._control_rows(first))
+        for name in generators:
+            if _is_tower(name):
+                tower = load_tower(name).to(self.device)
+                rows += self.measure({"generator": name.partition(":")[0]}, [tower.features])
+            else:
+                rows += self.generator_rows(name)
+        return rows
+
+    def _control_rows(self, generator: str) -> Iterable[Row]:
+        def nothing(frames: Tensor) -> Tensor:
+            return frames.new_zeros(*frames.shape[:2], 1, GRID, GRID)
+
+        latents = VAELatents(load_wan(generator, self.tap(0, 0)).to(self.device)).features
+        controls: dict[str, list[Features]] = {
+            "place only": [nothing], "semantic encoder": [self._encoder.features],
+            "RGB patches": [RGBPatches().features], "VAE latents": [latents],
+            "random-weights ViT-S": [self._untrained_vit(i) for i in range(self.config.redraws)]}
+        for name, features in controls.items():
+            yield from self.measure({"generator": name}, features)
+
+    def _untrained_vit(self, seed: int) -> Features:
+        from student.config import StudentConfig
+        from student.vit import Student
+
+        torch.manual_seed(seed)
+        vit = Student(StudentConfig(size="s")).to(self.device).eval()
+
+        @torch.inference_mode()
+        def features(frames: Tensor) -> Tensor:
+            return vit(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        return features
+
+    def generator_rows(self, generator: str) -> list[Row]:
+        """Rows at the tap chosen on val; of the one that ships also at its own, if it differs."""
+        folder = generator_folder(generator)
+        record = folder / "pretrain.json"
+        settings = read_object(record) if record.is_file() else {}
+        aligned = settings.get("align", "none") != "none"
+        taps = [self.choose(generator)]
+        ships = generator == self.config.shipped
+        own = self.tap(Tap().block, Tap().k)
+        if own.block >= block_count(folder):
+            own = taps[0]
+        if ships and own not in taps:
+            taps.append(own)
+        rows: list[Row] = []
+        for tap in taps:
+            tower = self.open(generator, tap)
+            drawn = [self.open(generator, tap, seed) for seed in range(self.config.redraws)]
+            facts = {"generator": folder.name, "align": settings.get("align", "none"),
+                     "align_block": settings["align_block"] if aligned else None,
+                     "width": tower.dim, "block": tap.block, "t": tap.k / 1000,
+                     "draws": tap.seeds, "noise": tap.noise,
+                     "shipped": ships and tap == own, "cosine_to_fp32": self._cosine(tower)}
+            rows += self.measure(facts, [self._features(tower)], list(map(self._features, drawn)))
+        return rows
+
+    def choose(self, generator: str) -> Tap:
+        """The tap with the largest fused depth R2 + normal cosine on val, of all blocks."""
+        blocks = list(range(block_count(generator_folder(generator))))
+        trial = self.trials["rooms"][0]
+        cut = slice(_CHOICE_CLIPS)
+        fit, choice = trial.splits[0][cut], trial.splits[1]
+        found: dict[Tap, float] = {}
+        for k in self.config.noise_levels:
+            tower = self.open(generator, self.tap(blocks[-1], k))
+            features = self._features(tower, blocks)
+            a, b = self.extract(fit, features), self.extract(choice, features)  # [L,N,K,D,14,14]
+            for block in blocks:
+                inputs = Inputs(fit, {"semantic": trial.semantic[0][cut], "x": a[block]})
+                on_val = Inputs(choice, {"semantic": trial.semantic[1], "x": b[block]},
+                                inputs.scale)
+                terms = ridge_terms(inputs, on_val, on_val, {"fused": ("semantic", "x")})
+                found[self.tap(block, k)] = sum(
+                    float(value[0]) for value in scores(terms["fused"]).values())
+        best = max(found, key=lambda tap: found[tap])
+        self._console.print(f"{generator}: block {best.block}, t {best.k / 1000}", highlight=False)
+        return best
+
+    def measure(self, facts: Row, features: Sequence[Features],
+                untrained: Sequence[Features] = ()) -> list[Row]:
+        """A row for rooms and one for recorded frames; several features are seeds of one."""
+        base: Row = dict.fromkeys(("align", "align_block", "width", "block", "t", "draws", "noise",
+                                   "cosine_to_fp32")) | {"shipped": False} | facts
+        rows = []
+        for frames_from, trials in self.trials.items():
+            found: list[dict[str, np.ndarray]] = []
+            for trial in trials:
+                columns = self._columns(trial, features, frames_from == "real")
+                if untrained:
+                    drawn = self._columns(trial, untrained, frames_from == "real")
+                    columns |= {name.replace("fused", "random_fused"): value
+                                for name, value in drawn.items() if name.startswith("depth_")
+                                and "fused" in name}
+                found.append(columns)
+            mean = {name: np.mean([one[name] for one in found], 0) for name in found[0]}
+            row = {**base, "frames_from": frames_from, "seeds": len(features),
+                   "untrained_seeds": len(untrained) or None, **_ruler(trials), **_values(mean)}
+            if base["generator"] == "place only":  # all tokens are equal
+                row |= {name: None for name in row if name.startswith("match_")}
+            rows.append(row)
+            self._console.print(
+                f"{row['generator']}, {frames_from}: depth R2 {row['depth_r2_semantic']:.3f}, "
+                f"alone {row['depth_r2_alone']:.3f}, fused {row['depth_r2_fused']:.3f}",
+                highlight=False)
+        return rows
+
+    def _columns(self, trial: Trial, features: Sequence[Features],
+                 real: bool) -> dict[str, np.ndarray]:
+        """Scores with their resamples [1+R]: of ridge, of the MLP on recorded frames, of matches.
+
+        Recorded frames have no normals.
+        """
+        ridge, mlp, matches = [], [], []
+        for one in features:
+            x = [self.extract(split, one) for split in trial.splits]
+            fit, choice, test = self._inputs(trial, x)
+            ridge.append(ridge_terms(fit, choice, test, COMBINATIONS))
+            if real:
+                mlp.append(mlp_terms(fit, test, COMBINATIONS, self.config.redraws))
+            matches.append(match_terms(trial.splits[2], x[2]))
+        out = _named(ridge)
+        if real:
+            out = {name: value for name, value in out.items() if not name.startswith("normal_")}
+            out |= {f"{name}_mlp": value for name, value in _named(mlp).items()
+                    if name.startswith("depth_")}
+        for suffix in ("", "_mlp") if real else ("", ):
+            out[f"depth_gain{suffix}"] = (out[f"depth_r2_fused{suffix}"]
+                                          - out[f"depth_r2_semantic{suffix}"])
+        return out | scores(average(matches))
+
+    def _inputs(self, trial: Trial, x: Sequence[Tensor]) -> tuple[Inputs, Inputs, Inputs]:
+        parts = [{"semantic": a, "x": b} for a, b in zip(trial.semantic, x, strict=True)]
+        fit = Inputs(trial.splits[0], parts[0])
+        choice, test = (Inputs(split, part, fit.scale) for split, part in
+                        zip(trial.splits[1:], parts[1:], strict=True))
+        return fit, choice, test
+
+    def tap(self, block: int, k: int) -> Tap:
+        return Tap(block=block, k=k, seeds=self.config.draws, seed=self.seed, noise="shared")
+
+    def open(self, generator: str, tap: Tap, untrained: int | None = None) -> WanTower:
+        """untrained: seed of random weights."""
+        return load_wan(generator, tap, untrained is not None, untrained or 0).to(self.device)
+
+    def _features(self, tower: WanTower, blocks: Sequence[int] = ()) -> Features:
+        """The tower in bfloat16 on a GPU: at its tap, or of several blocks."""
+        def features(frames: Tensor) -> Tensor:
+            with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+                return tower.block_features(frames, blocks) if blocks else tower.features(frames)
+        return features
+
+    def _cosine(self, tower: WanTower) -> float:
+        """Mean cosine of the tokens to those in float32, on at most 16 clips of test."""
+        data = self.trials["rooms"][0].splits[2].data
+        frames = data.frames[:16].float() / 255
+        return torch.cosine_similarity(self._features(tower)(frames), tower.features(frames),
+                                       dim=2).mean().item()
+
+
+def read_splits(source: Source, counts: Sequence[int], workers: int) -> list[Split]:
+    """The first clips of train, val and test, with their first and last frame.
+
+    Raises ValueError if a split has none.
+    """
+    splits = []
+    for name, count in zip(SPLITS, counts, strict=True):
+        ids = source.ids(name)[:count]
+        if not ids:
+            raise ValueError(f"probe: no clips in {name}; render some with: vega3d scenes render "
+                             "--n 2900 --held-out 300 600 --frames 5")
+        if isinstance(source, RoomSource):
+            parts = list(map(_two_frames, render_clips(source, ids, workers)))
+        else:
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                parts = list(pool.map(lambda i: _two_frames(source.clip(i)), ids))
+        splits.append(split_of(parts, [i.rpartition("_")[0] or i for i in ids]))
+    return splits
+
+
+def split_of(parts: Sequence[ProbeSet], rooms: Sequence[str]) -> Split:
+    """One split of single clips and the names of their rooms."""
+    joined = [torch.cat([getattr(part, f.name) for part in parts])
+              for f in fields(ProbeSet) if f.name != "keys"]
+    data = ProbeSet(joined[0], parts[0].keys, *joined[1:])
+    return Split(data, np.unique(list(rooms), return_inverse=True)[1])
+
+
+def _two_frames(clip: Clip, recorded: bool = False) -> ProbeSet:
+    ends = [0, len(clip.frames) - 1]
+    arrays = {name: value[ends] for name in ("frames", "depth", "normals", "poses")
+              if (value := getattr(clip, name)) is not None}
+    return probe_set([replace(clip, instances=None, objects=[], **arrays)], [0, 1], recorded)
+
+
+def _named(runs: Sequence[dict[str, Terms]]) -> dict[str, np.ndarray]:
+    """The scores of each combination, the terms averaged over runs: depth_r2_alone ..."""
+    return {f"{score}_{name}": value for name in runs[0]
+            for score, value in scores(average([run[name] for run in runs])).items()}
+
+
+def _values(columns: dict[str, np.ndarray]) -> Row:
+    """Each score and its 95 % interval over rooms."""
+    row: Row = {}
+    for name, value in columns.items():
+        low, high = np.nanpercentile(value[1:], (2.5, 97.5))
+        row |= {name: float(value[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+    return row
+
+
+def _ruler(trials: Sequence[Trial]) -> Row:
+    """What the scores depend on besides the features: grid, field of view, numbers of clips."""
+    fov = torch.cat([split.data.fov for trial in trials for split in trial.splits])
+    counts = np.array([[len(split) for split in trial.splits] for trial in trials]).sum(0)
+    return {"grid": GRID, "fov_low_deg": fov.min().item(), "fov_high_deg": fov.max().item(),
+            "probe_clips": int(counts[0]), "val_clips": int(counts[1]),
+            "test_clips": int(counts[2])}
+
+
+def _is_tower(name: str) -> bool:
+    return ":" in name and not Path(name).exists()
+
+
+def probe_alignment(config: AlignmentConfig, source: Source, seed: int, device: str,
+                    workers: int) -> list[Row]:
+    """Rows for bench/results/alignment.json, controls first."""
+    where = torch.device(device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
+    table = Alignment(config, where, seed)
+    counts = (config.fit_clips, config.val_clips, config.test_clips)
+    table.add("rooms", *read_splits(source, counts, workers))
+    return table.rows(config.generators)
+
+
+def clip_source(config: AlignmentConfig, rooms: RoomSource) -> Source:
+    """The folder of clips, or `rooms` without one."""
+    return rooms if config.rooms is None else ClipFolder(config.rooms)
