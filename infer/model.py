@@ -103,7 +103,8 @@ def _check_input(path: Path, declared: object, inputs: list) -> None:
     shape, kind = inputs[0].shape, inputs[0].type
     square = len(shape) == 4 and shape[1] == 3 and isinstance(shape[3], int)
     if (not square or shape[2] != shape[3] or kind != "tensor(float)"
-            or not 1 <= shape[3] <= MAX_PX or (isinstance(shape[0], int) and shape[0] < 1)):
+            or not 1 <= shape[3] <= MAX_PX  # an open batch has a name; a negative one is None
+            or not (isinstance(shape[0], str) or (shape[0] or 0) >= 1)):
         differences = differences or [f"{kind} {shape}"]
     if differences:
         found = printable(", ".join(differences))

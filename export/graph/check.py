@@ -111,7 +111,12 @@ def _graph_violations(model: onnx.ModelProto, target: Target) -> Iterator[Violat
                         "inline them with onnx.inliner.inline_local_functions")
     if target.runs_all:
         return
-    (low, high), version = target.opset, opset(model)
+    low, high = target.opset
+    try:
+        version = opset(model)
+    except ValueError as error:
+        yield Violation("graph", "opset", str(error))
+        return
     if not low <= version <= high:
         yield Violation("graph", "opset", f"{version} is outside {low}..{high}, what {target.what} "
                         f"reads; use {target.dialect} of a vega3d export")
@@ -121,14 +126,14 @@ def _constant_violations(index: FlatIndex) -> Iterator[Violation]:
     for name, tensor in index.constants.items():
         readers, shown = index.readers[name], printable(name, 100)
         is_scale = bool(readers) and readers[0].op_type in QDQ and name == readers[0].input[1]
-        if tensor.data_type in FLOATS and not is_scale:
-            try:
-                value = tensor_value(tensor, index.path).reshape(-1)
-            except ValueError as error:
-                yield Violation(shown, "valid", printable(error, 160))
-                continue
-            if not all(np.isfinite(value[i:i + CHUNK]).all() for i in range(0, value.size, CHUNK)):
-                yield Violation(shown, "finite", "holds NaN or infinity")
+        try:
+            value = tensor_value(tensor, index.path).reshape(-1)
+        except ValueError as error:
+            yield Violation(shown, "valid", printable(error, 160))
+            continue
+        if tensor.data_type in FLOATS and not is_scale and not all(
+                np.isfinite(value[i:i + CHUNK]).all() for i in range(0, value.size, CHUNK)):
+            yield Violation(shown, "finite", "holds NaN or infinity")
 
 
 # The rules of one node: each yields (rule, why) for what it finds wrong.
