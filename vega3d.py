@@ -159,7 +159,7 @@ def _described(command: str, error: Exception) -> tuple[str, int]:
         text = f"{error.filename or ''}: {error.strerror}".lstrip(": ")
     elif isinstance(error, MemoryError) or kind == "OutOfMemoryError":
         text = f"out of memory ({text or kind}); use a smaller file, batch or number of workers"
-    elif not (isinstance(error, ValueError | OSError)
+    elif not (isinstance(error, ValueError | OSError) or text.startswith("Symlink loop")
               or type(error).__module__.partition(".")[0].strip("_") in FOREIGN):
         return (f"internal error ({kind}: {text}); VEGA3D_DEBUG=1 shows where; please report it",
                 70)

@@ -155,10 +155,12 @@ def tables(documents: tyro.conf.Positional[tuple[Path, ...]] = (),
 
 @contextmanager
 def _as_written(*files: Path) -> Iterator[None]:
-    """Turns the KeyError or TypeError of a malformed row into one line that names the file."""
+    """Turns what a malformed row leads to into one line that names the file."""
     try:
         yield
-    except (KeyError, TypeError) as error:
+    except (ValueError, OSError, MemoryError):
+        raise
+    except Exception as error:  # KeyError, TypeError, ZeroDivisionError, Jinja2's UndefinedError …
         raise ValueError(f"{' or '.join(map(str, files))}: a row is not as vega3d bench writes it "
                          f"({error}); measure again with: vega3d bench") from error
 

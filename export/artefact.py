@@ -4,7 +4,6 @@ A file is up to date if its sidecar has the cache key of the same inputs and the
 bytes.
 """
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from records.files import (
     read_object,
     remove_stale_scratch,
     sha256,
+    to_json,
     write_json,
 )
 
@@ -102,4 +102,4 @@ def sidecar_path(path: Path) -> Path:
 
 
 def _text(fact: Any) -> str:
-    return fact if isinstance(fact, str) else json.dumps(fact, sort_keys=True)
+    return fact if isinstance(fact, str) else to_json(fact, sort_keys=True)

@@ -23,7 +23,7 @@ except ImportError:  # Windows: scratch of killed processes stays
 SCRATCH = ".vega3d-tmp-"  # scratch folders; nothing else that starts so is ours
 LOCK = ".vega3d-lock"     # of a run that is in use
 MAX_JSON = 2**25          # bytes; a result file has 0.1 % of that
-MAX_ROWS = 2**28          # bytes of a file of lines
+LARGE_JSON = 2**28          # bytes of a file of lines
 MAX_DEPTH = 100           # levels of lists and objects
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -239,18 +239,23 @@ def write_json(content: Any, path: Path) -> None:
         scratch.write_text(to_json(content, indent=2, sort_keys=True) + "\n")
 
 
-def read_json(path: Path, remedy: str, missing: str = "", limit: int = MAX_JSON) -> Any:
-    """Raises ValueError with the path and what to do if it is missing or not strict JSON, or if
-    it differs from its manifest."""
+def read_json(path: Path, remedy: str, missing: str = "", limit: int = MAX_JSON,
+              kind: type = object) -> Any:
+    """Raises ValueError with the path and what to do if it is missing, is not strict JSON of `kind`
+    (dict or list), or differs from its manifest."""
     manifest.check(path, remedy)
     try:
         text = read_text(path, limit)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: missing; {missing or remedy}") from error
     try:
-        return parse_json(text)
+        content = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); {remedy}") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{path}: is a {type(content).__name__}, expected a {kind.__name__}; "
+                         f"{remedy}")
+    return content
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -271,7 +276,7 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a file of lines that may be missing or end in a torn line."""
     rows = []
-    for line in read_text(path, MAX_ROWS).splitlines() if path.exists() else []:
+    for line in read_text(path, LARGE_JSON).splitlines() if path.exists() else []:
         with suppress(ValueError):
             rows.append(parse_json(line))
     return [row for row in rows if isinstance(row, dict)]

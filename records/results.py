@@ -79,6 +79,8 @@ def load(path: Path) -> Results:
         if not isinstance(row, dict):
             raise ValueError(f"{path}: row {i} is {row!r}, expected fields and values; "
                              "measure again")
+        for key, value in row.items():
+            _plain(value, f"{path}: row {i}: {key}")
     return Results(**{key: content[key] for key in _FIELDS})
 
 

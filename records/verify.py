@@ -1,5 +1,4 @@
 """`vega3d verify [RUN]`: every file of a run against the SHA-256 in its manifest."""
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from records import manifest
-from records.files import cache_folder, read_object
+from records.files import cache_folder, parse_json, read_object
 from records.outputs import LIST, OutputFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +53,7 @@ def _feature_faults(log: Path) -> Iterator[str]:
     rows = {}
     for number, line in enumerate(log.read_text(errors="replace").splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             rows[row["clip"]] = row["sha256"], row["bytes"]
         except (ValueError, KeyError, TypeError):
             yield f"{log}: damaged (line {number})"

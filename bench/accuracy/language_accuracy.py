@@ -4,7 +4,6 @@ Each student's features take the generator's place; nothing is retrained. Captio
 they have no score of their own. Predictions are cached in RUN/bench/answers by the digests of all
 they depend on, so an interrupted bench resumes.
 """
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +35,7 @@ from bench.accuracy.question_intervals import (
 )
 from distill.run import DistillRun
 from export.source import evenly_spaced
-from records.files import digest
+from records.files import digest, parse_json, to_json
 from records.progress import track
 from records.results import Row
 from scenes.questions.scoring import values
@@ -189,7 +188,7 @@ def _scores_by_source(teacher: LanguageFolder, rooms: Sequence[RoomQuestions], r
             path.parent.mkdir(parents=True, exist_ok=True)
             line = {"chunk": i, "replies": [asdict(prediction) for prediction in cached[i]]}
             with path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(to_json(line) + "\n")
         yield name, [_score(chunk[prediction.room], prediction) for i, chunk in enumerate(chunks)
                      for prediction in cached[i]]
 
@@ -226,10 +225,10 @@ def _read_predictions(path: Path) -> dict[int, list[Prediction]]:
     found = {}
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             found[row["chunk"]] = [Prediction(**{**fields, "boxes": tuple(fields["boxes"])})
                                    for fields in row["replies"]]
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             continue
     return found
 

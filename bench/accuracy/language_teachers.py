@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from distill.run import DistillRun
-from records.files import sha256
+from records.files import parse_json, read_json, sha256
 from teacher.language.dataset import load_rooms
 from teacher.language.encode import RoomQuestions
 from teacher.language.finetune import CHECKPOINT
@@ -104,7 +104,7 @@ def _open(folder: Path) -> LanguageFolder:
         raise ValueError(f"--teacher {folder}: {why}; make one with: vega3d teacher train")
     try:
         config = _read_config(card, weights)
-        manifests = [dict(json.loads(path.read_text()))
+        manifests = [dict(read_json(path, "copy the complete folder"))
                      for path in sorted(folder.glob("features/*/manifest.json"))]
         rooms = [room for path in sorted(folder.glob("rooms_train-*.safetensors"))
                  for room in load_rooms(path)]
@@ -123,14 +123,14 @@ def _open(folder: Path) -> LanguageFolder:
 
 def _read_config(card: Path, weights: Path) -> dict[str, Any]:
     """The training's configuration, checked against the header of its weights."""
-    content = json.loads(card.read_text())
+    content = read_json(card, "copy the complete folder")
     config, shape = content["config"], content["shape"]
     if missing := {*SAME, "features", "fusion", "tap", "tuning"} - config.keys():
         raise ValueError(f"config.json lacks {', '.join(sorted(missing))}")
     stored_tap(config["tap"])
     with safe_open(weights, "pt") as file:
         header = file.metadata() or {}
-    if json.loads(header["shape"]) != shape or json.loads(header["tuning"]) != config["tuning"]:
+    if parse_json(header["shape"]) != shape or parse_json(header["tuning"]) != config["tuning"]:
         raise ValueError(f"{WEIGHTS} is of another training than config.json")
     return config
 

@@ -1,5 +1,4 @@
 """What each student keeps of the teacher, on held-out clips, with the very files that are timed."""
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from distill.loop import fidelity
 from distill.run import DistillRun, open_distill_run
 from distill.stages import score_student
 from records import manifest
-from records.files import sha256
+from records.files import read_json, sha256
 from records.results import Row
 from student.vit import Student
 from teacher.data.dataset import Examples
@@ -70,7 +69,7 @@ def accuracy(folder: Path, also: Sequence[Path] = (), teachers: Sequence[Path] =
 
 def _score(run: DistillRun) -> _ScoredRun:
     folder, seed = run.folder, run.config.seeds[0]
-    recorded = json.loads((folder / "accuracy.json").read_text())
+    recorded = read_json(folder / "accuracy.json", "run again: vega3d distill run", kind=list)
     files, missing = exported(folder)
     student = run.student(seed)
     test = run.examples("test")

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from markupsafe import Markup
 
 from bench.report.axes import circle, line
-from bench.report.pictures import FRAME_PX
+from bench.report.pictures import FRAME_PX, png
+from records.images import read_image
+from records.outputs import safe_name
 from records.results import Results, Row
 
 CAPTIONS = {
@@ -17,7 +20,8 @@ CAPTIONS = {
     "int8_features": "INT8 features"
 }
 SOURCES = {"teacher": "Teacher", "student": "Student FP32", "int8": "Student INT8"}
-GAP = 8  # px between two views
+GAP = 8        # px between two views
+MAX_PX = 2048  # of a picture's side
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,7 @@ def strips(results: Results, run: str) -> tuple[list[Strip], str]:
         return [], f"{missing[0]} is gone" if missing else "none were drawn"
     by_clip: dict[str, list[Row]] = {}
     for row in rows:
-        image = data_url((folder / row["file"]).read_bytes())
-        picture = {**row, "image": image, "caption": CAPTIONS[row["place"]]}
+        picture = {**row, "image": _picture(folder, row["file"]), "caption": CAPTIONS[row["place"]]}
         by_clip.setdefault(row["clip"], []).append(picture)
     found = []
     for clip, pictures in by_clip.items():
@@ -77,6 +80,19 @@ def data_url(content: bytes) -> str:
     return f"data:image/png;base64,{b64encode(content).decode()}"
 
 
+def _picture(folder: Path, name: str) -> str:
+    """The data URL of a picture in `folder`, decoded and drawn anew: of no other file, and nothing
+    else that its file holds. Raises ValueError naming another one."""
+    path = folder / name
+    if safe_name(name) != name or path.resolve().parent != folder.resolve():
+        raise ValueError(f"{path}: not a picture of {folder}; measure again with: vega3d bench")
+    image = read_image(path)
+    if max(image.size) > MAX_PX:
+        raise ValueError(f"{path}: is {image.width} x {image.height} px, expected at most {MAX_PX} "
+                         "a side; measure again with: vega3d bench")
+    return data_url(png(np.asarray(image.convert("RGB"))))
+
+
 def _folder(run: str) -> Path:
     return Path(run) / "bench" / "strips"
 
@@ -93,6 +109,6 @@ def _view_pair(pair: Row, matches: Sequence[Row], folder: Path) -> ViewPair:
         end = (row["to_x_px"] + shift, row["to_y_px"])
         lines += [line(*start, *end, f"halo {kind}"), line(*start, *end, f"match {kind}"),
                   circle(*start, 3, f"tip {kind}"), circle(*end, 3, f"tip {kind}")]
-    images = [(x, data_url((folder / pair[f"{side}_file"]).read_bytes()))
+    images = [(x, _picture(folder, pair[f"{side}_file"]))
               for side, x in (("from", 0), ("to", shift))]
     return ViewPair(SOURCES[pair["voice"]], pair["clip"], counts, images, lines, FRAME_PX + shift)

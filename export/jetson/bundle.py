@@ -1,5 +1,4 @@
 """`export trt --target jetson`: a folder to copy to the device, which builds its engines itself."""
-import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,7 @@ from export.pipeline import FP16, INT8, INT8_WEAKLY_TYPED, WEAKLY_TYPED, Exporte
 from export.source import evenly_spaced, to_input
 from export.tensorrt.packages import KNOWN_BAD
 from records import timing
-from records.files import atomic_write, sha256, write_json
+from records.files import atomic_write, read_json, sha256, write_json
 from records.outputs import OutputFolder
 
 HERE = Path(__file__).parent
@@ -100,7 +99,7 @@ def _settings(exporter: Exporter, files: list[Path]) -> Facts:
 def _commit(run: Path) -> str:
     """The commit that made the run, from its env.json."""
     try:
-        return str(json.loads((run / "env.json").read_text())["commit"])
+        return str(read_json(run / "env.json", "run again", kind=dict)["commit"])
     except (OSError, ValueError, KeyError, TypeError):
         return "unknown"
 

@@ -1,5 +1,4 @@
 """Running an engine file on the GPU it was built for, after checking that it may be run."""
-import json
 from pathlib import Path
 from types import ModuleType
 
@@ -9,7 +8,7 @@ from export.artefact import Facts, sidecar_path
 from export.tensorrt import cuda
 from export.tensorrt.builder import tensorrt_api
 from records import manifest
-from records.files import sha256
+from records.files import read_json, sha256
 
 
 def check_engine(path: Path, trt: ModuleType, gpu: cuda.Gpu | None) -> Facts:
@@ -22,9 +21,9 @@ def check_engine(path: Path, trt: ModuleType, gpu: cuda.Gpu | None) -> Facts:
                          "vega3d export trt")
     manifest.check(sidecar, "build it again")
     try:
-        facts: Facts = json.loads(sidecar.read_text())
+        facts: Facts = read_json(sidecar, "build it again")
         built_sha256, built_sm, builder = facts["sha256"], facts["sm"], facts["builder"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{sidecar}: not an engine's sidecar ({error}); build it again") from error
     if sha256(path) != built_sha256:
         raise ValueError(f"{path}: truncated or altered: not the file its sidecar describes; "

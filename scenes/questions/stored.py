@@ -1,5 +1,4 @@
 """Questions of published benchmarks, stored beside a folder's clips in FOLDER/questions.json."""
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -7,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from records.files import atomic_write
+from records.files import LARGE_JSON, atomic_write, read_json, to_json
 from scenes.questions.question import Question
 
 QUESTIONS_FILE = "questions.json"
@@ -26,7 +25,7 @@ def save_questions(questions: Mapping[str, Sequence[Question]], folder: Path) ->
     """Writes FOLDER/questions.json; each distinct box of a clip is stored once."""
     clips = {clip_id: _encode(asked) for clip_id, asked in questions.items()}
     with atomic_write(folder / QUESTIONS_FILE) as scratch:
-        scratch.write_text(json.dumps({"schema": 1, "clips": clips}, separators=(",", ":")))
+        scratch.write_text(to_json({"schema": 1, "clips": clips}))
 
 
 def load_questions(folder: Path) -> ByClip | None:
@@ -35,7 +34,7 @@ def load_questions(folder: Path) -> ByClip | None:
     if not path.is_file():
         return None
     try:
-        clips = json.loads(path.read_text())["clips"]
+        clips = read_json(path, "import it again", limit=LARGE_JSON)["clips"]
         return {clip_id: _decode(clip_id, content) for clip_id, content in clips.items()}
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ValueError(f"{path}: not a complete questions file ({error}); import it again with: "

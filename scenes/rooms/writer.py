@@ -65,12 +65,14 @@ def _write_card(source: RoomSource, folder: Path) -> None:
             "frames": source.frames, "size": source.size, "furniture": source.furniture.digest,
             "source": source.furniture.manifest["source"],
             "versions": {name: version(name) for name in ("vega3d-edge", "moderngl", "numpy")}}
-    found = read_json(path, "remove the folder or use another one") if path.is_file() else card
+    found = card
+    if path.exists():
+        found = read_json(path, "remove the folder or use another one", kind=dict)
     if found.get("key") != source.key:
         names = ("seed", "frames", "size", "furniture")
         was, now = [found.get(k) for k in names], [card[k] for k in names]
-        raise ValueError(f"{folder}: holds clips with [seed, frames, size, furniture] {was}, "
-                         f"expected {now}; use another folder")
+        raise ValueError(f"{path}: its folder holds clips with [seed, frames, size, furniture] "
+                         f"{was}, expected {now}; use another folder")
     write_json(card, path)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from records.files import read_json
+from records.files import read_json, read_text, regular_file
 from records.images import read_image, read_rgb
 from scenes.clip import Clip, SceneObject, Split
 
@@ -51,7 +51,7 @@ class ScanNet:
     def ids(self, split: Split) -> list[str]:
         """The scenes of the split whose frames are here."""
         path = self.root / f"scannetv2_{split}.txt"
-        names = path.read_text().split() if path.is_file() else []
+        names = read_text(path).split() if path.is_file() else []
         return [f"{split}/{name}" for name in names if (self.root / "posed_images" / name).is_dir()]
 
     def clip(self, clip_id: str) -> Clip:
@@ -123,7 +123,7 @@ def _picture(path: Path, read: Callable[[Path], Image.Image],
 
 def _matrix(path: Path) -> np.ndarray:
     try:
-        return np.array(path.read_text().split(), float).reshape(4, 4)
+        return np.array(read_text(path).split(), float).reshape(4, 4)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a 4 x 4 matrix ({error}); extract the scene again"
                          ) from error
@@ -134,7 +134,7 @@ def _alignment(path: Path) -> np.ndarray:
     if not path.is_file():
         raise ValueError(f"{path}: missing, and with it the scene's axis alignment; download the "
                          "scan's .txt file")
-    for line in path.read_text().splitlines():
+    for line in read_text(path).splitlines():
         name, _, value = line.partition("=")
         if name.strip() == "axisAlignment":
             return np.array(value.split(), float).reshape(4, 4)
@@ -178,7 +178,7 @@ _PLY_TYPES = {
 
 def read_ply_vertices(path: Path) -> np.ndarray:
     """Positions [V,3] float64, m. Raises ValueError unless it is a complete little-endian PLY."""
-    data = path.read_bytes()
+    data = regular_file(path).read_bytes()
     head, found, body = data.partition(b"end_header\n")
     lines = [line.split() for line in head.decode("ascii", "replace").splitlines()]
     encoding = ["format", "binary_little_endian", "1.0"]

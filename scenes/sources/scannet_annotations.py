@@ -5,7 +5,6 @@ ScanQA_v1.0_SPLIT.json, and for SQA3D v1_balanced_questions_SPLIT_scannetv2.json
 v1_balanced_sqa_annotations_SPLIT_scannetv2.json, these two also in a folder `balanced`.
 """
 import csv
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from records.files import LARGE_JSON, parse_json, read_text, regular_file
 from scenes.clip import Split
 from scenes.questions.metrics import has_volume
 from scenes.questions.question import COORD, Question
@@ -62,8 +62,8 @@ def annotation_file(folder: Path, dataset: Dataset, split: Split) -> Path:
 def read_proposals(path: Path) -> Mapping[str, Sequence]:
     """Detected boxes by "scannet/SCENE". Raises ValueError for any other file."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = parse_json(read_text(path, LARGE_JSON))
+    except (OSError, ValueError) as error:
         raise ValueError(f'{path}: not JSON of "scannet/SCENE" -> boxes ({error})') from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: got a {type(content).__name__}, expected "
@@ -179,7 +179,7 @@ def _scanrefer_items(path: Path) -> tuple[list[Item], dict[tuple[str, str], str]
     table = path.with_name(_LABELS)
     if not table.is_file():
         return items, {}
-    with table.open(newline="") as file:
+    with regular_file(table).open(newline="") as file:
         rows = csv.DictReader(file, delimiter="\t")
         class_of = {row["raw_category"]: row["nyu40class"] for row in rows}
     classes = {}
@@ -193,11 +193,11 @@ def _scanrefer_items(path: Path) -> tuple[list[Item], dict[tuple[str, str], str]
 
 def _items(path: Path, *needed: str, inside: str = "") -> list[Item]:
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(read_text(path, LARGE_JSON))
         items = content[inside] if inside else content
     except FileNotFoundError as error:
         raise ValueError(f"{path}: missing; download the benchmark's files there") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the published layout ({error!r}); download again") from error
     for i, item in enumerate(items if isinstance(items, list) else [items]):
         lacking = [n for n in needed if not isinstance(item, dict) or n not in item]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from records.files import read_json
+from records.files import LARGE_JSON, read_json
 from scenes.clip import Split
 from scenes.questions.question import PROMPTS, Question
 from scenes.sources.scannet_annotations import Dataset, read_proposals
@@ -84,7 +84,5 @@ def _boxes(numbers: Any) -> np.ndarray:
 
 
 def _entries(path: Path) -> list[Mapping[str, Any]]:
-    items = read_json(path, "download it from zd11024/Video-3D-LLM_data")
-    if not isinstance(items, list):
-        raise ValueError(f"{path}: got a {type(items).__name__}, expected a list of entries")
-    return items
+    return read_json(path, "download it from zd11024/Video-3D-LLM_data", limit=LARGE_JSON,
+                     kind=list)

@@ -4,12 +4,12 @@ ROOT/test.jsonl                    a question a line: id, dataset, scene_name, q
                                    question, options, ground_truth
 ROOT/DATASET/SCENE.mp4             from scannet.zip, scannetpp.zip and arkitscenes.zip
 """
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from records.files import LARGE_JSON, parse_json, read_text
 from scenes.clip import Clip, Split
 from scenes.questions.metrics import number_in
 from scenes.questions.question import NO_BOXES, NUMERIC, VSI_TYPES, Question
@@ -58,11 +58,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"{path}: missing; download it from nyu-visionx/VSI-Bench, as .jsonl")
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(read_text(path, LARGE_JSON).splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             lacking = [name for name in _FIELDS if name not in row]
-        except (json.JSONDecodeError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path}:{number}: not a JSON object ({error}); download the file "
                              "again") from error
         fault = f"lacks {', '.join(lacking)}" if lacking else ""

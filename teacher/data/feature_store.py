@@ -17,7 +17,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from records import manifest
-from records.files import atomic_write, spec_digest, write_json
+from records.files import (
+    atomic_write,
+    parse_json,
+    read_text,
+    spec_digest,
+    to_json,
+    write_json,
+)
 from records.progress import Progress
 from scenes.clip import Source, frames_of
 from teacher.towers.base import GRID, Tower
@@ -70,7 +77,7 @@ class FeatureStore:
                "mtime_ns": path.stat().st_mtime_ns}
         manifest.forget([self.folder / "files.jsonl"])
         with (self.folder / "files.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(to_json(row) + "\n")
         self._files[clip_id] = row
 
     def get(self, clip_id: str) -> Tensor:
@@ -91,8 +98,8 @@ class FeatureStore:
     def _read_files(self) -> dict[str, dict]:
         log, rows = self.folder / "files.jsonl", {}
         for line in log.read_text().splitlines() if log.is_file() else []:
-            with suppress(json.JSONDecodeError, KeyError):  # the last line of a killed run
-                row = json.loads(line)
+            with suppress(ValueError, KeyError):  # the last line of a killed run
+                row = parse_json(line)
                 rows[row["clip"]] = row
         return rows
 
@@ -166,8 +173,8 @@ def _put_all(store: FeatureStore, ids: Sequence[str],
 
 def _check_manifest(path: Path, spec: dict) -> None:
     try:
-        found, wanted = json.loads(path.read_text()), json.loads(json.dumps(spec))
-    except json.JSONDecodeError as error:
+        found, wanted = parse_json(read_text(path)), json.loads(json.dumps(spec))
+    except ValueError as error:
         raise ValueError(f"{path}: not a manifest ({error}); delete its folder") from error
     differences = [f"{k}: {found.get(k)!r} stored, {wanted.get(k)!r} requested"
                    for k in found | wanted if found.get(k) != wanted.get(k)][:3]

@@ -1,5 +1,4 @@
 """Training and scoring the dense teacher on stored features: fused, semantic only, or controls."""
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from records import manifest
-from records.files import spec_digest
+from records.files import parse_json, reading, spec_digest, to_json
 from records.interrupts import deferred
 from records.progress import track
 from scenes.dense import DenseScores, DenseTargets
@@ -86,7 +85,7 @@ def score(model: DenseTeacher, examples: Examples,
 
 def save_teacher(model: DenseTeacher, folder: Path, name: str) -> None:
     save_finite(model.state_dict(), folder / f"{name}.safetensors",
-                {"shape": json.dumps(asdict(model.shape))})
+                {"shape": to_json(asdict(model.shape))})
 
 
 def load_teacher(folder: Path, name: str) -> DenseTeacher:
@@ -95,8 +94,9 @@ def load_teacher(folder: Path, name: str) -> DenseTeacher:
     if not path.is_file():
         raise ValueError(f"{path}: no such teacher; train it with: vega3d distill run")
     manifest.check(path, "delete it and run: vega3d distill run --name RUN")
-    with safe_open(path, "pt") as file:
-        shape = DenseShape(**json.loads((file.metadata() or {})["shape"]))
-    model = DenseTeacher(shape)
-    model.load_state_dict(load_file(path), strict=True)
+    with reading(path, "a dense teacher, or damaged", "delete it and run: vega3d distill run"):
+        with safe_open(path, "pt") as file:
+            shape = DenseShape(**parse_json((file.metadata() or {})["shape"]))
+        model = DenseTeacher(shape)
+        model.load_state_dict(load_file(path), strict=True)
     return model.eval()

@@ -1,5 +1,4 @@
 """Questions and visual features of many clips on the device; batches are drawn by (seed, step)."""
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from records.files import atomic_write
+from records.files import atomic_write, parse_json, reading, to_json
 from records.progress import track
 from scenes.clip import Source
 from scenes.questions.question import Question
@@ -167,15 +166,16 @@ def save_rooms(rooms: Sequence[RoomQuestions], path: Path) -> None:
             del fields["boxes"]
         texts.append({"id": room.id, "candidates": room.candidates, "asked": questions})
     # a tensor: a safetensors header holds at most 100 MB
-    arrays["rooms"] = np.frombuffer(json.dumps(texts).encode(), np.uint8)
+    arrays["rooms"] = np.frombuffer(to_json(texts).encode(), np.uint8)
     with atomic_write(path) as scratch:
         save_file(arrays, scratch)
 
 
 def load_rooms(path: Path) -> list[RoomQuestions]:
-    with safe_open(path, "np") as file:
+    with (reading(path, "questions of rooms", "delete it and run vega3d teacher train again"),
+          safe_open(path, "np") as file):
         rooms = []
-        for i, room in enumerate(json.loads(file.get_tensor("rooms").tobytes())):
+        for i, room in enumerate(parse_json(file.get_tensor("rooms").tobytes().decode())):
             points, boxes, inside = (file.get_tensor(f"{i}/{name}")
                                      for name in ("points", "boxes", "inside"))
             questions = []

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from records.environment import environment
-from records.files import atomic_write, digest, sha256, write_json
+from records.files import atomic_write, digest, read_json, sha256, write_json
 from scenes.clip import SPLITS, ClipFolder, Source, Split
 from scenes.questions.question import IMPORTED_TASKS, NUMERIC, TASKS
 from scenes.questions.scoring import summary
@@ -160,7 +160,7 @@ def _source(config: LanguageTeacherConfig, render: bool) -> tuple[Source, str]:
         if not card.is_file():
             raise ValueError(f"{config.clips}: has no scenes.json with the key of its clips; "
                              "render them with: vega3d scenes render")
-        return source, json.loads(card.read_text())["key"]
+        return source, read_json(card, "render the clips again", kind=dict)["key"]
     from scenes.rooms.source import RoomSource
     from scenes.rooms.writer import default_workers, render_folder
 

@@ -1,13 +1,13 @@
 """Weights of the full teacher: building, saving and loading it, and warm starts."""
-import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from records.files import parse_json, reading, to_json
 from teacher.fusion import PaperGate, ResidualGate, SemanticOnly, TokenGate
 from teacher.language.config import FinetuneConfig, LanguageTeacherConfig
 from teacher.language.encode import PromptEncoder
@@ -43,8 +43,8 @@ def uses_bf16(config: FinetuneConfig, device: torch.device) -> bool:
 def save_language_teacher(trained: dict[str, Tensor], model: LanguageTeacher,
                           config: LanguageTeacherConfig, path: Path) -> None:
     """Writes the trained weights and how to load the rest: the published model is not copied."""
-    metadata = {"shape": json.dumps(asdict(model.shape)),
-                "tuning": json.dumps(asdict(config.tuning))}
+    metadata = {"shape": to_json(asdict(model.shape)),
+                "tuning": to_json(asdict(config.tuning))}
     save_finite(trained, path, metadata)
 
 
@@ -121,16 +121,13 @@ def semantic_only_state(folder: Path) -> dict[str, Tensor]:
 def _read_teacher(path: Path) -> tuple[dict[str, Tensor], FinetuneConfig, LanguageShape]:
     if not path.is_file():
         raise ValueError(f"{path}: no such teacher; train it with: vega3d teacher train")
-    try:
+    with reading(path, "a complete teacher", "train it with: vega3d teacher train"):
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
         names = {f.name for f in fields(FinetuneConfig)}
-        tuning = {k: v for k, v in json.loads(metadata["tuning"]).items() if k in names}
-        shape = LanguageShape(**json.loads(metadata["shape"]))
+        tuning = {k: v for k, v in parse_json(metadata["tuning"]).items() if k in names}
+        shape = LanguageShape(**parse_json(metadata["shape"]))
         return load_file(path), FinetuneConfig(**tuning), shape
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: incomplete teacher ({error}); train it with: vega3d teacher "
-                         "train") from error
 
 
 def _trainable(model: LanguageTeacher) -> dict[str, Tensor]:

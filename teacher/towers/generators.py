@@ -1,5 +1,4 @@
 """Diffusion generators besides Wan, from local diffusers folders: one class each, in GENERATORS."""
-import json
 from collections.abc import Mapping
 from math import log
 from pathlib import Path
@@ -20,7 +19,7 @@ from diffusers import (
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from torch import Tensor, nn
 
-from records.files import folder_digest
+from records.files import folder_digest, read_json
 from teacher.towers.capture import capture_activation
 from teacher.towers.checkpoints import DAMAGE, first_line, load_complete
 from teacher.towers.diffusion import DiffusionTower, ScheduledTower, TransformerTower
@@ -67,7 +66,8 @@ class SVDTower(UNetTower):
     def load_extras(cls, folder: Path) -> dict[str, Any]:
         from transformers import CLIPVisionModelWithProjection
 
-        config = json.loads((folder / "feature_extractor/preprocessor_config.json").read_text())
+        config = read_json(folder / "feature_extractor/preprocessor_config.json",
+                           "copy the checkpoint again", kind=dict)
         encoder = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder",
                                                                 dtype=torch.float32)
         return super().load_extras(folder) | {

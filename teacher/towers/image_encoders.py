@@ -3,7 +3,6 @@
 Each frame alone, from transformers checkpoints. The first three see the generator's pixels (224 by
 default; the paper's towers saw 196 to 1280), normalised as trained; patch tokens, last norm.
 """
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel, SiglipVisionModel
 
-from records.files import folder_digest
+from records.files import folder_digest, read_json
 from teacher.towers.base import GRID, chunk_size, in_chunks, resize_registered
 from teacher.towers.checkpoints import (
     DAMAGE,
@@ -35,7 +34,7 @@ def load_encoder(kind: str, folder: Path, side: int = 224) -> "ImageTower":
     """kind: one of ENCODERS. ValueError if the folder is not a complete checkpoint of that kind."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json; expected a transformers folder of {kind}")
-    found = json.loads((folder / "config.json").read_text()).get("model_type")
+    found = _config(folder / "config.json").get("model_type")
     if found not in ENCODERS[kind]:
         raise ValueError(f"{folder}: is a {found}, expected {kind}")
     try:
@@ -44,7 +43,7 @@ def load_encoder(kind: str, folder: Path, side: int = 224) -> "ImageTower":
         raise ValueError(
             f"{folder}: not a complete {kind} checkpoint ({first_line(error)})") from error
     path = folder / "preprocessor_config.json"
-    config = json.loads(path.read_text()) if path.is_file() else {}
+    config = _config(path) if path.is_file() else {}
     mean, std = config.get("image_mean") or IMAGENET[0], config.get("image_std") or IMAGENET[1]
     return ImageTower(model, mean, std, folder_digest(folder), side)
 
@@ -88,12 +87,16 @@ class ImageTower:
         return F.adaptive_avg_pool2d(grid.float(), (GRID, GRID))
 
 
+def _config(path: Path) -> dict[str, Any]:
+    return read_json(path, "copy the checkpoint again", kind=dict)
+
+
 def load_siglip(name: str) -> "SiglipEncoder":
     """One of SIGLIPS, a hub id or a local transformers folder. ValueError if it is no SigLIP."""
     where = published(name, SIGLIPS)
     try:
         if (config := Path(where) / "config.json").is_file():
-            kind = json.loads(config.read_text()).get("model_type", "")
+            kind = _config(config).get("model_type", "")
             if not kind.startswith("siglip"):
                 raise ValueError(f"is a {kind or 'model without a type'}, expected a siglip or "
                                  "siglip2")

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from records.files import atomic_write, spec_digest
+from records.files import atomic_write, read_json, spec_digest, write_json
 from records.progress import track
 from scenes.clip import Clip, Source
 from teacher.config import PretrainConfig
@@ -54,8 +54,8 @@ def pretrain(config: PretrainConfig, source: Source) -> Path:
     transformer = train_flow(run, vae, train, test)
     if run.accelerator.is_main_process:
         save_generator(config.out, vae, transformer)
-        settings = json.dumps(history(config), indent=2, default=str)
-        (config.out / "pretrain.json").write_text(settings + "\n")
+        settings = json.loads(json.dumps(history(config), default=str))
+        write_json(settings, config.out / "pretrain.json")
     run.accelerator.wait_for_everyone()
     return config.out
 
@@ -67,7 +67,7 @@ def history(config: PretrainConfig) -> dict:
         return asdict(config)
     rows = read_metrics(before.parent)
     done = {f"{stage}_steps": steps_done(rows, stage) for stage in ("vae", "flow")}
-    return asdict(config) | {"before": json.loads(before.read_text()) | done}
+    return asdict(config) | {"before": read_json(before, "leave --init out") | done}
 
 
 def steps_done(rows: Sequence[dict], stage: str) -> int:

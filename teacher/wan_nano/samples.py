@@ -1,5 +1,4 @@
 """Samples of a pretrained generator (real clip, reconstruction, generated clip), and its card."""
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from PIL import Image
 from torch import Tensor
 
-from records.files import atomic_write
+from records.files import atomic_write, read_json
 from scenes.clip import Source
 from teacher.config import PretrainConfig
 from teacher.wan_nano.flow import sample
@@ -47,14 +46,14 @@ def write_card(folder: Path, config: PretrainConfig) -> None:
     """folder/README.md from pretrain.json and metrics.jsonl."""
     rows = read_metrics(folder)
     psnr = next(r for r in reversed(rows) if "psnr_db_mean" in r)
-    settings = json.loads((folder / "pretrain.json").read_text())
+    settings = read_json(folder / "pretrain.json", "train it again")
     earlier = {stage: _total(settings.get("before"), f"{stage}_steps") for stage in ("vae", "flow")}
     steps = {stage: done + steps_done(rows, stage) for stage, done in earlier.items()}
     loss = next(r["loss"] for r in reversed(rows) if r["stage"] == "flow" and "loss" in r)
     continued = (
         f".\n  Of these steps {earlier['vae']} and {earlier['flow']} were made in an earlier run, "
         "on other clips: `before` in pretrain.json") if settings.get("before") else ""
-    shape = json.loads((folder / "transformer" / "config.json").read_text())
+    shape = read_json(folder / "transformer" / "config.json", "train it again")
     aligned = "" if config.align == "none" else (
         f".\n  Block {config.align_block} aligned to {config.align} (REPA) in training")
     (folder / "README.md").write_text(f"""# wan-nano

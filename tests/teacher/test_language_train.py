@@ -111,9 +111,9 @@ def test_only_training_rooms_have_several_draws(config, monkeypatch):
 def test_bad_configurations_are_one_clear_line(config, clips, tmp_path):
     with pytest.raises(ValueError, match="no task 'vsi:colour'"):
         replace(config, tasks=("vsi:colour",))
-    with pytest.raises(ValueError, match=r"got metric=-1\.0, expected a weight of at least 0"):
+    with pytest.raises(ValueError, match=r"metric is -1\.0, expected at least 0"):
         replace(config, metric=-1.0)
-    with pytest.raises(ValueError, match="got draws=0, expected at least 1"):
+    with pytest.raises(ValueError, match="draws is 0, expected at least 1"):
         replace(config, draws=0)
     with pytest.raises(ValueError, match="no recipe 'big'; expected one of: embedded, paper"):
         recipe("big")
