@@ -67,12 +67,13 @@ def written(name: str, content: bytes, args: Sequence[str]) -> Make:
 
 def json_files() -> Iterator[Case]:
     for what, content in DAMAGED_JSON.items():
+        heavy = len(content) > 10**7
         for args in (["bench", "report", "--results", "hostile.json"],
                      ["bench", "compare", "hostile.json", "hostile.json"]):
             yield Case("json", f"{' '.join(args[:2])}, {what}",
-                       written("hostile.json", content, args), "hostile.json")
-        yield Case("json", f"scenes.json, {what}", _card(content), "scenes.json")
-        yield Case("json", f"student.json, {what}", _student_json(content), "student.json")
+                       written("hostile.json", content, args), "hostile.json", heavy)
+        yield Case("json", f"scenes.json, {what}", _card(content), "scenes.json", heavy)
+        yield Case("json", f"student.json, {what}", _student_json(content), "student.json", heavy)
 
 
 def _card(content: bytes) -> Make:

@@ -4,6 +4,7 @@ Every case runs vega3d.main in a forked process of its own, in an empty folder, 
 and memory. Prints a JSON line for each case that is not clean.
 """
 import argparse
+import gc
 import importlib
 import io
 import json
@@ -46,6 +47,7 @@ def faults(cases: Sequence[Case]) -> Iterator[tuple[Case, str]]:
     """Each case, as it ends, and what is wrong: "" if it is clean. Two run at a time."""
     for name in PRELOADED:
         importlib.import_module(name)
+    gc.freeze()  # a collection in a child would copy every page
     running: dict[int, tuple[Case, io.FileIO, float]] = {}
     todo = list(reversed(cases))
     while todo or running:

@@ -126,7 +126,7 @@ def test_bad_configurations_are_one_clear_line(config, clips, tmp_path):
     with pytest.raises(ValueError, match="no such teacher"):
         load_language_teacher(tmp_path / "none.safetensors", torch.device("cpu"))
     (tmp_path / "half.safetensors").write_bytes(b"\x08")
-    with pytest.raises(ValueError, match="incomplete teacher"):
+    with pytest.raises(ValueError, match="not a complete teacher"):
         load_language_teacher(tmp_path / "half.safetensors", torch.device("cpu"))
 
 
