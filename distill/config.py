@@ -25,6 +25,9 @@ from student.config import StudentConfig
 from teacher.config import DenseTraining
 from teacher.towers.tap import Tap, stored_tap
 
+# least of calibration and of the parity gate: 63 of their tokens are under the 1st percentile
+EXPORT_FRAMES = 32
+
 
 @dataclass(frozen=True)
 class ScenesConfig:
@@ -134,7 +137,10 @@ def load_config(path: Path) -> RunConfig:
 
 
 def load_run_config(folder: Path) -> RunConfig:
-    """A run's config.yaml, which may be older than some fields of the tap. Errors: load_config."""
+    """A run's config.yaml, which may be older than some fields of the tap. Errors: load_config.
+
+    Relative paths in it are relative to the folder where the run was started.
+    """
     path = folder / "config.yaml"
     manifest.check(path, "undo the change; for other settings copy it elsewhere, edit the copy and "
                          "use: vega3d distill run --config COPY --name ANOTHER")
@@ -143,7 +149,23 @@ def load_run_config(folder: Path) -> RunConfig:
     tap = data.get("teacher", {}).get("tap")
     if isinstance(tap, dict):
         config = replace(config, teacher=replace(config.teacher, tap=stored_tap(tap)))
-    return config
+    runs = config.runs
+    if runs.is_absolute() or ".." in runs.parts:
+        return config  # `anchored` when it was written
+    start = folder.resolve().parents[len(runs.parts)]
+    return config if start == Path.cwd() else anchored(config, start)
+
+
+def anchored(config: RunConfig, start: Path) -> RunConfig:
+    """With absolute paths for the relative ones that are in `start`."""
+    def found(path: Path | None) -> Path | None:
+        return start / path if path and (start / path).exists() else path
+
+    scenes, generator = config.scenes, config.teacher.generator
+    if generator != TeacherConfig.generator:
+        generator = str(found(Path(generator)))
+    return replace(config, teacher=replace(config.teacher, generator=generator), scenes=replace(
+        scenes, path=found(scenes.path), furniture=found(scenes.furniture)))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

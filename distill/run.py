@@ -3,7 +3,6 @@
 runs/NAME/ config.yaml env.json accuracy.json MODEL_CARD.md frames/ features/ teacher/
 student/{metrics.jsonl,maps/}
 """
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,12 +83,17 @@ class DistillRun:
 
 
 def create_folder(config: RunConfig, folder: Path) -> None:
-    """Writes config.yaml and env.json of a new or an unfinished run, and points runs/latest to it.
-
-    Raises ValueError if the folder belongs to another configuration.
-    """
-    resolved = dump_config(config)
+    """Writes config.yaml and env.json of a new or an unfinished run. Raises: check_folder."""
+    check_folder(config, folder)
     file = folder / "config.yaml"
+    write_if_changed(dump_config(config), file)
+    manifest.create(folder, [file])
+    write_json(environment(), folder / "env.json")
+
+
+def check_folder(config: RunConfig, folder: Path) -> None:
+    """Raises ValueError if the folder belongs to another configuration, or is no run's."""
+    resolved, file = dump_config(config), folder / "config.yaml"
     if file.is_file() and file.read_text() != resolved:
         manifest.check(file, "undo the change, or use another --name")
         raise ValueError(
@@ -97,23 +101,24 @@ def create_folder(config: RunConfig, folder: Path) -> None:
     if not file.is_file() and folder.is_dir() and holds_files(folder):
         raise ValueError(f"{folder}: is not empty and not a run (no config.yaml); use another "
                          "--name")
-    write_if_changed(resolved, file)
-    manifest.create(folder, [file])
-    write_json(environment(), folder / "env.json")
+
+
+def link_latest(folder: Path) -> None:
+    """Points runs/latest to a finished run."""
     with atomic_write(folder.parent / "latest") as scratch:
         scratch.symlink_to(folder.name)
 
 
 def choose_folder(config: RunConfig) -> Path:
-    """runs/NAME, or the newest run if unfinished and of this configuration, or the next number."""
+    """runs/NAME, or the last number if unfinished and of this configuration, or the next number."""
     if config.name is not None:
         return config.runs / config.name
-    latest = config.runs / "latest"
-    file, finished = latest / "config.yaml", (latest / "accuracy.json").is_file()
+    taken = max((int(p.name) for p in config.runs.glob("[0-9][0-9][0-9]")), default=0)
+    last = config.runs / f"{taken:03d}"
+    file, finished = last / "config.yaml", (last / "accuracy.json").is_file()
     if not finished and file.is_file() and file.read_text() == dump_config(config):
-        return config.runs / os.readlink(latest)
-    taken = [int(p.name) for p in config.runs.glob("[0-9][0-9][0-9]")]
-    return config.runs / f"{max(taken, default=0) + 1:03d}"
+        return last
+    return config.runs / f"{taken + 1:03d}"
 
 
 def open_distill_run(folder: Path, render: bool = False) -> DistillRun:
@@ -121,17 +126,24 @@ def open_distill_run(folder: Path, render: bool = False) -> DistillRun:
 
     Raises ValueError if the folder is no run, its clips are missing, or there is no such device.
     """
-    from distill.clips import open_source
-
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder}: no run here (no config.yaml); use: vega3d distill run")
-    config = load_run_config(folder)
+    return open_run(load_run_config(folder), folder, render)
+
+
+def open_run(config: RunConfig, folder: Path, render: bool, create: bool = False) -> DistillRun:
+    """As `open_distill_run`; create: the folder's files, once all that the run reads was opened."""
+    from distill.clips import open_source
+
     device = resolve_device(config.device)
-    source, source_key = open_source(config.scenes, config.runs / "cache" / "clips", render)
+    source, source_key = open_source(config.scenes, folder.resolve().parent / "cache" / "clips",
+                                     render)
     if not source.ids("train") or not source.ids("test"):
         raise ValueError("scenes: no train or test clips; give more rooms or a longer video")
     tower = load_wan(generator_folder(config.teacher.generator), config.teacher.tap).to(device)
     semantic = SemanticEncoder().to(device)
+    if create:
+        create_folder(config, folder)
     root = folder / "features"
     stores = {"semantic": FeatureStore(root, semantic.spec, source_key),
               "generative": FeatureStore(root, tower.spec, source_key)}

@@ -1,5 +1,7 @@
 """The stages of `distill run`. Each skips what its folder has: a killed run resumes."""
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -8,10 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.card import accuracy_table, write_card
-from distill.config import RunConfig
+from distill.config import EXPORT_FRAMES, RunConfig, anchored
 from distill.heads import can_train, ensure_heads
 from distill.loop import CHECKPOINT, build_student, fidelity, train_student
-from distill.run import DistillRun, choose_folder, create_folder, open_distill_run
+from distill.run import DistillRun, check_folder, choose_folder, link_latest, open_run
 from records import manifest
 from records.events import emit, status_file
 from records.files import (
@@ -21,6 +23,7 @@ from records.files import (
     spec_digest,
     write_json,
 )
+from scenes.clip import SPLITS, Split, frames_of
 from student.vit import Student
 from teacher.data.dataset import Examples, moments
 from teacher.dense.model import DenseShape
@@ -34,35 +37,66 @@ LEAST_GAIN = {"delta1": 0.005, "normal_deg": -0.2}
 
 
 def run_distillation(config: RunConfig) -> Path:
-    """Makes or resumes a run and returns its folder. Raises ValueError if another process does."""
+    """Makes or resumes a run, points runs/latest to it when it is finished, and returns its folder.
+
+    Raises ValueError, and leaves no folder, if something cannot be opened; and if another process
+    makes this run.
+    """
+    if config.runs.is_absolute() or ".." in config.runs.parts:
+        config = anchored(config, Path.cwd())
     folder = choose_folder(config)
+    check_folder(config, folder)
+    new = [path for path in (folder, folder.parent) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder, "vega3d distill run"):
-        create_folder(config, folder)
-        remove_stale_scratch(folder, below=True)
-        with status_file(folder):
-            _run_stages(config, folder)
+    try:
+        with exclusive(folder, "vega3d distill run"):
+            remove_stale_scratch(folder, below=True)
+            emit("stage", stage="open", run=str(folder))
+            run = open_run(config, folder, render=True, create=True)
+            with status_file(folder):
+                _run_stages(run)
+            link_latest(folder)
+    finally:
+        for path in new:
+            with suppress(OSError):
+                path.rmdir()  # is empty after a start that failed
     return folder
 
 
-def _run_stages(config: RunConfig, folder: Path) -> None:
-    console = Console()
+def _run_stages(run: DistillRun) -> None:
+    folder, config, console = run.folder, run.config, Console()
     console.print(f"run {folder}", highlight=False)
-    emit("stage", stage="open", run=str(folder))
-    run = open_distill_run(folder, render=True)
+    held_out = _check_counts(run)
     train, test = run.examples("train"), run.examples("test")
     rows = train_and_score(run, train, test)
     if config.heads.steps and can_train(run.source):
         rows.append(ensure_heads(folder / "student", run.source, config.heads, config.seeds[0],
                                  run.device))
-    save_frames(folder / "frames" / "calibration.safetensors", train, CALIBRATION_FRAMES)
-    save_frames(folder / "frames" / "heldout.safetensors", test, HELD_OUT_FRAMES)
+    save_frames(folder / "frames" / "calibration.safetensors", [train],
+                CALIBRATION_FRAMES)
+    save_frames(folder / "frames" / "heldout.safetensors", [test, *map(run.examples, held_out)],
+                HELD_OUT_FRAMES)
     write_json(rows, folder / "accuracy.json")
     write_card(folder, config, run.tower.spec, rows)
     clips = getattr(run.source, "root", None)
     manifest.create(folder, manifest.files_below(folder), uses=[clips] if clips else [])
     if rows:
         console.print(accuracy_table(rows), highlight=False, soft_wrap=True)
+
+
+def _check_counts(run: DistillRun) -> list[Split]:
+    """The splits that export's held-out frames come from besides test: val, if that makes enough.
+
+    Says before the training if the run will have too few frames to export.
+    """
+    clip = len(frames_of(run.source, run.source.ids("train")[0]))
+    train, val, test = (clip * len(run.source.ids(split)) for split in SPLITS)
+    held_out: list[Split] = ["val"] if test < EXPORT_FRAMES <= test + val else []
+    for name, count in {"training": train, "held-out": test + val * len(held_out)}.items():
+        if count < EXPORT_FRAMES:
+            print(f"note: {count} {name} frames; vega3d export needs {EXPORT_FRAMES} of them: use "
+                  "a longer video or more clips")
+    return held_out
 
 
 def train_and_score(run: DistillRun, train: Examples, test: Examples) -> list[dict]:
@@ -146,17 +180,17 @@ def student_stream(student: Student) -> Stream:
     return lambda example: student.destandardise(student(example["frames"].float() / 255))
 
 
-def save_frames(path: Path, examples: Examples, count: int) -> None:
-    """`count` frames spread over the split, with known depth, for export. Leaves an intact file."""
+def save_frames(path: Path, splits: Sequence[Examples], count: int) -> None:
+    """`count` frames spread over splits, with known depth, for export. Leaves an intact file."""
     damage = manifest.fault(path)
     if path.is_file() and not damage:
         return
     if damage:
         print(f"{damage}; making it again")
-    per_clip = max(1, -(-count // len(examples.ids)))
+    per_clip = max(1, -(-count // sum(len(examples.ids) for examples in splits)))
     frames: list[Tensor] = []
     depth: list[Tensor] = []
-    for _, example in examples.in_order():
+    for _, example in chain.from_iterable(examples.in_order() for examples in splits):
         rows = _evenly_spaced(len(example["frames"]), per_clip).to(example["frames"].device)
         frames.append(example["frames"][rows].cpu())
         if "patch_depth" in example:

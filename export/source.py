@@ -7,6 +7,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from distill.config import EXPORT_FRAMES
 from records import manifest
 from records.files import sha256
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 MAKE_ONE = "make one with: vega3d distill run"
 CALIBRATION_FRAMES = 300  # NNCF's default; fewer leave rare activations out of the ranges
-HELDOUT_FRAMES = 32       # the gate's minimum: of 32 x 196 tokens 63 are under the 1st percentile
+HELDOUT_FRAMES = EXPORT_FRAMES
 
 
 @dataclass(frozen=True)

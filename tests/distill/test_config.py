@@ -3,7 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import RunConfig, ScenesConfig, dump_config, load_config, load_run_config
+from distill.config import (
+    RunConfig,
+    ScenesConfig,
+    TeacherConfig,
+    anchored,
+    dump_config,
+    load_config,
+    load_run_config,
+)
 from records.yaml_files import read_yaml
 
 
@@ -78,3 +86,31 @@ def test_a_wrong_config_is_one_line_that_names_the_key(tmp_path, text, message):
 def test_a_missing_config_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="no such config file"):
         load_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("runs", ["runs", "my/runs", "."])
+def test_relative_paths_of_a_run_are_of_where_it_was_started(tmp_path, monkeypatch, runs):
+    start, elsewhere = tmp_path / "start", tmp_path / "elsewhere"
+    for folder in (start, elsewhere):  # another video of the same name must not be taken
+        (folder / "videos").mkdir(parents=True)
+    (start / "wan").mkdir()
+    config = replace(RunConfig(), runs=Path(runs), name="a",
+                     scenes=replace(ScenesConfig(), path=Path("videos"), furniture=Path("gone")),
+                     teacher=TeacherConfig("wan"))
+    run = start / runs / "a"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(dump_config(config))
+    monkeypatch.chdir(start)
+    assert load_run_config(Path(runs) / "a") == config
+    monkeypatch.chdir(elsewhere)
+    opened = load_run_config(run)
+    assert opened.scenes.path == start / "videos"
+    assert opened.teacher.generator == str(start / "wan")
+    assert opened.scenes.furniture == Path("gone")  # not there: as it was
+
+
+def test_paths_of_a_run_whose_start_cannot_be_told_are_written_as_absolute(tmp_path):
+    (tmp_path / "videos").mkdir()
+    config = replace(RunConfig(), scenes=replace(ScenesConfig(), path=Path("videos")))
+    assert anchored(config, tmp_path).scenes.path == tmp_path / "videos"
+    assert anchored(config, tmp_path).teacher.generator == "wan-nano"

@@ -52,6 +52,50 @@ def test_a_run_folder_holds_what_the_design_promises(config):
     assert not list(folder.rglob(".*"))
 
 
+def test_latest_is_the_last_finished_run_and_a_failed_start_leaves_nothing(config, monkeypatch):
+    folder, latest = run_distillation(config), config.runs / "latest"
+    broken = replace(config, name=None,
+                     teacher=replace(config.teacher, generator=str(config.runs / "nowhere")))
+    with pytest.raises(ValueError, match="nowhere"):
+        run_distillation(broken)
+    with pytest.raises(ValueError, match="nowhere"):
+        run_distillation(replace(broken, runs=config.runs / "new"))
+    assert sorted(path.name for path in config.runs.iterdir()) == ["a", "latest"]
+
+    unnamed, true_step = replace(config, name=None), loop.train_step
+    monkeypatch.setattr(loop, "train_step", lambda *_: raises_keyboard_interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run_distillation(unnamed)
+    assert latest.resolve() == folder.resolve() and (config.runs / "001/config.yaml").is_file()
+    monkeypatch.setattr(loop, "train_step", true_step)
+    assert run_distillation(unnamed) == config.runs / "001"  # resumed
+    assert latest.resolve() == (config.runs / "001").resolve()
+    assert run_distillation(config) == folder and latest.resolve() == folder.resolve()
+
+
+def raises_keyboard_interrupt():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("val", "test", "held_out", "said"), [
+    (12, 20, 32, ["training"]),                    # val is held out too
+    (3, 20, 20, ["training", "held-out"])])
+def test_too_few_frames_to_export_are_said_before_training(
+        config, monkeypatch, capsys, val, test, held_out, said):
+    rooms = FakeRooms(train=2, val=val, test=test, frames=1, labelled=False)
+    monkeypatch.setattr("distill.clips.open_source", lambda *_: (rooms, "fake"))
+
+    def stopped(*_):
+        printed = capsys.readouterr().out
+        assert [name for name in ("training", "held-out") if f" {name} frames;" in printed] == said
+
+    monkeypatch.setattr(loop, "train_step", lambda *args, step=loop.train_step: (
+        stopped() if not calls else None, calls.append(1), step(*args))[-1])
+    calls: list[int] = []
+    folder = run_distillation(config)
+    assert len(load_file(folder / "frames/heldout.safetensors")["frames"]) == held_out and calls
+
+
 @pytest.mark.parametrize(("teacher", "student", "expected"), [
     ((0.6, 20.0), (0.58, 21.0), {"delta1": 0.8, "normal_deg": 0.9}),
     ((0.6, 30.1), (0.5, 21.0), {"delta1": 0.0}),  # no gain in normals
