@@ -1,5 +1,6 @@
 """Every verb that imports a third party, under an empty home and an audit hook on sockets."""
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,25 @@ def test_no_verb_sends_anything_or_leaves_a_file_of_others_in_the_home_folder(in
     ours = inputs / "home" / ".cache" / "vega3d-edge"
     left = [path for path in (inputs / "home").rglob("*") if path.is_file()]
     assert left and all(path.is_relative_to(ours) for path in left), left
+
+
+def test_onnxruntime_and_nncf_are_imported_where_their_telemetry_is_off_alone():
+    direct = {}
+    for path in ROOT.rglob("*.py"):
+        name = path.relative_to(ROOT).as_posix()
+        if name.partition("/")[0] in (*vega3d.COMMANDS, "student", "records", "examples"):
+            lines = path.read_text().splitlines()
+            found = [line.strip() for line in lines
+                     if re.match(r"\s*(import|from) (onnxruntime|nncf)\b", line)]
+            direct |= {name: found} if found else {}
+    assert direct.pop("records/runtime.py") == ["import onnxruntime as ort", "import nncf"]
+    example = (ROOT / "examples" / "geometry.py").read_text()
+    assert direct.pop("examples/geometry.py") == ["import onnxruntime as ort"]
+    assert example.index('"ORT_DISABLE_TELEMETRY", "1"') < example.index("import onnxruntime")
+    assert "setenv(\"ORT_DISABLE_TELEMETRY\"" in (ROOT / "examples/cpp/geometry.cpp").read_text()
+    quantize = (ROOT / "export" / "quant" / "int8.py").read_text()
+    assert quantize.index("nncf = import_nncf()") < quantize.index("from nncf.")
+    assert set(direct) == {"export/quant/int8.py"}
 
 
 def test_the_hook_sees_a_name_that_is_looked_up_and_an_address_that_is_connected_to(tmp_path):
