@@ -61,7 +61,7 @@ def check_qdq(model: onnx.ModelProto, target: Target | str = "trt10", want_int8:
     broken = list(_graph_violations(model, target))
     try:
         index = FlatIndex(model, path)
-    except (ValueError, onnx.checker.ValidationError) as error:  # local functions
+    except (ValueError, RecursionError, onnx.checker.ValidationError) as error:  # local functions
         return [*broken, Violation("graph", "valid", printable(error))]
     broken += _constant_violations(index)
     for node in index.nodes:

@@ -23,6 +23,8 @@ from records.outputs import printable
 MOST_NODES = 100_000        # after inlining of local functions
 MOST_ELEMENTS = 1 << 18     # of one computed constant
 COMPUTED_ELEMENTS = 1 << 26 # of all of them
+RUN_ELEMENTS = 4096         # that running a node costs as much as: a millisecond
+MOST_STEPS = 100            # nodes one after the other that compute a constant
 MOVED_ELEMENTS = 1 << 24    # of a weight whose channels are followed
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 # Values pass through these unchanged: TensorRT moves Q/DQ across them.
@@ -102,7 +104,7 @@ class FlatIndex(GraphIndex):
                 self._values[name] = self._stored(name)
             elif name in self._sparse:
                 self._values[name] = _dense(self._sparse[name])
-            elif name in self._derived:
+            elif 0 < self._derived.get(name, 0) <= MOST_STEPS:
                 self._values |= self._computed(self.producer[name])
         return self._values[name]
 
@@ -135,7 +137,7 @@ class FlatIndex(GraphIndex):
         sizes = [_elements(value) for value in inferred]
         if not all(0 <= size <= most for size in sizes) or sum(sizes) > self._left:
             return {}
-        self._left -= sum(sizes)
+        self._left -= sum(sizes) + RUN_ELEMENTS
         outputs = ReferenceEvaluator(model).run(None, {})
         return dict(zip([name for name in node.output if name], outputs, strict=True))
 
@@ -149,13 +151,15 @@ class FlatIndex(GraphIndex):
                 origins |= dict.fromkeys(node.output, origin)
         return origins
 
-    def _constant_tensors(self) -> set[str]:
-        derived = {*self.constants, *self._sparse}
+    def _constant_tensors(self) -> dict[str, int]:
+        """The names of constants; how many nodes one after the other compute each."""
+        derived = dict.fromkeys((*self.constants, *self._sparse), 0)
         for node in self.nodes:
             stored = node.op_type == "Constant" and not node.domain
             if (stored or node.input) and self._owners.isdisjoint(node.output) and all(
                     name in derived or not name for name in node.input):
-                derived.update(filter(None, node.output))
+                steps = 1 + max((derived[name] for name in node.input if name), default=0)
+                derived |= dict.fromkeys(filter(None, node.output), steps)
         return derived
 
     @cached_property

@@ -217,6 +217,13 @@ def test_constants_too_large_to_compute_are_left_alone():
     assert FlatIndex(model).value("ws") is None
 
 
+def test_a_chain_of_20000_constants_is_left_alone():
+    chain = [make("Identity", [f"s{i}"], [f"s{i + 1}"]) for i in range(20_000)]
+    model = model_of([*chain, make("QuantizeLinear", ["x", "s20000"], ["y"])],
+                     {"s0": np.float32(1)})
+    assert {v.rule for v in check_qdq(model)} == {"scale", "pair"}
+
+
 CPU = {  # constants of a Linear that onnxruntime runs -> what is advised
     "uint8, asymmetric": (quantised_linear(xz=np.uint8(117)), set()),
     "int8": (quantised_linear(), {"type"}),
