@@ -17,7 +17,7 @@ def test_a_killed_training_resumes_to_the_same_files(tmp_path):
     out = tmp_path / "kills.json"
     done = subprocess.run(
         [sys.executable, "-m", "bench.recipes.kills", "--out", str(out), "--trials", "1",
-         "--stages", "train", "--operations", "train", "--every", "40"],
+         "--stages", "train", "--operations", "train", "--every", "80"],
         cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = load(out).rows
