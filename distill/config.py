@@ -77,6 +77,10 @@ class StudentTraining:
 
     def __post_init__(self) -> None:
         check_ranges(self, "student")
+        if self.model.grid != 14:
+            raise ValueError(f"student.model: image_size {self.model.image_size} / patch "
+                             f"{self.model.patch} is a grid of {self.model.grid}, expected 14: "
+                             "that of the teacher's features")
         if self.ema == 1:
             raise ValueError(f"student.ema is {self.ema}, expected 0 (none) to below 1")
 

@@ -14,6 +14,7 @@ from records.environment import environment
 from records.files import atomic_write, spec_digest, write_if_changed, write_json
 from records.outputs import holds_files
 from scenes.clip import Source, Split
+from student.config import StudentConfig
 from student.vit import Student, load_student
 from teacher.data.dataset import Examples
 from teacher.data.feature_store import FeatureStore, fill
@@ -141,6 +142,9 @@ def open_run(config: RunConfig, folder: Path, render: bool, create: bool = False
     if not source.ids("train") or not source.ids("test"):
         raise ValueError("scenes: no train or test clips; give more rooms or a longer video")
     tower = load_wan(generator_folder(config.teacher.generator), config.teacher.tap).to(device)
+    if (width := config.student.model.out_dim) not in (StudentConfig.out_dim, tower.dim):
+        raise ValueError(f"student.model.out_dim is {width}, but the generator's features have "
+                         f"{tower.dim} channels, which the student gets: leave it out")
     semantic = SemanticEncoder().to(device)
     if create:
         create_folder(config, folder)

@@ -263,5 +263,5 @@ def test_a_processed_entry_that_is_laid_out_otherwise_is_named(tmp_path, changes
     with pytest.raises(ValueError, match=message):
         load_processed(tmp_path / "a.json", "val")
     (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(ValueError, match="expected a list of entries"):
+    with pytest.raises(ValueError, match="is a dict, expected a list"):
         load_processed(tmp_path / "a.json", "val")
