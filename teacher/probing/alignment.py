@@ -8,7 +8,7 @@ their camera path and scored on the other, both ways.
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,6 @@ from teacher.towers.generators import load_tower
 from teacher.towers.tap import Tap
 from teacher.towers.wan import WanTower, load_wan
 
-Features = Callable[[Tensor], Tensor]
 COMBINATIONS: Combinations = {
     "semantic": ("semantic", ), "alone": ("x", ), "fused": ("semantic", "x")}
 _CLIPS = 64  # through a tower at once
@@ -51,9 +50,25 @@ _CHOICE_CLIPS = 600
 
 @dataclass
 class Trial:
-    """The probes' three splits, 0 fit, 1 choice, 2 test, and the semantic encoder's features."""
-    splits: tuple[Split, Split, Split]
-    semantic: list[Tensor]
+    """The probes' splits, 0 fit, 1 choice, 2 test, and what is computed once for each."""
+    splits: list[Split]
+    semantic: list[Tensor]                             # [N,K,112,14,14]
+    latents: list[Tensor] = field(default_factory=list)  # [N,K,C,1,h,w] of a generator's VAE
+
+    def first(self, clips: int) -> "Trial":
+        """With so many clips to fit on."""
+        return Trial(*([one[0][:clips], *one[1:]] for one in
+                       (self.splits, self.semantic, self.latents)))
+
+    def inputs(self, x: Sequence[Tensor]) -> tuple[Inputs, Inputs, Inputs]:
+        """The semantic encoder's features and those of each split, [N,K,D,14,14]."""
+        parts = [{"semantic": a, "x": b} for a, b in zip(self.semantic, x, strict=True)]
+        fit = Inputs(self.splits[0], parts[0])
+        return (fit, Inputs(self.splits[1], parts[1], fit.scale),
+                Inputs(self.splits[2], parts[2], fit.scale))
+
+
+Features = Callable[[Trial], list[Tensor]]  # of the three splits
 
 
 class Alignment:
@@ -63,18 +78,21 @@ class Alignment:
         self.config, self.device, self.seed = config, device, seed
         self.trials: dict[str, list[Trial]] = {}
         self._encoder = SemanticEncoder().to(device)
+        self._vae: dict[str, Tensor] = {}  # whose latents the trials hold
         self._console = Console(stderr=True)
 
-    def add(self, frames_from: str, *splits: Split) -> None:
+    def add(self, frames_from: str, splits: Sequence[Split]) -> None:
         """A trial: splits to fit on, to choose on and to score; `frames_from`: rooms or real."""
         for split in splits:
             split.data.frames = split.data.frames.to(self.device)
-        semantic = [self.extract(split, self._encoder.features) for split in splits]
-        self.trials.setdefault(frames_from, []).append(Trial((splits[0], splits[1], splits[2]),
-                                                             semantic))
+        trial = Trial(list(splits), [])
+        trial.semantic = self.frame_features(self._encoder.features)(trial)
+        self.trials.setdefault(frames_from, []).append(trial)
 
-    def extract(self, split: Split, features: Features) -> Tensor:
-        return extract(split.data, features, self.device, batch=_CLIPS)
+    def frame_features(self, call: Callable[[Tensor], Tensor]) -> Features:
+        """Features of frames [B,T,3,H,W] in [0,1] alone."""
+        return lambda trial: [extract(split.data, call, self.device, batch=_CLIPS)
+                              for split in trial.splits]
 
     def rows(self, generators: Sequence[str]) -> list[Row]:
         """The controls' rows, then those of the generators: names, folders or KIND:FOLDER."""
@@ -83,7 +101,8 @@ class Alignment:
         for name in generators:
             if _is_tower(name):
                 tower = load_tower(name).to(self.device)
-                rows += self.measure({"generator": name.partition(":")[0]}, [tower.features])
+                rows += self.measure({"generator": name.partition(":")[0]},
+                                     [self.frame_features(tower.features)])
             else:
                 rows += self.generator_rows(name)
         return rows
@@ -93,14 +112,14 @@ class Alignment:
             return frames.new_zeros(*frames.shape[:2], 1, GRID, GRID)
 
         latents = VAELatents(load_wan(generator, self.tap(0, 0)).to(self.device)).features
-        controls: dict[str, list[Features]] = {
+        controls: dict[str, list[Callable[[Tensor], Tensor]]] = {
             "place only": [nothing], "semantic encoder": [self._encoder.features],
             "RGB patches": [RGBPatches().features], "VAE latents": [latents],
             "random-weights ViT-S": [self._untrained_vit(i) for i in range(self.config.redraws)]}
-        for name, features in controls.items():
-            yield from self.measure({"generator": name}, features)
+        for name, calls in controls.items():
+            yield from self.measure({"generator": name}, list(map(self.frame_features, calls)))
 
-    def _untrained_vit(self, seed: int) -> Features:
+    def _untrained_vit(self, seed: int) -> Callable[[Tensor], Tensor]:
         from student.config import StudentConfig
         from student.vit import Student
 
@@ -134,25 +153,23 @@ class Alignment:
                      "width": tower.dim, "block": tap.block, "t": tap.k / 1000,
                      "draws": tap.seeds, "noise": tap.noise,
                      "shipped": ships and tap == own, "cosine_to_fp32": self._cosine(tower)}
-            rows += self.measure(facts, [self._features(tower)], list(map(self._features, drawn)))
+            self._encode(tower)
+            rows += self.measure(facts, [self._tapped(tower)], list(map(self._tapped, drawn)))
         return rows
 
     def choose(self, generator: str) -> Tap:
         """The tap with the largest fused depth R2 + normal cosine on val, of all blocks."""
         blocks = list(range(block_count(generator_folder(generator))))
-        trial = self.trials["rooms"][0]
-        cut = slice(_CHOICE_CLIPS)
-        fit, choice = trial.splits[0][cut], trial.splits[1]
         found: dict[Tap, float] = {}
         for k in self.config.noise_levels:
             tower = self.open(generator, self.tap(blocks[-1], k))
-            features = self._features(tower, blocks)
-            a, b = self.extract(fit, features), self.extract(choice, features)  # [L,N,K,D,14,14]
+            self._encode(tower)
+            trial = self.trials["rooms"][0].first(_CHOICE_CLIPS)
+            x = [self._blocks(tower, trial, split, blocks) for split in range(2)]
             for block in blocks:
-                inputs = Inputs(fit, {"semantic": trial.semantic[0][cut], "x": a[block]})
-                on_val = Inputs(choice, {"semantic": trial.semantic[1], "x": b[block]},
-                                inputs.scale)
-                terms = ridge_terms(inputs, on_val, on_val, {"fused": ("semantic", "x")})
+                on_val = x[1][block]
+                fit, choice, _ = trial.inputs([x[0][block], on_val, trial.semantic[2]])
+                terms = ridge_terms(fit, choice, choice, {"fused": ("semantic", "x")})
                 found[self.tap(block, k)] = sum(
                     float(value[0]) for value in scores(terms["fused"]).values())
         best = max(found, key=lambda tap: found[tap])
@@ -195,8 +212,8 @@ class Alignment:
         """
         ridge, mlp, matches = [], [], []
         for one in features:
-            x = [self.extract(split, one) for split in trial.splits]
-            fit, choice, test = self._inputs(trial, x)
+            x = one(trial)
+            fit, choice, test = trial.inputs(x)
             ridge.append(ridge_terms(fit, choice, test, COMBINATIONS))
             if real:
                 mlp.append(mlp_terms(fit, test, COMBINATIONS, self.config.redraws))
@@ -211,13 +228,6 @@ class Alignment:
                                           - out[f"depth_r2_semantic{suffix}"])
         return out | scores(average(matches))
 
-    def _inputs(self, trial: Trial, x: Sequence[Tensor]) -> tuple[Inputs, Inputs, Inputs]:
-        parts = [{"semantic": a, "x": b} for a, b in zip(trial.semantic, x, strict=True)]
-        fit = Inputs(trial.splits[0], parts[0])
-        choice, test = (Inputs(split, part, fit.scale) for split, part in
-                        zip(trial.splits[1:], parts[1:], strict=True))
-        return fit, choice, test
-
     def tap(self, block: int, k: int) -> Tap:
         return Tap(block=block, k=k, seeds=self.config.draws, seed=self.seed, noise="shared")
 
@@ -225,19 +235,48 @@ class Alignment:
         """untrained: seed of random weights."""
         return load_wan(generator, tap, untrained is not None, untrained or 0).to(self.device)
 
-    def _features(self, tower: WanTower, blocks: Sequence[int] = ()) -> Features:
-        """The tower in bfloat16 on a GPU: at its tap, or of several blocks."""
-        def features(frames: Tensor) -> Tensor:
-            with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
-                return tower.block_features(frames, blocks) if blocks else tower.features(frames)
-        return features
+    def _encode(self, tower: WanTower) -> None:
+        """Latents of all trials, unless they are there: generators may share a VAE."""
+        weights = tower.vae.state_dict()
+        if weights.keys() == self._vae.keys() and all(
+                torch.equal(value, self._vae[name]) for name, value in weights.items()):
+            return
+        self._vae = weights
 
+        def latents(frames: Tensor) -> Tensor:
+            videos = tower.resize(frames.flatten(0, 1)).unsqueeze(1)
+            return tower.latents(videos).unflatten(0, frames.shape[:2])   # [B,K,C,1,h,w]
+        for trials in self.trials.values():
+            for trial in trials:
+                trial.latents = [
+                    torch.cat([latents(frames.float() / 255) for frames in
+                               split.data.frames.split(_CLIPS)]) for split in trial.splits]
+
+    @torch.inference_mode()
+    def _blocks(self, tower: WanTower, trial: Trial, split: int,
+                blocks: Sequence[int]) -> Tensor:
+        """[L,N,K,D,14,14] float16 of a split's latents, computed in bfloat16 on a GPU."""
+        parts = []
+        with torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda"):
+            for frames, z in zip(trial.splits[split].data.frames.split(_CLIPS),
+                                 trial.latents[split].split(_CLIPS), strict=True):
+                parts.append(tower.block_features(frames.float(), blocks, z.flatten(0, 1)).half())
+        return torch.cat(parts, 1)
+
+    def _tapped(self, tower: WanTower) -> Features:
+        return lambda trial: [self._blocks(tower, trial, split, [tower.tap.block])[0]
+                              for split in range(3)]
+
+    @torch.inference_mode()
     def _cosine(self, tower: WanTower) -> float:
-        """Mean cosine of the tokens to those in float32, on at most 16 clips of test."""
-        data = self.trials["rooms"][0].splits[2].data
-        frames = data.frames[:16].float() / 255
-        return torch.cosine_similarity(self._features(tower)(frames), tower.features(frames),
-                                       dim=2).mean().item()
+        """Mean cosine of the tokens to those in float32, on at most 16 clips to choose on."""
+        self._encode(tower)
+        trial = self.trials["rooms"][0]
+        few = Trial([trial.splits[1][:16]], [], [trial.latents[1][:16]])
+        exact = tower.block_features(few.splits[0].data.frames.float(), [tower.tap.block],
+                                     few.latents[0].flatten(0, 1))[0]
+        found = self._blocks(tower, few, 0, [tower.tap.block])[0].float()
+        return torch.cosine_similarity(found, exact, dim=2).mean().item()
 
 
 def read_splits(source: Source, counts: Sequence[int], workers: int) -> list[Split]:
@@ -309,7 +348,7 @@ def probe_alignment(config: AlignmentConfig, source: Source, seed: int, device: 
     where = torch.device(device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
     table = Alignment(config, where, seed)
     counts = (config.fit_clips, config.val_clips, config.test_clips)
-    table.add("rooms", *read_splits(source, counts, workers))
+    table.add("rooms", read_splits(source, counts, workers))
     return table.rows(config.generators)
 
 
