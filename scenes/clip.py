@@ -61,15 +61,16 @@ class Clip:
             raise ValueError(f"clip {self.id}: depth holds NaN, infinite or negative metres; "
                              "write 0 where depth is unknown")
 
-    def categories(self, classes: Sequence[str]) -> np.ndarray:
-        """Semantic map [T,H,W] uint8: index into `classes` of each pixel's object, 255 = none."""
+    def categories(self, classes: Sequence[str], pixels: slice = slice(None)) -> np.ndarray:
+        """Semantic map [T,H,W] uint8: index into `classes` of each pixel's object, 255 = none;
+        pixels: the rows and columns that are wanted."""
         if self.instances is None:
             raise ValueError(f"clip {self.id}: has no instances, so no semantic map")
         largest = max([0, int(self.instances.max()), *(o.id for o in self.objects)])
         lookup = np.full(largest + 1, 255, np.uint8)
         for item in self.objects:
             lookup[item.id] = classes.index(item.category)
-        return lookup[self.instances]
+        return lookup[self.instances[:, pixels, pixels]]
 
 
 class Source(Protocol):

@@ -29,7 +29,7 @@ def dense_targets(clip: Clip) -> DenseTargets:
                          "rendered rooms (vega3d scenes render), videos can only be distilled from")
     cut = slice(STRIDE // 2, None, STRIDE)
     return DenseTargets(clip.depth[:, cut, cut].copy(), clip.normals[:, :, cut, cut].copy(),
-                        clip.categories(CLASSES)[:, cut, cut].copy())
+                        clip.categories(CLASSES, cut))
 
 
 def patch_depth(clip: Clip, cells: int = 14) -> np.ndarray:

@@ -3,6 +3,7 @@
 Small sets stay in memory (on the GPU where there is one) and are drawn frame by frame; larger ones
 stream clip by clip, in constant memory.
 """
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
@@ -16,6 +17,7 @@ from teacher.data.feature_store import FeatureStore
 
 Example = dict[str, Tensor]  # every field [frames, ...]
 CPU_BUDGET = 2 * 2**30       # bytes held in memory without a GPU
+READERS = min(16, 2 * (os.cpu_count() or 1))  # threads
 
 
 class Examples:
@@ -156,9 +158,9 @@ def moments(examples: Examples, stream: Callable[[Example], Tensor]) -> tuple[Te
 
 def _prefetched(load: Callable, keys: Sequence) -> Iterator[Example]:
     """load(key) of each key, in order, by a few threads: reading and hashing release the GIL."""
-    with ThreadPoolExecutor(4) as pool:
-        waiting = [pool.submit(load, key) for key in keys[:8]]
-        for key in keys[8:]:
+    with ThreadPoolExecutor(READERS) as pool:
+        waiting = [pool.submit(load, key) for key in keys[:2 * READERS]]
+        for key in keys[2 * READERS:]:
             yield waiting.pop(0).result()
             waiting.append(pool.submit(load, key))
         while waiting:
