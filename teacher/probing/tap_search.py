@@ -23,7 +23,7 @@ from records.yaml_files import read_yaml, write_yaml
 from scenes.clip import Clip, Split
 from teacher.config import Mode, SearchConfig
 from teacher.probing.probes import ProbeSet, extract_blocks, probe_set, scores, sums
-from teacher.towers.checkpoints import block_count, generator_folder, is_hub_id
+from teacher.towers.checkpoints import block_count, expert, generator_folder, is_hub_id
 from teacher.towers.tap import Tap
 from teacher.towers.wan import WanTower, load_wan
 
@@ -51,9 +51,12 @@ def search(config: SearchConfig, clips: Callable[[Split], Sequence[Clip]], key: 
     taps: Taps = {}
     sets: list[ProbeSet] = []
     with Progress(console=Console(stderr=True)) as progress:
-        tower = load_wan(where, Tap(block=blocks[-1], seeds=1, seed=config.seed))
+        loaded = ""  # of two experts, the one that denoises at the level
         for mode, k in progress.track(todo, description=f"{where.name}: taps"):
-            tower.tap = replace(tower.tap, k=k, frames=mode)
+            tap = Tap(block=blocks[-1], k=k, frames=mode, seeds=1, seed=config.seed)
+            if (part := expert(where, k)) != loaded:
+                tower, loaded = load_wan(where, tap), part
+            tower.tap = tap
             name = digest(tower.spec["weights"], asdict(tower.tap), key, config.clips, config.mlp)
             unit = work / f"{name}.safetensors"
             cached = _read(unit)

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    DiffusionPipeline,
+    WanTransformer3DModel,
+    WanVACETransformer3DModel,
+)
 from diffusers.utils import logging
 from safetensors import SafetensorError
 
@@ -24,6 +29,7 @@ PUBLISHED = {
     "wan2.1-vace-1.3b": "Wan-AI/Wan2.1-VACE-1.3B-diffusers",
     "wan2.1-vace-14b": "Wan-AI/Wan2.1-VACE-14B-diffusers",
     "wan2.2-ti2v-5b": "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+    "wan2.2-t2v-a14b": "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
 }
 # what unreadable files raise
 DAMAGE = (OSError, KeyError, TypeError, RuntimeError, ValueError, SafetensorError)
@@ -57,13 +63,15 @@ class Parts:
     digest: str
 
 
-def load_parts(where: Path, block: int, precision: str) -> Parts:
+def load_parts(where: Path, block: int, precision: str, timestep: float = 1000.0) -> Parts:
     """The VAE, the prompt, and the transformer up to and with `block` (0-based).
 
+    timestep: that it is run at, 0 to 1000, which decides between two experts.
     Raises ValueError naming what is missing, of another architecture, or damaged.
     """
     _check_parts(where)
-    config = _config(where, "transformer", _CLASSES)
+    part = expert(where, timestep)
+    config = _config(where, part, _CLASSES)
     _config(where, "vae", {"AutoencoderKLWan": AutoencoderKLWan})
     check_block(block, config["num_layers"])
     dtype = _dtype(config, precision)
@@ -71,7 +79,7 @@ def load_parts(where: Path, block: int, precision: str) -> Parts:
     if "vace_layers" in config:
         trim["vace_layers"] = [i for i in config["vace_layers"] if i <= block]
     vae = _load(AutoencoderKLWan, where, "vae", dtype, {})
-    transformer = _load(_CLASSES[config["_class_name"]], where, "transformer", dtype, trim)
+    transformer = _load(_CLASSES[config["_class_name"]], where, part, dtype, trim)
     if transformer.config.in_channels != vae.config.z_dim:
         raise ValueError(
             f"{where}: its transformer reads {transformer.config.in_channels} channels, its VAE "
@@ -82,12 +90,35 @@ def load_parts(where: Path, block: int, precision: str) -> Parts:
             f"{prompt_file(where)}: is {prompt.embedding.shape[2]} wide, {where} reads "
             f"{transformer.config.text_dim}; export its own with: vega3d teacher prompt {where}")
     folder = cached_file(where, "transformer/config.json").parents[1] if is_hub_id(where) else where
-    return Parts(vae, transformer, prompt, weights_digest(folder, prompt_file(where)))
+    return Parts(vae, transformer, prompt, weights_digest(folder, prompt_file(where), part))
 
 
-def weights_digest(folder: Path, prompt: Path) -> str:
-    """16 hex digits over the weights and configs in vae/ and transformer/, and the prompt."""
-    paths = [path for part in ("vae", "transformer") for path in (folder / part).iterdir()]
+def expert(where: Path, timestep: float) -> str:
+    """The folder of the transformer that denoises at `timestep`, 0 to 1000.
+
+    Wan2.2-A14B has two: transformer/ from 1000 x boundary_ratio of its model_index.json on (0.875,
+    image to video 0.9), transformer_2/ below. Raises ValueError if that cannot be told.
+    """
+    try:
+        name, revision = split_revision(where)
+        index = DiffusionPipeline.load_config(name, **revision)
+    except DAMAGE as error:
+        index = {}
+        if (where / "transformer_2").is_dir() or re.search("A14B", where.name, re.IGNORECASE):
+            raise ValueError(f"{where}: cannot read its model_index.json, which says where its two "
+                             f"experts part ({first_line(error)[:200]})") from error
+    if not (index.get("transformer_2") or [None])[0] and not (where / "transformer_2").is_dir():
+        return "transformer"
+    boundary = index.get("boundary_ratio")
+    if not isinstance(boundary, float | int) or not 0 <= boundary <= 1:
+        raise ValueError(f"{where}: has two experts, but boundary_ratio in model_index.json is "
+                         f"{boundary!r}, expected 0 to 1")
+    return "transformer" if timestep >= 1000 * boundary else "transformer_2"
+
+
+def weights_digest(folder: Path, prompt: Path, transformer: str = "transformer") -> str:
+    """16 hex digits over the weights and configs in vae/ and `transformer`, and the prompt."""
+    paths = [path for part in ("vae", transformer) for path in (folder / part).iterdir()]
     files = {path.relative_to(folder): path for path in paths
              if path.suffix in (".safetensors", ".json")}
     for path in files.values():

@@ -40,7 +40,7 @@ def load_wan(folder: Path | str = NANO, tap: Tap | None = None,
     training.
     """
     where, tap = generator_folder(str(folder)), tap or Tap()
-    parts = load_parts(where, tap.block, tap.precision)
+    parts = load_parts(where, tap.block, tap.precision, tap.time[0])
     if random_weights:
         torch.manual_seed(seed)
         drawn = type(parts.transformer).from_config(parts.transformer.config)

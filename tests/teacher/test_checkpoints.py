@@ -11,6 +11,7 @@ from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 from teacher.towers.checkpoints import (
     PUBLISHED,
     block_count,
+    expert,
     generator_folder,
     is_hub_id,
     load_parts,
@@ -19,7 +20,7 @@ from teacher.towers.checkpoints import (
 )
 from teacher.towers.tap import Tap
 from teacher.towers.wan import load_wan
-from tests.fakes import save_tiny_5b
+from tests.fakes import save_tiny_5b, save_tiny_wan
 
 FRAMES = torch.rand(1, 1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
 
@@ -167,6 +168,72 @@ def test_vace_reads_the_frames_as_its_control(tiny_wan, tmp_path):
     one, other = tower.features(FRAMES), tower.features(1 - FRAMES)
     # pure noise, yet the control tells
     assert one.shape == (1, 1, 32, 14, 14) and not torch.allclose(one, other)
+
+
+@pytest.fixture
+def two_experts(tiny_wan, tmp_path):
+    """As Wan2.2-A14B: another transformer below the boundary."""
+    folder = shutil.copytree(tiny_wan, tmp_path / "two-experts")
+    other = save_tiny_wan(tmp_path / "other", seed=7)
+    shutil.copytree(other / "transformer", folder / "transformer_2")
+    index = {"_class_name": "WanPipeline", "boundary_ratio": 0.875,
+             "transformer": ["diffusers", "WanTransformer3DModel"],
+             "transformer_2": ["diffusers", "WanTransformer3DModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_of_two_experts_the_one_of_the_noise_level_is_tapped(two_experts, tiny_wan):
+    high, low = (WanTransformer3DModel.from_pretrained(two_experts / part).state_dict()
+                 for part in ("transformer", "transformer_2"))
+    name = "patch_embedding.weight"
+    assert not torch.equal(high[name], low[name])
+    for k, weights in ((1000, high), (875, high), (874, low), (0, low)):
+        tower = load_wan(two_experts, Tap(block=1, k=k, seeds=1))
+        tapped = tower.transformer.state_dict()[name]
+        assert torch.equal(tapped, weights[name].view_as(tapped)), k
+    one, two = (load_wan(two_experts, Tap(block=1, k=k)).spec["weights"] for k in (900, 300))
+    assert one != two and one == load_wan(tiny_wan, Tap(block=1)).spec["weights"]
+    index = json.loads((two_experts / "model_index.json").read_text())
+    (two_experts / "model_index.json").write_text(json.dumps({**index, "boundary_ratio": 0.9}))
+    assert expert(two_experts, 899) == "transformer_2" and expert(two_experts, 900) == "transformer"
+    paper = Tap(block=1, k=900, geometry="paper")  # its nearest timestep is another
+    assert expert(two_experts, paper.time[0]) == (
+        "transformer" if paper.time[0] >= 900 else "transformer_2")
+
+
+def test_two_experts_without_a_boundary_are_refused(two_experts, tiny_wan):
+    index = json.loads((two_experts / "model_index.json").read_text())
+    (two_experts / "model_index.json").write_text(json.dumps({**index, "boundary_ratio": None}))
+    with pytest.raises(ValueError, match=r"boundary_ratio in model_index\.json is None"):
+        load_wan(two_experts, Tap(block=1))
+    (two_experts / "model_index.json").unlink()
+    with pytest.raises(ValueError, match=r"cannot read its model_index\.json"):
+        load_wan(two_experts, Tap(block=1))
+    single = {**index, "boundary_ratio": None, "transformer_2": [None, None]}  # as Wan2.1 has it
+    (two_experts / "model_index.json").write_text(json.dumps(single))
+    shutil.rmtree(two_experts / "transformer_2")
+    assert expert(two_experts, 100) == expert(tiny_wan, 100) == "transformer"
+
+
+def test_a_search_over_levels_reads_each_from_its_expert(two_experts, tmp_path):
+    from teacher.config import SearchConfig
+    from teacher.probing.tap_search import search
+    from tests.fakes import FakeRooms
+
+    rooms = FakeRooms(val=2, test=2, frames=1)
+    config = SearchConfig(generator=str(two_experts), clips=2, modes=("image",), levels=(300, 900),
+                          mlp=False, resamples=1, device="cpu")
+    clips = lambda split: [rooms.clip(i) for i in rooms.ids(split)]  # noqa: E731
+    rows = search(config, clips, "key", tmp_path / "a").rows
+    shutil.rmtree(two_experts / "transformer_2")
+    shutil.copytree(two_experts / "transformer", two_experts / "transformer_2")
+    same = search(config, clips, "key", tmp_path / "b").rows
+
+    def scores(found, t):
+        return sorted(row["depth_r2_ridge"] for row in found if row["t"] == t)
+
+    assert scores(rows, 0.9) == scores(same, 0.9) and scores(rows, 0.3) != scores(same, 0.3)
 
 
 @pytest.mark.parametrize("what", ["architecture", "vae", "image_to_video", "prompt_width",
