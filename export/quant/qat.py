@@ -5,6 +5,7 @@ export by dynamo, and with SmoothQuant lose three quarters of their activation q
 target is the FP32 student on random views of the run's frames.
 """
 import copy
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 
@@ -19,6 +20,7 @@ from export.graph.export_onnx import Batch, export_onnx
 from export.graph.index import GraphIndex, channel_axis, redirect, remove_attribute
 from export.quant.int8 import Recipe, name_for_layers
 from export.source import Frames, evenly_spaced
+from records.events import emit
 from student.vit import Block, Student
 
 BATCH = 8
@@ -147,6 +149,7 @@ def train(quantised: Student, student: Student, frames: Tensor, steps: int,
     optimiser = _optimiser(quantised, scales, start)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: 1 - i / steps)
     quantised.train()
+    begin = time.monotonic()
     for i, view in enumerate(_views(frames, steps)):
         with torch.no_grad():
             target = student(view)
@@ -159,8 +162,11 @@ def train(quantised: Student, student: Student, frames: Tensor, steps: int,
         with torch.no_grad():
             for scale, value in zip(scales, start, strict=True):
                 scale.clamp_(0.25 * value, 2 * value)
+        rate = (i + 1) / max(time.monotonic() - begin, 1e-9)
+        left = round((steps - i - 1) / rate)
+        emit("progress", stage="qat", step=i + 1, steps=steps, rate=round(rate, 3), eta_s=left)
         if i in (0, steps - 1) or (i + 1) % 20 == 0:
-            log(f"qat step {i + 1} of {steps}: loss {loss.item():.6f}")
+            log(f"qat step {i + 1} of {steps}: loss {loss.item():.6f}, {left} s left")
     quantised.eval()
     for linear in linears:
         linear.freeze()

@@ -1,6 +1,7 @@
 """`vega3d teacher probe`: probes over block x noise level x frame mode, and of every control."""
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from records.files import atomic_write
+from records.progress import Progress
 from scenes.clip import Source
 from teacher.config import ProbeConfig
 from teacher.probing.correspondence import noise_snr
@@ -32,8 +34,9 @@ def probe_grid(config: ProbeConfig, source: Source) -> list[dict]:
     rows = list(_controls(config, train, test, device))
     console = Console(stderr=True)
     blocks = list(range(_block_count(config)))
-    for mode in config.modes:
-        for k in config.levels:
+    with Progress(console=console) as progress:
+        taps = list(product(config.modes, config.levels))
+        for mode, k in progress.track(taps, description="noise levels"):
             tower = _open_tower(config, Tap(block=blocks[-1], k=k, frames=mode, seeds=1,
                                             seed=config.seed), device)
             rows += _read_blocks(tower, blocks, train, test, device, f"generator, {mode}")

@@ -2,11 +2,15 @@
 import io
 import json
 import os
+import re
 import sys
+from pathlib import Path
 
 import pytest
+import rich.progress
 
 import vega3d
+from export.tensorrt.progress import Monitor
 from records import events, manifest
 from records.progress import Progress, track
 from tests.fake_clock import FakeClock
@@ -94,6 +98,21 @@ def test_a_bar_on_stderr_is_not_drawn_between_json_lines(capsys):
             pass
     found = read(capsys.readouterr().err)
     assert {event["event"] for event in found} == {"start", "progress", "end"}
+
+
+def test_every_bar_shows_the_time_left_and_sends_events():
+    def has_time_left(columns) -> bool:
+        return any(isinstance(column, rich.progress.TimeRemainingColumn) for column in columns)
+
+    assert has_time_left(Progress().columns) and has_time_left(Monitor("engine").bar.columns)
+    root = Path(vega3d.__file__).parent
+    for path in root.rglob("*.py"):
+        name, text = path.relative_to(root).as_posix(), path.read_text()
+        if name.partition("/")[0] not in {*vega3d.COMMANDS, "student"}:
+            continue
+        imported = re.findall(r"from rich.progress import \(?([\w\s,]+)", text)
+        assert not {"Progress", "track"} & {*re.findall(r"\w+", " ".join(imported))}, name
+        assert not imported or "TimeRemainingColumn" in imported[0], name
 
 
 def test_status_json_says_what_the_run_does_and_how_long_it_takes(tmp_path, clock):
