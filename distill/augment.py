@@ -79,12 +79,12 @@ def crop(x: Tensor, draws: Tensor) -> Tensor:
 
     draws: uniform in [0,1), [B,3]: size, place across, place down.
     """
-    size = 0.75 + 0.25 * draws[:, 0]
+    x, size = x.float(), 0.75 + 0.25 * draws[:, 0]
     theta = x.new_zeros(len(x), 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = size
     theta[:, :, 2] = (1 - size[:, None]) * (2 * draws[:, 1:] - 1)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
 def _coordinates(frames: Tensor) -> tuple[Tensor, Tensor]:

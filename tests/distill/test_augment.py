@@ -5,7 +5,7 @@ from distill.augment import PHOTOMETRIC_DRAWS, Augmentation, crop, photometric
 
 FRAMES = torch.randint(0, 256, (6, 3, 32, 48), generator=torch.Generator().manual_seed(0),
                        dtype=torch.uint8)
-FEATURES = torch.randn(6, 5, 2, 3, generator=torch.Generator().manual_seed(1))
+FEATURES = torch.randn(6, 5, 2, 3, generator=torch.Generator().manual_seed(1)).half()  # as stored
 CPU = torch.device("cpu")
 NEUTRAL = {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.5, 5: 0.5, 6: 0.5, 7: 0.5, 8: 0.9, 9: 0.8 / 1.3, 10: 0.2,
            11: 0.2, 12: 0.5664, 15: 0.2}  # draws that change nothing
