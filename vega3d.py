@@ -93,7 +93,12 @@ def distill_main() -> None:
 
 
 def fail(message: str, code: int = 2) -> None:
-    """Prints one line to stderr, without control characters and of bounded length, and exits."""
+    """Prints one line to stderr, without control characters and of bounded length, and exits.
+
+    Of the processes of an `accelerate launch` the first to fail prints it.
+    """
+    if "WORLD_SIZE" in os.environ and not _first_to_fail():
+        raise SystemExit(code)
     line = " ".join(message.split())
     if len(line) > MAX_MESSAGE:
         line = f"{line[:MAX_MESSAGE // 2]} … {line[-MAX_MESSAGE // 2:]}"
@@ -112,6 +117,12 @@ def _version() -> str:
         return version("vega3d-edge")
     except PackageNotFoundError:
         return "of a checkout that is not installed"
+
+
+def _first_to_fail() -> bool:
+    from teacher.training.processes import first_to_fail
+
+    return first_to_fail()
 
 
 def _command_list() -> str:

@@ -34,7 +34,9 @@ class Augmentation:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         count = total or len(frames)
         table = torch.rand(count, PHOTOMETRIC_DRAWS + 4, generator=generator)[rows]
-        table = table.to(frames.device)
+        if frames.is_cuda:
+            table = table.pin_memory()  # the copy of pageable memory would wait for the last step
+        table = table.to(frames.device, non_blocking=True)
         if "photometric" in self.names:
             frames = self._photometric(frames, table[:, 4:])
         mirrored = table[:, 0] < 0.5

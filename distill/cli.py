@@ -25,12 +25,14 @@ def run(args: list[str]) -> None:
                    default=load_config(Path(path)) if path else RunConfig())
     from distill.stages import run_distillation  # after --help: torch and diffusers take seconds
     from teacher.probing.tap_search import chosen_tap
+    from teacher.training.processes import is_main
 
     if tap:
         chosen = chosen_tap(config.teacher.generator, config.teacher.tap)
         config = replace(config, teacher=replace(config.teacher, tap=chosen))
     folder = run_distillation(config)
-    print(f"run folder: {folder}\nnext: vega3d export trt --int8")
+    if is_main():
+        print(f"run folder: {folder}\nnext: vega3d export trt --int8")
 
 
 def heads(student: Path = Path("runs/latest/student"), scenes: ScenesConfig = _ROOMS,

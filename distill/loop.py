@@ -18,7 +18,8 @@ from student.config import SHIPPED
 from student.vit import Student, load_student, save_student
 from teacher.data.dataset import Examples
 from teacher.dense.train import Stream
-from teacher.training.checkpoint import Checkpoint, clipped_step, remove_checkpoint, set_lr
+from teacher.training.checkpoint import Checkpoint, clip_and_step, remove_checkpoint, set_lr
+from teacher.training.gradients import Gradients
 
 CHECKPOINT, METRICS = "student.ckpt.safetensors", "metrics.jsonl"
 
@@ -64,16 +65,18 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
     """Trains in place, saves into `folder` and returns the student in eval mode.
 
     Resumes from folder/student.ckpt.safetensors to the same weights and rows. About ten times in
-    all, folder/metrics.jsonl gets a row and folder/maps a picture of features.
+    all, folder/metrics.jsonl gets a row and folder/maps a picture of features. With several
+    processes each takes its part of every batch, and the first one scores and writes.
     """
-    device = train.device
+    device, processes = train.device, train.processes
     student = student.to(device).train()
+    processes.copy_of_main(student)
     average = deepcopy(student).eval() if config.ema else student  # what is kept
     augment = Augmentation(config.augment, seed, device)
     optimizer = torch.optim.AdamW(parameter_groups(student, config), lr=config.lr,
-                                  betas=(0.9, 0.98))
-    per_epoch = train.steps(config.batch)
-    total = config.epochs * per_epoch
+                                  betas=(0.9, 0.98), fused=device.type == "cuda")
+    per_epoch, size = train.steps(config.batch), train.batch_frames(config.batch)
+    total, part = config.epochs * per_epoch, processes.part(size)
     sums = LossSums().to(device)
     modules: dict[str, nn.Module] = {"student": student, "sums": sums}
     if config.ema:
@@ -81,10 +84,10 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
     checkpoint = Checkpoint(folder / CHECKPOINT, modules, optimizer,
                             _key(student, train, config, seed))
     step = checkpoint.load()
-    forward = torch.compile(student) if device.type == "cuda" else student
+    gradients = Gradients(_loss(student, config, device), processes)
     first = max(0, -(-step // per_epoch) - 1)  # a complete epoch may lack its row
     rows = [row for row in read_rows(folder / METRICS) if row["epoch"] <= first]
-    with Progress() as progress:
+    with Progress(disable=not processes.main) as progress:
         bar = progress.add_task(f"student: seed {seed}", total=total, completed=step)
         for epoch in range(first, config.epochs):
             done = epoch + 1
@@ -92,23 +95,27 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
             if step == epoch * per_epoch:
                 sums.losses.zero_()
             with deferred():
-                for batch in train.batches(config.batch, seed, epoch, step - epoch * per_epoch):
+                for batch in train.batches(config.batch, seed, epoch, step - epoch * per_epoch,
+                                           part, ("generative", )):
                     set_lr(optimizer, config.lr, step, total, warm=max(1, total // 20))
-                    frames, raw = augment(batch["frames"], batch["generative"], step)
-                    sums.losses += train_step(student, forward, optimizer, frames, raw, config)
+                    inputs = augment(batch["frames"], batch["generative"], step, part, size)
+                    sums.losses += train_step(gradients, optimizer, *inputs, len(inputs[0]) / size)
                     if config.ema:
                         _update_average(average, student, config.ema)
                     step += 1
                     progress.update(bar, completed=step)
-                    checkpoint.after_step(step, due=logged and step == done * per_epoch)
-            if logged:
+                    if processes.main:  # the others end when it leaves
+                        checkpoint.after_step(step, due=logged and step == done * per_epoch)
+            if logged and processes.main:
                 token, relation = (sums.losses / per_epoch).tolist()
                 row = {"seed": seed, "epoch": done, "token_loss": token, "relation_loss": relation}
                 rows.append(row | fidelity(average, held_out))
                 _record(average, held_out, rows, folder, progress)
             student.train()
-    save_student(average.cpu(), folder)
-    remove_checkpoint(checkpoint.path)
+    if processes.main:
+        save_student(average.cpu(), folder)
+        remove_checkpoint(checkpoint.path)
+    processes.wait()
     return average.to(device).eval()
 
 
@@ -128,16 +135,33 @@ def fidelity(student: Student, examples: Examples,
     return {"cosine_mean": cosine.mean().item(), "cosine_p1": low.item()}
 
 
-def train_step(student: Student, forward, optimizer: torch.optim.Optimizer, frames: Tensor,
-               raw: Tensor, config: StudentTraining) -> Tensor:
-    """A step on frames in [0,1] and raw features [B,D,14,14]; returns token and relation loss, [2].
-    """
-    target = student.standardise(raw)
-    with torch.autocast(frames.device.type, torch.bfloat16, enabled=frames.device.type == "cuda"):
-        out = forward(frames)
-    token, relation = token_loss(out, target, config.l1_weight), relation_loss(out, target)
-    clipped_step(token + config.relation_weight * relation, optimizer, student.parameters())
-    return torch.stack([token.detach(), relation.detach()])
+class StudentLoss(nn.Module):
+    """frames in [0,1] [B,3,H,W], raw features [B,D,14,14] -> the loss; token and relation loss."""
+
+    def __init__(self, student: Student, config: StudentTraining):
+        super().__init__()
+        self.student, self.config = student, config
+
+    def forward(self, frames: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        target, out = self.student.standardise(raw), self.student(frames)
+        token = token_loss(out, target, self.config.l1_weight)
+        relation = relation_loss(out, target)
+        return token + self.config.relation_weight * relation, torch.stack([token, relation])
+
+
+def _loss(student: Student, config: StudentTraining, device: torch.device) -> StudentLoss:
+    loss = StudentLoss(student, config)
+    if device.type == "cuda":
+        loss.compile(dynamic=False)
+    return loss
+
+
+def train_step(gradients: Gradients, optimizer: torch.optim.Optimizer, frames: Tensor, raw: Tensor,
+               share: float) -> Tensor:
+    """A step on this process's share of a batch; token and relation loss of all of it, [2]."""
+    losses = gradients(frames, raw, share=share)
+    clip_and_step(optimizer, gradients.parameters)
+    return losses
 
 
 def parameter_groups(student: Student, config: StudentTraining) -> list[dict]:

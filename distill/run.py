@@ -25,6 +25,7 @@ from teacher.towers.checkpoints import generator_folder
 from teacher.towers.controls import FixedNoise, RGBPatches, VAELatents, Zeros
 from teacher.towers.efficientnet import SemanticEncoder
 from teacher.towers.wan import WanTower, load_wan
+from teacher.training.processes import Processes
 
 
 @dataclass
@@ -32,11 +33,15 @@ class DistillRun:
     """An opened run: its configuration, clips, frozen towers and feature stores."""
     folder: Path
     config: RunConfig
-    device: torch.device
+    processes: Processes
     source: Source
     tower: WanTower
     semantic: SemanticEncoder
     stores: dict[str, FeatureStore]
+
+    @property
+    def device(self) -> torch.device:
+        return self.processes.device
 
     @property
     def labelled(self) -> bool:
@@ -48,7 +53,8 @@ class DistillRun:
         ids = self.source.ids(split)
         fill(self.stores["semantic"], self.semantic, self.source, ids, self.device)
         fill(self.stores["generative"], self.tower, self.source, ids, self.device)
-        return Examples(self.source, ids, self.stores, self.device)
+        return Examples(self.source, ids, self.stores, self.device,
+                        processes=self.processes if split == "train" else None)
 
     def stream(self, name: str) -> Stream:
         """The generative stream, in raw units, of `teacher`, `semantic_only` or a control."""
@@ -132,11 +138,16 @@ def open_distill_run(folder: Path, render: bool = False) -> DistillRun:
     return open_run(load_run_config(folder), folder, render)
 
 
-def open_run(config: RunConfig, folder: Path, render: bool, create: bool = False) -> DistillRun:
-    """As `open_distill_run`; create: the folder's files, once all that the run reads was opened."""
+def open_run(config: RunConfig, folder: Path, render: bool, create: bool = False,
+             processes: Processes | None = None) -> DistillRun:
+    """As `open_distill_run`; create: the folder's files, once all that the run reads was opened.
+
+    processes: that open it together, on their devices; None: this one, on the run's device.
+    """
     from distill.clips import open_source
 
-    device = resolve_device(config.device)
+    processes = processes or Processes(resolve_device(config.device))
+    device = processes.device
     source, source_key = open_source(config.scenes, folder.resolve().parent / "cache" / "clips",
                                      render)
     if not source.ids("train") or not source.ids("test"):
@@ -151,7 +162,7 @@ def open_run(config: RunConfig, folder: Path, render: bool, create: bool = False
     root = folder / "features"
     stores = {"semantic": FeatureStore(root, semantic.spec, source_key),
               "generative": FeatureStore(root, tower.spec, source_key)}
-    return DistillRun(folder, config, device, source, tower, semantic, stores)
+    return DistillRun(folder, config, processes, source, tower, semantic, stores)
 
 
 def resolve_device(name: str) -> torch.device:

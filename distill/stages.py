@@ -13,7 +13,14 @@ from distill.card import accuracy_table, write_card
 from distill.config import EXPORT_FRAMES, RunConfig, anchored
 from distill.heads import can_train, ensure_heads
 from distill.loop import CHECKPOINT, build_student, fidelity, train_student
-from distill.run import DistillRun, check_folder, choose_folder, link_latest, open_run
+from distill.run import (
+    DistillRun,
+    check_folder,
+    choose_folder,
+    link_latest,
+    open_run,
+    resolve_device,
+)
 from records import manifest
 from records.events import emit, status_file
 from records.files import (
@@ -30,6 +37,7 @@ from teacher.dense.model import DenseShape
 from teacher.dense.train import Stream, score, train_dense_teacher
 from teacher.towers.efficientnet import SEMANTIC_DIM
 from teacher.training.checkpoint import remove_checkpoint
+from teacher.training.processes import join_processes
 
 CALIBRATION_FRAMES, HELD_OUT_FRAMES = 320, 64
 # recovery is a ratio: least gain of the teacher over semantic_only that may stand below the line
@@ -39,23 +47,31 @@ LEAST_GAIN = {"delta1": 0.005, "normal_deg": -0.2}
 def run_distillation(config: RunConfig) -> Path:
     """Makes or resumes a run, points runs/latest to it when it is finished, and returns its folder.
 
-    Raises ValueError, and leaves no folder, if something cannot be opened; and if another process
-    makes this run.
+    Raises ValueError, and leaves no folder, if something cannot be opened; and if another command
+    makes this run. The processes of an `accelerate launch` extract features and train students
+    together; the first one does the rest and writes.
     """
     if config.runs.is_absolute() or ".." in config.runs.parts:
         config = anchored(config, Path.cwd())
-    folder = choose_folder(config)
-    check_folder(config, folder)
+    processes = join_processes(resolve_device(config.device))
+    processes.part(config.student.batch)  # before there is a folder: is there one for each?
+    folder = Path(processes.text_of_main(str(choose_folder(config))))
+    if processes.main:
+        check_folder(config, folder)
     new = [path for path in (folder, folder.parent) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with exclusive(folder, "vega3d distill run"):
-            remove_stale_scratch(folder, below=True)
+            if processes.main:
+                remove_stale_scratch(folder, below=True)
             emit("stage", stage="open", run=str(folder))
-            run = open_run(config, folder, render=True, create=True)
+            run = processes.main_first(lambda: open_run(config, folder, render=processes.main,
+                                                        create=processes.main, processes=processes))
             with status_file(folder):
                 _run_stages(run)
-            link_latest(folder)
+            if processes.main:
+                link_latest(folder)
+            processes.leave()
     finally:
         for path in new:
             with suppress(OSError):
@@ -64,11 +80,13 @@ def run_distillation(config: RunConfig) -> Path:
 
 
 def _run_stages(run: DistillRun) -> None:
-    folder, config, console = run.folder, run.config, Console()
+    folder, config, console = run.folder, run.config, Console(quiet=not run.processes.main)
     console.print(f"run {folder}", highlight=False)
-    held_out = _check_counts(run)
+    held_out = _check_counts(run) if run.processes.main else []
     train, test = run.examples("train"), run.examples("test")
     rows = train_and_score(run, train, test)
+    if not run.processes.main:
+        return
     if config.heads.steps and can_train(run.source):
         rows.append(ensure_heads(folder / "student", run.source, config.heads, config.seeds[0],
                                  run.device))
@@ -100,13 +118,17 @@ def _check_counts(run: DistillRun) -> list[Split]:
 
 
 def train_and_score(run: DistillRun, train: Examples, test: Examples) -> list[dict]:
-    """Dense teachers and a student for each seed; returns the accuracy rows of labelled clips."""
+    """Dense teachers and a student for each seed; returns the accuracy rows of labelled clips.
+
+    Only the first process has rows.
+    """
     rows: list[dict] = []
+    scored = run.labelled and run.processes.main
     for seed in run.config.seeds:
-        if run.labelled:
+        if scored:
             rows += train_dense_teachers(run, train, test, seed)
         student = distil_student(run, train, test, seed)
-        if run.labelled:
+        if scored:
             rows.append(score_student(run, student, "student_fp32", test, seed, rows))
     return rows
 

@@ -97,5 +97,6 @@ def _watch(read: int) -> None:
                 number, end = received[0], time.monotonic() + LAST_SECONDS
     interrupted = Interrupted(number)
     with suppress(OSError, ValueError):  # stderr may be closed
-        print(f"vega3d: {interrupted}", file=sys.stderr, flush=True)
+        if int(os.environ.get("RANK") or 0) == 0:  # one of the processes of a launch says it
+            print(f"vega3d: {interrupted}", file=sys.stderr, flush=True)
     os._exit(interrupted.code)

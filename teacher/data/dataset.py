@@ -4,16 +4,17 @@ Small sets stay in memory (on the GPU where there is one) and are drawn frame by
 stream clip by clip, in constant memory.
 """
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 
 import torch
 from torch import Tensor
 
-from scenes.clip import Clip, Source
+from scenes.clip import Clip, Source, frames_of
 from scenes.dense import dense_targets, patch_depth
 from teacher.data.feature_store import FeatureStore
+from teacher.training.processes import Processes
 
 Example = dict[str, Tensor]  # every field [frames, ...]
 CPU_BUDGET = 2 * 2**30       # bytes held in memory without a GPU
@@ -29,27 +30,31 @@ class Examples:
     """
 
     def __init__(self, source: Source, ids: Sequence[str], stores: dict[str, FeatureStore],
-                 device: torch.device, cameras: bool = False):
+                 device: torch.device, cameras: bool = False, processes: Processes | None = None):
+        """processes: those that make the same examples, each for itself, and share batches."""
         if not ids:
             raise ValueError("examples: no clips in this split; use more rooms or a longer video")
         self.source, self.ids, self.stores, self.device = source, list(ids), stores, device
-        self.cameras = cameras
+        self.cameras, self.processes = cameras, processes or Processes(device)
         first = self.load(self.ids[0])
         self.frames_per_clip = len(first["frames"])
         size = len(self.ids) * sum(v.nbytes for v in first.values())
         on_gpu = device.type == "cuda"
         budget = torch.cuda.mem_get_info(device)[0] * 3 // 4 if on_gpu else CPU_BUDGET
-        self._all: Example | None = self._gather() if size < budget else None
+        fits = self.processes.all_agree(size < budget)  # the order of the examples depends on it
+        self._all: Example | None = self._gather() if fits else None
 
     def __len__(self) -> int:
         return len(self.ids) * self.frames_per_clip
 
-    def load(self, clip_id: str) -> Example:
-        """One clip's fields on the CPU."""
+    def load(self, clip_id: str, fields: Collection[str] | None = None) -> Example:
+        """One clip's fields on the CPU; `fields`: only frames and features, of these names."""
+        stores = {k: v for k, v in self.stores.items() if fields is None or k in fields}
+        features = {name: store.get(clip_id) for name, store in stores.items()}
+        if fields is not None:
+            return {"frames": torch.from_numpy(frames_of(self.source, clip_id)), **features}
         clip = self.source.clip(clip_id)
-        example = {"frames": torch.from_numpy(clip.frames)}
-        for name, store in self.stores.items():
-            example[name] = store.get(clip_id)
+        example = {"frames": torch.from_numpy(clip.frames), **features}
         if clip.depth is not None and clip.normals is not None and clip.instances is not None:
             for name, target in vars(dense_targets(clip)).items():
                 example[name] = torch.from_numpy(target)
@@ -78,31 +83,48 @@ class Examples:
         return {k: torch.stack([e[k][j] for e, j in zip(loaded, frames, strict=True)]).to(
             self.device) for k in loaded[0]}
 
-    def batches(self, batch: int, seed: int, epoch: int, skip: int = 0) -> Iterator[Example]:
-        """One epoch of shuffled batches on the device after the first `skip`, no short last one."""
+    def batches(self, batch: int, seed: int, epoch: int, skip: int = 0, part: slice | None = None,
+                fields: Collection[str] | None = None) -> Iterator[Example]:
+        """One epoch of shuffled batches on the device after the first `skip`, no short last one.
+
+        part: of each batch, of `batch_frames(batch)`, is all that is read; fields: as in `load`.
+        """
         draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        size = self.batch_frames(batch)
+        start, stop, _ = (part or slice(size)).indices(size)
         if self._all is not None:
-            order = torch.randperm(len(self), generator=draw)
-            for i in range(skip, len(self) // batch):
-                rows = order[i * batch:(i + 1) * batch].to(self.device)
-                yield {k: v[rows] for k, v in self._all.items()}
+            order = torch.randperm(len(self), generator=draw).to(self.device)
+            wanted = {k: v for k, v in self._all.items()
+                      if fields is None or k in ("frames", *fields)}
+            for i in range(skip * size, len(self) - size + 1, size):
+                rows = order[i + start:i + stop]
+                yield {k: v[rows] for k, v in wanted.items()}
             return
-        per_step = max(1, batch // self.frames_per_clip)
+        per_step = size // self.frames_per_clip
         order = torch.randperm(len(self.ids), generator=draw)
         starts = range(0, len(order) - per_step + 1, per_step)
         groups = [order[i:i + per_step].tolist() for i in starts][skip:]
+        first, last = start // self.frames_per_clip, -(-stop // self.frames_per_clip)
+        cut = slice(start - first * self.frames_per_clip, stop - first * self.frames_per_clip)
 
-        def load_group(group: list[int]) -> Example:
-            examples = [self.load(self.ids[i]) for i in group]
-            return {k: torch.cat([e[k] for e in examples]) for k in examples[0]}
+        def load_part(group: list[int]) -> Example:
+            clips = [self.load(self.ids[i], fields) for i in group[first:last]]
+            example = {k: torch.cat([clip[k] for clip in clips])[cut] for k in clips[0]}
+            cuda = self.device.type == "cuda"
+            return {k: v.pin_memory() for k, v in example.items()} if cuda else example
 
-        for example in _prefetched(load_group, groups):
+        for example in _prefetched(load_part, groups):
             yield {k: v.to(self.device, non_blocking=True) for k, v in example.items()}
+
+    def batch_frames(self, batch: int) -> int:
+        """Frames of a batch: `batch`, or as many complete clips as it holds if they stream."""
+        if self._all is not None:
+            return batch
+        return max(1, batch // self.frames_per_clip) * self.frames_per_clip
 
     def steps(self, batch: int) -> int:
         """Batches in an epoch; at least 1, or ValueError."""
-        per_step = max(1, batch // self.frames_per_clip)
-        count = len(self) // batch if self._all is not None else len(self.ids) // per_step
+        count = len(self) // self.batch_frames(batch)
         if not count:
             raise ValueError(f"examples: {len(self)} frames are fewer than one batch of {batch}; "
                              "lower the batch size")
@@ -152,8 +174,6 @@ def moments(examples: Examples, stream: Callable[[Example], Tensor]) -> tuple[Te
         count, sums = count + x.shape[1], sums + torch.stack([x.sum(1), x.square().sum(1)])
     mean, square = (sums / count).cpu()
     return mean.float(), (square - mean.square()).clamp_min(0).sqrt().float().clamp_min(1e-4)
-
-
 
 
 def _prefetched(load: Callable, keys: Sequence) -> Iterator[Example]:

@@ -6,9 +6,12 @@ spec. Files are written atomically; files.jsonl holds the SHA-256 of each.
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +22,7 @@ from torch import Tensor
 from records import manifest
 from records.files import (
     atomic_write,
+    fcntl,
     parse_json,
     read_text,
     spec_digest,
@@ -28,9 +32,13 @@ from records.files import (
 from records.progress import Progress
 from scenes.clip import Source, frames_of
 from teacher.towers.base import GRID, Tower
+from teacher.training.processes import is_main
 
 FORMAT = 1
+POLL_SECONDS = 0.5    # between looks at a store that other processes complete
 GROUP_BYTES = 2**28  # of uint8 frames on the GPU at once, where float32 takes four times that
+
+Transfer = tuple[Tensor, torch.cuda.Event | None]  # on its way to the CPU until the event
 
 
 class FeatureStore:
@@ -49,7 +57,9 @@ class FeatureStore:
             write_json(self.spec, spec_file)
         if found := manifest.fault(self.folder / "files.jsonl"):
             print(f"{found}; features that do not match it are extracted again")
-        self._files = self._read_files()
+        self._files: dict[str, dict] = {}
+        self._log, self._seen = self.folder / "files.jsonl", 0  # bytes of it that were read
+        self.refresh()
         self._verified: set[str] = set()
 
     def __contains__(self, clip_id: str) -> bool:
@@ -64,6 +74,19 @@ class FeatureStore:
         lacks = clip_id not in self and path.is_file()
         return f"{path}: damaged (its SHA-256 is not the one in files.jsonl)" if lacks else ""
 
+    def refresh(self) -> None:
+        """Sees what other processes have put since."""
+        if not self._log.is_file():
+            return
+        with self._log.open("rb") as file:
+            file.seek(self._seen)
+            lines, end, _ = file.read().rpartition(b"\n")
+        self._seen += len(lines + end)
+        for line in lines.splitlines():
+            with suppress(ValueError, KeyError):  # a line that a killed process left
+                row = parse_json(line.decode(errors="replace"))
+                self._files[row["clip"]] = row
+
     def put(self, clip_id: str, features: Tensor) -> None:
         """features [T,D,14,14], any float type, stored as float16. ValueError if not finite."""
         half = features.detach().to("cpu", torch.float16).contiguous()
@@ -75,8 +98,8 @@ class FeatureStore:
         _write(path, data)
         row = {"clip": clip_id, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data),
                "mtime_ns": path.stat().st_mtime_ns}
-        manifest.forget([self.folder / "files.jsonl"])
-        with (self.folder / "files.jsonl").open("a") as file:
+        manifest.forget([self._log])
+        with self._log.open("a") as file:
             file.write(to_json(row) + "\n")
         self._files[clip_id] = row
 
@@ -95,24 +118,19 @@ class FeatureStore:
     def _path(self, clip_id: str) -> Path:
         return self.folder / f"{clip_id}.safetensors"
 
-    def _read_files(self) -> dict[str, dict]:
-        log, rows = self.folder / "files.jsonl", {}
-        for line in log.read_text().splitlines() if log.is_file() else []:
-            with suppress(ValueError, KeyError):  # the last line of a killed run
-                row = parse_json(line)
-                rows[row["clip"]] = row
-        return rows
-
 
 def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str],
          device: torch.device) -> None:
-    """Extracts missing features and prints their size first; ValueError if the disk is too full."""
+    """Extracts missing features and prints their size first; ValueError if the disk is too full.
+
+    Processes that fill one store share the work. They may start, die and start again at any time.
+    """
     missing = [i for i in ids if i not in store]
     if not missing:
         return
-    for found in filter(None, map(store.damaged, missing)):
+    for found in filter(None, map(store.damaged, missing if is_main() else ())):
         print(f"{found}; it is extracted again")
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not is_main())
     first = frames_of(source, missing[0])
     size = len(missing) * len(first) * tower.dim * GRID * GRID * 2
     if size > (free := shutil.disk_usage(store.folder).free):
@@ -122,27 +140,89 @@ def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str],
     console.print(f"{store.spec['tower']}: {len(missing)} clips x {len(first)} frames, "
                   f"{size / 1e6:.0f} MB -> {store.folder}", soft_wrap=True)
     group = max(1, min(16, GROUP_BYTES // first.nbytes)) if device.type == "cuda" else 1
-    groups = [missing[i:i + group] for i in range(0, len(missing), group)]
-    _extract(store, tower, source, groups, device, console)
+    # groups by place, so that all processes divide alike
+    groups = [ids[i:i + group] for i in range(0, len(ids), group)]
+    with Progress(console=console) as progress, _Claims(store, groups) as claims:
+        bar = progress.add_task(f"{store.spec['tower']} features", total=len(missing))
+        while claims.left():
+            _extract(store, tower, source, claims, device, partial(progress.advance, bar))
+            time.sleep(POLL_SECONDS if claims.left() else 0)  # other processes have the rest
 
 
-def _extract(store: FeatureStore, tower: Tower, source: Source, groups: list[list[str]],
-             device: torch.device, console: Console) -> None:
+class _Claims:
+    """The groups of clips that this process extracts: each a byte of one file, locked meanwhile.
+
+    The locks of a process that dies are free again.
+    """
+
+    def __init__(self, store: FeatureStore, groups: list[Sequence[str]]):
+        self.store, self.groups = store, groups
+        self.waiting: Iterator[Sequence[str]] = iter(())
+
+    def __enter__(self) -> "_Claims":
+        self.file = (self.store.folder / "claims.lock").open("w")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def left(self) -> bool:
+        """Whether the store lacks features; those groups are tried once more."""
+        self.store.refresh()
+        self.groups = [g for g in self.groups if any(i not in self.store for i in g)]
+        self.waiting = iter(self.groups)
+        return bool(self.groups)
+
+    def take(self) -> tuple[Sequence[str], list[str]] | None:
+        """A group claimed, and the clips of it that the store lacks; None if there is no other."""
+        for group in self.waiting:
+            if self._lock(group):
+                self.store.refresh()
+                if missing := [i for i in group if i not in self.store]:
+                    return group, missing
+                self.release(group)
+        return None
+
+    def release(self, group: Sequence[str]) -> None:
+        if fcntl is not None:
+            fcntl.lockf(self.file, fcntl.LOCK_UN, 1, _lock_byte(group))
+
+    def _lock(self, group: Sequence[str]) -> bool:
+        try:
+            if fcntl is not None:
+                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _lock_byte(group))
+        except (BlockingIOError, PermissionError):  # another process has it
+            return False
+        return True
+
+
+def _lock_byte(group: Sequence[str]) -> int:
+    return zlib.crc32(group[0].encode())
+
+
+def _extract(store: FeatureStore, tower: Tower, source: Source, claims: _Claims,
+             device: torch.device, advance: Callable[[int], None]) -> None:
     """Reads the next group, runs this one and writes the last one at the same time."""
-    with (Progress(console=console) as progress, ThreadPoolExecutor(1) as reader,
-          ThreadPoolExecutor(1) as writer):
-        read = reader.submit(_read_frames, source, groups[0], device)
-        written: Future[None] | None = None
-        for i in progress.track(range(len(groups)), description=f"{store.spec['tower']} features"):
-            frames = read.result().to(device, non_blocking=True)  # [B,T,3,H,W] uint8
-            if i + 1 < len(groups):
-                read = reader.submit(_read_frames, source, groups[i + 1], device)
-            features = tower.features(frames.float() / 255)
-            if written is not None:  # at most one group of features waits in memory
-                written.result()
-            written = writer.submit(_put_all, store, groups[i], _to_host(features))
-        if written is not None:
-            written.result()
+    def read() -> tuple[Sequence[str], list[str], Tensor] | None:
+        taken = claims.take()
+        return (*taken, _read_frames(source, taken[1], device)) if taken else None
+
+    def write(group: Sequence[str], ids: list[str], features: Transfer) -> None:
+        _put_all(store, ids, features)
+        claims.release(group)
+        advance(len(ids))
+
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        coming, written = reader.submit(read), Future[None]()
+        written.set_result(None)
+        while item := coming.result():
+            group, ids, frames = item
+            coming = reader.submit(read)
+            frames = frames.to(device, non_blocking=True).float() / 255  # [B,T,3,H,W]
+            features = tower.features(frames)
+            written.result()  # at most one group of features waits in memory
+            written = writer.submit(write, group, ids, _to_host(features))
+        written.result()
 
 
 def _read_frames(source: Source, ids: Sequence[str], device: torch.device) -> Tensor:
@@ -150,7 +230,7 @@ def _read_frames(source: Source, ids: Sequence[str], device: torch.device) -> Te
     return frames.pin_memory() if device.type == "cuda" else frames
 
 
-def _to_host(features: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+def _to_host(features: Tensor) -> Transfer:
     """Float16 on the CPU once the event has passed, without waiting. Overflow becomes infinite."""
     half = features.detach().half()
     if not features.is_cuda:
@@ -162,8 +242,7 @@ def _to_host(features: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     return host, copied
 
 
-def _put_all(store: FeatureStore, ids: Sequence[str],
-             transfer: tuple[Tensor, torch.cuda.Event | None]) -> None:
+def _put_all(store: FeatureStore, ids: Sequence[str], transfer: Transfer) -> None:
     features, copied = transfer
     if copied is not None:
         copied.synchronize()

@@ -38,7 +38,8 @@ class GraphedLoss:
         torch.cuda.current_stream().wait_stream(side)
         self._drop_gradients()
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # thread_local: NCCL's watchdog and threads that pin memory may call CUDA meanwhile
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.out = self._forward_backward()
         self.grads = [p.grad for p in self.parameters]
 

@@ -13,7 +13,8 @@ from records.interrupts import check, deferred, pending
 from records.progress import Progress
 from teacher.config import PretrainConfig
 from teacher.training.checkpoint import load_checkpoint, save_checkpoint, set_lr
-from teacher.training.cuda_graphs import GraphPerShape
+from teacher.training.gradients import Gradients
+from teacher.training.processes import Processes
 
 METRICS, STAGES = "metrics.jsonl", ("vae", "flow")
 WARM_STEPS = 200
@@ -60,7 +61,9 @@ def fit(run: Pretraining, stage: str, loss: nn.Module, batch: Callable[[int], tu
     run.resume(stage, start)
     if device.type == "cuda":
         _compile(stage, loss, modules)
-    gradients = _Gradients(accelerator, loss.to(device).train(), optimizer)
+    processes = Processes(device, accelerator.process_index, accelerator.num_processes)
+    processes.copy_of_main(loss.to(device).train())
+    gradients = Gradients(loss, processes)
     budget, curve = _StepBudget(run, stage, start), _LossCurve(run, stage, validate)
     with deferred(), Progress(disable=not accelerator.is_main_process) as progress:
         bar = progress.add_task(f"{stage} training", total=budget.steps, completed=start)
@@ -69,7 +72,7 @@ def fit(run: Pretraining, stage: str, loss: nn.Module, batch: Callable[[int], tu
             budget.update(step)
             warm = min(WARM_STEPS, max(1, budget.steps // 5))
             set_lr(optimizer, lr, step, budget.steps, warm=warm)
-            curve.add(gradients(*(x.to(device) for x in batch(step))))
+            curve.add(gradients(*(x.to(device) for x in batch(step)), share=1 / processes.count))
             accelerator.clip_grad_norm_(loss.parameters(), 1.0)
             optimizer.step()
             if "averaged" in modules:
@@ -92,39 +95,6 @@ def _compile(stage: str, loss: nn.Module, modules: dict[str, nn.Module]) -> None
 def read_metrics(folder: Path) -> list[dict]:
     """The rows of folder/metrics.jsonl."""
     return read_rows(folder / METRICS)
-
-
-class _Gradients:
-    """Computes the gradients of one batch and returns the loss to log.
-
-    On GPUs forward and backward are one CUDA graph a process, and the gradients are averaged over
-    processes in one flat reduction; on CPUs DDP averages them.
-    """
-
-    def __init__(self, accelerator: Accelerator, loss: nn.Module, optimizer: torch.optim.Optimizer):
-        self.accelerator, self.optimizer = accelerator, optimizer
-        self.graphs = GraphPerShape(loss) if accelerator.device.type == "cuda" else None
-        self.loss = accelerator.prepare(loss) if self.graphs is None else loss
-        self.parameters = [p for p in loss.parameters() if p.requires_grad]
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        if self.graphs is not None:
-            logged = self.graphs(*inputs)[-1]
-            if self.accelerator.num_processes > 1:
-                self._average()
-            return logged
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.accelerator.autocast():
-            out = self.loss(*inputs)
-        total, logged = out if isinstance(out, tuple) else (out, out.detach())
-        self.accelerator.backward(total)
-        return logged
-
-    def _average(self) -> None:
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        flat = self.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "mean")
-        for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-            grad.copy_(mean.view_as(grad))
 
 
 class _Checkpoint:
