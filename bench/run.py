@@ -11,9 +11,8 @@ from bench.latency.measure import latency
 from bench.latency.timing import LatencyConfig
 from bench.report.page import check_replaceable, write_report
 from bench.tables.save_results import save_result_file
-from export.artefact import prepare_folder
 from records.events import emit
-from records.files import exclusive
+from records.files import exclusive, prepare_folder
 from records.results import Results, Row, load, measured, save
 
 BenchPart = Literal["latency", "accuracy"]
@@ -41,7 +40,9 @@ def _bench(folder: Path, parts: Sequence[BenchPart], config: LatencyConfig, out:
            names: Sequence[str], committed: Path, also: Sequence[Path], teachers: Sequence[Path],
            questions: int | None) -> Results:
     summary, env = run_summary(folder), device_facts()
-    prepare_folder(out)
+    prepare_folder(out)  # fails now, not after a long soak
+    if names:
+        prepare_folder(committed)
     if (out / "results.json").exists():
         load(out / "results.json")  # raises ValueError if it is a file of something else
     check_replaceable(out / "report.html")
@@ -69,8 +70,8 @@ def bench_files(sources: Sequence[Path], config: LatencyConfig,
     """
     env = device_facts()
     path = out / "latency.json" if out else sources[0].with_name(f"{sources[0].name}.latency.json")
-    if out:
-        prepare_folder(out)
+    if out or path.parent.is_dir():
+        prepare_folder(path.parent)  # fails now, not after a long soak
     with ExitStack() as locks:
         for source in {source.resolve() for source in sources}:
             locks.enter_context(exclusive(source, "vega3d bench latency"))

@@ -4,7 +4,6 @@ A file is up to date if its sidecar has the cache key of the same inputs and the
 bytes.
 """
 import hashlib
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from records.files import (
     atomic_write,
     files_digest,
     read_object,
-    remove_stale_scratch,
     sha256,
     to_json,
     write_json,
@@ -25,14 +23,6 @@ from records.files import (
 
 Facts = dict[str, Any]
 PACKAGE = Path(__file__).parent
-
-
-def prepare_folder(folder: Path) -> None:
-    """Makes `folder`, removes dead scratch files and proves it writable. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_stale_scratch(folder)
-    with tempfile.TemporaryFile(dir=folder) as probe:
-        probe.write(b"0")
 
 
 def source_digest(folder: Path = PACKAGE) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx
 
-from export.artefact import Facts, discard, prepare_folder, save_onnx, source_digest, up_to_date
+from export.artefact import Facts, discard, save_onnx, source_digest, up_to_date
 from export.graph.check import brief, check_qdq
 from export.graph.dialects import to_unsigned, to_weakly_typed
 from export.graph.export_onnx import OPSET, Batch, export_onnx, interface
@@ -21,7 +21,7 @@ from export.quant.fp8 import fp8_facts, quantize_fp8
 from export.quant.int8 import Recipe, calibration_facts, quantize
 from export.quant.sensitivity import quantized_layers, within_budget
 from export.source import CALIBRATION_FRAMES, HELDOUT_FRAMES, TrainedRun, evenly_spaced, to_input
-from records.files import digest, write_json
+from records.files import digest, prepare_folder, write_json
 
 PROBE_FRAMES = 128  # x 196 tokens: the depth probe's weights change no more
 Log = Callable[[str], None]

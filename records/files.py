@@ -327,6 +327,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def prepare_folder(folder: Path) -> None:
+    """Makes `folder`, removes dead scratch files and proves it writable. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_stale_scratch(folder)
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        probe.write(b"0")
+
+
 def cache_folder() -> Path:
     """Our cache: $VEGA3D_CACHE, else vega3d-edge in $XDG_CACHE_HOME, else in ~/.cache."""
     if ours := os.environ.get("VEGA3D_CACHE"):

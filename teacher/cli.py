@@ -73,11 +73,13 @@ def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig],
     alignment.json of bench/results.
     """
     from records.environment import environment
+    from records.files import prepare_folder
     from records.results import measured, save
     from scenes.rooms.source import RoomSource
 
     name = "alignment" if alignment.generators else "nano_probe"
     out = out or Path(f"bench/results/{name}.json")
+    prepare_folder(out.parent)  # fails now, not at the end
     if alignment.generators:
         from teacher.probing.alignment import clip_source, probe_alignment
 
@@ -111,6 +113,7 @@ def search(config: tyro.conf.OmitArgPrefixes[SearchConfig], furniture: Path | No
     that ships. workers: rendering processes.
     """
     from records.environment import environment
+    from records.files import prepare_folder
     from records.results import measured, save
     from scenes.rooms.source import RoomSource, render_clips
     from teacher.probing.sweep import heat_map
@@ -118,6 +121,7 @@ def search(config: tyro.conf.OmitArgPrefixes[SearchConfig], furniture: Path | No
     from teacher.probing.tap_search import search as run
     from teacher.towers.checkpoints import generator_folder
 
+    prepare_folder(out.parent)  # fails now, not at the end
     source = RoomSource(train=0, val=config.clips, test=config.clips, clips_per_room=1, frames=9,
                         seed=render_seed, pack=furniture)
     found = run(config, lambda split: list(render_clips(source, source.ids(split), workers)),

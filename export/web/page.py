@@ -6,11 +6,10 @@ from string import Template
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from export.artefact import prepare_folder
 from export.pipeline import ExportedFile, Exporter
 from export.presets import export_preset
 from export.web.vendor import BACKENDS, STORED, VERSION, unpacked_sha256
-from records.files import digest
+from records.files import digest, prepare_folder
 from records.outputs import OutputFolder
 
 STATIC = Path(__file__).parent / "static"

@@ -128,3 +128,19 @@ def test_a_committed_file_needs_the_rows_it_is_made_of(tmp_path):
         save_result_file("latency_cpu", sample(tmp_path).of("accuracy"), ENV, tmp_path)
     with pytest.raises(ValueError, match="no such result file; there are: latency_cpu"):
         save_result_file("speed", [], ENV, tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_anything_is_timed(tmp_path,
+                                                                             monkeypatch):
+    import bench.run
+    from bench.latency.timing import LatencyConfig
+
+    def read_only(folder):
+        assert folder == tmp_path
+        raise OSError(30, "Read-only file system", str(folder))
+
+    monkeypatch.setattr(bench.run, "prepare_folder", read_only)
+    monkeypatch.setattr(bench.run, "latency", lambda *_: pytest.fail("timed first"))
+    for out in (None, tmp_path):  # beside the model, or where it was asked for
+        with pytest.raises(OSError, match="Read-only"):
+            bench.run.bench_files([tmp_path / "model.onnx"], LatencyConfig(soak="10m"), out)

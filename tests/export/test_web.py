@@ -39,7 +39,7 @@ from export.web.page import CLIP, STATIC, write_page
 from export.web.serve import serve_folder, server
 from infer.model import Model
 from infer.pictures import depth_colours, match, normal_colours, to_bytes
-from records.files import sha256
+from records.files import cache_folder, sha256
 from student.config import HeadsShape
 from student.heads import OUTPUTS, Heads, fit_pca, save_heads
 from tests.colours import contrast
@@ -616,7 +616,7 @@ def test_python_example_prints_the_outputs_of_the_model(two_photos):
 
 def test_cpp_example_prints_the_outputs_of_the_model(tmp_path):
     headers = [Path(p) for p in (os.environ.get("ORT_INCLUDE", ""), "/usr/include/onnxruntime",
-               Path.home() / ".cache" / "vega3d-edge" / "onnxruntime-headers")]
+               cache_folder() / "onnxruntime-headers")]
     include = next((p for p in headers if (p / "onnxruntime_cxx_api.h").is_file()), None)
     library = next(Path(ort.__file__).parent.glob("capi/libonnxruntime.so.*"), None)
     compiler = shutil.which("g++") or shutil.which("clang++")
