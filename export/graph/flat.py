@@ -4,8 +4,10 @@ A value that depends on initializers alone is a constant however it is spelled: 
 attributes, Identity, Transpose, Reshape, Cast, arithmetic. Small ones are computed where a rule
 asks for them; of a weight only what it is made from is needed.
 """
+import math
 from collections import ChainMap
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -42,11 +44,9 @@ class FlatIndex(GraphIndex):
     """
 
     def __init__(self, model: onnx.ModelProto, path: Path | None = None):
-        self.path, self.light = path, without_weights(model)
-        self.functions = len(model.functions)
-        if model.functions:
-            self.light = _inlined(self.light)
-        self.model, self.graph = self.light, self.light.graph
+        light = without_weights(model)
+        self.path, self.model = path, _inlined(light) if model.functions else light
+        self.graph = self.model.graph
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self._sparse = {sparse.values.name: sparse for sparse in model.graph.sparse_initializer}
         self._owners: set[str] = set()  # outputs of nodes with subgraphs
@@ -90,41 +90,28 @@ class FlatIndex(GraphIndex):
             return value
         others = {name: self.value(name) for name in node.input[1:] if name}
         feeds = {name: other for name, other in others.items() if other is not None}
-        try:
-            results = self._run(node, feeds | {node.input[0]: value}, most=MOVED_ELEMENTS)
-        except Exception:  # numpy's and onnx's own: nothing that a rule could use
-            return None
-        return results.get(node.output[0])
+        with suppress(Exception):  # as in value()
+            return self._run(node, feeds | {node.input[0]: value}, MOVED_ELEMENTS)[node.output[0]]
+        return None
 
     def value(self, name: str) -> np.ndarray | None:
         """The value of a constant, computed if it is small; else None."""
         if name not in self._values:
             self._values[name] = None  # also while it is being computed: cycles end
-            if name in self.constants:
-                self._values[name] = self._stored(name)
-            elif name in self._sparse:
-                self._values[name] = _dense(self._sparse[name])
-            elif 0 < self._derived.get(name, 0) <= MOST_STEPS:
-                self._values |= self._computed(self.producer[name])
+            with suppress(Exception):  # numpy's and onnx's own: nothing that a rule could use
+                if name in self.constants:
+                    self._values[name] = tensor_value(self.constants[name], self.path)
+                elif name in self._sparse:
+                    self._values[name] = _dense(self._sparse[name])
+                elif 0 < self._derived.get(name, 0) <= MOST_STEPS:
+                    self._values |= self._computed(self.producer[name])
         return self._values[name]
 
-    def _stored(self, name: str) -> np.ndarray | None:
-        try:
-            return tensor_value(self.constants[name], self.path)
-        except ValueError:
-            return None  # told by check.py
-
     def _computed(self, node: NodeProto) -> dict[str, np.ndarray]:
-        names = [name for name in node.input if name]
-        values = [self.value(name) for name in names]
-        feeds = {name: value for name, value in zip(names, values, strict=True)
+        values = {name: self.value(name) for name in node.input if name}
+        feeds = {name: value for name, value in values.items()
                  if value is not None and value.size <= MOST_ELEMENTS}
-        if len(feeds) < len(set(names)):
-            return {}
-        try:
-            return self._run(node, feeds)
-        except Exception:  # numpy's and onnx's own: nothing that a rule could use
-            return {}
+        return self._run(node, feeds) if len(feeds) == len(values) else {}
 
     def _run(self, node: NodeProto, feeds: dict[str, np.ndarray],
              most: int = MOST_ELEMENTS) -> dict[str, np.ndarray]:
@@ -163,31 +150,18 @@ class FlatIndex(GraphIndex):
         return derived
 
     @cached_property
-    def _inferred(self) -> onnx.GraphProto:
-        try:
-            return onnx.shape_inference.infer_shapes(self.light).graph
-        except Exception:  # an invalid graph: what it declares is all there is
-            return self.light.graph
-
-    @cached_property
     def types(self) -> dict[str, int]:
-        values = (*self._inferred.value_info, *self._inferred.input, *self._inferred.output)
-        types = {value.name: value.type.tensor_type.elem_type for value in values}
-        return types | {name: tensor.data_type for name, tensor in self.constants.items()}
+        return super().types | {name: t.data_type for name, t in self.constants.items()}
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        values = (*self._inferred.value_info, *self._inferred.input, *self._inferred.output)
         return {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-                for value in values if _elements(value) >= 0}
+                for value in self.inferred if _elements(value) >= 0}
 
     def _flattened(self, graph: onnx.GraphProto, where: str, names: Names) -> Iterator[NodeProto]:
         """Nodes in order, a subgraph's before the node that owns it."""
-        for tensor in graph.initializer:
-            if where:
-                copy = onnx.TensorProto()
-                copy.CopyFrom(tensor)
-                self.constants[names[tensor.name]] = copy
+        if where:
+            self.constants |= {names[tensor.name]: tensor for tensor in graph.initializer}
         for i, node in enumerate(graph.node):
             label = printable(node.name, 100) or f"node {i} ({printable(node.op_type, 40)})"
             label = f"{label} in {where}" if where and not node.name else label
@@ -248,15 +222,12 @@ def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
 def _dense(sparse: onnx.SparseTensorProto) -> np.ndarray | None:
     """Its values in place, by flat positions [n] or coordinates [n,rank]; None if not small."""
     shape = tuple(sparse.dims)
-    try:
-        values, places = tensor_value(sparse.values), tensor_value(sparse.indices)
-        if not 0 <= np.prod(shape, dtype=object) <= MOST_ELEMENTS:
-            return None
-        dense = np.zeros(shape, values.dtype)
-        dense[np.unravel_index(places, shape) if places.ndim == 1 else tuple(places.T)] = values
-        return dense
-    except (ValueError, IndexError):
+    if not 0 <= math.prod(shape) <= MOST_ELEMENTS:
         return None
+    values, places = tensor_value(sparse.values), tensor_value(sparse.indices)
+    dense = np.zeros(shape, values.dtype)
+    dense[np.unravel_index(places, shape) if places.ndim == 1 else tuple(places.T)] = values
+    return dense
 
 
 def _elements(value: onnx.ValueInfoProto) -> int:
@@ -265,4 +236,4 @@ def _elements(value: onnx.ValueInfoProto) -> int:
     dims = kind.shape.dim
     if not kind.HasField("shape") or any(dim.WhichOneof("value") != "dim_value" for dim in dims):
         return -1
-    return int(np.prod([dim.dim_value for dim in dims], dtype=object))
+    return math.prod(dim.dim_value for dim in dims)

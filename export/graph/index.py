@@ -47,14 +47,18 @@ class GraphIndex:
         return name in self.constants
 
     @cached_property
+    def inferred(self) -> list[onnx.ValueInfoProto]:
+        """What shape inference can tell of tensors."""
+        try:
+            graph = onnx.shape_inference.infer_shapes(self.model).graph
+        except Exception:  # an invalid graph: what it declares is all there is
+            graph = self.graph
+        return [*graph.value_info, *graph.input, *graph.output]
+
+    @cached_property
     def types(self) -> dict[str, int]:
         """The element type of every tensor that shape inference can tell."""
-        try:
-            inferred = onnx.shape_inference.infer_shapes(self.model)
-        except Exception:  # an invalid graph: what it declares is all there is
-            inferred = self.model
-        values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
-        types = {value.name: value.type.tensor_type.elem_type for value in values}
+        types = {value.name: value.type.tensor_type.elem_type for value in self.inferred}
         return types | {tensor.name: tensor.data_type for tensor in self.graph.initializer}
 
 
