@@ -22,7 +22,8 @@ from pathlib import Path
 from tests.hostile.case import Case
 
 HERE = Path(__file__).parent
-SECONDS = 60
+SECONDS = 60      # of CPU time
+HANGS = 300       # seconds until a case that waits is killed
 BYTES = 2 * 10**9  # more than the process has at its start
 MAX_LINE = 1300  # characters
 JOBS = 2
@@ -56,7 +57,7 @@ def faults(cases: Sequence[Case]) -> Iterator[tuple[Case, str]]:
             report = tempfile.TemporaryFile("w+b", buffering=0)  # noqa: SIM115 (outlives the loop)
             if (pid := os.fork()) == 0:
                 _child(case, report)
-            running[pid] = case, report, time.monotonic() + SECONDS
+            running[pid] = case, report, time.monotonic() + HANGS
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid:
             case, report, _ = running.pop(pid)
@@ -76,7 +77,7 @@ def _child(case: Case, report: io.FileIO) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="vega3d-hostile-") as folder:
             os.chdir(folder)
-            _limit_memory()
+            _limit()
             fault = _fault(case, Path(folder))
             os.chdir("/")
         report.write(f"ran{fault}".encode())
@@ -86,7 +87,9 @@ def _child(case: Case, report: io.FileIO) -> None:
         os._exit(0)
 
 
-def _limit_memory() -> None:
+def _limit() -> None:
+    used = int(time.process_time())
+    resource.setrlimit(resource.RLIMIT_CPU, (used + SECONDS, used + SECONDS))
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

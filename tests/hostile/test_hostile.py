@@ -4,17 +4,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.hostile.run import corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_every_hostile_input_is_one_line_and_exit_code_2_and_writes_nothing():
-    done = subprocess.run([sys.executable, "-m", "tests.hostile.run"], cwd=ROOT,
+@pytest.mark.parametrize("options", [(), pytest.param(("--heavy",), marks=pytest.mark.heavy)])
+def test_every_hostile_input_is_one_line_and_exit_code_2_and_writes_nothing(options):
+    done = subprocess.run([sys.executable, "-m", "tests.hostile.run", *options], cwd=ROOT,
                           capture_output=True, text=True)
     faults = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0 and not faults, done.stdout + done.stderr[-2000:]
-    assert f"{len(corpus())} of {len(corpus())} cases clean" in done.stderr
+    count = len(corpus(heavy=bool(options)))
+    assert count > 300 and f"{count} of {count} cases clean" in done.stderr
 
 
 def test_cases_have_names_of_their_own():

@@ -1,0 +1,86 @@
+"""Published data sets laid out otherwise, runs with a hostile configuration, full disks."""
+import json
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.hostile.case import Case
+from tests.hostile.corpus_config import bomb
+from tests.hostile.corpus_files import Make, clip, run, written
+from tests.hostile.corpus_pictures import model, picture
+
+
+def numbers_in_yaml() -> Iterator[Case]:
+    """The file is named too."""
+    for key, text in {
+            "student.lr": ".inf", "student.weight_decay": ".nan", "student.l1_weight": "-0.5",
+            "student.epochs": "0", "student.batch": "-1", "student.model.depth": "0",
+            "student.model.out_dim": "-256", "student.model.patch": "0", "heads.steps": "-1",
+            "teacher.tap.block": "-1", "teacher.tap.k": "1001", "teacher.tap.seeds": "0",
+            "teacher.heads.lr": "-.inf", "scenes.train": "-48", "scenes.frames": "6",
+            "scenes.workers": "100000", "seeds": "[0, 0]", "name": "../x"}.items():
+        content = text
+        for part in reversed(key.split(".")):
+            content = f"{{{part}: {content}}}"
+        yield Case("number", f"{key}: {text} in YAML", written(
+            "hostile.yaml", content.encode(), ["distill", "run", "--config", "hostile.yaml"]),
+            "hostile.yaml")
+
+
+def configurations() -> Iterator[Case]:
+    texts = {"an alias bomb": bomb(9), "nested": "[" * 5000, "a key twice": "name: a\nname: b\n",
+             "zeros": "\0" * 99, "an unknown key": "sudent: {}\n"}
+    for what, text in texts.items():
+        for command in (["bench", "--run", "run"], ["bench", "accuracy", "--run", "run"],
+                        ["bench", "latency", "run"]):
+            yield Case("yaml", f"{' '.join(command)} of a run with {what}",
+                       _run(text, [*command, "--out", "out"]), "config.yaml")
+
+
+def _run(config: str, args: list[str]) -> Make:
+    def make(folder: Path) -> list[str]:
+        run(folder / "run", config_yaml=config.encode())
+        return args
+    return make
+
+
+def data_sets() -> Iterator[Case]:
+    row = {"id": 1, "dataset": "scannet", "scene_name": "s", "question_type": "object_counting",
+           "question": "?", "ground_truth": "3", "options": None}
+    for what, text in {
+            "nested": "[" * 50_000, "a list": "[1]", "a key twice": '{"id": 1, "id": 2}',
+            "NaN": json.dumps(row | {"id": float("nan")}), "empty": "", "zeros": "\0" * 99,
+            "another type": json.dumps(row | {"question_type": "x"}),
+            "5000 digits": '{"id": ' + "9" * 5000 + "}"}.items():
+        yield Case("data set", f"test.jsonl, {what}", written(
+            "root/test.jsonl", text.encode(), ["scenes", "import", "vsibench", "root", "--out",
+                                               "out"]), "test.jsonl")
+    yield Case("data set", "test.jsonl, not UTF-8", written(
+        "root/test.jsonl", b"\xff", ["scenes", "import", "vsibench", "root", "--out", "out"]),
+        "test.jsonl")
+
+
+def full_disks() -> Iterator[Case]:
+    """A limit on the size of files stands for the disk."""
+    yield Case("full disk", "infer", _photo, "out/photo")
+    yield Case("full disk", "scenes show", _sheet, "sheet.png")
+
+
+def _photo(folder: Path) -> list[str]:
+    model(folder / "model.onnx")
+    (folder / "photo.png").write_bytes(picture())
+    _limit(64)
+    return ["infer", "model.onnx", "photo.png", "-o", "out"]
+
+
+def _sheet(folder: Path) -> list[str]:
+    clip(folder)
+    _limit(64)
+    return ["scenes", "show", "clip.safetensors", "--out", "sheet.png"]
+
+
+def _limit(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+CORPUS = (numbers_in_yaml, configurations, data_sets, full_disks)
