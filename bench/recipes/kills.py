@@ -40,7 +40,7 @@ heads: {{steps: 2, batch: 2, init: scratch, width: 16, descriptor_dim: 8}}
 WARM = ("tyro", "distill.stages", "teacher.probing.tap_search", "scenes.rooms.writer")
 WARM_EXPORT = ("nncf", "export.tensorrt.engines", "export.tensorrt.int8_verdict", "bench.run")
 WRITES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate"}
-TIMES = {"build_seconds", "seconds"}            # fields that differ between equal commands
+TIMES = {"build_seconds", "seconds", "mtime_ns"}  # fields that differ between equal commands
 TIMED = {"latency", "preprocess", "findings"}  # kinds of rows that are measurements of time
 LIMIT_SECONDS = 300.0                           # for a resumed command
 
@@ -206,7 +206,7 @@ def _differences(made: Path, finished: Path) -> Iterator[str]:
 def _comparable(path: Path) -> Any:
     """Bytes, or of JSON its content without times. Raises ValueError if that is broken."""
     if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
     if path.suffix != ".json":
         return path.read_bytes()
     content = _timeless(json.loads(path.read_text()))
