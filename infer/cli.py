@@ -15,7 +15,8 @@ def infer(model: Annotated[Path, Positional], photos: Annotated[tuple[Path, ...]
     """Depth, normals, features and descriptors of photos, as PNG and NPY files. Needs no torch.
 
     Args:
-        model: an ONNX file of `vega3d export onnx` (--preset for depth, normals and descriptors)
+        model: an ONNX file of `vega3d export onnx` (--preset for depth, normals and descriptors);
+            another's file is first run in a process with limits (VEGA3D_TRUST_ONNX=1: not)
         photos: image files; the middle square of each is used
         out: folder to write NAME_depth.png, NAME_depth.npy … to
         threads: of onnxruntime; 0: one a core
