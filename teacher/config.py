@@ -123,6 +123,7 @@ class AlignmentConfig:
     generators: tuple[str, ...] = ()
     # clips as `vega3d scenes render` writes them; None: rendered on the way
     rooms: Path | None = None
+    rgbd: Path | None = None  # recorded frames beside: images/, depth/ (mm, registered), K.txt
     shipped: str | None = None  # of the generators, the one that ships; also at its own tap
     fit_clips: Pair = 2000      # clips of train, which fit the probes
     val_clips: Pair = 300       # clips of val, which choose penalties and taps

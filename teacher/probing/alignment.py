@@ -20,6 +20,7 @@ from records.files import read_object
 from records.results import Row
 from scenes.clip import SPLITS, Clip, ClipFolder, Source
 from scenes.rooms.source import RoomSource, render_clips
+from scenes.sources.rgbd import check_registration, read_rgbd
 from teacher.config import AlignmentConfig
 from teacher.probing.probes import ProbeSet, extract, probe_set
 from teacher.probing.ridge import (
@@ -44,6 +45,7 @@ from teacher.towers.wan import WanTower, load_wan
 COMBINATIONS: Combinations = {
     "semantic": ("semantic", ), "alone": ("x", ), "fused": ("semantic", "x")}
 _CLIPS = 64  # through a tower at once
+_HALF = 80   # frames of a recorded half, at least
 # clips of train that fit the probes which choose the tap; as few suffice to rank
 _CHOICE_CLIPS = 600
 
@@ -80,6 +82,9 @@ class Alignment:
         self._encoder = SemanticEncoder().to(device)
         self._vae: dict[str, Tensor] = {}  # whose latents the trials hold
         self._console = Console(stderr=True)
+
+    def say(self, line: str) -> None:
+        self._console.print(line, highlight=False)
 
     def add(self, frames_from: str, splits: Sequence[Split]) -> None:
         """A trial: splits to fit on, to choose on and to score; `frames_from`: rooms or real."""
@@ -173,7 +178,7 @@ class Alignment:
                 found[self.tap(block, k)] = sum(
                     float(value[0]) for value in scores(terms["fused"]).values())
         best = max(found, key=lambda tap: found[tap])
-        self._console.print(f"{generator}: block {best.block}, t {best.k / 1000}", highlight=False)
+        self.say(f"{generator}: block {best.block}, t {best.k / 1000}")
         return best
 
     def measure(self, facts: Row, features: Sequence[Features],
@@ -198,10 +203,8 @@ class Alignment:
             if base["generator"] == "place only":  # all tokens are equal
                 row |= {name: None for name in row if name.startswith("match_")}
             rows.append(row)
-            self._console.print(
-                f"{row['generator']}, {frames_from}: depth R2 {row['depth_r2_semantic']:.3f}, "
-                f"alone {row['depth_r2_alone']:.3f}, fused {row['depth_r2_fused']:.3f}",
-                highlight=False)
+            self.say(f"{row['generator']}, {frames_from}: depth R2 {row['depth_r2_semantic']:.3f}, "
+                     f"alone {row['depth_r2_alone']:.3f}, fused {row['depth_r2_fused']:.3f}")
         return rows
 
     def _columns(self, trial: Trial, features: Sequence[Features],
@@ -279,6 +282,33 @@ class Alignment:
         return torch.cosine_similarity(found, exact, dim=2).mean().item()
 
 
+def recorded_halves(clip: Clip, gap: int = 6) -> list[list[Split]]:
+    """Two trials of a camera path: fit on one half of it and score on the other, both ways.
+
+    The path is cut into blocks of 2*gap frames (a rest is dropped), each of them `gap` pairs, `gap`
+    frames apart, which matches compare. The last fifth of a fitted half chooses the penalty.
+    Raises ValueError below 80 frames a half.
+    """
+    blocks = len(clip.frames) // (4 * gap)  # of a half
+    if (frames := blocks * 2 * gap) < _HALF:
+        raise ValueError(f"{clip.id}: {len(clip.frames)} frames give {frames} a half, expected "
+                         f"{_HALF}; fewer cannot fit a probe")
+    parts = []
+    for first in (i for block in range(2 * blocks) for i in
+                  range(2 * gap * block, 2 * gap * block + gap)):
+        arrays = {name: value[[first, first + gap]] for name in ("frames", "depth", "poses")
+                  if (value := getattr(clip, name)) is not None}
+        parts.append(_two_frames(replace(clip, **arrays), recorded=True))
+    path = split_of(parts, [f"{i // gap:06d}" for i in range(len(parts))])
+    half, chosen = blocks * gap, max(1, blocks // 5) * gap
+    trials = []
+    for fit, test in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
+        one, other = path[fit], path[test]
+        trials.append([one[:half - chosen], one[half - chosen:],
+                       Split(other.data, other.rooms - other.rooms.min())])
+    return trials
+
+
 def read_splits(source: Source, counts: Sequence[int], workers: int) -> list[Split]:
     """The first clips of train, val and test, with their first and last frame.
 
@@ -324,7 +354,8 @@ def _values(columns: dict[str, np.ndarray]) -> Row:
     """Each score and its 95 % interval over rooms."""
     row: Row = {}
     for name, value in columns.items():
-        low, high = np.nanpercentile(value[1:], (2.5, 97.5))
+        known = value[1:][~np.isnan(value[1:])]
+        low, high = np.percentile(known, (2.5, 97.5)) if len(known) else (np.nan, np.nan)
         row |= {name: float(value[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
     return row
 
@@ -335,7 +366,7 @@ def _ruler(trials: Sequence[Trial]) -> Row:
     counts = np.array([[len(split) for split in trial.splits] for trial in trials]).sum(0)
     return {"grid": GRID, "fov_low_deg": fov.min().item(), "fov_high_deg": fov.max().item(),
             "probe_clips": int(counts[0]), "val_clips": int(counts[1]),
-            "test_clips": int(counts[2])}
+            "test_clips": int(counts[2]), "frames_a_clip": 2}
 
 
 def _is_tower(name: str) -> bool:
@@ -348,7 +379,14 @@ def probe_alignment(config: AlignmentConfig, source: Source, seed: int, device: 
     where = torch.device(device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
     table = Alignment(config, where, seed)
     counts = (config.fit_clips, config.val_clips, config.test_clips)
+    recorded = None if config.rgbd is None else read_rgbd(config.rgbd)
+    halves = recorded_halves(recorded) if recorded is not None else []
+    if recorded is not None and config.rgbd is not None:
+        offset = check_registration(recorded, config.rgbd)
+        table.say(f"{config.rgbd}: depth lies {offset:.1f} px off colour, of 224")
     table.add("rooms", read_splits(source, counts, workers))
+    for splits in halves:
+        table.add("real", splits)
     return table.rows(config.generators)
 
 
