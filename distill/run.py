@@ -13,7 +13,7 @@ from records import manifest
 from records.environment import environment
 from records.files import atomic_write, spec_digest, write_if_changed, write_json
 from records.outputs import holds_files
-from scenes.clip import Source, Split
+from scenes.clip import Source, Split, check_alike
 from student.config import StudentConfig
 from student.vit import Student, load_student
 from teacher.data.dataset import Examples
@@ -51,6 +51,7 @@ class DistillRun:
     def examples(self, split: Split) -> Examples:
         """The split's frames, features and targets; missing features are extracted first."""
         ids = self.source.ids(split)
+        check_alike(self.source, [self.source.ids("train")[0], *ids])
         fill(self.stores["semantic"], self.semantic, self.source, ids, self.device)
         fill(self.stores["generative"], self.tower, self.source, ids, self.device)
         return Examples(self.source, ids, self.stores, self.device,

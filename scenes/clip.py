@@ -3,7 +3,7 @@
 On disk a clip is one safetensors file whose header carries the objects as JSON; nothing unpickles.
 """
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -81,6 +81,8 @@ class Source(Protocol):
     def clip(self, clip_id: str) -> Clip: ...
 
 
+Shapes = Mapping[str, tuple[int, ...]]  # by the name of an array
+
 _ARRAYS = {f.name for f in fields(Clip)} - {"id", "objects", "room_size"}
 
 
@@ -106,6 +108,25 @@ def load_clip(path: Path) -> Clip:
         return Clip(id=header["id"], objects=objects, room_size=room, **arrays)
 
 
+def check_shapes(clip_id: str, found: Shapes, first_id: str, first: Shapes) -> None:
+    """Raises ValueError if a clip cannot be stacked with the first one: other arrays or shapes."""
+    for name in sorted(found.keys() | first.keys()):
+        if (shape := found.get(name)) != (wanted := first.get(name)):
+            here, there = (list(s) if s else "none" for s in (shape, wanted))
+            raise ValueError(f"clip {clip_id}: {name} is {here}, that of clip {first_id} {there}; "
+                             "clips of one run have one length, one size and the same labels: "
+                             "put the others in a folder of their own")
+
+
+def check_alike(source: Source, ids: Sequence[str]) -> None:
+    """check_shapes of all clips, from their headers; nothing for sources without files of clips."""
+    read = getattr(source, "shapes", None)
+    if read is not None:
+        first = read(ids[0])
+        for clip_id in ids[1:]:
+            check_shapes(clip_id, read(clip_id), ids[0], first)
+
+
 class ClipFolder:
     """A folder of clips as `vega3d scenes render` and `import` write it: SPLIT/ID.safetensors."""
 
@@ -129,6 +150,12 @@ class ClipFolder:
         path = self.root / f"{clip_id}.safetensors"
         with reading(path, *_READING), safe_open(path, "np") as file:
             return file.get_tensor("frames")
+
+    def shapes(self, clip_id: str) -> Shapes:
+        """Of the arrays of a clip, from the file's header."""
+        path = self.root / f"{clip_id}.safetensors"
+        with reading(path, *_READING), safe_open(path, "np") as file:
+            return {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
 
 
 @dataclass

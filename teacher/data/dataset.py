@@ -11,7 +11,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from scenes.clip import Clip, Source, frames_of
+from scenes.clip import Clip, Shapes, Source, check_shapes, frames_of
 from scenes.dense import dense_targets, patch_depth
 from teacher.data.feature_store import FeatureStore
 from teacher.training.processes import Processes
@@ -36,7 +36,9 @@ class Examples:
             raise ValueError("examples: no clips in this split; use more rooms or a longer video")
         self.source, self.ids, self.stores, self.device = source, list(ids), stores, device
         self.cameras, self.processes = cameras, processes or Processes(device)
+        self._shapes: Shapes | None = None  # of the first clip's fields
         first = self.load(self.ids[0])
+        self._shapes = {k: tuple(v.shape) for k, v in first.items()}
         self.frames_per_clip = len(first["frames"])
         size = len(self.ids) * sum(v.nbytes for v in first.values())
         on_gpu = device.type == "cuda"
@@ -52,7 +54,8 @@ class Examples:
         stores = {k: v for k, v in self.stores.items() if fields is None or k in fields}
         features = {name: store.get(clip_id) for name, store in stores.items()}
         if fields is not None:
-            return {"frames": torch.from_numpy(frames_of(self.source, clip_id)), **features}
+            frames = torch.from_numpy(frames_of(self.source, clip_id))
+            return self._checked(clip_id, {"frames": frames, **features}, fields)
         clip = self.source.clip(clip_id)
         example = {"frames": torch.from_numpy(clip.frames), **features}
         if clip.depth is not None and clip.normals is not None and clip.instances is not None:
@@ -62,6 +65,15 @@ class Examples:
             example["patch_depth"] = torch.from_numpy(patch_depth(clip))
         if self.cameras:
             example |= camera_fields(clip)
+        return self._checked(clip_id, example, fields)
+
+    def _checked(self, clip_id: str, example: Example,
+                 fields: Collection[str] | None) -> Example:
+        """The example, of the first clip's shapes; ValueError if it is not."""
+        found = {k: tuple(v.shape) for k, v in example.items()}
+        if self._shapes is not None:
+            first = {k: v for k, v in self._shapes.items() if fields is None or k in found}
+            check_shapes(clip_id, found, self.ids[0], first)
         return example
 
     def first_clips(self, count: int) -> "Examples":

@@ -30,7 +30,7 @@ from records.files import (
     write_json,
 )
 from records.progress import Progress
-from scenes.clip import Source, frames_of
+from scenes.clip import Source, check_shapes, frames_of
 from teacher.towers.base import GRID, Tower
 from teacher.training.processes import is_main
 
@@ -226,7 +226,10 @@ def _extract(store: FeatureStore, tower: Tower, source: Source, claims: _Claims,
 
 
 def _read_frames(source: Source, ids: Sequence[str], device: torch.device) -> Tensor:
-    frames = torch.stack([torch.from_numpy(frames_of(source, i)) for i in ids])
+    read = [frames_of(source, i) for i in ids]
+    for clip_id, one in zip(ids, read, strict=True):
+        check_shapes(clip_id, {"frames": one.shape}, ids[0], {"frames": read[0].shape})
+    frames = torch.stack([torch.from_numpy(one) for one in read])
     return frames.pin_memory() if device.type == "cuda" else frames
 
 

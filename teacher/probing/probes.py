@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scenes.clip import Clip
+from scenes.clip import Clip, check_shapes
 from scenes.dense import patch_depth
 from scenes.geometry import reproject, unproject
 from teacher.probing.correspondence import (
@@ -51,6 +51,8 @@ def probe_set(clips: Sequence[Clip], keys: list[int] | None = None,
     keys = keys or list(range(0, len(clips[0].frames), 4))
     columns: list[tuple[Tensor, ...]] = []
     for clip in clips:
+        check_shapes(clip.id, {"frames": clip.frames.shape}, clips[0].id,
+                     {"frames": clips[0].frames.shape})
         if clip.normals is None and not recorded:
             raise ValueError(f"clip {clip.id}: has no normals; probes need rendered rooms")
         surface = clip.frames[keys] * 0 if clip.normals is None else clip.normals[keys]

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from records.files import atomic_write, read_json, spec_digest, write_json
 from records.progress import track
-from scenes.clip import Clip, Source
+from scenes.clip import Clip, Source, check_shapes
 from teacher.config import PretrainConfig
 from teacher.fast.wan_blocks import set_training_processors
 from teacher.wan_nano.alignment import AlignedFlowLoss, FlowData
@@ -153,6 +153,7 @@ def gather_frames(source: Source, ids: list[str], path: Path, workers: int) -> T
     for i, clip in enumerate(track(clips, total=len(ids), description="rendering")):
         if array is None:
             array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(ids), *clip.frames.shape))
+        check_shapes(clip.id, {"frames": clip.frames.shape}, ids[0], {"frames": array.shape[1:]})
         array[i] = clip.frames
     if array is None:
         raise ValueError("pretrain: no clips; render some with: vega3d scenes render")

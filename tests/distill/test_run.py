@@ -9,14 +9,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from distill import loop, stages
-from distill.config import RunConfig, StudentTraining, TeacherConfig
+from distill.config import RunConfig, ScenesConfig, StudentTraining, TeacherConfig
 from distill.loop import build_student
 from distill.run import open_distill_run
 from distill.stages import run_distillation, student_stream
 from records.interrupts import Interrupted, handled
+from scenes.clip import save_clip
 from student.config import StudentConfig
 from student.vit import load_student, save_student
 from teacher.config import DenseTraining
+from teacher.data.dataset import Examples
 from teacher.towers.tap import Tap
 from teacher.training import checkpoint
 from tests.fakes import FakeRooms
@@ -265,3 +267,34 @@ def test_an_averaged_and_augmented_student_resumes_to_the_same_weights(config, m
     resumed = load_student(run_distillation(other) / "student")
     for name, value in expected.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("odd", "difference"), [
+    ({"frames": 2}, r"depth is \[2, 224, 224\], that of clip train/000 \[1, 224, 224\]"),
+    ({"labelled": False}, r"depth is none, that of clip train/000 \[1, 224, 224\]"),
+])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_mixed_clips_are_named_before_anything_is_trained(tmp_path, tiny_wan, config, monkeypatch,
+                                                          odd, difference, split):
+    monkeypatch.undo()
+    rooms, other = FakeRooms(train=3, test=2, frames=1), FakeRooms(**{"frames": 1, **odd})
+    for clip_id in rooms.ids("train") + rooms.ids("test"):
+        source = other if clip_id == f"{split}/001" else rooms
+        save_clip(source.clip(clip_id), tmp_path / "clips" / f"{clip_id}.safetensors")
+    with pytest.raises(ValueError, match=f"clip {split}/001: {difference}"):
+        run_distillation(replace(config, scenes=ScenesConfig(path=tmp_path / "clips")))
+    assert not list((config.runs / "a").rglob("*.ckpt.safetensors"))
+    assert not (config.runs / "a" / "student").exists()
+
+
+def test_streamed_and_memory_examples_name_a_clip_of_another_length(monkeypatch, tmp_path):
+    rooms = FakeRooms(train=3, frames=2)
+    longer = FakeRooms(train=3, frames=1)
+    mixed = type("Mixed", (), {"clip": lambda _, i: (longer if i == "train/002" else rooms).clip(i),
+                               "ids": lambda _, split: rooms.ids(split)})()
+    with pytest.raises(ValueError, match=r"clip train/002: .* that of clip train/000"):
+        Examples(mixed, mixed.ids("train"), {}, torch.device("cpu"))
+    monkeypatch.setattr("teacher.data.dataset.CPU_BUDGET", 0)
+    streamed = Examples(mixed, mixed.ids("train"), {}, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"clip train/002: .* that of clip train/000"):
+        list(streamed.batches(2, 0, 0))
