@@ -124,7 +124,8 @@ def _student(folder: Path) -> Artefact:
 
 def _onnx(path: Path) -> Artefact:
     """Any ONNX file; without a sidecar its graph tells precision and input shape."""
-    manifest.check(path, "export it again, or remove the JSON file of another model")
+    if found := damage(path):
+        raise ValueError(f"{found}; export it again, or remove the JSON file of another model")
     model = read_onnx(path)
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]

@@ -22,7 +22,7 @@ except ImportError:  # Windows: two processes that list files at once may lose a
 NAME = "manifest.json"
 STATUS = "status.json"  # of records.events: not listed, as it changes while a run works
 # what later stages read; pictures and texts may be edited
-LISTED = {".safetensors", ".json", ".jsonl", ".yaml", ".onnx", ".engine"}
+LISTED = {".safetensors", ".json", ".jsonl", ".yaml", ".onnx", ".engine", ".mjs", ".gz"}
 RESTORE = "restore it, or delete it and run: vega3d distill run"
 _MARKS = ('"vega3d_manifest"', '"content_sha256"')  # either tells ours from another's manifest.json
 _LARGEST = 2**28       # bytes of a manifest

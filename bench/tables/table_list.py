@@ -64,6 +64,17 @@ def _strength(row: Row) -> float:
     return (row["depth_r2_mlp"] or 0) + (row["normal_cos"] or 0)
 
 
+def _flips_by_folder(rows: list[Row]) -> list[Row]:
+    """Files, how many of them verify named, and how many got each verdict."""
+    folders: dict[str, Row] = {}
+    for row in rows:
+        counts = folders.setdefault(row["kind"], {"name": row["kind"], "files": 0, "verify": 0})
+        counts["files"] += 1
+        counts["verify"] += row["verify"] == "named"
+        counts[row["verdict"]] = counts.get(row["verdict"], 0) + 1
+    return list(folders.values())
+
+
 def _rooms_accuracy(rows: list[Row]) -> list[Row]:
     """Mean and spread over seeds; rows of one seed only (exported files) as they are.
 
@@ -234,6 +245,11 @@ TABLES = {
         ("trained, billion", "trained", 2, 1e-9), ("frames", "frames", 0),
         ("visual tokens", "visual_tokens", 0), ("a step, ms", "step_ms", 0),
         ("planned, GB", "planned_gb", 1), ("peak, GB", "peak_gb", 1))),
+    "flips": Table("flips", columns(
+        ("in", "name"), ("files", "files", 0), ("refused", "refused", 0),
+        ("made again", "made again", 0), ("left out of bench", "left out", 0),
+        ("read by no stage", "verified", 0), ("used", "used", 0),
+        ("named by verify", "verify", 0)), derive=_flips_by_folder),
     "language_graph": Table("language_graph", columns(
         ("clips", "clips", 0), ("questions", "questions", 0), ("layers", "layers", 0),
         ("eager step, ms", "eager_ms", 1), ("as a CUDA graph, ms", "graphed_ms", 1),

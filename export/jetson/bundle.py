@@ -17,7 +17,7 @@ from export.parity import THRESHOLDS, GateError
 from export.pipeline import FP16, INT8, INT8_WEAKLY_TYPED, WEAKLY_TYPED, ExportedFile, Exporter
 from export.source import evenly_spaced, to_input
 from export.tensorrt.packages import KNOWN_BAD
-from records import timing
+from records import manifest, timing
 from records.files import atomic_write, read_json, sha256, write_json
 from records.outputs import OutputFolder
 
@@ -33,6 +33,7 @@ def write_bundle(exporter: Exporter) -> Path:
 
     Raises GateError if an ONNX file fails its gate.
     """
+    manifest.check(exporter.run.folder / "env.json", "make it again with: vega3d distill run")
     exported = [*exporter.export("int8"), *exporter.export("fp16"),
                 *exporter.export_files((WEAKLY_TYPED,))]
     weakly_typed = [file for file in exported if file.spec in (INT8_WEAKLY_TYPED, WEAKLY_TYPED)]

@@ -47,8 +47,11 @@ def runtime(tarball: Path | None = None) -> Path:
     cannot be reached, or if the package is not the pinned one.
     """
     folder = cache_folder() / f"onnxruntime-web-{VERSION}"
-    if tarball is None and _is_intact(folder):
+    damaged = _damaged(folder)
+    if tarball is None and not damaged:
         return folder
+    for path in filter(Path.is_file, damaged):
+        print(f"{path}: damaged; it is made again")
     with TemporaryDirectory() as scratch:
         package = tarball or _download(Path(scratch))
         _check(package)
@@ -68,11 +71,16 @@ def unpacked_sha256(path: Path) -> str:
     return hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest()
 
 
-def _is_intact(folder: Path) -> bool:
+def _damaged(folder: Path) -> list[Path]:
+    """Files that are missing or not of the pinned package."""
     digests = {**dict(zip(STORED, FILES.values(), strict=False)),
                "NOTICE": hashlib.sha256(NOTICE.encode()).hexdigest()}
+    return [folder / name for name in STORED if not _has_digest(folder / name, digests[name])]
+
+
+def _has_digest(path: Path, digest: str) -> bool:
     try:
-        return all(unpacked_sha256(folder / name) == digests[name] for name in STORED)
+        return unpacked_sha256(path) == digest
     except (OSError, EOFError, zlib.error):  # missing, or a damaged .gz
         return False
 
