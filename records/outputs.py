@@ -97,6 +97,7 @@ def printable(text: object, most: int = 200) -> str:
 
 
 def _read(path: Path) -> dict[str, list[str]]:
+    manifest.check(path, "move its folder away")
     listed = read_object(path)
     files = listed.get("files") if listed.get("schema") == SCHEMA else None
     return files if isinstance(files, dict) else {}

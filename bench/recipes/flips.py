@@ -82,7 +82,8 @@ class Lab:
             (f"{RUN}/teacher/*", DISTILL), (f"{RUN}/features/*", DISTILL),
             (f"{RUN}/export/page/*", PAGE), (f"{RUN}/export/jetson/*", JETSON),
             (f"{RUN}/export/web/onnx/*", PRESET),
-            (f"{RUN}/export/*flagged*", ["bench", "latency", FLAGGED, *QUICK]),
+            (f"{RUN}/export/model.int8.flagged*", ["bench", "latency", FLAGGED, *QUICK]),
+            (f"{RUN}/export/model.flagged*", ["bench", "latency", FP32_FLAGGED, *QUICK]),
             (f"{RUN}/export/model*", LATENCY),
             (f"{RUN}/bench/features/*", ACCURACY), (f"{RUN}/bench/results.json", LATENCY),
             (f"{RUN}/manifest.json", ONNX), ("runs/cache/clips/*", DISTILL),
@@ -112,6 +113,7 @@ RUN = "runs/flips"
 DISTILL = ["distill", "run", "--config", "config.yaml"]
 ONNX, PRESET = ["export", "onnx", "--run", RUN], ["export", "onnx", "--run", RUN, "--preset", "web"]
 FLAGGED = f"{RUN}/export/model.int8.flagged.onnx"
+FP32_FLAGGED = f"{RUN}/export/model.flagged.onnx"
 TRT = ["export", "trt", "--run", RUN, "--target", "rtx", "--sm", "89"]
 JETSON = ["export", "trt", "--run", RUN, "--target", "jetson"]
 PAGE = ["export", "web", "--run", RUN]

@@ -180,6 +180,8 @@ def _check_parts(where: Path) -> None:
     if not hub:
         parts |= {p: where / p for p in ("transformer/config.json", "vae/config.json")}
     missing = [name for name, path in parts.items() if not path.is_file()]
+    for path in parts.values():
+        manifest.check(path, f"get {where} again")
     if missing == ["prompt.safetensors"]:
         raise ValueError(
             f"{where}: {'no such folder, and as a hub id' if hub else 'has'} no prompt.safetensors "
