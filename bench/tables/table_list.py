@@ -309,4 +309,8 @@ TABLES = {
         ("at the end", "ground_last"), ("numeric MRA, %", "numeric_mra", 1, 100),
         ("distances", "distance_mra", 1, 100), ("grounding Acc@0.25, %", "ground_acc", 1, 100)),
         lambda row: row["kind"] == "training"),
+    "kills": Table("kills", columns(
+        ("stage", "stage"), ("killed at a", "kill"), ("trials", "trials", 0),
+        ("partial files", "partial", 0), ("did not resume", "stuck", 0),
+        ("resumed to equal files", "resumed_equal", 0))),
 }
