@@ -131,6 +131,9 @@ def main() -> None:
     parser.add_argument("--kind", action="append", default=[])
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
+    from records.environment import environment
+
+    env = environment()  # before the cases: the code may be committed to while they run
     tried: Counter[str] = Counter()
     clean: Counter[str] = Counter()
     for case, fault in faults(corpus(options.kind, options.heavy)):
@@ -140,12 +143,11 @@ def main() -> None:
             print(json.dumps({"kind": case.kind, "name": case.name, "fault": fault}), flush=True)
     print(f"{clean.total()} of {tried.total()} cases clean", file=sys.stderr)
     if options.save:
-        from records.environment import environment
         from records.results import measured, save
 
         rows = [{"kind": kind, "tried": count, "clean": clean[kind]}
                 for kind, count in sorted(tried.items())]
-        save(measured(options.save.stem, rows, environment(), "python -m tests.hostile.run"),
+        save(measured(options.save.stem, rows, env, "python -m tests.hostile.run"),
              options.save)
     raise SystemExit(clean != tried)
 
