@@ -245,6 +245,8 @@ TABLES = {
         ("trained, billion", "trained", 2, 1e-9), ("frames", "frames", 0),
         ("visual tokens", "visual_tokens", 0), ("a step, ms", "step_ms", 0),
         ("planned, GB", "planned_gb", 1), ("peak, GB", "peak_gb", 1))),
+    "hostile": Table("hostile", columns(
+        ("input", "kind"), ("tried", "tried", 0), ("one line, exit code 2", "clean", 0))),
     "flips": Table("flips", columns(
         ("in", "name"), ("files", "files", 0), ("refused", "refused", 0),
         ("made again", "made again", 0), ("left out of bench", "left out", 0),
