@@ -126,6 +126,7 @@ def folder(tmp_path):
     write(tmp_path, "gate_by_class", [gate])
     write(tmp_path, "kills", [{"stage": "train", "kill": "random moment", "trials": 50,
                                "partial": 0, "stuck": 0, "resumed_equal": 50}])
+    write(tmp_path, "hostile", [{"kind": "json", "tried": 76, "clean": 76}])
     write(tmp_path, "flips", [{"file": "runs/flips/config.yaml", "kind": "run", "stage": "bench",
                                "verdict": "refused", "verify": "named"}])
     write(tmp_path, "infer_core", core_rows(190.5, [(1.2, 0.9), (1.0, 0.8), (1.1, 0.8)]))
