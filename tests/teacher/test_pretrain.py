@@ -137,7 +137,7 @@ def test_an_aligned_training_logs_both_losses_and_the_held_out_one(tmp_path):
 
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"width": 100}, "multiple of 64"), ({"align_block": 10}, "expected 0 to 9"),
-    ({"t_focus": 1.5}, "a share"), ({"t_range": (0.7, 0.3)}, "low < high"),
+    ({"t_focus": 1.5}, "t_focus is 1.5"), ({"t_range": (0.7, 0.3)}, "low < high"),
 ])
 def test_values_out_of_range_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):
