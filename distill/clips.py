@@ -53,19 +53,16 @@ class _Subset(ClipFolder):
 def _open_path(path: Path, frames: int) -> tuple[Source, str]:
     spec: dict[str, Any] = {"frames": frames}
     if path.is_dir() and any(path.glob("*/[!.]*.safetensors")):
-        source: Source = ClipFolder(path)
-        files = [path / f"{clip_id}.safetensors" for split in SPLITS for clip_id in
-                 source.ids(split)]
-    else:
-        from scenes.sources.video import VideoSource
+        folder = ClipFolder(path)
+        return folder, spec_digest({"files": folder.facts(), **spec})
+    from scenes.sources.video import VideoSource
 
-        source = video = VideoSource(path, frames=frames)
-        files = video.paths
-        if not video.as_first:
-            spec["reader"] = 2
+    video = VideoSource(path, frames=frames)
+    if not video.as_first:
+        spec["reader"] = 2
     # names, sizes and times identify the content: hashing hours of video takes longer than using it
     parent, facts = path.absolute().parent, []
-    for file in sorted(files):  # no others: a file manager's would change the key
+    for file in sorted(video.paths):  # no others: a file manager's would change the key
         stat = file.stat()
         facts.append((str(file.absolute().relative_to(parent)), stat.st_size, stat.st_mtime_ns))
-    return source, spec_digest({"files": facts, **spec})
+    return video, spec_digest({"files": facts, **spec})

@@ -190,7 +190,7 @@ def _sidecar_fault(path: Path) -> str:
 
 def _entry(path: Path) -> dict[str, Any] | None:
     """As the path is written, else where its links lead."""
-    for way in (path.absolute(), path.resolve()):
+    for way in dict.fromkeys((path.absolute(), Path(os.path.realpath(path)))):
         folder = _folder_of(way)
         manifest = _read(folder) if folder else None
         if folder and manifest and (

@@ -3,19 +3,22 @@
 On disk a clip is one safetensors file whose header carries the objects as JSON; nothing unpickles.
 """
 import json
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from records.files import atomic_write, parse_json, reading
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_SUFFIX = ".safetensors"
 _READING = ("a complete clip file", "render it again")
 
 
@@ -124,14 +127,20 @@ def check_alike(source: Source, ids: Sequence[str]) -> None:
     if read is not None:
         first = read(ids[0])
         for clip_id in ids[1:]:
-            check_shapes(clip_id, read(clip_id), ids[0], first)
+            if (found := read(clip_id)) != first:
+                frames_of(source, clip_id)  # a damaged file is named as such
+                check_shapes(clip_id, found, ids[0], first)
 
 
 class ClipFolder:
-    """A folder of clips as `vega3d scenes render` and `import` write it: SPLIT/ID.safetensors."""
+    """A folder of clips as `vega3d scenes render` and `import` write it: SPLIT/ID.safetensors.
+
+    Each split is listed once, at its first use.
+    """
 
     def __init__(self, root: Path | str):
         self.root = Path(root)
+        self._listed: dict[str, list[str]] = {}
         if not self.root.is_dir():
             raise ValueError(f"{self.root}: no such folder; make one with: vega3d scenes render "
                              f"--out {self.root}")
@@ -140,7 +149,25 @@ class ClipFolder:
                              f"make some with: vega3d scenes render --out {self.root}")
 
     def ids(self, split: Split) -> list[str]:
-        return [f"{split}/{p.stem}" for p in sorted((self.root / split).glob("[!.]*.safetensors"))]
+        return [f"{split}/{name.removesuffix(_SUFFIX)}" for name in self._names(split)]
+
+    def facts(self) -> list[tuple[str, int, int]]:
+        """Path from the folder's parent, bytes and mtime in ns of every clip: what identifies them
+        without reading them."""
+        top, found = self.root.absolute().name, []
+        for split in sorted(SPLITS):
+            for name in self._names(split):
+                stat = os.stat(f"{self.root}/{split}/{name}")
+                found.append((f"{top}/{split}/{name}", stat.st_size, stat.st_mtime_ns))
+        return found
+
+    def _names(self, split: Split) -> list[str]:
+        if split not in self._listed:
+            folder = self.root / split
+            names = os.listdir(folder) if folder.is_dir() else []
+            self._listed[split] = sorted(
+                name for name in names if name.endswith(_SUFFIX) and name[0] != ".")
+        return self._listed[split]
 
     def clip(self, clip_id: str) -> Clip:
         return load_clip(self.root / f"{clip_id}.safetensors")
@@ -152,10 +179,18 @@ class ClipFolder:
             return file.get_tensor("frames")
 
     def shapes(self, clip_id: str) -> Shapes:
-        """Of the arrays of a clip, from the file's header."""
-        path = self.root / f"{clip_id}.safetensors"
-        with reading(path, *_READING), safe_open(path, "np") as file:
-            return {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
+        """Of the arrays of a clip, from the file's header; its manifest is not looked at."""
+        path = f"{self.root}/{clip_id}{_SUFFIX}"
+        if os.path.isfile(path):  # a pipe would be waited for
+            with suppress(OSError, SafetensorError):
+                return _header(path)
+        with reading(Path(path), *_READING):
+            return _header(path)
+
+
+def _header(path: str) -> Shapes:
+    with safe_open(path, "np") as file:
+        return {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
 
 
 @dataclass

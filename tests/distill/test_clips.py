@@ -1,12 +1,18 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import scenes.clip
 from distill.clips import open_source
-from distill.config import ScenesConfig
-from scenes.clip import save_clip
+from distill.config import RunConfig, ScenesConfig
+from distill.run import DistillRun
+from scenes.clip import ClipFolder, save_clip
+from teacher.data.feature_store import FeatureStore
+from teacher.towers.controls import FixedNoise
 from tests.fakes import FakeRooms
 
 ROOMS = ScenesConfig(train=1, val=0, test=1, clips_per_room=1, frames=1, workers=0)
@@ -87,3 +93,38 @@ def test_a_path_with_nothing_in_it_is_one_line(tmp_path):
     for path in (tmp_path, tmp_path / "none", Path("/nowhere/video.mp4")):
         with pytest.raises(ValueError, match=str(path)):
             open_source(ScenesConfig(path=path), tmp_path / "cache", render=True)
+
+
+def test_opening_a_folder_of_clips_lists_it_once_and_reads_no_clip(tmp_path, monkeypatch):
+    rooms = FakeRooms(train=9, test=3, frames=1)
+    for clip_id in (*rooms.ids("train"), *rooms.ids("test")):
+        save_clip(rooms.clip(clip_id), tmp_path / f"{clip_id}.safetensors")
+    (tmp_path / "train/001-b.safetensors").write_bytes(b"")  # before 001.safetensors
+    listed, headers = [], []
+    listdir, opened = os.listdir, scenes.clip.safe_open
+    monkeypatch.setattr("os.listdir", lambda path: listed.append(path) or listdir(path))
+    monkeypatch.setattr("scenes.clip.safe_open",
+                        lambda path, *rest: headers.append(path) or opened(path, *rest))
+    source, _ = open_source(ScenesConfig(path=tmp_path), tmp_path / "cache", render=False)
+    assert source.ids("train")[:3] == ["train/000", "train/001-b", "train/001"]
+    assert [len(source.ids(split)) for split in ("train", "val", "test", "train")] == [10, 0, 3, 10]
+    assert len(listed) == 2 and not headers
+
+
+def test_headers_are_read_only_of_clips_without_features(tmp_path, monkeypatch):
+    rooms, tower = FakeRooms(train=6, test=1, frames=1), FixedNoise()
+    for clip_id in (*rooms.ids("train"), *rooms.ids("test")):
+        save_clip(rooms.clip(clip_id), tmp_path / f"{clip_id}.safetensors")
+    source = ClipFolder(tmp_path)
+    stores = {n: FeatureStore(tmp_path / n, tower.spec, "a") for n in ("semantic", "generative")}
+    run = DistillRun(tmp_path, RunConfig(), None, source, tower, tower, stores)
+    monkeypatch.setattr(DistillRun, "device", torch.device("cpu"))
+    monkeypatch.setattr("distill.run.Examples", lambda *args, **_: args)
+    read, shapes = [], ClipFolder.shapes
+    monkeypatch.setattr(ClipFolder, "shapes", lambda self, i: read.append(i) or shapes(self, i))
+    run.examples("train")
+    assert read == ["train/000", *source.ids("train")]
+    stores["generative"].folder.joinpath("train/004.safetensors").unlink()
+    read.clear()
+    run.examples("train")
+    assert read == ["train/000", "train/004"]
