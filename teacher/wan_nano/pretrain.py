@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from records.files import atomic_write, read_json, spec_digest, write_json
 from records.progress import track
 from scenes.clip import Clip, Source, check_shapes
+from scenes.rooms.source import RoomSource
 from teacher.config import PretrainConfig
 from teacher.fast.wan_blocks import set_training_processors
 from teacher.wan_nano.alignment import AlignedFlowLoss, FlowData
@@ -54,10 +55,18 @@ def pretrain(config: PretrainConfig, source: Source) -> Path:
     transformer = train_flow(run, vae, train, test)
     if run.accelerator.is_main_process:
         save_generator(config.out, vae, transformer)
-        settings = json.loads(json.dumps(history(config), default=str))
+        settings = json.loads(json.dumps(history(config) | rendered(source), default=str))
         write_json(settings, config.out / "pretrain.json")
     run.accelerator.wait_for_everyone()
     return config.out
+
+
+def rendered(source: Source) -> dict:
+    """The seed and furniture pack of rooms that are rendered; nothing of other clips."""
+    if not isinstance(source, RoomSource):
+        return {}
+    return {"rooms": source.train, "render_seed": source.seed,
+            "furniture_digest": source.furniture.digest}
 
 
 def history(config: PretrainConfig) -> dict:
