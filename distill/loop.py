@@ -1,4 +1,5 @@
 """Distillation: the student regresses the teacher's standardised features, frame by frame."""
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from records.interrupts import deferred
 from records.progress import Progress
 from student.config import SHIPPED
 from student.vit import Student, load_student, save_student
-from teacher.data.dataset import Examples
+from teacher.data.dataset import Example, Examples
 from teacher.dense.train import Stream
 from teacher.training.checkpoint import Checkpoint, clip_and_step, remove_checkpoint, set_lr
 from teacher.training.gradients import Gradients
@@ -68,55 +69,88 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
     all, folder/metrics.jsonl gets a row and folder/maps a picture of features. With several
     processes each takes its part of every batch, and the first one scores and writes.
     """
-    device, processes = train.device, train.processes
-    student = student.to(device).train()
-    processes.copy_of_main(student)
-    average = deepcopy(student).eval() if config.ema else student  # what is kept
-    augment = Augmentation(config.augment, seed, device)
-    optimizer = torch.optim.AdamW(parameter_groups(student, config), lr=config.lr,
-                                  betas=(0.9, 0.98), fused=device.type == "cuda")
-    per_epoch, size = train.steps(config.batch), train.batch_frames(config.batch)
-    total, part = config.epochs * per_epoch, processes.part(size)
-    sums = LossSums().to(device)
-    modules: dict[str, nn.Module] = {"student": student, "sums": sums}
-    if config.ema:
-        modules["average"] = average
-    checkpoint = Checkpoint(folder / CHECKPOINT, modules, optimizer,
-                            _key(student, train, config, seed))
-    step = checkpoint.load()
-    gradients = Gradients(_loss(student, config, device), processes)
-    first = max(0, -(-step // per_epoch) - 1)  # a complete epoch may lack its row
+    training = _Training(student, train, config, seed, folder)
+    processes, average = train.processes, training.average
+    first = max(0, -(-training.step // training.per_epoch) - 1)  # a complete epoch may lack its row
     rows = [row for row in read_rows(folder / METRICS) if row["epoch"] <= first]
     with Progress(disable=not processes.main) as progress:
-        bar = progress.add_task(f"student: seed {seed}", total=total, completed=step)
+        bar = progress.add_task(f"student: seed {seed}", total=training.total,
+                                completed=training.step)
         for epoch in range(first, config.epochs):
             done = epoch + 1
             logged = done % max(1, config.epochs // 10) == 0 or done == config.epochs
-            if step == epoch * per_epoch:
-                sums.losses.zero_()
-            with deferred():
-                for batch in train.batches(config.batch, seed, epoch, step - epoch * per_epoch,
-                                           part, ("generative", )):
-                    set_lr(optimizer, config.lr, step, total, warm=max(1, total // 20))
-                    inputs = augment(batch["frames"], batch["generative"], step, part, size)
-                    sums.losses += train_step(gradients, optimizer, *inputs, len(inputs[0]) / size)
-                    if config.ema:
-                        _update_average(average, student, config.ema)
-                    step += 1
-                    progress.update(bar, completed=step)
-                    if processes.main:  # the others end when it leaves
-                        checkpoint.after_step(step, due=logged and step == done * per_epoch)
+            for step in training.steps(epoch, logged):
+                progress.update(bar, completed=step)
             if logged and processes.main:
-                token, relation = (sums.losses / per_epoch).tolist()
+                token, relation = training.mean_losses()
                 row = {"seed": seed, "epoch": done, "token_loss": token, "relation_loss": relation}
                 rows.append(row | fidelity(average, held_out))
                 _record(average, held_out, rows, folder, progress)
-            student.train()
     if processes.main:
         save_student(average.cpu(), folder)
-        remove_checkpoint(checkpoint.path)
+        remove_checkpoint(training.checkpoint.path)
     processes.wait()
-    return average.to(device).eval()
+    return average.to(train.device).eval()
+
+
+class _Training:
+    """A student's training: what its checkpoint holds, and the steps of an epoch.
+
+    average: the student that is kept. step: of how many are done.
+    """
+
+    def __init__(self, student: Student, train: Examples, config: StudentTraining, seed: int,
+                 folder: Path):
+        device, self.train, self.config, self.seed = train.device, train, config, seed
+        self.student = student.to(device).train()
+        train.processes.copy_of_main(student)
+        self.average = deepcopy(student).eval() if config.ema else student
+        self.augment = Augmentation(config.augment, seed, device)
+        self.optimizer = torch.optim.AdamW(parameter_groups(student, config), lr=config.lr,
+                                           betas=(0.9, 0.98), fused=device.type == "cuda")
+        self.per_epoch, self.size = train.steps(config.batch), train.batch_frames(config.batch)
+        self.total, self.part = config.epochs * self.per_epoch, train.processes.part(self.size)
+        self.sums = LossSums().to(device)
+        modules: dict[str, nn.Module] = {"student": student, "sums": self.sums}
+        if config.ema:
+            modules["average"] = self.average
+        self.checkpoint = Checkpoint(folder / CHECKPOINT, modules, self.optimizer,
+                                     _key(student, train, config, seed))
+        self.step = self.checkpoint.load()
+        self.gradients = Gradients(_loss(student, config, device), train.processes)
+
+    def steps(self, epoch: int, saved: bool) -> Iterator[int]:
+        """Takes the steps that are left of an epoch; yields how many are done in all.
+
+        saved: with a checkpoint at its end.
+        """
+        self.student.train()
+        done = (epoch + 1) * self.per_epoch
+        if self.step == epoch * self.per_epoch:
+            self.sums.losses.zero_()
+        skipped = self.step - epoch * self.per_epoch
+        with deferred():
+            for batch in self.train.batches(self.config.batch, self.seed, epoch, skipped, self.part,
+                                            ("generative",)):
+                self._step(batch)
+                yield self.step
+                if self.train.processes.main:  # the others end when it leaves
+                    self.checkpoint.after_step(self.step, due=saved and self.step == done)
+
+    def mean_losses(self) -> list[float]:
+        """Token and relation loss of the last epoch."""
+        return (self.sums.losses / self.per_epoch).tolist()
+
+    def _step(self, batch: Example) -> None:
+        warm = max(1, self.total // 20)
+        set_lr(self.optimizer, self.config.lr, self.step, self.total, warm=warm)
+        frames, raw = self.augment(batch["frames"], batch["generative"], self.step, self.part,
+                                   self.size)
+        self.sums.losses += train_step(self.gradients, self.optimizer, frames, raw,
+                                       len(frames) / self.size)
+        if self.config.ema:
+            _update_average(self.average, self.student, self.config.ema)
+        self.step += 1
 
 
 @torch.inference_mode()

@@ -256,8 +256,8 @@ def test_runs_latest_is_followed_to_the_run_it_names(run_copy, tmp_path):
 
 
 @pytest.mark.parametrize(("option", "message"), [
-    (("--max-drop", "-1"), "--max-drop: got -1.0"), (("--max-drop", "nan"), "--max-drop: got nan"),
-    (("--batch", "0"), "--batch: got 0"), (("--qat", "-1"), "--qat: got -1")])
+    (("--max-drop", "-1"), "--max-drop is -1.0"), (("--max-drop", "nan"), "--max-drop is nan"),
+    (("--batch", "0"), "--batch is 0"), (("--qat", "-1"), "--qat is -1")])
 def test_an_impossible_option_is_refused_at_once(run_copy, capsys, option, message):
     with pytest.raises(SystemExit) as stop:
         main(["export", "onnx", "--run", str(run_copy), *option])

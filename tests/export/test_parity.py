@@ -261,7 +261,7 @@ def test_a_failed_gate_writes_nothing_and_leaves_the_earlier_file(tmp_path, monk
         exporter.export("fp32")
     assert list((folder / "export").iterdir()) == [old]
     assert old.read_bytes() == b"of an older student"
-    assert up_to_date(old, exporter.cache_key("fp32")) is None
+    assert up_to_date(old, exporter.cache_key("fp32"), exporter.log) is None
 
 
 def fp32_of_another_student() -> onnx.ModelProto:
