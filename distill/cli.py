@@ -1,4 +1,4 @@
-"""`vega3d distill run | heads`; `distill run` is also a console script of its own."""
+"""`vega3d distill run | heads | plan`; `distill run` is also a console script of its own."""
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 from distill.config import HeadTraining, RunConfig, ScenesConfig, load_config
 from records.command_line import parse, take_option
 from records.files import exclusive
-from records.ranges import Seed
+from records.ranges import Fps, Gpus, Hours, Seed
 
 _ROOMS, _HEADS = ScenesConfig(), HeadTraining()
 
@@ -60,5 +60,27 @@ def heads(student: Path = Path("runs/latest/student"), scenes: ScenesConfig = _R
     print(f"heads: {student}/heads.safetensors")
 
 
-VERBS = {"run": run, "heads": heads}
+def plan(hours: Hours = 1.0, gpus: Gpus = 1, fps: Fps = 5.0, run: Path | None = None) -> None:
+    """Disk space and hours of a run on unlabelled video, from rates measured here in seconds.
+
+    Without what labels add (dense teachers, heads), and without scoring and start-up.
+
+    Args:
+        hours: of video
+        gpus: like this device; work is counted as if it divided evenly
+        fps: frames taken a second
+        run: a run folder whose configuration is planned for; without: the default configuration
+    """
+    from distill.config import load_run_config
+    from distill.plan import measure
+    from distill.plan import plan as planned
+
+    config = load_run_config(run) if run else RunConfig()
+    rates, frames = measure(config), hours * 3600 * fps
+    print(f"measured: generative {rates.generative:.1f}, semantic {rates.semantic:.1f} frames/s, "
+          f"student {rates.student:.1f} images/s\n{frames:,.0f} frames on {gpus} devices:")
+    print("\n".join(planned(rates, config, frames, gpus).lines()))
+
+
+VERBS = {"run": run, "heads": heads, "plan": plan}
 PARSES_ITSELF = {"run"}

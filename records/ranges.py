@@ -38,6 +38,9 @@ Weight = Annotated[float, Range(0, 10_000)]       # of a loss
 Level = Annotated[int, Range(0, 1000)]     # of noise; or a block
 Draws = Annotated[int, Range(1, 1000)]
 Share = Annotated[float, Range(0, 1)]
+Hours = Annotated[float, Range(0, 10_000_000, above=True)]  # of video
+Fps = Annotated[float, Range(0, 1000, above=True)]
+Gpus = Annotated[int, Range(1, 100_000)]
 Seconds = Annotated[float, Range(0, 10_000_000)]
 
 
