@@ -22,7 +22,7 @@ COMMANDS = {
                "rendered rooms, your own videos and benchmarks as clips"),
     "teacher": ("fetch, prompt, train, plan, search, pretrain, probe",
                 "the generator, its tap and the fused teacher"),
-    "distill": ("run, heads", "train the teacher, distil the student, write a run folder"),
+    "distill": ("run, heads, plan", "train the teacher, distil the student, write a run folder"),
     "export": ("onnx, trt, web, check", "ONNX, INT8, TensorRT and a web page, parity-gated"),
     "infer": ("MODEL PHOTO… -o DIR", "depth, normals and features of photos; needs no torch"),
     "bench": ("latency, accuracy, report, compare, tables", "measure a run; without one: all"),

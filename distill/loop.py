@@ -117,7 +117,7 @@ class _Training:
         self.checkpoint = Checkpoint(folder / CHECKPOINT, modules, self.optimizer,
                                      _key(student, train, config, seed))
         self.step = self.checkpoint.load()
-        self.gradients = Gradients(_loss(student, config, device), train.processes)
+        self.gradients = Gradients(compiled_loss(student, config, device), train.processes)
 
     def steps(self, epoch: int, saved: bool) -> Iterator[int]:
         """Takes the steps that are left of an epoch; yields how many are done in all.
@@ -183,7 +183,7 @@ class StudentLoss(nn.Module):
         return token + self.config.relation_weight * relation, torch.stack([token, relation])
 
 
-def _loss(student: Student, config: StudentTraining, device: torch.device) -> StudentLoss:
+def compiled_loss(student: Student, config: StudentTraining, device: torch.device) -> StudentLoss:
     loss = StudentLoss(student, config)
     if device.type == "cuda":
         loss.compile(dynamic=False)

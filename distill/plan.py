@@ -53,7 +53,7 @@ def plan(rates: Rates, config: RunConfig, frames: float, gpus: int) -> Plan:
 
 def measure(config: RunConfig) -> Rates:
     """Runs the config's towers and training steps for a few seconds each on its device."""
-    from distill.loop import _loss, build_student, parameter_groups, train_step
+    from distill.loop import build_student, compiled_loss, parameter_groups, train_step
     from distill.run import resolve_device
     from teacher.towers.checkpoints import generator_folder
     from teacher.towers.efficientnet import SemanticEncoder
@@ -71,7 +71,7 @@ def measure(config: RunConfig) -> Rates:
     student = build_student(config.student, "", mean, mean + 1, 0).to(device).train()
     optimizer = torch.optim.AdamW(parameter_groups(student, config.student), lr=1e-6,
                                   fused=device.type == "cuda")
-    gradients = Gradients(_loss(student, config.student, device), Processes(device))
+    gradients = Gradients(compiled_loss(student, config.student, device), Processes(device))
     batch = config.student.batch
     frames = torch.rand(batch, 3, 224, 224, device=device)
     raw = torch.randn(batch, tower.dim, 14, 14, device=device)
