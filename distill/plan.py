@@ -6,6 +6,13 @@ from dataclasses import dataclass
 import torch
 
 from distill.config import RunConfig
+from distill.loop import build_student, compiled_loss, parameter_groups, train_step
+from distill.run import resolve_device
+from teacher.towers.checkpoints import generator_folder
+from teacher.towers.efficientnet import SEMANTIC_DIM, SemanticEncoder
+from teacher.towers.wan import load_wan
+from teacher.training.gradients import Gradients
+from teacher.training.processes import Processes
 
 GRID_TOKENS, PIXEL_BYTES, CHECKPOINT_COPIES = 196, 3 * 224 * 224, 4  # weights, gradient, 2 moments
 SECONDS = 2.0  # least time that each rate is measured
@@ -43,7 +50,7 @@ def plan(rates: Rates, config: RunConfig, frames: float, gpus: int) -> Plan:
     students = len(config.seeds)
     features = 2 * GRID_TOKENS * frames
     sizes = {"clips": frames * PIXEL_BYTES, "generative features": features * rates.channels,
-             "semantic features": features * _semantic_width(),
+             "semantic features": features * SEMANTIC_DIM,
              "student, checkpoint": 4.0 * rates.weights * (students + CHECKPOINT_COPIES)}
     seconds = {"generative extraction": frames / rates.generative,
                "semantic extraction": frames / rates.semantic,
@@ -53,14 +60,6 @@ def plan(rates: Rates, config: RunConfig, frames: float, gpus: int) -> Plan:
 
 def measure(config: RunConfig) -> Rates:
     """Runs the config's towers and training steps for a few seconds each on its device."""
-    from distill.loop import build_student, compiled_loss, parameter_groups, train_step
-    from distill.run import resolve_device
-    from teacher.towers.checkpoints import generator_folder
-    from teacher.towers.efficientnet import SemanticEncoder
-    from teacher.towers.wan import load_wan
-    from teacher.training.gradients import Gradients
-    from teacher.training.processes import Processes
-
     device, count = resolve_device(config.device), config.scenes.frames
     tower = load_wan(generator_folder(config.teacher.generator), config.teacher.tap).to(device)
     semantic = SemanticEncoder().to(device)
@@ -94,9 +93,3 @@ def _rate(step: Callable[[], object], items: int, device: torch.device) -> float
         wait()
         steps += 1
     return items * steps / spent
-
-
-def _semantic_width() -> int:
-    from teacher.towers.efficientnet import SEMANTIC_DIM
-
-    return SEMANTIC_DIM

@@ -18,7 +18,7 @@ VERBS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the process to end. `code`: its exit code, 130 or 143."""
+    """The process received a signal to end. `code`: its exit code, 130 or 143."""
 
     def __init__(self, number: int):
         super().__init__(f"{VERBS[signal.Signals(number)]}; the same command resumes")

@@ -93,9 +93,9 @@ def _folders() -> Iterator[tuple[str, str]]:
     hub = os.environ.get("HF_HUB_CACHE") or Path(
         os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "hub"
     for name, folder in (("cache", cache_folder()), ("hub cache", Path(hub))):
-        held = sum(path.stat().st_size for path in folder.rglob("*")
+        size = sum(path.stat().st_size for path in folder.rglob("*")
                    if path.is_file() and not path.is_symlink())
-        yield name, f"{folder}, {held / 1e6:.0f} MB, {_free(folder)}"
+        yield name, f"{folder}, {size / 1e6:.0f} MB, {_free(folder)}"
     yield "working folder", _free(Path())
 
 

@@ -80,8 +80,8 @@ def record(paths: Iterable[Path]) -> None:
 def forget(paths: Iterable[Path]) -> None:
     """Takes files out of the nearest manifest: before they are replaced or removed."""
     for folder, names in _by_folder(paths).items():
-        known = _read(folder)
-        if known and any(name in known.files for name in names):
+        manifest = _read(folder)
+        if manifest and any(name in manifest.files for name in names):
             with _changing(folder) as manifest:
                 for name in names:
                     manifest.files.pop(name, None)
@@ -124,9 +124,9 @@ def matches(path: Path, sha256: str, size: int, mtime_ns: int | None = None) -> 
 def digest(path: Path) -> str:
     """The file's SHA-256, computed again only if size, time or inode changed."""
     stamp = _stamp(path)
-    known = _digests.get(str(path))
-    if known is not None and known[0] == stamp:
-        return known[1]
+    cached = _digests.get(str(path))
+    if cached is not None and cached[0] == stamp:
+        return cached[1]
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if time.time_ns() - stamp[1] > _RECENT:
@@ -210,10 +210,10 @@ def _read(folder: Path) -> _Manifest | None:
         stamp = _stamp(path)
     except OSError:
         return None
-    known = _manifests.get(str(path))
-    if known is None or known[0] != stamp:
-        known = _manifests[str(path)] = stamp, _parse(path)
-    return known[1]
+    cached = _manifests.get(str(path))
+    if cached is None or cached[0] != stamp:
+        cached = _manifests[str(path)] = stamp, _parse(path)
+    return cached[1]
 
 
 def _parse(path: Path) -> _Manifest | None:

@@ -9,7 +9,7 @@ refused      exit code 2 and the file's name
 made again   the stage names the file and writes it anew
 left out     bench names the file and measures the rest
 verified     no stage reads the file; `vega3d verify` names it
-used         nobody noticed
+used         read without a message
 """
 import argparse
 import io

@@ -33,7 +33,7 @@ from scenes.dense import STRIDE
 from student.config import HeadsShape, StudentConfig
 from student.heads import Heads
 from student.vit import Student, load_student
-from teacher.data.dataset import Examples, moments
+from teacher.data.dataset import Example, Examples, moments
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {}, "photometric": {"augment": ("photometric",)}, "flip": {"augment": ("flip",)},
@@ -45,6 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ViT-S": {"model": StudentConfig(size="s")}}
 MODES = ("frozen", "labels", "distil_then_labels", "both")
 ROOMS = (50, 200, 1000, 4000)
+BRIGHT = 1.5  # exposure of the frames of cosine_bright, whose targets are the clean frames'
 
 
 def main() -> None:
@@ -111,8 +112,13 @@ class _Trainer:
         recorded = json.loads((self.run.folder / "accuracy.json").read_text())
         scores = score_student(self.run, student, variant, self.test, self.run.config.seeds[0],
                                recorded)
+
+        def bright(example: Example) -> Tensor:
+            frames = example["frames"].float() / 255
+            return student.destandardise(student((frames * BRIGHT).clamp(max=1)))
+
         return [{**scores, "variant": variant, "seed": seed, **self._facts(config, student),
-                 "cosine_bright": _cosine_bright(student, self.test)}]
+                 "cosine_bright": fidelity(student, self.test, bright)["cosine_mean"]}]
 
     def labels(self, seed: int, rooms: int, mode: str) -> list[Row]:
         """mode: heads on a frozen distilled student; labels alone; the distilled student goes on
@@ -215,17 +221,6 @@ def _matches(descriptors: Tensor, example: dict[str, Tensor]) -> list[Tensor]:
         distance = (place[nearest] - target).abs() * (14 / cells)
         found.append((distance <= 1).all(1)[~target.isnan().any(1)])
     return found
-
-
-@torch.inference_mode()
-def _cosine_bright(student: Student, examples: Examples, exposure: float = 1.5) -> float:
-    """Mean token cosine to the clean frames' targets, of frames brighter by `exposure`."""
-    total, count = 0.0, 0
-    for _, example in examples.in_order():
-        out = student((example["frames"].float() / 255 * exposure).clamp(max=1))
-        cosine = torch.cosine_similarity(out, student.standardise(example["generative"]), dim=1)
-        total, count = total + cosine.sum().item(), count + cosine.numel()
-    return total / count
 
 
 if __name__ == "__main__":

@@ -97,15 +97,15 @@ def _offset(colour: np.ndarray, depth: np.ndarray) -> tuple[int, int]:
     if depth.sum() < 20 * len(depth):
         return 0, 0
     shape = [2 * n for n in colour.shape[1:]]
-    known = np.fft.rfft2(np.ones_like(depth[:1]), shape)
+    everywhere = np.fft.rfft2(np.ones_like(depth[:1]), shape)
     a, b = (np.fft.rfft2(x, shape) for x in (colour, depth))
 
     def correlate(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         full = np.fft.irfft2((x.conj() * y).sum(0), shape)
         return np.roll(full, (REACH, REACH), (0, 1))[:2 * REACH + 1, :2 * REACH + 1]
     # mean colour edge under the edges of depth, less that of the overlap
-    hits, count = correlate(a, b), correlate(known, b)
-    background = correlate(a, known) / correlate(known, known) / len(depth)
+    hits, count = correlate(a, b), correlate(everywhere, b)
+    background = correlate(a, everywhere) / correlate(everywhere, everywhere) / len(depth)
     score = hits / count.clip(1) - background
     down, across = np.unravel_index(score.argmax(), score.shape)
     near = score[REACH - 1:REACH + 2, REACH - 1:REACH + 2].max()

@@ -85,8 +85,8 @@ def fit(model: LanguageTeacher, dataset: QuestionDataset, config: FinetuneConfig
             late = stop is not None and time.monotonic() > stop
             if done % config.validate_every == 0 or done == config.steps or late:
                 _record(curve, metrics, done, losses, validate(objective) if validate else {})
-            asked = pending() and world == 1  # several processes would not gather at one step
-            if checkpoint and (done % config.save_every == 0 or done == config.steps or asked):
+            stopping = pending() and world == 1  # several processes would not gather at one step
+            if checkpoint and (done % config.save_every == 0 or done == config.steps or stopping):
                 _save(checkpoint, done, model, optimizer, losses, key, write=rank == 0)
             check()
             if late:
