@@ -2,6 +2,8 @@
 
 Subcommands are the VERBS of COMMAND/cli.py, which is imported when its command runs.
 """
+from __future__ import annotations
+
 import importlib
 import os
 import sys
@@ -33,6 +35,8 @@ LOG_JSON = "--log-json"
 MAX_MESSAGE = 1200  # characters
 # packages whose errors say what is wrong with a file
 FOREIGN = {"onnxruntime", "onnx", "google", "safetensors_rust", "zipfile", "yaml"}
+CORE = ("infer", "verify", "env")  # what runs without the extra `train`
+TRAINING_PYTHON = (3, 11)
 # those of other commands are COMMAND/cli.py
 MODULES = {"verify": "records.verify", "env": "records.machine"}
 HELP = """usage: vega3d COMMAND SUBCOMMAND [OPTIONS]
@@ -74,6 +78,10 @@ def _main(args: list[str]) -> None:
     command = args.pop(0)
     if command not in COMMANDS:
         fail(f"no command {command[:40]!r}; commands: {', '.join(COMMANDS)}")
+    if sys.version_info < TRAINING_PYTHON and command not in CORE:
+        found, needed = (".".join(map(str, v[:2])) for v in (sys.version_info, TRAINING_PYTHON))
+        fail(f"{command} needs Python {needed} or later, this is {found}; with it run "
+             f"{', '.join(CORE)}")
     try:
         with handled():
             _run(command, args)
@@ -170,7 +178,7 @@ def _described(command: str, error: Exception) -> tuple[str, int]:
         text = f"{error.filename or ''}: {error.strerror}".lstrip(": ")
     elif isinstance(error, MemoryError) or kind == "OutOfMemoryError":
         text = f"out of memory ({text or kind}); use a smaller file, batch or number of workers"
-    elif not (isinstance(error, ValueError | OSError) or text.startswith("Symlink loop")
+    elif not (isinstance(error, (ValueError, OSError)) or text.startswith("Symlink loop")
               or type(error).__module__.partition(".")[0].strip("_") in FOREIGN):
         return (f"internal error ({kind}: {text}); VEGA3D_DEBUG=1 shows where; please report it",
                 70)

@@ -27,7 +27,7 @@ def run(session: ort.InferenceSession, frames: np.ndarray) -> dict[str, np.ndarr
     """Every output by its name, without the batch dimension."""
     names = [output.name for output in session.get_outputs()]
     values = session.run(names, {"frames": frames})
-    return {name: value[0] for name, value in zip(names, values, strict=True)}
+    return {name: value[0] for name, value in zip(names, values)}
 
 
 def match(first: np.ndarray, second: np.ndarray, x: float, y: float) -> tuple[float, float, float]:

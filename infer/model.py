@@ -54,8 +54,8 @@ class Model:
             raise ValueError(
                 f"{self.path}: takes {batch} frames at a time, got {len(x)}; {EXPORT_HINT}")
         parts = [self._checked(self._run(x[i:i + batch]), batch) for i in range(0, len(x), batch)]
-        values = [np.concatenate(part) for part in zip(*parts, strict=True)]
-        outputs = dict(zip(self.outputs, values, strict=True))
+        values = [np.concatenate(part) for part in zip(*parts)]
+        outputs = dict(zip(self.outputs, values))
         for name, value in outputs.items():
             if not np.isfinite(value).all():
                 raise ValueError(f"{self.path}: output {printable(name, 60)} is not finite, so the "
@@ -63,7 +63,7 @@ class Model:
         return outputs
 
     def _checked(self, values: list[np.ndarray], batch: int) -> list[np.ndarray]:
-        for name, value in zip(self.outputs, values, strict=True):
+        for name, value in zip(self.outputs, values):
             kind = value.dtype.kind if isinstance(value, np.ndarray) else "O"
             shape = value.shape if kind in "fiub" else ()
             channels = CHANNELS.get(name, 0)  # 0: not drawn

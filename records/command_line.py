@@ -1,4 +1,6 @@
 """Arguments of a command through tyro; what is wrong with them is one line."""
+from __future__ import annotations
+
 import io
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr

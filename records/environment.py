@@ -1,4 +1,6 @@
 """What a result was measured on: versions, processor, accelerator, commit."""
+from __future__ import annotations
+
 import os
 import platform
 import subprocess

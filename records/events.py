@@ -3,6 +3,8 @@
 An event is a dictionary: `event` is start, stage, progress, metrics, log, error or end; `time` is
 UTC. A progress event has stage, step, steps (None: unknown), rate (steps a second) and eta_s.
 """
+from __future__ import annotations
+
 import io
 import json
 import os
@@ -10,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -139,4 +141,4 @@ class _LogLines(io.TextIOBase):
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

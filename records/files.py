@@ -1,4 +1,6 @@
 """Files: written atomically, identified by digests; and where converted weights are cached."""
+from __future__ import annotations
+
 import hashlib
 import json
 import math
@@ -141,9 +143,12 @@ def _scratch_folder(parent: Path) -> Iterator[Path]:
 @contextmanager
 def _folder_lock(folder: Path, exclusive: bool = False) -> Iterator[None]:
     """Shared: a scratch folder gets its lock; exclusive: none is without, unless it is stale."""
+    if fcntl is None:  # Windows, which opens no folder either
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError, AttributeError):  # a file system, or Windows, without locks
+        with suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         yield
     finally:
@@ -322,7 +327,7 @@ def _children(items: Iterable[Any]) -> Iterator[Any]:
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -343,8 +348,7 @@ def cache_folder() -> Path:
 
 
 def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return manifest.sha256(path)
 
 
 def digest(*parts: Any) -> str:

@@ -1,4 +1,6 @@
 """Pictures of the user's: opened in one place, in few formats and of bounded size."""
+from __future__ import annotations
+
 import warnings
 from pathlib import Path
 from typing import IO

@@ -3,6 +3,8 @@
 Both raise `Interrupted` in the main thread. Code that catches it, or C++ that does not return,
 cannot keep the process: a thread ends it.
 """
+from __future__ import annotations
+
 import os
 import select
 import signal
@@ -33,7 +35,8 @@ _pending: int | None = None
 def handled() -> Iterator[None]:
     """A block in which both signals raise Interrupted, unless the process ignores them."""
     global _pending
-    if threading.current_thread() is not threading.main_thread():
+    if (threading.current_thread() is not threading.main_thread()
+            or sys.platform == "win32"):  # no select of pipes; Ctrl-C is a KeyboardInterrupt there
         yield
         return
     read, write = os.pipe()

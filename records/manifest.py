@@ -3,6 +3,8 @@
 `records.files.atomic_write` lists what it writes in the nearest manifest above the file; `check`
 refuses a listed file that differs. A file that no manifest lists is not checked.
 """
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -127,11 +129,18 @@ def digest(path: Path) -> str:
     cached = _digests.get(str(path))
     if cached is not None and cached[0] == stamp:
         return cached[1]
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(path)
     if time.time_ns() - stamp[1] > _RECENT:
         _digests[str(path)] = stamp, found
     return found
+
+
+def sha256(path: Path) -> str:
+    computed = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            computed.update(chunk)
+    return computed.hexdigest()
 
 
 def faults(folder: Path) -> list[str]:

@@ -40,7 +40,7 @@ def try_model(path: Path, batch: int = 1, data: tuple[Path, ...] = (),
         return
     size_mb = sum(part.stat().st_size for part in (path, *data)) // 1_000_000
     seconds, memory = SECONDS + size_mb // 50, MEMORY_MB + 4 * size_mb
-    command = [sys.executable, "-P", __file__, str(path.resolve()), str(batch), str(memory),
+    command = [sys.executable, __file__, str(path.resolve()), str(batch), str(memory),
                str(seconds)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
            "PYTHONPATH": os.pathsep.join([ROOT, *filter(None, sys.path)])}
@@ -98,7 +98,7 @@ def _values(given: Any, batch: int) -> np.ndarray:
     if len(shape) == 4:
         usual = (batch, 3, PX, PX)
         shape = [side if isinstance(side, int) else other
-                 for side, other in zip(given.shape, usual, strict=True)]
+                 for side, other in zip(given.shape, usual)]
     if min(shape, default=1) < 1 or math.prod(shape) > MAX_VALUES:
         raise ValueError(f"its input {given.name} has the shape {shape}")
     dtype = np.dtype(_TYPES[given.type])

@@ -2,6 +2,8 @@
 
 They go away when their work fails, so that the error is the line that is seen.
 """
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar

@@ -15,7 +15,7 @@ class Range:
 
     def check(self, value: Any, where: str) -> None:
         """Raises ValueError for another number, NaN, or what is no number."""
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if number and (self.low < value if self.above else self.low <= value) and (
                 value <= self.high):
             return
@@ -78,9 +78,9 @@ def _check(hint: Any, value: Any, where: str) -> None:
             limit.check(value, where)
         hint = hint.__origin__ if not ranges else None
     args = get_args(hint)
-    if get_origin(hint) is tuple and isinstance(value, tuple | list):
+    if get_origin(hint) is tuple and isinstance(value, (tuple, list)):
         kinds = args[:1] * len(value) if len(args) == 2 and args[1] is Ellipsis else args
-        for kind, one in zip(kinds, value, strict=True):
+        for kind, one in zip(kinds, value):
             _check(kind, one, where)
     elif (type(None) in args and value is None) or isinstance(value, str):
         return

@@ -87,7 +87,7 @@ def load(path: Path) -> Results:
 def _plain(value: Any, where: str) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if value is None or isinstance(value, str | int | float | bool):
+    if value is None or isinstance(value, (str, int, float, bool)):
         return value
     raise ValueError(f"{where} is a {type(value).__name__}, expected a number, text or null; "
                      "rows are flat")

@@ -28,7 +28,7 @@ def time_interleaved(calls: Sequence[Callable[[], object]], clock: Clock = time.
     samples = [partial(_timed, call, clock) for call in calls]
     lengths = [_block_length(sample, block_seconds) for sample in samples]
     blocks = [partial(_block_median, sample, length)
-              for sample, length in zip(samples, lengths)]  # noqa: B905  (strict: 3.10)
+              for sample, length in zip(samples, lengths)]
     return [1000 * statistics.median(medians) for medians in interleave(blocks, rounds)]
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from export.graph.export_onnx import export_onnx, interface, traced
 from export.presets import attach
 from infer.photos import read_photo
 from infer.pictures import FAR_M, NEAR_M, depth_colours, frame_pca_colours, match, normal_colours
+from records import files, interrupts, manifest
 from student.config import HeadsShape, StudentConfig
 from student.heads import OUTPUTS, Heads
 from student.vit import Student
@@ -177,6 +179,30 @@ def test_it_runs_without_torch_or_any_training_package(model, photo, tmp_path):
     args = ["infer", str(model), str(photo), "-o", str(tmp_path / "out")]
     done = without(forbidden, args, tmp_path)
     assert done.returncode == 0 and "depth" in done.stdout, done.stderr
+
+
+def test_it_runs_as_on_windows(model, photo, tmp_path, capsys, monkeypatch):
+    """Without fcntl, and where no folder can be opened and no pipe waited for."""
+    opened = os.open
+
+    def open_file(path, *args, **options):
+        if os.path.isdir(path) and "dir_fd" not in options:  # as shutil.rmtree opens them
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **options)
+
+    def no_pipes(*_args):
+        raise AssertionError("a pipe is waited for")
+
+    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.setattr(manifest, "fcntl", None)
+    monkeypatch.setattr(os, "open", open_file)
+    monkeypatch.setattr(interrupts, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(interrupts, "_watch", no_pipes)
+    for _ in range(2):  # the second replaces the files of the first
+        code, line = run_infer(capsys, model, photo, "-o", tmp_path / "out")
+        assert code == 0 and "depth" in line
+    assert {path.name for path in (tmp_path / "out").glob("*.npy")} >= {"room_depth.npy"}
+    assert not list((tmp_path / "out").glob(".vega3d-tmp*"))
 
 
 def test_a_command_that_needs_the_training_packages_says_how_to_get_them(tmp_path):

@@ -145,7 +145,7 @@ def measure(engines, rows, options):
             engine.run()
     names = sorted(engines)
     blocks = [functools.partial(_time_block, engines[name], options) for name in names]
-    times = dict(zip(names, interleave(blocks, ROUNDS)))  # noqa: B905  (strict: 3.10)
+    times = dict(zip(names, interleave(blocks, ROUNDS)))
     for row in rows:
         if row["precision"] in times:
             _add_times(row, times[row["precision"]])
