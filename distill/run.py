@@ -13,7 +13,7 @@ from records import manifest
 from records.environment import environment
 from records.files import atomic_write, spec_digest, write_if_changed, write_json
 from records.outputs import holds_files
-from scenes.clip import Source, Split, check_alike
+from scenes.clip import Source, Split, check_alike, frames_of
 from student.config import StudentConfig
 from student.vit import Student, load_student
 from teacher.data.dataset import Examples
@@ -24,7 +24,7 @@ from teacher.towers.base import Tower
 from teacher.towers.checkpoints import generator_folder
 from teacher.towers.controls import FixedNoise, RGBPatches, VAELatents, Zeros
 from teacher.towers.efficientnet import SemanticEncoder
-from teacher.towers.wan import WanTower, load_wan
+from teacher.towers.wan import WanTower, check_fp8, load_wan
 from teacher.training.processes import Processes
 
 
@@ -54,6 +54,10 @@ class DistillRun:
         # clips whose features are stored were checked before those were extracted
         new = [i for i in ids if i not in self.stores["generative"]]
         check_alike(self.source, [self.source.ids("train")[0], *new])
+        if new and self.tower.tap.precision == "fp8":
+            frames = torch.from_numpy(frames_of(self.source, new[0])).to(self.device)[None]
+            check_fp8(self.tower, generator_folder(self.config.teacher.generator),
+                      frames.float() / 255)
         fill(self.stores["semantic"], self.semantic, self.source, ids, self.device)
         fill(self.stores["generative"], self.tower, self.source, ids, self.device)
         return Examples(self.source, ids, self.stores, self.device,

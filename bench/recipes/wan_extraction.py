@@ -31,6 +31,7 @@ from teacher.towers.tap import Tap, paper_time
 from teacher.towers.wan import WanTower, load_wan, normalise_latents
 
 TAP = Tap(block=20, k=300, seeds=1, precision="bf16")
+FP8 = replace(TAP, precision="fp8")
 PAPER = replace(TAP, geometry="paper", side=480)
 REPEATS = 10
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -119,7 +120,8 @@ def released_rows(folder: Path, shapes: Shapes) -> list[Row]:
     return rows
 
 
-def our_rows(tower: WanTower, shapes: Shapes, released: Sequence[Row]) -> list[Row]:
+def our_rows(tower: WanTower, shapes: Shapes, released: Sequence[Row],
+             path: str = "ours") -> list[Row]:
     rows = []
     for (height, width), reference in zip(shapes.sizes, released, strict=True):
         frames = pictures(shapes.frames, height, width)
@@ -131,7 +133,7 @@ def our_rows(tower: WanTower, shapes: Shapes, released: Sequence[Row]) -> list[R
         total, peak = median_ms(lambda: tower.features(frames[None]))            # noqa: B023
         videos = tower.resize(frames).unsqueeze(1)
         vae, _ = median_ms(torch.inference_mode()(lambda: tower.latents(videos)))  # noqa: B023
-        rows.append(_time_row("ours", frames, vae, total, peak) | {
+        rows.append(_time_row(path, frames, vae, total, peak) | {
             "speedup": reference["total_ms"] / total, "first_call_s": round(first_call_s, 1)})
     return rows
 
@@ -154,29 +156,32 @@ def linearity_rows(tower: WanTower, shapes: Shapes) -> list[Row]:
 
 
 def equality_rows(folder: Path, shapes: Shapes) -> list[Row]:
-    """Ours in paper geometry against the released way, in bf16 and fp32."""
+    """Ours in paper geometry against the released way, in bf16, fp32 and FP8."""
     frames = pictures(shapes.equality_frames, 480, 640)
     features = {}
-    taps = {"bfloat16": PAPER, "float32": replace(PAPER, precision="fp32")}
+    taps = {"bfloat16": PAPER, "float32": replace(PAPER, precision="fp32"),
+            "fp8": replace(PAPER, precision="fp8")}
     for name, tap in taps.items():
-        released = ReleasedWan(folder, getattr(torch, name))
-        found = released.features(resize_paper(frames, PAPER.side), paper_time(PAPER.k))
-        features[f"released {name}"] = found.cpu()
-        del released
-        _free()
+        if name != "fp8":
+            released = ReleasedWan(folder, getattr(torch, name))
+            found = released.features(resize_paper(frames, PAPER.side), paper_time(PAPER.k))
+            features[f"released {name}"] = found.cpu()
+            del released
+            _free()
         tower = load_tower(folder, tap)
         features[f"ours {name}"] = tower.features(frames[None])[0].cpu()
         del tower
         _free()
-    pairs = (("ours bfloat16", "released bfloat16"), ("ours bfloat16", "released float32"),
-             ("released bfloat16", "released float32"), ("ours float32", "released float32"))
+    pairs = (("ours fp8", "released float32"), ("ours bfloat16", "released bfloat16"),
+             ("ours bfloat16", "released float32"), ("released bfloat16", "released float32"),
+             ("ours float32", "released float32"))
     return [_agreement(path, against, features[path], features[against])
             for path, against in pairs]
 
 
 def load_tower(folder: Path, tap: Tap) -> WanTower:
     tower = load_wan(folder, tap).to(DEVICE)
-    if DEVICE.type == "cpu" and tap.precision == "bf16":
+    if DEVICE.type == "cpu" and tap.precision != "fp32":
         tower.compile("eager")
     return tower
 
@@ -216,6 +221,9 @@ def main() -> None:
         rows += [*released, *our_rows(tower, shapes, released), *linearity_rows(tower, shapes)]
         del tower
         _free()
+        if DEVICE.type == "cpu" or torch.cuda.get_device_capability() >= (8, 9):
+            rows += our_rows(load_tower(folder, FP8), shapes, released, "ours, fp8")
+            _free()
         rows += equality_rows(folder, shapes)
     save(measured(options.out.stem, rows, env, "python -m bench.recipes.wan_extraction"),
          options.out)

@@ -226,7 +226,7 @@ def _unreadable(where: Path, error: Exception, part: str) -> str:
 
 def _dtype(config: dict[str, Any], precision: str) -> torch.dtype:
     if precision != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        return torch.float32 if precision == "fp32" else torch.bfloat16
     width = config["num_attention_heads"] * config["attention_head_dim"]
     weights = config["num_layers"] * width * (8 * width + 2 * config["ffn_dim"])
     return torch.bfloat16 if weights >= 100e6 else torch.float32  # small: no gain

@@ -30,7 +30,8 @@ class Tap:
     side: Pixels | None = None
     # video mode, not 4n+1 frames: refuse, or repeat the last and drop its features
     tail: Literal["refuse", "pad"] = "refuse"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 from 100 M parameters on
+    # auto: bf16 from 100 M parameters on; fp8: bf16 with the blocks' products in FP8
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
 
     def __post_init__(self) -> None:
         check_ranges(self, "tap")
@@ -51,7 +52,7 @@ class Tap:
             spec["noise"] = "fresh"  # a clip has one draw either way
         spec = {name: value for name, value in spec.items()
                 if name not in _FIRST or value != _FIRST[name]}
-        dtype = str(precision).removeprefix("torch.")
+        dtype = "fp8" if self.precision == "fp8" else str(precision).removeprefix("torch.")
         return spec if dtype == "float32" else spec | {"precision": dtype}
 
 

@@ -5,12 +5,14 @@ empty prompt; the residual stream after block l (0-based), no norm (arXiv 2603.1
 Blocks above the tap are never loaded.
 """
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 
+from teacher.fast.fp8 import check_device, round_products
 from teacher.fast.frame_encoder import FrameEncoder
 from teacher.fast.inductor import CompiledModule, fast_kernels
 from teacher.fast.pooled_block import PooledBlock, average
@@ -29,6 +31,7 @@ from teacher.towers.prompt import Prompt, precompute_text_kv
 from teacher.towers.tap import Tap
 
 FRAMES_AT_ONCE = 16  # through the VAE: no faster on more, and each new size is timed anew
+FP8_COSINE = 0.999
 _OOM_ADVICE = "lower tap.side or set tap.precision to bf16"
 
 
@@ -49,6 +52,17 @@ def load_wan(folder: Path | str = NANO, tap: Tap | None = None,
         parts.transformer = drawn
         parts.digest += f"-random{seed or ''}"
     return WanTower(parts.vae, parts.transformer, parts.prompt, tap, parts.digest)
+
+
+@torch.inference_mode()
+def check_fp8(tower: "WanTower", folder: Path | str, frames: Tensor) -> None:
+    """ValueError if FP8 moves the tokens of frames [B,T,3,H,W] from bfloat16's: cosine < .999."""
+    exact = load_wan(folder, replace(tower.tap, precision="bf16")).to(frames.device)
+    found, wanted = (one.features(frames).float() for one in (tower, exact))
+    cosine = torch.cosine_similarity(found, wanted, dim=2).mean().item()
+    if not cosine >= FP8_COSINE:
+        raise ValueError(f"tap.precision fp8: tokens agree with bfloat16's to a cosine of "
+                         f"{cosine:.4f} only, expected {FP8_COSINE}; set it to bf16")
 
 
 def normalise_latents(z: Tensor, vae: AutoencoderKLWan) -> Tensor:
@@ -78,6 +92,8 @@ class WanTower:
         self.transformer = transformer.eval().requires_grad_(False)
         self.transformer.blocks = self.transformer.blocks[: tap.block + 1]
         fuse_blocks(self.transformer)
+        if tap.precision == "fp8":
+            round_products(self.transformer)
         self.prompt, self.tap = prompt, tap
         self.chunk: int | None = None
         self.compiled, self._backend = False, "inductor"
@@ -89,6 +105,8 @@ class WanTower:
                      **tap.spec(self._dtype)}
 
     def to(self, device: torch.device | str) -> "WanTower":
+        if self.tap.precision == "fp8":
+            check_device(torch.device(device))
         self.vae.to(device)
         self.encoder.to(device)
         self.transformer.to(device)
