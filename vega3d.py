@@ -26,7 +26,8 @@ COMMANDS = {
                 "the generator, its tap and the fused teacher"),
     "distill": ("run, heads, plan", "train the teacher, distil the student, write a run folder"),
     "export": ("onnx, trt, web, check", "ONNX, INT8, TensorRT and a web page, parity-gated"),
-    "infer": ("MODEL PHOTO… -o DIR", "depth, normals and features of photos; needs no torch"),
+    "infer": ("[MODEL.onnx] PHOTO|FOLDER|VIDEO… -o DIR",
+              "depth, normals and matches of photos and videos; needs no torch"),
     "bench": ("latency, accuracy, report, compare, tables", "measure a run; without one: all"),
     "verify": ("[RUN]", "every file of a run against its SHA-256"),
     "env": ("", "versions, processor, GPUs, caches and free disk, to paste into an issue"),
@@ -48,6 +49,7 @@ commands:
 every command takes --log-json: events as JSON lines on stderr
 
 examples:
+  vega3d infer photo.jpg         depth and normals by the shipped model -> out/
   vega3d distill run             train teacher and student -> runs/latest
   vega3d export trt --int8       newest run -> ONNX -> INT8 -> TensorRT engine, parity-gated
   vega3d bench                   latency and accuracy -> bench/results.json, bench/report.html

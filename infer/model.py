@@ -1,4 +1,6 @@
 """An exported ONNX file as a function of frames, fed as its metadata says."""
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +11,22 @@ from records.onnx_trial import try_model
 from records.outputs import printable
 from records.runtime import ort
 
+SHIPPED = Path(__file__).parent / "model" / "model.onnx"
 MAX_PX, MAX_OUTPUTS = 4096, 64
-CHANNELS = {"depth": 1, "normals": 3, "colours": 3, "features": None}  # of outputs that are drawn
-EXPORT_HINT = "make one with: vega3d export onnx --preset web"
+# of outputs that are drawn
+CHANNELS = {"depth": 1, "confidence": 1, "normals": 3, "colours": 3, "features": None}
+EXPORT_HINT = "make one with: vega3d export onnx --preset edge"
+CANONICAL = "canonical_focal"  # of the metadata: px at which the output `depth` is in metres
 # the `input` of an exported file's metadata, without its name
 EXPECTED_INPUT = {"layout": "NCHW", "colour": "RGB", "range": [0, 1],
                   "normalisation": "inside the graph"}
 
 
 class Model:
-    """frames uint8 [N,3,px,px] -> {output name: float32 [N,...]}.
+    """frames uint8 [N,3,px,px] -> {output name: float32 [N,...]}, depth in metres.
+
+    focal: of the camera, in px of these frames: depth of a file whose metadata has a canonical one
+    is times focal / canonical. None: the canonical camera.
 
     Raises ValueError for a file that is missing, is no ONNX model, fails its trial run
     (records.onnx_trial), or whose metadata does not declare NCHW RGB frames in [0,1] with the
@@ -39,6 +47,7 @@ class Model:
             raise ValueError(f"{path}: onnxruntime cannot load it: {_short(error)}") from error
         self.metadata = _decode(self.session.get_modelmeta().custom_metadata_map)
         _check_input(path, self.metadata.get("input"), self.session.get_inputs())
+        self.canonical_focal = _canonical_focal(path, self.metadata)
         frames = self.session.get_inputs()[0]
         self.path, self.name = path, frames.name
         self.batch, self.px = frames.shape[0], frames.shape[3]
@@ -47,7 +56,8 @@ class Model:
             raise ValueError(f"{path}: has {len(self.outputs)} outputs, expected 1 to "
                              f"{MAX_OUTPUTS}; {EXPORT_HINT}")
 
-    def __call__(self, frames: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, frames: np.ndarray,
+                 focal: float | None = None) -> dict[str, np.ndarray]:
         x = frames.astype(np.float32) / 255
         batch = self.batch if isinstance(self.batch, int) else len(x)
         if len(x) % batch:
@@ -60,6 +70,8 @@ class Model:
             if not np.isfinite(value).all():
                 raise ValueError(f"{self.path}: output {printable(name, 60)} is not finite, so the "
                                  f"file is damaged; {EXPORT_HINT}")
+        if focal and self.canonical_focal and "depth" in outputs:
+            outputs["depth"] = outputs["depth"] * np.float32(focal / self.canonical_focal)
         return outputs
 
     def _checked(self, values: list[np.ndarray], batch: int) -> list[np.ndarray]:
@@ -91,6 +103,17 @@ def _decode(metadata: dict[str, str]) -> dict:
         except ValueError:
             decoded[key] = value
     return decoded
+
+
+def _canonical_focal(path: Path, metadata: dict) -> float | None:
+    """In px of the input; None: the file's depth is in metres for every camera."""
+    value = metadata.get(CANONICAL)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= 1e5:
+        raise ValueError(f"{path}: its metadata has {CANONICAL} {printable(value, 40)}, expected a "
+                         f"focal length in px; {EXPORT_HINT}")
+    return float(value)
 
 
 def _check_input(path: Path, declared: object, inputs: list) -> None:

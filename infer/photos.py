@@ -1,41 +1,79 @@
-"""Photos through a model: read, run, and write its outputs as pictures and arrays."""
+"""Photos and videos through a model: read, run, and write its outputs as pictures and arrays."""
+from __future__ import annotations
+
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from infer.geometry import depth_mm, match_picture, mutual_matches, write_ply
+from infer.inputs import Focal, Input, focal_of_photo, split_arguments
 from infer.model import Model
-from infer.pictures import depth_colours, frame_pca_colours, normal_colours, to_bytes
+from infer.pictures import (
+    depth_colours,
+    frame_pca_colours,
+    grey,
+    normal_colours,
+    resized,
+    to_bytes,
+)
 from records.images import read_rgb
 from records.outputs import OutputFolder, safe_name
 
-PICTURES = ("view", "depth", "normals", "pca")
+PICTURES = ("view", "depth", "confidence", "normals", "pca")
 MAX_FEATURES = 1 << 24  # values of an output that is drawn by its principal components
-PICTURE_PX = 448  # side of the written pictures
+Outputs = dict[str, np.ndarray]
 
 
-def infer_photos(model: Path, photos: Sequence[Path], out: Path, threads: int = 0) -> Iterator[str]:
-    """Writes out/NAME_*.png and .npy for each photo and yields a line about it.
+@dataclass(frozen=True)
+class Options:
+    """focal: px of the pictures as they are stored; None: by EXIF, or assumed."""
+    threads: int = 0
+    focal: float | None = None
+    ply: bool = False
+    matches: bool = False
+
+
+def infer_all(given: Sequence[Path], out: Path,
+              options: Options = Options()) -> Iterator[str]:
+    """Writes out/NAME_* for each photo and video of [MODEL.onnx] PHOTO|FOLDER|VIDEO…, and yields a
+    line about it.
 
     Raises ValueError for bad input; files of earlier photos stay.
     """
-    _check(photos, out, threads)
-    loaded = Model(model, threads)
+    model_file, inputs = split_arguments(given)
+    _check(inputs, out, options)
+    model = Model(model_file, options.threads)
     folder = OutputFolder(out)
-    names = [name for path in photos for name in _file_names(path.stem, loaded.outputs)]
+    names = [name for each in inputs for name in _file_names(each, model.outputs, options)]
     if len(set(names)) < len(names):
-        raise ValueError(f"{model}: outputs {', '.join(loaded.outputs)} have the same file name; "
-                         "rename them")
+        raise ValueError(f"{model_file}: outputs {', '.join(model.outputs)} have the same file "
+                         "name; rename them")
     folder.check(names, "-o")
-    for path in photos:
-        frame = read_photo(path, loaded.px)
+    views = []
+    for each in inputs:
+        if each.is_video:
+            from infer.video import infer_video  # needs ffmpeg
+
+            yield infer_video(model, each, folder, options.focal)
+            continue
+        frame = read_photo(each.path, model.px)
+        focal = focal_of_photo(each.path, model.px, options.focal)
         begin = time.perf_counter()
-        outputs = {name: value[0] for name, value in loaded(frame[None]).items()}
+        outputs = {name: value[0] for name, value in model(frame[None], focal.px).items()}
         milliseconds = 1000 * (time.perf_counter() - begin)
-        _write(frame, outputs, folder, path.stem)
-        yield f"{path.name}: {milliseconds:.0f} ms{_depth_range(outputs)}; in {out}/{path.stem}_*"
+        _write(frame, outputs, folder, each.name)
+        if options.ply:
+            _write_points(model, frame, outputs, focal, folder, each.name)
+        used = options.ply or (model.canonical_focal and "depth" in outputs)
+        views.append((each.name, frame, outputs))
+        yield (f"{each.path.name}: {milliseconds:.0f} ms{_depth_range(outputs)}"
+               f"{describe(focal, model.px) if used else ''}; in {out}/{each.name}_*")
+    if options.matches:
+        yield _write_matches(model, views, folder)
 
 
 def read_photo(path: Path, px: int) -> np.ndarray:
@@ -50,11 +88,17 @@ def read_photo(path: Path, px: int) -> np.ndarray:
     return np.asarray(square).transpose(2, 0, 1)
 
 
-def pictures(frame: np.ndarray, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def describe(focal: Focal, px: int) -> str:
+    return f", focal length {focal.px:.0f} px of {px} ({focal.source})"
+
+
+def pictures(frame: np.ndarray, outputs: Outputs) -> Outputs:
     """By name, uint8 [h,w,3]: the model's input, and a picture of each output that has one."""
     drawn = {"view": frame.transpose(1, 2, 0)}
     if "depth" in outputs:
         drawn["depth"] = depth_colours(outputs["depth"][0])
+    if "confidence" in outputs:
+        drawn["confidence"] = grey(outputs["confidence"][0])
     if "normals" in outputs:
         drawn["normals"] = normal_colours(outputs["normals"])
     if "colours" in outputs:
@@ -69,42 +113,68 @@ def _has_axes(features: np.ndarray) -> bool:
     return min(len(features), features[0].size) >= 3 and features.size <= MAX_FEATURES
 
 
-def _check(photos: Sequence[Path], out: Path, threads: int) -> None:
-    if not photos:
-        raise ValueError(
-            "infer: got no photo, expected at least one: vega3d infer model.onnx photo.jpg -o out/")
-    if threads < 0:
-        raise ValueError(f"infer: got {threads} threads, expected 0 (one a core) or more")
+def _check(inputs: Sequence[Input], out: Path, options: Options) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file, expected a folder to write to")
-    stems = [path.stem for path in photos]
-    for stem in stems:
-        if stems.count(stem) > 1:
-            raise ValueError(f"infer: got two photos named {stem}, whose files would overwrite "
-                             "each other; give one at a time")
+    videos = sum(each.is_video for each in inputs)
+    if options.matches and (videos or len(inputs) != 2):
+        raise ValueError(f"--matches: got {len(inputs) - videos} photos and {videos} videos, "
+                         "expected two photos")
+    if options.ply and videos:
+        raise ValueError("--ply: is for photos, got a video; give one of its frames")
 
 
-def _file_names(stem: str, outputs: Sequence[str]) -> list[str]:
-    """All that `_write` may write for one photo."""
-    return [*(f"{stem}_{name}.png" for name in PICTURES),
+def _file_names(given: Input, outputs: Sequence[str], options: Options) -> list[str]:
+    """All that may be written into the folder for one photo or video."""
+    stem = given.name
+    if given.is_video:
+        return [f"{stem}.mp4"]
+    points = [f"{stem}.ply"] if options.ply else []
+    return [*(f"{stem}_{name}.png" for name in PICTURES), f"{stem}_depth_mm.png", *points,
             *(f"{stem}_{safe_name(name)}.npy" for name in outputs)]
 
 
-def _write(frame: np.ndarray, outputs: dict[str, np.ndarray], folder: OutputFolder,
-           stem: str) -> None:
+def _write(frame: np.ndarray, outputs: Outputs, folder: OutputFolder, stem: str) -> None:
     for name, picture in pictures(frame, outputs).items():
-        image = Image.fromarray(picture).resize((PICTURE_PX, PICTURE_PX),
-                                                Image.Resampling.BILINEAR)
         with folder.write(f"{stem}_{name}.png") as scratch:
-            image.save(scratch)
+            Image.fromarray(resized(picture)).save(scratch)
     for name, value in outputs.items():
         if name != "colours":  # a picture, not a measurement
             with folder.write(f"{stem}_{safe_name(name)}.npy") as scratch:
                 np.save(scratch, value[0] if value.shape[0] == 1 else value)
+    if "depth" in outputs:
+        with folder.write(f"{stem}_depth_mm.png") as scratch:
+            Image.fromarray(depth_mm(outputs["depth"][0])).save(scratch)
 
 
-def _depth_range(outputs: dict[str, np.ndarray]) -> str:
+def _write_points(model: Model, frame: np.ndarray, outputs: Outputs, focal: Focal,
+                  folder: OutputFolder, stem: str) -> None:
     if "depth" not in outputs:
-        return ", no depth in this model (export with --preset web)"
+        raise ValueError(f"--ply: {model.path} has no depth; use a file of a preset: vega3d export "
+                         "onnx --preset edge")
+    with folder.write(f"{stem}.ply") as scratch:
+        write_ply(scratch, frame, outputs["depth"][0], focal.px)
+
+
+def _write_matches(model: Model, views: list, folder: OutputFolder) -> str:
+    """views: (name, frame, outputs) of two photos."""
+    (one, first, a), (two, second, b) = views
+    name = next((name for name in ("descriptors", "features") if name in a), None)
+    if name is None:
+        raise ValueError(f"--matches: {model.path} has no descriptors; use a file of a preset: "
+                         "vega3d export onnx --preset edge")
+    pairs = mutual_matches(a[name], b[name])
+    stem = f"{one}_{two}_matches"
+    folder.check([f"{stem}.png", f"{stem}.npy"], "-o")
+    with folder.write(f"{stem}.png") as scratch:
+        Image.fromarray(match_picture(first, second, pairs)).save(scratch)
+    with folder.write(f"{stem}.npy") as scratch:
+        np.save(scratch, pairs)
+    return f"{len(pairs)} mutual matches of {name}; in {folder.folder}/{stem}.png"
+
+
+def _depth_range(outputs: Outputs) -> str:
+    if "depth" not in outputs:
+        return ", no depth in this model (export with --preset edge)"
     depth = outputs["depth"]
     return f", depth {depth.min():.1f} to {depth.max():.1f} m"

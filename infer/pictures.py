@@ -1,6 +1,8 @@
 """Outputs as colours, by the same formulas as the web page (export/web/static/colours.js)."""
 import numpy as np
+from PIL import Image
 
+PICTURE_PX, GAP = 448, 8  # side of the written pictures; between two of them
 NEAR_M, FAR_M = 0.5, 8.0  # fixed, on a log scale: a range fitted to each frame flickers
 # near to far, ever darker, so that it reads in grey as well
 DEPTH_STOPS = np.array([[255, 244, 214], [255, 201, 120], [246, 138, 89], [214, 81, 99],
@@ -15,6 +17,17 @@ def depth_colours(depth: np.ndarray) -> np.ndarray:
     share = (stop - low)[..., None]
     colours = DEPTH_STOPS[low] * (1 - share) + DEPTH_STOPS[low + 1] * share
     return np.floor(colours + 0.5).astype(np.uint8)
+
+
+def grey(share: np.ndarray) -> np.ndarray:
+    """[h,w] in [0,1] -> uint8 [h,w,3]."""
+    return to_bytes(np.broadcast_to(share, (3, *share.shape)))
+
+
+def resized(picture: np.ndarray) -> np.ndarray:
+    """uint8 [h,w,3] at the size that is written."""
+    size = (PICTURE_PX, PICTURE_PX)
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
 
 
 def normal_colours(normals: np.ndarray) -> np.ndarray:

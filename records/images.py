@@ -1,6 +1,7 @@
 """Pictures of the user's: opened in one place, in few formats and of bounded size."""
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import IO
@@ -11,8 +12,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from records.files import regular_file
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow's others start programs
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}  # suffixes that are read of a folder
+FILM_MM = math.hypot(36, 24)
 MAX_PIXELS = 250_000_000  # a phone's 200 million fit; 0.75 GB once decoded
 _PHOTOMETRIC = 262  # a tag of TIFF
+_EXIF, _WIDTH, _HEIGHT, _FILM_FOCAL = 0x8769, 0xA002, 0xA003, 0xA405  # tags of EXIF
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is below a phone's; ours is checked first
 
 
@@ -59,6 +63,27 @@ def read_image(path: Path, px: int | None = None) -> Image.Image:
     """
     with regular_file(path).open("rb") as file:
         return decode_image(file, str(path), px)
+
+
+def size_and_focal(path: Path) -> tuple[int, int, float | None]:
+    """(width, height) in px as stored, and the focal length in px by EXIF's FocalLengthIn35mmFilm.
+
+    None without it, and for a picture that is cut out of the one that the camera took. 35 mm film
+    has a diagonal of 43.3 mm. For a picture that `read_image` reads.
+    """
+    with warnings.catch_warnings(), regular_file(path).open("rb") as file:
+        warnings.simplefilter("ignore")
+        image = Image.open(file, formats=FORMATS)
+        try:
+            exif = image.getexif().get_ifd(_EXIF)
+            film, *taken = (float(exif.get(tag, 0)) for tag in (_FILM_FOCAL, _WIDTH, _HEIGHT))
+        except Exception:  # damaged EXIF, of which there are many kinds
+            film, taken = 0.0, []
+    width, height = image.size
+    shape = max(width, height) / min(width, height)
+    cut = all(taken) and taken and abs(max(taken) / min(taken) / shape - 1) > 0.02
+    known = 5 <= film <= 2000 and not cut  # 0: unknown, by the standard
+    return width, height, film * math.hypot(width, height) / FILM_MM if known else None
 
 
 def decode_image(file: IO[bytes], name: str, px: int | None = None) -> Image.Image:

@@ -50,9 +50,14 @@ class OutputFolder:
                        if path.is_file())
         earlier = [name for name in self.written if name not in names]
         self.check([*names, *earlier], option)
+        digests = {name: sha256(source / name) for name in names}
+        # both digests until all are there, so that a kill in between loses none
+        self._save({**self.written, **{name: [*self.written.get(name, []), digest]
+                                       for name, digest in digests.items()}})
         for name in names:
-            with self.write(name) as scratch:
+            with atomic_write(self.folder / name) as scratch:
                 shutil.copyfile(source / name, scratch)
+        self._save({**self.written, **{name: [digest] for name, digest in digests.items()}})
         self.remove(earlier)
 
     def remove(self, names: Iterable[str]) -> None:

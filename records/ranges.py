@@ -31,6 +31,7 @@ Frames = Annotated[int, Range(1, 4097)]      # of a clip
 Pixels = Annotated[int, Range(1, 8192)]      # of a side
 Width = Annotated[int, Range(1, 16_384)]     # channels
 Depth = Annotated[int, Range(1, 128)]        # blocks
+FocalPx = Annotated[float, Range(0, 1_000_000, above=True)]
 Processes = Annotated[int, Range(0, 1024)]   # or threads
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Rate = Annotated[float, Range(0, 1, above=True)]  # of learning

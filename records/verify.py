@@ -10,7 +10,7 @@ from records.files import cache_folder, parse_json, read_object
 from records.outputs import LIST, OutputFolder
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = (ROOT / "student" / "weights", ROOT / "teacher" / "weights")
+SHIPPED = (ROOT / "student" / "weights", ROOT / "teacher" / "weights", ROOT / "infer" / "model")
 
 
 def verify(run: Annotated[Path, tyro.conf.Positional] = Path("runs/latest")) -> None:

@@ -89,9 +89,10 @@ def show(clip: Annotated[Path, tyro.conf.Positional], out: Path | None = None) -
             videos or images, whose first clip is shown.
         out: the PNG; by default the clip's name with .png in the current folder.
     """
+    from records.ffmpeg import VIDEOS
     from scenes.clip import load_clip
     from scenes.show import contact_sheet, save_sheet
-    from scenes.sources.video import VIDEOS, VideoSource
+    from scenes.sources.video import VideoSource
 
     out = out or Path(f"{clip.stem}.png")
     if clip.is_dir() or clip.suffix.lower() in VIDEOS:

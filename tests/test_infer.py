@@ -144,7 +144,7 @@ def test_a_broken_or_huge_photo_is_refused_in_one_line(model, photo, tmp_path, c
     assert read_photo(large, 224).shape == (3, 224, 224)
     for path, why in ((cut, "damaged or not an image"), (noise, "damaged or not an image"),
                       (huge, "expected at most 250 million"),
-                      (tmp_path / "gone.jpg", "no such photo"), (tmp_path, "no such photo")):
+                      (tmp_path / "gone.jpg", "no such photo")):
         code, line = run_infer(capsys, model, path, "-o", tmp_path / "out")
         assert code == 2 and why in line and len(line.splitlines()) == 1, line
     assert not (tmp_path / "out").exists()

@@ -8,12 +8,10 @@ from typing import Literal
 import numpy as np
 from PIL import ImageOps
 
-from records.images import read_rgb
+from records.ffmpeg import VIDEOS, VideoFacts, decode, probe
+from records.images import IMAGES, read_rgb
 from scenes.clip import Clip, Split
-from scenes.sources.ffmpeg import VideoFacts, decode, probe
 
-VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 Fit = Literal["crop", "letterbox"]
 
 
@@ -110,9 +108,8 @@ class VideoSource:
         if repeated > 0.05:
             self._note(f"{file}: {100 * repeated:.0f} % of the frames at {rate:.3g} fps repeat the "
                        "one before (its frame rate varies)")
-        if facts.hdr:
-            self._note(f"{file}: is HDR ({facts.hdr}) and is read without tone mapping: colours "
-                       "are paler than on a screen; convert it to SDR for the right ones")
+        for note in facts.notes:
+            self._note(f"{file}: {note}")
         return rate
 
     def _note(self, line: str) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from records.ffmpeg import decode, probe
 from records.files import LARGE_JSON, parse_json, read_text
 from scenes.clip import Clip, Split
 from scenes.questions.metrics import number_in
 from scenes.questions.question import NO_BOXES, NUMERIC, VSI_TYPES, Question
-from scenes.sources.ffmpeg import decode, probe
 
 _FIELDS = ("id", "dataset", "scene_name", "question_type", "question", "ground_truth")
 

@@ -17,7 +17,7 @@ import vega3d
 from bench.report.page import write_report
 from distill.config import RunConfig
 from distill.run import choose_folder, create_folder
-from infer.photos import infer_photos
+from infer.photos import infer_all
 from records.files import atomic_write, remove_stale_scratch
 from records.outputs import LIST, OutputFolder, safe_name
 from records.results import Results
@@ -102,7 +102,7 @@ def test_infer_refuses_to_overwrite_a_picture_of_the_users(tmp_path, photo):
     (tmp_path / "room_view.png").write_bytes(b"the user's")
     model = model_with_output(tmp_path / "m.onnx", "features")
     with pytest.raises(ValueError, match=r"room_view\.png: exists and was not written by this"):
-        list(infer_photos(model, [photo], tmp_path))
+        list(infer_all([model, photo], tmp_path))
     assert (tmp_path / "room_view.png").read_bytes() == b"the user's"
     assert not list(tmp_path.glob("*.npy"))  # nothing was written before the refusal
 
@@ -110,18 +110,18 @@ def test_infer_refuses_to_overwrite_a_picture_of_the_users(tmp_path, photo):
 def test_infer_overwrites_its_own_files_and_not_a_changed_one(tmp_path, photo):
     model = model_with_output(tmp_path / "m.onnx", "features")
     out = tmp_path / "out"
-    list(infer_photos(model, [photo], out))
-    list(infer_photos(model, [photo], out))
+    list(infer_all([model, photo], out))
+    list(infer_all([model, photo], out))
     (out / "room_view.png").write_bytes(b"retouched")
     with pytest.raises(ValueError, match="changed since"):
-        list(infer_photos(model, [photo], out))
+        list(infer_all([model, photo], out))
     assert (out / "room_view.png").read_bytes() == b"retouched"
 
 
 @pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "a/b", "..", ".hidden"])
 def test_an_output_name_cannot_leave_the_folder(tmp_path, photo, name):
     out = tmp_path / "deep" / "out"
-    list(infer_photos(model_with_output(tmp_path / "m.onnx", name), [photo], out))
+    list(infer_all([model_with_output(tmp_path / "m.onnx", name), photo], out))
     written = {p for p in tmp_path.rglob("*") if p.is_file()} - {photo, tmp_path / "m.onnx"}
     assert len(written) >= 2 and all(p.parent == out for p in written)
 
@@ -133,7 +133,7 @@ def test_outputs_whose_files_would_overwrite_each_other_are_refused(tmp_path, ph
         helper.make_tensor_value_info("a_b", TensorProto.FLOAT, [1, 3, 224, 224]))
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(ValueError, match="outputs a/b, a_b have the same file name"):
-        list(infer_photos(tmp_path / "m.onnx", [photo], tmp_path / "out"))
+        list(infer_all([tmp_path / "m.onnx", photo], tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -228,8 +228,8 @@ def test_infer_leaves_nothing_in_the_home_folder(tmp_path, photo, entry):
     home.mkdir()
     code = {"vega3d": f"import vega3d; vega3d.main(['infer', {str(model)!r}, {str(photo)!r}, '-o', "
                       f"{str(tmp_path / 'out')!r}])",
-            "infer.photos": "from pathlib import Path; from infer.photos import infer_photos; "
-                            f"list(infer_photos(Path({str(model)!r}), [Path({str(photo)!r})], "
+            "infer.photos": "from pathlib import Path; from infer.photos import infer_all; "
+                            f"list(infer_all([Path({str(model)!r}), Path({str(photo)!r})], "
                             f"Path({str(tmp_path / 'out')!r})))"}[entry]
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True, timeout=120)

@@ -10,9 +10,9 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from records.ffmpeg import probe
 from scenes.cli import show
 from scenes.clip import SPLITS
-from scenes.sources.ffmpeg import probe
 from scenes.sources.video import VideoSource
 from scenes.sources.vsibench import _evenly_spaced
 

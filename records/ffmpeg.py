@@ -1,0 +1,173 @@
+"""Videos through ffmpeg: when each frame is shown, their pixels, and a video of new frames.
+
+The frames are counted: a container's duration is that of its longest stream, absent in recordings
+of browsers, and wrong after some edits.
+"""
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
+EXTRA = "a video needs imageio-ffmpeg: pip install 'vega3d-edge[video]'"
+_HDR = re.compile(r"Video: .*\b(smpte2084|arib-std-b67)\b")
+_SIZE = re.compile(r"Video: .*?\b(\d{2,5})x(\d{2,5})\b")
+_TEN_BITS = re.compile(r"Video: .*?\b(?:[a-z]+[0-9]*p|gray|p0)(1[0-6])(?:le|be)\b")
+_ROTATED = re.compile(r"(?i)display ?matrix: rotation of (-?\d+)")
+_CUT = ("File ended prematurely", "partial file")  # said with exit code 0
+_AGAIN = "(damaged, cut short or another format); check that it plays, or copy it again"
+_RAW = ("-f", "rawvideo", "-pix_fmt", "rgb24")
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    times: np.ndarray    # [N] float64 s, at least one, ascending; 0 is the file's start
+    end: float           # s, of the last frame
+    square_pixels: bool
+    hdr: str             # transfer characteristic: smpte2084 (PQ), arib-std-b67 (HLG), or ""
+    shorter_px: int = 0  # of the two sides, in rows; 0: not said
+    bits: int = 8        # of a colour
+    rotation: int = 0    # degrees that the player turns it by
+
+    @property
+    def fps(self) -> float:
+        """1 / the median time between two frames; infinite for a single one."""
+        gaps = np.diff(self.times)
+        return 1 / float(np.median(gaps)) if gaps.any() else float("inf")
+
+    @property
+    def notes(self) -> list[str]:
+        """What is not read as it is stored."""
+        found = []
+        if self.hdr:
+            found.append(f"is HDR ({self.hdr}) and is read without tone mapping: colours are paler "
+                         "than on a screen; convert it to SDR for the right ones")
+        elif self.bits > 8:
+            found.append(f"has {self.bits} bits a colour, of which the upper 8 are read")
+        if self.rotation % 360:
+            found.append(f"is stored turned by {self.rotation} degrees and is read upright")
+        return found
+
+
+def probe(path: Path) -> VideoFacts:
+    """Reads all packets and decodes none. Raises ValueError naming a file that is no video."""
+    done = subprocess.run(_command(path, [], ["-c", "copy", "-xerror", "-f", "framecrc", "-"],
+                                   "info"), capture_output=True)
+    log = done.stderr.decode(errors="replace")
+    if "matches no streams" in log:
+        raise ValueError(f"{path}: holds no video stream; give a video")
+    packets: list[tuple[int, int]] = []  # when it is shown, for how long
+    facts: dict[str, str] = {}
+    for line in done.stdout.decode().splitlines():
+        if line.startswith("#"):  # such as "#tb 0: 1/15360"
+            name, _, value = line[1:].partition(": ")
+            facts[name] = value
+        else:
+            packets.append((int(line.split(",")[2]), int(line.split(",")[3])))
+    shown = sorted(packet for packet in packets if packet[0] >= 0)  # others are cut off
+    if done.returncode or not shown or any(sign in log for sign in _CUT):
+        raise ValueError(f"{path}: not a readable video {_AGAIN}")
+    numerator, denominator = map(int, facts["tb 0"].split("/"))
+    times = np.array([time for time, _ in shown]) * numerator / denominator
+    hdr, size, bits, turned = (found.search(log) for found in (_HDR, _SIZE, _TEN_BITS, _ROTATED))
+    return VideoFacts(times, times[-1] + shown[-1][1] * numerator / denominator,
+                      facts.get("sar 0", "1/1") in ("1/1", "0/1"), hdr[1] if hdr else "",
+                      min(int(size[1]), int(size[2])) if size else 0, int(bits[1]) if bits else 8,
+                      int(turned[1]) if turned else 0)
+
+
+def decode(path: Path, filters: str, size: int, count: int, seek: float = 0.0) -> np.ndarray:
+    """[T,3,size,size] uint8: the `count` first frames that `filters` give, from `seek` seconds on.
+
+    Raises ValueError if there are fewer.
+    """
+    after = [*_filtered(filters), "-frames:v", str(count), *_RAW, "-"]
+    done = subprocess.run(_command(path, ["-ss", f"{seek:.4f}"], after), capture_output=True)
+    frames = np.frombuffer(done.stdout[:count * size * size * 3], np.uint8)
+    if len(frames) < count * size * size * 3:
+        raise ValueError(f"{path}: cannot be decoded at {seek:.1f} s {_AGAIN}")
+    return frames.reshape(count, size, size, 3).transpose(0, 3, 1, 2).copy()
+
+
+def middle_squares(path: Path, size: int, fps: float) -> Iterator[np.ndarray]:
+    """The middle square of every frame at `fps`, uint8 [3,size,size]; one is held at a time.
+
+    Raises ValueError, after the last readable frame, if ffmpeg could not read on.
+    """
+    filters = (f"fps={fps:.9g},scale=iw*sar:ih,scale={size}:{size}:"
+               f"force_original_aspect_ratio=increase,crop={size}:{size}")
+    command = _command(path, ["-xerror"], [*_filtered(filters), *_RAW, "-"])
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    count = 0
+    try:
+        while len(content := process.stdout.read(size * size * 3)) == size * size * 3:
+            yield np.frombuffer(content, np.uint8).reshape(size, size, 3).transpose(2, 0, 1)
+            count += 1
+        if process.wait() or not count:
+            raise ValueError(f"{path}: cannot be decoded after frame {count} {_AGAIN}")
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+
+
+class VideoWriter:
+    """An H.264 MP4 of uint8 frames [h,w,3] with even sides, through `write`; a context manager."""
+
+    def __init__(self, path: Path, fps: float):
+        self.path, self.fps = path, fps
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def write(self, frame: np.ndarray) -> None:
+        if self._process is None:
+            given = [*_RAW, "-s", f"{frame.shape[1]}x{frame.shape[0]}", "-r", f"{self.fps:.9g}",
+                     "-i", "-"]
+            coded = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "20", "-f", "mp4"]
+            command = [_program(), "-v", "error", "-y", *given, *coded, f"file:{self.path}"]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE,
+                                             stderr=subprocess.DEVNULL)
+        _input(self._process).write(frame.tobytes())
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        if self._process is None:
+            return
+        if kind is not None:
+            self._process.kill()
+        _input(self._process).close()
+        if self._process.wait() and kind is None:
+            raise ValueError(f"{self.path}: ffmpeg could not write this video")
+
+
+def _input(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert process.stdin is not None
+    return process.stdin
+
+
+def _filtered(filters: str) -> list[str]:
+    return ["-vf", f"{filters},setsar=1", "-fps_mode", "passthrough"]
+
+
+def _command(path: Path, before: list[str], after: list[str], level: str = "error") -> list[str]:
+    """ffmpeg on the video stream that is no cover picture. `file:`: 12:30.mp4 is no protocol."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such video")
+    return [_program(), "-hide_banner", "-nostdin", "-nostats", "-v", level, *before,
+            "-i", f"file:{path}", "-map", "0:V:0", *after]
+
+
+def _program() -> str:
+    try:
+        import imageio_ffmpeg  # for its binary
+    except ModuleNotFoundError as error:
+        raise ValueError(EXTRA) from error
+    return imageio_ffmpeg.get_ffmpeg_exe()

@@ -1,0 +1,117 @@
+"""[MODEL.onnx] PHOTO|FOLDER|VIDEO…, and which focal length a photo's depth is computed with."""
+import numpy as np
+import pytest
+from PIL import Image
+
+from infer import inputs
+from infer.inputs import focal_of_photo, split_arguments
+from records.images import size_and_focal
+from tests.infer.models import photo, pooling_model, run_infer
+
+FILM = np.hypot(36, 24)  # mm
+
+
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch):
+    monkeypatch.setenv("VEGA3D_TRUST_ONNX", "1")  # no process for each model's first run
+
+
+def with_exif(path, film: int, taken: tuple[int, int] | None = None, size=(400, 300)):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = film
+    if taken:
+        exif.get_ifd(0x8769).update({0xA002: taken[0], 0xA003: taken[1]})
+    return photo(path, size, exif=exif)
+
+
+def test_the_focal_length_is_that_of_the_middle_square_at_the_models_size(tmp_path):
+    path = photo(tmp_path / "a.png")
+    given = focal_of_photo(path, 224, 300.0)
+    assert given.px == pytest.approx(224) and given.source == "--focal"  # 300 px of 300
+    exif = focal_of_photo(with_exif(tmp_path / "b.jpg", 26), 224, None)
+    assert exif.px == pytest.approx(26 * 500 / FILM * 224 / 300) and exif.source == "EXIF"
+    large = focal_of_photo(with_exif(tmp_path / "c.jpg", 26, size=(1600, 1200)), 224, None)
+    assert large.px == pytest.approx(exif.px)  # the same camera, more pixels
+    tall = focal_of_photo(with_exif(tmp_path / "d.jpg", 26, size=(300, 400)), 224, None)
+    assert tall.px == pytest.approx(exif.px)
+    assumed = focal_of_photo(path, 224, None)
+    assert assumed.px == 224 and "assumed: 53 degrees" in assumed.source
+
+
+@pytest.mark.parametrize(("film", "taken"), [(0, None), (65535, None), (26, (4000, 2000))])
+def test_a_focal_length_that_cannot_be_the_pictures_is_not_taken_from_exif(film, taken, tmp_path):
+    path = with_exif(tmp_path / "a.jpg", film, taken)  # unknown, absurd, of another crop
+    assert size_and_focal(path) == (400, 300, None)
+    assert "assumed" in focal_of_photo(path, 224, None).source
+    scaled = with_exif(tmp_path / "b.jpg", 26, (4000, 3000))
+    assert focal_of_photo(scaled, 224, None).source == "EXIF"
+
+
+def test_damaged_exif_is_no_error(tmp_path):
+    path = photo(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x69\x87\x04\0")
+    assert size_and_focal(path)[2] is None
+
+
+def test_depth_is_times_focal_over_the_canonical_one(tmp_path, capsys):
+    picture = photo(tmp_path / "a.png")
+    depths = {}
+    for name, canonical, options in (("plain", None, ()), ("none", None, ("--focal", 600)),
+                                     ("wide", "112", ("--focal", 300)),
+                                     ("tele", "112", ("--focal", 600)), ("assumed", "112", ())):
+        model = pooling_model(tmp_path / f"{name}.onnx", canonical)
+        code, line = run_infer(capsys, model, picture, "-o", tmp_path / name, *options)
+        assert code == 0, line
+        depths[name] = np.load(tmp_path / name / "a_depth.npy")
+        assert ("focal length" in line) == (canonical is not None)
+        assert ("assumed" in line) == (name == "assumed")
+    assert np.array_equal(depths["plain"], depths["none"])   # metres for every camera
+    assert np.allclose(depths["wide"], 2 * depths["plain"])  # 224 px of 224
+    assert np.allclose(depths["tele"], 4 * depths["plain"])
+    assert np.allclose(depths["assumed"], 2 * depths["plain"])
+    written = np.asarray(Image.open(tmp_path / "tele" / "a_depth_mm.png"))
+    assert written.dtype == np.uint16
+    assert np.abs(written - 1000 * depths["tele"]).max() <= 0.5 + 1e-2
+
+
+@pytest.mark.parametrize("focal", ["0", "-5", "nan", "inf"])
+def test_a_focal_length_of_nothing_is_refused(focal, tmp_path, capsys):
+    code, line = run_infer(capsys, photo(tmp_path / "a.png"), "--focal", focal,
+                           "-o", tmp_path / "out")
+    assert code == 2 and "--focal" in line and len(line.splitlines()) == 1, line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("canonical", ["0", "-1", "true", "wide", "[1]", "1e9"])
+def test_a_canonical_focal_length_that_is_none_is_refused(canonical, tmp_path, capsys):
+    model = pooling_model(tmp_path / "m.onnx", canonical)
+    code, line = run_infer(capsys, model, photo(tmp_path / "a.png"), "-o", tmp_path / "out")
+    assert code == 2 and "canonical_focal" in line and len(line.splitlines()) == 1, line
+
+
+def test_without_a_model_the_shipped_one_is_taken(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("VEGA3D_TRUST_ONNX")
+    code, line = run_infer(capsys, photo(tmp_path / "a.png"), "-o", tmp_path / "out")
+    assert code == 0 and "depth" in line, line
+    assert np.load(tmp_path / "out" / "a_normals.npy").shape[0] == 3
+    monkeypatch.setattr(inputs, "SHIPPED", tmp_path / "gone.onnx")
+    code, line = run_infer(capsys, tmp_path / "a.png", "-o", tmp_path / "out")
+    assert code == 2 and "gone.onnx is not in this installation" in line
+
+
+def test_a_folder_is_all_its_photos_and_videos_by_name(tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("b.jpg", "a.png", "a.jpg"):
+        photo(folder / name)
+    (folder / "a.txt").write_text("notes")
+    (folder / "c.mp4").write_bytes(b"")
+    model, found = split_arguments([tmp_path / "m.onnx", folder, tmp_path / "z.png"])
+    assert model.name == "m.onnx"
+    assert "left out 1 other files, such as a.txt" in capsys.readouterr().err
+    assert [(each.name, each.is_video) for each in found] == [
+        ("a_jpg", False), ("a_png", False), ("b", False), ("c", True), ("z", False)]
+    for given, why in (([tmp_path / "m.onnx"], "got no photo"), ([tmp_path / "empty"], "neither"),
+                       ([tmp_path / "m.onnx", tmp_path / "n.onnx"], "two models")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match=why):
+            split_arguments(given)
