@@ -11,7 +11,7 @@ Positional = tyro.conf.Positional
 
 def infer(inputs: Annotated[tuple[Path, ...], Positional],
           out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("out"),
-          focal: Optional[FocalPx] = None, ply: bool = False, matches: bool = False,  # noqa: UP045
+          focal: Optional[FocalPx] = None, ply: bool = False, matches: bool = False,
           threads: Processes = 0) -> None:
     """Depth, normals, features and descriptors of photos and videos. Needs no torch.
 
