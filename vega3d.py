@@ -39,7 +39,7 @@ FOREIGN = {"onnxruntime", "onnx", "google", "safetensors_rust", "zipfile", "yaml
 CORE = ("infer", "verify", "env")  # what runs without the extra `train`
 TRAINING_PYTHON = (3, 11)
 # those of other commands are COMMAND/cli.py
-MODULES = {"verify": "records.verify", "env": "records.machine"}
+MODULES = {"verify": "records.verify", "env": "records.environment"}
 HELP = """usage: vega3d COMMAND SUBCOMMAND [OPTIONS]
        vega3d COMMAND --help, vega3d COMMAND SUBCOMMAND --help, vega3d --version
 
@@ -75,7 +75,9 @@ def _main(args: list[str]) -> None:
         print(HELP.format(commands=_command_list()))
         return
     if "--version" in args:
-        print(f"vega3d-edge {_version()}")
+        from records.environment import version
+
+        print("vega3d-edge", version("vega3d-edge") or "of a checkout that is not installed")
         return
     command = args.pop(0)
     if command not in COMMANDS:
@@ -120,15 +122,6 @@ def fail(message: str, code: int = 2) -> None:
     raise SystemExit(code)
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("vega3d-edge")
-    except PackageNotFoundError:
-        return "of a checkout that is not installed"
-
-
 def _first_to_fail() -> bool:
     from teacher.training.processes import first_to_fail
 
@@ -141,8 +134,8 @@ def _command_list() -> str:
 
 
 def _run(command: str, args: list[str]) -> None:
-    from records.command_line import parse_call  # not for `vega3d --help`: a third of a second
     from records.files import cache_folder
+    from records.options import parse_call  # not for `vega3d --help`: a third of a second
 
     os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))  # its list of fonts
 

@@ -11,8 +11,8 @@ from export.artefact import damage, sidecar_path
 from export.graph.files import data_files, file_digest, read_onnx
 from records import manifest
 from records.files import read_json, sha256
-from records.onnx_trial import MAX_VALUES
 from records.results import Row
+from records.runtime import MAX_VALUES
 from student.vit import load_student
 
 ONNX_TARGETS = ("cpu", "cuda", "tensorrt")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from bench.latency.timing import LatencyConfig
-from records.ranges import Count
+from records.options import Count
 
 if TYPE_CHECKING:
     from bench.run import BenchPart

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 from distill.config import HeadTraining, RunConfig, ScenesConfig, load_config
-from records.command_line import parse, take_option
 from records.files import exclusive
-from records.ranges import Fps, Gpus, Hours, Seed
+from records.options import Fps, Gpus, Hours, Seed, parse, take_option
 
 _ROOMS, _HEADS = ScenesConfig(), HeadTraining()
 

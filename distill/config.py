@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from records import manifest
-from records.outputs import safe_name
-from records.ranges import (
+from records.options import (
     Batch,
     Count,
     CountOrNone,
@@ -20,6 +19,7 @@ from records.ranges import (
     Width,
     check_ranges,
 )
+from records.outputs import safe_name
 from records.yaml_files import read_yaml, write_yaml
 from student.config import StudentConfig
 from teacher.config import DenseTraining

@@ -9,7 +9,7 @@ import tyro
 
 from records.events import emit
 from records.files import exclusive
-from records.ranges import CountOrNone, Range, Share
+from records.options import CountOrNone, Range, Share
 
 if TYPE_CHECKING:
     from export.pipeline import ExportedFile, Exporter
@@ -132,7 +132,7 @@ def check(model: Annotated[Path, tyro.conf.Positional], target: str = "trt10",
     from export.graph.check import brief, check_qdq, summary
     from export.graph.files import data_files, read_onnx
     from export.graph.targets import get_target
-    from records.onnx_trial import try_model
+    from records.runtime import try_model
     chosen = get_target(target)
     proto = read_onnx(model)
     broken = check_qdq(proto, chosen, path=model)

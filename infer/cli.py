@@ -4,7 +4,7 @@ from typing import Annotated, Optional
 
 import tyro
 
-from records.ranges import FocalPx, Processes
+from records.options import FocalPx, Processes
 
 Positional = tyro.conf.Positional
 

@@ -7,9 +7,8 @@ import numpy as np
 
 from records import manifest
 from records.files import parse_json
-from records.onnx_trial import try_model
 from records.outputs import printable
-from records.runtime import ort
+from records.runtime import ort, try_model
 
 SHIPPED = Path(__file__).parent / "model" / "model.onnx"
 MAX_PX, MAX_OUTPUTS = 4096, 64
@@ -29,7 +28,7 @@ class Model:
     is times focal / canonical. None: the canonical camera.
 
     Raises ValueError for a file that is missing, is no ONNX model, fails its trial run
-    (records.onnx_trial), or whose metadata does not declare NCHW RGB frames in [0,1] with the
+    (records.runtime), or whose metadata does not declare NCHW RGB frames in [0,1] with the
     normalisation inside; and, when called, for outputs that are not finite or of another shape.
     """
 

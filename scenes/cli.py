@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from records.ranges import Count, CountOrNone, Frames, Pixels, Processes, Seed
+from records.options import Count, CountOrNone, Frames, Pixels, Processes, Seed
 
 LIBRARY = Path("/usr/share/sweethome3d/furniture")
 Benchmark = Literal["scanrefer", "multi3drefer", "scan2cap", "scanqa", "sqa3d"]

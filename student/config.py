@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from records.ranges import Depth, Pixels, Range, Width, check_ranges
+from records.options import Depth, Pixels, Range, Width, check_ranges
 
 SHIPPED = Path(__file__).parent / "weights" / "vit-ti"  # distilled from wan-nano; see its card
 WIDTHS = {"ti": 192, "s": 384, "b": 768}

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import tyro
 
-from records.command_line import parse, take_option
-from records.ranges import Count, Frames, Processes, Seed
+from records.options import Count, Frames, Processes, Seed, parse, take_option
 from teacher.config import AlignmentConfig, PretrainConfig, ProbeConfig, SearchConfig
 from teacher.language.config import LanguageTeacherConfig, Tune, recipe
 

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from records.ranges import (
+from records.options import (
     Batch,
     Count,
     CountOrNone,

@@ -48,7 +48,7 @@ def test_the_core_is_imported_by_every_python_from_3_9_on(python):
 
 
 def test_no_module_of_records_hides_one_of_the_standard_library():
-    """records/onnx_trial.py is run as a script, with its folder first in the path."""
+    """records/runtime.py is run as a script, with its folder first in the path."""
     assert not {path.stem for path in (ROOT / "records").glob("*.py")} & sys.stdlib_module_names
 
 

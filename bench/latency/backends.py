@@ -18,9 +18,8 @@ from export.graph.session import OnnxModel
 from export.tensorrt import cuda
 from export.tensorrt.runtime import EngineModel, check_engine
 from records.files import sha256
-from records.onnx_trial import try_model
 from records.results import Row
-from records.runtime import ort
+from records.runtime import import_untracked, ort, try_model
 from student.vit import load_student
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -167,8 +166,7 @@ def _onnxruntime_gpu(name: str, file: Artefact, images: Tensor, threads: int) ->
 
 def _openvino(file: Artefact, images: Tensor, threads: int) -> Cases:
     """float32 where the graph says so: on some processors OpenVINO would choose bfloat16."""
-    import openvino
-
+    openvino = import_untracked("openvino")
     pixels = images.numpy()
     model = openvino.Core().compile_model(str(file.path), "CPU", {
         "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",

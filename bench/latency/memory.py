@@ -56,8 +56,9 @@ def _onnx(path: Path, threads: int):
 
 
 def _openvino(path: Path, threads: int):
-    import openvino
+    from records.runtime import import_untracked
 
+    openvino = import_untracked("openvino")
     runtime_mb = _peak_mb()
     model = openvino.Core().compile_model(str(path), "CPU",
                                           {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1})

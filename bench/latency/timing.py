@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from records.ranges import Batch, Count, Range, Seconds, check_listed, check_ranges
+from records.options import Batch, Count, Range, Seconds, check_ranges
 from records.results import Row
 from records.timing import interleave
 
@@ -52,10 +52,9 @@ class LatencyConfig:
     soak: str = ""                  # such as 10m: run the fastest student so long, log clocks
 
     def __post_init__(self) -> None:
-        check_ranges(self, "bench")
+        check_ranges(self, "bench", filled=("teacher_precision",))
         if not self.batch or len(set(self.batch)) < len(self.batch):
             raise ValueError(f"bench.batch is {self.batch}, expected one or more different numbers")
-        check_listed(self, "bench", "teacher_precision")
         if self.soak and not re.fullmatch(r"\d{1,6}(\.\d{1,6})?[smh]", self.soak):
             raise ValueError(f"bench: got soak {self.soak!r}, "
                              "expected a time such as 90s, 10m or 1h")

@@ -18,7 +18,7 @@ from export.graph.index import GraphIndex, copy_constant, copy_model, rename
 from export.quant.smoothquant import fold_smoothing
 from export.source import Frames, evenly_spaced, to_input
 from records.files import digest
-from records.runtime import import_nncf
+from records.runtime import import_untracked
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Recipe:
 def quantize(model: onnx.ModelProto, calibration: Frames,
              recipe: Recipe = Recipe()) -> onnx.ModelProto:
     """FP32 ONNX -> the same with signed int8 Q/DQ. ValueError for an unknown float layer."""
-    nncf = import_nncf()
+    nncf = import_untracked("nncf")
     from nncf.quantization import advanced_parameters as advanced
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 

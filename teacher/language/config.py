@@ -3,7 +3,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from records.ranges import (
+from records.options import (
     Batch,
     Count,
     Depth,
@@ -15,7 +15,6 @@ from records.ranges import (
     Share,
     Weight,
     Width,
-    check_listed,
     check_ranges,
 )
 from scenes.questions.question import IMPORTED_TASKS, TASKS
@@ -82,10 +81,9 @@ class LanguageTeacherConfig:
     exam: bool = True                   # evaluate on the test rooms after training
 
     def __post_init__(self) -> None:
-        check_ranges(self, "teacher")
+        check_ranges(self, "teacher", filled=("tasks",))
         if unknown := sorted(set(self.tasks) - set(IMPORTED_TASKS)):
             raise ValueError(f"teacher: no task {unknown[0]!r}; expected: {', '.join(TASKS)}")
-        check_listed(self, "teacher", "tasks")
         if self.rooms < 10 and self.clips is None:
             raise ValueError(f"teacher: got rooms={self.rooms}, expected at least 10")
 

@@ -2,7 +2,7 @@
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
-from records.ranges import Draws, Level, Pixels, Seed, check_ranges
+from records.options import Draws, Level, Pixels, Seed, check_ranges
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from export.graph.fp16 import to_half
 from export.graph.index import redirect
 from export.graph.targets import TARGETS
 from export.source import to_input
-from records.runtime import import_nncf
+from records.runtime import import_untracked
 from tests.export_run import fp32, int8, run
 from vega3d import main
 
@@ -36,7 +36,7 @@ def test_each_dialect_passes_for_its_targets(target):
 
 @cache
 def _nncf(**settings: object) -> onnx.ModelProto:
-    nncf = import_nncf()
+    nncf = import_untracked("nncf")
     name = fp32().graph.input[0].name
     frames = nncf.Dataset(run().calibration.frames[:4], lambda frame: {name: to_input(frame[None])})
     return nncf.quantize(fp32(), frames, subset_size=4, **settings)
@@ -50,7 +50,7 @@ def test_nncf_defaults_fail_for_uint8_and_for_the_residual_stream():
 
 
 def test_nncf_transformer_defaults_fail_for_shifted_zero_points():
-    broken = check_qdq(_nncf(model_type=import_nncf().ModelType.TRANSFORMER))
+    broken = check_qdq(_nncf(model_type=import_untracked("nncf").ModelType.TRANSFORMER))
     assert "zero-point" in {violation.rule for violation in broken}
 
 

@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from records.ranges import Range
+from records.options import Range
 from tests.hostile.case import Case
 
 COMMANDS = ("scenes", "teacher", "distill", "export", "infer", "bench")

@@ -9,7 +9,7 @@ import onnx
 from onnx import ModelProto, TensorProto, helper
 from PIL import Image
 
-from records import onnx_trial
+from records import runtime
 from tests.hostile.case import Case
 from tests.onnx_graphs import FRAMES, infer_model, model_of, quantised_linear, save_external, value
 
@@ -291,7 +291,7 @@ def graphs() -> Iterator[Case]:
 
 def _graph(build: Callable[[], Content], args: list[str]) -> Callable[[Path], list[str]]:
     def write(folder: Path) -> list[str]:
-        onnx_trial.SECONDS = SECONDS
+        runtime.SECONDS = SECONDS
         content = build()
         data = content if isinstance(content, bytes) else content.SerializeToString()
         (folder / FILE).write_bytes(data)

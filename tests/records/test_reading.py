@@ -7,7 +7,6 @@ from typing import Annotated
 import pytest
 from safetensors import SafetensorError
 
-from records.command_line import parse_call
 from records.files import (
     MAX_DEPTH,
     atomic_write,
@@ -18,7 +17,7 @@ from records.files import (
     to_json,
     write_json,
 )
-from records.ranges import Count, Range, Rate, Share, check_ranges
+from records.options import Count, Range, Rate, Share, check_ranges, parse_call
 from records.yaml_files import read_yaml
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import vega3d
-from records import machine
+from records import environment
 
 
 def facts(text: str) -> dict[str, str]:
@@ -37,14 +37,14 @@ def test_it_prints_versions_processor_folders_and_memory(capsys, monkeypatch, tm
 def test_gpus_and_a_jetson_are_named_and_the_home_folder_is_not(monkeypatch, tmp_path):
     answers = {"nvidia-smi": "NVIDIA H100, 570.86, 9.0, 81559 MiB, 80000 MiB\nNVIDIA H100, 570.86, "
                              "9.0, 81559 MiB, 70000 MiB", "nvpmodel": "NV Power Mode: MAXN\n0"}
-    monkeypatch.setattr(machine, "_run", lambda command: answers[command[0]])
-    read = machine._read
-    monkeypatch.setattr(machine, "_read", lambda path: "# R36 (release)\nmore" if "tegra" in path
-                        else read(path))
+    monkeypatch.setattr(environment, "_run", lambda command: answers.get(command[0], ""))
+    read = environment._read
+    monkeypatch.setattr(environment, "_read",
+                        lambda path: "# R36 (release)\nmore" if "tegra" in path else read(path))
     monkeypatch.setenv("HOME", str(tmp_path / "somebody"))
     monkeypatch.delenv("VEGA3D_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    text = machine.report()
+    text = environment.report()
     assert text.count("gpu: NVIDIA H100, SM 9.0") == 2 and "70000 MiB of 81559 MiB free" in text
     assert "jetson: R36 (release); NV Power Mode: MAXN 0" in text
     assert "somebody" not in text and f"cache: {Path('~/.cache/vega3d-edge')}" in text

@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from records import onnx_trial
-from records.onnx_trial import TRUST, try_model
+from records import runtime
+from records.runtime import TRUST, try_model
 from tests.hostile.corpus_onnx import INFER, endless
 from tests.onnx_graphs import infer_model, model_of, save_external, value
 
@@ -18,7 +18,7 @@ make = helper.make_node
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(onnx_trial, "SECONDS", 2)
+    monkeypatch.setattr(runtime, "SECONDS", 2)
 
 
 def saved(model, path):
@@ -47,7 +47,7 @@ def test_a_constant_that_fills_the_memory_is_refused(tmp_path):
 
 def test_large_weights_raise_the_limit(tmp_path, monkeypatch):
     """40 MB of weights under a limit of 20 MB: four times the files is what they get."""
-    monkeypatch.setattr(onnx_trial, "MEMORY_MB", 20)
+    monkeypatch.setattr(runtime, "MEMORY_MB", 20)
     weights = np.ones((10, 1_000_000), np.float32)
     path = save_external(model_of([make("MatMul", ["x", "W"], ["y"])], {"W": weights},
                                   [value("x", [1, 10])], [value("y", [1, 1_000_000])]),
