@@ -39,7 +39,7 @@ FOREIGN = {"onnxruntime", "onnx", "google", "safetensors_rust", "zipfile", "yaml
 CORE = ("infer", "verify", "env")  # what runs without the extra `train`
 TRAINING_PYTHON = (3, 11)
 # those of other commands are COMMAND/cli.py
-MODULES = {"verify": "records.verify", "env": "records.environment"}
+MODULES = {"verify": "records.outputs", "env": "records.environment"}
 HELP = """usage: vega3d COMMAND SUBCOMMAND [OPTIONS]
        vega3d COMMAND --help, vega3d COMMAND SUBCOMMAND --help, vega3d --version
 

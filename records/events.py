@@ -21,12 +21,11 @@ from records.files import atomic_write
 
 Event = dict[str, Any]
 EVERY_S = 1.0  # between two progress events of a stage, and two writings of status.json
-_receivers: list[Callable[[Event], None]] = []
+_receivers: list[Callable[[Event], None]] = []  # none without --log-json and outside a run
 _lines: list[TextIO] = []  # where JSON lines go; none without --log-json
 
 
 def emit(event: str, **facts: Any) -> None:
-    """Sends an event to whoever receives them; nothing without --log-json and outside a run."""
     for receive in tuple(_receivers):
         receive({"event": event, "time": _now(), **facts})
 
@@ -43,15 +42,15 @@ def as_lines() -> bool:
 @contextmanager
 def json_lines(arguments: Sequence[str], stream: TextIO) -> Iterator[None]:
     """A command whose events go to `stream`, with start and end; its text on stderr is `log`."""
-    last: dict[str, tuple[float, Any]] = {}  # by stage: when it was sent, at which step
+    sent: dict[str, tuple[float, Any]] = {}  # by stage: the time and step of its last event
 
     def receive(event: Event) -> None:
         if event["event"] == "progress":
-            sent, step = last.get(event["stage"], (-EVERY_S, None))
-            finished = event["step"] == event["steps"]
-            if event["step"] == step or (time.monotonic() - sent < EVERY_S and not finished):
+            last, step = sent.get(event["stage"], (-EVERY_S, None))
+            early = time.monotonic() - last < EVERY_S and event["step"] != event["steps"]
+            if early or event["step"] == step:
                 return
-            last[event["stage"]] = time.monotonic(), event["step"]
+            sent[event["stage"]] = time.monotonic(), event["step"]
         with suppress(OSError, ValueError):  # the reader went away
             stream.write(json.dumps(event, default=str) + "\n")
             stream.flush()
@@ -81,8 +80,8 @@ def status_file(folder: Path) -> Iterator[None]:
     if int(os.environ.get("RANK", "0")):  # accelerate launch: one process writes
         yield
         return
-    status = {"state": "running", "stage": None, "step": None, "steps": None, "rate": None,
-              "eta_s": None, "pid": os.getpid()}
+    fields = ("stage", "step", "steps", "rate", "eta_s")
+    status = {"state": "running", **dict.fromkeys(fields), "pid": os.getpid()}
     written = -EVERY_S
 
     def write() -> None:
@@ -94,7 +93,7 @@ def status_file(folder: Path) -> Iterator[None]:
     def receive(event: Event) -> None:
         nonlocal written
         if event["event"] == "progress":
-            status.update((key, event[key]) for key in ("stage", "step", "steps", "rate", "eta_s"))
+            status.update((key, event[key]) for key in fields)
             if time.monotonic() - written >= EVERY_S:
                 written = time.monotonic()
                 write()

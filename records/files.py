@@ -1,4 +1,4 @@
-"""Files: written atomically, identified by digests; and where converted weights are cached."""
+"""Files: written atomically, read within limits, identified by digests; the cache folder."""
 from __future__ import annotations
 
 import hashlib
@@ -25,8 +25,10 @@ except ImportError:  # Windows: scratch of killed processes stays
 SCRATCH = ".vega3d-tmp-"  # scratch folders; nothing else that starts so is ours
 LOCK = ".vega3d-lock"     # of a run that is in use
 MAX_JSON = 2**25          # bytes; a result file has 0.1 % of that
-LARGE_JSON = 2**28          # bytes of a file of lines
+LARGE_JSON = 2**28        # bytes of a file of lines
 MAX_DEPTH = 100           # levels of lists and objects
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
+          stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -35,9 +37,9 @@ os.umask(_UMASK)
 def atomic_write(path: Path, listed: bool = True) -> Iterator[Path]:
     """A scratch path on the same disk: renamed to `path` on success, removed on an error.
 
-    The block may write a file there, or make a folder: a folder replaces only a missing or an empty
-    one. Files get the permissions of the umask, whatever wrote them. listed: in the manifest of the
-    run that the path is in, if any; False for files of which there may be millions.
+    The block writes a file there, with the umask's permissions, or a folder, which replaces only a
+    missing or empty one. listed: in the manifest of the run that the path is in, if any; False for
+    files of which there may be millions.
     """
     listed = listed and path.suffix in manifest.LISTED
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,12 +57,12 @@ def atomic_write(path: Path, listed: bool = True) -> Iterator[Path]:
 
 
 def remove_stale_scratch(folder: Path, below: bool = False) -> None:
-    """Removes scratch folders of processes that were killed: those that are empty or not locked.
+    """Removes scratch folders of killed processes: those that are empty or not locked.
 
-    `below`: those in its subfolders too.
+    below: in its subfolders too.
     """
     for scratch in list((folder.rglob if below else folder.glob)(f"{SCRATCH}*")):
-        with suppress(OSError), _folder_lock(scratch.parent, exclusive=True):
+        with suppress(OSError), manifest.folder_lock(scratch.parent, exclusive=True):
             if not any(scratch.iterdir()):
                 scratch.rmdir()
                 continue
@@ -76,11 +78,10 @@ def exclusive(folder: Path, command: str) -> Iterator[None]:
     Raises ValueError naming the holder. The first process of an `accelerate launch` holds it for
     all. A folder that is missing or cannot be written to is not locked.
     """
-    path = folder.resolve() / LOCK
-    try:
-        file = None if fcntl is None or int(os.environ.get("RANK", "0")) else _take_lock(path)
-    except OSError:
-        file = None
+    path, file = folder.resolve() / LOCK, None
+    if fcntl is not None and not int(os.environ.get("RANK", "0")):
+        with suppress(OSError):
+            file = _take_lock(path)
     if file is None:
         yield
         return
@@ -100,7 +101,7 @@ def _take_lock(path: Path) -> IO[str]:
         file = os.fdopen(descriptor, "r+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return file
         except BlockingIOError as error:
             holder = file.read().strip() or "another process"
@@ -116,12 +117,10 @@ def _naming(path: Path) -> Iterator[None]:
     """An error of writing that names no file, such as a full disk's, becomes one that does."""
     try:
         yield
-    except OSError as error:
-        if error.filename is None and error.errno:
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno:
             raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-    except Exception as error:  # safetensors is not imported here
-        if type(error).__name__ == "SafetensorError":
+        if type(error).__name__ == "SafetensorError":  # safetensors is not imported here
             raise ValueError(f"{path}: cannot be written ({error})") from error
         raise
 
@@ -129,7 +128,7 @@ def _naming(path: Path) -> Iterator[None]:
 @contextmanager
 def _scratch_folder(parent: Path) -> Iterator[Path]:
     """A new folder in `parent` that holds a locked file `lock` until it is removed."""
-    with _folder_lock(parent):
+    with manifest.folder_lock(parent):  # until it has its own lock
         folder = Path(tempfile.mkdtemp(prefix=SCRATCH, suffix=f"-{os.getpid()}", dir=parent))
         lock = (folder / "lock").open("w")
         _locked(lock)
@@ -138,21 +137,6 @@ def _scratch_folder(parent: Path) -> Iterator[Path]:
             yield folder
     finally:
         _remove(folder)
-
-
-@contextmanager
-def _folder_lock(folder: Path, exclusive: bool = False) -> Iterator[None]:
-    """Shared: a scratch folder gets its lock; exclusive: none is without, unless it is stale."""
-    if fcntl is None:  # Windows, which opens no folder either
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _remove(scratch: Path) -> None:
@@ -181,13 +165,9 @@ def regular_file(path: Path) -> Path:
     return path
 
 
-_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
-          stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-
-
 @contextmanager
 def reading(path: Path, expected: str, remedy: str) -> Iterator[None]:
-    """Errors of the block, which decodes `path`, become one ValueError: "path: not `expected` …".
+    """Errors of the block, which decodes `path`, become ValueError: "path: not `expected` …".
 
     So do a path that is no regular file and one that differs from its manifest (records.manifest);
     a missing or unreadable one stays an OSError.
@@ -215,12 +195,12 @@ def read_text(path: Path, limit: int = MAX_JSON) -> str:
         raise ValueError(f"{path}: not text in UTF-8 (byte {error.start})") from error
 
 
-def to_json(content: Any, indent: int | None = None, sort_keys: bool = False) -> str:
-    """Strict JSON: NaN and infinity, which it does not have, become null."""
+def to_json(content: Any, **options: Any) -> str:
+    """json.dumps, strict: NaN and infinity, which JSON does not have, become null."""
     try:
-        return json.dumps(content, indent=indent, sort_keys=sort_keys, allow_nan=False)
+        return json.dumps(content, allow_nan=False, **options)
     except ValueError:
-        return json.dumps(_finite(content), indent=indent, sort_keys=sort_keys, allow_nan=False)
+        return json.dumps(_finite(content), allow_nan=False, **options)
 
 
 def parse_json(text: str) -> Any:
@@ -318,10 +298,8 @@ def _integer(text: str) -> int:
 
 def _children(items: Iterable[Any]) -> Iterator[Any]:
     for item in items:
-        if isinstance(item, dict):
-            yield from item.values()
-        elif isinstance(item, list):
-            yield from item
+        if isinstance(item, (dict, list)):
+            yield from item.values() if isinstance(item, dict) else item
 
 
 def _finite(value: Any) -> Any:
@@ -352,7 +330,7 @@ def sha256(path: Path) -> str:
 
 
 def digest(*parts: Any) -> str:
-    """A short key of anything JSON can hold: equal parts give equal keys."""
+    """16 hex digits of anything that JSON or str() can hold."""
     return _short(json.dumps(parts, sort_keys=True, default=str).encode())
 
 

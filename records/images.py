@@ -21,13 +21,12 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is below a phone's; ours is 
 
 
 def read_rgb(path: Path, px: int | None = None) -> Image.Image:
-    """The picture, upright, as 8-bit RGB, what is transparent on white. Errors: read_image's, and
-    ValueError for pixels of 32 bits."""
+    """The picture, upright. Raises what read_image and to_rgb raise."""
     return to_rgb(read_image(path, px), str(path))
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """8-bit RGB, what is transparent on white. name: of the picture. Raises what to_rgba raises."""
+    """8-bit RGB, what is transparent on white. Errors: to_rgba's."""
     if image.mode in ("RGB", "L", "P", "CMYK", "YCbCr") and not image.has_transparency_data:
         return image.convert("RGB")
     colours = to_rgba(image, name)
@@ -35,10 +34,7 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def to_rgba(image: Image.Image, name: str) -> Image.Image:
-    """8-bit RGBA; of 16 bits a channel the upper eight are taken.
-
-    Raises ValueError for 32-bit integers and floats: which of their values is white is not known.
-    """
+    """8-bit RGBA: of 16 bits a channel the upper eight. ValueError, with `name`, for 32 bits."""
     if image.mode in ("I", "F"):
         raise ValueError(f"{name}: has 32-bit pixels, of which none is known to be white; save it "
                          "with 8 or 16 bits a channel")
@@ -87,7 +83,7 @@ def size_and_focal(path: Path) -> tuple[int, int, float | None]:
 
 
 def decode_image(file: IO[bytes], name: str, px: int | None = None) -> Image.Image:
-    """As `read_image`, of an open file called `name` in errors."""
+    """As `read_image`, of an open file; `name` for errors."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata

@@ -48,15 +48,13 @@ def create(folder: Path, paths: Iterable[Path] = (), uses: Iterable[Path] = ()) 
 
     uses: other folders with manifests, which `vega3d verify` checks too.
     """
-    if not (folder / NAME).exists():
-        with _changing(folder, new=True):
-            pass
-    record(path for path in paths if path.is_file() and _entry(path) is None)
     near = [os.path.relpath(used, folder) if used.absolute().is_relative_to(
         folder.absolute().parent) else str(used.absolute()) for used in uses]
-    if (manifest := _read(folder)) and not set(near) <= set(manifest.uses):
-        with _changing(folder) as manifest:
+    manifest = _read(folder)
+    if manifest is None or not set(near) <= set(manifest.uses):
+        with _changing(folder, new=True) as manifest:
             manifest.uses += [used for used in near if used not in manifest.uses]
+    record(path for path in paths if path.is_file() and _entry(path) is None)
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -64,17 +62,17 @@ def files_below(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*"))
             if path.suffix in LISTED and path.is_file() and not path.name.startswith(".")
             and path not in (folder / NAME, folder / STATUS)
-            and not (path.suffix == ".safetensors" and _in_feature_store(path, folder))]
+            and not (path.suffix == ".safetensors" and any(
+                (folder / inner / "files.jsonl").is_file()
+                for inner in path.relative_to(folder).parents))]
 
 
 def record(paths: Iterable[Path]) -> None:
     """Lists files, as they are now, in the nearest manifest above each, if there is one."""
     for folder, names in _by_folder(paths).items():
-        entries = {}
-        for name in names:
-            facts = (folder / name).stat()
-            entries[name] = {"sha256": digest(folder / name), "size": facts.st_size,
-                             "mtime_ns": facts.st_mtime_ns}
+        stamps = {name: _stamp(folder / name) for name in names}
+        entries = {name: {"sha256": digest(folder / name), "size": size, "mtime_ns": time}
+                   for name, (size, time, _) in stamps.items()}
         with _changing(folder) as manifest:
             manifest.files |= entries
 
@@ -178,17 +176,12 @@ def _by_folder(paths: Iterable[Path]) -> dict[Path, list[str]]:
     return found
 
 
-def _in_feature_store(path: Path, top: Path) -> bool:
-    inner = path.relative_to(top).parents
-    return any((top / folder / "files.jsonl").is_file() for folder in inner)
-
-
 def _sidecar_fault(path: Path) -> str:
     sidecar = path.with_name(path.name + ".json")
     if not sidecar.is_file():
         return ""
     try:
-        facts = json.loads(sidecar.read_text())
+        facts = json.loads(sidecar.read_text() if sidecar.stat().st_size < _LARGEST else "")
     except (OSError, ValueError, RecursionError):
         return f"{sidecar}: damaged (not JSON)"
     listed = facts.get("sha256") if isinstance(facts, dict) else None
@@ -249,11 +242,7 @@ def _content_sha256(manifest: _Manifest) -> str:
 def _changing(folder: Path, new: bool = False) -> Iterator[_Manifest]:
     """The manifest as it is now; written when the block ends. One process at a time."""
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY) if fcntl else None
-    try:
-        if fcntl and handle is not None:
-            with suppress(OSError):  # a network disk without locks
-                fcntl.flock(handle, fcntl.LOCK_EX)
+    with folder_lock(folder, exclusive=True):
         path = folder / NAME
         before = _read(folder)
         manifest = _Manifest(dict(before.files), list(before.uses)) if before else _Manifest()
@@ -265,9 +254,21 @@ def _changing(folder: Path, new: bool = False) -> Iterator[_Manifest]:
         scratch = path.with_name(f".vega3d-{NAME}.new")
         scratch.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
         scratch.replace(path)
+
+
+@contextmanager
+def folder_lock(folder: Path, exclusive: bool = False) -> Iterator[None]:
+    """Waits for other processes in such a block of the folder: all, or those with exclusive."""
+    if fcntl is None:  # Windows, which opens no folder either
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network disk without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield
     finally:
-        if handle is not None:
-            os.close(handle)
+        os.close(descriptor)
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -64,11 +64,9 @@ def save(results: Results, path: Path) -> None:
 
 def load(path: Path) -> Results:
     """Reads what `save` wrote; ValueError if the file is missing, not JSON or of another schema."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such results; measure some with: vega3d bench")
-    content = read_json(path, "it is not a results file: measure again with: vega3d bench")
-    schema = content.get("schema") if isinstance(content, dict) else type(content).__name__
-    if schema != SCHEMA:
+    content = read_json(path, "it is not a results file: measure again with: vega3d bench",
+                        "measure some with: vega3d bench", kind=dict)
+    if (schema := content.get("schema")) != SCHEMA:
         raise ValueError(f"{path}: got schema {schema!r}, expected {SCHEMA}; "
                          "measure again with this version")
     for key, kind in _FIELDS.items():

@@ -27,9 +27,9 @@ def read_yaml(path: Path, remedy: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
-        mark, problem = error.problem_mark, error.problem or error.context
+        mark, reason = error.problem_mark, error.problem or error.context
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(f"{path}: not YAML ({where}{problem}); {remedy}") from error
+        raise ValueError(f"{path}: not YAML ({where}{reason}); {remedy}") from error
     # of values that PyYAML takes for a number, a date or base64, and are none
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())

@@ -85,7 +85,7 @@ def test_the_page_is_drawn_again_from_its_results(tmp_path, capsys):
 @pytest.mark.parametrize(("args", "says"), [
     (("--run", "nowhere"), "no run here"), (("latency", "nowhere"), "no such file or folder"),
     (("accuracy", "--run", "nowhere"), "no run here"),
-    (("report", "--results", "gone.json"), "no such results"),
+    (("report", "--results", "gone.json"), "missing; measure some with"),
     (("tables", "gone.md"), "no such file"),
 ])
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(args, says, capsys):

@@ -297,7 +297,7 @@ def test_a_marker_may_name_the_fields_of_any_file(folder):
 
 def test_a_table_without_its_file_names_the_file(folder):
     (folder / "int8_cpu.json").unlink()
-    with pytest.raises(ValueError, match=r"int8_cpu\.json: no such results"):
+    with pytest.raises(ValueError, match=r"int8_cpu\.json: missing; measure"):
         fill(README, folder)
 
 

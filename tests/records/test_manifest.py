@@ -8,8 +8,7 @@ import vega3d
 from records import manifest
 from records.files import atomic_write, write_json
 from records.manifest import NAME
-from records.outputs import OutputFolder
-from records.verify import SHIPPED
+from records.outputs import SHIPPED, OutputFolder
 
 
 @pytest.fixture
