@@ -21,7 +21,7 @@ def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source
 
     rooms = RoomSource(train=config.train, val=config.val, test=config.test, seed=config.seed,
                        clips_per_room=config.clips_per_room, frames=config.frames,
-                       pack=config.furniture)
+                       pack=config.furniture, style=config.style)
     # the key leaves out the number of rooms, so a larger run reuses a smaller one's clips
     folder = cache / rooms.key
     ids = [clip_id for split in SPLITS for clip_id in rooms.ids(split)]

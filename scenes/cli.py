@@ -13,7 +13,8 @@ Benchmark = Literal["scanrefer", "multi3drefer", "scan2cap", "scanqa", "sqa3d"]
 def render(n: Count = 200, out: Path = Path("clips"), seed: Seed = 0, frames: Frames = 9,
            size: Pixels = 224, clips_per_room: Count = 1, furniture: Path | None = None,
            held_out: tuple[CountOrNone, CountOrNone] | None = None,
-           workers: Processes | None = None) -> None:
+           workers: Processes | None = None,
+           style: Literal["plain", "filmed"] = "plain") -> None:
     """Renders clips of furnished rooms into a folder; the same command resumes after a stop.
 
     Args:
@@ -26,6 +27,7 @@ def render(n: Count = 200, out: Path = Path("clips"), seed: Seed = 0, frames: Fr
         furniture: a pack made by `vega3d scenes pack`; by default the public-domain one that ships.
         held_out: rooms for validation and for test instead of 10 % each.
         workers: processes, 0 renders in this one; by default one less than cores, at most 15.
+        style: filmed: as phones film: close-ups, rolling cameras, clutter, mirrors, moving things.
     """
     from scenes.clip import SPLITS
     from scenes.rooms.source import RoomSource
@@ -37,7 +39,7 @@ def render(n: Count = 200, out: Path = Path("clips"), seed: Seed = 0, frames: Fr
         raise ValueError(f"render: --held-out {val} {test} are more than the {rooms} rooms of --n")
     source = RoomSource(train=rooms - val - test, val=val, test=test,
                         clips_per_room=clips_per_room, frames=frames, size=size, seed=seed,
-                        pack=furniture)
+                        pack=furniture, style=style)
     ids = [i for split in SPLITS for i in source.ids(split)][:n]
     rendered = render_folder(source, ids, out, default_workers() if workers is None else workers)
     print(f"{out}: {len(ids)} clips, {rendered} new; look at one with: vega3d scenes show "

@@ -31,6 +31,8 @@ class SceneObject:
     center: tuple[float, float, float]  # of the oriented box, m
     size: tuple[float, float, float]    # width, depth, height of the box, m
     heading: float = 0.0         # rotation about +Z, rad
+    # its pixels cannot be matched by depth and poses if it moves (its box holds its way) or mirrors
+    surface: Literal["fixed", "moving", "mirror"] = "fixed"
 
 
 @dataclass
@@ -64,6 +66,14 @@ class Clip:
             raise ValueError(f"clip {self.id}: depth holds NaN, infinite or negative metres; "
                              "write 0 where depth is unknown")
 
+    @property
+    def static_depth(self) -> np.ndarray | None:
+        """Depth, 0 also where depth and poses give no match: on moving things and mirrors."""
+        odd = [o.id for o in self.objects if o.surface != "fixed"]
+        if self.depth is None or self.instances is None or not odd:
+            return self.depth
+        return np.where(np.isin(self.instances, odd), np.float32(0), self.depth)
+
     def categories(self, classes: Sequence[str], pixels: slice = slice(None)) -> np.ndarray:
         """Semantic map [T,H,W] uint8: index into `classes` of each pixel's object, 255 = none;
         pixels: the rows and columns that are wanted."""
@@ -93,10 +103,17 @@ def save_clip(clip: Clip, path: Path) -> None:
     """Writes one clip; a killed process leaves no partial file."""
     arrays = {n: np.ascontiguousarray(v) for n in sorted(_ARRAYS)
               if (v := getattr(clip, n)) is not None}
-    header = {"id": clip.id, "objects": [asdict(o) for o in clip.objects],
+    header = {"id": clip.id, "objects": [_plain(o) for o in clip.objects],
               "room_size": clip.room_size}
     with atomic_write(path, listed=False) as scratch:  # who writes many lists them together
         scratch.write_bytes(save(arrays, metadata={"clip": json.dumps(header)}))
+
+
+def _plain(item: SceneObject) -> dict:
+    facts = asdict(item)
+    if item.surface == "fixed":  # left out, as in clips older than the field
+        del facts["surface"]
+    return facts
 
 
 def load_clip(path: Path) -> Clip:

@@ -1,6 +1,7 @@
 """`vega3d teacher fetch | prompt | train | plan | search | pretrain | probe`."""
 import os
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -43,10 +44,11 @@ def prompt(generator: tyro.conf.Positional[str], out: Path | None = None) -> Non
 
 
 def pretrain(config: tyro.conf.OmitArgPrefixes[PretrainConfig], furniture: Path | None = None,
-             rooms: Count = 500, render_seed: Seed = 1000) -> None:
+             rooms: Count = 500, render_seed: Seed = 1000,
+             style: Literal["plain", "filmed"] = "plain") -> None:
     """Train wan-nano on rendered rooms: first its VAE, then its transformer.
 
-    furniture: a furniture pack; None: the CC0 one that ships.
+    furniture: a furniture pack; None: the CC0 one that ships. style: of the rooms (docs/rooms.md).
     """
     from scenes.rooms.source import RoomSource
     from teacher.wan_nano.pretrain import pretrain as run
@@ -54,7 +56,7 @@ def pretrain(config: tyro.conf.OmitArgPrefixes[PretrainConfig], furniture: Path 
 
     per_room = max(1, -(-config.clips // rooms))
     source = RoomSource(train=rooms, val=0, test=config.held_out, clips_per_room=per_room,
-                        frames=config.frames, seed=render_seed, pack=furniture)
+                        frames=config.frames, seed=render_seed, pack=furniture, style=style)
     folder = run(config, source)
     if int(os.environ.get("RANK", "0")) == 0:  # accelerate launch: one process writes
         write_samples(folder, source, config)

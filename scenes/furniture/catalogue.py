@@ -9,11 +9,12 @@ import numpy as np
 
 CC0 = "CC0-1.0"
 LICENCES = {"BlendSwap-CC-0": CC0, "BlendSwap-CC-BY": "CC-BY-3.0", "KatorLegaz": "CC-BY-3.0-US",
-            "Scopia": "CC-BY-3.0"}
+            "Reallusion": "CC-BY-3.0-US", "Scopia": "CC-BY-3.0"}
 
 # (category/name, class, role); the first match wins, "" leaves a model out. Recipes place by role.
 RULES = tuple((re.compile(pattern), category, role) for pattern, category, role in (
-    (r"^(characters|vehicles|staircases|doors and windows)/", "", ""),
+    (r"^(characters|people)/", "decor", "person"),
+    (r"^(vehicles|staircases|doors and windows)/", "", ""),
     (r"^exterior/(cafe chair|rattan armchair|teck chair)", "chair", "chair"),
     (r"^exterior/cafe table", "table", "dining"), (r"^exterior/rattan sofa", "sofa", "sofa"),
     (r"^exterior/rattan table", "table", "coffee"),

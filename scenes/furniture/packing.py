@@ -9,10 +9,12 @@ import re
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
+import fast_simplification
 import numpy as np
 from PIL import Image
 
@@ -21,7 +23,6 @@ from scenes.clip import SPLITS, Split
 from scenes.furniture.catalogue import CC0, Entry, read_catalogue
 from scenes.furniture.obj import Mesh, read_obj, read_texture
 from scenes.furniture.pack import TEXTURE_PX, TOP_CELLS
-from scenes.furniture.simplify import simplify
 
 SPLITS_FILE = Path(__file__).parents[1] / "assets" / "splits.json"
 SOURCE = "Debian package sweethome3d-furniture 1.8-1, https://www.sweethome3d.com/importModels.jsp"
@@ -135,6 +136,34 @@ def _to_room_axes(mesh: Mesh, entry: Entry) -> Mesh:
     p = (p - low) * scale - [entry.size[0] / 2, entry.size[1] / 2, 0]
     mesh.positions, mesh.normals = p.astype(np.float32), n.astype(np.float32)
     return mesh
+
+
+def simplify(mesh: Mesh, max_triangles: int) -> Mesh:
+    """At most about `max_triangles` triangles with 3F vertices; unchanged if few already.
+
+    Positions move (quadric edge collapse); corners keep their normal, texture and part.
+    """
+    if len(mesh.triangles) <= max_triangles:
+        return mesh
+    span = np.ptp(mesh.positions, axis=0).max()
+    grid = np.round(mesh.positions / span * 1e5).astype(np.int64)  # welds to 1/100000 of the size
+    _, first, welded = np.unique(grid, axis=0, return_index=True, return_inverse=True)
+    points, faces = mesh.positions[first] / span, welded.reshape(-1)[mesh.triangles]
+    solid = _solid(faces)
+    _, _, collapses = fast_simplification.simplify(
+        points, faces[solid], target_count=max_triangles, return_collapses=True)
+    points, _, merged = fast_simplification.replay_simplification(points, faces[solid], collapses)
+    solid[solid] = _solid(merged[faces[solid]])
+    corners = mesh.triangles[solid].reshape(-1)
+    positions = points[merged[faces[solid].reshape(-1)]] * span
+    return replace(mesh, positions=positions.astype(np.float32), normals=mesh.normals[corners],
+                   uvs=mesh.uvs[corners], triangles=np.arange(len(corners)).reshape(-1, 3),
+                   parts=mesh.parts[solid])
+
+
+def _solid(faces: np.ndarray) -> np.ndarray:
+    """Which triangles [F,3] have three different vertices."""
+    return (faces != np.roll(faces, -1, 1)).all(1)
 
 
 def _write_model(pack: zipfile.ZipFile, archive: zipfile.ZipFile, entry: Entry, mesh: Mesh,

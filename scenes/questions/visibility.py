@@ -65,7 +65,8 @@ class SceneView:
         if missing or clip.instances is None or not clip.objects:
             raise ValueError(
                 f"questions: clip {clip.id} lacks {', '.join(missing) or 'objects'}; questions are "
-                "made from rendered rooms (vega3d scenes render), not from bare videos")
+                "made from rendered rooms of the plain style (vega3d scenes render), not from bare "
+                "videos")
         pixels = clip.instances.reshape(len(clip.instances), -1)                             # [T,P]
         furniture = [o for o in clip.objects if o.category not in _SHELL]
         shares = [(pixels == o.id).mean(1) for o in furniture]                          # [T] each

@@ -1,4 +1,4 @@
-"""Camera trajectories of a hand-held phone: short walks and orbits at eye height, with shake."""
+"""Camera trajectories of a hand-held phone: short walks and orbits, with shake."""
 from dataclasses import dataclass
 
 import numpy as np
@@ -6,12 +6,30 @@ import numpy as np
 from scenes.rooms.layout import Room
 from scenes.rooms.placement import Piece
 
-HEIGHT = (1.2, 1.75)        # m above the floor
-FOV = (55.0, 80.0)          # degrees across the picture
 FRAME_S = 0.2               # seconds between frames
-TO_WALL, TO_BOX = 0.3, 0.2  # m, least distance from walls and from boxes
+TO_WALL = 0.3               # m, least distance from walls
 _NEAREST = 0.4              # m: no box nearer than this along the optical axis
 _GRID = 14
+_FLAT = ("rug", "door", "window", "wall", "ceiling")  # no target of a camera
+
+
+@dataclass(frozen=True)
+class Filming:
+    """Ranges of a style's cameras."""
+    height: tuple[float, float] = (1.2, 1.75)       # m above the floor
+    fov: tuple[float, float] = (55.0, 80.0)         # degrees across the picture
+    pitch: tuple[float, float] = (-24.0, 2.0)       # degrees
+    roll: float = 0.0                               # degrees, largest
+    aim: tuple[float, float] | None = (0.4, 1.0)    # m above the floor; None: the target's height
+    close_ups: float = 0.0                          # share of clips of a small thing
+    to_box: tuple[float, float] = (0.2, 0.3)        # m, least distance sideways, up and down
+    furnished: float = 0.42                         # share of the picture
+    seen: int = 4                                   # pieces
+
+
+FILMING = {"plain": Filming(),
+           "filmed": Filming((0.3, 1.7), (35.0, 95.0), (-60.0, 15.0), 15.0, None, 0.4, (0.1, 0.1),
+                             0.15, 3)}
 
 
 @dataclass(frozen=True)
@@ -26,31 +44,38 @@ class Trajectory:
         return np.array([[f, 0, size / 2], [0, f, size / 2], [0, 0, 1.0]])
 
 
-def sample_trajectory(room: Room, frames: int, rng: np.random.Generator,
-                      tries: int = 120) -> Trajectory:
+def sample_trajectory(room: Room, frames: int, rng: np.random.Generator, tries: int = 120,
+                      filming: Filming = FILMING["plain"]) -> Trajectory:
     """The first collision-free path that shows enough furniture, else the one that shows most.
 
     Nine frames move 0.5 to 1.2 m and turn 10 to 35 degrees; more or fewer move in proportion.
     Raises ValueError if the room leaves no place for a camera.
     """
     boxes = np.stack([p.box for p in room.pieces])                     # [N,2,3]
+    furniture = np.array([p.category not in ("wall", "ceiling") for p in room.pieces])
     best: Trajectory | None = None
-    targets = [p for p in room.pieces
-               if p.bottom < 1.0 and p.category not in ("rug", "door", "window")]
+    targets = [p for p in room.pieces if p.bottom < 1.0 and p.category not in _FLAT]
+    small = [p for p in room.pieces if p.bottom < 1.6 and p.category not in _FLAT
+             for _ in range(10 if p.moves else max(p.size) < 0.5)]
+    # drawn first, else wide views, which rarely keep their distance, would be rare
+    wide = rng.uniform(*filming.fov) if filming.aim is None else None
     weights = np.array([np.prod(p.size) ** 0.5 + 0.05 for p in targets])
     for i in range(tries):
         target = targets[rng.choice(len(targets), p=weights / weights.sum())] if targets else None
         share = (frames - 1) / 8 * min(1.0, 2 * (1 - i / tries))  # crowded rooms: shorter walks
-        poses = _move(room, target, frames, share, rng)
-        if poses is None or not _clear(poses[:, :3, 3], boxes, np.array(room.size)):
+        if filming.close_ups and small and rng.random() < filming.close_ups:
+            target = small[rng.integers(len(small))]
+        poses = _move(room, target, frames, share, rng, filming)
+        if poses is None or not _clear(poses[:, :3, 3], boxes, np.array(room.size), filming):
             continue
-        tan_half = float(np.tan(np.radians(rng.uniform(*FOV)) / 2))
+        tan_half = float(np.tan(np.radians(wide or rng.uniform(*filming.fov)) / 2))
         checked = poses[sorted({0, frames // 2, frames - 1})]
-        nearest, furnished, seen = _preview(checked, tan_half, boxes, np.array(room.size))
+        nearest, furnished, seen = _preview(checked, tan_half, boxes, np.array(room.size),
+                                            furniture)
         if nearest < _NEAREST:
             continue
         track = Trajectory(poses, tan_half, furnished)
-        if furnished > 0.42 and seen >= 4:
+        if furnished > filming.furnished and seen >= filming.seen:
             return track
         if best is None or furnished > best.furnished:
             best = track
@@ -61,17 +86,15 @@ def sample_trajectory(room: Room, frames: int, rng: np.random.Generator,
     return best
 
 
-def _move(room: Room, target: Piece | None, frames: int, share: float,
-          rng: np.random.Generator) -> np.ndarray | None:
+def _move(room: Room, target: Piece | None, frames: int, share: float, rng: np.random.Generator,
+          filming: Filming) -> np.ndarray | None:
     """One path, `share` as long as that of nine frames; None if it starts too near or too far."""
-    w, d, _ = room.size
-    start = np.array([rng.uniform(TO_WALL, w - TO_WALL), rng.uniform(TO_WALL, d - TO_WALL),
-                      rng.uniform(*HEIGHT)])
-    aim = np.array([*(target.center if target else (w / 2, d / 2)), rng.uniform(0.4, 1.0)])
-    aim[:2] += rng.normal(0, 0.25, 2)
+    start, aim = (_view if filming.aim is None else _wide_view)(room, target, rng, filming)
     away = float(np.hypot(*(aim - start)[:2]))
-    if not 0.9 < away < 4.5:
+    if not (0.9 if filming.aim else 0.25) < away < 4.5:
         return None
+    if filming.aim is None:
+        share *= min(1.0, away / 1.5)  # a hand that films a table top moves less
     u = np.linspace(0, 1, frames)  # then uneven speed
     u = u + 0.06 * np.sin(2 * np.pi * u + rng.uniform(0, 2 * np.pi)) * np.sin(np.pi * u)
     yaw = np.arctan2(aim[1] - start[1], aim[0] - start[0])
@@ -92,11 +115,41 @@ def _move(room: Room, target: Piece | None, frames: int, share: float,
         eye = start + way * u[:, None] * ahead
         looking = yaw + turn * (u - 0.5)
     looking = looking + rng.normal(0, 0.08)
-    pitch = np.clip(np.arctan2(aim[2] - start[2], away), np.radians(-24), np.radians(2))
+    pitch = np.clip(np.arctan2(aim[2] - start[2], away), *np.radians(filming.pitch))
     pitch = pitch + rng.normal(0, 0.03)
     eye = eye + _shake(frames, rng, np.array([0.004, 0.004, 0.008]))
     sway = _shake(frames, rng, np.radians([0.35, 0.3, 0.3]))
-    return _poses(eye, looking + sway[:, 0], pitch + sway[:, 1], rng.normal(0, 0.012) + sway[:, 2])
+    roll = rng.normal(0, 0.012)
+    if filming.roll:
+        roll = np.radians(rng.triangular(-filming.roll, 0, filming.roll))
+    return _poses(eye, looking + sway[:, 0], pitch + sway[:, 1], roll + sway[:, 2])
+
+
+def _wide_view(room: Room, target: Piece | None, rng: np.random.Generator,
+               filming: Filming) -> tuple[np.ndarray, np.ndarray]:
+    """Eye and aim [3]: from anywhere in the room towards a target."""
+    w, d, _ = room.size
+    start = np.array([rng.uniform(TO_WALL, w - TO_WALL), rng.uniform(TO_WALL, d - TO_WALL),
+                      rng.uniform(*filming.height)])
+    assert filming.aim
+    aim = np.array([*(target.center if target else (w / 2, d / 2)), rng.uniform(*filming.aim)])
+    aim[:2] += rng.normal(0, 0.25, 2)
+    return start, aim
+
+
+def _view(room: Room, target: Piece | None, rng: np.random.Generator,
+          filming: Filming) -> tuple[np.ndarray, np.ndarray]:
+    """Eye and aim [3]: near a small target, further from a large one, at its own height."""
+    aim = np.array([room.size[0] / 2, room.size[1] / 2, 0.8])
+    away = float(rng.uniform(0.9, 4.5))
+    if target:
+        aim, size = target.middle, max(target.size)
+        away = float(rng.uniform(0.4, 1.2) if size < 0.5 else rng.uniform(0.5, 2.5) + size / 2)
+        aim = aim + rng.normal(0, 0.15, 3) * [1, 1, 0.6]
+    angle = rng.uniform(-np.pi, np.pi)
+    height = rng.uniform(*filming.height)
+    level = float(np.sqrt(max(away**2 - (height - aim[2])**2, 0.25**2)))
+    return np.array([aim[0] + level * np.cos(angle), aim[1] + level * np.sin(angle), height]), aim
 
 
 def _shake(frames: int, rng: np.random.Generator, scale: np.ndarray) -> np.ndarray:
@@ -119,19 +172,20 @@ def _poses(eye: np.ndarray, yaw: np.ndarray, pitch: np.ndarray, roll: np.ndarray
     return out
 
 
-def _clear(eyes: np.ndarray, boxes: np.ndarray, room: np.ndarray) -> bool:
+def _clear(eyes: np.ndarray, boxes: np.ndarray, room: np.ndarray, filming: Filming) -> bool:
     """Whether every eye [T,3] keeps its distance from walls and boxes."""
-    low = np.array([TO_WALL, TO_WALL, HEIGHT[0] - 0.05])
-    high = np.array([*(room[:2] - TO_WALL), HEIGHT[1] + 0.05])
+    low = np.array([TO_WALL, TO_WALL, filming.height[0] - 0.05])
+    high = np.array([*(room[:2] - TO_WALL), filming.height[1] + 0.05])
     if (eyes < low).any() or (eyes > high).any():
         return False
-    margin = np.array([TO_BOX, TO_BOX, 0.3])
+    aside, upright = filming.to_box
+    margin = np.array([aside, aside, upright])
     above, below = eyes[:, None] > boxes[:, 0] - margin, eyes[:, None] < boxes[:, 1] + margin
     return not bool((above & below).all(2).any())  # [T,N]
 
 
-def _preview(poses: np.ndarray, tan_half: float, boxes: np.ndarray,
-             room: np.ndarray) -> tuple[float, float, int]:
+def _preview(poses: np.ndarray, tan_half: float, boxes: np.ndarray, room: np.ndarray,
+             furniture: np.ndarray) -> tuple[float, float, int]:
     """Coarse ray casting: nearest depth in m, least share of pixels on pieces, visible pieces."""
     at = ((np.arange(_GRID) + 0.5) / _GRID * 2 - 1) * tan_half
     rays = np.stack([*np.meshgrid(at, at), np.ones((_GRID, _GRID))], -1).reshape(-1, 3)      # [R,3]
@@ -145,6 +199,8 @@ def _preview(poses: np.ndarray, tan_half: float, boxes: np.ndarray,
             to_wall = ((directions > 0) * room - pose[:3, 3]) / directions
             hit = enter.min(1)
             nearest = min(nearest, float(hit.min()), float(to_wall.min()))
-            share = min(share, float((hit < np.inf).mean()))
-            seen |= set(enter.argmin(1)[hit < np.inf].tolist())
+            nearest_piece = enter.argmin(1)
+            shown = (hit < np.inf) & furniture[nearest_piece]
+            share = min(share, float(shown.mean()))
+            seen |= set(nearest_piece[shown].tolist())
     return nearest, share, len(seen)

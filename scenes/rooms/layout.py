@@ -5,16 +5,24 @@ walls, then the rest.
 """
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from scenes.clip import SPLITS, SceneObject, Split
 from scenes.furniture.pack import Pack
-from scenes.rooms import primitives, recipes
-from scenes.rooms.placement import WALLS, Arrangement, Piece
+from scenes.rooms import filmed, primitives, recipes
+from scenes.rooms.placement import MIRROR, WALLS, Arrangement, Piece
 from scenes.rooms.primitives import Colour
-from scenes.rooms.textures import FLOOR_KINDS, METRES, WALL_KINDS, make_texture
+from scenes.rooms.textures import (
+    FLOOR_KINDS,
+    METRES,
+    MORE_KINDS,
+    WALL_KINDS,
+    make_texture,
+)
 
+Style = Literal["plain", "filmed"]
 FLOOR, CEILING = 1, 2
 WALL_IDS = {wall: 3 + i for i, wall in enumerate(WALLS)}
 KINDS: dict[str, Callable[[Arrangement, list[np.ndarray]], None]] = {
@@ -52,6 +60,7 @@ class Room:
     textures: tuple[np.ndarray, ...]        # [128,128,3] uint8 each
     lights: tuple[Light, ...]               # the first casts shadows
     ambient: tuple[Colour, Colour]          # linear light from above, from below
+    glow: float = 2.5                       # brightness of windows and lamps, whatever the exposure
 
     @property
     def objects(self) -> list[SceneObject]:
@@ -65,35 +74,64 @@ class Room:
                  "west": ((-t / 2, d / 2, h / 2), (t, d, h)),
                  "east": ((w + t / 2, d / 2, h / 2), (t, d, h))}
         shell += [(WALL_IDS[wall], "wall", f"{wall} wall", *walls[wall]) for wall in WALLS]
-        pieces = [SceneObject(p.id, p.category, p.name, (*p.center, p.bottom + p.size[2] / 2),
-                              p.size, p.heading) for p in self.pieces]
-        return [SceneObject(*facts) for facts in shell] + pieces
+        return [SceneObject(*facts) for facts in shell] + [_object(p) for p in self.pieces]
 
 
-def furnish(split: Split, seed: int, pack: Pack, kind: str | None = None) -> Room:
-    """The room of this seed; splits have different seeds and different furniture."""
-    rng = np.random.default_rng([SPLITS.index(split), seed])
+def _object(piece: Piece) -> SceneObject:
+    """Its oriented box; that of a tilted piece is upright, that of a moving one holds its way."""
+    center, size = (*piece.center, piece.bottom + piece.size[2] / 2), piece.size
+    if piece.tilt or piece.moves:
+        (x, y, z), (w, d, h) = piece.box.mean(0).tolist(), np.ptp(piece.box, 0).tolist()
+        center, size = (x, y, z), (w, d, h)
+    heading = 0.0 if piece.tilt or piece.moves else piece.heading
+    found = SceneObject(piece.id, piece.category, piece.name, center, size, heading)
+    if piece.moves:
+        return replace(found, surface="moving")
+    mirrors = any(part.texture == MIRROR for part in piece.parts)
+    return replace(found, surface="mirror") if mirrors else found
+
+
+def furnish(split: Split, seed: int, pack: Pack, kind: str | None = None,
+            style: Style = "plain") -> Room:
+    """The room of this seed; splits have different seeds and different furniture.
+
+    style: plain, or filmed: not only boxes, more clutter, mirrors, glass, things that move.
+    """
+    as_filmed = style == "filmed"
+    rng = np.random.default_rng([SPLITS.index(split), seed, *([1] if as_filmed else [])])
     kind = kind or str(rng.choice(list(KINDS)))
     sides = _SIZES[kind]
     size = (rng.uniform(*sides), rng.uniform(*sides), rng.uniform(2.4, 2.9))
+    if as_filmed:
+        size = (size[0] * rng.uniform(1, 1.4), size[1] * rng.uniform(1, 1.4), rng.uniform(2.2, 3.2))
     arrangement = Arrangement(size, rng, pack, split, FLOOR, next_id=3 + len(WALLS))
     textures: list[np.ndarray] = []
-    shell = _shell(kind, rng, textures)
+    shell = _shell(kind, rng, textures, style)
+    if as_filmed:
+        material = shell[WALL_IDS["south"]]
+        filmed.inner_walls(arrangement, material.texture, material.metres)
     _doors_and_windows(arrangement, textures)
     KINDS[kind](arrangement, textures)
-    lights, ambient = _lights(arrangement)
+    if as_filmed:
+        filmed.clutter(arrangement, textures)
+    lights, ambient = _lights(arrangement, style)
     pieces = [replace(p, center=(float(p.center[0]), float(p.center[1])), bottom=float(p.bottom))
               for p in arrangement.pieces]
-    return Room(kind, split, seed, size, tuple(pieces), shell, tuple(textures), lights, ambient)
+    glow = 2.5 * float(rng.uniform(0.5, 6)) if as_filmed else 2.5  # bright ones are blown out
+    return Room(kind, split, seed, size, tuple(pieces), shell, tuple(textures), lights, ambient,
+                glow)
 
 
-def _shell(kind: str, rng: np.random.Generator,
-           textures: list[np.ndarray]) -> dict[int, ShellMaterial]:
+def _shell(kind: str, rng: np.random.Generator, textures: list[np.ndarray],
+           style: Style) -> dict[int, ShellMaterial]:
     wall_kind, floor_kind = "wall_tiles", "tiles"
     if kind != "bath":
         wall_kind = str(rng.choice(WALL_KINDS, p=[0.55, 0.22, 0.13, 0.1]))
     if kind not in ("bath", "kitchen") or rng.random() >= 0.7:
         floor_kind = str(rng.choice(FLOOR_KINDS, p=[0.45, 0.2, 0.15, 0.2]))
+    if style == "filmed":
+        wall_kind, floor_kind = (str(rng.choice(MORE_KINDS)) if rng.random() < 0.3 else name
+                                 for name in (wall_kind, floor_kind))
 
     def add(name: str, gloss: float) -> ShellMaterial:
         textures.append(make_texture(name, rng))
@@ -129,7 +167,7 @@ def _before(piece: Piece, depth: float) -> np.ndarray:
     return np.stack([np.minimum(low, low + front), np.maximum(high, high + front)])
 
 
-def _lights(a: Arrangement) -> tuple[tuple[Light, ...], tuple[Colour, Colour]]:
+def _lights(a: Arrangement, style: Style) -> tuple[tuple[Light, ...], tuple[Colour, Colour]]:
     """The four strongest of lamps and windows, strongest first, and the ambient light."""
     rng, (w, d, h) = a.rng, a.size
     day = float(rng.choice([0.0, 1.0], p=[0.3, 0.7])) * float(rng.uniform(0.4, 1.0))
@@ -149,6 +187,12 @@ def _lights(a: Arrangement) -> tuple[tuple[Light, ...], tuple[Colour, Colour]]:
         lights.append(Light((x, y, z), _warm(rng, 5200, 9000, strength), (*front, -0.75)))
     lights.sort(key=lambda light: -sum(light.colour))
     level = float(rng.uniform(0.16, 0.34)) + 0.1 * day
+    if style == "filmed":  # from one bright lamp in the dark to even light
+        level *= float(rng.uniform(0.25, 1.2))
+        lights = [replace(light, colour=tuple(c * strength for c in light.colour))
+                  for light, strength in zip(lights, np.exp(rng.normal(0, 0.7, len(lights))),
+                                             strict=True)]
+        lights.sort(key=lambda light: -sum(light.colour))
     above = _warm(rng, 4500, 7500, level)
     below = _warm(rng, 3000, 5000, level * float(rng.uniform(0.4, 0.7)))
     return tuple(lights[:4]), (above, below)

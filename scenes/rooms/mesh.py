@@ -1,17 +1,32 @@
-"""A room as one triangle list for the renderer; pieces that cast no shadow come last."""
+"""A room as one triangle list for the renderer; what casts no shadow is last, glass at the end."""
 from dataclasses import dataclass
 
 import numpy as np
 
 from scenes.furniture.pack import ModelMesh, Pack
 from scenes.rooms.layout import CEILING, FLOOR, WALL_IDS, Room
-from scenes.rooms.placement import Part, Piece
+from scenes.rooms.placement import GLASS, MIRROR, Part, Piece
 
 VERTEX = np.dtype([("position", "<f4", 3), ("normal", "i1", 3), ("glow", "i1"), ("uv", "<f4", 2),
                    ("colour", "u1", 4), ("layer", "<u2"), ("id", "<u2")])  # colour: sRGB and gloss
-PLAIN = 65535  # layer of untextured vertices
+# layers without a texture: 65535 plain, 65534 GLASS, 65533 MIRROR
 _CORNERS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
 _SIDES = np.array([(axis, sign) for axis in range(3) for sign in (-1, 1)])
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """The reflecting rectangle of a room."""
+    corners: np.ndarray     # [4,3] m
+    normal: np.ndarray      # [3], unit, towards the room
+
+    @property
+    def reflection(self) -> np.ndarray:
+        """[4,4]: each point to its mirror image."""
+        out = np.eye(4)
+        out[:3, :3] -= 2 * np.outer(self.normal, self.normal)
+        out[:3, 3] = 2 * (self.normal @ self.corners[0]) * self.normal
+        return out
 
 
 @dataclass(frozen=True)
@@ -23,6 +38,9 @@ class RoomMesh:
     shell: int              # index of the span of floor, ceiling and walls
     boxes: np.ndarray       # [N,2,3] m, around each span
     layers: np.ndarray      # [L,128,128,3] uint8, sRGB
+    glass: int              # so many of the last spans are clear panes
+    moving: dict[int, Piece]  # by span
+    mirror: Mirror | None
 
 
 def room_mesh(room: Room, pack: Pack) -> RoomMesh:
@@ -31,59 +49,82 @@ def room_mesh(room: Room, pack: Pack) -> RoomMesh:
     first_layer: dict[str, int] = {}
     casting: list[tuple[np.ndarray, ...]] = []      # vertices, triangles, box
     not_casting: list[tuple[np.ndarray, ...]] = []
+    glass: list[tuple[np.ndarray, ...]] = []
+    moving: dict[int, Piece] = {}                   # by place in not_casting
     for piece in room.pieces:
         if piece.model is None:
-            part = _built(piece)
+            part = _built(piece, [p for p in piece.parts if p.texture != GLASS])
+            if panes := [p for p in piece.parts if p.texture == GLASS]:
+                glass.append((*_built(piece, panes), piece.box))
         else:
             mesh = pack.mesh(piece.model.id)
             if piece.model.id not in first_layer:
                 first_layer[piece.model.id] = len(layers)
                 layers += mesh.textures
             part = _modelled(piece, mesh, first_layer[piece.model.id])
-        group = not_casting if piece.category in ("lamp", "window") else casting
+        if piece.moves:
+            moving[len(not_casting)] = piece
+        group = not_casting if piece.moves or piece.category in ("lamp", "window") else casting
         group.append((*part, piece.box))
     shell = (*_shell(room), np.array([[0, 0, 0], room.size]))
-    vertices, triangles, boxes = zip(*casting, shell, *not_casting, strict=True)
+    vertices, triangles, boxes = zip(*casting, shell, *not_casting, *glass, strict=True)
     firsts = np.cumsum([0, *map(len, vertices)])
     counts = np.array([len(f) for f in triangles])
     offset = [f + np.uint32(at) for f, at in zip(triangles, firsts, strict=False)]
     return RoomMesh(np.concatenate(vertices), np.concatenate(offset),
                     casters=int(counts[:len(casting) + 1].sum()),
                     spans=np.stack([np.cumsum(counts) - counts, counts], 1), shell=len(casting),
-                    boxes=np.stack(boxes), layers=np.stack(layers))
+                    boxes=np.stack(boxes), layers=np.stack(layers), glass=len(glass),
+                    moving={len(casting) + 1 + i: piece for i, piece in moving.items()},
+                    mirror=_mirror(room))
 
 
 def _vertices(piece_id: int, positions: np.ndarray, normals: np.ndarray) -> np.ndarray:
     out = np.zeros(len(positions), VERTEX)
-    out["position"], out["normal"], out["id"], out["layer"] = positions, normals, piece_id, PLAIN
+    out["position"], out["normal"], out["id"], out["layer"] = positions, normals, piece_id, 65535
     return out
 
 
-def _turned(vectors: np.ndarray, heading: float) -> np.ndarray:
-    c, s = np.float32(np.cos(heading)), np.float32(np.sin(heading))
-    return vectors @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]], np.float32)
+def _turned(vectors: np.ndarray, piece: Piece) -> np.ndarray:
+    return vectors @ piece.rotation.T.astype(np.float32)
+
+
+def _placed(positions: np.ndarray, piece: Piece) -> np.ndarray:
+    """From the piece's axes, whose origin is the middle of its underside, to the room's."""
+    at = np.array([*piece.center, piece.bottom], np.float32)
+    if not piece.tilt:
+        return _turned(positions, piece) + at
+    up = np.array([0, 0, piece.size[2] / 2], np.float32)
+    return _turned(positions - up, piece) + up + at
 
 
 def _modelled(piece: Piece, mesh: ModelMesh, first_layer: int) -> tuple[np.ndarray, np.ndarray]:
-    at = np.array([*piece.center, piece.bottom], np.float32)
-    normals = np.rint(_turned(mesh.normals.astype(np.float32), piece.heading)).clip(-127, 127)
-    out = _vertices(piece.id, _turned(mesh.positions, piece.heading) + at, normals)
+    normals = np.rint(_turned(mesh.normals.astype(np.float32), piece)).clip(-127, 127)
+    out = _vertices(piece.id, _placed(mesh.positions, piece), normals)
     out["uv"] = mesh.uvs * np.array([1, -1], np.float32)  # row 0 of a picture is its top
     out["colour"] = mesh.colours
     layers = mesh.texture.astype(np.uint16) + first_layer
-    out["layer"] = np.where(mesh.texture == 255, PLAIN, layers)
+    out["layer"] = np.where(mesh.texture == 255, 65535, layers)
     out["glow"] = 30 if piece.model and piece.model.light else 0
     return out, mesh.triangles.astype(np.uint32)
 
 
-def _built(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
-    boxes = [_block(part) for part in piece.parts]
-    at = np.array([*piece.center, piece.bottom], np.float32)
-    out = np.concatenate(boxes)
-    out["position"] = _turned(out["position"], piece.heading) + at
-    out["normal"] = np.rint(_turned(out["normal"].astype(np.float32), piece.heading))
+def _built(piece: Piece, parts: list[Part]) -> tuple[np.ndarray, np.ndarray]:
+    out = np.concatenate([_block(part) for part in parts])
+    out["position"] = _placed(out["position"], piece)
+    out["normal"] = np.rint(_turned(out["normal"].astype(np.float32), piece))
     out["id"] = piece.id
     return out, _quad_triangles(len(out))
+
+
+def _mirror(room: Room) -> Mirror | None:
+    for piece in room.pieces:
+        for part in (p for p in piece.parts if p.texture == MIRROR):
+            (x, y, z), (width, depth, height) = part.center, part.size
+            across, up = _CORNERS.T * np.array([[width], [height]])
+            corners = np.stack([x + across, np.full(4, y - depth / 2), z + up], 1)
+            return Mirror(_placed(corners, piece), piece.rotation @ [0, -1, 0])
+    return None
 
 
 def _quad_triangles(vertices: int) -> np.ndarray:
@@ -106,7 +147,7 @@ def _block(part: Part) -> np.ndarray:
         faces.append(face)
     out = np.concatenate(faces)
     out["colour"][:, :3], out["colour"][:, 3] = np.array(part.colour) * 255, 20
-    out["layer"] = PLAIN if part.texture < 0 else part.texture
+    out["layer"] = part.texture & 65535
     out["glow"] = int(part.glow * 127)
     return out
 

@@ -16,6 +16,7 @@ from scenes.furniture.pack import TOP_CELLS, FurnitureModel, Pack
 FACING = {"south": np.pi, "east": -np.pi / 2, "north": 0.0, "west": np.pi / 2}
 WALLS = tuple(FACING)
 GAP = 0.01  # m between the boxes of neighbours
+GLASS, MIRROR = -2, -3  # Part.texture of a clear pane, of a mirror's surface
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Part:
     center: tuple[float, float, float]
     size: tuple[float, float, float]
     colour: tuple[float, float, float]  # sRGB in [0,1]; multiplies the texture
-    texture: int = -1                   # index into Room.textures, -1 = none
+    texture: int = -1                   # index into Room.textures, -1 = none; GLASS or MIRROR
     metres: float = 0.0                 # of one repeat of the texture; 0 = once over the block
     glow: float = 0.0                   # emitted light, 1 = white
 
@@ -42,13 +43,46 @@ class Piece:
     resting_on: int = 0                 # id of its support; 0 = hangs on a wall or the ceiling
     model: FurnitureModel | None = None
     parts: tuple[Part, ...] = ()
+    tilt: float = 0.0                   # about its own x axis through its middle, before heading
+    travel: tuple[float, float, float] = (0.0, 0.0, 0.0)  # m that it moves during a clip
+    spin: float = 0.0                   # rad that it turns about the vertical during a clip
+
+    @property
+    def moves(self) -> bool:
+        return self.spin != 0 or any(self.travel)
 
     @cached_property
     def box(self) -> np.ndarray:
-        """[2,3]: lowest and highest corner of the upright box around the turned piece."""
-        half = _half_extent(self.size, self.heading)
-        return np.array([[*(self.center - half), self.bottom],
-                         [*(self.center + half), self.bottom + self.size[2]]])
+        """[2,3]: lowest and highest corner of the upright box around the piece and its way."""
+        if not (self.tilt or self.moves):
+            half = _half_extent(self.size, self.heading)
+            return np.array([[*(self.center - half), self.bottom],
+                             [*(self.center + half), self.bottom + self.size[2]]])
+        half = np.abs(self.rotation) @ self.size / 2
+        if self.spin:
+            half[:2] = np.hypot(half[0], half[1])
+        ends = np.stack([self.middle, self.middle + self.travel])
+        return np.stack([ends.min(0) - half, ends.max(0) + half])
+
+    @property
+    def middle(self) -> np.ndarray:
+        """[3] of its box before it moves."""
+        return np.array([*self.center, self.bottom + self.size[2] / 2])
+
+    @property
+    def rotation(self) -> np.ndarray:
+        """[3,3], from its axes to the room's before it moves."""
+        c, s = np.cos([self.heading, self.tilt]), np.sin([self.heading, self.tilt])
+        return (np.array([[c[0], -s[0], 0], [s[0], c[0], 0], [0, 0, 1]])
+                @ np.array([[1, 0, 0], [0, c[1], -s[1]], [0, s[1], c[1]]]))
+
+    def motion(self, moment: float) -> np.ndarray:
+        """[4,4]: the room's points of the piece at rest to those at a moment in [0,1] of a clip."""
+        c, s = np.cos(self.spin * moment), np.sin(self.spin * moment)
+        out = np.eye(4)
+        out[:2, :2] = [[c, -s], [s, c]]
+        out[:3, 3] = self.middle - out[:3, :3] @ self.middle + np.array(self.travel) * moment
+        return out
 
 
 Placeable = FurnitureModel | Piece
@@ -206,6 +240,10 @@ class Arrangement:
         bottom = self.size[2] - model.size[2]
         piece = replace(self.new(model), center=center, bottom=bottom, resting_on=0)
         return self._add(piece) if bottom > 1.9 and self._free(piece) else None
+
+    def fixed(self, piece: Piece, inside: bool = True) -> Piece | None:
+        """Exactly where it is; inside=False: even where it leaves the room or meets another."""
+        return self._add(piece) if not inside or self._free(piece) else None
 
     def new(self, model: FurnitureModel | Piece) -> Piece:
         if isinstance(model, Piece):

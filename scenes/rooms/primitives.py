@@ -4,7 +4,7 @@ Each function returns an unplaced Piece, its back at +Y; `textures` grows by wha
 """
 import numpy as np
 
-from scenes.rooms.placement import Part, Piece
+from scenes.rooms.placement import GLASS, MIRROR, Part, Piece
 from scenes.rooms.textures import make_texture
 
 Rng = np.random.Generator
@@ -49,6 +49,44 @@ def picture(rng: Rng, textures: Textures) -> Piece:
     texture = _add(textures, "picture", rng)
     canvas = Part((0, 0.005, h / 2), (w - 2 * b, t - 0.01, h - 2 * b), (1, 1, 1), texture)
     return _piece("decor", "picture", (w, t, h), [canvas, *_frame(w, h, t, b, frame)])
+
+
+def poster(rng: Rng, textures: Textures) -> Piece:
+    w, h, t = float(rng.uniform(0.3, 1.2)), float(rng.uniform(0.3, 1.3)), 0.008
+    sheet = Part((0, 0, h / 2), (w, t, h), (1, 1, 1), _add(textures, "poster", rng))
+    return _piece("decor", "poster", (w, t, h), [sheet])
+
+
+def mirror(rng: Rng) -> Piece:
+    w, h, t = float(rng.uniform(0.4, 1.2)), float(rng.uniform(0.5, 1.6)), 0.03
+    b, colour = float(rng.uniform(0.005, 0.05)), _tint(rng, 0.1, 0.9)
+    surface = Part((0, 0.005, h / 2), (w - 2 * b, t - 0.01, h - 2 * b), (0.93, 0.95, 0.94), MIRROR)
+    return _piece("decor", "mirror", (w, t, h), [surface, *_frame(w, h, t, b, colour)])
+
+
+def glass_screen(rng: Rng) -> Piece:
+    w, h, t = float(rng.uniform(0.7, 1.6)), float(rng.uniform(1.2, 2.1)), 0.04
+    pane = Part((0, 0, h / 2), (w - 0.06, 0.01, h - 0.06), _tint(rng, 0.8, 0.95), GLASS)
+    frame = _frame(w, h, t, 0.03, _tint(rng, 0.1, 0.9))
+    return _piece("decor", "glass screen", (w, t, h), [pane, *frame])
+
+
+def glass_table(rng: Rng) -> Piece:
+    w, d, h = (float(x) for x in rng.uniform([0.6, 0.5, 0.4], [1.2, 0.8, 0.8]))
+    colour = _tint(rng, 0.1, 0.9)
+    legs = [Part((x * (w - 0.04) / 2, y * (d - 0.04) / 2, h / 2), (0.04, 0.04, h), colour)
+            for x in (-1, 1) for y in (-1, 1)]
+    rails = [Part((0, y * (d - 0.03) / 2, h - 0.03), (w - 0.08, 0.03, 0.03), colour)
+             for y in (-1, 1)]
+    top = Part((0, 0, h - 0.006), (w - 0.08, d - 0.08, 0.012), _tint(rng, 0.8, 0.95), GLASS)
+    return _piece("table", "glass table", (w, d, h), [*legs, *rails, top])
+
+
+def solid(category: str, name: str, size: tuple[float, float, float], texture: int,
+          metres: float) -> Piece:
+    """A block of masonry."""
+    part = Part((0, 0, size[2] / 2), size, (1, 1, 1), texture, metres)
+    return _piece(category, name, size, [part])
 
 
 def rug(rng: Rng, textures: Textures, width: float, depth: float) -> Piece:

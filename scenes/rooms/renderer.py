@@ -12,6 +12,9 @@ from scenes.rooms.mesh import RoomMesh, room_mesh
 
 SHADOW_PX = 1024
 SHADOW_REACH = 3.2  # tangent of half the shadow map's angle: 145 degrees
+_CLIP_DISTANCE0 = 0x3000
+_EVERYTHING = (0.0, 0.0, 0.0, 1.0)  # the plane that cuts nothing off
+_AWAY = 1e6          # m, further than anything
 
 
 class RenderedFrames(TypedDict):
@@ -23,7 +26,11 @@ class RenderedFrames(TypedDict):
 
 
 class Renderer:
-    """One room at a time in pictures of `size` px, square. Raises ValueError without EGL device."""
+    """One room at a time in pictures of `size` px, square. Raises ValueError without EGL device.
+
+    Depth, normal and instance of a mirror are those of its surface; those of a clear pane are of
+    what is behind it.
+    """
 
     def __init__(self, size: int = 224):
         self.size = size
@@ -34,6 +41,7 @@ class Renderer:
             raise ValueError(f"render: no EGL device ({error}); install libegl1 libgl1-mesa-dri "
                              "(make setup), or bring your GPU's EGL library") from error
         gl.enable(moderngl.DEPTH_TEST)
+        gl.enable_direct(_CLIP_DISTANCE0)  # for good: with Mesa 22 it is not off after a glDisable
         self._program = gl.program(shaders.VERTEX_SHADER, shaders.FRAGMENT_SHADER)
         self._shadow_program = gl.program(shaders.SHADOW_VERTEX, shaders.SHADOW_FRAGMENT)
         finish = gl.program(shaders.FULL_SCREEN, shaders.FINISH_SHADER)
@@ -42,6 +50,7 @@ class Renderer:
         self._shadow.filter = (moderngl.LINEAR_MIPMAP_LINEAR, moderngl.LINEAR)
         depth = gl.depth_renderbuffer((SHADOW_PX, SHADOW_PX))
         self._shadow_target = gl.framebuffer([self._shadow], depth)
+        self._reflected = self._drawing(1)
         self._targets: dict[int, tuple[moderngl.Framebuffer, moderngl.Framebuffer]] = {}
         self._resources: list[moderngl.Buffer | moderngl.VertexArray | moderngl.TextureArray] = []
         self._room: Room | None = None
@@ -54,6 +63,7 @@ class Renderer:
                exposure: float = 1.0, noise: float = 0.0, seed: int = 0) -> RenderedFrames:
         """Frames of camera-to-world poses [T,4,4] (OpenCV axes) with intrinsics [3,3] px.
 
+        Moving pieces are at rest in the first frame and at the end of their way in the last.
         exposure multiplies the light; noise in [0,1] is the half-width of the noise of that seed.
         """
         if self._room is not room:
@@ -67,18 +77,73 @@ class Renderer:
         (fx, _, cx), (_, fy, cy) = 2 * intrinsics[:2] / size
         _set(self._program, exposure=exposure, lens=(fx, fy, cx - 1, cy - 1))
         for i, pose in enumerate(poses):
+            moment = i / max(t - 1, 1)
+            self._reflect(pose, intrinsics, moment)
+            target.use()
             target.viewport = (0, size * i, size, size)
-            _write(self._program, "world_to_view", np.linalg.inv(pose))
-            _set(self._program, world_turn=tuple(pose[:3, :3].T.reshape(-1)),
-                 eye=tuple(pose[:3, 3]))
-            for first, count in _in_view(pose, intrinsics, size, self._mesh):
-                self._vertex_array.render(vertices=3 * count, first=3 * first)
+            _set(self._program, first_row=size * i)
+            self._draw(target, pose, np.eye(4), intrinsics, moment)
         self._finish_colour(target, finished, noise, seed)
         read = target.read(components=4, attachment=1, dtype="u4", viewport=frame_stack)
         data = np.frombuffer(read, np.uint32)
         read = finished.read(components=3, viewport=frame_stack, alignment=1)
         colour = np.frombuffer(read, np.uint8)
         return _unpack(data.reshape(t, size, size, 4), colour.reshape(t, size, size, 3))
+
+    def _draw(self, target: moderngl.Framebuffer, pose: np.ndarray, reflection: np.ndarray,
+              intrinsics: np.ndarray, moment: float) -> None:
+        """What a camera sees, or with the `reflection` of a mirror sees in it."""
+        camera, mesh = reflection @ pose, self._mesh
+        _write(self._program, "world_to_view", np.linalg.inv(pose) @ reflection)
+        _set(self._program, world_turn=tuple(camera[:3, :3].T.reshape(-1)),
+             eye=tuple(camera[:3, 3]))
+        panes, on, off = len(mesh.spans) - mesh.glass, (True,) * 4, (False,) * 4
+        spans = _in_view(camera, intrinsics, self.size, mesh)
+        for span in (s for s in spans if s < panes):
+            self._draw_span(span, moment)
+        if spans and spans[-1] >= panes:
+            target.depth_mask = False
+            target.color_mask = on, off  # type: ignore[assignment]
+            self._gl.enable(moderngl.BLEND)
+            for span in (s for s in spans if s >= panes):
+                self._draw_span(span, moment)
+            self._gl.disable(moderngl.BLEND)
+            target.depth_mask = True
+            target.color_mask = on, on  # type: ignore[assignment]
+
+    def _draw_span(self, span: int, moment: float) -> None:
+        first, count = self._mesh.spans[span].tolist()
+        piece = self._mesh.moving.get(span)
+        if piece:
+            _write(self._program, "move", piece.motion(moment))
+        self._vertex_array.render(vertices=3 * count, first=3 * first)
+        if piece:
+            _write(self._program, "move", np.eye(4))
+
+    def _reflect(self, pose: np.ndarray, intrinsics: np.ndarray, moment: float) -> None:
+        """Draws what the room's mirror shows into its texture, if the camera sees the mirror."""
+        mirror = self._mesh.mirror
+        if mirror is None or (pose[:3, 3] - mirror.corners[0]) @ mirror.normal < 0.01:
+            return
+        corners = (mirror.corners - pose[:3, 3]) @ pose[:3, :3] @ intrinsics.T
+        low, high = np.zeros(2), np.full(2, self.size)
+        if (corners[:, 2] <= 0).all():
+            return
+        if (corners[:, 2] > 0.05).all():
+            pixels = corners[:, :2] / corners[:, 2:]
+            low, high = (np.clip(x, 0, self.size) for x in
+                         (np.floor(pixels.min(0)), np.ceil(pixels.max(0))))
+        if (low >= high).any():
+            return
+        target = self._reflected
+        target.use()
+        target.scissor = (*low.astype(int), *(high - low).astype(int))
+        target.clear(depth=1.0)
+        plane = (*mirror.normal, -float(mirror.normal @ mirror.corners[0]) - 0.001)
+        _set(self._program, front=plane)
+        self._draw(target, pose, mirror.reflection, intrinsics, moment)
+        _set(self._program, front=_EVERYTHING)
+        target.color_attachments[0].use(3)  # type: ignore[union-attr]
 
     def release(self) -> None:
         """Frees the room's GPU memory; the next render uploads it again."""
@@ -89,11 +154,15 @@ class Renderer:
     def _target(self, frames: int) -> tuple[moderngl.Framebuffer, moderngl.Framebuffer]:
         """Where all frames are drawn, one below the other, and where their finished colour goes."""
         if frames not in self._targets:
-            shape, gl = (self.size, self.size * frames), self._gl
-            outputs = [gl.texture(shape, 4), gl.texture(shape, 4, dtype="u4")]
-            self._targets[frames] = (gl.framebuffer(outputs, gl.depth_renderbuffer(shape)),
-                                     gl.framebuffer([gl.renderbuffer(shape, 4)]))
+            finished = self._gl.renderbuffer((self.size, self.size * frames), 4)
+            self._targets[frames] = self._drawing(frames), self._gl.framebuffer([finished])
         return self._targets[frames]
+
+    def _drawing(self, frames: int) -> moderngl.Framebuffer:
+        """Colour, and depth bits, instance and normal."""
+        shape, gl = (self.size, self.size * frames), self._gl
+        outputs = [gl.texture(shape, 4), gl.texture(shape, 4, dtype="u4")]
+        return gl.framebuffer(outputs, gl.depth_renderbuffer(shape))
 
     def _finish_colour(self, drawn: moderngl.Framebuffer, finished: moderngl.Framebuffer,
                        noise: float, seed: int) -> None:
@@ -141,7 +210,9 @@ class Renderer:
         _set(self._program, textures=0, shadow=1, shadow_reach=SHADOW_REACH,
              lights=len(room.lights), light_at=[light.position for light in four],
              light_colour=[light.colour for light in four], room=room.size,
-             above=room.ambient[0], below=room.ambient[1])
+             above=room.ambient[0], below=room.ambient[1], reflection=3,
+             glow_strength=room.glow, front=_EVERYTHING)
+        _write(self._program, "move", np.eye(4))
 
 
 def _set(program: moderngl.Program, **uniforms: object) -> None:
@@ -155,8 +226,9 @@ def _write(program: moderngl.Program, name: str, matrix: np.ndarray) -> None:
 
 
 def _in_view(pose: np.ndarray, intrinsics: np.ndarray, size: int,
-             mesh: RoomMesh) -> list[list[int]]:
-    """Spans in view, nearest first so that hidden pixels are not shaded, the shell last."""
+             mesh: RoomMesh) -> list[int]:
+    """Spans in view, nearest first so that hidden pixels are not shaded, then the shell, then
+    glass, the furthest first."""
     ends = np.array(list(product((0, 1), repeat=3)))                                         # [8,3]
     corners = mesh.boxes[:, ends, [0, 1, 2]]                                               # [N,8,3]
     x, y, z = np.moveaxis((corners - pose[:3, 3]) @ pose[:3, :3], -1, 0)                     # [N,8]
@@ -164,9 +236,11 @@ def _in_view(pose: np.ndarray, intrinsics: np.ndarray, size: int,
     outside = ((x > reach).all(1) | (x < -reach).all(1) | (y > reach).all(1)
                | (y < -reach).all(1) | (z < 0).all(1))
     near = z.min(1)
-    near[mesh.shell] = np.inf
+    near[mesh.shell] = _AWAY
+    panes = len(near) - mesh.glass
+    near[panes:] = 2 * _AWAY - near[panes:]
     order = np.argsort(near)
-    return mesh.spans[order[~outside[order]]].tolist()
+    return order[~outside[order]].tolist()
 
 
 def _look_along(light: Light) -> np.ndarray:

@@ -2,15 +2,19 @@
 
 VERTEX_SHADER = """
 #version 330
+uniform mat4 move;            // of a moving piece, in the world
 uniform mat4 world_to_view;   // OpenCV axes: x right, y down, z ahead
+uniform vec4 front;           // plane of the mirror: what is behind it is not reflected
 uniform vec4 lens;            // 2 fx / W, 2 fy / H, 2 cx / W - 1, 2 cy / H - 1
 in vec3 position; in ivec4 normal; in vec2 uv; in vec4 colour; in uvec2 layer_id;
 out vec3 world; out vec3 view; out vec3 smooth_normal; out vec2 at; out vec4 paint;
 flat out uvec2 tag; flat out float glow;
 const float NEAR = 0.05, FAR = 30.0;
 void main() {
-    vec4 v = world_to_view * vec4(position, 1.0);
-    world = position; view = v.xyz; smooth_normal = vec3(normal.xyz) / 127.0;
+    vec4 moved = move * vec4(position, 1.0);
+    vec4 v = world_to_view * moved;
+    gl_ClipDistance[0] = dot(front, moved);
+    world = moved.xyz; view = v.xyz; smooth_normal = mat3(move) * vec3(normal.xyz) / 127.0;
     glow = float(normal.w) / 127.0;
     at = uv; paint = colour; tag = layer_id;
     // row 0 of the texture is the top row of the image: y is not flipped
@@ -27,7 +31,8 @@ uniform mat4 world_to_light;
 uniform vec3 light_at[4]; uniform vec3 light_colour[4]; uniform int lights;
 uniform vec3 above; uniform vec3 below; uniform vec3 room; uniform vec3 eye;
 uniform mat3 world_turn;              // view to world
-uniform float exposure; uniform float shadow_reach;
+uniform float exposure; uniform float shadow_reach; uniform float glow_strength;
+uniform sampler2D reflection; uniform int first_row;  // of the frame in `picture`
 in vec3 world; in vec3 view; in vec3 smooth_normal; in vec2 at; in vec4 paint;
 flat in uvec2 tag; flat in float glow;
 layout(location = 0) out vec4 picture;
@@ -49,15 +54,16 @@ float corner(float d, float side) {
     return 1.0 - 0.34 * (1.0 - side) / (1.0 + q * q);
 }
 
-void main() {
-    vec3 flat_normal = normalize(cross(dFdx(view), dFdy(view)));
-    if (dot(flat_normal, view) > 0.0) flat_normal = -flat_normal;
-    vec3 ng = world_turn * flat_normal;
+vec4 shaded(vec3 ng) {
+    if (tag.x == 65533u) {
+        ivec2 px = ivec2(gl_FragCoord.xy) - ivec2(0, first_row);
+        return vec4(texelFetch(reflection, px, 0).rgb * paint.rgb, 1.0);
+    }
     vec3 n = dot(smooth_normal, smooth_normal) > 0.01 ? normalize(smooth_normal) : ng;
     if (dot(n, ng) < 0.0) n = -n;
     if (dot(n, ng) < 0.25) n = ng;
     vec3 base = paint.rgb;
-    if (tag.x != 65535u) base *= texture(textures, vec3(at, float(tag.x))).rgb;
+    if (tag.x < 65533u) base *= texture(textures, vec3(at, float(tag.x))).rgb;
     base = pow(base, vec3(2.2)) * 0.92 + 0.004;
     vec3 a = abs(n), far = room - world;
     float open = corner(world.x, a.x) * corner(far.x, a.x)
@@ -73,10 +79,19 @@ void main() {
         light += light_colour[i] * facing;
         shine += light_colour[i] * facing * pow(max(dot(n, normalize(to + to_eye)), 0.0), 40.0);
     }
-    vec3 c = (base * light + paint.a * 1.5 * shine) * exposure + base * glow * 2.5;
+    vec3 c = (base * light + paint.a * 1.5 * shine) * exposure + base * glow * glow_strength;
     // ACES, Narkowicz's fit
     c = clamp((c * (2.51 * c + 0.03)) / (c * (2.43 * c + 0.59) + 0.14), 0.0, 1.0);
-    picture = vec4(pow(c, vec3(1.0 / 2.2)), 1.0);
+    // a clear pane is the more opaque, the more it is seen from the side
+    float facing = 1.0 - abs(dot(n, to_eye));
+    float cover = tag.x == 65534u ? 0.08 + 0.5 * facing * facing * facing : 1.0;
+    return vec4(pow(c, vec3(1.0 / 2.2)), cover);
+}
+
+void main() {
+    vec3 flat_normal = normalize(cross(dFdx(view), dFdy(view)));
+    if (dot(flat_normal, view) > 0.0) flat_normal = -flat_normal;
+    picture = shaded(world_turn * flat_normal);
     ivec3 s = ivec3(round(clamp(flat_normal, -1.0, 1.0) * 127.0)) & 255;
     data = uvec4(floatBitsToUint(view.z), tag.y, uint(s.x | (s.y << 8) | (s.z << 16)), 0u);
 }

@@ -23,15 +23,17 @@ import numpy as np
 
 from scenes.clip import SPLITS, Clip, Split
 from scenes.furniture.pack import Pack
-from scenes.rooms.camera_path import sample_trajectory
-from scenes.rooms.layout import CEILING, FLOOR, WALL_IDS, Room, furnish
+from scenes.rooms.camera_path import FILMING, sample_trajectory
+from scenes.rooms.layout import CEILING, FLOOR, WALL_IDS, Room, Style, furnish
 from scenes.rooms.renderer import RenderedFrames, Renderer
 
 STRUCTURE = (FLOOR, CEILING, *WALL_IDS.values())
 MAX_STRUCTURE = 0.7   # largest share of the pixels that show floor, ceiling and walls
-MIN_DEPTH = 0.35      # m
+MIN_DEPTH = 0.35      # m, of plain rooms; in filmed ones that of every frame's median
 ROOMS_VERSION = 3     # raised whenever the same seed gives another picture
-_ATTEMPTS = 6
+FILMED_VERSION = 1    # as above, of filmed rooms alone
+_SHELL = ("wall", "floor", "ceiling")
+_ATTEMPTS = {"plain": 6, "filmed": 12}
 
 
 @dataclass
@@ -45,6 +47,9 @@ class RoomSource:
     size: int = 224                 # px, square
     seed: int = 0
     pack: Path | str | None = None  # None = the committed public-domain pack
+    # filmed: close-ups, rolling cameras, alcoves, clutter, mirrors, glass, things that move; such
+    # clips have no room_size, and no questions are made about them
+    style: Style = "plain"
     _last_room: dict[str, Room] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -58,6 +63,8 @@ class RoomSource:
     def key(self) -> str:
         """Equal keys mean equal clips under equal ids, whatever the numbers of rooms."""
         facts = [ROOMS_VERSION, self.seed, self.frames, self.size, self.furniture.digest]
+        if self.style == "filmed":
+            facts.append(f"filmed {FILMED_VERSION}")
         return "rooms-" + sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
     def ids(self, split: Split) -> list[str]:
@@ -69,29 +76,41 @@ class RoomSource:
         split, number, clip_number = self._parse(clip_id)
         room = self.room(split, number)
         rng = np.random.default_rng([self.seed, SPLITS.index(split), number, clip_number, 1])
-        for left in reversed(range(_ATTEMPTS)):
-            path = sample_trajectory(room, self.frames, rng)
+        for left in reversed(range(_ATTEMPTS[self.style])):
+            path = sample_trajectory(room, self.frames, rng, filming=FILMING[self.style])
             poses, intrinsics = path.poses, path.intrinsics(self.size)
             first = self.renderer.render(room, self.furniture, poses[:1], intrinsics)
-            if left and _is_unsuitable(first):
+            if left and self._is_unsuitable(room, first):
                 continue
-            exposure = _auto_exposure(first["frames"], rng)
+            brightness = (95, 165) if self.style == "plain" else (70, 185)
+            exposure = _auto_exposure(first["frames"], rng, *brightness)
             noise, seed = float(rng.uniform(0.002, 0.012)), int(rng.integers(2**32))
             rendered = self.renderer.render(room, self.furniture, poses, intrinsics, exposure,
                                             noise, seed)
-            if not _is_unsuitable(rendered):
+            if not self._is_unsuitable(room, rendered):
                 break
         visible = set(np.unique(rendered["instances"]).tolist())
         objects = [o for o in room.objects if o.id in visible]
         return Clip(id=clip_id, **rendered, intrinsics=intrinsics, poses=poses,
-                    room_size=room.size, objects=objects)
+                    room_size=room.size if self.style == "plain" else None, objects=objects)
+
+    def _is_unsuitable(self, room: Room, rendered: RenderedFrames) -> bool:
+        structure, most, depth = STRUCTURE, MAX_STRUCTURE, rendered["depth"]
+        if self.style == "plain":
+            too_near = depth.min() < MIN_DEPTH
+        else:
+            most, structure = 0.85, tuple(o.id for o in room.objects if o.category in _SHELL)
+            too_near = depth.min() < MIN_DEPTH / 2 or np.median(depth, (1, 2)).min() < MIN_DEPTH
+        shares = np.isin(rendered["instances"], structure).mean(axis=(1, 2))
+        return bool(shares.max() > most or too_near)
 
     def room(self, split: Split, number: int) -> Room:
         """The room with this number; the last one is cached."""
         key = f"{split}/{number}"
         if key not in self._last_room:
             self._last_room.clear()
-            self._last_room[key] = furnish(split, self.seed * 1_000_000 + number, self.furniture)
+            self._last_room[key] = furnish(split, self.seed * 1_000_000 + number, self.furniture,
+                                           style=self.style)
         return self._last_room[key]
 
     @cached_property
@@ -116,14 +135,10 @@ class RoomSource:
         return state | {"_last_room": {}}
 
 
-def _is_unsuitable(rendered: RenderedFrames) -> bool:
-    structure = np.isin(rendered["instances"], STRUCTURE).mean(axis=(1, 2)).max()
-    return bool(structure > MAX_STRUCTURE or rendered["depth"].min() < MIN_DEPTH)
-
-
-def _auto_exposure(frames: np.ndarray, rng: np.random.Generator) -> float:
-    """The exposure that brings the mean brightness at exposure 1 to a random medium one."""
-    target = rng.uniform(95, 165)
+def _auto_exposure(frames: np.ndarray, rng: np.random.Generator, low: float,
+                   high: float) -> float:
+    """The exposure that brings the mean brightness at exposure 1 to one between low and high."""
+    target = rng.uniform(low, high)
     return float(np.clip((target / max(float(frames.mean()), 1.0)) ** 2.2, 0.25, 4.0))
 
 

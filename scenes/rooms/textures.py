@@ -6,13 +6,15 @@ from scenes.furniture.pack import TEXTURE_PX as PX
 Rng = np.random.Generator
 WALL_KINDS = ("plaster", "wallpaper", "stripes", "bricks")
 FLOOR_KINDS = ("planks", "parquet", "tiles", "carpet")
+MORE_KINDS = ("terrazzo", "concrete", "marble", "plaid", "wood")  # of filmed rooms, on any side
 METRES = {  # what one repeat of the texture measures
     "plaster": 1.5, "wallpaper": 1.2, "stripes": 0.8, "bricks": 1.0, "planks": 1.2, "parquet": 1.0,
-    "tiles": 1.2, "carpet": 1.0, "wood": 0.8, "wall_tiles": 0.6}
+    "tiles": 1.2, "carpet": 1.0, "wood": 0.8, "wall_tiles": 0.6, "terrazzo": 0.9, "concrete": 2.0,
+    "marble": 1.4, "plaid": 0.7}
 
 
 def make_texture(kind: str, rng: Rng) -> np.ndarray:
-    """A random texture of a kind in METRES, or "rug", "picture", "view"."""
+    """A random texture of a kind in METRES, or "rug", "picture", "poster", "view"."""
     return (np.clip(_KINDS[kind](rng), 0, 1) * 255).astype(np.uint8)
 
 
@@ -144,6 +146,58 @@ def _picture(rng: Rng) -> np.ndarray:
     return np.where(border[..., None], _tint(rng, 0.8, 0.97, 0.03), image * brush)
 
 
+def _poster(rng: Rng) -> np.ndarray:
+    """A sheet with pictures, blocks of colour and lines of text."""
+    y, x = np.mgrid[:PX, :PX] / PX
+    image = np.broadcast_to(_tint(rng, 0.3, 1.0, 0.4), (PX, PX, 3))
+    image = image * (1 - 0.4 * rng.random() * y[..., None])
+    for _ in range(int(rng.integers(1, 6))):
+        left, top, width, height = rng.random(4) * [0.7, 0.7, 0.6, 0.4] + [0.03, 0.03, 0.1, 0.05]
+        inside = (x > left) & (x < left + width) & (y > top) & (y < top + height)
+        ink = _tint(rng, 0.05, 0.9, 0.6)
+        what = rng.integers(3)
+        if what == 0:  # text
+            words = smooth_noise(rng, 64, 24) > -0.3
+            inside &= (y * rng.integers(14, 34) % 1 < 0.5) & words
+        elif what == 1:
+            ink = ink * (1 + 0.5 * smooth_noise(rng, 16, 16)[..., None])
+        image = np.where(inside[..., None], ink, image)
+    return image
+
+
+def _terrazzo(rng: Rng) -> np.ndarray:
+    image = np.broadcast_to(_tint(rng, 0.5, 0.9, 0.1), (PX, PX, 3))
+    for _ in range(int(rng.integers(2, 5))):
+        chips = smooth_noise(rng, 32, 32) > rng.uniform(0.35, 0.6)
+        image = np.where(chips[..., None], _tint(rng, 0.15, 0.9, 0.3), image)
+    return image
+
+
+def _clouds(rng: Rng) -> np.ndarray:
+    return sum(smooth_noise(rng, 2**k, 2**k) / 2**(k - 1) for k in range(1, 7))
+
+
+def _concrete(rng: Rng) -> np.ndarray:
+    return _tint(rng, 0.3, 0.8, 0.08) * (1 + rng.uniform(0.06, 0.2) * _clouds(rng)[..., None])
+
+
+def _marble(rng: Rng) -> np.ndarray:
+    veins = np.exp(-np.abs(_clouds(rng)) * rng.uniform(6, 20))[..., None]
+    ground = _tint(rng, 0.2, 0.95, 0.12)
+    return ground + (_tint(rng, 0.2, 0.9, 0.12) - ground) * veins * rng.uniform(0.4, 1)
+
+
+def _plaid(rng: Rng) -> np.ndarray:
+    x = np.arange(PX) / PX
+    image = np.broadcast_to(_tint(rng, 0.3, 0.9, 0.4), (PX, PX, 3))
+    for _ in range(int(rng.integers(1, 4))):
+        ink, n, wide = _tint(rng, 0.2, 0.9, 0.5), rng.integers(2, 9), rng.uniform(0.15, 0.5)
+        band = ((x * n + rng.random()) % 1 < wide) * 0.5
+        cover = (band[:, None] + band[None])[..., None]
+        image = image + (ink - image) * cover * 0.8
+    return image * (1 + 0.08 * rng.uniform(-1, 1, (PX, PX, 1)))
+
+
 def _view(rng: Rng) -> np.ndarray:
     """The view from a window: sky over green or grey ground."""
     y = np.mgrid[:PX, :PX][0] / PX
@@ -159,4 +213,6 @@ def _view(rng: Rng) -> np.ndarray:
 
 _KINDS = {"plaster": _plaster, "wallpaper": _wallpaper, "stripes": _stripes, "bricks": _bricks,
           "tiles": _tiles, "wall_tiles": _wall_tiles, "planks": _planks, "parquet": _parquet,
-          "carpet": _carpet, "wood": _wood, "rug": _rug, "picture": _picture, "view": _view}
+          "carpet": _carpet, "wood": _wood, "rug": _rug, "picture": _picture, "view": _view,
+          "poster": _poster, "terrazzo": _terrazzo, "concrete": _concrete, "marble": _marble,
+          "plaid": _plaid}

@@ -61,7 +61,8 @@ def _write_card(source: RoomSource, folder: Path) -> None:
     if not path.is_file() and any(folder.glob("*/*.safetensors")):
         raise ValueError(f"{folder}: holds .safetensors files but no scenes.json, so they are not "
                          "clips of render; use another folder")
-    card = {"schema": 1, "key": source.key, "rooms": ROOMS_VERSION, "seed": source.seed,
+    card = {"schema": 1, "key": source.key, "rooms": ROOMS_VERSION, "style": source.style,
+            "seed": source.seed,
             "frames": source.frames, "size": source.size, "furniture": source.furniture.digest,
             "source": source.furniture.manifest["source"],
             "versions": {name: version(name) for name in ("vega3d-edge", "moderngl", "numpy")}}
@@ -69,10 +70,10 @@ def _write_card(source: RoomSource, folder: Path) -> None:
     if path.exists():
         found = read_json(path, "remove the folder or use another one", kind=dict)
     if found.get("key") != source.key:
-        names = ("seed", "frames", "size", "furniture")
+        names = ("style", "seed", "frames", "size", "furniture")
         was, now = [found.get(k) for k in names], [card[k] for k in names]
-        raise ValueError(f"{path}: its folder holds clips with [seed, frames, size, furniture] "
-                         f"{was}, expected {now}; use another folder")
+        raise ValueError(f"{path}: its folder holds clips with [style, seed, frames, size, "
+                         f"furniture] {was}, expected {now}; use another folder")
     write_json(card, path)
 
 

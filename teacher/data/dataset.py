@@ -167,12 +167,13 @@ class Examples:
 
 
 def camera_fields(clip: Clip) -> Example:
-    """pixel_depth, intrinsics and poses of each frame; ValueError for a clip without."""
-    if clip.depth is None or clip.intrinsics is None or clip.poses is None:
+    """pixel_depth (static_depth), intrinsics and poses of each frame; ValueError without."""
+    static_depth = clip.static_depth
+    if static_depth is None or clip.intrinsics is None or clip.poses is None:
         raise ValueError(f"clip {clip.id}: has no depth, intrinsics and poses; use rendered rooms "
                          "or an RGB-D recording")
     intrinsics = torch.from_numpy(clip.intrinsics).float()
-    return {"pixel_depth": torch.from_numpy(clip.depth).half(),
+    return {"pixel_depth": torch.from_numpy(static_depth).half(),
             "intrinsics": intrinsics.expand(len(clip.frames), 3, 3),
             "poses": torch.from_numpy(clip.poses).float()}
 

@@ -25,14 +25,16 @@ NEAR_M = 0.2  # a retrieved token is right if its point is this close to the que
 def centre_points(clip: Clip, keys: Sequence[int]) -> Tensor:
     """World points of the 14x14 token centres of frames `keys`, [K,196,3] float64 metres.
 
-    NaN where depth is unknown. Raises ValueError if the clip lacks depth or cameras.
+    NaN where depth is unknown, and on moving things and mirrors. Raises ValueError if the clip
+    lacks depth or cameras.
     """
-    if clip.depth is None or clip.intrinsics is None or clip.poses is None:
+    static_depth = clip.static_depth
+    if static_depth is None or clip.intrinsics is None or clip.poses is None:
         raise ValueError(f"clip {clip.id}: has no depth, intrinsics and poses; correspondence "
                          "needs all three")
-    h, w = clip.depth.shape[1:]
+    h, w = static_depth.shape[1:]
     rows, columns = cell_pixels(h, w, GRID)
-    depth = clip.depth[np.asarray(keys)][:, rows, columns].astype(float)  # [K,196]
+    depth = static_depth[np.asarray(keys)][:, rows, columns].astype(float)  # [K,196]
     depth[depth <= 0] = np.nan
     points = unproject(columns + 0.5, rows + 0.5, depth, clip.intrinsics)  # [K,3,196], camera
     return torch.from_numpy(transform(points, clip.poses[np.asarray(keys)])).transpose(1, 2)

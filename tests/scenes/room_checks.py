@@ -11,10 +11,10 @@ from scenes.rooms.mesh import room_mesh
 def traced(room: Room, pack: Pack, pose: np.ndarray, intrinsics: np.ndarray, size: int
            ) -> tuple[np.ndarray, np.ndarray]:
     """Depth [H,W] in metres along the optical axis and instance ids [H,W]; 0 where a ray hits
-    nothing."""
+    nothing. Panes are not there, moving pieces are where a clip begins."""
     mesh = room_mesh(room, pack)
-    scene = RayMeshIntersector(
-        trimesh.Trimesh(mesh.vertices["position"], mesh.triangles, process=False))
+    opaque = mesh.triangles[:mesh.spans[:len(mesh.spans) - mesh.glass, 1].sum()]
+    scene = RayMeshIntersector(trimesh.Trimesh(mesh.vertices["position"], opaque, process=False))
     u, v = np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5)
     rays = np.stack([(u - intrinsics[0, 2]) / intrinsics[0, 0],
                      (v - intrinsics[1, 2]) / intrinsics[1, 1],

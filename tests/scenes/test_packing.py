@@ -10,8 +10,7 @@ from PIL import Image
 from scenes.furniture.catalogue import RULES, read_catalogue
 from scenes.furniture.obj import Mesh, read_obj
 from scenes.furniture.pack import CC0_PACK, CLASSES, Pack
-from scenes.furniture.packing import assign_splits, pack_library
-from scenes.furniture.simplify import simplify
+from scenes.furniture.packing import assign_splits, pack_library, simplify
 
 # a table, Y up, front at +Z, in centimetres twice too large: a top of 2 quads, one leg, a red panel
 # in front

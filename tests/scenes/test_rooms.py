@@ -6,7 +6,7 @@ import pytest
 
 from scenes.clip import SPLITS, Clip
 from scenes.furniture.pack import CLASSES, Pack
-from scenes.rooms.camera_path import HEIGHT, TO_WALL, sample_trajectory
+from scenes.rooms.camera_path import FILMING, TO_WALL, sample_trajectory
 from scenes.rooms.layout import FLOOR, KINDS, furnish
 from scenes.rooms.mesh import room_mesh
 from scenes.rooms.placement import overlap, support_surface
@@ -206,7 +206,8 @@ def test_the_camera_walks_at_eye_height_clear_of_everything(rooms, frames):
         assert track.poses.shape == (frames, 4, 4)
         assert (eyes[:, :2] >= TO_WALL).all() and (eyes[:, :2]
                                                    <= np.array(room.size[:2]) - TO_WALL).all()
-        assert (eyes[:, 2] > HEIGHT[0] - 0.06).all() and (eyes[:, 2] < HEIGHT[1] + 0.06).all()
+        low, high = FILMING["plain"].height
+        assert (eyes[:, 2] > low - 0.06).all() and (eyes[:, 2] < high + 0.06).all()
         for piece in room.pieces:
             assert not ((eyes > piece.box[0]) & (eyes < piece.box[1])).all(1).any(), piece.name
         turns = track.poses[:, :3, :3]
