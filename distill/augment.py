@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PHOTOMETRIC_DRAWS = 33  # uniform numbers a frame
+PHOTOMETRIC_DRAWS = 36  # uniform numbers a frame
 _LIGHT = 4              # grid of the uneven light
 _BLUR = 7               # px, side of the blur's kernel
+_BLOCK = 8              # px, side of the compression's blocks
 
 
 class Augmentation:
@@ -49,7 +50,9 @@ class Augmentation:
 
 
 def photometric(frames: Tensor, draws: Tensor) -> Tensor:
-    """Exposure, gamma, colour, light and blur of a camera: frames [B,3,H,W] in [0,1] -> the same.
+    """Exposure, gamma, colour, light, blur, noise and compression of a camera.
+
+    frames [B,3,H,W] in [0,1] -> the same.
 
     draws: uniform in [0,1), [B,PHOTOMETRIC_DRAWS].
     """
@@ -73,7 +76,9 @@ def photometric(frames: Tensor, draws: Tensor) -> Tensor:
     x = x * uniform(12, math.log(0.5), math.log(1.7)).exp()                  # exposure
     distance = (row - uniform(13, -1, 1)).square() + (column - uniform(14, -1, 1)).square()
     glare = uniform(15, -4, 2).clamp(min=0) * (-distance / uniform(16, 0.05, 0.4).square()).exp()
-    return (x + glare).clamp(0, 1)
+    x = (x + glare).clamp(0, 1)
+    x = x + uniform(18, -0.04, 0.04).clamp(min=0) * (x + 0.03).sqrt() * _noise(x, draws[:, 17])
+    return _compressed(x, uniform(19, -2, 2).clamp(min=0)).clamp(0, 1)
 
 
 def crop(x: Tensor, draws: Tensor) -> Tensor:
@@ -94,6 +99,39 @@ def _coordinates(frames: Tensor) -> tuple[Tensor, Tensor]:
     height, width = frames.shape[-2:]
     return (torch.linspace(-1, 1, height, device=frames.device)[:, None],
             torch.linspace(-1, 1, width, device=frames.device)[None])
+
+
+def _noise(x: Tensor, draw: Tensor) -> Tensor:
+    """Noise of deviation 1 like x [B,3,H,W], of each pixel's place and the frame's draw [B,1,1,1].
+
+    The sum of the four bytes of a hash; no random state, so that a batch can be shared.
+    """
+    place = torch.arange(x[0].numel(), device=x.device).view(x[0].shape)
+    number = (place * 0x9E3779B1 + (draw * 2**31).long()) & 0xFFFFFFFF
+    for factor in (0x7FEB352D, 0x846CA68B):
+        number = ((number ^ (number >> 16)) * factor) & 0xFFFFFFFF
+    number = number ^ (number >> 16)
+    total = sum(((number >> shift) & 255).to(x.dtype) for shift in (0, 8, 16, 24))
+    return (total / 255 - 2) * math.sqrt(3)
+
+
+def _compressed(x: Tensor, strength: Tensor) -> Tensor:
+    """x with the cosine coefficients of its 8x8 blocks rounded as JPEG does; strength [B,1,1,1].
+
+    0 changes nothing, 1 is about quality 50.
+    """
+    b, c, h, w = x.shape
+    padded = F.pad(x, (0, -w % _BLOCK, 0, -h % _BLOCK), mode="replicate") - 0.5
+    rows, columns = (n // _BLOCK for n in padded.shape[-2:])
+    blocks = padded.view(b, c, rows, _BLOCK, columns, _BLOCK).transpose(3, 4)
+    place = torch.arange(_BLOCK, device=x.device, dtype=x.dtype)
+    basis = (math.pi / _BLOCK * (place + 0.5) * place[:, None]).cos() / 2
+    basis = torch.cat([basis[:1] / math.sqrt(2), basis[1:]])                 # [8,8], orthonormal
+    step = (place + place[:, None]) * (7 / 255) + 12 / 255
+    step = (strength[..., None, None] * step).clamp_min(1e-4)
+    coefficients = basis @ blocks @ basis.T
+    blocks = basis.T @ ((coefficients / step).round() * step) @ basis
+    return blocks.transpose(3, 4).reshape(padded.shape)[..., :h, :w] + 0.5
 
 
 def _recoloured(x: Tensor, angle: Tensor, saturation: Tensor) -> Tensor:
