@@ -119,6 +119,36 @@ def web(run: RunFolder = LATEST, out: Path | None = None, serve: bool = False, p
         _print(console, f"look at it with: python -m export.web.serve {folder}")
 
 
+def coreml(run: RunFolder = LATEST) -> None:
+    """A Core ML program (FP16) for iOS and macOS: built and checked anywhere, gated on a Mac."""
+    from export.mobile.coreml import export_coreml
+    console = _console()
+    with exclusive(run, "vega3d export coreml"):
+        exporter = _exporter(run, 1, None, 0, console)
+        with _stage(console, "coreml"):
+            file = export_coreml(exporter)
+    facts = file.facts
+    operators = sum(facts["operators"].values())
+    _print(console, f"{file.path.name}  {facts['size_mb']:.1f} MB, {operators} operators; "
+                    f"{facts['ran']}\nin {exporter.run.out}")
+
+
+def litert(run: RunFolder = LATEST, precision: tuple[Literal["fp32", "fp16", "int8"], ...] = (
+        "fp32", "fp16", "int8")) -> None:
+    """LiteRT files (.tflite) for Android, run by its interpreter on this CPU and parity-gated.
+
+    Args:
+        precision: of the weights; int8 quantises activations of linear layers while it runs
+    """
+    from export.mobile.litert import export_litert
+    console = _console()
+    with exclusive(run, "vega3d export litert"):
+        exporter = _exporter(run, 1, None, 0, console)
+        with _stage(console, "litert"):
+            _print_files(console, export_litert(exporter, precision))
+    console.print(f"in {exporter.run.out}")
+
+
 def check(model: Annotated[Path, tyro.conf.Positional], target: str = "trt10",
           all: bool = False) -> None:
     """Checks the Q/DQ nodes of any ONNX model against a target's rules; exit 2 if one is broken.
@@ -148,7 +178,8 @@ def check(model: Annotated[Path, tyro.conf.Positional], target: str = "trt10",
     print(f"{model}: {verdict} {target} ({chosen.what}); {summary(proto)}")
 
 
-VERBS = {"onnx": onnx, "trt": trt, "web": web, "check": check}
+VERBS = {"onnx": onnx, "trt": trt, "coreml": coreml, "litert": litert, "web": web,
+         "check": check}
 
 
 def _console():

@@ -170,7 +170,7 @@ class Exporter:
                                 f"{'; '.join(brief(broken)[:3])}")
             self.log(f"gate: {spec.file}")
             parity = self.gate(OnnxModel(model, spec.optimise), spec.precision, str(path))
-            built.append((spec, model, self._facts(spec, parity, key)))
+            built.append((spec, model, self.facts(spec, parity, key)))
         files = []
         for spec, model, facts in built:
             path = self.run.out / spec.file
@@ -178,19 +178,19 @@ class Exporter:
             files.append(ExportedFile(path, spec, save_onnx(model, path, facts), reused=False))
         return files
 
-    def _facts(self, spec: ArtefactSpec, parity: Parity, key: str) -> Facts:
+    def facts(self, spec: ArtefactSpec, parity: Parity | None, key: str) -> Facts:
         student = self.run.student
         facts: Facts = {
             **interface(student, "dynamic" if spec.open_batch else self.options.batch),
             "precision": spec.precision, "for": spec.what, "cache_key": key,
             "student": {"size": student.config.size, "depth": student.config.depth,
                         "sha256": self.run.student_sha256},
-            "parity": parity.facts(), "heldout_sha256": self.run.heldout.digest,
+            "parity": parity and parity.facts(), "heldout_sha256": self.run.heldout.digest,
             "versions": _versions(),
         }
         if student.config.teacher:
             facts["teacher_digest"] = student.config.teacher
-        if spec.precision in ("int8", "fp8"):
+        if spec.target and spec.precision in ("int8", "fp8"):
             facts |= self._quantisation_facts(spec.precision)
         return facts
 

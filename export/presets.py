@@ -8,6 +8,7 @@ edge    model_quantized.onnx (uint8: CPU), model_int8.onnx (TensorRT), model_fp1
 web     model_fp16.onnx (WebGPU), model.onnx (float32), model_quantized.onnx (WASM)
 mobile  model.onnx (float32: CoreML and NNAPI choose their own half precision)
 """
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import starmap
 from pathlib import Path
@@ -28,6 +29,8 @@ from export.source import TrainedRun, to_input
 from records.files import atomic_write, digest, sha256, write_json
 from student.heads import FILE, OUTPUTS, Heads, StudentWithHeads, load_heads
 
+# frames float32 [N,3,H,W] in [0,1] -> features and the outputs of heads, [N,C,h,w]
+Outputs = Callable[[np.ndarray], list[np.ndarray]]
 Preset = Literal["edge", "web", "mobile"]
 PRESETS: dict[Preset, dict[str, ArtefactSpec]] = {
     "edge": {"model_quantized.onnx": INT8_CPU, "model_int8.onnx": INT8, "model_fp16.onnx": FP16},
@@ -105,11 +108,11 @@ def attach(student: onnx.ModelProto, heads: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def drift(reference: StudentWithHeads, candidate: OnnxModel, frames: np.ndarray) -> Drift:
-    """candidate: what `attach` returned; frames float32 [N,3,H,W] in [0,1]."""
+def drift(reference: StudentWithHeads, candidate: Outputs, frames: np.ndarray) -> Drift:
+    """frames float32 [N,3,H,W] in [0,1]."""
     with torch.inference_mode():
         expected = [t.numpy() for t in reference(torch.from_numpy(frames))]
-    got = candidate.outputs(frames)
+    got = candidate(frames)
     for name, a, b in zip(("features", *OUTPUTS), expected, got, strict=True):
         if a.shape != b.shape or not np.isfinite(b).all():
             raise GateError(f"{name}: got {list(b.shape)}, expected finite {list(a.shape)}; half "
@@ -120,6 +123,16 @@ def drift(reference: StudentWithHeads, candidate: OnnxModel, frames: np.ndarray)
                  normals_deg=float(angle.mean()),
                  descriptors_cosine=float(token_cosine(expected[3], got[3]).mean()),
                  colours=float(np.abs(expected[4] - got[4]).mean()))
+
+
+def gate_heads(run: TrainedRun, heads: Heads, candidate: Outputs, precision: str,
+               name: str) -> Drift:
+    """Of a file's outputs on held-out frames. Raises GateError if a limit is exceeded."""
+    frames = to_input(run.heldout.frames[:GATE_FRAMES])
+    found = drift(StudentWithHeads(run.student, heads), candidate, frames)
+    if failures := exceeded(found, LIMITS[precision]):
+        raise GateError(f"{name}: its outputs differ from the student's: {'; '.join(failures)}")
+    return found
 
 
 def exceeded(found: Drift, limits: Drift) -> list[str]:
@@ -144,19 +157,17 @@ def _export(exporter: Exporter, heads: Heads, spec: ArtefactSpec, path: Path) ->
     model = attach(onnx.load(student.path),
                    traced(heads, input_shape, "features", OUTPUTS, batch))
     exporter.log(f"gate: {label}")
-    frames = to_input(run.heldout.frames[:GATE_FRAMES])
-    found = drift(StudentWithHeads(run.student, heads), OnnxModel(model, optimise=True), frames)
-    if failures := exceeded(found, LIMITS[spec.precision]):
-        raise GateError(f"{path}: its outputs differ from the student's: {'; '.join(failures)}")
+    found = gate_heads(run, heads, OnnxModel(model, optimise=True).outputs, spec.precision,
+                       str(path))
     facts = {name: fact for name, fact in student.facts.items()
              if name not in ("schema", "file", "sha256", "size_mb")}
-    facts |= {"cache_key": key, "outputs": _output_facts(heads), "drift": asdict(found),
+    facts |= {"cache_key": key, "outputs": output_facts(heads), "drift": asdict(found),
               "student_file": student.path.name}
     discard(path)
     return ExportedFile(path, spec, save_onnx(model, path, facts), reused=False)
 
 
-def _output_facts(heads: Heads) -> Facts:
+def output_facts(heads: Heads) -> Facts:
     shape = heads.shape
     dense, fine = shape.grid * shape.dense_up, shape.grid * shape.descriptor_up
     return {
@@ -178,7 +189,7 @@ def _config(run: TrainedRun, heads: Heads, preset: Preset) -> Facts:
             "image_size": config.image_size, "patch_size": config.patch,
             "hidden_size": config.width, "num_hidden_layers": config.depth,
             "feature_dim": config.out_dim, "input": interface(run.student)["input"],
-            "outputs": _output_facts(heads), "student_sha256": run.student_sha256,
+            "outputs": output_facts(heads), "student_sha256": run.student_sha256,
             "transformers.js_config": _BY_DEVICE[preset]}
 
 
