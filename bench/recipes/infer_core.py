@@ -1,9 +1,9 @@
 """The cost of `vega3d infer` where only the core is installed: megabytes, and seconds of a start.
 
-    python -m bench.recipes.infer_core MODEL.onnx [--python PYTHON] [--out OUT.json]
+    python -m bench.recipes.infer_core MODEL.onnx [--pythons PYTHON …] [--out OUT.json]
 
-Makes a new environment with the core packages (pip, so a network), unless PYTHON names one. A start
-is a complete process: Python, imports, model, a 12-megapixel photo, every file written.
+Makes an environment with the core packages of each Python (pip, so a network). A start is a
+complete process: Python, imports, model, a 12-megapixel photo, every file written.
 """
 import argparse
 import json
@@ -25,20 +25,20 @@ from records.results import ROOT, Row, measured, save
 
 STARTS, MAX_MB, MAX_SECONDS = 10, 200.0, 1.5
 NOT_OURS = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence.pth",
-            "wheel")
+            "wheel", "__pycache__")
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "runs", "build",
                                     "*.egg-info")
+NOT_IMPORTED = ("sympy", "mpmath")  # onnxruntime before 1.24 asks for them; inference does not
 
 
-def environment_of_core(folder: Path) -> Path:
+def environment_of_core(python: str, folder: Path) -> Path:
     """The Python of a new environment with this checkout and its core. ValueError if pip fails."""
     # setuptools would build inside the checkout
     source = shutil.copytree(ROOT, folder / "source", ignore=NOT_COPIED)
-    _run([sys.executable, "-m", "venv", str(folder / "core")])
-    python = folder / "core" / "bin" / "python"
-    _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-          str(source)])
-    return python
+    _run([python, "-m", "venv", str(folder / "core")])
+    installed = folder / "core" / "bin" / "python"
+    _pip(installed, "install", str(source))
+    return installed
 
 
 def installed_mb(site_packages: Path) -> float:
@@ -61,41 +61,49 @@ def seconds(command: Sequence[str], starts: int = STARTS) -> list[tuple[float, f
     return times
 
 
-def rows(mb: float, times: Sequence[tuple[float, float]]) -> list[Row]:
+def timed(times: Sequence[tuple[float, float]]) -> Row:
     """The first start may read its files from disk, the others find them cached.
 
     On a busy machine the wall clock measures other programs too, the CPU time hardly.
     """
     wall, cpu = zip(*times, strict=True)
-    return [
-        {"what": "packages of the core install, this one included", "value": mb, "unit": "MB",
-         "limit": MAX_MB},
-        {"what": f"vega3d infer, process start to files written, median of {len(times)}",
-         "value": statistics.median(wall), "unit": "s", "limit": MAX_SECONDS, "worst": max(wall)},
-        {"what": "the same, first start", "value": wall[0], "unit": "s", "limit": None},
-        {"what": "processor time of a start, all threads, median",
-         "value": statistics.median(cpu), "unit": "s", "limit": None}
-    ]
+    return {"start_s": statistics.median(wall), "max_start_s": MAX_SECONDS, "worst_s": max(wall),
+            "first_s": wall[0], "cpu_s": statistics.median(cpu), "starts": len(wall)}
 
 
-def measure(python: Path, model: Path, scratch: Path) -> tuple[list[Row], dict[str, str]]:
-    """The rows, and the versions of the packages in that environment."""
-    photo = scratch / "photo.jpg"
+def measure(python: Path, model: Path, photo: Path, out: Path) -> Row:
+    """The row of one environment; those of NOT_IMPORTED are uninstalled from it."""
+    command = [str(python.parent / "vega3d"), "infer", str(model.resolve()), str(photo), "-o",
+               str(out)]
+    row = timed(seconds(command))
+    version, folder = _run([str(python), "-c", "import platform, sysconfig; print(platform."
+                            "python_version(), sysconfig.get_path('purelib'))"]).split()
+    packages = {each["name"]: each["version"]
+                for each in json.loads(_pip(python, "list", "--format", "json"))}
+    size = installed_mb(Path(folder))
+    unused = [name for name in NOT_IMPORTED if name in packages]
+    if unused:
+        _pip(python, "uninstall", "--yes", *unused)
+        _run(command)
+    return {"python": version, "onnxruntime": packages["onnxruntime"], "numpy": packages["numpy"],
+            "pillow": packages["pillow"], "size_mb": size, "max_mb": MAX_MB,
+            "without_sympy_mb": installed_mb(Path(folder)), **row}
+
+
+def _photo(path: Path) -> Path:
     coarse = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
-    Image.fromarray(coarse).resize((4032, 3024), Image.Resampling.BICUBIC).save(photo, quality=92)
-    site_packages = _run([str(python), "-c",
-                          "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip()
-    packages = json.loads(_run([str(python), "-m", "pip", "list", "--format", "json",
-                                "--disable-pip-version-check"]))
-    times = seconds([str(python.parent / "vega3d"), "infer", str(model.resolve()), str(photo),
-                     "-o", str(scratch / "out")])
-    return (rows(installed_mb(Path(site_packages)), times),
-            {package["name"]: package["version"] for package in packages})
+    Image.fromarray(coarse).resize((4032, 3024), Image.Resampling.BICUBIC).save(path, quality=92)
+    return path
 
 
 def _children_s() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def _pip(python: Path, command: str, *arguments: str) -> str:
+    return _run([str(python), "-m", "pip", "--disable-pip-version-check", command,
+                 *arguments])
 
 
 def _run(command: Sequence[str]) -> str:
@@ -109,20 +117,20 @@ def _run(command: Sequence[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, help="an ONNX file of vega3d export onnx --preset web")
-    parser.add_argument("--python", type=Path,
-                        help="of an environment that has vega3d-edge without extras")
+    parser.add_argument("--pythons", nargs="+", default=[sys.executable], help="interpreters")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "infer_core.json")
     options = parser.parse_args()
-    env = device_facts()
-    with TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        python = options.python or environment_of_core(scratch)
-        found, packages = measure(python, options.model, scratch)
-    env |= {"load_1m_after": device_facts()["load_1m"], "core_packages": packages}
-    save(measured("infer_core", found, env, "python -m bench.recipes.infer_core"), options.out)
-    for row in found:
-        limit = f" (at most {row['limit']})" if row["limit"] else ""
-        print(f"{row['what']}: {row['value']:.2f} {row['unit']}{limit}")
+    env, rows = device_facts(), []
+    for python in options.pythons:
+        with TemporaryDirectory() as made:
+            folder = Path(made)
+            core = environment_of_core(python, folder)
+            row = measure(core, options.model, _photo(folder / "photo.jpg"), folder / "out")
+        print(f"Python {row['python']}: {row['size_mb']:.0f} MB ({row['without_sympy_mb']:.0f} "
+              f"without sympy), a start {row['start_s']:.2f} s")
+        rows.append(row)
+    env["load_1m_after"] = device_facts()["load_1m"]
+    save(measured("infer_core", rows, env, "python -m bench.recipes.infer_core"), options.out)
 
 
 if __name__ == "__main__":

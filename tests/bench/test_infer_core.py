@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from bench.recipes.infer_core import installed_mb, rows, seconds
+from bench.recipes.infer_core import installed_mb, measure, seconds, timed
 
 
 def test_a_fresh_environment_s_own_packages_do_not_count(tmp_path):
@@ -24,8 +24,40 @@ def test_each_start_is_a_process_and_its_work_is_counted(tmp_path):
         seconds([sys.executable, "-c", "raise SystemExit('no such thing')"])
 
 
-def test_rows_hold_medians_against_the_bars():
-    size, start, first, worked = rows(196.4, [(1.9, 0.8), (1.0, 0.7), (1.2, 0.9)])
-    assert (size["value"], size["limit"]) == (196.4, 200)
-    assert (start["value"], start["worst"], start["limit"]) == (1.2, 1.9, 1.5)
-    assert first["value"] == 1.9 and worked["value"] == 0.8
+def test_a_row_holds_medians_and_the_first_start():
+    row = timed([(1.9, 0.8), (1.0, 0.7), (1.2, 0.9)])
+    assert (row["start_s"], row["worst_s"], row["first_s"], row["cpu_s"]) == (1.2, 1.9, 1.9, 0.8)
+    assert row["max_start_s"] == 1.5 and row["starts"] == 3
+
+
+FAKE = """#!{python}
+import sys
+from pathlib import Path
+site, args = Path({site!r}), sys.argv[1:]
+if args[0] == "infer":
+    Path({starts!r}).open("a").write("x")
+elif args[0] == "-c":
+    print("3.10.13", site)
+elif "list" in args:
+    names = [path.name for path in site.iterdir()]
+    print([{{"name": n, "version": "1"}} for n in names].__repr__().replace("'", '"'))
+elif "uninstall" in args:
+    for name in args[args.index("--yes") + 1:]:
+        (site / name / "file.bin").unlink()
+"""
+
+
+def test_what_inference_does_not_import_is_measured_by_removing_it(tmp_path):
+    site, starts = tmp_path / "site", tmp_path / "starts"
+    for name in ("onnxruntime", "numpy", "pillow", "sympy", "mpmath"):
+        (site / name).mkdir(parents=True)
+        (site / name / "file.bin").write_bytes(bytes(1 << 20))
+    for name in ("python", "vega3d"):
+        (tmp_path / name).write_text(
+            FAKE.format(python=sys.executable, site=str(site), starts=str(starts)))
+        (tmp_path / name).chmod(0o755)
+    row = measure(tmp_path / "python", tmp_path / "m.onnx", tmp_path / "p.jpg", tmp_path / "out")
+    assert row["size_mb"] == pytest.approx(5 * (1 << 20) / 1e6, rel=0.01)
+    assert row["without_sympy_mb"] == pytest.approx(3 * (1 << 20) / 1e6, rel=0.01)
+    assert row["python"] == "3.10.13"
+    assert starts.read_text() == 11 * "x"  # and once without them

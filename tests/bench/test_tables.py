@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.recipes.infer_core import rows as core_rows
+from bench.recipes.infer_core import timed
 from bench.tables.columns import Column, over_seeds
 from bench.tables.fill import TABLES, fill, table, update
 from records.results import Results, save
@@ -129,7 +129,8 @@ def folder(tmp_path):
     write(tmp_path, "hostile", [{"kind": "json", "tried": 76, "clean": 76}])
     write(tmp_path, "flips", [{"file": "runs/flips/config.yaml", "kind": "run", "stage": "bench",
                                "verdict": "refused", "verify": "named"}])
-    write(tmp_path, "infer_core", core_rows(190.5, [(1.2, 0.9), (1.0, 0.8), (1.1, 0.8)]))
+    write(tmp_path, "infer_core", [{"python": "3.9.18", "size_mb": 190.5,
+                                     **timed([(1.2, 0.9), (1.0, 0.8), (1.1, 0.8)])}])
     return tmp_path
 
 
