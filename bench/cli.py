@@ -23,7 +23,7 @@ SaveNames = tuple[Literal["latency_cpu", "rooms_accuracy", "int8_cpu", "crossche
 def everything(config: LatencyOptions, run: Path = LATEST, out: Path | None = None,
                save: SaveNames = (), also: tuple[Path, ...] = ()) -> None:
     """Latency and accuracy of a run -> results.json and report.html. Verbs: latency, accuracy,
-    compare, report, tables.
+    compare, advise, report, tables.
 
     Args:
         config: how latency is measured
@@ -136,6 +136,24 @@ def compare(before: tyro.conf.Positional[Path], after: tyro.conf.Positional[Path
         raise SystemExit(1)
 
 
+def advise(results: tyro.conf.Positional[tuple[Path, ...]]) -> None:
+    """What to ship: for each device in result files the runtime, file, time, accuracy and why.
+
+    Args:
+        results: files of vega3d bench, of bench/results/, or a Jetson's result.json
+    """
+    from bench.advise import advise as page_of
+    from records.results import load
+
+    if not results:
+        raise ValueError("advise: got no result file, expected at least one: vega3d bench advise "
+                         "bench/results.json")
+    loaded = [load(path) for path in results]
+    with _as_written(*results):
+        page = list(page_of(loaded))
+    print("\n".join(page).rstrip())
+
+
 def tables(documents: tyro.conf.Positional[tuple[Path, ...]] = (),
            results: Path = Path("bench/results"), check: bool = False) -> None:
     """Write the result tables of README.md and docs/*.md from the committed result files.
@@ -205,4 +223,4 @@ def _print(results: "Results") -> None:
 
 
 VERBS = {"": everything, "latency": latency, "accuracy": accuracy, "report": report,
-         "compare": compare, "tables": tables}
+         "compare": compare, "advise": advise, "tables": tables}
