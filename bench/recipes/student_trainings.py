@@ -1,7 +1,8 @@
-"""What helps a student, and what distillation is worth: two tables from many short trainings.
+"""What helps a student, and what distillation is worth: tables from many short trainings.
 
     python -m bench.recipes.student_trainings ablation RUN --work DIR --out student_ablation.json
     python -m bench.recipes.student_trainings labels RUN --work DIR --out label_efficiency.json
+    python -m bench.recipes.student_trainings arms RUN --work DIR --out app_arms.json --real CLIPS
 
 RUN is a finished `vega3d distill run` on rendered rooms: its clips, features and dense teachers are
 used. With N GPUs start N of these processes: each takes what no other has taken, trainings whose
@@ -43,6 +44,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lite0 stem, photometric": {"model": StudentConfig(stem="lite0", depth=8),
                                 "augment": ("photometric",)},
     "ViT-S": {"model": StudentConfig(size="s")}}
+# what a student that apps ship is made of, each one addition further; equal steps
+ARMS = {"as now": ("frozen", "base"), "augmentation": ("frozen", "photometric"),
+        "imagenet start": ("frozen", "lite0 stem, photometric"),
+        "labels": ("both", "lite0 stem, photometric")}
 MODES = ("frozen", "labels", "distil_then_labels", "both")
 ROOMS = (50, 200, 1000, 4000)
 BRIGHT = 1.5  # exposure of the frames of cosine_bright, whose targets are the clean frames'
@@ -50,7 +55,7 @@ BRIGHT = 1.5  # exposure of the frames of cosine_bright, whose targets are the c
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", choices=("ablation", "labels"))
+    parser.add_argument("table", choices=("ablation", "labels", "arms"))
     parser.add_argument("run", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -61,10 +66,10 @@ def main() -> None:
     parser.add_argument("--head-steps", type=int, default=1000)
     parser.add_argument("--real", type=Path)
     args = parser.parse_args()
-    jobs = (list(product(args.seeds, VARIANTS)) if args.table == "ablation"
-            else list(product(args.seeds, args.rooms, MODES)))
-    paths = [args.work / f"{'_'.join(map(str, job)).replace(' ', '-').replace(',', '')}.json"
-             for job in jobs]
+    jobs: list[tuple] = list({"ablation": product(args.seeds, VARIANTS),
+                              "labels": product(args.seeds, args.rooms, MODES),
+                              "arms": product(args.seeds, ARMS)}[args.table])
+    paths = [args.work / f"{_name(*job)}.json" for job in jobs]
     args.work.mkdir(parents=True, exist_ok=True)
     trainer: _Trainer | None = None
     for job, path in zip(jobs, paths, strict=True):
@@ -72,13 +77,17 @@ def main() -> None:
             if path.is_file() or not _taken(lock):
                 continue
             trainer = trainer or _Trainer(open_distill_run(args.run), args)
-            rows = trainer.ablation(*job) if args.table == "ablation" else trainer.labels(*job)
+            rows = getattr(trainer, args.table)(*job)
             write_json(rows, path)
             print(json.dumps(rows), flush=True)
     if all(path.is_file() for path in paths):
         rows = [row for path in paths for row in json.loads(path.read_text())]
         program = "python -m bench.recipes.student_trainings"
         save(measured(args.out.stem, rows, environment(), program), args.out)
+
+
+def _name(*parts: str | int) -> str:
+    return "_".join(map(str, parts)).replace(" ", "-").replace(",", "")
 
 
 def _taken(lock: TextIO) -> bool:
@@ -95,7 +104,7 @@ class _Trainer:
 
     def __init__(self, run: DistillRun, args: argparse.Namespace):
         self.run, self.args = run, args
-        cameras = args.table == "labels"
+        cameras = args.table != "ablation"
         self.train, self.test = (
             Examples(run.source, run.source.ids(split), run.stores, run.device, cameras)
             for split in ("train", "test"))
@@ -120,17 +129,23 @@ class _Trainer:
         return [{**scores, "variant": variant, "seed": seed, **self._facts(config, student),
                  "cosine_bright": fidelity(student, self.test, bright)["cosine_mean"]}]
 
-    def labels(self, seed: int, rooms: int, mode: str) -> list[Row]:
+    def arms(self, seed: int, arm: str) -> list[Row]:
+        """Labels of all the run's rooms; the heads of all arms have them."""
+        mode, variant = ARMS[arm]
+        rooms = self.run.config.scenes.train
+        return [{"arm": arm, **row} for row in self.labels(seed, rooms, mode, variant)]
+
+    def labels(self, seed: int, rooms: int, mode: str, variant: str = "base") -> list[Row]:
         """mode: heads on a frozen distilled student; labels alone; the distilled student goes on
         with labels; distillation and labels at once. Equal steps in all."""
         torch.compiler.reset()
-        config, args = self._training(), self.args
+        config, args = replace(self._training(), **VARIANTS[variant]), self.args
         steps = config.epochs * self.train.steps(config.batch)
         labelled = self.train.first_clips(rooms * self.run.config.scenes.clips_per_room)
         joint = JointTraining(steps=args.head_steps, batch=args.batch // 2, lr=1e-3,
                               student_lr=0.0, feature_weight=0.0)
         if mode in ("frozen", "distil_then_labels"):
-            student = self._distil(config, seed, "base")
+            student = self._distil(config, seed, variant)
             if mode == "distil_then_labels":
                 joint = replace(joint, student_lr=0.3)
         else:
@@ -141,7 +156,7 @@ class _Trainer:
         shape = HeadsShape(student.config.out_dim, student.config.grid)
         heads = Heads(shape).to(self.run.device)
         train_jointly(student, heads, labelled, joint, config, seed,
-                      args.work / f"{mode}_{rooms}_{seed}", unlabelled=self.train)
+                      args.work / _name(mode, variant, rooms, seed), unlabelled=self.train)
         cosine = fidelity(student, self.test)["cosine_mean"]
         return [{"training": mode, "labelled_rooms": rooms, "seed": seed, "frames_from": name,
                  **score_pairs(student, heads, examples), "cosine_mean": cosine,
@@ -157,7 +172,7 @@ class _Trainer:
 
     def _distil(self, config: StudentTraining, seed: int, name: str) -> Student:
         """Trained, or as an earlier row of this seed left it."""
-        folder = self.args.work / f"{name.replace(' ', '-').replace(',', '')}_{seed}"
+        folder = self.args.work / _name(name, seed)
         if (folder / "student.safetensors").is_file():
             return load_student(folder).to(self.run.device)
         return train_student(self._new_student(config, seed), self.train, self.test, config, seed,

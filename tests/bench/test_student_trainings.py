@@ -62,6 +62,16 @@ def test_processes_share_an_ablation_and_the_last_one_writes_its_table(monkeypat
     assert table(monkeypatch, run, tmp_path, "ablation", *options) == rows
 
 
+def test_the_four_arms_have_equal_steps_and_each_adds_one_thing(monkeypatch, run, tmp_path):
+    stem = {"model": StudentConfig(depth=2), "augment": ("photometric",)}  # no ImageNet weights
+    monkeypatch.setitem(student_trainings.VARIANTS, "lite0 stem, photometric", stem)
+    rows = table(monkeypatch, run, tmp_path, "arms", "--seeds", "0", "--head-steps", "2")
+    assert [row["arm"] for row in rows] == ["as now", "augmentation", "imagenet start", "labels"]
+    assert {row["steps"] for row in rows} == {3 + 2}
+    assert {row["labelled_rooms"] for row in rows} == {ScenesConfig().train}
+    assert len({row["cosine_mean"] for row in rows}) == 4
+
+
 def test_the_label_table_trains_each_way_with_equal_steps(monkeypatch, run, tmp_path):
     for clip_id in ROOMS.ids("test"):
         clip = replace(ROOMS.clip(clip_id), normals=None, instances=None, objects=[])
