@@ -111,7 +111,9 @@ def _noise(x: Tensor, draw: Tensor) -> Tensor:
     for factor in (0x7FEB352D, 0x846CA68B):
         number = ((number ^ (number >> 16)) * factor) & 0xFFFFFFFF
     number = number ^ (number >> 16)
-    total = sum(((number >> shift) & 255).to(x.dtype) for shift in (0, 8, 16, 24))
+    total = torch.zeros_like(x[:1])
+    for shift in (0, 8, 16, 24):
+        total = total + ((number >> shift) & 255)
     return (total / 255 - 2) * math.sqrt(3)
 
 
