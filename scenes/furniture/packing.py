@@ -150,15 +150,42 @@ def simplify(mesh: Mesh, max_triangles: int) -> Mesh:
     _, first, welded = np.unique(grid, axis=0, return_index=True, return_inverse=True)
     points, faces = mesh.positions[first] / span, welded.reshape(-1)[mesh.triangles]
     solid = _solid(faces)
-    _, _, collapses = fast_simplification.simplify(
-        points, faces[solid], target_count=max_triangles, return_collapses=True)
-    points, _, merged = fast_simplification.replay_simplification(points, faces[solid], collapses)
-    solid[solid] = _solid(merged[faces[solid]])
+    faces = faces[solid]
+    points, fins = _fins(points, faces, mesh.parts[solid])
+    with_fins = np.concatenate([faces, fins])
+    target = round(max_triangles * len(with_fins) / len(faces))
+    _, _, collapses = fast_simplification.simplify(points, with_fins, target_count=target, agg=3,
+                                                   return_collapses=True)
+    points, _, merged = fast_simplification.replay_simplification(points, with_fins, collapses)
+    kept = _solid(merged[faces])
+    solid[solid] = kept
     corners = mesh.triangles[solid].reshape(-1)
-    positions = points[merged[faces[solid].reshape(-1)]] * span
+    positions = points[merged[faces[kept].reshape(-1)]] * span
     return replace(mesh, positions=positions.astype(np.float32), normals=mesh.normals[corners],
                    uvs=mesh.uvs[corners], triangles=np.arange(len(corners)).reshape(-1, 3),
                    parts=mesh.parts[solid])
+
+
+def _fins(points: np.ndarray, faces: np.ndarray,
+          parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Triangles upright on every open edge and every edge between two materials, and the points
+    [N+K,3] with their tips: their planes keep these edges where they are. Else flat sheets go."""
+    edges = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), 1)  # [3F,2], face i owns 3i..3i+2
+    order = np.lexsort(edges.T)
+    a, b, part = *edges[order].T, parts[order // 3]
+    same = np.concatenate([[False], (a[1:] == a[:-1]) & (b[1:] == b[:-1])])
+    group = np.cumsum(~same) - 1
+    first = np.flatnonzero(~same)
+    other = np.zeros(len(first), bool)
+    np.logical_or.at(other, group, part != part[first][group])
+    chosen = first[(np.bincount(group) == 1) | other]
+    a, b, face = a[chosen], b[chosen], faces[order[chosen] // 3]
+    normal = np.cross(points[face[:, 1]] - points[face[:, 0]],
+                      points[face[:, 2]] - points[face[:, 0]])
+    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
+    length = np.linalg.norm(points[b] - points[a], axis=1, keepdims=True)
+    tips = (points[a] + points[b]) / 2 + normal * length
+    return np.concatenate([points, tips]), np.stack([a, b, len(points) + np.arange(len(a))], 1)
 
 
 def _solid(faces: np.ndarray) -> np.ndarray:
