@@ -57,10 +57,11 @@ def sample_trajectory(room: Room, frames: int, rng: np.random.Generator, tries: 
     targets = [p for p in room.pieces if p.bottom < 1.0 and p.category not in _FLAT]
     small = [p for p in room.pieces if p.bottom < 1.6 and p.category not in _FLAT
              for _ in range(10 if p.moves else max(p.size) < 0.5)]
-    # drawn first, else wide views, which rarely keep their distance, would be rare
-    wide = rng.uniform(*filming.fov) if filming.aim is None else None
+    wide: float | None = None
     weights = np.array([np.prod(p.size) ** 0.5 + 0.05 for p in targets])
     for i in range(tries):
+        if filming.aim is None and i % 30 == 0:  # not in each try: wide views keep distance rarely
+            wide = rng.uniform(*filming.fov)
         target = targets[rng.choice(len(targets), p=weights / weights.sum())] if targets else None
         share = (frames - 1) / 8 * min(1.0, 2 * (1 - i / tries))  # crowded rooms: shorter walks
         if filming.close_ups and small and rng.random() < filming.close_ups:

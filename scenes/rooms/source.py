@@ -77,7 +77,12 @@ class RoomSource:
         room = self.room(split, number)
         rng = np.random.default_rng([self.seed, SPLITS.index(split), number, clip_number, 1])
         for left in reversed(range(_ATTEMPTS[self.style])):
-            path = sample_trajectory(room, self.frames, rng, filming=FILMING[self.style])
+            try:
+                path = sample_trajectory(room, self.frames, rng, filming=FILMING[self.style])
+            except ValueError:
+                if not left:
+                    raise
+                continue
             poses, intrinsics = path.poses, path.intrinsics(self.size)
             first = self.renderer.render(room, self.furniture, poses[:1], intrinsics)
             if left and self._is_unsuitable(room, first):
