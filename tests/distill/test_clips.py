@@ -13,6 +13,7 @@ from distill.run import DistillRun
 from scenes.clip import ClipFolder, save_clip
 from teacher.data.feature_store import FeatureStore
 from teacher.towers.controls import FixedNoise
+from teacher.towers.tap import Tap
 from tests.fakes import FakeRooms
 
 ROOMS = ScenesConfig(train=1, val=0, test=1, clips_per_room=1, frames=1, workers=0)
@@ -113,6 +114,7 @@ def test_opening_a_folder_of_clips_lists_it_once_and_reads_no_clip(tmp_path, mon
 
 def test_headers_are_read_only_of_clips_without_features(tmp_path, monkeypatch):
     rooms, tower = FakeRooms(train=6, test=1, frames=1), FixedNoise()
+    tower.tap = Tap()  # as a run's tower has
     for clip_id in (*rooms.ids("train"), *rooms.ids("test")):
         save_clip(rooms.clip(clip_id), tmp_path / f"{clip_id}.safetensors")
     source = ClipFolder(tmp_path)
