@@ -29,8 +29,8 @@ COMMANDS = {
                "ONNX, INT8, TensorRT, phones and a web page, parity-gated"),
     "infer": ("[MODEL.onnx] PHOTO|FOLDER|VIDEO… -o DIR",
               "depth, normals and matches of photos and videos; needs no torch"),
-    "bench": ("latency, accuracy, report, compare, advise, tables",
-              "measure a run; without one: all"),
+    "bench": ("latency, accuracy, real, report, compare, advise, tables",
+              "measure a run or exported files; without one: all"),
     "verify": ("[RUN]", "every file of a run against its SHA-256"),
     "env": ("", "versions, processor, GPUs, caches and free disk, to paste into an issue"),
 }

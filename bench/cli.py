@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from bench.latency.timing import LatencyConfig
-from records.options import Count
+from records.options import Count, DepthUnit, Metres
 
 if TYPE_CHECKING:
     from bench.run import BenchPart
@@ -17,6 +17,8 @@ LATEST = Path("runs/latest")
 LatencyOptions = tyro.conf.OmitArgPrefixes[LatencyConfig]
 SCORES = ("delta1", "abs_rel", "normal_deg", "miou", "cosine_mean", "recovery",
           "task/vsi_numeric/mra", "task/vsi_choice/accuracy", "task/ground/acc@0.25")
+REAL_SCORES = ("delta1_metric", "delta1_median", "delta1_affine", "abs_rel", "corr", "normal_deg",
+               "match_exact_49cm", "match_within1_49cm", "flicker")
 SaveNames = tuple[Literal["latency_cpu", "rooms_accuracy", "int8_cpu", "crosscheck_cpu"], ...]
 
 
@@ -171,6 +173,48 @@ def tables(documents: tyro.conf.Positional[tuple[Path, ...]] = (),
     print(f"{len(named)} documents: {written if changed else 'tables are up to date'}")
 
 
+def real(folder: tyro.conf.Positional[Path], files: tyro.conf.Positional[tuple[Path, ...]] = (),
+         out: Path = Path("bench_real"), frames: Count = 400, depth_unit: DepthUnit | None = None,
+         baselines: tuple[Metres, ...] = (0.21, 0.49), save: Path | None = None) -> None:
+    """Score exported files on recorded RGB-D frames: depth, normals, matches, flicker.
+
+    Beside them: a constant and a prior of each row from rendered rooms, an RGB window and
+    EfficientNet-Lite0.
+
+    Args:
+        folder: RGB-D frames in the layout of TUM, 7-Scenes, ScanNet or images/ depth/ K.txt
+            poses.txt; or clips (SPLIT/ID.safetensors)
+        files: ONNX files with depth; default: the shipped model of vega3d infer
+        out: folder for real.json, report.html and frames.png
+        frames: at most so many frames of a recording, evenly spaced
+        depth_unit: values of the depth pictures a metre; default: TUM 5000, others 1000, checked
+        baselines: distances of the two cameras that matches are counted at, m
+        save: also write the rows to this file, such as bench/results/real_office.json
+    """
+    from dataclasses import replace
+
+    from bench.real.page import write_page
+    from bench.real.run import bench_real, say
+    from bench.report.page import check_replaceable
+    from infer.model import SHIPPED
+    from records.results import save as save_results
+    from scenes.show import save_sheet
+
+    check_replaceable(out / "report.html")
+    results, recorded, predictors = bench_real(folder, files or (SHIPPED,), frames, depth_unit,
+                                               baselines)
+    say(recorded.notes, folder)
+    save_results(results, out / "real.json")
+    save_sheet(write_page(results, recorded, predictors, out / "report.html"), out / "frames.png")
+    if save:
+        save_results(replace(results, name=save.stem), save)
+    for row in results.rows:
+        scores = " ".join(f"{key} {row[key]:.3f}" for key in REAL_SCORES
+                          if row.get(key) is not None)
+        print(f"{row['file']:20} {scores}")
+    print(f"results: {out}/real.json, report.html, frames.png")
+
+
 @contextmanager
 def _as_written(*files: Path) -> Iterator[None]:
     """Turns what a malformed row leads to into one line that names the file."""
@@ -223,4 +267,4 @@ def _print(results: "Results") -> None:
 
 
 VERBS = {"": everything, "latency": latency, "accuracy": accuracy, "report": report,
-         "compare": compare, "advise": advise, "tables": tables}
+         "compare": compare, "advise": advise, "tables": tables, "real": real}

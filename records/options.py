@@ -38,6 +38,8 @@ Frames = Annotated[int, Range(1, 4097)]      # of a clip
 Pixels = Annotated[int, Range(1, 8192)]      # of a side
 Width = Annotated[int, Range(1, 16_384)]     # channels
 Depth = Annotated[int, Range(1, 128)]        # blocks
+DepthUnit = Annotated[float, Range(1, 1_000_000)]  # values a metre
+Metres = Annotated[float, Range(0, 1000, above=True)]
 FocalPx = Annotated[float, Range(0, 1_000_000, above=True)]
 Processes = Annotated[int, Range(0, 1024)]   # or threads
 Seed = Annotated[int, Range(0, 2**32 - 1)]

@@ -53,7 +53,7 @@ def write_report(results: Results, path: Path) -> None:
     found = findings(results)
     pictures, no_pictures = strips(results, run["run"])
     pairs, judged = view_pairs(results, run["run"])
-    page = _environment().get_template(PAGE.name).render(
+    page = environment().get_template(PAGE.name).render(
         results=results, run=run, busy=busy(results.env), findings=found,
         latency=_latency_table(results, run), scatter=charts.scatter(results),
         stages=charts.stages(results), accuracy=_accuracy_table(results),
@@ -63,12 +63,13 @@ def write_report(results: Results, path: Path) -> None:
         no_int8=next((row for row in results.of("absent") if "int8" in row["what"]), None),
         precision_maps=precision_maps(results), strips=pictures, no_pictures=no_pictures,
         colour_bar=data_url(colour_bar()), view_pairs=pairs, judged=judged, frame_px=FRAME_PX,
-        glossary=GLOSSARY, facts=_facts(results, run), NONE=NONE)
+        glossary=GLOSSARY, facts=facts(results, run), NONE=NONE)
     with atomic_write(path) as scratch:
         scratch.write_text(page)
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Of the templates in this folder."""
     return Environment(loader=FileSystemLoader(PAGE.parent), autoescape=True, trim_blocks=True,
                        lstrip_blocks=True, undefined=StrictUndefined, finalize=_finalize)
 
@@ -136,7 +137,8 @@ def _int8_table(results: Results) -> DataTable:
         "CPU; none: a file for another runtime.", listed, rows)
 
 
-def _facts(results: Results, run: Row) -> list[tuple[str, str]]:
+def facts(results: Results, run: Row) -> list[tuple[str, str]]:
+    """Command, machine and versions of a results file, with their names."""
     packages = results.env.get("packages", {})
     env = results.env | {"packages": ", ".join(f"{k} {v}" for k, v in packages.items())}
     facts = [("command", results.command), ("run", run["run"]),

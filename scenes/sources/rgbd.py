@@ -1,126 +1,212 @@
-"""A folder of recorded RGB-D frames along one camera path.
+"""A folder of recorded RGB-D frames along one camera path, in one of four layouts.
 
-images/ (or rgb/, color/, colour/) and depth/ hold one picture a frame under equal names; depth is
-16 bit, in millimetres, seen by the colour camera. K.txt (or intrinsics.txt) holds the colour
-camera's 3x3 matrix, in pixels; poses.txt, if any, a camera-to-world 4x4 matrix a line.
+TUM RGB-D     rgb.txt, depth.txt (time, file), groundtruth.txt; depth in 1/5000 m
+7-Scenes      frame-000000.color.png, .depth.png, .pose.txt
+ScanNet       color/0.jpg, depth/0.png, pose/0.txt, intrinsic/intrinsic_color.txt, _depth.txt
+plain         images/ (or rgb/, color/, colour/) and depth/ with equal names, K.txt (or
+              intrinsics.txt: the colour camera's 3x3 matrix, px), poses.txt (camera to world, a
+              4x4 matrix a line)
+
+Depth is 16 bit, in millimetres but for TUM's, 0 or 65535 where unknown. Where the depth camera has
+a matrix of its own (K_depth.txt in any layout), depth is moved to the colour camera's pixels.
 """
 import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from records.files import read_text
 from records.images import read_image, read_rgb
 from scenes.clip import Clip
+from scenes.sources.registration import moved_to_colour
 
 COLOUR = ("images", "rgb", "color", "colour")
-INTRINSICS = ("K.txt", "intrinsics.txt")
-REACH = 16       # px of offsets that are tried
-TOLERANCE = 4    # px: a quarter of a token
-_EDGE = 0.1      # step of log depth from one pixel to the next
+INTRINSICS = ("K.txt", "intrinsics.txt", "intrinsic/intrinsic_color.txt")
+DEPTH_INTRINSICS = ("K_depth.txt", "intrinsic/intrinsic_depth.txt")
+EXPECTED = "rgb.txt and depth.txt, frame-*.color.png, color/ and intrinsic/, or images/ and depth/"
 _INVALID = 65535
+_SAME_TIME_S = 0.02
+_TUM_CAMERAS = {  # fx, fy, cx, cy of 640x480; https://cvg.cit.tum.de/data/datasets/rgbd-dataset
+    "freiburg1": (517.3, 516.5, 318.6, 255.3), "freiburg2": (520.9, 521.0, 325.1, 249.7),
+    "freiburg3": (535.4, 539.2, 320.1, 247.6), "": (525.0, 525.0, 319.5, 239.5)}
+_SEVEN_SCENES = (525.0, 525.0, 320.0, 240.0), (585.0, 585.0, 320.0, 240.0)  # colour, depth
 
 
-def read_rgbd(root: Path, size: int = 224) -> Clip:
-    """All frames in order of their numbers, the middle square at `size` px.
+@dataclass(frozen=True)
+class Recording:
+    """The files of T frames, and their cameras; no picture is opened yet."""
+    colour: Sequence[Path]
+    depth: Sequence[Path]
+    camera: np.ndarray | None        # [3,3] of the colour pictures, px
+    depth_camera: np.ndarray | None  # [3,3]; None: depth is seen by the colour camera
+    poses: np.ndarray | None         # [T,4,4] camera to world
+    per_metre: float = 1000.0
+    notes: list[str] = field(default_factory=list)
 
-    Raises ValueError naming what lacks or cannot be read.
+    def subset(self, at: np.ndarray) -> "Recording":
+        return replace(self, colour=[self.colour[i] for i in at], depth=[self.depth[i] for i in at],
+                       poses=None if self.poses is None else self.poses[at])
+
+
+def read_rgbd(root: Path, size: int = 224, most: int | None = None,
+              per_metre: float | None = None) -> Clip:
+    """At most `most` frames, evenly spaced, as the middle square at `size` px.
+
+    per_metre: of the values of depth, if not the layout's. intrinsics and poses are None without a
+    camera matrix. Notes on stderr say what was assumed. Raises ValueError naming what lacks or
+    cannot be read.
     """
-    colour = next((root / name for name in COLOUR if (root / name).is_dir()), None)
-    if colour is None or not (root / "depth").is_dir():
-        raise ValueError(f"{root}: not a folder of RGB-D frames; expected images/, depth/ and "
-                         "K.txt in it")
-    paths = sorted((root / "depth").glob("*.png"), key=_number)
-    by_name = {path.stem: path for path in colour.iterdir() if path.is_file()}
-    if lacking := [path.name for path in paths if path.stem not in by_name]:
-        raise ValueError(f"{root}: {lacking[0]} of depth/ has no picture of its name in "
-                         f"{colour.name}/")
-    if not paths:
-        raise ValueError(f"{root}: depth/ holds no .png files")
-    pictures = [read_rgb(by_name[path.stem]) for path in paths]
-    depths = [_depth(path) for path in paths]
-    width, height = pictures[0].size
-    for path, picture, depth in zip(paths, pictures, depths, strict=True):
-        if picture.size != (width, height) or depth.shape != (height, width):
-            raise ValueError(f"{path}: is {depth.shape[1]}x{depth.shape[0]}, its picture "
-                             f"{picture.size[0]}x{picture.size[1]}, expected {width}x{height}; "
-                             "register depth to the colour camera first")
+    recording = find_recording(root)
+    for note in recording.notes:
+        print(f"note: {root}: {note}", file=sys.stderr)
+    count = len(recording.depth)
+    recording = recording.subset(np.linspace(0, count - 1, min(most or count, count)).astype(int))
+    first = read_rgb(recording.colour[0])
+    width, height = first.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    box, at = (left, top, left + side, top + side), ((np.arange(size) + 0.5) * side / size)
-    rows, columns = top + at.astype(int), left + at.astype(int)
-    camera = _camera(root)
-    camera[:2, 2] -= left, top
-    return Clip(root.name,
-                np.stack([np.asarray(p.resize((size, size), Image.Resampling.BILINEAR, box))
-                          for p in pictures]).transpose(0, 3, 1, 2),
-                depth=np.stack([d[np.ix_(rows, columns)] for d in depths]),
-                intrinsics=np.diag([size / side, size / side, 1.0]) @ camera,
-                poses=_poses(root / "poses.txt", len(paths)))
+    camera = recording.camera
+    if camera is not None:
+        camera = camera.copy()
+        camera[:2, 2] -= left, top
+        camera = np.diag([size / side, size / side, 1.0]) @ camera
+    frames, depths = [], []
+    for colour, path in zip(recording.colour, recording.depth, strict=True):
+        picture = read_rgb(colour)
+        depth = _depth(path, per_metre or recording.per_metre)
+        _check_sizes(path, picture.size, depth, (width, height), recording)
+        box = (left, top, left + side, top + side)
+        frames.append(np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box)))
+        if recording.depth_camera is None or camera is None:
+            depths.append(_square(depth, (width, height), side, size))
+        else:
+            depths.append(moved_to_colour(depth, recording.depth_camera, camera, size))
+    return Clip(root.name, np.stack(frames).transpose(0, 3, 1, 2), depth=np.stack(depths),
+                intrinsics=camera, poses=None if camera is None else recording.poses)
 
 
-def check_registration(clip: Clip, root: Path) -> float:
-    """Largest offset in px between depth's and colour's edges, of the frame and its quarters.
-
-    Raises ValueError if it is above TOLERANCE: a probe would measure the offset.
-    """
-    offsets = edge_offsets(clip)
-    worst = max(offsets, key=lambda offset: np.hypot(*offset))
-    distance = float(np.hypot(*worst))
-    if distance > TOLERANCE:
-        raise ValueError(
-            f"{root}: depth is not registered to colour: its edges are {worst[0]:+d} px across and "
-            f"{worst[1]:+d} px down of the colour's (of {clip.frames.shape[3]} px); register it "
-            "first, with both cameras' intrinsics and the pose between them")
-    return distance
-
-
-def edge_offsets(clip: Clip, most: int = 100) -> list[tuple[int, int]]:
-    """(across, down) px by which depth lies off colour: of all of it, then of its four quarters.
-
-    From the cross-correlation of both edge maps, summed over at most `most` frames; a quarter
-    without enough edges of depth counts as (0, 0).
-    """
-    assert clip.depth is not None
-    step = -(-len(clip.frames) // most)
-    grey = clip.frames[::step].mean(1)                               # [T,H,W]
-    colour = np.hypot(*np.gradient(grey, axis=(1, 2)))
-    colour = np.minimum(colour, np.quantile(colour, 0.98, axis=(1, 2), keepdims=True))
-    depth = _depth_edges(clip.depth[::step])
-    h, w = grey.shape[1] // 2, grey.shape[2] // 2
-    return [_offset(colour[:, *half], depth[:, *half])
-            for half in [np.s_[:, :], np.s_[:h, :], np.s_[h:, :], np.s_[:, :w], np.s_[:, w:]]]
+def find_recording(root: Path) -> Recording:
+    """The frames of a folder in whichever layout it has. Raises ValueError if in none."""
+    if (root / "rgb.txt").is_file() and (root / "depth.txt").is_file():
+        found = _tum(root)
+    elif any(root.glob("frame-*.color.png")):
+        found = _seven_scenes(root)
+    else:
+        found = _named_alike(root)
+    if not found.depth:
+        raise ValueError(f"{root}: has no frames with colour and depth")
+    camera = _camera(root, INTRINSICS)
+    if camera is None and found.camera is None:
+        found.notes.append("has no camera matrix (K.txt), so no matches and no flicker; a focal "
+                           "length is assumed")
+    depth_camera = _camera(root, DEPTH_INTRINSICS)
+    return replace(found, camera=found.camera if camera is None else camera,
+                   depth_camera=found.depth_camera if depth_camera is None else depth_camera)
 
 
-def _offset(colour: np.ndarray, depth: np.ndarray) -> tuple[int, int]:
-    """The shift of the best correlation; none if the centre is as good within the noise."""
-    if depth.sum() < 20 * len(depth):
-        return 0, 0
-    shape = [2 * n for n in colour.shape[1:]]
-    everywhere = np.fft.rfft2(np.ones_like(depth[:1]), shape)
-    a, b = (np.fft.rfft2(x, shape) for x in (colour, depth))
-
-    def correlate(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        full = np.fft.irfft2((x.conj() * y).sum(0), shape)
-        return np.roll(full, (REACH, REACH), (0, 1))[:2 * REACH + 1, :2 * REACH + 1]
-    # mean colour edge under the edges of depth, less that of the overlap
-    hits, count = correlate(a, b), correlate(everywhere, b)
-    background = correlate(a, everywhere) / correlate(everywhere, everywhere) / len(depth)
-    score = hits / count.clip(1) - background
-    down, across = np.unravel_index(score.argmax(), score.shape)
-    near = score[REACH - 1:REACH + 2, REACH - 1:REACH + 2].max()
-    if near > 0.9 * score.max():
-        return 0, 0
-    return int(across) - REACH, int(down) - REACH
+def _tum(root: Path) -> Recording:
+    colour, depth = (_timed(root / f"{name}.txt") for name in ("rgb", "depth"))
+    times = np.array([time for time, _ in depth])
+    poses = [(time, _quaternion_pose(root, values)) for time, values in
+             (_timed(root / "groundtruth.txt") if (root / "groundtruth.txt").is_file() else [])]
+    frames = []
+    for time, values in colour if depth else []:
+        near = int(np.abs(times - time).argmin())
+        at, pose = min(poses, key=lambda each: abs(each[0] - time), default=(time, np.eye(4)))
+        if max(abs(times[near] - time), abs(at - time)) <= _SAME_TIME_S:
+            frames.append((root / values[0], root / depth[near][1][0], pose))
+    name = next((name for name in _TUM_CAMERAS if name and name in root.name), "")
+    notes = [] if _camera(root, INTRINSICS) is not None else [
+        f"has no K.txt: TUM's camera is taken ({name or 'the default one'})"]
+    return Recording([frame[0] for frame in frames], [frame[1] for frame in frames],
+                     _matrix(*_TUM_CAMERAS[name]), None,
+                     np.stack([frame[2] for frame in frames]) if poses and frames else None,
+                     5000.0, notes)
 
 
-def _depth_edges(depth: np.ndarray) -> np.ndarray:
-    """1 where log depth [T,H,W] steps by more than _EDGE to the next pixel, both known."""
-    log = np.log(np.where(depth > 0, depth, np.nan))
-    edges = np.zeros(depth.shape, np.float32)
-    edges[:, :, 1:] = np.abs(np.diff(log, axis=2)) > _EDGE
-    edges[:, 1:] = np.maximum(edges[:, 1:], np.abs(np.diff(log, axis=1)) > _EDGE)
-    return edges
+def _seven_scenes(root: Path) -> Recording:
+    colour = sorted(root.glob("frame-*.color.png"), key=_number)
+    stems = [path.name.removesuffix(".color.png") for path in colour]
+    depth = [_present(root / f"{stem}.depth.png") for stem in stems]
+    notes = [] if _camera(root, INTRINSICS) is not None else [
+        "has no K.txt: 7-Scenes' cameras are taken (colour 525 px, depth 585 px)"]
+    default = [_matrix(*values) for values in _SEVEN_SCENES] if notes else [None, None]
+    return _tracked(Recording(colour, depth, default[0], default[1], None, notes=notes),
+                    [root / f"{stem}.pose.txt" for stem in stems])
+
+
+def _named_alike(root: Path) -> Recording:
+    folder = next((root / name for name in COLOUR if (root / name).is_dir()), None)
+    if folder is None or not (root / "depth").is_dir():
+        raise ValueError(f"{root}: not a folder of RGB-D frames; expected {EXPECTED}")
+    depth = sorted((root / "depth").glob("*.png"), key=_number)
+    by_name = {path.stem: path for path in folder.iterdir() if path.is_file()}
+    if lacking := [path.name for path in depth if path.stem not in by_name]:
+        raise ValueError(f"{root}: {lacking[0]} of depth/ has no picture of its name in "
+                         f"{folder.name}/")
+    if not depth:
+        raise ValueError(f"{root}: depth/ holds no .png files")
+    found = Recording([by_name[path.stem] for path in depth], depth, None, None,
+                      _poses(root / "poses.txt", len(depth)))
+    if not (root / "pose").is_dir():
+        return found
+    return _tracked(found, [root / "pose" / f"{path.stem}.txt" for path in depth])
+
+
+def _tracked(found: Recording, files: Sequence[Path]) -> Recording:
+    """With a pose a file; frames that lost tracking (a pose that is not finite) are left out."""
+    if not any(file.is_file() for file in files):
+        return found
+    poses = np.stack([_numbers(file, finite=False, shape=(4, 4)) for file in files])
+    valid = np.flatnonzero(np.isfinite(poses).all((1, 2)))
+    return replace(found, poses=poses).subset(valid)
+
+
+def _check_sizes(path: Path, size: tuple[int, int], depth: np.ndarray, first: tuple[int, int],
+                 recording: Recording) -> None:
+    width, height = first
+    alike = abs(depth.shape[1] * height - depth.shape[0] * width) <= 0.02 * depth.size
+    if size != first or not (alike or recording.depth_camera is not None):
+        raise ValueError(f"{path}: is {depth.shape[1]}x{depth.shape[0]}, its picture "
+                         f"{size[0]}x{size[1]}, expected {width}x{height}; register depth to the "
+                         "colour camera first, or give its matrix as K_depth.txt")
+
+
+def _square(depth: np.ndarray, picture: tuple[int, int], side: int, size: int) -> np.ndarray:
+    """The middle square's depth at `size` px, of a picture with the colour's field of view."""
+    width, height = picture
+    at = (np.arange(size) + 0.5) * side / size
+    rows = ((height - side) // 2 + at) * depth.shape[0] / height
+    columns = ((width - side) // 2 + at) * depth.shape[1] / width
+    return depth[np.ix_(rows.astype(int), columns.astype(int))]
+
+
+def _timed(path: Path) -> list[tuple[float, list[str]]]:
+    """Lines `time value …`."""
+    lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
+    try:
+        return [(float(line[0]), [*line[1:], ""]) for line in lines if not line[0].startswith("#")]
+    except ValueError as error:
+        raise ValueError(f"{path}: a line does not begin with a time ({error})") from error
+
+
+def _quaternion_pose(root: Path, values: Sequence[str]) -> np.ndarray:
+    try:
+        position, (x, y, z, w) = np.array(values[:3], float), np.array(values[3:7], float)
+        x, y, z, w = np.array([x, y, z, w]) / np.linalg.norm([x, y, z, w])
+    except ValueError as error:
+        raise ValueError(f"{root / 'groundtruth.txt'}: a line is not time, position (3) and "
+                         f"quaternion (4): {error}") from error
+    pose = np.eye(4)
+    pose[:3, :3] = [[1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+                    [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+                    [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]]
+    pose[:3, 3] = position
+    return pose
 
 
 def _number(path: Path) -> tuple[int, str]:
@@ -128,21 +214,34 @@ def _number(path: Path) -> tuple[int, str]:
     return (int(digits[-1]) if digits else 0), path.stem
 
 
-def _depth(path: Path) -> np.ndarray:
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"{path}: missing, beside its colour picture")
+    return path
+
+
+def _depth(path: Path, per_metre: float) -> np.ndarray:
     """[H,W] float32 metres, 0 = unknown."""
     raw = np.asarray(read_image(path))
     if raw.ndim != 2 or raw.dtype == np.uint8:
         raise ValueError(f"{path}: not a depth picture; expected 16 bit, in millimetres")
     raw = np.where(raw >= _INVALID, 0, raw)
-    return (raw / 1000).astype(np.float32)
+    return (raw / per_metre).astype(np.float32)
 
 
-def _camera(root: Path) -> np.ndarray:
-    """[3,3] float64, of the uncropped pictures."""
-    path = next((root / name for name in INTRINSICS if (root / name).is_file()), root / "K.txt")
+def _matrix(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+
+
+def _camera(root: Path, names: Sequence[str]) -> np.ndarray | None:
+    """[3,3] float64, of the uncropped pictures; None without one of these files."""
+    path = next((root / name for name in names if (root / name).is_file()), None)
+    if path is None:
+        return None
     values = _numbers(path)
     if values.shape not in ((3, 3), (4, 4)) or min(values[0, 0], values[1, 1]) <= 0:
-        raise ValueError(f"{path}: not a camera matrix; expected three lines of three numbers")
+        raise ValueError(f"{path}: not a camera matrix (focal lengths above 0 px); expected three "
+                         "lines of three numbers")
     return values[:3, :3].copy()
 
 
@@ -157,11 +256,14 @@ def _poses(path: Path, frames: int) -> np.ndarray | None:
     return values.reshape(-1, 4, 4)
 
 
-def _numbers(path: Path) -> np.ndarray:
+def _numbers(path: Path, finite: bool = True, shape: tuple[int, ...] | None = None) -> np.ndarray:
     try:
         values = np.loadtxt(path, ndmin=2)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a table of numbers ({error})") from error
-    if not np.isfinite(values).all():
+    if shape and values.shape != shape:
+        raise ValueError(f"{path}: holds {' x '.join(map(str, values.shape))} numbers, expected "
+                         f"{' x '.join(map(str, shape))}")
+    if finite and not np.isfinite(values).all():
         raise ValueError(f"{path}: holds NaN or infinity")
     return values

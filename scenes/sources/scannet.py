@@ -18,6 +18,7 @@ from PIL import Image
 from records.files import read_json, read_text, regular_file
 from records.images import read_image, read_rgb
 from scenes.clip import Clip, SceneObject, Split
+from scenes.sources.registration import moved_to_colour
 
 _MILLIMETRE = 1e-3
 _CLASSES = {  # words of ScanNet's labels -> scenes.furniture.pack.CLASSES; all others are decor
@@ -104,12 +105,7 @@ class ScanNet:
 def _depth(path: Path, camera: np.ndarray, colour: np.ndarray, size: int) -> np.ndarray:
     """[size,size] float32 metres for the pixels of a colour camera; 0 = unknown."""
     raw = np.asarray(_picture(path, read_image, "depth picture")).astype(np.float32) * _MILLIMETRE
-    at = np.arange(size) + 0.5
-    u = np.floor((at - colour[0, 2]) / colour[0, 0] * camera[0, 0] + camera[0, 2]).astype(int)
-    v = np.floor((at - colour[1, 2]) / colour[1, 1] * camera[1, 1] + camera[1, 2]).astype(int)
-    h, w = raw.shape
-    inside = ((v >= 0) & (v < h))[:, None] & ((u >= 0) & (u < w))[None]
-    return np.where(inside, raw[np.ix_(v.clip(0, h - 1), u.clip(0, w - 1))], 0).astype(np.float32)
+    return moved_to_colour(raw, camera, colour, size)
 
 
 def _picture(path: Path, read: Callable[[Path], Image.Image],

@@ -20,7 +20,8 @@ from records.files import read_object
 from records.results import Row
 from scenes.clip import SPLITS, Clip, ClipFolder, Source
 from scenes.rooms.source import RoomSource, render_clips
-from scenes.sources.rgbd import check_registration, read_rgbd
+from scenes.sources.registration import check_registration
+from scenes.sources.rgbd import read_rgbd
 from teacher.config import AlignmentConfig
 from teacher.probing.probes import ProbeSet, extract, probe_set
 from teacher.probing.ridge import (

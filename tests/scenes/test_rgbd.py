@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from scenes.sources.rgbd import check_registration, read_rgbd
+from scenes.sources.registration import check_registration
+from scenes.sources.rgbd import read_rgbd
 from teacher.config import AlignmentConfig
 from teacher.probing import alignment
 

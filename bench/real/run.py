@@ -1,0 +1,204 @@
+"""`vega3d bench real`: exported files on recorded RGB-D frames, beside predictors that know less.
+
+Files run through infer.model, as `vega3d infer` runs them. Beside them: a constant and a depth and
+normal a row, both from rendered rooms (prior.py); for matches a window of RGB and the semantic
+encoder, EfficientNet-Lite0 with ImageNet weights.
+"""
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.device import device_facts
+from bench.real import depth as geometry
+from bench.real.prior import Prior, load_prior
+from bench.real.views import flicker, match_scores, pairs_at, steady_pairs
+from distill.correspondence import rgb_patches
+from infer.inputs import focal_of_square
+from infer.model import Model
+from records.files import sha256
+from records.results import Results, Row, measured
+from scenes.clip import SPLITS, Clip, ClipFolder
+from scenes.sources.registration import TOLERANCE, edge_offsets, likelier_unit
+from scenes.sources.rgbd import find_recording, read_rgbd
+
+CHUNK = 8
+Outputs = dict[str, np.ndarray]  # depth [T,1,h,w] m, normals [T,3,h,w], descriptors [T,C,g,g]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A recording's clips at one size, and what was noticed about them."""
+    clips: list[Clip]
+    notes: list[str]
+
+    @property
+    def frames(self) -> int:
+        return sum(len(clip.frames) for clip in self.clips)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """outputs: of a clip, by the names of an exported file; what it has none of is left out."""
+    facts: Row
+    outputs: Callable[[Clip], Outputs]
+
+
+def bench_real(folder: Path, files: Sequence[Path], most: int, per_metre: float | None,
+               baselines: Sequence[float]) -> tuple[Results, Recorded, list[Predictor]]:
+    """A row for each file and each predictor beside it.
+
+    Raises ValueError for a folder or file that cannot be read, and for depth in another unit.
+    """
+    prior = load_prior()
+    models = [Model(file) for file in files]
+    sizes = {model.px for model in models}
+    if len(sizes) > 1:
+        raise ValueError(f"bench real: the files take frames of {', '.join(map(str, sizes))} px; "
+                         "score those of one size at a time")
+    recorded = read_recorded(folder, sizes.pop(), most, per_metre)
+    predictors = [*map(_file, models), *_controls(prior)]
+    rows = [measure(each, recorded.clips, baselines) for each in predictors]
+    row_prior = next(row for row in rows if row["file"] == "row prior")
+    for row in rows:
+        row["row_prior_affine"] = row_prior["delta1_affine"]
+    env = {**device_facts(), "recording": folder.name, "frames": recorded.frames,
+           "notes": "; ".join(recorded.notes)}
+    return measured("real", rows, env), recorded, predictors
+
+
+def read_recorded(folder: Path, size: int, most: int, per_metre: float | None) -> Recorded:
+    """An RGB-D folder, or a folder of clips with depth, at `size` px. Errors: read_rgbd's."""
+    if any(folder.glob("*/[!.]*.safetensors")):
+        source = ClipFolder(folder)
+        ids = [clip_id for split in SPLITS for clip_id in source.ids(split)]
+        clips = [source.clip(clip_id) for clip_id in ids]
+        bad = [clip for clip in clips
+               if clip.depth is None or clip.frames.shape[2:] != (size, size)]
+        if bad:
+            raise ValueError(f"{folder}: clip {bad[0].id} has no depth, or is not of {size} px, "
+                             "which the file takes")
+        unit = None
+    else:
+        clips = [read_rgbd(folder, size, most, per_metre)]
+        unit = find_recording(folder).per_metre
+    if not any((clip.depth > 0).any() for clip in clips if clip.depth is not None):
+        raise ValueError(f"{folder}: no pixel has a depth")
+    if unit and not per_metre and (found := likelier_unit(clips[0], unit)):
+        raise ValueError(f"{folder}: depth is probably stored in another unit, {found[0]:g} values "
+                         f"a metre: {found[1]}; give --depth-unit {found[0]:g}, or "
+                         f"--depth-unit {unit:g} if it is right")
+    return Recorded(clips, list(_notes(clips)))
+
+
+def _notes(clips: Sequence[Clip]) -> Iterator[str]:
+    """Of what makes the scores doubtful or leaves some out."""
+    offsets = [max(edge_offsets(clip), key=lambda at: np.hypot(*at)) for clip in clips]
+    shifts = np.median(np.array(offsets), 0).astype(int)
+    if np.hypot(*shifts) > TOLERANCE:
+        yield (f"depth is not registered to colour: its edges lie {shifts[0]:+d} px across and "
+               f"{shifts[1]:+d} px down of the colour's; the scores measure that too (give the "
+               "depth camera's matrix as K_depth.txt)")
+    if all(len(clip.frames) == 1 for clip in clips):
+        yield "one frame: no matches and no flicker"
+    elif all(clip.poses is None for clip in clips):
+        yield "no poses: no matches and no flicker"
+
+
+def measure(predictor: Predictor, clips: Sequence[Clip], baselines: Sequence[float]) -> Row:
+    """The predictor's row: means over frames, cells of pairs, and pairs of neighbouring frames."""
+    frames: list[Row] = []
+    changes: list[float] = []
+    cells: dict[float, list[np.ndarray]] = {baseline: [] for baseline in baselines}
+    for clip in clips:
+        outputs = predictor.outputs(clip)
+        frames += [_frame_scores(clip, t, outputs) for t in range(len(clip.frames))]
+        if "depth" in outputs:
+            changes += flicker(outputs["depth"], clip, steady_pairs(clip))
+        if "descriptors" in outputs:
+            for baseline, found in cells.items():
+                found.append(match_scores(outputs["descriptors"], clip, pairs_at(clip, baseline)))
+    row: Row = {**predictor.facts}
+    for name in dict.fromkeys(name for frame in frames for name in frame):
+        values = [frame[name] for frame in frames if np.isfinite(frame.get(name, np.nan))]
+        row[name] = float(np.mean(values)) if values else None
+    row["abs_rel"] = row.get("abs_rel_metric")
+    for baseline, found in cells.items():
+        every = np.concatenate(found) if found else np.empty((0, 2))
+        scores = every.mean(0).tolist() if len(every) else (None, None)
+        at = f"{100 * baseline:.0f}cm"
+        row |= {f"match_exact_{at}": scores[0], f"match_within1_{at}": scores[1]}
+    return row | {"flicker": float(np.mean(changes)) if changes else None}
+
+
+def camera_of(clip: Clip) -> np.ndarray:
+    """The clip's camera matrix, or an assumed one."""
+    if clip.intrinsics is not None:
+        return clip.intrinsics
+    px = clip.frames.shape[3]
+    focal = focal_of_square(px, px, None).px
+    return np.array([[focal, 0, px / 2], [0, focal, px / 2], [0, 0, 1]])
+
+
+def _frame_scores(clip: Clip, t: int, outputs: Outputs) -> Row:
+    scores: Row = {}
+    truth = geometry.true_depth(clip, t)
+    if "depth" in outputs and (truth > 0).sum() >= 100:
+        scores |= geometry.depth_scores(geometry.resampled(outputs["depth"][t])[0], truth)
+    if "normals" in outputs:
+        found = geometry.resampled(outputs["normals"][t], geometry.NORMAL_CELLS)
+        true = geometry.true_normals(clip, t, camera_of(clip))
+        scores["normal_deg"] = geometry.normal_error(found, true)
+    return scores
+
+
+def _file(model: Model) -> Predictor:
+    def outputs(clip: Clip) -> Outputs:
+        focal = float(np.diag(camera_of(clip))[:2].mean())
+        parts: list[Outputs] = []
+        step = model.batch if isinstance(model.batch, int) else CHUNK
+        for start in range(0, len(clip.frames), step):
+            frames = clip.frames[start:start + step]
+            filled = np.concatenate([frames, np.repeat(frames[-1:], step - len(frames), 0)])
+            found = model(filled, focal)
+            if "descriptors" not in found and "features" in found:
+                found["descriptors"] = found["features"]
+            parts.append({name: found[name][:len(frames)] for name in found
+                          if name in ("depth", "normals", "descriptors")})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return Predictor({"file": model.path.name, "sha256": sha256(model.path),
+                      "precision": str(model.metadata.get("precision", "unknown"))}, outputs)
+
+
+def _controls(prior: Prior) -> list[Predictor]:
+    from teacher.towers.efficientnet import SemanticEncoder
+
+    n = len(prior.rows_m)
+    constant = np.full((1, n, n), prior.constant_m)
+    rows = np.repeat(prior.rows_m[:, None], n, 1)[None]
+    normals = np.repeat(prior.normals.T[:, :, None], n, 2)
+    encoder = SemanticEncoder()
+
+    @torch.inference_mode()
+    def encoded(clip: Clip) -> Outputs:
+        chunks = torch.from_numpy(clip.frames).split(CHUNK)
+        return {"descriptors": torch.cat([encoder(chunk / 255) for chunk in chunks]).numpy()}
+
+    def fixed(clip: Clip, **arrays: np.ndarray) -> Outputs:
+        return {name: np.repeat(array[None], len(clip.frames), 0) for name, array in arrays.items()}
+
+    return [Predictor({"file": "constant"}, lambda clip: fixed(clip, depth=constant)),
+            Predictor({"file": "row prior"},
+                      lambda clip: fixed(clip, depth=rows, normals=normals)),
+            Predictor({"file": "RGB window"},
+                      lambda clip: {"descriptors": rgb_patches(clip.frames, 14).numpy()}),
+            Predictor({"file": "EfficientNet-Lite0"}, encoded)]
+
+
+def say(notes: Sequence[str], folder: Path) -> None:
+    for note in notes:
+        print(f"note: {folder}: {note}", file=sys.stderr)
