@@ -194,7 +194,7 @@ def real(folder: tyro.conf.Positional[Path], files: tyro.conf.Positional[tuple[P
     from dataclasses import replace
 
     from bench.real.page import write_page
-    from bench.real.run import bench_real, say
+    from bench.real.run import bench_real
     from bench.report.page import check_replaceable
     from infer.model import SHIPPED
     from records.results import save as save_results
@@ -203,7 +203,6 @@ def real(folder: tyro.conf.Positional[Path], files: tyro.conf.Positional[tuple[P
     check_replaceable(out / "report.html")
     results, recorded, predictors = bench_real(folder, files or (SHIPPED,), frames, depth_unit,
                                                baselines)
-    say(recorded.notes, folder)
     save_results(results, out / "real.json")
     save_sheet(write_page(results, recorded, predictors, out / "report.html"), out / "frames.png")
     if save:

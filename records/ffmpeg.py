@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -118,39 +118,18 @@ def middle_squares(path: Path, size: int, fps: float) -> Iterator[np.ndarray]:
         process.wait()
 
 
-class VideoWriter:
-    """An H.264 MP4 of uint8 frames [h,w,3] with even sides, through `write`; a context manager."""
+@contextmanager
+def written_video(path: Path, size: tuple[int, int],
+                  fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that adds a frame, uint8 [h,w,3] of `size` (w, h), to an H.264 video."""
+    import imageio_ffmpeg
 
-    def __init__(self, path: Path, fps: float):
-        self.path, self.fps = path, fps
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def write(self, frame: np.ndarray) -> None:
-        if self._process is None:
-            given = [*_RAW, "-s", f"{frame.shape[1]}x{frame.shape[0]}", "-r", f"{self.fps:.9g}",
-                     "-i", "-"]
-            coded = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "20", "-f", "mp4"]
-            command = [_program(), "-v", "error", "-y", *given, *coded, f"file:{self.path}"]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE,
-                                             stderr=subprocess.DEVNULL)
-        _input(self._process).write(frame.tobytes())
-
-    def __exit__(self, kind: object, *rest: object) -> None:
-        if self._process is None:
-            return
-        if kind is not None:
-            self._process.kill()
-        _input(self._process).close()
-        if self._process.wait() and kind is None:
-            raise ValueError(f"{self.path}: ffmpeg could not write this video")
-
-
-def _input(process: subprocess.Popen[bytes]) -> IO[bytes]:
-    assert process.stdin is not None
-    return process.stdin
+    writer = imageio_ffmpeg.write_frames(str(path), size, fps=fps, quality=7)
+    writer.send(None)
+    try:
+        yield lambda frame: writer.send(np.ascontiguousarray(frame))
+    finally:
+        writer.close()
 
 
 def _filtered(filters: str) -> list[str]:

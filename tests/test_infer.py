@@ -17,11 +17,12 @@ from export.artefact import save_onnx
 from export.graph.export_onnx import export_onnx, interface, traced
 from export.presets import attach
 from infer.photos import read_photo
-from infer.pictures import FAR_M, NEAR_M, depth_colours, frame_pca_colours, match, normal_colours
+from infer.pictures import FAR_M, NEAR_M, depth_colours, frame_pca_colours, normal_colours
 from records import files, interrupts, manifest
 from student.config import HeadsShape, StudentConfig
 from student.heads import OUTPUTS, Heads
 from student.vit import Student
+from tests.point_match import match
 
 ROOT = Path(vega3d.__file__).parent
 

@@ -60,6 +60,8 @@ def bench_real(folder: Path, files: Sequence[Path], most: int, per_metre: float 
         raise ValueError(f"bench real: the files take frames of {', '.join(map(str, sizes))} px; "
                          "score those of one size at a time")
     recorded = read_recorded(folder, sizes.pop(), most, per_metre)
+    for note in recorded.notes:
+        print(f"note: {folder}: {note}", file=sys.stderr)
     predictors = [*map(_file, models), *_controls(prior)]
     rows = [measure(each, recorded.clips, baselines) for each in predictors]
     row_prior = next(row for row in rows if row["file"] == "row prior")
@@ -198,7 +200,3 @@ def _controls(prior: Prior) -> list[Predictor]:
                       lambda clip: {"descriptors": rgb_patches(clip.frames, 14).numpy()}),
             Predictor({"file": "EfficientNet-Lite0"}, encoded)]
 
-
-def say(notes: Sequence[str], folder: Path) -> None:
-    for note in notes:
-        print(f"note: {folder}: {note}", file=sys.stderr)

@@ -222,6 +222,13 @@ TABLES = {
         ("size, MB", "size_mb", 0), ("without sympy, MB", "without_sympy_mb", 0),
         ("at most", "max_mb", 0), ("a start, s", "start_s", 2), ("worst", "worst_s", 2),
         ("at most", "max_start_s", 1), ("its processor time, s", "cpu_s", 2))),
+    "real_office": Table("real_office", columns(
+        ("file", "file"), ("precision", "precision"), ("δ<1.25, metric", "delta1_metric"),
+        ("median-scaled", "delta1_median"), ("affine in 1/z", "delta1_affine"),
+        ("AbsRel, metric", "abs_rel"), ("correlation", "corr", 2),
+        ("normal error, °", "normal_deg", 1), ("match at .21 m: exact", "match_exact_21cm", 2),
+        ("within 1 token", "match_within1_21cm", 2), ("at .49 m: exact", "match_exact_49cm", 2),
+        ("within 1 token", "match_within1_49cm", 2), ("flicker, %", "flicker", 1, 100))),
     "web": Table("web", columns(
         ("file", "artefact"), ("precision", "precision"), ("threads", "threads", 0),
         ("median, ms", "latency_ms", 1), ("p90, ms", "p90_ms", 1), ("frames/s", "frames_per_s", 1),

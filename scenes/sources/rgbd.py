@@ -195,17 +195,16 @@ def _timed(path: Path) -> list[tuple[float, list[str]]]:
 
 
 def _quaternion_pose(root: Path, values: Sequence[str]) -> np.ndarray:
+    from scipy.spatial.transform import Rotation
+
     try:
-        position, (x, y, z, w) = np.array(values[:3], float), np.array(values[3:7], float)
-        x, y, z, w = np.array([x, y, z, w]) / np.linalg.norm([x, y, z, w])
+        turned = Rotation.from_quat(np.array(values[3:7], float)).as_matrix()
+        position = np.array(values[:3], float)
     except ValueError as error:
         raise ValueError(f"{root / 'groundtruth.txt'}: a line is not time, position (3) and "
                          f"quaternion (4): {error}") from error
     pose = np.eye(4)
-    pose[:3, :3] = [[1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-                    [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-                    [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]]
-    pose[:3, 3] = position
+    pose[:3, :3], pose[:3, 3] = turned, position
     return pose
 
 

@@ -38,12 +38,13 @@ from export.web import vendor
 from export.web.page import CLIP, STATIC, write_page
 from export.web.serve import serve_folder, server
 from infer.model import Model
-from infer.pictures import depth_colours, match, normal_colours, to_bytes
+from infer.pictures import depth_colours, normal_colours, to_bytes
 from records.files import cache_folder, sha256
 from student.config import HeadsShape
 from student.heads import OUTPUTS, Heads, fit_pca, save_heads
 from tests.colours import contrast
 from tests.export_run import EXPORTED, exported_run, gate
+from tests.point_match import match
 
 ROOT = Path(vega3d.__file__).parent
 
