@@ -94,7 +94,7 @@ def test_the_page_is_made_for_phones_and_for_the_dark(tmp_path):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_what_is_behind_it(scheme):
-    style = PAGE.read_text()
+    style = PAGE.with_name("style.html").read_text()
     block = style.split("@media (prefers-color-scheme: dark)")[scheme == "dark"]
     colours = dict(
         re.findall(r"--(\w+): (#\w{6});",
