@@ -265,5 +265,5 @@ def _print(results: "Results") -> None:
         print(f"{finding.title}: {finding.figure} {finding.sentence}")
 
 
-VERBS = {"": everything, "latency": latency, "accuracy": accuracy, "report": report,
-         "compare": compare, "advise": advise, "tables": tables, "real": real}
+VERBS = {"": everything, "latency": latency, "accuracy": accuracy, "real": real, "report": report,
+         "compare": compare, "advise": advise, "tables": tables}

@@ -12,8 +12,8 @@ from infer.geometry import depth_mm
 from infer.inputs import Input, focal_of_square
 from infer.model import Model
 from infer.photos import describe, pictures
-from infer.pictures import PICTURE_PX, resized
-from records.ffmpeg import middle_squares, probe, written_video
+from infer.pictures import resized
+from records.ffmpeg import VideoWriter, middle_squares, probe
 from records.outputs import OutputFolder
 
 SHOWN = ("view", "depth", "normals")
@@ -35,13 +35,12 @@ def infer_video(model: Model, given: Input, folder: OutputFolder, focal_px: floa
     fps = min(facts.fps, 60.0)
     count, begin = 0, time.perf_counter()
     shown = [name for name in SHOWN if name == "view" or name in model.outputs]
-    size = (PICTURE_PX * len(shown), PICTURE_PX)
     with TemporaryDirectory(prefix="vega3d-depth-") as scratch:
-        with folder.write(f"{given.name}.mp4") as video, written_video(video, size, fps) as add:
+        with folder.write(f"{given.name}.mp4") as video, VideoWriter(video, fps) as writer:
             for count, frame in enumerate(middle_squares(given.path, model.px, fps), 1):
                 outputs = {name: value[0] for name, value in model(frame[None], focal.px).items()}
                 drawn = pictures(frame, outputs)
-                add(np.concatenate([resized(drawn[name]) for name in shown], 1))
+                writer.write(np.concatenate([resized(drawn[name]) for name in shown], 1))
                 Image.fromarray(depth_mm(outputs["depth"][0])).save(
                     Path(scratch) / f"{count - 1:06d}.png")
         depths.replace_with(Path(scratch), "-o")

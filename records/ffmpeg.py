@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -118,18 +118,28 @@ def middle_squares(path: Path, size: int, fps: float) -> Iterator[np.ndarray]:
         process.wait()
 
 
-@contextmanager
-def written_video(path: Path, size: tuple[int, int],
-                  fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that adds a frame, uint8 [h,w,3] of `size` (w, h), to an H.264 video."""
-    import imageio_ffmpeg
+class VideoWriter:
+    """An H.264 video of uint8 frames [h,w,3] through `write`; a context manager."""
 
-    writer = imageio_ffmpeg.write_frames(str(path), size, fps=fps, quality=7)
-    writer.send(None)
-    try:
-        yield lambda frame: writer.send(np.ascontiguousarray(frame))
-    finally:
-        writer.close()
+    def __init__(self, path: Path, fps: float):
+        self.path, self.fps = path, fps
+        self._frames: Any = None  # a generator of imageio-ffmpeg, from the first frame on
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def write(self, frame: np.ndarray) -> None:
+        import imageio_ffmpeg
+
+        if self._frames is None:
+            self._frames = imageio_ffmpeg.write_frames(
+                str(self.path), frame.shape[1::-1], fps=self.fps, quality=7)
+            self._frames.send(None)
+        self._frames.send(np.ascontiguousarray(frame))
+
+    def __exit__(self, *error: object) -> None:
+        if self._frames is not None:
+            self._frames.close()
 
 
 def _filtered(filters: str) -> list[str]:
