@@ -6,6 +6,7 @@ from distill.config import ScenesConfig
 from records import manifest
 from records.files import spec_digest
 from scenes.clip import SPLITS, ClipFolder, Source, Split
+from scenes.sources.remote import RemoteClips, url_of
 
 
 def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source, str]:
@@ -52,6 +53,9 @@ class _Subset(ClipFolder):
 
 def _open_path(path: Path, frames: int) -> tuple[Source, str]:
     spec: dict[str, Any] = {"frames": frames}
+    if (url := url_of(path)) and not path.exists():
+        remote = RemoteClips(url)
+        return remote, spec_digest({"files": remote.facts(), **spec})
     if path.is_dir() and any(path.glob("*/[!.]*.safetensors")):
         folder = ClipFolder(path)
         return folder, spec_digest({"files": folder.facts(), **spec})

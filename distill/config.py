@@ -31,7 +31,7 @@ EXPORT_FRAMES = 32
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    # a folder of clips or images, or a video; None: rendered rooms
+    # a folder of clips (also s3://…) or images, or a video; None: rendered rooms
     path: Path | None = None
     furniture: Path | None = None  # a furniture pack; None: the CC0 one that ships
     style: Literal["plain", "filmed"] = "plain"  # of rendered rooms (docs/rooms.md)

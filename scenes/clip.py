@@ -118,14 +118,18 @@ def _plain(item: SceneObject) -> dict:
 
 def load_clip(path: Path) -> Clip:
     """Reads what `save_clip` wrote. Raises ValueError naming a damaged file."""
-    with reading(path, *_READING):
-        with safe_open(path, "np") as file:
-            header = parse_json((file.metadata() or {})["clip"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-        objects = [SceneObject(**{**o, "center": tuple(o["center"]), "size": tuple(o["size"])})
-                   for o in header["objects"]]
-        room = tuple(header["room_size"]) if header["room_size"] else None
-        return Clip(id=header["id"], objects=objects, room_size=room, **arrays)
+    with reading(path, *_READING), safe_open(path, "np") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+        return clip_of(arrays, file.metadata() or {})
+
+
+def clip_of(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Clip:
+    """What `save_clip` made a safetensors file of."""
+    header = parse_json(metadata["clip"])
+    objects = [SceneObject(**{**o, "center": tuple(o["center"]), "size": tuple(o["size"])})
+               for o in header["objects"]]
+    room = tuple(header["room_size"]) if header["room_size"] else None
+    return Clip(id=header["id"], objects=objects, room_size=room, **arrays)
 
 
 def check_shapes(clip_id: str, found: Shapes, first_id: str, first: Shapes) -> None:

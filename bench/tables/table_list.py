@@ -324,4 +324,8 @@ TABLES = {
         ("stage", "stage"), ("killed at a", "kill"), ("trials", "trials", 0),
         ("partial files", "partial", 0), ("did not resume", "stuck", 0),
         ("resumed to equal files", "resumed_equal", 0))),
+    "growth": Table("growth", columns(
+        ("clips", "clips", 0), ("to open, s", "open_s", 2), ("index, MB", "index_mb", 1),
+        ("clips read at random", "read_clips", 0), ("MB/s", "read_mb_per_s", 0),
+        ("memory it took, MB", "read_memory_mb", 1))),
 }

@@ -8,14 +8,17 @@ import json
 import os
 import shutil
 import stat
+import struct
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -33,7 +36,7 @@ from records.files import (
     write_json,
 )
 from records.progress import Progress
-from scenes.clip import Source, check_shapes, frames_of
+from scenes.clip import Source, check_alike, check_shapes, frames_of
 from teacher.towers.base import GRID, Tower
 from teacher.training.processes import is_main
 
@@ -44,11 +47,10 @@ GROUP_BYTES = 2**28  # of uint8 frames on the GPU at once, where float32 takes f
 Transfer = tuple[Tensor, torch.cuda.Event | None]  # on its way to the CPU until the event
 
 
-class _Row(NamedTuple):
-    """Of files.jsonl, as the clip's file was written."""
-    sha256: str
-    size: int
-    mtime_ns: int | None  # None: by an older version
+# of a file, as it was written: SHA-256, bytes, and mtime in ns (-1: not listed by older versions);
+# packed, since there may be millions
+_ROW = struct.Struct("<32sqq")
+LINES = 4096  # of files.jsonl that are parsed at once
 
 
 class FeatureStore:
@@ -67,7 +69,7 @@ class FeatureStore:
             write_json(self.spec, spec_file)
         if found := manifest.fault(self.folder / "files.jsonl"):
             print(f"{found}; features that do not match it are extracted again")
-        self._files: dict[str, _Row] = {}
+        self._files: dict[str, bytes] = {}  # _ROW
         self._log, self._seen = self.folder / "files.jsonl", 0  # bytes of it that were read
         self.refresh()
         self._verified: set[str] = set()
@@ -80,9 +82,10 @@ class FeatureStore:
             facts = os.stat(path := f"{self.folder}/{clip_id}.safetensors")
         except FileNotFoundError:
             return False
-        if (facts.st_size, facts.st_mtime_ns) == (row.size, row.mtime_ns):
+        sha256, size, mtime_ns = _ROW.unpack(row)
+        if (facts.st_size, facts.st_mtime_ns) == (size, mtime_ns):
             return True
-        return stat.S_ISREG(facts.st_mode) and manifest.matches(Path(path), row.sha256, row.size)
+        return stat.S_ISREG(facts.st_mode) and manifest.matches(Path(path), sha256.hex(), size)
 
     def damaged(self, clip_id: str) -> str:
         """A line about a file that is there although the store lacks its clip; else ""."""
@@ -96,15 +99,12 @@ class FeatureStore:
             return
         with self._log.open("rb") as file:
             file.seek(self._seen)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break  # is being written
-                self._seen += len(line)
-                # what a killed process left; strict JSON takes five times as long
-                with suppress(ValueError, KeyError, TypeError, RecursionError):
-                    row = json.loads(line)
-                    self._files[row["clip"]] = _Row(row["sha256"], row["bytes"],
-                                                    row.get("mtime_ns"))
+            while lines := [line for line in islice(file, LINES) if line.endswith(b"\n")]:
+                self._seen += sum(map(len, lines))  # without a line that is being written
+                for row in _parsed(lines):
+                    with suppress(ValueError, KeyError, TypeError, struct.error):
+                        self._files[sys.intern(row["clip"])] = _ROW.pack(
+                            bytes.fromhex(row["sha256"]), row["bytes"], row.get("mtime_ns") or -1)
 
     def put(self, clip_id: str, features: Tensor) -> None:
         """features [T,D,14,14], any float type, stored as float16. ValueError if not finite."""
@@ -115,13 +115,13 @@ class FeatureStore:
         data = save({"features": half})
         path = self._path(clip_id)
         _write(path, data)
-        row = _Row(hashlib.sha256(data).hexdigest(), len(data), path.stat().st_mtime_ns)
-        listed = {"clip": clip_id, "sha256": row.sha256, "bytes": row.size,
-                  "mtime_ns": row.mtime_ns}
+        sha256, mtime_ns = hashlib.sha256(data), path.stat().st_mtime_ns
+        listed = {"clip": clip_id, "sha256": sha256.hexdigest(), "bytes": len(data),
+                  "mtime_ns": mtime_ns}
         manifest.forget([self._log])
         with self._log.open("a") as file:
             file.write(to_json(listed) + "\n")
-        self._files[clip_id] = row
+        self._files[clip_id] = _ROW.pack(sha256.digest(), len(data), mtime_ns)
 
     def get(self, clip_id: str) -> Tensor:
         """[T,D,14,14] float16. A file's first read checks its digest; ValueError if damaged."""
@@ -129,7 +129,7 @@ class FeatureStore:
             raise ValueError(f"{self.folder}: has no features of clip {clip_id}; fill the store")
         data = self._path(clip_id).read_bytes()
         if clip_id not in self._verified:
-            if hashlib.sha256(data).hexdigest() != self._files[clip_id].sha256:
+            if not self._files[clip_id].startswith(hashlib.sha256(data).digest()):
                 raise ValueError(f"{self._path(clip_id)}: damaged (its SHA-256 is not the one in "
                                  "files.jsonl); delete it and run again")
             self._verified.add(clip_id)
@@ -144,10 +144,12 @@ def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str],
     """Extracts missing features and prints their size first; ValueError if the disk is too full.
 
     Processes that fill one store share the work. They may start, die and start again at any time.
+    Clips are alike where they have features; raises ValueError for another one that is not.
     """
     missing = [i for i in ids if i not in store]
     if not missing:
         return
+    check_alike(source, [(*source.ids("train"), *ids)[0], *missing])
     for found in filter(None, map(store.damaged, missing if is_main() else ())):
         print(f"{found}; it is extracted again")
     console = Console(stderr=True, quiet=not is_main())
@@ -271,6 +273,16 @@ def _put_all(store: FeatureStore, ids: Sequence[str], transfer: Transfer) -> Non
         copied.synchronize()
     for clip_id, one in zip(ids, features, strict=True):
         store.put(clip_id, one)
+
+
+def _parsed(lines: Sequence[bytes]) -> list[Any]:
+    """The JSON values of complete lines, without those that a killed process left broken."""
+    try:
+        return json.loads(b"[" + b",".join(lines) + b"]")  # strict JSON takes five times as long
+    except (ValueError, RecursionError):
+        if len(lines) == 1:
+            return []
+        return [value for line in lines for value in _parsed([line])]
 
 
 def _check_manifest(path: Path, spec: dict) -> None:

@@ -126,6 +126,7 @@ def folder(tmp_path):
     write(tmp_path, "gate_by_class", [gate])
     write(tmp_path, "kills", [{"stage": "train", "kill": "random moment", "trials": 50,
                                "partial": 0, "stuck": 0, "resumed_equal": 50}])
+    write(tmp_path, "growth", [{"clips": 1000, "open_s": 0.06, "index_mb": 1.4}])
     write(tmp_path, "hostile", [{"kind": "json", "tried": 76, "clean": 76}])
     write(tmp_path, "flips", [{"file": "runs/flips/config.yaml", "kind": "run", "stage": "bench",
                                "verdict": "refused", "verify": "named"}])
