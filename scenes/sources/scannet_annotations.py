@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from records.files import LARGE_JSON, parse_json, read_text, regular_file
+from records.files import LARGE_JSON, parse_json, read_text, reading, regular_file
 from scenes.clip import Split
 from scenes.questions.metrics import has_volume
 from scenes.questions.question import COORD, Question
@@ -45,7 +45,11 @@ def load_annotations(source: ScanNet, dataset: Dataset, folder: Path | str, spli
     scene, object or volume; skip_missing leaves those out and prints their number.
     """
     boxes = _Boxes(source, read_proposals(Path(proposals)) if proposals else None, skip_missing)
-    found = _READERS[dataset](annotation_file(Path(folder), dataset, split), split, boxes)
+    path = annotation_file(Path(folder), dataset, split)
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; download the benchmark's files there")
+    with reading(path, "usable annotations", "download it again"):
+        found = _READERS[dataset](path, split, boxes)
     if boxes.skipped:
         reasons = [f"{why} ({n})" for why, n in sorted(boxes.skipped.items())[:3]]
         print(f"{folder}: left out {sum(boxes.skipped.values())} annotations: {'; '.join(reasons)}")
@@ -110,7 +114,7 @@ class _Boxes:
 
 def _scanrefer(path: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
     items, kinds = _scanrefer_items(path)
-    return [boxes.question(i, split, "ground", str(i["description"]).capitalize(),
+    return [boxes.question(i, split, "ground", i["description"].capitalize(),
                            targets=[int(i["object_id"])], kind=kinds.get(_object(i), ""))
             for i in items]
 
@@ -123,39 +127,38 @@ def _scan2cap(path: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
         by_object[_object(item)].append(item)
     out = []
     for key, group in by_object.items():
-        captions = [str(i["description"]).capitalize() for i in group]
+        captions = [i["description"].capitalize() for i in group]
         out.append(boxes.question(group[0], split, "caption", COORD, captions, [int(key[1])],
                                   kinds.get(key, "")))
     return out
 
 
 def _multi3drefer(path: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
-    items = _items(path, "scene_id", "object_ids", "description", "eval_type")
-    return [boxes.question(i, split, "multi_ground", str(i["description"]).capitalize(),
-                           targets=list(map(int, i["object_ids"])), kind=str(i["eval_type"]))
+    items = _items(path, scene_id=str, object_ids=list, description=str, eval_type=str)
+    return [boxes.question(i, split, "multi_ground", i["description"].capitalize(),
+                           targets=list(map(int, i["object_ids"])), kind=i["eval_type"])
             for i in items]
 
 
 def _scanqa(path: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
     """An answer's object_ids are no targets: the answer is words."""
-    items = _items(path, "scene_id", "question", "answers")
-    return [boxes.question(i, split, "qa", str(i["question"]), list(map(str, i["answers"])))
-            for i in items]
+    items = _items(path, scene_id=str, question=str, answers=list)
+    return [boxes.question(i, split, "qa", i["question"], _texts(i["answers"])) for i in items]
 
 
 def _sqa3d(path: Path, split: Split, boxes: _Boxes) -> list[Question | None]:
     """Training questions come once for every wording of their situation, as in Video-3D LLM."""
-    rows = _items(path, "question_id", "situation", "question", inside="questions")
+    rows = _items(path, "questions", question_id=(int, str), situation=str, question=str)
     by_id = {row["question_id"]: row for row in rows}
     out = []
-    for item in _items(path.with_name(_SQA_ANSWERS.format(split)), "question_id", "scene_id",
-                       "answers", inside="annotations"):
+    file = path.with_name(_SQA_ANSWERS.format(split))
+    for item in _items(file, "annotations", question_id=(int, str), scene_id=str, answers=list):
         if item["question_id"] not in by_id:
-            raise ValueError(f"{path.parent}: answer to question {item['question_id']}, which is "
-                             "not among the questions; download both files again")
+            raise ValueError(f"{path}: answer to question {item['question_id']}, which is not "
+                             "among the questions; download both files again")
         row = by_id[item["question_id"]]
         others = row.get("alternative_situation", []) if split == "train" else []
-        answers = [str(a["answer"]) for a in item["answers"]]
+        answers = _texts([a["answer"] for a in item["answers"]])
         start = re.match(r"what|is|how|can|which", row["question"].lstrip().lower())
         kind = start[0] if start else "others"
         out += [boxes.question(item, split, "situated", f"{situation} {row['question']}", answers,
@@ -173,7 +176,7 @@ def _scanrefer_items(path: Path) -> tuple[list[Item], dict[tuple[str, str], str]
     An object is unique if no other annotated object of its scene is of the same of 18 classes: from
     "eval_type" where the file has it, else from ScanNet's label table beside it, else unknown ({}).
     """
-    items = _items(path, "scene_id", "object_id", "object_name", "description")
+    items = _items(path, scene_id=str, object_id=(int, str), object_name=str, description=str)
     if items and all("eval_type" in i for i in items):
         return items, {_object(i): str(i["eval_type"]) for i in items}
     table = path.with_name(_LABELS)
@@ -191,7 +194,14 @@ def _scanrefer_items(path: Path) -> tuple[list[Item], dict[tuple[str, str], str]
                    for key, name in classes.items()}
 
 
-def _items(path: Path, *needed: str, inside: str = "") -> list[Item]:
+def _texts(values: Sequence[Any]) -> list[str]:
+    if wrong := [value for value in values if not isinstance(value, str | int)]:
+        raise ValueError(f"got the answer {str(wrong[0])[:40]}, expected text")
+    return list(map(str, values))
+
+
+def _items(path: Path, inside: str = "", **needed: type | tuple[type, ...]) -> list[Item]:
+    """The entries of a file, in its field `inside` if given, with the types of their fields."""
     try:
         content = parse_json(read_text(path, LARGE_JSON))
         items = content[inside] if inside else content
@@ -200,10 +210,11 @@ def _items(path: Path, *needed: str, inside: str = "") -> list[Item]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the published layout ({error!r}); download again") from error
     for i, item in enumerate(items if isinstance(items, list) else [items]):
-        lacking = [n for n in needed if not isinstance(item, dict) or n not in item]
+        lacking = [n for n, kinds in needed.items()
+                   if not isinstance(item, dict) or not isinstance(item.get(n), kinds)]
         if lacking or not isinstance(items, list):
-            raise ValueError(f"{path}: entry {i} lacks {', '.join(lacking) or 'a list around it'}; "
-                             "download it again")
+            raise ValueError(f"{path}: entry {i} lacks {', '.join(lacking) or 'a list around it'}, "
+                             "or has another type there; download it again")
     return items
 
 

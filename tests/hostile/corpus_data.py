@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tests.hostile.case import Case
 from tests.hostile.corpus_config import bomb
-from tests.hostile.corpus_files import Make, clip, run, written
+from tests.hostile.corpus_files import DAMAGED_JSON, Make, clip, run, written
 from tests.hostile.corpus_pictures import model, picture
+from tests.scenes.published import write_benchmarks, write_scannet
 
 
 def numbers_in_yaml() -> Iterator[Case]:
@@ -60,6 +61,43 @@ def data_sets() -> Iterator[Case]:
         "test.jsonl")
 
 
+def annotations() -> Iterator[Case]:
+    """The files of ScanNet's benchmarks: damaged, and with one value that makes no sense."""
+    for name, inside in ANNOTATIONS.items():
+        for what in ("nothing", "nested", "a key twice", "NaN", "5000 digits", "null", "not UTF-8",
+                     "zeros"):
+            yield Case("annotations", f"{name}, {what}", _annotated(name, DAMAGED_JSON[what]), name)
+        for value in (None, -1, 2**40, [[]], {"a": []}):
+            for key in KEYS[name]:
+                yield Case("annotations", f"{name}, {key} is {value!a}",
+                           _annotated(name, (inside, key, value)), "_val")
+
+
+ANNOTATIONS = {"ScanRefer_filtered_val.json": "", "multi3drefer_val.json": "",
+               "ScanQA_v1.0_val.json": "",
+               "balanced/v1_balanced_questions_val_scannetv2.json": "questions",
+               "balanced/v1_balanced_sqa_annotations_val_scannetv2.json": "annotations"}
+KEYS = dict(zip(ANNOTATIONS, (("scene_id", "object_id", "object_name", "description"),
+                              ("scene_id", "object_ids", "description"), ("scene_id", "answers"),
+                              ("question_id", "question", "situation"), ("question_id", "answers")),
+                strict=True))
+
+
+def _annotated(name: str, change: bytes | tuple[str, str, object]) -> Make:
+    def make(folder: Path) -> list[str]:
+        path = write_benchmarks(write_scannet(folder / "root") / "benchmarks") / name
+        if isinstance(change, tuple):
+            inside, key, value = change
+            content = json.loads(path.read_text())
+            (content[inside] if inside else content)[0][key] = value
+            path.write_text(json.dumps(content))
+        else:
+            path.write_bytes(change)
+        return ["scenes", "import", "scannet", "root", "--annotations", "root/benchmarks",
+                "--frames", "1", "--size", "28", "--out", "out"]
+    return make
+
+
 def full_disks() -> Iterator[Case]:
     """A limit on the size of files stands for the disk."""
     yield Case("full disk", "infer", _photo, "out/photo")
@@ -83,4 +121,4 @@ def _limit(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-CORPUS = (numbers_in_yaml, configurations, data_sets, full_disks)
+CORPUS = (numbers_in_yaml, configurations, data_sets, annotations, full_disks)
