@@ -34,7 +34,7 @@ def write_samples(folder: Path, source: Source, config: PretrainConfig, rows: in
     mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1, 1)
                  for v in (vae.config.latents_mean, vae.config.latents_std))
     generated = vae.decode(drawn * std + mean).sample
-    strips = [_strip(pair[i]) for i in range(rows) for pair in (real, rebuilt)]
+    strips = [_strip(pair[i]) for i in range(len(clips)) for pair in (real, rebuilt)]
     strips += [_strip(clip) for clip in generated]
     path = folder / "samples.png"
     with atomic_write(path) as scratch:
