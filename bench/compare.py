@@ -19,7 +19,7 @@ SETTINGS = {  # of one machine, that decide its speed
     "GPU power limit": "gpu_power_limit", "GPU clock limit": "gpu_clocks_max_sm"}
 MIN_CHANGE = 0.05      # share of a time that never counts as a change
 DRIFTS = 1.0           # times the drift within the runs: what two runs may differ by
-GROWTH = {"size_mb": 0.02, "memory_mb": 0.10}
+GROWTH = {"size_mb": 0.02, "memory_mb": 0.10, "energy_mj_per_frame": 0.10}
 SCORES = {  # 1: more is better, -1: less is
     "delta1": 1, "miou": 1, "cosine_mean": 1, "fp32_cosine_mean": 1, "abs_rel": -1, "normal_deg": -1
 }
@@ -44,7 +44,7 @@ class Change:
         moved = f"{self.after - self.before:+.3g}"
         if self.before:
             moved = f"{100 * (self.after / self.before - 1):+.1f} %"
-        is_share = self.figure.endswith(("_ms", "_mb"))
+        is_share = self.figure == "latency_ms" or self.figure in GROWTH
         noise = f"{100 * self.noise:.1f} %" if is_share else f"{self.noise:.2g}"
         return (f"{self.verdict:6} {self.row}: {self.figure} {self.before:.4g} -> "
                 f"{self.after:.4g} ({moved}, noise {noise})")

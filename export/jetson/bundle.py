@@ -23,7 +23,8 @@ from records.outputs import OutputFolder
 
 HERE = Path(__file__).parent
 RUNNER = HERE / "run_on_jetson.py"
-SCRIPTS = (RUNNER, HERE / "device_engine.py", Path(timing.__file__))  # import only each other
+# import only each other
+SCRIPTS = (RUNNER, HERE / "device_engine.py", HERE / "device_state.py", Path(timing.__file__))
 README = HERE / "bundle_readme.md"
 REFERENCE_FRAMES = 32  # the gate's minimum; 5 MB of frames and 6 MB of features
 

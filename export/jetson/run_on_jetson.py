@@ -2,6 +2,7 @@
 """Builds this folder's engines with the Jetson's TensorRT, gates and times them, says which to use.
 
     python3 run_on_jetson.py        # or on any machine with TensorRT >= 8.5 and an NVIDIA GPU
+    python3 run_on_jetson.py --int8 # or --fp16: that engine alone
 
 Needs Python 3.8+, numpy and JetPack's own `tensorrt`. Writes model.PRECISION.*.engine, a timing
 cache and result.json here. Exit 2: cannot run here; 3: an engine failed its gate (not written).
@@ -13,14 +14,13 @@ import functools
 import hashlib
 import json
 import platform
-import re
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 from device_engine import CudaRuntime, DeviceEngine, build, dialect, release, write_atomically
+from device_state import device_state, energy, notes
 from timing import MIN_SPEEDUP, interleave, sample_block
 
 HERE = Path(__file__).resolve().parent
@@ -45,10 +45,10 @@ def run(options):
     bundle = json.loads((HERE / "bundle.json").read_text())
     trt, cuda = load_tensorrt(bundle["known_bad_tensorrt"]), CudaRuntime()
     before = device_state()
-    if not before["power_mode"]:
-        print("note: no nvpmodel here: power mode and clocks are unknown, times mean little")
+    for note in notes(before):
+        print(f"note: {note}", file=sys.stderr)
     rows, engines = [], {}
-    for precision in ("fp16", "int8"):
+    for precision in options.precisions:
         row, engine = build_and_gate(trt, cuda, bundle, precision, options.own_kernels)
         rows.append(row)
         if engine is not None:
@@ -149,6 +149,11 @@ def measure(engines, rows, options):
     for row in rows:
         if row["precision"] in times:
             _add_times(row, times[row["precision"]])
+            engine = engines[row["precision"]]
+            row.update(energy(engine.run, engine.batch, options.seconds))
+            if "energy_mj_per_frame" in row:
+                print(f"{row['precision']}: {row['energy_mj_per_frame']:.2f} mJ a frame "
+                      f"({row['power_w']:.1f} W, {row['power_rail']})")
 
 
 def _time_block(engine, options, _round):
@@ -171,6 +176,10 @@ def _add_times(row, blocks):
 
 def verdict(rows):
     """One line: which precision to use on this device."""
+    if len(rows) == 1:
+        only = rows[0]["precision"].upper()
+        passed = "passed" if rows[0]["gate"] == "passed" else "failed"
+        return f"no verdict: {only} alone was built, and {passed} its gate; --best builds both"
     fp16, int8 = rows
     if fp16["latency_ms"] is None or int8["latency_ms"] is None:
         passed = [row["precision"].upper() for row in rows if row["gate"] == "passed"]
@@ -183,15 +192,6 @@ def verdict(rows):
             f"{fp16['latency_ms']:.2f} ms), cosine {int8['cosine_mean']:.4f}: use {use}")
 
 
-def device_state():
-    """Power mode, clocks and temperatures from the device's tools; "" for a tool not installed."""
-    latest = _output(["tegrastats", "--interval", "300"], seconds=1).rpartition("\n")[2]
-    temperatures = {name: float(c) for name, c in re.findall(r"(\w+)@(-?[\d.]+)C", latest)}
-    return {"power_mode": " ".join(_output(["nvpmodel", "-q"]).split()),
-            "clocks": _output(["jetson_clocks", "--show"]), "tegrastats": latest,
-            "temperature_c": temperatures}
-
-
 def save_result(trt, bundle, rows, line, before):
     """Writes result.json, in the schema of bench/results."""
     l4t, model = Path("/etc/nv_tegra_release"), Path("/proc/device-tree/model")
@@ -200,6 +200,7 @@ def save_result(trt, bundle, rows, line, before):
         "l4t": l4t.read_text().splitlines()[0] if l4t.is_file() else "",
         "tensorrt": trt.__version__, "dialect": dialect(trt), "python": platform.python_version(),
         "numpy": np.__version__, "machine": platform.machine(), "verdict": line, "before": before,
+        "known_bad": bundle["known_bad_tensorrt"].get("{}.{}".format(*release(trt)), ""),
         "after": device_state(), "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     command = " ".join(["python3", Path(sys.argv[0]).name, *sys.argv[1:]])
     result = {"schema": 1, "name": "jetson", "command": command, "commit": bundle["commit"],
@@ -213,6 +214,12 @@ def _options():
     parser.add_argument("--iterations", type=int, default=200,
                         help="timed calls of each engine, at least")
     parser.add_argument("--seconds", type=float, default=3.0, help="and for at least this long")
+    chosen = parser.add_mutually_exclusive_group()
+    for name, built, why in (
+            ("best", ("fp16", "int8"), "build both and say which to use (default)"),
+            ("fp16", ("fp16",), "build FP16 alone"), ("int8", ("int8",), "build INT8 alone")):
+        chosen.add_argument(f"--{name}", dest="precisions", action="store_const", const=built,
+                            default=("fp16", "int8"), help=why)
     parser.add_argument("--own-kernels", action="store_true",
                         help="leave cuBLAS and cuDNN out, where TensorRT 8.6 runs without them")
     return parser.parse_args()
@@ -224,18 +231,6 @@ def _read_verified(source, bundle):
         raise ValueError(
             f"{source.name}: truncated or altered on its way here; copy the folder again")
     return content
-
-
-def _output(command, seconds=10):
-    """What a tool prints within `seconds`; "" if it is not installed."""
-    try:
-        completed = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   timeout=seconds)
-        return completed.stdout.decode(errors="replace").strip()
-    except subprocess.TimeoutExpired as stopped:  # tegrastats never ends by itself
-        return (stopped.stdout or b"").decode(errors="replace").strip()
-    except OSError:
-        return ""
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import pytest
 from export.graph.check import check_qdq
 from export.graph.files import read_onnx
 from export.graph.session import OnnxModel
-from export.jetson import roofline
+from export.jetson import device_state, roofline
 from export.jetson.bundle import SCRIPTS, write_bundle
 from export.pipeline import Exporter
 from export.source import load_trained_run
@@ -167,11 +169,23 @@ class Engine:
         return stream == 16
 '''
 
+CLOCKS = """SOC family:tegra234  Machine:Orin Nano Developer Kit
+Online CPUs: 0-1
+cpu0: Online=1 Governor=schedutil MinFreq=1510400 MaxFreq=1510400 CurrentFreq=1510400 IdleStates:
+cpu5: Online=0 Governor=schedutil MinFreq=729600 MaxFreq=1510400 CurrentFreq=729600
+GPU MinFreq={gpu_min} MaxFreq=624750000 CurrentFreq=624750000
+EMC MinFreq=204000000 MaxFreq=2133000000 CurrentFreq=2133000000 FreqOverride=1
+NV Power Mode: 15W"""
 TOOLS = {
     "nvpmodel": "echo 'NV Power Mode: MAXN'; echo 0",
-    "jetson_clocks": "echo 'GPU MinFreq=1300500000'",
-    "tegrastats": "while :; do echo '11-22 RAM 2/7620MB cpu@48.2C gpu@45.5C'; sleep .2; done",
+    "jetson_clocks": "printf '%b' '" + CLOCKS.format(gpu_min=624750000).replace("\n", "\\n") + "'",
+    "tegrastats": "while :; do echo '11-22 RAM 2/7620MB cpu@48.2C gpu@45.5C VDD_IN 5000mW/4900mW "
+                  "VDD_CPU_GPU_CV 1000mW/1000mW'; sleep .2; done",
 }
+# the script's own Pythons beside this one: those of JetPack 5 and 6, each with numpy, onnx and
+# onnxruntime, which the fake TensorRT needs
+PYTHONS = [sys.executable,
+           *filter(None, os.environ.get("VEGA3D_JETSON_PYTHONS", "").split(os.pathsep))]
 
 
 @pytest.fixture(scope="module")
@@ -205,9 +219,9 @@ def fake_orin(home: Path) -> dict[str, str]:
     }
 
 
-def _on_device(folder: Path, orin: dict[str, str], version: str,
-               **env: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "run_on_jetson.py", "--iterations", "20", "--seconds", "0.1"]
+def _on_device(folder: Path, orin: dict[str, str], version: str, *options: str,
+               python: str = sys.executable, **env: str) -> subprocess.CompletedProcess:
+    command = [python, "run_on_jetson.py", "--iterations", "20", "--seconds", "0.1", *options]
     return subprocess.run(command, cwd=folder, env={**orin, "FAKE_VERSION": version, **env},
                           capture_output=True, text=True, timeout=120)
 
@@ -225,7 +239,8 @@ def test_folder_has_every_dialect_and_the_reference_features(folder):
     names = {path.name for path in folder.glob("[!.]*")}
     assert names == {
         "README.md", "bundle.json", "probe.npz", "reference_features.npy", "reference_frames.npy",
-        "run_on_jetson.py", "device_engine.py", "timing.py", "model.int8.onnx", "model.fp16.onnx",
+        "run_on_jetson.py", "device_engine.py", "device_state.py", "timing.py",
+        "model.int8.onnx", "model.fp16.onnx",
         "model.int8.flagged.onnx", "model.flagged.onnx", "model.int8.jp5.onnx", "model.jp5.onnx",
     }
     assert not check_qdq(read_onnx(folder / "model.int8.onnx"), "jetson-orin-jp62", want_int8=True)
@@ -257,11 +272,12 @@ def test_jetpack_5_computes_what_jetpack_6_does(folder):
         np.testing.assert_allclose(jetpack5, jetpack6, atol=0.02)
 
 
+@pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize(("version", "int8_file"), [
     ("8.5.2", "model.int8.jp5.onnx"), ("8.6.2", "model.int8.flagged.onnx"),
     ("10.3.0", "model.int8.onnx"), ("11.4.1", "model.int8.onnx")])
-def test_script_builds_gates_times_and_writes_a_result(copied, orin, version, int8_file):
-    done = _on_device(copied, orin, version)
+def test_script_builds_gates_times_and_writes_a_result(copied, orin, version, int8_file, python):
+    done = _on_device(copied, orin, version, python=python)
     assert done.returncode == 0, done.stderr
     assert _engines(copied) == {f"model.{p}.trt-{version}.sm87.engine" for p in ("int8", "fp16")}
     result = load(copied / "result.json")  # as bench reads it
@@ -274,10 +290,92 @@ def test_script_builds_gates_times_and_writes_a_result(copied, orin, version, in
     assert "INT8 " in done.stdout and ": use " in done.stdout
     before = result.env["before"]
     assert before["power_mode"].startswith("NV Power Mode: MAXN") and "MinFreq" in before["clocks"]
+    assert before["clocks_locked"] is True and "note: " not in done.stderr
+    assert fp16["power_w"] == 5 and fp16["power_rail"] == "VDD_IN"
+    assert fp16["energy_mj_per_frame"] > 5 * 0.5 * fp16["latency_ms"]  # 5 W for as long as a call
+    assert bool(result.env["known_bad"]) == (version == "10.3.0")
     assert before["temperature_c"] == {"cpu": 48.2, "gpu": 45.5}
     assert ("silently wrong" in done.stderr) == (version == "10.3.0")
     (cache,) = copied.glob("timing-trt-*.cache")
     assert cache.read_bytes() == b"+timed+timed"  # the second build started from the first one's
+
+
+def test_one_precision_can_be_built_alone(copied, orin):
+    done = _on_device(copied, orin, "11.4.1", "--int8")
+    assert done.returncode == 0, done.stderr
+    assert _engines(copied) == {"model.int8.trt-11.4.1.sm87.engine"}
+    (row,) = load(copied / "result.json").rows
+    assert row["precision"] == "int8" and row["latency_ms"] > 0
+    assert "INT8 alone was built, and passed its gate" in done.stdout
+    both = _on_device(copied, orin, "11.4.1", "--int8", "--fp16")
+    assert both.returncode == 2 and "not allowed with" in both.stderr
+
+
+def test_a_result_comes_home_into_compare_and_advise(copied, orin, capsys):
+    """INT8 that became slower and hungrier; settings that changed are named."""
+    assert _on_device(copied, orin, "11.4.1").returncode == 0
+    before = copied / "result.json"
+    after = copied / "after.json"
+    content = json.loads(before.read_text())
+    for row in content["rows"]:
+        row["energy_mj_per_frame"] *= 2
+    after.write_text(json.dumps(content))
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "compare", str(before), str(after)])
+    output = capsys.readouterr().out
+    assert stop.value.code == 1 and output.count("energy_mj_per_frame") == 2
+    content["env"]["before"]["clocks"] = CLOCKS.format(gpu_min=306000000)
+    after.write_text(json.dumps(content))
+    with suppress(SystemExit):
+        main(["bench", "compare", str(before), str(after)])
+    assert "clocks of GPU" in capsys.readouterr().out
+    main(["bench", "advise", str(before)])
+    assert "mJ" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("shown", "moving"), [
+    (CLOCKS.format(gpu_min=624750000), []),
+    (CLOCKS.format(gpu_min=306000000), ["GPU 306 to 625 MHz"]),
+    (CLOCKS.format(gpu_min=306000000).replace(" FreqOverride=1", "").replace(
+        "MinFreq=1510400", "MinFreq=729600"),
+     ["cpu0 730 to 1510 MHz", "GPU 306 to 625 MHz", "EMC 204 to 2133 MHz"]),
+    ("Error: please run as root", None), ("", None)])
+def test_clocks_that_can_move_are_named(shown, moving):
+    assert device_state.moving_clocks(shown) == moving
+
+
+def test_unlocked_and_unknown_clocks_are_notes():
+    notes = device_state.notes
+    state = {"power_mode": "15W", "clocks_locked": False, "clocks_moving": "GPU 306 to 625 MHz"}
+    assert "GPU 306 to 625 MHz" in next(notes(state)) and "sudo jetson_clocks" in next(notes(state))
+    assert "unknown" in next(notes({**state, "clocks_locked": None}))
+    assert not list(notes({**state, "clocks_locked": True}))
+    assert "no nvpmodel" in next(notes({**state, "power_mode": ""}))
+
+
+@pytest.mark.parametrize(("line", "power"), [
+    ("RAM 2/7620MB gpu@45.5C VDD_IN 4940mW/4800mW VDD_CPU_GPU_CV 900mW/800mW", (4940, "VDD_IN")),
+    ("VDD_GPU_SOC 4000mW/1mW VDD_CPU_CV 800mW/1mW VIN_SYS_5V0 3000mW/1mW VDDQ_VDD2_1V8AO 500mW/1mW",
+     (7800, "VDD_GPU_SOC + VDD_CPU_CV + VIN_SYS_5V0")),
+    ("POM_5V_IN 2500/2400 POM_5V_GPU 300/200", (2500, "POM_5V_IN")), ("RAM 2/7620MB", (0, ""))])
+def test_the_module_s_power_is_read_from_tegrastats(line, power):
+    assert device_state.module_power(device_state.rails(line)) == power
+
+
+def test_energy_is_read_from_the_sensors_of_sysfs(tmp_path, monkeypatch):
+    for channel, (rail, volts, current) in enumerate((("VDD_IN", 5000, 2000),
+                                                      ("VDD_SOC", 5000, 500)), 1):
+        (tmp_path / f"in{channel}_label").write_text(f"{rail}\n")
+        (tmp_path / f"in{channel}_input").write_text(f"{volts}\n")
+        (tmp_path / f"curr{channel}_input").write_text(f"{current}\n")
+    (tmp_path / "in7_label").write_text("sum of shunt voltages\n")
+    monkeypatch.setattr(device_state, "SENSORS", str(tmp_path))
+    found = device_state.energy(lambda: time.sleep(0.01), frames=2, seconds=0.2)
+    assert found["power_w"] == 10 and found["power_rail"] == "VDD_IN"
+    assert found["energy_mj_per_frame"] >= 10 * 10 / 2  # 10 W for 10 ms or more, two frames
+    monkeypatch.setattr(device_state, "SENSORS", str(tmp_path / "none"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert device_state.energy(lambda: None, frames=1, seconds=0.01) == {}
 
 
 def test_refused_timing_cache_costs_one_line_and_is_renamed(copied, orin):
