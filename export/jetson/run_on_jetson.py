@@ -178,8 +178,8 @@ def verdict(rows):
     """One line: which precision to use on this device."""
     if len(rows) == 1:
         only = rows[0]["precision"].upper()
-        passed = "passed" if rows[0]["gate"] == "passed" else "failed"
-        return f"no verdict: {only} alone was built, and {passed} its gate; --best builds both"
+        outcome = "passed" if rows[0]["gate"] == "passed" else "failed"
+        return f"no verdict: {only} alone was built, and {outcome} its gate; --best builds both"
     fp16, int8 = rows
     if fp16["latency_ms"] is None or int8["latency_ms"] is None:
         passed = [row["precision"].upper() for row in rows if row["gate"] == "passed"]
