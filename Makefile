@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH) 2>/dev/null \
 		|| $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --extra-index-url $(TORCH_INDEX) $(TORCH) \
 		|| $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0  # no +cpu for macOS
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,openvino,dev]'
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt tensorrt-rtx-cu13==1.7.1.116 2>/dev/null \
 		|| echo "setup: TensorRT-RTX could not be installed: engines will not be built here (ONNX and INT8 will)"
 	@sh examples/cpp/headers.sh "$${VEGA3D_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/vega3d-edge}/onnxruntime-headers" 2>/dev/null \

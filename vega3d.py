@@ -25,7 +25,7 @@ COMMANDS = {
     "teacher": ("fetch, prompt, train, plan, search, pretrain, probe",
                 "the generator, its tap and the fused teacher"),
     "distill": ("run, heads, plan", "train the teacher, distil the student, write a run folder"),
-    "export": ("onnx, trt, coreml, litert, web, check",
+    "export": ("onnx, openvino, trt, coreml, litert, web, check",
                "ONNX, INT8, TensorRT, phones and a web page, parity-gated"),
     "infer": ("[MODEL.onnx] PHOTO|FOLDER|VIDEO… -o DIR",
               "depth, normals and matches of photos and videos; needs no torch"),

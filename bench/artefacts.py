@@ -1,4 +1,5 @@
 """What can be timed and scored: a run's student and exported files, or one file by path."""
+import importlib.util
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,19 +10,21 @@ import onnx
 from distill.config import load_run_config
 from export.artefact import damage, sidecar_path
 from export.graph.files import data_files, file_digest, read_onnx
+from export.openvino import weights_fault
 from records import manifest
-from records.files import read_json, sha256
+from records.files import read_json, read_object, sha256
 from records.results import Row
 from records.runtime import MAX_VALUES
 from student.vit import load_student
 
-ONNX_TARGETS = ("cpu", "cuda", "tensorrt")
+ONNX_TARGETS = ("cpu", "openvino", "cuda", "tensorrt")
 # a run's file: its row of the accuracy table, its precision, and the targets it is made for
 FILES = {
     "model.onnx": ("student_onnx_fp32", "fp32", ONNX_TARGETS),
     "model.fp16.onnx": ("student_fp16", "fp16", ("cuda", "tensorrt")),  # CPUs emulate it
     "model.int8.onnx": ("student_int8", "int8", ("tensorrt",)),
-    "model.int8.cpu.onnx": ("student_int8_cpu", "int8", ("cpu",)),
+    "model.int8.cpu.onnx": ("student_int8_cpu", "int8", ("cpu", "openvino")),
+    "model.int8.openvino.xml": ("student_int8_openvino", "int8", ("openvino",)),
 }
 
 
@@ -32,7 +35,7 @@ class Artefact:
     precision: str
     sha256: str
     facts: dict[str, Any] = field(default_factory=dict)  # its sidecar: interface, parity, recipe
-    kind: Literal["student", "onnx", "engine"] = "onnx"
+    kind: Literal["student", "onnx", "ir", "engine"] = "onnx"
     targets: tuple[str, ...] = ONNX_TARGETS  # bench.latency.backends.Backend.target
     data: tuple[Path, ...] = ()  # files with weights of an ONNX graph; `sha256` covers them
 
@@ -65,9 +68,10 @@ def find(path: Path) -> tuple[list[Artefact], list[Row]]:
         return [_student(path / "student"), *files, *engines], missing
     if (path / "student.safetensors").is_file():
         return [_student(path)], []
-    if path.is_file() and path.suffix in (".onnx", ".engine"):
-        return [_onnx(path) if path.suffix == ".onnx" else _engine(path)], []
-    what = ("neither a run, a student, an .onnx nor an .engine" if path.exists() else
+    if path.is_file() and path.suffix in (".onnx", ".engine", ".xml"):
+        read = {".onnx": _onnx, ".engine": _engine, ".xml": _ir}[path.suffix]
+        return [read(path)], []
+    what = ("neither a run, a student, an .onnx, an .xml nor an .engine" if path.exists() else
             "no such file or folder")
     raise ValueError(f"{path}: {what}; give runs/NAME, a folder with student.safetensors, "
                      "or an exported file")
@@ -80,12 +84,14 @@ def exported(run: Path) -> tuple[list[Artefact], list[Row]]:
     for name, (features, precision, targets) in FILES.items():
         path = run / "export" / name
         if fault := _fault(path, student):
-            fix = f"vega3d export onnx --run {run} --precision {precision}"
+            fix = (f"vega3d export openvino --run {run}" if path.suffix == ".xml" else
+                   f"vega3d export onnx --run {run} --precision {precision}")
             missing.append(absent(name, fault, fix))
         else:
             facts = read_json(sidecar_path(path), "export it again")
+            data = (path.with_suffix(".bin"),) if path.suffix == ".xml" else ()
             usable.append(Artefact(path, features, precision, facts["sha256"], facts,
-                                   targets=targets))
+                                   "ir" if data else "onnx", targets, data))
     return usable, missing
 
 
@@ -136,11 +142,12 @@ def _onnx(path: Path) -> Artefact:
     shape = [dim.dim_value if dim.HasField("dim_value") else "dynamic"
              for dim in input_type.shape.dim]
     numbers = [side for side in shape if isinstance(side, int)]
-    if (input_type.elem_type != onnx.TensorProto.FLOAT or shape[1] not in (3, "dynamic")
-            or min(numbers, default=1) < 1 or math.prod(numbers) > MAX_VALUES):
+    camera = input_type.elem_type == onnx.TensorProto.UINT8 and shape[3] == 3
+    if (((input_type.elem_type != onnx.TensorProto.FLOAT or shape[1] not in (3, "dynamic"))
+            and not camera) or min(numbers, default=1) < 1 or math.prod(numbers) > MAX_VALUES):
         dtype = onnx.TensorProto.DataType.Name(input_type.elem_type).lower()
-        raise ValueError(f"{path}: takes {dtype} {shape}, expected float frames [B,3,H,W]: "
-                         "this is another kind of model")
+        raise ValueError(f"{path}: takes {dtype} {shape}, expected float frames [B,3,H,W] (or "
+                         "uint8 ones [B,H,W,3]): this is another kind of model")
     data = tuple(data_files(model, path))
     return Artefact(path, path.stem, _precision(model), file_digest(path, data),
                     {"input": {"shape": shape}}, data=data)
@@ -157,6 +164,17 @@ def _engine(path: Path) -> Artefact:
                          "build one with: vega3d export trt") from error
     target = "rtx" if "rtx" in builder.lower() else "trt"
     return Artefact(path, path.stem, precision, sha256(path), facts, "engine", (target,))
+
+
+def _ir(path: Path) -> Artefact:
+    if found := damage(path):
+        raise ValueError(f"{found}; export it again with: vega3d export openvino")
+    facts = read_object(sidecar_path(path))
+    if not facts or (found := weights_fault(path, facts)):
+        raise ValueError(f"{path}: {found if facts else 'no OpenVINO model with a sidecar'}; "
+                         "make one with: vega3d export openvino")
+    return Artefact(path, path.stem, str(facts.get("precision")), sha256(path), facts, "ir",
+                    ("openvino",), (path.with_suffix(".bin"),))
 
 
 def _precision(model: onnx.ModelProto) -> str:
@@ -181,4 +199,8 @@ def _fault(path: Path, student: str) -> str | None:
         return "differs from its sidecar: the file was changed after export"
     if found := manifest.fault(path):
         return found
+    if path.suffix == ".xml" and (found := weights_fault(path, facts)):
+        return found
+    if path.suffix == ".xml" and importlib.util.find_spec("openvino") is None:
+        return "OpenVINO is not installed"
     return None if source == student else "was exported from another student than the run's"

@@ -82,6 +82,8 @@ def discard(path: Path) -> None:
         if read_object(sidecar_path(engine)).get("onnx") == path.name:
             discard(engine)
     paths = [path.with_name(path.name + suffix) for suffix in ("", ".json", ".layers.json")]
+    if path.suffix == ".xml":  # OpenVINO's weights
+        paths.append(path.with_suffix(".bin"))
     manifest.forget(paths)
     for each in paths:
         each.unlink(missing_ok=True)

@@ -1,4 +1,5 @@
 """`vega3d export VERB`: parses options, calls one public function, prints what it wrote."""
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ MaxDrop = Annotated[Share | None, tyro.conf.arg(
     help="budget for 1 - mean token cosine of INT8; the worst layers return to half precision "
          "until it holds")]
 Capability = Annotated[int, Range(50, 999)]
+FrameSize = Annotated[str, tyro.conf.arg(metavar="HEIGHTxWIDTH")]
 Port = Annotated[int, Range(0, 65_535)]
 QatSteps = Annotated[CountOrNone, tyro.conf.arg(
     help="steps of quantisation-aware distillation from the FP32 student (100 take minutes on a "
@@ -31,8 +33,10 @@ QatSteps = Annotated[CountOrNone, tyro.conf.arg(
 
 def onnx(run: RunFolder = LATEST, precision: tuple[Precision, ...] = ("fp32", "fp16", "int8"),
          batch: Batch = 1, max_drop: MaxDrop = None, qat: QatSteps = 0, layers: bool = False,
-         preset: Literal["edge", "web", "mobile"] | None = None) -> None:
-    """The student as ONNX (FP32, FP16, INT8), parity-gated; and whether INT8 pays on this CPU.
+         preset: Literal["edge", "web", "mobile"] | None = None,
+         input: Literal["float", "uint8-nhwc", "nv12"] = "float",
+         size: FrameSize = "480x640") -> None:
+    """The student as ONNX (FP32, FP16, INT8), parity-gated; and what to ship on this CPU.
 
     Args:
         precision: what to export; INT8 brings FP32, which it is timed against; fp8 is for Ada,
@@ -41,22 +45,27 @@ def onnx(run: RunFolder = LATEST, precision: tuple[Precision, ...] = ("fp32", "f
         layers: also print the tensors where INT8 is furthest from FP32
         preset: for an app instead: the student with its depth, normals and descriptors in the
             layout of Hugging Face; edge: INT8 and FP16; web: FP16, FP32 and uint8; mobile: FP32
+        input: also write each file for frames as a camera gives them, NAME.INPUT.onnx: uint8 RGB
+            [B,H,W,3], or NV12; crop, resize and normalisation are in the graph
+        size: of those frames
     """
     if not precision:
         raise ValueError("--precision: is empty, expected some of fp32, fp16, int8, fp8")
     console = _console()
     with exclusive(run, "vega3d export onnx"):
         exporter = _exporter(run, batch, max_drop, qat, console)
-        if preset:
-            _export_preset(console, exporter, preset)
-            return
         files: list[ExportedFile] = []
+        if preset:
+            files = _export_preset(console, exporter, preset)
+            _export_camera(console, exporter, files, input, size)
+            return
         try:
             for each in _with_fp32(precision):
                 with _stage(console, each):
                     files += exporter.export(each)
             _print_files(console, files)
-            _print_onnx_verdict(console, exporter, files)
+            _print_cpu_verdict(console, exporter, files)
+            _export_camera(console, exporter, files, input, size)
         finally:  # most useful when the gate has just failed
             if layers:
                 _print_layers(console, exporter)
@@ -89,6 +98,27 @@ def trt(run: RunFolder = LATEST, int8: bool = True, fp8: bool = False,
         else:
             _export_engines(console, lambda: _exporter(run, batch, max_drop, qat, console),
                             "fp8" if fp8 else "int8" if int8 else "fp16", target, sm)
+
+
+def openvino(run: RunFolder = LATEST, int8: bool = True,
+             batch: Annotated[int, Range(1, 1024)] = 1) -> None:
+    """The student as OpenVINO IR (.xml, .bin), parity-gated; and what to ship on this CPU.
+
+    Args:
+        int8: INT8 by NNCF, with attention in integers; --no-int8 for FP32
+        batch: frames a call
+    """
+    from export.openvino import FP32, INT8, export_openvino, load
+    console = _console()
+    load()  # first: fails at once without the package
+    with exclusive(run, "vega3d export openvino"):
+        exporter = _exporter(run, batch, None, 0, console)
+        with _stage(console, "openvino"):
+            file = export_openvino(exporter, INT8 if int8 else FP32)
+        files = [file, *exporter.export("fp32"), *exporter.found("int8")] if int8 else [file]
+        _print_files(console, files[:1])
+        _print_cpu_verdict(console, exporter, files)
+        console.print(f"in {exporter.run.out}")
 
 
 def web(run: RunFolder = LATEST, out: Path | None = None, serve: bool = False, port: Port = 8000,
@@ -178,8 +208,8 @@ def check(model: Annotated[Path, tyro.conf.Positional], target: str = "trt10",
     print(f"{model}: {verdict} {target} ({chosen.what}); {summary(proto)}")
 
 
-VERBS = {"onnx": onnx, "trt": trt, "coreml": coreml, "litert": litert, "web": web,
-         "check": check}
+VERBS = {"onnx": onnx, "openvino": openvino, "trt": trt, "coreml": coreml, "litert": litert,
+         "web": web, "check": check}
 
 
 def _console():
@@ -225,7 +255,21 @@ def _with_fp32(precision: tuple[Precision, ...]) -> tuple[Precision, ...]:
     return ("fp32", *precision) if "int8" in precision and "fp32" not in precision else precision
 
 
-def _export_preset(console, exporter: "Exporter", preset: Literal["edge", "web", "mobile"]) -> None:
+def _export_camera(console, exporter: "Exporter", files: "list[ExportedFile]",
+                   input: Literal["float", "uint8-nhwc", "nv12"], size: str) -> None:
+    from export.camera import export_camera
+    if input == "float":
+        return
+    if not re.fullmatch(r"\d{2,4}x\d{2,4}", size):
+        raise ValueError(f"--size: got {size}, expected HEIGHTxWIDTH such as 480x640")
+    height, width = map(int, size.split("x"))
+    for file in export_camera(exporter, files, input, (height, width)):
+        _print(console, f"{file.path.name}  {input} of {size}: cosine to prepared frames "
+                        f"{file.facts['camera_cosine']:.5f}, passed")
+
+
+def _export_preset(console, exporter: "Exporter",
+                   preset: Literal["edge", "web", "mobile"]) -> "list[ExportedFile]":
     from export.presets import export_preset
     with _stage(console, preset):
         files = export_preset(exporter, preset)
@@ -237,6 +281,7 @@ def _export_preset(console, exporter: "Exporter", preset: Literal["edge", "web",
                f"by {100 * drift['depth_ratio']:.2f} %, normals by {drift['normals_deg']:.2f}°, "
                f"descriptors cosine {drift['descriptors_cosine']:.5f}; passed")
     console.print(f"in {exporter.run.out / preset}")
+    return files
 
 
 def _export_engines(console, open_exporter: Callable[[], "Exporter"],
@@ -307,13 +352,13 @@ def _print_engines(console, engines: "list[EngineFile]") -> None:
         _print(console, f"{line}\n  {facts.get('layers', 'no layer report')}")
 
 
-def _print_onnx_verdict(console, exporter: "Exporter", files: "list[ExportedFile]") -> None:
+def _print_cpu_verdict(console, exporter: "Exporter", files: "list[ExportedFile]") -> None:
+    from export.cpu_verdict import cpu_verdict
     from export.pipeline import FP32, INT8_CPU
-    from export.tensorrt.int8_verdict import onnx_verdict
-    by_spec = {file.spec: file for file in files}
-    if INT8_CPU in by_spec:
-        with _stage(console, "timing INT8 against FP32"):
-            verdict = onnx_verdict(exporter, by_spec[FP32], by_spec[INT8_CPU])
+    timed = [file for file in files if file.spec in (FP32, INT8_CPU) or file.path.suffix == ".xml"]
+    if {"fp32", "int8"} <= {file.spec.precision for file in timed}:
+        with _stage(console, "timing INT8 against float"):
+            verdict = cpu_verdict(exporter, timed)
         _print(console, verdict)
 
 

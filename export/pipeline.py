@@ -148,6 +148,10 @@ class Exporter:
         probe_frames = self.run.calibration.subset(PROBE_FRAMES)
         return Gate(TorchModel(self.run.student), self.run.heldout, probe_frames)
 
+    def found(self, precision: Precision) -> list[ExportedFile]:
+        """The files of one precision if all are up to date, else none."""
+        return self._up_to_date(ARTEFACTS[precision], self.cache_key(precision))
+
     def _up_to_date(self, specs: tuple[ArtefactSpec, ...], key: str) -> list[ExportedFile]:
         files = []
         for spec in specs:
@@ -195,7 +199,9 @@ class Exporter:
         return facts
 
     def _quantisation_facts(self, precision: Precision) -> Facts:
-        recipe = self.int8.recipe if precision == "int8" else self.options.recipe
+        recipe = self.options.recipe
+        if precision == "int8" and "int8" in vars(self):  # max_drop may have changed it
+            recipe = self.int8.recipe
         qat = {**recipe.facts(), "qat_steps": self.options.qat}
         facts = qat if precision == "int8" else fp8_facts(recipe)
         return {"quantisation": facts,

@@ -19,6 +19,7 @@ CANONICAL = "canonical_focal"  # of the metadata: px at which the output `depth`
 # the `input` of an exported file's metadata, without its name
 EXPECTED_INPUT = {"layout": "NCHW", "colour": "RGB", "range": [0, 1],
                   "normalisation": "inside the graph"}
+CAMERA_INPUT = {**EXPECTED_INPUT, "layout": "NHWC", "range": [0, 255]}  # of export onnx --input
 
 
 class Model:
@@ -49,7 +50,9 @@ class Model:
         self.canonical_focal = _canonical_focal(path, self.metadata)
         frames = self.session.get_inputs()[0]
         self.path, self.name = path, frames.name
-        self.batch, self.px = frames.shape[0], frames.shape[3]
+        self.batch = frames.shape[0]
+        self.camera = frames.shape[1:3] if frames.type == "tensor(uint8)" else None
+        self.px = min(self.camera) if self.camera else frames.shape[3]
         self.outputs = [output.name for output in self.session.get_outputs()]
         if not 0 < len(self.outputs) <= MAX_OUTPUTS:
             raise ValueError(f"{path}: has {len(self.outputs)} outputs, expected 1 to "
@@ -57,7 +60,7 @@ class Model:
 
     def __call__(self, frames: np.ndarray,
                  focal: float | None = None) -> dict[str, np.ndarray]:
-        x = frames.astype(np.float32) / 255
+        x = self._as_input(frames)
         batch = self.batch if isinstance(self.batch, int) else len(x)
         if len(x) % batch:
             raise ValueError(
@@ -72,6 +75,16 @@ class Model:
         if focal and self.canonical_focal and "depth" in outputs:
             outputs["depth"] = outputs["depth"] * np.float32(focal / self.canonical_focal)
         return outputs
+
+    def _as_input(self, frames: np.ndarray) -> np.ndarray:
+        """float32 in [0,1]; of a file for a camera: uint8 [N,H,W,3] around the middle square."""
+        if self.camera is None:
+            return frames.astype(np.float32) / 255
+        height, width = self.camera
+        top, left = (height - self.px) // 2, (width - self.px) // 2
+        x = np.zeros((len(frames), height, width, 3), np.uint8)
+        x[:, top:top + self.px, left:left + self.px] = frames.transpose(0, 2, 3, 1)
+        return x
 
     def _checked(self, values: list[np.ndarray], batch: int) -> list[np.ndarray]:
         for name, value in zip(self.outputs, values):
@@ -120,13 +133,18 @@ def _check_input(path: Path, declared: object, inputs: list) -> None:
             or declared.get("name") != inputs[0].name):
         raise ValueError(f"{path}: its metadata does not describe its input (no `input` of vega3d "
                          f"export); {EXPORT_HINT}")
-    differences = [f"{key} {declared.get(key)!r}" for key, value in EXPECTED_INPUT.items()
-                   if declared.get(key) != value]
     shape, kind = inputs[0].shape, inputs[0].type
-    square = len(shape) == 4 and shape[1] == 3 and isinstance(shape[3], int)
-    if (not square or shape[2] != shape[3] or kind != "tensor(float)"
-            or not 1 <= shape[3] <= MAX_PX  # an open batch has a name; a negative one is None
-            or not (isinstance(shape[0], str) or (shape[0] or 0) >= 1)):
+    camera = declared.get("layout") == "NHWC"
+    differences = [f"{key} {declared.get(key)!r}"
+                   for key, value in (CAMERA_INPUT if camera else EXPECTED_INPUT).items()
+                   if declared.get(key) != value]
+    sides = (shape[1:3] if camera else shape[2:]) if len(shape) == 4 else []
+    fits = (len(shape) == 4 and shape[3 if camera else 1] == 3
+            and all(isinstance(side, int) and 1 <= side <= MAX_PX for side in sides)
+            and (camera or shape[2] == shape[3])
+            and kind == ("tensor(uint8)" if camera else "tensor(float)"))
+    if not fits or not (isinstance(shape[0], str) or (shape[0] or 0) >= 1):
+        # an open batch has a name; a negative one is None
         differences = differences or [f"{kind} {shape}"]
     if differences:
         found = printable(", ".join(differences))

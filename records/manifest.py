@@ -24,7 +24,8 @@ except ImportError:  # Windows: two processes that list files at once may lose a
 NAME = "manifest.json"
 STATUS = "status.json"  # of records.events: not listed, as it changes while a run works
 # what later stages read; pictures and texts may be edited
-LISTED = {".safetensors", ".json", ".jsonl", ".yaml", ".onnx", ".engine", ".tflite", ".mjs", ".gz"}
+LISTED = {".safetensors", ".json", ".jsonl", ".yaml", ".onnx", ".engine", ".tflite", ".xml", ".bin",
+          ".mjs", ".gz"}
 RESTORE = "restore it, or delete it and run: vega3d distill run"
 _MARKS = ('"vega3d_manifest"', '"content_sha256"')  # either tells ours from another's manifest.json
 _LARGEST = 2**28       # bytes of a manifest
@@ -105,7 +106,8 @@ def fault(path: Path, quick: bool = False) -> str:
     if entry and not matches(path, entry["sha256"], entry["size"],
                              entry.get("mtime_ns") if quick else None):
         return f"{path}: damaged (its SHA-256 is not the one in {NAME})"
-    return _sidecar_fault(path) if path.suffix in (".onnx", ".engine", ".tflite") else ""
+    exported = (".onnx", ".engine", ".tflite", ".xml")
+    return _sidecar_fault(path) if path.suffix in exported else ""
 
 
 def is_listed(path: Path) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from bench.artefacts import Artefact
 from distill.run import DistillRun
 from export.graph.session import OnnxModel
+from export.openvino import OpenVinoModel
 from records import manifest
 from records.files import sha256
 from student.vit import Student
@@ -24,7 +25,7 @@ CPU_FILES = ("model.onnx", "model.int8.cpu.onnx")
 
 
 class OnnxTower:
-    """An ONNX file as a tower: frames [B,T,3,224,224] in [0,1] -> features [B,T,D,14,14].
+    """An exported file as a tower: frames [B,T,3,224,224] in [0,1] -> features [B,T,D,14,14].
 
     Features are standardised. CPU_FILES run fully optimised, as their users run them; the others at
     onnxruntime's basic level, which keeps the graph as it is meant for other machines.
@@ -33,7 +34,8 @@ class OnnxTower:
     def __init__(self, file: Artefact, dim: int):
         self.dim = dim
         self.spec = {"tower": file.features, "sha256": file.sha256, "dim": dim}
-        self._model = OnnxModel(file.path, optimise=file.path.name in CPU_FILES)
+        self._model = (OpenVinoModel(file.path) if file.kind == "ir" else
+                       OnnxModel(file.path, optimise=file.path.name in CPU_FILES))
 
     def features(self, frames: Tensor) -> Tensor:
         flat = frames.flatten(0, 1).cpu().numpy()

@@ -15,11 +15,12 @@ from bench.latency.gpu import gpu_cases
 from bench.latency.memory import Workload
 from bench.latency.timing import BenchCase, Cases, DeviceType, joined
 from export.graph.session import OnnxModel
+from export.openvino import OpenVinoModel, has_bfloat16
 from export.tensorrt import cuda
 from export.tensorrt.runtime import EngineModel, check_engine
 from records.files import sha256
 from records.results import Row
-from records.runtime import import_untracked, ort, try_model
+from records.runtime import ort, try_model
 from student.vit import load_student
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -95,16 +96,24 @@ def _open(name: str, file: Artefact, images: Tensor, threads: int) -> Cases:
     if file.batch not in (len(images), "dynamic"):
         return [], [absent(what, f"its batch is fixed at {file.batch}",
                            "vega3d export onnx --batch dynamic")]
-    sides = file.facts.get("input", {}).get("shape", [])[2:]
-    fixed = len(sides) == 2 and all(isinstance(side, int) for side in sides)
-    if fixed and tuple(sides) != tuple(images.shape[2:]):  # another project's model
-        images = torch.nn.functional.interpolate(images, tuple(sides))
+    images = _as_input(file, images)
     try:
         if file.kind == "onnx":
             try_model(file.path, len(images), file.data)
         return BACKENDS[name].open(file, images, threads)
     except (ValueError, RuntimeError, OSError) as error:
         return [], [absent(what, " ".join(str(error).split())[:200], "see the message")]
+
+
+def _as_input(file: Artefact, images: Tensor) -> Tensor:
+    """Resized where the file's frames have another size; uint8 [B,H,W,3] for one of a camera."""
+    shape = file.facts.get("input", {}).get("shape", [])
+    camera = len(shape) == 4 and shape[3] == 3
+    sides = tuple(shape[1:3] if camera else shape[2:])
+    fixed = len(sides) == 2 and all(isinstance(side, int) for side in sides)
+    if fixed and sides != tuple(images.shape[2:]):
+        images = torch.nn.functional.interpolate(images, sides)
+    return (images * 255).byte().permute(0, 2, 3, 1).contiguous() if camera else images
 
 
 def _unavailable(name: str) -> Row | None:
@@ -165,15 +174,16 @@ def _onnxruntime_gpu(name: str, file: Artefact, images: Tensor, threads: int) ->
 
 
 def _openvino(file: Artefact, images: Tensor, threads: int) -> Cases:
-    """float32 where the graph says so: on some processors OpenVINO would choose bfloat16."""
-    openvino = import_untracked("openvino")
-    pixels = images.numpy()
-    model = openvino.Core().compile_model(str(file.path), "CPU", {
-        "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32"})
-    request = model.create_infer_request()
-    return [BenchCase(_info(file, "openvino", "cpu", len(pixels)),
-                      lambda: request.infer([pixels]))], []
+    """FP32 as the file says; where the processor has bfloat16, OpenVINO's default, that too."""
+    pixels, cases = images.numpy(), []
+    hints = {file.precision: "f32" if file.precision == "fp32" else ""}
+    if file.precision == "fp32" and has_bfloat16():
+        hints["bf16"] = "bf16"
+    for precision, hint in hints.items():
+        request = OpenVinoModel(file.path, threads, hint).request
+        info = {**_info(file, "openvino", "cpu", len(pixels)), "precision": precision}
+        cases.append(BenchCase(info, partial(request.infer, [pixels])))
+    return cases, []
 
 
 def _engine(name: str, file: Artefact, images: Tensor, threads: int) -> Cases:
@@ -199,7 +209,7 @@ def _info(file: Artefact, backend: str, device: DeviceType, batch: int) -> Row:
             "frames": batch, "size_mb": file.size_mb}
 
 
-# target: "torch", an ONNX file's "cpu", "cuda" or "tensorrt", an engine's "trt" or "rtx"
+# target: "torch"; an ONNX file's "cpu", "openvino", "cuda" or "tensorrt"; an engine's "trt", "rtx"
 BACKENDS = {
     "torch": Backend(_torch, "torch", memory="student"),
     "compile": Backend(_torch_compile, "torch", default=False),  # minutes
@@ -210,5 +220,5 @@ BACKENDS = {
                        provider="TensorrtExecutionProvider", needs_gpu=True),
     "trt": Backend(partial(_engine, "trt"), "trt", "tensorrt", "tensorrt", needs_gpu=True),
     "rtx": Backend(partial(_engine, "rtx"), "rtx", "tensorrt_rtx", "rtx", needs_gpu=True),
-    "openvino": Backend(_openvino, "cpu", "openvino", "openvino", memory="openvino"),
+    "openvino": Backend(_openvino, "openvino", "openvino", "openvino", memory="openvino"),
 }

@@ -7,6 +7,7 @@ FEATURES = {
     "vae": "Control: VAE latents", "student_fp32": "Student, torch FP32",
     "student_onnx_fp32": "Student, ONNX FP32", "student_fp16": "Student, ONNX FP16",
     "student_int8": "Student, INT8 for TensorRT", "student_int8_cpu": "Student, INT8 for CPU",
+    "student_int8_openvino": "Student, INT8 for OpenVINO",
     "student_heads": "Student, its own heads"
 }
 STAGES = {

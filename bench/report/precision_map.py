@@ -37,7 +37,7 @@ def layer_rows(files: Sequence[Artefact]) -> list[Row]:
     """Rows of kind `layer`: artefact, sha256, block (0-based; -1 before the first, the depth after
     the last), slot, precision. Files whose nodes do not bear the student's names have none."""
     rows: list[Row] = []
-    for file in files:
+    for file in (file for file in files if file.kind == "onnx"):
         facts = {"kind": "layer", "artefact": file.path.name, "sha256": file.sha256}
         model = onnx.load(file.path, load_external_data=False)
         rows += [{**facts, "block": block, "slot": slot, "precision": precision}

@@ -13,7 +13,14 @@ from onnx import TensorProto, helper
 from export.artefact import Facts
 from export.graph.index import GraphIndex, add_constant, copy_model, replace_nodes
 from export.graph.session import cpu_session
-from export.quant.int8 import Recipe, calibration_batches, float_nodes, name_for_layers, unshared
+from export.quant.int8 import (
+    Recipe,
+    calibration_batches,
+    fixed_batch,
+    float_nodes,
+    name_for_layers,
+    unshared,
+)
 from export.source import Frames, to_input
 
 E4M3_MAX = 448.0
@@ -60,7 +67,7 @@ def peak_magnitudes(model: onnx.ModelProto, tensors: Iterable[str], calibration:
     session = cpu_session(probed.SerializeToString())
     name = session.get_inputs()[0].name
     peaks = np.zeros(len(names))
-    for frames in calibration_batches(model, calibration, most):
+    for frames in calibration_batches(calibration, most, fixed_batch(model)):
         peaks = np.maximum(peaks, session.run(None, {name: to_input(frames)}))
     return dict(zip(names, map(float, peaks), strict=True))
 

@@ -8,12 +8,13 @@ Q/DQ on the residual stream takes a ViT from 85 % to chance.
 """
 from collections import Counter
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 
 from export.artefact import Facts
-from export.graph.export_onnx import quiet
+from export.graph.export_onnx import Batch, quiet
 from export.graph.index import GraphIndex, copy_constant, copy_model, rename
 from export.quant.smoothquant import fold_smoothing
 from export.source import Frames, evenly_spaced, to_input
@@ -41,36 +42,46 @@ def quantize(model: onnx.ModelProto, calibration: Frames,
              recipe: Recipe = Recipe()) -> onnx.ModelProto:
     """FP32 ONNX -> the same with signed int8 Q/DQ. ValueError for an unknown float layer."""
     nncf = import_untracked("nncf")
-    from nncf.quantization import advanced_parameters as advanced
-    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
-
     model = unshared(model)
     ignored = nncf.IgnoredScope(names=float_nodes(model, recipe))
     name = model.graph.input[0].name
-    batches = calibration_batches(model, calibration, recipe.frames)
+    batches = calibration_batches(calibration, recipe.frames, fixed_batch(model))
     dataset = nncf.Dataset(batches, lambda frames: {name: to_input(frames)})
-    alphas = advanced.AdvancedSmoothQuantParameters(matmul=recipe.smooth_alpha, convolution=-1)
-    ranges = RangeEstimatorParametersSet.MINMAX
     with quiet("nncf"):
-        quantized = nncf.quantize(
-            model, dataset, subset_size=len(batches), model_type=nncf.ModelType.TRANSFORMER,
-            preset=nncf.QuantizationPreset.PERFORMANCE, ignored_scope=ignored,
-            advanced_parameters=advanced.AdvancedQuantizationParameters(
-                smooth_quant_alphas=alphas, activations_range_estimator_params=ranges))
+        quantized = nncf.quantize(model, dataset, subset_size=len(batches), ignored_scope=ignored,
+                                  **nncf_parameters(recipe))
     fold_smoothing(quantized)
     name_for_layers(quantized)
     onnx.checker.check_model(quantized, full_check=True)
     return quantized
 
 
-def calibration_batches(model: onnx.ModelProto, calibration: Frames, most: int) -> np.ndarray:
-    """uint8 [n,B,3,H,W]: at most `most` frames in the model's batch B (1 where it is dynamic),
-    filled up with the last one."""
-    frames = evenly_spaced(calibration.frames, most)
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
+def nncf_parameters(recipe: Recipe, bias_correction: bool = True) -> dict[str, Any]:
+    """Keyword arguments of nncf.quantize, for any of its backends."""
+    nncf = import_untracked("nncf")
+    from nncf.quantization import advanced_parameters as advanced
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    alphas = advanced.AdvancedSmoothQuantParameters(matmul=recipe.smooth_alpha, convolution=-1)
+    return {"model_type": nncf.ModelType.TRANSFORMER,
+            "preset": nncf.QuantizationPreset.PERFORMANCE,
+            "advanced_parameters": advanced.AdvancedQuantizationParameters(
+                smooth_quant_alphas=alphas, disable_bias_correction=not bias_correction,
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX)}
+
+
+def calibration_batches(calibration: Frames, most: int, batch: Batch = 1) -> np.ndarray:
+    """uint8 [n,B,3,H,W]: at most `most` frames in batches of B (1 if dynamic), filled up with the
+    last one."""
+    frames, batch = evenly_spaced(calibration.frames, most), 1 if batch == "dynamic" else batch
     missing = -len(frames) % batch
     filled = np.concatenate([frames, frames[-1:].repeat(missing, 0)])
     return filled.reshape(-1, batch, *frames.shape[1:])
+
+
+def fixed_batch(model: onnx.ModelProto) -> int:
+    """Frames a call; 1 where that is open."""
+    return model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
 
 
 def quantizable_layers(model: onnx.ModelProto) -> list[str]:

@@ -2,28 +2,22 @@
 import platform
 import time
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
-from typing import Literal
 
 from export.artefact import Facts, annotate
-from export.graph.session import OnnxModel
-from export.pipeline import ExportedFile, Exporter
-from export.source import to_input
+from export.pipeline import Exporter
 from export.tensorrt.engines import BuildTarget, EngineFile, build_engines
 from export.tensorrt.packages import AHEAD_OF_TIME
 from export.tensorrt.runtime import EngineModel
 from records.files import digest
 from records.timing import MIN_SPEEDUP, Clock, time_interleaved
 
-CPU = "onnxruntime CPU 1 thread"
-
 
 @dataclass(frozen=True)
 class Int8Verdict:
-    """INT8 (or FP8) against FP32 on CPU, or against FP16 on a GPU."""
+    """INT8 (or FP8) against the fastest float on a CPU, or against FP16 on a GPU."""
     int8_ms: float         # median of a call
     other_ms: float
-    other: Literal["fp32", "fp16"]
+    other: str             # fp32, fp16 or bf16
     cosine: float          # mean token cosine to FP32
     where: str = ""        # "" for the engines of a GPU
     what: str = "INT8"     # or FP8
@@ -38,7 +32,7 @@ class Int8Verdict:
 
     def __str__(self) -> str:
         other = self.other.upper()
-        times = f"{_ms(self.int8_ms)} vs {_ms(self.other_ms)} ms"
+        times = f"{ms_text(self.int8_ms)} vs {ms_text(self.other_ms)} ms"
         if self.where:
             other, times = f"{other} here", f"{times}, {self.where}"
         here = "" if self.use == self.what else " here"
@@ -48,21 +42,6 @@ class Int8Verdict:
     def facts(self) -> Facts:
         derived = {"speedup": round(self.speedup, 3), "use": self.use, "line": str(self)}
         return asdict(self) | derived
-
-
-def onnx_verdict(exporter: Exporter, fp32: ExportedFile, int8: ExportedFile,
-                 clock: Clock = time.perf_counter) -> Int8Verdict:
-    """The uint8 file against the FP32 one on one CPU thread; recorded in the first's sidecar."""
-    key = digest(fp32.facts["sha256"], int8.facts["sha256"], CPU, platform.node())
-    if cached := _recorded_verdict(int8.facts, key):
-        return cached
-    batch = exporter.options.batch
-    frames = to_input(exporter.run.heldout.frames[:1 if batch == "dynamic" else batch])
-    models = [OnnxModel(file.path, optimise=True) for file in (int8, fp32)]
-    int8_ms, fp32_ms = time_interleaved([partial(model, frames) for model in models], clock)
-    verdict = Int8Verdict(int8_ms, fp32_ms, "fp32", int8.parity["cosine_mean"], CPU)
-    annotate(int8.path, verdict={**verdict.facts(), "key": key})
-    return verdict
 
 
 def engine_verdict(exporter: Exporter, target: BuildTarget, int8: EngineFile,
@@ -76,7 +55,7 @@ def engine_verdict(exporter: Exporter, target: BuildTarget, int8: EngineFile,
         return line
     (fp16,) = build_engines(exporter, replace(target, sms=(sm,)), "fp16")
     key = digest(fp16.facts["sha256"], int8.facts["sha256"], int8.facts["device"], platform.node())
-    if cached := _recorded_verdict(int8.facts, key):
+    if cached := recorded_verdict(int8.facts, key):
         return cached
     models = [EngineModel(target.module, engine.path.read_bytes()) for engine in (int8, fp16)]
     int8_ms, fp16_ms = time_interleaved([model.run for model in models], clock)
@@ -94,12 +73,12 @@ def _verdict_command(facts: Facts, builder: str) -> str:
             f"vega3d export trt{option} --target {builder} --sm {sm}")
 
 
-def _recorded_verdict(facts: Facts, key: str) -> Int8Verdict | None:
+def recorded_verdict(facts: Facts, key: str) -> Int8Verdict | None:
     verdict = facts.get("verdict") or {}
     if verdict.get("key") != key:
         return None
     return Int8Verdict(*(verdict[field.name] for field in fields(Int8Verdict)))
 
 
-def _ms(value: float) -> str:
+def ms_text(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"

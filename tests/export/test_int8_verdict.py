@@ -6,20 +6,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from export import cli
+from export import cli, cpu_verdict, openvino
 from export.artefact import save_bytes, sidecar_path
 from export.pipeline import FP32, INT8_CPU, ExportedFile
 from export.tensorrt import int8_verdict as verdicts
 from export.tensorrt.engines import BuildTarget, EngineFile
-from export.tensorrt.int8_verdict import Int8Verdict, engine_verdict, onnx_verdict
+from export.tensorrt.int8_verdict import Int8Verdict, engine_verdict
 from tests.fake_clock import FakeClock
-
-CPU = verdicts.CPU
 
 
 @pytest.mark.parametrize(("verdict", "line"), [
-    (Int8Verdict(17.2, 32.0, "fp32", 0.99972, CPU),
-     "INT8 1.86x of FP32 here (17.2 vs 32.0 ms, onnxruntime CPU 1 thread), cosine 0.9997: "
+    (Int8Verdict(17.2, 32.0, "fp32", 0.99972, "CPU 1 thread"),
+     "INT8 1.86x of FP32 here (17.2 vs 32.0 ms, CPU 1 thread), cosine 0.9997: "
      "use INT8"),
     (Int8Verdict(0.62, 0.56, "fp16", 0.99968),
      "INT8 0.90x of FP16 (0.62 vs 0.56 ms), cosine 0.9997: use FP16 here"),
@@ -35,46 +33,59 @@ PARITY = {"cosine_mean": 0.99972}
 
 @pytest.fixture
 def cpu_files(tmp_path, monkeypatch):
-    """(exporter, FP32 file, INT8 file, clock, ms of a call by file name): no model runs."""
+    """(exporter, files, clock, ms of a call by candidate): no model runs."""
     clock, ms = FakeClock(), {}
-    files = {}
-    for spec in (FP32, INT8_CPU):
+    files = []
+    for spec in (FP32, INT8_CPU, openvino.INT8):
         path = tmp_path / spec.file
         facts = save_bytes(spec.file.encode(), path, {"parity": PARITY})
-        files[spec] = ExportedFile(path, spec, facts, False)
+        files.append(ExportedFile(path, spec, facts, False))
     heldout = SimpleNamespace(frames=np.zeros((32, 3, 4, 4), "uint8"))
     exporter = SimpleNamespace(options=SimpleNamespace(batch=1),
                                run=SimpleNamespace(heldout=heldout))
 
-    def model(path, optimise):
-        call = clock.call_taking(ms[path.name])
+    def load(candidate):
+        call = clock.call_taking(ms[candidate.runtime, candidate.precision, candidate.file.spec])
         return lambda frames: call()
 
-    monkeypatch.setattr(verdicts, "OnnxModel", model)
-    return exporter, files[FP32], files[INT8_CPU], clock, ms
+    monkeypatch.setattr(cpu_verdict.Candidate, "load", load)
+    monkeypatch.setattr(cpu_verdict, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(cpu_verdict.importlib.util, "find_spec", lambda name: True)
+    ms.update({("onnxruntime", "fp32", FP32): 28, ("OpenVINO", "fp32", FP32): 26,
+               ("OpenVINO", "bf16", FP32): 16.5, ("onnxruntime", "int8", INT8_CPU): 18,
+               ("OpenVINO", "int8", INT8_CPU): 12, ("OpenVINO", "int8", openvino.INT8): 11})
+    return exporter, files, clock, ms
 
 
-@pytest.mark.parametrize(("int8_ms", "use"), [(16, "INT8"), (40, "FP32")])
-def test_cpu_verdict_is_measured_and_recorded_in_the_sidecar(cpu_files, int8_ms, use):
-    exporter, fp32, int8, clock, ms = cpu_files
-    ms.update({"model.onnx": 32, "model.int8.cpu.onnx": int8_ms})
-    verdict = onnx_verdict(exporter, fp32, int8, clock)
-    assert verdict.use == use and verdict.speedup == pytest.approx(32 / int8_ms)
-    sidecar = json.loads(sidecar_path(int8.path).read_text())
-    assert sidecar["verdict"]["use"] == use and sidecar["verdict"]["line"] == str(verdict)
+def test_cpu_verdict_compares_the_best_of_every_runtime_and_names_what_to_ship(cpu_files):
+    exporter, files, clock, _ = cpu_files
+    verdict = cpu_verdict.cpu_verdict(exporter, files, clock)
+    assert str(verdict) == ("INT8 1.50x of BF16 here (11.0 vs 16.5 ms, model.int8.openvino.xml on "
+                            "OpenVINO vs model.onnx on OpenVINO, CPU 1 thread; FP32 26.0 ms), "
+                            "cosine 0.9997: use INT8")
+    sidecar = json.loads(sidecar_path(files[2].path).read_text())
+    assert sidecar["verdict"]["use"] == "INT8" and sidecar["verdict"]["line"] == str(verdict)
     # the rest is unchanged
-    assert sidecar["sha256"] == int8.facts["sha256"] and sidecar["parity"] == PARITY
+    assert sidecar["sha256"] == files[2].facts["sha256"] and sidecar["parity"] == PARITY
+
+
+def test_int8_that_only_beats_fp32_is_not_recommended(cpu_files):
+    exporter, files, clock, ms = cpu_files
+    for key in ms:
+        ms[key] = 17 if key[1] == "int8" else ms[key]
+    verdict = cpu_verdict.cpu_verdict(exporter, files, clock)
+    assert verdict.use == "BF16" and verdict.other == "bf16"
 
 
 def test_same_files_on_the_same_machine_are_not_timed_again(cpu_files):
-    exporter, fp32, int8, clock, ms = cpu_files
-    ms.update({"model.onnx": 32, "model.int8.cpu.onnx": 16})
-    first = onnx_verdict(exporter, fp32, int8, clock)
-    again = replace(int8, facts=json.loads(sidecar_path(int8.path).read_text()))
+    exporter, files, clock, _ = cpu_files
+    first = cpu_verdict.cpu_verdict(exporter, files, clock)
+    again = replace(files[2], facts=json.loads(sidecar_path(files[2].path).read_text()))
     before = clock.now
-    assert onnx_verdict(exporter, fp32, again, clock) == first and clock.now == before
-    other = replace(fp32, facts={**fp32.facts, "sha256": "another"})
-    onnx_verdict(exporter, other, again, clock)
+    assert cpu_verdict.cpu_verdict(exporter, [*files[:2], again], clock) == first
+    assert clock.now == before
+    other = replace(files[0], facts={**files[0].facts, "sha256": "another"})
+    cpu_verdict.cpu_verdict(exporter, [other, files[1], again], clock)
     assert clock.now > before
 
 
