@@ -2,8 +2,9 @@
 
 Each takes semantic [B,Ds,H,W] and generative [B,Dg,H,W] (standardised) and returns (fused
 [B,W,H,W], the semantic share of each token [B,1,H,W] or None where a variant has none). Sequence
-concatenation alone returns twice the height. Source: arXiv 2603.19235, eq. 7-8 and table 5, in the
-released code's form: normalised streams are blended.
+concatenation alone returns twice the height. Source: arXiv 2603.19235, eq. 7-8 and table 5, each by
+the released code's formula; paper_gate is equation 8 as printed, semantic_only our baseline.
+context [B,W] is read by context_gated only.
 """
 import math
 
@@ -12,8 +13,6 @@ from torch import Tensor, nn
 
 HEADS, DROPOUT = 8, 0.1    # of the released cross-attention
 RESIDUAL_SHARE = 0.2       # initial weight of the blend in the residual gate
-# semantic share of a gate warm-started from a semantic-only teacher; at 0.9 it stayed there
-WARM_START_SHARE = 0.5
 
 
 def fusion(name: str, semantic_dim: int, generative_dim: int, width: int) -> nn.Module:
@@ -24,24 +23,32 @@ def fusion(name: str, semantic_dim: int, generative_dim: int, width: int) -> nn.
 
 
 class _TwoStreams(nn.Module):
-    """Both streams projected and normalised, [B,H,W,D]; a subclass combines them."""
+    """Both streams projected, [B,H,W,D]; a subclass combines them."""
 
     def __init__(self, semantic_dim: int, generative_dim: int, width: int):
         super().__init__()
         self.project_semantic = _projector(semantic_dim, width)
         self.project_generative = _projector(generative_dim, width)
-        self.norm_semantic, self.norm_generative = nn.LayerNorm(width), nn.LayerNorm(width)
 
-    def forward(self, semantic: Tensor, generative: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        sem = self.norm_semantic(self.project_semantic(_channels_last(semantic)))
-        gen = self.norm_generative(self.project_generative(_channels_last(_required(generative))))
+    def forward(self, semantic: Tensor, generative: Tensor | None,
+                context: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        sem = self.project_semantic(_channels_last(semantic))
+        gen = self.project_generative(_channels_last(_required(generative)))
         return _channels_first(self.combine(sem, gen)), None
 
     def combine(self, sem: Tensor, gen: Tensor) -> Tensor:
         raise NotImplementedError
 
 
-class TokenGate(_TwoStreams):
+class _Normalised(_TwoStreams):
+    """Also a LayerNorm of each stream."""
+
+    def __init__(self, semantic_dim: int, generative_dim: int, width: int):
+        super().__init__(semantic_dim, generative_dim, width)
+        self.norm_semantic, self.norm_generative = nn.LayerNorm(width), nn.LayerNorm(width)
+
+
+class TokenGate(_Normalised):
     """g = sigmoid(w . [LN(sem); LN(gen)] + b), one scalar a token; out = g LN(sem) + (1-g) LN(gen).
 
     The gate is the semantic share: 1 = semantic only. `None` for the generative stream gives the
@@ -53,14 +60,16 @@ class TokenGate(_TwoStreams):
         super().__init__(semantic_dim, generative_dim, width)
         self.gate = nn.Linear(2 * width, self.gates)
 
-    def forward(self, semantic: Tensor, generative: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, semantic: Tensor, generative: Tensor | None,
+                context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         raw_sem = self.project_semantic(_channels_last(semantic))                  # [B,H,W,D]
         sem = self.norm_semantic(raw_sem)
         if generative is None:
             return _channels_first(sem), torch.ones_like(_channels_first(sem[..., :1]))
         raw_gen = self.project_generative(_channels_last(generative))
         gen = self.norm_generative(raw_gen)
-        g = self.gate(torch.cat([sem, gen], -1)).sigmoid()                         # [B,H,W,1 or D]
+        logits = self.gate(torch.cat([sem, gen], -1)) + self.context_logits(context)
+        g = logits.sigmoid()                                                       # [B,H,W,1 or D]
         fused = self.blend(g, sem, gen, raw_sem, raw_gen)
         return _channels_first(fused), _channels_first(g.mean(-1, keepdim=True))
 
@@ -68,18 +77,27 @@ class TokenGate(_TwoStreams):
               raw_gen: Tensor) -> Tensor:
         return g * sem + (1 - g) * gen
 
-    @torch.no_grad()
-    def warm_start(self, semantic: "SemanticOnly") -> None:
-        """Starts as that baseline: equal outputs while the second stream is still zero.
+    def context_logits(self, context: Tensor | None) -> Tensor | float:
+        return 0.0
 
-        Exact only where normalised streams are blended, as the baseline's is.
-        """
-        self.project_semantic.load_state_dict(semantic.project.state_dict())
-        for name, value in semantic.norm.state_dict().items():
-            getattr(self.norm_semantic, name).copy_(value / WARM_START_SHARE)
-            getattr(self.norm_generative, name).zero_()
-        self.gate.weight.zero_()
-        self.gate.bias.fill_(math.log(WARM_START_SHARE / (1 - WARM_START_SHARE)))
+
+class ContextGate(TokenGate):
+    """As TokenGate, with a learned bias and a logit of the instruction: context [B,D], the mean
+    embedding of the question's words."""
+
+    def __init__(self, semantic_dim: int, generative_dim: int, width: int):
+        super().__init__(semantic_dim, generative_dim, width)
+        self.norm_context = nn.LayerNorm(width)
+        self.project_context = nn.Sequential(nn.Linear(width, width // 2), nn.SiLU(),
+                                             nn.Linear(width // 2, 1))
+        self.context_scale = nn.Parameter(torch.tensor(1.0))
+        self.gate_bias = nn.Parameter(torch.tensor(-0.5))
+
+    def context_logits(self, context: Tensor | None) -> Tensor | float:
+        if context is None:
+            return self.gate_bias
+        logits = self.project_context(self.norm_context(context))                  # [B,1]
+        return self.gate_bias + self.context_scale * logits[:, None, None]
 
 
 class ChannelGate(TokenGate):
@@ -117,20 +135,21 @@ class SemanticOnly(nn.Module):
         super().__init__()
         self.project, self.norm = _projector(semantic_dim, width), nn.LayerNorm(width)
 
-    def forward(self, semantic: Tensor, generative: Tensor | None) -> tuple[Tensor, None]:
+    def forward(self, semantic: Tensor, generative: Tensor | None,
+                context: Tensor | None = None) -> tuple[Tensor, None]:
         return _channels_first(self.norm(self.project(_channels_last(semantic)))), None
 
 
 class GenerativeOnly(nn.Module):
-    """LN(gen): the generative stream without semantics."""
+    """gen: the generative stream without semantics."""
 
     def __init__(self, semantic_dim: int, generative_dim: int, width: int):
         super().__init__()
-        self.project, self.norm = _projector(generative_dim, width), nn.LayerNorm(width)
+        self.project = _projector(generative_dim, width)
 
-    def forward(self, semantic: Tensor, generative: Tensor | None) -> tuple[Tensor, None]:
-        projected = self.project(_channels_last(_required(generative)))
-        return _channels_first(self.norm(projected)), None
+    def forward(self, semantic: Tensor, generative: Tensor | None,
+                context: Tensor | None = None) -> tuple[Tensor, None]:
+        return _channels_first(self.project(_channels_last(_required(generative)))), None
 
 
 class Add(_TwoStreams):
@@ -141,32 +160,33 @@ class Add(_TwoStreams):
 
 
 class Weighted(_TwoStreams):
-    """a sem + b gen, two learned scalars that start at a half."""
+    """(a sem + b gen) / (a + b), two learned scalars that start at a half."""
 
     def __init__(self, semantic_dim: int, generative_dim: int, width: int):
         super().__init__(semantic_dim, generative_dim, width)
         self.weights = nn.Parameter(torch.tensor([0.5, 0.5]))
 
     def combine(self, sem: Tensor, gen: Tensor) -> Tensor:
-        return self.weights[0] * sem + self.weights[1] * gen
+        a, b = self.weights / self.weights.sum()
+        return a * sem + b * gen
 
 
-class ChannelConcat(_TwoStreams):
-    """Linear([sem; gen])."""
+class ChannelConcat(_Normalised):
+    """Linear([LN(sem); LN(gen)])."""
 
     def __init__(self, semantic_dim: int, generative_dim: int, width: int):
         super().__init__(semantic_dim, generative_dim, width)
         self.mix = nn.Linear(2 * width, width)
 
     def combine(self, sem: Tensor, gen: Tensor) -> Tensor:
-        return self.mix(torch.cat([sem, gen], -1))
+        return self.mix(torch.cat([self.norm_semantic(sem), self.norm_generative(gen)], -1))
 
 
-class SequenceConcat(_TwoStreams):
+class SequenceConcat(_Normalised):
     """The generative tokens as further rows below the semantic ones: [B,W,2H,W]."""
 
     def combine(self, sem: Tensor, gen: Tensor) -> Tensor:
-        return torch.cat([sem, gen], 1)
+        return torch.cat([self.norm_semantic(sem), self.norm_generative(gen)], 1)
 
 
 class CrossAttention(_TwoStreams):
@@ -175,14 +195,14 @@ class CrossAttention(_TwoStreams):
 
     def __init__(self, semantic_dim: int, generative_dim: int, width: int):
         super().__init__(semantic_dim, generative_dim, width)
-        self.asks = nn.ModuleList(_CrossAttentionLayer(width) for _ in range(self.layers))
+        self.blocks = nn.ModuleList(_CrossAttentionBlock(width) for _ in range(self.layers))
 
     def combine(self, sem: Tensor, gen: Tensor) -> Tensor:
         _, h, w, d = sem.shape
         position = grid_position(h, w, d, sem.device).to(sem.dtype)  # [H*W,D]
-        x, keys = sem.flatten(1, 2), gen.flatten(1, 2) + position    # [B,H*W,D]
-        for layer in self.asks:
-            x = layer(x, position, keys)
+        x, gen = sem.flatten(1, 2), gen.flatten(1, 2)                # [B,H*W,D]
+        for block in self.blocks:
+            x = block(x, gen, position)
         return x.unflatten(1, (h, w))
 
 
@@ -190,23 +210,27 @@ class CrossAttention3(CrossAttention):
     layers = 3
 
 
-class _CrossAttentionLayer(nn.Module):
+class _CrossAttentionBlock(nn.Module):
+    """x + attention(LN(x) + position, LN(gen) + position, LN(gen)), then an MLP."""
+
     def __init__(self, width: int):
         super().__init__()
-        heads = math.gcd(HEADS, width)
-        self.attend = nn.MultiheadAttention(width, heads, DROPOUT, batch_first=True)
-        self.norm, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(),
-                                 nn.Linear(2 * width, width))
+        self.attend = nn.MultiheadAttention(width, math.gcd(HEADS, width), DROPOUT,
+                                            batch_first=True)
+        self.norm_query, self.norm_key = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm_value, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(DROPOUT),
+                                 nn.Linear(4 * width, width), nn.Dropout(DROPOUT))
 
-    def forward(self, x: Tensor, position: Tensor, keys: Tensor) -> Tensor:
-        x = x + self.attend(self.norm(x) + position, keys, keys, need_weights=False)[0]
+    def forward(self, x: Tensor, gen: Tensor, position: Tensor) -> Tensor:
+        query, key = self.norm_query(x) + position, self.norm_key(gen) + position
+        x = x + self.attend(query, key, self.norm_value(gen), need_weights=False)[0]
         return x + self.mlp(self.norm_mlp(x))
 
 
 FUSIONS: dict[str, type[nn.Module]] = {
     "token_gate": TokenGate, "paper_gate": PaperGate, "channel_gate": ChannelGate,
-    "residual_gate": ResidualGate, "add": Add, "weighted": Weighted,
+    "residual_gate": ResidualGate, "context_gated": ContextGate, "add": Add, "weighted": Weighted,
     "channel_concat": ChannelConcat, "sequence_concat": SequenceConcat,
     "cross_attention": CrossAttention, "cross_attention_3": CrossAttention3,
     "semantic_only": SemanticOnly, "generative_only": GenerativeOnly

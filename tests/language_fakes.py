@@ -56,12 +56,16 @@ def sample_room(name: str = "train/00000_0", frames: int = 2, number: int = 3) -
     boxes = np.array([[x, 0, 0.5, 0.8, 0.8, 1, 0] for x in range(4)], np.float32)
     inside = np.zeros((4, frames, 14, 14), np.float16)
     for i in range(4):
-        inside[i, 0, 7 * (i // 2):7 * (i // 2) + 7, 7 * (i % 2):7 * (i % 2) + 7] = 1 / 49
-    points = rng.uniform(0, 4, (frames, 14, 14, 3)).astype(np.float32)
+        inside[i, 0, 7 * (i // 2):7 * (i // 2) + 7, 7 * (i % 2):7 * (i % 2) + 7] = 1
+    points, camera = rng.uniform(0.5, 4, (2, frames, 14, 14, 3)).astype(np.float32)
+    mask = np.zeros((1, frames, 14, 14), np.float16)  # what the distance mentions
+    mask[0, -1, 3:6, 8:12] = 1
     target = int(rng.integers(4))
     questions = [
         Question(name, "vsi:object_counting", "How many?", str(number), float(number), (),
                  boxes[:0], ()),
+        Question(name, "camera_distance", "How far is the bed?", str(number), float(number), (),
+                 boxes[:0], (), mentions=(("bed", 9, frames - 1),)),
         Question(name, "vsi:object_rel_distance", "Which?", "AB"[number % 2], None,
                  ("A. bed", "B. sofa"), boxes[:0], ()),
         Question(name, "ground", f"the thing {target}", None, None, (), boxes, (target, ),
@@ -74,4 +78,7 @@ def sample_room(name: str = "train/00000_0", frames: int = 2, number: int = 3) -
                  ("bed", ))
     ]
     candidates = [list(range(len(q.boxes))) for q in questions]
-    return RoomQuestions(name, points, boxes, inside.reshape(4, -1), questions, candidates)
+    mentions = [[4] * len(q.mentions) for q in questions]
+    regions = np.concatenate([inside, mask]).reshape(5, -1)
+    boxes = np.concatenate([boxes, np.zeros((1, 7), np.float32)])
+    return RoomQuestions(name, points, camera, 0.1, boxes, regions, questions, candidates, mentions)

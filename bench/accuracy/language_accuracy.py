@@ -6,7 +6,7 @@ they depend on, so an interrupted bench resumes.
 """
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +98,7 @@ def subsample(rooms: Sequence[RoomQuestions], per_task: int | None) -> list[Room
             chosen.setdefault(i, []).append(j)
     out = []
     for i, questions in sorted(chosen.items()):
-        room, order = rooms[i], sorted(questions)
-        out.append(replace(room, questions=[room.questions[j] for j in order],
-                           candidates=[room.candidates[j] for j in order]))
+        out.append(rooms[i].subset(sorted(questions)))
     return out
 
 

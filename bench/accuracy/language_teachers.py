@@ -20,7 +20,9 @@ from teacher.towers.tap import stored_tap
 
 # accuracy row of --features, where it is named otherwise
 ROW = {"generator": "teacher", "none": "semantic_only", "vae_latents": "vae"}
-SAME = ("semantic", "tasks", "position", "grid", "objects", "query")  # must agree between teachers
+SCORED = ("generator", "none", "zeros", "noise", "rgb", "vae_latents")  # features of a row
+# must agree between teachers
+SAME = ("semantic", "tasks", "position", "grid", "query", "pointers", "numbers")
 _STORE = ("format", "grid", "dtype", "source")  # in a store's manifest: not of the tower
 # in the tuning: may differ between teachers
 _FREE = ("seed", "save_every", "validate_every", "precision", "recompute")
@@ -53,6 +55,9 @@ def open_teachers(folders: Sequence[Path], run: DistillRun) -> list[LanguageFold
     opened: list[LanguageFolder] = []
     for folder in folders:
         teacher = _open(folder)
+        if teacher.config["features"] not in SCORED:
+            raise ValueError(f"--teacher {folder}: was trained with --features "
+                             f"{teacher.config['features']}; expected one of {', '.join(SCORED)}")
         _check_towers(teacher, run)
         if opened:
             _check_alike(teacher, opened[0])
@@ -104,9 +109,10 @@ def _open(folder: Path) -> LanguageFolder:
         raise ValueError(f"--teacher {folder}: {why}; make one with: vega3d teacher train")
     try:
         config = _read_config(card, weights)
+        data = Path(config.get("data") or folder)
         manifests = [dict(read_json(path, "copy the complete folder"))
-                     for path in sorted(folder.glob("features/*/manifest.json"))]
-        rooms = [room for path in sorted(folder.glob("rooms_train-*.safetensors"))
+                     for path in sorted(data.glob("features/*/manifest.json"))]
+        rooms = [room for path in sorted(data.glob("rooms_train-*.safetensors"))
                  for room in load_rooms(path)]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         reason = f"config.json or {WEIGHTS} lacks {error}" if isinstance(error, KeyError) else error
@@ -186,4 +192,4 @@ def _differing(one: dict, two: dict) -> str:
 
 def _marks(room: RoomQuestions) -> set[bytes]:
     """Surface points and each object's box, to the bit: places have continuous distributions."""
-    return {room.points.tobytes(), *(box.tobytes() for box in room.boxes)}
+    return {room.points.tobytes(), *(box.tobytes() for box in room.boxes if box[3:6].any())}

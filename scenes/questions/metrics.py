@@ -16,8 +16,9 @@ _CONFIDENCES = np.linspace(0.5, 0.95, 10)
 
 
 def first_word(output: str) -> str:
-    """What VSI-Bench reads of an output: up to the first space, without a full stop at its end."""
-    return output.strip().split(" ")[0].rstrip(".").strip()
+    """What VSI-Bench reads of an output: up to the first space, without a full stop at its end; of
+    an output with a leading space nothing."""
+    return output.split(" ")[0].rstrip(".").strip()
 
 
 def number_in(output: str) -> float | None:

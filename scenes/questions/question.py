@@ -2,8 +2,10 @@
 
 Tasks: "vsi:<type>" for the types of VSI-Bench (scenes.questions.vsi); "ground", "multi_ground",
 "caption" and "situated" (scenes.questions.referring) after ScanRefer, Multi3DRefer, Scan2Cap and
-SQA3D; "qa" after ScanQA, of imported questions only.
+SQA3D; "camera_distance" and "depth_order" (scenes.questions.spatial); "qa" after ScanQA, which are
+imported only.
 """
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,10 +19,14 @@ VSI_TYPES: tuple[str, ...] = (
     "object_rel_distance", "object_rel_direction_easy", "object_rel_direction_medium",
     "object_rel_direction_hard", "route_planning", "obj_appearance_order")
 NUMERIC: tuple[str, ...] = tuple(f"vsi:{t}" for t in VSI_TYPES[:4])
-TASKS = (*(f"vsi:{t}" for t in VSI_TYPES), "ground", "multi_ground", "caption", "situated")
+TASKS = (*(f"vsi:{t}" for t in VSI_TYPES), "ground", "multi_ground", "caption", "situated",
+         "camera_distance", "depth_order")
 IMPORTED_TASKS = (*TASKS, "qa")
+# place in the picture alone answers them once the objects are pointed at: no evidence of geometry
+POINTER_CHECKS = tuple(f"vsi:{t}" for t in VSI_TYPES if t.startswith("object_rel_d"))
 NO_BOXES = np.zeros((0, 7), np.float32)
-COORD = "Given an object located at <coord> , describe the object in detail."  # of every caption
+POINTER = "<coord>"  # stands for a region of a frame, or a box
+COORD = f"Given an object located at {POINTER} , describe the object in detail."  # every caption
 _IDENTIFY = "Identify the object according to the following description.\n{}"
 PROMPTS = {
     "ground": _IDENTIFY,
@@ -46,6 +52,8 @@ class Question:
     kind: str = ""  # subtype: unique | multiple; zt_w_d ... mt; what, is, how, can, which, others
     answers: tuple[str, ...] = ()     # every answer or caption that counts as right
     proposals: int | None = None      # only the first so many boxes may be chosen; None = all
+    # (noun, SceneObject.id, frame) of objects in the order of the text
+    mentions: tuple[tuple[str, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.boxes.ndim != 2 or self.boxes.shape[1] not in (6, 7):
@@ -63,12 +71,30 @@ class Question:
     @property
     def prompt(self) -> str:
         """What the language model reads after the visual tokens, worded as VEGA-3D's benchmarks."""
-        if not self.task.startswith("vsi:"):
+        if self.task in PROMPTS:
             return PROMPTS[self.task].format(self.text)
         lines = ["These are frames of a video.", self.text]
         if self.options:
             lines += ["Options:", *self.options]
         return "\n".join([*lines, _CHOICE_ENDING if self.options else _NUMBER_ENDING])
+
+    @property
+    def pointed_prompt(self) -> str:
+        """`prompt` with a POINTER after each mention."""
+        done, rest = "", self.prompt
+        for noun, _, _ in self.mentions:
+            found = re.search(rf"\b{re.escape(noun)}\b", rest)
+            if found is None:
+                raise ValueError(f"question about {self.clip_id}: does not mention the {noun} in "
+                                 f"its place: {self.text}")
+            done += f"{rest[:found.end()]} {POINTER}"
+            rest = rest[found.end():]
+        return done + rest
+
+    @property
+    def unit(self) -> float:
+        """Of `number`, in metres (or square metres, or objects)."""
+        return 0.01 if self.task == "vsi:object_size_estimation" else 1.0
 
 
 def questions(clip: Clip | SceneView, task: str, seed: int = 0) -> list[Question]:
@@ -77,9 +103,9 @@ def questions(clip: Clip | SceneView, task: str, seed: int = 0) -> list[Question
     A SceneView of the clip can be reused for several tasks. Raises ValueError for a task that is
     not in TASKS, or a clip without instances, objects and cameras.
     """
-    from scenes.questions import referring, vsi
+    from scenes.questions import referring, spatial, vsi
 
-    makers: dict[str, Callable] = {**vsi.MAKERS, **referring.MAKERS}
+    makers: dict[str, Callable] = {**vsi.MAKERS, **referring.MAKERS, **spatial.MAKERS}
     if task not in makers:
         raise ValueError(f"questions: no task {task!r}; there are {', '.join(TASKS)}")
     view = clip if isinstance(clip, SceneView) else SceneView(clip)

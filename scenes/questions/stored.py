@@ -41,6 +41,12 @@ def load_questions(folder: Path) -> ByClip | None:
                          "vega3d scenes import") from error
 
 
+def tuples_of(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a question that JSON holds as lists."""
+    tuples = {name: tuple(stored[name]) for name in ("options", "targets", "answers")}
+    return tuples | {"mentions": tuple(map(tuple, stored.get("mentions", ())))}
+
+
 def _encode(questions: Sequence[Question]) -> dict[str, Any]:
     rows: dict[tuple[float, ...], int] = {}
     out = []
@@ -57,7 +63,7 @@ def _decode(clip_id: str, content: dict[str, Any]) -> list[Question]:
     for stored in content["questions"]:
         boxes = [content["boxes"][i] for i in stored["boxes"]]
         width = len(boxes[0]) if boxes else 7
-        tuples = {name: tuple(stored[name]) for name in ("options", "targets", "answers")}
+        tuples = tuples_of(stored)
         array = np.array(boxes, np.float32).reshape(-1, width)
         out.append(Question(clip_id, **{**stored, **tuples, "boxes": array}))
     return out

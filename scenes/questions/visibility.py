@@ -12,6 +12,7 @@ from scenes.questions.nouns import noun_of
 CLEAR_SHARE = 0.004   # of a frame's pixels: one 14 x 14 patch of 224 x 224
 TRACE_SHARE = 0.0004  # of a frame's pixels: less goes unnoticed
 _SHELL = ("wall", "floor", "ceiling")
+Mentions = tuple[tuple[str, int, int], ...]  # Question.mentions
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +97,16 @@ class SceneView:
     def unique(self) -> list[VisibleObject]:
         """The only instances of their noun: what "the table" can mean."""
         return [group[0] for group in self.by_noun.values() if len(group) == 1]
+
+    def mentions(self, *objects: VisibleObject) -> Mentions:
+        """Each object in the frame that shows them all best; if none shows all clearly, each in
+        the frame that shows it best."""
+        shares = np.min([item.share for item in objects], 0)                                 # [T]
+        frames = [int(shares.argmax())] * len(objects)
+        if shares.max() < CLEAR_SHARE:
+            frames = [int(item.share.argmax()) for item in objects]
+        return tuple((item.noun, item.scene_object.id, frame)
+                     for item, frame in zip(objects, frames, strict=True))
 
 
 def _fully_framed(clip: Clip, box: np.ndarray) -> bool:

@@ -4,6 +4,7 @@ Questions are about clearly shown objects only, and no answer is a near tie. Let
 and an answer is drawn before the objects that have it, so guesses by frequency do not pay.
 """
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import combinations, pairwise, permutations
 
@@ -12,7 +13,13 @@ import numpy as np
 from scenes.boxes import corners, in_polygon, turn
 from scenes.clip import Clip
 from scenes.questions.question import NO_BOXES, Question
-from scenes.questions.visibility import CLEAR_SHARE, TRACE_SHARE, SceneView, VisibleObject
+from scenes.questions.visibility import (
+    CLEAR_SHARE,
+    TRACE_SHARE,
+    Mentions,
+    SceneView,
+    VisibleObject,
+)
 
 Rng = np.random.Generator
 PER_CLIP = 4             # questions of a type about one clip, at most
@@ -30,8 +37,8 @@ def counting(view: SceneView, rng: Rng) -> list[Question]:
     """Answers are whole numbers of what the clip shows."""
     groups = view.by_noun
     nouns = _some(rng, sorted(groups, key=lambda noun: -len(groups[noun]) - rng.random()), first=2)
-    return [_numeric(view.clip, "object_counting", f"How many {noun}(s) are in this room?",
-                     len(groups[noun]), 0) for noun in nouns]
+    return [numeric(view.clip, "vsi:object_counting", f"How many {noun}(s) are in this room?",
+                    len(groups[noun]), 0) for noun in nouns]
 
 
 def absolute_distance(view: SceneView, rng: Rng) -> list[Question]:
@@ -45,22 +52,24 @@ def absolute_distance(view: SceneView, rng: Rng) -> list[Question]:
         a, b = (a, b) if rng.random() < 0.5 else (b, a)
         text = ("Measuring from the closest point of each object, what is the distance between the "
                 f"{a.noun} and the {b.noun} (in meters)?")
-        out.append(_numeric(view.clip, "object_abs_distance", text, pairs.pop(pair), 1))
+        out.append(numeric(view.clip, "vsi:object_abs_distance", text, pairs.pop(pair), 1,
+                           view.mentions(a, b)))
     return out
 
 
 def object_size(view: SceneView, rng: Rng) -> list[Question]:
     """Centimetres of the longest side of an object that one frame contains completely."""
     framed = [t for t in view.unique if t.fully_framed]
-    return [_numeric(view.clip, "object_size_estimation", _SIZE.format(t.noun),
-                     100 * max(t.scene_object.size), 0) for t in _some(rng, framed)]
+    return [numeric(view.clip, "vsi:object_size_estimation", _SIZE.format(t.noun),
+                    100 * max(t.scene_object.size), 0, view.mentions(t))
+            for t in _some(rng, framed)]
 
 
 def room_size(view: SceneView, rng: Rng) -> list[Question]:
     """Square metres of floor."""
     assert view.clip.room_size is not None
     width, depth, _ = view.clip.room_size
-    return [_numeric(view.clip, "room_size_estimation", _ROOM_SIZE, width * depth, 1)]
+    return [numeric(view.clip, "vsi:room_size_estimation", _ROOM_SIZE, width * depth, 1)]
 
 
 def relative_distance(view: SceneView, rng: Rng) -> list[Question]:
@@ -87,10 +96,14 @@ def relative_distance(view: SceneView, rng: Rng) -> list[Question]:
         return []
     out = []
     for target, closest in best.items():
-        names = [objects[closest].noun, *(objects[i].noun for i in options if i != closest)]
+        offered_objects = [objects[closest], *(objects[i] for i in options if i != closest)]
         text = ("Measuring from the closest point of each object, which of these objects ({}) is "
                 f"the closest to the {objects[target].noun}?")
-        out.append(_choice(view.clip, "object_rel_distance", text, names, rng))
+        question = choice(view.clip, "vsi:object_rel_distance", text,
+                          [item.noun for item in offered_objects], rng)
+        by_noun = {item.noun: item for item in offered_objects}
+        listed = [by_noun[option[3:]] for option in question.options]
+        out.append(replace(question, mentions=view.mentions(*listed, objects[target])))
     return out
 
 
@@ -106,11 +119,12 @@ def direction(level: str, view: SceneView, rng: Rng) -> list[Question]:
     out = []
     for name in _some(rng, sectors):
         if triples[name]:
-            nouns = [t.noun for t in triples[name][rng.integers(len(triples[name]))]]
+            objects = triples[name][rng.integers(len(triples[name]))]
+            nouns = [t.noun for t in objects]
             text = "If I am standing by the {0} and facing the {1}, is the {2} " + _ENDINGS[level]
             choices = [name, *(other for other in sectors if other != name)]
-            out.append(_choice(view.clip, f"object_rel_direction_{level}", text.format(*nouns),
-                               choices, rng))
+            out.append(choice(view.clip, f"vsi:object_rel_direction_{level}", text.format(*nouns),
+                              choices, rng, view.mentions(*objects)))
     return out
 
 
@@ -151,7 +165,7 @@ def route(view: SceneView, rng: Rng) -> list[Question]:
     for answer in _some(rng, sorted(plans)):
         text = _route_text(answer, *plans[answer][rng.integers(len(plans[answer]))])
         choices = [", ".join(answer), *_wrong_turns(answer, rng)]
-        out.append(_choice(view.clip, "route_planning", text, choices, rng))
+        out.append(choice(view.clip, "vsi:route_planning", text, choices, rng))
     return out
 
 
@@ -166,7 +180,7 @@ def appearance_order(view: SceneView, rng: Rng) -> list[Question]:
         wrong = [", ".join(others[k]) for k in rng.permutation(len(others))[:3]]
         text = _ORDER.format(", ".join(order[k] for k in rng.permutation(4)))
         choices = [", ".join(order), *wrong]
-        out.append(_choice(view.clip, "obj_appearance_order", text, choices, rng))
+        out.append(choice(view.clip, "vsi:obj_appearance_order", text, choices, rng))
     return out
 
 
@@ -224,19 +238,22 @@ def _some(rng: Rng, items: Iterable, first: int = 0) -> list:
     return (items[:first] + rest)[:PER_CLIP]
 
 
-def _numeric(clip: Clip, kind: str, text: str, value: float, digits: int) -> Question:
+def numeric(clip: Clip, task: str, text: str, value: float, digits: int,
+            mentions: Mentions = ()) -> Question:
     number = round(float(value), digits)
-    return Question(clip.id, f"vsi:{kind}", text, f"{number:.{digits}f}", number, (), NO_BOXES, ())
+    return Question(clip.id, task, text, f"{number:.{digits}f}", number, (), NO_BOXES, (),
+                    mentions=mentions)
 
 
-def _choice(clip: Clip, kind: str, text: str, choices: Sequence[str], rng: Rng) -> Question:
+def choice(clip: Clip, task: str, text: str, choices: Sequence[str], rng: Rng,
+           mentions: Mentions = ()) -> Question:
     """The first choice is right; "{}" in the text becomes the choices in their random order."""
     order = rng.permutation(len(choices))
     shuffled = [choices[i] for i in order]
     options = tuple(f"{letter}. {name}" for letter, name in zip(LETTERS, shuffled, strict=False))
     answer = LETTERS[int(np.flatnonzero(order == 0)[0])]
-    return Question(clip.id, f"vsi:{kind}", text.replace("{}", ", ".join(shuffled)), answer, None,
-                    options, NO_BOXES, ())
+    return Question(clip.id, task, text.replace("{}", ", ".join(shuffled)), answer, None, options,
+                    NO_BOXES, (), mentions=mentions)
 
 
 MAKERS: dict[str, Callable[[SceneView, Rng], list[Question]]] = {

@@ -20,10 +20,11 @@ from records.options import (
 from scenes.questions.question import IMPORTED_TASKS, TASKS
 from teacher.towers.tap import Tap
 
-Features = Literal["generator", "none", "zeros", "noise", "rgb", "vae_latents"]
-# what represents a candidate box: tokens of the fused or the semantic stream (the paper), or the
-# fused tokens and the language model's hidden states of them
-Objects = Literal["fused", "semantic", "heard"]
+# semantic: that stream again, for as many weights. true_xyz: each token's ground-truth camera point
+# and the log focal length. place: no visual tokens, pointers without features; text_only: none
+Features = Literal["generator", "none", "semantic", "zeros", "noise", "rgb", "vae_latents",
+                   "true_xyz", "place", "text_only"]
+Numbers = Literal["head", "text"]  # a regression from the answer's start, or the LM's digits
 PositionMode = Literal["depth_pose", "pose_free"]
 Query = Literal["words", "ground"]  # the question's mean hidden state, or that of <ground>
 Tune = Literal["frozen", "lora", "full"]
@@ -61,6 +62,7 @@ class FinetuneConfig:
 class LanguageTeacherConfig:
     out: Path = Path("runs/teacher")
     clips: Path | None = None  # of `vega3d scenes render`; None: rooms are rendered into OUT/clips
+    data: Path | None = None   # features and questions, to share between trainings; None: OUT
     rooms: Count = 200  # to render: 80 % training, 10 % validation, 10 % test
     frames: Frames = 5                  # per rendered clip
     semantic: str = "efficientnet-lite0"  # or siglip-so400m, siglip2-so400m, a SigLIP's hub id
@@ -68,14 +70,15 @@ class LanguageTeacherConfig:
     generator: str = "wan-nano"         # a name, a hub id or a diffusers folder
     tap: Tap = field(default_factory=Tap)
     fusion: str = "token_gate"          # one of teacher.fusion.FUSIONS
-    position: PositionMode = "depth_pose"  # of tokens: in the world, or in the video
-    grid: Grid = 7                      # visual tokens along a frame's side
-    objects: Objects = "fused"          # tokens that represent a candidate box
+    position: PositionMode = "pose_free"  # of tokens: in the world, or in the video
+    grid: Grid = 14                     # visual tokens along a frame's side
+    pointers: bool = True               # regions of the objects that a question mentions
+    numbers: Numbers = "head"           # what answers a number
+    masking: Share = 0.0  # share of the semantic tokens zeroed in half of the training frames
+    depth_ray: Weight = 0.0     # loss weight of depth and rays read from the fused tokens
+    layer_losses: Weight = 0.0  # of matches and depth read from the language model's middle layer
     query: Query = "words"  # grounding query: mean hidden state of the question, or of <ground>
     draws: Draws = 1  # training question draws per clip, of distances and single boxes
-    metric: Weight = 0.0                # loss weight of the distances between visual tokens
-    # warm start: OUT of a teacher trained with --features none; None: from scratch
-    start: Path | None = None
     tasks: tuple[str, ...] = TASKS      # question tasks
     tuning: FinetuneConfig = field(default_factory=FinetuneConfig)
     exam: bool = True                   # evaluate on the test rooms after training
@@ -84,19 +87,22 @@ class LanguageTeacherConfig:
         check_ranges(self, "teacher", filled=("tasks",))
         if unknown := sorted(set(self.tasks) - set(IMPORTED_TASKS)):
             raise ValueError(f"teacher: no task {unknown[0]!r}; expected: {', '.join(TASKS)}")
+        if self.fusion == "context_gated" and self.tuning.questions > 1:
+            raise ValueError("teacher: fusion context_gated makes a clip's tokens depend on the "
+                             f"question, got {self.tuning.questions} questions a clip; give "
+                             "--tuning.questions 1")
         if self.rooms < 10 and self.clips is None:
             raise ValueError(f"teacher: got rooms={self.rooms}, expected at least 10")
 
 
 RECIPES = {
-    # docs/language.md is measured with it
     "embedded": LanguageTeacherConfig(
-        draws=3, metric=1.0, tuning=FinetuneConfig(layers=6, steps=2000, clips=16, lr=5e-4)),
+        draws=3, tuning=FinetuneConfig(layers=6, steps=2000, clips=16, lr=5e-4)),
     # arXiv 2603.19235: 128 questions a step over 8 GPUs (bench/recipes/paper_fsdp.yaml; memory:
     # vega3d teacher plan)
     "paper": LanguageTeacherConfig(
-        semantic="siglip-so400m", generator="wan2.1-t2v-1.3b", frames=32, grid=14,
-        tap=Tap(block=20, k=300, seeds=1), objects="semantic", query="ground",
+        semantic="siglip-so400m", generator="wan2.1-t2v-1.3b", frames=32, position="depth_pose",
+        tap=Tap(block=20, k=300, seeds=1), query="ground", pointers=False, numbers="text",
         tuning=FinetuneConfig(lm="llava-video-7b", steps=1500, clips=1, questions=1,
                               accumulate=16, lr=1e-5, lr_new=1e-5, recompute=True)),
 }

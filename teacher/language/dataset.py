@@ -14,7 +14,7 @@ from records.files import atomic_write, parse_json, reading, to_json
 from records.progress import track
 from scenes.clip import Source
 from scenes.questions.question import Question
-from scenes.questions.stored import ByClip
+from scenes.questions.stored import ByClip, tuples_of
 from teacher.data.feature_store import FeatureStore
 from teacher.language.encode import (
     PaddingSpec,
@@ -27,18 +27,19 @@ from teacher.language.encode import (
 )
 from teacher.language.model import QuestionBatch, VisualInputs
 
-CHOICE = "vsi_choice"
-# A batch has questions of one family, as in the paper; the values are sampling weights. VSI-Bench's
-# ten types are two families, because options make prompts long.
-FAMILIES = {"vsi_number": 2, CHOICE: 1, "ground": 2, "multi_ground": 2, "caption": 1,
+NUMBER, CHOICE = "vsi_number", "vsi_choice"
+# A batch has questions of one family, as in the paper; the values are sampling weights. Numbers and
+# multiple choice are families of their own, because options make prompts long.
+FAMILIES = {NUMBER: 2, CHOICE: 1, "ground": 2, "multi_ground": 2, "caption": 1,
             "situated": 1, "qa": 1}
 READERS = 8  # threads
+_ARRAYS = ("points", "camera", "boxes", "inside")  # of RoomQuestions
 
 
 def family(question: Question) -> str:
-    if question.task.startswith("vsi:"):
-        return CHOICE if question.options else "vsi_number"
-    return question.task
+    if question.number is not None:
+        return NUMBER
+    return CHOICE if question.options else question.task
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ class QuestionDataset:
         most = max(len(room.boxes) for room in rooms)
         self.visual = VisualInputs(semantic.to(device),
                                    None if generative is None else generative.to(device),
-                                   torch.from_numpy(np.stack([r.points for r in rooms])).to(device),
+                                   _stacked([r.points for r in rooms]).to(device),
+                                   _stacked([r.camera for r in rooms]).to(device),
+                                   torch.tensor([r.focal for r in rooms], device=device),
                                    _padded([r.boxes for r in rooms], most).to(device),
                                    _padded([r.inside for r in rooms], most).to(device))
         self.by_family: dict[str, dict[int, list[int]]] = {}  # family -> room -> questions
@@ -116,6 +119,16 @@ class QuestionDataset:
                 rooms, picked = zip(*same_size[start:start + clips], strict=True)
                 yield self._batch(rooms, picked, max_new_tokens)
 
+    def visual_batches(self, clips: int) -> Iterator[VisualInputs]:
+        """The visual inputs of every room once."""
+        for start in range(0, len(self.rooms), clips):
+            yield self._visual(torch.arange(start, min(start + clips, len(self.rooms)),
+                                            device=self.device))
+
+    def _visual(self, rooms: Tensor) -> VisualInputs:
+        parts = [None if x is None else x[rooms] for x in vars(self.visual).values()]
+        return VisualInputs(*parts)  # type: ignore[arg-type]
+
     def _batch(self, rooms: Sequence[int], picked: Sequence[list[int]], max_new_tokens: int = 0,
                padding: PaddingSpec | None = None) -> Batch:
         rows, texts = [], []
@@ -125,9 +138,7 @@ class QuestionDataset:
         questions = collate(texts, self.encoder.end, max_new_tokens, padding)
         for name, value in vars(questions).items():
             setattr(questions, name, value.to(self.device, non_blocking=True))
-        index = torch.tensor(rooms, device=self.device)
-        visual = [None if x is None else x[index] for x in vars(self.visual).values()]
-        return Batch(VisualInputs(*visual), questions, rows)  # type: ignore[arg-type]
+        return Batch(self._visual(torch.tensor(rooms, device=self.device)), questions, rows)
 
 
 def read_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str], seed: int,
@@ -159,12 +170,13 @@ def save_rooms(rooms: Sequence[RoomQuestions], path: Path) -> None:
     """Writes rooms to one safetensors file for `load_rooms`."""
     arrays, texts = {}, []
     for i, room in enumerate(rooms):
-        for name in ("points", "boxes", "inside"):
+        for name in _ARRAYS:
             arrays[f"{i}/{name}"] = np.ascontiguousarray(getattr(room, name))
         questions = [asdict(question) for question in room.questions]
         for fields in questions:
             del fields["boxes"]
-        texts.append({"id": room.id, "candidates": room.candidates, "asked": questions})
+        texts.append({"id": room.id, "focal": room.focal, "candidates": room.candidates,
+                      "mentions": room.mentions, "asked": questions})
     # a tensor: a safetensors header holds at most 100 MB
     arrays["rooms"] = np.frombuffer(to_json(texts).encode(), np.uint8)
     with atomic_write(path) as scratch:
@@ -176,16 +188,13 @@ def load_rooms(path: Path) -> list[RoomQuestions]:
           safe_open(path, "np") as file):
         rooms = []
         for i, room in enumerate(parse_json(file.get_tensor("rooms").tobytes().decode())):
-            points, boxes, inside = (file.get_tensor(f"{i}/{name}")
-                                     for name in ("points", "boxes", "inside"))
+            points, camera, boxes, inside = (file.get_tensor(f"{i}/{n}") for n in _ARRAYS)
             questions = []
             for fields, indices in zip(room["asked"], room["candidates"], strict=True):
-                for name in ("options", "targets", "answers"):
-                    fields[name] = tuple(fields[name])
                 own = boxes[indices] if indices else boxes[:0]
-                questions.append(Question(**fields, boxes=own))
-            rooms.append(RoomQuestions(room["id"], points, boxes, inside, questions,
-                                       room["candidates"]))
+                questions.append(Question(**{**fields, **tuples_of(fields), "boxes": own}))
+            rooms.append(RoomQuestions(room["id"], points, camera, room["focal"], boxes, inside,
+                                       questions, room["candidates"], room["mentions"]))
     return rooms
 
 
@@ -197,5 +206,9 @@ def _check_shapes(rooms: Sequence[RoomQuestions], streams: dict[str, Tensor | No
                              f"{stream.shape[1]} frames, the questions of {len(rooms)} x {frames}")
 
 
+def _stacked(arrays: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(arrays))
+
+
 def _padded(arrays: Sequence[np.ndarray], most: int) -> Tensor:
-    return torch.from_numpy(np.stack([np.pad(a, ((0, most - len(a)), (0, 0))) for a in arrays]))
+    return _stacked([np.pad(a, ((0, most - len(a)), (0, 0))) for a in arrays])

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from scenes.boxes import boxes_of
+from scenes.boxes import boxes_of, iou
 from scenes.clip import Clip
+from scenes.geometry import transform
 from scenes.questions.balance import balanced
-from scenes.questions.question import Question, questions
+from scenes.questions.question import POINTER, Question, questions
 from scenes.questions.visibility import SceneView
-from teacher.language.grounding import box_tokens
-from teacher.language.model import COORD, GROUND, IGNORED, SPECIALS, QuestionBatch
+from teacher.language.grounding import box_tokens, token_shares
+from teacher.language.model import GROUND, IGNORED, SPECIALS, QuestionBatch
 from teacher.language.position import mean_token_points, world_points
 from teacher.towers.base import GRID
 
@@ -27,15 +28,19 @@ _STRIDE = 2  # px between the pixels that `box_tokens` counts
 class RoomQuestions:
     """The questions about a clip, with the geometry they need but without its frames."""
     id: str
-    points: np.ndarray           # [T,14,14,3] float32 m
-    boxes: np.ndarray            # [M,7] float32, the distinct candidates
-    inside: np.ndarray           # [M,T*196] float16, `box_tokens`
+    points: np.ndarray           # [T,14,14,3] float32 m, world
+    camera: np.ndarray           # [T,14,14,3] float32 m, each frame's camera
+    focal: float                 # log(focal length / width); 0 where unknown
+    boxes: np.ndarray            # [R,7] float32, the distinct candidates; zeros for a mask
+    inside: np.ndarray           # [R,T*196] float16, share of each token in the box or mask
     questions: list[Question]
-    candidates: list[list[int]]  # of each question, indices into boxes
+    candidates: list[list[int]]  # of each question's boxes, rows of `boxes`
+    mentions: list[list[int]]    # of each question's mentions, rows of `inside`
 
     def subset(self, indices: Sequence[int]) -> "RoomQuestions":
-        return replace(self, questions=[self.questions[i] for i in indices],
-                       candidates=[self.candidates[i] for i in indices])
+        parts = (self.questions, self.candidates, self.mentions)
+        chosen: list[Any] = [[part[i] for i in indices] for part in parts]
+        return replace(self, questions=chosen[0], candidates=chosen[1], mentions=chosen[2])
 
 
 def read_room(clip: Clip, tasks: Sequence[str], seed: int, draws: int = 1) -> RoomQuestions:
@@ -50,7 +55,7 @@ def read_room(clip: Clip, tasks: Sequence[str], seed: int, draws: int = 1) -> Ro
     found = []
     for task in tasks:
         found += _draw(view, task, seed, draws if task in DRAWN_TASKS else 1)
-    return _with_boxes(clip, found)
+    return _with_masks(view, found)
 
 
 def imported_room(clip: Clip, questions: list[Question]) -> RoomQuestions:
@@ -64,7 +69,8 @@ def imported_room(clip: Clip, questions: list[Question]) -> RoomQuestions:
         raise ValueError(f"clip {clip.id}: questions with boxes need depth, intrinsics and poses")
     points = np.full((len(clip.frames), GRID, GRID, 3), np.nan, np.float32)
     inside = np.zeros((0, points[..., 0].size), np.float16)
-    return RoomQuestions(clip.id, points, boxes_of([]), inside, questions, [[] for _ in questions])
+    none: list[list[int]] = [[] for _ in questions]
+    return RoomQuestions(clip.id, points, points, 0.0, boxes_of([]), inside, questions, none, none)
 
 
 def balance_rooms(rooms: Sequence[RoomQuestions], seed: int) -> list[RoomQuestions]:
@@ -83,7 +89,8 @@ def balance_rooms(rooms: Sequence[RoomQuestions], seed: int) -> list[RoomQuestio
 class EncodedQuestion:
     prompt: list[int]        # token ids after the visual tokens, before the answer
     answer: list[int]        # token ids with the end token; empty for a box
-    coord: int               # index of the box of <coord>; -1: none
+    number: float            # log of the number in metres; NaN: none
+    coords: list[int]        # regions of the <coord>s in the prompt, in order
     candidates: list[int]    # indices of boxes; empty unless it is a grounding question
     targets: tuple[int, ...]
 
@@ -91,11 +98,14 @@ class EncodedQuestion:
 class PromptEncoder:
     """Questions to token ids and back, in the tokenizer's chat template if it has one.
 
+    pointers: with a <coord> after each mention. number_head: a numeric answer has no tokens.
+
     <ground> and <coord> have the ids after the language model's vocabulary. Raises ValueError for a
     tokenizer without an end-of-text token, or larger than the vocabulary.
     """
 
-    def __init__(self, tokenizer: Any, vocab_size: int):
+    def __init__(self, tokenizer: Any, vocab_size: int, pointers: bool = True,
+                 number_head: bool = True):
         if tokenizer.eos_token_id is None:
             raise ValueError("tokenizer: has no end-of-text token, so no answer would end; set "
                              "eos_token in its tokenizer_config.json")
@@ -103,6 +113,7 @@ class PromptEncoder:
             raise ValueError(f"tokenizer: has {len(tokenizer)} tokens, the language model "
                              f"{vocab_size}; they do not belong together")
         self.tokenizer, self.vocab_size, self.end = tokenizer, vocab_size, tokenizer.eos_token_id
+        self.pointers, self.number_head = pointers, number_head
         self._cache: dict[str, list[int]] = {}  # ids of pieces of text
         before, self._after = _chat_template(tokenizer)
         self.prefix: list[int] = self.encode(before)
@@ -134,22 +145,45 @@ class PromptEncoder:
             self._cache |= zip(new, ids, strict=True)
 
     def encode_room(self, room: RoomQuestions) -> list[EncodedQuestion]:
-        return [self._encode_question(question, boxes)
-                for question, boxes in zip(room.questions, room.candidates, strict=True)]
+        rows = zip(room.questions, room.candidates, room.mentions, strict=True)
+        return [self._encode_question(*row) for row in rows]
 
-    def _encode_question(self, question: Question, boxes: list[int]) -> EncodedQuestion:
+    def _encode_question(self, question: Question, boxes: list[int],
+                         mentions: list[int]) -> EncodedQuestion:
         prompt = self.encode(self._prompt_text(question))
         offered: list[int] = []
         if question.task in GROUNDED:
             prompt += self.encode(GROUND)
             offered = boxes[:len(question.offered)]
-        answer = [*self.encode(question.answer), self.end] if question.answer is not None else []
-        has_coord = COORD in question.prompt and bool(question.targets)
-        return EncodedQuestion(prompt, answer, boxes[question.targets[0]] if has_coord else -1,
-                               offered, tuple(t for t in question.targets if t < len(offered)))
+        number = np.nan if question.number is None else log_number(question)
+        has_tokens = question.answer is not None and not (
+            self.number_head and question.number is not None)
+        answer = [*self.encode(question.answer or ""), self.end] if has_tokens else []
+        coords = mentions if self.pointers else []
+        if not question.mentions and POINTER in question.prompt and question.targets:
+            coords = [boxes[question.targets[0]]]
+        return EncodedQuestion(prompt, answer, number, coords, offered,
+                               right_candidates(question) if offered else ())
 
     def _prompt_text(self, question: Question) -> str:
-        return "\n" + question.prompt + self._after
+        prompt = question.pointed_prompt if self.pointers else question.prompt
+        return "\n" + prompt + self._after
+
+
+def log_number(question: Question) -> float:
+    """Log of the answer in metres, what the numeric head predicts."""
+    assert question.number is not None
+    return float(np.log(max(question.number * question.unit, 1e-3)))
+
+
+def right_candidates(question: Question) -> tuple[int, ...]:
+    """The targets among the offered boxes; of proposals, those nearest to a target, IoU >= 0.5."""
+    if question.proposals is None or not question.targets or not question.proposals:
+        return question.targets
+    overlaps = iou(question.offered, question.boxes[list(question.targets)])  # [K,targets]
+    best = overlaps.argmax(0)
+    right = {int(k) for k, overlap in zip(best, overlaps.max(0), strict=True) if overlap >= 0.5}
+    return tuple(sorted(right))
 
 
 @dataclass(frozen=True)
@@ -158,10 +192,12 @@ class PaddingSpec:
     text: int        # tokens of prompt and answer
     answer: int      # tokens
     candidates: int  # boxes
+    coords: int      # pointers
 
     @classmethod
     def of(cls, questions: Iterable[EncodedQuestion]) -> "PaddingSpec":
-        sizes = [(len(q.prompt + q.answer), len(q.answer), len(q.candidates)) for q in questions]
+        sizes = [(len(q.prompt + q.answer), len(q.answer), len(q.candidates), len(q.coords))
+                 for q in questions]
         return cls(*map(max, zip(*sizes, strict=True)))
 
 
@@ -180,18 +216,19 @@ def collate(groups: Sequence[Sequence[EncodedQuestion]], pad: int, max_new_token
     k, a = padding.candidates, padding.answer
     ids = np.full((c, q, -(-longest // 8) * 8), pad)
     length, answer_start = np.zeros((c, q), int), np.zeros((c, q), int)
-    labels, coord = np.full((c, q, a), IGNORED), np.full((c, q), -1)
+    labels, coords = np.full((c, q, a), IGNORED), np.full((c, q, padding.coords), -1)
     candidates, targets = np.full((c, q, k), -1), np.zeros((c, q, k), bool)
+    number = np.full((c, q), np.nan, np.float32)
     for i, j in np.ndindex(c, q):
         one = groups[i][j]
         text = one.prompt + ([] if max_new_tokens else one.answer)
-        ids[i, j, :len(text)], length[i, j], coord[i, j] = text, len(text), one.coord
-        answer_start[i, j] = len(one.prompt) - 1
+        ids[i, j, :len(text)], length[i, j], number[i, j] = text, len(text), one.number
+        answer_start[i, j], coords[i, j, :len(one.coords)] = len(one.prompt) - 1, one.coords
         if not max_new_tokens:
             labels[i, j, :len(one.answer)] = one.answer
         candidates[i, j, :len(one.candidates)] = one.candidates
         targets[i, j, list(one.targets)] = True
-    arrays = (ids, length, answer_start, labels, coord, candidates, targets)
+    arrays = (ids, length, answer_start, labels, number, coords, candidates, targets)
     return QuestionBatch(*map(torch.from_numpy, arrays))
 
 
@@ -211,7 +248,78 @@ def _with_boxes(clip: Clip, found: list[Question]) -> RoomQuestions:
         candidates.append([index[box.tobytes()] for box in boxes])
     boxes = np.stack(unique) if unique else boxes_of([])
     inside = box_tokens(points[:, ::_STRIDE, ::_STRIDE], boxes, GRID).astype(np.float16)
-    return RoomQuestions(clip.id, mean_token_points(points, GRID), boxes, inside, found, candidates)
+    return RoomQuestions(clip.id, *_geometry(clip), boxes, inside, found, candidates,
+                         [[] for _ in found])
+
+
+def _with_masks(view: SceneView, found: list[Question]) -> RoomQuestions:
+    """Candidates are jittered proposals, then the true boxes; tokens are those of 2-D masks."""
+    clip = view.clip
+    assert clip.instances is not None
+    rng = np.random.default_rng([*clip.id.encode()])
+    masks = [clip.instances == item.scene_object.id for item in view.objects]
+    proposals = [_jittered_box(box, rng) for box in view.boxes]
+    inside = [token_shares(_jittered_mask(mask, rng), GRID) for mask in masks]
+    inside += [token_shares(mask, GRID) for mask in masks]
+    boxes, count = [*proposals, *view.boxes], len(masks)
+    rows: dict[tuple[int, int], int] = {}  # (object, frame) of a mention -> row
+    for number, frame in (mention[1:] for question in found for mention in question.mentions):
+        if (number, frame) not in rows:
+            rows[number, frame] = len(boxes)
+            boxes.append(np.zeros(7, np.float32))
+            inside.append(np.zeros((len(clip.frames), GRID, GRID), np.float32))
+            inside[-1][frame] = token_shares(clip.instances[frame][None] == number, GRID)[0]
+    asked = []
+    for question in found:
+        if len(question.boxes):
+            question = replace(question, boxes=np.stack(boxes[:2 * count]), proposals=count,
+                               targets=tuple(count + target for target in question.targets))
+        asked.append(question)
+    return RoomQuestions(
+        clip.id, *_geometry(clip), np.stack(boxes).astype(np.float32),
+        np.stack(inside).reshape(len(inside), -1).astype(np.float16), asked,
+        [list(range(len(q.boxes))) for q in asked],
+        [[rows[mention[1:]] for mention in q.mentions] for q in asked])
+
+
+def _geometry(clip: Clip) -> tuple[np.ndarray, np.ndarray, float]:
+    """RoomQuestions.points, camera and focal."""
+    assert clip.depth is not None and clip.intrinsics is not None and clip.poses is not None
+    points = mean_token_points(world_points(clip.depth, clip.intrinsics, clip.poses), GRID)
+    columns = points.reshape(len(points), -1, 3).transpose(0, 2, 1)           # [T,3,196]
+    camera = transform(columns, np.linalg.inv(clip.poses)).transpose(0, 2, 1)
+    focal = float(np.log(clip.intrinsics[0, 0] / clip.frames.shape[3]))
+    return points, camera.reshape(points.shape).astype(np.float32), focal
+
+
+def _jittered_box(box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A proposal of an object [7], IoU 0.5 to 1."""
+    move, stretch = rng.uniform(-0.3, 0.3, (2, 3))
+    while True:
+        moved = box.copy()
+        moved[:3] += move * box[3:6]
+        moved[3:6] *= np.exp(stretch)
+        if iou(moved[None], box[None])[0, 0] >= 0.5:
+            return moved
+        move, stretch = move / 2, stretch / 2
+
+
+def _jittered_mask(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each frame's mask [T,H,W] moved by a share of its size, IoU 0.5 to 1."""
+    out = np.zeros_like(mask)
+    for t in np.flatnonzero(mask.any((1, 2))):
+        rows, columns = np.nonzero(mask[t])
+        shift = rng.uniform(-0.3, 0.3, 2) * [np.ptp(rows) + 1, np.ptp(columns) + 1]
+        while True:
+            inside = np.zeros_like(mask[t])
+            y, x = rows + round(shift[0]), columns + round(shift[1])
+            kept = (y >= 0) & (y < mask.shape[1]) & (x >= 0) & (x < mask.shape[2])
+            inside[y[kept], x[kept]] = True
+            if (inside & mask[t]).sum() >= 0.5 * (inside | mask[t]).sum():
+                break
+            shift = shift / 2
+        out[t] = inside
+    return out
 
 
 def _draw(view: SceneView, task: str, seed: int, draws: int) -> list[Question]:

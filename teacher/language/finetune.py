@@ -1,12 +1,13 @@
 """Training the full teacher, one question family a batch."""
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +15,8 @@ from records.files import digest, read_rows, write_rows
 from records.interrupts import check, deferred, pending
 from records.progress import track
 from teacher.language.config import FinetuneConfig
-from teacher.language.dataset import Batch, QuestionDataset
-from teacher.language.encode import GROUNDED
+from teacher.language.dataset import NUMBER, Batch, QuestionDataset
+from teacher.language.encode import GROUNDED, log_number
 from teacher.language.model import LanguageTeacher
 from teacher.language.objective import FlatInputsObjective, Objective, flatten_batch
 from teacher.language.weights import load_trainable, trainable_state_dict, uses_bf16
@@ -23,14 +24,15 @@ from teacher.training.checkpoint import clip_and_step, load_checkpoint, save_che
 from teacher.training.cuda_graphs import GraphPerShape
 from teacher.training.sharded import GatheredOptimizer, StateDictHolder
 
-QUERY_BATCHES = 8  # of 64 questions, for the mean and deviation of grounding queries
+STATE_BATCHES = 8  # of 64 questions, for the mean and deviation of the states that heads read
 CHECKPOINT, METRICS = "tuning.ckpt.safetensors", "metrics.jsonl"
 
 
 @torch.no_grad()
 def set_statistics(model: LanguageTeacher, dataset: QuestionDataset) -> None:
     """Sets mean and standard deviation (floor 1e-4) of the training clips' features per channel,
-    and of the grounding queries before training (LanguageTeacher.grounding_query)."""
+    and of the states that boxes and numbers are read from, before training; the numeric head starts
+    as the best constant."""
     for name in ("semantic", "generative"):
         stream = getattr(dataset.visual, name)
         if stream is None:
@@ -46,7 +48,14 @@ def set_statistics(model: LanguageTeacher, dataset: QuestionDataset) -> None:
         getattr(model, f"{name}_mean").copy_(mean.view(-1, 1, 1))
         getattr(model, f"{name}_std").copy_(std.view(-1, 1, 1))
     if model.shape.query == "words":
-        _set_query_statistics(model, dataset)
+        _set_state_statistics(model, dataset, "query", GROUNDED, model.grounding_query)
+    if model.number_head is not None:
+        _set_state_statistics(model, dataset, "answer", (NUMBER,), model.answer_state)
+        numbers = [log_number(q) for room in dataset.rooms for q in room.questions
+                   if q.number is not None]
+        last: Any = model.number_head[-1]
+        last.weight.zero_()
+        last.bias.fill_(float(np.median(numbers)) if numbers else 0.0)
 
 
 def fit(model: LanguageTeacher, dataset: QuestionDataset, config: FinetuneConfig,
@@ -114,18 +123,20 @@ def autocast(config: FinetuneConfig, device: torch.device):
     return nullcontext()
 
 
-def _set_query_statistics(model: LanguageTeacher, dataset: QuestionDataset) -> None:
+def _set_state_statistics(model: LanguageTeacher, dataset: QuestionDataset, name: str,
+                          families: Iterable[str], read: Callable) -> None:
+    """Mean and deviation of the states that `read` returns, as buffers NAME_mean and NAME_std."""
     was_training = model.training
     model.eval()
-    queries = []
-    for name in (name for name in dataset.families if name in GROUNDED):
-        for batch in islice(dataset.eval_batches(name, 8, 8), QUERY_BATCHES):
+    states = []
+    for family in (family for family in dataset.families if family in families):
+        for batch in islice(dataset.eval_batches(family, 8, 8), STATE_BATCHES):
             hidden = model(batch.visual, batch.questions).hidden
-            queries.append(model.grounding_query(hidden, batch.questions).flatten(0, 1))
-    if queries and sum(map(len, queries)) > 1:
-        std, mean = torch.std_mean(torch.cat(queries).float(), 0)
-        model.query_mean.copy_(mean)
-        model.query_std.copy_(std.clamp_min(1e-4))
+            states.append(read(hidden, batch.questions).flatten(0, 1))
+    if states and sum(map(len, states)) > 1:
+        std, mean = torch.std_mean(torch.cat(states).float(), 0)
+        getattr(model, f"{name}_mean").copy_(mean)
+        getattr(model, f"{name}_std").copy_(std.clamp_min(1e-4))
     model.train(was_training)
 
 

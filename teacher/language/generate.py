@@ -6,12 +6,12 @@ import torch
 
 from scenes.questions.metrics import select_boxes
 from scenes.questions.question import Question
-from teacher.language.dataset import Batch, QuestionDataset
+from teacher.language.dataset import NUMBER, Batch, QuestionDataset
 from teacher.language.encode import GROUNDED
 from teacher.language.grounding import TEMPERATURE, mask_padding
 from teacher.language.model import LanguageTeacher
 
-MAX_NEW_TOKENS = {"vsi_number": 8, "vsi_choice": 2, "situated": 8, "caption": 48, "qa": 16}
+MAX_NEW_TOKENS = {NUMBER: 8, "vsi_choice": 2, "situated": 8, "caption": 48, "qa": 16}
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,16 @@ def predict(model: LanguageTeacher, dataset: QuestionDataset, family: str, clips
             questions: int = 8) -> list[Prediction]:
     """Predictions for every question of one family (dataset.FAMILIES)."""
     model.eval()
+    if model.shape.fusion == "context_gated":  # visual tokens depend on the question
+        questions = 1
     max_new_tokens = MAX_NEW_TOKENS.get(family, 1)
     out = []
     for batch in dataset.eval_batches(family, clips, questions, max_new_tokens):
         if family in GROUNDED:
             out += _ground(model, batch)
+            continue
+        if family == NUMBER and model.number_head is not None:
+            out += _numbers(model, batch, dataset)
             continue
         answers = _greedy(model, batch, max_new_tokens, dataset.encoder.end)
         for (i, j), ids in zip(batch.rows, answers, strict=True):
@@ -57,6 +62,19 @@ def _ground(model: LanguageTeacher, batch: Batch) -> list[Prediction]:
     for (i, j), row in zip(batch.rows, scores, strict=True):
         boxes = tuple(select_boxes(row.numpy() * TEMPERATURE))
         out.append(Prediction(i, j, None, boxes, int(row[:-1].argmax())))
+    return out
+
+
+def _numbers(model: LanguageTeacher, batch: Batch, dataset: QuestionDataset) -> list[Prediction]:
+    """Numbers of the numeric head, in the question's unit; counts are whole."""
+    predicted = model(batch.visual, batch.questions).number
+    assert predicted is not None
+    out = []
+    for (i, j), log in zip(batch.rows, predicted.flatten().tolist(), strict=True):
+        question = dataset.rooms[i].questions[j]
+        value = np.exp(log) / question.unit
+        counts = question.task == "vsi:object_counting"
+        out.append(Prediction(i, j, f"{value:.0f}" if counts else f"{value:.4g}"))
     return out
 
 

@@ -30,7 +30,8 @@ QWEN2_7B: dict[str, Any] = {  # LLaVA-Video's language model
     "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
     "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 32768}
 # SigLIP so400m, Wan2.1 1.3B
-PAPER = LanguageShape(semantic_dim=1152, generative_dim=1536, grid=14, query="ground")
+PAPER = LanguageShape(semantic_dim=1152, generative_dim=1536, position="depth_pose", query="ground",
+                      pointers=False, numbers="text")
 WAN_TAPPED = 1.0e9  # weights of Wan2.1 1.3B up to the tap, with its VAE
 
 
@@ -113,14 +114,15 @@ def dummy_batch(model: LanguageTeacher, frames: int, words: int, clips: int,
         visual = VisualInputs(
             torch.zeros(clips, frames, shape.semantic_dim, 14, 14, dtype=torch.half),
             torch.zeros(clips, frames, shape.generative_dim, 14, 14, dtype=torch.half),
-            torch.zeros(clips, frames, 14, 14, 3), torch.ones(clips, boxes, 7),
+            torch.zeros(clips, frames, 14, 14, 3), torch.zeros(clips, frames, 14, 14, 3),
+            torch.zeros(clips), torch.ones(clips, boxes, 7),
             torch.zeros(clips, boxes, frames * 196, dtype=torch.half))
         ids = torch.full((clips, 1, words), model.vocab_size + SPECIALS.index("<ground>"))
         none = torch.full((clips, 1), -1)
         candidates = torch.zeros(clips, 1, boxes, dtype=torch.long)
         labels = torch.full((clips, 1, 1), IGNORED)
-        return visual, QuestionBatch(ids, none + words, none + words, labels, none, candidates,
-                                     candidates.bool())
+        return visual, QuestionBatch(ids, none + words, none + words, labels, none.float(),
+                                     none[..., None], candidates, candidates.bool())
 
 
 def saved_bytes(call: Callable[[], Any]) -> int:
@@ -144,9 +146,10 @@ class _WithoutLayers(LanguageTeacher):
     """A teacher whose language model is only its last norm; keeps the layers' input."""
     embeds: Tensor
 
-    def run_layers(self, embeds: Tensor, position_ids: Tensor, mask: Tensor | None) -> Tensor:
+    def run_layers(self, embeds: Tensor, position_ids: Tensor,
+                   mask: Tensor | None) -> tuple[Tensor, None]:
         self.embeds = embeds
-        return self.lm.get_decoder().norm(embeds)
+        return self.lm.get_decoder().norm(embeds), None
 
 
 def _meta_teacher(how: Tune, shape: LanguageShape, lm: dict[str, Any], rank: int) -> _WithoutLayers:

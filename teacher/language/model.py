@@ -5,25 +5,28 @@ causal language model, through `inputs_embeds` (arXiv 2603.19235; 2412.00493). Q
 clip share its visual tokens; a mask keeps them apart, so the result is that of one at a time.
 """
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scenes.questions.question import POINTER
 from teacher.fusion import fusion
-from teacher.language.config import Objects, PositionMode, Query
-from teacher.language.grounding import GroundHead
-from teacher.language.position import DistanceHead, distance_loss, sine_position, video_position
+from teacher.language.config import Numbers, PositionMode, Query
+from teacher.language.geometry_losses import DepthRayHead, LayerLosses
+from teacher.language.grounding import PLACE, GroundHead, place_and_area, region_weights
+from teacher.language.position import sine_position, video_position
 from teacher.towers.base import GRID
 
-GROUND, COORD = "<ground>", "<coord>"
-SPECIALS = (GROUND, COORD)
+GROUND = "<ground>"
+SPECIALS = (GROUND, POINTER)
+ORDERS = 8      # pointers of a question that are told apart
 IGNORED = -100  # label of a position that the loss ignores
 # module names of this class -> names in saved teachers
-SAVED_NAMES = {"object_projection.": "known.", "state_projection.": "heard.",
-               "distance_head.": "metric.", "ground.query_proj.": "ground.ask.",
+SAVED_NAMES = {"object_projection.": "known.", "ground.query_proj.": "ground.ask.",
                "ground.object_proj.": "ground.thing."}
+Inputs = Literal["tokens", "place", "text"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,17 @@ class LanguageShape:
     semantic_dim: int
     generative_dim: int                      # 1 without a generative stream
     fusion: str = "token_gate"               # one of teacher.fusion.FUSIONS
-    position: PositionMode = "depth_pose"
-    grid: int = 7  # visual tokens along a frame's side; the paper: 14
-    objects: Objects = "fused"               # tokens that represent a box; the paper: semantic
+    position: PositionMode = "pose_free"
+    grid: int = 14                           # visual tokens along a frame's side
     query: Query = "words"                   # grounding query; the paper: ground
-    sight: bool = True  # False: text-only baseline without visual tokens and boxes
-    metric: float = 0.0                      # weight of `distance_loss`
+    pointers: bool = True                    # regions of the objects that a question mentions
+    numbers: Numbers = "head"                # what answers a number
+    # "place": no visual tokens, pointers without features; "text": no pointers either. Candidates
+    # of grounding are the same in all
+    inputs: Inputs = "tokens"
+    masking: float = 0.0    # share of semantic tokens zeroed in half of the training frames
+    depth_ray: float = 0.0  # weight of DepthRayHead's loss
+    layer_losses: float = 0.0  # weight of LayerLosses
 
 
 @dataclass
@@ -46,8 +54,10 @@ class VisualInputs:
     semantic: Tensor            # [C,T,Ds,14,14] half
     generative: Tensor | None   # [C,T,Dg,14,14] half
     points: Tensor              # [C,T,14,14,3] m, world; position.mean_token_points
-    boxes: Tensor               # [C,M,7] centre m, size m, heading rad
-    inside: Tensor              # [C,M,T*196] grounding.box_tokens
+    camera: Tensor              # [C,T,14,14,3] m, each frame's camera; only for training losses
+    focal: Tensor               # [C] log(focal length / width)
+    boxes: Tensor               # [C,R,7] centre m, size m, heading rad; zeros for a pointer
+    inside: Tensor              # [C,R,T*196] share of each token that is in the region
 
 
 @dataclass
@@ -57,7 +67,8 @@ class QuestionBatch:
     length: Tensor        # [C,Q] tokens of each question
     answer_start: Tensor  # [C,Q] the position that predicts the first answer token
     labels: Tensor        # [C,Q,A] answer tokens; IGNORED after the end and for boxes
-    coord: Tensor         # [C,Q] index of the box that <coord> stands for; -1: none
+    number: Tensor        # [C,Q] log of the answer in metres; NaN: none
+    coords: Tensor        # [C,Q,P] regions that the <coord>s stand for, in order; -1: none
     candidates: Tensor    # [C,Q,K] indices of the candidate boxes; -1: padding
     targets: Tensor       # [C,Q,K] bool
 
@@ -67,7 +78,9 @@ class TeacherOutput:
     hidden: Tensor         # [C,Q,L,W] last hidden states of the questions
     ground: Tensor | None  # [C,Q,K+1] logits of the candidates and "none"; None without candidates
     gate: Tensor | None    # [C,T,14,14] semantic share
-    visual_hidden: Tensor  # [C,V,W] last hidden states of the visual tokens
+    number: Tensor | None  # [C,Q] predicted QuestionBatch.number
+    fused: Tensor          # [C,T,W,h,14] fused tokens, before positions
+    layer: Tensor | None   # [C,V,W] middle layer's states of the visual tokens
 
 
 class LanguageTeacher(nn.Module):
@@ -78,6 +91,8 @@ class LanguageTeacher(nn.Module):
     generative_std: Tensor
     query_mean: Tensor
     query_std: Tensor
+    answer_mean: Tensor
+    answer_std: Tensor
     scale: Tensor
     prefix: Tensor
 
@@ -89,37 +104,47 @@ class LanguageTeacher(nn.Module):
         for name, dim in (("semantic", shape.semantic_dim), ("generative", shape.generative_dim)):
             self.register_buffer(f"{name}_mean", torch.zeros(dim, 1, 1))
             self.register_buffer(f"{name}_std", torch.ones(dim, 1, 1))
-        self.register_buffer("query_mean", torch.zeros(width))
-        self.register_buffer("query_std", torch.ones(width))
+        for name in ("query", "answer"):
+            self.register_buffer(f"{name}_mean", torch.zeros(width))
+            self.register_buffer(f"{name}_std", torch.ones(width))
         # visual tokens get the RMS of word embeddings: larger ones would drown the words
         self.register_buffer("scale", _rms(embedding))
         self.register_buffer("prefix", torch.tensor(prefix, dtype=torch.long), persistent=False)
         self.fusion = fusion(shape.fusion, shape.semantic_dim, shape.generative_dim, width)
-        self.object_projection = (nn.Conv2d(shape.semantic_dim, width, 1)
-                                  if shape.objects == "semantic" else None)
+        self.object_projection = nn.Conv2d(shape.semantic_dim, width, 1)
         self.newline = nn.Parameter(torch.randn(width) * 0.02)
         self.specials = nn.Parameter(torch.randn(len(SPECIALS), width) * 0.02)
+        self.order = nn.Parameter(torch.randn(ORDERS, width)) if shape.pointers else None
+        self.pair = _mlp(2 * width, width, width) if shape.pointers else None
         self.ground = GroundHead(width)
-        self.distance_head = DistanceHead(width) if shape.metric and shape.sight else None
-        self.state_projection = (nn.Linear(width, width)
-                                 if shape.objects == "heard" and shape.sight else None)
+        self.place = _mlp(PLACE, width, width) if shape.pointers else None
+        self.focal = nn.Linear(1, width) if shape.position == "pose_free" else None
+        self.number_head = _mlp(width, width, 1) if shape.numbers == "head" else None
+        self.depth_ray = DepthRayHead(width) if shape.depth_ray else None
+        self.layer_losses = LayerLosses(width) if shape.layer_losses else None
 
     def forward(self, visual: VisualInputs, questions: QuestionBatch) -> TeacherOutput:
         semantic, generative = self.standardise(visual)           # [C*T,D,14,14]
         clips = visual.semantic.shape[:2]
-        fused, gate = self.fusion(semantic, generative)           # [C*T,W,h,14], [C*T,1,h,14]
-        box_tokens = fused if self.object_projection is None else self.object_projection(semantic)
-        objects = self._object_embeddings(visual, box_tokens.unflatten(0, clips))  # [C,M,W]
-        tokens = self.visual_tokens(visual, fused.unflatten(0, clips))             # [C,V,W]
-        words = self.embed_questions(questions, objects)          # [C,Q,L,W]
-        prefix = self._embed(self.prefix).expand(len(tokens), -1, -1)
-        shared, hidden = self._run_decoder(torch.cat([prefix, tokens], 1), words)
-        visual_hidden = shared[:, prefix.shape[1]:]               # [C,V,W]
-        if self.state_projection is not None:
-            objects = objects + self._object_states(visual_hidden, visual).to(objects.dtype)
+        context = self._context(questions).repeat_interleave(clips[1], 0)
+        # [C*T,W,h,14], [C*T,1,h,14]
+        fused, gate = self.fusion(self._masked(semantic), generative, context)
+        fused = fused.unflatten(0, clips)
+        objects = self.object_projection(semantic).unflatten(0, clips)
+        candidates = self.regions(visual, objects)                # [C,R,W]
+        pointers = self.regions(visual, fused if self.shape.inputs == "tokens" else None)
+        tokens = self.visual_tokens(visual, fused)                # [C,V,W]
+        words = self.embed_questions(questions, pointers)         # [C,Q,L,W]
+        before = [self._embed(self.prefix).expand(len(tokens), -1, -1)]
+        if self.focal is not None and self.shape.inputs == "tokens":
+            focal = visual.focal[:, None, None].to(self.newline.dtype)
+            before.append(self.focal(focal) * self.scale)
+        first = sum(part.shape[1] for part in before)
+        layer, hidden = self._run_decoder(torch.cat([*before, tokens], 1), words)
         gate = None if gate is None else gate.squeeze(1).unflatten(0, clips)
-        return TeacherOutput(hidden, self._ground_logits(hidden, questions, objects), gate,
-                             visual_hidden)
+        return TeacherOutput(hidden, self._ground_logits(hidden, questions, candidates), gate,
+                             self._numbers(hidden, questions), fused,
+                             None if layer is None else layer[:, first:])
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm.get_output_embeddings()(hidden)
@@ -132,12 +157,23 @@ class LanguageTeacher(nn.Module):
         at = at.clamp_max(length - 1)[..., None].expand(-1, -1, -1, width)
         return self.logits(output.hidden.gather(2, at))
 
-    def distance_loss(self, output: TeacherOutput, visual: VisualInputs) -> Tensor:
-        """position.distance_loss of the visual tokens (of two streams in a sequence: the first)."""
-        assert self.distance_head is not None
-        points = self.cell_points(visual, self.shape.grid).flatten(1, 3)
-        return distance_loss(self.distance_head, self._cell_states(output.visual_hidden, visual),
-                             points)
+    def geometry_loss(self, output: TeacherOutput, visual: VisualInputs) -> Tensor | float:
+        """The weighted losses of DepthRayHead and LayerLosses, those that are on."""
+        loss: Tensor | float = 0.0
+        if self.depth_ray is not None:
+            loss = self.shape.depth_ray * self.depth_ray.loss(output.fused, visual.camera)
+        if self.layer_losses is not None and output.layer is not None:
+            t, g = visual.semantic.shape[1], self.shape.grid
+            # no newlines; of two streams in a sequence, the first
+            states = output.layer.unflatten(1, (t, -1, g + 1))[:, :, :g, :g]
+            points, camera = (self.cells(p, g) for p in (visual.points, visual.camera))
+            loss = loss + self.shape.layer_losses * self.layer_losses(states, points, camera)
+        return loss
+
+    def answer_state(self, hidden: Tensor, questions: QuestionBatch) -> Tensor:
+        """The state that the answer starts from, before standardisation, [C,Q,W]."""
+        at = questions.answer_start[..., None, None].expand(-1, -1, 1, hidden.shape[-1])
+        return hidden.gather(2, at).squeeze(2)
 
     def grounding_query(self, hidden: Tensor, questions: QuestionBatch) -> Tensor:
         """The vector that represents each grounding question, before standardisation, [C,Q,W]."""
@@ -163,7 +199,7 @@ class LanguageTeacher(nn.Module):
     def visual_tokens(self, visual: VisualInputs, fused: Tensor) -> Tensor:
         """fused [C,T,W,h,14] -> [C,T*rows*(grid+1),W]: on the grid, with positions and newlines."""
         c, t, w, h, _ = fused.shape
-        if not self.shape.sight:
+        if self.shape.inputs != "tokens":
             return fused.new_zeros(c, 0, w)
         g = self.shape.grid
         small = F.adaptive_avg_pool2d(fused.flatten(0, 1), (g * h // GRID, g))  # [C*T,W,rows,g]
@@ -172,41 +208,60 @@ class LanguageTeacher(nn.Module):
         ends = self.newline.to(rows.dtype).expand(*rows.shape[:3], 1, -1)
         return torch.cat([rows, ends], 3).flatten(1, 3)
 
-    def embed_questions(self, questions: QuestionBatch, objects: Tensor) -> Tensor:
-        """[C,Q,L,W]; the embedding of its box is added to <coord>."""
+    def embed_questions(self, questions: QuestionBatch, regions: Tensor) -> Tensor:
+        """[C,Q,L,W]; to each <coord> are added its region [C,R,W], and what it is with the pointer
+        before it: without that, two have to meet in attention, which takes thousands of steps."""
         words = self._embed(questions.ids)
-        index = questions.coord.clamp_min(0)[..., None].expand(-1, -1, objects.shape[-1])  # [C,Q,W]
-        box = objects.gather(1, index) if objects.shape[1] else words.new_zeros(index.shape)
-        is_coord = questions.ids == self.vocab_size + SPECIALS.index(COORD)
-        is_coord = is_coord & (questions.coord >= 0)[..., None]
-        return words + is_coord[..., None] * box[:, :, None].to(words.dtype)
+        if not questions.coords.shape[2]:
+            return words
+        clip = torch.arange(len(regions), device=regions.device)[:, None, None]
+        pointers = regions[clip, questions.coords.clamp_min(0)]                 # [C,Q,P,W]
+        if self.order is not None and self.pair is not None:
+            previous = F.pad(pointers, (0, 0, 1, 0))[:, :, :-1]
+            numbered = torch.arange(pointers.shape[2], device=regions.device).clamp_max(ORDERS - 1)
+            pair = self.pair(torch.cat([pointers, previous], -1))
+            pointers = pointers + pair + self.order[numbered]
+        is_coord = questions.ids == self.vocab_size + SPECIALS.index(POINTER)   # [C,Q,L]
+        nth = (is_coord.cumsum(2) - 1).clamp(0, pointers.shape[2] - 1)
+        is_coord = is_coord & (questions.coords.gather(2, nth) >= 0)
+        at = nth[..., None].expand(-1, -1, -1, pointers.shape[-1])
+        pointed = (pointers * self.scale).to(words.dtype).gather(2, at)         # [C,Q,L,W]
+        return words + is_coord[..., None] * pointed
 
-    def cell_points(self, visual: VisualInputs, g: int) -> Tensor:
-        """World points averaged to a grid of g x g, [C,T,g,g,3] m."""
-        points = visual.points.flatten(0, 1).permute(0, 3, 1, 2).float()
-        points = F.adaptive_avg_pool2d(points, (g, g))
-        return points.permute(0, 2, 3, 1).unflatten(0, visual.points.shape[:2])
+    def cells(self, points: Tensor, g: int) -> Tensor:
+        """Points [C,T,14,14,3] averaged to a grid of g x g, [C,T,g,g,3] m."""
+        small = F.adaptive_avg_pool2d(points.flatten(0, 1).permute(0, 3, 1, 2).float(), (g, g))
+        return small.permute(0, 2, 3, 1).unflatten(0, points.shape[:2])
 
-    def run_layers(self, embeds: Tensor, position_ids: Tensor, mask: Tensor | None) -> Tensor:
-        """Last hidden states [C,S,W] of input embeddings [C,S,W]."""
-        return self.lm.get_decoder()(inputs_embeds=embeds, position_ids=position_ids,
-                                     attention_mask=mask, use_cache=False).last_hidden_state
+    def run_layers(self, embeds: Tensor, position_ids: Tensor,
+                   mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """States [C,S,W] of input embeddings [C,S,W]: the last ones, and the middle layer's if
+        LayerLosses are on."""
+        wanted = self.layer_losses is not None and self.training
+        decoder = self.lm.get_decoder()
+        output = decoder(inputs_embeds=embeds, position_ids=position_ids, attention_mask=mask,
+                         use_cache=False, output_hidden_states=wanted)
+        middle = output.hidden_states[len(decoder.layers) // 2] if wanted else None
+        return output.last_hidden_state, middle
 
-    def _object_embeddings(self, visual: VisualInputs, tokens: Tensor) -> Tensor:
-        """[C,M,W]: the mean of each box's tokens, and its centre's position (pose-free: theirs)."""
-        if not self.shape.sight:
-            return tokens.new_zeros(*visual.boxes.shape[:2], tokens.shape[2])
-        parts = tokens.split(GRID, 3)  # two of a fusion that concatenates sequences
-        flat = sum(p.permute(0, 1, 3, 4, 2).flatten(1, 3) for p in parts)
-        flat = flat / len(parts)  # [C,T*196,W]
-        inside = visual.inside.to(flat.dtype)
-        pooled = inside @ flat
+    def regions(self, visual: VisualInputs, tokens: Tensor | None) -> Tensor:
+        """[C,R,W]: the mean of each region's tokens [C,T,W,h,14], its place and area, and with
+        depth_pose its box's centre or its tokens' mean position."""
+        weights = region_weights(visual.inside)                   # [C,R,T*196]
+        width = self.newline.shape[0]
+        out = weights.new_zeros(*weights.shape[:2], width)
+        if tokens is not None:
+            parts = tokens.split(GRID, 3)  # two of a fusion that concatenates sequences
+            flat = sum(p.permute(0, 1, 3, 4, 2).flatten(1, 3) for p in parts) / len(parts)
+            out = weights.to(flat.dtype) @ flat
+        if self.place is not None:
+            place = place_and_area(visual.inside, visual.semantic.shape[1])
+            out = out + self.place(place.to(self.newline.dtype))
         if self.shape.position == "depth_pose":
-            position = sine_position(visual.boxes[..., :3], pooled.shape[-1])
-        else:
-            cells = self._positions(visual, GRID, flat.shape[-1]).flatten(1, 3)
-            position = inside @ cells.to(flat.dtype)
-        return (pooled + position) * self.scale
+            cells = weights @ self._positions(visual, GRID, width).flatten(1, 3)
+            centre = sine_position(visual.boxes[..., :3], width)
+            out = out + torch.where(visual.boxes[..., 3:4] > 0, centre, cells)
+        return out
 
     def _positions(self, visual: VisualInputs, g: int, width: int) -> Tensor:
         """[C,T,g,g,W] float32."""
@@ -214,7 +269,7 @@ class LanguageTeacher(nn.Module):
         if self.shape.position == "pose_free":
             code = video_position(t, g, width, visual.semantic.device)
             return code.expand(c, -1, -1, -1, -1)
-        return sine_position(self.cell_points(visual, g), width)
+        return sine_position(self.cells(visual.points, g), width)
 
     def _embed(self, ids: Tensor) -> Tensor:
         in_vocabulary = ids < self.vocab_size
@@ -224,8 +279,30 @@ class LanguageTeacher(nn.Module):
         one_hot = (ids[..., None] == special_ids).to(words.dtype)
         return words * in_vocabulary[..., None] + one_hot @ self.specials.to(words.dtype)
 
-    def _run_decoder(self, shared: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states of both: shared [C,P,W], words [C,Q,L,W]."""
+    def _masked(self, semantic: Tensor) -> Tensor:
+        """In training, half of the frames [C*T,D,14,14] without `masking` of their tokens
+        (GeoSR, arXiv 2603.26639)."""
+        if not self.training or not self.shape.masking:
+            return semantic
+        hidden = torch.rand_like(semantic[:, :1]) < self.shape.masking
+        half = torch.rand_like(semantic[:, :1, :1, :1]) < 0.5
+        return semantic.masked_fill(hidden & half, 0)
+
+    def _context(self, questions: QuestionBatch) -> Tensor:
+        """Mean word embedding of each clip's questions [C,W]; as released for one a clip."""
+        places = torch.arange(questions.ids.shape[2], device=questions.ids.device)
+        mask = (places <= questions.answer_start[..., None]).to(self.newline.dtype)  # [C,Q,L]
+        total = torch.einsum("cql,cqlw->cw", mask, self._embed(questions.ids).to(mask.dtype))
+        return total / mask.sum((1, 2))[:, None]
+
+    def _numbers(self, hidden: Tensor, questions: QuestionBatch) -> Tensor | None:
+        if self.number_head is None:
+            return None
+        state = (self.answer_state(hidden, questions).float() - self.answer_mean) / self.answer_std
+        return self.number_head(state.to(self.newline.dtype)).squeeze(-1)
+
+    def _run_decoder(self, shared: Tensor, words: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The middle layer's states of shared [C,P,W] (or None), the last of words [C,Q,L,W]."""
         c, q, l, _ = words.shape
         p = shared.shape[1]
         x = torch.cat([shared.to(words.dtype), words.flatten(1, 2)], 1)  # [C,P+Q*L,W]
@@ -236,25 +313,8 @@ class LanguageTeacher(nn.Module):
                               p + torch.arange(l, device=x.device).repeat(q)]).expand(c, -1)
         # None (one question): causal
         mask = question_block_mask(p, q, l, x.device).expand(c, 1, -1, -1) if q > 1 else None
-        hidden = self.run_layers(x, position, mask)
-        return hidden[:, :p], hidden[:, p:].unflatten(1, (q, l))
-
-    def _object_states(self, visual_hidden: Tensor, visual: VisualInputs) -> Tensor:
-        """The language model's hidden states of each box's tokens, projected, [C,M,W]."""
-        assert self.state_projection is not None
-        c, m, _ = visual.inside.shape
-        t, g = visual.semantic.shape[1], self.shape.grid
-        inside = visual.inside.float().view(c, m * t, GRID, GRID)
-        inside = F.adaptive_avg_pool2d(inside, g).view(c, m, -1)  # [C,M,T*g*g]
-        inside = inside / inside.sum(-1, keepdim=True).clamp_min(1e-6)
-        states = self._cell_states(visual_hidden, visual).float()
-        states = F.rms_norm(states, visual_hidden.shape[-1:])
-        return self.state_projection((inside @ states).to(self.newline.dtype)) * self.scale
-
-    def _cell_states(self, visual_hidden: Tensor, visual: VisualInputs) -> Tensor:
-        """[C,V,W] -> [C,T*grid*grid,W]: no newlines; of two streams in a sequence, the first."""
-        t, g = visual.semantic.shape[1], self.shape.grid
-        return visual_hidden.unflatten(1, (t, -1, g + 1))[:, :, :g, :g].flatten(1, 3)
+        hidden, middle = self.run_layers(x, position, mask)
+        return None if middle is None else middle[:, :p], hidden[:, p:].unflatten(1, (q, l))
 
     def _ground_logits(self, hidden: Tensor, questions: QuestionBatch,
                        objects: Tensor) -> Tensor | None:
@@ -273,6 +333,10 @@ def question_block_mask(shared: int, questions: int, length: int, device: torch.
     owner = (torch.arange(-shared, questions * length, device=device) // length).clamp_min(-1)
     visible = (owner[None] == owner[:, None]) | (owner[None] == -1)
     return visible.tril()[None, None]
+
+
+def _mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, outputs))
 
 
 def _rms(embedding: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from teacher.language.dataset import Batch
 from teacher.language.grounding import ground_loss
 from teacher.language.model import IGNORED, LanguageTeacher, QuestionBatch, VisualInputs
 
+NUMBER_BETA = 0.1  # a relative error of 10 %: smaller ones are squared
 RECOMPILE_LIMIT = 256  # compiled shapes: one a question family, of every model in this process
 
 
@@ -20,17 +21,20 @@ class Objective(nn.Module):
         self.teacher = teacher
 
     def forward(self, batch: Batch) -> Tensor:
-        """Answer cross-entropy or box InfoNCE, and in training the distance loss; a scalar."""
+        """Answer cross-entropy, box InfoNCE or smooth L1 of log numbers, and in training the
+        losses of geometry; a scalar."""
         questions = batch.questions
         output = self.teacher(batch.visual, questions)
         if output.ground is not None:
             loss = ground_loss(output.ground, questions.targets, questions.candidates >= 0)
+        elif not questions.labels.shape[2]:  # no answer has tokens: all are numbers
+            assert output.number is not None
+            loss = F.smooth_l1_loss(output.number.float(), questions.number, beta=NUMBER_BETA)
         else:
             logits = self.teacher.answer_logits(output, questions).flatten(0, 2).float()
             loss = F.cross_entropy(logits, questions.labels.flatten(), ignore_index=IGNORED)
-        if self.training and self.teacher.distance_head is not None:
-            weight = self.teacher.shape.metric
-            loss = loss + weight * self.teacher.distance_loss(output, batch.visual)
+        if self.training:
+            loss = loss + self.teacher.geometry_loss(output, batch.visual)
         return loss
 
 

@@ -1,21 +1,19 @@
-"""3D positions of visual tokens, and a training loss on the distances between them.
+"""3D positions of visual tokens.
 
 Source: Video-3D LLM (arXiv 2412.00493), `avg-discrete-sin3d`: the mean world point of a token's
 pixels in steps of 0.1 m, as sines and cosines, a third of the channels per axis. The pose-free
-positions and the distance loss are not in the paper.
+positions are not in the paper.
 """
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from scenes.geometry import transform, unproject
 
 LOW, HIGH = (-15.0, -15.0, -5.0), (15.0, 15.0, 5.0)  # m
 STEP = 0.1                                           # m
 BASE = 1e4
-PAIRS = 64      # token pairs a clip and step in the distance loss
-NEAR = 0.1      # m, added to distances before the logarithm
 
 
 def world_points(depth: np.ndarray, intrinsics: np.ndarray, poses: np.ndarray) -> np.ndarray:
@@ -59,28 +57,6 @@ def video_position(frames: int, grid: int, width: int,
     frame = torch.arange(frames, device=device).float()
     cells = torch.stack(torch.meshgrid(frame, at, at, indexing="ij"), -1)
     return _sines(cells, width)
-
-
-class DistanceHead(nn.Module):
-    """States of two tokens [...,W] -> log(distance in metres + 0.1), [...]. Symmetric."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.net = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(),
-                                 nn.Linear(width, 1))
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.net(torch.cat([a + b, (a - b).abs()], -1)).squeeze(-1)
-
-
-def distance_loss(head: DistanceHead, states: Tensor, points: Tensor) -> Tensor:
-    """Smooth L1 of PAIRS random log distances; states [C,N,W], points [C,N,3] m; a scalar."""
-    c, n, _ = states.shape
-    first, second = torch.randint(n, (2, c, PAIRS), device=states.device)[..., None]
-    a, b = (states.gather(1, i.expand(-1, -1, states.shape[2])) for i in (first, second))
-    p, q = (points.gather(1, i.expand(-1, -1, 3)) for i in (first, second))
-    predicted = head(a, b).float()
-    return F.smooth_l1_loss(predicted, ((p - q).float().norm(dim=-1) + NEAR).log())
 
 
 def _sines(steps: Tensor, width: int) -> Tensor:

@@ -4,7 +4,7 @@ OUT has config.json, rooms_SPLIT-KEY.safetensors (questions), metrics.jsonl, cur
 teacher.safetensors and scores.json. On several GPUs: accelerate launch -m vega3d teacher train …
 """
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from records.environment import environment
 from records.files import atomic_write, digest, read_json, sha256, write_json
@@ -33,21 +34,21 @@ from teacher.language.dataset import (
 from teacher.language.encode import PromptEncoder, RoomQuestions
 from teacher.language.finetune import CHECKPOINT, autocast, fit, set_statistics, validation_loss
 from teacher.language.generate import predict
-from teacher.language.model import LanguageShape, LanguageTeacher
+from teacher.language.geometry_losses import depth_and_rays, ridge_r2
+from teacher.language.model import Inputs, LanguageShape, LanguageTeacher
 from teacher.language.weights import (
     WEIGHTS,
     build,
     save_language_teacher,
-    semantic_only_state,
     trainable_state_dict,
-    warm_start,
 )
-from teacher.towers.base import Tower
+from teacher.towers.base import GRID, Tower
 from teacher.towers.controls import FixedNoise, RGBPatches, VAELatents, Zeros
 from teacher.towers.efficientnet import SemanticEncoder
 from teacher.towers.image_encoders import load_siglip
 from teacher.towers.wan import load_wan
 
+READOUT_CLIPS = 16  # a batch
 Stores = tuple[FeatureStore, FeatureStore | None]  # semantic, generative
 
 
@@ -59,11 +60,8 @@ def train_language_teacher(config: LanguageTeacherConfig) -> dict[str, dict[str,
     # a batch is of one family, so some heads get no gradient in a step
     accelerator = Accelerator(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
-    start = None if config.start is None else semantic_only_state(config.start)
     config.out.mkdir(parents=True, exist_ok=True)
     model, datasets = _prepare(config, accelerator)
-    if start is not None:
-        warm_start(model, {name: v.to(accelerator.device) for name, v in start.items()})
     if accelerator.is_main_process:
         facts = {"config": json.loads(json.dumps(asdict(config), default=str)),
                  "shape": asdict(model.shape), "env": environment()}
@@ -77,11 +75,14 @@ def train_language_teacher(config: LanguageTeacherConfig) -> dict[str, dict[str,
     if not accelerator.is_main_process:
         return {}
     draw_curves(curve, config.out / "curves.png")
-    _write_tensorboard(curve, config.out / "tensorboard")
     save_language_teacher(trained, model, config, config.out / WEIGHTS)
     (config.out / CHECKPOINT).unlink(missing_ok=True)
     test = datasets.get("test") if config.exam else None
-    scores = {} if test is None else evaluate(model, test, config.tuning)
+    scores = {}
+    if test is not None:
+        scores = evaluate(model, test, config.tuning)
+        if not bool(test.visual.camera.isnan().any()):
+            scores["fused"] = fused_r2(model, datasets["train"], test)
     write_json({"scores": scores, "steps": config.tuning.steps}, config.out / "scores.json")
     return scores
 
@@ -101,11 +102,39 @@ def evaluate(model: LanguageTeacher, dataset: QuestionDataset,
     return scores | ({"vsi_numeric": {"mra": sum(numeric) / len(numeric)}} if numeric else {})
 
 
+@torch.no_grad()
+def fused_r2(model: LanguageTeacher, train: QuestionDataset,
+             test: QuestionDataset) -> dict[str, float]:
+    """R2 of ridge regression from held-out fused tokens to their log depth and rays."""
+    model.eval()
+
+    def tokens(dataset: QuestionDataset) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in dataset.visual_batches(READOUT_CLIPS):
+            fused = model.fusion(*model.standardise(batch))[0][..., :GRID, :]  # [C*T,W,14,14]
+            yield (fused.permute(0, 2, 3, 1).flatten(0, 2),
+                   depth_and_rays(batch.camera).flatten(0, 3))
+
+    depth, *rays = ridge_r2(tokens(train), tokens(test))
+    return {"depth_r2": depth, "ray_r2": sum(rays) / len(rays)}
+
+
 def question_dataset(rooms: Sequence[RoomQuestions], stores: Stores, encoder: PromptEncoder,
-                     device: torch.device) -> QuestionDataset:
+                     device: torch.device, true_xyz: bool = False) -> QuestionDataset:
+    """true_xyz: the rooms' own geometry is the second stream."""
     semantic, generative = stores
     second = None if generative is None else load_features(generative, rooms)
+    if true_xyz:
+        second = torch.stack([true_geometry(room) for room in rooms])
     return QuestionDataset(rooms, load_features(semantic, rooms), second, encoder, device)
+
+
+def true_geometry(room: RoomQuestions) -> Tensor:
+    """Each token's point in its frame's camera (m) and the log focal length, [T,4,14,14] half."""
+    camera = torch.from_numpy(room.camera)
+    if camera.isnan().any():
+        raise ValueError(f"clip {room.id}: has no depth and poses, which true_xyz needs")
+    focal = camera.new_full((*camera.shape[:3], 1), room.focal)
+    return torch.cat([camera, focal], -1).permute(0, 3, 1, 2).half()
 
 
 def draw_curves(curve: Sequence[dict], path: Path) -> None:
@@ -131,23 +160,35 @@ def draw_curves(curve: Sequence[dict], path: Path) -> None:
     plt.close(figure)
 
 
-def _prepare(config: LanguageTeacherConfig, accelerator: Any
-             ) -> tuple[LanguageTeacher, dict[Split, QuestionDataset]]:
-    """The model, and a dataset of each split that has questions."""
+def read_data(config: LanguageTeacherConfig, accelerator: Any
+              ) -> tuple[Stores, dict[Split, list[RoomQuestions]]]:
+    """Features and questions of every split; made once, in `data` or OUT."""
     source, key = _source(config, accelerator.is_main_process)
     accelerator.wait_for_everyone()
     stores = _stores(config, source, key, accelerator)
     rooms = {split: _rooms(config, source, split, accelerator) for split in SPLITS}
     if not rooms["train"]:
         raise ValueError(f"{config.clips or config.out}: has no questions about training clips")
+    return stores, rooms
+
+
+def _prepare(config: LanguageTeacherConfig, accelerator: Any
+             ) -> tuple[LanguageTeacher, dict[Split, QuestionDataset]]:
+    """The model, and a dataset of each split that has questions."""
+    stores, rooms = read_data(config, accelerator)
     semantic, generative = stores
     generative_dim, fusion = 1, "semantic_only"
-    if generative is not None:
-        generative_dim, fusion = generative.spec["dim"], config.fusion
+    if generative is not None or config.features == "true_xyz":
+        generative_dim = 4 if generative is None else generative.spec["dim"]
+        fusion = config.fusion
+    inputs: dict[str, Inputs] = {"place": "place", "text_only": "text"}
     shape = LanguageShape(semantic.spec["dim"], generative_dim, fusion, config.position,
-                          config.grid, config.objects, config.query, metric=config.metric)
+                          config.grid, config.query, config.pointers, config.numbers,
+                          inputs.get(config.features, "tokens"), config.masking,
+                          config.depth_ray, config.layer_losses)
     model, encoder = build(config.tuning, shape, accelerator.device)
-    datasets = {split: question_dataset(part, stores, encoder, accelerator.device)
+    datasets = {split: question_dataset(part, stores, encoder, accelerator.device,
+                                        config.features == "true_xyz")
                 for split, part in rooms.items() if part}
     set_statistics(model, datasets["train"])
     return model, datasets
@@ -174,7 +215,7 @@ def _source(config: LanguageTeacherConfig, render: bool) -> tuple[Source, str]:
 
 def _stores(config: LanguageTeacherConfig, source: Source, key: str, accelerator: Any) -> Stores:
     def filled(tower: Tower) -> FeatureStore:
-        folder = config.out / "features"
+        folder = (config.data or config.out) / "features"
         if accelerator.is_main_process:
             fill(FeatureStore(folder, tower.spec, key), tower, source, _all_ids(source),
                  accelerator.device)
@@ -184,8 +225,10 @@ def _stores(config: LanguageTeacherConfig, source: Source, key: str, accelerator
     generative = _tower(config, accelerator.device)
     semantic: Any = (SemanticEncoder() if config.semantic == "efficientnet-lite0"
                      else load_siglip(config.semantic))
-    return (filled(semantic.to(accelerator.device)),
-            None if generative is None else filled(generative))
+    store = filled(semantic.to(accelerator.device))
+    if config.features == "semantic":
+        return store, store
+    return store, None if generative is None else filled(generative)
 
 
 def _all_ids(source: Source) -> list[str]:
@@ -194,7 +237,7 @@ def _all_ids(source: Source) -> list[str]:
 
 def _tower(config: LanguageTeacherConfig, device: torch.device) -> Tower | None:
     controls = {"zeros": Zeros, "noise": FixedNoise, "rgb": RGBPatches}
-    if config.features == "none":
+    if config.features in ("none", "semantic", "true_xyz", "place", "text_only"):
         return None
     if config.features in controls:
         return controls[config.features]()
@@ -210,8 +253,8 @@ def _rooms(config: LanguageTeacherConfig, source: Source, split: Split,
     ids = source.ids(split)
     draws = config.draws if split == "train" else 1
     # the last part names the algorithm that made the questions
-    key = digest(ids, config.tasks, draws, 'evened, text apart')
-    path = config.out / f"rooms_{split}-{key}.safetensors"
+    key = digest(ids, config.tasks, draws, "evened, text apart, masks")
+    path = (config.data or config.out) / f"rooms_{split}-{key}.safetensors"
     if accelerator.is_main_process and not path.is_file():
         save_rooms(read_rooms(source, ids, config.tasks, 0, draws), path)
     accelerator.wait_for_everyone()
@@ -224,26 +267,16 @@ def _imported_rooms(config: LanguageTeacherConfig, clips: Path, source: Source, 
     tasks = IMPORTED_TASKS if config.tasks == TASKS else config.tasks
     ids = source.ids(split)
     key = digest(ids, tasks, sha256(clips / QUESTIONS_FILE))
-    path = config.out / f"rooms_{split}-{key}.safetensors"
+    path = (config.data or config.out) / f"rooms_{split}-{key}.safetensors"
     if accelerator.is_main_process and not path.is_file():
         save_rooms(read_imported_rooms(source, ids, tasks, load_questions(clips) or {}), path)
     accelerator.wait_for_everyone()
     rooms = load_rooms(path)
-    needs_points = config.position == "depth_pose" or (config.metric > 0 and split == "train")
+    losses = config.depth_ray or config.layer_losses
+    needs_points = config.position == "depth_pose" or (losses and split == "train")
     lacking = [room.id for room in rooms if np.isnan(room.points).any()]
     if needs_points and lacking:
         raise ValueError(f"{clips}: {len(lacking)} clips such as {lacking[0]} have no depth and "
-                         "poses; train with --position pose_free --metric 0")
+                         "poses; train with --position pose_free and without depth_ray and "
+                         "layer_losses")
     return rooms
-
-
-def _write_tensorboard(curve: Sequence[dict], folder: Path) -> None:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return
-    with SummaryWriter(str(folder)) as writer:
-        for row in curve:
-            for name, value in row.items():
-                if name != "step":
-                    writer.add_scalar(name, value, row["step"])

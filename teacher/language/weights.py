@@ -1,4 +1,4 @@
-"""Weights of the full teacher: building, saving and loading it, and warm starts."""
+"""Weights of the full teacher: building, saving and loading it."""
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from records.files import parse_json, reading, to_json
-from teacher.fusion import PaperGate, ResidualGate, SemanticOnly, TokenGate
 from teacher.language.config import FinetuneConfig, LanguageTeacherConfig
 from teacher.language.encode import PromptEncoder
 from teacher.language.lm import load_lm, recompute, tune
@@ -28,7 +27,8 @@ def build(config: FinetuneConfig, shape: LanguageShape,
     tune(lm, config.tune, config.lora_rank)
     if config.recompute:
         recompute(lm)
-    encoder = PromptEncoder(tokenizer, lm.get_input_embeddings().weight.shape[0])
+    encoder = PromptEncoder(tokenizer, lm.get_input_embeddings().weight.shape[0],
+                            shape.pointers and shape.inputs != "text", shape.numbers == "head")
     model = LanguageTeacher(lm, shape, encoder.prefix).to(device)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -76,48 +76,6 @@ def load_trainable(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
         value.copy_(state[name])
 
 
-@torch.no_grad()
-def warm_start(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
-    """Loads the `trainable_state_dict` of a teacher without a second stream.
-
-    The output stays the same until the second stream, which starts at zero, is trained; its
-    statistics must be set. Raises ValueError for a state of another model, or an unfit fusion.
-    """
-    tensors = {name: value for name, value in _trainable(model).items()
-               if not name.startswith(("fusion.", "generative_"))}
-    fusion = {name.removeprefix("fusion."): value for name, value in state.items()
-              if name.startswith("fusion.")}
-    semantic = SemanticOnly(model.shape.semantic_dim, 1, model.newline.shape[0])
-    semantic = semantic.to(model.newline.device)
-    given = {name: value for name, value in state.items() if name in tensors} | fusion
-    if _shapes(given) != _shapes(tensors | semantic.state_dict()):
-        raise ValueError("teacher: expected one without a second stream (--features none), of the "
-                         "same language model and options")
-    semantic.load_state_dict(fusion)
-    blends_raw = isinstance(model.fusion, PaperGate | ResidualGate)
-    if isinstance(model.fusion, SemanticOnly):
-        model.fusion.load_state_dict(fusion)
-    elif isinstance(model.fusion, TokenGate) and not blends_raw:
-        model.fusion.warm_start(semantic)
-    else:
-        raise ValueError(f"teacher: fusion {model.shape.fusion} cannot start from a teacher "
-                         "without a second stream; use token_gate")
-    for name, value in tensors.items():
-        value.copy_(state[name])
-
-
-def semantic_only_state(folder: Path) -> dict[str, Tensor]:
-    """Trained weights of a teacher without a second stream. Raises ValueError for any other."""
-    if not (folder / WEIGHTS).is_file():
-        raise ValueError(f"{folder}: has no trained teacher to start from; "
-                         f"train it with: vega3d teacher train --features none --out {folder}")
-    state, _, shape = _read_teacher(folder / WEIGHTS)
-    if shape.fusion != "semantic_only":
-        raise ValueError(f"{folder}: its teacher has a second stream ({shape.fusion}); start from "
-                         "one that was trained with --features none")
-    return state
-
-
 def _read_teacher(path: Path) -> tuple[dict[str, Tensor], FinetuneConfig, LanguageShape]:
     if not path.is_file():
         raise ValueError(f"{path}: no such teacher; train it with: vega3d teacher train")
@@ -138,7 +96,3 @@ def _trainable(model: LanguageTeacher) -> dict[str, Tensor]:
         tensors = {saved + name.removeprefix(prefix) if name.startswith(prefix) else name: value
                    for name, value in tensors.items()}
     return tensors
-
-
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in tensors.items()}

@@ -55,8 +55,8 @@ def question_room(name: str, tasks: Sequence[str] = SCORED) -> RoomQuestions:
     chosen = [i for i, question in enumerate(room.questions) if question.task in tasks]
     rng = np.random.default_rng(list(name.encode()))
     offsets = rng.uniform(0, 1e-3, room.boxes.shape).astype(np.float32)
-    return replace(room, questions=[room.questions[i] for i in chosen],
-                   candidates=[room.candidates[i] for i in chosen], boxes=room.boxes + offsets)
+    offsets[4:] = 0  # a pointer's
+    return replace(room.subset(chosen), boxes=room.boxes + offsets)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -171,7 +171,7 @@ def test_a_second_bench_predicts_nothing_and_an_interrupted_one_only_what_is_mis
 
     monkeypatch.setattr(language_accuracy, "CLIPS", 1)
     first = answered()
-    assert first[0]["questions_a_task"] == 2 and first[0]["questions"] == 2 * 5
+    assert first[0]["questions_a_task"] == 2 and first[0]["questions"] == 2 * 6
     killed = max((run.folder / "bench" / "answers").glob("teacher-*.jsonl"),
                  key=lambda path: path.stat().st_mtime_ns)
     lines = killed.read_text().splitlines()
@@ -198,7 +198,7 @@ def test_questions_are_subsampled_evenly_over_the_rooms():
     assert [i for i, task in tasks if task == "ground"] == ["test/0", "test/2", "test/4"]
     assert sum(task == "multi_ground" for _, task in tasks) == 3
     assert all(len(room.questions) == len(room.candidates) for room in few)
-    assert [len(room.questions) for room in subsample(rooms, None)] == [6] * 5
+    assert [len(room.questions) for room in subsample(rooms, None)] == [7] * 5
     assert [room.id for room in subsample(rooms, 1)] == ["test/0"]
 
 
@@ -315,6 +315,8 @@ def test_teachers_of_other_features_than_the_runs_are_refused(trained, tmp_path)
     assert "another wan (weights other, not" in refused(other)
     shutil.rmtree(manifest.parent)
     assert "features of no wan" in refused(other)
+    control = spoiled(trained, tmp_path / "place", features="place")
+    assert "--features place; expected one of generator, none" in refused(control)
     moved = open_distill_run(drawn_run())
     moved.tower.spec = {**moved.tower.spec, "weights": "trained on"}
     with pytest.raises(ValueError,

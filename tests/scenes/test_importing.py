@@ -183,7 +183,7 @@ def test_a_teacher_trains_and_is_scored_on_the_imported_questions(scannet, out, 
     tuning = FinetuneConfig(lm=str(save_tiny_lm(tmp_path / "lm")), steps=2, clips=1, questions=2,
                             save_every=2, validate_every=2)
     config = LanguageTeacherConfig(out=tmp_path / "teacher", clips=out, features="noise", grid=2,
-                                   tuning=tuning)
+                                   position="depth_pose", tuning=tuning)
     scores = train_language_teacher(config)
     assert scores["ground"]["n"] == 4 and scores["qa"]["n"] == 1 and scores["caption"]["n"] == 3
     run("vsibench", write_vsibench(tmp_path / "vsi"), "--out", out, *size)

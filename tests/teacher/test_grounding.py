@@ -3,7 +3,14 @@ import numpy as np
 import pytest
 import torch
 
-from teacher.language.grounding import GroundHead, box_tokens, ground_loss, mask_padding
+from teacher.language.grounding import (
+    GroundHead,
+    box_tokens,
+    ground_loss,
+    mask_padding,
+    place_and_area,
+    region_weights,
+)
 
 
 def test_logits_are_cosines_over_the_temperature():
@@ -16,7 +23,8 @@ def test_logits_are_cosines_over_the_temperature():
     torch.testing.assert_close(logits[1, 2, 3], one)
     torch.testing.assert_close(
         logits[0, 0, 4],
-        torch.cosine_similarity(head.query_proj(query[0, 0]), head.none, dim=0) / 0.07)
+        torch.cosine_similarity(head.query_proj(query[0, 0]), head.object_proj(head.none), dim=0)
+        / 0.07)
 
 
 def test_the_loss_is_infonce_by_hand():
@@ -48,7 +56,7 @@ def test_a_box_is_represented_by_the_tokens_mostly_inside_it():
                       [0.03, 0.02, 0, 0.06, 0.04, 0.1, 0],        # and half of the second
                       [0.005, 0.005, 0, 0.01, 0.01, 0.1, 0],  # one pixel: the token that it touches
                       [9.0, 0, 0, 1, 1, 1, 0]], np.float32)       # elsewhere
-    tokens = box_tokens(plane(), boxes, 2, margin=1e-4)
+    tokens = region_weights(torch.from_numpy(box_tokens(plane(), boxes, 2, margin=1e-4))[None])[0]
     np.testing.assert_allclose(tokens, [[1, 0, 0, 0], [0.5, 0.5, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]],
                                atol=1e-5)
 
@@ -56,8 +64,21 @@ def test_a_box_is_represented_by_the_tokens_mostly_inside_it():
 def test_small_objects_weigh_tokens_by_their_share():
     # 2 pixels of two tokens each; no heading
     box = np.array([[0.04, 0.01, 0, 0.02, 0.02, 0.1]], np.float32)
-    np.testing.assert_allclose(box_tokens(plane(), box, 2, margin=1e-4), [[0.5, 0.5, 0, 0]],
-                               atol=1e-5)
+    shares = box_tokens(plane(), box, 2, margin=1e-4)
+    np.testing.assert_allclose(shares, [[2 / 16, 2 / 16, 0, 0]], atol=1e-5)
+    np.testing.assert_allclose(region_weights(torch.from_numpy(shares)[None])[0],
+                               [[0.5, 0.5, 0, 0]], atol=1e-5)
+
+
+def test_place_and_area_of_a_mask():
+    inside = torch.zeros(1, 3, 2, 14, 14)
+    inside[0, 0, 1, 4:6, 0] = 1   # two tokens of the second frame
+    inside[0, 1, :, 13, 13] = 0.5  # half a token of both
+    found = place_and_area(inside.flatten(2), 2)[0]
+    first = [0.5, np.log(2 / 196), 5 * 2 / 14 - 1, 1 / 14, 0.5 * 2 / 14 - 1, 0]
+    second = [0, np.log(0.5 / 196), 13.5 * 2 / 14 - 1, 0, 13.5 * 2 / 14 - 1, 0]
+    np.testing.assert_allclose(found[:2], [first, second], atol=1e-5)
+    assert not found[2].any()
 
 
 def test_a_heading_turns_the_box():

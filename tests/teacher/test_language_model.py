@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from scenes.questions.question import POINTER
 from teacher.fusion import FUSIONS
 from teacher.language.encode import PromptEncoder, balance_rooms, collate
 from teacher.language.lm import load_lm, tune
 from teacher.language.model import (
-    COORD,
     GROUND,
     IGNORED,
     LanguageShape,
@@ -45,8 +45,9 @@ def visual_inputs(rooms, frames: int = 2) -> VisualInputs:
     return VisualInputs(
         torch.randn(len(rooms), frames, 5, 14, 14, generator=draw),
         torch.randn(len(rooms), frames, 6, 14, 14, generator=draw),
-        *(torch.from_numpy(np.stack([getattr(r, n) for r in rooms]))
-          for n in ("points", "boxes", "inside")))
+        *(torch.from_numpy(np.stack([getattr(r, n) for r in rooms])) for n in ("points", "camera")),
+        torch.tensor([r.focal for r in rooms]),
+        *(torch.from_numpy(np.stack([getattr(r, n) for r in rooms])) for n in ("boxes", "inside")))
 
 
 ROOMS = [sample_room("train/00000_0"), sample_room("train/00001_0")]
@@ -69,6 +70,8 @@ def test_many_questions_at_once_are_the_same_as_one_by_one(parts):
                                            atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(together.ground[:, q], alone.ground[:, 0], atol=1e-4,
                                        rtol=1e-4)
+            torch.testing.assert_close(together.number[:, q], alone.number[:, 0], atol=1e-4,
+                                       rtol=1e-4)
 
 
 def test_it_is_the_plain_language_model_over_the_same_embeddings(parts):
@@ -83,7 +86,8 @@ def test_it_is_the_plain_language_model_over_the_same_embeddings(parts):
         words = parts[0].get_input_embeddings()
         n = int(one.length)
         text = words(one.ids[0, 0, :n])[None]
-        embeds = torch.cat([words(torch.tensor([parts[1].prefix])), visual, text], 1)
+        focal = model.focal(view.focal[:, None, None]) * model.scale
+        embeds = torch.cat([words(torch.tensor([parts[1].prefix])), focal, visual, text], 1)
         expected = parts[0](inputs_embeds=embeds).logits[0, -n:]
         got = model.logits(model(view, one).hidden[0, 0, :n])
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
@@ -115,7 +119,7 @@ def test_every_fusion_reaches_the_answer(parts, name):
     changed = model(replace(view, generative=view.generative + 1), batch)
     moved = not torch.allclose(output.hidden, changed.hidden, atol=1e-6)
     assert moved == (name != "semantic_only")
-    assert (output.gate is not None) == name.endswith("gate")
+    assert (output.gate is not None) == name.endswith(("gate", "gated"))
 
 
 def test_depth_positions_move_the_answer_and_pose_free_ignores_them(parts):
@@ -127,55 +131,102 @@ def test_depth_positions_move_the_answer_and_pose_free_ignores_them(parts):
         assert same != differs, mode
 
 
-def test_a_box_is_represented_by_the_tokens_inside_it(parts):
-    model, batch = teacher(parts, objects="semantic"), every_question(parts[1])
-    view = visual_inputs(ROOMS)
-    other = view.semantic.clone()
-    other[0, 0, :, :7, :7] += 3  # the first box's quarter of the first frame
-    objects = []
-    for inputs in (view, replace(view, semantic=other)):
-        tokens = model.object_projection(model.standardise(inputs)[0]).unflatten(0, (2, 2))
-        objects.append(model._object_embeddings(inputs, tokens))
-    differs = (objects[0] - objects[1]).abs().amax(-1) > 1e-6          # [C,M]
-    assert differs.tolist() == [[True, False, False, False], [False] * 4]
-    assert model(view, batch).ground.shape == (2, 7, 5)
-
-
-def test_objects_may_include_the_hidden_states_of_their_tokens(parts):
-    """Hidden states also depend on earlier tokens, as attention is causal."""
-    model, batch = teacher(parts, objects="heard"), every_question(parts[1])
-    view = visual_inputs(ROOMS)
-    seen = model(view, batch).visual_hidden
-    far = torch.zeros_like(seen)
-    far[0, 0] = 5.0  # the first token, of the first box's quarter
-    moved = model._object_states(seen + far, view) - model._object_states(seen, view)
-    assert (moved.abs().amax(-1) > 1e-6).tolist() == [[True, False, False, False], [False] * 4]
-    with torch.no_grad():
-        model.state_projection.weight.zero_()
-        model.state_projection.bias.zero_()
-    plain = teacher(parts)
-    plain.load_state_dict(model.state_dict(), strict=False)
-    torch.testing.assert_close(model(view, batch).ground, plain(view, batch).ground)
-
-
-def test_coord_carries_its_box(parts):
+def test_candidates_are_semantic_and_pointers_fused_tokens_of_their_region(parts):
     model, batch = teacher(parts), every_question(parts[1])
-    spot = batch.ids == parts[1].encode(COORD)[0]
-    assert spot.sum() == 2 and (batch.coord >= 0).sum() == 2
-    objects = torch.randn(2, 4, 24)
-    words = model.embed_questions(batch, objects)
-    c, q, l = (int(x[0]) for x in spot.nonzero(as_tuple=True))
-    torch.testing.assert_close(words[c, q, l], model.specials[1] + objects[c, batch.coord[c, q]])
-
-
-def test_text_only_ignores_visual_inputs(parts):
-    model, batch = teacher(parts, sight=False), every_question(parts[1])
     view = visual_inputs(ROOMS)
-    a, b = model(view, batch), model(
-        replace(view, semantic=view.semantic.flip(0), points=view.points + 1), batch)
-    torch.testing.assert_close(a.hidden, b.hidden)
-    # no candidate is better than another
-    assert torch.allclose(a.ground[..., :1], a.ground[..., :-1])
+
+    def moved(stream):
+        """Of each region [C,R]: candidates and pointers that a change of that stream moves."""
+        other = getattr(view, stream).clone()
+        other[0, 0, :, :7, :7] += 3  # the first box's quarter of the first frame
+        embeddings = []
+        for inputs in (view, replace(view, **{stream: other})):
+            sem, gen = model.standardise(inputs)
+            fused = model.fusion(sem, gen)[0].unflatten(0, (2, 2))
+            candidates = model.object_projection(sem).unflatten(0, (2, 2))
+            embeddings.append([model.regions(inputs, x) for x in (candidates, fused)])
+        return [((a - b).abs().amax(-1) > 1e-6).tolist() for a, b in zip(*embeddings, strict=True)]
+
+    first, none = [[True] + [False] * 4, [False] * 5], [[False] * 5] * 2
+    assert moved("semantic") == [first, first] and moved("generative") == [none, first]
+    assert model(view, batch).ground.shape == (2, 8, 5)
+
+
+def test_no_true_geometry_reaches_a_pose_free_reader(parts):
+    """Depth, poses and boxes may be anything: the outputs stay the same."""
+    model, batch = teacher(parts, depth_ray=1.0, layer_losses=1.0), every_question(parts[1])
+    view = visual_inputs(ROOMS)
+    other = replace(view, points=view.points * 3, camera=view.camera + 1, boxes=view.boxes * 2)
+    a, b = model(view, batch), model(other, batch)
+    for name in ("hidden", "ground", "number", "fused"):
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=0)
+    assert not torch.equal(a.hidden, model(replace(view, focal=view.focal + 1), batch).hidden)
+
+
+def test_each_pointer_carries_its_own_region_in_the_order_of_the_text(parts):
+    encoder = parts[1]
+    two = replace(ROOMS[0].questions[1], task="vsi:object_abs_distance", text="the bed and the tv",
+                  mentions=(("bed", 1, 0), ("tv", 2, 0)))
+    assert "the bed <coord> and the tv <coord>" in two.pointed_prompt
+    room = replace(ROOMS[0], questions=[two], candidates=[[]], mentions=[[4, 2]])
+    batch = collate([encoder.encode_room(room)], encoder.end)
+    assert batch.coords.tolist() == [[[4, 2]]] and batch.number.exp().tolist() == [[3.0]]
+    model, regions = teacher(parts), torch.randn(1, 5, 24)
+    words = model.embed_questions(batch, regions)[0, 0]
+    spots = (batch.ids[0, 0] == encoder.encode(POINTER)[0]).nonzero()[:, 0].tolist()
+    before = torch.zeros(24)
+    for k, (spot, region) in enumerate(zip(spots, (4, 2), strict=True)):
+        own = regions[0, region]
+        pointer = own + model.order[k] + model.pair(torch.cat([own, before]))
+        torch.testing.assert_close(words[spot], model.specials[1] + pointer * model.scale)
+        before = own
+    plain = PromptEncoder(encoder.tokenizer, encoder.vocab_size, pointers=False)
+    assert collate([plain.encode_room(room)], plain.end).coords.shape[2] == 0
+    with pytest.raises(ValueError, match="does not mention the sofa"):
+        replace(two, mentions=(("bed", 1, 0), ("sofa", 2, 0))).pointed_prompt  # noqa: B018
+
+
+def test_a_caption_points_at_its_box(parts):
+    batch = every_question(parts[1])
+    caption = [q.task for q in ROOMS[0].questions].index("caption")
+    assert batch.coords[0, caption].tolist() == list(ROOMS[0].questions[caption].targets)
+
+
+def test_controls_without_visual_tokens_have_the_same_candidates(parts):
+    batch, view = every_question(parts[1]), visual_inputs(ROOMS)
+    other = replace(view, semantic=view.semantic.flip(0), generative=view.generative + 1)
+    for inputs in ("place", "text"):
+        model = teacher(parts, inputs=inputs)
+        a, b = model(view, batch), model(other, batch)
+        torch.testing.assert_close(a.hidden, b.hidden)
+        assert not torch.allclose(a.ground, b.ground)  # candidates keep their semantic features
+    place = teacher(parts, inputs="place")
+    turned = replace(view, inside=view.inside.flip(2))
+    assert not torch.allclose(place(view, batch).hidden, place(turned, batch).hidden)
+
+
+def test_masking_zeroes_tokens_in_half_of_the_training_frames_only(parts):
+    model = teacher(parts, masking=0.8)
+    ones = torch.ones(400, 5, 14, 14)
+    assert model._masked(ones) is ones
+    masked = model.train()._masked(ones)
+    model.eval()
+    share = (masked == 0).float().mean((1, 2, 3))
+    assert bool(((masked == 0).all(1) == (masked == 0).any(1)).all())  # whole tokens
+    assert 0.4 < (share == 0).float().mean() < 0.6
+    assert share[share > 0].mean() == pytest.approx(0.8, abs=0.02)
+
+
+def test_numbers_are_read_at_the_start_of_the_answer(parts):
+    """The same number whatever the answer's tokens are, and NaN where there is no number."""
+    model, view = teacher(parts), visual_inputs(ROOMS)
+    batch = every_question(parts[1])
+    changed = replace(batch, ids=batch.ids.clone())
+    after = torch.arange(batch.ids.shape[2]) > batch.answer_start[..., None]
+    changed.ids[after] = 5
+    torch.testing.assert_close(model(view, batch).number, model(view, changed).number)
+    numeric = [q.number is not None for q in ROOMS[0].questions]
+    assert (~batch.number.isnan())[0].tolist() == numeric
 
 
 def test_labels_are_the_answers_at_their_positions(parts):
@@ -185,6 +236,9 @@ def test_labels_are_the_answers_at_their_positions(parts):
         for q, question in enumerate(room.questions):
             labels = batch.labels[c, q]
             ids = labels[labels != IGNORED].tolist()
+            if question.number is not None:  # the numeric head's
+                assert not ids and batch.number[c, q] == pytest.approx(np.log(question.number))
+                continue
             if question.answer is None:
                 assert not ids and batch.ids[c, q,
                                              batch.length[c, q] - 1] == encoder.encode(GROUND)[0]
@@ -199,8 +253,8 @@ def test_labels_are_the_answers_at_their_positions(parts):
 def test_specials_need_no_token_in_the_tokenizer(parts):
     encoder = parts[1]
     words = parts[0].get_input_embeddings().weight.shape[0]
-    assert encoder.encode(f"at {COORD} {GROUND}")[-1] == words and words + 1 in encoder.encode(
-        f"at {COORD}")
+    assert encoder.encode(f"at {POINTER} {GROUND}")[-1] == words and words + 1 in encoder.encode(
+        f"at {POINTER}")
     assert encoder.encode("<groun>") != [words]
 
 
@@ -275,6 +329,7 @@ def test_balanced_rooms_pair_each_question_with_its_boxes(monkeypatch):
     for room in retained:
         for question, boxes in zip(room.questions, room.candidates, strict=True):
             np.testing.assert_array_equal(room.boxes[boxes], question.boxes.reshape(-1, 7))
+        assert [len(m) for m in room.mentions] == [len(q.mentions) for q in room.questions]
 
 
 def test_the_most_frequent_count_is_no_good_guess_once_balanced():

@@ -41,7 +41,7 @@ def config(clips, tmp_path, monkeypatch):
     tuning = FinetuneConfig(lm=str(save_tiny_lm(tmp_path / "lm")), steps=4, clips=2, questions=2,
                         save_every=2, validate_every=2)
     return LanguageTeacherConfig(out=tmp_path / "out", clips=clips, features="noise", grid=2,
-                                 metric=1.0, tuning=tuning)
+                                 depth_ray=1.0, tuning=tuning)
 
 
 def test_a_training_writes_its_files_and_its_loaded_teacher_scores_the_same(config):
@@ -64,7 +64,9 @@ def test_a_training_writes_its_files_and_its_loaded_teacher_scores_the_same(conf
     assert len(stores) == 2
     dataset = question_dataset([sample_room(i) for i in ("test/000", "test/001")], stores, encoder,
                          torch.device("cpu"))
+    fused = scores.pop("fused")
     assert evaluate(model, dataset, tuning) == scores
+    assert set(fused) == {"depth_r2", "ray_r2"} and max(fused.values()) < 1
 
 
 def test_semantic_only_has_no_second_stream(config):
@@ -72,28 +74,6 @@ def test_semantic_only_has_no_second_stream(config):
     assert len(list((config.out / "features").iterdir())) == 1
     shape = json.loads((config.out / "config.json").read_text())["shape"]
     assert shape["fusion"] == "semantic_only" and shape["generative_dim"] == 1
-
-
-def test_a_training_warm_starts_from_one_without_a_second_stream(config, tmp_path):
-    alone = replace(config, features="none", exam=False, out=tmp_path / "alone")
-    train_language_teacher(alone)
-
-    def first(out):
-        return json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["loss"]
-
-    train_language_teacher(replace(config, start=alone.out, exam=False))
-    train_language_teacher(replace(config, exam=False, out=tmp_path / "fresh"))
-    assert first(config.out) < first(tmp_path / "fresh")
-    nowhere = "no trained teacher to start from; .* --features none --out"
-    for start, message in ((tmp_path / "nowhere", nowhere), (config.out, "has a second stream")):
-        with pytest.raises(ValueError, match=message):
-            train_language_teacher(replace(config, start=start, out=tmp_path / "refused"))
-    with pytest.raises(ValueError, match="use token_gate"):
-        train_language_teacher(replace(config, start=alone.out, fusion="add",
-                                       out=tmp_path / "refused"))
-    train_language_teacher(replace(alone, metric=0.0, out=tmp_path / "other"))
-    with pytest.raises(ValueError, match="same language"):
-        train_language_teacher(replace(config, start=tmp_path / "other", out=tmp_path / "refused"))
 
 
 def test_only_training_rooms_have_several_draws(config, monkeypatch):
@@ -111,8 +91,10 @@ def test_only_training_rooms_have_several_draws(config, monkeypatch):
 def test_bad_configurations_are_one_clear_line(config, clips, tmp_path):
     with pytest.raises(ValueError, match="no task 'vsi:colour'"):
         replace(config, tasks=("vsi:colour",))
-    with pytest.raises(ValueError, match=r"metric is -1\.0, expected at least 0"):
-        replace(config, metric=-1.0)
+    with pytest.raises(ValueError, match=r"depth_ray is -1\.0, expected at least 0"):
+        replace(config, depth_ray=-1.0)
+    with pytest.raises(ValueError, match=r"got 2 questions a clip; give --tuning\.questions 1"):
+        replace(config, fusion="context_gated")
     with pytest.raises(ValueError, match="draws is 0, expected at least 1"):
         replace(config, draws=0)
     with pytest.raises(ValueError, match="no recipe 'big'; expected one of: embedded, paper"):
