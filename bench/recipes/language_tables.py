@@ -135,7 +135,7 @@ def save_tiny_lm(folder: Path, rooms: list[RoomQuestions], width: int = 128,
     split = pre_tokenizers.Split(Regex(r"[A-Za-z]+|[^A-Za-z\s]"), "removed", invert=True)
     texts = {text for room in rooms for q in room.questions
              for text in (q.prompt, q.answer or "")}
-    words = {word for text in texts for word, _ in split.pre_tokenize_str(text)}
+    words = {word for text in texts for word, _ in split.pre_tokenize_str(text)} | {*"0123456789."}
     vocabulary = {w: i for i, w in enumerate(["<end>", "<unk>", *sorted(words)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer, tokenizer.decoder = split, decoders.Fuse()

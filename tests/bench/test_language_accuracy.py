@@ -132,7 +132,7 @@ def test_every_source_gets_the_columns_and_the_generators_equal_the_trainings_ow
                 scores[task][metric]), (name, task)
     for name in sources:
         row = rows[name]
-        assert (row["questions"], row["asked_rooms"], row["trainings"]) == (4 * 6, 4, 1)
+        assert (row["questions"], row["asked_rooms"], row["trainings"]) == (4 * 7, 4, 1)
         assert "delta1" in row
         assert ("task/ground/acc@0.25_vs_semantic_low" in row) == (name != "semantic_only")
         assert "questions_a_task" not in row
