@@ -49,7 +49,7 @@ linear layers, for onnxruntime on a CPU.
 def make(run: Path | None = None) -> None:
     """run: a run folder of `vega3d distill run` whose student and heads are to be shipped."""
     with TemporaryDirectory() as scratch:
-        folder = run or _run_of_shipped(Path(scratch) / "run")
+        folder = run or run_of_shipped(Path(scratch) / "run")
         exporter = Exporter(load_trained_run(folder))
         found = next(file for file in export_preset(exporter, "edge", Path(scratch) / "edge")
                      if file.path.name == "model_quantized.onnx")
@@ -69,7 +69,7 @@ def make(run: Path | None = None) -> None:
     print(f"{MODEL}: {found.facts['size_mb']:.1f} MB")
 
 
-def _run_of_shipped(folder: Path) -> Path:
+def run_of_shipped(folder: Path) -> Path:
     """A run folder of the shipped student: what export reads of one."""
     shutil.copytree(SHIPPED, folder / "student")
     (folder / "frames").mkdir()

@@ -9,7 +9,8 @@ NONE = "–"
 TEXT = {  # fields whose cells are aligned to the left
     "features", "head", "mode", "model", "backend", "precision", "artefact", "stage", "label",
     "device", "timer", "launch", "work", "what", "tool", "unit", "task", "metric", "tune", "path",
-    "outcome", "position", "variant", "weights", "gate", "training", "group", "name", "file"
+    "outcome", "position", "variant", "weights", "gate", "training", "group", "name",
+    "file", "runtime", "ran_on"
 }
 
 

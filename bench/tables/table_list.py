@@ -239,6 +239,10 @@ TABLES = {
         ("file", "artefact"), ("precision", "precision"), ("threads", "threads", 0),
         ("median, ms", "latency_ms", 1), ("p90, ms", "p90_ms", 1), ("frames/s", "frames_per_s", 1),
         ("first overlay, s", "first_overlay_s", 2))),
+    "phones": Table("phones", columns(
+        ("file", "file"), ("runtime", "runtime"), ("precision", "precision"), ("ran on", "ran_on"),
+        ("cosine, mean", "cosine_mean", 5), ("cosine, worst frame", "cosine_min", 5),
+        ("ms", "latency_ms", 1), ("MB", "size_mb", 1))),
     "tap_search": Table("tap_search", columns(
         ("rank", "rank", 0), ("frames", "mode"), ("noise t", "t", 2), ("block", "block", 0),
         ("score", "score", 1), ("2.5 %", "score_low", 1), ("97.5 %", "score_high", 1),

@@ -188,7 +188,9 @@ class _Translator:
         options = {"approximate": attributes.get("approximate") == b"tanh"}
         self.emit(kind, inputs, node.output[0], last, **options if kind == "GELU" else {})
 
-    def clip(self, node: NodeProto, _: dict) -> None:
+    def clip(self, node: NodeProto, attributes: dict) -> None:
+        if len(list(filter(None, node.input))) != 3:
+            self.untranslated(node, attributes)
         last = self.is_last(node)
         x, low, high = (self.get(name, last) for name in node.input)
         above = self.file.tensor(f"{node.name}/MAXIMUM", self.file.shape(x))

@@ -1,5 +1,6 @@
 """Phones: LiteRT files are run and gated; a Core ML program is checked, and computed in torch."""
 import json
+import re
 import shutil
 import sys
 from collections import Counter
@@ -89,6 +90,19 @@ def test_the_sidecar_and_the_file_hold_the_contract_and_the_gates_result():
         assert set(facts) - set(stored) == {"schema", "file", "sha256", "size_mb"}
         sizes.append(facts["size_mb"])
     assert sizes == sorted(sizes, reverse=True) and sizes[1] < 0.55 * sizes[0]
+
+
+def test_the_documentation_states_names_order_and_shapes_of_the_files():
+    text = (Path(vega3d.__file__).parent / "docs" / "phones.md").read_text()
+    shapes = lite_files()["fp32"].facts["outputs"]
+    for i, name in enumerate(NAMES):
+        row, = re.findall(rf"^\| `{name}`.*", text, re.MULTILINE)
+        height, width, channels = shapes[name]["shape"]
+        channels = {"features": "D", "descriptors": 32}.get(name, channels)
+        assert f"`[1,{height},{width},{channels}]`, output {i} |" in row
+        assert f"`[1,{channels},{height},{width}]`" in row
+    assert f"outputs[{NAMES.index('depth')}].readFloat()" in text
+    assert 'featureName == "depth"' in text and "`[1,224,224,3]`, RGB in [0,1]" in text
 
 
 def metadata(content: bytes) -> dict[str, Any]:

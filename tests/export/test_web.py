@@ -20,6 +20,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import numpy as np
 import onnx
@@ -374,6 +375,54 @@ report.answers = await Promise.all(asked);
                                  [404, "none", False]]
 
 
+# --- the page's modules, in Node
+
+
+def in_node(tmp_path: Path, module: str, script: str) -> Any:
+    """What `script` leaves in `report`; it imports export/web/static/MODULE.js as `it`."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no Node here")
+    shutil.copyfile(STATIC / f"{module}.js", tmp_path / f"{module}.mjs")
+    (tmp_path / "run.mjs").write_text(f"let report; const it = await import('./{module}.mjs');\n"
+                                      f"{script}\nconsole.log(JSON.stringify(report));")
+    done = subprocess.run([node, tmp_path / "run.mjs"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_result_is_a_row_of_the_table_in_the_documentation(tmp_path):
+    row = in_node(tmp_path, "result", """
+const times = [...Array(10).fill(900), ...Array(100).keys()];
+const model = { label: "FP16", sha256: "ab".repeat(32) };
+report = it.row({ device: "Pixel | 9", browser: "Chrome 156", provider: "WebGPU", model, times });
+""")
+    assert row == "| Pixel   9 | Chrome 156 | WebGPU | FP16 | 50.0 | 95.0 | abababababab |"
+    header = re.search(r"^\| device .*", (ROOT / "docs" / "phones.md").read_text(), re.MULTILINE)
+    assert header and header[0].count("|") == row.count("|")
+
+
+def test_the_worker_is_replaced_after_so_many_runs_and_opened_as_before(tmp_path):
+    report = in_node(tmp_path, "network", """
+report = [];
+let workers = 0;
+globalThis.Worker = class {
+  constructor() { this.name = ++workers; }
+  terminate() { report.push(`end ${this.name}`); }
+  postMessage({ id, open, names }) {
+    report.push(open ? `open ${open.model} on ${this.name}` : `${names} on ${this.name}`);
+    setTimeout(() => this.onmessage({ data: { id, outputs: {} } }));
+  }
+};
+const network = new it.Network(), image = { data: new Uint8ClampedArray(4) };
+await network.open({ model: "m", recycle: 2 });
+for (const name of ["a", "b", "c"]) await network.run(image, [name]);
+await Promise.all(["d", "e", "f"].map((name) => network.run(image, [name])));
+""")
+    assert report == ["open m on 1", "a on 1", "b on 1", "end 1", "open m on 2", "c on 2", "d on 2",
+                      "e on 2", "f on 2"]  # not while others wait for an answer
+
+
 # --- the server
 
 
@@ -553,6 +602,61 @@ def test_the_page_names_its_backend_and_logs_no_error(page):
         chromium.set_viewport(width, 800, phone=width < 700)
         content, window = chromium.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         assert content <= window, width
+
+
+def test_only_what_is_drawn_is_read_back_from_a_graphics_processor(page):
+    chromium, _, _ = page
+    read = chromium.evaluate("""(async () => {
+        const { state } = page, provider = state.provider, read = [];
+        Object.assign(state, { provider: 'WebGPU', points: [], keepNext: false });
+        for (const mode of ['depth', 'geometry', 'none']) {
+            state.mode = mode;
+            read.push(Object.keys((await page.frame(3)).outputs));
+        }
+        document.getElementById('now').click();
+        while (!state.points.length) await new Promise(requestAnimationFrame);
+        read.push(Object.keys(state.view.outputs), page.wanted());
+        Object.assign(state, { provider, points: [], mode: 'normals' });
+        return read; })()""")
+    assert read == [["depth"], ["colours"], ["colours"], ["colours", "descriptors"],
+                    ["colours", "descriptors"]]
+
+
+def test_a_result_is_copied_as_a_row_of_the_documents_table(page):
+    chromium, _, _ = page
+    chromium.evaluate("page.state.times = [1, 2, 3]")
+    assert chromium.evaluate("page.copyResult()") is None
+    assert "57 more frames" in chromium.evaluate("document.getElementById('message').textContent")
+    chromium.evaluate("page.state.times = [...Array(10).fill(900), ...Array(100).keys()]")
+    row = chromium.evaluate("page.copyResult()")
+    model = chromium.evaluate("page.state.model")
+    head = "| device | browser | runs on | file | median, ms | p95, ms | file's SHA-256 |"
+    assert head in (ROOT / "docs" / "phones.md").read_text()
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert len(cells) == head.count("|") - 1 and all(cells)
+    assert cells[2:] == ["WASM, 2 threads", model["label"], "50.0", "95.0", model["sha256"][:12]]
+    assert "Linux" in cells[0] and re.search(r"\d+$", cells[1])
+    chromium.evaluate("document.getElementById('message').textContent = ''")
+
+
+def test_a_network_that_is_recycled_gives_the_same_outputs_and_a_fall_back_is_announced(page):
+    chromium, _, address = page
+    chromium.open(f"{address}/?threads=2&recycle=3&plain")  # no WebGPU in this Chromium
+    chromium.wait("window.page?.state.view", 120)
+    fallback = chromium.evaluate("document.getElementById('fallback').textContent")
+    assert re.fullmatch(r"Runs on the processor \(WASM\), slower .*: .*WebGPU.*\.", fallback)
+    started = """const Before = Worker; window.started = 0;
+        window.Worker = class extends Before { constructor(...a) { super(...a); started++; } };"""
+    same = chromium.evaluate(f"""(async () => {{
+        {started}
+        const sums = [];
+        for (let i = 0; i < 9; i++) sums.push((await page.frame(7)).outputs.depth.data.join());
+        return new Set(sums).size; }})()""")
+    assert same == 1 and chromium.evaluate("started") >= 2
+    chromium.open(f"{address}/?backend=wasm&threads=2")
+    chromium.wait("window.page?.state.view", 120)
+    assert chromium.evaluate("document.getElementById('fallback').textContent") == ""
+    assert chromium.errors == []
 
 
 def test_bad_input_gives_a_message_and_the_page_goes_on(page):

@@ -1,6 +1,7 @@
-import { FAR_M, NEAR_M, depthGradient, picture } from "./colours.js";
+import { FAR_M, NEAR_M, OUTPUT, depthGradient, picture } from "./colours.js";
 import { describe, find, leadsBack } from "./match.js";
 import { Network, choose } from "./network.js";
+import { device, LEAST, row } from "./result.js";
 import * as sources from "./sources.js";
 
 const $ = (id) => document.getElementById(id);
@@ -10,7 +11,10 @@ const MODES = { depth: `${NEAR_M} m <i style="background:${depthGradient}"></i> 
   normals: '<b style="background:#ff8080"></b> right <b style="background:#80ff80"></b> up <b style="background:#8080ff"></b> to you',
   geometry: "alike in colour, alike in geometry", none: "" };
 
-const state = { facts: null, network: null, source: null, view: null, kept: null, points: [], mode: "normals",
+const DRAWN = [...Object.values(OUTPUT), "descriptors"];
+const RECYCLE = navigator.vendor?.startsWith("Apple") ? 300 : Infinity; // WebKit's memory grows until it ends the page (onnxruntime #27584)
+
+const state = { facts: null, network: null, model: null, provider: "", source: null, view: null, kept: null, points: [], mode: "normals",
   running: true, times: [], rates: [], loads: 0, keepNext: true };
 
 /** A view: {image at the model's size, the network's outputs, milliseconds}. */
@@ -21,8 +25,21 @@ async function runFrame() {
   context.imageSmoothingQuality = "high";
   state.source.draw(context, side);
   const image = context.getImageData(0, 0, side, side);
-  const { outputs, milliseconds } = await state.network.run(image);
+  const { outputs, milliseconds } = await state.network.run(image, wanted());
   return { image, outputs, milliseconds };
+}
+
+/** The outputs that are drawn now; of a graphics processor no others are read back. */
+function wanted() {
+  if (!state.provider.startsWith("WebGPU")) return DRAWN;
+  const names = DRAWN.filter((name) => name === (OUTPUT[state.mode] ?? "colours"));
+  return state.points.length || state.keepNext ? [...names, "descriptors"] : names;
+}
+
+/** Reads the outputs that a view lacks. */
+async function complete(view, names) {
+  const missing = names.filter((name) => !(name in view.outputs));
+  if (missing.length) Object.assign(view.outputs, (await state.network.run(view.image, missing)).outputs);
 }
 
 async function loop() {
@@ -52,14 +69,17 @@ function show(view) {
     if (!state.points.length && state.source.name === "bundled clip")
       for (const [x, y] of state.facts.clip.points) point(state.kept, x, y);
   }
-  state.times = [...state.times.slice(-19), view.milliseconds];
+  state.times = [...state.times.slice(-299), view.milliseconds];
   state.rates = [...state.rates.slice(-19), performance.now()];
   draw();
   facts();
 }
 
-function draw() {
-  for (const [canvas, view] of [[$("now"), state.view], [$("kept"), state.kept]]) if (view) paint(canvas, view);
+async function draw() {
+  for (const [canvas, view] of [[$("now"), state.view], [$("kept"), state.kept]]) if (view) {
+    await complete(view, wanted());
+    paint(canvas, view);
+  }
 }
 
 function paint(canvas, view) {
@@ -115,7 +135,7 @@ function keep() {
 function facts() {
   const mean = (list) => list.reduce((a, b) => a + b, 0) / list.length;
   const span = state.rates.at(-1) - state.rates[0];
-  $("fact-time").textContent = `${mean(state.times).toFixed(0)} ms`;
+  $("fact-time").textContent = `${mean(state.times.slice(-20)).toFixed(0)} ms`;
   $("fact-rate").textContent = state.source.still ? "still picture" : span ? `${(1000 * (state.rates.length - 1) / span).toFixed(1)} a second` : "–";
 }
 
@@ -133,7 +153,7 @@ async function open(name) {
     const network = new Network();
     try {
       const loaded = await network.open({ backend: chosen.backend, model: model.file, runtime: facts.runtime[chosen.backend],
-        threads: chosen.threads, size: facts.px });
+        threads: chosen.threads, size: facts.px, recycle: Number(query.get("recycle")) || RECYCLE });
       const missing = ["depth", "normals", "descriptors", "colours"].filter((output) => !loaded.outputs.includes(output));
       if (missing.length) throw new Error(`the model has no ${missing.join(", ")}; export it with: vega3d export web`);
     } catch (error) {
@@ -147,14 +167,17 @@ async function open(name) {
     opened = await load();
   } catch (error) {
     if (chosen.backend !== "webgpu") throw error;
-    chosen = { ...await choose({ backend: "wasm" }), why: `WebGPU failed (${error.message})` };
+    chosen = { ...await choose({ backend: "wasm", threads: chosen.threads }), why: `WebGPU failed (${error.message})` };
     opened = await load();
   }
   state.network?.close();
   const [network, model] = opened;
-  Object.assign(state, { network, times: [], rates: [], keepNext: true, points: [] });
+  const provider = chosen.backend === "webgpu" ? "WebGPU" : `WASM, ${chosen.threads} thread${chosen.threads > 1 ? "s" : ""}`;
+  Object.assign(state, { network, model, provider, times: [], rates: [], keepNext: true, points: [] });
   $("model").value = model.name;
-  $("fact-backend").textContent = chosen.backend === "webgpu" ? "WebGPU" : `WASM, ${chosen.threads} thread${chosen.threads > 1 ? "s" : ""}`;
+  $("fact-backend").textContent = provider;
+  $("fallback").textContent = chosen.backend === "webgpu" || query.get("backend") === "wasm" ? ""
+    : `Runs on the processor (WASM), slower than on a graphics processor: ${chosen.why}.`;
   $("why").textContent = `Why ${chosen.backend === "webgpu" ? "WebGPU" : "WASM"}: ${chosen.why}. ${model.name}: ${model.size_mb.toFixed(1)} MB, ${model.what}.`;
 }
 
@@ -174,7 +197,17 @@ async function use(button, start) {
   }
 }
 
+/** Copies a row for docs/phones.md; shows it where the clipboard is not allowed. */
+async function copyResult() {
+  const left = LEAST - state.times.length;
+  if (left > 0) return showMessage(`Let it run: ${left} more frames are needed for a result.`);
+  const text = row({ ...await device(), provider: state.provider, model: state.model, times: state.times });
+  await navigator.clipboard.writeText(text).then(() => showMessage("Copied: a row for docs/phones.md."), () => showMessage(text));
+  return text;
+}
+
 function addListeners() {
+  $("copy").onclick = copyResult;
   $("modes").onchange = (event) => { state.mode = event.target.value; $("legend").innerHTML = MODES[state.mode]; draw(); };
   $("opacity").oninput = draw;
   $("keep").onclick = () => { if (state.view) { keep(); draw(); } };
@@ -190,10 +223,11 @@ function addListeners() {
     loop();
   };
   for (const [id, name] of [["now", "view"], ["kept", "kept"]])
-    $(id).onclick = (event) => {
-      if (!state[name]) return;
-      const box = event.target.getBoundingClientRect();
-      point(state[name], (event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
+    $(id).onclick = async (event) => {
+      const view = state[name], box = event.target.getBoundingClientRect();
+      if (!view) return;
+      await complete(view, ["descriptors"]);
+      point(view, (event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
       draw();
     };
 }
@@ -236,7 +270,7 @@ window.page = {
     show(view);
     return { outputs: view.outputs, overlay: [...picture(mode, view.outputs).data], milliseconds: view.milliseconds };
   },
-  find, describe, leadsBack,
+  find, describe, leadsBack, copyResult, wanted,
 };
 
 start().catch((error) => showMessage(error.message, true));

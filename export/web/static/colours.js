@@ -10,10 +10,11 @@ function depthColour(metres) {
   return [0, 1, 2].map((c) => Math.floor(STOPS[low][c] * (1 - share) + STOPS[low + 1][c] * share + 0.5));
 }
 
+export const OUTPUT = { depth: "depth", normals: "normals", geometry: "colours" }; // of each mode
+
 /** The output that a mode shows -> ImageData of its size (56x56 or 14x14). */
 export function picture(mode, outputs) {
-  const name = { depth: "depth", normals: "normals", geometry: "colours" }[mode];
-  const { data, dims } = outputs[name], side = dims[3], n = side * side;
+  const { data, dims } = outputs[OUTPUT[mode]], side = dims[3], n = side * side;
   const image = new ImageData(side, side);
   for (let i = 0; i < n; i++) {
     const rgb = mode === "depth" ? depthColour(data[i]) : [0, 1, 2].map((c) => byte(

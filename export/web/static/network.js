@@ -16,11 +16,16 @@ export async function choose(query) {
 }
 
 export class Network {
-  #worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+  #worker;
+  #settings;
   #pending = new Map();
   #id = 0;
+  #runs = 0;
 
-  constructor() {
+  #start() {
+    this.#worker?.terminate();
+    this.#runs = 0;
+    this.#worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
     this.#worker.onmessage = ({ data: { id, error, ...reply } }) => {
       const { resolve, reject } = this.#pending.get(id);
       this.#pending.delete(id);
@@ -32,16 +37,21 @@ export class Network {
     };
   }
 
-  /** settings: {backend, model, runtime, threads, size} */
-  open(settings) { return this.#post({ open: settings }); }
-
-  /** ImageData of the model's size -> {outputs, milliseconds} */
-  run(image) {
-    const frame = image.data.slice();
-    return this.#post({ frame }, [frame.buffer]);
+  /** settings: {backend, model, runtime, threads, size, recycle}; recycle: runs until the worker is replaced */
+  open(settings) {
+    this.#settings = settings;
+    this.#start();
+    return this.#post({ open: settings });
   }
 
-  close() { this.#worker.terminate(); }
+  /** ImageData of the model's size, names of outputs -> {outputs, milliseconds} */
+  async run(image, names) {
+    if (++this.#runs > this.#settings.recycle && !this.#pending.size) await this.open(this.#settings);
+    const frame = image.data.slice();
+    return this.#post({ frame, names }, [frame.buffer]);
+  }
+
+  close() { this.#worker?.terminate(); }
 
   #post(message, transfer = []) {
     return new Promise((resolve, reject) => {

@@ -1,12 +1,9 @@
 // The network in a thread of its own, so that the page stays smooth.
-let ort, session, pixels, px;
+let ort, session, pixels, px, queue = Promise.resolve();
 
-onmessage = async ({ data: { id, open, frame } }) => {
-  try {
-    postMessage({ id, ...(open ? await load(open) : await run(frame)) });
-  } catch (error) {
-    postMessage({ id, error: String(error?.message ?? error) });
-  }
+onmessage = ({ data: { id, open, frame, names } }) => {
+  queue = queue.then(() => open ? load(open) : run(frame, names))   // a session runs one frame at a time
+    .then((reply) => postMessage({ id, ...reply }), (error) => postMessage({ id, error: String(error?.message ?? error) }));
 };
 
 /** Loads onnxruntime for a backend, and the model. */
@@ -18,19 +15,20 @@ async function load({ backend, model, runtime, threads, size }) {
   ort.env.wasm.wasmPaths = { mjs: new URL(runtime.glue, location).href };
   ort.env.wasm.wasmBinary ??= await bytes(runtime.wasm);
   session = await ort.InferenceSession.create(await bytes(model), {
-    executionProviders: [backend], graphOptimizationLevel: "all", logSeverityLevel: 3 });
+    executionProviders: [backend], preferredOutputLocation: backend === "webgpu" ? "gpu-buffer" : "cpu", graphOptimizationLevel: "all", logSeverityLevel: 3 });
   px = size;
   pixels = new Float32Array(3 * px * px);
   return { inputs: session.inputNames, outputs: session.outputNames };
 }
 
-/** frame: RGBA bytes of px * px -> every output's data and dims, and the milliseconds the network took. */
-async function run(frame) {
+/** frame: RGBA bytes of px * px -> data and dims of the outputs `names`, and the milliseconds that took. Others are not read
+ *  back from a graphics processor. */
+async function run(frame, names) {
   const n = px * px;
   for (let i = 0; i < n; i++)
     for (let c = 0; c < 3; c++) pixels[c * n + i] = frame[4 * i + c] / 255;
   const begin = performance.now();
-  const results = await session.run({ [session.inputNames[0]]: new ort.Tensor("float32", pixels, [1, 3, px, px]) });
+  const results = await session.run({ [session.inputNames[0]]: new ort.Tensor("float32", pixels, [1, 3, px, px]) }, names);
   const outputs = {};
   for (const [name, tensor] of Object.entries(results)) {
     outputs[name] = { data: Float32Array.from(await tensor.getData()), dims: tensor.dims };

@@ -1,3 +1,5 @@
+import { OUTPUT } from "./colours.js";
+
 // AR, where the browser gives the camera's picture to a WebXR session (Chrome on Android).
 
 const VERTEX = `#version 300 es
@@ -44,11 +46,12 @@ async function enter(state, { leave, root, picture }) {
       for (let y = 0; y < side; y++)                                  // WebGL's first row is the lowest
         image.data.set(rows.subarray(4 * side * (side - 1 - y), 4 * side * (side - y)), 4 * side * y);
       busy = true;
-      state.network.run(image).then(({ outputs }) => {
+      const mode = state.mode === "none" ? "depth" : state.mode;
+      state.network.run(image, [OUTPUT[mode]]).then(({ outputs }) => {
         gl.bindTexture(gl.TEXTURE_2D, overlay);
         gl.pixelStorei(gl.UNPACK_FLIP_Y_WEBGL, true);
         gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE,
-          picture(state.mode === "none" ? "depth" : state.mode, outputs));
+          picture(mode, outputs));
         for (const [name, value] of [[gl.TEXTURE_MIN_FILTER, gl.LINEAR], [gl.TEXTURE_MAG_FILTER, gl.LINEAR],
           [gl.TEXTURE_WRAP_S, gl.CLAMP_TO_EDGE], [gl.TEXTURE_WRAP_T, gl.CLAMP_TO_EDGE]])
           gl.texParameteri(gl.TEXTURE_2D, name, value);
