@@ -5,6 +5,7 @@
 Beside them model.onnx of the preset mobile on onnxruntime. One thread, one frame a call.
 """
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,7 +37,7 @@ def main(run: Path | None = None, out: Path = RESULTS) -> None:
         models += [LiteRtModel(file.path.read_bytes(), list(file.facts["outputs"]))
                    for file in files[1:]]
         env = device_facts()
-        times = time_interleaved([lambda model=model: model(frame) for model in models])
+        times = time_interleaved([partial(model, frame) for model in models])
         env["load_1m_after"] = device_facts()["load_1m"]
         rows = [_row(file, "LiteRT" if file.path.suffix == ".tflite" else "onnxruntime", ms)
                 for file, ms in zip(files, times, strict=True)]

@@ -609,17 +609,16 @@ def test_only_what_is_drawn_is_read_back_from_a_graphics_processor(page):
     read = chromium.evaluate("""(async () => {
         const { state } = page, provider = state.provider, read = [];
         Object.assign(state, { provider: 'WebGPU', points: [], keepNext: false });
-        for (const mode of ['depth', 'geometry', 'none']) {
+        for (const mode of ['depth', 'geometry']) {
             state.mode = mode;
-            read.push(Object.keys((await page.frame(3)).outputs));
+            read.push(Object.keys((await page.frame(3, mode)).outputs));
         }
         document.getElementById('now').click();
         while (!state.points.length) await new Promise(requestAnimationFrame);
         read.push(Object.keys(state.view.outputs), page.wanted());
         Object.assign(state, { provider, points: [], mode: 'normals' });
         return read; })()""")
-    assert read == [["depth"], ["colours"], ["colours"], ["colours", "descriptors"],
-                    ["colours", "descriptors"]]
+    assert read == [["depth"], ["colours"], *[["colours", "descriptors"]] * 2]
 
 
 def test_a_result_is_copied_as_a_row_of_the_documents_table(page):
@@ -656,7 +655,8 @@ def test_a_network_that_is_recycled_gives_the_same_outputs_and_a_fall_back_is_an
     chromium.open(f"{address}/?backend=wasm&threads=2")
     chromium.wait("window.page?.state.view", 120)
     assert chromium.evaluate("document.getElementById('fallback').textContent") == ""
-    assert chromium.errors == []
+    assert {error.partition(" (")[0] for error in chromium.errors} <= {"No available adapters."}
+    chromium.errors.clear()
 
 
 def test_bad_input_gives_a_message_and_the_page_goes_on(page):

@@ -31,7 +31,7 @@ async function runFrame() {
 
 /** The outputs that are drawn now; of a graphics processor no others are read back. */
 function wanted() {
-  if (!state.provider.startsWith("WebGPU")) return DRAWN;
+  if (state.provider !== "WebGPU") return DRAWN;
   const names = DRAWN.filter((name) => name === (OUTPUT[state.mode] ?? "colours"));
   return state.points.length || state.keepNext ? [...names, "descriptors"] : names;
 }
@@ -201,7 +201,7 @@ async function use(button, start) {
 async function copyResult() {
   const left = LEAST - state.times.length;
   if (left > 0) return showMessage(`Let it run: ${left} more frames are needed for a result.`);
-  const text = row({ ...await device(), provider: state.provider, model: state.model, times: state.times });
+  const text = row({ ...await device(state.provider === "WebGPU"), provider: state.provider, model: state.model, times: state.times });
   await navigator.clipboard.writeText(text).then(() => showMessage("Copied: a row for docs/phones.md."), () => showMessage(text));
   return text;
 }
@@ -268,6 +268,7 @@ window.page = {
     state.source.fixedFrame = i;
     const view = await runFrame();
     show(view);
+    await complete(view, [OUTPUT[mode]]);
     return { outputs: view.outputs, overlay: [...picture(mode, view.outputs).data], milliseconds: view.milliseconds };
   },
   find, describe, leadsBack, copyResult, wanted,

@@ -1,11 +1,11 @@
 // A row of the table of docs/phones.md.
 export const LEAST = 60; // frames; the first ten are not counted
 
-/** {device, browser}: what this browser tells of itself. */
-export async function device() {
+/** {device, browser}: what this browser tells of itself, and of its graphics processor if that was used. */
+export async function device(usesGpu) {
   const { userAgentData: data, userAgent } = navigator;
   const told = await data?.getHighEntropyValues(["model", "platformVersion"]).catch(() => null);
-  const gpu = (await navigator.gpu?.requestAdapter().catch(() => null))?.info;
+  const gpu = usesGpu && (await navigator.gpu?.requestAdapter().catch(() => null))?.info;
   const machine = told ? `${told.model || told.platform} ${told.platformVersion}` : userAgent.match(/\(([^;)]+)/)?.[1] ?? "unknown";
   const brand = data?.brands.find(({ brand }) => !/not.*brand|chromium/i.test(brand)) ?? data?.brands[0];
   const named = userAgent.match(/(Firefox|FxiOS|CriOS|Edg|Chrome|Version)\/(\d+)/);
