@@ -7,7 +7,8 @@ export async function device(usesGpu) {
   const told = await data?.getHighEntropyValues(["model", "platformVersion"]).catch(() => null);
   const gpu = usesGpu && (await navigator.gpu?.requestAdapter().catch(() => null))?.info;
   const machine = told ? `${told.model || told.platform} ${told.platformVersion}` : userAgent.match(/\(([^;)]+)/)?.[1] ?? "unknown";
-  const brand = data?.brands.find(({ brand }) => !/not.*brand|chromium/i.test(brand)) ?? data?.brands[0];
+  const brands = data?.brands.filter(({ brand }) => !/not.*brand/i.test(brand)); // browsers add one that is none
+  const brand = brands?.find(({ brand }) => brand !== "Chromium") ?? brands?.[0];
   const named = userAgent.match(/(Firefox|FxiOS|CriOS|Edg|Chrome|Version)\/(\d+)/);
   return { device: [machine.trim(), gpu && [gpu.vendor, gpu.architecture].filter(Boolean).join(" ")].filter(Boolean).join(", "),
     browser: brand ? `${brand.brand} ${brand.version}` : named ? `${named[1].replace("Version", "Safari")} ${named[2]}` : "unknown" };
