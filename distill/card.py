@@ -54,4 +54,4 @@ def accuracy_table(rows: Sequence[dict]) -> str:
 
 
 def _line(features: str, seed: str | int, scores: Iterable[str]) -> str:
-    return f"| {features:16} | {seed:>4} | " + " | ".join(f"{s:>7}" for s in scores) + " |"
+    return f"| {features:17} | {seed:>4} | " + " | ".join(f"{s:>7}" for s in scores) + " |"

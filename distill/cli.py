@@ -3,7 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from distill.config import HeadTraining, RunConfig, ScenesConfig, load_config
+from distill.config import HeadTraining, RunConfig, ScenesConfig, StudentTraining, load_config
 from records.files import exclusive
 from records.options import Fps, Gpus, Hours, Seed, parse, take_option
 
@@ -37,7 +37,8 @@ def run(args: list[str]) -> None:
 def heads(student: Path = Path("runs/latest/student"), scenes: ScenesConfig = _ROOMS,
           heads: HeadTraining = _HEADS, seed: Seed = 0, again: bool = False,
           device: Literal["auto", "cpu", "cuda"] = "auto") -> None:
-    """Train heads for depth, normals and descriptors on a finished student, from rendered rooms.
+    """Train heads for depth, normals and descriptors on a finished student, whose weights stay,
+    from rendered rooms.
 
     Args:
         student: a folder with student.safetensors; heads.safetensors is written next to it
@@ -48,12 +49,19 @@ def heads(student: Path = Path("runs/latest/student"), scenes: ScenesConfig = _R
         device: auto: cuda if there is one
     """
     from distill.clips import open_source
-    from distill.heads import ensure_heads
+    from distill.heads import can_train, ensure_heads
     from distill.run import resolve_device
+    from teacher.data.dataset import Examples
 
     source, _ = open_source(scenes, Path("runs/cache/clips"), render=True)
+    if not can_train(source):
+        raise ValueError("heads: the clips have no depth, normals and cameras; train on rendered "
+                         "rooms: vega3d distill heads (without --scenes.path)")
     with exclusive(student.parent, "vega3d distill heads"):
-        row = ensure_heads(student, source, heads, seed, resolve_device(device), again)
+        train, test = (Examples(source, source.ids(split), {}, resolve_device(device), True)
+                       for split in ("train", "test"))
+        frozen = replace(heads, training="frozen")
+        row = ensure_heads(student, train, test, frozen, StudentTraining(), seed, again)
     for name, value in row.items():
         print(f"  {name:18} {value:.3f}" if isinstance(value, float) else f"  {name:18} {value}")
     print(f"heads: {student}/heads.safetensors")

@@ -88,30 +88,21 @@ class StudentTraining:
 
 @dataclass(frozen=True)
 class HeadTraining:
-    """Training of the student's heads: depth, normals, descriptors (student/heads.py)."""
-    steps: CountOrNone = 150      # 0: no heads
-    batch: Batch = 16             # pairs of frames
-    lr: Rate = 2e-3
+    """Training of the student's heads, depth, normals, descriptors, together with the student."""
+    steps: CountOrNone = 60       # 0: no heads
+    batch: Batch = 8              # pairs of frames
+    lr: Rate = 2e-3               # of the heads
     width: Width = 64
     descriptor_dim: Width = 32
-    # shipped: start from the heads in student/weights if they fit
+    # shipped: start from what fits of the heads in student/weights
     init: Literal["shipped", "scratch"] = "shipped"
+    # joint: the student learns from labels too; frozen: its weights stay the distilled ones
+    training: Literal["joint", "frozen"] = "joint"
+    student_lr: Weight = 0.1      # joint: of the student, as a share of lr
+    feature_weight: Weight = 1.0  # joint: of the distillation losses; 0: labels alone
 
     def __post_init__(self) -> None:
         check_ranges(self, "heads")
-
-
-@dataclass(frozen=True)
-class JointTraining:
-    """Training of the student and its heads together (distill/joint.py)."""
-    steps: Count = 2000
-    batch: Batch = 64             # pairs of frames
-    lr: Rate = 1e-3               # of the heads
-    student_lr: Weight = 1.0      # of the student, as a share of lr
-    feature_weight: Weight = 1.0  # of the distillation losses; 0: labels alone
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "joint")
 
 
 @dataclass(frozen=True)

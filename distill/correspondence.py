@@ -2,8 +2,6 @@
 
 A view is a grid of g x g cells. A position is (column, row) in cells; 0 is the middle of the first.
 """
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -44,77 +42,57 @@ def matching_cells(clip: Clip, a: int, b: int, cells: int) -> np.ndarray:
     return np.where(visible, in_cells, np.nan).T.astype(np.float32)
 
 
-def batched_matching_cells(depth: Tensor, other: Tensor, intrinsics: Tensor, poses: Tensor,
-                           other_poses: Tensor, cells: int) -> Tensor:
+def batched_matching_cells(depth: Tensor, other: Tensor, intrinsics: Tensor,
+                           other_intrinsics: Tensor, a_to_b: Tensor, cells: int) -> Tensor:
     """`matching_cells` of B pairs of frames at once, on any device: [B,cells*cells,2] float32.
 
-    depth, other [B,H,W] m; intrinsics [B,3,3]; poses, other_poses [B,4,4], camera to world.
+    depth, other [B,S,S] m; intrinsics [B,3,3] of each; a_to_b [B,4,4], camera to camera. Nothing is
+    copied to or read from the device.
     """
-    h, w = depth.shape[1:]
-    rows, columns = (torch.from_numpy(i).to(depth.device) for i in cell_pixels(h, w, cells))
-    intrinsics, poses, other_poses = (x.double() for x in (intrinsics, poses, other_poses))
+    side = depth.shape[-1]
+    middles = ((torch.arange(cells, device=depth.device) + 0.5) * side / cells).long()
+    rows, columns = (x.flatten() for x in torch.meshgrid(middles, middles, indexing="ij"))
+    intrinsics, other_intrinsics, a_to_b = (
+        x.double() for x in (intrinsics, other_intrinsics, a_to_b))
     pixel = torch.stack([columns + 0.5, rows + 0.5, torch.ones_like(rows)]).double()     # [3,N]
     near = depth[:, rows, columns].double()                                              # [B,N]
-    points = torch.linalg.inv(intrinsics) @ pixel * near[:, None]                        # [B,3,N]
-    a_to_b = torch.linalg.inv(other_poses) @ poses
-    points = intrinsics @ (a_to_b[:, :3, :3] @ points + a_to_b[:, :3, 3:])
+    points = torch.linalg.inv_ex(intrinsics).inverse @ pixel * near[:, None]             # [B,3,N]
+    points = other_intrinsics @ (a_to_b[:, :3, :3] @ points + a_to_b[:, :3, 3:])
     distance = points[:, 2]
     pixels = points[:, :2] / distance[:, None].clamp_min(1e-3)                           # [B,2,N]
-    size = torch.tensor([w, h], device=depth.device).view(1, 2, 1)
-    inside = (distance > 1e-3) & (near > 0) & ((pixels >= 0) & (pixels < size)).all(1)
+    inside = (distance > 1e-3) & (near > 0) & ((pixels >= 0) & (pixels < side)).all(1)
     place = torch.where(inside[:, None], pixels, 0).long()
     frame = torch.arange(len(depth), device=depth.device)[:, None]
     surface = other[frame, place[:, 1], place[:, 0]].double()
     visible = inside & (surface > 0) & ((distance - surface).abs() < OCCLUSION * surface)
-    in_cells = pixels * cells / size - 0.5
+    in_cells = pixels * cells / side - 0.5
     return torch.where(visible[:, None], in_cells, torch.nan).transpose(1, 2).float()
 
 
-class MatchScores:
-    """Share of cells matched to at most one cell of a `cells` x `cells` grid from the truth."""
+def matched(a: Tensor, b: Tensor, targets: Tensor, cells: int = 14) -> tuple[Tensor, Tensor]:
+    """Whether the best match of each visible cell is right: at most one cell of a `cells` x `cells`
+    grid from the truth. And the share of all cells that are: chance.
 
-    def __init__(self, cells: int = 14):
-        self.cells = cells
-        self.count, self.correct, self.chance = 0, dict[str, float](), 0.0
-
-    def add(self, maps: Mapping[str, tuple[Tensor, Tensor]], targets: np.ndarray) -> None:
-        """A pair of views. maps: [C,g,g] of each view; targets: `matching_cells`, [g*g,2]."""
-        visible = ~np.isnan(targets).any(1)
-        if not visible.any():
-            return
-        grid = int(len(targets)**0.5)
-        row, column = np.divmod(np.arange(grid * grid), grid)
-        positions = np.stack([column, row], 1)                                           # [N,2]
-        offset = np.abs(positions[None] - targets[visible][:, None])                     # [V,N,2]
-        close = (offset * (self.cells / grid) <= 1).all(-1)                              # [V,N]
-        self.count += int(visible.sum())
-        self.chance += float(close.mean(1).sum())
-        matches = {name: _nearest(a, b)[visible] for name, (a, b) in maps.items()}
-        matches["same_place"] = np.flatnonzero(visible)
-        for name, match in matches.items():
-            hits = float(close[np.arange(len(match)), match].sum())
-            self.correct[name] = self.correct.get(name, 0.0) + hits
-
-    def result(self) -> dict[str, float]:
-        """match_NAME for each map, match_same_place (nothing moved) and match_chance; 0 to 1."""
-        count = max(self.count, 1)
-        scores = {f"match_{name}": correct / count for name, correct in self.correct.items()}
-        return {**scores, "match_chance": self.chance / count}
+    a, b: maps [C,g,g] of two views; targets: `matching_cells`, [g*g,2]. Returns [V] bool and [V].
+    """
+    grid = a.shape[-1]
+    first, second = (F.normalize(x.flatten(1).float(), dim=0) for x in (a, b))
+    visible = ~targets.isnan().any(1)
+    order = torch.arange(grid * grid, device=a.device)
+    place = torch.stack([order % grid, order // grid], 1)                                # [N,2]
+    offset = (place[None] - targets[visible][:, None]).abs() * (cells / grid)            # [V,N,2]
+    close = (offset <= 1).all(-1)
+    best = (first.T @ second).argmax(1)[visible]
+    return close.gather(1, best[:, None])[:, 0], close.float().mean(1)
 
 
-def rgb_patches(frames: np.ndarray, cells: int) -> Tensor:
+def rgb_patches(frames: Tensor, cells: int) -> Tensor:
     """A control for the descriptors: each cell's surrounding pixels, less their mean colour.
 
-    frames uint8 [T,3,H,W] -> [T,3*8*8,cells,cells]. A window is 8 x 8 samples, 2 px apart.
+    frames [T,3,H,W] in [0,1] -> [T,3*8*8,cells,cells]. A window is 8 x 8 samples, 2 px apart.
     """
-    x = F.avg_pool2d(torch.from_numpy(frames).float() / 255, 2)
+    x = F.avg_pool2d(frames, 2)
     side = x.shape[-1] // cells
     windows = F.unfold(x, 8, padding=(8 - side) // 2, stride=side)                       # [T,192,N]
     windows = windows - windows.unflatten(1, (3, -1)).mean(2).repeat_interleave(64, 1)
     return windows.unflatten(2, (cells, cells))
-
-
-def _nearest(a: Tensor, b: Tensor) -> np.ndarray:
-    """The cell of b [C,g,g] with the largest cosine to each cell of a: [g*g]."""
-    first, second = (F.normalize(x.flatten(1).float(), dim=0) for x in (a, b))
-    return (first.T @ second).argmax(1).cpu().numpy()

@@ -1,48 +1,47 @@
-"""Training and scoring the student's heads on rendered depth, normals and correspondences."""
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import permutations
+"""The student's heads: their training on labelled clips, and their scores on held-out ones."""
+from collections.abc import Callable
+from dataclasses import replace
+from math import log
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.config import HeadTraining
-from distill.correspondence import MatchScores, has_correspondences, matching_cells, rgb_patches
+from distill.config import HeadTraining, StudentTraining
+from distill.correspondence import (
+    batched_matching_cells,
+    has_correspondences,
+    matched,
+    rgb_patches,
+)
+from distill.joint import CHECKPOINT, cropped_view, sampled, train_jointly
 from records import manifest
 from records.files import sha256
-from records.progress import track
-from scenes.clip import Clip, Source, Split
-from scenes.dense import DenseScores, DenseTargets, dense_targets
+from scenes.clip import Source
 from student.config import SHIPPED, HeadsShape
 from student.heads import (
     FILE,
-    HeadOutputs,
     Heads,
-    HeadsBatch,
-    fit_pca,
-    heads_loss,
+    StudentWithHeads,
     heads_scores,
     load_heads,
     save_heads,
 )
-from student.vit import Student, load_student
-from teacher.training.checkpoint import clipped_step, set_lr
+from student.vit import Student, load_student, save_student
+from teacher.data.dataset import Example, Examples
+from teacher.training.checkpoint import remove_checkpoint
 
 NAME = "student_heads"  # of the row in accuracy.json
-QUERIES = 196           # cells of the first view that enter the match loss in a step
+SIDE = 112              # of the maps that depth is scored on
+EDGE = 0.1              # least jump of inverse depth, as a share of it, that is an occlusion edge
+BINS = 10               # of the confidence's calibration curve
+# what `score` shows the model of a frame: side, left and top edge of the window; its resolution, px
+VIEWS = {"complete": ((1.0, 0.0, 0.0), None), "160": ((1.0, 0.0, 0.0), 160),
+         "448": ((1.0, 0.0, 0.0), 448), "crop": ((0.75, 0.125, 0.125), None),
+         "corner": ((0.75, 0.0, 0.25), None)}
 
-
-@dataclass
-class HeadsDataset:
-    """All frames of the training clips, and every ordered pair of a clip's frames."""
-    features: Tensor  # [N,D,14,14] float16
-    depth: Tensor     # [N,56,56] m
-    normals: Tensor   # [N,3,56,56] int8
-    pairs: Tensor     # [P,2] frame numbers
-    targets: Tensor   # [P,784,2] float16: where the second frame shows the first one's cells
+Predict = Callable[[Tensor], dict[str, Tensor]]  # frames [B,3,H,W] in [0,1] -> outputs by name
 
 
 def can_train(source: Source) -> bool:
@@ -52,125 +51,210 @@ def can_train(source: Source) -> bool:
     return labelled and has_correspondences(clip)
 
 
-def ensure_heads(folder: Path, source: Source, config: HeadTraining, seed: int,
-                 device: torch.device, again: bool = False) -> dict:
-    """Trains heads for the student in `folder` unless it has them (`again`: even so).
+def ensure_heads(folder: Path, train: Examples, test: Examples, config: HeadTraining,
+                 training: StudentTraining, seed: int, again: bool = False) -> dict:
+    """Trains heads, and by `config.training` the student in `folder`, unless it has them (`again`:
+    even so); both examples with `cameras`.
 
-    Writes folder/heads.safetensors; returns the row of held-out scores. Raises ValueError for clips
-    without depth and cameras.
+    Writes folder/student.safetensors and folder/heads.safetensors; returns the row of held-out
+    scores. With several processes all train, and the first one scores and writes.
     """
-    if not can_train(source):
-        raise ValueError("heads: the clips have no depth, normals and cameras; train on rendered "
-                         "rooms: vega3d distill heads (without --scenes.path)")
-    student_sha256 = sha256(folder / "student.safetensors")
-    if again or not _has_heads(folder, student_sha256):
-        student = load_student(folder).to(device)
-        dataset = _dataset(student, source, device)
-        heads = train_student_heads(student, student_sha256, dataset, config, seed)
-        save_heads(heads, folder, score_heads(student, heads, source, device))
+    if again or not _has_heads(folder):
+        student = load_student(folder)
+        if config.training == "frozen":
+            config = replace(config, student_lr=0.0)
+        torch.manual_seed(seed)
+        model = StudentWithHeads(student, initial_heads(student, config)).to(train.device)
+        train_jointly(model, train, config, training, seed, folder)
+        if train.processes.main:
+            _save(model, folder, score(predictions(model), test, model.heads.shape),
+                  config.student_lr > 0)
+    train.processes.wait()
     return {"features": NAME, "head": "own", "seed": seed, **heads_scores(folder)}
 
 
-def train_student_heads(student: Student, student_sha256: str, dataset: HeadsDataset,
-                        config: HeadTraining, seed: int) -> Heads:
-    """Returns the heads in eval mode, trained for `config.steps` of student.heads.heads_loss."""
-    torch.manual_seed(seed)
+def initial_heads(student: Student, config: HeadTraining) -> Heads:
+    """Untrained heads of the student; by `config.init` with what fits of the shipped ones."""
     shape = HeadsShape(student.config.out_dim, student.config.grid, config.width,
-                       config.descriptor_dim, student=student_sha256)
-    heads = _initial_heads(student, shape, config).to(dataset.features.device)
-    fit_pca(heads, dataset.features)
-    trainable = [p for p in heads.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=config.lr, weight_decay=0.02)
-    draw = torch.Generator().manual_seed(seed)
-    for step in track(range(config.steps), description="heads"):
-        set_lr(optimizer, config.lr, step, config.steps, warm=config.steps // 20)
-        loss = heads_loss(heads, _draw_batch(dataset, config.batch, draw))
-        clipped_step(loss, optimizer, trainable)
-    return heads.eval()
+                       config.descriptor_dim, canonical_focal=float(student.config.image_size),
+                       patch=student.config.patch)
+    heads = Heads(shape)
+    shipped = (SHIPPED / FILE).is_file() and load_student(SHIPPED).config.teacher
+    if config.init == "shipped" and shipped == student.config.teacher:
+        own = heads.state_dict()
+        heads.load_state_dict(own | {name: value for name, value
+                                     in load_heads(SHIPPED).state_dict().items()
+                                     if name in own and own[name].shape == value.shape})
+    return heads
+
+
+def predictions(model: StudentWithHeads) -> Predict:
+    model.eval()
+    names = ("features", *model.heads.shape.outputs)
+    return lambda frames: dict(zip(names, model(frames), strict=True))
 
 
 @torch.inference_mode()
-def score_heads(student: Student, heads: Heads, source: Source,
-                device: torch.device) -> dict[str, float]:
-    """Test scores: delta1, abs_rel, normal_deg, and match_* between first and last frames."""
-    dense, matches = DenseScores(1), MatchScores(heads.shape.grid)
-    cells = heads.shape.grid * heads.shape.descriptor_up
-    for clip in _clips(source, "test"):
-        features = student(_frames(clip, device))
-        outputs = heads(features)
-        _add_dense(dense, outputs, clip)
-        maps = {"descriptor": outputs.descriptors,
-                "features": F.interpolate(features, size=(cells, cells)),
-                "rgb": rgb_patches(clip.frames, cells)}
-        last = len(clip.frames) - 1
-        for a, b in ((0, last), (last, 0)):
-            pair = {name: (m[a], m[b]) for name, m in maps.items()}
-            matches.add(pair, matching_cells(clip, a, b, cells))
-    geometry = {k: v for k, v in dense.result().items() if k != "miou"}
-    return {**geometry, **matches.result(), "train_clips": len(source.ids("train")),
-            "test_clips": len(source.ids("test"))}
+def score(predict: Predict, examples: Examples, shape: HeadsShape) -> dict:
+    """Scores of held-out clips with `cameras`, by the outputs that `predict` has.
+
+    delta1, abs_rel: of metres, with the focal length given; delta1_median: after each frame's depth
+    is scaled by the ratio of medians, and so edge_abs_rel, beside occlusion edges. edge_precision,
+    edge_recall: of predicted occlusion edges; one cell of 112x112 apart counts. normal_deg.
+    match_NAME: share of visible cells, between first and last frames, matched within one cell of
+    14x14. calibration: for each tenth of the confidence its mean, the share of pixels within 25 %
+    of the truth, and the count. scale_change_NAME: mean |ln| of the change of metres when a frame
+    arrives with that side (px), or cropped.
+    """
+    means = _Means()
+    curve = torch.zeros(BINS, 3, dtype=torch.double, device=examples.device)
+    for _, example in examples.in_order():
+        example = {**example, "frames": example["frames"].float() / 255}
+        whole = torch.tensor([[1.0, 0.0, 0.0]], device=examples.device)
+        view = cropped_view(example, whole.expand(len(example["frames"]), 3), SIDE)
+        outputs = predict(example["frames"])
+        depth = _metres(outputs, view["focal"], shape)
+        _add_depth(means, depth, view["depth"])
+        if "confidence" in outputs:
+            curve += _calibration(outputs["confidence"][:, 0], depth, view["depth"])
+        if "normals" in example:
+            truth = example["normals"].float()
+            cosine = torch.cosine_similarity(outputs["normals"], truth, dim=1).clamp(-1, 1)
+            means.add("normal_deg", cosine.arccos().rad2deg()[(truth != 0).any(1)])
+        _add_matches(means, outputs, example, view)
+        _add_scale_changes(means, predict, example, shape)
+    scores: dict = means.result() | {"test_clips": len(examples.ids)}
+    if curve.any():
+        rows = (curve / curve[:, 2:].clamp_min(1))[:, :2].tolist()
+        counts = curve[:, 2].long().tolist()
+        scores["calibration"] = [[*row, n] for row, n in zip(rows, counts, strict=True)]
+    return scores
 
 
-def _has_heads(folder: Path, student_sha256: str) -> bool:
+class _Means:
+    """Means by name of values that are added part by part, summed where they are."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, name: str, values: Tensor) -> None:
+        pair = torch.stack([values.double().sum(), values.new_tensor(values.numel()).double()])
+        self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+
+    def result(self) -> dict[str, float]:
+        return {name: (pair[0] / pair[1].clamp_min(1)).item() for name, pair in self.sums.items()}
+
+
+def _metres(outputs: dict[str, Tensor], focal: Tensor, shape: HeadsShape) -> Tensor:
+    """[B,112,112] of cameras with these focal lengths [B], px."""
+    depth = outputs["depth"]
+    if depth.shape[-1] != SIDE:
+        depth = F.interpolate(depth, (SIDE, SIDE), mode="bilinear")
+    if shape.canonical_focal:
+        depth = depth * (focal / shape.canonical_focal)[:, None, None, None]
+    return depth[:, 0]
+
+
+def _add_depth(means: _Means, depth: Tensor, truth: Tensor) -> None:
+    valid = truth > 0
+    medians = [one[v].median() / d[v].median() if v.any() else d.new_ones(())
+               for d, one, v in zip(depth, truth, valid, strict=True)]
+    scaled = depth * torch.stack(medians)[:, None, None]
+    means.add("delta1", _close(depth, truth)[valid].float())
+    means.add("abs_rel", (depth / truth - 1).abs()[valid])
+    means.add("delta1_median", _close(scaled, truth)[valid].float())
+    edges, found = _edges(truth) & valid, _edges(scaled) & valid
+    means.add("edge_abs_rel", (scaled / truth - 1).abs()[_wider(edges) & valid])
+    means.add("edge_precision", _wider(edges)[found].float())
+    means.add("edge_recall", _wider(found)[edges].float())
+
+
+def _close(depth: Tensor, truth: Tensor) -> Tensor:
+    return (depth.log() - truth.clamp_min(1e-3).log()).abs() < log(1.25)
+
+
+def _edges(depth: Tensor) -> Tensor:
+    """Where inverse depth, which is linear on a plane however slanted, is not: [B,S,S] bool."""
+    inverse = 1 / depth.clamp_min(1e-3)
+    inverse = inverse.where(depth > 0, torch.nan)  # beside the unknown there is no edge
+    padded = F.pad(inverse[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    middle = padded[:, 1:-1, 1:-1]
+    across = padded[:, 1:-1, 2:] + padded[:, 1:-1, :-2] - 2 * middle
+    down = padded[:, 2:, 1:-1] + padded[:, :-2, 1:-1] - 2 * middle
+    return (across.abs() > EDGE * middle) | (down.abs() > EDGE * middle)
+
+
+def _wider(mask: Tensor) -> Tensor:
+    """And the eight neighbours."""
+    return F.max_pool2d(mask[:, None].float(), 3, 1, 1)[:, 0] > 0
+
+
+def _calibration(confidence: Tensor, depth: Tensor, truth: Tensor) -> Tensor:
+    """For each of BINS the sums of confidence and of hits, and the count."""
+    valid = truth > 0
+    p, hit = confidence[valid].double(), _close(depth, truth)[valid].double()
+    place = (p * BINS).long().clamp(max=BINS - 1)
+    return torch.zeros(BINS, 3, dtype=torch.double, device=p.device).index_add_(
+        0, place, torch.stack([p, hit, torch.ones_like(p)], 1))
+
+
+def _add_matches(means: _Means, outputs: dict[str, Tensor], example: Example,
+                 view: Example) -> None:
+    """Of the descriptors, the features, RGB patches and the same place, first frame to last and
+    back."""
+    cells, last = outputs["descriptors"].shape[-1], len(example["frames"]) - 1
+    maps = {"descriptor": outputs["descriptors"],
+            "features": F.interpolate(outputs["features"], size=(cells, cells)),
+            "rgb": rgb_patches(example["frames"], cells),
+            "same_place": torch.eye(cells**2, device=view["depth"].device).reshape(
+                1, -1, cells, cells).expand(last + 1, -1, -1, -1)}
+    for a, b in ((0, last), (last, 0)):
+        poses = example["poses"].double()
+        targets = batched_matching_cells(
+            view["depth"][[a]], view["depth"][[b]], view["intrinsics"][[a]],
+            view["intrinsics"][[b]], torch.linalg.inv(poses[[b]]) @ poses[[a]], cells)[0]
+        for name, values in maps.items():
+            hits, chance = matched(values[a], values[b], targets)
+            means.add(f"match_{name}", hits.float())
+        means.add("match_chance", chance)
+
+
+def _add_scale_changes(means: _Means, predict: Predict, example: Example,
+                       shape: HeadsShape) -> None:
+    """Of the clip's first frame, in each of VIEWS."""
+    windows = torch.tensor([window for window, _ in VIEWS.values()],
+                           device=example["frames"].device)
+    one = {k: example[k][:1].expand(len(VIEWS), *example[k].shape[1:])
+           for k in ("frames", "pixel_depth", "intrinsics")}
+    view, width = cropped_view(one, windows, SIDE), example["frames"].shape[-1]
+    for i, (_, px) in enumerate(VIEWS.values()):
+        if px:
+            small = F.interpolate(one["frames"][:1], (px, px), mode="bicubic", antialias=True)
+            view["frames"][i] = F.interpolate(small, (width, width), mode="bicubic",
+                                              antialias=True)[0].clamp(0, 1)
+    metres = _metres(predict(view["frames"]), view["focal"], shape)
+    expected = sampled(metres[:1].expand_as(metres)[:, None], windows, SIDE, "nearest")[:, 0]
+    changes = (metres.log() - expected.log()).flatten(1).median(1).values.abs()
+    for name, change in list(zip(VIEWS, changes, strict=True))[1:]:
+        means.add(f"scale_change_{name}", change)
+
+
+def _has_heads(folder: Path) -> bool:
     if damage := manifest.fault(folder / FILE):
         print(f"{damage}; training the heads again")
         return False
     try:
-        load_heads(folder, student_sha256)
+        load_heads(folder, sha256(folder / "student.safetensors"))
     except ValueError:
         return False
     return True
 
 
-@torch.inference_mode()
-def _dataset(student: Student, source: Source, device: torch.device) -> HeadsDataset:
-    features, depth, normals, pairs, targets = [], [], [], [], []
-    first, cells = 0, student.config.grid * HeadsShape.descriptor_up
-    for clip in _clips(source, "train"):
-        features.append(student(_frames(clip, device)).half())
-        truth = dense_targets(clip)
-        depth.append(torch.from_numpy(truth.depth))
-        normals.append(torch.from_numpy(truth.normals))
-        clip_pairs = list(permutations(range(len(clip.frames)), 2))
-        pairs.append(torch.tensor(clip_pairs) + first)
-        found = [matching_cells(clip, a, b, cells) for a, b in clip_pairs]
-        targets.append(torch.from_numpy(np.stack(found)).half())
-        first += len(clip.frames)
-    rest = (torch.cat(parts).to(device) for parts in (depth, normals, pairs, targets))
-    return HeadsDataset(torch.cat(features).clone(), *rest)
-
-
-def _initial_heads(student: Student, shape: HeadsShape, config: HeadTraining) -> Heads:
-    heads = Heads(shape)  # the shipped heads are only copied: their shape names the shipped student
-    if config.init == "shipped" and (SHIPPED / FILE).is_file():
-        shipped, teacher = load_heads(SHIPPED), load_student(SHIPPED).config.teacher
-        fits = replace(shipped.shape, student=shape.student) == shape
-        if fits and teacher == student.config.teacher:
-            heads.load_state_dict(shipped.state_dict())
-    return heads
-
-
-def _draw_batch(dataset: HeadsDataset, size: int, draw: torch.Generator) -> HeadsBatch:
-    device = dataset.pairs.device
-    chosen = torch.randint(len(dataset.pairs), (size, ), generator=draw).to(device)
-    cells = torch.randperm(dataset.targets.shape[1], generator=draw)[:QUERIES].to(device)
-    first, second = dataset.pairs[chosen].T                                           # [B] each
-    return HeadsBatch(dataset.features[first].float(), dataset.features[second].float(),
-                      dataset.depth[first], dataset.normals[first].float(), cells,
-                      dataset.targets[chosen][:, cells].float())
-
-
-def _clips(source: Source, split: Split) -> Iterator[Clip]:
-    for clip_id in track(source.ids(split), description=f"heads: {split} clips"):
-        yield source.clip(clip_id)
-
-
-def _frames(clip: Clip, device: torch.device) -> Tensor:
-    return torch.from_numpy(clip.frames).to(device).float() / 255
-
-
-def _add_dense(scores: DenseScores, outputs: HeadOutputs, clip: Clip) -> None:
-    truth = dense_targets(clip)
-    no_classes = np.zeros_like(truth.classes)  # the heads predict none
-    scores.add(outputs.depth[:, 0].cpu().numpy(), outputs.normals.cpu().numpy(), no_classes,
-               DenseTargets(truth.depth, truth.normals, no_classes))
+def _save(model: StudentWithHeads, folder: Path, scores: dict, joint: bool) -> None:
+    """The heads last: they name the student that they fit, so a kill in between trains on."""
+    if joint:
+        save_student(model.student, folder)
+    weights = sha256(folder / "student.safetensors")
+    model.heads.shape = replace(model.heads.shape, student=weights)
+    save_heads(model.heads, folder, scores)
+    remove_checkpoint(folder / CHECKPOINT)

@@ -26,12 +26,12 @@ CHECKPOINT, METRICS = "student.ckpt.safetensors", "metrics.jsonl"
 
 
 class LossSums(nn.Module):
-    """Token and relation loss summed over the steps of an epoch, [2]: a part of checkpoints."""
+    """Losses summed over steps, [count]: a part of checkpoints."""
     losses: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
         super().__init__()
-        self.register_buffer("losses", torch.zeros(2))
+        self.register_buffer("losses", torch.zeros(count))
 
 
 def build_student(config: StudentTraining, teacher: str, mean: Tensor, std: Tensor,
@@ -110,7 +110,7 @@ class _Training:
                                            betas=(0.9, 0.98), fused=device.type == "cuda")
         self.per_epoch, self.size = train.steps(config.batch), train.batch_frames(config.batch)
         self.total, self.part = config.epochs * self.per_epoch, train.processes.part(self.size)
-        self.sums = LossSums().to(device)
+        self.sums = LossSums(2).to(device)
         modules: dict[str, nn.Module] = {"student": student, "sums": self.sums}
         if config.ema:
             modules["average"] = self.average

@@ -1,7 +1,7 @@
 """A run of `distill run`: its folder, frozen towers and feature stores.
 
 runs/NAME/ config.yaml env.json accuracy.json MODEL_CARD.md frames/ features/ teacher/
-student/{metrics.jsonl,maps/}
+student/{metrics.jsonl,joint_metrics.jsonl,distilled.json,maps/}
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,13 @@ class DistillRun:
         """Whether the clips have the ground truth that dense teachers are trained and scored on."""
         return self.source.clip(self.source.ids("train")[0]).depth is not None
 
+    @property
+    def has_heads(self) -> bool:
+        """Whether heads are trained: there are steps, and clips with depth and cameras."""
+        from distill.heads import can_train
+
+        return bool(self.config.heads.steps) and can_train(self.source)
+
     def examples(self, split: Split) -> Examples:
         """The split's frames, features and targets; missing features are extracted first."""
         ids = self.source.ids(split)
@@ -58,7 +65,7 @@ class DistillRun:
                       frames.float() / 255)
         fill(self.stores["semantic"], self.semantic, self.source, ids, self.device)
         fill(self.stores["generative"], self.tower, self.source, ids, self.device)
-        return Examples(self.source, ids, self.stores, self.device,
+        return Examples(self.source, ids, self.stores, self.device, self.has_heads,
                         processes=self.processes if split == "train" else None)
 
     def stream(self, name: str) -> Stream:

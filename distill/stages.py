@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill.card import accuracy_table, write_card
 from distill.config import EXPORT_FRAMES, RunConfig, anchored
-from distill.heads import can_train, ensure_heads
+from distill.heads import ensure_heads
 from distill.loop import CHECKPOINT, build_student, fidelity, train_student
 from distill.run import (
     DistillRun,
@@ -26,6 +26,7 @@ from records.events import emit, status_file
 from records.files import (
     atomic_write,
     exclusive,
+    read_json,
     remove_stale_scratch,
     spec_digest,
     write_json,
@@ -87,9 +88,6 @@ def _run_stages(run: DistillRun) -> None:
     rows = train_and_score(run, train, test)
     if not run.processes.main:
         return
-    if config.heads.steps and can_train(run.source):
-        rows.append(ensure_heads(folder / "student", run.source, config.heads, config.seeds[0],
-                                 run.device))
     save_frames(folder / "frames" / "calibration.safetensors", [train],
                 CALIBRATION_FRAMES)
     save_frames(folder / "frames" / "heldout.safetensors", [test, *map(run.examples, held_out)],
@@ -123,14 +121,31 @@ def train_and_score(run: DistillRun, train: Examples, test: Examples) -> list[di
     Only the first process has rows.
     """
     rows: list[dict] = []
-    scored = run.labelled and run.processes.main
+    scored, config = run.labelled and run.processes.main, run.config.heads
     for seed in run.config.seeds:
         if scored:
             rows += train_dense_teachers(run, train, test, seed)
+        folder = run.student_folder(seed)
         student = distil_student(run, train, test, seed)
+        if run.has_heads:
+            if scored and config.training == "joint":
+                rows.append(_distilled_row(run, student, test, seed, rows))
+            heads = ensure_heads(folder, train, test, config, run.config.student, seed)
+            student = run.student(seed)
         if scored:
             rows.append(score_student(run, student, "student_fp32", test, seed, rows))
+        if run.has_heads:
+            rows.append(heads)
     return rows
+
+
+def _distilled_row(run: DistillRun, student: Student, test: Examples, seed: int,
+                   rows: Sequence[dict]) -> dict:
+    """Scores of the student before it is trained with its heads, which replaces its weights."""
+    path = run.student_folder(seed) / "distilled.json"
+    if not path.is_file():
+        write_json(score_student(run, student, "student_distilled", test, seed, rows), path)
+    return read_json(path, "delete the run folder and run again")
 
 
 def train_dense_teachers(run: DistillRun, train: Examples, test: Examples,

@@ -1,7 +1,7 @@
 """Presets for apps: the student with its heads as one ONNX file, in the layout of Hugging Face.
 
 The student's part is the file that `export onnx` made and gated. The heads are appended in float32,
-where they cost two percent of a frame, and the complete file is compared with torch once more.
+where they cost few percent of a frame, and the complete file is compared with torch once more.
 Shapes are static, but for the batch of model_quantized.onnx (graph/dialects.py).
 
 edge    model_quantized.onnx (uint8: CPU), model_int8.onnx (TensorRT), model_fp16.onnx
@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import helper
+from torch import Tensor
 
 from export.artefact import Facts, discard, save_onnx, source_digest, up_to_date
 from export.graph.export_onnx import interface, traced
@@ -27,7 +28,7 @@ from export.parity import THRESHOLDS, GateError, token_cosine
 from export.pipeline import FP16, FP32, INT8, INT8_CPU, ArtefactSpec, ExportedFile, Exporter
 from export.source import TrainedRun, to_input
 from records.files import atomic_write, digest, sha256, write_json
-from student.heads import FILE, OUTPUTS, Heads, StudentWithHeads, load_heads
+from student.heads import FILE, Heads, StudentWithHeads, load_heads
 
 # frames float32 [N,3,H,W] in [0,1] -> features and the outputs of heads, [N,C,h,w]
 Outputs = Callable[[np.ndarray], list[np.ndarray]]
@@ -47,21 +48,27 @@ const gpu = await navigator.gpu?.requestAdapter();   // without WebGPU: model_qu
 const options = gpu ? { device: 'webgpu', dtype: gpu.features.has('shader-f16') ? 'fp16' : 'fp32' \
 } : {};"""
 
+_METRES = """
+Metres = depth * (the camera's focal length, in px at this input size) / canonical_focal, which is \
+in config.json and in the file's metadata."""
+
 
 @dataclass(frozen=True)
 class Drift:
     """How far a file's outputs are from torch's; means over held-out frames."""
     features_cosine: float
     depth_ratio: float          # |ln(depth / depth)|
+    depth_delta1: float         # share of pixels within 25 % of torch's depth
     normals_deg: float
     descriptors_cosine: float
     colours: float              # 0 to 1
+    confidence: float = 0.0     # 0 to 1
 
 
 # float32 differs in the order of sums only; int8 as far as the student's own gate allows
-LIMITS = {"fp32": Drift(THRESHOLDS["fp32"].cosine_mean, 0.001, 0.2, 0.9999, 0.002),
-          "fp16": Drift(THRESHOLDS["fp16"].cosine_mean, 0.01, 1.0, 0.999, 0.01),
-          "int8": Drift(THRESHOLDS["int8"].cosine_mean, 0.03, 2.5, 0.99, 0.03)}
+LIMITS = {"fp32": Drift(THRESHOLDS["fp32"].cosine_mean, 0.001, 0.9999, 0.2, 0.9999, 0.002, 0.002),
+          "fp16": Drift(THRESHOLDS["fp16"].cosine_mean, 0.01, 0.999, 1.0, 0.999, 0.01, 0.01),
+          "int8": Drift(THRESHOLDS["int8"].cosine_mean, 0.03, 0.99, 2.5, 0.99, 0.03, 0.03)}
 
 
 def export_preset(exporter: Exporter, preset: Preset,
@@ -79,14 +86,15 @@ def export_preset(exporter: Exporter, preset: Preset,
     write_json(_config(run, heads, preset), folder / "config.json")
     write_json(_preprocessor(run), folder / "preprocessor_config.json")
     with atomic_write(folder / "README.md") as scratch:
-        scratch.write_text(_card(run, preset, files))
+        scratch.write_text(_card(run, heads, preset, files))
     return files
 
 
 def attach(student: onnx.ModelProto, heads: onnx.ModelProto) -> onnx.ModelProto:
     """One checked graph: `features` stays an output and feeds the heads, whose outputs follow."""
     model = copy_model(student)
-    graph, shared = model.graph, {"features", *OUTPUTS}
+    graph = model.graph
+    shared = {"features", "frames", *(output.name for output in heads.graph.output)}
     graph.node.extend(heads.graph.node)  # copies
     for node in graph.node[-len(heads.graph.node):]:
         node.name = f"heads.{node.name}"
@@ -110,19 +118,25 @@ def attach(student: onnx.ModelProto, heads: onnx.ModelProto) -> onnx.ModelProto:
 
 def drift(reference: StudentWithHeads, candidate: Outputs, frames: np.ndarray) -> Drift:
     """frames float32 [N,3,H,W] in [0,1]."""
+    names = ("features", *reference.heads.shape.outputs)
     with torch.inference_mode():
-        expected = [t.numpy() for t in reference(torch.from_numpy(frames))]
-    got = candidate(frames)
-    for name, a, b in zip(("features", *OUTPUTS), expected, got, strict=True):
-        if a.shape != b.shape or not np.isfinite(b).all():
+        expected = dict(zip(names, map(Tensor.numpy, reference(torch.from_numpy(frames))),
+                            strict=True))
+    got = dict(zip(names, candidate(frames), strict=True))
+    for name, a in expected.items():
+        if a.shape != (b := got[name]).shape or not np.isfinite(b).all():
             raise GateError(f"{name}: got {list(b.shape)}, expected finite {list(a.shape)}; half "
                             "precision overflowed?")
-    angle = np.degrees(np.arccos(token_cosine(expected[2], got[2]).clip(-1, 1)))
-    return Drift(features_cosine=float(token_cosine(expected[0], got[0]).mean()),
-                 depth_ratio=float(np.abs(np.log(got[1] / expected[1])).mean()),
-                 normals_deg=float(angle.mean()),
-                 descriptors_cosine=float(token_cosine(expected[3], got[3]).mean()),
-                 colours=float(np.abs(expected[4] - got[4]).mean()))
+    cosine = {name: token_cosine(expected[name], got[name])
+              for name in ("features", "normals", "descriptors")}
+    change = np.abs(np.log(got["depth"] / expected["depth"]))
+    away = {name: float(np.abs(expected[name] - got[name]).mean())
+            for name in ("colours", "confidence") if name in expected}
+    return Drift(features_cosine=float(cosine["features"].mean()),
+                 depth_ratio=float(change.mean()),
+                 depth_delta1=float((change < np.log(1.25)).mean()),
+                 normals_deg=float(np.degrees(np.arccos(cosine["normals"].clip(-1, 1))).mean()),
+                 descriptors_cosine=float(cosine["descriptors"].mean()), **away)
 
 
 def gate_heads(run: TrainedRun, heads: Heads, candidate: Outputs, precision: str,
@@ -139,7 +153,7 @@ def exceeded(found: Drift, limits: Drift) -> list[str]:
     """A phrase for every limit exceeded; an empty list is a pass. NaN exceeds."""
     phrases = []
     for name, limit in asdict(limits).items():
-        value, at_least = getattr(found, name), name.endswith("_cosine")
+        value, at_least = getattr(found, name), name.endswith(("_cosine", "_delta1"))
         if not (value >= limit if at_least else value <= limit):
             phrases.append(f"{name} {value:.5f} {'<' if at_least else '>'} {limit}")
     return phrases
@@ -153,34 +167,54 @@ def _export(exporter: Exporter, heads: Heads, spec: ArtefactSpec, path: Path) ->
         exporter.log(f"{label}: up to date")
         return ExportedFile(path, spec, facts, reused=True)
     batch = "dynamic" if spec.open_batch else exporter.options.batch
-    input_shape = heads.shape.in_dim, heads.shape.grid, heads.shape.grid
-    model = attach(onnx.load(student.path),
-                   traced(heads, input_shape, "features", OUTPUTS, batch))
+    shape, px = heads.shape, run.student.config.image_size
+    inputs = {"features": (shape.in_dim, shape.grid, shape.grid), "frames": (3, px, px)}
+    model = attach(onnx.load(student.path), traced(heads, inputs, shape.outputs, batch))
     exporter.log(f"gate: {label}")
     found = gate_heads(run, heads, OnnxModel(model, optimise=True).outputs, spec.precision,
                        str(path))
     facts = {name: fact for name, fact in student.facts.items()
              if name not in ("schema", "file", "sha256", "size_mb")}
+<<<<<<< HEAD
     facts |= {"cache_key": key, "outputs": output_facts(heads), "drift": asdict(found),
               "student_file": student.path.name}
+=======
+    facts |= {"cache_key": key, "outputs": _output_facts(heads), "drift": asdict(found),
+              "student_file": student.path.name, **_camera(heads)}
+>>>>>>> bcc6a33 (The student and its heads train together, on crops, for a canonical camera; depth at 112x112 with a confidence; one device version of the scores)
     discard(path)
     return ExportedFile(path, spec, save_onnx(model, path, facts), reused=False)
 
 
+<<<<<<< HEAD
 def output_facts(heads: Heads) -> Facts:
+=======
+def _camera(heads: Heads) -> Facts:
+    """canonical_focal: px at the model's input; without it depth is in metres of any camera."""
+    focal = heads.shape.canonical_focal
+    return {"canonical_focal": focal} if focal else {}
+
+
+def _output_facts(heads: Heads) -> Facts:
+>>>>>>> bcc6a33 (The student and its heads train together, on crops, for a canonical camera; depth at 112x112 with a confidence; one device version of the scores)
     shape = heads.shape
-    dense, fine = shape.grid * shape.dense_up, shape.grid * shape.descriptor_up
-    return {
+    depth, dense, fine = (shape.depth_cells, shape.grid * shape.dense_up,
+                          shape.grid * shape.descriptor_up)
+    scale = "; metres = depth * focal length (px at the input) / canonical_focal"
+    facts: dict[str, Facts] = {
         "features": {"shape": [shape.in_dim, shape.grid, shape.grid],
                      "meaning": "standardised teacher features"},
-        "depth": {"shape": [1, dense, dense], "unit": "m", "range": [0.1, 50],
-                  "meaning": "along the optical axis"},
+        "depth": {"shape": [1, depth, depth], "unit": "m", "range": [0.1, 50],
+                  "meaning": "along the optical axis" + (scale if shape.canonical_focal else "")},
         "normals": {"shape": [3, dense, dense], "range": [-1, 1], "meaning": "unit vectors in "
                     "camera axes (x right, y down, z ahead), towards the camera"},
         "descriptors": {"shape": [shape.descriptor_dim, fine, fine], "range": [-1, 1], "meaning":
                         "unit vectors; the largest dot product in another view is the same place"},
         "colours": {"shape": [3, shape.grid, shape.grid], "range": [0, 1], "meaning":
-                    "three main directions of the features, one fixed map for all frames"}}
+                    "three main directions of the features, one fixed map for all frames"},
+        "confidence": {"shape": [1, depth, depth], "range": [0, 1], "meaning":
+                       "probability that depth is within 25 % of the truth"}}
+    return {name: facts[name] for name in ("features", *shape.outputs)}
 
 
 def _config(run: TrainedRun, heads: Heads, preset: Preset) -> Facts:
@@ -189,7 +223,12 @@ def _config(run: TrainedRun, heads: Heads, preset: Preset) -> Facts:
             "image_size": config.image_size, "patch_size": config.patch,
             "hidden_size": config.width, "num_hidden_layers": config.depth,
             "feature_dim": config.out_dim, "input": interface(run.student)["input"],
+<<<<<<< HEAD
             "outputs": output_facts(heads), "student_sha256": run.student_sha256,
+=======
+            "outputs": _output_facts(heads), **_camera(heads),
+            "student_sha256": run.student_sha256,
+>>>>>>> bcc6a33 (The student and its heads train together, on crops, for a canonical camera; depth at 112x112 with a confidence; one device version of the scores)
             "transformers.js_config": _BY_DEVICE[preset]}
 
 
@@ -201,7 +240,7 @@ def _preprocessor(run: TrainedRun) -> Facts:
             "do_normalize": False}  # the graph does that
 
 
-def _card(run: TrainedRun, preset: Preset, exported: list[ExportedFile]) -> str:
+def _card(run: TrainedRun, heads: Heads, preset: Preset, exported: list[ExportedFile]) -> str:
     files = "\n".join(f"| onnx/{file.path.name} | {file.facts['size_mb']:.1f} | {file.spec.what} | "
                       f"{file.facts['drift']['features_cosine']:.5f} |" for file in exported)
     choose, options = (_CHOOSE, ", options") if preset == "web" else ("", "")
@@ -214,8 +253,8 @@ tags: [onnx, depth-estimation, surface-normals, image-feature-extraction]
 # vega3d-edge student, preset {preset}
 
 One RGB frame [1,3,{px},{px}] in [0,1] as `frames`; normalisation
-is inside. Outputs `features`, `depth`, `normals`, `descriptors`, `colours`: shapes and units \
-in config.json.
+is inside. Outputs {", ".join(f"`{name}`" for name in ("features", *heads.shape.outputs))}: \
+shapes and units in config.json.{_METRES if heads.shape.canonical_focal else ""}
 
 | file | MB | for | cosine to torch |
 | --- | ---: | --- | ---: |

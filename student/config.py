@@ -45,10 +45,29 @@ class HeadsShape:
     grid: Annotated[int, Range(1, 64)] = 14  # tokens a side
     width: Width = 64
     descriptor_dim: Width = 32
-    dense_up: Annotated[int, Range(1, 16)] = 4  # depth and normals: 56x56
+    dense_up: Annotated[int, Range(1, 16)] = 4  # normals: 56x56
     descriptor_up: Annotated[int, Range(1, 16)] = 2  # descriptors: 28x28
     # sha256 of the student.safetensors that the heads read: they fit no other student's features
     student: str = ""
+    # px at the model's input, of the camera that depth is predicted for: metres = depth * focal /
+    # canonical_focal. 0: heads of the first edition, metres of any camera at 56x56, no confidence
+    canonical_focal: Annotated[float, Range(0, 100_000)] = 0.0
+    depth_up: Annotated[int, Range(1, 16)] = 8  # depth and confidence: 112x112
+    patch: Pixels = 16      # px of a token's side
 
     def __post_init__(self) -> None:
         check_ranges(self, "heads")
+        if self.patch % self.depth_up:
+            raise ValueError(f"heads.depth_up is {self.depth_up}, expected a divisor of the patch, "
+                             f"{self.patch}")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the ONNX outputs after `features`, in order."""
+        names = "depth", "normals", "descriptors", "colours"
+        return (*names, "confidence") if self.canonical_focal else names
+
+    @property
+    def depth_cells(self) -> int:
+        """Side of the depth map."""
+        return self.grid * (self.depth_up if self.canonical_focal else self.dense_up)

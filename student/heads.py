@@ -1,9 +1,10 @@
-"""The student's heads: depth, normals, a descriptor and PCA colours from frozen 14x14 features.
+"""The student's heads: depth, normals, a descriptor and PCA colours from its 14x14 features.
 
 Each head is a few layers of its own, so one can be left out or trained alone. Depth and normals get
 position embeddings (floors are low in a frame); the descriptor gets none, because it has to be the
-same wherever a point appears. A new head: a name in OUTPUTS, a field of HeadOutputs, a module of
-Heads and a term of `heads_loss`.
+same wherever a point appears. Depth also reads the frame, whose edges are finer than a token. A new
+head: a name in HeadsShape.outputs, a field of HeadOutputs, a module of Heads and a term of
+distill.joint.JointLoss.
 """
 from dataclasses import asdict
 from math import log
@@ -19,30 +20,23 @@ from torch import Tensor, nn
 from records.files import parse_json, reading, to_json
 from student.config import HeadsShape
 from student.vit import Student
-from teacher.dense.model import geometry_loss
 from teacher.training.checkpoint import save_finite
 
 FILE = "heads.safetensors"  # next to student.safetensors
 MIN_DEPTH_M, MAX_DEPTH_M = 0.1, 50.0
-OUTPUTS = ("depth", "normals", "descriptors", "colours")  # names of the ONNX outputs, in order
+DETAIL = 8  # channels at the resolution of a head's output
 TRAIN = "train them with: vega3d distill heads"
 
 
 class HeadOutputs(NamedTuple):
-    depth: Tensor        # [B,1,56,56] metres along the optical axis, 0.1 to 50
+    # of a camera of HeadsShape.canonical_focal: metres along the optical axis, 0.1 to 50, times
+    # the camera's own focal length over that one
+    depth: Tensor        # [B,1,112,112]
     normals: Tensor      # [B,3,56,56] unit vectors, camera axes (x right, y down, z ahead)
     descriptors: Tensor  # [B,32,28,28] unit vectors, alike for one point in two views
     colours: Tensor      # [B,3,14,14] the features' three principal components, 0 to 1
-
-
-class HeadsBatch(NamedTuple):
-    """Ground truth for B pairs of frames; M cells of each pair's first frame are matched."""
-    features: Tensor  # [B,D,14,14] of the first frames
-    other: Tensor     # [B,D,14,14] of the second frames
-    depth: Tensor     # [B,56,56] m
-    normals: Tensor   # [B,3,56,56] of any length, 0: unknown
-    cells: Tensor     # [M] cells of the 28x28 grid
-    targets: Tensor   # [B,M,2] (column, row) of their matches in the second frame; NaN: not visible
+    # [B,1,112,112] the probability that depth is within 25 % of the truth; not of the first edition
+    confidence: Tensor | None = None
 
 
 class Head(nn.Module):
@@ -51,7 +45,7 @@ class Head(nn.Module):
 
     def __init__(self, shape: HeadsShape, outputs: int, up: int, positions: bool):
         super().__init__()
-        self.up, detail = up, max(outputs, 8)
+        self.up, detail = up, max(outputs, DETAIL)
         embedding = torch.zeros(1, shape.width, shape.grid, shape.grid)
         self.narrow = nn.Conv2d(shape.in_dim, shape.width, 1)
         self.positions = nn.Parameter(embedding) if positions else None
@@ -61,36 +55,64 @@ class Head(nn.Module):
         self.spread = nn.Conv2d(shape.width, detail * up * up, 1)
         self.smooth = nn.Conv2d(detail, outputs, 3, padding=1)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def trunk(self, features: Tensor) -> Tensor:
+        """[B,W,g,g]"""
         x = self.narrow(features)
         if self.positions is not None:
             x = x + self.positions
         x = F.gelu(x)
-        x = x + F.gelu(self.near(x))                      # [B,W,g,g]
-        x = x + F.gelu(self.far(x))
-        return self.smooth(F.pixel_shuffle(self.spread(x), self.up))
+        x = x + F.gelu(self.near(x))
+        return x + F.gelu(self.far(x))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.smooth(F.pixel_shuffle(self.spread(self.trunk(features)), self.up))
+
+
+class DepthHead(Head):
+    """features, frames -> ln depth and the logit of its confidence, each [B,1,up*g,up*g].
+
+    ln depth is a map of mean zero, which no change of scale moves, plus one number a frame.
+    """
+
+    def __init__(self, shape: HeadsShape):
+        super().__init__(shape, DETAIL, shape.depth_up, positions=True)
+        self.detail = nn.Conv2d(3, DETAIL, 3, shape.patch // shape.depth_up, padding=1)
+        self.mix = nn.Conv2d(2 * DETAIL, 2 * DETAIL, 3, padding=1)
+        self.smooth = nn.Conv2d(2 * DETAIL, 2, 3, padding=1)
+        self.scale = nn.Sequential(nn.Linear(shape.width, shape.width), nn.GELU(),
+                                   nn.Linear(shape.width, 1))
+
+    def estimate(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.trunk(features)
+        scale = self.scale(x.mean((2, 3)))[..., None, None]              # [B,1,1,1]
+        coarse = F.pixel_shuffle(self.spread(x), self.up)                # [B,8,112,112]
+        fine = self.detail(frames - 0.5).relu()
+        x = self.mix(torch.cat([coarse, fine], 1)).relu()
+        relative, logit = self.smooth(x).float().split(1, 1)
+        return relative - relative.mean((2, 3), keepdim=True) + scale, logit
 
 
 class Heads(nn.Module):
-    """Standardised student features [B,D,14,14] -> HeadOutputs."""
+    """Standardised student features [B,D,14,14] and frames in [0,1] -> the fields of HeadOutputs,
+    without those that `shape.outputs` lacks."""
+    depth: Head
     colours: nn.Conv2d
 
     def __init__(self, shape: HeadsShape):
         super().__init__()
         self.shape = shape
-        self.depth = Head(shape, 1, shape.dense_up, positions=True)
+        self.depth = (DepthHead(shape) if shape.canonical_focal
+                      else Head(shape, 1, shape.dense_up, positions=True))
         self.normals = Head(shape, 3, shape.dense_up, positions=True)
         self.descriptors = Head(shape, shape.descriptor_dim, shape.descriptor_up, positions=False)
         self.colours = nn.Conv2d(shape.in_dim, 3, 1).requires_grad_(False)  # set by `fit_pca`
 
-    def forward(self, features: Tensor) -> HeadOutputs:
-        log_depth = self.depth(features).clamp(log(MIN_DEPTH_M), log(MAX_DEPTH_M))
-        return HeadOutputs(log_depth.exp(), _unit(self.normals(features)), self.describe(features),
-                           self.colours(features).clamp(0, 1))
-
-    def describe(self, features: Tensor) -> Tensor:
-        """The descriptors alone, [B,32,28,28]."""
-        return _unit(self.descriptors(features))
+    def forward(self, features: Tensor, frames: Tensor) -> tuple[Tensor, ...]:
+        log_depth, *logit = (self.depth.estimate(features, frames)
+                             if isinstance(self.depth, DepthHead) else (self.depth(features),))
+        depth = log_depth.clamp(log(MIN_DEPTH_M), log(MAX_DEPTH_M)).exp()
+        return (depth, _unit(self.normals(features)), _unit(self.descriptors(features)),
+                self.colours(features).clamp(0, 1), *(x.sigmoid() for x in logit))
 
 
 class StudentWithHeads(nn.Module):
@@ -103,40 +125,7 @@ class StudentWithHeads(nn.Module):
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
         features = self.student(frames)
-        return features, *self.heads(features)
-
-
-def heads_loss(heads: Heads, batch: HeadsBatch) -> Tensor:
-    """Log-depth L1 + normal cosine distance + InfoNCE over matches, a float32 scalar. No two heads
-    share weights, so the terms do not compete."""
-    outputs = heads(batch.features)
-    geometry = geometry_loss(outputs.depth[:, 0].log(), outputs.normals, batch.depth, batch.normals)
-    queries = outputs.descriptors.flatten(2)[..., batch.cells]
-    return geometry + match_loss(queries, heads.describe(batch.other), batch.targets)
-
-
-def match_loss(queries: Tensor, keys: Tensor, targets: Tensor, temperature: float = 0.07) -> Tensor:
-    """InfoNCE (arXiv 1807.03748) over all cells of the second view, for each query of the first.
-
-    queries: unit descriptors [P,C,M]; keys: unit descriptors [P,C,g,g]; targets [P,M,2]: (column,
-    row) of the matching point in cells of the second view, NaN: not visible. A target is shared
-    bilinearly among the four cells around it. Returns a float32 scalar; 0 if nothing is visible.
-    """
-    grid = keys.shape[-1]
-    visible = ~targets.isnan().any(-1)                                              # [P,M]
-    logits = queries.transpose(1, 2).float() @ keys.flatten(2).float() / temperature  # [P,M,g*g]
-    logits = logits[visible].log_softmax(-1)                                        # [V,g*g]
-    target = targets[visible].clamp(0, grid - 1)                                    # [V,2]
-    low = target.floor().clamp(max=grid - 2)
-    fraction = target - low                                                         # [V,2]
-    loss = logits.new_zeros(())
-    for dx in (0, 1):
-        for dy in (0, 1):
-            across = fraction[:, 0] if dx else 1 - fraction[:, 0]
-            down = fraction[:, 1] if dy else 1 - fraction[:, 1]
-            cell = ((low[:, 1] + dy) * grid + low[:, 0] + dx).long()
-            loss = loss - (across * down * logits.gather(1, cell[:, None])[:, 0]).sum()
-    return loss / max(len(logits), 1)
+        return features, *self.heads(features, frames)
 
 
 @torch.no_grad()

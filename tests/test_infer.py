@@ -20,10 +20,11 @@ from infer.photos import read_photo
 from infer.pictures import FAR_M, NEAR_M, depth_colours, frame_pca_colours, normal_colours
 from records import files, interrupts, manifest
 from student.config import HeadsShape, StudentConfig
-from student.heads import OUTPUTS, Heads
+from student.heads import Heads
 from student.vit import Student
 from tests.point_match import match
 
+OUTPUTS = HeadsShape().outputs
 ROOT = Path(vega3d.__file__).parent
 
 
@@ -31,7 +32,7 @@ ROOT = Path(vega3d.__file__).parent
 def parts() -> tuple[onnx.ModelProto, onnx.ModelProto, dict]:
     student = Student(StudentConfig(depth=1, out_dim=16))
     heads = Heads(HeadsShape(in_dim=16, width=8))
-    heads_model = traced(heads, (16, 14, 14), "features", OUTPUTS)
+    heads_model = traced(heads, {"features": (16, 14, 14), "frames": (3, 224, 224)}, OUTPUTS)
     return export_onnx(student), heads_model, interface(student)
 
 

@@ -20,8 +20,8 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from distill.config import JointTraining, StudentTraining
-from distill.correspondence import batched_matching_cells
+from distill.config import HeadTraining, StudentTraining
+from distill.heads import initial_heads, predictions, score
 from distill.joint import train_jointly
 from distill.loop import build_student, fidelity, train_student
 from distill.run import DistillRun, open_distill_run
@@ -30,9 +30,8 @@ from records.environment import environment
 from records.files import spec_digest, write_json
 from records.results import Row, measured, save
 from scenes.clip import ClipFolder
-from scenes.dense import STRIDE
-from student.config import HeadsShape, StudentConfig
-from student.heads import Heads
+from student.config import StudentConfig
+from student.heads import StudentWithHeads
 from student.vit import Student, load_student
 from teacher.data.dataset import Example, Examples, moments
 
@@ -142,8 +141,8 @@ class _Trainer:
         config, args = replace(self._training(), **VARIANTS[variant]), self.args
         steps = config.epochs * self.train.steps(config.batch)
         labelled = self.train.first_clips(rooms * self.run.config.scenes.clips_per_room)
-        joint = JointTraining(steps=args.head_steps, batch=args.batch // 2, lr=1e-3,
-                              student_lr=0.0, feature_weight=0.0)
+        joint = HeadTraining(steps=args.head_steps, batch=args.batch // 2, lr=1e-3, init="scratch",
+                             student_lr=0.0, feature_weight=0.0)
         if mode in ("frozen", "distil_then_labels"):
             student = self._distil(config, seed, variant)
             if mode == "distil_then_labels":
@@ -153,15 +152,19 @@ class _Trainer:
             joint = replace(joint, steps=joint.steps + steps, student_lr=1.0,
                             feature_weight=float(mode == "both"))
         torch.manual_seed(seed)
-        shape = HeadsShape(student.config.out_dim, student.config.grid)
-        heads = Heads(shape).to(self.run.device)
-        train_jointly(student, heads, labelled, joint, config, seed,
+        model = StudentWithHeads(student, initial_heads(student, joint)).to(self.run.device)
+        train_jointly(model, labelled, joint, config, seed,
                       args.work / _name(mode, variant, rooms, seed), unlabelled=self.train)
         cosine = fidelity(student, self.test)["cosine_mean"]
         return [{"training": mode, "labelled_rooms": rooms, "seed": seed, "frames_from": name,
-                 **score_pairs(student, heads, examples), "cosine_mean": cosine,
+                 **self._scores(model, examples), "cosine_mean": cosine,
                  "steps": joint.steps + (0 if mode in ("labels", "both") else steps),
                  **self._facts(config, student)} for name, examples in self.sets.items()]
+
+    def _scores(self, model: StudentWithHeads, examples: Examples) -> Row:
+        found = score(predictions(model), examples, model.heads.shape, model.student)
+        return {"delta1": found["delta1"], "delta1_median": found["delta1_median"],
+                "normal_deg": found.get("normal_deg"), "match": found["match_descriptor"]}
 
     def _training(self) -> StudentTraining:
         return StudentTraining(init="scratch", epochs=self.args.epochs, batch=self.args.batch,
@@ -182,60 +185,6 @@ class _Trainer:
         millions = sum(p.numel() for p in student.parameters()) / 1e6
         return {"size": config.model.size, "stem": config.model.stem, "parameters_m": millions,
                 "epochs": config.epochs, "batch": config.batch, "train_frames": len(self.train)}
-
-
-@torch.inference_mode()
-def score_pairs(student: Student, heads: Heads, examples: Examples) -> dict[str, float | None]:
-    """Scores of held-out clips with `cameras`.
-
-    delta1: share of pixels within 25 % of the true depth; delta1_median: after each frame's depth
-    is scaled by the ratio of medians; normal_deg: None without labels; match: share of visible
-    cells of 28x28 matched within one of 14x14, between first and last frames.
-    """
-    close, scaled, angles, hits = (list[Tensor]() for _ in range(4))
-    for _, example in examples.in_order():
-        outputs = heads(student(example["frames"].float() / 255))
-        depth, predicted = _every_fourth(example["pixel_depth"].float()), outputs.depth[:, 0]
-        valid = depth > 0
-        ratios = [_median_ratio(*pair) for pair in zip(depth, predicted, strict=True)]
-        for found, one in ((close, predicted),
-                           (scaled, predicted * torch.stack(ratios).view(-1, 1, 1))):
-            ratio = torch.maximum(one / depth.clamp_min(1e-3), depth / one)
-            found.append((ratio < 1.25)[valid])
-        if "normals" in example:
-            truth = example["normals"].float()
-            cosine = torch.cosine_similarity(outputs.normals, truth, dim=1).clamp(-1, 1)
-            angles.append(cosine.arccos().rad2deg()[(truth != 0).any(1)])
-        hits += _matches(outputs.descriptors, example)
-    mean = [torch.cat(part).float().mean().item() if part else None
-            for part in (close, scaled, angles, hits)]
-    return dict(zip(("delta1", "delta1_median", "normal_deg", "match"), mean, strict=True))
-
-
-def _every_fourth(depth: Tensor) -> Tensor:
-    return depth[:, STRIDE // 2::STRIDE, STRIDE // 2::STRIDE]
-
-
-def _median_ratio(depth: Tensor, predicted: Tensor) -> Tensor:
-    valid = depth > 0
-    if not valid.any():
-        return torch.ones((), device=depth.device)
-    return depth[valid].median() / predicted[valid].median()
-
-
-def _matches(descriptors: Tensor, example: dict[str, Tensor]) -> list[Tensor]:
-    """Whether each visible cell of the first and of the last frame is matched; two [V] bool."""
-    cells, last, found = descriptors.shape[-1], len(descriptors) - 1, []
-    order = torch.arange(cells**2, device=descriptors.device)
-    place = torch.stack([order % cells, order // cells], 1)                     # [N,2]
-    for a, b in ((0, last), (last, 0)):
-        target = batched_matching_cells(
-            example["pixel_depth"][[a]].float(), example["pixel_depth"][[b]].float(),
-            example["intrinsics"][[a]], example["poses"][[a]], example["poses"][[b]], cells)[0]
-        nearest = (descriptors[a].flatten(1).T @ descriptors[b].flatten(1)).argmax(1)
-        distance = (place[nearest] - target).abs() * (14 / cells)
-        found.append((distance <= 1).all(1)[~target.isnan().any(1)])
-    return found
 
 
 if __name__ == "__main__":

@@ -35,18 +35,19 @@ def export_onnx(student: Student, batch: Batch = 1,
     if batch != "dynamic" and batch < 1:
         raise ValueError(f"export_onnx: got batch {batch}, expected >= 1 or 'dynamic'")
     px = student.config.image_size
-    return traced(student, (3, px, px), "frames", ("features",), batch, translations)
+    return traced(student, {"frames": (3, px, px)}, ("features",), batch, translations)
 
 
-def traced(module: torch.nn.Module, shape: tuple[int, ...], name: str, outputs: Sequence[str],
-           batch: Batch = 1,
+def traced(module: torch.nn.Module, inputs: Mapping[str, tuple[int, ...]],
+           outputs: Sequence[str], batch: Batch = 1,
            translations: Mapping[Callable, Callable] | None = None) -> onnx.ModelProto:
-    """The graph of a module whose forward takes one tensor [batch,*shape] called `name`."""
-    example = torch.zeros(2 if batch == "dynamic" else batch, *shape)
-    shapes = {name: {0: torch.export.Dim("batch", min=1, max=256)}} if batch == "dynamic" else None
+    """The graph of a module whose forward takes tensors [batch,*shape], by name, in order."""
+    examples = tuple(torch.zeros(2 if batch == "dynamic" else batch, *s) for s in inputs.values())
+    opened = {0: torch.export.Dim("batch", min=1, max=256)}
+    shapes = tuple(opened for _ in inputs) if batch == "dynamic" else None
     with quiet("torch.onnx"):
-        program = torch.onnx.export(module.eval(), (example,), dynamo=True, opset_version=OPSET,
-                                    dynamic_shapes=shapes, input_names=[name],
+        program = torch.onnx.export(module.eval(), examples, dynamo=True, opset_version=OPSET,
+                                    dynamic_shapes=shapes, input_names=list(inputs),
                                     output_names=list(outputs), verbose=False,
                                     custom_translation_table=dict(translations or {}))
     assert program is not None

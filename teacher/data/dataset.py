@@ -85,15 +85,16 @@ class Examples:
             part._all = {k: v[:frames] for k, v in self._all.items()}
         return part
 
-    def select(self, clips: Sequence[int], frames: Sequence[int]) -> Example:
-        """One frame of each of several clips, by numbers, on the device."""
+    def select(self, clips: Tensor, frames: Tensor, fields: Collection[str]) -> Example:
+        """One frame of each of several clips, by numbers [B] on the device: those of `fields` that
+        there are."""
         if self._all is not None:
-            rows = torch.tensor(clips) * self.frames_per_clip + torch.tensor(frames)
-            rows = rows.to(self.device)
-            return {k: v[rows] for k, v in self._all.items()}
-        loaded = list(_prefetched(self.load, [self.ids[i] for i in clips]))
-        return {k: torch.stack([e[k][j] for e, j in zip(loaded, frames, strict=True)]).to(
-            self.device) for k in loaded[0]}
+            rows = clips * self.frames_per_clip + frames
+            return {k: v[rows] for k, v in self._all.items() if k in fields}
+        loaded = list(_prefetched(self.load, [self.ids[i] for i in clips.tolist()]))
+        numbered = list(zip(loaded, frames.tolist(), strict=True))
+        return {k: torch.stack([e[k][j] for e, j in numbered]).to(self.device)
+                for k in loaded[0] if k in fields}
 
     def batches(self, batch: int, seed: int, epoch: int, skip: int = 0, part: slice | None = None,
                 fields: Collection[str] | None = None) -> Iterator[Example]:

@@ -5,19 +5,13 @@ import sys
 from dataclasses import replace
 
 import pytest
-import torch
 
 from bench.recipes import student_trainings
-from bench.recipes.student_trainings import score_pairs
 from distill.config import HeadTraining, RunConfig, ScenesConfig, StudentTraining, TeacherConfig
-from distill.heads import score_heads
 from distill.stages import run_distillation
 from scenes.clip import save_clip
-from student.config import HeadsShape, StudentConfig
-from student.heads import Heads
-from student.vit import Student
+from student.config import StudentConfig
 from teacher.config import DenseTraining
-from teacher.data.dataset import Examples
 from teacher.towers.tap import Tap
 from tests.fakes import FakeRooms
 
@@ -86,15 +80,3 @@ def test_the_label_table_trains_each_way_with_equal_steps(monkeypatch, run, tmp_
         assert rooms["delta1"] == pytest.approx(real["delta1"])  # the same clips
     frozen, going_on = rows[0], rows[4]
     assert frozen["cosine_mean"] != going_on["cosine_mean"]
-
-
-def test_scores_are_those_of_the_heads_evaluation():
-    torch.manual_seed(0)
-    student = Student(StudentConfig(depth=1, out_dim=16)).eval()
-    heads = Heads(HeadsShape(16)).eval()
-    device = torch.device("cpu")
-    found = score_pairs(student, heads, Examples(ROOMS, ROOMS.ids("test"), {}, device, True))
-    expected = score_heads(student, heads, ROOMS, device)
-    assert found["delta1"] == pytest.approx(expected["delta1"], abs=2e-4)
-    assert found["normal_deg"] == pytest.approx(expected["normal_deg"], abs=0.01)
-    assert found["match"] == pytest.approx(expected["match_descriptor"], abs=1e-6)

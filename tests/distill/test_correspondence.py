@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.correspondence import MatchScores, matching_cells, rgb_patches
+from distill.correspondence import matched, matching_cells, rgb_patches
 from scenes.clip import Clip
 from tests.fakes import FakeRooms
 
@@ -38,21 +38,21 @@ def test_cells_that_the_square_occludes_have_no_match():
     assert hidden[:, 2:].any()  # not only at the frame's edge
 
 
-def test_match_scores_are_one_for_perfect_matches_and_chance_is_counted():
-    row, column = np.divmod(np.arange(196), 14)
-    still = np.stack([column, row], 1).astype(np.float32)
+def test_matches_are_right_within_a_cell_and_chance_is_counted():
+    order = torch.arange(196)
+    still = torch.stack([order % 14, order // 14], 1).float()
     unique = torch.eye(196).reshape(196, 14, 14)
-    scores = MatchScores(14)
-    scores.add({"good": (unique, unique), "bad": (unique, unique.flip(1).flip(2))}, still)
-    result = scores.result()
-    assert result["match_good"] == 1 and result["match_same_place"] == 1
-    assert result["match_bad"] == pytest.approx(4 / 196)  # the middle four
+    hits, chance = matched(unique, unique, still)
+    assert hits.all() and len(hits) == 196
     inner, edges, corners = 12 * 12 * 9, 4 * 12 * 6, 4 * 4
-    assert result["match_chance"] == pytest.approx((inner + edges + corners) / 196**2)
+    assert chance.mean().item() == pytest.approx((inner + edges + corners) / 196**2)
+    assert matched(unique, unique.flip(1).flip(2), still)[0].sum() == 4  # the middle four
+    still[::2] = torch.nan  # not visible
+    assert len(matched(unique, unique, still)[0]) == 98
 
 
 def test_rgb_patches_ignore_brightness():
-    frames = clip("train/001").frames[:1].clip(0, 200)
-    plain, bright = rgb_patches(frames, 28), rgb_patches(frames + 30, 28)
+    frames = torch.from_numpy(clip("train/001").frames[:1].clip(0, 200)) / 255
+    plain, bright = rgb_patches(frames, 28), rgb_patches(frames + 30 / 255, 28)
     assert plain.shape == (1, 192, 28, 28)
     assert torch.allclose(plain[..., 2:-2, 2:-2], bright[..., 2:-2, 2:-2], atol=1e-5)

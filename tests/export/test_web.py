@@ -42,12 +42,14 @@ from infer.model import Model
 from infer.pictures import depth_colours, normal_colours, to_bytes
 from records.files import cache_folder, sha256
 from student.config import HeadsShape
-from student.heads import OUTPUTS, Heads, fit_pca, save_heads
+from student.heads import Heads, fit_pca, save_heads
 from tests.colours import contrast
 from tests.export_run import EXPORTED, exported_run, gate
 from tests.point_match import match
 
 ROOT = Path(vega3d.__file__).parent
+SHAPE = HeadsShape(in_dim=64, width=16, descriptor_dim=16, canonical_focal=224.0)
+OUTPUTS = SHAPE.outputs
 
 
 @cache
@@ -61,10 +63,10 @@ def run_with_heads() -> Path:
 def add_heads(folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
     opened = load_trained_run(folder)
-    heads = Heads(HeadsShape(in_dim=64, width=16, descriptor_dim=16, student=opened.student_sha256))
+    heads = Heads(replace(SHAPE, student=opened.student_sha256))
     with torch.inference_mode():
         fit_pca(heads, opened.student(torch.from_numpy(to_input(opened.heldout.frames[:8]))))
-    heads.depth.smooth.bias.data += 0.7
+    heads.depth.scale[2].bias.data += 0.7
     save_heads(heads, folder / "student")
 
 
@@ -95,8 +97,8 @@ def test_one_file_has_the_features_and_all_head_outputs():
     for path in web_files().values():
         names = ["features", *OUTPUTS]
         outputs = dict(zip(names, session(path).run(names, {"frames": frames}), strict=True))
-        assert [outputs[name].shape for name in OUTPUTS] == [(1, 1, 56, 56), (1, 3, 56, 56),
-                                                             (1, 16, 28, 28), (1, 3, 14, 14)]
+        assert [outputs[name].shape for name in OUTPUTS] == [
+            (1, 1, 112, 112), (1, 3, 56, 56), (1, 16, 28, 28), (1, 3, 14, 14), (1, 1, 112, 112)]
         assert all(value.dtype == np.float32 for value in outputs.values())
         assert abs(np.linalg.norm(outputs["descriptors"], axis=1) - 1).max() < 0.01
 
@@ -106,7 +108,11 @@ def test_the_layout_is_that_of_hugging_face():
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "vega3d-edge"
     assert set(config["outputs"]) == {"features", *OUTPUTS}
-    assert config["outputs"]["depth"]["unit"] == "m"
+    assert config["outputs"]["depth"]["unit"] == "m" and config["canonical_focal"] == 224
+    for path in web_files().values():
+        metadata = session(path).get_modelmeta().custom_metadata_map
+        assert json.loads(metadata["canonical_focal"]) == 224
+        assert json.loads(path.with_name(path.name + ".json").read_text())["canonical_focal"] == 224
     processor = json.loads((folder / "preprocessor_config.json").read_text())
     assert processor["do_normalize"] is False
     assert processor["crop_size"] == {"height": 224, "width": 224}
@@ -134,13 +140,31 @@ def test_the_file_that_transformers_js_loads_by_default_exists(preset, run_copy)
         assert file.facts["input"]["shape"][0] == ("dynamic" if open_batch else 1)
 
 
+def test_heads_of_the_first_edition_export_as_they_did(run_copy):
+    """No canonical camera: depth at 56x56, no confidence, no key."""
+    opened = load_trained_run(run_copy)
+    first = HeadsShape(in_dim=64, width=16, descriptor_dim=16, student=opened.student_sha256)
+    heads = Heads(first).eval()
+    save_heads(heads, run_copy / "student")
+    (file,) = export_preset(exporter(run_copy), "mobile")
+    outputs = [output.name for output in session(file.path).get_outputs()]
+    assert outputs == ["features", "depth", "normals", "descriptors", "colours"]
+    frames = to_input(opened.heldout.frames[:1])
+    (depth,) = session(file.path).run(["depth"], {"frames": frames})
+    with torch.inference_mode():
+        features = opened.student(torch.from_numpy(frames))
+        expected = heads(features, torch.from_numpy(frames))[0].numpy()
+    np.testing.assert_allclose(depth, expected, rtol=1e-3)
+    assert depth.shape == (1, 1, 56, 56) and "canonical_focal" not in file.facts
+
+
 def test_a_preset_for_several_frames_a_call(run_copy):
     four = Exporter(load_trained_run(run_copy), replace(EXPORTED, batch=4), log=lambda _: None)
     four.gate = gate()
     (file,) = export_preset(four, "mobile")
     frames = to_input(four.run.heldout.frames[:4])
     (depth,) = session(file.path).run(["depth"], {"frames": frames})
-    assert depth.shape == (4, 1, 56, 56)
+    assert depth.shape == (4, 1, 112, 112)
 
 
 def test_fp16_file_has_float32_heads():
@@ -174,10 +198,10 @@ def test_a_file_with_other_outputs_is_not_written(run_copy, monkeypatch):
 
     def traced_with_error(heads, *args):
         with torch.no_grad():
-            heads.depth.smooth.bias += 0.05
+            heads.depth.scale[2].bias += 0.05
         model = traced(heads, *args)
         with torch.no_grad():
-            heads.depth.smooth.bias -= 0.05
+            heads.depth.scale[2].bias -= 0.05
         return model
 
     traced = presets.traced
