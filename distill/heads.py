@@ -95,15 +95,16 @@ def predictions(model: StudentWithHeads) -> Predict:
 
 
 @torch.inference_mode()
-def score(predict: Predict, examples: Examples, shape: HeadsShape) -> dict:
+def score(predict: Predict, examples: Examples, shape: HeadsShape) -> dict[str, float]:
     """Scores of held-out clips with `cameras`, by the outputs that `predict` has.
 
     delta1, abs_rel: of metres, with the focal length given; delta1_median: after each frame's depth
     is scaled by the ratio of medians, and so edge_abs_rel, beside occlusion edges. edge_precision,
     edge_recall: of predicted occlusion edges; one cell of 112x112 apart counts. normal_deg.
     match_NAME: share of visible cells, between first and last frames, matched within one cell of
-    14x14. calibration: for each tenth of the confidence its mean, the share of pixels within 25 %
-    of the truth, and the count. scale_change_NAME: mean |ln| of the change of metres when a frame
+    14x14. share_at_N, right_at_N: of pixels with a confidence of N % or up to 10 % more, how many
+    of all these are, and how many of these are within 25 % of the truth; confidence_error: the mean
+    of |confidence - right|. scale_change_NAME: mean |ln| of the change of metres when a frame
     arrives with that side (px), or cropped.
     """
     means = _Means()
@@ -123,12 +124,7 @@ def score(predict: Predict, examples: Examples, shape: HeadsShape) -> dict:
             means.add("normal_deg", cosine.arccos().rad2deg()[(truth != 0).any(1)])
         _add_matches(means, outputs, example, view)
         _add_scale_changes(means, predict, example, shape)
-    scores: dict = means.result() | {"test_clips": len(examples.ids)}
-    if curve.any():
-        rows = (curve / curve[:, 2:].clamp_min(1))[:, :2].tolist()
-        counts = curve[:, 2].long().tolist()
-        scores["calibration"] = [[*row, n] for row, n in zip(rows, counts, strict=True)]
-    return scores
+    return means.result() | _calibration_scores(curve) | {"test_clips": len(examples.ids)}
 
 
 class _Means:
@@ -196,6 +192,18 @@ def _calibration(confidence: Tensor, depth: Tensor, truth: Tensor) -> Tensor:
     place = (p * BINS).long().clamp(max=BINS - 1)
     return torch.zeros(BINS, 3, dtype=torch.double, device=p.device).index_add_(
         0, place, torch.stack([p, hit, torch.ones_like(p)], 1))
+
+
+def _calibration_scores(curve: Tensor) -> dict[str, float]:
+    confidence, right, count = curve.T
+    if not count.any():
+        return {}
+    share, filled = count / count.sum(), count.clamp_min(1)
+    scores = {"confidence_error": ((confidence - right).abs().sum() / count.sum()).item()}
+    for i in count.nonzero()[:, 0].tolist():
+        name = f"at_{100 * i // BINS}"
+        scores |= {f"share_{name}": share[i].item(), f"right_{name}": (right / filled)[i].item()}
+    return scores
 
 
 def _add_matches(means: _Means, outputs: dict[str, Tensor], example: Example,

@@ -1,6 +1,8 @@
 """Depth of a photo and matches in a second one, by an exported model, without this repository.
 
-python geometry.py model.onnx first.jpg second.jpg
+python geometry.py model.onnx first.jpg second.jpg [FOCAL]
+
+FOCAL: of the camera, in px of a photo of 224 px (width of the square in px: times 224 over it).
 """
 import os
 import sys
@@ -42,12 +44,17 @@ def match(first: np.ndarray, second: np.ndarray, x: float, y: float) -> tuple[fl
     return (column + 0.5) / w, (row + 0.5) / h, float(cosine.max())
 
 
-def main(model: str, first: str, second: str) -> None:
+def main(model: str, first: str, second: str, focal: str = "") -> None:
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     one, two = (run(session, preprocess(path)) for path in (first, second))
-    depth, middle = one["depth"][0], one["depth"].shape[-1] // 2
+    canonical = session.get_modelmeta().custom_metadata_map.get("canonical_focal")
+    scale = float(focal) / float(canonical) if focal and canonical else 1.0
+    depth, middle = scale * one["depth"][0], one["depth"].shape[-1] // 2
+    if canonical and not focal:
+        print(f"no focal length was given; {canonical} px is assumed")
     print(f"depth {depth.min():.2f} to {depth.max():.2f} m, middle {depth[middle, middle]:.2f} m")
-    nx, ny, nz = one["normals"][:, middle, middle]
+    centre = one["normals"].shape[-1] // 2
+    nx, ny, nz = one["normals"][:, centre, centre]
     print(f"the surface in the middle faces ({nx:+.2f}, {ny:+.2f}, {nz:+.2f})")
     for x, y in ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75)):
         u, v, cosine = match(one["descriptors"], two["descriptors"], x, y)
@@ -55,6 +62,6 @@ def main(model: str, first: str, second: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    if len(sys.argv) not in (4, 5):
         sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -1,5 +1,5 @@
 // Depth and normal in the middle of a picture, by an exported model and onnxruntime's C++ API.
-// geometry model.onnx photo.ppm        (a binary PPM, 224 x 224)
+// geometry model.onnx photo.ppm [FOCAL]     (a binary PPM, 224 x 224; its focal length in px)
 #include <onnxruntime_cxx_api.h>
 
 #include <array>
@@ -10,6 +10,7 @@
 #include <fstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 constexpr int64_t SIDE = 224;
@@ -32,7 +33,20 @@ std::vector<float> read_ppm(const std::string& path) {
   return planes;
 }
 
-int run(const std::string& model, const std::string& picture) {
+// Cells of a map [1,C,h,w], and the number of the middle one.
+std::pair<int64_t, int64_t> size(const Ort::Value& map) {
+  const auto dims = map.GetTensorTypeAndShapeInfo().GetShape();
+  return {dims[2] * dims[3], dims[2] / 2 * dims[3] + dims[3] / 2};
+}
+
+// What turns depth into metres of a camera with this focal length; 1 if a number is missing.
+double scale_of(const Ort::Session& session, double focal) {
+  Ort::AllocatorWithDefaultOptions allocator;
+  auto canonical = session.GetModelMetadata().LookupCustomMetadataMapAllocated("canonical_focal", allocator);
+  return focal > 0 && canonical ? focal / std::atof(canonical.get()) : 1.0;
+}
+
+int run(const std::string& model, const std::string& picture, double focal) {
   setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // before the environment is made
   Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "geometry");
   Ort::Session session(env, model.c_str(), Ort::SessionOptions{});
@@ -44,24 +58,25 @@ int run(const std::string& model, const std::string& picture) {
   const char* outputs[] = {"depth", "normals"};
   auto results = session.Run(Ort::RunOptions{nullptr}, inputs, &frames, 1, outputs, 2);
 
-  const auto dims = results[0].GetTensorTypeAndShapeInfo().GetShape();  // 1, 1, h, w
-  const int64_t cells = dims[2] * dims[3], middle = dims[2] / 2 * dims[3] + dims[3] / 2;
+  const auto [cells, middle] = size(results[0]);
+  const auto [facets, centre] = size(results[1]);
   const float* depth = results[0].GetTensorData<float>();
   const float* normals = results[1].GetTensorData<float>();
+  const double scale = scale_of(session, focal);
   double sum = 0;
   for (int64_t i = 0; i < cells; ++i) sum += depth[i];
-  std::printf("depth mean %.4f middle %.4f\n", sum / cells, depth[middle]);
-  std::printf("normal %.4f %.4f %.4f\n", normals[middle], normals[cells + middle], normals[2 * cells + middle]);
+  std::printf("depth mean %.4f middle %.4f\n", scale * sum / cells, scale * depth[middle]);
+  std::printf("normal %.4f %.4f %.4f\n", normals[centre], normals[facets + centre], normals[2 * facets + centre]);
   return 0;
 }
 
 int main(int count, char** arguments) {
-  if (count != 3) {
-    std::fprintf(stderr, "usage: geometry model.onnx photo.ppm\n");
+  if (count != 3 && count != 4) {
+    std::fprintf(stderr, "usage: geometry model.onnx photo.ppm [focal]\n");
     return 2;
   }
   try {
-    return run(arguments[1], arguments[2]);
+    return run(arguments[1], arguments[2], count == 4 ? std::atof(arguments[3]) : 0);
   } catch (const std::exception& error) {  // Ort::Exception is one
     std::fprintf(stderr, "geometry: %s\n", error.what());
     return 1;

@@ -68,7 +68,8 @@ def _settings(models: list[ExportedFile], exporter: Exporter) -> dict[str, Any]:
         })
     config = exporter.run.student.config
     about = f"ViT-{config.size.title()}, run {exporter.run.folder.name}; onnxruntime-web {VERSION}."
-    return {"px": config.image_size, "models": listed, "runtime": BACKENDS,
+    camera = {k: v for k, v in models[0].facts.items() if k == "canonical_focal"}
+    return {"px": config.image_size, **camera, "models": listed, "runtime": BACKENDS,
             "clip": json.loads(CLIP.read_text()), "about": about}
 
 

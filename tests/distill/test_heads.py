@@ -139,8 +139,9 @@ def test_true_depth_of_the_canonical_camera_scores_one():
     assert scores["delta1"] == 1 and scores["abs_rel"] < 2e-3
     assert scores["edge_precision"] == scores["edge_recall"] == 1
     assert scores["edge_abs_rel"] < 2e-3
-    assert scores["calibration"][9] == pytest.approx([0.97, 1.0, 6 * 112 * 112])
-    assert sum(row[2] for row in scores["calibration"][:9]) == 0
+    assert (scores["share_at_90"], scores["right_at_90"]) == (1, 1)
+    assert scores["confidence_error"] == pytest.approx(0.03)
+    assert "share_at_80" not in scores
 
 
 def test_a_wrong_scale_counts_in_metres_only_and_metres_follow_the_focal_length():

@@ -733,14 +733,15 @@ def two_photos(tmp_path) -> list[Path]:
 
 def test_python_example_prints_the_outputs_of_the_model(two_photos):
     command = [sys.executable, "examples/geometry.py", str(web_files()["model.onnx"]),
-               *map(str, two_photos)]
+               *map(str, two_photos), "448"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     depth = Model(web_files()["model.onnx"])(clip_frame(0)[None])["depth"][0, 0]
+    depth = depth * 448 / 224  # of a camera of twice the canonical focal length
     low, high, middle = map(float, re.findall(r"\d+\.\d+", done.stdout.splitlines()[0]))
-    assert (low, high, middle) == pytest.approx((depth.min(), depth.max(), depth[28, 28]),
+    assert (low, high, middle) == pytest.approx((depth.min(), depth.max(), depth[56, 56]),
                                                 abs=0.006)
     assert len(done.stdout.splitlines()) == 5
-    assert len((ROOT / "examples" / "geometry.py").read_text().splitlines()) <= 60
+    assert len((ROOT / "examples" / "geometry.py").read_text().splitlines()) <= 70
 
 
 def test_cpp_example_prints_the_outputs_of_the_model(tmp_path):
@@ -761,12 +762,13 @@ def test_cpp_example_prints_the_outputs_of_the_model(tmp_path):
         "examples/cpp/geometry.cpp", f"-L{tmp_path}", "-lonnxruntime", f"-Wl,-rpath,{tmp_path}",
         "-o", str(program)], cwd=ROOT, check=True)
     Image.fromarray(clip_frame(0).transpose(1, 2, 0)).save(tmp_path / "photo.ppm")
-    done = subprocess.run([program, web_files()["model.onnx"], tmp_path / "photo.ppm"],
+    done = subprocess.run([program, web_files()["model.onnx"], tmp_path / "photo.ppm", "112"],
                           capture_output=True, text=True)
     outputs = Model(web_files()["model.onnx"])(clip_frame(0)[None])
     depth, normals = outputs["depth"][0, 0], outputs["normals"][0]
     printed = list(map(float, re.findall(r"-?\d+\.\d+", done.stdout)))
-    expected = [depth.mean(), depth[28, 28], *normals[:, 28, 28]]
+    depth = depth * 112 / 224
+    expected = [depth.mean(), depth[56, 56], *normals[:, 28, 28]]
     assert printed == pytest.approx(expected, abs=2e-3), done.stderr
     (tmp_path / "cut.ppm").write_bytes(b"P6 224 224 255\n" + bytes(99))
     cut = subprocess.run([program, web_files()["model.onnx"], tmp_path / "cut.ppm"],

@@ -89,10 +89,15 @@ function paint(canvas, view) {
   stamp(context, view.image, size);
   if (state.mode !== "none") {
     context.globalAlpha = $("opacity").value / 100;
-    stamp(context, picture(state.mode, view.outputs), size);
+    stamp(context, picture(state.mode, view.outputs, metres(query.get("focal"))), size);
     context.globalAlpha = 1;
   }
   state.points.forEach((p, i) => mark(context, size, locate(p, view), POINTS[i]));
+}
+
+/** Of one of depth, for a camera of this focal length, px at the network's input; 1 if it is not known. */
+export function metres(focal) {
+  return focal && state.facts.canonical_focal ? focal / state.facts.canonical_focal : 1;
 }
 
 function stamp(context, image, size) {

@@ -12,12 +12,12 @@ function depthColour(metres) {
 
 export const OUTPUT = { depth: "depth", normals: "normals", geometry: "colours" }; // of each mode
 
-/** The output that a mode shows -> ImageData of its size (56x56 or 14x14). */
-export function picture(mode, outputs) {
+/** The output that a mode shows -> ImageData of its size; scale: metres of one of depth. */
+export function picture(mode, outputs, scale = 1) {
   const { data, dims } = outputs[OUTPUT[mode]], side = dims[3], n = side * side;
   const image = new ImageData(side, side);
   for (let i = 0; i < n; i++) {
-    const rgb = mode === "depth" ? depthColour(data[i]) : [0, 1, 2].map((c) => byte(
+    const rgb = mode === "depth" ? depthColour(scale * data[i]) : [0, 1, 2].map((c) => byte(
       mode === "normals" ? (data[c * n + i] * (c ? -1 : 1) + 1) / 2 : data[c * n + i]));
     image.data.set(rgb, 4 * i);
     image.data[4 * i + 3] = 255;

@@ -45,13 +45,15 @@ async function enter(state, { leave, root, picture }) {
       gl.readPixels(0, 0, side, side, gl.RGBA, gl.UNSIGNED_BYTE, rows);
       for (let y = 0; y < side; y++)                                  // WebGL's first row is the lowest
         image.data.set(rows.subarray(4 * side * (side - 1 - y), 4 * side * (side - y)), 4 * side * y);
+      const focal = view.projectionMatrix[5] / 2 * height * side / square;  // px: the view covers the camera's picture
+      const scale = state.facts.canonical_focal ? focal / state.facts.canonical_focal : 1;
       busy = true;
       const mode = state.mode === "none" ? "depth" : state.mode;
       state.network.run(image, [OUTPUT[mode]]).then(({ outputs }) => {
         gl.bindTexture(gl.TEXTURE_2D, overlay);
         gl.pixelStorei(gl.UNPACK_FLIP_Y_WEBGL, true);
         gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE,
-          picture(mode, outputs));
+          picture(mode, outputs, scale));
         for (const [name, value] of [[gl.TEXTURE_MIN_FILTER, gl.LINEAR], [gl.TEXTURE_MAG_FILTER, gl.LINEAR],
           [gl.TEXTURE_WRAP_S, gl.CLAMP_TO_EDGE], [gl.TEXTURE_WRAP_T, gl.CLAMP_TO_EDGE]])
           gl.texParameteri(gl.TEXTURE_2D, name, value);
