@@ -8,38 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scenes.clip import Clip
-from scenes.geometry import cell_pixels, reproject
 
 OCCLUSION = 0.05  # share of the depth: a point further behind the other view's surface is hidden
-
-
-def has_correspondences(clip: Clip) -> bool:
-    """Whether the clip has at least two frames, depth and cameras."""
-    cameras = (clip.depth, clip.intrinsics, clip.poses)
-    return len(clip.frames) > 1 and all(value is not None for value in cameras)
 
 
 def matching_cells(clip: Clip, a: int, b: int, cells: int) -> np.ndarray:
     """Positions in frame b of the middles of frame a's cells, [cells*cells,2] float32.
 
-    NaN where frame b does not show the point, or it moves or mirrors. Raises ValueError without
-    depth or cameras.
+    NaN where frame b does not show the point. Raises ValueError without depth or cameras.
     """
-    static_depth = clip.static_depth
-    if static_depth is None or clip.intrinsics is None or clip.poses is None:
+    if clip.depth is None or clip.intrinsics is None or clip.poses is None:
         raise ValueError(f"clip {clip.id}: matches need depth, intrinsics and poses")
-    h, w = static_depth.shape[1:]
-    rows, columns = cell_pixels(h, w, cells)
-    depth = static_depth[a, rows, columns].astype(float)                                  # [N] m
-    pixels, distance = reproject(columns + 0.5, rows + 0.5, depth, clip.intrinsics, clip.poses[a],
-                                 clip.poses[b])                                    # [2,N], [N]
-    inside = (distance > 1e-3) & (depth > 0) & (pixels >= 0).all(0)
-    inside &= (pixels[0] < w) & (pixels[1] < h)
-    column, row = np.where(inside, pixels, 0).astype(int)
-    surface = static_depth[b, row, column]
-    visible = inside & (surface > 0) & (np.abs(distance - surface) < OCCLUSION * surface)
-    in_cells = pixels * np.array([[cells / w], [cells / h]]) - 0.5
-    return np.where(visible, in_cells, np.nan).T.astype(np.float32)
+    depth, poses = torch.from_numpy(clip.depth), torch.from_numpy(clip.poses).double()
+    intrinsics = torch.from_numpy(clip.intrinsics)[None]
+    return batched_matching_cells(depth[[a]], depth[[b]], intrinsics, intrinsics,
+                                  torch.linalg.inv(poses[[b]]) @ poses[[a]], cells)[0].numpy()
 
 
 def batched_matching_cells(depth: Tensor, other: Tensor, intrinsics: Tensor,

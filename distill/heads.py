@@ -9,25 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.config import HeadTraining, StudentTraining
-from distill.correspondence import (
-    batched_matching_cells,
-    has_correspondences,
-    matched,
-    rgb_patches,
-)
+from distill.correspondence import batched_matching_cells, matched, rgb_patches
 from distill.joint import CHECKPOINT, cropped_view, sampled, train_jointly
 from records import manifest
 from records.files import sha256
 from scenes.clip import Source
 from student.config import SHIPPED, HeadsShape
-from student.heads import (
-    FILE,
-    Heads,
-    StudentWithHeads,
-    heads_scores,
-    load_heads,
-    save_heads,
-)
+from student.heads import FILE, Heads, StudentWithHeads, heads_scores, load_heads, save_heads
 from student.vit import Student, load_student, save_student
 from teacher.data.dataset import Example, Examples
 from teacher.training.checkpoint import remove_checkpoint
@@ -45,10 +33,10 @@ Predict = Callable[[Tensor], dict[str, Tensor]]  # frames [B,3,H,W] in [0,1] -> 
 
 
 def can_train(source: Source) -> bool:
-    """Whether the clips have depth, normals and cameras."""
+    """Whether the clips have depth, normals and cameras, and two frames to match."""
     clip = source.clip(source.ids("train")[0])
-    labelled = clip.normals is not None and clip.instances is not None
-    return labelled and has_correspondences(clip)
+    labels = clip.depth, clip.normals, clip.instances, clip.intrinsics, clip.poses
+    return len(clip.frames) > 1 and all(value is not None for value in labels)
 
 
 def ensure_heads(folder: Path, train: Examples, test: Examples, config: HeadTraining,
@@ -67,8 +55,8 @@ def ensure_heads(folder: Path, train: Examples, test: Examples, config: HeadTrai
         model = StudentWithHeads(student, initial_heads(student, config)).to(train.device)
         train_jointly(model, train, config, training, seed, folder)
         if train.processes.main:
-            _save(model, folder, score(predictions(model), test, model.heads.shape),
-                  config.student_lr > 0)
+            scores = score(predictions(model), test, model.heads.shape, student)
+            _save(model, folder, scores, config.student_lr > 0)
     train.processes.wait()
     return {"features": NAME, "head": "own", "seed": seed, **heads_scores(folder)}
 
@@ -95,9 +83,11 @@ def predictions(model: StudentWithHeads) -> Predict:
 
 
 @torch.inference_mode()
-def score(predict: Predict, examples: Examples, shape: HeadsShape) -> dict[str, float]:
+def score(predict: Predict, examples: Examples, shape: HeadsShape,
+          student: Student) -> dict[str, float]:
     """Scores of held-out clips with `cameras`, by the outputs that `predict` has.
 
+    cosine_mean: of the features and the teacher's, standardised as the student's are.
     delta1, abs_rel: of metres, with the focal length given; delta1_median: after each frame's depth
     is scaled by the ratio of medians, and so edge_abs_rel, beside occlusion edges. edge_precision,
     edge_recall: of predicted occlusion edges; one cell of 112x112 apart counts. normal_deg.
@@ -122,6 +112,9 @@ def score(predict: Predict, examples: Examples, shape: HeadsShape) -> dict[str, 
             truth = example["normals"].float()
             cosine = torch.cosine_similarity(outputs["normals"], truth, dim=1).clamp(-1, 1)
             means.add("normal_deg", cosine.arccos().rad2deg()[(truth != 0).any(1)])
+        if "generative" in example:
+            target = student.standardise(example["generative"])
+            means.add("cosine_mean", torch.cosine_similarity(outputs["features"], target, dim=1))
         _add_matches(means, outputs, example, view)
         _add_scale_changes(means, predict, example, shape)
     return means.result() | _calibration_scores(curve) | {"test_clips": len(examples.ids)}

@@ -27,7 +27,7 @@ def draw(clip_file: Positional[Path], out: Positional[Path], other: int = 4) -> 
     clip = load_clip(clip_file)
     model = StudentWithHeads(load_student(SHIPPED), load_heads(SHIPPED))
     with torch.inference_mode():
-        _, depth, normals, descriptors, _ = model(torch.tensor(clip.frames[[0, other]]) / 255)
+        _, depth, normals, descriptors, *_ = model(torch.tensor(clip.frames[[0, other]]) / 255)
     views = [frame.transpose(1, 2, 0) for frame in clip.frames[[0, other]]]
     panels = [views[0], depth_colours(depth[0, 0].numpy()), normal_colours(normals[0].numpy()),
               *views]

@@ -78,20 +78,8 @@ def dense_loss(out: DenseOutput, depth: Tensor, normals: Tensor, classes: Tensor
     depth [B,56,56] metres, normals [B,3,56,56] int8, classes [B,56,56] uint8. Returns a float32
     scalar.
     """
-    geometry = geometry_loss(out.log_depth, out.normals.float(), depth, normals.float() / 127)
-    return geometry + 0.25 * F.cross_entropy(out.logits.float(), classes.long(),
-                                             ignore_index=NO_CLASS)
-
-
-def geometry_loss(log_depth: Tensor, normals: Tensor, true_depth: Tensor,
-                  true_normals: Tensor) -> Tensor:
-    """Log-depth L1 + cosine distance of normals, where the truth is known (depth > 0, normal != 0).
-
-    log_depth, true_depth [B,h,w], ln metres and metres; normals, true_normals [B,3,h,w] float, of
-    any length. Returns a float32 scalar.
-    """
-    valid = true_depth > 0
-    distance = (log_depth - true_depth.clamp_min(1e-3).log()).abs()[valid].mean()
-    has_normal = (true_normals != 0).any(1)
-    angle = (1 - F.cosine_similarity(normals, true_normals, dim=1))[has_normal].mean()
-    return distance + angle
+    known, facing = depth > 0, (normals != 0).any(1)
+    distance = (out.log_depth - depth.clamp_min(1e-3).log()).abs()[known].mean()
+    cosine = F.cosine_similarity(out.normals.float(), normals.float(), dim=1)
+    entropy = F.cross_entropy(out.logits.float(), classes.long(), ignore_index=NO_CLASS)
+    return distance + (1 - cosine)[facing].mean() + 0.25 * entropy

@@ -22,6 +22,7 @@ TRAINING = HeadTraining(steps=3, batch=2, width=16, descriptor_dim=8, init="scra
                         training="frozen")
 SHAPE = HeadsShape(canonical_focal=224.0)
 CPU = torch.device("cpu")
+STUDENT = Student(StudentConfig(depth=1))
 
 
 @cache
@@ -135,7 +136,7 @@ def truth(change=lambda depth: depth, confidence: float | None = None, blur: int
 
 
 def test_true_depth_of_the_canonical_camera_scores_one():
-    scores = score(truth(confidence=0.97), examples(), SHAPE)
+    scores = score(truth(confidence=0.97), examples(), SHAPE, STUDENT)
     assert scores["delta1"] == 1 and scores["abs_rel"] < 2e-3
     assert scores["edge_precision"] == scores["edge_recall"] == 1
     assert scores["edge_abs_rel"] < 2e-3
@@ -145,23 +146,23 @@ def test_true_depth_of_the_canonical_camera_scores_one():
 
 
 def test_a_wrong_scale_counts_in_metres_only_and_metres_follow_the_focal_length():
-    scores = score(truth(lambda depth: 1.5 * depth), examples(), SHAPE)
+    scores = score(truth(lambda depth: 1.5 * depth), examples(), SHAPE, STUDENT)
     assert scores["delta1"] == 0 and scores["delta1_median"] == 1
     assert scores["abs_rel"] == pytest.approx(0.5, abs=0.01)
     first_edition = replace(SHAPE, canonical_focal=0.0)
-    same = score(truth(lambda depth: depth * 200 / 224), examples(), first_edition)
+    same = score(truth(lambda depth: depth * 200 / 224), examples(), first_edition, STUDENT)
     assert same["delta1"] == 1  # metres as they come
 
 
 def test_a_blurred_edge_is_no_edge():
-    sharp, blurred = score(truth(), examples(), SHAPE), score(truth(blur=9), examples(), SHAPE)
+    sharp, blurred = (score(truth(blur=side), examples(), SHAPE, STUDENT) for side in (0, 9))
     assert blurred["edge_recall"] < 0.5 < sharp["edge_recall"]
     assert blurred["edge_abs_rel"] > 0.05 > sharp["edge_abs_rel"]
 
 
 def test_a_scale_that_ignores_the_focal_length_changes_with_a_crop():
     scores = score(lambda frames: truth()(frames) | {"depth": torch.full(
-        (len(frames), 1, 112, 112), 2.0)}, examples(), SHAPE)
+        (len(frames), 1, 112, 112), 2.0)}, examples(), SHAPE, STUDENT)
     assert scores["scale_change_160"] == scores["scale_change_448"] == 0
     for name in ("crop", "corner"):  # the same depth map, by a focal length 1/0.75 as long
         assert scores[f"scale_change_{name}"] == pytest.approx(-math.log(0.75), abs=1e-5)
