@@ -15,11 +15,12 @@ OCCLUSION = 0.05  # share of the depth: a point further behind the other view's 
 def matching_cells(clip: Clip, a: int, b: int, cells: int) -> np.ndarray:
     """Positions in frame b of the middles of frame a's cells, [cells*cells,2] float32.
 
-    NaN where frame b does not show the point. Raises ValueError without depth or cameras.
+    NaN where frame b does not show the point, or it moves or mirrors. Raises ValueError without
+    depth or cameras.
     """
-    if clip.depth is None or clip.intrinsics is None or clip.poses is None:
+    if clip.static_depth is None or clip.intrinsics is None or clip.poses is None:
         raise ValueError(f"clip {clip.id}: matches need depth, intrinsics and poses")
-    depth, poses = torch.from_numpy(clip.depth), torch.from_numpy(clip.poses).double()
+    depth, poses = torch.from_numpy(clip.static_depth), torch.from_numpy(clip.poses).double()
     intrinsics = torch.from_numpy(clip.intrinsics)[None]
     return batched_matching_cells(depth[[a]], depth[[b]], intrinsics, intrinsics,
                                   torch.linalg.inv(poses[[b]]) @ poses[[a]], cells)[0].numpy()

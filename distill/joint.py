@@ -161,7 +161,7 @@ class JointLoss(nn.Module):
         features = student(frames)
         out = HeadOutputs(*self.model.heads(features[:labelled], frames[:labelled]))
         assert out.confidence is not None
-        losses = depth_losses(out.depth[:, 0], out.confidence[:, 0], depth)._asdict()
+        losses = depth_losses(out.depth[:, 0], out.confidence[:, 0], depth)
         losses["normals"] = normal_loss(out.normals, normals)
         first, second = out.descriptors[::2], out.descriptors[1::2]
         losses["match"] = match_loss(first.flatten(2)[..., cells], second, targets)

@@ -6,7 +6,6 @@ labels are means over a batch of each example's mean over what is known: by mask
 on a GPU never waits for a count, and so that processes may share a batch.
 """
 from math import log
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,16 +47,14 @@ def _similarity(features: Tensor) -> Tensor:
         return unit.transpose(1, 2) @ unit                      # [B,N,N] in [-1,1]
 
 
-class DepthLosses(NamedTuple):
-    """Float32 scalars >= 0; of each frame's log-depth error where the truth is known."""
-    relative: Tensor    # its deviation: scale-invariant (SILog, arXiv 1406.2283)
-    scale: Tensor       # its mean's size
-    gradient: Tensor    # how it changes between pixels 1, 2, 4 and 8 apart (arXiv 1907.01341)
-    confidence: Tensor  # cross-entropy of the confidence and whether depth is within 25 %
+def depth_losses(depth: Tensor, confidence: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """Of the log-depth error, where the truth is known; float32 scalars >= 0.
 
-
-def depth_losses(depth: Tensor, confidence: Tensor, truth: Tensor) -> DepthLosses:
-    """depth and truth [B,h,w] in metres of one camera, truth 0: unknown; confidence [B,h,w]."""
+    relative: its deviation in a frame, scale-invariant (SILog, arXiv 1406.2283); scale: the size of
+    its mean; gradient: its change between pixels 1, 2, 4 and 8 apart (arXiv 1907.01341);
+    confidence: cross-entropy of the confidence and whether depth is within 25 %. depth and truth
+    [B,h,w] in metres of one camera, truth 0: unknown; confidence [B,h,w].
+    """
     valid = (truth > 0).float()
     error = (depth.float().log() - truth.float().clamp_min(1e-3).log()) * valid
     count = valid.sum((1, 2)).clamp_min(1)
@@ -66,8 +63,8 @@ def depth_losses(depth: Tensor, confidence: Tensor, truth: Tensor) -> DepthLosse
     deviation = (centred.square().sum((1, 2)) / count + 1e-6).sqrt()
     hit, p = (error.detach().abs() < log(1.25)).float(), confidence.float().clamp(1e-6, 1 - 1e-6)
     entropy = -(hit * p.log() + (1 - hit) * (1 - p).log())
-    return DepthLosses(deviation.mean(), scale.abs().mean(), _gradient_loss(error, valid),
-                       _mean(entropy, valid))
+    return {"relative": deviation.mean(), "scale": scale.abs().mean(),
+            "gradient": _gradient_loss(error, valid), "confidence": _mean(entropy, valid)}
 
 
 def normal_loss(normals: Tensor, truth: Tensor) -> Tensor:

@@ -57,9 +57,9 @@ class HeadsShape:
 
     def __post_init__(self) -> None:
         check_ranges(self, "heads")
-        if self.patch % self.depth_up:
-            raise ValueError(f"heads.depth_up is {self.depth_up}, expected a divisor of the patch, "
-                             f"{self.patch}")
+        if self.patch % self.depth_up or self.depth_up % 2:
+            raise ValueError(f"heads.depth_up is {self.depth_up}, expected an even divisor of the "
+                             f"patch, {self.patch}")
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from teacher.training.checkpoint import save_finite
 FILE = "heads.safetensors"  # next to student.safetensors
 MIN_DEPTH_M, MAX_DEPTH_M = 0.1, 50.0
 DETAIL = 8  # channels at the resolution of a head's output
+COARSE = 2  # cells to a token's side, of the map that depth is upsampled from
 TRAIN = "train them with: vega3d distill heads"
 
 
@@ -71,24 +72,32 @@ class Head(nn.Module):
 class DepthHead(Head):
     """features, frames -> ln depth and the logit of its confidence, each [B,1,up*g,up*g].
 
-    ln depth is a map of mean zero, which no change of scale moves, plus one number a frame.
+    ln depth is a map of mean zero, which no change of scale moves, plus one number a frame. The map
+    is one of 28x28 by convex upsampling (arXiv 2003.12039): a pixel is a weighted mean of the 3x3
+    cells around it, and the frame decides the weights, so that an occlusion edge stays an edge.
     """
-
     def __init__(self, shape: HeadsShape):
         super().__init__(shape, DETAIL, shape.depth_up, positions=True)
+        self.coarse = nn.Conv2d(shape.width, COARSE**2, 1)
         self.detail = nn.Conv2d(3, DETAIL, 3, shape.patch // shape.depth_up, padding=1)
         self.mix = nn.Conv2d(2 * DETAIL, 2 * DETAIL, 3, padding=1)
-        self.smooth = nn.Conv2d(2 * DETAIL, 2, 3, padding=1)
+        self.smooth = nn.Conv2d(2 * DETAIL, 9 + 1, 3, padding=1)
         self.scale = nn.Sequential(nn.Linear(shape.width, shape.width), nn.GELU(),
                                    nn.Linear(shape.width, 1))
 
     def estimate(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         x = self.trunk(features)
         scale = self.scale(x.mean((2, 3)))[..., None, None]              # [B,1,1,1]
-        coarse = F.pixel_shuffle(self.spread(x), self.up)                # [B,8,112,112]
-        fine = self.detail(frames - 0.5).relu()
-        x = self.mix(torch.cat([coarse, fine], 1)).relu()
-        relative, logit = self.smooth(x).float().split(1, 1)
+        fine = self.detail(frames - 0.5).relu()                          # [B,8,112,112]
+        guide = torch.cat([F.pixel_shuffle(self.spread(x), self.up), fine], 1)
+        weights, logit = self.smooth(self.mix(guide).relu()).float().split([9, 1], 1)
+        cells = F.pixel_shuffle(self.coarse(x), COARSE)                  # [B,1,28,28]
+        cells = cells.float() - cells.float().mean((2, 3), keepdim=True)  # padding is the mean
+        cells, side = F.pad(cells, (1, 1, 1, 1)), cells.shape[-1]
+        cells = torch.cat([cells[..., i:i + side, j:j + side] for i in range(3) for j in range(3)],
+                          1)                                             # [B,9,28,28]
+        cells = F.interpolate(cells, scale_factor=float(self.up // COARSE))
+        relative = (weights.softmax(1) * cells).sum(1, keepdim=True)
         return relative - relative.mean((2, 3), keepdim=True) + scale, logit
 
 

@@ -87,7 +87,7 @@ def test_processes_that_share_a_batch_have_its_losses():
     targets[1, 3:] = float("nan")
 
     def losses(part: slice) -> torch.Tensor:
-        return torch.stack([*depth_losses(depth[part], depth[part] / 2, truth[part]),
+        return torch.stack([*depth_losses(depth[part], depth[part] / 2, truth[part]).values(),
                             normal_loss(normals[part], facing[part]),
                             match_loss(view[part].flatten(2), view[part], targets[part])])
 
@@ -101,15 +101,15 @@ def test_scale_moves_only_the_scale_loss_and_blur_the_gradient_loss():
     truth[1, :4] = 0  # unknown
     sure = torch.full_like(truth, 0.999)
     exact = depth_losses(truth.clamp_min(1), sure, truth)
-    assert exact.scale < 1e-6 and exact.gradient < 1e-6 and exact.relative < 2e-3
-    assert exact.confidence < 0.01
+    assert exact["scale"] < 1e-6 and exact["gradient"] < 1e-6 and exact["relative"] < 2e-3
+    assert exact["confidence"] < 0.01
     double = depth_losses(2 * truth.clamp_min(1), sure, truth)
-    assert double.scale == pytest.approx(np.log(2), abs=1e-4)
-    assert double.gradient < 1e-6 and double.relative < 2e-3 and double.confidence > 3
+    assert double["scale"] == pytest.approx(np.log(2), abs=1e-4)
+    assert double["gradient"] < 1e-6 and double["relative"] < 2e-3 and double["confidence"] > 3
     blurred = truth.clone()
     blurred[:, :, 6:10] = torch.tensor([2.3, 2.8, 3.3, 3.7])
     edge = depth_losses(blurred.clamp_min(1), sure, truth)
-    assert edge.gradient > 0.01 and edge.relative > 0.05
+    assert edge["gradient"] > 0.01 and edge["relative"] > 0.05
 
 
 def test_unknown_pixels_and_frames_without_labels_cost_nothing():
@@ -118,8 +118,8 @@ def test_unknown_pixels_and_frames_without_labels_cost_nothing():
     truth[0], truth[1, 0] = 0, 0
     depth[1, 0] = 9
     losses = depth_losses(depth.requires_grad_(), p, truth)
-    sum(losses).backward()
-    assert losses.scale == 0 and losses.gradient == 0 and depth.grad.isfinite().all()
+    sum(losses.values()).backward()
+    assert losses["scale"] == 0 and losses["gradient"] == 0 and depth.grad.isfinite().all()
     assert depth.grad[0].abs().max() == 0 and depth.grad[1, 0].abs().max() == 0
     normals = torch.randn(2, 3, 4, 4)
     assert normal_loss(normals, torch.zeros(2, 3, 4, 4)) == 0

@@ -49,7 +49,7 @@ def test_scale_is_one_number_a_frame_and_the_rest_of_depth_has_mean_one():
     before = run(heads, x).depth.log()
     with torch.no_grad():
         heads.depth.scale[2].bias += 0.5
-        heads.depth.smooth.bias += 3.0  # the map's own mean does not count
+        heads.depth.coarse.bias += 3.0  # the map's own mean does not count
     after = run(heads, x).depth.log()
     torch.testing.assert_close(after, before + 0.5, atol=1e-4, rtol=1e-4)
 
