@@ -175,28 +175,19 @@ def _export(exporter: Exporter, heads: Heads, spec: ArtefactSpec, path: Path) ->
                        str(path))
     facts = {name: fact for name, fact in student.facts.items()
              if name not in ("schema", "file", "sha256", "size_mb")}
-<<<<<<< HEAD
     facts |= {"cache_key": key, "outputs": output_facts(heads), "drift": asdict(found),
-              "student_file": student.path.name}
-=======
-    facts |= {"cache_key": key, "outputs": _output_facts(heads), "drift": asdict(found),
-              "student_file": student.path.name, **_camera(heads)}
->>>>>>> bcc6a33 (The student and its heads train together, on crops, for a canonical camera; depth at 112x112 with a confidence; one device version of the scores)
+              "student_file": student.path.name, **camera_facts(heads)}
     discard(path)
     return ExportedFile(path, spec, save_onnx(model, path, facts), reused=False)
 
 
-<<<<<<< HEAD
-def output_facts(heads: Heads) -> Facts:
-=======
-def _camera(heads: Heads) -> Facts:
+def camera_facts(heads: Heads) -> Facts:
     """canonical_focal: px at the model's input; without it depth is in metres of any camera."""
     focal = heads.shape.canonical_focal
     return {"canonical_focal": focal} if focal else {}
 
 
-def _output_facts(heads: Heads) -> Facts:
->>>>>>> bcc6a33 (The student and its heads train together, on crops, for a canonical camera; depth at 112x112 with a confidence; one device version of the scores)
+def output_facts(heads: Heads) -> Facts:
     shape = heads.shape
     depth, dense, fine = (shape.depth_cells, shape.grid * shape.dense_up,
                           shape.grid * shape.descriptor_up)
@@ -223,12 +214,8 @@ def _config(run: TrainedRun, heads: Heads, preset: Preset) -> Facts:
             "image_size": config.image_size, "patch_size": config.patch,
             "hidden_size": config.width, "num_hidden_layers": config.depth,
             "feature_dim": config.out_dim, "input": interface(run.student)["input"],
-<<<<<<< HEAD
-            "outputs": output_facts(heads), "student_sha256": run.student_sha256,
-=======
-            "outputs": _output_facts(heads), **_camera(heads),
+            "outputs": output_facts(heads), **camera_facts(heads),
             "student_sha256": run.student_sha256,
->>>>>>> bcc6a33 (The student and its heads train together, on crops, for a canonical camera; depth at 112x112 with a confidence; one device version of the scores)
             "transformers.js_config": _BY_DEVICE[preset]}
 
 

@@ -76,29 +76,35 @@ class DepthHead(Head):
     is one of 28x28 by convex upsampling (arXiv 2003.12039): a pixel is a weighted mean of the 3x3
     cells around it, and the frame decides the weights, so that an occlusion edge stays an edge.
     """
+    neighbours: Tensor
+
     def __init__(self, shape: HeadsShape):
         super().__init__(shape, DETAIL, shape.depth_up, positions=True)
         self.coarse = nn.Conv2d(shape.width, COARSE**2, 1)
-        self.detail = nn.Conv2d(3, DETAIL, 3, shape.patch // shape.depth_up, padding=1)
-        self.mix = nn.Conv2d(2 * DETAIL, 2 * DETAIL, 3, padding=1)
-        self.smooth = nn.Conv2d(2 * DETAIL, 9 + 1, 3, padding=1)
-        self.scale = nn.Sequential(nn.Linear(shape.width, shape.width), nn.GELU(),
-                                   nn.Linear(shape.width, 1))
+        stride = shape.patch // shape.depth_up
+        self.detail = nn.Conv2d(3, DETAIL, 2 * stride, stride, padding=stride // 2)
+        self.edges = nn.Conv2d(DETAIL, 2 * DETAIL, 3, padding=1)
+        self.mix = nn.Conv2d(DETAIL, 2 * DETAIL, 3, padding=1)
+        self.smooth = nn.Conv2d(2 * DETAIL, 9, 3, padding=1)
+        self.confidence = nn.Conv2d(2 * DETAIL, 1, 3, padding=1)
+        self.scale = nn.Sequential(nn.Conv2d(shape.width, shape.width, 1), nn.GELU(),
+                                   nn.Conv2d(shape.width, 1, 1))
+        self.fine = shape.depth_up // COARSE
+        copies = torch.eye(9).reshape(9, 1, 3, 3).repeat_interleave(self.fine**2, 0)
+        self.register_buffer("neighbours", copies, persistent=False)
 
     def estimate(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         x = self.trunk(features)
-        scale = self.scale(x.mean((2, 3)))[..., None, None]              # [B,1,1,1]
-        fine = self.detail(frames - 0.5).relu()                          # [B,8,112,112]
-        guide = torch.cat([F.pixel_shuffle(self.spread(x), self.up), fine], 1)
-        weights, logit = self.smooth(self.mix(guide).relu()).float().split([9, 1], 1)
-        cells = F.pixel_shuffle(self.coarse(x), COARSE)                  # [B,1,28,28]
-        cells = cells.float() - cells.float().mean((2, 3), keepdim=True)  # padding is the mean
-        cells, side = F.pad(cells, (1, 1, 1, 1)), cells.shape[-1]
-        cells = torch.cat([cells[..., i:i + side, j:j + side] for i in range(3) for j in range(3)],
-                          1)                                             # [B,9,28,28]
-        cells = F.interpolate(cells, scale_factor=float(self.up // COARSE))
-        relative = (weights.softmax(1) * cells).sum(1, keepdim=True)
-        return relative - relative.mean((2, 3), keepdim=True) + scale, logit
+        scale = self.scale(x.mean((2, 3), keepdim=True)).float()         # [B,1,1,1]
+        spread = F.pixel_shuffle(self.spread(x), self.up)                # [B,8,112,112]
+        guide = (self.mix(spread) + self.edges(self.detail(frames - 0.5).relu())).relu()
+        weights = self.smooth(guide).float().softmax(1)                  # [B,9,112,112]
+        cells = F.pixel_shuffle(self.coarse(x), COARSE).float()          # [B,1,28,28]
+        cells = cells - cells.mean((2, 3), keepdim=True)                 # what pads is the mean
+        cells = F.pixel_shuffle(F.conv2d(cells, self.neighbours, padding=1), self.fine)
+        relative = (weights * cells).sum(1, keepdim=True)
+        relative = relative - relative.mean((2, 3), keepdim=True)
+        return relative + scale, self.confidence(guide).float()
 
 
 class Heads(nn.Module):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from export.artefact import Facts
 from export.graph.export_onnx import quiet
 from export.pipeline import ArtefactSpec, Exporter
-from export.presets import Outputs, gate_heads, output_facts
+from export.presets import Outputs, camera_facts, gate_heads, output_facts
 from records.files import sha256
-from student.heads import FILE, OUTPUTS, Heads, StudentWithHeads, load_heads
+from student.heads import FILE, Heads, StudentWithHeads, load_heads
 from student.vit import HEAD_WIDTH, Attention, Student
 
 
@@ -68,7 +68,7 @@ class PhoneStudent:
         self.exporter, folder = exporter, exporter.run.folder / "student"
         has_heads = (folder / FILE).is_file()
         self.heads = load_heads(folder, exporter.run.student_sha256) if has_heads else None
-        self.outputs = ("features", *OUTPUTS) if self.heads else ("features",)
+        self.outputs = ("features", *(self.heads.shape.outputs if self.heads else ()))
         px = exporter.run.student.config.image_size
         self.shape = (3, px, px)
         self.digest = sha256(folder / FILE) if has_heads else ""
@@ -96,7 +96,8 @@ class PhoneStudent:
                 value |= {"shape": [batch, *sides, channels], "layout": "NHWC"}
             for value in outputs.values():
                 value["shape"] = [*value["shape"][1:], value["shape"][0]]
-        return facts | {"outputs": outputs, "drift": found and asdict(found)}
+        camera = camera_facts(self.heads) if self.heads else {}
+        return facts | {"outputs": outputs, "drift": found and asdict(found)} | camera
 
 
 @torch.no_grad()

@@ -208,9 +208,11 @@ class _Translator:
         self.emit(_REDUCED[node.op_type], inputs, node.output[0], last, keepDims=True)
 
     def softmax(self, node: NodeProto, attributes: dict) -> None:
-        if attributes.get("axis", -1) not in (-1, len(self.shapes[node.input[0]]) - 1):
+        rank, axis = len(self.shapes[node.input[0]]), attributes.get("axis", -1)
+        last = rank == 4 and axis == 1  # over the channels
+        if not last and axis not in (-1, rank - 1):
             self.untranslated(node, attributes)
-        self.emit("SOFTMAX", [self.get(node.input[0], False)], node.output[0], False, beta=1.0)
+        self.emit("SOFTMAX", [self.get(node.input[0], last)], node.output[0], last, beta=1.0)
 
     def matmul(self, node: NodeProto, _: dict) -> None:
         x, weight = self.get(node.input[0], False), self.index.value(node.input[1])

@@ -24,10 +24,10 @@ from export.parity import GateError
 from export.source import to_input
 from records import manifest
 from student.config import StudentConfig
-from student.heads import OUTPUTS, StudentWithHeads
+from student.heads import StudentWithHeads
 from student.vit import Student
 from tests import mil
-from tests.export.test_web import exporter, run_with_heads
+from tests.export.test_web import OUTPUTS, exporter, run_with_heads
 from tests.export_run import exported_run
 
 pytest.importorskip("ai_edge_litert")
@@ -38,7 +38,7 @@ from export.mobile.tflite import to_tflite
 GPU_OPERATORS = {
     "ADD", "SUB", "MUL", "DIV", "MAXIMUM", "MINIMUM", "EXP", "SQRT", "GELU", "MEAN", "SUM",
     "SOFTMAX", "BATCH_MATMUL", "FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "DEPTH_TO_SPACE",
-    "RESHAPE", "TRANSPOSE", "DEQUANTIZE"}
+    "RESHAPE", "TRANSPOSE", "DEQUANTIZE", "RELU", "LOGISTIC"}
 NAMES = ("features", *OUTPUTS)
 
 
