@@ -48,10 +48,6 @@ const gpu = await navigator.gpu?.requestAdapter();   // without WebGPU: model_qu
 const options = gpu ? { device: 'webgpu', dtype: gpu.features.has('shader-f16') ? 'fp16' : 'fp32' \
 } : {};"""
 
-_METRES = """
-Metres = depth * (the camera's focal length, in px at this input size) / canonical_focal, which is \
-in config.json and in the file's metadata."""
-
 
 @dataclass(frozen=True)
 class Drift:
@@ -86,7 +82,7 @@ def export_preset(exporter: Exporter, preset: Preset,
     write_json(_config(run, heads, preset), folder / "config.json")
     write_json(_preprocessor(run), folder / "preprocessor_config.json")
     with atomic_write(folder / "README.md") as scratch:
-        scratch.write_text(_card(run, heads, preset, files))
+        scratch.write_text(_card(run, preset, files))
     return files
 
 
@@ -227,7 +223,7 @@ def _preprocessor(run: TrainedRun) -> Facts:
             "do_normalize": False}  # the graph does that
 
 
-def _card(run: TrainedRun, heads: Heads, preset: Preset, exported: list[ExportedFile]) -> str:
+def _card(run: TrainedRun, preset: Preset, exported: list[ExportedFile]) -> str:
     files = "\n".join(f"| onnx/{file.path.name} | {file.facts['size_mb']:.1f} | {file.spec.what} | "
                       f"{file.facts['drift']['features_cosine']:.5f} |" for file in exported)
     choose, options = (_CHOOSE, ", options") if preset == "web" else ("", "")
@@ -240,8 +236,7 @@ tags: [onnx, depth-estimation, surface-normals, image-feature-extraction]
 # vega3d-edge student, preset {preset}
 
 One RGB frame [1,3,{px},{px}] in [0,1] as `frames`; normalisation
-is inside. Outputs {", ".join(f"`{name}`" for name in ("features", *heads.shape.outputs))}: \
-shapes and units in config.json.{_METRES if heads.shape.canonical_focal else ""}
+is inside. Shapes and units of the outputs, and the metres of `depth`: config.json.
 
 | file | MB | for | cosine to torch |
 | --- | ---: | --- | ---: |
