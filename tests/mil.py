@@ -57,6 +57,8 @@ OPERATORS: dict[str, Any] = {
     "reshape": lambda x: x["x"].reshape([int(n) for n in x["shape"]]),
     "transpose": lambda x: x["x"].permute([int(n) for n in x["perm"]]),
     "reduce_sum": lambda x: x["x"].sum([int(n) for n in x["axes"]], bool(x["keep_dims"])),
+    "reduce_mean": lambda x: x["x"].mean([int(n) for n in x["axes"]], bool(x["keep_dims"])),
+    "relu": lambda x: x["x"].relu(), "sigmoid": lambda x: x["x"].sigmoid(),
     "pixel_shuffle": lambda x: F.pixel_shuffle(x["x"], int(x["upscale_factor"])),
     "layer_norm": lambda x: F.layer_norm(x["x"], x["gamma"].shape, x["gamma"], x["beta"],
                                          float(x["epsilon"]))}

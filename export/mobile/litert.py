@@ -47,7 +47,7 @@ def export_litert(exporter: Exporter, precisions: tuple[Precision, ...]) -> list
             files.append(ExportedFile(path, spec, facts, reused=True))
             continue
         with torch.no_grad():
-            graph = traced(phone.network(False), phone.shape, "frames", phone.outputs)
+            graph = traced(phone.network(False), {"frames": phone.shape}, phone.outputs)
         candidate = LiteRtModel(to_tflite(graph, spec.precision, {}), phone.outputs)
         facts = phone.facts(spec, candidate, key, channels_last=True)
         built.append((spec, facts, to_tflite(graph, spec.precision, facts)))
