@@ -197,6 +197,7 @@ def _controls(prior: Prior) -> list[Predictor]:
             Predictor({"file": "row prior"},
                       lambda clip: fixed(clip, depth=rows, normals=normals)),
             Predictor({"file": "RGB window"},
-                      lambda clip: {"descriptors": rgb_patches(clip.frames, 14).numpy()}),
+                      lambda clip: {"descriptors": rgb_patches(
+                          torch.from_numpy(clip.frames).float() / 255, 14).numpy()}),
             Predictor({"file": "EfficientNet-Lite0"}, encoded)]
 
