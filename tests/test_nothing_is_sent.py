@@ -1,4 +1,5 @@
 """Every verb that imports a third party, under an empty home and an audit hook on sockets."""
+import gzip
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import imageio.v3 as iio
 import pytest
 
 import vega3d
+from export.web.vendor import STORED
 from scenes.clip import SPLITS, save_clip
 from tests.fakes import FakeRooms, save_tiny_text_encoder, save_tiny_wan
 from tests.language_fakes import save_tiny_lm
@@ -31,6 +33,8 @@ def hook(event, args):
     if host not in ("127.0.0.1", "::1", "localhost", b"localhost"):
         with open(os.environ["AUDIT_LOG"], "a") as file:
             print(event, repr(host), sys.argv, file=file)
+        if "AUDIT_STOPS" in os.environ:  # at the first, which would be tried again for 20 s
+            os._exit(3)
         raise OSError(f"{event}: no network in this test")
 
 sys.addaudithook(hook)
@@ -43,6 +47,7 @@ distill run --runs runs --name tiny --scenes.path clips --teacher.generator gene
 export onnx --run runs/tiny
 export onnx --run runs/tiny --preset mobile
 export check runs/tiny/export/model.int8.onnx
+export web --run runs/tiny --out page
 infer runs/tiny/export/mobile/onnx/model.onnx photo.png -o out
 bench latency runs/tiny --out bench --rounds 1 --iterations 1 --warmup-seconds 0 --no-memory
 bench latency runs/tiny/export/model.onnx --out bench/file --rounds 1 --iterations 1
@@ -52,11 +57,25 @@ scenes show video.mp4
 scenes render --n 10 --out rooms --workers 0 --frames 1
 teacher train --clips rooms --frames 1 --features noise --grid 2 --out language --tuning.lm lm \
   --tuning.layers 1 --tuning.steps 1 --tuning.clips 1 --tuning.questions 1 --no-exam
+export trt --run runs/tiny --target rtx --sm 89
+teacher probe --generator generator --clips 2 --modes image --levels 300 --averaged 1 \
+  --out probe.json
+teacher pretrain --out pretrained --clips 2 --rooms 2 --held-out 2 --frames 5 --vae-steps 1 \
+  --vae-batch 1 --vae-crop 32 --flow-steps 1 --flow-batch 1 --width 64 --depth 1 --align-block 0 \
+  --workers 0
 teacher search --generator generator --clips 2 --modes image --levels 300 --no-mlp --resamples 2 \
   --out search.json --work work
 """.replace("\\\n", "").strip().splitlines()
+# the one host that each may look up; pip may none here
+FETCHES = {"teacher prompt nobody/nothing": "huggingface.co", "teacher prompt ./nothing": "",
+           "teacher fetch": ""}
+# onnxruntime-web is a stand-in: npm fetches it (tests/export/test_web.py)
 RUN_VERBS = """
 import sys, time, vega3d
+from pathlib import Path
+from export.web import vendor
+
+vendor.runtime = lambda package: Path("ort")
 for arguments in map(str.split, sys.argv[1:]):
     begin = time.process_time()
     vega3d.main(arguments)
@@ -72,20 +91,23 @@ def inputs(tmp_path_factory) -> Path:
             save_clip(rooms.clip(clip_id), folder / "clips" / f"{clip_id}.safetensors")
     save_tiny_text_encoder(save_tiny_wan(folder / "generator", blocks=1))
     save_tiny_lm(folder / "lm")
+    (folder / "ort").mkdir()
+    for name in STORED:
+        (folder / "ort" / name).write_bytes(gzip.compress(b"") if name.endswith(".gz") else b"")
     frames = rooms.clip("train/000").frames.transpose(0, 2, 3, 1)
     iio.imwrite(folder / "photo.png", frames[0])
     iio.imwrite(folder / "video.mp4", [*frames] * 4, fps=10)
     return folder
 
 
-def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+def python(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess:
     """A Python process whose home is folder/home, with the hook; what it saw is in folder/audit."""
     (folder / "home").mkdir(exist_ok=True)
     (folder / "site").mkdir(exist_ok=True)
     (folder / "site" / "sitecustomize.py").write_text(SITECUSTOMIZE)
     env = {"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "OMP_NUM_THREADS": "1",
            "AUDIT_LOG": str(folder / "audit"), "PYTHONDONTWRITEBYTECODE": "1",
-           "PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}"}
+           "PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}", "PIP_NO_INDEX": "1", **more}
     return subprocess.run([sys.executable, *arguments], env=env, cwd=folder, text=True,
                           capture_output=True)
 
@@ -98,6 +120,14 @@ def test_no_verb_sends_anything_or_leaves_a_file_of_others_in_the_home_folder(in
     ours = inputs / "home" / ".cache" / "vega3d-edge"
     left = [path for path in (inputs / "home").rglob("*") if path.is_file()]
     assert left and all(path.is_relative_to(ours) for path in left), left
+
+
+@pytest.mark.parametrize(("verb", "host"), FETCHES.items())
+def test_only_a_hub_id_is_looked_up(tmp_path, verb, host):
+    done = python(tmp_path, "-m", "vega3d", *verb.split(), AUDIT_STOPS="1")
+    assert done.returncode == (3 if host else 2), done.stderr
+    seen = (tmp_path / "audit").read_text() if (tmp_path / "audit").exists() else ""
+    assert (repr(host) in seen) if host else not seen
 
 
 def test_onnxruntime_nncf_and_openvino_are_imported_where_their_telemetry_is_off_alone():
