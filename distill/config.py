@@ -34,7 +34,7 @@ class ScenesConfig:
     # a folder of clips (also s3://…) or images, or a video; None: rendered rooms
     path: Path | None = None
     furniture: Path | None = None  # a furniture pack; None: the CC0 one that ships
-    style: Literal["plain", "filmed"] = "plain"  # of rendered rooms (docs/rooms.md)
+    style: Literal["plain", "filmed", "mixed"] = "plain"  # of rendered rooms (docs/rooms.md)
     train: CountOrNone = 48        # rooms in this split; ignored with a path
     val: CountOrNone = 0           # rooms, as above
     test: CountOrNone = 16         # rooms, as above

@@ -14,7 +14,7 @@ def render(n: Count = 200, out: Path = Path("clips"), seed: Seed = 0, frames: Fr
            size: Pixels = 224, clips_per_room: Count = 1, furniture: Path | None = None,
            held_out: tuple[CountOrNone, CountOrNone] | None = None,
            workers: Processes | None = None,
-           style: Literal["plain", "filmed"] = "plain") -> None:
+           style: Literal["plain", "filmed", "mixed"] = "plain") -> None:
     """Renders clips of furnished rooms into a folder; the same command resumes after a stop.
 
     Args:
@@ -27,7 +27,8 @@ def render(n: Count = 200, out: Path = Path("clips"), seed: Seed = 0, frames: Fr
         furniture: a pack made by `vega3d scenes pack`; by default the public-domain one that ships.
         held_out: rooms for validation and for test instead of 10 % each.
         workers: processes, 0 renders in this one; by default one less than cores, at most 15.
-        style: filmed: as phones film: close-ups, rolling cameras, clutter, mirrors, moving things.
+        style: filmed: as phones film: close-ups, rolling cameras, clutter, mirrors, moving things;
+            mixed: every second room.
     """
     from scenes.clip import SPLITS
     from scenes.rooms.source import RoomSource

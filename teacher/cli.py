@@ -45,7 +45,7 @@ def prompt(generator: tyro.conf.Positional[str], out: Path | None = None) -> Non
 
 def pretrain(config: tyro.conf.OmitArgPrefixes[PretrainConfig], furniture: Path | None = None,
              rooms: Count = 500, render_seed: Seed = 1000,
-             style: Literal["plain", "filmed"] = "plain") -> None:
+             style: Literal["plain", "filmed", "mixed"] = "plain") -> None:
     """Train wan-nano on rendered rooms: first its VAE, then its transformer.
 
     furniture: a furniture pack; None: the CC0 one that ships. style: of the rooms (docs/rooms.md).

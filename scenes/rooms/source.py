@@ -17,7 +17,7 @@ from hashlib import sha256
 from itertools import groupby
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -48,8 +48,8 @@ class RoomSource:
     seed: int = 0
     pack: Path | str | None = None  # None = the committed public-domain pack
     # filmed: close-ups, rolling cameras, alcoves, clutter, mirrors, glass, things that move; such
-    # clips have no room_size, and no questions are made about them
-    style: Style = "plain"
+    # clips have no room_size, and no questions are made about them. mixed: every second room filmed
+    style: Literal["plain", "filmed", "mixed"] = "plain"
     _last_room: dict[str, Room] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -63,8 +63,8 @@ class RoomSource:
     def key(self) -> str:
         """Equal keys mean equal clips under equal ids, whatever the numbers of rooms."""
         facts = [ROOMS_VERSION, self.seed, self.frames, self.size, self.furniture.digest]
-        if self.style == "filmed":
-            facts.append(f"filmed {FILMED_VERSION}")
+        if self.style != "plain":
+            facts.append(f"{self.style} {FILMED_VERSION}")
         return "rooms-" + sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
     def ids(self, split: Split) -> list[str]:
@@ -74,34 +74,34 @@ class RoomSource:
     def clip(self, clip_id: str) -> Clip:
         """Renders one clip. Raises ValueError for an id that is not in `ids`, or without EGL."""
         split, number, clip_number = self._parse(clip_id)
-        room = self.room(split, number)
+        room, style = self.room(split, number), self._style(number)
         rng = np.random.default_rng([self.seed, SPLITS.index(split), number, clip_number, 1])
-        for left in reversed(range(_ATTEMPTS[self.style])):
+        for left in reversed(range(_ATTEMPTS[style])):
             try:
-                path = sample_trajectory(room, self.frames, rng, filming=FILMING[self.style])
+                path = sample_trajectory(room, self.frames, rng, filming=FILMING[style])
             except ValueError:
                 if not left:
                     raise
                 continue
             poses, intrinsics = path.poses, path.intrinsics(self.size)
             first = self.renderer.render(room, self.furniture, poses[:1], intrinsics)
-            if left and self._is_unsuitable(room, first):
+            if left and self._is_unsuitable(room, style, first):
                 continue
-            brightness = (95, 165) if self.style == "plain" else (70, 185)
+            brightness = (95, 165) if style == "plain" else (70, 185)
             exposure = _auto_exposure(first["frames"], rng, *brightness)
             noise, seed = float(rng.uniform(0.002, 0.012)), int(rng.integers(2**32))
             rendered = self.renderer.render(room, self.furniture, poses, intrinsics, exposure,
                                             noise, seed)
-            if not self._is_unsuitable(room, rendered):
+            if not self._is_unsuitable(room, style, rendered):
                 break
         visible = set(np.unique(rendered["instances"]).tolist())
         objects = [o for o in room.objects if o.id in visible]
         return Clip(id=clip_id, **rendered, intrinsics=intrinsics, poses=poses,
-                    room_size=room.size if self.style == "plain" else None, objects=objects)
+                    room_size=room.size if style == "plain" else None, objects=objects)
 
-    def _is_unsuitable(self, room: Room, rendered: RenderedFrames) -> bool:
+    def _is_unsuitable(self, room: Room, style: Style, rendered: RenderedFrames) -> bool:
         structure, most, depth = STRUCTURE, MAX_STRUCTURE, rendered["depth"]
-        if self.style == "plain":
+        if style == "plain":
             too_near = depth.min() < MIN_DEPTH
         else:
             most, structure = 0.85, tuple(o.id for o in room.objects if o.category in _SHELL)
@@ -115,8 +115,12 @@ class RoomSource:
         if key not in self._last_room:
             self._last_room.clear()
             self._last_room[key] = furnish(split, self.seed * 1_000_000 + number, self.furniture,
-                                           style=self.style)
+                                           style=self._style(number))
         return self._last_room[key]
+
+    def _style(self, room: int) -> Style:
+        filmed = self.style == "filmed" or (self.style == "mixed" and room % 2)
+        return "filmed" if filmed else "plain"
 
     @cached_property
     def furniture(self) -> Pack:

@@ -63,6 +63,15 @@ def test_the_style_is_part_of_the_key_and_the_same_seed_is_the_same_clip(source,
         assert np.array_equal(getattr(again, name), getattr(clips[2], name)), name
 
 
+def test_every_second_room_of_the_mixed_style_is_filmed(source):
+    mixed = RoomSource(train=4, frames=3, size=SIZE, style="mixed")
+    plain = RoomSource(train=4, frames=3, size=SIZE)
+    assert len({one.key for one in (mixed, plain, source)}) == 3
+    for number, of in ((0, plain), (1, source)):
+        clip_id = f"train/{number:05d}_0"
+        assert np.array_equal(mixed.clip(clip_id).frames, of.clip(clip_id).frames)
+
+
 def test_cameras_film_as_a_hand_does(clips):
     fov, roll = [], []
     for clip in clips:
