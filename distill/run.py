@@ -13,7 +13,7 @@ from records import manifest
 from records.environment import environment
 from records.files import atomic_write, spec_digest, write_if_changed, write_json
 from records.outputs import holds_files
-from scenes.clip import Source, Split, frames_of
+from scenes.clip import Source, Split, check_alike, frames_of
 from student.config import StudentConfig
 from student.vit import Student, load_student
 from teacher.data.dataset import Examples
@@ -58,9 +58,11 @@ class DistillRun:
     def examples(self, split: Split) -> Examples:
         """The split's frames, features and targets; missing features are extracted first."""
         ids = self.source.ids(split)
-        if self.tower.tap.precision == "fp8" and (
-                new := next((i for i in ids if i not in self.stores["generative"]), None)):
-            frames = torch.from_numpy(frames_of(self.source, new)).to(self.device)[None]
+        # clips whose features are stored were checked before those were extracted
+        new = [i for i in ids if i not in self.stores["generative"]]
+        check_alike(self.source, [self.source.ids("train")[0], *new])
+        if new and self.tower.tap.precision == "fp8":
+            frames = torch.from_numpy(frames_of(self.source, new[0])).to(self.device)[None]
             check_fp8(self.tower, generator_folder(self.config.teacher.generator),
                       frames.float() / 255)
         fill(self.stores["semantic"], self.semantic, self.source, ids, self.device)

@@ -108,6 +108,7 @@ def export_openvino(exporter: Exporter, spec: ArtefactSpec = INT8) -> ExportedFi
     parity = exporter.gate(candidate, spec.precision, str(path))
     facts = exporter.facts(spec, parity, _key(exporter, spec)) | {"openvino": load().__version__}
     if int8:
+        facts |= exporter.quantisation_facts("int8")
         facts["quantisation"] |= {"patch_conv": exporter.run.student.stem is None,
                                   "attention": "int8 q, k, v; uint8 softmax weights"}
     discard(path)
@@ -180,7 +181,7 @@ def save_ir(model: Any, path: Path, facts: Facts) -> Facts:
 
 def _join_attention(model: Any, name: str, width: int) -> None:
     """q, k and v of one transposed tensor, no scale, and names for the two products."""
-    from openvino import opset13 as op
+    op = load().opset13
 
     nodes = _nodes(model)
     qkv, after = nodes[f"{name}.qkv/Add"], nodes[f"{name}.proj/MatMul"].input_value(0)
@@ -219,7 +220,7 @@ def _equalise(model: Any, name: str, peaks: np.ndarray) -> float:
 
     Returns that range, which one scale then serves without loss.
     """
-    from openvino import opset13 as op
+    op = load().opset13
 
     nodes, target = _nodes(model), float(np.sqrt(peaks[0] * peaks[1]))
     q, k, v = target / peaks
@@ -235,7 +236,7 @@ def _equalise(model: Any, name: str, peaks: np.ndarray) -> float:
 
 def _fake_quantize(output: Any, low: float, high: float, levels: int) -> None:
     """Between `output` and all that read it now."""
-    from openvino import opset13 as op
+    op = load().opset13
 
     readers = list(output.get_target_inputs())
     ends = [op.constant(np.float32(end)) for end in (low, high, low, high)]

@@ -195,10 +195,10 @@ class Exporter:
         if student.config.teacher:
             facts["teacher_digest"] = student.config.teacher
         if spec.target and spec.precision in ("int8", "fp8"):
-            facts |= self._quantisation_facts(spec.precision)
+            facts |= self.quantisation_facts(spec.precision)
         return facts
 
-    def _quantisation_facts(self, precision: Precision) -> Facts:
+    def quantisation_facts(self, precision: Precision) -> Facts:
         recipe = self.options.recipe
         if precision == "int8" and "int8" in vars(self):  # max_drop may have changed it
             recipe = self.int8.recipe

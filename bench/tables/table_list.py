@@ -187,12 +187,6 @@ TABLES = {
         ("faster than FP32", "vs_fp32", 2, 1, "x"), ("faster than FP16", "vs_fp16", 2, 1, "x"),
         ("cosine to FP32, mean", "cosine_mean", 5), ("1st percentile", "cosine_p1", 5),
         ("size, MB", "size_mb", 1))),
-    "openvino_cpu": Table("openvino_cpu", columns(
-        ("model", "model"), ("weights", "weights"), ("threads", "threads", 0),
-        ("file", "artefact"), ("runs on", "runtime"), ("precision", "precision"),
-        ("median, ms", "latency_ms", 1), ("faster than the best FP32", "vs_best_fp32", 2, 1, "x"),
-        ("than the best float", "vs_best_float", 2, 1, "x"),
-        ("cosine to FP32, mean", "cosine_mean", 5), ("1st percentile", "cosine_p1", 5))),
     "latency_h200": Table("latency_h200", columns(
         ("file", "artefact"), ("stage", "stage"), ("runs on", "backend"), ("launch", "launch"),
         ("precision", "precision"), ("batch", "batch", 0), ("GPU median, ms", "latency_ms", 3),

@@ -36,7 +36,7 @@ from records.files import (
     write_json,
 )
 from records.progress import Progress
-from scenes.clip import Source, check_alike, check_shapes, frames_of
+from scenes.clip import Source, check_shapes, frames_of
 from teacher.towers.base import GRID, Tower
 from teacher.training.processes import is_main
 
@@ -144,12 +144,10 @@ def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str],
     """Extracts missing features and prints their size first; ValueError if the disk is too full.
 
     Processes that fill one store share the work. They may start, die and start again at any time.
-    Clips are alike where they have features; raises ValueError for another one that is not.
     """
     missing = [i for i in ids if i not in store]
     if not missing:
         return
-    check_alike(source, [(*source.ids("train"), *ids)[0], *missing])
     for found in filter(None, map(store.damaged, missing if is_main() else ())):
         print(f"{found}; it is extracted again")
     console = Console(stderr=True, quiet=not is_main())

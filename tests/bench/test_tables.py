@@ -38,6 +38,8 @@ def folder(tmp_path):
         **latency_row("student", "model.int8.cpu.onnx", 14.9, "int8"), "vs_fp32": 1.64,
         "cosine_mean": 0.99931, "cosine_p1": 0.9951
     }])
+    write(tmp_path, "real_office", [{"file": "model.onnx", "precision": "int8", "corr": 0.41}])
+    write(tmp_path, "phones", [{"file": "model.tflite", "runtime": "litert", "ran_on": "CPU"}])
     write(tmp_path, "nano_probe", [
         probe("position only", 0.18),
         probe("rgb patches", 0.38),

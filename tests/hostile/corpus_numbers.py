@@ -13,7 +13,8 @@ from tests.hostile.case import Case
 COMMANDS = ("scenes", "teacher", "distill", "export", "infer", "bench")
 # arguments that have no default
 GIVEN = {"infer": ["model.onnx", "photo.jpg"], "scenes import": ["scannet", "root", "--out", "out"],
-         "scenes ask": ["clip.safetensors"], "scenes pack": ["--out", "pack.zip"]}
+         "scenes ask": ["clip.safetensors"], "scenes pack": ["--out", "pack.zip"],
+         "bench real": ["frames"]}
 
 
 def numbers(hint: Any) -> Iterator[tuple[type, list[Range]]]:
