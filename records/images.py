@@ -78,8 +78,8 @@ def size_and_focal(path: Path) -> tuple[int, int, float | None]:
     width, height = image.size
     shape = max(width, height) / min(width, height)
     cut = all(taken) and taken and abs(max(taken) / min(taken) / shape - 1) > 0.02
-    known = 5 <= film <= 2000 and not cut  # 0: unknown, by the standard
-    return width, height, film * math.hypot(width, height) / FILM_MM if known else None
+    plausible = 5 <= film <= 2000 and not cut  # 0: unknown, by the standard
+    return width, height, film * math.hypot(width, height) / FILM_MM if plausible else None
 
 
 def decode_image(file: IO[bytes], name: str, px: int | None = None) -> Image.Image:

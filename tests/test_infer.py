@@ -22,6 +22,7 @@ from records import files, interrupts, manifest
 from student.config import HeadsShape, StudentConfig
 from student.heads import Heads
 from student.vit import Student
+from tests.infer.models import run_infer
 from tests.point_match import match
 
 OUTPUTS = HeadsShape().outputs
@@ -48,14 +49,6 @@ def photo(tmp_path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "room.jpg")
     return tmp_path / "room.jpg"
-
-
-def run_infer(capsys, *args) -> tuple[int, str]:
-    try:
-        vega3d.main([str(a) for a in ("infer", *args)])
-        return 0, capsys.readouterr().out
-    except SystemExit as stopped:
-        return int(stopped.code or 0), capsys.readouterr().err
 
 
 def test_arrays_are_what_the_file_says_and_pictures_are_there(model, photo, tmp_path, capsys):

@@ -67,8 +67,8 @@ def true_normals(clip: Clip, frame: int, intrinsics: np.ndarray) -> np.ndarray:
     n = NORMAL_CELLS
     h, w = clip.depth.shape[1:]
     blocks = clip.depth[frame][:h // n * n, :w // n * n].reshape(n, h // n, n, w // n)
-    known = (blocks > 0).sum((1, 3))
-    depth = blocks.sum((1, 3)) / np.maximum(known, 1) * (known > blocks.shape[1] ** 2 / 2)
+    count = (blocks > 0).sum((1, 3))
+    depth = blocks.sum((1, 3)) / np.maximum(count, 1) * (count > blocks.shape[1] ** 2 / 2)
     at = (np.arange(n) + 0.5) * w / n
     rows, columns = np.meshgrid(at, at, indexing="ij")
     points = unproject(columns.ravel(), rows.ravel(), depth.ravel(), intrinsics).reshape(3, n, n)
@@ -88,8 +88,8 @@ def true_normals(clip: Clip, frame: int, intrinsics: np.ndarray) -> np.ndarray:
 
 def normal_error(normals: np.ndarray, truth: np.ndarray) -> float:
     """Mean degrees where truth is known; NaN without. Both [3,56,56], truth of unit length or 0."""
-    known = (truth != 0).any(0)
-    if not known.any():
+    valid = (truth != 0).any(0)
+    if not valid.any():
         return np.nan
     cosine = (normals * truth).sum(0) / np.maximum(np.linalg.norm(normals, axis=0), 1e-6)
-    return float(np.degrees(np.arccos(np.clip(cosine[known], -1, 1))).mean())
+    return float(np.degrees(np.arccos(np.clip(cosine[valid], -1, 1))).mean())

@@ -94,10 +94,10 @@ def _one(clip: Clip, t: int) -> Clip:
 
 def _true_depth(clip: Clip, t: int) -> np.ndarray:
     assert clip.depth is not None
-    known = (clip.depth[t] > 0)[..., None]
-    return np.where(known, depth_colours(clip.depth[t]), np.array(UNKNOWN, np.uint8))
+    valid = (clip.depth[t] > 0)[..., None]
+    return np.where(valid, depth_colours(clip.depth[t]), np.array(UNKNOWN, np.uint8))
 
 
 def _normals(normals: np.ndarray) -> np.ndarray:
-    known = (normals != 0).any(0)[..., None]
-    return np.where(known, normal_colours(normals), np.array(UNKNOWN, np.uint8))
+    valid = (normals != 0).any(0)[..., None]
+    return np.where(valid, normal_colours(normals), np.array(UNKNOWN, np.uint8))

@@ -44,14 +44,14 @@ def notes(state):
 
 def moving_clocks(shown):
     """The clocks of `jetson_clocks --show` that are not fixed, with their MHz; None: unknown."""
-    moving, known = [], False
+    moving, shows_gpu = [], False
     pattern = r"^(cpu\d+|GPU|EMC)\b(.*?)MinFreq=(\d+) +MaxFreq=(\d+)(.*)$"
     for name, before, low, high, after in re.findall(pattern, shown, re.MULTILINE):
-        known = known or name == "GPU"
+        shows_gpu = shows_gpu or name == "GPU"
         to_mhz = 1e-3 if name.startswith("cpu") else 1e-6  # of kHz and of Hz
         if low != high and "Online=0" not in before and "FreqOverride=1" not in after:
             moving.append(f"{name} {int(low) * to_mhz:.0f} to {int(high) * to_mhz:.0f} MHz")
-    return moving if known else None
+    return moving if shows_gpu else None
 
 
 def energy(call, frames, seconds):

@@ -36,14 +36,14 @@ def likelier_unit(clip: Clip, per_metre: float) -> tuple[float, str] | None:
     """
     assert clip.depth is not None
     share = {unit: _agreement(clip, per_metre / unit) for unit in UNITS}
-    known = {unit: value for unit, value in share.items() if value is not None}
-    if known:
-        best = max(known, key=lambda unit: known[unit])
+    measured = {unit: value for unit, value in share.items() if value is not None}
+    if measured:
+        best = max(measured, key=lambda unit: measured[unit])
         used = _agreement(clip, 1.0) or 0.0
-        if known[best] >= used + _BETTER:
-            return best, (f"two views agree on the depth of {100 * known[best]:.0f} % of their "
+        if measured[best] >= used + _BETTER:
+            return best, (f"two views agree on the depth of {100 * measured[best]:.0f} % of their "
                           f"points with it, of {100 * used:.0f} % with {per_metre:g}")
-        others = [value for unit, value in known.items() if unit != per_metre]
+        others = [value for unit, value in measured.items() if unit != per_metre]
         if used >= max(others, default=0.0) + _BETTER:
             return None
     if not (clip.depth > 0).any():
