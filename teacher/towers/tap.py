@@ -16,14 +16,14 @@ _FIRST = {"geometry": "registered", "side": None, "tail": "refuse", "noise": "fr
 @dataclass(frozen=True)
 class Tap:
     """Where and how a generator is read. Defaults: as the shipped student was distilled."""
-    block: Level = 5         # 0-based
-    k: Level = 500           # noise level, 0 (clean) .. 1000 (pure noise); t = k/1000
+    block: Level = 6         # 0-based
+    k: Level = 300           # noise level, 0 (clean) .. 1000 (pure noise); t = k/1000
     # each frame as a one-frame video, or the clip together
     frames: Literal["image", "video"] = "image"
     seeds: Draws = 4         # noise draws that are averaged
     seed: Seed = 0
     # image mode: the same draws for every frame, or, as released, new ones for each frame of a clip
-    noise: Literal["shared", "fresh"] = "fresh"
+    noise: Literal["shared", "fresh"] = "shared"
     # complete frames, or the released code's squash, crop and noise schedule
     geometry: Literal["registered", "paper"] = "registered"
     # px of the short side the generator sees; None: as it is (paper: 720)
