@@ -13,11 +13,11 @@ WIDTHS = {"ti": 192, "s": 384, "b": 768}
 class StudentConfig:
     size: Literal["ti", "s", "b"] = "ti"
     out_dim: Width = 256    # D, the teacher's feature width
-    depth: Depth = 12
+    depth: Depth = 8        # blocks
     image_size: Pixels = 224  # px, square; 224 / 16 = the 14x14 grid of the targets
     patch: Pixels = 16      # px
-    # patch: one convolution; lite0: EfficientNet-Lite0 up to stride 16, from its ImageNet weights
-    stem: Literal["patch", "lite0"] = "patch"
+    # lite0: EfficientNet-Lite0 up to stride 16, from its ImageNet weights; patch: one convolution
+    stem: Literal["lite0", "patch"] = "lite0"
     teacher: str = ""       # digest of the distilled tower's spec; set by the run
 
     def __post_init__(self) -> None:

@@ -125,7 +125,8 @@ def load_student(folder: Path | str) -> Student:
                          "make one with: vega3d distill run")
     complete = ("a complete student, or damaged", "distil it again")
     with reading(config, *complete):
-        shape = StudentConfig(**read_json(config, "distil it again"))
+        # files older than the field `stem` are of students without one
+        shape = StudentConfig(**{"stem": "patch"} | read_json(config, "distil it again"))
         student = Student(shape, pretrained_stem=False)
     with reading(weights, *complete):
         student.load_state_dict({k: v.float() for k, v in load_file(weights).items()}, strict=True)

@@ -113,7 +113,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     students = [(load_student(folder), "trained") for folder in args.students]
-    students += [(Student(StudentConfig(size=size)), "random") for size in args.random]
+    students += [(Student(StudentConfig(size, depth=12, stem="patch")), "random") for size in args.random]
     rows = [row for student, weights in students for row in
             rows_of(student, {"model": f"vit-{student.config.size}", "weights": weights},
                     args.batch)]

@@ -35,18 +35,18 @@ from student.heads import StudentWithHeads
 from student.vit import Student, load_student
 from teacher.data.dataset import Example, Examples, moments
 
+_PATCH = StudentConfig(stem="patch", depth=12)
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {}, "photometric": {"augment": ("photometric",)}, "flip": {"augment": ("flip",)},
     "crop": {"augment": ("crop",)}, "ema": {"ema": 0.999},
     "no relation loss": {"relation_weight": 0.0}, "no smooth L1": {"l1_weight": 0.0},
-    "lite0 stem": {"model": StudentConfig(stem="lite0", depth=8)},
-    "lite0 stem, photometric": {"model": StudentConfig(stem="lite0", depth=8),
-                                "augment": ("photometric",)},
+    "patch stem": {"model": _PATCH},
+    "patch stem, photometric": {"model": _PATCH, "augment": ("photometric",)},
     "ViT-S": {"model": StudentConfig(size="s")}}
 # what a student that apps ship is made of, each one addition further; equal steps
-ARMS = {"as now": ("frozen", "base"), "augmentation": ("frozen", "photometric"),
-        "imagenet start": ("frozen", "lite0 stem, photometric"),
-        "labels": ("both", "lite0 stem, photometric")}
+ARMS = {"patch stem": ("frozen", "patch stem"),
+        "augmentation": ("frozen", "patch stem, photometric"),
+        "imagenet start": ("frozen", "photometric"), "labels": ("both", "photometric")}
 MODES = ("frozen", "labels", "distil_then_labels", "both")
 ROOMS = (50, 200, 1000, 4000)
 BRIGHT = 1.5  # exposure of the frames of cosine_bright, whose targets are the clean frames'
@@ -134,7 +134,7 @@ class _Trainer:
         rooms = self.run.config.scenes.train
         return [{"arm": arm, **row} for row in self.labels(seed, rooms, mode, variant)]
 
-    def labels(self, seed: int, rooms: int, mode: str, variant: str = "base") -> list[Row]:
+    def labels(self, seed: int, rooms: int, mode: str, variant: str = "photometric") -> list[Row]:
         """mode: heads on a frozen distilled student; labels alone; the distilled student goes on
         with labels; distillation and labels at once. Equal steps in all."""
         torch.compiler.reset()

@@ -20,7 +20,7 @@ from export.graph.index import (
     replace_nodes,
 )
 
-SUPPORTED_OPS = {"Add", "Cast", "Concat", "Constant", "Conv", "DequantizeLinear", "Div", "Erf",
+SUPPORTED_OPS = {"Add", "Cast", "Clip", "Concat", "Constant", "Conv", "DequantizeLinear", "Div", "Erf",
                  "Gather", "Gelu", "Gemm", "Identity", "LayerNormalization", "MatMul", "Mul",
                  "QuantizeLinear", "Reshape", "Shape", "Slice", "Softmax", "Split", "Squeeze",
                  "Sub", "Transpose", "Unsqueeze"}

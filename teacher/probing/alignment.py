@@ -130,7 +130,7 @@ class Alignment:
         from student.vit import Student
 
         torch.manual_seed(seed)
-        vit = Student(StudentConfig(size="s")).to(self.device).eval()
+        vit = Student(StudentConfig("s", depth=12, stem="patch")).to(self.device).eval()
 
         @torch.inference_mode()
         def features(frames: Tensor) -> Tensor:
