@@ -12,14 +12,7 @@ import onnx
 
 from export.graph.index import copy_model
 from records import manifest
-from records.files import (
-    atomic_write,
-    files_digest,
-    read_object,
-    sha256,
-    to_json,
-    write_json,
-)
+from records.files import atomic_write, files_digest, read_object, sha256, to_json, write_json
 
 Facts = dict[str, Any]
 PACKAGE = Path(__file__).parent

@@ -12,14 +12,7 @@ from PIL import Image, ImageOps
 from infer.geometry import depth_mm, match_picture, mutual_matches, write_ply
 from infer.inputs import Focal, Input, focal_of_photo, split_arguments
 from infer.model import Model
-from infer.pictures import (
-    depth_colours,
-    frame_pca_colours,
-    grey,
-    normal_colours,
-    resized,
-    to_bytes,
-)
+from infer.pictures import depth_colours, frame_pca_colours, grey, normal_colours, resized, to_bytes
 from records.images import read_rgb
 from records.outputs import OutputFolder, safe_name
 

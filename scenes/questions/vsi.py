@@ -13,13 +13,7 @@ import numpy as np
 from scenes.boxes import corners, in_polygon, turn
 from scenes.clip import Clip
 from scenes.questions.question import NO_BOXES, Question
-from scenes.questions.visibility import (
-    CLEAR_SHARE,
-    TRACE_SHARE,
-    Mentions,
-    SceneView,
-    VisibleObject,
-)
+from scenes.questions.visibility import CLEAR_SHARE, TRACE_SHARE, Mentions, SceneView, VisibleObject
 
 Rng = np.random.Generator
 PER_CLIP = 4             # questions of a type about one clip, at most

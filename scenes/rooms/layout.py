@@ -14,13 +14,7 @@ from scenes.furniture.pack import Pack
 from scenes.rooms import filmed, primitives, recipes
 from scenes.rooms.placement import MIRROR, WALLS, Arrangement, Piece
 from scenes.rooms.primitives import Colour
-from scenes.rooms.textures import (
-    FLOOR_KINDS,
-    METRES,
-    MORE_KINDS,
-    WALL_KINDS,
-    make_texture,
-)
+from scenes.rooms.textures import FLOOR_KINDS, METRES, MORE_KINDS, WALL_KINDS, make_texture
 
 Style = Literal["plain", "filmed"]
 FLOOR, CEILING = 1, 2
