@@ -25,8 +25,6 @@ def source_digest(folder: Path = PACKAGE) -> str:
 
 def save_onnx(model: onnx.ModelProto, path: Path, facts: Facts) -> Facts:
     """Writes the model with `facts` as its metadata, and its sidecar; returns the sidecar's facts.
-
-    The same model and facts give the same bytes.
     """
     stamped = copy_model(model)
     onnx.helper.set_model_props(stamped, {key: _text(facts[key]) for key in sorted(facts)})
@@ -56,10 +54,8 @@ def damage(path: Path) -> str:
 
 
 def up_to_date(path: Path, cache_key: str, log: Callable[[str], None]) -> Facts | None:
-    """The sidecar of `path` if the file is complete and has this cache key; else None.
-
-    `log` gets a line if one of the two is damaged.
-    """
+    """The sidecar of `path` if the file is complete and has this cache key; else None. `log` gets a
+    line if one of the two is damaged."""
     if found := damage(path):
         log(f"{found}; making it again")
         return None

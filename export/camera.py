@@ -29,10 +29,7 @@ _BIAS = -_RGB @ np.array([16, 128, 128], np.float32)
 
 def with_camera_input(model: onnx.ModelProto, kind: CameraInput, height: int,
                       width: int) -> onnx.ModelProto:
-    """A copy whose `frames` are uint8 [B,height,width,3], or NV12 [B,1.5*height,width,1].
-
-    Raises ValueError for a size that the format or the student cannot have.
-    """
+    """A copy whose `frames` are uint8 [B,height,width,3], or NV12 [B,1.5*height,width,1]."""
     copy = copy_model(model)
     given, px = copy.graph.input[0], copy.graph.input[0].type.tensor_type.shape.dim[2].dim_value
     if min(height, width) < px or (kind == "nv12" and (height % 4 or width % 4)):

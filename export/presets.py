@@ -69,11 +69,8 @@ LIMITS = {"fp32": Drift(THRESHOLDS["fp32"].cosine_mean, 0.001, 0.9999, 0.2, 0.99
 
 def export_preset(exporter: Exporter, preset: Preset,
                   out: Path | None = None) -> list[ExportedFile]:
-    """Writes config.json, preprocessor_config.json, README.md and onnx/model*.onnx.
-
-    out: the folder; run/export/PRESET by default. Raises ValueError without heads of this student,
-    GateError if a file's outputs differ from torch's.
-    """
+    """Writes config.json, preprocessor_config.json, README.md and onnx/model*.onnx into `out`, by
+    default run/export/PRESET."""
     run = exporter.run
     folder = out or run.out / preset
     heads = load_heads(run.folder / "student", run.student_sha256)

@@ -36,9 +36,6 @@ class Focal:
 
 def split_arguments(given: Sequence[Path]) -> tuple[Path, list[Input]]:
     """[MODEL.onnx] PHOTO|FOLDER|VIDEO… -> the model (the shipped one without) and what is in them.
-
-    Raises ValueError if nothing is given, a folder holds nothing, two have one name, or the
-    shipped model is not here.
     """
     models = [path for path in given if path.suffix.lower() == ".onnx"]
     if len(models) > 1:

@@ -33,10 +33,7 @@ class Options:
 def infer_all(given: Sequence[Path], out: Path,
               options: Options = Options()) -> Iterator[str]:
     """Writes out/NAME_* for each photo and video of [MODEL.onnx] PHOTO|FOLDER|VIDEO…, and yields a
-    line about it.
-
-    Raises ValueError for bad input; files of earlier photos stay.
-    """
+    line about it. Raises ValueError for bad input; files of earlier photos stay."""
     model_file, inputs = split_arguments(given)
     _check(inputs, out, options)
     model = Model(model_file, options.threads)
@@ -70,10 +67,7 @@ def infer_all(given: Sequence[Path], out: Path,
 
 
 def read_photo(path: Path, px: int) -> np.ndarray:
-    """The upright photo's middle square, uint8 RGB [3,px,px].
-
-    Raises ValueError for a file that is missing, damaged, too large or no image.
-    """
+    """The upright photo's middle square, uint8 RGB [3,px,px]."""
     if not path.is_file():
         raise ValueError(f"{path}: no such photo")
     image = read_rgb(path, px)

@@ -20,11 +20,7 @@ SHOWN = ("view", "depth", "normals")
 
 
 def infer_video(model: Model, given: Input, folder: OutputFolder, focal_px: float | None) -> str:
-    """Writes NAME.mp4 and NAME_depth_mm/000000.png … into the folder; returns a line about it.
-
-    Raises ValueError for what is no video, a model without depth, and pictures of the user's in
-    NAME_depth_mm.
-    """
+    """Writes NAME.mp4 and NAME_depth_mm/000000.png … into the folder; returns a line about it."""
     if "depth" not in model.outputs:
         raise ValueError(f"{model.path}: has no depth, which is what is written of a video; use a "
                          "file of a preset: vega3d export onnx --preset edge")

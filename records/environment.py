@@ -42,9 +42,7 @@ def environment() -> dict[str, object]:
 
 
 def commit() -> str:
-    """The checkout's commit, with "+" if tracked files differ from it.
-
-    Outside a checkout: the environment variable VEGA3D_COMMIT, or "unknown".
+    """The checkout's commit, with "+" if tracked files differ; else $VEGA3D_COMMIT, or "unknown".
     """
     git = ["git", "-C", str(Path(__file__).parent)]
     head = _run([*git, "rev-parse", "--short=12", "HEAD"])

@@ -84,8 +84,6 @@ def probe(path: Path) -> VideoFacts:
 
 def decode(path: Path, filters: str, size: int, count: int, seek: float = 0.0) -> np.ndarray:
     """[T,3,size,size] uint8: the `count` first frames that `filters` give, from `seek` seconds on.
-
-    Raises ValueError if there are fewer.
     """
     after = [*_filtered(filters), "-frames:v", str(count), *_RAW, "-"]
     done = subprocess.run(_command(path, ["-ss", f"{seek:.4f}"], after), capture_output=True)
@@ -96,10 +94,7 @@ def decode(path: Path, filters: str, size: int, count: int, seek: float = 0.0) -
 
 
 def middle_squares(path: Path, size: int, fps: float) -> Iterator[np.ndarray]:
-    """The middle square of every frame at `fps`, uint8 [3,size,size]; one is held at a time.
-
-    Raises ValueError, after the last readable frame, if ffmpeg could not read on.
-    """
+    """The middle square of every frame at `fps`, uint8 [3,size,size]; one is held at a time."""
     filters = (f"fps={fps:.9g},scale=iw*sar:ih,scale={size}:{size}:"
                f"force_original_aspect_ratio=increase,crop={size}:{size}")
     command = _command(path, ["-xerror"], [*_filtered(filters), *_RAW, "-"])

@@ -57,10 +57,8 @@ def atomic_write(path: Path, listed: bool = True) -> Iterator[Path]:
 
 
 def remove_stale_scratch(folder: Path, below: bool = False) -> None:
-    """Removes scratch folders of killed processes: those that are empty or not locked.
-
-    below: in its subfolders too.
-    """
+    """Removes scratch folders of killed processes: those that are empty or not locked. below: in
+    its subfolders too."""
     for scratch in list((folder.rglob if below else folder.glob)(f"{SCRATCH}*")):
         with suppress(OSError), manifest.folder_lock(scratch.parent, exclusive=True):
             if not any(scratch.iterdir()):

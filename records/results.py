@@ -51,10 +51,7 @@ def shorten_paths(command: str) -> str:
 
 
 def save(results: Results, path: Path) -> None:
-    """Writes the file atomically; NaN and infinity (a ratio over zero) become null.
-
-    Raises ValueError, naming the field, for a row that is not flat.
-    """
+    """Writes the file atomically; NaN and infinity (a ratio over zero) become null."""
     rows = [{key: _plain(value, f"{path}: {key}") for key, value in row.items()}
             for row in results.rows]
     content = {"schema": SCHEMA, **asdict(results), "rows": rows}

@@ -34,11 +34,8 @@ def time_interleaved(calls: Sequence[Callable[[], object]], clock: Clock = time.
 
 def interleave(blocks: Sequence[Callable[[int], T]], rounds: int,
                progress: Callable[[], object] = lambda: None) -> list[list[T]]:
-    """Runs each block once a round, every other round in reverse order: A B, B A, A B, ...
-
-    A block is called with the round's index. Returns [block][round]. `progress` is called after
-    each round.
-    """
+    """Runs each block, called with the round's index, once a round, every other round in reverse
+    order: A B, B A, A B, ... Returns [block][round]."""
     results: list[list[T]] = [[] for _ in blocks]
     for i in range(rounds):
         order = range(len(blocks))

@@ -19,9 +19,7 @@ def write_yaml(content: Any) -> str:
 
 
 def read_yaml(path: Path, remedy: str) -> Any:
-    """Dicts, lists, text, numbers and None. A date is text.
-
-    Raises ValueError with the path and `remedy` for anything else; FileNotFoundError if missing.
+    """Dicts, lists, text (dates too), numbers and None. ValueError with `remedy` for anything else.
     """
     text = read_text(path, MAX_BYTES)
     try:

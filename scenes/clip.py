@@ -17,6 +17,7 @@ from safetensors.numpy import save
 from records.files import atomic_write, parse_json, reading
 
 Split = Literal["train", "val", "test"]
+Surface = Literal["fixed", "moving", "mirror"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _SUFFIX = ".safetensors"
 _READING = ("a complete clip file", "render it again")
@@ -32,7 +33,7 @@ class SceneObject:
     size: tuple[float, float, float]    # width, depth, height of the box, m
     heading: float = 0.0         # rotation about +Z, rad
     # its pixels cannot be matched by depth and poses if it moves (its box holds its way) or mirrors
-    surface: Literal["fixed", "moving", "mirror"] = "fixed"
+    surface: Surface = "fixed"
 
 
 @dataclass
@@ -154,10 +155,7 @@ def check_alike(source: Source, ids: Sequence[str]) -> None:
 
 
 class ClipFolder:
-    """A folder of clips as `vega3d scenes render` and `import` write it: SPLIT/ID.safetensors.
-
-    Each split is listed once, at its first use.
-    """
+    """A folder of clips as `vega3d scenes render` and `import` write it: SPLIT/ID.safetensors."""
 
     def __init__(self, root: Path | str):
         self.root = Path(root)

@@ -30,10 +30,7 @@ REFERENCE_FRAMES = 32  # the gate's minimum; 5 MB of frames and 6 MB of features
 
 
 def write_bundle(exporter: Exporter) -> Path:
-    """Writes RUN/export/jetson/ and returns it; results that came home to it stay.
-
-    Raises GateError if an ONNX file fails its gate.
-    """
+    """Writes RUN/export/jetson/ and returns it; results that came home to it stay."""
     manifest.check(exporter.run.folder / "env.json", "make it again with: vega3d distill run")
     exported = [*exporter.export("int8"), *exporter.export("fp16"),
                 *exporter.export_files((WEAKLY_TYPED,))]
@@ -55,10 +52,7 @@ def write_bundle(exporter: Exporter) -> Path:
 
 
 def _for_jetpack5(exporter: Exporter, file: ExportedFile, folder: Path) -> Path:
-    """The weakly typed file without LayerNormalization, behind the same gate.
-
-    Raises GateError if it fails.
-    """
+    """The weakly typed file without LayerNormalization, behind the same gate."""
     path = folder / file.path.name.replace("flagged", "jp5")
     model = to_jetpack5(onnx.load(file.path))
     if broken := check_qdq(model, "jetson-orin-jp5", want_int8=file.spec is INT8_WEAKLY_TYPED):

@@ -76,10 +76,7 @@ def precision_flags(trt: ModuleType, precision: Precision) -> list[str]:
 def build(trt: ModuleType, onnx_file: Path, precision: Precision,
           configure: Callable[[Config], None] = lambda _: None, timing_cache: Path | None = None,
           monitor: Monitor | None = None) -> bytes:
-    """The serialised engine. `configure` makes further settings, such as an ahead-of-time SM.
-
-    Raises ValueError with the parser's or builder's message, Interrupted after a signal.
-    """
+    """The serialised engine. `configure` makes further settings, such as an ahead-of-time SM."""
     logger = _logger(trt)
     logger.errors.clear()
     builder = trt.Builder(logger)

@@ -42,10 +42,7 @@ class BuildTarget:
 
 
 def choose_build_target(builder: Builder, sms: tuple[int, ...], log: Log = print) -> BuildTarget:
-    """`auto` is TensorRT where there is a GPU and the package, else TensorRT-RTX ahead of time.
-
-    Raises ValueError for a missing package, an SM that cannot be built, TensorRT without a GPU.
-    """
+    """`auto` is TensorRT where there is a GPU and the package, else TensorRT-RTX ahead of time."""
     gpu = cuda.first_gpu()
     if builder == "auto":
         present = gpu is not None and not sms and packages.TENSORRT.installed()
@@ -71,10 +68,8 @@ def choose_build_target(builder: Builder, sms: tuple[int, ...], log: Log = print
 
 def build_engines(exporter: Exporter, target: BuildTarget,
                   precision: EnginePrecision) -> list[EngineFile]:
-    """One engine per SM. Raises ValueError for FP8 on an SM without it.
-
-    Raises GateError if one that can run here fails its gate; it is not written.
-    """
+    """One engine per SM. Raises GateError if one that can run here fails its gate: it is not
+    written."""
     without_fp8 = [sm for sm in target.sms if sm not in FP8_SMS]
     if precision == "fp8" and without_fp8:
         raise ValueError(
@@ -85,10 +80,7 @@ def build_engines(exporter: Exporter, target: BuildTarget,
 
 
 def build_torch_engine(exporter: Exporter, log: Log = print) -> EngineFile:
-    """The FP16 engine that torch-tensorrt builds for this GPU; same gate, same sidecar.
-
-    Raises GateError if it fails (it is not written), ValueError if it cannot be built here.
-    """
+    """The FP16 engine that torch-tensorrt builds for this GPU; same gate, same sidecar."""
     package, gpu = torch_trt.load(), cuda.first_gpu()
     if gpu is None:
         raise ValueError(f"export trt --via torch-tensorrt: there is no GPU here; "

@@ -75,10 +75,7 @@ class LocalServer(ThreadingHTTPServer):
 
 
 def server(folder: Path, port: int = 0) -> LocalServer:
-    """A server not yet running, on 127.0.0.1; port 0 takes a free one.
-
-    Raises ValueError if the folder is missing or the port cannot be used.
-    """
+    """A server not yet running, on 127.0.0.1; port 0 takes a free one."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; write a page with: vega3d export web")
     try:

@@ -34,10 +34,7 @@ _CARRIERS = {"table", "storage", "appliance", "decor", "bed", "sanitary"}
 def pack_library(library: Path, out: Path, licence: Literal["cc0", "all"] = "cc0",
                  max_triangles: int = 5000,
                  report: Callable[[str], None] = lambda line: None) -> int:
-    """Writes the pack and returns the number of models. Raises ValueError without a library.
-
-    max_triangles is for pieces of about a metre; smaller ones get fewer.
-    """
+    """Writes the pack; returns the number of models. Pieces below a metre get fewer triangles."""
     splits = assign_splits(library, licence)
     rows: list[dict[str, Any]] = []
     with (atomic_write(out) as scratch,
@@ -78,10 +75,7 @@ def notice(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def assign_splits(library: Path, licence: Literal["cc0", "all"] = "all") -> dict[str, Split]:
-    """Every model's split: that of SPLITS_FILE, so that trained weights never saw val and test.
-
-    Others are split 60/20/20 within their class and role, public-domain ones first.
-    """
+    """Every model's split: that of SPLITS_FILE; others 60/20/20 within their class and role."""
     frozen: dict[str, Split] = {}
     for split, ids in json.loads(SPLITS_FILE.read_text()).items():
         frozen |= dict.fromkeys(ids, split)
@@ -260,10 +254,7 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def find_support(corners: np.ndarray, entry: Entry) -> tuple[float | None, bytes]:
-    """Height of the largest open, level surface and the 16x16 cells of the footprint that it fills.
-
-    corners: [F,3,3] m. Only the highest point of a cell counts.
-    """
+    """Height of the largest level surface of triangles [F,3,3] m, and its cells [16,16], packed."""
     fine = TOP_CELLS * 3
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     area = np.abs(normal[:, 2]) / 2

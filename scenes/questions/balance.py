@@ -44,10 +44,8 @@ def balanced(candidates: Sequence[Question], seed: int = 0) -> list[Question]:
 
 
 def _without_guessable(candidates: list[Question]) -> list[Question]:
-    """Drops relative distances whose right option is usually right wherever it is offered.
-
-    The most guessable go first, until such guesses are no better than chance, or half are left.
-    """
+    """Drops relative distances whose right option is usually right, the most guessable first, until
+    such guesses are no better than chance, or half are left."""
     rows = [i for i, q in enumerate(candidates) if q.task == "vsi:object_rel_distance"]
     names: dict[str, int] = {}
     options = np.full((len(rows), len(LETTERS)), -1)  # [Q,4], -1 = none

@@ -98,11 +98,7 @@ class Question:
 
 
 def questions(clip: Clip | SceneView, task: str, seed: int = 0) -> list[Question]:
-    """Every question of this task that the clip supports, in an order and wording fixed by `seed`.
-
-    A SceneView of the clip can be reused for several tasks. Raises ValueError for a task that is
-    not in TASKS, or a clip without instances, objects and cameras.
-    """
+    """Every question of this task that the clip supports; `seed` fixes their order and wording."""
     from scenes.questions import referring, spatial, vsi
 
     makers: dict[str, Callable] = {**vsi.MAKERS, **referring.MAKERS, **spatial.MAKERS}

@@ -15,11 +15,8 @@ _HEADLINE = {"ground": "acc@0.25", "multi_ground": "f1@0.25", "caption": "cider"
 
 def question_statistics(training: Sequence[Question], held_out: Sequence[Question], rooms: int,
                         held_out_rooms: int) -> list[Row]:
-    """A row a task: questions per 100 rooms, and the held-out scores of `Majority` and `TextOnly`.
-
-    "constant" is the score of the best single answer to the held-out questions themselves; "share"
-    is of the training questions.
-    """
+    """A row a task: questions per 100 rooms, and the held-out scores of `Majority`, of `TextOnly`
+    and of the best single answer ("constant")."""
     rows = []
     for task in TASKS:
         train = [q for q in training if q.task == task]

@@ -85,11 +85,7 @@ def import_scannet(root: Path, frames: int, size: int, annotations: Path | None 
 
 
 def write_import(imported: Import, out: Path) -> tuple[int, int]:
-    """Writes clips that `out` lacks, then questions.json and scenes.json; returns both counts.
-
-    Raises ValueError if the folder holds rendered rooms or clips of other frames, if a clip cannot
-    be read, or if the disk is too small.
-    """
+    """Writes clips that `out` lacks, then questions.json and scenes.json; returns both counts."""
     source = imported.source
     card = _card(imported, out)
     out.mkdir(parents=True, exist_ok=True)

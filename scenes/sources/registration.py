@@ -35,17 +35,15 @@ def likelier_unit(clip: Clip, per_metre: float) -> tuple[float, str] | None:
     the median depth.
     """
     assert clip.depth is not None
-    share = {unit: _agreement(clip, per_metre / unit) for unit in UNITS}
-    measured = {unit: value for unit, value in share.items() if value is not None}
-    if measured:
-        best = max(measured, key=lambda unit: measured[unit])
-        used = _agreement(clip, 1.0) or 0.0
-        if measured[best] >= used + _BETTER:
-            return best, (f"two views agree on the depth of {100 * measured[best]:.0f} % of their "
-                          f"points with it, of {100 * used:.0f} % with {per_metre:g}")
-        others = [value for unit, value in measured.items() if unit != per_metre]
-        if used >= max(others, default=0.0) + _BETTER:
-            return None
+    used = _agreement(clip, 1.0)
+    others = [unit for unit in UNITS if unit != per_metre]
+    share = {unit: _agreement(clip, per_metre / unit) or 0.0 for unit in others}
+    best = max(others, key=share.__getitem__)
+    if share[best] >= (used or 0.0) + _BETTER:
+        return best, (f"two views agree on the depth of {100 * share[best]:.0f} % of their points "
+                      f"with it, of {100 * (used or 0.0):.0f} % with {per_metre:g}")
+    if used is not None and used >= share[best] + _BETTER:
+        return None
     if not (clip.depth > 0).any():
         return None
     median = float(np.median(clip.depth[clip.depth > 0]))
@@ -81,10 +79,7 @@ def _agreement(clip: Clip, scale: float, pairs: int = 12) -> float | None:
 
 
 def check_registration(clip: Clip, root: Path) -> float:
-    """Largest offset in px between depth's and colour's edges, of the frame and its quarters.
-
-    Raises ValueError if it is above TOLERANCE: a probe would measure the offset.
-    """
+    """Largest offset in px between depth's and colour's edges. ValueError if above TOLERANCE."""
     offsets = edge_offsets(clip)
     worst = max(offsets, key=lambda offset: np.hypot(*offset))
     distance = float(np.hypot(*worst))

@@ -39,10 +39,9 @@ def load_annotations(source: ScanNet, dataset: Dataset, folder: Path | str, spli
                      skip_missing: bool = False) -> list[Question]:
     """The questions of one benchmark about the scenes of `source`.
 
-    proposals: a JSON of detected boxes, "scannet/SCENE" -> list of [cx,cy,cz, w,h,l] (Video-3D
-    LLM's scannet_val_pred_box.json); by default the annotated boxes are the candidates. Raises
-    ValueError for a file that is missing or laid out otherwise, and for an annotation of a missing
-    scene, object or volume; skip_missing leaves those out and prints their number.
+    proposals: a JSON of detected boxes, "scannet/SCENE" -> list of [cx,cy,cz, w,h,l]; by default
+    the annotated boxes are the candidates. Raises ValueError for an annotation of a missing scene,
+    object or volume; skip_missing leaves those out and prints their number.
     """
     boxes = _Boxes(source, read_proposals(Path(proposals)) if proposals else None, skip_missing)
     path = annotation_file(Path(folder), dataset, split)

@@ -27,9 +27,7 @@ def load_processed(path: Path | str, split: Split,
     """The questions of one file, about clips SPLIT/SCENE.
 
     proposals: a JSON of candidate boxes, "scannet/SCENE" -> list of six numbers
-    (scannet_train_gt_box.json, scannet_val_pred_box.json). An entry whose box has no volume stays,
-    and scores 0. Raises ValueError for a file or entry that is laid out otherwise, or a scene
-    without proposals.
+    (scannet_train_gt_box.json). An entry whose box has no volume stays, and scores 0.
     """
     path = Path(path)
     offered = read_proposals(Path(proposals)) if proposals else None
