@@ -24,7 +24,7 @@ from export.artefact import Facts, discard, save_onnx, source_digest, up_to_date
 from export.graph.export_onnx import interface, traced
 from export.graph.index import copy_constant, copy_model
 from export.graph.session import OnnxModel
-from export.parity import THRESHOLDS, GateError, token_cosine
+from export.parity import THRESHOLDS, GateError, misses, token_cosine
 from export.pipeline import FP16, FP32, INT8, INT8_CPU, ArtefactSpec, ExportedFile, Exporter
 from export.source import TrainedRun, to_input
 from records.files import atomic_write, digest, sha256, write_json
@@ -137,19 +137,9 @@ def gate_heads(run: TrainedRun, heads: Heads, candidate: Outputs, precision: str
     """Of a file's outputs on held-out frames. Raises GateError if a limit is exceeded."""
     frames = to_input(run.heldout.frames[:GATE_FRAMES])
     found = drift(StudentWithHeads(run.student, heads), candidate, frames)
-    if failures := exceeded(found, LIMITS[precision]):
-        raise GateError(f"{name}: its outputs differ from the student's: {'; '.join(failures)}")
+    if missed := misses(found, LIMITS[precision]):
+        raise GateError(f"{name}: its outputs differ from the student's: {'; '.join(missed)}")
     return found
-
-
-def exceeded(found: Drift, limits: Drift) -> list[str]:
-    """A phrase for every limit exceeded; an empty list is a pass. NaN exceeds."""
-    phrases = []
-    for name, limit in asdict(limits).items():
-        value, at_least = getattr(found, name), name.endswith(("_cosine", "_delta1"))
-        if not (value >= limit if at_least else value <= limit):
-            phrases.append(f"{name} {value:.5f} {'<' if at_least else '>'} {limit}")
-    return phrases
 
 
 def _export(exporter: Exporter, heads: Heads, spec: ArtefactSpec, path: Path) -> ExportedFile:

@@ -28,6 +28,7 @@ COLOUR = ("images", "rgb", "color", "colour")
 INTRINSICS = ("K.txt", "intrinsics.txt", "intrinsic/intrinsic_color.txt")
 DEPTH_INTRINSICS = ("K_depth.txt", "intrinsic/intrinsic_depth.txt")
 EXPECTED = "rgb.txt and depth.txt, frame-*.color.png, color/ and intrinsic/, or images/ and depth/"
+Box = tuple[int, int, int, int]
 _INVALID = 65535
 _SAME_TIME_S = 0.02
 _TUM_CAMERAS = {  # fx, fy, cx, cy of 640x480; https://cvg.cit.tum.de/data/datasets/rgbd-dataset
@@ -65,27 +66,33 @@ def read_rgbd(root: Path, size: int = 224, most: int | None = None,
         print(f"note: {root}: {note}", file=sys.stderr)
     count = len(recording.depth)
     recording = recording.subset(np.linspace(0, count - 1, min(most or count, count)).astype(int))
-    first = read_rgb(recording.colour[0])
-    width, height = first.size
+    recording = replace(recording, per_metre=per_metre or recording.per_metre)
+    width, height = read_rgb(recording.colour[0]).size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
+    return read_frames(recording, root.name, size, (left, top, left + side, top + side))
+
+
+def read_frames(recording: Recording, name: str, size: int, box: Box | None = None) -> Clip:
+    """Its pictures, or `box` (left, top, right, bottom) of each, at size x size px."""
+    whole = read_rgb(recording.colour[0]).size
+    left, top, right, bottom = box = box or (0, 0, *whole)
     camera = recording.camera
     if camera is not None:
         camera = camera.copy()
         camera[:2, 2] -= left, top
-        camera = np.diag([size / side, size / side, 1.0]) @ camera
+        camera = np.diag([size / (right - left), size / (bottom - top), 1.0]) @ camera
     frames, depths = [], []
     for colour, path in zip(recording.colour, recording.depth, strict=True):
         picture = read_rgb(colour)
-        depth = _depth(path, per_metre or recording.per_metre)
-        _check_sizes(path, picture.size, depth, (width, height), recording)
-        box = (left, top, left + side, top + side)
+        depth = _depth(path, recording.per_metre)
+        _check_sizes(path, picture.size, depth, whole, recording)
         frames.append(np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box)))
         if recording.depth_camera is None or camera is None:
-            depths.append(_square(depth, (width, height), side, size))
+            depths.append(_cut(depth, whole, box, size))
         else:
             depths.append(moved_to_colour(depth, recording.depth_camera, camera, size))
-    return Clip(root.name, np.stack(frames).transpose(0, 3, 1, 2), depth=np.stack(depths),
+    return Clip(name, np.stack(frames).transpose(0, 3, 1, 2), depth=np.stack(depths),
                 intrinsics=camera, poses=None if camera is None else recording.poses)
 
 
@@ -161,7 +168,7 @@ def _tracked(found: Recording, files: Sequence[Path]) -> Recording:
     """With a pose a file; frames that lost tracking (a pose that is not finite) are left out."""
     if not any(file.is_file() for file in files):
         return found
-    poses = np.stack([_numbers(file, finite=False, shape=(4, 4)) for file in files])
+    poses = np.stack([read_pose(file) for file in files])
     valid = np.flatnonzero(np.isfinite(poses).all((1, 2)))
     return replace(found, poses=poses).subset(valid)
 
@@ -176,12 +183,12 @@ def _check_sizes(path: Path, size: tuple[int, int], depth: np.ndarray, first: tu
                          "colour camera first, or give its matrix as K_depth.txt")
 
 
-def _square(depth: np.ndarray, picture: tuple[int, int], side: int, size: int) -> np.ndarray:
-    """The middle square's depth at `size` px, of a picture with the colour's field of view."""
-    width, height = picture
-    at = (np.arange(size) + 0.5) * side / size
-    rows = ((height - side) // 2 + at) * depth.shape[0] / height
-    columns = ((width - side) // 2 + at) * depth.shape[1] / width
+def _cut(depth: np.ndarray, picture: tuple[int, int], box: Box, size: int) -> np.ndarray:
+    """The box's depth at `size` px, of a picture with the colour's field of view."""
+    (width, height), (left, top, right, bottom) = picture, box
+    at = np.arange(size) + 0.5
+    rows = (top + at * (bottom - top) / size) * depth.shape[0] / height
+    columns = (left + at * (right - left) / size) * depth.shape[1] / width
     return depth[np.ix_(rows.astype(int), columns.astype(int))]
 
 
@@ -237,7 +244,7 @@ def _camera(root: Path, names: Sequence[str]) -> np.ndarray | None:
     path = next((root / name for name in names if (root / name).is_file()), None)
     if path is None:
         return None
-    values = _numbers(path)
+    values = _finite_numbers(path)
     if values.shape not in ((3, 3), (4, 4)) or min(values[0, 0], values[1, 1]) <= 0:
         raise ValueError(f"{path}: not a camera matrix (focal lengths above 0 px); expected three "
                          "lines of three numbers")
@@ -248,21 +255,30 @@ def _poses(path: Path, frames: int) -> np.ndarray | None:
     """[T,4,4]; None without the file."""
     if not path.is_file():
         return None
-    values = _numbers(path)
+    values = _finite_numbers(path)
     if values.shape != (frames, 16):
         raise ValueError(f"{path}: holds {values.shape[0]} x {values.shape[1]} numbers, expected a "
                          f"4x4 matrix (16) on a line for each of the {frames} frames")
     return values.reshape(-1, 4, 4)
 
 
-def _numbers(path: Path, finite: bool = True, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    try:
-        values = np.loadtxt(path, ndmin=2)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a table of numbers ({error})") from error
-    if shape and values.shape != shape:
+def read_pose(path: Path) -> np.ndarray:
+    """[4,4]; not finite where tracking was lost."""
+    values = _numbers(path)
+    if values.shape != (4, 4):
         raise ValueError(f"{path}: holds {' x '.join(map(str, values.shape))} numbers, expected "
-                         f"{' x '.join(map(str, shape))}")
-    if finite and not np.isfinite(values).all():
+                         "4 x 4")
+    return values
+
+
+def _finite_numbers(path: Path) -> np.ndarray:
+    if not np.isfinite(values := _numbers(path)).all():
         raise ValueError(f"{path}: holds NaN or infinity")
     return values
+
+
+def _numbers(path: Path) -> np.ndarray:
+    try:
+        return np.loadtxt(read_text(path).splitlines(), ndmin=2)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a table of numbers ({error})") from error

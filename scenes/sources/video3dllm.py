@@ -32,7 +32,9 @@ def load_processed(path: Path | str, split: Split,
     path = Path(path)
     offered = read_proposals(Path(proposals)) if proposals else None
     out = []
-    for number, item in enumerate(_entries(path)):
+    entries = read_json(path, "download it from zd11024/Video-3D-LLM_data", limit=LARGE_JSON,
+                        kind=list)
+    for number, item in enumerate(entries):
         try:
             out.append(_question(item, split, offered))
         except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -79,8 +81,3 @@ def _boxes(numbers: Any) -> np.ndarray:
     if not np.isfinite(boxes).all():
         raise ValueError(f"a box is not finite: {boxes.tolist()}")
     return boxes
-
-
-def _entries(path: Path) -> list[Mapping[str, Any]]:
-    return read_json(path, "download it from zd11024/Video-3D-LLM_data", limit=LARGE_JSON,
-                     kind=list)
