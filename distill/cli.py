@@ -50,8 +50,8 @@ def heads(student: Path = Path("runs/latest/student"), scenes: ScenesConfig = _R
     """
     from distill.clips import open_source
     from distill.heads import can_train, ensure_heads
-    from distill.run import resolve_device
     from teacher.data.dataset import Examples
+    from teacher.training.processes import resolve_device
 
     source, _ = open_source(scenes, Path("runs/cache/clips"), render=True)
     if not can_train(source):

@@ -25,7 +25,7 @@ from teacher.towers.checkpoints import generator_folder
 from teacher.towers.controls import FixedNoise, RGBPatches, VAELatents, Zeros
 from teacher.towers.efficientnet import SemanticEncoder
 from teacher.towers.wan import WanTower, check_fp8, load_wan
-from teacher.training.processes import Processes
+from teacher.training.processes import Processes, resolve_device
 
 
 @dataclass
@@ -177,12 +177,3 @@ def open_run(config: RunConfig, folder: Path, render: bool, create: bool = False
     stores = {"semantic": FeatureStore(root, semantic.spec, source_key),
               "generative": FeatureStore(root, tower.spec, source_key)}
     return DistillRun(folder, config, processes, source, tower, semantic, stores)
-
-
-def resolve_device(name: str) -> torch.device:
-    """auto: cuda if there is one. Raises ValueError for cuda without a GPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no GPU; use --device auto")
-    return torch.device(name)

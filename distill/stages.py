@@ -13,14 +13,7 @@ from distill.card import accuracy_table, write_card
 from distill.config import EXPORT_FRAMES, RunConfig, anchored
 from distill.heads import ensure_heads
 from distill.loop import CHECKPOINT, build_student, fidelity, train_student
-from distill.run import (
-    DistillRun,
-    check_folder,
-    choose_folder,
-    link_latest,
-    open_run,
-    resolve_device,
-)
+from distill.run import DistillRun, check_folder, choose_folder, link_latest, open_run
 from records import manifest
 from records.events import emit, status_file
 from records.files import (
@@ -38,7 +31,7 @@ from teacher.dense.model import DenseShape
 from teacher.dense.train import Stream, score, train_dense_teacher
 from teacher.towers.efficientnet import SEMANTIC_DIM
 from teacher.training.checkpoint import remove_checkpoint
-from teacher.training.processes import join_processes
+from teacher.training.processes import join_processes, resolve_device
 
 CALIBRATION_FRAMES, HELD_OUT_FRAMES = 320, 64
 # recovery is a ratio: least gain of the teacher over semantic_only that may stand below the line

@@ -82,12 +82,11 @@ def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig],
     out = out or Path(f"bench/results/{name}.json")
     prepare_folder(out.parent)  # fails now, not at the end
     if alignment.generators:
-        from teacher.probing.alignment import clip_source, probe_alignment
+        from teacher.probing.alignment import probe_alignment
 
-        rooms = RoomSource(train=alignment.fit_clips, val=alignment.val_clips,
+        source = RoomSource(train=alignment.fit_clips, val=alignment.val_clips,
                            test=alignment.test_clips, frames=5, seed=render_seed, pack=furniture)
-        rows = probe_alignment(alignment, clip_source(alignment, rooms), config.seed,
-                               config.device, workers)
+        rows = probe_alignment(alignment, source, config.seed, config.device, workers)
     else:
         from teacher.probing.sweep import probe_grid
 

@@ -124,6 +124,15 @@ def first_to_fail() -> bool:
         return True
 
 
+def resolve_device(name: str) -> torch.device:
+    """auto: cuda if there is one. Raises ValueError for cuda without a GPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch sees no GPU; use --device auto")
+    return torch.device(name)
+
+
 def join_processes(device: torch.device) -> Processes:
     """Joins the others of the launch; the device becomes this process's own GPU.
 

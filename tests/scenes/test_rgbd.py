@@ -63,7 +63,7 @@ def test_halves_share_no_frame_and_rows_have_both_probes(tmp_path, monkeypatch):
     halves = alignment.recorded_halves(read_rgbd(save_rgbd(tmp_path / "a", poses=False)))
     for fit, choice, test in halves:
         assert [len(split) for split in (fit, choice, test)] == [6, 6, 12]
-        frames = [{x.numpy().tobytes() for x in split.data.frames.flatten(0, 1)}
+        frames = [{x.numpy().tobytes() for x in split.frames.flatten(0, 1)}
                   for split in (fit, choice, test)]
         assert len(set.union(*frames)) == 48
     table = alignment.Alignment(AlignmentConfig(redraws=1), torch.device("cpu"), 0)
