@@ -6,12 +6,12 @@ alike. Rows of kind `timer`: work, truth_ms, latency_ms, error_percent (of the t
 `python -m bench.latency.clock_calibration` writes bench/results/timer_cpu.json; with --gpu OUT, the
 GPU's and the CPU's rows to OUT.
 """
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import tyro
 
 from bench.artefacts import absent
 from bench.device import device_facts
@@ -119,18 +119,16 @@ def _long_run_gpu(call: Callable[[], object]) -> float:
     return begin.elapsed_time(end) / REPEATS
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--gpu", type=Path, metavar="OUT", help="calibrate the GPU too")
-    out = parser.parse_args().gpu
-    env, rows = device_facts(), [*(gpu_calibration() if out else []), *cpu_calibration()]
-    path = out or Path("bench/results/timer_cpu.json")
+def main(gpu: Path | None = None) -> None:
+    """gpu: calibrate the GPU too, and write here."""
+    path, env = gpu or Path("bench/results/timer_cpu.json"), device_facts()
+    rows = [*(gpu_calibration() if gpu else []), *cpu_calibration()]
     for row in rows:
         if row["kind"] == "timer":
             print(f"{row['work']}: {row['latency_ms']:.4f} ms, truth {row['truth_ms']:.4f} "
                   f"({row['error_percent']:+.2f} %)")
-    save(measured(path.stem, rows, env, "python -m bench.latency.clock_calibration"), path)
+    save(measured(path.stem, rows, env), path)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -5,7 +5,6 @@
 Makes an environment with the core packages of each Python (pip, so a network). A start is a
 complete process: Python, imports, model, a 12-megapixel photo, every file written.
 """
-import argparse
 import json
 import resource
 import shutil
@@ -18,7 +17,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import tyro
 from PIL import Image
+from tyro.conf import Positional
 
 from bench.device import device_facts
 from records.results import ROOT, Row, measured, save
@@ -114,24 +115,21 @@ def _run(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", type=Path, help="an ONNX file of vega3d export onnx --preset web")
-    parser.add_argument("--pythons", nargs="+", default=[sys.executable], help="interpreters")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "infer_core.json")
-    options = parser.parse_args()
+def main(model: Positional[Path], pythons: tuple[str, ...] = (sys.executable,),
+         out: Path = ROOT / "bench" / "results" / "infer_core.json") -> None:
+    """model: an ONNX file of vega3d export onnx --preset web."""
     env, rows = device_facts(), []
-    for python in options.pythons:
+    for python in pythons:
         with TemporaryDirectory() as made:
             folder = Path(made)
             core = environment_of_core(python, folder)
-            row = measure(core, options.model, _photo(folder / "photo.jpg"), folder / "out")
+            row = measure(core, model, _photo(folder / "photo.jpg"), folder / "out")
         print(f"Python {row['python']}: {row['size_mb']:.0f} MB ({row['without_sympy_mb']:.0f} "
               f"without sympy), a start {row['start_s']:.2f} s")
         rows.append(row)
     env["load_1m_after"] = device_facts()["load_1m"]
-    save(measured("infer_core", rows, env, "python -m bench.recipes.infer_core"), options.out)
+    save(measured("infer_core", rows, env), out)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

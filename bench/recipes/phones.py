@@ -42,7 +42,7 @@ def main(run: Path | None = None, out: Path = RESULTS) -> None:
         rows = [_row(file, "LiteRT" if file.path.suffix == ".tflite" else "onnxruntime", ms)
                 for file, ms in zip(files, times, strict=True)]
         rows.append(_row(export_coreml(exporter), "Core ML", None))
-        save(measured("phones", rows, env, "python -m bench.recipes.phones"), out)
+        save(measured("phones", rows, env), out)
     print(out)
 
 

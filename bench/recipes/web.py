@@ -32,11 +32,6 @@ _TIMES = f"""(async () => {{
 def main(run: Path = Path("runs/latest"), threads: tuple[int, ...] = (1, 2),
          out: Path = RESULTS) -> None:
     """Measures RUN/export/page (made by `vega3d export web`) with the web preset's FP32 file added.
-
-    Args:
-        run: a run folder
-        threads: of onnxruntime-web
-        out: the results file
     """
     page, fp32 = run / "export" / "page", run / "export" / "web" / "onnx" / "model.onnx"
     if not (page / "page.json").is_file() or not fp32.is_file():
@@ -50,7 +45,7 @@ def main(run: Path = Path("runs/latest"), threads: tuple[int, ...] = (1, 2),
         for row in measure(chromium, folder, names, threads, folder_mb):
             rows.append(row)
             # after every row, so that a killed measurement leaves a file
-            save(measured("web", rows, env, "python -m bench.recipes.web"), out)
+            save(measured("web", rows, env), out)
             print(f"{row['precision']:5} {row['threads']} threads  {row['latency_ms']:6.1f} ms  "
                   f"p90 {row['p90_ms']:6.1f}  {row['frames_per_s']:5.1f} frames/s  first overlay "
                   f"{row['first_overlay_s']:.1f} s  load {row['load_average']:.1f}", flush=True)
