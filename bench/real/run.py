@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bench.device import device_facts
 from bench.real import depth as geometry
@@ -75,15 +76,13 @@ def bench_real(folder: Path, files: Sequence[Path], most: int, per_metre: float 
 def read_recorded(folder: Path, size: int, most: int, per_metre: float | None) -> Recorded:
     """An RGB-D folder, or a folder of clips with depth, at `size` px. Errors: read_rgbd's."""
     if any(folder.glob("*/[!.]*.safetensors")):
-        source = ClipFolder(folder)
-        ids = [clip_id for split in SPLITS for clip_id in source.ids(split)]
-        clips = [source.clip(clip_id) for clip_id in ids]
+        source, unit = ClipFolder(folder), None
+        clips = [source.clip(clip_id) for split in SPLITS for clip_id in source.ids(split)]
         bad = [clip for clip in clips
                if clip.depth is None or clip.frames.shape[2:] != (size, size)]
         if bad:
             raise ValueError(f"{folder}: clip {bad[0].id} has no depth, or is not of {size} px, "
                              "which the file takes")
-        unit = None
     else:
         clips = [read_rgbd(folder, size, most, per_metre)]
         unit = find_recording(folder).per_metre
@@ -99,10 +98,10 @@ def read_recorded(folder: Path, size: int, most: int, per_metre: float | None) -
 def _notes(clips: Sequence[Clip]) -> Iterator[str]:
     """Of what makes the scores doubtful or leaves some out."""
     offsets = [max(edge_offsets(clip), key=lambda at: np.hypot(*at)) for clip in clips]
-    shifts = np.median(np.array(offsets), 0).astype(int)
-    if np.hypot(*shifts) > TOLERANCE:
-        yield (f"depth is not registered to colour: its edges lie {shifts[0]:+d} px across and "
-               f"{shifts[1]:+d} px down of the colour's; the scores measure that too (give the "
+    x, y = np.median(np.array(offsets), 0).astype(int)
+    if np.hypot(x, y) > TOLERANCE:
+        yield (f"depth is not registered to colour: its edges lie {x:+d} px across and {y:+d} px "
+               f"down of the colour's; the scores measure that too (give the "
                "depth camera's matrix as K_depth.txt)")
     if all(len(clip.frames) == 1 for clip in clips):
         yield "one frame: no matches and no flicker"
@@ -146,8 +145,7 @@ def camera_of(clip: Clip) -> np.ndarray:
 
 
 def _frame_scores(clip: Clip, t: int, outputs: Outputs) -> Row:
-    scores: Row = {}
-    truth = geometry.true_depth(clip, t)
+    scores, truth = {}, geometry.true_depth(clip, t)
     if "depth" in outputs and (truth > 0).sum() >= 100:
         scores |= geometry.depth_scores(geometry.resampled(outputs["depth"][t])[0], truth)
     if "normals" in outputs:
@@ -158,19 +156,15 @@ def _frame_scores(clip: Clip, t: int, outputs: Outputs) -> Row:
 
 
 def _file(model: Model) -> Predictor:
+    step = model.batch if isinstance(model.batch, int) else CHUNK
+
     def outputs(clip: Clip) -> Outputs:
-        focal = float(np.diag(camera_of(clip))[:2].mean())
-        parts: list[Outputs] = []
-        step = model.batch if isinstance(model.batch, int) else CHUNK
-        for start in range(0, len(clip.frames), step):
-            frames = clip.frames[start:start + step]
-            filled = np.concatenate([frames, np.repeat(frames[-1:], step - len(frames), 0)])
-            found = model(filled, focal)
-            if "descriptors" not in found and "features" in found:
-                found["descriptors"] = found["features"]
-            parts.append({name: found[name][:len(frames)] for name in found
-                          if name in ("depth", "normals", "descriptors")})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        focal, count = float(np.diag(camera_of(clip))[:2].mean()), len(clip.frames)
+        filled = np.concatenate([clip.frames, clip.frames[-1:].repeat(-count % step, 0)])
+        parts = [model(filled[at:at + step], focal) for at in range(0, count, step)]
+        found = {name: np.concatenate([part[name] for part in parts])[:count]
+                 for name in parts[0]}
+        return {"descriptors": found["features"], **found} if "features" in found else found
 
     return Predictor({"file": model.path.name, "sha256": sha256(model.path),
                       "precision": str(model.metadata.get("precision", "unknown"))}, outputs)
@@ -179,25 +173,23 @@ def _file(model: Model) -> Predictor:
 def _controls(prior: Prior) -> list[Predictor]:
     from teacher.towers.efficientnet import SemanticEncoder
 
-    n = len(prior.rows_m)
+    n, encoder = len(prior.rows_m), SemanticEncoder()
     constant = np.full((1, n, n), prior.constant_m)
     rows = np.repeat(prior.rows_m[:, None], n, 1)[None]
     normals = np.repeat(prior.normals.T[:, :, None], n, 2)
-    encoder = SemanticEncoder()
 
-    @torch.inference_mode()
-    def encoded(clip: Clip) -> Outputs:
-        chunks = torch.from_numpy(clip.frames).split(CHUNK)
-        return {"descriptors": torch.cat([encoder(chunk / 255) for chunk in chunks]).numpy()}
+    def fixed(**arrays: np.ndarray) -> Callable[[Clip], Outputs]:
+        return lambda clip: {name: np.repeat(array[None], len(clip.frames), 0)
+                             for name, array in arrays.items()}
 
-    def fixed(clip: Clip, **arrays: np.ndarray) -> Outputs:
-        return {name: np.repeat(array[None], len(clip.frames), 0) for name, array in arrays.items()}
+    def described(describe: Callable[[Tensor], Tensor]) -> Callable[[Clip], Outputs]:
+        def outputs(clip: Clip) -> Outputs:
+            with torch.inference_mode():
+                chunks = torch.from_numpy(clip.frames).split(CHUNK)
+                return {"descriptors": torch.cat([describe(x / 255) for x in chunks]).numpy()}
+        return outputs
 
-    return [Predictor({"file": "constant"}, lambda clip: fixed(clip, depth=constant)),
-            Predictor({"file": "row prior"},
-                      lambda clip: fixed(clip, depth=rows, normals=normals)),
-            Predictor({"file": "RGB window"},
-                      lambda clip: {"descriptors": rgb_patches(
-                          torch.from_numpy(clip.frames).float() / 255, 14).numpy()}),
-            Predictor({"file": "EfficientNet-Lite0"}, encoded)]
-
+    outputs = {"constant": fixed(depth=constant), "row prior": fixed(depth=rows, normals=normals),
+               "RGB window": described(lambda frames: rgb_patches(frames, 14)),
+               "EfficientNet-Lite0": described(encoder)}
+    return [Predictor({"file": name}, call) for name, call in outputs.items()]

@@ -53,8 +53,8 @@ def write_report(results: Results, path: Path) -> None:
     found = findings(results)
     pictures, no_pictures = strips(results, run["run"])
     pairs, judged = view_pairs(results, run["run"])
-    page = environment().get_template(PAGE.name).render(
-        results=results, run=run, busy=busy(results.env), findings=found,
+    write_template(
+        PAGE.name, path, results=results, run=run, busy=busy(results.env), findings=found,
         latency=_latency_table(results, run), scatter=charts.scatter(results),
         stages=charts.stages(results), accuracy=_accuracy_table(results),
         gains=charts.gains(results), recovery=charts.recovery(results),
@@ -63,15 +63,18 @@ def write_report(results: Results, path: Path) -> None:
         no_int8=next((row for row in results.of("absent") if "int8" in row["what"]), None),
         precision_maps=precision_maps(results), strips=pictures, no_pictures=no_pictures,
         colour_bar=data_url(colour_bar()), view_pairs=pairs, judged=judged, frame_px=FRAME_PX,
-        glossary=GLOSSARY, facts=facts(results, run), NONE=NONE)
+        title=f"{run['student']} distilled from {run['generator']}: what it costs, what it keeps",
+        glossary=GLOSSARY, facts=facts(results, run))
+
+
+def write_template(name: str, path: Path, **values: Any) -> None:
+    """Writes the page of a template in this folder."""
+    environment = Environment(
+        loader=FileSystemLoader(PAGE.parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=StrictUndefined, finalize=_finalize)
+    page = environment.get_template(name).render(NONE=NONE, **values)
     with atomic_write(path) as scratch:
         scratch.write_text(page)
-
-
-def environment() -> Environment:
-    """Of the templates in this folder."""
-    return Environment(loader=FileSystemLoader(PAGE.parent), autoescape=True, trim_blocks=True,
-                       lstrip_blocks=True, undefined=StrictUndefined, finalize=_finalize)
 
 
 def _finalize(value: Any) -> Any:
