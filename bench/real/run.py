@@ -145,7 +145,8 @@ def camera_of(clip: Clip) -> np.ndarray:
 
 
 def _frame_scores(clip: Clip, t: int, outputs: Outputs) -> Row:
-    scores, truth = {}, geometry.true_depth(clip, t)
+    scores: Row = {}
+    truth = geometry.true_depth(clip, t)
     if "depth" in outputs and (truth > 0).sum() >= 100:
         scores |= geometry.depth_scores(geometry.resampled(outputs["depth"][t])[0], truth)
     if "normals" in outputs:

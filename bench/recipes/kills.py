@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -252,8 +252,8 @@ def main() -> None:
         importlib.import_module(module)
     with TemporaryDirectory() as scratch:
         trials, rows = Trials(Path(scratch)), []
-        jobs = [(name, 0.0, random_kills, (options.trials, options.seed))
-                for name in options.stages]
+        jobs: list[tuple[str, float, Callable[..., Row], tuple[int, ...]]] = [
+            (name, 0.0, random_kills, (options.trials, options.seed)) for name in options.stages]
         jobs += [(name, 30.0, kills_at_operations, (options.every,)) for name in options.operations]
         for name, seconds, kills, how in jobs:
             checkpoint.SECONDS = seconds  # type: ignore[attr-defined]
