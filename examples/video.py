@@ -21,6 +21,7 @@ from infer.inputs import focal_of_square
 from infer.model import SHIPPED, Model
 from infer.photos import pictures
 from infer.pictures import resized
+from infer.steady import Steady
 from records.ffmpeg import VideoWriter, middle_squares, probe
 
 WEBCAMS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"),
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, help="an MP4; without it a window")
     parser.add_argument("--model", type=Path, default=SHIPPED, help="of vega3d export onnx")
     parser.add_argument("--focal", type=float, help="in px of the picture; else assumed")
+    parser.add_argument("--no-steady", action="store_true", help="each frame's depth by itself")
     parser.add_argument("--frames", type=int, default=10**9, help="at most")
     given = parser.parse_args()
     try:
@@ -110,11 +112,13 @@ def show(given: argparse.Namespace) -> str:
         fps, side = min(facts.fps, 60.0), facts.shorter_px
     focal = focal_of_square(side, model.px, given.focal).px
     frames = webcam(given.source, model.px) if live else middle_squares(path, model.px, fps)
+    filtered = dict if given.no_steady else Steady(focal, model.px)
     milliseconds = []
     with VideoWriter(given.out, fps) if given.out else Window() as out:
         for frame, _ in zip(frames, range(given.frames)):
             began = time.perf_counter()
-            outputs = {name: value[0] for name, value in model(frame[None], focal).items()}
+            found = model(frame[None], focal)
+            outputs = filtered({name: value[0] for name, value in found.items()})
             milliseconds.append(1000 * (time.perf_counter() - began))
             drawn = pictures(frame, outputs)
             out.write(np.concatenate([resized(drawn[name]) for name in ("view", "depth")], 1))

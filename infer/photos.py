@@ -28,6 +28,7 @@ class Options:
     focal: float | None = None
     ply: bool = False
     matches: bool = False
+    steady: bool = True
 
 
 def infer_all(given: Sequence[Path], out: Path,
@@ -48,7 +49,7 @@ def infer_all(given: Sequence[Path], out: Path,
         if each.is_video:
             from infer.video import infer_video  # needs ffmpeg
 
-            yield infer_video(model, each, folder, options.focal)
+            yield infer_video(model, each, folder, options.focal, options.steady)
             continue
         frame = read_photo(each.path, model.px)
         focal = focal_of_photo(each.path, model.px, options.focal)

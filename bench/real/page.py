@@ -43,7 +43,8 @@ def tables(results: Results) -> dict[str, DataTable]:
             _, kind, at = field.removesuffix("cm").split("_")
             matches.append((f"{'exact' if kind == 'exact' else 'within one cell'}, {at} cm", field))
     other = columns(("", "file"), ("normal error, °", "normal_deg", 1),
-                    ("flicker, %", "flicker", 2, 100), *matches)
+                    ("flicker, %", "flicker", 2, 100),
+                    ("drift over 1,000 frames", "drift", 3), *matches)
     return {
         "Depth": DataTable("Means over frames; metric: as the file gives it.",
                            filled_columns(depth_columns, rows),
@@ -68,7 +69,8 @@ def contact_sheet(recorded: Recorded,
                              for normal in normals]}
     for each in predictors:
         name = each.facts["file"]
-        found = [each.outputs(_one(clip, t)) for clip, t in chosen if "sha256" in each.facts]
+        shown = "sha256" in each.facts and each.drift is None  # one frame has nothing to steady
+        found = [each.outputs(_one(clip, t)) for clip, t in chosen if shown]
         if found and "depth" in found[0]:
             rows[f"{name}: depth"] = [depth_colours(one["depth"][0, 0]) for one in found]
         if found and "normals" in found[0]:

@@ -20,6 +20,7 @@ from bench.real.views import flicker, match_scores, pairs_at, steady_pairs
 from distill.correspondence import rgb_patches
 from infer.inputs import focal_of_square
 from infer.model import Model
+from infer.steady import Steady
 from records.files import sha256
 from records.results import Results, Row, measured
 from scenes.clip import SPLITS, Clip, ClipFolder
@@ -27,6 +28,7 @@ from scenes.sources.registration import TOLERANCE, edge_offsets, likelier_unit
 from scenes.sources.rgbd import find_recording, read_rgbd
 
 CHUNK = 8
+STREAM, ENDS = 1000, 100  # frames of the stream that drift is measured over, and of each end
 Outputs = dict[str, np.ndarray]  # depth [T,1,h,w] m, normals [T,3,h,w], descriptors [T,C,g,g]
 
 
@@ -46,6 +48,7 @@ class Predictor:
     """outputs: of a clip, by the names of an exported file; what it has none of is left out."""
     facts: Row
     outputs: Callable[[Clip], Outputs]
+    drift: Callable[[Clip], float] | None = None
 
 
 def bench_real(folder: Path, files: Sequence[Path], most: int, per_metre: float | None,
@@ -63,7 +66,9 @@ def bench_real(folder: Path, files: Sequence[Path], most: int, per_metre: float 
     recorded = read_recorded(folder, sizes.pop(), most, per_metre)
     for note in recorded.notes:
         print(f"note: {folder}: {note}", file=sys.stderr)
-    predictors = [*map(_file, models), *_controls(prior)]
+    files_alone = [_file(model) for model in models]
+    steady = [_steady(each) for each in files_alone]
+    predictors = [*files_alone, *steady, *_controls(prior)]
     rows = [measure(each, recorded.clips, baselines) for each in predictors]
     row_prior = next(row for row in rows if row["file"] == "row prior")
     for row in rows:
@@ -132,7 +137,11 @@ def measure(predictor: Predictor, clips: Sequence[Clip], baselines: Sequence[flo
         scores = every.mean(0).tolist() if len(every) else (None, None)
         at = f"{100 * baseline:.0f}cm"
         row |= {f"match_exact_{at}": scores[0], f"match_within1_{at}": scores[1]}
-    return row | {"flicker": float(np.mean(changes)) if changes else None}
+    row["flicker"] = float(np.mean(changes)) if changes else None
+    longest = max(clips, key=lambda clip: len(clip.frames))
+    if predictor.drift and len(longest.frames) > 1:
+        row["drift"] = predictor.drift(longest)
+    return row
 
 
 def camera_of(clip: Clip) -> np.ndarray:
@@ -169,6 +178,29 @@ def _file(model: Model) -> Predictor:
 
     return Predictor({"file": model.path.name, "sha256": sha256(model.path),
                       "precision": str(model.metadata.get("precision", "unknown"))}, outputs)
+
+
+def _steady(file: Predictor) -> Predictor:
+    """The file's depth through infer.steady, which is told the camera's matrix and no poses."""
+    def filtered(found: Outputs, clip: Clip, order: Sequence[int]) -> np.ndarray:
+        camera = camera_of(clip)
+        focal = float(np.diag(camera)[:2].mean())
+        steady = Steady(focal, clip.frames.shape[3], (camera[0, 2], camera[1, 2]))
+        frames = ({name: value[t] for name, value in found.items()} for t in order)
+        return np.stack([steady(frame)["depth"] for frame in frames])
+
+    def outputs(clip: Clip) -> Outputs:
+        found = file.outputs(clip)
+        return found | {"depth": filtered(found, clip, range(len(clip.frames)))}
+
+    def drift(clip: Clip) -> float:
+        """Depth over the file's alone, the last frames' mean over the first's, of a long stream."""
+        found, forth = file.outputs(clip), np.arange(len(clip.frames))
+        order = np.resize([*forth, *forth[-2:0:-1]], STREAM)  # and back
+        ratio = filtered(found, clip, order) / found["depth"][order]
+        return float(ratio[-ENDS:].mean() / ratio[:ENDS].mean())
+
+    return Predictor(file.facts | {"file": f"{file.facts['file']}, steady"}, outputs, drift)
 
 
 def _controls(prior: Prior) -> list[Predictor]:

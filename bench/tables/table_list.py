@@ -228,7 +228,8 @@ TABLES = {
         ("AbsRel, metric", "abs_rel"), ("correlation", "corr", 2),
         ("normal error, °", "normal_deg", 1), ("match at .21 m: exact", "match_exact_21cm", 2),
         ("within 1 token", "match_within1_21cm", 2), ("at .49 m: exact", "match_exact_49cm", 2),
-        ("within 1 token", "match_within1_49cm", 2), ("flicker, %", "flicker", 1, 100))),
+        ("within 1 token", "match_within1_49cm", 2), ("flicker, %", "flicker", 1, 100),
+        ("drift over 1,000 frames", "drift", 3))),
     "web": Table("web", columns(
         ("file", "artefact"), ("precision", "precision"), ("threads", "threads", 0),
         ("median, ms", "latency_ms", 1), ("p90, ms", "p90_ms", 1), ("frames/s", "frames_per_s", 1),
