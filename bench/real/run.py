@@ -66,9 +66,10 @@ def bench_real(folder: Path, files: Sequence[Path], most: int, per_metre: float 
     recorded = read_recorded(folder, sizes.pop(), most, per_metre)
     for note in recorded.notes:
         print(f"note: {folder}: {note}", file=sys.stderr)
-    files_alone = [_file(model) for model in models]
-    steady = [_steady(each) for each in files_alone]
-    predictors = [*files_alone, *steady, *_controls(prior)]
+    stateless = [_file(model) for model in models]
+    steady = [_steady(each) for each, model in zip(stateless, models, strict=True)
+              if "depth" in model.outputs]
+    predictors = [*stateless, *steady, *_controls(prior)]
     rows = [measure(each, recorded.clips, baselines) for each in predictors]
     row_prior = next(row for row in rows if row["file"] == "row prior")
     for row in rows:
@@ -182,22 +183,22 @@ def _file(model: Model) -> Predictor:
 
 def _steady(file: Predictor) -> Predictor:
     """The file's depth through infer.steady, which is told the camera's matrix and no poses."""
-    def filtered(found: Outputs, clip: Clip, order: Sequence[int]) -> np.ndarray:
-        camera = camera_of(clip)
-        focal = float(np.diag(camera)[:2].mean())
-        steady = Steady(focal, clip.frames.shape[3], (camera[0, 2], camera[1, 2]))
+    def streamed(clip: Clip, order: Sequence[int]) -> tuple[Outputs, np.ndarray]:
+        found, camera = file.outputs(clip), camera_of(clip)
+        steady = Steady(float(np.diag(camera)[:2].mean()), clip.frames.shape[3], camera[:2, 2])
         frames = ({name: value[t] for name, value in found.items()} for t in order)
-        return np.stack([steady(frame)["depth"] for frame in frames])
+        return found, np.stack([steady(frame)["depth"] for frame in frames])
 
     def outputs(clip: Clip) -> Outputs:
-        found = file.outputs(clip)
-        return found | {"depth": filtered(found, clip, range(len(clip.frames)))}
+        found, depth = streamed(clip, range(len(clip.frames)))
+        return found | {"depth": depth}
 
     def drift(clip: Clip) -> float:
         """Depth over the file's alone, the last frames' mean over the first's, of a long stream."""
-        found, forth = file.outputs(clip), np.arange(len(clip.frames))
+        forth = np.arange(len(clip.frames))
         order = np.resize([*forth, *forth[-2:0:-1]], STREAM)  # and back
-        ratio = filtered(found, clip, order) / found["depth"][order]
+        found, depth = streamed(clip, order)
+        ratio = depth / found["depth"][order]
         return float(ratio[-ENDS:].mean() / ratio[:ENDS].mean())
 
     return Predictor(file.facts | {"file": f"{file.facts['file']}, steady"}, outputs, drift)

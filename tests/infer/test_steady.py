@@ -44,7 +44,7 @@ def noisy_depth(clip: Clip) -> np.ndarray:
 def filtered(clip: Clip, depth: np.ndarray, vectors: np.ndarray | None = None,
              poses: bool = False, **more: np.ndarray) -> np.ndarray:
     K = clip.intrinsics
-    steady = Steady(K[0, 0], 224, (K[0, 2], K[1, 2]))
+    steady = Steady(K[0, 0], 224, K[:2, 2])
     maps = {"depth": depth, **more} | ({} if vectors is None else {"descriptors": vectors})
     return np.stack([steady({name: value[t] for name, value in maps.items()},
                             clip.poses[t] if poses else None)["depth"]
