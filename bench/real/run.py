@@ -196,7 +196,7 @@ def _steady(file: Predictor) -> Predictor:
     def drift(clip: Clip) -> float:
         """Depth over the file's alone, the last frames' mean over the first's, of a long stream."""
         forth = np.arange(len(clip.frames))
-        order = np.resize([*forth, *forth[-2:0:-1]], STREAM)  # and back
+        order = np.resize([*forth, *forth[-2:0:-1]], STREAM).tolist()  # and back
         found, depth = streamed(clip, order)
         ratio = depth / found["depth"][order]
         return float(ratio[-ENDS:].mean() / ratio[:ENDS].mean())
