@@ -18,7 +18,7 @@ from records.progress import Progress
 from student.config import SHIPPED
 from student.vit import Student, load_student, save_student
 from teacher.data.dataset import Example, Examples
-from teacher.dense.train import Stream
+from teacher.dense import Stream
 from teacher.training.checkpoint import Checkpoint, clip_and_step, remove_checkpoint, set_lr
 from teacher.training.gradients import Gradients
 

@@ -18,8 +18,7 @@ from student.config import StudentConfig
 from student.vit import Student, load_student
 from teacher.data.dataset import Examples
 from teacher.data.feature_store import FeatureStore, fill
-from teacher.dense.model import DenseTeacher
-from teacher.dense.train import Stream, load_teacher
+from teacher.dense import DenseTeacher, Stream, load_teacher
 from teacher.towers.base import Tower
 from teacher.towers.checkpoints import generator_folder
 from teacher.towers.controls import FixedNoise, RGBPatches, VAELatents, Zeros

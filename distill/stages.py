@@ -27,8 +27,7 @@ from records.files import (
 from scenes.clip import SPLITS, Split, frames_of
 from student.vit import Student
 from teacher.data.dataset import Examples, moments
-from teacher.dense.model import DenseShape
-from teacher.dense.train import Stream, score, train_dense_teacher
+from teacher.dense import DenseShape, Stream, score, train_dense_teacher
 from teacher.towers.efficientnet import SEMANTIC_DIM
 from teacher.training.checkpoint import remove_checkpoint
 from teacher.training.processes import join_processes, resolve_device

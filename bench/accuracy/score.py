@@ -21,7 +21,7 @@ from records.files import read_json, sha256
 from records.results import Row
 from student.vit import Student
 from teacher.data.dataset import Examples
-from teacher.dense.train import score
+from teacher.dense import score
 
 
 @dataclass

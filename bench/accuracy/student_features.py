@@ -18,7 +18,7 @@ from records import manifest
 from records.files import sha256
 from student.vit import Student
 from teacher.data.feature_store import FeatureStore, fill
-from teacher.dense.train import Stream
+from teacher.dense import Stream
 
 TORCH = "student_fp32"  # the accuracy row of the torch student
 CPU_FILES = ("model.onnx", "model.int8.cpu.onnx")

@@ -186,10 +186,8 @@ class Alignment:
 
     def _columns(self, trial: Trial, features: Sequence[Features],
                  real: bool) -> dict[str, np.ndarray]:
-        """Scores with their resamples [1+R]: of ridge, of the MLP on recorded frames, of matches.
-
-        Recorded frames have no normals.
-        """
+        """Scores with their resamples [1+R]: of ridge, of matches, and on recorded frames (`real`),
+        which have no normals, of the MLP."""
         runs: list[dict[str, ridge.Terms]] = []
         for one in features:
             x = [one(data) for data in trial.splits]
@@ -261,10 +259,7 @@ def recorded_halves(clip: Clip, gap: int = 6) -> list[list[ProbeSet]]:
 
 
 def read_splits(source: Source, counts: Sequence[int], workers: int) -> list[ProbeSet]:
-    """The first clips of train, val and test, with their first and last frame.
-
-    Raises ValueError if a split has none.
-    """
+    """The first and last frame of the first clips of train, val and test; ValueError for none."""
     splits = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for name, count in zip(SPLITS, counts, strict=True):

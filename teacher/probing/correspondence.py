@@ -103,8 +103,7 @@ def correspondence_scores(total: Mapping[str, Any]) -> dict[str, Any]:
 def noise_snr(draws: Tensor) -> dict[str, float]:
     """Variance between tokens over variance between noise seeds; draws [S,M,D], S >= 2 seeds.
 
-    snr: of variances summed over channels, so large ones dominate; snr_median: median of the
-    channels' ratios. Raises ValueError for one seed.
+    snr: of variances summed over channels; snr_median: median of the channels' ratios.
     """
     if len(draws) < 2:
         raise ValueError(f"noise_snr: got {len(draws)} seeds, expected at least 2")

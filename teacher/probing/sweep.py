@@ -61,21 +61,16 @@ def probe_grid(config: ProbeConfig, source: Source) -> list[dict]:
 
 
 def heat_map(rows: Sequence[dict], path: Path, panels: Mapping[str, str] = PANELS) -> None:
-    """PNG of metrics by block and noise level, from rows of one noise draw; the best is framed.
-
-    A column of panels a metric, a row a frame mode.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    """PNG of metrics by block and noise level, from rows of one noise draw: a column of panels a
+    metric, a row a frame mode; the best is framed."""
+    from matplotlib.figure import Figure
 
     single = [r for r in rows if r["features"].startswith("generator") and r["seeds"] == 1]
     blocks, levels = sorted({r["block"] for r in single}), sorted({r["t"] for r in single})
     modes = sorted({r["mode"] for r in single})
     size = (5.5 * len(panels), 0.33 * len(modes) * len(blocks) + 2)
-    figure, axes = plt.subplots(len(modes), len(panels), figsize=size, squeeze=False,
-                                constrained_layout=True)
+    figure = Figure(size, layout="constrained")
+    axes = figure.subplots(len(modes), len(panels), squeeze=False)
     for column, (metric, title) in zip(axes.T, panels.items(), strict=True):
         grids = {m: np.full((len(blocks), len(levels)), np.nan) for m in modes}
         for r in single:
@@ -91,7 +86,6 @@ def heat_map(rows: Sequence[dict], path: Path, panels: Mapping[str, str] = PANEL
             figure.colorbar(picture, ax=axis)
     with atomic_write(path) as scratch:
         figure.savefig(scratch, dpi=110)
-    plt.close(figure)
 
 
 def _annotate(axis: Any, grid: np.ndarray, low: float, high: float) -> None:
@@ -155,4 +149,4 @@ def _open_tower(config: ProbeConfig, tap: Tap, device: torch.device,
 
 
 def _block_count(config: ProbeConfig) -> int:
-    return block_count(generator_folder(str(config.generator or NANO)))
+    return block_count(generator_folder(str(config.generator or "wan-nano")))

@@ -41,10 +41,8 @@ class SearchResult:
 
 def search(config: SearchConfig, clips: Callable[[Split], Sequence[Clip]], key: str,
            work: Path) -> SearchResult:
-    """Probes every tap on `clips` of val and test, which `key` identifies.
-
-    `work` gets a file for each mode and level, where an interrupted search resumes.
-    """
+    """Probes every tap on `clips` of val and test, which `key` identifies; resumes from the files
+    of each mode and level in `work`."""
     device = resolve_device(config.device)
     where = generator_folder(config.generator)
     blocks = list(range(block_count(where)))
@@ -122,8 +120,7 @@ def pooled_score(table: np.ndarray) -> np.ndarray:
     """Normalised Overall Score of [rows, metrics], higher is better, as [rows] in 0..100.
 
     The mean of metrics, each min-max scaled over the rows; without those that are equal in all
-    rows or have NaN. 0 if none is left. The paper scales discriminative and generative backbones
-    apart, each with the baseline: scores of two such groups do not compare.
+    rows or have NaN. 0 if none is left.
     """
     low, high = table.min(0), table.max(0)
     differs = high > low

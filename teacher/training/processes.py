@@ -74,10 +74,7 @@ class Processes:
                 self._broadcast(value.data)
 
     def part(self, length: int) -> slice:
-        """This process's part of a batch; parts follow one another and differ by one at most.
-
-        Raises ValueError if a process would get nothing.
-        """
+        """This process's part of a batch; parts differ by one at most. ValueError for none."""
         if length < self.count:
             raise ValueError(f"a batch of {length} cannot be divided between {self.count} "
                              "processes; use a larger batch or fewer processes")
@@ -134,10 +131,8 @@ def resolve_device(name: str) -> torch.device:
 
 
 def join_processes(device: torch.device) -> Processes:
-    """Joins the others of the launch; the device becomes this process's own GPU.
-
-    Raises ValueError if there are more processes on this machine than GPUs.
-    """
+    """Joins the others of the launch; the device becomes this process's own GPU. ValueError if
+    there are more processes on this machine than GPUs."""
     if not _launched():
         return Processes(device)
     from accelerate import PartialState

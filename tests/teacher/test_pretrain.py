@@ -10,7 +10,7 @@ from teacher.config import PretrainConfig
 from teacher.towers.efficientnet import SemanticEncoder
 from teacher.towers.tap import Tap
 from teacher.towers.wan import load_wan
-from teacher.wan_nano import loop
+from teacher.training.checkpoint import Checkpoint
 from teacher.wan_nano import pretrain as module
 from teacher.wan_nano.alignment import AlignedFlowLoss, AlignmentTarget, FlowData
 from teacher.wan_nano.flow import FlowLoss, build_transformer, flow_batch, sample, shifted
@@ -239,17 +239,17 @@ def test_more_tokens_see_more_noise_and_the_ends_stay():
 def test_a_killed_pretraining_resumes_to_the_same_weights(tmp_path, monkeypatch):
     rooms = FakeRooms(train=3, test=2, frames=5)
     expected = pretrain(replace(TINY, out=tmp_path / "a"), rooms)
-    saved = loop.save_checkpoint
+    saved = Checkpoint.save
 
-    def killing(path, step, *rest):
-        saved(path, step, *rest)
-        if path.name.startswith("flow") and step == 2:
+    def killing(self, step):
+        saved(self, step)
+        if self.path.name.startswith("flow") and step == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_checkpoint", killing)
+    monkeypatch.setattr(Checkpoint, "save", killing)
     with pytest.raises(KeyboardInterrupt):
         pretrain(replace(TINY, out=tmp_path / "b"), rooms)
-    monkeypatch.setattr(loop, "save_checkpoint", saved)
+    monkeypatch.setattr(Checkpoint, "save", saved)
     resumed = pretrain(replace(TINY, out=tmp_path / "b"), rooms)
     rows = [[(row["stage"], row.get("step")) for row in read_metrics(folder)]
             for folder in (expected, resumed)]
