@@ -3,6 +3,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -89,8 +90,8 @@ def train_vae(run: Pretraining, frames: Tensor, test: Tensor) -> AutoencoderKLWa
     vae = build_vae() if config.init is None else AutoencoderKLWan.from_pretrained(
         config.init / "vae", torch_dtype=torch.float32)
     if config.vae_steps:
-        batches = crops(frames, config.vae_batch, config.vae_crop, _process_seed(run))
-        fit(run, "vae", ReconstructionLoss(vae), lambda step: (next(batches),), {"vae": vae})
+        draw = partial(crops, frames, config.vae_batch, config.vae_crop, _process_seed(run))
+        fit(run, "vae", ReconstructionLoss(vae), lambda step: (draw(step),), {"vae": vae})
     else:
         run.resume("vae", 0)
     vae = vae.to(run.device).eval().requires_grad_(False)
