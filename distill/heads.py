@@ -83,8 +83,8 @@ def predictions(model: StudentWithHeads) -> Predict:
 
 
 @torch.inference_mode()
-def score(predict: Predict, examples: Examples, shape: HeadsShape,
-          student: Student) -> dict[str, float]:
+def score(predict: Predict, examples: Examples, shape: HeadsShape, student: Student,
+          views: bool = True) -> dict[str, float]:
     """Scores of held-out clips with `cameras`, by the outputs that `predict` has.
 
     cosine_mean: of the features and the teacher's, standardised as the student's are.
@@ -94,8 +94,8 @@ def score(predict: Predict, examples: Examples, shape: HeadsShape,
     match_NAME: share of visible cells, between first and last frames, matched within one cell of
     14x14. share_at_N, right_at_N: of pixels with a confidence of N % or up to 10 % more, how many
     of all these are, and how many of these are within 25 % of the truth; confidence_error: the mean
-    of |confidence - right|. scale_change_NAME: mean |ln| of the change of metres when a frame
-    arrives with that side (px), or cropped.
+    of |confidence - right|. With `views`, scale_change_NAME: mean |ln| of
+    the change of metres when a frame arrives with that side (px), or cropped.
     """
     means = _Means()
     curve = torch.zeros(BINS, 3, dtype=torch.double, device=examples.device)
@@ -116,7 +116,8 @@ def score(predict: Predict, examples: Examples, shape: HeadsShape,
             target = student.standardise(example["generative"])
             means.add("cosine_mean", torch.cosine_similarity(outputs["features"], target, dim=1))
         _add_matches(means, outputs, example, view)
-        _add_scale_changes(means, predict, example, shape)
+        if views:
+            _add_scale_changes(means, predict, example, shape)
     return means.result() | _calibration_scores(curve) | {"test_clips": len(examples.ids)}
 
 

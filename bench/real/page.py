@@ -1,5 +1,5 @@
 """The contact sheet and the page of `vega3d bench real`."""
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +64,8 @@ def contact_sheet(recorded: Recorded,
     depths = [clip.depth[t] for clip, t in chosen if clip.depth is not None]
     normals = [true_normals(clip, t, camera_of(clip)) for clip, t in chosen]
     rows = {"colour": [clip.frames[t].transpose(1, 2, 0) for clip, t in chosen],
-            "true depth": [_where_known(depth > 0, depth_colours(depth)) for depth in depths],
-            "true normals": [_where_known((normal != 0).any(0), normal_colours(normal))
+            "true depth": [where_known(depth > 0, depth_colours(depth)) for depth in depths],
+            "true normals": [where_known((normal != 0).any(0), normal_colours(normal))
                              for normal in normals]}
     for each in predictors:
         name = each.facts["file"]
@@ -75,19 +75,25 @@ def contact_sheet(recorded: Recorded,
             rows[f"{name}: depth"] = [depth_colours(one["depth"][0, 0]) for one in found]
         if found and "normals" in found[0]:
             rows[f"{name}: normals"] = [normal_colours(one["normals"][0]) for one in found]
+    return labelled_rows(rows), list(rows)
+
+
+def labelled_rows(rows: Mapping[str, Sequence[np.ndarray]]) -> np.ndarray:
+    """Equally many pictures uint8 [h,w,3] a row, under the row's name: uint8 [H,W,3]."""
     strips = []
     for name, pictures in rows.items():
-        caption = Image.new("RGB", (len(chosen) * CELL_PX, LINE_PX), "white")
+        caption = Image.new("RGB", (len(pictures) * CELL_PX, LINE_PX), "white")
         ImageDraw.Draw(caption).text((4, 2), name, fill="black")
         cells = (Image.fromarray(picture).resize((CELL_PX, CELL_PX), Image.Resampling.NEAREST)
                  for picture in pictures)
         strips += [np.asarray(caption), np.concatenate([*map(np.asarray, cells)], 1)]
-    return np.concatenate(strips), list(rows)
+    return np.concatenate(strips)
 
 
 def _one(clip: Clip, t: int) -> Clip:
     return Clip(clip.id, clip.frames[t:t + 1], intrinsics=clip.intrinsics)
 
 
-def _where_known(known: np.ndarray, colours: np.ndarray) -> np.ndarray:
+def where_known(known: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """colours [h,w,3] where known [h,w], grey elsewhere."""
     return np.where(known[..., None], colours, np.array(UNKNOWN, np.uint8))

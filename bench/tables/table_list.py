@@ -230,6 +230,11 @@ TABLES = {
         ("within 1 token", "match_within1_21cm", 2), ("at .49 m: exact", "match_exact_49cm", 2),
         ("within 1 token", "match_within1_49cm", 2), ("flicker, %", "flicker", 1, 100),
         ("drift over 1,000 frames", "drift", 3))),
+    "robustness": Table("robustness", columns(
+        ("disturbance", "perturbation"), ("level", "level"), ("model", "model"),
+        ("depth δ<1.25", "delta1"), ("change, points", "change", 1, 100), ("AbsRel", "abs_rel"),
+        ("normal error, °", "normal_deg", 1), ("match, within 1 token", "match", 2),
+        ("frames", "frames", 0))),
     "web": Table("web", columns(
         ("file", "artefact"), ("precision", "precision"), ("threads", "threads", 0),
         ("median, ms", "latency_ms", 1), ("p90, ms", "p90_ms", 1), ("frames/s", "frames_per_s", 1),

@@ -39,6 +39,8 @@ def folder(tmp_path):
         "cosine_mean": 0.99931, "cosine_p1": 0.9951
     }])
     write(tmp_path, "real_office", [{"file": "model.onnx", "precision": "int8", "corr": 0.41}])
+    write(tmp_path, "robustness", [{"perturbation": "exposure", "level": "x1.5", "model": "int8",
+                                    "delta1": 0.8, "change": -0.03}])
     write(tmp_path, "phones", [{"file": "model.tflite", "runtime": "litert", "ran_on": "CPU"}])
     write(tmp_path, "nano_probe", [
         probe("position only", 0.18),
