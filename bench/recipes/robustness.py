@@ -86,12 +86,12 @@ class _Source:
 
 
 def main(run: Positional[Path], out: Path, clips: int = 6, real: Path | None = None) -> None:
-    """clips: of each kind; real: a recording, as of `vega3d bench real`, whose frames are added."""
+    """clips: of each kind; real: a recording with poses, as of `vega3d bench real`."""
     opened, rows, worst = open_distill_run(run), [], {}
     found = models(opened)
     for one in conditions(opened, clips, real):
         rows += condition_rows(one, found, opened)
-        delta1, pictures = worst_frame(one, found["student"])
+        delta1, pictures = worst_frame(one, found["student"], opened.device)
         worst[f"{one.perturbation}, {one.level}: delta1 {delta1:.2f}"] = pictures
     clean = {row["model"]: row["delta1"] for row in rows if row["perturbation"] == "none"}
     for row in rows:
@@ -149,23 +149,22 @@ def conditions(run: DistillRun, count: int, real: Path | None) -> Iterator[Condi
     for share in (0.1, 0.25):
         yield Condition("occlusion", f"{share:.0%} covered", [hidden(c, share) for c in clean])
     yield Condition("lens", "1.5x longer", [longer_lens(clip, 1.5) for clip in clean])
-    alike = [part for clip in clean if (part := only(clip, look_alikes(clip)))]
-    if alike:
+    if alike := [found for clip in clean if (found := only(clip, look_alikes(clip)))]:
         yield Condition("look-alike things alone", "3 or more of a name", alike)
     yield Condition("furniture of the training", "in new rooms", rendered(run, "train", count))
     filmed = rendered(run, "test", 2 * count, style="filmed")
     yield Condition("filmed rooms", "clutter, tilt, 35 to 95 °", filmed)
-    if glass := [part for clip in filmed if (part := only(clip, REFLECTIVE))]:
+    if glass := [found for clip in filmed if (found := only(clip, REFLECTIVE))]:
         yield Condition("reflective things alone", "in filmed rooms", glass)
     if real is not None:
-        px = clean[0].frames.shape[3]
-        recorded = read_recorded(real, px, count * run.config.scenes.frames, None).clips
-        yield Condition("real frames", real.name, recorded)
+        whole = read_recorded(real, clean[0].frames.shape[3], 400, None).clips[0]
+        most = min(run.config.scenes.frames, len(whole.frames))
+        starts = np.linspace(0, len(whole.frames) - most, count).astype(int)
+        yield Condition("real frames", real.name, [part(whole, at, most) for at in starts])
     for error in (-0.1, 0.1):
         yield Condition("focal length", f"{error:+.0%}", clean, wrong_focal(error))
     for name, level, noise in (
             ("steady filter", "motion by matches", {}),
-            ("steady, pose noise", "none", {"poses": (0.0, 0.0)}),
             ("steady, pose noise", "2 cm, 1 °", {"poses": (0.02, 1.0)}),
             ("steady, pose noise", "10 cm, 5 °", {"poses": (0.1, 5.0)}),
             ("steady, depth noise", "10 % a frame", {"depth": 0.1}),
@@ -270,12 +269,13 @@ def steadied(poses: tuple[float, float] | None = None, depth: float = 0.0,
 
 
 @torch.inference_mode()
-def worst_frame(one: Condition, model: Model) -> tuple[float, list[np.ndarray]]:
+def worst_frame(one: Condition, model: Model,
+                device: torch.device) -> tuple[float, list[np.ndarray]]:
     """The least delta1 of a frame, and pictures of it, its true depth and the model's."""
     predict, worst = one.predict(model), (2.0, [])
     for clip in one.clips:
-        found = predict(torch.from_numpy(clip.frames).float() / 255)["depth"].numpy()
-        for t, depth in enumerate(found * model.metres(clip)):
+        found = predict(torch.from_numpy(clip.frames).to(device).float() / 255)["depth"]
+        for t, depth in enumerate(found.cpu().numpy() * model.metres(clip)):
             truth = true_depth(clip, t)
             if (truth > 0).mean() < LEAST:
                 continue
@@ -285,6 +285,12 @@ def worst_frame(one: Condition, model: Model) -> tuple[float, list[np.ndarray]]:
                             where_known(truth > 0, depth_colours(truth)), depth_colours(depth[0])]
                 worst = (delta1, pictures)
     return worst
+
+
+def part(clip: Clip, start: int, count: int) -> Clip:
+    arrays = {name: value[start:start + count] for name in ("frames", "depth", "poses")
+              if (value := getattr(clip, name)) is not None}
+    return Clip(clip.id, **arrays, intrinsics=clip.intrinsics)
 
 
 def _masked(clip: Clip, shown: np.ndarray) -> Clip:
