@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from records.environment import environment
 from records.files import read_object, sha256
 from records.results import Row, measured, save
 from scenes.clip import Clip, Split
+from scenes.rooms.layout import Style
 from scenes.rooms.source import RoomSource
 from scenes.show import save_sheet
 from student.config import HeadsShape
@@ -87,7 +88,9 @@ class _Source:
 
 def main(run: Positional[Path], out: Path, clips: int = 6, real: Path | None = None) -> None:
     """clips: of each kind; real: a recording with poses, as of `vega3d bench real`."""
-    opened, rows, worst = open_distill_run(run), [], {}
+    rows: list[Row] = []
+    worst: dict[str, list[np.ndarray]] = {}
+    opened = open_distill_run(run)
     found = models(opened)
     for one in conditions(opened, clips, real):
         rows += condition_rows(one, found, opened)
@@ -131,7 +134,7 @@ def condition_rows(one: Condition, found: dict[str, Model], run: DistillRun) -> 
     for name, model in found.items():
         if one.through is None or name != "teacher":
             scores = score(one.predict(model), examples, model.shape, student, views=False)
-            row = {"perturbation": one.perturbation, "level": one.level, "model": name}
+            row: Row = {"perturbation": one.perturbation, "level": one.level, "model": name}
             row |= {key: scores.get(key) for key in ("delta1", "abs_rel", "normal_deg")}
             yield row | {"match": scores["match_descriptor"], "frames": len(examples)}
 
@@ -163,20 +166,20 @@ def conditions(run: DistillRun, count: int, real: Path | None) -> Iterator[Condi
         yield Condition("real frames", real.name, [part(whole, at, most) for at in starts])
     for error in (-0.1, 0.1):
         yield Condition("focal length", f"{error:+.0%}", clean, wrong_focal(error))
-    for name, level, noise in (
-            ("steady filter", "motion by matches", {}),
-            ("steady, pose noise", "2 cm, 1 °", {"poses": (0.02, 1.0)}),
-            ("steady, pose noise", "10 cm, 5 °", {"poses": (0.1, 5.0)}),
-            ("steady, depth noise", "10 % a frame", {"depth": 0.1}),
-            ("steady, long stream", f"{STREAM} frames", {"stream": STREAM})):
-        yield Condition(name, level, clean, steadied(**noise))
+    for name, level, through in (
+            ("steady filter", "motion by matches", steadied()),
+            ("steady, pose noise", "2 cm, 1 °", steadied(poses=(0.02, 1.0))),
+            ("steady, pose noise", "10 cm, 5 °", steadied(poses=(0.1, 5.0))),
+            ("steady, depth noise", "10 % a frame", steadied(depth=0.1)),
+            ("steady, long stream", f"{STREAM} frames", steadied(stream=STREAM))):
+        yield Condition(name, level, clean, through)
 
 
-def rendered(run: DistillRun, split: Split, count: int, **style: Any) -> list[Clip]:
+def rendered(run: DistillRun, split: Split, count: int, style: Style = "plain") -> list[Clip]:
     """Of rooms that the run has not seen."""
     config = run.config.scenes
-    rooms = RoomSource(**{"train": 0, "val": 0, "test": 0, split: count}, frames=config.frames,
-                       seed=config.seed + 1, pack=config.furniture, **style)
+    rooms = RoomSource(count, 0, count, frames=config.frames, seed=config.seed + 1,
+                       pack=config.furniture, style=style)
     return [rooms.clip(i) for i in rooms.ids(split)]
 
 
@@ -272,7 +275,8 @@ def steadied(poses: tuple[float, float] | None = None, depth: float = 0.0,
 def worst_frame(one: Condition, model: Model,
                 device: torch.device) -> tuple[float, list[np.ndarray]]:
     """The least delta1 of a frame, and pictures of it, its true depth and the model's."""
-    predict, worst = one.predict(model), (2.0, [])
+    worst: tuple[float, list[np.ndarray]] = (2.0, [])
+    predict = one.predict(model)
     for clip in one.clips:
         found = predict(torch.from_numpy(clip.frames).to(device).float() / 255)["depth"]
         for t, depth in enumerate(found.cpu().numpy() * model.metres(clip)):
