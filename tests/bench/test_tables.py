@@ -154,7 +154,7 @@ def test_every_table_is_a_table(folder, name):
 
 def test_every_committed_result_file_has_a_table():
     files = {path.stem for path in (ROOT / "bench" / "results").glob("*.json")}
-    assert files and files == {table.file for table in TABLES.values()}
+    assert files and files <= {table.file for table in TABLES.values()}
 
 
 def test_a_gain_is_in_points_with_its_interval(folder):
