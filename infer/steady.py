@@ -14,7 +14,7 @@ AGREES = 0.5       # largest |change of ln depth| of one surface; beyond it a pi
 MIN_INLIERS = 0.3  # share of the matches that fit one motion; below, as after a cut, all start anew
 SURE = 0.03        # of the focal length, by which a match may miss: about a cell of descriptors
 STEPS = 6          # of the fit, each stricter about outliers than the last
-SHORT = 0.02       # pull towards no translation: matches hardly tell a short one from a turn
+SHORT = 0.05       # pull towards no translation: matches hardly tell a short one from a turn
 NEAR_M, MAX_CELLS = 0.05, 64**2  # of vectors that are matched
 
 
