@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
+from PIL import Image
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 from tyro.conf import Positional
@@ -48,7 +49,7 @@ from teacher.data.dataset import Examples
 LIGHT = {"blur_px": (17, -6, 6), "noise": (34, -0.04, 0.04),
          "ln_exposure": (28, math.log(0.5), math.log(1.7))}
 NEUTRAL = {25: (1 - 0.2) / (1.5 - 0.2), 28: math.log(2) / math.log(1.7 / 0.5)}
-REFLECTIVE = ("mirror", "glass screen", "glass table")
+REFLECTIVE, ALONE = ("mirror", "glass screen", "glass table"), "reflective things alone"
 LEAST = 0.02   # share of a clip's pixels that things must have to be scored alone
 STREAM = 200   # frames
 
@@ -102,7 +103,7 @@ def main(run: Positional[Path], out: Path, clips: int = 6, real: Path | None = N
         print(*(f"{key} {row[key]:.3f}" if isinstance(row[key], float) else row[key]
                 for key in row))
     save(measured(out.stem, rows, {**environment(), "clips": clips}), out)
-    save_sheet(labelled_rows(worst), out.with_suffix(".png"))
+    save_sheet(Image.fromarray(labelled_rows(worst)), out.with_suffix(".png"))
 
 
 def models(run: DistillRun) -> dict[str, Model]:
@@ -136,7 +137,9 @@ def condition_rows(one: Condition, found: dict[str, Model], run: DistillRun) -> 
             scores = score(one.predict(model), examples, model.shape, student, views=False)
             row: Row = {"perturbation": one.perturbation, "level": one.level, "model": name}
             row |= {key: scores.get(key) for key in ("delta1", "abs_rel", "normal_deg")}
-            yield row | {"match": scores["match_descriptor"], "frames": len(examples)}
+            # what a mirror shows is elsewhere in the other view
+            matches = None if one.perturbation == ALONE else scores["match_descriptor"]
+            yield row | {"match": matches, "frames": len(examples)}
 
 
 def conditions(run: DistillRun, count: int, real: Path | None) -> Iterator[Condition]:
@@ -158,7 +161,7 @@ def conditions(run: DistillRun, count: int, real: Path | None) -> Iterator[Condi
     filmed = rendered(run, "test", 2 * count, style="filmed")
     yield Condition("filmed rooms", "clutter, tilt, 35 to 95 °", filmed)
     if glass := [found for clip in filmed if (found := only(clip, REFLECTIVE))]:
-        yield Condition("reflective things alone", "in filmed rooms", glass)
+        yield Condition(ALONE, "in filmed rooms", glass)
     if real is not None:
         whole = read_recorded(real, clean[0].frames.shape[3], 400, None).clips[0]
         most = min(run.config.scenes.frames, len(whole.frames))

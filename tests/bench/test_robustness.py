@@ -80,8 +80,9 @@ def test_every_disturbance_has_a_row_of_each_model_that_it_concerns(tiny_wan, tm
     (run / "export/edge/onnx").mkdir(parents=True)
     save_onnx(attach(export_onnx(student), traced(heads, inputs, heads.shape.outputs)),
               run / "export/edge/onnx/model.onnx", {**interface(student), "precision": "int8"})
-    glass = replace(ROOMS.clip("test/001"), objects=[
-        replace(o, name="mirror", surface="mirror") for o in ROOMS.clip("test/001").objects])
+    other = ROOMS.clip("test/001")
+    glass = replace(other, objects=[other.objects[0], replace(other.objects[1], name="mirror",
+                                                              surface="mirror")])
     monkeypatch.setattr(robustness, "rendered", lambda *_, **style: [glass])
     robustness.main(run, tmp_path / "robustness.json", clips=1)
     rows = load(tmp_path / "robustness.json").rows
@@ -95,6 +96,7 @@ def test_every_disturbance_has_a_row_of_each_model_that_it_concerns(tiny_wan, tm
         clean = found["none", "held-out rooms", model]
         assert 0 <= row["delta1"] <= 1 and row["abs_rel"] > 0 and row["normal_deg"] > 0
         assert row["change"] == pytest.approx(row["delta1"] - clean["delta1"])
+        assert (row["match"] is None) == (kind == "reflective things alone")
         stateless = not kind.startswith(("steady", "focal"))
         assert ((kind, level, "teacher") in found) == stateless
     student, file = (found["none", "held-out rooms", name] for name in ("student", "int8"))
