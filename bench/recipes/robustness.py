@@ -1,6 +1,6 @@
 """What each disturbance costs the teacher, the student and its INT8 file.
 
-    python -m bench.recipes.robustness RUN --out bench/results/robustness.json
+    python -m bench.recipes.robustness RUN --out bench/results/robustness.json [--real FOLDER]
 
 RUN: a finished `vega3d distill run` on rooms, after `vega3d export onnx --preset edge`. Clips are
 of its held-out rooms; filmed rooms and rooms with the training furniture are rendered. change: of
@@ -107,8 +107,8 @@ def main(run: Positional[Path], out: Path, clips: int = 6, real: Path | None = N
 
 
 def models(run: DistillRun) -> dict[str, Model]:
-    """The first seed's teacher and student, and the first INT8 file of a preset, if there is one.
-    """
+    """The first seed's teacher and student, and an INT8 file of a preset if there is one:
+    model_quantized.onnx before model_int8.onnx, which is slow on a CPU."""
     seed = run.config.seeds[0]
     student, folder = run.student(seed), run.student_folder(seed)
     heads = load_heads(folder, sha256(folder / "student.safetensors")).to(run.device)
@@ -122,7 +122,7 @@ def models(run: DistillRun) -> dict[str, Model]:
 
     found = {"teacher": Model(teacher, replace(heads.shape, canonical_focal=0.0)),
              "student": Model(predictions(StudentWithHeads(student, heads)), heads.shape)}
-    for path in sorted(run.folder.glob("export/*/onnx/*.onnx"), reverse=True):
+    for path in sorted(run.folder.glob("export/*/onnx/*.onnx")):
         if read_object(sidecar_path(path)).get("precision") == "int8":
             found["int8"] = Model(onnx_predictions(path, run.device), heads.shape)
     return found

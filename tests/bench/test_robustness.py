@@ -84,6 +84,7 @@ def test_every_disturbance_has_a_row_of_each_model_that_it_concerns(tiny_wan, tm
     glass = replace(other, objects=[other.objects[0], replace(other.objects[1], name="mirror",
                                                               surface="mirror")])
     monkeypatch.setattr(robustness, "rendered", lambda *_, **style: [glass])
+    monkeypatch.setattr(robustness, "STREAM", 9)
     robustness.main(run, tmp_path / "robustness.json", clips=1)
     rows = load(tmp_path / "robustness.json").rows
     found = {(row["perturbation"], row["level"], row["model"]): row for row in rows}
