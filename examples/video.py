@@ -8,11 +8,13 @@ Needs this package with ffmpeg: pip install 'vega3d-edge[video]'.
 from __future__ import annotations
 
 import argparse
+import queue
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -32,32 +34,26 @@ def webcam(name: str, px: int) -> Iterator[np.ndarray]:
     """The newest middle square, uint8 [3,px,px], whenever the last one was used."""
     import imageio_ffmpeg
 
-    kind, device = WEBCAMS[sys.platform]
+    size, (kind, device) = 3 * px * px, WEBCAMS[sys.platform]
     squares = f"scale={px}:{px}:force_original_aspect_ratio=increase,crop={px}:{px}"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", kind, "-i",
                device.format(name), "-vf", squares, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    newest: list[bytes] = []
-    came = threading.Condition()
+    newest: queue.Queue[bytes] = queue.Queue(maxsize=1)
 
     def read() -> None:
-        while True:
-            frame = process.stdout.read(3 * px * px) if process.stdout else b""
-            with came:
-                newest[:] = [frame]
-                came.notify()
-            if len(frame) < 3 * px * px:
-                return
+        frame = bytes(size)
+        while len(frame) == size and process.stdout:
+            frame = process.stdout.read(size)
+            with suppress(queue.Empty):
+                newest.get_nowait()
+            newest.put(frame)
 
     threading.Thread(target=read, daemon=True).start()
     try:
-        while True:
-            with came:
-                came.wait_for(lambda: newest)
-                frame = newest[0] if len(newest[0]) < 3 * px * px else newest.pop()
-            if len(frame) < 3 * px * px:
-                raise ValueError(f"webcam {name}: gives no picture; ffmpeg's reason is above")
+        while len(frame := newest.get()) == size:
             yield np.frombuffer(frame, np.uint8).reshape(px, px, 3).transpose(2, 0, 1)
+        raise ValueError(f"webcam {name}: gives no picture; ffmpeg's reason is above")
     finally:
         process.kill()
 

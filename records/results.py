@@ -35,12 +35,11 @@ class Results:
         return [row for row in self.rows if row.get("kind") == kind]
 
 
-def measured(name: str, rows: Sequence[Row], env: dict[str, Any],
-             program: str = "") -> Results:
+def measured(name: str, rows: Sequence[Row], env: dict[str, Any]) -> Results:
     """Rows just measured by the running command: vega3d, or a module of bench or tests."""
     spec = sys.modules["__main__"].__spec__
     recipe = spec is not None and spec.name.startswith(("bench.", "tests."))
-    program = program or (f"python -m {spec.name}" if spec and recipe else "vega3d")
+    program = f"python -m {spec.name}" if spec and recipe else "vega3d"
     command = shorten_paths(" ".join([program, *sys.argv[1:]]))
     return Results(name, command, str(env["commit"]), env, list(rows))
 

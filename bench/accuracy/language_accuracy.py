@@ -1,9 +1,6 @@
-"""Question accuracy of a run's teacher and students, through language teachers of its generator.
-
-Each student's features take the generator's place; nothing is retrained. Captions are left out:
-they have no score of their own. Predictions are cached in RUN/bench/answers by the digests of all
-they depend on, so an interrupted bench resumes.
-"""
+"""Question accuracy through language teachers: a run's generator, and its students in the
+generator's place. Nothing is retrained. Predictions are cached in RUN/bench/answers by the digests
+of all they depend on, so an interrupted bench resumes."""
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -31,7 +28,7 @@ from bench.accuracy.question_scores import (
 )
 from distill.run import DistillRun
 from export.source import evenly_spaced
-from records.files import digest, parse_json, to_json
+from records.files import digest, read_rows, to_json
 from records.progress import track
 from records.results import Row
 from scenes.questions.scoring import values
@@ -62,11 +59,8 @@ class QuestionSet:
 
 def load_question_set(folders: Sequence[Path], run: DistillRun,
                       per_task: int | None = None) -> QuestionSet:
-    """Opens the teachers and makes the questions about the held-out rooms.
-
-    Raises ValueError for a teacher that cannot be used (language_teachers), a student distilled
-    from another generator, clips without REQUIRED fields, `per_task` below 1.
-    """
+    """Opens the teachers and makes the questions about the held-out rooms. Raises ValueError for a
+    teacher, student or clips that cannot be used, and for `per_task` below 1."""
     if per_task is not None and per_task < 1:
         raise ValueError(f"--questions: got {per_task}, expected at least 1 a task")
     ids = run.source.ids("test")
@@ -94,21 +88,15 @@ def subsample(rooms: Sequence[RoomQuestions], per_task: int | None) -> list[Room
     for places in by_task.values():
         for i, j in evenly_spaced(np.array(places), per_task or len(places)).tolist():
             chosen.setdefault(i, []).append(j)
-    out = []
-    for i, questions in sorted(chosen.items()):
-        out.append(rooms[i].subset(sorted(questions)))
-    return out
+    return [rooms[i].subset(sorted(questions)) for i, questions in sorted(chosen.items())]
 
 
 def add_language_accuracy(rows: list[Row], questions: QuestionSet, run: DistillRun,
                           student: Student, stores: Mapping[str, FeatureStore]) -> None:
-    """Adds task/TASK/METRIC to the first seed's row of each feature source, or a new row, in place.
-
-    Values are means over questions and training seeds. HEADLINES also have _vs_semantic (over the
-    seeds both have) where a semantic-only teacher is given, and students _recovery where the
-    interval of the generator's gain is above zero; both with _low and _high.
-    stores: the students' features by the name of their row.
-    """
+    """Adds task/TASK/METRIC, means over questions and training seeds, to the first seed's row of
+    each feature source, or in a new row. HEADLINES also have _vs_semantic beside a semantic-only
+    teacher, and students _recovery where the generator surely gains. stores: the students' features
+    by the name of their row."""
     scored: dict[str, SeedScores] = {}
     for teacher in questions.teachers:
         for name, scores in _scores_by_source(teacher, questions.rooms, run, student, stores):
@@ -213,15 +201,11 @@ def _score(room: RoomQuestions, prediction: Prediction) -> list:
 
 
 def _read_predictions(path: Path) -> dict[int, list[Prediction]]:
-    """By chunk. The last line of an interrupted bench may be incomplete and is skipped."""
+    """By chunk."""
     found = {}
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            row = parse_json(line)
-            found[row["chunk"]] = [Prediction(**{**fields, "boxes": tuple(fields["boxes"])})
-                                   for fields in row["replies"]]
-        except (ValueError, KeyError, TypeError):
-            continue
+    for row in read_rows(path):
+        found[row["chunk"]] = [Prediction(**{**fields, "boxes": tuple(fields["boxes"])})
+                               for fields in row["replies"]]
     return found
 
 

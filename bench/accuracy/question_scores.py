@@ -11,10 +11,8 @@ DIRECTION = "vsi:object_rel_direction_"  # VSI-Bench counts its three difficulti
 
 
 def scores_by_metric(scores: Sequence[Sequence]) -> ScoresByMetric:
-    """From [clip, index, task, kind, {metric: value}] of every question.
-
-    The values of NUMBERS and CHOICES are weighted so that their mean is the mean of the types.
-    """
+    """From [clip, index, task, kind, {metric: value}] of every question. The values of NUMBERS and
+    CHOICES are weighted so that their mean is the mean of the types."""
     out: ScoresByMetric = {}
     for clip, index, task, kind, metrics in scores:
         for metric, value in metrics.items():

@@ -1,9 +1,6 @@
-"""`vega3d bench real`: exported files on recorded RGB-D frames, beside predictors that know less.
-
-Files run through infer.model, as `vega3d infer` runs them. Beside them: a constant and a depth and
-normal a row, both from rendered rooms (prior.py); for matches a window of RGB and the semantic
-encoder, EfficientNet-Lite0 with ImageNet weights.
-"""
+"""`vega3d bench real`: exported files on recorded RGB-D frames, run as `vega3d infer` runs them.
+Beside them a constant and a prior of each row from rendered rooms (prior.py), and for matches a
+window of RGB and EfficientNet-Lite0."""
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,10 +50,8 @@ class Predictor:
 
 def bench_real(folder: Path, files: Sequence[Path], most: int, per_metre: float | None,
                baselines: Sequence[float]) -> tuple[Results, Recorded, list[Predictor]]:
-    """A row for each file and each predictor beside it.
-
-    Raises ValueError for a folder or file that cannot be read, and for depth in another unit.
-    """
+    """A row for each file and each predictor beside it. Raises ValueError for a folder or file that
+    cannot be read, and for depth in another unit."""
     prior = load_prior()
     models = [Model(file) for file in files]
     sizes = {model.px for model in models}

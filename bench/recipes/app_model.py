@@ -27,8 +27,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     rows = [row for run in args.runs for row in app_rows(run)]
-    program = "python -m bench.recipes.app_model"
-    save(measured(args.out.stem, rows, environment(), program), args.out)
+    save(measured(args.out.stem, rows, environment()), args.out)
 
 
 def app_rows(folder: Path) -> Iterator[Row]:

@@ -1,9 +1,6 @@
-"""A camera's frame, host to host: prepared by Pillow and NumPy, or inside the graph.
-
-`python -m bench.recipes.camera_input MODEL.onnx --out FILE` writes bench/results/camera_cpu.json.
-MODEL.onnx: any ONNX file of `vega3d export onnx`. Frames are noise, which no resize can skip; the
-cosine is of smooth pictures with a noise of 10 levels. One thread, timed in turn.
-"""
+"""A camera's frame, host to host: prepared by Pillow and NumPy, or inside the graph. `python -m
+bench.recipes.camera_input MODEL.onnx` writes bench/results/camera_cpu.json. Timed frames are noise,
+which no resize can skip; the cosine is of smooth pictures with a noise of 10 levels."""
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

@@ -94,11 +94,9 @@ def readers(page: list[str]) -> list[tuple[str, list[str]]]:
 
 
 def files(page: list[str]) -> Iterator[tuple[Path, list[str]]]:
-    """Every file that a manifest, a store or a page lists, and its reader ([]: none).
-
-    Of the many files of a store, a page or a bundle, one of each suffix is read; the others are
-    left to verify.
-    """
+    """Every file that a manifest, a store or a page lists, and its reader ([]: none): of the many
+    files of a store, a page or a bundle, one of each suffix is read, the others are left to
+    verify."""
     tried, patterns = set(), readers(page)
     for path in sorted(set(_listed(Path()))):
         argv = next((argv for pattern, argv in patterns if fnmatch(str(path), pattern)), [])

@@ -25,8 +25,8 @@ from bench.device import device_facts
 from records.results import ROOT, Row, measured, save
 
 STARTS, MAX_MB, MAX_SECONDS = 10, 200.0, 1.5
-NOT_OURS = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence.pth",
-            "wheel", "__pycache__")
+NOT_OURS = {"pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence.pth",
+            "wheel", "__pycache__"}
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "runs", "build",
                                     "*.egg-info")
 NOT_IMPORTED = ("sympy", "mpmath")  # onnxruntime before 1.24 asks for them; inference does not
@@ -44,12 +44,10 @@ def environment_of_core(python: str, folder: Path) -> Path:
 
 def installed_mb(site_packages: Path) -> float:
     """Megabytes (1e6) of disk blocks, bytecode included, without what every environment has."""
-    size = 0
-    for part in site_packages.iterdir():
-        if part.name.partition("-")[0] not in NOT_OURS and part.name not in NOT_OURS:
-            size += sum(file.stat().st_blocks * 512
-                        for file in (part, *part.rglob("*")) if file.is_file())
-    return size / 1e6
+    ours = [part for part in site_packages.iterdir()
+            if not {part.name, part.name.partition("-")[0]} & NOT_OURS]
+    files = [file for part in ours for file in (part, *part.rglob("*")) if file.is_file()]
+    return sum(file.stat().st_blocks * 512 for file in files) / 1e6
 
 
 def seconds(command: Sequence[str], starts: int = STARTS) -> list[tuple[float, float]]:
@@ -63,10 +61,8 @@ def seconds(command: Sequence[str], starts: int = STARTS) -> list[tuple[float, f
 
 
 def timed(times: Sequence[tuple[float, float]]) -> Row:
-    """The first start may read its files from disk, the others find them cached.
-
-    On a busy machine the wall clock measures other programs too, the CPU time hardly.
-    """
+    """The first start may read its files from disk. On a busy machine the wall clock measures other
+    programs too, the CPU time hardly."""
     wall, cpu = zip(*times, strict=True)
     return {"start_s": statistics.median(wall), "max_start_s": MAX_SECONDS, "worst_s": max(wall),
             "first_s": wall[0], "cpu_s": statistics.median(cpu), "starts": len(wall)}

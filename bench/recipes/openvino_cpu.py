@@ -1,10 +1,7 @@
-"""Every FP32 and INT8 file of some runs on every CPU runtime here, timed in turn.
-
-Writes bench/results/openvino_cpu.json; first `vega3d export onnx` and `vega3d export openvino` the
-runs: `python -m bench.recipes.openvino_cpu RUN ... --out FILE`. Rows: vs_best_fp32 and
-vs_best_float are times faster than the best FP32, and than the best float (bfloat16 included), of
-any runtime with as many threads. A run without a teacher's digest has random weights.
-"""
+"""Every FP32 and INT8 file of some runs on every CPU runtime here, timed in turn: `python -m
+bench.recipes.openvino_cpu RUN ...`, after `vega3d export onnx` and `vega3d export openvino`.
+vs_best_fp32, vs_best_float: times faster than the best FP32, and than the best float, of any
+runtime with as many threads. A run without a teacher's digest has random weights."""
 from functools import partial
 from pathlib import Path
 

@@ -1,9 +1,6 @@
-"""The shipped student's files for phones: fidelity, size, and milliseconds where they run here.
-
-    python -m bench.recipes.phones [--run RUN]   -> bench/results/phones.json
-
-Beside them model.onnx of the preset mobile on onnxruntime. One thread, one frame a call.
-"""
+"""The shipped student's files for phones, and model.onnx on onnxruntime: fidelity, size, and
+milliseconds where they run here. `python -m bench.recipes.phones [--run RUN]` writes
+bench/results/phones.json."""
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

@@ -25,10 +25,8 @@ PILOT_ROOMS = 3  # a worker, to learn how many rooms fill the seconds
 def render_rates(source: RoomSource, workers: Sequence[int], seconds: float,
                  folder: Path) -> Iterator[Row]:
     """One row for each number of workers, of about `seconds` together. `folder` is emptied.
-
-    frames_per_s counts from the first process's start to the last clip; steady_frames_per_s and
-    workers_frames_per_s by the two functions below, the latter for pilots that hardly overlap.
-    """
+    frames_per_s counts from the first process's start to the last clip; the others are by the
+    functions below."""
     each = seconds / (len(workers) + 1)
     pilot = _render(source, max(workers), PILOT_ROOMS * max(workers), folder)
     rate = max(pilot["steady_frames_per_s"], pilot["workers_frames_per_s"])

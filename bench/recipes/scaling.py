@@ -78,7 +78,7 @@ def main() -> None:
                 rows.append({"stage": stage, "gpus": count, "items_per_s": rate,
                              "speedup": speedup, "batch": args.batch, "student": args.size})
                 print(f"{stage}, {count}: {rate:.0f} frames/s", flush=True)
-    save(measured(args.out.stem, rows, device_facts(), "python -m bench.recipes.scaling"), args.out)
+    save(measured(args.out.stem, rows, device_facts()), args.out)
 
 
 def _measure(args: argparse.Namespace) -> None:

@@ -1,7 +1,5 @@
 """Speed of `vega3d export web`'s page in headless Chromium (WASM), by model file and threads.
-
-    python -m bench.recipes.web --run runs/latest   -> bench/results/web.json
-"""
+`python -m bench.recipes.web --run runs/latest` writes bench/results/web.json."""
 import json
 import os
 import shutil
@@ -31,8 +29,7 @@ _TIMES = f"""(async () => {{
 
 def main(run: Path = Path("runs/latest"), threads: tuple[int, ...] = (1, 2),
          out: Path = RESULTS) -> None:
-    """Measures RUN/export/page (made by `vega3d export web`) with the web preset's FP32 file added.
-    """
+    """Measures RUN/export/page, with the web preset's FP32 file added."""
     page, fp32 = run / "export" / "page", run / "export" / "web" / "onnx" / "model.onnx"
     if not (page / "page.json").is_file() or not fp32.is_file():
         raise ValueError(f"{page}: no page here; make one with: vega3d export web --run {run}")
@@ -54,11 +51,9 @@ def main(run: Path = Path("runs/latest"), threads: tuple[int, ...] = (1, 2),
 
 def measure(chromium: Browser, folder: Path, names: list[str], threads: tuple[int, ...],
             folder_mb: float) -> Iterator[Row]:
-    """A row for each model and number of threads.
-
-    latency_ms: the network alone, from pixels to outputs; frames_per_s: the live page, drawing
-    included; first_overlay_s: from opening the address, with nothing cached but the disk.
-    """
+    """A row for each model and number of threads. latency_ms: the network alone; frames_per_s: the
+    live page, drawing included; first_overlay_s: from opening the address, with nothing cached but
+    the disk."""
     serving = server(folder)
     threading.Thread(target=serving.serve_forever, daemon=True).start()
     try:

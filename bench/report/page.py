@@ -1,8 +1,5 @@
-"""The one-page report of a results file: cost, accuracy, INT8, precision, pictures, environment.
-
-Every number on it is a field of results.json or arithmetic on one. The page (page.html, a Jinja2
-template) loads nothing; pictures are the run's own (bench.report.pictures).
-"""
+"""The one-page report of a results file. Every number on it is a field of results.json or
+arithmetic on one; the page loads nothing."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +40,8 @@ def check_replaceable(path: Path) -> None:
 
 
 def write_report(results: Results, path: Path) -> None:
-    """Writes the page of a results file of `vega3d bench`. A missing part names its command.
-
-    Raises ValueError if `path` is a file of something else.
-    """
+    """Writes the page of a results file of `vega3d bench`. A missing part names its command. Raises
+    ValueError if `path` is a file of something else."""
     check_replaceable(path)
     unknown: Row = {"student": "Student", "generator": "generator", "run": ""}
     run = next(iter(results.of("run")), unknown)

@@ -76,10 +76,8 @@ def _flips_by_folder(rows: list[Row]) -> list[Row]:
 
 
 def _rooms_accuracy(rows: list[Row]) -> list[Row]:
-    """Mean and spread over seeds; rows of one seed only (exported files) as they are.
-
-    Recovery is hidden where the generator's gain was measured and may be zero.
-    """
+    """Mean and spread over seeds. Recovery is hidden where the generator's gain was measured and
+    may be zero."""
     measured = any("delta1_vs_semantic_low" in row for row in rows)
     if measured and not all(gain_is_real(rows, metric) for metric in METRICS):
         rows = [row | {"recovery": None} for row in rows]
