@@ -4,9 +4,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +16,6 @@ from export.graph.session import OnnxModel
 from export.openvino import OpenVinoModel, has_bfloat16
 from export.tensorrt import cuda
 from export.tensorrt.runtime import EngineModel, check_engine
-from records.files import sha256
 from records.results import Row
 from records.runtime import ort, try_model
 from student.vit import load_student
@@ -62,29 +59,17 @@ def student_cases(artefacts: Sequence[Artefact], frames: Tensor, batches: Sequen
     return joined(parts)
 
 
-def torch_cases(folder: Path, images: Tensor, device: DeviceType, precision: str = "fp32",
+def torch_cases(file: Artefact, images: Tensor, device: DeviceType, precision: str = "fp32",
                 compiled: bool = False) -> Cases:
-    """folder: student.safetensors and student.json. images [B,3,H,W] in [0,1] on the CPU."""
-    file, dtype = folder / "student.safetensors", DTYPES[precision]
-    student = load_student(folder).to(device, dtype)
-    weights_mb = sum(p.numel() * p.element_size() for p in student.parameters()) / 1e6
-    info: Row = {
-        "artefact": file.name, "sha256": sha256(file), "stage": "student",
-        "backend": "compile" if compiled else "torch", "device": device, "precision": precision,
-        "batch": len(images), "frames": len(images), "size_mb": file.stat().st_size / 1e6
-    }
+    """file: of a student. images [B,3,H,W] in [0,1] on the CPU."""
+    dtype, backend = DTYPES[precision], "compile" if compiled else "torch"
+    student = load_student(file.path.parent).to(device, dtype)
+    info = _info(file, backend, device, len(images)) | {"precision": precision}
     model = torch.compile(student, dynamic=False) if compiled else student
     if device == "cuda":
+        weights_mb = sum(p.numel() * p.element_size() for p in student.parameters()) / 1e6
         return gpu_cases(model, images.to(dtype), info, weights_mb)
     return [BenchCase(info, torch.inference_mode()(lambda: model(images.to(dtype))))], []
-
-
-def onnxruntime_cpu_case(file: Artefact, images: np.ndarray, threads: int) -> BenchCase:
-    """images [B,3,H,W] float32 in [0,1]."""
-    session = OnnxModel(file.path, optimise=True, threads=threads).session
-    name = session.get_inputs()[0].name
-    return BenchCase(_info(file, "ort-cpu", "cpu", len(images)),
-                     lambda: session.run(None, {name: images}))
 
 
 def _open(name: str, file: Artefact, images: Tensor, threads: int) -> Cases:
@@ -129,9 +114,9 @@ def _torch(compiled: bool, file: Artefact, images: Tensor, threads: int) -> Case
     """On the CPU and the GPU; compiled: on the GPU alone, if there is one."""
     parts, on_gpu = [], torch.cuda.is_available()
     if not (compiled and on_gpu):
-        parts.append(torch_cases(file.path.parent, images, "cpu", compiled=compiled))
+        parts.append(torch_cases(file, images, "cpu", compiled=compiled))
     if on_gpu:
-        parts += [torch_cases(file.path.parent, images, "cuda", precision, compiled)
+        parts += [torch_cases(file, images, "cuda", precision, compiled)
                   for precision in DTYPES]
     elif not compiled:
         gap = absent("torch CUDA", "no GPU here", "run on a machine with an NVIDIA GPU")
@@ -140,7 +125,10 @@ def _torch(compiled: bool, file: Artefact, images: Tensor, threads: int) -> Case
 
 
 def _onnxruntime_cpu(file: Artefact, images: Tensor, threads: int) -> Cases:
-    return [onnxruntime_cpu_case(file, images.numpy(), threads)], []
+    session, pixels = OnnxModel(file.path, optimise=True, threads=threads).session, images.numpy()
+    feed = {session.get_inputs()[0].name: pixels}
+    return [BenchCase(_info(file, "ort-cpu", "cpu", len(pixels)),
+                      partial(session.run, None, feed))], []
 
 
 def _onnxruntime_gpu(name: str, file: Artefact, images: Tensor, threads: int) -> Cases:

@@ -10,7 +10,6 @@ from scenes.geometry import cell_pixels, unproject
 POINTS = 112
 NORMAL_CELLS = 56
 MAX_M = 20.0
-ALIGNMENTS = ("metric", "median", "affine")
 _STEP = 0.1  # of log depth within a surface
 _REACH = 2   # cells to each side that a true normal is taken from
 
