@@ -112,7 +112,7 @@ def main(out: Positional[Path], students: tuple[Path, ...] = (SHIPPED,),
     torch.manual_seed(0)
     given = [(load_student(folder), "trained") for folder in students]
     given += [(Student(StudentConfig(size=size)), "random") for size in random]
-    rows = []
+    rows: list[Row] = []
     for student, weights in given:
         facts = {"model": f"vit-{student.config.size}", "weights": weights}
         rows += rows_of(student, facts, batch)
