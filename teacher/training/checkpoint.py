@@ -69,14 +69,16 @@ class Checkpoint:
     """The resumable state of a training: `load` it, then call `after_step` within `deferred`.
 
     One safetensors file with the state dicts of `modules` and of the optimiser. key: identifies the
-    configuration: only the same one resumes. seconds: between two saves that are not due. alone:
-    False of several processes that save their shards together, when due; `main` writes.
+    configuration: only the same one resumes. seconds: between two saves that are not due (None:
+    SECONDS). alone: False of several processes that save their shards together, when due; `main`
+    writes.
     """
 
     def __init__(self, path: Path, modules: Mapping[str, Any], optimizer: Any, key: str,
-                 seconds: float = SECONDS, alone: bool = True, main: bool = True):
+                 seconds: float | None = None, alone: bool = True, main: bool = True):
         self.path, self.modules, self.optimizer, self.key = path, modules, optimizer, key
-        self.seconds, self.alone, self.main = seconds, alone, main
+        self.seconds = SECONDS if seconds is None else seconds
+        self.alone, self.main = alone, main
         self.saved = time.monotonic()
 
     def after_step(self, step: int, due: bool = False) -> None:
