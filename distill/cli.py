@@ -1,9 +1,18 @@
-"""`vega3d distill run | heads | plan`; `distill run` is also a console script of its own."""
+"""`vega3d distill run | adapt | heads | plan`; `distill` is also a console script of its own."""
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from distill.config import HeadTraining, RunConfig, ScenesConfig, StudentTraining, load_config
+import tyro
+
+from distill.config import (
+    AdaptConfig,
+    HeadTraining,
+    RunConfig,
+    ScenesConfig,
+    StudentTraining,
+    load_config,
+)
 from records.files import exclusive
 from records.options import Fps, Gpus, Hours, Seed, parse, take_option
 
@@ -32,6 +41,22 @@ def run(args: list[str]) -> None:
     folder = run_distillation(config)
     if is_main():
         print(f"run folder: {folder}\nnext: vega3d export trt --int8")
+
+
+def adapt(footage: tyro.conf.Positional[Path],
+          config: Annotated[AdaptConfig, tyro.conf.arg(name="")]) -> None:
+    """Adapt the shipped student to footage of one place; score it before and after on its last
+    part. Writes a run folder, with adapt.json and the page adapt.html.
+
+    Args:
+        footage: a video, a folder of videos, or RGB-D frames in a layout of vega3d bench real
+    """
+    from bench.real.page import write_adaptation  # of another command: a page is bench's
+    from distill.adapt import adapt as run_adaptation
+
+    config = replace(config, scenes=replace(config.scenes, path=footage))
+    folder = run_adaptation(config, write_adaptation)
+    print(f"run folder: {folder}\npage: {folder}/adapt.html\nnext: vega3d export onnx")
 
 
 def heads(student: Path = Path("runs/latest/student"), scenes: ScenesConfig = _ROOMS,
@@ -89,5 +114,5 @@ def plan(hours: Hours = 1.0, gpus: Gpus = 1, fps: Fps = 5.0, run: Path | None = 
     print("\n".join(planned(rates, config, frames, gpus).lines()))
 
 
-VERBS = {"run": run, "heads": heads, "plan": plan}
+VERBS = {"run": run, "adapt": adapt, "heads": heads, "plan": plan}
 PARSES_ITSELF = {"run"}

@@ -231,15 +231,33 @@ class Strided:
         return self.source.ids(split)
 
     def clip(self, clip_id: str) -> Clip:
-        """Objects that no remaining frame shows are left out, where instances say so."""
-        clip = self.source.clip(clip_id)
-        arrays = {name: value[::self.step] for name in _ARRAYS - {"intrinsics"}
-                  if (value := getattr(clip, name)) is not None}
-        objects = clip.objects
-        if "instances" in arrays:
-            shown = set(arrays["instances"].ravel().tolist())
-            objects = [o for o in objects if o.id in shown]
-        return replace(clip, **arrays, objects=objects)
+        return some_frames(self.source.clip(clip_id), slice(None, None, self.step))
+
+
+class Cut:
+    """One long clip, cut into clips of `frames`; a shorter rest is dropped. All are in train."""
+
+    def __init__(self, clip: Clip, frames: int):
+        self.complete, self.frames = clip, frames
+
+    def ids(self, split: Split) -> list[str]:
+        count = len(self.complete.frames) // self.frames if split == "train" else 0
+        return [f"train/{self.complete.id}_{k:05d}" for k in range(count)]
+
+    def clip(self, clip_id: str) -> Clip:
+        start = int(clip_id.rpartition("_")[2]) * self.frames
+        return some_frames(self.complete, slice(start, start + self.frames))
+
+
+def some_frames(clip: Clip, frames: slice) -> Clip:
+    """Those frames; objects that none of them shows are left out, where instances say so."""
+    arrays = {name: value[frames] for name in _ARRAYS - {"intrinsics"}
+              if (value := getattr(clip, name)) is not None}
+    objects = clip.objects
+    if "instances" in arrays:
+        shown = set(arrays["instances"].ravel().tolist())
+        objects = [o for o in objects if o.id in shown]
+    return replace(clip, **arrays, objects=objects)
 
 
 def frames_of(source: Source, clip_id: str) -> np.ndarray:

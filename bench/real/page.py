@@ -1,6 +1,8 @@
-"""The contact sheet and the page of `vega3d bench real`."""
+"""The contact sheets and pages of `vega3d bench real` and `vega3d distill adapt`."""
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -11,22 +13,54 @@ from bench.report.gallery import data_url
 from bench.report.page import DataTable, facts, write_template
 from bench.report.pictures import UNKNOWN, png
 from bench.tables.columns import NONE, columns, filled_columns
+from distill.adapt import outputs
 from infer.pictures import depth_colours, normal_colours
 from records.results import Results
 from scenes.clip import Clip
+from student.heads import StudentWithHeads
 
+ADAPTED = columns(("", "stage"), ("frames from", "frames_from"), ("AbsRel", "abs_rel"),
+                  ("δ<1.25", "delta1"), ("δ<1.25, median-scaled", "delta1_median"),
+                  ("normal error, °", "normal_deg", 1),
+                  ("matches within one cell", "match_descriptor"),
+                  ("cosine to the generator", "cosine_mean"))
 FRAMES, CELL_PX, LINE_PX = 6, 160, 16
 
 
 def write_page(results: Results, recorded: Recorded, predictors: Sequence[Predictor],
                path: Path) -> Image.Image:
     """Writes the page, with the contact sheet in it; returns the sheet."""
+    lead = (f"{results.env['frames']} frames of a depth camera. The constant and the row prior "
+            "come from rendered rooms and do not look at the picture; RGB window and "
+            "EfficientNet-Lite0 only match.")
     sheet, shown = contact_sheet(recorded, predictors)
-    write_template("real.html", path, results=results, notes=recorded.notes,
-                   title=f"{results.env['recording']}: exported files on real frames",
-                   tables=tables(results), sheet=data_url(png(sheet)),
-                   rows_shown=f"Rows: {', '.join(shown)}", facts=facts(results, {"run": NONE}))
+    _write(results, "exported files on real frames", sheet, shown, path, lead=lead,
+           notes=recorded.notes, tables=tables(results))
     return Image.fromarray(sheet)
+
+
+def write_adaptation(results: Results, clips: list[Clip], models: dict[str, StudentWithHeads],
+                     path: Path) -> None:
+    """The page of `vega3d distill adapt`: scores and held-out frames, before and after."""
+    env = results.env
+    lead = (f"The shipped student before and after {env['steps']} steps on {env['frames']} frames "
+            f"of this place, scored on the {env['held_out_frames']} last ones, which it was not "
+            f"trained on; {env['replay']:.0%} of every batch were rendered rooms.")
+    predictors = [Predictor({"file": stage, "sha256": ""}, partial(outputs, model))
+                  for stage, model in models.items()]
+    sheet, shown = contact_sheet(Recorded(clips, []), predictors)
+    table = DataTable("Means over held-out frames; depth in metres as predicted, with the camera's "
+                      "focal length. Without a value: nothing to compare with.",
+                      filled_columns(ADAPTED, results.rows), results.rows)
+    _write(results, "before and after adaptation", sheet, shown, path, lead=lead, notes=[],
+           tables={"Scores": table})
+
+
+def _write(results: Results, what: str, sheet: np.ndarray, shown: Sequence[str], path: Path,
+           **others: Any) -> None:
+    write_template("real.html", path, results=results, sheet=data_url(png(sheet)), **others,
+                   title=f"{results.env['recording']}: {what}",
+                   rows_shown=f"Rows: {', '.join(shown)}", facts=facts(results, {"run": NONE}))
 
 
 def tables(results: Results) -> dict[str, DataTable]:
@@ -63,10 +97,11 @@ def contact_sheet(recorded: Recorded,
     chosen = [places[i] for i in np.unique(np.linspace(0, len(places) - 1, FRAMES).astype(int))]
     depths = [clip.depth[t] for clip, t in chosen if clip.depth is not None]
     normals = [true_normals(clip, t, camera_of(clip)) for clip, t in chosen]
-    rows = {"colour": [clip.frames[t].transpose(1, 2, 0) for clip, t in chosen],
-            "true depth": [where_known(depth > 0, depth_colours(depth)) for depth in depths],
-            "true normals": [where_known((normal != 0).any(0), normal_colours(normal))
-                             for normal in normals]}
+    rows = {"colour": [clip.frames[t].transpose(1, 2, 0) for clip, t in chosen]}
+    if np.any(depths):
+        rows |= {"true depth": [where_known(depth > 0, depth_colours(depth)) for depth in depths],
+                 "true normals": [where_known((normal != 0).any(0), normal_colours(normal))
+                                  for normal in normals]}
     for each in predictors:
         name = each.facts["file"]
         shown = "sha256" in each.facts and each.drift is None  # one frame has nothing to steady

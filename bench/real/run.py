@@ -21,8 +21,8 @@ from infer.steady import Steady
 from records.files import sha256
 from records.results import Results, Row, measured
 from scenes.clip import SPLITS, Clip, ClipFolder
-from scenes.sources.registration import TOLERANCE, edge_offsets, likelier_unit
-from scenes.sources.rgbd import find_recording, read_rgbd
+from scenes.sources.registration import off_colour
+from scenes.sources.rgbd import check_depth, read_rgbd
 
 CHUNK = 8
 STREAM, ENDS = 1000, 100  # frames of the stream that drift is measured over, and of each end
@@ -77,33 +77,25 @@ def bench_real(folder: Path, files: Sequence[Path], most: int, per_metre: float 
 def read_recorded(folder: Path, size: int, most: int, per_metre: float | None) -> Recorded:
     """An RGB-D folder, or a folder of clips with depth, at `size` px. Errors: read_rgbd's."""
     if any(folder.glob("*/[!.]*.safetensors")):
-        source, unit = ClipFolder(folder), None
+        source = ClipFolder(folder)
         clips = [source.clip(clip_id) for split in SPLITS for clip_id in source.ids(split)]
         bad = [clip for clip in clips
                if clip.depth is None or clip.frames.shape[2:] != (size, size)]
         if bad:
             raise ValueError(f"{folder}: clip {bad[0].id} has no depth, or is not of {size} px, "
                              "which the file takes")
+        if not any(np.any(clip.depth) for clip in clips):
+            raise ValueError(f"{folder}: no pixel has a depth")
     else:
         clips = [read_rgbd(folder, size, most, per_metre)]
-        unit = find_recording(folder).per_metre
-    if not any((clip.depth > 0).any() for clip in clips if clip.depth is not None):
-        raise ValueError(f"{folder}: no pixel has a depth")
-    if unit and not per_metre and (found := likelier_unit(clips[0], unit)):
-        raise ValueError(f"{folder}: depth is probably stored in another unit, {found[0]:g} values "
-                         f"a metre: {found[1]}; give --depth-unit {found[0]:g}, or "
-                         f"--depth-unit {unit:g} if it is right")
+        check_depth(clips[0], folder, per_metre)
     return Recorded(clips, list(_notes(clips)))
 
 
 def _notes(clips: Sequence[Clip]) -> Iterator[str]:
     """Of what makes the scores doubtful or leaves some out."""
-    offsets = [max(edge_offsets(clip), key=lambda at: np.hypot(*at)) for clip in clips]
-    x, y = np.median(np.array(offsets), 0).astype(int)
-    if np.hypot(x, y) > TOLERANCE:
-        yield (f"depth is not registered to colour: its edges lie {x:+d} px across and {y:+d} px "
-               f"down of the colour's; the scores measure that too (give the "
-               "depth camera's matrix as K_depth.txt)")
+    if note := off_colour(clips)[1]:
+        yield note
     if all(len(clip.frames) == 1 for clip in clips):
         yield "one frame: no matches and no flicker"
     elif all(clip.poses is None for clip in clips):

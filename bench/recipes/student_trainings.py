@@ -115,7 +115,7 @@ class _Trainer:
         torch.compiler.reset()
         config, args = replace(self._training(), **VARIANTS[variant]), self.args
         steps = config.epochs * self.train.steps(config.batch)
-        labelled = self.train.first_clips(rooms * self.run.config.scenes.clips_per_room)
+        labelled = self.train.clips(0, rooms * self.run.config.scenes.clips_per_room)
         joint = HeadTraining(steps=args.head_steps, batch=args.batch // 2, lr=1e-3, init="scratch",
                              student_lr=0.0, feature_weight=0.0)
         if mode in ("frozen", "distil_then_labels"):

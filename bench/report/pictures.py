@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-from distill.pca_visualization import pca_colours
+from distill.loop import pca_colours
 from distill.run import DistillRun
 from export.source import evenly_spaced
 from records.files import atomic_write

@@ -1,4 +1,5 @@
 """Depth in the colour camera's pixels; whether a recording's depth is where and what it says."""
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,15 +81,21 @@ def _agreement(clip: Clip, scale: float, pairs: int = 12) -> float | None:
 
 def check_registration(clip: Clip, root: Path) -> float:
     """Largest offset in px between depth's and colour's edges. ValueError if above TOLERANCE."""
-    offsets = edge_offsets(clip)
-    worst = max(offsets, key=lambda offset: np.hypot(*offset))
-    distance = float(np.hypot(*worst))
-    if distance > TOLERANCE:
-        raise ValueError(
-            f"{root}: depth is not registered to colour: its edges are {worst[0]:+d} px across and "
-            f"{worst[1]:+d} px down of the colour's (of {clip.frames.shape[3]} px); register it "
-            "first, with both cameras' intrinsics and the pose between them")
+    distance, note = off_colour([clip])
+    if note:
+        raise ValueError(f"{root}: {note}")
     return distance
+
+
+def off_colour(clips: Sequence[Clip]) -> tuple[float, str]:
+    """Px by which depth lies off colour, in the median of clips; above TOLERANCE a note, or ""."""
+    offsets = [max(edge_offsets(clip), key=lambda at: np.hypot(*at)) for clip in clips]
+    shift = np.median(np.array(offsets), 0).astype(int)
+    distance = float(np.hypot(*shift))
+    return distance, "" if distance <= TOLERANCE else (
+        f"depth is not registered to colour: its edges lie {shift[0]:+d} px across and "
+        f"{shift[1]:+d} px down of the colour's; scores measure that too (give the depth camera's "
+        "matrix as K_depth.txt)")
 
 
 def edge_offsets(clip: Clip, most: int = 100) -> list[tuple[int, int]]:

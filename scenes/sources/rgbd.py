@@ -22,7 +22,7 @@ from PIL import Image
 from records.files import read_text
 from records.images import read_image, read_rgb
 from scenes.clip import Clip
-from scenes.sources.registration import moved_to_colour
+from scenes.sources.registration import likelier_unit, moved_to_colour
 
 COLOUR = ("images", "rgb", "color", "colour")
 INTRINSICS = ("K.txt", "intrinsics.txt", "intrinsic/intrinsic_color.txt")
@@ -94,6 +94,24 @@ def read_frames(recording: Recording, name: str, size: int, box: Box | None = No
             depths.append(moved_to_colour(depth, recording.depth_camera, camera, size))
     return Clip(name, np.stack(frames).transpose(0, 3, 1, 2), depth=np.stack(depths),
                 intrinsics=camera, poses=None if camera is None else recording.poses)
+
+
+def is_recording(root: Path) -> bool:
+    """Whether `find_recording` is meant to open the folder."""
+    return (root / "rgb.txt").is_file() or (root / "depth").is_dir() or any(
+        root.glob("frame-*.color.png"))
+
+
+def check_depth(clip: Clip, root: Path, per_metre: float | None) -> None:
+    """Raises ValueError if no pixel of `root`'s clip has a depth, or, unless per_metre was given,
+    if it is probably stored in another unit than its layout's."""
+    if not np.any(clip.depth):
+        raise ValueError(f"{root}: no pixel has a depth")
+    unit = find_recording(root).per_metre
+    if not per_metre and (found := likelier_unit(clip, unit)):
+        raise ValueError(f"{root}: depth is probably stored in another unit, {found[0]:g} values "
+                         f"a metre: {found[1]}; give --depth-unit {found[0]:g}, or "
+                         f"--depth-unit {unit:g} if it is right")
 
 
 def find_recording(root: Path) -> Recording:

@@ -36,6 +36,7 @@ class Examples:
             raise ValueError("examples: no clips in this split; use more rooms or a longer video")
         self.source, self.ids, self.stores, self.device = source, list(ids), stores, device
         self.cameras, self.processes = cameras, processes or Processes(device)
+        self.replay: tuple[int, float] = 0, 0.0
         self._shapes: Shapes | None = None  # of the first clip's fields
         first = self.load(self.ids[0])
         self._shapes = {k: tuple(v.shape) for k, v in first.items()}
@@ -74,14 +75,23 @@ class Examples:
             example["patch_depth"] = torch.from_numpy(patch_depth(clip))
         return example | camera_fields(clip) if self.cameras else example
 
-    def first_clips(self, count: int) -> "Examples":
-        """The first `count` clips alone; frames in memory are shared."""
+    def clips(self, start: int, stop: int) -> "Examples":
+        """Those of the clips from `start` to `stop` alone; frames in memory are shared."""
         part = copy(self)
-        part.ids = self.ids[:count]
+        part.ids = self.ids[start:stop]
         if self._all is not None:
-            frames = len(part.ids) * self.frames_per_clip
-            part._all = {k: v[:frames] for k, v in self._all.items()}
+            rows = slice(start * self.frames_per_clip, stop * self.frames_per_clip)
+            part._all = {k: v[rows] for k, v in self._all.items()}
         return part
+
+    def draw(self, uniform: Tensor) -> Tensor:
+        """Numbers of clips, of a batch of uniform draws [B]; `replay`, (clips, share): a share of
+        every batch, rounded down, is of the last of them."""
+        clips, share = self.replay
+        row = torch.arange(len(uniform) + 1, device=uniform.device) * share + 1e-6
+        last = row[1:].floor() > row[:-1].floor()
+        first = len(self.ids) - clips
+        return torch.where(last, first + uniform * clips, uniform * first).long()
 
     def select(self, clips: Tensor, frames: Tensor, fields: Collection[str]) -> Example:
         """One frame of each of several clips, by numbers [B] on the device: those of `fields` that

@@ -17,6 +17,7 @@ from bench.recipes import rgbd_folders
 from records.results import load
 from scenes.clip import save_clip
 from scenes.rooms.source import RoomSource
+from scenes.sources import registration
 from scenes.sources.rgbd import read_rgbd
 from tests.infer.models import pooling_model
 from tests.scenes.rgbd_scenes import save
@@ -155,7 +156,7 @@ def test_what_makes_scores_doubtful_is_said(tmp_path, monkeypatch):
     root = save(tmp_path / "none", "plain", 3)
     (root / "poses.txt").unlink()
     assert real.read_recorded(root, 224, 99, None).notes == ["no poses: no matches and no flicker"]
-    monkeypatch.setattr(real, "edge_offsets", lambda clip: [(0, 0), (9, -2)])
+    monkeypatch.setattr(registration, "edge_offsets", lambda clip: [(0, 0), (9, -2)])
     shifted = real.read_recorded(root, 224, 99, None).notes[0]
     assert "not registered to colour: its edges lie +9 px across and -2 px down" in shifted
     true = real.Predictor({"file": "x"}, lambda clip: {

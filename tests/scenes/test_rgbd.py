@@ -42,7 +42,7 @@ def test_the_middle_square_keeps_its_depth_and_camera(tmp_path):
 def test_depth_that_is_off_colour_is_refused(tmp_path):
     assert check_registration(read_rgbd(save_rgbd(tmp_path / "a")), tmp_path) < 3
     off = read_rgbd(save_rgbd(tmp_path / "b", offset=3))  # 10 px of 224
-    with pytest.raises(ValueError, match=r"not registered to colour: its edges are \+1\d px"):
+    with pytest.raises(ValueError, match=r"not registered to colour: its edges lie \+1\d px"):
         check_registration(off, tmp_path)
 
 
