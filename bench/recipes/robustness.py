@@ -94,14 +94,15 @@ def main(run: Positional[Path], out: Path, clips: int = 6, real: Path | None = N
     opened = open_distill_run(run)
     found = models(opened)
     for one in conditions(opened, clips, real):
-        rows += condition_rows(one, found, opened)
+        new = list(condition_rows(one, found, opened))
+        rows += new
+        print(f"{one.perturbation}, {one.level}: delta1",
+              *(f"{row['model']} {row['delta1']:.3f}" for row in new), flush=True)
         delta1, pictures = worst_frame(one, found["student"], opened.device)
         worst[f"{one.perturbation}, {one.level}: delta1 {delta1:.2f}"] = pictures
     clean = {row["model"]: row["delta1"] for row in rows if row["perturbation"] == "none"}
     for row in rows:
         row["change"] = row["delta1"] - clean[row["model"]]
-        print(*(f"{key} {row[key]:.3f}" if isinstance(row[key], float) else row[key]
-                for key in row))
     save(measured(out.stem, rows, {**environment(), "clips": clips}), out)
     save_sheet(Image.fromarray(labelled_rows(worst)), out.with_suffix(".png"))
 
