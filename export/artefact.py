@@ -1,8 +1,4 @@
-"""Exported files: written atomically, with their facts in ONNX metadata and in a sidecar JSON.
-
-A file is up to date if its sidecar has the cache key of the same inputs and the sha256 of its
-bytes.
-"""
+"""Exported files: written atomically, with their facts in ONNX metadata and in a sidecar JSON."""
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +20,7 @@ def source_digest(folder: Path = PACKAGE) -> str:
 
 
 def save_onnx(model: onnx.ModelProto, path: Path, facts: Facts) -> Facts:
-    """Writes the model with `facts` as its metadata, and its sidecar; returns the sidecar's facts.
-    """
+    """Writes the model with `facts` as its metadata, and its sidecar, whose facts it returns."""
     stamped = copy_model(model)
     onnx.helper.set_model_props(stamped, {key: _text(facts[key]) for key in sorted(facts)})
     return save_bytes(stamped.SerializeToString(deterministic=True), path, facts)

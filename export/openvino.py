@@ -91,8 +91,7 @@ def weights_fault(path: Path, facts: Facts) -> str:
 
 
 def export_openvino(exporter: Exporter, spec: ArtefactSpec = INT8) -> ExportedFile:
-    """Writes the IR behind the parity gate, which it passes at OpenVINO's own choice of precision.
-    """
+    """Writes the IR behind the parity gate, passed at OpenVINO's own choice of precision."""
     path, int8 = exporter.run.out / spec.file, spec == INT8
     if file := found(exporter, spec):
         exporter.log(f"{spec.file}: up to date")

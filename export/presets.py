@@ -16,13 +16,14 @@ from typing import Literal
 
 import numpy as np
 import onnx
+import onnx.compose
 import torch
 from onnx import helper
 from torch import Tensor
 
 from export.artefact import Facts, discard, save_onnx, source_digest, up_to_date
 from export.graph.export_onnx import interface, traced
-from export.graph.index import copy_constant, copy_model
+from export.graph.index import copy_model, rename
 from export.graph.session import OnnxModel
 from export.parity import THRESHOLDS, GateError, misses, token_cosine
 from export.pipeline import FP16, FP32, INT8, INT8_CPU, ArtefactSpec, ExportedFile, Exporter
@@ -69,8 +70,7 @@ LIMITS = {"fp32": Drift(THRESHOLDS["fp32"].cosine_mean, 0.001, 0.9999, 0.2, 0.99
 
 def export_preset(exporter: Exporter, preset: Preset,
                   out: Path | None = None) -> list[ExportedFile]:
-    """Writes config.json, preprocessor_config.json, README.md and onnx/model*.onnx into `out`, by
-    default run/export/PRESET."""
+    """Writes config.json, preprocessor_config.json, README.md and onnx/model*.onnx into `out`."""
     run = exporter.run
     folder = out or run.out / preset
     heads = load_heads(run.folder / "student", run.student_sha256)
@@ -87,15 +87,11 @@ def attach(student: onnx.ModelProto, heads: onnx.ModelProto) -> onnx.ModelProto:
     """One checked graph: `features` stays an output and feeds the heads, whose outputs follow."""
     model = copy_model(student)
     graph = model.graph
-    shared = {"features", "frames", *(output.name for output in heads.graph.output)}
-    graph.node.extend(heads.graph.node)  # copies
-    for node in graph.node[-len(heads.graph.node):]:
-        node.name = f"heads.{node.name}"
-        for names in (node.input, node.output):
-            for i, name in enumerate(names):
-                names[i] = name if name in shared or not name else f"heads.{name}"
-    for tensor in heads.graph.initializer:
-        copy_constant(model, tensor, f"heads.{tensor.name}")
+    added = onnx.compose.add_prefix(heads, "heads.").graph
+    shared = ("features", "frames", *(output.name for output in heads.graph.output))
+    rename(added, {f"heads.{name}": name for name in shared})
+    graph.node.extend(added.node)
+    graph.initializer.extend(added.initializer)
     graph.output.extend(heads.graph.output)
     versions = {entry.domain: entry.version for entry in model.opset_import}
     for entry in heads.opset_import:

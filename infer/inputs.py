@@ -56,8 +56,7 @@ def focal_of_photo(path: Path, px: int, given: float | None) -> Focal:
     return focal_of_square(min(width, height), px, given, exif)
 
 
-def focal_of_square(side: int, px: int, given: float | None,
-                    exif: float | None = None) -> Focal:
+def focal_of_square(side: int, px: int, given: float | None, exif: float | None = None) -> Focal:
     """side: px of the square before it was scaled to `px`."""
     for focal, source in ((given, "--focal"), (exif, "EXIF")):
         if focal and side:

@@ -31,8 +31,7 @@ class Options:
     steady: bool = True
 
 
-def infer_all(given: Sequence[Path], out: Path,
-              options: Options = Options()) -> Iterator[str]:
+def infer_all(given: Sequence[Path], out: Path, options: Options = Options()) -> Iterator[str]:
     """Writes out/NAME_* for each photo and video of [MODEL.onnx] PHOTO|FOLDER|VIDEO…, and yields a
     line about it. Raises ValueError for bad input; files of earlier photos stay."""
     model_file, inputs = split_arguments(given)

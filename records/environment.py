@@ -42,8 +42,7 @@ def environment() -> dict[str, object]:
 
 
 def commit() -> str:
-    """The checkout's commit, with "+" if tracked files differ; else $VEGA3D_COMMIT, or "unknown".
-    """
+    """The checkout's commit, "+" if tracked files differ; else $VEGA3D_COMMIT, or "unknown"."""
     git = ["git", "-C", str(Path(__file__).parent)]
     head = output_of([*git, "rev-parse", "--short=12", "HEAD"])
     if not head:

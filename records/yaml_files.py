@@ -19,8 +19,7 @@ def write_yaml(content: Any) -> str:
 
 
 def read_yaml(path: Path, remedy: str) -> Any:
-    """Dicts, lists, text (dates too), numbers and None. ValueError with `remedy` for anything else.
-    """
+    """Dicts, lists, text (dates too), numbers, None. ValueError with `remedy` for the rest."""
     text = read_text(path, MAX_BYTES)
     try:
         return yaml.load(text, _Loader)

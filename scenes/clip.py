@@ -171,8 +171,7 @@ class ClipFolder:
         return [f"{split}/{name.removesuffix(_SUFFIX)}" for name in self._names(split)]
 
     def facts(self) -> list[tuple[str, int, int]]:
-        """Path from the folder's parent, bytes and mtime in ns of every clip: what identifies them
-        without reading them."""
+        """Path from the folder's parent, bytes and mtime in ns of every clip, which identify it."""
         top, found = self.root.absolute().name, []
         for split in sorted(SPLITS):
             for name in self._names(split):

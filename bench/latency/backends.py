@@ -15,7 +15,8 @@ from bench.latency.timing import BenchCase, Cases, DeviceType, joined
 from export.graph.session import OnnxModel
 from export.openvino import OpenVinoModel, has_bfloat16
 from export.tensorrt import cuda
-from export.tensorrt.runtime import EngineModel, check_engine
+from export.tensorrt.cuda import EngineModel
+from export.tensorrt.engines import check_engine
 from records.results import Row
 from records.runtime import ort, try_model
 from student.vit import load_student

@@ -1,8 +1,7 @@
 """Serves the page's folder on this machine alone, with the headers of WASM threads.
 
-    python3 serve.py [FOLDER] [--port PORT]        by default its own folder, on port 8000
-
-Standard library only: pages get a copy.
+python3 serve.py [FOLDER] [--port PORT]: by default its own folder, on port 8000. Standard library
+only: pages get a copy.
 """
 import argparse
 import sys

@@ -46,9 +46,6 @@ def pack_library(library: Path, out: Path, licence: Literal["cc0", "all"] = "cc0
                 except ValueError as error:
                     report(f"left out {entry.id}: {error}")
                     continue
-                if len(mesh.triangles) > _MAX_RAW_TRIANGLES:
-                    report(f"left out {entry.id}: {len(mesh.triangles)} triangles")
-                    continue
                 budget = int(max_triangles * min(1.0, max(0.2, max(entry.size) / 0.9)))
                 split, small = splits[entry.id], simplify(mesh, budget)
                 rows.append(_write_model(pack, archive, entry, small, split))
@@ -76,9 +73,8 @@ def notice(rows: Iterable[dict[str, Any]]) -> str:
 
 def assign_splits(library: Path, licence: Literal["cc0", "all"] = "all") -> dict[str, Split]:
     """Every model's split: that of SPLITS_FILE; others 60/20/20 within their class and role."""
-    frozen: dict[str, Split] = {}
-    for split, ids in json.loads(SPLITS_FILE.read_text()).items():
-        frozen |= dict.fromkeys(ids, split)
+    frozen: dict[str, Split] = {
+        i: split for split, ids in json.loads(SPLITS_FILE.read_text()).items() for i in ids}
     entries: list[Entry] = []
     shapes: dict[str, str] = {}
     for archive, found in read_catalogue(library, licence):
@@ -88,10 +84,7 @@ def assign_splits(library: Path, licence: Literal["cc0", "all"] = "all") -> dict
             vertices = b"\n".join(b" ".join(line.split()) for line in lines)
             shapes[entry.id] = sha256(vertices).hexdigest()
     by_shape: dict[str, Split] = {shapes[e.id]: frozen[e.id] for e in entries if e.id in frozen}
-    have: Counter[tuple[str, Split]] = Counter()
-    for entry in entries:
-        if entry.id in frozen:
-            have.update(_counted(entry, frozen[entry.id]))
+    have = Counter(key for e in entries if e.id in frozen for key in _counted(e, frozen[e.id]))
     for entry in sorted(entries, key=lambda e: (e.licence != CC0, e.role, e.id)):
         if shapes[entry.id] not in by_shape:
             by_shape[shapes[entry.id]] = _neediest(have, entry)
@@ -119,8 +112,8 @@ def _to_room_axes(mesh: Mesh, entry: Entry) -> Mesh:
     """From OBJ's axes (Y up, front +Z) to ours (Z up, front -Y), scaled to the catalogue's size."""
     visible = np.array([m.alpha >= 0.12 for m in mesh.materials])[mesh.parts]
     mesh.triangles, mesh.parts = mesh.triangles[visible], mesh.parts[visible]
-    if not len(mesh.triangles):
-        raise ValueError("nothing but clear glass")
+    if not 0 < len(mesh.triangles) <= _MAX_RAW_TRIANGLES:
+        raise ValueError(f"{len(mesh.triangles)} triangles that are not clear glass")
     turn = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]]) @ entry.rotation
     p, n = mesh.positions @ turn.T, mesh.normals @ turn.T
     low, high = p[mesh.triangles].min((0, 1)), p[mesh.triangles].max((0, 1))

@@ -1,8 +1,7 @@
 """Balances the answers of a set of questions, so that the commonest one is no good guess.
 
-Within a task (and a situated question's kind) the questions of each answer are cut to one number:
-for few answers that of the rarest common one, for many the mean. Numbers within a factor of 1.25
-count as one answer. `TextOnly` measures what a question's words give away.
+Within a task the questions of each answer are cut to one number: for few answers that of the rarest
+common one, for many the mean. Numbers within a factor of 1.25 count as one answer.
 """
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

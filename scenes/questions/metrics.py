@@ -16,8 +16,7 @@ _CONFIDENCES = np.linspace(0.5, 0.95, 10)
 
 
 def first_word(output: str) -> str:
-    """What VSI-Bench reads of an output: up to the first space, without a full stop at its end; of
-    an output with a leading space nothing."""
+    """What VSI-Bench reads: up to the first space (nothing, if that leads), without a full stop."""
     return output.split(" ")[0].rstrip(".").strip()
 
 

@@ -1,9 +1,8 @@
 """Questions about a clip: the text, the task, and everything their score needs.
 
-Tasks: "vsi:<type>" for the types of VSI-Bench (scenes.questions.vsi); "ground", "multi_ground",
-"caption" and "situated" (scenes.questions.referring) after ScanRefer, Multi3DRefer, Scan2Cap and
-SQA3D; "camera_distance" and "depth_order" (scenes.questions.spatial); "qa" after ScanQA, which are
-imported only.
+Tasks: "vsi:<type>" for the types of VSI-Bench; "ground", "multi_ground", "caption" and "situated"
+after ScanRefer, Multi3DRefer, Scan2Cap and SQA3D; "camera_distance" and "depth_order"; "qa" after
+ScanQA, imported only.
 """
 import re
 from collections.abc import Callable

@@ -43,10 +43,9 @@ def describe(row: Row) -> str:
 def print_questions(clip: Clip, tasks: Sequence[str], seed: int) -> None:
     """Task, question, options and answer; for boxes, what is in them."""
     view = SceneView(clip)
-    generated = [question for task in tasks for question in questions(view, task, seed)]
     counts = [f"{len(group)} {noun}" for noun, group in sorted(view.by_noun.items())]
     print(f"{clip.id} shows {', '.join(counts) or 'nothing'}")
-    for question in generated:
+    for question in (question for task in tasks for question in questions(view, task, seed)):
         print(f"\n{question.task}{' (' + question.kind + ')' if question.kind else ''}")
         print("  " + question.text.replace("\n", "\n  "))
         for option in question.options:

@@ -48,8 +48,7 @@ def sample_trajectory(room: Room, frames: int, rng: np.random.Generator,
                       filming: Filming = FILMING["plain"]) -> Trajectory:
     """The first collision-free path that shows enough furniture, else the one that shows most.
 
-    Nine frames move 0.5 to 1.2 m and turn 10 to 35 degrees; more or fewer move in proportion.
-    Raises ValueError if the room leaves no place for a camera.
+    Nine frames move 0.5 to 1.2 m and turn 10 to 35 degrees; others in proportion.
     """
     boxes, size = np.stack([p.box for p in room.pieces]), np.array(room.size)  # [N,2,3], [3]
     furniture = np.array([p.category not in ("wall", "ceiling") for p in room.pieces])

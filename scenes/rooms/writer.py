@@ -25,7 +25,7 @@ def render_folder(source: RoomSource, ids: Sequence[str], folder: Path, workers:
     """
     _write_card(source, folder)
     remove_stale_scratch(folder, below=True)
-    missing = [i for i in ids if not _is_complete(folder / f"{i}.safetensors", i)]
+    missing = [i for i in ids if not is_complete(folder / f"{i}.safetensors", i)]
     size = check_disk_space(folder, len(missing), source.frames * source.size**2 * BYTES_A_PIXEL)
     if missing:
         print(f"{folder}: rendering {len(missing)} of {len(ids)} clips, {size / 1e6:.0f} MB")
@@ -71,11 +71,13 @@ def _write_card(source: RoomSource, folder: Path) -> None:
     write_json(card, path)
 
 
-def _is_complete(path: Path, clip_id: str) -> bool:
+def is_complete(path: Path, clip_id: str, shape: tuple[int, ...] | None = None) -> bool:
+    """Whether the file holds this clip, with frames of `shape`."""
     try:
-        return load_clip(path).id == clip_id
+        clip = load_clip(path)
     except (OSError, ValueError):
         return False
+    return clip.id == clip_id and shape in (None, clip.frames.shape)
 
 
 def _render(source: RoomSource, ids: Sequence[str], folder: Path, workers: int) -> None:

@@ -48,16 +48,15 @@ def likelier_unit(clip: Clip, per_metre: float) -> tuple[float, str] | None:
     if not (clip.depth > 0).any():
         return None
     median = float(np.median(clip.depth[clip.depth > 0]))
-    fits = [unit for unit in UNITS
-            if _INDOORS_M[0] <= median * per_metre / unit <= _INDOORS_M[1]]
-    if _INDOORS_M[0] <= median <= _INDOORS_M[1] or not fits:
+    low, high = _INDOORS_M
+    fits = [unit for unit in UNITS if low <= median * per_metre / unit <= high]
+    if low <= median <= high or not fits:
         return None
     return fits[0], f"the median depth is {median:.2g} m with {per_metre:g}"
 
 
 def _agreement(clip: Clip, scale: float, pairs: int = 12) -> float | None:
-    """Share of points whose depth, times `scale`, is the same in two views within _AGREE; None if
-    the camera hardly moved."""
+    """Share of points whose depth, times `scale`, two views agree on; None: hardly any motion."""
     if clip.poses is None or clip.intrinsics is None or clip.depth is None:
         return None
     places = clip.poses[:, :3, 3]

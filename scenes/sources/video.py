@@ -94,8 +94,7 @@ class VideoSource:
         yield from shots
 
     def _rate(self, file: Path, facts: VideoFacts) -> float:
-        """`fps`, or the video's own where that is lower: a frame is taken once. Says what differs.
-        """
+        """`fps`, or the video's own where that is lower, so that a frame is taken once."""
         rate = self.fps
         if facts.fps < 0.98 * self.fps:
             rate = facts.fps
