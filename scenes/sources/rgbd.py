@@ -13,7 +13,7 @@ a matrix of its own (K_depth.txt in any layout), depth is moved to the colour ca
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,8 @@ DEPTH_INTRINSICS = ("K_depth.txt", "intrinsic/intrinsic_depth.txt")
 EXPECTED = "rgb.txt and depth.txt, frame-*.color.png, color/ and intrinsic/, or images/ and depth/"
 Box = tuple[int, int, int, int]
 _INVALID = 65535
+_NO_CAMERA = ("has no camera matrix (K.txt), so no matches and no flicker; a focal length is "
+              "assumed")
 _SAME_TIME_S = 0.02
 _TUM_CAMERAS = {  # fx, fy, cx, cy of 640x480; https://cvg.cit.tum.de/data/datasets/rgbd-dataset
     "freiburg1": (517.3, 516.5, 318.6, 255.3), "freiburg2": (520.9, 521.0, 325.1, 249.7),
@@ -46,7 +48,7 @@ class Recording:
     depth_camera: np.ndarray | None  # [3,3]; None: depth is seen by the colour camera
     poses: np.ndarray | None         # [T,4,4] camera to world
     per_metre: float = 1000.0
-    notes: list[str] = field(default_factory=list)
+    notes: Sequence[str] = ()        # what was assumed
 
     def subset(self, at: np.ndarray) -> "Recording":
         return replace(self, colour=[self.colour[i] for i in at], depth=[self.depth[i] for i in at],
@@ -124,13 +126,10 @@ def find_recording(root: Path) -> Recording:
         found = _named_alike(root)
     if not found.depth:
         raise ValueError(f"{root}: has no frames with colour and depth")
-    camera = _camera(root, INTRINSICS)
-    if camera is None and found.camera is None:
-        found.notes.append("has no camera matrix (K.txt), so no matches and no flicker; a focal "
-                           "length is assumed")
-    depth_camera = _camera(root, DEPTH_INTRINSICS)
-    return replace(found, camera=found.camera if camera is None else camera,
-                   depth_camera=found.depth_camera if depth_camera is None else depth_camera)
+    camera, depth_camera = _camera(root, INTRINSICS), _camera(root, DEPTH_INTRINSICS)
+    if camera is not None:
+        found = replace(found, camera=camera, depth_camera=None, notes=())
+    return found if depth_camera is None else replace(found, depth_camera=depth_camera)
 
 
 def _tum(root: Path) -> Recording:
@@ -145,22 +144,20 @@ def _tum(root: Path) -> Recording:
         if max(abs(times[near] - time), abs(at - time)) <= _SAME_TIME_S:
             frames.append((root / values[0], root / depth[near][1][0], pose))
     name = next((name for name in _TUM_CAMERAS if name and name in root.name), "")
-    notes = [] if _camera(root, INTRINSICS) is not None else [
-        f"has no K.txt: TUM's camera is taken ({name or 'the default one'})"]
+    note = f"has no K.txt: TUM's camera is taken ({name or 'the default one'})"
     return Recording([frame[0] for frame in frames], [frame[1] for frame in frames],
                      _matrix(*_TUM_CAMERAS[name]), None,
                      np.stack([frame[2] for frame in frames]) if poses and frames else None,
-                     5000.0, notes)
+                     5000.0, (note,))
 
 
 def _seven_scenes(root: Path) -> Recording:
     colour = sorted(root.glob("frame-*.color.png"), key=_number)
     stems = [path.name.removesuffix(".color.png") for path in colour]
     depth = [_present(root / f"{stem}.depth.png") for stem in stems]
-    notes = [] if _camera(root, INTRINSICS) is not None else [
-        "has no K.txt: 7-Scenes' cameras are taken (colour 525 px, depth 585 px)"]
-    default = [_matrix(*values) for values in _SEVEN_SCENES] if notes else [None, None]
-    return _tracked(Recording(colour, depth, default[0], default[1], None, notes=notes),
+    cameras = [_matrix(*values) for values in _SEVEN_SCENES]
+    note = "has no K.txt: 7-Scenes' cameras are taken (colour 525 px, depth 585 px)"
+    return _tracked(Recording(colour, depth, *cameras, None, notes=(note,)),
                     [root / f"{stem}.pose.txt" for stem in stems])
 
 
@@ -176,7 +173,7 @@ def _named_alike(root: Path) -> Recording:
     if not depth:
         raise ValueError(f"{root}: depth/ holds no .png files")
     found = Recording([by_name[path.stem] for path in depth], depth, None, None,
-                      _poses(root / "poses.txt", len(depth)))
+                      _poses(root / "poses.txt", len(depth)), notes=(_NO_CAMERA,))
     if not (root / "pose").is_dir():
         return found
     return _tracked(found, [root / "pose" / f"{path.stem}.txt" for path in depth])
