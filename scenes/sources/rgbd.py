@@ -155,9 +155,9 @@ def _seven_scenes(root: Path) -> Recording:
     colour = sorted(root.glob("frame-*.color.png"), key=_number)
     stems = [path.name.removesuffix(".color.png") for path in colour]
     depth = [_present(root / f"{stem}.depth.png") for stem in stems]
-    cameras = [_matrix(*values) for values in _SEVEN_SCENES]
+    camera, depth_camera = (_matrix(*values) for values in _SEVEN_SCENES)
     note = "has no K.txt: 7-Scenes' cameras are taken (colour 525 px, depth 585 px)"
-    return _tracked(Recording(colour, depth, *cameras, None, notes=(note,)),
+    return _tracked(Recording(colour, depth, camera, depth_camera, None, notes=(note,)),
                     [root / f"{stem}.pose.txt" for stem in stems])
 
 
