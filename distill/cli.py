@@ -56,7 +56,7 @@ def adapt(footage: tyro.conf.Positional[Path],
 
     config = replace(config, scenes=replace(config.scenes, path=footage))
     folder = run_adaptation(config, write_adaptation)
-    print(f"run folder: {folder}\npage: {folder}/adapt.html\nnext: vega3d export onnx")
+    print(f"run: {folder}\npage: {folder}/adapt.html\nnext: vega3d export onnx --preset edge")
 
 
 def heads(student: Path = Path("runs/latest/student"), scenes: ScenesConfig = _ROOMS,
