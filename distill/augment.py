@@ -116,7 +116,8 @@ def _noise(x: Tensor, draw: Tensor) -> Tensor:
     The sum of the four bytes of a hash; no random state, so that a batch can be shared.
     """
     place = torch.arange(x[0].numel(), device=x.device).view(x[0].shape)
-    number = (place * 0x9E3779B1 + (draw * 2**31).long()) & 0xFFFFFFFF
+    # the draw before the product: as a multiple of an index, Triton would compute it in 32 bits
+    number = ((place + (draw * 2**31).long()) * 0x9E3779B1) & 0xFFFFFFFF
     for factor in (0x7FEB352D, 0x846CA68B):
         number = ((number ^ (number >> 16)) * factor) & 0xFFFFFFFF
     number = number ^ (number >> 16)

@@ -17,8 +17,8 @@ from export.graph.index import (
     replace_nodes,
 )
 
-SUPPORTED_OPS = {"Add", "Cast", "Concat", "Constant", "Conv", "DequantizeLinear", "Div", "Erf",
-                 "Gather", "Gelu", "Gemm", "Identity", "LayerNormalization", "MatMul", "Mul",
+SUPPORTED_OPS = {"Add", "Cast", "Clip", "Concat", "Constant", "Conv", "DequantizeLinear", "Div",
+                 "Erf", "Gather", "Gelu", "Gemm", "Identity", "LayerNormalization", "MatMul", "Mul",
                  "QuantizeLinear", "Reshape", "Shape", "Slice", "Softmax", "Split", "Squeeze",
                  "Sub", "Transpose", "Unsqueeze"}
 FP16_MAX = 65504.0

@@ -156,7 +156,10 @@ def _before(piece: Piece, depth: float) -> np.ndarray:
 
 
 def _lights(a: Arrangement, style: Style) -> tuple[tuple[Light, ...], tuple[Colour, Colour]]:
-    """The four strongest of lamps and windows, strongest first, and the ambient light."""
+    """The four strongest of lamps and windows, strongest first, and the ambient light.
+
+    Without any there is a weak lamp under the ceiling.
+    """
     rng, (w, d, h) = a.rng, a.size
     day = float(rng.choice([0.0, 1.0], p=[0.3, 0.7])) * float(rng.uniform(0.4, 1.0))
     lamp_on = day < 0.55 or rng.random() < 0.5
@@ -183,6 +186,8 @@ def _lights(a: Arrangement, style: Style) -> tuple[tuple[Light, ...], tuple[Colo
         lights.sort(key=lambda light: -sum(light.colour))
     above = _warm(rng, 4500, 7500, level)
     below = _warm(rng, 3000, 5000, level * float(rng.uniform(0.4, 0.7)))
+    if not lights:
+        lights = [Light((w / 2, d / 2, h - 0.12), _warm(rng, 2600, 5000, 0.15))]
     return tuple(lights[:4]), (above, below)
 
 

@@ -5,10 +5,13 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from export.graph.check import check_qdq
+from export.graph.export_onnx import export_onnx
 from export.graph.fp16 import SMALLEST_SCALE, to_half
 from export.graph.index import GraphIndex
-from export.graph.session import OnnxModel
+from export.graph.session import OnnxModel, TorchModel
 from export.source import to_input
+from student.config import StudentConfig
+from student.vit import Student
 from tests.export_run import fp32, gate, int8, run
 
 
@@ -100,3 +103,11 @@ def test_half_and_fp32_agree_token_by_token():
     frames = to_input(run().heldout.frames[:4])
     wide, half = OnnxModel(fp32())(frames), OnnxModel(to_half(fp32()))(frames)
     assert np.abs(wide - half).max() < 0.02 * np.abs(wide).max()
+
+
+def test_a_convolution_stem_is_halved_with_its_clipped_activations():
+    student = Student(StudentConfig("ti", depth=1, out_dim=8, stem="lite0"), pretrained_stem=False)
+    half, frames = to_half(export_onnx(student.eval())), to_input(run().heldout.frames[:2])
+    assert any(node.op_type == "Clip" for node in half.graph.node)
+    found = OnnxModel(half, optimise=True)(frames)
+    assert np.allclose(found, TorchModel(student)(frames), rtol=0.02, atol=0.02)
