@@ -152,6 +152,13 @@ _TIMER = columns(("work of a known length", "work"), ("on", "device"), ("truth, 
                  ("measured, ms", "latency_ms", 4), ("off by, %", "error_percent", 2))
 
 TABLES = {
+    "alignment": Table("alignment", columns(
+        ("features", "generator"), ("aligned to", "align"), ("width", "width", 0),
+        ("block", "block", 0), ("noise t", "t", 2), ("noise draws", "draws", 0),
+        ("depth R², alone", "depth_r2_alone"), ("with semantic", "depth_r2_fused"),
+        ("random weights with semantic", "depth_r2_random_fused"),
+        ("normal cosine, alone", "normal_cos_alone"), ("with semantic", "normal_cos_fused"),
+        ("match, exact", "match_exact"), ("match, within 1 token", "match_within1"))),
     "nano_probe": Table("nano_probe", columns(
         ("features", "features"), ("frames", "mode"), ("noise t", "t", 2), ("block", "block", 0),
         ("noise draws", "seeds", 0), ("depth R², ridge", "depth_r2_ridge"),
@@ -185,6 +192,17 @@ TABLES = {
         ("faster than FP32", "vs_fp32", 2, 1, "x"), ("faster than FP16", "vs_fp16", 2, 1, "x"),
         ("cosine to FP32, mean", "cosine_mean", 5), ("1st percentile", "cosine_p1", 5),
         ("size, MB", "size_mb", 1))),
+    "openvino_cpu": Table("openvino_cpu", columns(
+        ("model", "model"), ("weights", "weights"), ("threads", "threads", 0),
+        ("file", "artefact"), ("runs on", "runtime"), ("precision", "precision"),
+        ("median, ms", "latency_ms", 1), ("faster than the best FP32", "vs_best_fp32", 2, 1, "x"),
+        ("than the best float", "vs_best_float", 2, 1, "x"),
+        ("cosine to FP32, mean", "cosine_mean", 5), ("1st percentile", "cosine_p1", 5))),
+    "camera_cpu": Table("camera_cpu", columns(
+        ("file", "artefact"), ("runs on", "runtime"), ("height", "height", 0),
+        ("width", "width", 0), ("preparing alone, ms", "prepare_ms", 1),
+        ("Pillow and NumPy, ms", "present_ms", 1), ("in the graph, ms", "in_graph_ms", 1),
+        ("saved, %", "saved", 0, 100), ("cosine", "cosine_mean", 4))),
     "latency_h200": Table("latency_h200", columns(
         ("file", "artefact"), ("stage", "stage"), ("runs on", "backend"), ("launch", "launch"),
         ("precision", "precision"), ("batch", "batch", 0), ("GPU median, ms", "latency_ms", 3),
