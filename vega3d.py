@@ -24,7 +24,7 @@ COMMANDS = {
                "rendered rooms, your own videos and benchmarks as clips"),
     "teacher": ("fetch, prompt, train, plan, search, pretrain, probe",
                 "the generator, its tap and the fused teacher"),
-    "distill": ("run, heads, plan", "train the teacher, distil the student, write a run folder"),
+    "distill": ("run, adapt, heads, plan", "train teacher and student, write a run folder"),
     "export": ("onnx, openvino, trt, coreml, litert, web, check",
                "ONNX, INT8, TensorRT, phones and a web page, parity-gated"),
     "infer": ("[MODEL.onnx] PHOTO|FOLDER|VIDEO… -o DIR",

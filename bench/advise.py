@@ -1,8 +1,5 @@
-"""What to ship: of every device in some result files the runtime, the file, its time and accuracy.
-
-A lower precision is advised where it passes its parity gate and is at least MIN_SPEEDUP times as
-quick as the best higher one, of whatever runtime.
-"""
+"""What to ship, by device: runtime, file, time and accuracy. A lower precision must pass its parity
+gate and be MIN_SPEEDUP times as quick as the best higher one."""
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,10 +18,8 @@ SHOWN = 8  # candidates of a device that were not chosen
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run the student. cosine: to its FP32 features, [0,1], None if not measured.
-
-    wrong: why it must not be shipped; "" if nothing is known against it.
-    """
+    """One way to run the student. cosine: to its FP32 features, [0,1], None if not measured. wrong:
+    why it must not be shipped; "" if nothing is known against it."""
     runtime: str
     precision: str
     file: str
@@ -73,9 +68,9 @@ def best(candidates: Sequence[Candidate]) -> Candidate | None:
     """The quickest that may be shipped, of the highest precision that is not slower."""
     chosen: Candidate | None = None
     for one in sorted(candidates, key=lambda each: (RANKS[each.precision], each.ms)):
-        quicker = chosen is not None and one.ms * MIN_SPEEDUP <= chosen.ms
-        same = chosen is not None and RANKS[one.precision] == RANKS[chosen.precision]
-        if not one.wrong and (chosen is None or (quicker and not same)):
+        pays = chosen is None or (RANKS[one.precision] > RANKS[chosen.precision]
+                                  and one.ms * MIN_SPEEDUP <= chosen.ms)
+        if pays and not one.wrong:
             chosen = one
     return chosen
 
@@ -111,22 +106,19 @@ def _accuracy(one: Candidate) -> str:
 
 def _reason(chosen: Candidate, candidates: Sequence[Candidate]) -> str:
     """chosen against the quickest of each other precision that may be shipped."""
-    pays, loses = [], []
-    for precision in sorted({one.precision for one in candidates} - {chosen.precision},
-                            key=RANKS.__getitem__):
-        rivals = [one for one in candidates if one.precision == precision and not one.wrong]
-        if not rivals:
-            continue
-        rival = min(rivals, key=lambda one: one.ms)
-        against = f"the best {precision.upper()} here ({rival.runtime}, {rival.ms:.2f} ms)"
+    pays, loses, name = [], [], chosen.precision.upper()
+    fit = [one for one in candidates if not one.wrong and one.precision != chosen.precision]
+    for precision in sorted({one.precision for one in fit}, key=RANKS.__getitem__):
+        rival = min((one for one in fit if one.precision == precision), key=lambda one: one.ms)
+        its = f"({rival.runtime}, {rival.ms:.2f} ms)"
         if RANKS[precision] < RANKS[chosen.precision]:
-            pays.append(f"{rival.ms / chosen.ms:.2f}x over {against}")
+            pays.append(f"{rival.ms / chosen.ms:.2f}x over the best {precision.upper()} here {its}")
         else:
             loses.append(f"{precision.upper()} does not pay: {chosen.ms / rival.ms:.2f}x of "
-                         f"{chosen.precision.upper()} ({rival.runtime}, {rival.ms:.2f} ms)")
+                         f"{name} {its}")
     if pays:
-        loses.insert(0, f"{chosen.precision.upper()} pays {' and '.join(pays)}")
-    return "; ".join(loses) or f"nothing but {chosen.precision.upper()} was measured here"
+        loses.insert(0, f"{name} pays {' and '.join(pays)}")
+    return "; ".join(loses) or f"nothing but {name} was measured here"
 
 
 def _times_a_student(row: Row) -> bool:

@@ -12,7 +12,7 @@ from export.artefact import damage, sidecar_path
 from export.graph.files import data_files, file_digest, read_onnx
 from export.openvino import weights_fault
 from records import manifest
-from records.files import read_json, read_object, sha256
+from records.files import read_object, sha256
 from records.results import Row
 from records.runtime import MAX_VALUES
 from student.vit import load_student
@@ -52,24 +52,21 @@ class Artefact:
 
 
 def find(path: Path) -> tuple[list[Artefact], list[Row]]:
-    """What `path` holds: of a run its student, exported files and engines, else the file itself.
-
-    With `absent` rows for a run's missing files. Raises ValueError if there is nothing to time.
-    """
+    """What `path` holds: of a run its student, exported files and engines, with `absent` rows for
+    missing ones; else the file itself. Raises ValueError if there is nothing to time."""
     if (path / "config.yaml").is_file():
         files, missing = exported(path)
-        engines = []
         for engine in sorted((path / "export").glob("*.engine")):
             try:
-                engines.append(_engine(engine))
+                files.append(_engine(engine))
             except ValueError as error:
                 why = str(error).removeprefix(f"{engine}: ")
                 missing.append(absent(engine.name, why, f"vega3d export trt --run {path}"))
-        return [_student(path / "student"), *files, *engines], missing
+        return [_student(path / "student"), *files], missing
     if (path / "student.safetensors").is_file():
         return [_student(path)], []
-    if path.is_file() and path.suffix in (".onnx", ".engine", ".xml"):
-        read = {".onnx": _onnx, ".engine": _engine, ".xml": _ir}[path.suffix]
+    read = {".onnx": _onnx, ".engine": _engine, ".xml": _ir}.get(path.suffix)
+    if read and path.is_file():
         return [read(path)], []
     what = ("neither a run, a student, an .onnx, an .xml nor an .engine" if path.exists() else
             "no such file or folder")
@@ -88,7 +85,7 @@ def exported(run: Path) -> tuple[list[Artefact], list[Row]]:
                    f"vega3d export onnx --run {run} --precision {precision}")
             missing.append(absent(name, fault, fix))
         else:
-            facts = read_json(sidecar_path(path), "export it again")
+            facts = read_object(sidecar_path(path))
             data = (path.with_suffix(".bin"),) if path.suffix == ".xml" else ()
             usable.append(Artefact(path, features, precision, facts["sha256"], facts,
                                    "ir" if data else "onnx", targets, data))
@@ -156,23 +153,22 @@ def _onnx(path: Path) -> Artefact:
 def _engine(path: Path) -> Artefact:
     if found := damage(path):
         raise ValueError(f"{found}; build it again with: vega3d export trt")
-    try:
-        facts = read_json(sidecar_path(path), "build it again")
-        builder, precision = str(facts["builder"]), str(facts["precision"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no engine with a sidecar ({error}); "
-                         "build one with: vega3d export trt") from error
-    target = "rtx" if "rtx" in builder.lower() else "trt"
-    return Artefact(path, path.stem, precision, sha256(path), facts, "engine", (target,))
+    facts = read_object(sidecar_path(path))
+    if missing := {"builder", "precision"} - facts.keys():
+        raise ValueError(f"{path}: no engine with a sidecar (no {', '.join(sorted(missing))}); "
+                         "build one with: vega3d export trt")
+    target = "rtx" if "rtx" in str(facts["builder"]).lower() else "trt"
+    return Artefact(path, path.stem, str(facts["precision"]), sha256(path), facts, "engine",
+                    (target,))
 
 
 def _ir(path: Path) -> Artefact:
     if found := damage(path):
         raise ValueError(f"{found}; export it again with: vega3d export openvino")
     facts = read_object(sidecar_path(path))
-    if not facts or (found := weights_fault(path, facts)):
-        raise ValueError(f"{path}: {found if facts else 'no OpenVINO model with a sidecar'}; "
-                         "make one with: vega3d export openvino")
+    found = weights_fault(path, facts) if facts else "no OpenVINO model with a sidecar"
+    if found:
+        raise ValueError(f"{path}: {found}; make one with: vega3d export openvino")
     return Artefact(path, path.stem, str(facts.get("precision")), sha256(path), facts, "ir",
                     ("openvino",), (path.with_suffix(".bin"),))
 
@@ -190,17 +186,17 @@ def _fault(path: Path, student: str) -> str | None:
         return "not exported yet"
     if found := manifest.fault(sidecar_path(path)):
         return found
-    try:
-        facts = read_json(sidecar_path(path), "")
-        intact, source = facts["sha256"] == sha256(path), facts["student"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    facts = read_object(sidecar_path(path))
+    source = facts.get("student")
+    if "sha256" not in facts or not isinstance(source, dict):
         return "has no sidecar: its export did not finish"
-    if not intact:
+    if facts["sha256"] != sha256(path):
         return "differs from its sidecar: the file was changed after export"
-    if found := manifest.fault(path):
+    is_ir = path.suffix == ".xml"
+    if found := manifest.fault(path) or (weights_fault(path, facts) if is_ir else ""):
         return found
-    if path.suffix == ".xml" and (found := weights_fault(path, facts)):
-        return found
-    if path.suffix == ".xml" and importlib.util.find_spec("openvino") is None:
+    if is_ir and importlib.util.find_spec("openvino") is None:
         return "OpenVINO is not installed"
-    return None if source == student else "was exported from another student than the run's"
+    if source.get("sha256") != student:
+        return "was exported from another student than the run's"
+    return None

@@ -1,9 +1,6 @@
-"""Two result files side by side: what became slower, larger or worse by more than the noise.
-
-A shared machine is slow in bursts, so a row counts as slower only if its median left the noise of
-both files, its 10th percentile moved as well, and, on a CPU, so did the CPU time of a call: other
-programs add to a call's time, but hardly to its CPU time.
-"""
+"""What became slower, larger or worse between two result files by more than the noise. A shared
+machine is slow in bursts: a row is slower only if its median, its 10th percentile and, on a CPU,
+the CPU time of a call all are."""
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,10 +26,8 @@ Outcome = Literal["equal", "better", "worse"]
 
 @dataclass(frozen=True)
 class Change:
-    """One figure of one row in both files.
-
-    noise: the share (of times and sizes) or the difference (of scores) that counts as equal.
-    """
+    """One figure of one row in both files. noise: the share (of times and sizes) or the difference
+    (of scores) that counts as equal."""
     row: str
     figure: str
     before: float
@@ -51,10 +46,8 @@ class Change:
 
 
 def compare(before: Results, after: Results) -> tuple[list[Change], list[str]]:
-    """Every figure that both files have; and, in words, rows of only one of them.
-
-    Raises ValueError if they share no row.
-    """
+    """Every figure that both files have; and, in words, rows of only one of them. Raises ValueError
+    if they share no row."""
     old, new = _rows(before), _rows(after)
     shared = [key for key in old if key in new]
     if not shared:
@@ -115,20 +108,19 @@ def _drift(row: Row) -> float:
 
 
 def _changes(label: str, before: Row, after: Row) -> Iterator[Change]:
-    if before.get("latency_ms") and after.get("latency_ms"):
-        noise, outcome = compare_times(before, after)
-        yield Change(label, "latency_ms", before["latency_ms"], after["latency_ms"], noise, outcome)
-    for figure, noise in GROWTH.items():
-        if before.get(figure) and after.get(figure):
-            share = after[figure] / before[figure]
-            outcome = _outcome(share > 1 + noise, share < 1 / (1 + noise))
-            yield Change(label, figure, before[figure], after[figure], noise, outcome)
-    for figure, sign in SCORES.items():
-        if before.get(figure) is not None and after.get(figure) is not None:
-            noise = _score_noise(figure, before, after)
-            gain = sign * (after[figure] - before[figure])
+    for figure in ("latency_ms", *GROWTH, *SCORES):
+        old, new = before.get(figure), after.get(figure)
+        if old is None or new is None or (figure not in SCORES and not (old and new)):
+            continue
+        if figure == "latency_ms":
+            noise, outcome = compare_times(before, after)
+        elif figure in GROWTH:
+            noise = GROWTH[figure]
+            outcome = _outcome(new / old > 1 + noise, new / old < 1 / (1 + noise))
+        else:
+            noise, gain = _score_noise(figure, before, after), SCORES[figure] * (new - old)
             outcome = _outcome(gain < -noise, gain > noise)
-            yield Change(label, figure, before[figure], after[figure], noise, outcome)
+        yield Change(label, figure, old, new, noise, outcome)
 
 
 def _outcome(worse: bool, better: bool) -> Outcome:

@@ -26,48 +26,37 @@ def bench(run: Path, parts: Sequence[BenchPart], config: LatencyConfig, out: Pat
           also: Sequence[Path] = (), teachers: Sequence[Path] = (),
           questions: int | None = None) -> Results:
     """Writes out/results.json and out/report.html, and committed/NAME.json for each of `names`.
-
     also, teachers, questions: bench.accuracy. A part that is not measured now stays from
-    out/results.json if that is of the same student, machine and commit.
-    Raises ValueError if `run` is no finished run.
-    """
+    out/results.json if that is of the same student, machine and commit. Raises ValueError if `run`
+    is no finished run."""
     folder = run.resolve()  # runs/latest is a link: a run that ends meanwhile must not swap it
     with exclusive(folder, "vega3d bench"):
-        return _bench(folder, parts, config, out, names, committed, also, teachers, questions)
-
-
-def _bench(folder: Path, parts: Sequence[BenchPart], config: LatencyConfig, out: Path,
-           names: Sequence[str], committed: Path, also: Sequence[Path], teachers: Sequence[Path],
-           questions: int | None) -> Results:
-    summary, env = run_summary(folder), device_facts()
-    prepare_folder(out)  # fails now, not after a long soak
-    if names:
-        prepare_folder(committed)
-    if (out / "results.json").exists():
-        load(out / "results.json")  # raises ValueError if it is a file of something else
-    check_replaceable(out / "report.html")
-    rows = [summary]
-    for part in parts:
-        emit("stage", stage=part)
-        found = (latency([folder], config) if part == "latency" else
-                 accuracy(folder, also, teachers, questions))
-        rows += [{"part": part, **row} for row in found]
-    env["load_1m_after"] = device_facts()["load_1m"]
-    rows += _still_valid(out / "results.json", parts, summary, env)
-    results = measured("bench", _without_repeated_gaps(rows), env)
-    save(results, out / "results.json")
-    write_report(results, out / "report.html")
-    for name in names:
-        save_result_file(name, results.rows, env, committed)
-    return results
+        summary, env = run_summary(folder), device_facts()
+        for written in (out, committed) if names else (out,):
+            prepare_folder(written)  # fails now, not after a long soak
+        if (out / "results.json").exists():
+            load(out / "results.json")  # raises ValueError if it is a file of something else
+        check_replaceable(out / "report.html")
+        rows = [summary]
+        for part in parts:
+            emit("stage", stage=part)
+            found = (latency([folder], config) if part == "latency" else
+                     accuracy(folder, also, teachers, questions))
+            rows += [{"part": part, **row} for row in found]
+        env["load_1m_after"] = device_facts()["load_1m"]
+        rows += _still_valid(out / "results.json", parts, summary, env)
+        results = measured("bench", _without_repeated_gaps(rows), env)
+        save(results, out / "results.json")
+        write_report(results, out / "report.html")
+        for name in names:
+            save_result_file(name, results.rows, env, committed)
+        return results
 
 
 def bench_files(sources: Sequence[Path], config: LatencyConfig,
                 out: Path | None) -> tuple[Results, Path]:
-    """Latency of files outside a run, and the path written.
-
-    That is FIRST.latency.json beside the first source, or latency.json in `out`.
-    """
+    """Latency of files outside a run, and the path written: FIRST.latency.json beside the first
+    source, or latency.json in `out`."""
     env = device_facts()
     path = out / "latency.json" if out else sources[0].with_name(f"{sources[0].name}.latency.json")
     if out or path.parent.is_dir():

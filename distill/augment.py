@@ -34,10 +34,8 @@ class Augmentation:
             return frames, features
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         count = total or len(frames)
-        table = torch.rand(count, PHOTOMETRIC_DRAWS + 4, generator=generator)[rows]
-        if frames.is_cuda:
-            table = table.pin_memory()  # the copy of pageable memory would wait for the last step
-        table = table.to(frames.device, non_blocking=True)
+        table = torch.rand(count, PHOTOMETRIC_DRAWS + 4, generator=generator)
+        table = on(frames.device, table[rows])
         if "photometric" in self.names:
             frames = self._photometric(frames, table[:, 4:])
         mirrored = table[:, 0] < 0.5
@@ -47,6 +45,11 @@ class Augmentation:
         if "crop" in self.names:
             frames, features = (crop(x, table[:, 1:4]) for x in (frames, features))
         return frames, features
+
+
+def on(device: torch.device, x: Tensor) -> Tensor:
+    """Copied without waiting for the device's work, as a copy of pageable memory would."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 def photometric(frames: Tensor, draws: Tensor) -> Tensor:
@@ -82,16 +85,22 @@ def photometric(frames: Tensor, draws: Tensor) -> Tensor:
 
 
 def crop(x: Tensor, draws: Tensor) -> Tensor:
-    """A window of 75 to 100 % of the side of each of x [B,C,H,W], resized to [B,C,H,W].
+    """A window of 75 to 100 % of the side of each of x [B,C,W,W], resized to [B,C,W,W].
 
     draws: uniform in [0,1), [B,3]: size, place across, place down.
     """
-    x, size = x.float(), 0.75 + 0.25 * draws[:, 0]
-    theta = x.new_zeros(len(x), 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = size
-    theta[:, :, 2] = (1 - size[:, None]) * (2 * draws[:, 1:] - 1)
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    size = 0.75 + 0.25 * draws[:, :1]
+    return sampled(x, torch.cat([size, (1 - size) * draws[:, 1:]], 1), x.shape[-1], "bilinear")
+
+
+def sampled(x: Tensor, windows: Tensor, side: int, mode: str) -> Tensor:
+    """The windows of x [B,C,W,W], resized to [B,C,side,side] float32; windows [B,3]: side, left and
+    top edge as shares of W."""
+    theta = windows.new_zeros(len(windows), 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = windows[:, 0]
+    theta[:, :, 2] = 2 * windows[:, 1:] + windows[:, :1] - 1
+    grid = F.affine_grid(theta, [len(x), 1, side, side], align_corners=False)
+    return F.grid_sample(x.float(), grid, mode, "border", align_corners=False)
 
 
 def _coordinates(frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +116,8 @@ def _noise(x: Tensor, draw: Tensor) -> Tensor:
     The sum of the four bytes of a hash; no random state, so that a batch can be shared.
     """
     place = torch.arange(x[0].numel(), device=x.device).view(x[0].shape)
-    number = (place * 0x9E3779B1 + (draw * 2**31).long()) & 0xFFFFFFFF
+    # the draw before the product: as a multiple of an index, Triton would compute it in 32 bits
+    number = ((place + (draw * 2**31).long()) * 0x9E3779B1) & 0xFFFFFFFF
     for factor in (0x7FEB352D, 0x846CA68B):
         number = ((number ^ (number >> 16)) * factor) & 0xFFFFFFFF
     number = number ^ (number >> 16)

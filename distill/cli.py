@@ -1,9 +1,18 @@
-"""`vega3d distill run | heads | plan`; `distill run` is also a console script of its own."""
+"""`vega3d distill run | adapt | heads | plan`; `distill` is also a console script of its own."""
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from distill.config import HeadTraining, RunConfig, ScenesConfig, StudentTraining, load_config
+import tyro
+
+from distill.config import (
+    AdaptConfig,
+    HeadTraining,
+    RunConfig,
+    ScenesConfig,
+    StudentTraining,
+    load_config,
+)
 from records.files import exclusive
 from records.options import Fps, Gpus, Hours, Seed, parse, take_option
 
@@ -34,6 +43,22 @@ def run(args: list[str]) -> None:
         print(f"run folder: {folder}\nnext: vega3d export trt --int8")
 
 
+def adapt(footage: tyro.conf.Positional[Path],
+          config: Annotated[AdaptConfig, tyro.conf.arg(name="")]) -> None:
+    """Adapt the shipped student to footage of one place; score it before and after on its last
+    part. Writes a run folder, with adapt.json and the page adapt.html.
+
+    Args:
+        footage: a video, a folder of videos, or RGB-D frames in a layout of vega3d bench real
+    """
+    from bench.real.page import write_adaptation  # of another command: a page is bench's
+    from distill.adapt import adapt as run_adaptation
+
+    config = replace(config, scenes=replace(config.scenes, path=footage))
+    folder = run_adaptation(config, write_adaptation)
+    print(f"run: {folder}\npage: {folder}/adapt.html\nnext: vega3d export onnx --preset edge")
+
+
 def heads(student: Path = Path("runs/latest/student"), scenes: ScenesConfig = _ROOMS,
           heads: HeadTraining = _HEADS, seed: Seed = 0, again: bool = False,
           device: Literal["auto", "cpu", "cuda"] = "auto") -> None:
@@ -50,8 +75,8 @@ def heads(student: Path = Path("runs/latest/student"), scenes: ScenesConfig = _R
     """
     from distill.clips import open_source
     from distill.heads import can_train, ensure_heads
-    from distill.run import resolve_device
     from teacher.data.dataset import Examples
+    from teacher.training.processes import resolve_device
 
     source, _ = open_source(scenes, Path("runs/cache/clips"), render=True)
     if not can_train(source):
@@ -89,5 +114,5 @@ def plan(hours: Hours = 1.0, gpus: Gpus = 1, fps: Fps = 5.0, run: Path | None = 
     print("\n".join(planned(rates, config, frames, gpus).lines()))
 
 
-VERBS = {"run": run, "heads": heads, "plan": plan}
+VERBS = {"run": run, "adapt": adapt, "heads": heads, "plan": plan}
 PARSES_ITSELF = {"run"}

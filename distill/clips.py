@@ -1,12 +1,72 @@
-"""The clips of a run: rooms rendered once into a cache, a folder of clips, or videos."""
+"""The clips of a run: rooms rendered once into a cache, or clips, videos, or footage and rooms."""
+import sys
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from distill.config import ScenesConfig
+import numpy as np
+
+from distill.config import AdaptConfig, RunConfig, ScenesConfig
 from records import manifest
 from records.files import spec_digest
-from scenes.clip import SPLITS, ClipFolder, Source, Split
+from scenes.clip import SPLITS, Clip, ClipFolder, Cut, Source, Split
+from scenes.sources.registration import off_colour
 from scenes.sources.remote import RemoteClips, url_of
+from scenes.sources.rgbd import check_depth, is_recording, read_rgbd
+
+
+def open_clips(config: RunConfig, cache: Path, render: bool) -> tuple[Source, str]:
+    """`open_source` of the run's scenes; of an adaptation, its footage and rooms."""
+    if not isinstance(config, AdaptConfig):
+        return open_source(config.scenes, cache, render)
+    footage, key = _open_footage(config)
+    clips = [i for split in SPLITS for i in footage.ids(split)]
+    if len(clips) < 2:
+        raise ValueError(f"{config.scenes.path}: holds less than two clips of "
+                         f"{config.scenes.frames} frames, to adapt to and to score on; record more")
+    last = min(max(1, round(config.held_out * len(clips))), len(clips) - 1)
+    rooms, rooms_key = open_source(replace(config.scenes, path=None), cache, render)
+    source = FootageAndRooms(footage, {"train": clips[:-last], "test": clips[-last:]}, rooms)
+    return source, spec_digest({"footage": key, "rooms": rooms_key})
+
+
+class FootageAndRooms:
+    """Clips of footage, whose ids `parts` holds, then those of rooms; all with the labels that
+    heads learn from: what a clip lacks is 0, its poses NaN, its focal length the frame's width."""
+
+    def __init__(self, footage: Source, parts: dict[str, list[str]], rooms: Source):
+        self.sources, self.parts = {"footage": footage, "rooms": rooms}, parts
+
+    def ids(self, split: Split) -> list[str]:
+        return [*(f"footage/{i}" for i in self.parts.get(split, [])),
+                *(f"rooms/{i}" for i in self.sources["rooms"].ids(split))]
+
+    def clip(self, clip_id: str) -> Clip:
+        kind, _, name = clip_id.partition("/")
+        clip = self.sources[kind].clip(name)
+        count, _, height, width = clip.frames.shape
+        camera = np.array([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1.0]])
+        unknown = {"depth": np.zeros((count, height, width), np.float32), "intrinsics": camera,
+                   "normals": np.zeros(clip.frames.shape, np.int8),
+                   "instances": np.zeros((count, height, width), np.int32),
+                   "poses": np.full((count, 4, 4), np.nan)}
+        lacking: dict[str, Any] = {k: v for k, v in unknown.items() if getattr(clip, k) is None}
+        return replace(clip, id=clip_id, **lacking)
+
+
+def _open_footage(config: AdaptConfig) -> tuple[Source, str]:
+    path = config.scenes.path
+    assert path is not None
+    if not (path.is_dir() and is_recording(path)):
+        return _open_path(path, config.scenes.frames)
+    clip = read_rgbd(path, most=600, per_metre=config.depth_unit)
+    check_depth(clip, path, config.depth_unit)
+    if note := off_colour([clip])[1]:
+        print(f"note: {path}: {note}", file=sys.stderr)
+    arrays = [clip.frames, clip.depth, clip.intrinsics, clip.poses]
+    content = b"".join(array.tobytes() for array in arrays if array is not None)
+    return Cut(clip, config.scenes.frames), sha256(content).hexdigest()
 
 
 def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source, str]:

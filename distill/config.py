@@ -3,15 +3,17 @@ import difflib
 import types
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from records import manifest
 from records.options import (
     Batch,
     Count,
     CountOrNone,
+    DepthUnit,
     Frames,
     Processes,
+    Range,
     Rate,
     Seed,
     Share,
@@ -127,6 +129,21 @@ class RunConfig:
                              "beginning with '.', and neither latest nor cache")
 
 
+@dataclass(frozen=True)
+class AdaptConfig(RunConfig):
+    """Of `distill adapt`: scenes.path is the footage, the rest of scenes the rooms beside it."""
+    scenes: ScenesConfig = field(default_factory=lambda: ScenesConfig(train=16, test=6))
+    heads: HeadTraining = field(default_factory=lambda: HeadTraining(steps=240))
+    held_out: Annotated[float, Range(0, 0.9, above=True)] = 0.25  # last share of the footage
+    replay: Annotated[float, Range(0, 0.9)] = 0.5                 # share of rooms in every batch
+    depth_unit: DepthUnit | None = None  # values of depth pictures a metre; None: their layout's
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.heads.steps or len(self.seeds) > 1:
+            raise ValueError("expected one of seeds, and heads.steps of at least 1")
+
+
 def load_config(path: Path) -> RunConfig:
     """Reads YAML. Raises ValueError naming an unknown key (with the nearest) or a wrong type."""
     return _build(RunConfig, _read_yaml(path), str(path))
@@ -141,7 +158,7 @@ def load_run_config(folder: Path) -> RunConfig:
     manifest.check(path, "undo the change; for other settings copy it elsewhere, edit the copy and "
                          "use: vega3d distill run --config COPY --name ANOTHER")
     data = _read_yaml(path)
-    config = _build(RunConfig, data, str(path))
+    config = _build(AdaptConfig if "replay" in data else RunConfig, data, str(path))
     tap = data.get("teacher", {}).get("tap")
     if isinstance(tap, dict):
         config = replace(config, teacher=replace(config.teacher, tap=stored_tap(tap)))

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.augment import sampled
 from distill.config import HeadTraining, StudentTraining
 from distill.correspondence import batched_matching_cells, matched, rgb_patches
-from distill.joint import CHECKPOINT, cropped_view, sampled, train_jointly
+from distill.joint import CHECKPOINT, cropped_view, train_jointly
 from records import manifest
 from records.files import sha256
 from scenes.clip import Source
@@ -40,15 +41,16 @@ def can_train(source: Source) -> bool:
 
 
 def ensure_heads(folder: Path, train: Examples, test: Examples, config: HeadTraining,
-                 training: StudentTraining, seed: int, again: bool = False) -> dict:
-    """Trains heads, and by `config.training` the student in `folder`, unless it has them (`again`:
-    even so); both examples with `cameras`.
+                 training: StudentTraining, seed: int, again: bool = False,
+                 initial: Student | None = None) -> dict:
+    """Trains heads, and by `config.training` the student in `folder` (`initial`: this one), unless
+    it has them (`again`: even so); both examples with `cameras`.
 
     Writes folder/student.safetensors and folder/heads.safetensors; returns the row of held-out
     scores. With several processes all train, and the first one scores and writes.
     """
     if again or not _has_heads(folder):
-        student = load_student(folder)
+        student = initial or load_student(folder)
         if config.training == "frozen":
             config = replace(config, student_lr=0.0)
         torch.manual_seed(seed)
@@ -56,7 +58,7 @@ def ensure_heads(folder: Path, train: Examples, test: Examples, config: HeadTrai
         train_jointly(model, train, config, training, seed, folder)
         if train.processes.main:
             scores = score(predictions(model), test, model.heads.shape, student)
-            _save(model, folder, scores, config.student_lr > 0)
+            _save(model, folder, scores, config.student_lr > 0 or initial is not None)
     train.processes.wait()
     return {"features": NAME, "head": "own", "seed": seed, **heads_scores(folder)}
 
@@ -83,19 +85,19 @@ def predictions(model: StudentWithHeads) -> Predict:
 
 
 @torch.inference_mode()
-def score(predict: Predict, examples: Examples, shape: HeadsShape,
-          student: Student) -> dict[str, float]:
-    """Scores of held-out clips with `cameras`, by the outputs that `predict` has.
+def score(predict: Predict, examples: Examples, shape: HeadsShape, student: Student | None,
+          views: bool = True) -> dict[str, float]:
+    """Scores of held-out clips with `cameras`, as far as the clips and `predict` have what for.
 
-    cosine_mean: of the features and the teacher's, standardised as the student's are.
+    cosine_mean: of the features and the teacher's, standardised as the student's are, if given.
     delta1, abs_rel: of metres, with the focal length given; delta1_median: after each frame's depth
     is scaled by the ratio of medians, and so edge_abs_rel, beside occlusion edges. edge_precision,
     edge_recall: of predicted occlusion edges; one cell of 112x112 apart counts. normal_deg.
     match_NAME: share of visible cells, between first and last frames, matched within one cell of
     14x14. share_at_N, right_at_N: of pixels with a confidence of N % or up to 10 % more, how many
     of all these are, and how many of these are within 25 % of the truth; confidence_error: the mean
-    of |confidence - right|. scale_change_NAME: mean |ln| of the change of metres when a frame
-    arrives with that side (px), or cropped.
+    of |confidence - right|. With `views`, scale_change_NAME: mean |ln| of
+    the change of metres when a frame arrives with that side (px), or cropped.
     """
     means = _Means()
     curve = torch.zeros(BINS, 3, dtype=torch.double, device=examples.device)
@@ -104,7 +106,7 @@ def score(predict: Predict, examples: Examples, shape: HeadsShape,
         whole = torch.tensor([[1.0, 0.0, 0.0]], device=examples.device)
         view = cropped_view(example, whole.expand(len(example["frames"]), 3), SIDE)
         outputs = predict(example["frames"])
-        depth = _metres(outputs, view["focal"], shape)
+        depth = metres(outputs, view["focal"], shape)
         _add_depth(means, depth, view["depth"])
         if "confidence" in outputs:
             curve += _calibration(outputs["confidence"][:, 0], depth, view["depth"])
@@ -112,11 +114,12 @@ def score(predict: Predict, examples: Examples, shape: HeadsShape,
             truth = example["normals"].float()
             cosine = torch.cosine_similarity(outputs["normals"], truth, dim=1).clamp(-1, 1)
             means.add("normal_deg", cosine.arccos().rad2deg()[(truth != 0).any(1)])
-        if "generative" in example:
+        if student and "generative" in example:
             target = student.standardise(example["generative"])
             means.add("cosine_mean", torch.cosine_similarity(outputs["features"], target, dim=1))
         _add_matches(means, outputs, example, view)
-        _add_scale_changes(means, predict, example, shape)
+        if views:
+            _add_scale_changes(means, predict, example, shape)
     return means.result() | _calibration_scores(curve) | {"test_clips": len(examples.ids)}
 
 
@@ -131,10 +134,10 @@ class _Means:
         self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
     def result(self) -> dict[str, float]:
-        return {name: (pair[0] / pair[1].clamp_min(1)).item() for name, pair in self.sums.items()}
+        return {name: (pair[0] / pair[1]).item() for name, pair in self.sums.items() if pair[1]}
 
 
-def _metres(outputs: dict[str, Tensor], focal: Tensor, shape: HeadsShape) -> Tensor:
+def metres(outputs: dict[str, Tensor], focal: Tensor, shape: HeadsShape) -> Tensor:
     """[B,112,112] of cameras with these focal lengths [B], px."""
     depth = outputs["depth"]
     if depth.shape[-1] != SIDE:
@@ -233,9 +236,9 @@ def _add_scale_changes(means: _Means, predict: Predict, example: Example,
             small = F.interpolate(one["frames"][:1], (px, px), mode="bicubic", antialias=True)
             view["frames"][i] = F.interpolate(small, (width, width), mode="bicubic",
                                               antialias=True)[0].clamp(0, 1)
-    metres = _metres(predict(view["frames"]), view["focal"], shape)
-    expected = sampled(metres[:1].expand_as(metres)[:, None], windows, SIDE, "nearest")[:, 0]
-    changes = (metres.log() - expected.log()).flatten(1).median(1).values.abs()
+    depth = metres(predict(view["frames"]), view["focal"], shape)
+    expected = sampled(depth[:1].expand_as(depth)[:, None], windows, SIDE, "nearest")[:, 0]
+    changes = (depth.log() - expected.log()).flatten(1).median(1).values.abs()
     for name, change in list(zip(VIEWS, changes, strict=True))[1:]:
         means.add(f"scale_change_{name}", change)
 
@@ -246,7 +249,7 @@ def _has_heads(folder: Path) -> bool:
         return False
     try:
         load_heads(folder, sha256(folder / "student.safetensors"))
-    except ValueError:
+    except (ValueError, FileNotFoundError):
         return False
     return True
 

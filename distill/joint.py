@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.augment import Augmentation
+from distill.augment import Augmentation, on, sampled
 from distill.config import HeadTraining, StudentTraining
 from distill.correspondence import batched_matching_cells
 from distill.loop import LossSums, parameter_groups
@@ -102,7 +101,8 @@ class _Training:
         self.sums = LossSums(len(LOSSES)).to(device)
         key = spec_digest({"seed": seed, "config": str(config), "training": str(training),
                            "shape": str(self.shape), "examples": examples.ids,
-                           "unlabelled": unlabelled.ids if unlabelled else []})
+                           "unlabelled": unlabelled.ids if unlabelled else [],
+                           "stores": [store.key for store in examples.stores.values()]})
         self.checkpoint = Checkpoint(folder / CHECKPOINT, {"model": model, "sums": self.sums},
                                      self.optimizer, key)
         self.step = self.checkpoint.load()
@@ -139,7 +139,7 @@ class _Training:
     def _queries(self) -> Tensor:
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
         cells = (self.shape.grid * self.shape.descriptor_up)**2
-        return _on(self.examples.device, torch.randperm(cells, generator=draw)[:QUERIES])
+        return on(self.examples.device, torch.randperm(cells, generator=draw)[:QUERIES])
 
 
 class JointLoss(nn.Module):
@@ -183,8 +183,9 @@ def draw_pairs(examples: Examples, count: int, seed: int, step: int,
     Returns fields [2B,...], the first and the second frame of each pair in turn, and [B,3] uniform
     numbers for `cropped_pairs`.
     """
-    draws = _uniform(count, 6, seed, step, examples.device)[part]
-    clips, frames = (draws[:, 0] * len(examples.ids)).long(), examples.frames_per_clip
+    draws = _uniform(count, 6, seed, step, examples.device)
+    clips, draws = examples.draw(draws[:, 0])[part], draws[part]
+    frames = examples.frames_per_clip
     first = (draws[:, 1] * frames).long()
     second = (first + 1 + (draws[:, 2] * (frames - 1)).long()) % frames
     chosen = torch.stack([first, second], 1).flatten()
@@ -238,15 +239,6 @@ def cropped_view(examples: Example, windows: Tensor, side: int) -> Example:
             "intrinsics": intrinsics, "focal": focal}
 
 
-def sampled(x: Tensor, windows: Tensor, side: int, mode: str) -> Tensor:
-    """The windows of x [B,C,W,W], resized to [B,C,side,side] float32; as in `cropped_view`."""
-    theta = windows.new_zeros(len(windows), 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = windows[:, 0]
-    theta[:, :, 2] = 2 * windows[:, 1:] + windows[:, :1] - 1
-    grid = F.affine_grid(theta, [len(x), 1, side, side], align_corners=False)
-    return F.grid_sample(x.float(), grid, mode, "border", align_corners=False)
-
-
 def _groups(model: StudentWithHeads, config: HeadTraining,
             training: StudentTraining) -> list[dict]:
     """Parameter groups; the student's have a rate of their own, or are absent if it is frozen."""
@@ -258,12 +250,7 @@ def _groups(model: StudentWithHeads, config: HeadTraining,
 
 def _uniform(rows: int, columns: int, seed: int, step: int, device: torch.device) -> Tensor:
     draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    return _on(device, torch.rand(rows, columns, generator=draw))
-
-
-def _on(device: torch.device, x: Tensor) -> Tensor:
-    """Copied without waiting for the device's work."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
+    return on(device, torch.rand(rows, columns, generator=draw))
 
 
 @torch.inference_mode()

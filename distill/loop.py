@@ -4,25 +4,28 @@ from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from distill.augment import Augmentation
 from distill.config import StudentTraining
 from distill.losses import relation_loss, token_loss
-from distill.pca_visualization import save_feature_maps
 from records.events import emit
-from records.files import read_rows, spec_digest, write_rows
+from records.files import atomic_write, read_rows, spec_digest, write_rows
 from records.interrupts import deferred
 from records.progress import Progress
 from student.config import SHIPPED
+from student.heads import principal_colours
 from student.vit import Student, load_student, save_student
 from teacher.data.dataset import Example, Examples
-from teacher.dense.train import Stream
+from teacher.dense import Stream
 from teacher.training.checkpoint import Checkpoint, clip_and_step, remove_checkpoint, set_lr
 from teacher.training.gradients import Gradients
 
 CHECKPOINT, METRICS = "student.ckpt.safetensors", "metrics.jsonl"
+TILE = 168  # px, of a feature map
 
 
 class LossSums(nn.Module):
@@ -230,3 +233,31 @@ def _record(student: Student, held_out: Examples, rows: list[dict], folder: Path
         f"student: epoch {row['epoch']}  loss {row['token_loss']:.3f}  held-out cosine "
         f"{row['cosine_mean']:.3f}", highlight=False)
     save_feature_maps(student, held_out, folder / "maps" / f"epoch_{row['epoch']:03d}.png")
+
+
+@torch.inference_mode()
+def save_feature_maps(student: Student, examples: Examples, path: Path, rows: int = 6) -> None:
+    """Writes a PNG: one row a clip (its first frame), columns frame | teacher | student."""
+    student.eval()
+    frames, features = [], []
+    for _, (_, example) in zip(range(rows), examples.in_order(), strict=False):
+        frames.append(example["frames"][:1])
+        features.append(example["generative"][:1].float())
+    images = torch.cat(frames)                               # [N,3,224,224]
+    teacher = student.standardise(torch.cat(features))       # [N,D,14,14]
+    colours = pca_colours([teacher, student(images.float() / 255).float()])
+    columns = [_tiles(c) for c in (images.permute(0, 2, 3, 1).cpu().numpy(), *colours)]
+    with atomic_write(path) as scratch:
+        Image.fromarray(np.concatenate(columns, axis=1)).save(scratch)
+
+
+def pca_colours(maps: list[Tensor]) -> list[np.ndarray]:
+    """Maps [N,D,h,w] -> [N,h,w,3] uint8, by the first map's principal components and range."""
+    weight, bias = principal_colours(maps[0].cpu())
+    return [((features.movedim(1, -1).cpu().float() @ weight.T + bias).clamp(0, 1) * 255)
+            .byte().numpy() for features in maps]
+
+
+def _tiles(images: np.ndarray) -> np.ndarray:
+    tiles = [Image.fromarray(i).resize((TILE, TILE), Image.Resampling.NEAREST) for i in images]
+    return np.concatenate([np.asarray(tile) for tile in tiles])

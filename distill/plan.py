@@ -7,12 +7,11 @@ import torch
 
 from distill.config import RunConfig
 from distill.loop import build_student, compiled_loss, parameter_groups, train_step
-from distill.run import resolve_device
 from teacher.towers.checkpoints import generator_folder
 from teacher.towers.efficientnet import SEMANTIC_DIM, SemanticEncoder
 from teacher.towers.wan import load_wan
 from teacher.training.gradients import Gradients
-from teacher.training.processes import Processes
+from teacher.training.processes import Processes, resolve_device
 
 GRID_TOKENS, PIXEL_BYTES, CHECKPOINT_COPIES = 196, 3 * 224 * 224, 4  # weights, gradient, 2 moments
 SECONDS = 2.0  # least time that each rate is measured

@@ -8,24 +8,25 @@ from pathlib import Path
 
 import torch
 
-from distill.config import RunConfig, dump_config, load_run_config
+from distill.clips import open_clips
+from distill.config import AdaptConfig, RunConfig, TeacherConfig, dump_config, load_run_config
+from distill.heads import can_train
 from records import manifest
 from records.environment import environment
 from records.files import atomic_write, spec_digest, write_if_changed, write_json
 from records.outputs import holds_files
 from scenes.clip import Source, Split, check_alike, frames_of
-from student.config import StudentConfig
+from student.config import SHIPPED, StudentConfig
 from student.vit import Student, load_student
 from teacher.data.dataset import Examples
 from teacher.data.feature_store import FeatureStore, fill
-from teacher.dense.model import DenseTeacher
-from teacher.dense.train import Stream, load_teacher
+from teacher.dense import DenseTeacher, Stream, load_teacher
 from teacher.towers.base import Tower
 from teacher.towers.checkpoints import generator_folder
 from teacher.towers.controls import FixedNoise, RGBPatches, VAELatents, Zeros
 from teacher.towers.efficientnet import SemanticEncoder
 from teacher.towers.wan import WanTower, check_fp8, load_wan
-from teacher.training.processes import Processes
+from teacher.training.processes import Processes, resolve_device
 
 
 @dataclass
@@ -45,14 +46,13 @@ class DistillRun:
 
     @property
     def labelled(self) -> bool:
-        """Whether the clips have the ground truth that dense teachers are trained and scored on."""
-        return self.source.clip(self.source.ids("train")[0]).depth is not None
+        """Whether dense teachers are trained and scored: on clips with ground truth."""
+        first = self.source.clip(self.source.ids("train")[0])
+        return first.depth is not None and not isinstance(self.config, AdaptConfig)
 
     @property
     def has_heads(self) -> bool:
         """Whether heads are trained: there are steps, and clips with depth and cameras."""
-        from distill.heads import can_train
-
         return bool(self.config.heads.steps) and can_train(self.source)
 
     def examples(self, split: Split) -> Examples:
@@ -158,18 +158,17 @@ def open_run(config: RunConfig, folder: Path, render: bool, create: bool = False
 
     processes: that open it together, on their devices; None: this one, on the run's device.
     """
-    from distill.clips import open_source
-
     processes = processes or Processes(resolve_device(config.device))
     device = processes.device
-    source, source_key = open_source(config.scenes, folder.resolve().parent / "cache" / "clips",
-                                     render)
+    source, source_key = open_clips(config, folder.resolve().parent / "cache" / "clips", render)
     if not source.ids("train") or not source.ids("test"):
         raise ValueError("scenes: no train or test clips; give more rooms or a longer video")
     tower = load_wan(generator_folder(config.teacher.generator), config.teacher.tap).to(device)
     if (width := config.student.model.out_dim) not in (StudentConfig.out_dim, tower.dim):
         raise ValueError(f"student.model.out_dim is {width}, but the generator's features have "
                          f"{tower.dim} channels, which the student gets: leave it out")
+    if isinstance(config, AdaptConfig) and create:
+        _check_start(config, spec_digest(tower.spec))
     semantic = SemanticEncoder().to(device)
     if create:
         create_folder(config, folder)
@@ -179,10 +178,10 @@ def open_run(config: RunConfig, folder: Path, render: bool, create: bool = False
     return DistillRun(folder, config, processes, source, tower, semantic, stores)
 
 
-def resolve_device(name: str) -> torch.device:
-    """auto: cuda if there is one. Raises ValueError for cuda without a GPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no GPU; use --device auto")
-    return torch.device(name)
+def _check_start(config: AdaptConfig, teacher: str) -> None:
+    """ValueError if the shipped student was distilled from another teacher than the default one."""
+    shipped = load_student(SHIPPED).config.teacher
+    if shipped != teacher and config.teacher == TeacherConfig():
+        raise ValueError(f"{SHIPPED}: was distilled from the teacher {shipped}, but wan-nano at "
+                         f"its default tap is {teacher}; restore teacher/weights and "
+                         "student/weights of one version")

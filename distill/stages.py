@@ -1,5 +1,5 @@
 """The stages of `distill run`. Each skips what its folder has: a killed run resumes."""
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -9,18 +9,10 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distill.card import accuracy_table, write_card
-from distill.config import EXPORT_FRAMES, RunConfig, anchored
+from distill.config import EXPORT_FRAMES, AdaptConfig, RunConfig, anchored
 from distill.heads import ensure_heads
 from distill.loop import CHECKPOINT, build_student, fidelity, train_student
-from distill.run import (
-    DistillRun,
-    check_folder,
-    choose_folder,
-    link_latest,
-    open_run,
-    resolve_device,
-)
+from distill.run import DistillRun, check_folder, choose_folder, link_latest, open_run
 from records import manifest
 from records.events import emit, status_file
 from records.files import (
@@ -29,28 +21,31 @@ from records.files import (
     read_json,
     remove_stale_scratch,
     spec_digest,
+    write_if_changed,
     write_json,
 )
 from scenes.clip import SPLITS, Split, frames_of
 from student.vit import Student
 from teacher.data.dataset import Examples, moments
-from teacher.dense.model import DenseShape
-from teacher.dense.train import Stream, score, train_dense_teacher
+from teacher.dense import DenseShape, Stream, score, train_dense_teacher
 from teacher.towers.efficientnet import SEMANTIC_DIM
 from teacher.training.checkpoint import remove_checkpoint
-from teacher.training.processes import join_processes
+from teacher.training.processes import join_processes, resolve_device
 
+# (run, training, held-out examples) -> the rows of accuracy.json
+TrainAndScore = Callable[[DistillRun, Examples, Examples], list[dict]]
 CALIBRATION_FRAMES, HELD_OUT_FRAMES = 320, 64
+COLUMNS = {"delta1": 3, "abs_rel": 3, "normal_deg": 1, "miou": 3, "cosine_mean": 3, "recovery": 3}
 # recovery is a ratio: least gain of the teacher over semantic_only that may stand below the line
 LEAST_GAIN = {"delta1": 0.005, "normal_deg": -0.2}
 
 
-def run_distillation(config: RunConfig) -> Path:
+def run_distillation(config: RunConfig, train: TrainAndScore | None = None) -> Path:
     """Makes or resumes a run, points runs/latest to it when it is finished, and returns its folder.
 
     Raises ValueError, and leaves no folder, if something cannot be opened; and if another command
-    makes this run. The processes of an `accelerate launch` extract features and train students
-    together; the first one does the rest and writes.
+    makes this run. train: instead of train_and_score. The processes of an `accelerate launch`
+    extract features and train students together; the first one does the rest and writes.
     """
     if config.runs.is_absolute() or ".." in config.runs.parts:
         config = anchored(config, Path.cwd())
@@ -69,7 +64,7 @@ def run_distillation(config: RunConfig) -> Path:
             run = processes.main_first(lambda: open_run(config, folder, render=processes.main,
                                                         create=processes.main, processes=processes))
             with status_file(folder):
-                _run_stages(run)
+                _run_stages(run, train or train_and_score)
             if processes.main:
                 link_latest(folder)
             processes.leave()
@@ -80,12 +75,12 @@ def run_distillation(config: RunConfig) -> Path:
     return folder
 
 
-def _run_stages(run: DistillRun) -> None:
+def _run_stages(run: DistillRun, train_stages: TrainAndScore) -> None:
     folder, config, console = run.folder, run.config, Console(quiet=not run.processes.main)
     console.print(f"run {folder}", highlight=False)
     held_out = _check_counts(run) if run.processes.main else []
     train, test = run.examples("train"), run.examples("test")
-    rows = train_and_score(run, train, test)
+    rows = train_stages(run, train, test)
     if not run.processes.main:
         return
     save_frames(folder / "frames" / "calibration.safetensors", [train],
@@ -175,9 +170,13 @@ def distil_student(run: DistillRun, train: Examples, test: Examples, seed: int) 
     if (folder / "student.safetensors").is_file():
         remove_checkpoint(folder / CHECKPOINT)  # of a run killed in between
         return run.student(seed)
-    mean, std = moments(train, lambda example: example["generative"].float())
-    student = build_student(run.config.student, spec_digest(run.tower.spec), mean, std, seed)
+    student = initial_student(run, train, seed)
     return train_student(student, train, test, run.config.student, seed, folder)
+
+
+def initial_student(run: DistillRun, train: Examples, seed: int) -> Student:
+    mean, std = moments(train, lambda example: example["generative"].float())
+    return build_student(run.config.student, spec_digest(run.tower.spec), mean, std, seed)
 
 
 def score_student(run: DistillRun, student: Student, name: str, test: Examples, seed: int,
@@ -240,3 +239,52 @@ def save_frames(path: Path, splits: Sequence[Examples], count: int) -> None:
 
 def _evenly_spaced(length: int, most: int) -> Tensor:
     return torch.linspace(0, length - 1, min(most, length)).long()
+
+
+
+def write_card(folder: Path, config: RunConfig, spec: dict, rows: Sequence[dict]) -> None:
+    """Writes folder/MODEL_CARD.md. spec: of the generator's tap; rows: those of accuracy.json."""
+    scenes, student, generator = config.scenes, config.student, config.teacher.generator
+    rooms = f"{scenes.train} rendered rooms x {scenes.clips_per_room} clips"
+    clips, training = scenes.path or rooms, f"{student.epochs} epochs of batch {student.batch}"
+    if isinstance(config, AdaptConfig):
+        clips, training = f"{clips} and {rooms}", f"{config.heads.steps} steps on footage and rooms"
+    lines = [
+        f"# {folder.name}: ViT-{student.model.size.title()} student of {generator}", "",
+        "One RGB frame [3,224,224] in [0,1] -> features of a video generator [D,14,14], "
+        "standardised per channel.", "",
+        f"- **Teacher:** {generator} (weights {spec['weights']}), block {spec['block']}, t = "
+        f"{spec['k'] / 1000}, {spec['frames']} mode, mean of {spec['seeds']} noise draws",
+        f"- **Clips:** {clips}, {scenes.frames} frames each",
+        f"- **Initial weights:** {student.init}",
+        f"- **Training:** {training}, seeds {', '.join(map(str, config.seeds))}",
+        "- **Configuration:** config.yaml; machine and versions in env.json", ""
+    ]
+    if rows:
+        lines += ["## Held-out rooms and furniture", "", accuracy_table(rows), ""]
+    lines += [
+        "## Limits", "",
+        "Trained on the clips named above only; depth of photographs is not usable with heads from",
+        "rendered rooms alone. Features are per frame: no tracking, no guaranteed metric scale.",
+        "Licence of the weights: Apache-2.0.", ""
+    ]
+    write_if_changed("\n".join(lines), folder / "MODEL_CARD.md")
+
+
+def accuracy_table(rows: Sequence[dict]) -> str:
+    """Markdown: scores by seed and features, and the matches of the student's heads."""
+    lines = [_line("features", "seed", COLUMNS), "|---" * (2 + len(COLUMNS)) + "|"]
+    for row in rows:
+        scores = [f"{row[k]:.{n}f}" if k in row else "-" for k, n in COLUMNS.items()]
+        lines.append(_line(row["features"], row["seed"], scores))
+    for row in rows:
+        matches = [f"{name.removeprefix('match_')} {value:.3f}" for name, value in row.items()
+                   if name.startswith("match_")]
+        if matches:
+            lines += ["", "Cells matched within one of 14x14, first to last frame and back: "
+                      + ", ".join(matches)]
+    return "\n".join(lines)
+
+
+def _line(features: str, seed: str | int, scores: Iterable[str]) -> str:
+    return f"| {features:17} | {seed:>4} | " + " | ".join(f"{s:>7}" for s in scores) + " |"

@@ -33,10 +33,8 @@ def run(session: ort.InferenceSession, frames: np.ndarray) -> dict[str, np.ndarr
 
 
 def match(first: np.ndarray, second: np.ndarray, x: float, y: float) -> tuple[float, float, float]:
-    """(x, y, cosine) in the second view of the point (x, y) of the first; x, y in [0,1].
-
-    first, second: descriptors [C,h,w].
-    """
+    """(x, y, cosine) in the second view of the point (x, y) of the first, x and y in [0,1]; by
+    descriptors [C,h,w]."""
     _, h, w = first.shape
     descriptor = first[:, min(int(y * h), h - 1), min(int(x * w), w - 1)]
     cosine = np.tensordot(descriptor, second, 1)  # [h,w]

@@ -8,11 +8,13 @@ Needs this package with ffmpeg: pip install 'vega3d-edge[video]'.
 from __future__ import annotations
 
 import argparse
+import queue
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from infer.inputs import focal_of_square
 from infer.model import SHIPPED, Model
 from infer.photos import pictures
 from infer.pictures import resized
+from infer.steady import Steady
 from records.ffmpeg import VideoWriter, middle_squares, probe
 
 WEBCAMS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"),
@@ -31,32 +34,26 @@ def webcam(name: str, px: int) -> Iterator[np.ndarray]:
     """The newest middle square, uint8 [3,px,px], whenever the last one was used."""
     import imageio_ffmpeg
 
-    kind, device = WEBCAMS[sys.platform]
+    size, (kind, device) = 3 * px * px, WEBCAMS[sys.platform]
     squares = f"scale={px}:{px}:force_original_aspect_ratio=increase,crop={px}:{px}"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", kind, "-i",
                device.format(name), "-vf", squares, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    newest: list[bytes] = []
-    came = threading.Condition()
+    newest: queue.Queue[bytes] = queue.Queue(maxsize=1)
 
     def read() -> None:
-        while True:
-            frame = process.stdout.read(3 * px * px) if process.stdout else b""
-            with came:
-                newest[:] = [frame]
-                came.notify()
-            if len(frame) < 3 * px * px:
-                return
+        frame = bytes(size)
+        while len(frame) == size and process.stdout:
+            frame = process.stdout.read(size)
+            with suppress(queue.Empty):
+                newest.get_nowait()
+            newest.put(frame)
 
     threading.Thread(target=read, daemon=True).start()
     try:
-        while True:
-            with came:
-                came.wait_for(lambda: newest)
-                frame = newest[0] if len(newest[0]) < 3 * px * px else newest.pop()
-            if len(frame) < 3 * px * px:
-                raise ValueError(f"webcam {name}: gives no picture; ffmpeg's reason is above")
+        while len(frame := newest.get()) == size:
             yield np.frombuffer(frame, np.uint8).reshape(px, px, 3).transpose(2, 0, 1)
+        raise ValueError(f"webcam {name}: gives no picture; ffmpeg's reason is above")
     finally:
         process.kill()
 
@@ -93,6 +90,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, help="an MP4; without it a window")
     parser.add_argument("--model", type=Path, default=SHIPPED, help="of vega3d export onnx")
     parser.add_argument("--focal", type=float, help="in px of the picture; else assumed")
+    parser.add_argument("--no-steady", action="store_true", help="each frame's depth by itself")
     parser.add_argument("--frames", type=int, default=10**9, help="at most")
     given = parser.parse_args()
     try:
@@ -110,11 +108,13 @@ def show(given: argparse.Namespace) -> str:
         fps, side = min(facts.fps, 60.0), facts.shorter_px
     focal = focal_of_square(side, model.px, given.focal).px
     frames = webcam(given.source, model.px) if live else middle_squares(path, model.px, fps)
+    filtered = dict if given.no_steady else Steady(focal, model.px)
     milliseconds = []
     with VideoWriter(given.out, fps) if given.out else Window() as out:
         for frame, _ in zip(frames, range(given.frames)):
             began = time.perf_counter()
-            outputs = {name: value[0] for name, value in model(frame[None], focal).items()}
+            found = model(frame[None], focal)
+            outputs = filtered({name: value[0] for name, value in found.items()})
             milliseconds.append(1000 * (time.perf_counter() - began))
             drawn = pictures(frame, outputs)
             out.write(np.concatenate([resized(drawn[name]) for name in ("view", "depth")], 1))

@@ -1,8 +1,4 @@
-"""Exported files: written atomically, with their facts in ONNX metadata and in a sidecar JSON.
-
-A file is up to date if its sidecar has the cache key of the same inputs and the sha256 of its
-bytes.
-"""
+"""Exported files: written atomically, with their facts in ONNX metadata and in a sidecar JSON."""
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +8,7 @@ import onnx
 
 from export.graph.index import copy_model
 from records import manifest
-from records.files import (
-    atomic_write,
-    files_digest,
-    read_object,
-    sha256,
-    to_json,
-    write_json,
-)
+from records.files import atomic_write, files_digest, read_object, sha256, to_json, write_json
 
 Facts = dict[str, Any]
 PACKAGE = Path(__file__).parent
@@ -31,10 +20,7 @@ def source_digest(folder: Path = PACKAGE) -> str:
 
 
 def save_onnx(model: onnx.ModelProto, path: Path, facts: Facts) -> Facts:
-    """Writes the model with `facts` as its metadata, and its sidecar; returns the sidecar's facts.
-
-    The same model and facts give the same bytes.
-    """
+    """Writes the model with `facts` as its metadata, and its sidecar, whose facts it returns."""
     stamped = copy_model(model)
     onnx.helper.set_model_props(stamped, {key: _text(facts[key]) for key in sorted(facts)})
     return save_bytes(stamped.SerializeToString(deterministic=True), path, facts)
@@ -63,10 +49,8 @@ def damage(path: Path) -> str:
 
 
 def up_to_date(path: Path, cache_key: str, log: Callable[[str], None]) -> Facts | None:
-    """The sidecar of `path` if the file is complete and has this cache key; else None.
-
-    `log` gets a line if one of the two is damaged.
-    """
+    """The sidecar of `path` if the file is complete and has this cache key; else None. `log` gets a
+    line if one of the two is damaged."""
     if found := damage(path):
         log(f"{found}; making it again")
         return None

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from PIL import Image, ImageOps
 
 from export.artefact import Facts, discard, save_onnx, source_digest, up_to_date
-from export.graph.index import copy_model
+from export.graph.index import add_constant, copy_model, redirect, replace_nodes
 from export.graph.session import OnnxModel
 from export.parity import THRESHOLDS, GateError, token_cosine
 from export.pipeline import FP16, FP32, INT8, INT8_CPU, ExportedFile, Exporter
@@ -29,21 +29,16 @@ _BIAS = -_RGB @ np.array([16, 128, 128], np.float32)
 
 def with_camera_input(model: onnx.ModelProto, kind: CameraInput, height: int,
                       width: int) -> onnx.ModelProto:
-    """A copy whose `frames` are uint8 [B,height,width,3], or NV12 [B,1.5*height,width,1].
-
-    Raises ValueError for a size that the format or the student cannot have.
-    """
+    """A copy whose `frames` are uint8 [B,height,width,3], or NV12 [B,1.5*height,width,1]."""
     copy = copy_model(model)
     given, px = copy.graph.input[0], copy.graph.input[0].type.tensor_type.shape.dim[2].dim_value
     if min(height, width) < px or (kind == "nv12" and (height % 4 or width % 4)):
         wanted = "multiples of 4 " if kind == "nv12" else ""
         raise ValueError(f"--size: got {height}x{width}, expected {wanted}of at least {px}")
-    for node in copy.graph.node:
-        for i, name in enumerate(node.input):
-            if name == given.name:
-                node.input[i] = "camera.prepared"
     prefix = _Prefix(copy, given.name, px)
-    (prefix.from_rgb if kind == "uint8-nhwc" else prefix.from_nv12)(height, width)
+    prepare = prefix.from_rgb if kind == "uint8-nhwc" else prefix.from_nv12
+    redirect(copy.graph.node, given.name, prepare(height, width))
+    replace_nodes(copy.graph, [*prefix.nodes, *copy.graph.node])
     batch = given.type.tensor_type.shape.dim[0]
     shape = [batch.dim_value or batch.dim_param, *_shape(kind, height, width)]
     given.CopyFrom(helper.make_tensor_value_info(given.name, TensorProto.UINT8, shape))
@@ -127,18 +122,19 @@ def _shape(kind: CameraInput, height: int, width: int) -> list[int]:
 
 
 class _Prefix:
-    """Nodes in front of a graph."""
+    """`nodes` to go in front of a graph, which gets their constants."""
 
     def __init__(self, model: onnx.ModelProto, source: str, px: int):
-        self.graph, self.source, self.px, self.count = model.graph, source, px, 0
+        self.model, self.source, self.px = model, source, px
+        self.nodes: list[onnx.NodeProto] = []
 
-    def from_rgb(self, height: int, width: int) -> None:
+    def from_rgb(self, height: int, width: int) -> str:
         planar = self.add("Transpose", [self.square(self.source, height, width)],
                           perm=[0, 3, 1, 2])
-        self.finish("Mul", [self.resized(planar, min(height, width)),
-                            self.constant(np.float32(1 / 255))])
+        return self.add("Mul", [self.resized(planar, min(height, width)),
+                                self.constant(np.float32(1 / 255))])
 
-    def from_nv12(self, height: int, width: int) -> None:
+    def from_nv12(self, height: int, width: int) -> str:
         """Y, U and V are resized before they become RGB: both steps are linear."""
         luma = self.slice(self.source, [0], [height], [1])
         pairs = self.slice(self.source, [height], [height * 3 // 2], [1])
@@ -151,7 +147,7 @@ class _Prefix:
         joined = self.add("Concat", planes, axis=1)
         rgb = self.add("Conv", [joined, self.constant(_RGB.reshape(3, 3, 1, 1)),
                                 self.constant(_BIAS)])
-        self.finish("Clip", [rgb, self.constant(np.float32(0)), self.constant(np.float32(1))])
+        return self.add("Clip", [rgb, self.constant(np.float32(0)), self.constant(np.float32(1))])
 
     def square(self, name: str, height: int, width: int) -> str:
         side = min(height, width)
@@ -171,22 +167,11 @@ class _Prefix:
         return self.add("Slice", [name, *(self.constant(each) for each in (start, end, axes))])
 
     def constant(self, value: Any) -> str:
-        self.count += 1
-        tensor = numpy_helper.from_array(np.asarray(value), f"camera.constant_{self.count}")
-        self.graph.initializer.append(tensor)
-        return tensor.name
+        name = f"camera.constant_{len(self.model.graph.initializer)}"
+        add_constant(self.model, name, np.asarray(value))
+        return name
 
     def add(self, op_type: str, inputs: Sequence[str], **attributes: Any) -> str:
-        output = f"camera.{op_type.lower()}_{self.count}"
-        self.count += 1
-        self._insert(op_type, inputs, output, attributes)
-        return output
-
-    def finish(self, op_type: str, inputs: Sequence[str]) -> None:
-        self._insert(op_type, inputs, "camera.prepared", {})
-
-    def _insert(self, op_type: str, inputs: Sequence[str], output: str,
-                attributes: dict[str, Any]) -> None:
-        node = helper.make_node(op_type, inputs, [output], name=output, **attributes)
-        place = sum(each.name.startswith("camera.") for each in self.graph.node)
-        self.graph.node.insert(place, node)
+        name = f"camera.{op_type.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op_type, inputs, [name], name=name, **attributes))
+        return name

@@ -2,9 +2,10 @@
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from export.pipeline import ExportedFile, Exporter
     from export.tensorrt.engines import EngineFile
 
+Exporting = Callable[[], AbstractContextManager[tuple[Any, "Exporter"]]]
 LATEST = Path("runs/latest")
 Precision = Literal["fp32", "fp16", "int8", "fp8"]
 Batch = Annotated[int, Range(1, 1024)] | Literal["dynamic"]
@@ -51,9 +53,7 @@ def onnx(run: RunFolder = LATEST, precision: tuple[Precision, ...] = ("fp32", "f
     """
     if not precision:
         raise ValueError("--precision: is empty, expected some of fp32, fp16, int8, fp8")
-    console = _console()
-    with exclusive(run, "vega3d export onnx"):
-        exporter = _exporter(run, batch, max_drop, qat, console)
+    with _exporting(run, "onnx", batch, max_drop, qat) as (console, exporter):
         files: list[ExportedFile] = []
         if preset:
             files = _export_preset(console, exporter, preset)
@@ -89,15 +89,13 @@ def trt(run: RunFolder = LATEST, int8: bool = True, fp8: bool = False,
             gate and sidecar
         batch: frames a call; "dynamic" builds for 1 to 32
     """
-    console = _console()
-    with exclusive(run, "vega3d export trt"):
-        if target == "jetson":
-            _write_jetson(console, _exporter(run, batch, max_drop, qat, console), sm)
-        elif via == "torch-tensorrt":
-            _export_torch_tensorrt(console, run, batch, sm, target)
-        else:
-            _export_engines(console, lambda: _exporter(run, batch, max_drop, qat, console),
-                            "fp8" if fp8 else "int8" if int8 else "fp16", target, sm)
+    exporting = partial(_exporting, run, "trt", batch, max_drop, qat)
+    if target == "jetson":
+        _write_jetson(exporting, sm)
+    elif via == "torch-tensorrt":
+        _export_torch_tensorrt(exporting, sm, target)
+    else:
+        _export_engines(exporting, "fp8" if fp8 else "int8" if int8 else "fp16", target, sm)
 
 
 def openvino(run: RunFolder = LATEST, int8: bool = True,
@@ -109,10 +107,8 @@ def openvino(run: RunFolder = LATEST, int8: bool = True,
         batch: frames a call
     """
     from export.openvino import FP32, INT8, export_openvino, load
-    console = _console()
     load()  # first: fails at once without the package
-    with exclusive(run, "vega3d export openvino"):
-        exporter = _exporter(run, batch, None, 0, console)
+    with _exporting(run, "openvino", batch) as (console, exporter):
         with _stage(console, "openvino"):
             file = export_openvino(exporter, INT8 if int8 else FP32)
         files = [file, *exporter.export("fp32"), *exporter.found("int8")] if int8 else [file]
@@ -134,14 +130,11 @@ def web(run: RunFolder = LATEST, out: Path | None = None, serve: bool = False, p
     from export.web.page import write_page
     from export.web.serve import serve_folder, server
     from export.web.vendor import runtime
-    console = _console()
     if serve:
         server(Path(), port).server_close()  # first: fails at once if the port is taken
     runtime_files = runtime(ort)             # or without a network
-    with exclusive(run, "vega3d export web"):
-        exporter = _exporter(run, 1, None, 0, console)
-        with _stage(console, "page"):
-            folder, size_mb = write_page(exporter, runtime_files, out)
+    with _exporting(run, "web") as (console, exporter), _stage(console, "page"):
+        folder, size_mb = write_page(exporter, runtime_files, out)
     _print(console, f"in {folder}: {size_mb:.1f} MB, for any static server")
     if serve:
         serve_folder(folder, port, console.print)
@@ -152,11 +145,8 @@ def web(run: RunFolder = LATEST, out: Path | None = None, serve: bool = False, p
 def coreml(run: RunFolder = LATEST) -> None:
     """A Core ML program (FP16) for iOS and macOS: built and checked anywhere, gated on a Mac."""
     from export.mobile.coreml import export_coreml
-    console = _console()
-    with exclusive(run, "vega3d export coreml"):
-        exporter = _exporter(run, 1, None, 0, console)
-        with _stage(console, "coreml"):
-            file = export_coreml(exporter)
+    with _exporting(run, "coreml") as (console, exporter), _stage(console, "coreml"):
+        file = export_coreml(exporter)
     facts = file.facts
     operators = sum(facts["operators"].values())
     _print(console, f"{file.path.name}  {facts['size_mb']:.1f} MB, {operators} operators; "
@@ -171,11 +161,8 @@ def litert(run: RunFolder = LATEST, precision: tuple[Literal["fp32", "fp16", "in
         precision: of the weights; int8 quantises activations of linear layers while it runs
     """
     from export.mobile.litert import export_litert
-    console = _console()
-    with exclusive(run, "vega3d export litert"):
-        exporter = _exporter(run, 1, None, 0, console)
-        with _stage(console, "litert"):
-            _print_files(console, export_litert(exporter, precision))
+    with _exporting(run, "litert") as (console, exporter), _stage(console, "litert"):
+        _print_files(console, export_litert(exporter, precision))
     console.print(f"in {exporter.run.out}")
 
 
@@ -212,12 +199,6 @@ VERBS = {"onnx": onnx, "openvino": openvino, "trt": trt, "coreml": coreml, "lite
          "web": web, "check": check}
 
 
-def _console():
-    from rich.console import Console
-    # this very stream: the exporter and NNCF are silenced by swapping sys.stdout
-    return Console(file=sys.stdout)
-
-
 @contextmanager
 def _stage(console, name: str) -> Iterator[None]:
     emit("stage", stage=name)
@@ -236,19 +217,24 @@ def _print(console, line: object) -> None:
     console.print(str(line), highlight=False, soft_wrap=True)
 
 
-def _exporter(run: Path, batch: Batch, max_drop: float | None, qat: int, console) -> "Exporter":
-    if qat < 0:
-        raise ValueError(f"--qat: got {qat}, expected a number of steps, or 0 for none")
-    if max_drop is not None and not 0 <= max_drop < 1:
-        raise ValueError(f"--max-drop: got {max_drop}, expected a budget for 1 - mean cosine from "
-                         "0 on, such as 0.001")
-    if batch != "dynamic" and batch < 1:
-        raise ValueError(f"--batch: got {batch}, expected at least 1, or dynamic")
-    with _stage(console, "reading the run"):
-        from export.pipeline import Exporter, Options
-        from export.source import load_trained_run
-        options = Options(batch, max_drop=max_drop, qat=qat)
-        return Exporter(load_trained_run(run), options, _log(console))
+def _console():
+    from rich.console import Console
+    # this very stream: the exporter and NNCF are silenced by swapping sys.stdout
+    return Console(file=sys.stdout)
+
+
+@contextmanager
+def _exporting(run: Path, verb: str, batch: Batch = 1, max_drop: float | None = None,
+               qat: int = 0) -> Iterator[tuple[Any, "Exporter"]]:
+    """A console, and the run's exporter, while no other process uses the run."""
+    console = _console()
+    with exclusive(run, f"vega3d export {verb}"):
+        with _stage(console, "reading the run"):
+            from export.pipeline import Exporter, Options
+            from export.source import load_trained_run
+            options = Options(batch, max_drop=max_drop, qat=qat)
+            exporter = Exporter(load_trained_run(run), options, _log(console))
+        yield console, exporter
 
 
 def _with_fp32(precision: tuple[Precision, ...]) -> tuple[Precision, ...]:
@@ -284,42 +270,39 @@ def _export_preset(console, exporter: "Exporter",
     return files
 
 
-def _export_engines(console, open_exporter: Callable[[], "Exporter"],
-                    precision: Literal["int8", "fp16", "fp8"],
+def _export_engines(exporting: Exporting, precision: Literal["int8", "fp16", "fp8"],
                     target: Literal["auto", "rtx", "trt"], sm: tuple[int, ...]) -> None:
     from export.tensorrt.engines import build_engines, choose_build_target, onnx_for
     from export.tensorrt.int8_verdict import engine_verdict
-    build_target = choose_build_target(target, sm, _log(console))  # first: fails at once
-    exporter = open_exporter()
-    with _stage(console, precision):
-        source = onnx_for(exporter, build_target.api, precision)
-    engines = build_engines(exporter, build_target, precision)
-    _print_files(console, [source])
-    _print_engines(console, engines)
-    if precision != "fp16":
-        for engine in engines:
+    build_target = choose_build_target(target, sm, _log(_console()))  # first: fails at once
+    with exporting() as (console, exporter):
+        with _stage(console, precision):
+            source = onnx_for(exporter, build_target.api, precision)
+        engines = build_engines(exporter, build_target, precision)
+        _print_files(console, [source])
+        _print_engines(console, engines)
+        for engine in engines if precision != "fp16" else ():
             _print(console, engine_verdict(exporter, build_target, engine))
-    console.print(f"in {exporter.run.out}")
+        console.print(f"in {exporter.run.out}")
 
 
-def _export_torch_tensorrt(console, run: Path, batch: Batch, sm: tuple[int, ...],
-                           target: str) -> None:
+def _export_torch_tensorrt(exporting: Exporting, sm: tuple[int, ...], target: str) -> None:
     from export.tensorrt import torch_trt
     from export.tensorrt.engines import build_torch_engine
     if sm or target != "auto":
         raise ValueError("export trt --via torch-tensorrt: leave --sm and --target out: it builds "
                          "for this GPU, with the TensorRT that came with it")
     torch_trt.load()  # first: fails at once without the package
-    exporter = _exporter(run, batch, None, 0, console)
-    _print_engines(console, [build_torch_engine(exporter, _log(console))])
+    with exporting() as (console, exporter):
+        _print_engines(console, [build_torch_engine(exporter, exporter.log)])
 
 
-def _write_jetson(console, exporter: "Exporter", sm: tuple[int, ...]) -> None:
+def _write_jetson(exporting: Exporting, sm: tuple[int, ...]) -> None:
     from export.jetson.bundle import write_bundle
     if sm:
         raise ValueError(
             "export trt --target jetson: got --sm; leave it out: the device builds for itself")
-    with _stage(console, "jetson"):
+    with exporting() as (console, exporter), _stage(console, "jetson"):
         folder = write_bundle(exporter)
     _print(console, f"in {folder}; copy it to the device and run there: python3 run_on_jetson.py")
 

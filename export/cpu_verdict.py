@@ -38,11 +38,8 @@ class Candidate:
 
 
 def candidates(files: Sequence[ExportedFile]) -> list[Candidate]:
-    """Every FP32 and INT8 file on every runtime here that reads it.
-
-    OpenVINO runs an FP32 file in bfloat16 where the processor has it, unless told otherwise: that
-    is the faster float, at cosine .9999, and INT8 has to beat it.
-    """
+    """Every FP32 and INT8 file on every runtime here that reads it. OpenVINO runs FP32 in bfloat16
+    where the processor has it: the faster float, at cosine .9999, which INT8 has to beat."""
     found = [Candidate(file, "onnxruntime", file.spec.precision) for file in files
              if file.path.suffix == ".onnx"]
     if importlib.util.find_spec("openvino"):

@@ -91,10 +91,7 @@ def weights_fault(path: Path, facts: Facts) -> str:
 
 
 def export_openvino(exporter: Exporter, spec: ArtefactSpec = INT8) -> ExportedFile:
-    """Writes the IR behind the parity gate, which it passes at OpenVINO's own choice of precision.
-
-    Raises GateError if it fails; an earlier file then stays.
-    """
+    """Writes the IR behind the parity gate, passed at OpenVINO's own choice of precision."""
     path, int8 = exporter.run.out / spec.file, spec == INT8
     if file := found(exporter, spec):
         exporter.log(f"{spec.file}: up to date")
@@ -216,10 +213,8 @@ def _attention_peaks(model: Any, student: Student, batches: np.ndarray) -> dict[
 
 
 def _equalise(model: Any, name: str, peaks: np.ndarray) -> float:
-    """Scales q, k and v to one range, exactly: q k^T stays, and proj divides by v's factor.
-
-    Returns that range, which one scale then serves without loss.
-    """
+    """Scales q, k and v to one range, exactly: q k^T stays, and proj divides by v's factor. Returns
+    that range, which one scale then serves without loss."""
     op = load().opset13
 
     nodes, target = _nodes(model), float(np.sqrt(peaks[0] * peaks[1]))

@@ -5,7 +5,7 @@ Three measures, because each misses what another finds: token cosine (direction)
 """
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -104,17 +104,16 @@ class Gate:
         return self.probe.delta1(features, self.heldout.depth)
 
 
-def misses(parity: Parity, limits: Thresholds) -> list[str]:
-    """A phrase for every threshold missed; an empty list is a pass. NaN misses."""
+def misses(found: Any, limits: Any) -> list[str]:
+    """A phrase for every field of the dataclass `limits` that `found` is beyond; empty is a pass.
+
+    Cosines and shares are lower limits. NaN misses, None does not.
+    """
     missed = []
-    if not parity.cosine_mean >= limits.cosine_mean:
-        missed.append(f"mean token cosine {parity.cosine_mean:.5f} < {limits.cosine_mean}")
-    if not parity.cosine_p1 >= limits.cosine_p1:
-        missed.append(f"1st percentile {parity.cosine_p1:.5f} < {limits.cosine_p1}")
-    if not parity.relative_error <= limits.relative_error:
-        missed.append(f"relative error {parity.relative_error:.4f} > {limits.relative_error}")
-    if parity.delta1_drop is not None and not parity.delta1_drop <= limits.delta1_drop:
-        missed.append(f"depth delta1 down {parity.delta1_drop:.2f} points > {limits.delta1_drop}")
+    for name, limit in asdict(limits).items():
+        value, at_least = getattr(found, name), "cosine" in name or name == "depth_delta1"
+        if value is not None and not (value >= limit if at_least else value <= limit):
+            missed.append(f"{name} {value:.5f} {'<' if at_least else '>'} {limit}")
     return missed
 
 

@@ -1,7 +1,4 @@
-"""Run folder -> its ONNX files: each built, checked, gated and only then written.
-
-A file that is up to date is kept.
-"""
+"""Run folder -> its ONNX files: each built, checked, gated and only then written."""
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property

@@ -16,15 +16,16 @@ from typing import Literal
 
 import numpy as np
 import onnx
+import onnx.compose
 import torch
 from onnx import helper
 from torch import Tensor
 
 from export.artefact import Facts, discard, save_onnx, source_digest, up_to_date
 from export.graph.export_onnx import interface, traced
-from export.graph.index import copy_constant, copy_model
+from export.graph.index import copy_model, rename
 from export.graph.session import OnnxModel
-from export.parity import THRESHOLDS, GateError, token_cosine
+from export.parity import THRESHOLDS, GateError, misses, token_cosine
 from export.pipeline import FP16, FP32, INT8, INT8_CPU, ArtefactSpec, ExportedFile, Exporter
 from export.source import TrainedRun, to_input
 from records.files import atomic_write, digest, sha256, write_json
@@ -69,11 +70,7 @@ LIMITS = {"fp32": Drift(THRESHOLDS["fp32"].cosine_mean, 0.001, 0.9999, 0.2, 0.99
 
 def export_preset(exporter: Exporter, preset: Preset,
                   out: Path | None = None) -> list[ExportedFile]:
-    """Writes config.json, preprocessor_config.json, README.md and onnx/model*.onnx.
-
-    out: the folder; run/export/PRESET by default. Raises ValueError without heads of this student,
-    GateError if a file's outputs differ from torch's.
-    """
+    """Writes config.json, preprocessor_config.json, README.md and onnx/model*.onnx into `out`."""
     run = exporter.run
     folder = out or run.out / preset
     heads = load_heads(run.folder / "student", run.student_sha256)
@@ -90,15 +87,11 @@ def attach(student: onnx.ModelProto, heads: onnx.ModelProto) -> onnx.ModelProto:
     """One checked graph: `features` stays an output and feeds the heads, whose outputs follow."""
     model = copy_model(student)
     graph = model.graph
-    shared = {"features", "frames", *(output.name for output in heads.graph.output)}
-    graph.node.extend(heads.graph.node)  # copies
-    for node in graph.node[-len(heads.graph.node):]:
-        node.name = f"heads.{node.name}"
-        for names in (node.input, node.output):
-            for i, name in enumerate(names):
-                names[i] = name if name in shared or not name else f"heads.{name}"
-    for tensor in heads.graph.initializer:
-        copy_constant(model, tensor, f"heads.{tensor.name}")
+    added = onnx.compose.add_prefix(heads, "heads.").graph
+    shared = ("features", "frames", *(output.name for output in heads.graph.output))
+    rename(added, {f"heads.{name}": name for name in shared})
+    graph.node.extend(added.node)
+    graph.initializer.extend(added.initializer)
     graph.output.extend(heads.graph.output)
     versions = {entry.domain: entry.version for entry in model.opset_import}
     for entry in heads.opset_import:
@@ -140,19 +133,9 @@ def gate_heads(run: TrainedRun, heads: Heads, candidate: Outputs, precision: str
     """Of a file's outputs on held-out frames. Raises GateError if a limit is exceeded."""
     frames = to_input(run.heldout.frames[:GATE_FRAMES])
     found = drift(StudentWithHeads(run.student, heads), candidate, frames)
-    if failures := exceeded(found, LIMITS[precision]):
-        raise GateError(f"{name}: its outputs differ from the student's: {'; '.join(failures)}")
+    if missed := misses(found, LIMITS[precision]):
+        raise GateError(f"{name}: its outputs differ from the student's: {'; '.join(missed)}")
     return found
-
-
-def exceeded(found: Drift, limits: Drift) -> list[str]:
-    """A phrase for every limit exceeded; an empty list is a pass. NaN exceeds."""
-    phrases = []
-    for name, limit in asdict(limits).items():
-        value, at_least = getattr(found, name), name.endswith(("_cosine", "_delta1"))
-        if not (value >= limit if at_least else value <= limit):
-            phrases.append(f"{name} {value:.5f} {'<' if at_least else '>'} {limit}")
-    return phrases
 
 
 def _export(exporter: Exporter, heads: Heads, spec: ArtefactSpec, path: Path) -> ExportedFile:

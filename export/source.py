@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from distill.config import EXPORT_FRAMES
-from records import manifest
-from records.files import sha256
+from records.files import reading, sha256
 
 if TYPE_CHECKING:
     from student.vit import Student
@@ -75,11 +73,9 @@ def _load_frames(folder: Path, name: str, px: int) -> Frames:
     path = folder / "frames" / f"{name}.safetensors"
     if not path.is_file():
         raise ValueError(f"{path}: no {name} frames; {MAKE_ONE}")
-    manifest.check(path, f"make it again with: vega3d distill run --name {folder.name}")
-    try:
+    again = f"make it again with: vega3d distill run --name {folder.name}"
+    with reading(path, "a safetensors file", again):
         tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a safetensors file ({error}); {MAKE_ONE}") from error
     frames = tensors.get("frames")
     if frames is None or frames.dtype != np.uint8 or frames.shape[1:] != (3, px, px):
         got = "none" if frames is None else f"{frames.dtype} {list(frames.shape)}"

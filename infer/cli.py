@@ -12,7 +12,7 @@ Positional = tyro.conf.Positional
 def infer(inputs: Annotated[tuple[Path, ...], Positional],
           out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("out"),
           focal: Optional[FocalPx] = None, ply: bool = False, matches: bool = False,
-          threads: Processes = 0) -> None:
+          steady: bool = True, threads: Processes = 0) -> None:
     """Depth, normals, features and descriptors of photos and videos. Needs no torch.
 
     A photo gives PNG and NPY files, a video an MP4 of frame, depth and normals side by side; depth
@@ -27,11 +27,12 @@ def infer(inputs: Annotated[tuple[Path, ...], Positional],
             assumed, which is then said
         ply: also write NAME.ply, coloured points in metres
         matches: of two photos, also write the matching points, drawn and as numbers
+        steady: of videos: depth follows the camera's motion and is averaged over the last frames
         threads: of onnxruntime; 0: one a core
     """
     from infer.photos import Options, infer_all
 
-    for line in infer_all(inputs, out, Options(threads, focal, ply, matches)):
+    for line in infer_all(inputs, out, Options(threads, focal, ply, matches, steady)):
         print(line)
 
 

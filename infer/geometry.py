@@ -37,11 +37,12 @@ def write_ply(path: Path, frame: np.ndarray, depth: np.ndarray, focal: float) ->
     path.write_bytes("\n".join(head).encode() + points.tobytes())
 
 
-def mutual_matches(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def mutual_matches(first: np.ndarray, second: np.ndarray, refined: bool = False) -> np.ndarray:
     """Cells of two views that are each other's best match: float32 [M,5].
 
     first, second: [C,h,w] vectors. A row: x, y in the first view and in the second, as fractions of
-    the picture, and the cosine.
+    the picture, and the cosine. refined: in the second view up to half a cell off its middle, at
+    the top of a parabola through the cosines of the neighbouring cells.
     """
     _, h, w = first.shape
     a, b = (_unit_rows(view) for view in (first, second))          # [h*w,C]
@@ -49,6 +50,9 @@ def mutual_matches(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     forward, back = cosine.argmax(1), cosine.argmax(0)
     cells = np.flatnonzero(back[forward] == np.arange(len(a)))     # [M]
     ends = [((cell % w + 0.5) / w, (cell // w + 0.5) / h) for cell in (cells, forward[cells])]
+    if refined:
+        x, y = _tops(cosine[cells].reshape(-1, h, w), forward[cells])
+        ends[1] = ends[1][0] + x / w, ends[1][1] + y / h
     return np.stack([*ends[0], *ends[1], cosine[cells, forward[cells]]], 1).astype(np.float32)
 
 
@@ -66,6 +70,20 @@ def match_picture(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> n
         for at in (start, end):
             pen.ellipse((at[0] - 3, at[1] - 3, at[0] + 3, at[1] + 3), outline=colour, width=2)
     return np.asarray(canvas)
+
+
+def _tops(cosine: np.ndarray, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows [M], up to 0.5, from the cells best [M] to the tops of cosine [M,h,w]."""
+    padded = np.pad(cosine, ((0, 0), (1, 1), (1, 1)), "reflect")
+    rows, (row, column) = np.arange(len(best)), np.divmod(best, cosine.shape[2])
+    row, column = row + 1, column + 1
+    middle = padded[rows, row, column]
+    found = []
+    for down, across in ((0, 1), (1, 0)):
+        before = padded[rows, row - down, column - across]
+        after = padded[rows, row + down, column + across]
+        found.append((after - before) / np.maximum(2 * (2 * middle - before - after), 1e-6))
+    return np.clip(found[0], -0.5, 0.5), np.clip(found[1], -0.5, 0.5)
 
 
 def _unit_rows(view: np.ndarray) -> np.ndarray:

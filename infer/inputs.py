@@ -36,9 +36,6 @@ class Focal:
 
 def split_arguments(given: Sequence[Path]) -> tuple[Path, list[Input]]:
     """[MODEL.onnx] PHOTO|FOLDER|VIDEO… -> the model (the shipped one without) and what is in them.
-
-    Raises ValueError if nothing is given, a folder holds nothing, two have one name, or the
-    shipped model is not here.
     """
     models = [path for path in given if path.suffix.lower() == ".onnx"]
     if len(models) > 1:
@@ -59,8 +56,7 @@ def focal_of_photo(path: Path, px: int, given: float | None) -> Focal:
     return focal_of_square(min(width, height), px, given, exif)
 
 
-def focal_of_square(side: int, px: int, given: float | None,
-                    exif: float | None = None) -> Focal:
+def focal_of_square(side: int, px: int, given: float | None, exif: float | None = None) -> Focal:
     """side: px of the square before it was scaled to `px`."""
     for focal, source in ((given, "--focal"), (exif, "EXIF")):
         if focal and side:

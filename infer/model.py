@@ -44,7 +44,7 @@ class Model:
             self.session = ort.InferenceSession(str(path), options,
                                                 providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise ValueError(f"{path}: onnxruntime cannot load it: {_short(error)}") from error
+            raise ValueError(f"{path}: onnxruntime cannot load it: {printable(error)}") from error
         self.metadata = _decode(self.session.get_modelmeta().custom_metadata_map)
         _check_input(path, self.metadata.get("input"), self.session.get_inputs())
         self.canonical_focal = _canonical_focal(path, self.metadata)
@@ -58,8 +58,7 @@ class Model:
             raise ValueError(f"{path}: has {len(self.outputs)} outputs, expected 1 to "
                              f"{MAX_OUTPUTS}; {EXPORT_HINT}")
 
-    def __call__(self, frames: np.ndarray,
-                 focal: float | None = None) -> dict[str, np.ndarray]:
+    def __call__(self, frames: np.ndarray, focal: float | None = None) -> dict[str, np.ndarray]:
         x = self._as_input(frames)
         batch = self.batch if isinstance(self.batch, int) else len(x)
         if len(x) % batch:
@@ -103,7 +102,8 @@ class Model:
         try:
             return self.session.run(None, {self.name: x})
         except Exception as error:  # as above
-            raise ValueError(f"{self.path}: onnxruntime cannot run it: {_short(error)}") from error
+            raise ValueError(
+                f"{self.path}: onnxruntime cannot run it: {printable(error)}") from error
 
 
 def _decode(metadata: dict[str, str]) -> dict:
@@ -150,7 +150,3 @@ def _check_input(path: Path, declared: object, inputs: list) -> None:
         found = printable(", ".join(differences))
         raise ValueError(f"{path}: takes another input ({found}), expected NCHW RGB float frames "
                          f"[B,3,px,px] in [0,1]; {EXPORT_HINT}")
-
-
-def _short(error: Exception) -> str:
-    return printable(error)

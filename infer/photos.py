@@ -12,14 +12,7 @@ from PIL import Image, ImageOps
 from infer.geometry import depth_mm, match_picture, mutual_matches, write_ply
 from infer.inputs import Focal, Input, focal_of_photo, split_arguments
 from infer.model import Model
-from infer.pictures import (
-    depth_colours,
-    frame_pca_colours,
-    grey,
-    normal_colours,
-    resized,
-    to_bytes,
-)
+from infer.pictures import depth_colours, frame_pca_colours, grey, normal_colours, resized, to_bytes
 from records.images import read_rgb
 from records.outputs import OutputFolder, safe_name
 
@@ -35,15 +28,12 @@ class Options:
     focal: float | None = None
     ply: bool = False
     matches: bool = False
+    steady: bool = True
 
 
-def infer_all(given: Sequence[Path], out: Path,
-              options: Options = Options()) -> Iterator[str]:
+def infer_all(given: Sequence[Path], out: Path, options: Options = Options()) -> Iterator[str]:
     """Writes out/NAME_* for each photo and video of [MODEL.onnx] PHOTO|FOLDER|VIDEO…, and yields a
-    line about it.
-
-    Raises ValueError for bad input; files of earlier photos stay.
-    """
+    line about it. Raises ValueError for bad input; files of earlier photos stay."""
     model_file, inputs = split_arguments(given)
     _check(inputs, out, options)
     model = Model(model_file, options.threads)
@@ -58,7 +48,7 @@ def infer_all(given: Sequence[Path], out: Path,
         if each.is_video:
             from infer.video import infer_video  # needs ffmpeg
 
-            yield infer_video(model, each, folder, options.focal)
+            yield infer_video(model, each, folder, options.focal, options.steady)
             continue
         frame = read_photo(each.path, model.px)
         focal = focal_of_photo(each.path, model.px, options.focal)
@@ -77,10 +67,7 @@ def infer_all(given: Sequence[Path], out: Path,
 
 
 def read_photo(path: Path, px: int) -> np.ndarray:
-    """The upright photo's middle square, uint8 RGB [3,px,px].
-
-    Raises ValueError for a file that is missing, damaged, too large or no image.
-    """
+    """The upright photo's middle square, uint8 RGB [3,px,px]."""
     if not path.is_file():
         raise ValueError(f"{path}: no such photo")
     image = read_rgb(path, px)

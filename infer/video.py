@@ -13,17 +13,18 @@ from infer.inputs import Input, focal_of_square
 from infer.model import Model
 from infer.photos import describe, pictures
 from infer.pictures import resized
+from infer.steady import Steady
 from records.ffmpeg import VideoWriter, middle_squares, probe
 from records.outputs import OutputFolder
 
 SHOWN = ("view", "depth", "normals")
 
 
-def infer_video(model: Model, given: Input, folder: OutputFolder, focal_px: float | None) -> str:
+def infer_video(model: Model, given: Input, folder: OutputFolder, focal_px: float | None,
+                steady: bool) -> str:
     """Writes NAME.mp4 and NAME_depth_mm/000000.png … into the folder; returns a line about it.
 
-    Raises ValueError for what is no video, a model without depth, and pictures of the user's in
-    NAME_depth_mm.
+    steady: each frame's depth together with that of the frames before it (infer.steady).
     """
     if "depth" not in model.outputs:
         raise ValueError(f"{model.path}: has no depth, which is what is written of a video; use a "
@@ -33,12 +34,14 @@ def infer_video(model: Model, given: Input, folder: OutputFolder, focal_px: floa
     facts = probe(given.path)
     focal = focal_of_square(facts.shorter_px, model.px, focal_px)
     fps = min(facts.fps, 60.0)
+    filtered = Steady(focal.px, model.px) if steady else dict
     count, begin = 0, time.perf_counter()
     shown = [name for name in SHOWN if name == "view" or name in model.outputs]
     with TemporaryDirectory(prefix="vega3d-depth-") as scratch:
         with folder.write(f"{given.name}.mp4") as video, VideoWriter(video, fps) as writer:
             for count, frame in enumerate(middle_squares(given.path, model.px, fps), 1):
                 outputs = {name: value[0] for name, value in model(frame[None], focal.px).items()}
+                outputs = filtered(outputs)
                 drawn = pictures(frame, outputs)
                 writer.write(np.concatenate([resized(drawn[name]) for name in shown], 1))
                 Image.fromarray(depth_mm(outputs["depth"][0])).save(

@@ -42,20 +42,17 @@ def environment() -> dict[str, object]:
 
 
 def commit() -> str:
-    """The checkout's commit, with "+" if tracked files differ from it.
-
-    Outside a checkout: the environment variable VEGA3D_COMMIT, or "unknown".
-    """
+    """The checkout's commit, "+" if tracked files differ; else $VEGA3D_COMMIT, or "unknown"."""
     git = ["git", "-C", str(Path(__file__).parent)]
-    head = _run([*git, "rev-parse", "--short=12", "HEAD"])
+    head = output_of([*git, "rev-parse", "--short=12", "HEAD"])
     if not head:
         return os.environ.get("VEGA3D_COMMIT", "unknown")
-    return head + ("+" if _run([*git, "status", "--porcelain", "-uno"]) else "")
+    return head + ("+" if output_of([*git, "status", "--porcelain", "-uno"]) else "")
 
 
 def processor() -> str:
     """The processor's name."""
-    models = re.findall(r"^model name\s*:\s*(.+)", _read("/proc/cpuinfo"), re.MULTILINE)
+    models = re.findall(r"^model name\s*:\s*(.+)", text_of("/proc/cpuinfo"), re.MULTILINE)
     return models[0] if models else platform.processor() or platform.machine()
 
 
@@ -92,30 +89,30 @@ def _cores() -> int:
 
 
 def _flags() -> list[str]:
-    lines = re.findall(r"^(?:flags|features)\s*:(.*)", _read("/proc/cpuinfo"), re.M | re.I)
+    lines = re.findall(r"^(?:flags|features)\s*:(.*)", text_of("/proc/cpuinfo"), re.M | re.I)
     found = set(" ".join(lines).split())
     return [flag for flag in FLAGS if flag in found]
 
 
 def _memory() -> str:
-    kilobytes = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE))
+    kilobytes = dict(re.findall(r"^(\w+):\s+(\d+) kB", text_of("/proc/meminfo"), re.MULTILINE))
     if "MemTotal" not in kilobytes:
         return ""
     free, total = (int(kilobytes[name]) * 1024 / 1e9 for name in ("MemAvailable", "MemTotal"))
-    limit = _read("/sys/fs/cgroup/memory.max")
+    limit = text_of("/sys/fs/cgroup/memory.max")
     limited = f", this group at most {int(limit) / 1e9:.1f} GB" if limit.isdigit() else ""
     return f"{free:.1f} of {total:.1f} GB free{limited}"
 
 
 def _gpus() -> Iterator[tuple[str, str]]:
-    output = _run(["nvidia-smi", f"--query-gpu={','.join(GPU)}", "--format=csv,noheader"])
+    output = output_of(["nvidia-smi", f"--query-gpu={','.join(GPU)}", "--format=csv,noheader"])
     for line in output.splitlines():
         name, driver, sm, total, free = (field.strip() for field in line.split(","))
         yield "gpu", f"{name}, SM {sm}, {free} of {total} free, driver {driver}"
     if not output:
         yield "gpu", "no NVIDIA GPU (nvidia-smi)"
-    if tegra := _read("/etc/nv_tegra_release").partition("\n")[0]:
-        yield "jetson", f"{tegra.lstrip('# ')}; {' '.join(_run(['nvpmodel', '-q']).split())}"
+    if tegra := text_of("/etc/nv_tegra_release").partition("\n")[0]:
+        yield "jetson", f"{tegra.lstrip('# ')}; {' '.join(output_of(['nvpmodel', '-q']).split())}"
 
 
 def _libraries() -> Iterator[tuple[str, str]]:
@@ -156,14 +153,16 @@ def _packages() -> str:
     return " ".join(f"{name} {found}" for name in names if (found := version(name)))
 
 
-def _read(path: str) -> str:
+def text_of(path: str | Path) -> str:
+    """Without spaces around it; "" if it cannot be read."""
     try:
         return Path(path).read_text().strip()
     except OSError:
         return ""
 
 
-def _run(command: list[str]) -> str:
+def output_of(command: list[str]) -> str:
+    """"" if the command is not installed, fails or takes 10 s."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

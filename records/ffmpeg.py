@@ -1,7 +1,6 @@
 """Videos through ffmpeg: when each frame is shown, their pixels, and a video of new frames.
 
-The frames are counted: a container's duration is that of its longest stream, absent in recordings
-of browsers, and wrong after some edits.
+Frames are counted: durations of containers are absent or wrong in many.
 """
 from __future__ import annotations
 
@@ -83,10 +82,7 @@ def probe(path: Path) -> VideoFacts:
 
 
 def decode(path: Path, filters: str, size: int, count: int, seek: float = 0.0) -> np.ndarray:
-    """[T,3,size,size] uint8: the `count` first frames that `filters` give, from `seek` seconds on.
-
-    Raises ValueError if there are fewer.
-    """
+    """[T,3,size,size] uint8: the `count` first frames that `filters` give, from `seek` s on."""
     after = [*_filtered(filters), "-frames:v", str(count), *_RAW, "-"]
     done = subprocess.run(_command(path, ["-ss", f"{seek:.4f}"], after), capture_output=True)
     frames = np.frombuffer(done.stdout[:count * size * size * 3], np.uint8)
@@ -96,10 +92,7 @@ def decode(path: Path, filters: str, size: int, count: int, seek: float = 0.0) -
 
 
 def middle_squares(path: Path, size: int, fps: float) -> Iterator[np.ndarray]:
-    """The middle square of every frame at `fps`, uint8 [3,size,size]; one is held at a time.
-
-    Raises ValueError, after the last readable frame, if ffmpeg could not read on.
-    """
+    """The middle square of every frame at `fps`, uint8 [3,size,size]; one is held at a time."""
     filters = (f"fps={fps:.9g},scale=iw*sar:ih,scale={size}:{size}:"
                f"force_original_aspect_ratio=increase,crop={size}:{size}")
     command = _command(path, ["-xerror"], [*_filtered(filters), *_RAW, "-"])

@@ -25,6 +25,7 @@ except ImportError:  # Windows: scratch of killed processes stays
 SCRATCH = ".vega3d-tmp-"  # scratch folders; nothing else that starts so is ours
 LOCK = ".vega3d-lock"     # of a run that is in use
 MAX_JSON = 2**25          # bytes; a result file has 0.1 % of that
+sha256 = manifest.sha256
 LARGE_JSON = 2**28        # bytes of a file of lines
 MAX_DEPTH = 100           # levels of lists and objects
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
@@ -57,10 +58,7 @@ def atomic_write(path: Path, listed: bool = True) -> Iterator[Path]:
 
 
 def remove_stale_scratch(folder: Path, below: bool = False) -> None:
-    """Removes scratch folders of killed processes: those that are empty or not locked.
-
-    below: in its subfolders too.
-    """
+    """Removes scratch folders, also `below`, that are empty or whose process was killed."""
     for scratch in list((folder.rglob if below else folder.glob)(f"{SCRATCH}*")):
         with suppress(OSError), manifest.folder_lock(scratch.parent, exclusive=True):
             if not any(scratch.iterdir()):
@@ -323,10 +321,6 @@ def cache_folder() -> Path:
     if ours := os.environ.get("VEGA3D_CACHE"):
         return Path(ours)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vega3d-edge"
-
-
-def sha256(path: Path) -> str:
-    return manifest.sha256(path)
 
 
 def digest(*parts: Any) -> str:

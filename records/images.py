@@ -53,10 +53,7 @@ def to_rgba(image: Image.Image, name: str) -> Image.Image:
 
 def read_image(path: Path, px: int | None = None) -> Image.Image:
     """The picture, upright and decoded, in its own mode; a JPEG not much larger than `px`.
-
-    Raises ValueError naming a file that is damaged, too large, no regular file, or of a format
-    other than FORMATS; OSError for a missing one.
-    """
+    ValueError for what is damaged, too large, no regular file, or not of FORMATS."""
     with regular_file(path).open("rb") as file:
         return decode_image(file, str(path), px)
 

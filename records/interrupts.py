@@ -1,7 +1,6 @@
 """Ctrl-C and SIGTERM: a command saves, says one line and ends within LAST_SECONDS.
 
-Both raise `Interrupted` in the main thread. Code that catches it, or C++ that does not return,
-cannot keep the process: a thread ends it.
+Both raise `Interrupted` in the main thread; a thread ends a process that does not stop.
 """
 from __future__ import annotations
 

@@ -144,10 +144,7 @@ def sha256(path: Path) -> str:
 
 
 def faults(folder: Path) -> list[str]:
-    """A line for every file of the folder's manifest that is damaged or missing.
-
-    Raises ValueError if the manifest itself is damaged.
-    """
+    """A line for every file of the folder's manifest that is damaged or missing."""
     found = []
     for name in sorted((_read(folder) or _Manifest()).files):
         path = folder / name

@@ -91,10 +91,7 @@ def parse_call(function: Callable[..., None], args: Sequence[str], prog: str) ->
 
 
 def take_option(args: list[str], name: str, expected: str) -> tuple[str | None, list[str]]:
-    """The value of `--name VALUE` or `--name=VALUE`, and the other arguments.
-
-    Raises ValueError if it is given without a value, or twice.
-    """
+    """The value of `--name VALUE` or `--name=VALUE`, or None; and the other arguments."""
     found = [i for i, each in enumerate(args) if each.partition("=")[0] == name]
     if not found:
         return None, args

@@ -102,8 +102,7 @@ def holds_files(folder: Path) -> bool:
 
 
 def safe_name(name: str) -> str:
-    """`name` as a file name of at most 100 A-Z a-z 0-9 . _ - that neither leaves its folder nor is
-    hidden."""
+    """A visible file name of at most 100 A-Z a-z 0-9 . _ - that does not leave its folder."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip(".")[:100] or "_"
 
 

@@ -35,9 +35,11 @@ class Results:
         return [row for row in self.rows if row.get("kind") == kind]
 
 
-def measured(name: str, rows: Sequence[Row], env: dict[str, Any],
-             program: str = "vega3d") -> Results:
-    """Rows just measured by the running command, recorded as `program` and its arguments."""
+def measured(name: str, rows: Sequence[Row], env: dict[str, Any]) -> Results:
+    """Rows just measured by the running command: vega3d, or a module of bench or tests."""
+    spec = sys.modules["__main__"].__spec__
+    recipe = spec is not None and spec.name.startswith(("bench.", "tests."))
+    program = f"python -m {spec.name}" if spec and recipe else "vega3d"
     command = shorten_paths(" ".join([program, *sys.argv[1:]]))
     return Results(name, command, str(env["commit"]), env, list(rows))
 
@@ -51,10 +53,7 @@ def shorten_paths(command: str) -> str:
 
 
 def save(results: Results, path: Path) -> None:
-    """Writes the file atomically; NaN and infinity (a ratio over zero) become null.
-
-    Raises ValueError, naming the field, for a row that is not flat.
-    """
+    """Writes the file atomically; NaN and infinity (a ratio over zero) become null."""
     rows = [{key: _plain(value, f"{path}: {key}") for key, value in row.items()}
             for row in results.rows]
     content = {"schema": SCHEMA, **asdict(results), "rows": rows}

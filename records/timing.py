@@ -22,8 +22,7 @@ def time_interleaved(calls: Sequence[Callable[[], object]], clock: Clock = time.
                      rounds: int = 21, block_seconds: float = 0.05) -> list[float]:
     """Milliseconds of each call: the median over rounds of a block's median.
 
-    A block has as many calls as fit into `block_seconds`, 1 to MAX_BLOCK: a median of several
-    0.5 ms calls is steadier than one of them.
+    A block has as many calls as fit into `block_seconds`, 1 to MAX_BLOCK.
     """
     samples = [partial(_timed, call, clock) for call in calls]
     lengths = [_block_length(sample, block_seconds) for sample in samples]
@@ -34,11 +33,8 @@ def time_interleaved(calls: Sequence[Callable[[], object]], clock: Clock = time.
 
 def interleave(blocks: Sequence[Callable[[int], T]], rounds: int,
                progress: Callable[[], object] = lambda: None) -> list[list[T]]:
-    """Runs each block once a round, every other round in reverse order: A B, B A, A B, ...
-
-    A block is called with the round's index. Returns [block][round]. `progress` is called after
-    each round.
-    """
+    """Runs each block, called with the round's index, once a round, every other round in reverse
+    order: A B, B A, A B, ... Returns [block][round]."""
     results: list[list[T]] = [[] for _ in blocks]
     for i in range(rounds):
         order = range(len(blocks))

@@ -19,10 +19,7 @@ def write_yaml(content: Any) -> str:
 
 
 def read_yaml(path: Path, remedy: str) -> Any:
-    """Dicts, lists, text, numbers and None. A date is text.
-
-    Raises ValueError with the path and `remedy` for anything else; FileNotFoundError if missing.
-    """
+    """Dicts, lists, text (dates too), numbers, None. ValueError with `remedy` for the rest."""
     text = read_text(path, MAX_BYTES)
     try:
         return yaml.load(text, _Loader)

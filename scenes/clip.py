@@ -17,6 +17,7 @@ from safetensors.numpy import save
 from records.files import atomic_write, parse_json, reading
 
 Split = Literal["train", "val", "test"]
+Surface = Literal["fixed", "moving", "mirror"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _SUFFIX = ".safetensors"
 _READING = ("a complete clip file", "render it again")
@@ -32,7 +33,7 @@ class SceneObject:
     size: tuple[float, float, float]    # width, depth, height of the box, m
     heading: float = 0.0         # rotation about +Z, rad
     # its pixels cannot be matched by depth and poses if it moves (its box holds its way) or mirrors
-    surface: Literal["fixed", "moving", "mirror"] = "fixed"
+    surface: Surface = "fixed"
 
 
 @dataclass
@@ -154,10 +155,7 @@ def check_alike(source: Source, ids: Sequence[str]) -> None:
 
 
 class ClipFolder:
-    """A folder of clips as `vega3d scenes render` and `import` write it: SPLIT/ID.safetensors.
-
-    Each split is listed once, at its first use.
-    """
+    """A folder of clips as `vega3d scenes render` and `import` write it: SPLIT/ID.safetensors."""
 
     def __init__(self, root: Path | str):
         self.root = Path(root)
@@ -173,8 +171,7 @@ class ClipFolder:
         return [f"{split}/{name.removesuffix(_SUFFIX)}" for name in self._names(split)]
 
     def facts(self) -> list[tuple[str, int, int]]:
-        """Path from the folder's parent, bytes and mtime in ns of every clip: what identifies them
-        without reading them."""
+        """Path from the folder's parent, bytes and mtime in ns of every clip, which identify it."""
         top, found = self.root.absolute().name, []
         for split in sorted(SPLITS):
             for name in self._names(split):
@@ -233,15 +230,33 @@ class Strided:
         return self.source.ids(split)
 
     def clip(self, clip_id: str) -> Clip:
-        """Objects that no remaining frame shows are left out, where instances say so."""
-        clip = self.source.clip(clip_id)
-        arrays = {name: value[::self.step] for name in _ARRAYS - {"intrinsics"}
-                  if (value := getattr(clip, name)) is not None}
-        objects = clip.objects
-        if "instances" in arrays:
-            shown = set(arrays["instances"].ravel().tolist())
-            objects = [o for o in objects if o.id in shown]
-        return replace(clip, **arrays, objects=objects)
+        return some_frames(self.source.clip(clip_id), slice(None, None, self.step))
+
+
+class Cut:
+    """One long clip, cut into clips of `frames`; a shorter rest is dropped. All are in train."""
+
+    def __init__(self, clip: Clip, frames: int):
+        self.complete, self.frames = clip, frames
+
+    def ids(self, split: Split) -> list[str]:
+        count = len(self.complete.frames) // self.frames if split == "train" else 0
+        return [f"train/{self.complete.id}_{k:05d}" for k in range(count)]
+
+    def clip(self, clip_id: str) -> Clip:
+        start = int(clip_id.rpartition("_")[2]) * self.frames
+        return some_frames(self.complete, slice(start, start + self.frames))
+
+
+def some_frames(clip: Clip, frames: slice) -> Clip:
+    """Those frames; objects that none of them shows are left out, where instances say so."""
+    arrays = {name: value[frames] for name in _ARRAYS - {"intrinsics"}
+              if (value := getattr(clip, name)) is not None}
+    objects = clip.objects
+    if "instances" in arrays:
+        shown = set(arrays["instances"].ravel().tolist())
+        objects = [o for o in objects if o.id in shown]
+    return replace(clip, **arrays, objects=objects)
 
 
 def frames_of(source: Source, clip_id: str) -> np.ndarray:

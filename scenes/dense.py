@@ -70,10 +70,8 @@ class DenseScores:
         self.confusion += np.bincount(pairs, minlength=n * n).reshape(n, n)
 
     def result(self) -> dict[str, float]:
-        """delta1 (share of pixels within 25 % of the true depth), abs_rel, normal_deg and miou.
-
-        miou, in [0,1], averages over the classes present in the truth.
-        """
+        """delta1 (share of pixels within 25 % of the true depth), abs_rel, normal_deg, and the mean
+        IoU of the classes that the truth has."""
         hits = np.diag(self.confusion)
         union = self.confusion.sum(0) + self.confusion.sum(1) - hits
         present = self.confusion.sum(1) > 0

@@ -147,7 +147,15 @@ class StudentWithHeads(nn.Module):
 def fit_pca(heads: Heads, features: Tensor) -> None:
     """Sets the `colours` layer from features [N,D,14,14]: three principal components, 1st to 99th
     percentile -> 0 to 1. One projection serves all frames, so colours do not flicker."""
-    flat = features.movedim(1, -1).flatten(0, 2).float()                     # [N*196,D]
+    weight, bias = principal_colours(features)
+    heads.colours.weight.copy_(weight[:, :, None, None])
+    assert heads.colours.bias is not None
+    heads.colours.bias.copy_(bias)
+
+
+def principal_colours(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight [3,D] and bias [3] that turn a D-vector of features [N,D,h,w] into a colour."""
+    flat = features.movedim(1, -1).flatten(0, 2).float()                     # [N*h*w,D]
     mean = flat.mean(0)
     ascending = torch.linalg.eigh(torch.cov(flat.T)).eigenvectors
     axes = ascending.flip(1)[:, :3]                                          # [D,3]
@@ -155,9 +163,7 @@ def fit_pca(heads: Heads, features: Tensor) -> None:
     projected = ((flat - mean) @ axes).sort(0).values                        # [N*196,3]
     low, high = projected[int(0.01 * len(flat))], projected[int(0.99 * (len(flat) - 1))]
     gain = 1 / (high - low).clamp_min(1e-6)
-    heads.colours.weight.copy_((axes * gain).T[:, :, None, None])
-    assert heads.colours.bias is not None
-    heads.colours.bias.copy_(-(mean @ axes + low) * gain)
+    return (axes * gain).T, -(mean @ axes + low) * gain
 
 
 def save_heads(heads: Heads, folder: Path, scores: dict[str, float] | None = None) -> Path:

@@ -1,5 +1,4 @@
 """`vega3d teacher fetch | prompt | train | plan | search | pretrain | probe`."""
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -51,6 +50,7 @@ def pretrain(config: tyro.conf.OmitArgPrefixes[PretrainConfig], furniture: Path 
     furniture: a furniture pack; None: the CC0 one that ships. style: of the rooms (docs/rooms.md).
     """
     from scenes.rooms.source import RoomSource
+    from teacher.training.processes import is_main
     from teacher.wan_nano.pretrain import pretrain as run
     from teacher.wan_nano.samples import write_card, write_samples
 
@@ -58,7 +58,7 @@ def pretrain(config: tyro.conf.OmitArgPrefixes[PretrainConfig], furniture: Path 
     source = RoomSource(train=rooms, val=0, test=config.held_out, clips_per_room=per_room,
                         frames=config.frames, seed=render_seed, pack=furniture, style=style)
     folder = run(config, source)
-    if int(os.environ.get("RANK", "0")) == 0:  # accelerate launch: one process writes
+    if is_main():
         write_samples(folder, source, config)
         write_card(folder, config)
         print(f"generator: {folder}")
@@ -77,28 +77,23 @@ def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig],
     from records.files import prepare_folder
     from records.results import measured, save
     from scenes.rooms.source import RoomSource
+    from teacher.probing.alignment import probe_alignment
+    from teacher.probing.sweep import heat_map, probe_grid
 
     name = "alignment" if alignment.generators else "nano_probe"
     out = out or Path(f"bench/results/{name}.json")
     prepare_folder(out.parent)  # fails now, not at the end
     if alignment.generators:
-        from teacher.probing.alignment import clip_source, probe_alignment
-
-        rooms = RoomSource(train=alignment.fit_clips, val=alignment.val_clips,
+        source = RoomSource(train=alignment.fit_clips, val=alignment.val_clips,
                            test=alignment.test_clips, frames=5, seed=render_seed, pack=furniture)
-        rows = probe_alignment(alignment, clip_source(alignment, rooms), config.seed,
-                               config.device, workers)
+        rows = probe_alignment(alignment, source, config.seed, config.device, workers)
     else:
-        from teacher.probing.sweep import probe_grid
-
         source = RoomSource(train=0, val=config.clips, test=config.clips, frames=9,
                             seed=render_seed, pack=furniture)
         rows = probe_grid(config, source)
     save(measured(out.stem, rows, environment()), out)
     print(f"{len(rows)} rows: {out}")
     if not alignment.generators:
-        from teacher.probing.sweep import heat_map
-
         heat_map(rows, out.with_suffix(".png"))
         print(out.with_suffix(".png"))
 

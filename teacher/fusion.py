@@ -24,11 +24,18 @@ def fusion(name: str, semantic_dim: int, generative_dim: int, width: int) -> nn.
 
 class _TwoStreams(nn.Module):
     """Both streams projected, [B,H,W,D]; a subclass combines them."""
+    normalised = False  # whether there is a LayerNorm of each stream
 
     def __init__(self, semantic_dim: int, generative_dim: int, width: int):
         super().__init__()
         self.project_semantic = _projector(semantic_dim, width)
         self.project_generative = _projector(generative_dim, width)
+        if self.normalised:
+            self.norm_semantic, self.norm_generative = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.build(width)
+
+    def build(self, width: int) -> None:
+        """Adds the variant's own layers."""
 
     def forward(self, semantic: Tensor, generative: Tensor | None,
                 context: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -40,25 +47,16 @@ class _TwoStreams(nn.Module):
         raise NotImplementedError
 
 
-class _Normalised(_TwoStreams):
-    """Also a LayerNorm of each stream."""
-
-    def __init__(self, semantic_dim: int, generative_dim: int, width: int):
-        super().__init__(semantic_dim, generative_dim, width)
-        self.norm_semantic, self.norm_generative = nn.LayerNorm(width), nn.LayerNorm(width)
-
-
-class TokenGate(_Normalised):
+class TokenGate(_TwoStreams):
     """g = sigmoid(w . [LN(sem); LN(gen)] + b), one scalar a token; out = g LN(sem) + (1-g) LN(gen).
 
     The gate is the semantic share: 1 = semantic only. `None` for the generative stream gives the
     semantic-only baseline: the same projection and norm, no second stream.
     """
-    gates = 1  # scalars a token
+    normalised = True
 
-    def __init__(self, semantic_dim: int, generative_dim: int, width: int):
-        super().__init__(semantic_dim, generative_dim, width)
-        self.gate = nn.Linear(2 * width, self.gates)
+    def build(self, width: int) -> None:
+        self.gate = nn.Linear(2 * width, 1)
 
     def forward(self, semantic: Tensor, generative: Tensor | None,
                 context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -85,8 +83,8 @@ class ContextGate(TokenGate):
     """As TokenGate, with a learned bias and a logit of the instruction: context [B,D], the mean
     embedding of the question's words."""
 
-    def __init__(self, semantic_dim: int, generative_dim: int, width: int):
-        super().__init__(semantic_dim, generative_dim, width)
+    def build(self, width: int) -> None:
+        super().build(width)
         self.norm_context = nn.LayerNorm(width)
         self.project_context = nn.Sequential(nn.Linear(width, width // 2), nn.SiLU(),
                                              nn.Linear(width // 2, 1))
@@ -103,9 +101,8 @@ class ContextGate(TokenGate):
 class ChannelGate(TokenGate):
     """As TokenGate, with a gate a channel."""
 
-    def __init__(self, semantic_dim: int, generative_dim: int, width: int):
-        self.gates = width
-        super().__init__(semantic_dim, generative_dim, width)
+    def build(self, width: int) -> None:
+        self.gate = nn.Linear(2 * width, width)
 
 
 class PaperGate(TokenGate):
@@ -119,8 +116,8 @@ class PaperGate(TokenGate):
 class ResidualGate(TokenGate):
     """sem + s (g sem + (1-g) gen - sem), raw streams, s learned (the released VSI-Bench model)."""
 
-    def __init__(self, semantic_dim: int, generative_dim: int, width: int):
-        super().__init__(semantic_dim, generative_dim, width)
+    def build(self, width: int) -> None:
+        super().build(width)
         self.share = nn.Parameter(torch.tensor(RESIDUAL_SHARE))
 
     def blend(self, g: Tensor, sem: Tensor, gen: Tensor, raw_sem: Tensor,
@@ -162,8 +159,7 @@ class Add(_TwoStreams):
 class Weighted(_TwoStreams):
     """(a sem + b gen) / (a + b), two learned scalars that start at a half."""
 
-    def __init__(self, semantic_dim: int, generative_dim: int, width: int):
-        super().__init__(semantic_dim, generative_dim, width)
+    def build(self, width: int) -> None:
         self.weights = nn.Parameter(torch.tensor([0.5, 0.5]))
 
     def combine(self, sem: Tensor, gen: Tensor) -> Tensor:
@@ -171,30 +167,30 @@ class Weighted(_TwoStreams):
         return a * sem + b * gen
 
 
-class ChannelConcat(_Normalised):
-    """Linear([LN(sem); LN(gen)])."""
+class SequenceConcat(_TwoStreams):
+    """The generative tokens as further rows below the semantic ones: [B,W,2H,W]."""
+    normalised = True
 
-    def __init__(self, semantic_dim: int, generative_dim: int, width: int):
-        super().__init__(semantic_dim, generative_dim, width)
+    def combine(self, sem: Tensor, gen: Tensor) -> Tensor:
+        return torch.cat([self.norm_semantic(sem), self.norm_generative(gen)], 1)
+
+
+class ChannelConcat(_TwoStreams):
+    """Linear([LN(sem); LN(gen)])."""
+    normalised = True
+
+    def build(self, width: int) -> None:
         self.mix = nn.Linear(2 * width, width)
 
     def combine(self, sem: Tensor, gen: Tensor) -> Tensor:
         return self.mix(torch.cat([self.norm_semantic(sem), self.norm_generative(gen)], -1))
 
 
-class SequenceConcat(_Normalised):
-    """The generative tokens as further rows below the semantic ones: [B,W,2H,W]."""
-
-    def combine(self, sem: Tensor, gen: Tensor) -> Tensor:
-        return torch.cat([self.norm_semantic(sem), self.norm_generative(gen)], 1)
-
-
 class CrossAttention(_TwoStreams):
     """Semantic queries, generative keys of the same frame; `layers` times, each with an MLP."""
     layers = 1
 
-    def __init__(self, semantic_dim: int, generative_dim: int, width: int):
-        super().__init__(semantic_dim, generative_dim, width)
+    def build(self, width: int) -> None:
         self.blocks = nn.ModuleList(_CrossAttentionBlock(width) for _ in range(self.layers))
 
     def combine(self, sem: Tensor, gen: Tensor) -> Tensor:

@@ -12,23 +12,24 @@ Values = dict[str, np.ndarray]      # metric -> [clips]
 
 
 class RoomBootstrap:
-    """Resamples of the rooms that clips belong to; methods take one value a clip.
-
-    ids: of the clips; those that differ only in a trailing _NUMBER show one room.
-    """
+    """Resamples of rooms. ids: of the clips; those that differ only in a trailing _NUMBER show one
+    room."""
 
     def __init__(self, ids: Sequence[str], seed: int = 0):
         rooms = [re.sub(r"_\d+$", "", clip_id) for clip_id in ids]
-        names = sorted(set(rooms))
-        room_of_clip = np.array([names.index(room) for room in rooms])  # [clips]
+        names, room_of_clip = np.unique(rooms, return_inverse=True)
         rng = np.random.default_rng(seed)
         draws = rng.multinomial(len(names), [1 / len(names)] * len(names), RESAMPLES)
         self.count = len(names)
         self._weights = draws[:, room_of_clip]  # [R,clips]
 
     def means(self, values: np.ndarray) -> np.ndarray:
-        """The mean over clips in every resample, [R]."""
-        return self._weights @ values / self._weights.sum(1)
+        """[R]: the mean of [clips], or of [training seeds,clips], in every resample. Seeds are
+        drawn too: else one failed training would look like a certain loss."""
+        means = self._weights @ np.atleast_2d(values).T / self._weights.sum(1, keepdims=True)
+        seeds = means.shape[1]
+        draws = np.random.default_rng(1).multinomial(seeds, [1 / seeds] * seeds, len(means))
+        return (draws * means).sum(1) / seeds
 
     def difference(self, a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
         """Mean of a - b and its interval, which is (-inf, inf) for a single room."""
@@ -49,13 +50,10 @@ def interval_fields(name: str, mean: float, low: float, high: float) -> Row:
 
 def add_intervals(rows: Sequence[Row], per_clip: Mapping[str, Sequence[Row]],
                   ids: Sequence[str]) -> None:
-    """Adds to each row, in place, each with _low and _high:
-
-    METRIC_vs_semantic, the mean over clips of its difference to semantic only; METRIC_vs_fp32, to
-    the torch student, for exported files (rows with fp32_cosine_mean); and bounds of its recovery,
-    where the interval of the teacher's gain excludes zero.
-    per_clip: METRICS of every clip of `ids`, by the row's `features`.
-    """
+    """Adds to each row, in place, each with _low and _high: METRIC_vs_semantic, the mean difference
+    to semantic only; METRIC_vs_fp32, of an exported file to the torch student; and bounds of its
+    recovery where the teacher surely gains. per_clip: METRICS of every clip of `ids`, by the row's
+    `features`."""
     rooms = RoomBootstrap(ids)
     values: dict[str, Values] = {}
     for name, clips in per_clip.items():

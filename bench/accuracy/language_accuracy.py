@@ -1,20 +1,17 @@
-"""Question accuracy of a run's teacher and students, through language teachers of its generator.
-
-Each student's features take the generator's place; nothing is retrained. Captions are left out:
-they have no score of their own. Predictions are cached in RUN/bench/answers by the digests of all
-they depend on, so an interrupted bench resumes.
-"""
+"""Question accuracy through language teachers: a run's generator, and its students in the
+generator's place. Nothing is retrained. Predictions are cached in RUN/bench/answers by the digests
+of all they depend on, so an interrupted bench resumes."""
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bench.accuracy.intervals import interval_fields
+from bench.accuracy.intervals import RoomBootstrap, interval, interval_fields
 from bench.accuracy.language_teachers import (
     LanguageFolder,
     check_unseen,
@@ -22,29 +19,27 @@ from bench.accuracy.language_teachers import (
     second_tower,
     semantic_tower,
 )
-from bench.accuracy.question_intervals import (
+from bench.accuracy.question_scores import (
     CHOICES,
     NUMBERS,
+    Metric,
     ScoresByMetric,
-    bounds,
-    choice_scores,
-    differences,
-    mean_over_seeds,
-    recovery,
     scores_by_metric,
 )
 from distill.run import DistillRun
 from export.source import evenly_spaced
-from records.files import digest, parse_json, to_json
+from records.files import digest, read_rows, to_json
 from records.progress import track
 from records.results import Row
 from scenes.questions.scoring import values
 from student.vit import Student
 from teacher.data.feature_store import FeatureStore, fill
+from teacher.language.config import FinetuneConfig
 from teacher.language.dataset import QuestionDataset, load_features, read_rooms
-from teacher.language.encode import RoomQuestions
+from teacher.language.encode import PromptEncoder, RoomQuestions
 from teacher.language.finetune import autocast
 from teacher.language.generate import Prediction, predict
+from teacher.language.model import LanguageTeacher
 from teacher.language.weights import WEIGHTS, load_language_teacher
 from teacher.towers.base import Tower
 
@@ -64,11 +59,8 @@ class QuestionSet:
 
 def load_question_set(folders: Sequence[Path], run: DistillRun,
                       per_task: int | None = None) -> QuestionSet:
-    """Opens the teachers and makes the questions about the held-out rooms.
-
-    Raises ValueError for a teacher that cannot be used (language_teachers), a student distilled
-    from another generator, clips without REQUIRED fields, `per_task` below 1.
-    """
+    """Opens the teachers and makes the questions about the held-out rooms. Raises ValueError for a
+    teacher, student or clips that cannot be used, and for `per_task` below 1."""
     if per_task is not None and per_task < 1:
         raise ValueError(f"--questions: got {per_task}, expected at least 1 a task")
     ids = run.source.ids("test")
@@ -96,28 +88,19 @@ def subsample(rooms: Sequence[RoomQuestions], per_task: int | None) -> list[Room
     for places in by_task.values():
         for i, j in evenly_spaced(np.array(places), per_task or len(places)).tolist():
             chosen.setdefault(i, []).append(j)
-    out = []
-    for i, questions in sorted(chosen.items()):
-        out.append(rooms[i].subset(sorted(questions)))
-    return out
+    return [rooms[i].subset(sorted(questions)) for i, questions in sorted(chosen.items())]
 
 
 def add_language_accuracy(rows: list[Row], questions: QuestionSet, run: DistillRun,
                           student: Student, stores: Mapping[str, FeatureStore]) -> None:
-    """Adds task/TASK/METRIC to the first seed's row of each feature source, or a new row, in place.
-
-    Values are means over questions and training seeds. HEADLINES also have _vs_semantic (over the
-    seeds both have) where a semantic-only teacher is given, and students _recovery where the
-    interval of the generator's gain is above zero; both with _low and _high.
-    stores: the students' features by the name of their row.
-    """
+    """Adds task/TASK/METRIC, means over questions and training seeds, to the first seed's row of
+    each feature source, or in a new row. HEADLINES also have _vs_semantic beside a semantic-only
+    teacher, and students _recovery where the generator surely gains. stores: the students' features
+    by the name of their row."""
     scored: dict[str, SeedScores] = {}
     for teacher in questions.teachers:
         for name, scores in _scores_by_source(teacher, questions.rooms, run, student, stores):
-            metrics = scores_by_metric(scores)
-            if choice := choice_scores(metrics):
-                metrics[CHOICES] = choice
-            scored.setdefault(name, {})[teacher.seed] = metrics
+            scored.setdefault(name, {})[teacher.seed] = scores_by_metric(scores)
     common: Row = {"questions": sum(len(room.questions) for room in questions.rooms),
                    "asked_rooms": len(questions.rooms)}
     if questions.per_task is not None:
@@ -125,15 +108,15 @@ def add_language_accuracy(rows: list[Row], questions: QuestionSet, run: DistillR
     steps, seed = questions.teachers[0].config["tuning"]["steps"], run.config.seeds[0]
     for name, by_seed in scored.items():
         columns = {**common, "trainings": len(by_seed), "trained_steps": steps}
-        for task, metric in next(iter(by_seed.values())):
-            columns[f"task/{task}/{metric}"] = mean_over_seeds(by_seed, (task, metric))
+        for key in next(iter(by_seed.values())):
+            means = [np.mean([*scores[key].values()]) for scores in by_seed.values()]
+            columns[f"task/{'/'.join(key)}"] = float(np.mean(means))
         columns |= _compared(name, scored)
-        matching = [row for row in rows if row["features"] == name and row["seed"] == seed]
-        if matching:
-            matching[0] |= columns
-        else:
-            rows.append({"kind": "accuracy", "features": name, "head": "language", "seed": seed,
-                         **columns})
+        row = next((row for row in rows if (row["features"], row["seed"]) == (name, seed)), None)
+        if row is None:
+            row = {"kind": "accuracy", "features": name, "head": "language", "seed": seed}
+            rows.append(row)
+        row |= columns
 
 
 def _compared(name: str, scored: Mapping[str, SeedScores]) -> Row:
@@ -147,17 +130,26 @@ def _compared(name: str, scored: Mapping[str, SeedScores]) -> Row:
     for headline in HEADLINES if seeds else ():
         if not all(headline in scores[seed] for scores in (source, semantic) for seed in seeds):
             continue
-        field = f"task/{'/'.join(headline)}"
-        baseline = [semantic[seed][headline] for seed in seeds]
-        rooms, delta = differences([source[seed][headline] for seed in seeds], baseline)
-        row |= interval_fields(f"{field}_vs_semantic", float(delta.mean()), *bounds(rooms, delta))
+        questions, field = list(source[seeds[0]][headline]), f"task/{'/'.join(headline)}"
+        values = partial(_values, seeds, headline, questions)
+        rooms = RoomBootstrap([clip for clip, _ in questions])
+        ours, baseline = values(source), values(semantic)
+        row |= interval_fields(f"{field}_vs_semantic", *rooms.difference(ours, baseline))
         if name.startswith("student"):
-            _, gain = differences([generator[seed][headline] for seed in seeds], baseline)
-            if bounds(rooms, gain)[0] > 0:
-                share = recovery(rooms, delta, gain)
-                row |= interval_fields(f"{field}_recovery", share["value"], share["low"],
-                                       share["high"])
+            gain = values(generator) - baseline
+            if rooms.count > 1 and interval(rooms.means(gain))[0] > 0:
+                delta = ours - baseline
+                shares = rooms.means(delta) / rooms.means(gain)
+                row |= interval_fields(f"{field}_recovery", float(delta.mean() / gain.mean()),
+                                       *interval(shares))
     return row
+
+
+def _values(seeds: Sequence[int], metric: Metric, questions: Sequence[tuple[str, int]],
+            scores: SeedScores) -> np.ndarray:
+    """[seeds,questions]"""
+    by_seed = [scores[seed][metric] for seed in seeds]
+    return np.array([[each[question] for question in questions] for each in by_seed])
 
 
 def _scores_by_source(teacher: LanguageFolder, rooms: Sequence[RoomQuestions], run: DistillRun,
@@ -174,7 +166,7 @@ def _scores_by_source(teacher: LanguageFolder, rooms: Sequence[RoomQuestions], r
         facts = [asdict(q) | {"boxes": q.boxes.tolist()} for q in room.questions]
         questions.append([room.id, facts])
     questions_key = digest(questions)
-    predictor = _Predictor(teacher, semantic, run, student)
+    loaded = cache(partial(load_language_teacher, teacher.folder / WEIGHTS, run.device))
     chunks = [rooms[i:i + CLIPS] for i in range(0, len(rooms), CLIPS)]
     for name, store in sources.items():
         key = digest(teacher.sha256, semantic.key, store and store.key, questions_key)
@@ -182,7 +174,8 @@ def _scores_by_source(teacher: LanguageFolder, rooms: Sequence[RoomQuestions], r
         cached = _read_predictions(path)
         todo = [i for i in range(len(chunks)) if i not in cached]
         for i in track(todo, description=f"{name}: questions", disable=not todo):
-            cached[i] = predictor(name, store, chunks[i])
+            features = _second_features(name, store, student, chunks[i])
+            cached[i] = _predictions(*loaded(), chunks[i], semantic, features)
             path.parent.mkdir(parents=True, exist_ok=True)
             line = {"chunk": i, "replies": [asdict(prediction) for prediction in cached[i]]}
             with path.open("a") as file:
@@ -191,25 +184,14 @@ def _scores_by_source(teacher: LanguageFolder, rooms: Sequence[RoomQuestions], r
                      for prediction in cached[i]]
 
 
-class _Predictor:
-    """A language teacher that is loaded when the first prediction is missing."""
-
-    def __init__(self, teacher: LanguageFolder, semantic: FeatureStore, run: DistillRun,
-                 student: Student):
-        self.teacher, self.semantic, self.run, self.student = teacher, semantic, run, student
-        self.loaded: Any = None
-
-    def __call__(self, name: str, store: FeatureStore | None,
-                 rooms: Sequence[RoomQuestions]) -> list[Prediction]:
-        device = self.run.device
-        self.loaded = self.loaded or load_language_teacher(self.teacher.folder / WEIGHTS, device)
-        model, encoder, tuning = self.loaded
-        features = _second_features(name, store, self.student, rooms)
-        dataset = QuestionDataset(rooms, load_features(self.semantic, rooms), features, encoder,
-                                  device)
-        with autocast(tuning, device) if device.type == "cuda" else nullcontext():
-            return [reply for family in dataset.families
-                    for reply in predict(model, dataset, family, CLIPS)]
+def _predictions(model: LanguageTeacher, encoder: PromptEncoder, tuning: FinetuneConfig,
+                 rooms: Sequence[RoomQuestions], semantic: FeatureStore,
+                 features: Tensor | None) -> list[Prediction]:
+    device = next(model.parameters()).device
+    dataset = QuestionDataset(rooms, load_features(semantic, rooms), features, encoder, device)
+    with autocast(tuning, device) if device.type == "cuda" else nullcontext():
+        return [prediction for family in dataset.families
+                for prediction in predict(model, dataset, family, CLIPS)]
 
 
 def _score(room: RoomQuestions, prediction: Prediction) -> list:
@@ -219,15 +201,11 @@ def _score(room: RoomQuestions, prediction: Prediction) -> list:
 
 
 def _read_predictions(path: Path) -> dict[int, list[Prediction]]:
-    """By chunk. The last line of an interrupted bench may be incomplete and is skipped."""
+    """By chunk."""
     found = {}
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            row = parse_json(line)
-            found[row["chunk"]] = [Prediction(**{**fields, "boxes": tuple(fields["boxes"])})
-                                   for fields in row["replies"]]
-        except (ValueError, KeyError, TypeError):
-            continue
+    for row in read_rows(path):
+        found[row["chunk"]] = [Prediction(**{**fields, "boxes": tuple(fields["boxes"])})
+                               for fields in row["replies"]]
     return found
 
 

@@ -1,6 +1,6 @@
 """What each student keeps of the teacher, on held-out clips, with the very files that are timed."""
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from bench.accuracy.student_features import TORCH, extract_student_features, sto
 from bench.artefacts import Artefact, exported
 from bench.report.pictures import draw_pictures, match_rows
 from bench.report.precision_map import layer_rows
-from distill.config import RunConfig, load_run_config
+from distill.config import load_run_config
 from distill.loop import fidelity
 from distill.run import DistillRun, open_distill_run
 from distill.stages import score_student
@@ -21,7 +21,7 @@ from records.files import read_json, sha256
 from records.results import Row
 from student.vit import Student
 from teacher.data.dataset import Examples
-from teacher.dense.train import score
+from teacher.dense import score
 
 
 @dataclass
@@ -38,15 +38,9 @@ class _ScoredRun:
 def accuracy(folder: Path, also: Sequence[Path] = (), teachers: Sequence[Path] = (),
              questions: int | None = None) -> list[Row]:
     """Rows of kind `accuracy`, `picture`, `match_pair`, `match`, `layer`, `verdict` and `absent`.
-
-    Teacher, semantic only, controls and the torch student as the run scored them, for every seed;
-    the first seed's exported files by distill.stages.score_student through onnxruntime, with
-    fp32_cosine to the torch student. The first seed's rows carry intervals (bench.accuracy).
-
-    also: runs that differ in their seeds alone, whose `accuracy` rows are added. teachers: folders
-    of `vega3d teacher train`, for language_accuracy's columns; questions: at most so many a task.
-    Raises ValueError if a run is unfinished, or one of `also` or `teachers` does not fit this one.
-    """
+    The rows that the run recorded, of every seed; and the first seed's exported files, scored
+    alike, with fp32_cosine to the torch student. also, teachers, questions: as in bench.cli. Raises
+    ValueError if a run is unfinished, or one of `also` or `teachers` does not fit this one."""
     for other in also:  # before minutes of scoring
         _check_same_config(folder, other)
     run = open_distill_run(_finished(folder), render=True)
@@ -83,15 +77,18 @@ def _score(run: DistillRun) -> _ScoredRun:
         if row["features"] == TORCH and row["seed"] == seed:
             row |= {"artefact": weights.name, "sha256": sha256(weights)}
     for file in files:
-        facts = {"artefact": file.path.name, "sha256": file.sha256, "size_mb": file.size_mb,
-                 **_fp32_cosine(test, file.features)}
-        rows.append(_file_row(run, student, test, file, seed, recorded) | facts)
+        name = file.features
+        row = _unlabelled_row(student, test, name, seed) if not run.labelled else {
+            "kind": "accuracy", **score_student(run, student, name, test, seed, recorded,
+                                                stored_stream(student, name))}
+        rows.append(row | {"artefact": file.path.name, "sha256": file.sha256,
+                           "size_mb": file.size_mb, **_fp32_cosine(test, name)})
     return _ScoredRun(seed, student, files, missing, test, rows)
 
 
 def _check_same_config(folder: Path, other: Path) -> None:
     ours, theirs = (load_run_config(_finished(path)) for path in (folder, other))
-    if _without_seeds(ours) != _without_seeds(theirs):
+    if replace(theirs, seeds=ours.seeds, name=ours.name, runs=ours.runs) != ours:
         raise ValueError(
             f"--also {other}: its configuration differs from {folder}'s in more than the seeds")
     if shared := set(ours.seeds) & set(theirs.seeds):
@@ -99,38 +96,22 @@ def _check_same_config(folder: Path, other: Path) -> None:
             f"--also {other}: seed {min(shared)} is also in {folder}, and would be counted twice")
 
 
-def _without_seeds(config: RunConfig) -> Row:
-    return {k: v for k, v in asdict(config).items() if k not in ("seeds", "name", "runs")}
-
-
 def _verdict_row(file: Artefact) -> Row | None:
     """The export's own verdict, where its sidecar holds one: which precision to use here."""
     verdict = file.facts.get("verdict")
-    if not verdict:
-        return None
-    return {"kind": "verdict", "artefact": file.path.name, "sha256": file.sha256,
-            "use": verdict.get("use"), "line": verdict["line"]}
+    return verdict and {"kind": "verdict", "artefact": file.path.name, "sha256": file.sha256,
+                        "use": verdict.get("use"), "line": verdict["line"]}
 
 
 def _finished(folder: Path) -> Path:
-    path = folder / "accuracy.json"
+    path, remedy = folder / "accuracy.json", f"vega3d distill run --name {folder.resolve().name}"
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder}: no run here (no config.yaml); "
                          "make one with: vega3d distill run")
     if not path.is_file():
-        raise ValueError(f"{path}: not there, so the run is unfinished; finish it with: "
-                         f"vega3d distill run --name {folder.resolve().name}")
-    manifest.check(path, f"score again with: vega3d distill run --name {folder.resolve().name}")
+        raise ValueError(f"{path}: not there, so the run is unfinished; finish it with: {remedy}")
+    manifest.check(path, f"score again with: {remedy}")
     return folder
-
-
-def _file_row(run: DistillRun, student: Student, test: Examples, file: Artefact, seed: int,
-              recorded: Sequence[Row]) -> Row:
-    if not run.labelled:
-        return _unlabelled_row(student, test, file.features, seed)
-    stream = stored_stream(student, file.features)
-    return {"kind": "accuracy",
-            **score_student(run, student, file.features, test, seed, recorded, stream)}
 
 
 def _unlabelled_row(student: Student, test: Examples, name: str, seed: int) -> Row:

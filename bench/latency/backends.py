@@ -4,9 +4,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,8 +15,8 @@ from bench.latency.timing import BenchCase, Cases, DeviceType, joined
 from export.graph.session import OnnxModel
 from export.openvino import OpenVinoModel, has_bfloat16
 from export.tensorrt import cuda
-from export.tensorrt.runtime import EngineModel, check_engine
-from records.files import sha256
+from export.tensorrt.cuda import EngineModel
+from export.tensorrt.engines import check_engine
 from records.results import Row
 from records.runtime import ort, try_model
 from student.vit import load_student
@@ -28,10 +26,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Backend:
-    """open: (artefact, frames [B,3,H,W] in [0,1] on the CPU, CPU threads) -> its cases.
-
-    It gets the artefacts whose `targets` contain `target`.
-    """
+    """open: (artefact whose `targets` contain `target`, frames [B,3,H,W] in [0,1] on the CPU, CPU
+    threads) -> its cases."""
     open: Callable[[Artefact, Tensor, int], Cases]
     target: str
     package: str = ""                # that must be installed
@@ -44,10 +40,8 @@ class Backend:
 
 def student_cases(artefacts: Sequence[Artefact], frames: Tensor, batches: Sequence[int],
                   names: Sequence[str], threads: int) -> Cases:
-    """All combinations of artefact, batch and backend. frames [N,3,H,W] in [0,1].
-
-    names: of BACKENDS; none: the default ones. Raises ValueError for an unknown backend.
-    """
+    """All combinations of artefact, batch and backend. frames [N,3,H,W] in [0,1]; names: of
+    BACKENDS; none: the default ones. Raises ValueError for an unknown backend."""
     if unknown := [name for name in names if name not in BACKENDS]:
         raise ValueError(f"--backends: got {unknown[0]!r}, expected some of {','.join(BACKENDS)}")
     parts: list[Cases] = []
@@ -66,29 +60,17 @@ def student_cases(artefacts: Sequence[Artefact], frames: Tensor, batches: Sequen
     return joined(parts)
 
 
-def torch_cases(folder: Path, images: Tensor, device: DeviceType, precision: str = "fp32",
+def torch_cases(file: Artefact, images: Tensor, device: DeviceType, precision: str = "fp32",
                 compiled: bool = False) -> Cases:
-    """folder: student.safetensors and student.json. images [B,3,H,W] in [0,1] on the CPU."""
-    file, dtype = folder / "student.safetensors", DTYPES[precision]
-    student = load_student(folder).to(device, dtype)
-    weights_mb = sum(p.numel() * p.element_size() for p in student.parameters()) / 1e6
-    info: Row = {
-        "artefact": file.name, "sha256": sha256(file), "stage": "student",
-        "backend": "compile" if compiled else "torch", "device": device, "precision": precision,
-        "batch": len(images), "frames": len(images), "size_mb": file.stat().st_size / 1e6
-    }
+    """file: of a student. images [B,3,H,W] in [0,1] on the CPU."""
+    dtype, backend = DTYPES[precision], "compile" if compiled else "torch"
+    student = load_student(file.path.parent).to(device, dtype)
+    info = _info(file, backend, device, len(images)) | {"precision": precision}
     model = torch.compile(student, dynamic=False) if compiled else student
     if device == "cuda":
+        weights_mb = sum(p.numel() * p.element_size() for p in student.parameters()) / 1e6
         return gpu_cases(model, images.to(dtype), info, weights_mb)
     return [BenchCase(info, torch.inference_mode()(lambda: model(images.to(dtype))))], []
-
-
-def onnxruntime_cpu_case(file: Artefact, images: np.ndarray, threads: int) -> BenchCase:
-    """images [B,3,H,W] float32 in [0,1]."""
-    session = OnnxModel(file.path, optimise=True, threads=threads).session
-    name = session.get_inputs()[0].name
-    return BenchCase(_info(file, "ort-cpu", "cpu", len(images)),
-                     lambda: session.run(None, {name: images}))
 
 
 def _open(name: str, file: Artefact, images: Tensor, threads: int) -> Cases:
@@ -129,33 +111,30 @@ def _unavailable(name: str) -> Row | None:
     return None
 
 
-def _torch(file: Artefact, images: Tensor, threads: int) -> Cases:
-    cases, missing = torch_cases(file.path.parent, images, "cpu")
-    if not torch.cuda.is_available():
-        return cases, [absent("torch CUDA", "no GPU here", "run on a machine with an NVIDIA GPU")]
-    return joined([(cases, missing), _torch_gpu(file, images, compiled=False)])
-
-
-def _torch_compile(file: Artefact, images: Tensor, threads: int) -> Cases:
-    if torch.cuda.is_available():
-        return _torch_gpu(file, images, compiled=True)
-    return torch_cases(file.path.parent, images, "cpu", compiled=True)
-
-
-def _torch_gpu(file: Artefact, images: Tensor, compiled: bool) -> Cases:
-    return joined(torch_cases(file.path.parent, images, "cuda", precision, compiled)
-                  for precision in ("fp32", "fp16"))
+def _torch(compiled: bool, file: Artefact, images: Tensor, threads: int) -> Cases:
+    """On the CPU and the GPU; compiled: on the GPU alone, if there is one."""
+    parts, on_gpu = [], torch.cuda.is_available()
+    if not (compiled and on_gpu):
+        parts.append(torch_cases(file, images, "cpu", compiled=compiled))
+    if on_gpu:
+        parts += [torch_cases(file, images, "cuda", precision, compiled)
+                  for precision in DTYPES]
+    elif not compiled:
+        gap = absent("torch CUDA", "no GPU here", "run on a machine with an NVIDIA GPU")
+        parts.append(([], [gap]))
+    return joined(parts)
 
 
 def _onnxruntime_cpu(file: Artefact, images: Tensor, threads: int) -> Cases:
-    return [onnxruntime_cpu_case(file, images.numpy(), threads)], []
+    session, pixels = OnnxModel(file.path, optimise=True, threads=threads).session, images.numpy()
+    feed = {session.get_inputs()[0].name: pixels}
+    return [BenchCase(_info(file, "ort-cpu", "cpu", len(pixels)),
+                      partial(session.run, None, feed))], []
 
 
 def _onnxruntime_gpu(name: str, file: Artefact, images: Tensor, threads: int) -> Cases:
-    """`call` works on GPU memory and waits for it (wall clock); `host` includes both copies.
-
-    Raises ValueError if onnxruntime fell back to another provider, which it does silently.
-    """
+    """`call` works on GPU memory and waits for it (wall clock); `host` includes both copies. Raises
+    ValueError if onnxruntime fell back to another provider, which it does silently."""
     provider, pixels = BACKENDS[name].provider, images.numpy()
     fp16 = name == "ort-trt" and file.precision != "fp32"
     options = {"trt_fp16_enable": "1"} if fp16 else {}
@@ -187,10 +166,8 @@ def _openvino(file: Artefact, images: Tensor, threads: int) -> Cases:
 
 
 def _engine(name: str, file: Artefact, images: Tensor, threads: int) -> Cases:
-    """Timed by CUDA events if torch has a GPU (on its default stream), else by the wall clock.
-
-    Raises ValueError for an engine built for another GPU or TensorRT version.
-    """
+    """Timed by CUDA events if torch has a GPU, else by the wall clock. Raises ValueError for an
+    engine built for another GPU or TensorRT version."""
     trt, pixels = importlib.import_module(BACKENDS[name].package), images.numpy()
     check_engine(file.path, trt, cuda.first_gpu())
     model = EngineModel(trt, file.path.read_bytes(), len(pixels))
@@ -211,8 +188,8 @@ def _info(file: Artefact, backend: str, device: DeviceType, batch: int) -> Row:
 
 # target: "torch"; an ONNX file's "cpu", "openvino", "cuda" or "tensorrt"; an engine's "trt", "rtx"
 BACKENDS = {
-    "torch": Backend(_torch, "torch", memory="student"),
-    "compile": Backend(_torch_compile, "torch", default=False),  # minutes
+    "torch": Backend(partial(_torch, False), "torch", memory="student"),
+    "compile": Backend(partial(_torch, True), "torch", default=False),  # minutes
     "ort-cpu": Backend(_onnxruntime_cpu, "cpu", memory="onnx"),
     "ort-cuda": Backend(partial(_onnxruntime_gpu, "ort-cuda"), "cuda", extra="gpu",
                         provider="CUDAExecutionProvider", needs_gpu=True),

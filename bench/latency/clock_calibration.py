@@ -1,19 +1,14 @@
-"""Checks the clock: work of a known duration, timed as any model is.
-
-spin: waits until another clock has advanced by a given time. product: one long run of many calls,
-divided by their number; on a CPU the very calls that were timed, so that other programs affect both
-alike. Rows of kind `timer`: work, truth_ms, latency_ms, error_percent (of the truth).
-`python -m bench.latency.clock_calibration` writes bench/results/timer_cpu.json; with --gpu OUT, the
-GPU's and the CPU's rows to OUT.
-"""
-import argparse
+"""Checks the clock: work of a known duration, timed as any model is: spin, until another clock has
+advanced by a given time; and product, one long run divided by its calls. `python -m
+bench.latency.clock_calibration` writes bench/results/timer_cpu.json; with --gpu OUT, the GPU's and
+the CPU's rows to OUT."""
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import tyro
 
-from bench.artefacts import absent
 from bench.device import device_facts
 from bench.latency.gpu import capture_graph
 from bench.latency.timing import BenchCase, DeviceType, TimingConfig, summary, time_cases, time_for
@@ -55,18 +50,13 @@ def gpu_calibration(config: TimingConfig = TIMING) -> list[Row]:
         return torch.mm(a, a, out=out)
 
     replay, _ = capture_graph(product)
-    rows = [check("float16 product, 4096", product, "cuda", config, _long_run_gpu(product)),
+    source = _SPIN.replace("NANOSECONDS", str(round(SPIN_MS * 1e6)))
+    spin = torch.cuda._compile_kernel(source, "spin")
+    return [check("spin until %globaltimer moved on", lambda: spin((1, 1, 1), (1, 1, 1)), "cuda",
+                  config, SPIN_MS),
+            check("float16 product, 4096", product, "cuda", config, _long_run_gpu(product)),
             check("float16 product, 4096, as a graph", replay, "cuda", config,
                   _long_run_gpu(replay))]
-    work = "spin until %globaltimer moved on"
-    source = _SPIN.replace("NANOSECONDS", str(round(SPIN_MS * 1e6)))
-    try:
-        spin = torch.cuda._compile_kernel(source, "spin")
-    # torch before 2.9, or no NVRTC beside it
-    except (AttributeError, RuntimeError, OSError, TypeError) as error:
-        why = " ".join(str(error).split())[:200]
-        return [*rows, absent(work, why, "use a torch that brings NVRTC")]
-    return [check(work, lambda: spin((1, 1, 1), (1, 1, 1)), "cuda", config, SPIN_MS), *rows]
 
 
 def check(work: str, call: Callable[[], object], device: DeviceType, config: TimingConfig,
@@ -74,17 +64,18 @@ def check(work: str, call: Callable[[], object], device: DeviceType, config: Tim
     """Times `call` as any row is timed, and its distance from `truth_ms`."""
     case = BenchCase({"artefact": work}, call, device)
     time_cases([case], config)
-    times = summary(case)
+    return _row(work, device, truth_ms, summary(case))
+
+
+def _row(work: str, device: DeviceType, truth_ms: float, times: Row) -> Row:
     return {"kind": "timer", "work": work, "device": device, "truth_ms": truth_ms, **times,
             "error_percent": 100 * (times["latency_ms"] / truth_ms - 1)}
 
 
 def _cpu_row(work: str, truth_ms: float, calls: np.ndarray) -> Row:
     """Means of the very same calls: on a shared machine, medians of two clocks need not agree."""
-    mean = float(calls.mean())
-    return {"kind": "timer", "work": work, "device": "cpu", "truth_ms": truth_ms,
-            "latency_ms": mean, "iterations": len(calls),
-            "error_percent": 100 * (mean / truth_ms - 1)}
+    return _row(work, "cpu", truth_ms,
+                {"latency_ms": float(calls.mean()), "iterations": len(calls)})
 
 
 class _Spin:
@@ -119,18 +110,15 @@ def _long_run_gpu(call: Callable[[], object]) -> float:
     return begin.elapsed_time(end) / REPEATS
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--gpu", type=Path, metavar="OUT", help="calibrate the GPU too")
-    out = parser.parse_args().gpu
-    env, rows = device_facts(), [*(gpu_calibration() if out else []), *cpu_calibration()]
-    path = out or Path("bench/results/timer_cpu.json")
+def main(gpu: Path | None = None) -> None:
+    """gpu: calibrate the GPU too, and write here."""
+    path, env = gpu or Path("bench/results/timer_cpu.json"), device_facts()
+    rows = [*(gpu_calibration() if gpu else []), *cpu_calibration()]
     for row in rows:
-        if row["kind"] == "timer":
-            print(f"{row['work']}: {row['latency_ms']:.4f} ms, truth {row['truth_ms']:.4f} "
-                  f"({row['error_percent']:+.2f} %)")
-    save(measured(path.stem, rows, env, "python -m bench.latency.clock_calibration"), path)
+        print(f"{row['work']}: {row['latency_ms']:.4f} ms, truth {row['truth_ms']:.4f} "
+              f"({row['error_percent']:+.2f} %)")
+    save(measured(path.stem, rows, env), path)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

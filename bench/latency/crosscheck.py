@@ -37,10 +37,8 @@ print("median", 1000 * np.median(times[20:]), "ms")
 
 
 def crosscheck(row: Row, file: Artefact) -> Row | None:
-    """A row of kind `crosscheck`: tool, its median, ours and their ratio.
-
-    `absent` if the tool is not installed or fails; None for a row that no tool covers.
-    """
+    """A row of kind `crosscheck`, or `absent` if the tool is not installed or fails; None for a row
+    that no tool covers."""
     if file.kind == "engine" and row["backend"] == "trt":
         tool, fix = "trtexec", "it comes with TensorRT"
         installed = shutil.which("trtexec") is not None

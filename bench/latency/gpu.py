@@ -14,11 +14,9 @@ WARM_CALLS = 3  # before a capture: compilation, choice of kernels, allocations
 
 def gpu_cases(model: Callable[[Tensor], Tensor], inputs: Tensor, info: Row,
               weights_mb: float = 0.0) -> Cases:
-    """One case for each way to launch, or an `absent` row where it fails.
-
-    inputs: on the host, in the model's dtype. memory_mb of a row is weights_mb plus the peak of
-    torch's allocator during a call; the CUDA context is not in it.
-    """
+    """One case for each way to launch, or an `absent` row where it fails. inputs: on the host, in
+    the model's dtype. memory_mb of a row is weights_mb plus the peak of torch's allocator during a
+    call."""
     cases, missing = [], []
     for launch in LAUNCHES:
         row = {**info, "device": "cuda", "launch": launch}
@@ -33,10 +31,8 @@ def gpu_cases(model: Callable[[Tensor], Tensor], inputs: Tensor, info: Row,
 
 
 def capture_graph(call: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-    """(replay, the output it overwrites). To change the inputs, write into the same tensors.
-
-    Raises RuntimeError if the call cannot be captured (it synchronises with the host).
-    """
+    """(replay, the output it overwrites). To change the inputs, write into the same tensors. Raises
+    RuntimeError if the call cannot be captured (it synchronises with the host)."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.inference_mode(), torch.cuda.stream(stream):

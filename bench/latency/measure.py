@@ -1,12 +1,11 @@
 """Latency of students and teacher on this machine, with size, memory, energy and preprocessing."""
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,6 +19,7 @@ from bench.latency.meters import Meter, cpu_state, energy_per_call, find_meter
 from bench.latency.soak import INTERVALS, soak
 from bench.latency.teacher_stages import teacher_cases
 from bench.latency.timing import BenchCase, LatencyConfig, TimingConfig, ratio, summary, time_cases
+from export.camera import square_frame
 from records import manifest
 from records.progress import Progress
 from records.results import Row
@@ -29,20 +29,18 @@ CAMERA = (480, 640)  # height, width, px
 
 
 def latency(sources: Sequence[Path], config: LatencyConfig) -> list[Row]:
-    """Rows of kind `latency` (see `timed_rows`), and `absent` for what could not be timed here.
-
-    sources: run folders, student folders, ONNX files, engines. A single run's teacher is timed too.
-    Also rows of kind `preprocess`, `soak`, `soak_interval` and `crosscheck`, by the config.
-    Raises ValueError for a source that is none of these, or a run without frames.
-    """
+    """Rows of kind `latency`, `preprocess`, `soak`, `soak_interval`, `crosscheck`, and `absent` for
+    what could not be timed. sources: run folders, student folders, exported files. A single run's
+    teacher is timed too. Raises ValueError for a source that is none of these, or a run without
+    frames."""
     run = sources[0] if len(sources) == 1 and (sources[0] / "config.yaml").is_file() else None
-    artefacts: list[Artefact] = []
-    missing: list[Row] = []
-    for source in sources:
-        files, gaps = find(source)
-        artefacts, missing = artefacts + files, missing + gaps
+    found = [find(source) for source in sources]
+    artefacts = [file for files, _ in found for file in files]
+    missing = [gap for _, gaps in found for gap in gaps]
     meter = find_meter() if config.energy or config.soak else None
-    with _threads(config.threads):
+    with ExitStack() as after:
+        after.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(config.threads)
         cases, gaps = _cases(artefacts, run, config)
         missing += gaps
         if not cases:
@@ -61,15 +59,11 @@ def latency(sources: Sequence[Path], config: LatencyConfig) -> list[Row]:
 
 
 def timed_rows(cases: Sequence[BenchCase], config: TimingConfig) -> list[Row]:
-    """Times the cases in turn; one row of kind `latency` for each, in their order.
-
-    latency_ms is the median of a call, the other times are timing.summary's; frame_ms is the median
-    over the frames of a call, frames_per_s its inverse. On a GPU these are GPU compute time, and
-    host_ms, host_p90_ms the same call from host memory to host memory. speedup: times faster per
-    frame than the teacher's generator on the same device; vs_torch, vs_fp32: than the torch student
-    and the FP32 file. Each is a median over rounds of ratios within a round, with _low and _high,
-    the 10th and 90th percentile.
-    """
+    """Times the cases in turn; one row of kind `latency` for each, in their order. Times of a call
+    are timing.summary's, on a GPU its compute time; host_ms: from host memory to host memory.
+    speedup: times faster per frame than the teacher's generator on the same device; vs_torch,
+    vs_fp32: than the torch student and the FP32 file; medians over rounds of ratios within a round,
+    with _low and _high, the 10th and 90th percentile."""
     hosts = [BenchCase(case.info, case.host) for case in cases if case.host]
     with Progress(console=CONSOLE, transient=True) as progress:
         bar = progress.add_task(f"latency of {len(cases)} rows",
@@ -94,20 +88,10 @@ def held_out_frames(run: Path) -> Tensor:
                          "run again: vega3d distill run") from error
 
 
-def to_frame(photo: np.ndarray, size: int = 224) -> np.ndarray:
-    """uint8 [H,W,3] -> the middle square, float32 [1,3,size,size] in [0,1]."""
-    h, w = photo.shape[:2]
-    side = min(h, w)
-    top, left = (h - side) // 2, (w - side) // 2
-    square = Image.fromarray(photo[top:top + side, left:left + side])
-    resized = square.resize((size, size), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(resized, np.float32).transpose(2, 0, 1)[None]) / 255
-
-
 def preprocess_row(config: TimingConfig) -> Row:
     """Preprocessing of one camera frame on the CPU."""
     photo = np.random.default_rng(0).integers(0, 256, (*CAMERA, 3), np.uint8)
-    case = BenchCase({}, lambda: to_frame(photo))
+    case = BenchCase({}, lambda: square_frame(photo, 224))
     time_cases([case], config)
     return {"kind": "preprocess", "artefact": f"{CAMERA[1]}x{CAMERA[0]} camera frame",
             "stage": "preprocess", "backend": "pillow", "device": "cpu", "precision": "uint8",
@@ -145,11 +129,9 @@ def _row(case: BenchCase, cases: Sequence[BenchCase], host_times: Row | None) ->
 
 
 def _speedup(case: BenchCase, cases: Sequence[BenchCase], name: str, wanted: Row) -> Row:
-    """{name, name_low, name_high}: times faster per frame than the case with the `wanted` fields.
-
-    On the same device and launched the same way; of several, the one of the same batch, then of the
-    same precision class (FP32 or not).
-    """
+    """{name, name_low, name_high}: times faster per frame than the case with the `wanted` fields,
+    on the same device and launched the same way; of several, that of the same batch, then of the
+    same precision class (FP32 or not)."""
     info = case.info
     wanted = {**wanted, "device": info["device"], "launch": info.get("launch")}
 
@@ -157,10 +139,8 @@ def _speedup(case: BenchCase, cases: Sequence[BenchCase], name: str, wanted: Row
         same_class = (other.info["precision"] == "fp32") == (info["precision"] == "fp32")
         return other.info["batch"] == info["batch"], same_class
 
-    def matches(other: BenchCase) -> bool:
-        return all(other.info.get(key) == value for key, value in wanted.items())
-
-    others = [other for other in cases if other is not case and matches(other)]
+    others = [other for other in cases if other is not case
+              and all(other.info.get(key) == value for key, value in wanted.items())]
     if not others:
         return {}
     baseline = max(others, key=closeness)
@@ -215,13 +195,3 @@ def _add_memory(rows: Sequence[Row], artefacts: Sequence[Artefact], run: Path | 
             if path and workload in get_args(Workload):
                 path = path.parent if workload == "student" else path
                 row |= peak_memory(workload, path, threads)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

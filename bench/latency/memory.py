@@ -1,13 +1,12 @@
-"""Peak host memory of one artefact, measured in a fresh process that loads and runs it.
-
-`python -m bench.latency.memory WORKLOAD PATH THREADS` is that process; `peak_memory` starts it. In
-the process that times everything, the peak would belong to the largest artefact.
-"""
+"""Peak host memory of one artefact, in a fresh process that loads and runs it: `python -m
+bench.latency.memory WORKLOAD PATH THREADS`, which `peak_memory` starts."""
+import importlib
 import json
 import os
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,15 +14,15 @@ import numpy as np
 
 Workload = Literal["onnx", "openvino", "student", "generator", "semantic"]
 CALLS = 3
+TORCH = {"student": ("student.vit", "load_student"),  # workload: what loads it
+         "generator": ("bench.latency.teacher_stages", "load_generator"),
+         "semantic": ("teacher.towers.efficientnet", "SemanticEncoder")}
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def peak_memory(workload: Workload, path: Path, threads: int) -> dict[str, float | None]:
-    """memory_mb: the process's peak; runtime_mb: the part before anything was loaded.
-
-    path: an ONNX file, a student folder, or (generator, semantic) a run folder. None if the process
-    failed.
-    """
+    """memory_mb: the process's peak; runtime_mb: the part before anything was loaded; None if it
+    failed. path: a file, a student folder, or (generator, semantic) a run folder."""
     command = [sys.executable, "-m", "bench.latency.memory", workload, str(path), str(threads)]
     env = {**os.environ, "OMP_NUM_THREADS": str(threads),
            "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
@@ -34,10 +33,9 @@ def peak_memory(workload: Workload, path: Path, threads: int) -> dict[str, float
 
 
 def main(workload: str, path: str, threads: str) -> None:
-    loaders = {"onnx": _onnx, "openvino": _openvino, "student": _student, "generator": _generator,
-               "semantic": _semantic}
+    load = {"onnx": _onnx, "openvino": _openvino}.get(workload) or partial(_torch, workload)
     frame = np.random.default_rng(0).random((1, 3, 224, 224), np.float32)
-    runtime_mb, run = loaders[workload](Path(path), int(threads))
+    runtime_mb, run = load(Path(path), int(threads))
     for _ in range(CALLS):
         run(frame)
     print(json.dumps({"memory_mb": _peak_mb(), "runtime_mb": runtime_mb}))
@@ -65,41 +63,18 @@ def _openvino(path: Path, threads: int):
     return runtime_mb, lambda frame: model([frame])
 
 
-def _student(folder: Path, threads: int):
+def _torch(workload: str, path: Path, threads: int):
     import torch
 
-    from student.vit import load_student
-
-    runtime_mb = _torch_peak(threads)
-    student = load_student(folder)
-    return runtime_mb, lambda frame: torch.inference_mode()(student)(torch.from_numpy(frame))
-
-
-def _generator(run: Path, threads: int):
-    import torch
-
-    from bench.latency.teacher_stages import load_generator
-
-    runtime_mb = _torch_peak(threads)
-    tower = load_generator(run)
-    return runtime_mb, lambda frame: tower.features(torch.from_numpy(frame)[:, None])
-
-
-def _semantic(run: Path, threads: int):
-    import torch
-
-    from teacher.towers.efficientnet import SemanticEncoder
-
-    runtime_mb = _torch_peak(threads)
-    encoder = SemanticEncoder()
-    return runtime_mb, lambda frame: encoder.features(torch.from_numpy(frame)[:, None])
-
-
-def _torch_peak(threads: int) -> float:
-    import torch
-
+    module, name = TORCH[workload]
+    load = getattr(importlib.import_module(module), name)
     torch.set_num_threads(threads)
-    return _peak_mb()
+    runtime_mb = _peak_mb()
+    if workload == "student":
+        student = load(path)
+        return runtime_mb, lambda frame: torch.inference_mode()(student)(torch.from_numpy(frame))
+    tower = load(path) if workload == "generator" else load()
+    return runtime_mb, lambda frame: tower.features(torch.from_numpy(frame)[:, None])
 
 
 def _peak_mb() -> float:

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import pynvml
 import torch
 
+from bench.device import cpu_mhz
+from records.environment import text_of
 from records.results import Row
 
 CHECK_SECONDS = 0.004  # of calls between two reads of the energy counter
@@ -118,23 +120,23 @@ class Tegrastats:
 
 def cpu_state() -> dict[str, Any]:
     """Clock and temperature of the processor; None for what sysfs does not have."""
-    zones = [_text(zone) for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp")]
-    temperatures = [int(text) / 1000 for text in zones if text.lstrip("-").isdigit()]
-    clocks = [float(line.split(":")[1]) for line in _text(Path("/proc/cpuinfo")).splitlines()
-              if line.startswith("cpu MHz")]
-    counters = Path("/sys/devices/system/cpu").glob("cpu*/thermal_throttle/core_throttle_count")
-    throttles = [int(text) for text in map(_text, counters) if text.isdigit()]
-    return {"temperature_c": max(temperatures, default=None), "cpu_mhz": max(clocks, default=None),
-            "load_1m": os.getloadavg()[0], "throttle_count": sum(throttles) if throttles else None}
+    temperatures = _numbers("/sys/class/thermal", "thermal_zone*/temp")
+    throttles = _numbers("/sys/devices/system/cpu", "cpu*/thermal_throttle/core_throttle_count")
+    return {"temperature_c": max(temperatures) / 1000 if temperatures else None,
+            "cpu_mhz": cpu_mhz(), "load_1m": os.getloadavg()[0],
+            "throttle_count": sum(throttles) if throttles else None}
+
+
+def _numbers(folder: str, pattern: str) -> list[int]:
+    texts = [text_of(path) for path in Path(folder).glob(pattern)]
+    return [int(text) for text in texts if text.lstrip("-").isdigit()]
 
 
 def energy_per_call(call: Callable[[], object], joules: Callable[[], float | None],
                     wait: Callable[[], object], seconds: float = 1.0) -> Row:
-    """{energy_mj: millijoules a call, power_w: mean}: the whole device's draw, idle share included.
-
-    joules: the counter, None where there is none (then the row is empty). It moves in steps, so
-    both ends are read just after a step. wait: returns when all calls are done.
-    """
+    """{energy_mj: millijoules a call, power_w: mean}: the whole device's draw, idle share included;
+    {} without a counter. joules: the counter; it moves in steps, so both ends are read just after a
+    step. wait: returns when all calls are done."""
     if joules() is None:
         return {}
     block = _calls_in(CHECK_SECONDS, call, wait)
@@ -158,16 +160,8 @@ def energy_per_call(call: Callable[[], object], joules: Callable[[], float | Non
 
 
 def _calls_in(seconds: float, call: Callable[[], object], wait: Callable[[], object]) -> int:
-    call()
-    wait()
-    start = time.perf_counter()
-    call()
-    wait()
+    for _ in range(2):  # the first one warms up
+        start = time.perf_counter()
+        call()
+        wait()
     return max(1, round(seconds / max(time.perf_counter() - start, 1e-6)))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

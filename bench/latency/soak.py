@@ -17,10 +17,8 @@ STATES = ("temperature_c", "sm_mhz", "cpu_mhz", "slowed_by", "throttle_count", "
 def soak(case: BenchCase, seconds: float, state: Callable[[], dict[str, Any]],
          progress: Callable[[], object] = lambda: None) -> list[Row]:
     """Calls without a pause for `seconds`: one row of kind `soak`, INTERVALS of `soak_interval`.
-
-    first_ms, last_ms: medians of the first and the last tenth; slowdown: their ratio; slowest_ms:
-    the slowest interval's median. state: clocks, temperature_c, slowed_by, added to each interval.
-    """
+    first_ms, last_ms: medians of the first and the last tenth. state: clocks, temperature_c,
+    slowed_by, added to each interval."""
     intervals: list[Row] = []
     blocks: list[np.ndarray] = []
     began = time.monotonic()

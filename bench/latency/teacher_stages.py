@@ -39,10 +39,7 @@ def load_generator(run: Path, precision: Literal["run", "fp32", "bf16"] = "run")
 def teacher_cases(run: Path, frames: Tensor, device: DeviceType,
                   precisions: Sequence[Literal["run", "fp32", "bf16"]] = ("run",)) -> Cases:
     """Every stage, and `generator`: VAE and transformer in one call, what the student replaces.
-
-    frames [N,3,H,W] in [0,1]. In image mode a call is one frame; in video mode it is one clip of
-    the run's length, and frame_ms of a row is a frame's share.
-    """
+    frames [N,3,H,W] in [0,1]. A call is one frame in image mode, one clip in video mode."""
     config = load_run_config(run)
     count = 1 if config.teacher.tap.frames == "image" else config.scenes.frames
     clip = frames[torch.arange(count) % len(frames)][None]  # [1,T,3,H,W]
@@ -83,14 +80,16 @@ def stage_cases(stages: Sequence[Stage], artefact: str, clips: Tensor,
     """A stage's precision is that of most of its weights: a bf16 Wan keeps its norms in fp32."""
     parts: list[Cases] = []
     for stage in stages:
+        # of what the stage reads: not of blocks above the tap or of the VAE's decoder
+        weights = [p for module in stage.weights for p in module.parameters()]
         counts: Counter[torch.dtype] = Counter()
-        for parameter in _parameters(stage.weights):
+        for parameter in weights:
             counts[parameter.dtype] += parameter.numel()
         info: Row = {
             "artefact": artefact, "sha256": stage.digest, "stage": stage.name, "backend": "torch",
             "device": device, "precision": PRECISIONS[counts.most_common(1)[0][0]],
             "batch": len(clips), "frames": len(clips) * clips.shape[1],
-            "size_mb": sum(p.numel() * p.element_size() for p in _parameters(stage.weights)) / 1e6
+            "size_mb": sum(p.numel() * p.element_size() for p in weights) / 1e6
         }
         if device == "cuda":
             parts.append(gpu_cases(stage.call, clips, info, info["size_mb"]))
@@ -98,8 +97,3 @@ def stage_cases(stages: Sequence[Stage], artefact: str, clips: Tensor,
             call = partial(torch.inference_mode()(stage.call), clips)
             parts.append(([BenchCase(info, call, device)], []))
     return joined(parts)
-
-
-def _parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
-    """Of what the stage reads: blocks above the tap and the VAE's decoder are not among them."""
-    return [parameter for module in modules for parameter in module.parameters()]

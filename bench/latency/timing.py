@@ -1,8 +1,6 @@
-"""Interleaved timing: all cases take turns, so that drift of the machine affects them alike.
-
-In each round every case runs a block of calls, in reversed order every other round, after an
-untimed call that warms the caches. Speed-ups are ratios of two cases' medians within a round.
-"""
+"""Interleaved timing: in each round every case runs a block of calls, in reversed order every other
+round, so that drift of the machine affects all alike. Speed-ups are ratios of two cases' medians
+within a round."""
 import gc
 import math
 import re
@@ -18,7 +16,7 @@ import numpy as np
 
 from records.options import Batch, Count, Range, Seconds, check_ranges
 from records.results import Row
-from records.timing import interleave
+from records.timing import interleave, sample_block
 
 DeviceType = Literal["cpu", "cuda"]
 MIN_CALLS = 3  # of even the slowest case
@@ -73,9 +71,7 @@ class LatencyConfig:
 @dataclass
 class BenchCase:
     """Something to time. `call` runs it once; `info`: the fields of its row besides the times.
-
-    host: the same from host memory to host memory, synchronised, where that is more than `call`.
-    """
+    host: the same from host memory to host memory, synchronised, where that is more than `call`."""
     info: Row
     call: Callable[[], object]
     device: DeviceType = "cpu"
@@ -92,12 +88,9 @@ Cases = tuple[list[BenchCase], list[Row]]  # what can be timed; `absent` rows fo
 
 
 def joined(parts: Iterable[Cases]) -> Cases:
-    cases: list[BenchCase] = []
-    missing: list[Row] = []
-    for more, gaps in parts:
-        cases += more
-        missing += gaps
-    return cases, missing
+    parts = list(parts)
+    return ([case for cases, _ in parts for case in cases],
+            [gap for _, missing in parts for gap in missing])
 
 
 def time_cases(cases: Sequence[BenchCase], config: TimingConfig,
@@ -121,12 +114,9 @@ def time_for(case: BenchCase, seconds: float) -> np.ndarray:
 
 
 def summary(case: BenchCase) -> dict[str, float | int]:
-    """The times of a row: median, percentiles, interquartile range, number of calls.
-
-    low_ms, high_ms: 10th and 90th percentile of the rounds' medians, the drift of the machine.
-    busy_ms, on a CPU: CPU time of a call in the quietest quarter of the rounds, without the share
-    that other programs take.
-    """
+    """The times of a row. low_ms, high_ms: 10th and 90th percentile of the rounds' medians, the
+    drift of the machine. busy_ms: CPU time of a call in the quietest quarter of the rounds, without
+    the share that other programs take."""
     p10, p25, median, p75, p90, p99 = np.percentile(case.ms, [10, 25, 50, 75, 90, 99])
     medians = [np.median(block) for block in case.rounds if len(block)]
     low, high = np.percentile(medians, [10, 90])
@@ -138,9 +128,7 @@ def summary(case: BenchCase) -> dict[str, float | int]:
 
 def ratio(slow: BenchCase, fast: BenchCase) -> tuple[float, float, float]:
     """How many times faster `fast` is: (median, 10th, 90th percentile) over their common rounds.
-
-    Raises ValueError if no round timed both.
-    """
+    Raises ValueError if no round timed both."""
     ratios = [np.median(a) / np.median(b)
               for a, b in zip(slow.rounds, fast.rounds, strict=True) if len(a) and len(b)]
     if not ratios:
@@ -150,13 +138,10 @@ def ratio(slow: BenchCase, fast: BenchCase) -> tuple[float, float, float]:
 
 
 def _warm_up(case: BenchCase, config: TimingConfig) -> float:
-    """Seconds a call takes once warm: the best of at least two."""
-    best, started = math.inf, time.perf_counter()
-    for i in range(1000):
-        best = min(best, _time_calls(case, 1)[0] / 1000)
-        if i >= 1 and time.perf_counter() - started > config.warmup_seconds:
-            break
-    return max(best, 1e-9)
+    """Seconds a call takes once warm."""
+    calls = sample_block(lambda: _time_calls(case, 1)[0] / 1000, 1, config.warmup_seconds,
+                         time.perf_counter)
+    return max(min(calls), 1e-9)
 
 
 def _block_sizes(seconds_a_call: float, config: TimingConfig) -> list[int]:
@@ -189,10 +174,8 @@ def _time_calls(case: BenchCase, calls: int) -> np.ndarray:
 
 
 def _between_events(call: Callable[[], object], calls: int) -> np.ndarray:
-    """GPU compute time: from each CUDA event to the next, calls queued without waiting, as trtexec.
-
-    Launch overhead on the host counts only where the GPU really waits for the host.
-    """
+    """GPU compute time, calls queued without waiting, as trtexec: launch overhead on the host
+    counts only where the GPU really waits for the host."""
     import torch
 
     events = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]
@@ -207,10 +190,8 @@ def _between_events(call: Callable[[], object], calls: int) -> np.ndarray:
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     gc.collect()
-    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        gc.enable()

@@ -1,8 +1,5 @@
-"""Depth and normals of one frame against a depth camera's.
-
-Predictions of any grid are read at POINTS x POINTS places of the frame, so that a finer grid is
-scored at the same pixels.
-"""
+"""Depth and normals of one frame against a depth camera's. Predictions of any grid are read at
+POINTS x POINTS places of the frame: a finer grid is scored at the same pixels."""
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,7 +10,6 @@ from scenes.geometry import cell_pixels, unproject
 POINTS = 112
 NORMAL_CELLS = 56
 MAX_M = 20.0
-ALIGNMENTS = ("metric", "median", "affine")
 _STEP = 0.1  # of log depth within a surface
 _REACH = 2   # cells to each side that a true normal is taken from
 
@@ -34,12 +30,9 @@ def true_depth(clip: Clip, frame: int, points: int = POINTS) -> np.ndarray:
 
 
 def depth_scores(depth: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """delta1_X, abs_rel_X, rmse_X_m for X of ALIGNMENTS, and corr. Arrays in m, truth 0: unknown.
-
-    metric: as predicted; median: times median(truth) / median(prediction); affine: the best
-    a / z + b in the least squares of 1 / z. All over the frame's valid pixels. corr: Pearson's, of
-    log depth; NaN for a constant.
-    """
+    """delta1_X, abs_rel_X, rmse_X_m for X in metric: as predicted; median: times median(truth) /
+    median(prediction); affine: the best a / z + b in the least squares of 1 / z. corr: Pearson's,
+    of log depth; NaN for a constant. Arrays in m; truth 0: unknown."""
     valid = truth > 0
     z, true = np.maximum(depth[valid], 1e-3), truth[valid]
     basis = np.stack([1 / z, np.ones_like(z)], 1)
@@ -59,10 +52,8 @@ def depth_scores(depth: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 def true_normals(clip: Clip, frame: int, intrinsics: np.ndarray) -> np.ndarray:
-    """[3,56,56] unit normals towards the camera, from depth; 0 where it is unknown or has an edge.
-
-    From points two cells to each side, each the mean of a cell's depth, that lie on one surface.
-    """
+    """[3,56,56] unit normals towards the camera, from points two cells to each side; 0 where depth
+    is unknown or has an edge."""
     assert clip.depth is not None
     n = NORMAL_CELLS
     h, w = clip.depth.shape[1:]

@@ -1,9 +1,5 @@
 """What rooms teach without looking at the picture: depth and normals of each row, from renders.
-
-    python -m bench.real.prior
-
-writes rooms_prior.json beside this file.
-"""
+`python -m bench.real.prior` writes rooms_prior.json beside this file."""
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,9 +1,6 @@
-"""`vega3d bench real`: exported files on recorded RGB-D frames, beside predictors that know less.
-
-Files run through infer.model, as `vega3d infer` runs them. Beside them: a constant and a depth and
-normal a row, both from rendered rooms (prior.py); for matches a window of RGB and the semantic
-encoder, EfficientNet-Lite0 with ImageNet weights.
-"""
+"""`vega3d bench real`: exported files on recorded RGB-D frames, run as `vega3d infer` runs them.
+Beside them a constant and a prior of each row from rendered rooms (prior.py), and for matches a
+window of RGB and EfficientNet-Lite0."""
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bench.device import device_facts
 from bench.real import depth as geometry
@@ -19,13 +17,15 @@ from bench.real.views import flicker, match_scores, pairs_at, steady_pairs
 from distill.correspondence import rgb_patches
 from infer.inputs import focal_of_square
 from infer.model import Model
+from infer.steady import Steady
 from records.files import sha256
 from records.results import Results, Row, measured
 from scenes.clip import SPLITS, Clip, ClipFolder
-from scenes.sources.registration import TOLERANCE, edge_offsets, likelier_unit
-from scenes.sources.rgbd import find_recording, read_rgbd
+from scenes.sources.registration import off_colour
+from scenes.sources.rgbd import check_depth, read_rgbd
 
 CHUNK = 8
+STREAM, ENDS = 1000, 100  # frames of the stream that drift is measured over, and of each end
 Outputs = dict[str, np.ndarray]  # depth [T,1,h,w] m, normals [T,3,h,w], descriptors [T,C,g,g]
 
 
@@ -45,14 +45,13 @@ class Predictor:
     """outputs: of a clip, by the names of an exported file; what it has none of is left out."""
     facts: Row
     outputs: Callable[[Clip], Outputs]
+    drift: Callable[[Clip], float] | None = None
 
 
 def bench_real(folder: Path, files: Sequence[Path], most: int, per_metre: float | None,
                baselines: Sequence[float]) -> tuple[Results, Recorded, list[Predictor]]:
-    """A row for each file and each predictor beside it.
-
-    Raises ValueError for a folder or file that cannot be read, and for depth in another unit.
-    """
+    """A row for each file and each predictor beside it. Raises ValueError for a folder or file that
+    cannot be read, and for depth in another unit."""
     prior = load_prior()
     models = [Model(file) for file in files]
     sizes = {model.px for model in models}
@@ -62,7 +61,10 @@ def bench_real(folder: Path, files: Sequence[Path], most: int, per_metre: float 
     recorded = read_recorded(folder, sizes.pop(), most, per_metre)
     for note in recorded.notes:
         print(f"note: {folder}: {note}", file=sys.stderr)
-    predictors = [*map(_file, models), *_controls(prior)]
+    stateless = [_file(model) for model in models]
+    steady = [_steady(each) for each, model in zip(stateless, models, strict=True)
+              if "depth" in model.outputs]
+    predictors = [*stateless, *steady, *_controls(prior)]
     rows = [measure(each, recorded.clips, baselines) for each in predictors]
     row_prior = next(row for row in rows if row["file"] == "row prior")
     for row in rows:
@@ -76,34 +78,24 @@ def read_recorded(folder: Path, size: int, most: int, per_metre: float | None) -
     """An RGB-D folder, or a folder of clips with depth, at `size` px. Errors: read_rgbd's."""
     if any(folder.glob("*/[!.]*.safetensors")):
         source = ClipFolder(folder)
-        ids = [clip_id for split in SPLITS for clip_id in source.ids(split)]
-        clips = [source.clip(clip_id) for clip_id in ids]
+        clips = [source.clip(clip_id) for split in SPLITS for clip_id in source.ids(split)]
         bad = [clip for clip in clips
                if clip.depth is None or clip.frames.shape[2:] != (size, size)]
         if bad:
             raise ValueError(f"{folder}: clip {bad[0].id} has no depth, or is not of {size} px, "
                              "which the file takes")
-        unit = None
+        if not any(np.any(clip.depth) for clip in clips):
+            raise ValueError(f"{folder}: no pixel has a depth")
     else:
         clips = [read_rgbd(folder, size, most, per_metre)]
-        unit = find_recording(folder).per_metre
-    if not any((clip.depth > 0).any() for clip in clips if clip.depth is not None):
-        raise ValueError(f"{folder}: no pixel has a depth")
-    if unit and not per_metre and (found := likelier_unit(clips[0], unit)):
-        raise ValueError(f"{folder}: depth is probably stored in another unit, {found[0]:g} values "
-                         f"a metre: {found[1]}; give --depth-unit {found[0]:g}, or "
-                         f"--depth-unit {unit:g} if it is right")
+        check_depth(clips[0], folder, per_metre)
     return Recorded(clips, list(_notes(clips)))
 
 
 def _notes(clips: Sequence[Clip]) -> Iterator[str]:
     """Of what makes the scores doubtful or leaves some out."""
-    offsets = [max(edge_offsets(clip), key=lambda at: np.hypot(*at)) for clip in clips]
-    shifts = np.median(np.array(offsets), 0).astype(int)
-    if np.hypot(*shifts) > TOLERANCE:
-        yield (f"depth is not registered to colour: its edges lie {shifts[0]:+d} px across and "
-               f"{shifts[1]:+d} px down of the colour's; the scores measure that too (give the "
-               "depth camera's matrix as K_depth.txt)")
+    if note := off_colour(clips)[1]:
+        yield note
     if all(len(clip.frames) == 1 for clip in clips):
         yield "one frame: no matches and no flicker"
     elif all(clip.poses is None for clip in clips):
@@ -133,7 +125,11 @@ def measure(predictor: Predictor, clips: Sequence[Clip], baselines: Sequence[flo
         scores = every.mean(0).tolist() if len(every) else (None, None)
         at = f"{100 * baseline:.0f}cm"
         row |= {f"match_exact_{at}": scores[0], f"match_within1_{at}": scores[1]}
-    return row | {"flicker": float(np.mean(changes)) if changes else None}
+    row["flicker"] = float(np.mean(changes)) if changes else None
+    longest = max(clips, key=lambda clip: len(clip.frames))
+    if predictor.drift and len(longest.frames) > 1:
+        row["drift"] = predictor.drift(longest)
+    return row
 
 
 def camera_of(clip: Clip) -> np.ndarray:
@@ -158,46 +154,63 @@ def _frame_scores(clip: Clip, t: int, outputs: Outputs) -> Row:
 
 
 def _file(model: Model) -> Predictor:
+    step = model.batch if isinstance(model.batch, int) else CHUNK
+
     def outputs(clip: Clip) -> Outputs:
-        focal = float(np.diag(camera_of(clip))[:2].mean())
-        parts: list[Outputs] = []
-        step = model.batch if isinstance(model.batch, int) else CHUNK
-        for start in range(0, len(clip.frames), step):
-            frames = clip.frames[start:start + step]
-            filled = np.concatenate([frames, np.repeat(frames[-1:], step - len(frames), 0)])
-            found = model(filled, focal)
-            if "descriptors" not in found and "features" in found:
-                found["descriptors"] = found["features"]
-            parts.append({name: found[name][:len(frames)] for name in found
-                          if name in ("depth", "normals", "descriptors")})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        focal, count = float(np.diag(camera_of(clip))[:2].mean()), len(clip.frames)
+        filled = np.concatenate([clip.frames, clip.frames[-1:].repeat(-count % step, 0)])
+        parts = [model(filled[at:at + step], focal) for at in range(0, count, step)]
+        found = {name: np.concatenate([part[name] for part in parts])[:count]
+                 for name in parts[0]}
+        return {"descriptors": found["features"], **found} if "features" in found else found
 
     return Predictor({"file": model.path.name, "sha256": sha256(model.path),
                       "precision": str(model.metadata.get("precision", "unknown"))}, outputs)
 
 
+def _steady(file: Predictor) -> Predictor:
+    """The file's depth through infer.steady, which is told the camera's matrix and no poses."""
+    def streamed(clip: Clip, order: Sequence[int]) -> tuple[Outputs, np.ndarray]:
+        found, camera = file.outputs(clip), camera_of(clip)
+        steady = Steady(float(np.diag(camera)[:2].mean()), clip.frames.shape[3], camera[:2, 2])
+        frames = ({name: value[t] for name, value in found.items()} for t in order)
+        return found, np.stack([steady(frame)["depth"] for frame in frames])
+
+    def outputs(clip: Clip) -> Outputs:
+        found, depth = streamed(clip, range(len(clip.frames)))
+        return found | {"depth": depth}
+
+    def drift(clip: Clip) -> float:
+        """Depth over the file's alone, the last frames' mean over the first's, of a long stream."""
+        forth = np.arange(len(clip.frames))
+        order = np.resize([*forth, *forth[-2:0:-1]], STREAM).tolist()  # and back
+        found, depth = streamed(clip, order)
+        ratio = depth / found["depth"][order]
+        return float(ratio[-ENDS:].mean() / ratio[:ENDS].mean())
+
+    return Predictor(file.facts | {"file": f"{file.facts['file']}, steady"}, outputs, drift)
+
+
 def _controls(prior: Prior) -> list[Predictor]:
     from teacher.towers.efficientnet import SemanticEncoder
 
-    n = len(prior.rows_m)
+    n, encoder = len(prior.rows_m), SemanticEncoder()
     constant = np.full((1, n, n), prior.constant_m)
     rows = np.repeat(prior.rows_m[:, None], n, 1)[None]
     normals = np.repeat(prior.normals.T[:, :, None], n, 2)
-    encoder = SemanticEncoder()
 
-    @torch.inference_mode()
-    def encoded(clip: Clip) -> Outputs:
-        chunks = torch.from_numpy(clip.frames).split(CHUNK)
-        return {"descriptors": torch.cat([encoder(chunk / 255) for chunk in chunks]).numpy()}
+    def fixed(**arrays: np.ndarray) -> Callable[[Clip], Outputs]:
+        return lambda clip: {name: np.repeat(array[None], len(clip.frames), 0)
+                             for name, array in arrays.items()}
 
-    def fixed(clip: Clip, **arrays: np.ndarray) -> Outputs:
-        return {name: np.repeat(array[None], len(clip.frames), 0) for name, array in arrays.items()}
+    def described(describe: Callable[[Tensor], Tensor]) -> Callable[[Clip], Outputs]:
+        def outputs(clip: Clip) -> Outputs:
+            with torch.inference_mode():
+                chunks = torch.from_numpy(clip.frames).split(CHUNK)
+                return {"descriptors": torch.cat([describe(x / 255) for x in chunks]).numpy()}
+        return outputs
 
-    return [Predictor({"file": "constant"}, lambda clip: fixed(clip, depth=constant)),
-            Predictor({"file": "row prior"},
-                      lambda clip: fixed(clip, depth=rows, normals=normals)),
-            Predictor({"file": "RGB window"},
-                      lambda clip: {"descriptors": rgb_patches(
-                          torch.from_numpy(clip.frames).float() / 255, 14).numpy()}),
-            Predictor({"file": "EfficientNet-Lite0"}, encoded)]
-
+    outputs = {"constant": fixed(depth=constant), "row prior": fixed(depth=rows, normals=normals),
+               "RGB window": described(lambda frames: rgb_patches(frames, 14)),
+               "EfficientNet-Lite0": described(encoder)}
+    return [Predictor({"file": name}, call) for name, call in outputs.items()]

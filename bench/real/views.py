@@ -35,10 +35,8 @@ def pairs_at(clip: Clip, baseline: float) -> list[Pair]:
 
 def match_scores(maps: np.ndarray, clip: Clip, pairs: Sequence[Pair]) -> np.ndarray:
     """[cells,2], of every visible cell of all pairs: 1 if matched exactly; if within one cell.
-
     maps: [T,C,g,g] with g a multiple of CELLS; finer ones are averaged. A match is the largest
-    cosine; exact: the cell that shows the point; within one: it or one of its eight neighbours.
-    """
+    cosine."""
     coarse = F.adaptive_avg_pool2d(torch.from_numpy(np.asarray(maps, np.float32)), CELLS)
     unit = F.normalize(coarse.flatten(2), dim=1)                            # [T,C,196]
     rows = []
@@ -61,11 +59,8 @@ def steady_pairs(clip: Clip) -> list[Pair]:
 
 
 def flicker(depth: np.ndarray, clip: Clip, pairs: Sequence[Pair]) -> list[float]:
-    """Mean |change of log depth| of static points, one value a pair; 0.01 is one percent.
-
-    depth: predictions [T,1,h,w] m. What the camera's own motion changes is taken out by the true
-    depth and poses.
-    """
+    """Mean |change of log depth| of static points, one value a pair; what the camera's own motion
+    changes is taken out by the true depth and poses. depth: predictions [T,1,h,w] m."""
     if not pairs:
         return []
     assert clip.depth is not None and clip.intrinsics is not None and clip.poses is not None

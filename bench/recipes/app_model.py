@@ -27,8 +27,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     rows = [row for run in args.runs for row in app_rows(run)]
-    program = "python -m bench.recipes.app_model"
-    save(measured(args.out.stem, rows, environment(), program), args.out)
+    save(measured(args.out.stem, rows, environment()), args.out)
 
 
 def app_rows(folder: Path) -> Iterator[Row]:
@@ -41,7 +40,7 @@ def app_rows(folder: Path) -> Iterator[Row]:
         models: dict[Path, Predict] = {
             of / "student.safetensors": predictions(StudentWithHeads(student, heads))}
         if seed == run.config.seeds[0]:
-            models |= {path: _predictions(path, run.device)
+            models |= {path: onnx_predictions(path, run.device)
                        for path in sorted(folder.glob("export/*/onnx/*.onnx"))}
         fp32 = None
         for path, predict in models.items():
@@ -52,7 +51,7 @@ def app_rows(folder: Path) -> Iterator[Row]:
                    "delta1_vs_fp32": found["delta1"] - fp32}
 
 
-def _predictions(path: Path, device: torch.device) -> Predict:
+def onnx_predictions(path: Path, device: torch.device) -> Predict:
     model = OnnxModel(path, optimise=True)
     names = [output.name for output in model.session.get_outputs()]
 

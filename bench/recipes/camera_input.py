@@ -1,10 +1,6 @@
-"""A camera's frame, host to host: prepared by Pillow and NumPy, or inside the graph.
-
-`python -m bench.recipes.camera_input MODEL.onnx --out FILE` writes bench/results/camera_cpu.json.
-MODEL.onnx: any ONNX file of `vega3d export onnx`. Frames are noise, which no resize can skip; the
-cosine is of smooth pictures with a noise of 10 levels. One thread, timed in turn.
-"""
-import argparse
+"""A camera's frame, host to host: prepared by Pillow and NumPy, or inside the graph. `python -m
+bench.recipes.camera_input MODEL.onnx` writes bench/results/camera_cpu.json. Timed frames are noise,
+which no resize can skip; the cosine is of smooth pictures with a noise of 10 levels."""
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +8,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
+import tyro
 from PIL import Image
+from tyro.conf import Positional
 
 from bench.device import device_facts
 from export.camera import square_frame, with_camera_input
@@ -52,11 +50,11 @@ def _prepared(model: Callable[[np.ndarray], np.ndarray], frame: np.ndarray) -> n
     return model(square_frame(frame, 224))
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("bench/results/camera_cpu.json"))
-    options = parser.parse_args()
+def main(model: Positional[Path], out: Path = Path("bench/results/camera_cpu.json")) -> None:
     with TemporaryDirectory() as scratch:
-        found = [row for size in SIZES for row in rows_of(options.model, size, Path(scratch))]
-    save(measured("camera_cpu", found, device_facts()), options.out)
+        rows = [row for size in SIZES for row in rows_of(model, size, Path(scratch))]
+    save(measured("camera_cpu", rows, device_facts()), out)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -11,19 +11,20 @@ left out     bench names the file and measures the rest
 verified     no stage reads the file; `vega3d verify` names it
 used         read without a message
 """
-import argparse
 import io
 import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+import tyro
+
 import vega3d
 from records import manifest
+from records.environment import environment
 from records.files import read_object
 from records.outputs import LIST
 from records.results import Row, measured, save
@@ -38,77 +39,6 @@ teacher: {generator: generators/wan-nano, heads: {epochs: 1, width: 8}}
 student: {epochs: 1, batch: 8}
 heads: {steps: 2}
 """
-
-
-@dataclass
-class Lab:
-    """The folder that everything is in; commands run there."""
-    work: Path
-    ort: Path | None = None
-
-    @property
-    def run(self) -> Path:
-        return self.work / "runs" / "flips"
-
-    def make(self) -> None:
-        """The run and what belongs to it, unless it is there."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        (self.work / "config.yaml").write_text(SETTINGS)
-        for name, source in (("generators", "teacher"), ("students", "student")):
-            if not (self.work / name).exists():
-                shutil.copytree(Path(vega3d.__file__).parent / source / "weights",
-                                self.work / name)
-        os.chdir(self.work)
-        os.environ["VEGA3D_CACHE"] = "cache"
-        if (self.run / "bench" / "results.json").is_file():
-            return
-        for argv in (DISTILL, ONNX, PRESET, TRT, JETSON, self.fetch(), ACCURACY, LATENCY):
-            code, printed = call(argv)
-            if code:
-                raise SystemExit(f"flips: vega3d {' '.join(argv)} failed: {printed}")
-
-    def fetch(self) -> list[str]:
-        """The page, with onnxruntime-web unpacked again."""
-        return [*PAGE, *(["--ort", str(self.ort)] if self.ort else [])]
-
-    def readers(self) -> list[tuple[str, list[str]]]:
-        """The command that reads the files of a pattern; the first that fits is taken."""
-        heads = ["distill", "heads", "--student", "students/vit-ti", "--scenes.train", "4",
-                 "--scenes.test", "4", "--scenes.workers", "0", "--heads.steps", "2"]
-        return [
-            (f"{RUN}/config.yaml", ACCURACY), (f"{RUN}/accuracy.json", ACCURACY),
-            (f"{RUN}/env.json", JETSON), (f"{RUN}/student/student.*", ONNX),
-            (f"{RUN}/student/heads.safetensors", PRESET), (f"{RUN}/frames/*", ONNX),
-            (f"{RUN}/teacher/*", DISTILL), (f"{RUN}/features/*", DISTILL),
-            (f"{RUN}/export/page/*", PAGE), (f"{RUN}/export/jetson/*", JETSON),
-            (f"{RUN}/export/web/onnx/*", PRESET),
-            (f"{RUN}/export/model.int8.flagged*", ["bench", "latency", FLAGGED, *QUICK]),
-            (f"{RUN}/export/model.flagged*", ["bench", "latency", FP32_FLAGGED, *QUICK]),
-            (f"{RUN}/export/model*", LATENCY),
-            (f"{RUN}/bench/features/*", ACCURACY), (f"{RUN}/bench/results.json", LATENCY),
-            (f"{RUN}/manifest.json", ONNX), ("runs/cache/clips/*", DISTILL),
-            ("generators/wan-nano/vae/*", DISTILL), ("generators/wan-nano/transformer/*", DISTILL),
-            ("generators/wan-nano/prompt.safetensors", DISTILL),
-            ("cache/efficientnet*", DISTILL), ("cache/onnxruntime-web*", self.fetch()),
-            ("students/vit-ti/student.*", ["bench", "latency", "students/vit-ti", *QUICK]),
-            ("students/vit-ti/heads.safetensors", heads)]
-
-    def files(self) -> Iterator[tuple[Path, list[str]]]:
-        """Every file that a manifest, a store or a page lists, and its reader ([]: none).
-
-        Of the many files of a store, a page or a bundle, one of each suffix is read; the others are
-        left to verify.
-        """
-        tried = set()
-        for path in sorted(set(_listed(Path()))):
-            argv = next((argv for pattern, argv in self.readers() if fnmatch(str(path), pattern)),
-                        [])
-            group = next((part for part in MANY if part in path.parts), None)
-            kind = (path.parents[1] if group == "features" else group, path.suffix)
-            yield path, [] if group and kind in tried else argv
-            tried.add(kind)
-
-
 RUN = "runs/flips"
 DISTILL = ["distill", "run", "--config", "config.yaml"]
 ONNX, PRESET = ["export", "onnx", "--run", RUN], ["export", "onnx", "--run", RUN, "--preset", "web"]
@@ -121,6 +51,61 @@ LATENCY = ["bench", "latency", RUN, "--out", f"{RUN}/bench", *QUICK]
 ACCURACY = ["bench", "accuracy", "--run", RUN, "--out", f"{RUN}/bench"]
 
 
+HEADS = ["distill", "heads", "--student", "students/vit-ti", "--scenes.train", "4",
+         "--scenes.test", "4", "--scenes.workers", "0", "--heads.steps", "2"]
+
+
+def make_run(work: Path, page: list[str]) -> None:
+    """The run and what belongs to it, unless it is there; commands run in `work` from now on."""
+    work.mkdir(parents=True, exist_ok=True)
+    os.chdir(work)
+    os.environ["VEGA3D_CACHE"] = "cache"
+    Path("config.yaml").write_text(SETTINGS)
+    for name, source in (("generators", "teacher"), ("students", "student")):
+        if not Path(name).exists():
+            shutil.copytree(Path(vega3d.__file__).parent / source / "weights", name)
+    if Path(RUN, "bench", "results.json").is_file():
+        return
+    for argv in (DISTILL, ONNX, PRESET, TRT, JETSON, page, ACCURACY, LATENCY):
+        code, printed = call(argv)
+        if code:
+            raise SystemExit(f"flips: vega3d {' '.join(argv)} failed: {printed}")
+
+
+def readers(page: list[str]) -> list[tuple[str, list[str]]]:
+    """The command that reads the files of a pattern; the first that fits is taken."""
+    return [
+        (f"{RUN}/config.yaml", ACCURACY), (f"{RUN}/accuracy.json", ACCURACY),
+        (f"{RUN}/env.json", JETSON), (f"{RUN}/student/student.*", ONNX),
+        (f"{RUN}/student/heads.safetensors", PRESET), (f"{RUN}/frames/*", ONNX),
+        (f"{RUN}/teacher/*", DISTILL), (f"{RUN}/features/*", DISTILL),
+        (f"{RUN}/export/page/*", PAGE), (f"{RUN}/export/jetson/*", JETSON),
+        (f"{RUN}/export/web/onnx/*", PRESET),
+        (f"{RUN}/export/model.int8.flagged*", ["bench", "latency", FLAGGED, *QUICK]),
+        (f"{RUN}/export/model.flagged*", ["bench", "latency", FP32_FLAGGED, *QUICK]),
+        (f"{RUN}/export/model*", LATENCY),
+        (f"{RUN}/bench/features/*", ACCURACY), (f"{RUN}/bench/results.json", LATENCY),
+        (f"{RUN}/manifest.json", ONNX), ("runs/cache/clips/*", DISTILL),
+        ("generators/wan-nano/vae/*", DISTILL), ("generators/wan-nano/transformer/*", DISTILL),
+        ("generators/wan-nano/prompt.safetensors", DISTILL), ("cache/efficientnet*", DISTILL),
+        ("cache/onnxruntime-web*", page),
+        ("students/vit-ti/student.*", ["bench", "latency", "students/vit-ti", *QUICK]),
+        ("students/vit-ti/heads.safetensors", HEADS)]
+
+
+def files(page: list[str]) -> Iterator[tuple[Path, list[str]]]:
+    """Every file that a manifest, a store or a page lists, and its reader ([]: none): of the many
+    files of a store, a page or a bundle, one of each suffix is read, the others are left to
+    verify."""
+    tried, patterns = set(), readers(page)
+    for path in sorted(set(_listed(Path()))):
+        argv = next((argv for pattern, argv in patterns if fnmatch(str(path), pattern)), [])
+        group = next((part for part in MANY if part in path.parts), None)
+        kind = (path.parents[1] if group == "features" else group, path.suffix)
+        yield path, [] if group and kind in tried else argv
+        tried.add(kind)
+
+
 def trial(path: Path, argv: Sequence[str], run: Path) -> Row:
     """Flips the middle byte, verifies, runs the reader, and puts an unnoticed byte back."""
     intact, facts = path.read_bytes(), path.stat()
@@ -130,7 +115,7 @@ def trial(path: Path, argv: Sequence[str], run: Path) -> Row:
     try:
         return _tried(path, argv, run, bytes(damaged))
     finally:
-        if path.is_file() and path.read_bytes() == bytes(damaged):
+        if path.is_file() and path.read_bytes() == damaged:
             path.write_bytes(intact)
             os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
 
@@ -187,23 +172,18 @@ def _kind(path: Path) -> str:
     return "/".join(parts[:2]) if parts[0] == "export" and len(parts) > 2 else parts[0]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--ort", type=lambda text: Path(text).absolute())
-    parser.add_argument("--out", type=lambda text: Path(text).absolute(), default="flips.json")
-    options = parser.parse_args()
-    lab = Lab(options.work.absolute(), options.ort)
-    lab.make()
+def main(work: Path, ort: Path | None = None, out: Path = Path("flips.json")) -> None:
+    """work: the folder of the run. ort: onnxruntime-web's npm package, to be unpacked again."""
+    out = out.absolute()
+    page = [*PAGE, "--ort", str(ort.absolute())] if ort else PAGE
+    make_run(work.absolute(), page)
     rows = []
-    for path, argv in list(lab.files()):
+    for path, argv in list(files(page)):
         rows.append(trial(path, argv, Path(RUN)))
         print(rows[-1], flush=True)
-    from records.environment import environment
-
-    save(measured("flips", rows, environment(), "python -m bench.recipes.flips"), options.out)
+    save(measured("flips", rows, environment()), out)
     print(f"{sum(row['verdict'] != 'used' for row in rows)} of {len(rows)} named")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

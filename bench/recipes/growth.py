@@ -5,14 +5,12 @@
 Opening is what `vega3d distill run` does before it trains: the clips' key, two feature stores, and
 whether they have every clip. Each is opened twice by processes of their own; the second counts.
 """
-import argparse
 import hashlib
 import json
 import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+import tyro
 from safetensors.torch import save as to_bytes
 
 from distill.clips import open_source
@@ -73,7 +72,7 @@ def opened(top: Path) -> Row:
             "index_mb": round(_resident_mb() - before, 1)}
 
 
-def read(folder: Path, count: int) -> Row:
+def random_reads(folder: Path, count: int) -> Row:
     """MB/s of frames in random order, of files that are not in the page cache."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (5, 3, 224, 224), np.uint8)
@@ -97,31 +96,23 @@ def _resident_mb() -> float:
     return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def rows(counts: list[int], work: Path, read_clips: int) -> Iterator[Row]:
-    for count in counts:
-        top = work / str(count)
-        make(top, count)
-        for _ in range(2):
-            with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                row = process.submit(opened, top).result()
-        yield {"clips": count, **row}
-        shutil.rmtree(top)
-    yield read(work / "read", read_clips)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--clips", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--read", type=int, default=READ)
-    parser.add_argument("--work", type=Path, help="a folder on the disk to measure")
-    options = parser.parse_args()
-    with TemporaryDirectory(dir=options.work) as work:
-        found = list(rows(options.clips, Path(work), options.read))
-    save(measured(options.out.stem, found, environment(), "python -m bench.recipes.growth"),
-         options.out)
-    print(*found, sep="\n")
+def main(out: Path, clips: tuple[int, ...] = (10_000, 100_000), read: int = READ,
+         work: Path | None = None) -> None:
+    """clips: opened. read: clips read. work: a folder on the disk to measure."""
+    rows: list[Row] = []
+    with TemporaryDirectory(dir=work) as scratch:
+        for count in clips:
+            top = Path(scratch) / str(count)
+            make(top, count)
+            for _ in range(2):
+                with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                    row = process.submit(opened, top).result()
+            rows.append({"clips": count, **row})
+            shutil.rmtree(top)
+        rows.append(random_reads(Path(scratch) / "read", read))
+    save(measured(out.stem, rows, environment()), out)
+    print(*rows, sep="\n")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

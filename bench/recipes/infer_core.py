@@ -5,7 +5,6 @@
 Makes an environment with the core packages of each Python (pip, so a network). A start is a
 complete process: Python, imports, model, a 12-megapixel photo, every file written.
 """
-import argparse
 import json
 import resource
 import shutil
@@ -18,14 +17,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import tyro
 from PIL import Image
+from tyro.conf import Positional
 
 from bench.device import device_facts
 from records.results import ROOT, Row, measured, save
 
 STARTS, MAX_MB, MAX_SECONDS = 10, 200.0, 1.5
-NOT_OURS = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence.pth",
-            "wheel", "__pycache__")
+NOT_OURS = {"pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence.pth",
+            "wheel", "__pycache__"}
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "runs", "build",
                                     "*.egg-info")
 NOT_IMPORTED = ("sympy", "mpmath")  # onnxruntime before 1.24 asks for them; inference does not
@@ -43,12 +44,10 @@ def environment_of_core(python: str, folder: Path) -> Path:
 
 def installed_mb(site_packages: Path) -> float:
     """Megabytes (1e6) of disk blocks, bytecode included, without what every environment has."""
-    size = 0
-    for part in site_packages.iterdir():
-        if part.name.partition("-")[0] not in NOT_OURS and part.name not in NOT_OURS:
-            size += sum(file.stat().st_blocks * 512
-                        for file in (part, *part.rglob("*")) if file.is_file())
-    return size / 1e6
+    ours = [part for part in site_packages.iterdir()
+            if not {part.name, part.name.partition("-")[0]} & NOT_OURS]
+    files = [file for part in ours for file in (part, *part.rglob("*")) if file.is_file()]
+    return sum(file.stat().st_blocks * 512 for file in files) / 1e6
 
 
 def seconds(command: Sequence[str], starts: int = STARTS) -> list[tuple[float, float]]:
@@ -62,10 +61,8 @@ def seconds(command: Sequence[str], starts: int = STARTS) -> list[tuple[float, f
 
 
 def timed(times: Sequence[tuple[float, float]]) -> Row:
-    """The first start may read its files from disk, the others find them cached.
-
-    On a busy machine the wall clock measures other programs too, the CPU time hardly.
-    """
+    """The first start may read its files from disk. On a busy machine the wall clock measures other
+    programs too, the CPU time hardly."""
     wall, cpu = zip(*times, strict=True)
     return {"start_s": statistics.median(wall), "max_start_s": MAX_SECONDS, "worst_s": max(wall),
             "first_s": wall[0], "cpu_s": statistics.median(cpu), "starts": len(wall)}
@@ -114,24 +111,21 @@ def _run(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", type=Path, help="an ONNX file of vega3d export onnx --preset web")
-    parser.add_argument("--pythons", nargs="+", default=[sys.executable], help="interpreters")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "infer_core.json")
-    options = parser.parse_args()
+def main(model: Positional[Path], pythons: tuple[str, ...] = (sys.executable,),
+         out: Path = ROOT / "bench" / "results" / "infer_core.json") -> None:
+    """model: an ONNX file of vega3d export onnx --preset web."""
     env, rows = device_facts(), []
-    for python in options.pythons:
+    for python in pythons:
         with TemporaryDirectory() as made:
             folder = Path(made)
             core = environment_of_core(python, folder)
-            row = measure(core, options.model, _photo(folder / "photo.jpg"), folder / "out")
+            row = measure(core, model, _photo(folder / "photo.jpg"), folder / "out")
         print(f"Python {row['python']}: {row['size_mb']:.0f} MB ({row['without_sympy_mb']:.0f} "
               f"without sympy), a start {row['start_s']:.2f} s")
         rows.append(row)
     env["load_1m_after"] = device_facts()["load_1m"]
-    save(measured("infer_core", rows, env, "python -m bench.recipes.infer_core"), options.out)
+    save(measured("infer_core", rows, env), out)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

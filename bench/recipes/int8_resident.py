@@ -8,15 +8,17 @@ torch.compile fuses the rounding into the kernel before it. Against the same stu
 compiled alike, both in CUDA graphs and timed in turn. ViT-S and ViT-B: random weights, which tell
 nothing about accuracy.
 """
-import argparse
 import copy
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor, nn
+from tyro.conf import Positional
 
 from bench.device import device_facts
 from bench.latency.timing import BenchCase, TimingConfig, ratio, summary, time_cases
@@ -104,23 +106,20 @@ def rows_of(student: Student, facts: Row, batches: Sequence[int]) -> Iterator[Ro
 
 
 @torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path, metavar="OUT.json")
-    parser.add_argument("--students", type=Path, nargs="*", default=[SHIPPED])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32, 128])
-    parser.add_argument("--random", nargs="*", default=["s", "b"], choices=("ti", "s", "b"))
-    args = parser.parse_args()
+def main(out: Positional[Path], students: tuple[Path, ...] = (SHIPPED,),
+         batch: tuple[int, ...] = (1, 32, 128),
+         random: tuple[Literal["ti", "s", "b"], ...] = ("s", "b")) -> None:
     torch.manual_seed(0)
-    students = [(load_student(folder), "trained") for folder in args.students]
-    students += [(Student(StudentConfig(size, depth=12, stem="patch")), "random") for size in args.random]
-    rows = [row for student, weights in students for row in
-            rows_of(student, {"model": f"vit-{student.config.size}", "weights": weights},
-                    args.batch)]
-    save(measured(args.out.stem, rows, device_facts(), "python -m bench.recipes.int8_resident"),
-         args.out)
+    given = [(load_student(folder), "trained") for folder in students]
+    given += [(Student(StudentConfig(size, depth=12, stem="patch")), "random")
+              for size in random]
+    rows: list[Row] = []
+    for student, weights in given:
+        facts = {"model": f"vit-{student.config.size}", "weights": weights}
+        rows += rows_of(student, facts, batch)
+    save(measured(out.stem, rows, device_facts()), out)
     print("\n".join(map(str, rows)))
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -16,9 +16,9 @@ import shutil
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -83,7 +83,7 @@ class Trials:
             self.prepare(stage.needs)
         self.begin(stage)
         began = time.monotonic()
-        if code := self.wait(self.start(stage)):
+        if code := self.run(stage):
             raise RuntimeError(f"{stage.command}: exit code {code}; see {self.log}")
         self.seconds[name] = time.monotonic() - began
         shutil.copytree(self.folder, self.finished / name, symlinks=True)
@@ -102,49 +102,34 @@ class Trials:
             else:
                 shutil.copy2(source, target)
 
-    def start(self, stage: Stage, kill_at: int = 0) -> int:
-        """The process id of a fork that runs the command; kill_at: the file operation it dies at"""
-        if pid := os.fork():
-            return pid
-        code = 70
-        try:
-            os.chdir(self.folder)
-            log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            if kill_at:
-                sys.addaudithook(_KillAt(kill_at, self.folder))
-            vega3d.main(stage.command.split())
-            code = 0
-        except SystemExit as stopped:
-            code = stopped.code if isinstance(stopped.code, int) else 1
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+    def run(self, stage: Stage, kill_at: int = 0, seconds: float = LIMIT_SECONDS) -> int | None:
+        """The exit code of a fork that runs the command, -9 if it was killed: at the file operation
+        `kill_at`, or after `seconds`."""
+        process = get_context("fork").Process(target=self._command, args=(stage, kill_at))
+        process.start()
+        process.join(seconds)
+        process.kill()  # does nothing to one that has ended
+        process.join()
+        return process.exitcode
 
-    def wait(self, pid: int, seconds: float = LIMIT_SECONDS) -> int:
-        """The exit code of a fork, -9 if it was killed; kills it after `seconds`."""
-        end = time.monotonic() + seconds
-        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
-            if time.monotonic() > end:
-                os.kill(pid, signal.SIGKILL)
-                ended = os.waitpid(pid, 0)
-                break
-            time.sleep(0.005)
-        return os.waitstatus_to_exitcode(ended[1])
+    def _command(self, stage: Stage, kill_at: int) -> None:
+        os.chdir(self.folder)
+        with self.log.open("w") as log:
+            for stream in (1, 2):
+                os.dup2(log.fileno(), stream)
+        if kill_at:
+            sys.addaudithook(_KillAt(kill_at, self.folder))
+        vega3d.main(stage.command.split())
 
     def trial(self, name: str, kill_at: int = 0, seconds: float = LIMIT_SECONDS) -> Row | None:
         """What a kill left and what the same command made of it; None if it ended before."""
         stage = STAGES[name]
         self.begin(stage)
-        if self.wait(self.start(stage, kill_at), seconds) != -signal.SIGKILL:
+        if self.run(stage, kill_at, seconds) != -signal.SIGKILL:
             return None
         made, finished = (top / stage.writes for top in (self.folder, self.finished / name))
         partial = list(_partial(made, finished))
-        code = self.wait(self.start(stage))
+        code = self.run(stage)
         differing = list(_differences(made, finished))
         if partial or code or differing:
             print(f"{name}, operation {kill_at}, {seconds:.2f} s: partial {partial}, "
@@ -251,8 +236,7 @@ def _summed(name: str, kill: str, rows: Sequence[Row]) -> Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--trials", type=int, default=50, help="random kills of each stage")
     parser.add_argument("--stages", nargs="*", default=["render", "extract", "train", "export",
@@ -268,15 +252,13 @@ def main() -> None:
         importlib.import_module(module)
     with TemporaryDirectory() as scratch:
         trials, rows = Trials(Path(scratch)), []
-        for name in options.stages:
-            checkpoint.SECONDS = 0.0  # type: ignore[attr-defined]
+        jobs: list[tuple[str, float, Callable[..., Row], tuple[int, ...]]] = [
+            (name, 0.0, random_kills, (options.trials, options.seed)) for name in options.stages]
+        jobs += [(name, 30.0, kills_at_operations, (options.every,)) for name in options.operations]
+        for name, seconds, kills, how in jobs:
+            checkpoint.SECONDS = seconds  # type: ignore[attr-defined]
             trials.prepare(name)
-            rows.append(random_kills(trials, name, options.trials, options.seed))
-            _save(rows[-1], options.out)
-        for name in options.operations:
-            checkpoint.SECONDS = 30.0  # type: ignore[attr-defined]
-            trials.prepare(name)
-            rows.append(kills_at_operations(trials, name, options.every))
+            rows.append(kills(trials, name, *how))
             _save(rows[-1], options.out)
     raise SystemExit(any(row["partial"] or row["resumed_equal"] < row["trials"] for row in rows))
 
@@ -287,7 +269,7 @@ def _save(row: Row, path: Path) -> None:
     key = row["stage"], row["kill"]
     before = load(path).rows if path.is_file() else []
     rows = [*(other for other in before if (other["stage"], other["kill"]) != key), row]
-    save(measured(path.stem, rows, environment(), "python -m bench.recipes.kills"), path)
+    save(measured(path.stem, rows, environment()), path)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,6 @@ no other has taken, trainings whose rows DIR holds are skipped, an interrupted o
 one that finds all rows writes OUT. --lm tiny: three layers from nothing, for a CPU.
 """
 import argparse
-import fcntl
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -18,9 +14,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from records.environment import environment
-from records.files import write_json
-from records.results import Row, measured, save
+from bench.recipes.jobs import job_path, locked, share_jobs
+from records.results import Row
 from scenes.questions.question import POINTER_CHECKS
 from teacher.fusion import FUSIONS
 from teacher.language.config import FinetuneConfig, LanguageTeacherConfig
@@ -75,19 +70,11 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     args = parser.parse_args()
     rows = {name: TABLES[args.table][name] for name in args.rows or TABLES[args.table]}
-    args.work.mkdir(parents=True, exist_ok=True)
-    jobs = {args.work / f"{args.table}_{name}_{seed}.json".replace(" ", "-").replace(",", ""):
-            (seed, name) for seed, name in product(args.seeds, rows)}
-    for path, (seed, name) in jobs.items():
-        with _locked(path.with_suffix(".lock"), wait=False) as taken:
-            if taken and not path.is_file():
-                found = _train(args, path.with_suffix(""), name, rows[name], seed)
-                write_json(found, path)
-                print(json.dumps(_summary(found)), flush=True)
-    if all(path.is_file() for path in jobs):
-        found = [row for path in jobs for row in json.loads(path.read_text())]
-        program = "python -m bench.recipes.language_tables"
-        save(measured(args.out.stem, found, environment(), program), args.out)
+    jobs = {}
+    for seed, name in product(args.seeds, rows):
+        out = job_path(args.work, args.table, name, seed)
+        jobs[out.with_name(f"{out.name}.json")] = args, out, name, rows[name], seed
+    share_jobs(jobs, _train, args.out)
 
 
 def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, Any],
@@ -102,7 +89,7 @@ def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, An
     config = replace(LanguageTeacherConfig(
         out=out, clips=args.clips, data=args.work, grid=args.grid, draws=args.draws, tasks=TASKS,
         tuning=tuning), **options)
-    with _locked(args.work / "data.lock"):
+    with locked(args.work / "data.lock"):
         rooms = read_data(config, Accelerator())[1]
         if lm == "tiny":
             tuning = replace(tuning, lm=str(args.work / "lm"), layers=None)
@@ -145,24 +132,6 @@ def save_tiny_lm(folder: Path, rooms: list[RoomQuestions], width: int = 128,
         vocab_size=len(vocabulary), hidden_size=width, intermediate_size=4 * width,
         num_hidden_layers=layers, num_attention_heads=width // 32, bos_token_id=None,
         eos_token_id=0, tie_word_embeddings=True)).save_pretrained(folder)
-
-
-@contextmanager
-def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Whether this process has the lock; that of a process that dies is free again."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def _summary(rows: list[Row]) -> dict[str, Any]:
-    shown = {f"{row['task']} {row['metric']}": round(float(str(row["value"])), 3) for row in rows
-             if "/" not in str(row["metric"]) and row["metric"] != "unparsable"}
-    return {"features": rows[0]["features"], "seed": rows[0]["seed"], **shown}
 
 
 if __name__ == "__main__":

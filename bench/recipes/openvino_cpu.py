@@ -1,13 +1,12 @@
-"""Every FP32 and INT8 file of some runs on every CPU runtime here, timed in turn.
-
-Writes bench/results/openvino_cpu.json; first `vega3d export onnx` and `vega3d export openvino` the
-runs: `python -m bench.recipes.openvino_cpu RUN ... --out FILE`. Rows: vs_best_fp32 and
-vs_best_float are times faster than the best FP32, and than the best float (bfloat16 included), of
-any runtime with as many threads. A run without a teacher's digest has random weights.
-"""
-import argparse
+"""Every FP32 and INT8 file of some runs on every CPU runtime here, timed in turn: `python -m
+bench.recipes.openvino_cpu RUN ...`, after `vega3d export onnx` and `vega3d export openvino`.
+vs_best_fp32, vs_best_float: times faster than the best FP32, and than the best float, of any
+runtime with as many threads. A run without a teacher's digest has random weights."""
 from functools import partial
 from pathlib import Path
+
+import tyro
+from tyro.conf import Positional
 
 from bench.device import device_facts
 from export import openvino
@@ -51,10 +50,11 @@ def _best(entries: list[Candidate], ms: list[float], precisions: tuple[str, ...]
                if entry.precision in precisions)
 
 
+def main(run: Positional[Path], more: Positional[tuple[Path, ...]] = (),
+         out: Path = Path("bench/results/openvino_cpu.json")) -> None:
+    rows = [row for folder in (run, *more) for row in rows_of(folder)]
+    save(measured("openvino_cpu", rows, device_facts()), out)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, default=Path("bench/results/openvino_cpu.json"))
-    options = parser.parse_args()
-    found = [row for folder in options.runs for row in rows_of(folder)]
-    save(measured("openvino_cpu", found, device_facts()), options.out)
+    tyro.cli(main)

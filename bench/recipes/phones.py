@@ -1,9 +1,6 @@
-"""The shipped student's files for phones: fidelity, size, and milliseconds where they run here.
-
-    python -m bench.recipes.phones [--run RUN]   -> bench/results/phones.json
-
-Beside them model.onnx of the preset mobile on onnxruntime. One thread, one frame a call.
-"""
+"""The shipped student's files for phones, and model.onnx on onnxruntime: fidelity, size, and
+milliseconds where they run here. `python -m bench.recipes.phones [--run RUN]` writes
+bench/results/phones.json."""
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -42,7 +39,7 @@ def main(run: Path | None = None, out: Path = RESULTS) -> None:
         rows = [_row(file, "LiteRT" if file.path.suffix == ".tflite" else "onnxruntime", ms)
                 for file, ms in zip(files, times, strict=True)]
         rows.append(_row(export_coreml(exporter), "Core ML", None))
-        save(measured("phones", rows, env, "python -m bench.recipes.phones"), out)
+        save(measured("phones", rows, env), out)
     print(out)
 
 

@@ -1,7 +1,5 @@
-"""README's picture: a frame, its depth and normals, and matches between two frames of its clip.
-
-Everything is computed by the shipped student and heads, from a clip of `vega3d scenes render`.
-"""
+"""README's picture: a frame, its depth and normals, and matches between two frames of its clip, by
+the shipped student and heads."""
 from pathlib import Path
 
 import numpy as np

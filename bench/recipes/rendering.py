@@ -4,13 +4,15 @@
 
 Clips go to --scratch (a fast disk with 15 GB free, such as /dev/shm) and are removed again.
 """
-import argparse
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import tyro
+from tyro.conf import Positional
 
 from bench.device import device_facts
 from records.results import Row, measured, save
@@ -23,10 +25,8 @@ PILOT_ROOMS = 3  # a worker, to learn how many rooms fill the seconds
 def render_rates(source: RoomSource, workers: Sequence[int], seconds: float,
                  folder: Path) -> Iterator[Row]:
     """One row for each number of workers, of about `seconds` together. `folder` is emptied.
-
-    frames_per_s counts from the first process's start to the last clip; steady_frames_per_s and
-    workers_frames_per_s by the two functions below, the latter for pilots that hardly overlap.
-    """
+    frames_per_s counts from the first process's start to the last clip; the others are by the
+    functions below."""
     each = seconds / (len(workers) + 1)
     pilot = _render(source, max(workers), PILOT_ROOMS * max(workers), folder)
     rate = max(pilot["steady_frames_per_s"], pilot["workers_frames_per_s"])
@@ -78,24 +78,19 @@ def _by_worker(finished: Sequence[float], workers: int, clips_a_room: int) -> li
     return times
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path, metavar="OUT.json")
-    parser.add_argument("--seconds", type=float, default=40)
-    parser.add_argument("--workers", type=int, nargs="+", default=[14, 22, 28])
-    parser.add_argument("--furniture", type=Path)
-    parser.add_argument("--scratch", type=Path)
-    args = parser.parse_args()
+def main(out: Positional[Path], seconds: float = 40, workers: tuple[int, ...] = (14, 22, 28),
+         furniture: Path | None = None, scratch: Path | None = None) -> None:
+    """seconds: of all together. furniture: a pack of `vega3d scenes pack`."""
     # the clips that pre-training renders
-    source, rows = RoomSource(frames=9, clips_per_room=2, pack=args.furniture), list[Row]()
+    source, rows = RoomSource(frames=9, clips_per_room=2, pack=furniture), list[Row]()
     env = device_facts() | {"renderer": source.renderer.device}
-    with TemporaryDirectory(dir=args.scratch) as folder:
-        for row in render_rates(source, args.workers, args.seconds, Path(folder) / "clips"):
+    with TemporaryDirectory(dir=scratch) as folder:
+        for row in render_rates(source, workers, seconds, Path(folder) / "clips"):
             rows.append(row)
             print(f"{row['workers']} workers: {row['frames_per_s']:.0f} frames/s, "
                   f"{row['steady_frames_per_s']:.0f} while all render, {row['mb_per_s']:.0f} MB/s")
-    save(measured(args.out.stem, rows, env, "python -m bench.recipes.rendering"), args.out)
+    save(measured(out.stem, rows, env), out)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -31,13 +31,11 @@ def write_folder(frames: Iterable[Frame], camera: tuple[float, float, float, flo
         (out / name).mkdir(parents=True)
     fx, fy, cx, cy = camera
     np.savetxt(out / "K.txt", np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]]))
-    count = 0
     for name, colour, depth in frames:
         Image.fromarray(colour).save(out / "images" / f"{name}.png")
         millimetres = np.where(depth < 65, np.round(depth * 1000), 0).astype(np.uint16)
         Image.fromarray(millimetres).save(out / "depth" / f"{name}.png")
-        count += 1
-    return count
+    return len(list((out / "images").iterdir()))
 
 
 def stereo(out: Positional[Path]) -> None:

@@ -20,7 +20,6 @@ import torch
 from bench.device import device_facts
 from distill.config import StudentTraining
 from distill.loop import StudentLoss, parameter_groups, train_step
-from distill.run import resolve_device
 from records.results import Row, measured, save
 from scenes.clip import Clip, Split
 from student.config import StudentConfig
@@ -30,7 +29,7 @@ from teacher.towers.checkpoints import generator_folder
 from teacher.towers.tap import Tap
 from teacher.towers.wan import load_wan
 from teacher.training.gradients import Gradients
-from teacher.training.processes import Processes, join_processes
+from teacher.training.processes import Processes, join_processes, resolve_device
 
 WARM = 10  # steps
 
@@ -79,7 +78,7 @@ def main() -> None:
                 rows.append({"stage": stage, "gpus": count, "items_per_s": rate,
                              "speedup": speedup, "batch": args.batch, "student": args.size})
                 print(f"{stage}, {count}: {rate:.0f} frames/s", flush=True)
-    save(measured(args.out.stem, rows, device_facts(), "python -m bench.recipes.scaling"), args.out)
+    save(measured(args.out.stem, rows, device_facts()), args.out)
 
 
 def _measure(args: argparse.Namespace) -> None:

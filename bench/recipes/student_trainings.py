@@ -10,25 +10,25 @@ rows DIR holds are skipped, and the one that finds all rows writes OUT.
 --real CLIPS: a folder of clips with depth, intrinsics and poses (split test), scored beside rooms.
 """
 import argparse
-import fcntl
 import json
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.recipes.jobs import job_path, share_jobs
 from distill.config import HeadTraining, StudentTraining
 from distill.heads import initial_heads, predictions, score
 from distill.joint import train_jointly
 from distill.loop import build_student, fidelity, train_student
 from distill.run import DistillRun, open_distill_run
 from distill.stages import score_student
-from records.environment import environment
-from records.files import spec_digest, write_json
-from records.results import Row, measured, save
+from records.files import spec_digest
+from records.results import Row
 from scenes.clip import ClipFolder
 from student.config import StudentConfig
 from student.heads import StudentWithHeads
@@ -68,34 +68,9 @@ def main() -> None:
     jobs: list[tuple] = list({"ablation": product(args.seeds, VARIANTS),
                               "labels": product(args.seeds, args.rooms, MODES),
                               "arms": product(args.seeds, ARMS)}[args.table])
-    paths = [args.work / f"{_name(*job)}.json" for job in jobs]
-    args.work.mkdir(parents=True, exist_ok=True)
-    trainer: _Trainer | None = None
-    for job, path in zip(jobs, paths, strict=True):
-        with path.with_suffix(".lock").open("w") as lock:
-            if path.is_file() or not _taken(lock):
-                continue
-            trainer = trainer or _Trainer(open_distill_run(args.run), args)
-            rows = getattr(trainer, args.table)(*job)
-            write_json(rows, path)
-            print(json.dumps(rows), flush=True)
-    if all(path.is_file() for path in paths):
-        rows = [row for path in paths for row in json.loads(path.read_text())]
-        program = "python -m bench.recipes.student_trainings"
-        save(measured(args.out.stem, rows, environment(), program), args.out)
-
-
-def _name(*parts: str | int) -> str:
-    return "_".join(map(str, parts)).replace(" ", "-").replace(",", "")
-
-
-def _taken(lock: TextIO) -> bool:
-    """Whether this process now has the training; the lock of a process that dies is free again."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    trainer = cache(lambda: _Trainer(open_distill_run(args.run), args))
+    share_jobs({Path(f"{job_path(args.work, *job)}.json"): job for job in jobs},
+               lambda *job: getattr(trainer(), args.table)(*job), args.out)
 
 
 class _Trainer:
@@ -140,7 +115,7 @@ class _Trainer:
         torch.compiler.reset()
         config, args = replace(self._training(), **VARIANTS[variant]), self.args
         steps = config.epochs * self.train.steps(config.batch)
-        labelled = self.train.first_clips(rooms * self.run.config.scenes.clips_per_room)
+        labelled = self.train.clips(0, rooms * self.run.config.scenes.clips_per_room)
         joint = HeadTraining(steps=args.head_steps, batch=args.batch // 2, lr=1e-3, init="scratch",
                              student_lr=0.0, feature_weight=0.0)
         if mode in ("frozen", "distil_then_labels"):
@@ -154,7 +129,7 @@ class _Trainer:
         torch.manual_seed(seed)
         model = StudentWithHeads(student, initial_heads(student, joint)).to(self.run.device)
         train_jointly(model, labelled, joint, config, seed,
-                      args.work / _name(mode, variant, rooms, seed), unlabelled=self.train)
+                      job_path(args.work, mode, variant, rooms, seed), unlabelled=self.train)
         cosine = fidelity(student, self.test)["cosine_mean"]
         return [{"training": mode, "labelled_rooms": rooms, "seed": seed, "frames_from": name,
                  **self._scores(model, examples), "cosine_mean": cosine,
@@ -175,7 +150,7 @@ class _Trainer:
 
     def _distil(self, config: StudentTraining, seed: int, name: str) -> Student:
         """Trained, or as an earlier row of this seed left it."""
-        folder = self.args.work / _name(name, seed)
+        folder = job_path(self.args.work, name, seed)
         if (folder / "student.safetensors").is_file():
             return load_student(folder).to(self.run.device)
         return train_student(self._new_student(config, seed), self.train, self.test, config, seed,

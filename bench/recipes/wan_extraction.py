@@ -7,11 +7,11 @@ The released way: every frame through the 3D VAE by itself, all 30 blocks, 512 t
 bf16; with the same pixels, noise and tap as ours. Both start from frames on the GPU and end with
 pooled features. --tiny: a few thousand weights, also without a GPU.
 """
-import argparse
 import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+import tyro
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
+from tyro.conf import Positional
 
 from bench.device import device_facts
 from bench.latency.timing import BenchCase, TimingConfig, summary, time_cases
@@ -114,8 +116,8 @@ def released_rows(folder: Path, shapes: Shapes) -> list[Row]:
     model, rows = ReleasedWan(folder), []
     for height, width in shapes.sizes:
         frames = pictures(shapes.frames, height, width)
-        total, peak = median_ms(lambda: model.features(frames))  # noqa: B023
-        vae, _ = median_ms(lambda: model.latents(frames))        # noqa: B023
+        total, peak = median_ms(partial(model.features, frames))
+        vae, _ = median_ms(partial(model.latents, frames))
         rows.append(_time_row("reference", frames, vae, total, peak) | {"speedup": 1.0})
     return rows
 
@@ -130,9 +132,9 @@ def our_rows(tower: WanTower, shapes: Shapes, released: Sequence[Row],
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
         first_call_s = time.monotonic() - began
-        total, peak = median_ms(lambda: tower.features(frames[None]))            # noqa: B023
+        total, peak = median_ms(partial(tower.features, frames[None]))
         videos = tower.resize(frames).unsqueeze(1)
-        vae, _ = median_ms(torch.inference_mode()(lambda: tower.latents(videos)))  # noqa: B023
+        vae, _ = median_ms(torch.inference_mode()(partial(tower.latents, videos)))
         rows.append(_time_row(path, frames, vae, total, peak) | {
             "speedup": reference["total_ms"] / total, "first_call_s": round(first_call_s, 1)})
     return rows
@@ -141,18 +143,16 @@ def our_rows(tower: WanTower, shapes: Shapes, released: Sequence[Row],
 def linearity_rows(tower: WanTower, shapes: Shapes) -> list[Row]:
     """Time against the number of frames, and the straight line through it."""
     height, width = shapes.sizes[1]
-    counts, rows = np.array(shapes.counts), []
+    rows: list[Row] = []
     for count in shapes.counts:
         clip = pictures(count, height, width)[None]
-        total, _ = median_ms(lambda: tower.features(clip), repeats=5)  # noqa: B023
+        total, _ = median_ms(partial(tower.features, clip), repeats=5)
         rows.append({"kind": "linearity", "frames": count, "height": height, "width": width,
                      "total_ms": total})
-    times = np.array([row["total_ms"] for row in rows])
-    slope, offset = np.polyfit(counts, times, 1)
-    residual = times - (slope * counts + offset)
-    r2 = 1 - float((residual**2).sum() / ((times - times.mean()) ** 2).sum())
+    times = [row["total_ms"] for row in rows]
+    slope, offset = np.polyfit(shapes.counts, times, 1)
     return [*rows, {"kind": "fit", "ms_per_frame": float(slope), "offset_ms": float(offset),
-                    "r2": r2}]
+                    "r2": float(np.corrcoef(shapes.counts, times)[0, 1] ** 2)}]
 
 
 def equality_rows(folder: Path, shapes: Shapes) -> list[Row]:
@@ -206,13 +206,9 @@ def pictures(count: int, height: int, width: int) -> Tensor:
     return torch.cat(images).to(DEVICE)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path, metavar="OUT.json")
-    parser.add_argument("--tiny", action="store_true")
-    options = parser.parse_args()
+def main(out: Positional[Path], tiny: bool = False) -> None:
     torch.backends.cudnn.allow_tf32 = False   # so that fp32 is fp32 on both sides
-    shapes, env = TINY if options.tiny else REAL, device_facts()
+    shapes, env = TINY if tiny else REAL, device_facts()
     with TemporaryDirectory() as scratch:
         rows = [save_random(folder := Path(scratch), shapes)]
         released = released_rows(folder, shapes)
@@ -225,8 +221,7 @@ def main() -> None:
             rows += our_rows(load_tower(folder, FP8), shapes, released, "ours, fp8")
             _free()
         rows += equality_rows(folder, shapes)
-    save(measured(options.out.stem, rows, env, "python -m bench.recipes.wan_extraction"),
-         options.out)
+    save(measured(out.stem, rows, env), out)
     print("\n".join(map(str, rows)))
 
 
@@ -255,4 +250,4 @@ def _free() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

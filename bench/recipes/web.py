@@ -1,7 +1,5 @@
 """Speed of `vega3d export web`'s page in headless Chromium (WASM), by model file and threads.
-
-    python -m bench.recipes.web --run runs/latest   -> bench/results/web.json
-"""
+`python -m bench.recipes.web --run runs/latest` writes bench/results/web.json."""
 import json
 import os
 import shutil
@@ -31,13 +29,7 @@ _TIMES = f"""(async () => {{
 
 def main(run: Path = Path("runs/latest"), threads: tuple[int, ...] = (1, 2),
          out: Path = RESULTS) -> None:
-    """Measures RUN/export/page (made by `vega3d export web`) with the web preset's FP32 file added.
-
-    Args:
-        run: a run folder
-        threads: of onnxruntime-web
-        out: the results file
-    """
+    """Measures RUN/export/page, with the web preset's FP32 file added."""
     page, fp32 = run / "export" / "page", run / "export" / "web" / "onnx" / "model.onnx"
     if not (page / "page.json").is_file() or not fp32.is_file():
         raise ValueError(f"{page}: no page here; make one with: vega3d export web --run {run}")
@@ -50,7 +42,7 @@ def main(run: Path = Path("runs/latest"), threads: tuple[int, ...] = (1, 2),
         for row in measure(chromium, folder, names, threads, folder_mb):
             rows.append(row)
             # after every row, so that a killed measurement leaves a file
-            save(measured("web", rows, env, "python -m bench.recipes.web"), out)
+            save(measured("web", rows, env), out)
             print(f"{row['precision']:5} {row['threads']} threads  {row['latency_ms']:6.1f} ms  "
                   f"p90 {row['p90_ms']:6.1f}  {row['frames_per_s']:5.1f} frames/s  first overlay "
                   f"{row['first_overlay_s']:.1f} s  load {row['load_average']:.1f}", flush=True)
@@ -59,11 +51,9 @@ def main(run: Path = Path("runs/latest"), threads: tuple[int, ...] = (1, 2),
 
 def measure(chromium: Browser, folder: Path, names: list[str], threads: tuple[int, ...],
             folder_mb: float) -> Iterator[Row]:
-    """A row for each model and number of threads.
-
-    latency_ms: the network alone, from pixels to outputs; frames_per_s: the live page, drawing
-    included; first_overlay_s: from opening the address, with nothing cached but the disk.
-    """
+    """A row for each model and number of threads. latency_ms: the network alone; frames_per_s: the
+    live page, drawing included; first_overlay_s: from opening the address, with nothing cached but
+    the disk."""
     serving = server(folder)
     threading.Thread(target=serving.serve_forever, daemon=True).start()
     try:

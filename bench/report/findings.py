@@ -53,10 +53,9 @@ def int8_finding(accuracy: Sequence[Row], latency: Sequence[Row]) -> Finding | N
 def gain_is_real(accuracy: Sequence[Row], metric: str) -> bool:
     """Whether the 95 % interval of the teacher's gain lies on the better side of zero."""
     teacher = _find(accuracy, features="teacher") or {}
-    low, high = teacher.get(f"{metric}_vs_semantic_low"), teacher.get(f"{metric}_vs_semantic_high")
-    if low is None or high is None:
-        return False
-    return low > 0 if metric == "delta1" else high < 0
+    if metric == "delta1":
+        return (teacher.get("delta1_vs_semantic_low") or 0) > 0
+    return (teacher.get(f"{metric}_vs_semantic_high") or 0) < 0
 
 
 def _gain(accuracy: Sequence[Row]) -> Finding | None:

@@ -1,7 +1,6 @@
 """The report's pictures: strips of held-out clips, and token matches between two views."""
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,29 +23,11 @@ GAP = 8        # px between two views
 MAX_PX = 2048  # of a picture's side
 
 
-@dataclass(frozen=True)
-class Strip:
-    """The pictures of one clip. depth: the picture row with the range of the depth colours."""
-    clip: str
-    pictures: list[Row]  # with `image`, a data URL, and `caption`
-    depth: Row | None
-
-
-@dataclass(frozen=True)
-class ViewPair:
-    """Two views side by side, and lines between matched tokens in the pixels of both."""
-    name: str
-    clip: str
-    counts: str
-    images: list[tuple[int, str]]  # (x, data URL)
-    lines: list[Markup]
-    width: int                     # px, of both
-
-
-def strips(results: Results, run: str) -> tuple[list[Strip], str]:
-    """The strips, or [] and why there are none."""
+def strips(results: Results, run: str) -> tuple[list[Row], str]:
+    """The pictures of each clip and its row with the range of the depth colours; or [] and why
+    there are none."""
     rows = results.of("picture")
-    folder = _folder(run)
+    folder = Path(run, "bench", "strips")
     missing = [folder / row["file"] for row in rows if not (folder / row["file"]).is_file()]
     if not rows or missing:
         return [], f"{missing[0]} is gone" if missing else "none were drawn"
@@ -54,24 +35,17 @@ def strips(results: Results, run: str) -> tuple[list[Strip], str]:
     for row in rows:
         picture = {**row, "image": _picture(folder, row["file"]), "caption": CAPTIONS[row["place"]]}
         by_clip.setdefault(row["clip"], []).append(picture)
-    found = []
-    for clip, pictures in by_clip.items():
-        depth = next((row for row in pictures if row["shows"] == "depth"), None)
-        found.append(Strip(clip, pictures, depth))
-    return found, ""
+    return [{"clip": clip, "pictures": pictures,
+             "depth": next((row for row in pictures if row["shows"] == "depth"), None)}
+            for clip, pictures in by_clip.items()], ""
 
 
-def view_pairs(results: Results, run: str) -> tuple[list[ViewPair], bool]:
+def view_pairs(results: Results, run: str) -> tuple[list[Row], bool]:
     """Pairs whose pictures exist, and whether any of them has true points to compare with."""
-    folder = _folder(run)
+    folder = Path(run, "bench", "strips")
     pairs = [row for row in results.of("match_pair")
              if (folder / row["from_file"]).is_file() and (folder / row["to_file"]).is_file()]
-    matches = results.of("match")
-    found = []
-    for pair in pairs:
-        its = [row for row in matches
-               if (row["clip"], row["voice"]) == (pair["clip"], pair["voice"])]
-        found.append(_view_pair(pair, its, folder))
+    found = [_view_pair(pair, results.of("match"), folder) for pair in pairs]
     return found, any(pair["right"] is not None for pair in pairs)
 
 
@@ -93,17 +67,16 @@ def _picture(folder: Path, name: str) -> str:
     return data_url(png(np.asarray(image.convert("RGB"))))
 
 
-def _folder(run: str) -> Path:
-    return Path(run) / "bench" / "strips"
-
-
-def _view_pair(pair: Row, matches: Sequence[Row], folder: Path) -> ViewPair:
+def _view_pair(pair: Row, matches: Sequence[Row], folder: Path) -> Row:
+    """Two views side by side, and lines between matched tokens in the pixels of both."""
     counts = f"{pair['found']} mutual matches"
     if pair["right"] is not None:
         counts += f"; {pair['right']} of the {pair['asked']} whose point both frames see are right"
     shift = FRAME_PX + GAP
     lines: list[Markup] = []
     for row in matches:
+        if (row["clip"], row["voice"]) != (pair["clip"], pair["voice"]):
+            continue
         kind = "wrong" if row["right"] is False else "right"
         start = (row["from_x_px"], row["from_y_px"])
         end = (row["to_x_px"] + shift, row["to_y_px"])
@@ -111,4 +84,5 @@ def _view_pair(pair: Row, matches: Sequence[Row], folder: Path) -> ViewPair:
                   circle(*start, 3, f"tip {kind}"), circle(*end, 3, f"tip {kind}")]
     images = [(x, _picture(folder, pair[f"{side}_file"]))
               for side, x in (("from", 0), ("to", shift))]
-    return ViewPair(SOURCES[pair["voice"]], pair["clip"], counts, images, lines, FRAME_PX + shift)
+    return {"name": SOURCES[pair["voice"]], "clip": pair["clip"], "counts": counts,
+            "images": images, "lines": lines, "width": FRAME_PX + shift}

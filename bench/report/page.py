@@ -1,8 +1,5 @@
-"""The one-page report of a results file: cost, accuracy, INT8, precision, pictures, environment.
-
-Every number on it is a field of results.json or arithmetic on one. The page (page.html, a Jinja2
-template) loads nothing; pictures are the run's own (bench.report.pictures).
-"""
+"""The one-page report of a results file. Every number on it is a field of results.json or
+arithmetic on one; the page loads nothing."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,18 +40,16 @@ def check_replaceable(path: Path) -> None:
 
 
 def write_report(results: Results, path: Path) -> None:
-    """Writes the page of a results file of `vega3d bench`. A missing part names its command.
-
-    Raises ValueError if `path` is a file of something else.
-    """
+    """Writes the page of a results file of `vega3d bench`. A missing part names its command. Raises
+    ValueError if `path` is a file of something else."""
     check_replaceable(path)
     unknown: Row = {"student": "Student", "generator": "generator", "run": ""}
     run = next(iter(results.of("run")), unknown)
     found = findings(results)
     pictures, no_pictures = strips(results, run["run"])
     pairs, judged = view_pairs(results, run["run"])
-    page = environment().get_template(PAGE.name).render(
-        results=results, run=run, busy=busy(results.env), findings=found,
+    write_template(
+        PAGE.name, path, results=results, run=run, busy=busy(results.env), findings=found,
         latency=_latency_table(results, run), scatter=charts.scatter(results),
         stages=charts.stages(results), accuracy=_accuracy_table(results),
         gains=charts.gains(results), recovery=charts.recovery(results),
@@ -63,15 +58,18 @@ def write_report(results: Results, path: Path) -> None:
         no_int8=next((row for row in results.of("absent") if "int8" in row["what"]), None),
         precision_maps=precision_maps(results), strips=pictures, no_pictures=no_pictures,
         colour_bar=data_url(colour_bar()), view_pairs=pairs, judged=judged, frame_px=FRAME_PX,
-        glossary=GLOSSARY, facts=facts(results, run), NONE=NONE)
+        title=f"{run['student']} distilled from {run['generator']}: what it costs, what it keeps",
+        glossary=GLOSSARY, facts=facts(results, run))
+
+
+def write_template(name: str, path: Path, **values: Any) -> None:
+    """Writes the page of a template in this folder."""
+    environment = Environment(
+        loader=FileSystemLoader(PAGE.parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=StrictUndefined, finalize=_finalize)
+    page = environment.get_template(name).render(NONE=NONE, **values)
     with atomic_write(path) as scratch:
         scratch.write_text(page)
-
-
-def environment() -> Environment:
-    """Of the templates in this folder."""
-    return Environment(loader=FileSystemLoader(PAGE.parent), autoescape=True, trim_blocks=True,
-                       lstrip_blocks=True, undefined=StrictUndefined, finalize=_finalize)
 
 
 def _finalize(value: Any) -> Any:

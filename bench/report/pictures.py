@@ -1,7 +1,5 @@
-"""Pictures of held-out clips for the report, as small PNG files, and the rows that describe them.
-
-Rows name each picture, its cell in the report's strip, and the token matches between two views.
-"""
+"""Pictures of held-out clips for the report, as small PNG files, and the rows that describe
+them."""
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-from distill.pca_visualization import pca_colours
+from distill.loop import pca_colours
 from distill.run import DistillRun
 from export.source import evenly_spaced
 from records.files import atomic_write
@@ -39,15 +37,14 @@ COLUMNS = {"semantic_only": "semantic", "student_fp32": "student", **dict.fromke
 
 def draw_pictures(run: DistillRun, student: Student, test: Examples,
                   files: Sequence[str]) -> list[Row]:
-    """Draws the middle frame of a few clips, spread over the split, into RUN/bench/strips.
-
-    files: accuracy names of the exported files. Returns rows of kind `picture`: clip, file, place
-    (in the report's strip), shows, alt, and of depth near_m and far_m, the range of the colours.
-    """
+    """Draws the middle frame of a few clips into RUN/bench/strips. files: accuracy names of the
+    exported files. Returns rows of kind `picture`; place: in the report's strip; near_m, far_m: the
+    range of a depth picture's colours."""
     int8 = [name for name in INT8 if name in files][:1]
     clips = evenly_spaced(np.array(test.ids), CLIPS).tolist()
     middle = test.frames_per_clip // 2
-    examples = [_frame(test.load(clip), middle, run.device) for clip in clips]
+    examples = [{key: value[[middle]].to(run.device) for key, value in test.load(clip).items()}
+                for clip in clips]
     feature_maps = _feature_maps(student, examples, ["student_fp32", *int8])
     folder, rows = run.folder / "bench" / "strips", []
     for i, (clip, example) in enumerate(zip(clips, examples, strict=True)):
@@ -66,15 +63,12 @@ def draw_pictures(run: DistillRun, student: Student, test: Examples,
 
 def match_rows(run: DistillRun, test: Examples, files: Sequence[str]) -> list[Row]:
     """Token matches between the first and the last frame of a few clips, by the features alone.
-
-    Rows of kind `match_pair`, one a clip and `voice` (teacher, student, int8): the two pictures,
-    and how many mutual nearest neighbours there are (found), whose point the other view sees
-    (asked), and are right. Rows of kind `match`, one a drawn line: its ends in pixels, and right:
-    whether the two tokens lie within 0.2 m of one another (null without depth and poses).
-    """
-    sources = {"teacher": "generative", "student": "student_fp32"}
-    if int8 := next((name for name in INT8 if name in files), None):
-        sources["int8"] = int8
+    Rows of kind `match_pair`, one a clip and `voice`: how many mutual nearest neighbours there are
+    (found), whose point the other view sees (asked), and are right, which means within 0.2 m. Rows
+    of kind `match`, one a drawn line, with its ends in pixels; right: null without depth and
+    poses."""
+    fields = ("generative", "student_fp32", *[name for name in INT8 if name in files][:1])
+    sources = dict(zip(("teacher", "student", "int8"), fields, strict=False))
     rows: list[Row] = []
     for i, clip_id in enumerate(evenly_spaced(np.array(test.ids), PAIRS).tolist()):
         clip, example = test.source.clip(clip_id), test.load(clip_id)
@@ -118,16 +112,11 @@ def mutual_matches(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([index[mutual], nearest_b[mutual]], 1)
 
 
-def _frame(example: Example, index: int, device: torch.device) -> Example:
-    return {key: value[index:index + 1].to(device) for key, value in example.items()}
-
-
 def _feature_maps(student: Student, examples: Sequence[Example],
                   names: Sequence[str]) -> dict[str, np.ndarray]:
     """Colours [N,14,14,3] of the teacher's features and of each name's, in one PCA."""
     maps = [torch.cat([student.standardise(example["generative"]) for example in examples])]
-    for name in names:
-        maps.append(torch.cat([example[name].float() for example in examples]))
+    maps += [torch.cat([example[name].float() for example in examples]) for name in names]
     return dict(zip(("teacher", *names), pca_colours(maps), strict=True))
 
 
@@ -138,14 +127,12 @@ def _depth_pictures(run: DistillRun, student: Student, example: Example, int8: S
     seed = run.config.seeds[0]
     truth = example["depth"][0].cpu().numpy()
     near, far = np.percentile(truth[truth > 0], [2, 98]) if (truth > 0).any() else (0.0, 1.0)
+    streams = {name: run.stream(name)(example) for name in ("semantic_only", "teacher")}
+    for name in ("student_fp32", *int8):
+        streams[name] = student.destandardise(example[name].float())
     depths = {"truth": truth}
-    for name in ("semantic_only", "teacher", "student_fp32", *int8):
-        recorded = name in ("semantic_only", "teacher")
-        heads = run.dense_teacher(name if recorded else "teacher", seed)
-        if recorded:
-            stream = run.stream(name)(example)
-        else:
-            stream = student.destandardise(example[name].float())
+    for name, stream in streams.items():
+        heads = run.dense_teacher("semantic_only" if name == "semantic_only" else "teacher", seed)
         depths[name] = heads(example["semantic"].float(), stream).log_depth.exp()[0].cpu().numpy()
     rows = []
     for name, depth in depths.items():
@@ -191,12 +178,8 @@ def _matches(facts: Row, tokens: Tensor, points: Tensor | None, names: Sequence[
 
 def _line_ends(pair: Tensor) -> Row:
     """Centres of two tokens, in pixels of a frame."""
-    pixel = FRAME_PX / GRID
-    ends: Row = {}
-    for end, token in zip(("from", "to"), pair, strict=True):
-        y, x = divmod(int(token), GRID)
-        ends |= {f"{end}_x_px": (x + 0.5) * pixel, f"{end}_y_px": (y + 0.5) * pixel}
-    return ends
+    ends = ((pair[:, None] // torch.tensor([1, GRID]) % GRID + 0.5) * FRAME_PX / GRID).flatten()
+    return dict(zip(("from_x_px", "from_y_px", "to_x_px", "to_y_px"), ends.tolist(), strict=True))
 
 
 def _tokens(example: Example, field: str, ends: Sequence[int]) -> Tensor:

@@ -1,7 +1,4 @@
-"""Precision of every layer of an exported file, read from its graph, and its map in the report.
-
-A map is a grid of blocks and layers; each cell shows the bits its layer computes in.
-"""
+"""Precision of every layer of an exported file, read from its graph, and its map in the report."""
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -46,11 +43,11 @@ def layer_rows(files: Sequence[Artefact]) -> list[Row]:
 
 
 def layers(model: onnx.ModelProto) -> Iterator[tuple[int, str, str]]:
-    """(block, slot, precision) of every layer that has a slot, in the graph's order.
-
-    A product counts as int8 where both its operands come from DequantizeLinear.
-    """
-    types = _element_types(model)
+    """(block, slot, precision) of every layer that has a slot, in the graph's order. A product
+    counts as int8 where both its operands come from DequantizeLinear."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type
+             for value in (*graph.value_info, *graph.output)}
     producers = {output: node for node in model.graph.node for output in node.output}
     blocks = [int(found[1]) for node in model.graph.node if (found := _BLOCK.match(node.name))]
     if not blocks:
@@ -68,12 +65,11 @@ def layers(model: onnx.ModelProto) -> Iterator[tuple[int, str, str]]:
 def precision_maps(results: Results) -> list[tuple[str, Markup]]:
     """(artefact, its map) for each file whose layers have more than one precision."""
     rows = results.of("layer")
-    maps = []
-    for artefact in dict.fromkeys(row["artefact"] for row in rows):
-        its = [row for row in rows if row["artefact"] == artefact]
-        if len({row["precision"] for row in its}) > 1:
-            maps.append((artefact, _map(its)))
-    return maps
+    by_artefact: dict[str, list[Row]] = {}
+    for row in rows:
+        by_artefact.setdefault(row["artefact"], []).append(row)
+    return [(artefact, _map(its)) for artefact, its in by_artefact.items()
+            if len({row["precision"] for row in its}) > 1]
 
 
 def _place(node: onnx.NodeProto, depth: int) -> tuple[int, str] | None:
@@ -86,12 +82,6 @@ def _place(node: onnx.NodeProto, depth: int) -> tuple[int, str] | None:
         return outside.get(node.name)
     slot = "gelu" if node.op_type == "Gelu" else _INSIDE.get(found[2].removeprefix("/"))
     return (int(found[1]), slot) if slot else None
-
-
-def _element_types(model: onnx.ModelProto) -> dict[str, int]:
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    values = (*graph.value_info, *graph.output)
-    return {value.name: value.type.tensor_type.elem_type for value in values}
 
 
 def _map(rows: Sequence[Row]) -> Markup:

@@ -10,16 +10,14 @@ TEXT = {  # fields whose cells are aligned to the left
     "features", "head", "mode", "model", "backend", "precision", "artefact", "stage", "label",
     "device", "timer", "launch", "work", "what", "tool", "unit", "task", "metric", "tune", "path",
     "outcome", "position", "variant", "weights", "gate", "training", "group", "name",
-    "file", "runtime", "ran_on"
+    "file", "runtime", "ran_on", "frames_from"
 }
 
 
 @dataclass(frozen=True)
 class Column:
-    """A header with its unit, and the field below it.
-
-    Numbers get `digits` decimals after `scale` (None: four significant digits); text stays.
-    """
+    """A header with its unit, and the field below it. Numbers get `digits` decimals after `scale`
+    (None: four significant digits); text stays."""
     header: str
     field: str
     digits: int | None = 3
@@ -60,12 +58,9 @@ def filled_columns(columns: Sequence[Column], rows: Sequence[Row]) -> list[Colum
 
 
 def over_seeds(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:
-    """One row for each combination of `by`, in order of appearance.
-
-    Numbers become their mean over seeds and FIELD_std their sample standard deviation (two seeds or
-    more); `seeds` counts them. A field that a seed lacks is averaged over the others; text is the
-    first seed's.
-    """
+    """One row for each combination of `by`, in order of appearance: numbers become their mean over
+    seeds, beside FIELD_std, their sample standard deviation; text is the first seed's; `seeds`
+    counts them."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row.get(key) for key in by), []).append(row)

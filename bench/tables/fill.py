@@ -1,9 +1,6 @@
-"""The result tables of README and docs, generated from the committed result files.
-
-A table stands between <!-- results:NAME --> and <!-- /results:NAME --> and is made as
-bench.tables.table_list says. A marker may name fields of bench/results/NAME.json instead:
-<!-- results:NAME model precision latency_ms -->.
-"""
+"""The result tables of README and docs. A table stands between <!-- results:NAME --> and <!--
+/results:NAME --> and is made as bench.tables.table_list says, or of the fields that the marker
+names: <!-- results:NAME model precision latency_ms -->."""
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,11 +20,8 @@ _LONGEST = 120  # characters of a command; all of it is in the result file
 
 
 def fill(text: str, folder: Path) -> str:
-    """`text` with every table between markers replaced by the one its result file gives.
-
-    Raises ValueError for an unknown name, a missing or foreign file, or a marker without its
-    partner.
-    """
+    """`text` with every table between markers replaced by the one its result file gives. Raises
+    ValueError for an unknown name, a missing or foreign file, or a marker without its partner."""
     blocks = [match["name"] for match in _BLOCK.finditer(text)]
     markers = [name for _, name in _MARKER.findall(text)]
     for name in markers:
@@ -40,9 +34,7 @@ def fill(text: str, folder: Path) -> str:
 
 def table(name: str, folder: Path, fields: Sequence[str] = ()) -> str:
     """The Markdown table of one result file, without empty columns, and where it was measured.
-
-    fields: these columns instead, in the rows of NAME.json that have all of them.
-    """
+    fields: these columns instead, in the rows of NAME.json that have all of them."""
     if name not in TABLES and not fields:
         raise ValueError(
             f"results:{name}: no such table; there are: {', '.join(TABLES)}; or name the fields: "
@@ -64,10 +56,8 @@ def table(name: str, folder: Path, fields: Sequence[str] = ()) -> str:
 
 
 def update(documents: Sequence[Path], folder: Path, check: bool = False) -> list[Path]:
-    """Rewrites the tables of the documents, all or none; returns those that changed.
-
-    Raises ValueError for a missing document, and if `check` and one would change.
-    """
+    """Rewrites the tables of the documents, all or none; returns those that changed. Raises
+    ValueError for a missing document, and if `check` and one would change."""
     filled: list[tuple[Path, str]] = []
     for document in documents:
         if not document.is_file():

@@ -1,8 +1,5 @@
-"""Question scores of the language teacher as rows of tables: means over seeds, differences.
-
-Scores and differences are shares in the files, percent and points here. Intervals are the files'
-own, 95 % by bootstrap over rooms and seeds.
-"""
+"""Question scores of the language teacher as rows of tables. Scores and differences are shares in
+the files, percent and points here; intervals are the files' own, 95 %."""
 import statistics
 from collections.abc import Sequence
 
@@ -49,10 +46,8 @@ TYPE_COLUMNS = columns(
 
 
 def score_rows(rows: Sequence[Row]) -> list[Row]:
-    """A row for each position and features.
-
-    Recovery is shown only where the interval of the generator's own gain is above zero.
-    """
+    """A row for each position and features. Recovery is shown only where the interval of the
+    generator's own gain is above zero."""
     differences = {(row["position"], row["features"], row["minus"], _field(row)): row
                    for row in rows if row["kind"] == "difference"}
     recoveries = {(row["position"], row["features"], _field(row)): row
@@ -122,10 +117,8 @@ def type_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def gate_rows(rows: Sequence[Row]) -> list[Row]:
-    """The gate's mean semantic share by class and part of the frame, one number a seed.
-
-    Those that trust the generator most come first.
-    """
+    """The gate's mean semantic share by class and part of the frame, one number a seed; those that
+    trust the generator most come first."""
     out: dict[tuple[str, str], Row] = {}
     shares: dict[tuple[str, str, str], list[float]] = {}
     for row in sorted(rows, key=lambda row: row["seed"]):
@@ -154,8 +147,14 @@ def _mean_scores(rows: Sequence[Row]) -> list[Row]:
             facts = {key: row.get(key) for key in ("position", "features", "seed", "steps")}
             training = (row["position"], row["features"], row["seed"])
             by_training.setdefault(training, facts)[_field(row)] = row["value"]
+    prefix, metric = DIRECTION.split()
     for scores in by_training.values():
-        _add_means_of_types(scores)
+        directions = [value for field, value in scores.items()
+                      if field.startswith(f"{prefix}_") and field.endswith(f" {metric}")]
+        if directions:
+            scores[DIRECTION] = statistics.fmean(directions)
+        if choices := [scores[field] for field in CHOICES if field in scores]:
+            scores["choice"] = statistics.fmean(choices)
     merged = over_seeds(list(by_training.values()), ("position", "features"))
     for row in merged:
         if not row.get("steps_std"):
@@ -163,16 +162,6 @@ def _mean_scores(rows: Sequence[Row]) -> list[Row]:
         if row["position"] == BASELINE:
             row |= {"position": None, "seeds": None}
     return merged
-
-
-def _add_means_of_types(scores: Row) -> None:
-    prefix, metric = DIRECTION.split()
-    directions = [value for field, value in scores.items()
-                  if field.startswith(f"{prefix}_") and field.endswith(f" {metric}")]
-    if directions:
-        scores[DIRECTION] = statistics.fmean(directions)
-    if choices := [scores[field] for field in CHOICES if field in scores]:
-        scores["choice"] = statistics.fmean(choices)
 
 
 def _gates(rows: Sequence[Row], position: str | None, features: str) -> str | None:

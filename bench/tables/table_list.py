@@ -76,10 +76,8 @@ def _flips_by_folder(rows: list[Row]) -> list[Row]:
 
 
 def _rooms_accuracy(rows: list[Row]) -> list[Row]:
-    """Mean and spread over seeds; rows of one seed only (exported files) as they are.
-
-    Recovery is hidden where the generator's gain was measured and may be zero.
-    """
+    """Mean and spread over seeds. Recovery is hidden where the generator's gain was measured and
+    may be zero."""
     measured = any("delta1_vs_semantic_low" in row for row in rows)
     if measured and not all(gain_is_real(rows, metric) for metric in METRICS):
         rows = [row | {"recovery": None} for row in rows]
@@ -154,6 +152,13 @@ _TIMER = columns(("work of a known length", "work"), ("on", "device"), ("truth, 
                  ("measured, ms", "latency_ms", 4), ("off by, %", "error_percent", 2))
 
 TABLES = {
+    "alignment": Table("alignment", columns(
+        ("features", "generator"), ("aligned to", "align"), ("width", "width", 0),
+        ("block", "block", 0), ("noise t", "t", 2), ("noise draws", "draws", 0),
+        ("depth R², alone", "depth_r2_alone"), ("with semantic", "depth_r2_fused"),
+        ("random weights with semantic", "depth_r2_random_fused"),
+        ("normal cosine, alone", "normal_cos_alone"), ("with semantic", "normal_cos_fused"),
+        ("match, exact", "match_exact"), ("match, within 1 token", "match_within1"))),
     "nano_probe": Table("nano_probe", columns(
         ("features", "features"), ("frames", "mode"), ("noise t", "t", 2), ("block", "block", 0),
         ("noise draws", "seeds", 0), ("depth R², ridge", "depth_r2_ridge"),
@@ -187,6 +192,17 @@ TABLES = {
         ("faster than FP32", "vs_fp32", 2, 1, "x"), ("faster than FP16", "vs_fp16", 2, 1, "x"),
         ("cosine to FP32, mean", "cosine_mean", 5), ("1st percentile", "cosine_p1", 5),
         ("size, MB", "size_mb", 1))),
+    "openvino_cpu": Table("openvino_cpu", columns(
+        ("model", "model"), ("weights", "weights"), ("threads", "threads", 0),
+        ("file", "artefact"), ("runs on", "runtime"), ("precision", "precision"),
+        ("median, ms", "latency_ms", 1), ("faster than the best FP32", "vs_best_fp32", 2, 1, "x"),
+        ("than the best float", "vs_best_float", 2, 1, "x"),
+        ("cosine to FP32, mean", "cosine_mean", 5), ("1st percentile", "cosine_p1", 5))),
+    "camera_cpu": Table("camera_cpu", columns(
+        ("file", "artefact"), ("runs on", "runtime"), ("height", "height", 0),
+        ("width", "width", 0), ("preparing alone, ms", "prepare_ms", 1),
+        ("Pillow and NumPy, ms", "present_ms", 1), ("in the graph, ms", "in_graph_ms", 1),
+        ("saved, %", "saved", 0, 100), ("cosine", "cosine_mean", 4))),
     "latency_h200": Table("latency_h200", columns(
         ("file", "artefact"), ("stage", "stage"), ("runs on", "backend"), ("launch", "launch"),
         ("precision", "precision"), ("batch", "batch", 0), ("GPU median, ms", "latency_ms", 3),
@@ -228,7 +244,13 @@ TABLES = {
         ("AbsRel, metric", "abs_rel"), ("correlation", "corr", 2),
         ("normal error, °", "normal_deg", 1), ("match at .21 m: exact", "match_exact_21cm", 2),
         ("within 1 token", "match_within1_21cm", 2), ("at .49 m: exact", "match_exact_49cm", 2),
-        ("within 1 token", "match_within1_49cm", 2), ("flicker, %", "flicker", 1, 100))),
+        ("within 1 token", "match_within1_49cm", 2), ("flicker, %", "flicker", 1, 100),
+        ("drift over 1,000 frames", "drift", 3))),
+    "robustness": Table("robustness", columns(
+        ("disturbance", "perturbation"), ("level", "level"), ("model", "model"),
+        ("depth δ<1.25", "delta1"), ("change, points", "change", 1, 100), ("AbsRel", "abs_rel"),
+        ("normal error, °", "normal_deg", 1), ("match, within 1 token", "match", 2),
+        ("frames", "frames", 0))),
     "web": Table("web", columns(
         ("file", "artefact"), ("precision", "precision"), ("threads", "threads", 0),
         ("median, ms", "latency_ms", 1), ("p90, ms", "p90_ms", 1), ("frames/s", "frames_per_s", 1),

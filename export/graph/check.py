@@ -228,8 +228,7 @@ def _per_channel(index: FlatIndex, node: onnx.NodeProto, target: Target) -> Foun
 
 def _misplaced(index: FlatIndex, shape: tuple[int, ...], axis: int, reader: onnx.NodeProto,
                position: int, movers: Sequence[onnx.NodeProto]) -> Found:
-    """Numbers the channels along `axis`, moves them as the weight is moved, and looks at where the
-    layer reads them."""
+    """Numbers the channels along `axis`, moves them as the weight, and sees where they are read."""
     if math.prod(shape) > MOVED_ELEMENTS or 0 in shape:
         return
     sizes = [-1 if i == axis else 1 for i in range(len(shape))]

@@ -27,9 +27,8 @@ Batch = int | Literal["dynamic"]
 
 def export_onnx(student: Student, batch: Batch = 1,
                 translations: Mapping[Callable, Callable] | None = None) -> onnx.ModelProto:
-    """FP32 ONNX of the student, checked. Raises ValueError for a batch below 1.
+    """FP32 ONNX of the student, checked. batch: a fixed number is fastest in TensorRT and browsers.
 
-    batch: a fixed number (fastest in TensorRT and browsers) or "dynamic".
     translations: {torch operator: onnxscript function} for custom operators.
     """
     if batch != "dynamic" and batch < 1:

@@ -16,11 +16,7 @@ INLINE_ELEMENTS = 1024  # larger initializers are left out by `without_weights`
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
-    """The graph, without the weights in data files.
-
-    Raises ValueError for a file that is missing or no ONNX model, and for data files that are
-    missing, too short, or not regular files below its folder.
-    """
+    """The graph, without the weights in data files, which are checked to be there."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected an ONNX model")
     try:
@@ -56,10 +52,7 @@ def file_digest(path: Path, data: Iterable[Path]) -> str:
 
 
 def tensor_value(tensor: TensorProto, path: Path | None = None) -> np.ndarray:
-    """Its value, mapped from its data file where it has one; path: of the model.
-
-    Raises ValueError for a tensor whose bytes do not fit its type and shape.
-    """
+    """Its value, mapped from its data file where it has one; path: of the model."""
     try:
         if tensor.data_location != TensorProto.EXTERNAL or path is None:
             return numpy_helper.to_array(tensor)

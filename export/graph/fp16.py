@@ -3,8 +3,6 @@
 A pass of our own, because onnxruntime's converter leaves nodes unsorted, value_info stale and
 duplicate names. LayerNormalization stays one op with float32 statistics (its stash_type).
 """
-from collections.abc import Collection
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -13,15 +11,14 @@ from export.graph.index import (
     ONNX_DOMAINS,
     GraphIndex,
     broadcast_scale,
-    copy_constant,
     copy_model,
     opset,
     redirect,
     replace_nodes,
 )
 
-SUPPORTED_OPS = {"Add", "Cast", "Clip", "Concat", "Constant", "Conv", "DequantizeLinear", "Div", "Erf",
-                 "Gather", "Gelu", "Gemm", "Identity", "LayerNormalization", "MatMul", "Mul",
+SUPPORTED_OPS = {"Add", "Cast", "Clip", "Concat", "Constant", "Conv", "DequantizeLinear", "Div",
+                 "Erf", "Gather", "Gelu", "Gemm", "Identity", "LayerNormalization", "MatMul", "Mul",
                  "QuantizeLinear", "Reshape", "Shape", "Slice", "Softmax", "Split", "Squeeze",
                  "Sub", "Transpose", "Unsqueeze"}
 FP16_MAX = 65504.0
@@ -29,18 +26,19 @@ SMALLEST_SCALE = 2.0**-17  # below it fp16 is subnormal, and rounding costs a sc
 _SCALE_OPSET = 19          # Q/DQ took float16 scales then
 
 
-def to_half(model: onnx.ModelProto, fp32_ops: Collection[str] = ()) -> onnx.ModelProto:
+def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """A float16 copy of an FP32 model, or of an INT8 one with FP32 around; checked in full.
 
-    fp32_ops: operator types kept in float32 between Casts, e.g. ("LayerNormalization", "Softmax").
     Raises ValueError for an unsupported operator or opset, or a constant beyond float16's range.
     """
     _check_supported(model)
     half = copy_model(model)
     _lift_small_scales(half)
-    fp32_names = _convert_constants(half, fp32_ops)
+    for tensor in half.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(_halved(tensor))
     _convert_casts(half)
-    nodes = _cast_inputs(half) + _cast_around(half, fp32_ops, fp32_names)
+    nodes = [*_cast_inputs(half), *half.graph.node]
     _cast_outputs(half, nodes)
     replace_nodes(half.graph, nodes)
     del half.graph.value_info[:]  # its types were float32
@@ -76,24 +74,6 @@ def _lift_small_scales(model: onnx.ModelProto) -> None:
         index.set_value(node.input[1], lifted)
 
 
-def _convert_constants(model: onnx.ModelProto, fp32_ops: Collection[str]) -> dict[str, str]:
-    """In place. Returns {name: its float32 copy's} of the constants that `fp32_ops` read."""
-    readers = GraphIndex(model).readers
-    fp32_names: dict[str, str] = {}
-    for tensor in list(model.graph.initializer):
-        if tensor.data_type != TensorProto.FLOAT:
-            continue
-        reads_fp32 = [node.op_type in fp32_ops for node in readers[tensor.name]]
-        if any(reads_fp32):
-            fp32_names[tensor.name] = f"{tensor.name}.fp32"
-            copy_constant(model, tensor, fp32_names[tensor.name])
-        if reads_fp32 and all(reads_fp32):
-            model.graph.initializer.remove(tensor)
-        else:
-            tensor.CopyFrom(_halved(tensor))
-    return fp32_names
-
-
 def _convert_casts(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         for entry in node.attribute:
@@ -120,22 +100,6 @@ def _cast_inputs(model: onnx.ModelProto) -> list[onnx.NodeProto]:
             redirect(model.graph.node, value.name, f"{value.name}.fp16")
             casts.append(_cast(value.name, f"{value.name}.fp16", TensorProto.FLOAT16))
     return casts
-
-
-def _cast_around(model: onnx.ModelProto, fp32_ops: Collection[str],
-                 fp32_names: dict[str, str]) -> list[onnx.NodeProto]:
-    nodes = []
-    for node in model.graph.node:
-        if node.op_type not in fp32_ops:
-            nodes.append(node)
-            continue
-        for i, name in enumerate(node.input):
-            node.input[i] = fp32_names.get(name) or f"{node.name}.in{i}"
-            if name not in fp32_names:
-                nodes.append(_cast(name, node.input[i], TensorProto.FLOAT))
-        out, node.output[0] = node.output[0], f"{node.name}.fp32"
-        nodes += [node, _cast(node.output[0], out, TensorProto.FLOAT16)]
-    return nodes
 
 
 def _cast_outputs(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:

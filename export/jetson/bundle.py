@@ -16,24 +16,23 @@ from export.jetson.roofline import lower_bounds_table, operations, traffic
 from export.parity import THRESHOLDS, GateError
 from export.pipeline import FP16, INT8, INT8_WEAKLY_TYPED, WEAKLY_TYPED, ExportedFile, Exporter
 from export.source import evenly_spaced, to_input
+from export.tensorrt import cuda
 from export.tensorrt.packages import KNOWN_BAD
 from records import manifest, timing
-from records.files import atomic_write, read_json, sha256, write_json
+from records.files import read_object, sha256, write_json
 from records.outputs import OutputFolder
 
 HERE = Path(__file__).parent
 RUNNER = HERE / "run_on_jetson.py"
 # import only each other
-SCRIPTS = (RUNNER, HERE / "device_engine.py", HERE / "device_state.py", Path(timing.__file__))
+SCRIPTS = (RUNNER, HERE / "device_engine.py", HERE / "device_state.py", Path(cuda.__file__),
+           Path(timing.__file__))
 README = HERE / "bundle_readme.md"
 REFERENCE_FRAMES = 32  # the gate's minimum; 5 MB of frames and 6 MB of features
 
 
 def write_bundle(exporter: Exporter) -> Path:
-    """Writes RUN/export/jetson/ and returns it; results that came home to it stay.
-
-    Raises GateError if an ONNX file fails its gate.
-    """
+    """Writes RUN/export/jetson/ and returns it; results that came home to it stay."""
     manifest.check(exporter.run.folder / "env.json", "make it again with: vega3d distill run")
     exported = [*exporter.export("int8"), *exporter.export("fp16"),
                 *exporter.export_files((WEAKLY_TYPED,))]
@@ -55,10 +54,7 @@ def write_bundle(exporter: Exporter) -> Path:
 
 
 def _for_jetpack5(exporter: Exporter, file: ExportedFile, folder: Path) -> Path:
-    """The weakly typed file without LayerNormalization, behind the same gate.
-
-    Raises GateError if it fails.
-    """
+    """The weakly typed file without LayerNormalization, behind the same gate."""
     path = folder / file.path.name.replace("flagged", "jp5")
     model = to_jetpack5(onnx.load(file.path))
     if broken := check_qdq(model, "jetson-orin-jp5", want_int8=file.spec is INT8_WEAKLY_TYPED):
@@ -75,16 +71,11 @@ def _write_references(exporter: Exporter, folder: Path) -> None:
     frames = heldout.frames[rows]
     # the script has no to_input
     assert np.array_equal(to_input(frames[:1]), frames[:1].astype(np.float32) / 255)
-    _save(folder / "reference_frames.npy", frames)                      # uint8 [32,3,224,224]
-    _save(folder / "reference_features.npy", gate.reference[rows])      # float32 [32,D,14,14]
+    np.save(folder / "reference_frames.npy", frames)                    # uint8 [32,3,224,224]
+    np.save(folder / "reference_features.npy", gate.reference[rows])    # float32 [32,D,14,14]
     if gate.probe is not None and heldout.depth is not None:
         np.savez(folder / "probe.npz", weights=gate.probe.weights, bias=gate.probe.bias,
                  depth=heldout.depth[rows])
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with atomic_write(path) as scratch:
-        np.save(scratch, array, allow_pickle=False)
 
 
 def _settings(exporter: Exporter, files: list[Path]) -> Facts:
@@ -92,18 +83,11 @@ def _settings(exporter: Exporter, files: list[Path]) -> Facts:
     known_bad = {f"{major}.{minor}": reason for (major, minor), reason in KNOWN_BAD.items()}
     return {
         "schema": 1, "model": f"vit-{exporter.run.student.config.size}",
-        "commit": _commit(exporter.run.folder), "student_sha256": exporter.run.student_sha256,
+        "commit": str(read_object(exporter.run.folder / "env.json").get("commit", "unknown")),
+        "student_sha256": exporter.run.student_sha256,
         "thresholds": thresholds, "known_bad_tensorrt": known_bad,
         "sha256": {path.name: sha256(path) for path in files},
     }
-
-
-def _commit(run: Path) -> str:
-    """The commit that made the run, from its env.json."""
-    try:
-        return str(read_json(run / "env.json", "run again", kind=dict)["commit"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "unknown"
 
 
 def _readme(exporter: Exporter, model: str) -> str:

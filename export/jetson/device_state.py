@@ -4,6 +4,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 import time
@@ -61,16 +62,21 @@ def energy(call, frames, seconds):
     """
     sensors, samples, calls = _sensors(), [], 0
     with tempfile.TemporaryFile() as log:
-        tool = None if sensors else _start(["tegrastats", "--interval", "100"], log)
+        tool = None
+        if not sensors and shutil.which("tegrastats"):
+            tool = subprocess.Popen(["tegrastats", "--interval", "100"], stdout=log,
+                                    stderr=subprocess.DEVNULL)
         began = sampled = time.perf_counter()
         elapsed = 0.0
-        while elapsed < seconds or (tool and elapsed < START_SECONDS and not _size(log)):
+        while elapsed < seconds or (
+                tool and elapsed < START_SECONDS and not os.fstat(log.fileno()).st_size):
             call()
             calls += 1
             elapsed = time.perf_counter() - began
             if sensors and time.perf_counter() - sampled >= SAMPLE_SECONDS:
                 sampled = time.perf_counter()
-                samples.append({name: _milliwatts(path) for name, path in sensors.items()})
+                samples.append({rail: int(mv.read_text()) * int(ma.read_text()) / 1000
+                                for rail, (mv, ma) in sensors.items()})
         if tool:
             tool.kill()
             tool.wait()
@@ -86,8 +92,7 @@ def energy(call, frames, seconds):
 
 
 def rails(line):
-    """Milliwatts by rail of a line of tegrastats: "VDD_IN 4940mW/4940mW", of JetPack 4 without mW.
-    """
+    """Milliwatts by rail of a line of tegrastats: "VDD_IN 4940mW/4940mW", or without mW."""
     return {name: int(mw) for name, mw in re.findall(r"\b([A-Z][A-Z0-9_]+) (\d+)(?:mW)?/\d+", line)}
 
 
@@ -101,31 +106,14 @@ def module_power(milliwatts):
 
 
 def _sensors():
-    """The files of INA3221 channels, without their ending, by rail."""
+    """The files of INA3221 channels, millivolts and milliamperes, by rail."""
     found = {}
-    for label in glob.glob(f"{SENSORS}/in*_label"):
-        path = Path(label)
-        current = path.with_name(path.name.replace("in", "curr").replace("_label", "_input"))
+    for label in map(Path, glob.glob(f"{SENSORS}/in*_label")):
+        name = label.name.replace("_label", "_input")
+        current = label.with_name(name.replace("in", "curr", 1))
         if current.is_file():
-            found[path.read_text().strip()] = path
+            found[label.read_text().strip()] = label.with_name(name), current
     return found if module_power(dict.fromkeys(found, 1))[0] else {}
-
-
-def _milliwatts(label):
-    volts = int(label.with_name(label.name.replace("_label", "_input")).read_text())
-    current = label.name.replace("in", "curr").replace("_label", "_input")
-    return volts * int(label.with_name(current).read_text()) / 1000  # mV x mA
-
-
-def _size(log):
-    return os.fstat(log.fileno()).st_size
-
-
-def _start(command, log):
-    try:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.DEVNULL)
-    except OSError:
-        return None
 
 
 def _output(command, seconds=10):

@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from device_engine import CudaRuntime, DeviceEngine, build, dialect, release, write_atomically
+from cuda import EngineModel, first_gpu
+from device_engine import build, dialect, release, tensorrt_logger, write_atomically
 from device_state import device_state, energy, notes
 from timing import MIN_SPEEDUP, interleave, sample_block
 
@@ -43,13 +44,15 @@ def main():
 def run(options):
     """The exit code: 0 if every engine passed its gate, 3 if not. ValueError: cannot run here."""
     bundle = json.loads((HERE / "bundle.json").read_text())
-    trt, cuda = load_tensorrt(bundle["known_bad_tensorrt"]), CudaRuntime()
+    trt, gpu = load_tensorrt(bundle["known_bad_tensorrt"]), first_gpu()
+    if gpu is None:
+        raise ValueError("no CUDA driver here (libcuda.so.1); on a Jetson it comes with JetPack")
     before = device_state()
     for note in notes(before):
         print(f"note: {note}", file=sys.stderr)
     rows, engines = [], {}
     for precision in options.precisions:
-        row, engine = build_and_gate(trt, cuda, bundle, precision, options.own_kernels)
+        row, engine = build_and_gate(trt, gpu, bundle, precision, options.own_kernels)
         rows.append(row)
         if engine is not None:
             engines[precision] = engine
@@ -69,27 +72,31 @@ def load_tensorrt(known_bad):
             f"no tensorrt here ({error}); it comes with JetPack: sudo apt install "
             "python3-libnvinfer, and use the system's python3") from error
     version = trt.__version__
-    if release(trt) < (8, 5):
+    if release(version) < (8, 5):
         raise ValueError(f"TensorRT {version} is too old, expected >= 8.5: JetPack 5.1 or later")
-    reason = known_bad.get("{}.{}".format(*release(trt)))
+    reason = _reason(known_bad, version)
     if reason:
         print(f"warning: TensorRT {version} is {reason}. The parity gate decides.", file=sys.stderr)
     return trt
 
 
-def build_and_gate(trt, cuda, bundle, precision, own_kernels=False):
+def _reason(known_bad, version):
+    return known_bad.get("{}.{}".format(*release(version)), "")
+
+
+def build_and_gate(trt, gpu, bundle, precision, own_kernels=False):
     """(result row, engine or None): only an engine that passes its gate is written and returned."""
     source = HERE / FILES[dialect(trt)][precision]
-    path = HERE / f"model.{precision}.trt-{trt.__version__}.sm{cuda.sm}.engine"
+    path = HERE / f"model.{precision}.trt-{trt.__version__}.sm{gpu.sm}.engine"
     if path.exists():
         path.unlink()
     content = _read_verified(source, bundle)
     print(f"building {path.name} from {source.name} (minutes the first time) ...", flush=True)
     began = time.time()
-    timing_cache = HERE / f"timing-trt-{trt.__version__}-sm{cuda.sm}.cache"
+    timing_cache = HERE / f"timing-trt-{trt.__version__}-sm{gpu.sm}.cache"
     plan = build(trt, source, content, precision, timing_cache, own_kernels)
     build_seconds = time.time() - began
-    engine = DeviceEngine(trt, cuda, plan)
+    engine = EngineModel(trt, plan, batch=1, logger=tensorrt_logger(trt))
     frames = np.load(HERE / "reference_frames.npy").astype(np.float32) / 255
     reference = np.load(HERE / "reference_features.npy")
     fidelity, misses = gate(engine(frames), reference, bundle["thresholds"][precision])
@@ -160,7 +167,9 @@ def _time_block(engine, options, _round):
     """(GPU milliseconds of each call, milliseconds of one call with its copies)."""
     gpu = sample_block(engine.run, options.iterations / ROUNDS, options.seconds / ROUNDS)
     began = time.perf_counter()
-    engine.run_with_copies()
+    engine.input.upload(engine.input.host)
+    engine.run()
+    engine.output.download()
     return gpu, (time.perf_counter() - began) * 1000
 
 
@@ -200,7 +209,7 @@ def save_result(trt, bundle, rows, line, before):
         "l4t": l4t.read_text().splitlines()[0] if l4t.is_file() else "",
         "tensorrt": trt.__version__, "dialect": dialect(trt), "python": platform.python_version(),
         "numpy": np.__version__, "machine": platform.machine(), "verdict": line, "before": before,
-        "known_bad": bundle["known_bad_tensorrt"].get("{}.{}".format(*release(trt)), ""),
+        "known_bad": _reason(bundle["known_bad_tensorrt"], trt.__version__),
         "after": device_state(), "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     command = " ".join(["python3", Path(sys.argv[0]).name, *sys.argv[1:]])
     result = {"schema": 1, "name": "jetson", "command": command, "commit": bundle["commit"],

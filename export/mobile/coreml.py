@@ -25,8 +25,7 @@ NOT_RUN = "not run here: Core ML needs macOS; export it there once to gate it"
 
 
 def export_coreml(exporter: Exporter) -> ExportedFile:
-    """Raises ValueError without coremltools, GateError for a graph that breaks the rules or, on
-    macOS, for outputs that differ from torch's."""
+    """Raises GateError for a graph that breaks the rules or, on a Mac, outputs unlike torch's."""
     tools = optional_package("coremltools", "coreml")
     phone, path = PhoneStudent(exporter), exporter.run.out / SPEC.file
     model = convert(tools, phone)

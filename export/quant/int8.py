@@ -71,8 +71,7 @@ def nncf_parameters(recipe: Recipe, bias_correction: bool = True) -> dict[str, A
 
 
 def calibration_batches(calibration: Frames, most: int, batch: Batch = 1) -> np.ndarray:
-    """uint8 [n,B,3,H,W]: at most `most` frames in batches of B (1 if dynamic), filled up with the
-    last one."""
+    """uint8 [n,B,3,H,W]: at most `most` frames in batches of B (dynamic: 1), the last filled up."""
     frames, batch = evenly_spaced(calibration.frames, most), 1 if batch == "dynamic" else batch
     missing = -len(frames) % batch
     filled = np.concatenate([frames, frames[-1:].repeat(missing, 0)])

@@ -6,8 +6,9 @@ target is the FP32 student on random views of the run's frames.
 """
 import copy
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import cast
 
 import numpy as np
 import onnx
@@ -107,37 +108,26 @@ def distil_int8(student: Student, calibration: Frames, layers: Sequence[str], re
 
 def prepare(student: Student, frames: Tensor, layers: Sequence[str], recipe: Recipe) -> Student:
     """A smoothed copy with QuantLinear `layers`, ranges set on `frames` (uint8 [N,3,H,W])."""
+    quantised = copy.deepcopy(student).eval().float().requires_grad_(True)
     names = {name.removesuffix("/MatMul") for name in layers}
+    linears = {name: cast(nn.Linear, module) for name, module in quantised.named_modules()
+               if name in names}
     peak_frames = torch.from_numpy(evenly_spaced(frames.numpy(), PEAK_FRAMES)).float() / 255
-    quantised, factors = smoothed(student, peak_frames, names, recipe.smooth_alpha)
-    quantised.requires_grad_(True)
-    peaks = _channel_peaks(quantised, names, peak_frames)
-    for name in sorted(names):
+    peaks = _channel_peaks(quantised, linears, peak_frames)
+    factors: dict[str, Tensor] = {}
+    for name, linear in linears.items():
+        _, i, kind = [*name.split(".", 2), "", ""][:3]
+        if recipe.smooth_alpha >= 0 and kind:
+            block = cast(Block, quantised.blocks[int(i)])
+            s = _smooth(block, kind, linear, peaks[name], recipe.smooth_alpha)
+            peaks[name] = peaks[name] / s
+            if kind == "fc2":
+                factors[name] = 1 / s
+    for name, linear in linears.items():
         parent, _, attribute = name.rpartition(".")
-        linear = quantised.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
         setattr(quantised.get_submodule(parent), attribute,
                 QuantLinear(linear, float(peaks[name].max()), factors.get(name)))
     return quantised
-
-
-def smoothed(student: Student, frames: Tensor, layers: Collection[str],
-             alpha: float = Recipe.smooth_alpha) -> tuple[Student, dict[str, Tensor]]:
-    """An equivalent copy with SmoothQuant's weights, and the factors of inputs that it multiplies.
-
-    frames: float [N,3,H,W] in [0,1]; layers: modules such as blocks.0.fc1; alpha < 0: no smoothing.
-    The copy applies the factors by hooks on the Linears.
-    """
-    copied = copy.deepcopy(student).eval().float()
-    factors: dict[str, Tensor] = {}
-    peaks = _channel_peaks(copied, layers, frames) if alpha >= 0 else {}
-    for i, block in enumerate(copied.blocks):
-        assert isinstance(block, Block)
-        factors |= _smooth(f"blocks.{i}", block, peaks, alpha)
-    for name, factor in factors.items():
-        copied.get_submodule(name).register_forward_pre_hook(
-            lambda _, inputs, factor=factor: (inputs[0] * factor,))
-    return copied, factors
 
 
 def train(quantised: Student, student: Student, frames: Tensor, steps: int,
@@ -193,46 +183,37 @@ def _optimiser(quantised: Student, scales: list[nn.Parameter],
     return torch.optim.AdamW(groups, weight_decay=0)
 
 
-def _smooth(at: str, block: Block, peaks: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """In place: s = input peak^alpha / weight peak^(1-alpha). 1/s: into norms, v, the result."""
-    factors = {}
-    for name, linear in (("attn.qkv", block.attn.qkv), ("attn.proj", block.attn.proj),
-                         ("fc1", block.fc1), ("fc2", block.fc2)):
-        path = f"{at}.{name}"
-        if path not in peaks:
-            continue
-        weight_peak = linear.weight.detach().abs().amax(0).clamp_min(1e-5)              # [I]
-        s = (peaks[path].clamp_min(1e-5) ** alpha / weight_peak ** (1 - alpha)).clamp(1e-3, 1e3)
-        with torch.no_grad():
-            if name == "fc2":
-                factors[path] = 1 / s
-            elif name == "attn.proj":
-                block.attn.qkv.weight[-len(s):] /= s[:, None]  # the rows that make v
-                block.attn.qkv.bias[-len(s):] /= s
-            else:
-                norm = block.norm1 if name == "attn.qkv" else block.norm2
-                norm.weight.div_(s)
-                norm.bias.div_(s)
-            linear.weight *= s
-    return factors
+@torch.no_grad()
+def _smooth(block: Block, kind: str, linear: nn.Linear, peak: Tensor, alpha: float) -> Tensor:
+    """s = input peak^alpha / weight peak^(1-alpha) [I], into the weight; 1/s into norms or v. After
+    GELU the layer has to multiply its input by it."""
+    weight_peak = linear.weight.abs().amax(0).clamp_min(1e-5)                            # [I]
+    s = (peak.clamp_min(1e-5) ** alpha / weight_peak ** (1 - alpha)).clamp(1e-3, 1e3)
+    linear.weight *= s
+    if kind == "attn.proj":
+        block.attn.qkv.weight[-len(s):] /= s[:, None]  # the rows that make v
+        block.attn.qkv.bias[-len(s):] /= s
+    elif kind != "fc2":
+        norm = block.norm1 if kind == "attn.qkv" else block.norm2
+        norm.weight.div_(s)
+        norm.bias.div_(s)
+    return s
 
 
-def _channel_peaks(student: Student, names: Collection[str], frames: Tensor) -> dict[str, Tensor]:
+@torch.no_grad()
+def _channel_peaks(student: Student, linears: Mapping[str, nn.Linear],
+                   frames: Tensor) -> dict[str, Tensor]:
+    """Largest magnitude of each input channel [I]; leaves hooks on layers that are replaced."""
     peaks: dict[str, Tensor] = {}
 
     def record(name, module, inputs):
         peak = inputs[0].abs().flatten(0, -2).amax(0)
         peaks[name] = torch.maximum(peaks.get(name, peak), peak)
 
-    hooks = [student.get_submodule(name).register_forward_pre_hook(partial(record, name))
-             for name in names]
-    try:
-        with torch.no_grad():
-            for chunk in frames.split(BATCH):
-                student(chunk)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for name, linear in linears.items():
+        linear.register_forward_pre_hook(partial(record, name))
+    for chunk in frames.split(BATCH):
+        student(chunk)
     return peaks
 
 

@@ -18,9 +18,8 @@ RANKING_FRAMES = 8  # 1,568 tokens rank the layers; the chosen model is measured
 def within_budget(model: onnx.ModelProto, max_drop: float, gate: Gate,
                   requantize: Callable[[list[str]], onnx.ModelProto],
                   log: Callable[[str], None]) -> tuple[onnx.ModelProto, list[str]]:
-    """Returns 1, 2, 4, ... layers to half, worst first: (model, layers). 1 - mean token cosine is
-    then at most `max_drop`. Raises GateError if half of them are not enough.
-    """
+    """(model, layers) with 1, 2, 4, ... layers back in half, worst first, until 1 - mean token
+    cosine is at most `max_drop`. GateError if half of them are not enough."""
     drop = _drop(model, gate)
     log(f"INT8 drop {drop:.6f} of mean cosine (budget {max_drop:g})")
     if drop <= max_drop:

@@ -10,6 +10,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from export.jetson.device_engine import (
+    add_profile,
+    attach_timings,
+    is_strongly_typed,
+    network_flags,
+)
 from export.parity import Precision
 from export.tensorrt.progress import Monitor
 from records.files import atomic_write
@@ -47,25 +53,16 @@ class TensorRTApi:
 
 def tensorrt_api(trt: ModuleType) -> TensorRTApi:
     """Raises ValueError for a TensorRT that has neither strong typing nor the INT8 flag."""
-    name = "rtx" if "rtx" in trt.__name__ else "trt"
-    strongly_typed = (hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
-                      or not hasattr(trt.BuilderFlag, "FP16"))
+    name, strongly_typed = "rtx" if "rtx" in trt.__name__ else "trt", is_strongly_typed(trt)
     if not strongly_typed and not hasattr(trt.BuilderFlag, "INT8"):
         raise ValueError(f"{name} {trt.__version__}: got neither strong typing nor INT8, expected "
                          "TensorRT >= 8.6")
     return TensorRTApi(name, trt.__version__, strongly_typed)
 
 
-def network_flags(trt: ModuleType) -> int:
-    flags = trt.NetworkDefinitionCreationFlag
-    if not tensorrt_api(trt).strongly_typed:
-        return 1 << int(flags.EXPLICIT_BATCH)
-    return 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
-
-
 def precision_flags(trt: ModuleType, precision: Precision) -> list[str]:
     """None for a strongly typed network. Raises ValueError for FP8 in a weakly typed one."""
-    if tensorrt_api(trt).strongly_typed:
+    if is_strongly_typed(trt):
         return []
     if precision == "fp8":
         raise ValueError(f"export trt: FP8 needs TensorRT 10 or later, this is {trt.__version__}; "
@@ -76,10 +73,7 @@ def precision_flags(trt: ModuleType, precision: Precision) -> list[str]:
 def build(trt: ModuleType, onnx_file: Path, precision: Precision,
           configure: Callable[[Config], None] = lambda _: None, timing_cache: Path | None = None,
           monitor: Monitor | None = None) -> bytes:
-    """The serialised engine. `configure` makes further settings, such as an ahead-of-time SM.
-
-    Raises ValueError with the parser's or builder's message, Interrupted after a signal.
-    """
+    """The serialised engine. `configure` makes further settings, such as an ahead-of-time SM."""
     logger = _logger(trt)
     logger.errors.clear()
     builder = trt.Builder(logger)
@@ -91,9 +85,12 @@ def build(trt: ModuleType, onnx_file: Path, precision: Precision,
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     for flag in precision_flags(trt, precision):
         config.set_flag(getattr(trt.BuilderFlag, flag))
-    _add_profile(builder, network, config)
+    add_profile(builder, network, config, DYNAMIC_BATCHES)
     configure(config)
-    cached_timings = _load_timings(config, timing_cache)
+    if not hasattr(config, "create_timing_cache"):
+        timing_cache = None
+    if timing_cache is not None:
+        attach_timings(config, timing_cache.read_bytes() if timing_cache.is_file() else b"")
     progress_hook = monitor.attach(trt, config) if monitor else None
     with deferred():  # C++ would lose the exception; the hook stops the build instead
         plan = builder.build_serialized_network(network, config)
@@ -101,7 +98,7 @@ def build(trt: ModuleType, onnx_file: Path, precision: Precision,
         reason = _one_line("; ".join(logger.errors[-3:])) or "no reason given"
         raise ValueError(f"{onnx_file}: {tensorrt_api(trt).label} cannot build it: {reason}")
     del progress_hook  # the builder keeps a bare pointer to it until here
-    if cached_timings is not None and timing_cache is not None:
+    if timing_cache is not None:
         with atomic_write(timing_cache) as scratch:
             scratch.write_bytes(bytes(config.get_timing_cache().serialize()))
     return bytes(plan)
@@ -114,27 +111,6 @@ def _parse(trt: ModuleType, network: Any, logger: Any, onnx_file: Path) -> None:
         api = tensorrt_api(trt)
         raise ValueError(f"{onnx_file}: {api.label} cannot read it: {_one_line(errors)}; see why "
                          f"with: vega3d export check {onnx_file} --target {api.target}")
-
-
-def _add_profile(builder: Any, network: Any, config: Config) -> None:
-    frames = network.get_input(0)
-    if frames.shape[0] != -1:
-        return
-    profile = builder.create_optimization_profile()
-    profile.set_shape(frames.name, *((n, *tuple(frames.shape)[1:]) for n in DYNAMIC_BATCHES))
-    config.add_optimization_profile(profile)
-
-
-def _load_timings(config: Config, path: Path | None) -> Any:
-    """Attaches the timing cache, or an empty one if it is broken or of another version."""
-    if path is None or not hasattr(config, "create_timing_cache"):
-        return None
-    stored = path.read_bytes() if path.is_file() else b""
-    timings = config.create_timing_cache(stored) or config.create_timing_cache(b"")
-    if timings is not None and not config.set_timing_cache(timings, ignore_mismatch=False):
-        timings = config.create_timing_cache(b"")
-        config.set_timing_cache(timings, ignore_mismatch=False)
-    return timings
 
 
 @cache

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from export.artefact import Facts, discard, save_bytes, up_to_date
+from export.artefact import Facts, discard, save_bytes, sidecar_path, up_to_date
 from export.graph.files import read_onnx
 from export.parity import Precision
 from export.pipeline import FP16, INT8, INT8_WEAKLY_TYPED, WEAKLY_TYPED, ExportedFile, Exporter, Log
@@ -14,9 +14,10 @@ from export.quant.fp8 import SMS as FP8_SMS
 from export.quant.sensitivity import quantized_layers
 from export.tensorrt import cuda, engine_report, packages, torch_trt
 from export.tensorrt.builder import TensorRTApi, build, precision_flags, tensorrt_api
+from export.tensorrt.cuda import EngineModel
 from export.tensorrt.progress import Monitor
-from export.tensorrt.runtime import EngineModel
-from records.files import digest
+from records import manifest
+from records.files import digest, read_json, sha256
 
 Builder = Literal["auto", "rtx", "trt"]
 EnginePrecision = Literal["fp16", "int8", "fp8"]
@@ -38,14 +39,11 @@ class BuildTarget:
     gpu: cuda.Gpu | None
 
     def is_ahead_of_time(self, sm: int) -> bool:
-            return self.gpu is None or self.gpu.sm != sm
+        return self.gpu is None or self.gpu.sm != sm
 
 
 def choose_build_target(builder: Builder, sms: tuple[int, ...], log: Log = print) -> BuildTarget:
-    """`auto` is TensorRT where there is a GPU and the package, else TensorRT-RTX ahead of time.
-
-    Raises ValueError for a missing package, an SM that cannot be built, TensorRT without a GPU.
-    """
+    """`auto` is TensorRT where there is a GPU and the package, else TensorRT-RTX ahead of time."""
     gpu = cuda.first_gpu()
     if builder == "auto":
         present = gpu is not None and not sms and packages.TENSORRT.installed()
@@ -71,10 +69,7 @@ def choose_build_target(builder: Builder, sms: tuple[int, ...], log: Log = print
 
 def build_engines(exporter: Exporter, target: BuildTarget,
                   precision: EnginePrecision) -> list[EngineFile]:
-    """One engine per SM. Raises ValueError for FP8 on an SM without it.
-
-    Raises GateError if one that can run here fails its gate; it is not written.
-    """
+    """One engine per SM. Raises GateError if one fails its gate here: it is not written."""
     without_fp8 = [sm for sm in target.sms if sm not in FP8_SMS]
     if precision == "fp8" and without_fp8:
         raise ValueError(
@@ -85,10 +80,7 @@ def build_engines(exporter: Exporter, target: BuildTarget,
 
 
 def build_torch_engine(exporter: Exporter, log: Log = print) -> EngineFile:
-    """The FP16 engine that torch-tensorrt builds for this GPU; same gate, same sidecar.
-
-    Raises GateError if it fails (it is not written), ValueError if it cannot be built here.
-    """
+    """The FP16 engine that torch-tensorrt builds for this GPU; same gate, same sidecar."""
     package, gpu = torch_trt.load(), cuda.first_gpu()
     if gpu is None:
         raise ValueError(f"export trt --via torch-tensorrt: there is no GPU here; "
@@ -122,6 +114,33 @@ def onnx_for(exporter: Exporter, api: TensorRTApi, precision: EnginePrecision) -
         wanted = INT8 if api.strongly_typed else INT8_WEAKLY_TYPED
         return next(file for file in exporter.export("int8") if file.spec == wanted)
     return exporter.export_files((FP16 if api.strongly_typed else WEAKLY_TYPED,))[0]
+
+
+def check_engine(path: Path, trt: ModuleType, gpu: cuda.Gpu | None) -> Facts:
+    """The engine's sidecar. Raises ValueError for an altered file, another SM or another TensorRT:
+    TensorRT itself crashes on some of these."""
+    sidecar = sidecar_path(path)
+    if not path.is_file() or not sidecar.is_file():
+        raise ValueError(f"{path}: no engine with a sidecar here; build one with: "
+                         "vega3d export trt")
+    manifest.check(sidecar, "build it again")
+    try:
+        facts: Facts = read_json(sidecar, "build it again")
+        built_sha256, built_sm, builder = facts["sha256"], facts["sm"], facts["builder"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{sidecar}: not an engine's sidecar ({error}); build it again") from error
+    if sha256(path) != built_sha256:
+        raise ValueError(f"{path}: truncated or altered: not the file its sidecar describes; "
+                         "build it again")
+    label = tensorrt_api(trt).label
+    if builder != label:
+        raise ValueError(f"{path}: built by {builder}, this is {label}; an engine runs only under "
+                         "the version that built it, build it again")
+    if gpu is None or built_sm != gpu.sm:
+        here = f"SM {gpu.sm} ({gpu.name})" if gpu else "a machine without a GPU"
+        raise ValueError(f"{path}: built for SM {built_sm}, this is {here}; an engine runs only on "
+                         "the SM it was built for, build it there")
+    return facts
 
 
 def _build_engine(exporter: Exporter, target: BuildTarget, source: ExportedFile,

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from export.artefact import Facts, annotate
 from export.pipeline import Exporter
+from export.tensorrt.cuda import EngineModel
 from export.tensorrt.engines import BuildTarget, EngineFile, build_engines
 from export.tensorrt.packages import AHEAD_OF_TIME
-from export.tensorrt.runtime import EngineModel
 from records.files import digest
 from records.timing import MIN_SPEEDUP, Clock, time_interleaved
 
@@ -46,8 +46,7 @@ class Int8Verdict:
 
 def engine_verdict(exporter: Exporter, target: BuildTarget, int8: EngineFile,
                    clock: Clock = time.perf_counter) -> Int8Verdict | str:
-    """The engine against an FP16 one, which is built; without its GPU, how to get a verdict there.
-    """
+    """The engine against an FP16 one, which is built; without its GPU, how to get it there."""
     sm = int8.facts["sm"]
     if target.is_ahead_of_time(sm):
         line = _verdict_command(int8.facts, target.api.name)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from export.jetson.device_engine import release
 from records.files import cache_folder
 
 
@@ -51,12 +52,6 @@ def known_bad_warning(version: str) -> str | None:
     """The warning for a TensorRT version reported wrong on ViTs, or None."""
     reason = KNOWN_BAD.get(release(version))
     return f"TensorRT {version} is {reason}. The parity gate decides." if reason else None
-
-
-def release(version: str) -> tuple[int, int]:
-    """(major, minor) of a version such as 10.3.0.30."""
-    major, minor, *_ = version.split(".")
-    return int(major), int(minor)
 
 
 def timing_cache_path(version: str, sm: int) -> Path:

@@ -2,13 +2,7 @@
 from types import ModuleType
 from typing import Any
 
-from rich.progress import (
-    BarColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from records.interrupts import pending
 from records.progress import Progress

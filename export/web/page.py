@@ -23,8 +23,7 @@ LABELS = {"fp16": "FP16", "int8": "INT8"}
 def write_page(exporter: Exporter, runtime: Path, out: Path | None = None) -> tuple[Path, float]:
     """Writes RUN/export/page (or `out`), replacing an earlier page. Returns (folder, its MB).
 
-    runtime: the folder that `export.web.vendor.runtime` returned. Raises ValueError if `out` is a
-    folder of something else, or a file of the page was changed; other files in it stay.
+    Raises ValueError if `out` is a folder of something else, or a file of the page was changed.
     """
     folder = out or exporter.run.out / "page"
     page = OutputFolder(folder)

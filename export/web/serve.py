@@ -1,8 +1,7 @@
 """Serves the page's folder on this machine alone, with the headers of WASM threads.
 
-    python3 serve.py [FOLDER] [--port PORT]        by default its own folder, on port 8000
-
-Standard library only: pages get a copy.
+python3 serve.py [FOLDER] [--port PORT]: by default its own folder, on port 8000. Standard library
+only: pages get a copy.
 """
 import argparse
 import sys
@@ -75,10 +74,7 @@ class LocalServer(ThreadingHTTPServer):
 
 
 def server(folder: Path, port: int = 0) -> LocalServer:
-    """A server not yet running, on 127.0.0.1; port 0 takes a free one.
-
-    Raises ValueError if the folder is missing or the port cannot be used.
-    """
+    """A server not yet running, on 127.0.0.1; port 0 takes a free one."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; write a page with: vega3d export web")
     try:

@@ -41,11 +41,8 @@ https://github.com/microsoft/onnxruntime/blob/main/LICENSE
 
 
 def runtime(tarball: Path | None = None) -> Path:
-    """A folder with FILES (WASM gzipped; the page unpacks it) and a NOTICE. tarball: npm's package.
-
-    Every file is checked at each call; a damaged one is fetched again. Raises ValueError if npm
-    cannot be reached, or if the package is not the pinned one.
-    """
+    """A folder with FILES (WASM gzipped; the page unpacks it) and a NOTICE, checked at each call.
+    tarball: npm's package."""
     folder = cache_folder() / f"onnxruntime-web-{VERSION}"
     damaged = _damaged(folder)
     if tarball is None and not damaged:

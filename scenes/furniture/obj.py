@@ -38,16 +38,12 @@ def read_obj(archive: zipfile.ZipFile, path: str) -> Mesh:
     parts: list[int] = []
     materials: dict[str, Material] = {"": Material()}
     order, current = {"": 0}, 0
-    known: dict[str, tuple[int, int, int]] = {}
     for line in archive.read(path).decode("latin-1").replace("\\\n", " ").splitlines():
         word, *rest = line.split() or ("",)
         if word in vectors:
             vectors[word].append([float(x) for x in rest[:3 if word != "vt" else 2]])
         elif word == "f":
-            if "-" in line:  # indices from the end mean other corners in each line
-                known.clear()
-            face = [known.get(c) or _corner(c, vectors) for c in rest]
-            known.update(zip(rest, face, strict=True))
+            face = [_corner(corner, vectors) for corner in rest]
             for i in range(1, len(face) - 1):
                 corners += [face[0], face[i], face[i + 1]]
                 parts.append(current)

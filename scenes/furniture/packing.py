@@ -34,10 +34,7 @@ _CARRIERS = {"table", "storage", "appliance", "decor", "bed", "sanitary"}
 def pack_library(library: Path, out: Path, licence: Literal["cc0", "all"] = "cc0",
                  max_triangles: int = 5000,
                  report: Callable[[str], None] = lambda line: None) -> int:
-    """Writes the pack and returns the number of models. Raises ValueError without a library.
-
-    max_triangles is for pieces of about a metre; smaller ones get fewer.
-    """
+    """Writes the pack; returns the number of models. Pieces below a metre get fewer triangles."""
     splits = assign_splits(library, licence)
     rows: list[dict[str, Any]] = []
     with (atomic_write(out) as scratch,
@@ -48,9 +45,6 @@ def pack_library(library: Path, out: Path, licence: Literal["cc0", "all"] = "cc0
                     mesh = _to_room_axes(read_obj(archive, entry.path), entry)
                 except ValueError as error:
                     report(f"left out {entry.id}: {error}")
-                    continue
-                if len(mesh.triangles) > _MAX_RAW_TRIANGLES:
-                    report(f"left out {entry.id}: {len(mesh.triangles)} triangles")
                     continue
                 budget = int(max_triangles * min(1.0, max(0.2, max(entry.size) / 0.9)))
                 split, small = splits[entry.id], simplify(mesh, budget)
@@ -78,13 +72,9 @@ def notice(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def assign_splits(library: Path, licence: Literal["cc0", "all"] = "all") -> dict[str, Split]:
-    """Every model's split: that of SPLITS_FILE, so that trained weights never saw val and test.
-
-    Others are split 60/20/20 within their class and role, public-domain ones first.
-    """
-    frozen: dict[str, Split] = {}
-    for split, ids in json.loads(SPLITS_FILE.read_text()).items():
-        frozen |= dict.fromkeys(ids, split)
+    """Every model's split: that of SPLITS_FILE; others 60/20/20 within their class and role."""
+    frozen: dict[str, Split] = {
+        i: split for split, ids in json.loads(SPLITS_FILE.read_text()).items() for i in ids}
     entries: list[Entry] = []
     shapes: dict[str, str] = {}
     for archive, found in read_catalogue(library, licence):
@@ -94,10 +84,7 @@ def assign_splits(library: Path, licence: Literal["cc0", "all"] = "all") -> dict
             vertices = b"\n".join(b" ".join(line.split()) for line in lines)
             shapes[entry.id] = sha256(vertices).hexdigest()
     by_shape: dict[str, Split] = {shapes[e.id]: frozen[e.id] for e in entries if e.id in frozen}
-    have: Counter[tuple[str, Split]] = Counter()
-    for entry in entries:
-        if entry.id in frozen:
-            have.update(_counted(entry, frozen[entry.id]))
+    have = Counter(key for e in entries if e.id in frozen for key in _counted(e, frozen[e.id]))
     for entry in sorted(entries, key=lambda e: (e.licence != CC0, e.role, e.id)):
         if shapes[entry.id] not in by_shape:
             by_shape[shapes[entry.id]] = _neediest(have, entry)
@@ -125,8 +112,8 @@ def _to_room_axes(mesh: Mesh, entry: Entry) -> Mesh:
     """From OBJ's axes (Y up, front +Z) to ours (Z up, front -Y), scaled to the catalogue's size."""
     visible = np.array([m.alpha >= 0.12 for m in mesh.materials])[mesh.parts]
     mesh.triangles, mesh.parts = mesh.triangles[visible], mesh.parts[visible]
-    if not len(mesh.triangles):
-        raise ValueError("nothing but clear glass")
+    if not 0 < len(mesh.triangles) <= _MAX_RAW_TRIANGLES:
+        raise ValueError(f"{len(mesh.triangles)} triangles that are not clear glass")
     turn = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]]) @ entry.rotation
     p, n = mesh.positions @ turn.T, mesh.normals @ turn.T
     low, high = p[mesh.triangles].min((0, 1)), p[mesh.triangles].max((0, 1))
@@ -260,10 +247,7 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def find_support(corners: np.ndarray, entry: Entry) -> tuple[float | None, bytes]:
-    """Height of the largest open, level surface and the 16x16 cells of the footprint that it fills.
-
-    corners: [F,3,3] m. Only the highest point of a cell counts.
-    """
+    """Height of the largest level surface of triangles [F,3,3] m, and its cells [16,16], packed."""
     fine = TOP_CELLS * 3
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     area = np.abs(normal[:, 2]) / 2

@@ -1,8 +1,7 @@
 """Balances the answers of a set of questions, so that the commonest one is no good guess.
 
-Within a task (and a situated question's kind) the questions of each answer are cut to one number:
-for few answers that of the rarest common one, for many the mean. Numbers within a factor of 1.25
-count as one answer. `TextOnly` measures what a question's words give away.
+Within a task the questions of each answer are cut to one number: for few answers that of the rarest
+common one, for many the mean. Numbers within a factor of 1.25 count as one answer.
 """
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -44,10 +43,8 @@ def balanced(candidates: Sequence[Question], seed: int = 0) -> list[Question]:
 
 
 def _without_guessable(candidates: list[Question]) -> list[Question]:
-    """Drops relative distances whose right option is usually right wherever it is offered.
-
-    The most guessable go first, until such guesses are no better than chance, or half are left.
-    """
+    """Drops relative distances whose right option is usually right, the most guessable first, until
+    such guesses are no better than chance, or half are left."""
     rows = [i for i, q in enumerate(candidates) if q.task == "vsi:object_rel_distance"]
     names: dict[str, int] = {}
     options = np.full((len(rows), len(LETTERS)), -1)  # [Q,4], -1 = none

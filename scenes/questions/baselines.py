@@ -1,8 +1,4 @@
-"""Baselines that see no frames: answers from training questions alone.
-
-For boxes they use the candidates' positions and sizes. The gain of `TextOnly` over `Majority` is
-language bias.
-"""
+"""Baselines that see no frames: answers from training questions and the candidates' boxes alone."""
 from collections import Counter
 from collections.abc import Sequence
 

@@ -27,10 +27,7 @@ def scan2cap_words(caption: str) -> str:
 
 def caption_scores(captions: Sequence[str],
                    references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """bleu1 to bleu4, rouge_l and meteor in [0,1], cider in [0,10]; meteor15 where it can be run.
-
-    Raises ValueError if there is no caption, or not one set of references for each.
-    """
+    """bleu1 to bleu4, rouge_l, meteor in [0,1], cider in [0,10]; meteor15 where it can be run."""
     if not captions or len(captions) != len(references) or not all(references):
         raise ValueError(f"captions: got {len(captions)} sentences and {len(references)} sets of "
                          "references, expected one set of one or more for each, in the same order")

@@ -16,8 +16,7 @@ _CONFIDENCES = np.linspace(0.5, 0.95, 10)
 
 
 def first_word(output: str) -> str:
-    """What VSI-Bench reads of an output: up to the first space, without a full stop at its end; of
-    an output with a leading space nothing."""
+    """What VSI-Bench reads: up to the first space (nothing, if that leads), without a full stop."""
     return output.split(" ")[0].rstrip(".").strip()
 
 
@@ -31,10 +30,8 @@ def number_in(output: str) -> float | None:
 
 
 def mra(predicted: float | None, truth: float) -> float:
-    """Mean relative accuracy: share of the confidences c = 0.50, 0.55 ... 0.95 with error <= 1 - c.
-
-    None scores 0. Raises ValueError for a truth that is not above 0, to which no error is relative.
-    """
+    """Mean relative accuracy: share of the confidences c = 0.50, 0.55 ... 0.95 with error <= 1 - c;
+    0 for None."""
     if not truth > 0:
         raise ValueError(f"mra: got a true value of {truth}, expected above 0; remove the question")
     if predicted is None:

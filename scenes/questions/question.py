@@ -1,9 +1,8 @@
 """Questions about a clip: the text, the task, and everything their score needs.
 
-Tasks: "vsi:<type>" for the types of VSI-Bench (scenes.questions.vsi); "ground", "multi_ground",
-"caption" and "situated" (scenes.questions.referring) after ScanRefer, Multi3DRefer, Scan2Cap and
-SQA3D; "camera_distance" and "depth_order" (scenes.questions.spatial); "qa" after ScanQA, which are
-imported only.
+Tasks: "vsi:<type>" for the types of VSI-Bench; "ground", "multi_ground", "caption" and "situated"
+after ScanRefer, Multi3DRefer, Scan2Cap and SQA3D; "camera_distance" and "depth_order"; "qa" after
+ScanQA, imported only.
 """
 import re
 from collections.abc import Callable
@@ -98,11 +97,7 @@ class Question:
 
 
 def questions(clip: Clip | SceneView, task: str, seed: int = 0) -> list[Question]:
-    """Every question of this task that the clip supports, in an order and wording fixed by `seed`.
-
-    A SceneView of the clip can be reused for several tasks. Raises ValueError for a task that is
-    not in TASKS, or a clip without instances, objects and cameras.
-    """
+    """Every question of this task that the clip supports; `seed` fixes their order and wording."""
     from scenes.questions import referring, spatial, vsi
 
     makers: dict[str, Callable] = {**vsi.MAKERS, **referring.MAKERS, **spatial.MAKERS}

@@ -15,11 +15,8 @@ _HEADLINE = {"ground": "acc@0.25", "multi_ground": "f1@0.25", "caption": "cider"
 
 def question_statistics(training: Sequence[Question], held_out: Sequence[Question], rooms: int,
                         held_out_rooms: int) -> list[Row]:
-    """A row a task: questions per 100 rooms, and the held-out scores of `Majority` and `TextOnly`.
-
-    "constant" is the score of the best single answer to the held-out questions themselves; "share"
-    is of the training questions.
-    """
+    """A row a task: questions per 100 rooms, and the held-out scores of `Majority`, of `TextOnly`
+    and of the best single answer ("constant")."""
     rows = []
     for task in TASKS:
         train = [q for q in training if q.task == task]
@@ -46,10 +43,9 @@ def describe(row: Row) -> str:
 def print_questions(clip: Clip, tasks: Sequence[str], seed: int) -> None:
     """Task, question, options and answer; for boxes, what is in them."""
     view = SceneView(clip)
-    generated = [question for task in tasks for question in questions(view, task, seed)]
     counts = [f"{len(group)} {noun}" for noun, group in sorted(view.by_noun.items())]
     print(f"{clip.id} shows {', '.join(counts) or 'nothing'}")
-    for question in generated:
+    for question in (question for task in tasks for question in questions(view, task, seed)):
         print(f"\n{question.task}{' (' + question.kind + ')' if question.kind else ''}")
         print("  " + question.text.replace("\n", "\n  "))
         for option in question.options:

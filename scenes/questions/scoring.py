@@ -18,10 +18,7 @@ _DIRECTIONS = tuple(t for t in VSI_TYPES if t.startswith("object_rel_direction")
 
 def values(question: Question, output: Output) -> dict[str, float]:
     """The scores of one output, each in [0,1]; empty for captions, which are scored together.
-
-    "unparsable" is 1 for a text without the expected number or letter, or boxes without volume.
-    Raises ValueError for boxes instead of text, or text instead of boxes.
-    """
+    "unparsable" is 1 for a text without number or letter, or boxes without volume."""
     if isinstance(output, str) == (question.task in ("ground", "multi_ground")):
         raise ValueError(
             f"score: {question.task} on {question.clip_id}: got {type(output).__name__}, expected "

@@ -13,13 +13,7 @@ import numpy as np
 from scenes.boxes import corners, in_polygon, turn
 from scenes.clip import Clip
 from scenes.questions.question import NO_BOXES, Question
-from scenes.questions.visibility import (
-    CLEAR_SHARE,
-    TRACE_SHARE,
-    Mentions,
-    SceneView,
-    VisibleObject,
-)
+from scenes.questions.visibility import CLEAR_SHARE, TRACE_SHARE, Mentions, SceneView, VisibleObject
 
 Rng = np.random.Generator
 PER_CLIP = 4             # questions of a type about one clip, at most
@@ -73,11 +67,8 @@ def room_size(view: SceneView, rng: Rng) -> list[Question]:
 
 
 def relative_distance(view: SceneView, rng: Rng) -> list[Question]:
-    """Four objects to choose from; the closest is so by at least 0.3 m.
-
-    The same four are offered for two or more targets with different closest ones, so that an object
-    close to most others is wrong as often.
-    """
+    """Four objects to choose from; the closest is so by at least 0.3 m. They are offered for two or
+    more targets with different closest ones: one close to most others is wrong as often."""
     objects = view.unique
     gaps = np.array([[a.distance(b) for b in objects] for a in objects])                     # [N,N]
     best: dict[int, int] = {}  # target -> closest

@@ -9,7 +9,7 @@ from scenes.rooms.placement import Piece
 FRAME_S = 0.2               # seconds between frames
 TO_WALL = 0.3               # m, least distance from walls
 _NEAREST = 0.4              # m: no box nearer than this along the optical axis
-_GRID = 14
+_GRID, _TRIES = 14, 120
 _FLAT = ("rug", "door", "window", "wall", "ceiling")  # no target of a camera
 
 
@@ -44,42 +44,37 @@ class Trajectory:
         return np.array([[f, 0, size / 2], [0, f, size / 2], [0, 0, 1.0]])
 
 
-def sample_trajectory(room: Room, frames: int, rng: np.random.Generator, tries: int = 120,
+def sample_trajectory(room: Room, frames: int, rng: np.random.Generator,
                       filming: Filming = FILMING["plain"]) -> Trajectory:
     """The first collision-free path that shows enough furniture, else the one that shows most.
 
-    Nine frames move 0.5 to 1.2 m and turn 10 to 35 degrees; more or fewer move in proportion.
-    Raises ValueError if the room leaves no place for a camera.
+    Nine frames move 0.5 to 1.2 m and turn 10 to 35 degrees; others in proportion.
     """
-    boxes = np.stack([p.box for p in room.pieces])                     # [N,2,3]
+    boxes, size = np.stack([p.box for p in room.pieces]), np.array(room.size)  # [N,2,3], [3]
     furniture = np.array([p.category not in ("wall", "ceiling") for p in room.pieces])
-    best: Trajectory | None = None
     targets = [p for p in room.pieces if p.bottom < 1.0 and p.category not in _FLAT]
     small = [p for p in room.pieces if p.bottom < 1.6 and p.category not in _FLAT
              for _ in range(10 if p.moves else max(p.size) < 0.5)]
-    wide: float | None = None
     weights = np.array([np.prod(p.size) ** 0.5 + 0.05 for p in targets])
-    for i in range(tries):
+    best: Trajectory | None = None
+    wide: float | None = None
+    for i in range(_TRIES):
         if filming.aim is None and i % 30 == 0:  # not in each try: wide views keep distance rarely
             wide = rng.uniform(*filming.fov)
         target = targets[rng.choice(len(targets), p=weights / weights.sum())] if targets else None
-        share = (frames - 1) / 8 * min(1.0, 2 * (1 - i / tries))  # crowded rooms: shorter walks
+        share = (frames - 1) / 8 * min(1.0, 2 * (1 - i / _TRIES))  # crowded rooms: shorter walks
         if filming.close_ups and small and rng.random() < filming.close_ups:
             target = small[rng.integers(len(small))]
         poses = _move(room, target, frames, share, rng, filming)
-        if poses is None or not _clear(poses[:, :3, 3], boxes, np.array(room.size), filming):
+        if poses is None or not _clear(poses[:, :3, 3], boxes, size, filming):
             continue
         tan_half = float(np.tan(np.radians(wide or rng.uniform(*filming.fov)) / 2))
         checked = poses[sorted({0, frames // 2, frames - 1})]
-        nearest, furnished, seen = _preview(checked, tan_half, boxes, np.array(room.size),
-                                            furniture)
-        if nearest < _NEAREST:
-            continue
-        track = Trajectory(poses, tan_half, furnished)
-        if furnished > filming.furnished and seen >= filming.seen:
-            return track
-        if best is None or furnished > best.furnished:
-            best = track
+        nearest, furnished, seen = _preview(checked, tan_half, boxes, size, furniture)
+        if nearest >= _NEAREST and (best is None or furnished > best.furnished):
+            best = Trajectory(poses, tan_half, furnished)
+        if nearest >= _NEAREST and furnished > filming.furnished and seen >= filming.seen:
+            return Trajectory(poses, tan_half, furnished)
     if best is None:
         raise ValueError(
             f"trajectory: no clear camera path in {room.kind} room {room.split}/{room.seed} of "

@@ -132,10 +132,11 @@ def _moving(a: Arrangement) -> Piece | None:
                    heading=float(rng.uniform(-np.pi, np.pi)))
 
 
-def _first_free(a: Arrangement, piece: Piece | None, tries: int = 12) -> None:
+def _first_free(a: Arrangement, piece: Piece | None) -> None:
     """Where it fits, with all its way."""
-    for _ in range(tries if piece else 0):
-        assert piece is not None
+    if piece is None:
+        return
+    for _ in range(12):
         x, y = (float(a.rng.uniform(0.2, s - 0.2)) for s in a.size[:2])
         if a.fixed(replace(piece, center=(x, y))):
             return

@@ -9,18 +9,12 @@ from typing import Literal
 
 import numpy as np
 
-from scenes.clip import SPLITS, SceneObject, Split
+from scenes.clip import SPLITS, SceneObject, Split, Surface
 from scenes.furniture.pack import Pack
 from scenes.rooms import filmed, primitives, recipes
 from scenes.rooms.placement import MIRROR, WALLS, Arrangement, Piece
 from scenes.rooms.primitives import Colour
-from scenes.rooms.textures import (
-    FLOOR_KINDS,
-    METRES,
-    MORE_KINDS,
-    WALL_KINDS,
-    make_texture,
-)
+from scenes.rooms.textures import FLOOR_KINDS, METRES, MORE_KINDS, WALL_KINDS, make_texture
 
 Style = Literal["plain", "filmed"]
 FLOOR, CEILING = 1, 2
@@ -79,24 +73,18 @@ class Room:
 
 def _object(piece: Piece) -> SceneObject:
     """Its oriented box; that of a tilted piece is upright, that of a moving one holds its way."""
-    center, size = (*piece.center, piece.bottom + piece.size[2] / 2), piece.size
+    box = (*piece.center, piece.bottom + piece.size[2] / 2), piece.size, piece.heading
     if piece.tilt or piece.moves:
         (x, y, z), (w, d, h) = piece.box.mean(0).tolist(), np.ptp(piece.box, 0).tolist()
-        center, size = (x, y, z), (w, d, h)
-    heading = 0.0 if piece.tilt or piece.moves else piece.heading
-    found = SceneObject(piece.id, piece.category, piece.name, center, size, heading)
-    if piece.moves:
-        return replace(found, surface="moving")
+        box = (x, y, z), (w, d, h), 0.0
     mirrors = any(part.texture == MIRROR for part in piece.parts)
-    return replace(found, surface="mirror") if mirrors else found
+    surface: Surface = "moving" if piece.moves else "mirror" if mirrors else "fixed"
+    return SceneObject(piece.id, piece.category, piece.name, *box, surface)
 
 
 def furnish(split: Split, seed: int, pack: Pack, kind: str | None = None,
             style: Style = "plain") -> Room:
-    """The room of this seed; splits have different seeds and different furniture.
-
-    style: plain, or filmed: not only boxes, more clutter, mirrors, glass, things that move.
-    """
+    """The room of this seed; splits have different seeds and different furniture."""
     as_filmed = style == "filmed"
     rng = np.random.default_rng([SPLITS.index(split), seed, *([1] if as_filmed else [])])
     kind = kind or str(rng.choice(list(KINDS)))
@@ -168,7 +156,10 @@ def _before(piece: Piece, depth: float) -> np.ndarray:
 
 
 def _lights(a: Arrangement, style: Style) -> tuple[tuple[Light, ...], tuple[Colour, Colour]]:
-    """The four strongest of lamps and windows, strongest first, and the ambient light."""
+    """The four strongest of lamps and windows, strongest first, and the ambient light.
+
+    Without any there is a weak lamp under the ceiling.
+    """
     rng, (w, d, h) = a.rng, a.size
     day = float(rng.choice([0.0, 1.0], p=[0.3, 0.7])) * float(rng.uniform(0.4, 1.0))
     lamp_on = day < 0.55 or rng.random() < 0.5
@@ -195,6 +186,8 @@ def _lights(a: Arrangement, style: Style) -> tuple[tuple[Light, ...], tuple[Colo
         lights.sort(key=lambda light: -sum(light.colour))
     above = _warm(rng, 4500, 7500, level)
     below = _warm(rng, 3000, 5000, level * float(rng.uniform(0.4, 0.7)))
+    if not lights:
+        lights = [Light((w / 2, d / 2, h - 0.12), _warm(rng, 2600, 5000, 0.15))]
     return tuple(lights[:4]), (above, below)
 
 

@@ -3,7 +3,7 @@
 World: metres, Z up, the room is [0,width] x [0,depth] x [0,height]. A piece's heading turns its
 front from -Y, counter-clockwise, in radians. A piece on another stands on its real surface.
 """
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -121,13 +121,7 @@ class Arrangement:
             return None
         if isinstance(model, FurnitureModel) and model.elevation > 0.05:
             return self.on_wall(model, model.elevation, wall, along, tries)
-        piece = self.new(model)
-        for _ in range(tries if along is None else 1):
-            side = wall or WALLS[self.rng.integers(4)]
-            fraction = self.rng.random() if along is None else along
-            if found := self._place(self.at_wall(piece, side, fraction)):
-                return found
-        return None
+        return self._along_wall(self.new(model), wall, along, tries, 0.01, self._place)
 
     def wall_length(self, wall: str) -> float:
         return self.size[0] if wall in ("south", "north") else self.size[1]
@@ -215,8 +209,8 @@ class Arrangement:
             center = offset(carrier, x * carrier.size[0], y * carrier.size[1])
             piece = replace(self.new(model), center=center, bottom=level,
                             heading=carrier.heading + turn, resting_on=carrier.id)
-            if _supported(piece, carrier, cells) and self._free(piece, ignore=carrier.id):
-                return self._add(piece)
+            if _supported(piece, carrier, cells) and (placed := self.fixed(piece)):
+                return placed
         return None
 
     def on_wall(self, model: Placeable | None, bottom: float, wall: str | None = None,
@@ -224,14 +218,8 @@ class Arrangement:
         """Hanging on a wall, its underside at `bottom`."""
         if model is None:
             return None
-        for _ in range(tries if along is None else 1):
-            side = wall or WALLS[self.rng.integers(4)]
-            fraction = self.rng.random() if along is None else along
-            piece = self.at_wall(replace(self.new(model), bottom=bottom, resting_on=0), side,
-                                 fraction, 0.003)
-            if self._free(piece):
-                return self._add(piece)
-        return None
+        piece = replace(self.new(model), bottom=bottom, resting_on=0)
+        return self._along_wall(piece, wall, along, tries, 0.003, self.fixed)
 
     def at_ceiling(self, model: Placeable | None, center: tuple[float, float]) -> Piece | None:
         """Hanging from the ceiling, if its underside is above 1.9 m."""
@@ -239,7 +227,7 @@ class Arrangement:
             return None
         bottom = self.size[2] - model.size[2]
         piece = replace(self.new(model), center=center, bottom=bottom, resting_on=0)
-        return self._add(piece) if bottom > 1.9 and self._free(piece) else None
+        return self.fixed(piece) if bottom > 1.9 else None
 
     def fixed(self, piece: Piece, inside: bool = True) -> Piece | None:
         """Exactly where it is; inside=False: even where it leaves the room or meets another."""
@@ -250,6 +238,15 @@ class Arrangement:
             return replace(model, resting_on=self.floor_id)
         return Piece(id=0, category=model.category, name=model.name, center=(0.0, 0.0), bottom=0.0,
                      size=model.size, heading=0.0, resting_on=self.floor_id, model=model)
+
+    def _along_wall(self, piece: Piece, wall: str | None, along: float | None, tries: int,
+                    distance: float, place: Callable[[Piece], Piece | None]) -> Piece | None:
+        for _ in range(tries if along is None else 1):
+            side = wall or WALLS[self.rng.integers(4)]
+            fraction = self.rng.random() if along is None else along
+            if placed := place(self.at_wall(piece, side, fraction, distance)):
+                return placed
+        return None
 
     def _place(self, piece: Piece) -> Piece | None:
         """Onto the floor, or onto the rug that lies under all of it."""
@@ -262,14 +259,14 @@ class Arrangement:
                     return None
                 piece = replace(piece, bottom=float(high[2]), resting_on=rug.id)
         blocked = piece.category != "rug" and any(overlap(piece.box, k) for k in self.clearances)
-        return self._add(piece) if not blocked and self._free(piece) else None
+        return None if blocked else self.fixed(piece)
 
-    def _free(self, piece: Piece, ignore: int = -1) -> bool:
+    def _free(self, piece: Piece) -> bool:
         box = piece.box
         if (box[0] < -1e-9).any() or (box[1] > np.array(self.size) + 1e-9).any():
             return False
         return not any(overlap(box, other.box, GAP) for other in self.pieces
-                       if other.id not in (ignore, piece.resting_on))
+                       if other.id != piece.resting_on)
 
     def _add(self, piece: Piece) -> Piece:
         piece = replace(piece, id=self.next_id)

@@ -225,10 +225,8 @@ def _write(program: moderngl.Program, name: str, matrix: np.ndarray) -> None:
     program[name].write(matrix.T.astype("<f4").tobytes())  # type: ignore[union-attr]
 
 
-def _in_view(pose: np.ndarray, intrinsics: np.ndarray, size: int,
-             mesh: RoomMesh) -> list[int]:
-    """Spans in view, nearest first so that hidden pixels are not shaded, then the shell, then
-    glass, the furthest first."""
+def _in_view(pose: np.ndarray, intrinsics: np.ndarray, size: int, mesh: RoomMesh) -> list[int]:
+    """Spans in view: nearest first, to shade no hidden pixels; the shell; glass, furthest first."""
     ends = np.array(list(product((0, 1), repeat=3)))                                         # [8,3]
     corners = mesh.boxes[:, ends, [0, 1, 2]]                                               # [N,8,3]
     x, y, z = np.moveaxis((corners - pose[:3, 3]) @ pose[:3, :3], -1, 0)                     # [N,8]

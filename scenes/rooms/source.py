@@ -5,17 +5,17 @@ Ids are SPLIT/RRRRR_C: room and clip number.
 import json
 import multiprocessing
 import os
-import queue
 import signal
 import threading
-import traceback
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from itertools import groupby
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -167,26 +167,25 @@ def render_clips(source: ClipRenderer, ids: Sequence[str], workers: int = 0) -> 
         yield from map(source.clip, ids)
         return
     rooms = [list(group) for _, group in groupby(ids, key=lambda i: i.rpartition("_")[0])]
-    workers = min(workers, len(rooms))
     spawn = multiprocessing.get_context("spawn")
-    started = []
+    pools = [ProcessPoolExecutor(1, spawn, _start_worker, (source,))
+             for _ in range(min(workers, len(rooms)))]
+
+    def submit(room: int) -> list[Future[Clip]]:
+        return [pools[room % len(pools)].submit(_render, clip_id) for clip_id in rooms[room]]
+
     try:
         with _worker_settings():
-            for w in range(workers):
-                receive, send = spawn.Pipe(duplex=False)
-                process = spawn.Process(target=_work, args=(source, rooms[w::workers], send),
-                                        daemon=True)
-                process.start()
-                send.close()
-                started.append((process, receive))
-        for r, room in enumerate(rooms):
-            for clip_id in room:
-                yield _receive(started[r % workers][1], clip_id)
+            submitted = deque(map(submit, range(len(pools))))
+        for room, clip_ids in enumerate(rooms):
+            futures = submitted.popleft()
+            if room + len(pools) < len(rooms):
+                submitted.append(submit(room + len(pools)))
+            for clip_id, future in zip(clip_ids, futures, strict=True):
+                yield _rendered(future, clip_id)
     finally:
-        for process, receive in started:
-            receive.close()
-            process.terminate()
-            process.join()
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
@@ -208,46 +207,29 @@ def _worker_settings() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _receive(pipe: Connection, clip_id: str) -> Clip:
+def _rendered(future: Future[Clip], clip_id: str) -> Clip:
     try:
-        message = pipe.recv()
-    except EOFError as error:
+        return future.result()
+    except BrokenProcessPool as error:
         raise RuntimeError(f"rooms: the process rendering {clip_id} died; if memory ran out, use "
                            "fewer workers") from error
-    if isinstance(message, ValueError):
-        raise message
-    if not isinstance(message, Clip):
-        raise RuntimeError(f"rooms: rendering {clip_id} failed:\n{message}")
-    return message
 
 
-def _work(source: ClipRenderer, rooms: list[list[str]], pipe: Connection) -> None:
+_source: ClipRenderer  # of a worker
+
+
+def _start_worker(source: ClipRenderer) -> None:
+    global _source
+    _source = source
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    ready: queue.Queue = queue.Queue(maxsize=max(map(len, rooms)))
-    sender = threading.Thread(target=_send, args=(ready, pipe), daemon=True)
-    sender.start()
-    try:
-        for room in rooms:
-            for clip_id in room:
-                ready.put(source.clip(clip_id))
-    except ValueError as error:
-        ready.put(error)
-    except Exception:
-        ready.put(traceback.format_exc())
-    ready.put(None)
-    sender.join()
+
+
+def _render(clip_id: str) -> Clip:
+    return _source.clip(clip_id)
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot end its workers, which otherwise render on until they send."""
+    """A killed parent cannot end its workers, which otherwise wait for work."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
-
-
-def _send(ready: queue.Queue, pipe: Connection) -> None:
-    try:
-        while (message := ready.get()) is not None:
-            pipe.send(message)
-    except OSError:  # the reader went away
-        os._exit(0)

@@ -25,7 +25,7 @@ def render_folder(source: RoomSource, ids: Sequence[str], folder: Path, workers:
     """
     _write_card(source, folder)
     remove_stale_scratch(folder, below=True)
-    missing = [i for i in ids if not _is_complete(folder / f"{i}.safetensors", i)]
+    missing = [i for i in ids if not is_complete(folder / f"{i}.safetensors", i)]
     size = check_disk_space(folder, len(missing), source.frames * source.size**2 * BYTES_A_PIXEL)
     if missing:
         print(f"{folder}: rendering {len(missing)} of {len(ids)} clips, {size / 1e6:.0f} MB")
@@ -46,11 +46,8 @@ def check_disk_space(folder: Path, clips: int, bytes_a_clip: int) -> int:
 
 
 def default_workers() -> int:
-    """One process less than there are cores, at most 15; 0, this process, on two cores.
-
-    On 2 cores Mesa renders 29 to 36 frames/s in one process, 22 to 27 in two; more than 15 wait for
-    the GPU.
-    """
+    """One process less than there are cores, at most 15; on two cores 0, this process: Mesa then
+    renders 29 to 36 frames/s, and 22 to 27 in two processes."""
     cores = len(os.sched_getaffinity(0))
     return 0 if cores <= 2 else min(cores - 1, 15)
 
@@ -62,26 +59,25 @@ def _write_card(source: RoomSource, folder: Path) -> None:
         raise ValueError(f"{folder}: holds .safetensors files but no scenes.json, so they are not "
                          "clips of render; use another folder")
     card = {"schema": 1, "key": source.key, "rooms": ROOMS_VERSION, "style": source.style,
-            "seed": source.seed,
-            "frames": source.frames, "size": source.size, "furniture": source.furniture.digest,
-            "source": source.furniture.manifest["source"],
+            "seed": source.seed, "frames": source.frames, "size": source.size,
+            "furniture": source.furniture.digest, "source": source.furniture.manifest["source"],
             "versions": {name: version(name) for name in ("vega3d-edge", "moderngl", "numpy")}}
-    found = card
-    if path.exists():
-        found = read_json(path, "remove the folder or use another one", kind=dict)
+    found = read_json(path, "use another folder", kind=dict) if path.exists() else card
     if found.get("key") != source.key:
-        names = ("style", "seed", "frames", "size", "furniture")
+        names = ["style", "seed", "frames", "size", "furniture"]
         was, now = [found.get(k) for k in names], [card[k] for k in names]
-        raise ValueError(f"{path}: its folder holds clips with [style, seed, frames, size, "
-                         f"furniture] {was}, expected {now}; use another folder")
+        raise ValueError(f"{path}: its folder holds clips with [{', '.join(names)}] {was}, "
+                         f"expected {now}; use another folder")
     write_json(card, path)
 
 
-def _is_complete(path: Path, clip_id: str) -> bool:
+def is_complete(path: Path, clip_id: str, shape: tuple[int, ...] | None = None) -> bool:
+    """Whether the file holds this clip, with frames of `shape`."""
     try:
-        return load_clip(path).id == clip_id
+        clip = load_clip(path)
     except (OSError, ValueError):
         return False
+    return clip.id == clip_id and shape in (None, clip.frames.shape)
 
 
 def _render(source: RoomSource, ids: Sequence[str], folder: Path, workers: int) -> None:

@@ -14,11 +14,11 @@ from records import manifest
 from records.files import digest, read_json, sha256, write_json
 from records.progress import track
 from scenes.boxes import iou
-from scenes.clip import Split, load_clip, save_clip
+from scenes.clip import Split, save_clip
 from scenes.questions.metrics import has_volume
 from scenes.questions.question import Question
 from scenes.questions.stored import QUESTIONS_FILE, by_clip, load_questions, save_questions
-from scenes.rooms.writer import check_disk_space
+from scenes.rooms.writer import check_disk_space, is_complete
 from scenes.sources import scannet_annotations, video3dllm
 from scenes.sources.scannet import ScanNet
 from scenes.sources.scannet_annotations import DATASETS, Dataset
@@ -85,15 +85,12 @@ def import_scannet(root: Path, frames: int, size: int, annotations: Path | None 
 
 
 def write_import(imported: Import, out: Path) -> tuple[int, int]:
-    """Writes clips that `out` lacks, then questions.json and scenes.json; returns both counts.
-
-    Raises ValueError if the folder holds rendered rooms or clips of other frames, if a clip cannot
-    be read, or if the disk is too small.
-    """
+    """Writes clips that `out` lacks, then questions.json and scenes.json; returns both counts."""
     source = imported.source
     card = _card(imported, out)
     out.mkdir(parents=True, exist_ok=True)
-    missing = [i for i in imported.clips if not _is_imported(out / f"{i}.safetensors", i, source)]
+    shape = (source.frames, 3, source.size, source.size)
+    missing = [i for i in imported.clips if not is_complete(out / f"{i}.safetensors", i, shape)]
     check_disk_space(out, len(missing), source.frames * source.size**2 * 7)  # colour, depth
     manifest.forget(out / f"{i}.safetensors" for i in missing)
     for clip_id in track(missing, f"importing {imported.name}"):
@@ -182,12 +179,3 @@ def _card(imported: Import, out: Path) -> dict:
                                       "questions": len(imported.questions)}
     return card | {"schema": 1,
                    "versions": {name: version(name) for name in ("vega3d-edge", "numpy")}}
-
-
-def _is_imported(path: Path, clip_id: str, source: ScanNet | VSIBench) -> bool:
-    try:
-        clip = load_clip(path)
-    except (OSError, ValueError):
-        return False
-    shape = (source.frames, 3, source.size, source.size)
-    return clip.id == clip_id and clip.frames.shape == shape

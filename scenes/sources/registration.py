@@ -1,4 +1,5 @@
 """Depth in the colour camera's pixels; whether a recording's depth is where and what it says."""
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,30 +36,27 @@ def likelier_unit(clip: Clip, per_metre: float) -> tuple[float, str] | None:
     the median depth.
     """
     assert clip.depth is not None
-    share = {unit: _agreement(clip, per_metre / unit) for unit in UNITS}
-    measured = {unit: value for unit, value in share.items() if value is not None}
-    if measured:
-        best = max(measured, key=lambda unit: measured[unit])
-        used = _agreement(clip, 1.0) or 0.0
-        if measured[best] >= used + _BETTER:
-            return best, (f"two views agree on the depth of {100 * measured[best]:.0f} % of their "
-                          f"points with it, of {100 * used:.0f} % with {per_metre:g}")
-        others = [value for unit, value in measured.items() if unit != per_metre]
-        if used >= max(others, default=0.0) + _BETTER:
-            return None
+    used = _agreement(clip, 1.0)
+    others = [unit for unit in UNITS if unit != per_metre]
+    share = {unit: _agreement(clip, per_metre / unit) or 0.0 for unit in others}
+    best = max(others, key=share.__getitem__)
+    if share[best] >= (used or 0.0) + _BETTER:
+        return best, (f"two views agree on the depth of {100 * share[best]:.0f} % of their points "
+                      f"with it, of {100 * (used or 0.0):.0f} % with {per_metre:g}")
+    if used is not None and used >= share[best] + _BETTER:
+        return None
     if not (clip.depth > 0).any():
         return None
     median = float(np.median(clip.depth[clip.depth > 0]))
-    fits = [unit for unit in UNITS
-            if _INDOORS_M[0] <= median * per_metre / unit <= _INDOORS_M[1]]
-    if _INDOORS_M[0] <= median <= _INDOORS_M[1] or not fits:
+    low, high = _INDOORS_M
+    fits = [unit for unit in UNITS if low <= median * per_metre / unit <= high]
+    if low <= median <= high or not fits:
         return None
     return fits[0], f"the median depth is {median:.2g} m with {per_metre:g}"
 
 
 def _agreement(clip: Clip, scale: float, pairs: int = 12) -> float | None:
-    """Share of points whose depth, times `scale`, is the same in two views within _AGREE; None if
-    the camera hardly moved."""
+    """Share of points whose depth, times `scale`, two views agree on; None: hardly any motion."""
     if clip.poses is None or clip.intrinsics is None or clip.depth is None:
         return None
     places = clip.poses[:, :3, 3]
@@ -81,19 +79,22 @@ def _agreement(clip: Clip, scale: float, pairs: int = 12) -> float | None:
 
 
 def check_registration(clip: Clip, root: Path) -> float:
-    """Largest offset in px between depth's and colour's edges, of the frame and its quarters.
-
-    Raises ValueError if it is above TOLERANCE: a probe would measure the offset.
-    """
-    offsets = edge_offsets(clip)
-    worst = max(offsets, key=lambda offset: np.hypot(*offset))
-    distance = float(np.hypot(*worst))
-    if distance > TOLERANCE:
-        raise ValueError(
-            f"{root}: depth is not registered to colour: its edges are {worst[0]:+d} px across and "
-            f"{worst[1]:+d} px down of the colour's (of {clip.frames.shape[3]} px); register it "
-            "first, with both cameras' intrinsics and the pose between them")
+    """Largest offset in px between depth's and colour's edges. ValueError if above TOLERANCE."""
+    distance, note = off_colour([clip])
+    if note:
+        raise ValueError(f"{root}: {note}")
     return distance
+
+
+def off_colour(clips: Sequence[Clip]) -> tuple[float, str]:
+    """Px by which depth lies off colour, in the median of clips; above TOLERANCE a note, or ""."""
+    offsets = [max(edge_offsets(clip), key=lambda at: np.hypot(*at)) for clip in clips]
+    shift = np.median(np.array(offsets), 0).astype(int)
+    distance = float(np.hypot(*shift))
+    return distance, "" if distance <= TOLERANCE else (
+        f"depth is not registered to colour: its edges lie {shift[0]:+d} px across and "
+        f"{shift[1]:+d} px down of the colour's; scores measure that too (give the depth camera's "
+        "matrix as K_depth.txt)")
 
 
 def edge_offsets(clip: Clip, most: int = 100) -> list[tuple[int, int]]:

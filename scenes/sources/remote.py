@@ -24,10 +24,7 @@ def url_of(path: Path) -> str | None:
 
 
 class RemoteClips:
-    """As scenes.clip.ClipFolder. Credentials are those of the environment, never of the URL.
-
-    Raises ValueError, naming the URL, if it cannot be read or holds no clips.
-    """
+    """As scenes.clip.ClipFolder. Credentials are those of the environment, never of the URL."""
 
     def __init__(self, url: str):
         if "@" in url or "?" in url:

@@ -13,7 +13,7 @@ a matrix of its own (K_depth.txt in any layout), depth is moved to the colour ca
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,16 @@ from PIL import Image
 from records.files import read_text
 from records.images import read_image, read_rgb
 from scenes.clip import Clip
-from scenes.sources.registration import moved_to_colour
+from scenes.sources.registration import likelier_unit, moved_to_colour
 
 COLOUR = ("images", "rgb", "color", "colour")
 INTRINSICS = ("K.txt", "intrinsics.txt", "intrinsic/intrinsic_color.txt")
 DEPTH_INTRINSICS = ("K_depth.txt", "intrinsic/intrinsic_depth.txt")
 EXPECTED = "rgb.txt and depth.txt, frame-*.color.png, color/ and intrinsic/, or images/ and depth/"
+Box = tuple[int, int, int, int]
 _INVALID = 65535
+_NO_CAMERA = ("has no camera matrix (K.txt), so no matches and no flicker; a focal length is "
+              "assumed")
 _SAME_TIME_S = 0.02
 _TUM_CAMERAS = {  # fx, fy, cx, cy of 640x480; https://cvg.cit.tum.de/data/datasets/rgbd-dataset
     "freiburg1": (517.3, 516.5, 318.6, 255.3), "freiburg2": (520.9, 521.0, 325.1, 249.7),
@@ -45,7 +48,7 @@ class Recording:
     depth_camera: np.ndarray | None  # [3,3]; None: depth is seen by the colour camera
     poses: np.ndarray | None         # [T,4,4] camera to world
     per_metre: float = 1000.0
-    notes: list[str] = field(default_factory=list)
+    notes: Sequence[str] = ()        # what was assumed
 
     def subset(self, at: np.ndarray) -> "Recording":
         return replace(self, colour=[self.colour[i] for i in at], depth=[self.depth[i] for i in at],
@@ -65,28 +68,52 @@ def read_rgbd(root: Path, size: int = 224, most: int | None = None,
         print(f"note: {root}: {note}", file=sys.stderr)
     count = len(recording.depth)
     recording = recording.subset(np.linspace(0, count - 1, min(most or count, count)).astype(int))
-    first = read_rgb(recording.colour[0])
-    width, height = first.size
+    recording = replace(recording, per_metre=per_metre or recording.per_metre)
+    width, height = read_rgb(recording.colour[0]).size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
+    return read_frames(recording, root.name, size, (left, top, left + side, top + side))
+
+
+def read_frames(recording: Recording, name: str, size: int, box: Box | None = None) -> Clip:
+    """Its pictures, or `box` (left, top, right, bottom) of each, at size x size px."""
+    whole = read_rgb(recording.colour[0]).size
+    left, top, right, bottom = box = box or (0, 0, *whole)
     camera = recording.camera
     if camera is not None:
         camera = camera.copy()
         camera[:2, 2] -= left, top
-        camera = np.diag([size / side, size / side, 1.0]) @ camera
+        camera = np.diag([size / (right - left), size / (bottom - top), 1.0]) @ camera
     frames, depths = [], []
     for colour, path in zip(recording.colour, recording.depth, strict=True):
         picture = read_rgb(colour)
-        depth = _depth(path, per_metre or recording.per_metre)
-        _check_sizes(path, picture.size, depth, (width, height), recording)
-        box = (left, top, left + side, top + side)
+        depth = _depth(path, recording.per_metre)
+        _check_sizes(path, picture.size, depth, whole, recording)
         frames.append(np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box)))
         if recording.depth_camera is None or camera is None:
-            depths.append(_square(depth, (width, height), side, size))
+            depths.append(_cut(depth, whole, box, size))
         else:
             depths.append(moved_to_colour(depth, recording.depth_camera, camera, size))
-    return Clip(root.name, np.stack(frames).transpose(0, 3, 1, 2), depth=np.stack(depths),
+    return Clip(name, np.stack(frames).transpose(0, 3, 1, 2), depth=np.stack(depths),
                 intrinsics=camera, poses=None if camera is None else recording.poses)
+
+
+def is_recording(root: Path) -> bool:
+    """Whether `find_recording` is meant to open the folder."""
+    return (root / "rgb.txt").is_file() or (root / "depth").is_dir() or any(
+        root.glob("frame-*.color.png"))
+
+
+def check_depth(clip: Clip, root: Path, per_metre: float | None) -> None:
+    """Raises ValueError if no pixel of `root`'s clip has a depth, or, unless per_metre was given,
+    if it is probably stored in another unit than its layout's."""
+    if not np.any(clip.depth):
+        raise ValueError(f"{root}: no pixel has a depth")
+    unit = find_recording(root).per_metre
+    if not per_metre and (found := likelier_unit(clip, unit)):
+        raise ValueError(f"{root}: depth is probably stored in another unit, {found[0]:g} values "
+                         f"a metre: {found[1]}; give --depth-unit {found[0]:g}, or "
+                         f"--depth-unit {unit:g} if it is right")
 
 
 def find_recording(root: Path) -> Recording:
@@ -99,13 +126,10 @@ def find_recording(root: Path) -> Recording:
         found = _named_alike(root)
     if not found.depth:
         raise ValueError(f"{root}: has no frames with colour and depth")
-    camera = _camera(root, INTRINSICS)
-    if camera is None and found.camera is None:
-        found.notes.append("has no camera matrix (K.txt), so no matches and no flicker; a focal "
-                           "length is assumed")
-    depth_camera = _camera(root, DEPTH_INTRINSICS)
-    return replace(found, camera=found.camera if camera is None else camera,
-                   depth_camera=found.depth_camera if depth_camera is None else depth_camera)
+    camera, depth_camera = _camera(root, INTRINSICS), _camera(root, DEPTH_INTRINSICS)
+    if camera is not None:
+        found = replace(found, camera=camera, depth_camera=None, notes=())
+    return found if depth_camera is None else replace(found, depth_camera=depth_camera)
 
 
 def _tum(root: Path) -> Recording:
@@ -120,22 +144,20 @@ def _tum(root: Path) -> Recording:
         if max(abs(times[near] - time), abs(at - time)) <= _SAME_TIME_S:
             frames.append((root / values[0], root / depth[near][1][0], pose))
     name = next((name for name in _TUM_CAMERAS if name and name in root.name), "")
-    notes = [] if _camera(root, INTRINSICS) is not None else [
-        f"has no K.txt: TUM's camera is taken ({name or 'the default one'})"]
+    note = f"has no K.txt: TUM's camera is taken ({name or 'the default one'})"
     return Recording([frame[0] for frame in frames], [frame[1] for frame in frames],
                      _matrix(*_TUM_CAMERAS[name]), None,
                      np.stack([frame[2] for frame in frames]) if poses and frames else None,
-                     5000.0, notes)
+                     5000.0, (note,))
 
 
 def _seven_scenes(root: Path) -> Recording:
     colour = sorted(root.glob("frame-*.color.png"), key=_number)
     stems = [path.name.removesuffix(".color.png") for path in colour]
     depth = [_present(root / f"{stem}.depth.png") for stem in stems]
-    notes = [] if _camera(root, INTRINSICS) is not None else [
-        "has no K.txt: 7-Scenes' cameras are taken (colour 525 px, depth 585 px)"]
-    default = [_matrix(*values) for values in _SEVEN_SCENES] if notes else [None, None]
-    return _tracked(Recording(colour, depth, default[0], default[1], None, notes=notes),
+    camera, depth_camera = (_matrix(*values) for values in _SEVEN_SCENES)
+    note = "has no K.txt: 7-Scenes' cameras are taken (colour 525 px, depth 585 px)"
+    return _tracked(Recording(colour, depth, camera, depth_camera, None, notes=(note,)),
                     [root / f"{stem}.pose.txt" for stem in stems])
 
 
@@ -151,7 +173,7 @@ def _named_alike(root: Path) -> Recording:
     if not depth:
         raise ValueError(f"{root}: depth/ holds no .png files")
     found = Recording([by_name[path.stem] for path in depth], depth, None, None,
-                      _poses(root / "poses.txt", len(depth)))
+                      _poses(root / "poses.txt", len(depth)), notes=(_NO_CAMERA,))
     if not (root / "pose").is_dir():
         return found
     return _tracked(found, [root / "pose" / f"{path.stem}.txt" for path in depth])
@@ -161,7 +183,7 @@ def _tracked(found: Recording, files: Sequence[Path]) -> Recording:
     """With a pose a file; frames that lost tracking (a pose that is not finite) are left out."""
     if not any(file.is_file() for file in files):
         return found
-    poses = np.stack([_numbers(file, finite=False, shape=(4, 4)) for file in files])
+    poses = np.stack([read_pose(file) for file in files])
     valid = np.flatnonzero(np.isfinite(poses).all((1, 2)))
     return replace(found, poses=poses).subset(valid)
 
@@ -176,12 +198,12 @@ def _check_sizes(path: Path, size: tuple[int, int], depth: np.ndarray, first: tu
                          "colour camera first, or give its matrix as K_depth.txt")
 
 
-def _square(depth: np.ndarray, picture: tuple[int, int], side: int, size: int) -> np.ndarray:
-    """The middle square's depth at `size` px, of a picture with the colour's field of view."""
-    width, height = picture
-    at = (np.arange(size) + 0.5) * side / size
-    rows = ((height - side) // 2 + at) * depth.shape[0] / height
-    columns = ((width - side) // 2 + at) * depth.shape[1] / width
+def _cut(depth: np.ndarray, picture: tuple[int, int], box: Box, size: int) -> np.ndarray:
+    """The box's depth at `size` px, of a picture with the colour's field of view."""
+    (width, height), (left, top, right, bottom) = picture, box
+    at = np.arange(size) + 0.5
+    rows = (top + at * (bottom - top) / size) * depth.shape[0] / height
+    columns = (left + at * (right - left) / size) * depth.shape[1] / width
     return depth[np.ix_(rows.astype(int), columns.astype(int))]
 
 
@@ -237,7 +259,7 @@ def _camera(root: Path, names: Sequence[str]) -> np.ndarray | None:
     path = next((root / name for name in names if (root / name).is_file()), None)
     if path is None:
         return None
-    values = _numbers(path)
+    values = _finite_numbers(path)
     if values.shape not in ((3, 3), (4, 4)) or min(values[0, 0], values[1, 1]) <= 0:
         raise ValueError(f"{path}: not a camera matrix (focal lengths above 0 px); expected three "
                          "lines of three numbers")
@@ -248,21 +270,30 @@ def _poses(path: Path, frames: int) -> np.ndarray | None:
     """[T,4,4]; None without the file."""
     if not path.is_file():
         return None
-    values = _numbers(path)
+    values = _finite_numbers(path)
     if values.shape != (frames, 16):
         raise ValueError(f"{path}: holds {values.shape[0]} x {values.shape[1]} numbers, expected a "
                          f"4x4 matrix (16) on a line for each of the {frames} frames")
     return values.reshape(-1, 4, 4)
 
 
-def _numbers(path: Path, finite: bool = True, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    try:
-        values = np.loadtxt(path, ndmin=2)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a table of numbers ({error})") from error
-    if shape and values.shape != shape:
+def read_pose(path: Path) -> np.ndarray:
+    """[4,4]; not finite where tracking was lost."""
+    values = _numbers(path)
+    if values.shape != (4, 4):
         raise ValueError(f"{path}: holds {' x '.join(map(str, values.shape))} numbers, expected "
-                         f"{' x '.join(map(str, shape))}")
-    if finite and not np.isfinite(values).all():
+                         "4 x 4")
+    return values
+
+
+def _finite_numbers(path: Path) -> np.ndarray:
+    if not np.isfinite(values := _numbers(path)).all():
         raise ValueError(f"{path}: holds NaN or infinity")
     return values
+
+
+def _numbers(path: Path) -> np.ndarray:
+    try:
+        return np.loadtxt(read_text(path).splitlines(), ndmin=2)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a table of numbers ({error})") from error

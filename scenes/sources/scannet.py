@@ -8,19 +8,16 @@ ROOT/scans/SCENE/SCENE.txt                      its axisAlignment
 ROOT/scans/SCENE/SCENE_vh_clean_2.ply           mesh; with the next two: where each object is
 ROOT/scans/SCENE/SCENE_vh_clean_2.0.010000.segs.json SCENE.aggregation.json
 """
-from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from records.files import read_json, read_text, regular_file
-from records.images import read_image, read_rgb
 from scenes.clip import Clip, SceneObject, Split
-from scenes.sources.registration import moved_to_colour
+from scenes.sources.rgbd import Recording, read_frames, read_pose
 
-_MILLIMETRE = 1e-3
 _CLASSES = {  # words of ScanNet's labels -> scenes.furniture.pack.CLASSES; all others are decor
     "wall": "wall", "floor": "floor", "ceiling": "ceiling", "door": "door", "window": "window",
     "chair": "chair", "stool": "chair", "bench": "chair", "couch": "sofa", "sofa": "sofa",
@@ -60,21 +57,13 @@ class ScanNet:
         folder = self.root / "posed_images" / scene
         poses = self._poses(folder, scene)
         at = np.unique(np.linspace(0, len(poses) - 1, self.frames).round().astype(int))
-        order = sorted(poses)
-        names = [order[i] for i in at]
-        colour, depth = _matrix(folder / "intrinsic.txt"), _matrix(folder / "depth_intrinsic.txt")
-        pictures = [_picture(folder / f"{name}.jpg", read_rgb) for name in names]
-        width, height = pictures[0].size
-        if any(p.size != (width, height) for p in pictures):
-            raise ValueError(f"{folder}: its pictures differ in size; extract the scene again")
-        camera = np.diag([self.size / width, self.size / height, 1.0]) @ colour[:3, :3]
-        square = [np.asarray(p.resize((self.size, self.size), Image.Resampling.BILINEAR))
-                  for p in pictures]
-        depths = [_depth(folder / f"{name}.png", depth[:3, :3], camera, self.size)
-                  for name in names]
-        return Clip(id=clip_id, frames=np.stack(square).transpose(0, 3, 1, 2),
-                    depth=np.stack(depths), intrinsics=camera,
-                    poses=np.stack([poses[name] for name in names]), objects=self.objects(scene))
+        names = np.array(sorted(poses))[at].tolist()
+        colour, depth = (read_pose(folder / f"{kind}intrinsic.txt")[:3, :3]
+                         for kind in ("", "depth_"))
+        recording = Recording([folder / f"{name}.jpg" for name in names],
+                              [folder / f"{name}.png" for name in names], colour, depth,
+                              np.stack([poses[name] for name in names]))
+        return replace(read_frames(recording, clip_id, self.size), objects=self.objects(scene))
 
     def objects(self, scene: str) -> list[SceneObject]:
         """Every annotated object of the scene, with its axis-aligned box."""
@@ -95,34 +84,11 @@ class ScanNet:
             raise ValueError(f"scannet: no frames of {scene}: expected {folder}; extract them from "
                              "its .sens file")
         align = _alignment(self.root / "scans" / scene / f"{scene}.txt")
-        poses = {p.stem: _matrix(p) for p in sorted(folder.glob("[0-9]*.txt"))}
+        poses = {p.stem: read_pose(p) for p in sorted(folder.glob("[0-9]*.txt"))}
         valid = {name: align @ pose for name, pose in poses.items() if np.isfinite(pose).all()}
         if not valid:
             raise ValueError(f"{folder}: none of {len(poses)} frames has a pose; extract it again")
         return valid
-
-
-def _depth(path: Path, camera: np.ndarray, colour: np.ndarray, size: int) -> np.ndarray:
-    """[size,size] float32 metres for the pixels of a colour camera; 0 = unknown."""
-    raw = np.asarray(_picture(path, read_image, "depth picture")).astype(np.float32) * _MILLIMETRE
-    return moved_to_colour(raw, camera, colour, size)
-
-
-def _picture(path: Path, read: Callable[[Path], Image.Image],
-             kind: str = "picture") -> Image.Image:
-    try:
-        return read(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable {kind} ({error}); extract the scene again"
-                         ) from error
-
-
-def _matrix(path: Path) -> np.ndarray:
-    try:
-        return np.array(read_text(path).split(), float).reshape(4, 4)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a 4 x 4 matrix ({error}); extract the scene again"
-                         ) from error
 
 
 def _alignment(path: Path) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from records.files import LARGE_JSON, parse_json, read_text, reading, regular_file
+from records.files import LARGE_JSON, read_json, reading, regular_file
 from scenes.clip import Split
 from scenes.questions.metrics import has_volume
 from scenes.questions.question import COORD, Question
@@ -39,10 +39,9 @@ def load_annotations(source: ScanNet, dataset: Dataset, folder: Path | str, spli
                      skip_missing: bool = False) -> list[Question]:
     """The questions of one benchmark about the scenes of `source`.
 
-    proposals: a JSON of detected boxes, "scannet/SCENE" -> list of [cx,cy,cz, w,h,l] (Video-3D
-    LLM's scannet_val_pred_box.json); by default the annotated boxes are the candidates. Raises
-    ValueError for a file that is missing or laid out otherwise, and for an annotation of a missing
-    scene, object or volume; skip_missing leaves those out and prints their number.
+    proposals: a JSON of detected boxes, "scannet/SCENE" -> list of [cx,cy,cz, w,h,l]; by default
+    the annotated boxes are the candidates. Raises ValueError for an annotation of a missing scene,
+    object or volume; skip_missing leaves those out and prints their number.
     """
     boxes = _Boxes(source, read_proposals(Path(proposals)) if proposals else None, skip_missing)
     path = annotation_file(Path(folder), dataset, split)
@@ -65,14 +64,8 @@ def annotation_file(folder: Path, dataset: Dataset, split: Split) -> Path:
 
 def read_proposals(path: Path) -> Mapping[str, Sequence]:
     """Detected boxes by "scannet/SCENE". Raises ValueError for any other file."""
-    try:
-        content = parse_json(read_text(path, LARGE_JSON))
-    except (OSError, ValueError) as error:
-        raise ValueError(f'{path}: not JSON of "scannet/SCENE" -> boxes ({error})') from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: got a {type(content).__name__}, expected "
-                         '"scannet/SCENE" -> six numbers a box')
-    return content
+    return read_json(path, 'give a JSON of "scannet/SCENE" -> six numbers a box', limit=LARGE_JSON,
+                     kind=dict)
 
 
 class _Boxes:
@@ -202,13 +195,10 @@ def _texts(values: Sequence[Any]) -> list[str]:
 
 def _items(path: Path, inside: str = "", **needed: type | tuple[type, ...]) -> list[Item]:
     """The entries of a file, in its field `inside` if given, with the types of their fields."""
-    try:
-        content = parse_json(read_text(path, LARGE_JSON))
-        items = content[inside] if inside else content
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: missing; download the benchmark's files there") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the published layout ({error!r}); download again") from error
+    content = read_json(path, "not the published layout: download it again",
+                        "download the benchmark's files there", LARGE_JSON,
+                        kind=dict if inside else object)
+    items = content.get(inside) if inside else content
     for i, item in enumerate(items if isinstance(items, list) else [items]):
         lacking = [n for n, kinds in needed.items()
                    if not isinstance(item, dict) or not isinstance(item.get(n), kinds)]

@@ -29,10 +29,8 @@ class VideoSource:
     """Consecutive clips of `frames` frames, `size` px square; a shorter rest is dropped.
 
     fps: frames a second taken from a video, or all of one that has fewer. fit: "crop" takes the
-    middle square, "letterbox" everything, with black bars. Pixels are square, colours 8 bit SDR.
-    Three or more videos are split by video (80/10/10, at least one each), fewer by time. Notes on
-    stderr say what a video lacks. Raises ValueError naming what is missing, empty, unreadable or
-    too short.
+    middle square, "letterbox" everything, with black bars. Three or more videos are split by video
+    (80/10/10, at least one each), fewer by time. Notes on stderr say what a video lacks.
     """
 
     def __init__(self, path: Path | str, frames: int = 9, size: int = 224, fps: float = 5.0,
@@ -96,8 +94,7 @@ class VideoSource:
         yield from shots
 
     def _rate(self, file: Path, facts: VideoFacts) -> float:
-        """`fps`, or the video's own where that is lower: a frame is taken once. Says what differs.
-        """
+        """`fps`, or the video's own where that is lower, so that a frame is taken once."""
         rate = self.fps
         if facts.fps < 0.98 * self.fps:
             rate = facts.fps

@@ -27,14 +27,14 @@ def load_processed(path: Path | str, split: Split,
     """The questions of one file, about clips SPLIT/SCENE.
 
     proposals: a JSON of candidate boxes, "scannet/SCENE" -> list of six numbers
-    (scannet_train_gt_box.json, scannet_val_pred_box.json). An entry whose box has no volume stays,
-    and scores 0. Raises ValueError for a file or entry that is laid out otherwise, or a scene
-    without proposals.
+    (scannet_train_gt_box.json). An entry whose box has no volume stays, and scores 0.
     """
     path = Path(path)
     offered = read_proposals(Path(proposals)) if proposals else None
     out = []
-    for number, item in enumerate(_entries(path)):
+    entries = read_json(path, "download it from zd11024/Video-3D-LLM_data", limit=LARGE_JSON,
+                        kind=list)
+    for number, item in enumerate(entries):
         try:
             out.append(_question(item, split, offered))
         except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -81,8 +81,3 @@ def _boxes(numbers: Any) -> np.ndarray:
     if not np.isfinite(boxes).all():
         raise ValueError(f"a box is not finite: {boxes.tolist()}")
     return boxes
-
-
-def _entries(path: Path) -> list[Mapping[str, Any]]:
-    return read_json(path, "download it from zd11024/Video-3D-LLM_data", limit=LARGE_JSON,
-                     kind=list)

@@ -19,11 +19,7 @@ _FIELDS = ("id", "dataset", "scene_name", "question_type", "question", "ground_t
 
 
 class VSIBench:
-    """Its videos as clips of `frames` frames from first to last, squashed to `size` px square.
-
-    Every clip is in the test split. Ids are test/DATASET-SCENE. Raises ValueError naming what is
-    missing, or the line that is laid out otherwise.
-    """
+    """Videos as clips test/DATASET-SCENE of `frames` frames, squashed to `size` px square."""
 
     def __init__(self, root: Path | str, frames: int = 32, size: int = 384):
         self.root, self.frames, self.size = Path(root), frames, size

@@ -4,7 +4,7 @@ Small sets stay in memory (on the GPU where there is one) and are drawn frame by
 stream clip by clip, in constant memory.
 """
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 
@@ -36,6 +36,7 @@ class Examples:
             raise ValueError("examples: no clips in this split; use more rooms or a longer video")
         self.source, self.ids, self.stores, self.device = source, list(ids), stores, device
         self.cameras, self.processes = cameras, processes or Processes(device)
+        self.replay: tuple[int, float] = 0, 0.0
         self._shapes: Shapes | None = None  # of the first clip's fields
         first = self.load(self.ids[0])
         self._shapes = {k: tuple(v.shape) for k, v in first.items()}
@@ -50,40 +51,47 @@ class Examples:
         return len(self.ids) * self.frames_per_clip
 
     def load(self, clip_id: str, fields: Collection[str] | None = None) -> Example:
-        """One clip's fields on the CPU; `fields`: only frames and features, of these names."""
-        stores = {k: v for k, v in self.stores.items() if fields is None or k in fields}
-        features = {name: store.get(clip_id) for name, store in stores.items()}
-        if fields is not None:
-            frames = torch.from_numpy(frames_of(self.source, clip_id))
-            return self._checked(clip_id, {"frames": frames, **features}, fields)
-        clip = self.source.clip(clip_id)
-        example = {"frames": torch.from_numpy(clip.frames), **features}
-        if clip.depth is not None and clip.normals is not None and clip.instances is not None:
-            for name, target in vars(dense_targets(clip)).items():
-                example[name] = torch.from_numpy(target)
-        if clip.depth is not None:
-            example["patch_depth"] = torch.from_numpy(patch_depth(clip))
-        if self.cameras:
-            example |= camera_fields(clip)
-        return self._checked(clip_id, example, fields)
+        """One clip's fields on the CPU; `fields`: only frames and features, of these names.
 
-    def _checked(self, clip_id: str, example: Example,
-                 fields: Collection[str] | None) -> Example:
-        """The example, of the first clip's shapes; ValueError if it is not."""
-        found = {k: tuple(v.shape) for k, v in example.items()}
+        Raises ValueError if they are not of the first clip's shapes.
+        """
+        example = {name: store.get(clip_id) for name, store in self.stores.items()
+                   if fields is None or name in fields}
+        if fields is None:
+            example |= self._clip_fields(self.source.clip(clip_id))
+        else:
+            example["frames"] = torch.from_numpy(frames_of(self.source, clip_id))
         if self._shapes is not None:
+            found = {k: tuple(v.shape) for k, v in example.items()}
             first = {k: v for k, v in self._shapes.items() if fields is None or k in found}
             check_shapes(clip_id, found, self.ids[0], first)
         return example
 
-    def first_clips(self, count: int) -> "Examples":
-        """The first `count` clips alone; frames in memory are shared."""
+    def _clip_fields(self, clip: Clip) -> Example:
+        example = {"frames": torch.from_numpy(clip.frames)}
+        if clip.depth is not None and clip.normals is not None and clip.instances is not None:
+            example |= {k: torch.from_numpy(v) for k, v in vars(dense_targets(clip)).items()}
+        if clip.depth is not None:
+            example["patch_depth"] = torch.from_numpy(patch_depth(clip))
+        return example | camera_fields(clip) if self.cameras else example
+
+    def clips(self, start: int, stop: int) -> "Examples":
+        """Those of the clips from `start` to `stop` alone; frames in memory are shared."""
         part = copy(self)
-        part.ids = self.ids[:count]
+        part.ids = self.ids[start:stop]
         if self._all is not None:
-            frames = len(part.ids) * self.frames_per_clip
-            part._all = {k: v[:frames] for k, v in self._all.items()}
+            rows = slice(start * self.frames_per_clip, stop * self.frames_per_clip)
+            part._all = {k: v[rows] for k, v in self._all.items()}
         return part
+
+    def draw(self, uniform: Tensor) -> Tensor:
+        """Numbers of clips, of a batch of uniform draws [B]; `replay`, (clips, share): a share of
+        every batch, rounded down, is of the last of them."""
+        clips, share = self.replay
+        row = torch.arange(len(uniform) + 1, device=uniform.device) * share + 1e-6
+        last = row[1:].floor() > row[:-1].floor()
+        first = len(self.ids) - clips
+        return torch.where(last, first + uniform * clips, uniform * first).long()
 
     def select(self, clips: Tensor, frames: Tensor, fields: Collection[str]) -> Example:
         """One frame of each of several clips, by numbers [B] on the device: those of `fields` that
@@ -181,11 +189,16 @@ def camera_fields(clip: Clip) -> Example:
 
 @torch.inference_mode()
 def moments(examples: Examples, stream: Callable[[Example], Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (floor 1e-4) per channel of a stream's tokens [B,D,14,14]: two [D]."""
-    count, sums = 0, torch.zeros((), device=examples.device)
-    for _, example in examples.in_order():
-        x = stream(example).double().transpose(0, 1).flatten(1)        # [D,B*196]
-        count, sums = count + x.shape[1], sums + torch.stack([x.sum(1), x.square().sum(1)])
+    """`channel_moments` of a stream's tokens."""
+    return channel_moments(stream(example) for _, example in examples.in_order())
+
+
+def channel_moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (floor 1e-4) per channel of all tokens [B,D,14,14]: two [D] on the CPU."""
+    count, sums = 0, torch.zeros(())
+    for part in parts:
+        x = part.double().transpose(0, 1).flatten(1)                   # [D,B*196]
+        count, sums = count + x.shape[1], sums.to(x) + torch.stack([x.sum(1), x.square().sum(1)])
     mean, square = (sums / count).cpu()
     return mean.float(), (square - mean.square()).clamp_min(0).sqrt().float().clamp_min(1e-4)
 

@@ -1,8 +1,4 @@
-"""FP8 products of Wan's blocks: a scale a row of the activations and a row of the weights.
-
-Only the products are rounded (E4M3); norms, attention, GELU and the residual stream stay bfloat16.
-On a GPU this needs compute capability 8.9 (Ada) or 9.0 (Hopper).
-"""
+"""FP8 (E4M3) products of Wan's blocks, a scale a row of both factors; the rest stays bfloat16."""
 from typing import Any
 
 import torch
@@ -39,17 +35,6 @@ class FP8Linear(nn.Module):
         return out.unflatten(0, x.shape[:-1])
 
 
-class FP8GELU(nn.Module):
-    """x [...,D] -> gelu(proj(x)), the tanh form."""
-
-    def __init__(self, proj: nn.Linear):
-        super().__init__()
-        self.proj = FP8Linear(proj)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.gelu(self.proj(x), approximate="tanh")
-
-
 def to_fp8(rows: Tensor) -> tuple[Tensor, Tensor]:
     """[N,D] -> E4M3 [N,D] and its scale [N,1] float32, by each row's largest magnitude."""
     values = rows.float()
@@ -64,7 +49,8 @@ def round_products(transformer: Any) -> None:
         attention.to_qkv, attention.to_out[0] = map(
             FP8Linear, (attention.to_qkv, attention.to_out[0]))
         block.attn2.to_q = FP8Linear(block.attn2.to_q)
-        hidden[0], hidden[2] = FP8GELU(hidden[0].proj), FP8Linear(hidden[2])
+        hidden[0] = nn.Sequential(FP8Linear(hidden[0].proj), nn.GELU(approximate="tanh"))
+        hidden[2] = FP8Linear(hidden[2])
 
 
 def check_device(device: torch.device) -> None:

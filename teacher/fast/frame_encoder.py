@@ -66,10 +66,8 @@ class FirstConv(nn.Module):
 
 
 class FrameConv(nn.Conv2d):
-    """[N,C,1,H,W] -> [N,C',1,H',W']: the slice of a causal convolution that reads a single frame.
-
-    Input channels are padded with zeros, and zero weights, to groups of ALIGNED.
-    """
+    """[N,C,1,H,W] -> [N,C',1,H',W']: the slice of a causal convolution that reads a single frame;
+    input channels are padded to groups of ALIGNED."""
 
     def __init__(self, conv: WanCausalConv3d):
         kernel, stride, padding = conv.kernel_size[1:], conv.stride[1:], conv._padding[2::-2]

@@ -18,10 +18,8 @@ FASTEST_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION,
 
 
 class CompiledModule(nn.Module):
-    """`module`, compiled at the first call of each size of its first argument's items.
-
-    One program serves any number of items. Calls raise ValueError if the compiler fails.
-    """
+    """`module`, compiled at the first call of each size of its first argument's items, of any
+    number. Calls raise ValueError if the compiler fails."""
 
     def __init__(self, module: nn.Module, backend: str = "inductor"):
         super().__init__()

@@ -1,9 +1,4 @@
-"""Wan's transformer blocks with fewer, larger kernels; equal to diffusers' up to rounding.
-
-Inference: one product for queries, keys and values, the rotation as one pointwise expression, GELU
-in its product's epilogue, one program for all blocks. Training: the same self-attention, and
-cross-attention to a prompt of one token, whose softmax is always 1.
-"""
+"""Wan's transformer blocks with fewer, larger kernels; equal to diffusers' up to rounding."""
 from typing import Any
 
 import torch

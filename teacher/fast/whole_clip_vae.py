@@ -13,11 +13,8 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class WholeClipVAE(nn.Module):
-    """[B,3,T,h,w] in [-1,1] -> (reconstruction, posterior), T = 4n+1, of a Wan2.1-like `vae`.
-
-    Shares the VAE's parameters, whose encode and decode keep working in chunks. Raises ValueError
-    for Wan2.2's residual VAE, whose shortcuts differ by chunk.
-    """
+    """[B,3,T,h,w] in [-1,1] -> (reconstruction, posterior), T = 4n+1, with the weights of a
+    Wan2.1-like `vae`. ValueError for Wan2.2's residual VAE, whose shortcuts differ by chunk."""
 
     def __init__(self, vae: AutoencoderKLWan):
         super().__init__()

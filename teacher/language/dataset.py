@@ -14,7 +14,7 @@ from records.files import atomic_write, parse_json, reading, to_json
 from records.progress import track
 from scenes.clip import Source
 from scenes.questions.question import Question
-from scenes.questions.stored import ByClip, tuples_of
+from scenes.questions.stored import load_questions, tuples_of
 from teacher.data.feature_store import FeatureStore
 from teacher.language.encode import (
     PaddingSpec,
@@ -50,10 +50,7 @@ class Batch:
 
 
 class QuestionDataset:
-    """Questions about N rooms with their features [N,T,D,14,14]; generative may be None.
-
-    Raises ValueError without questions, or if the features are not of N clips and T frames.
-    """
+    """Questions about N rooms with their features [N,T,D,14,14]; generative may be None."""
 
     def __init__(self, rooms: Sequence[RoomQuestions], semantic: Tensor, generative: Tensor | None,
                  encoder: PromptEncoder, device: torch.device):
@@ -150,9 +147,9 @@ def read_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str], seed: i
 
 
 def read_imported_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str],
-                        stored: ByClip) -> list[RoomQuestions]:
-    """Clips with their stored questions of these tasks; clips without any are dropped."""
-    rooms = []
+                        folder: Path) -> list[RoomQuestions]:
+    """Clips with the questions of these tasks stored in `folder`; clips without any are dropped."""
+    stored, rooms = load_questions(folder) or {}, []
     for clip_id in track(ids, "questions"):
         if questions := [q for q in stored.get(clip_id, []) if q.task in tasks]:
             rooms.append(imported_room(source.clip(clip_id), questions))

@@ -99,9 +99,7 @@ class PromptEncoder:
     """Questions to token ids and back, in the tokenizer's chat template if it has one.
 
     pointers: with a <coord> after each mention. number_head: a numeric answer has no tokens.
-
-    <ground> and <coord> have the ids after the language model's vocabulary. Raises ValueError for a
-    tokenizer without an end-of-text token, or larger than the vocabulary.
+    <ground> and <coord> have the ids after the language model's vocabulary.
     """
 
     def __init__(self, tokenizer: Any, vocab_size: int, pointers: bool = True,

@@ -1,5 +1,5 @@
 """Training the full teacher, one question family a batch."""
-import time
+import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -9,22 +9,25 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from records.files import digest, read_rows, write_rows
-from records.interrupts import check, deferred, pending
+from records.interrupts import deferred
 from records.progress import track
+from teacher.data.dataset import channel_moments
 from teacher.language.config import FinetuneConfig
 from teacher.language.dataset import NUMBER, Batch, QuestionDataset
 from teacher.language.encode import GROUNDED, log_number
-from teacher.language.model import LanguageTeacher
-from teacher.language.objective import FlatInputsObjective, Objective, flatten_batch
-from teacher.language.weights import load_trainable, trainable_state_dict, uses_bf16
-from teacher.training.checkpoint import clip_and_step, load_checkpoint, save_checkpoint, set_lr
-from teacher.training.cuda_graphs import GraphPerShape
-from teacher.training.sharded import GatheredOptimizer, StateDictHolder
+from teacher.language.grounding import ground_loss
+from teacher.language.model import IGNORED, LanguageTeacher, QuestionBatch, VisualInputs
+from teacher.language.weights import GatheredOptimizer, TrainedState, uses_bf16
+from teacher.training.checkpoint import Checkpoint, clip_and_step, set_lr
+from teacher.training.gradients import GraphPerShape
 
 STATE_BATCHES = 8  # of 64 questions, for the mean and deviation of the states that heads read
+NUMBER_BETA = 0.1  # a relative error of 10 %: smaller ones are squared
+RECOMPILE_LIMIT = 256  # compiled shapes: one a question family, of every model in this process
 CHECKPOINT, METRICS = "tuning.ckpt.safetensors", "metrics.jsonl"
 
 
@@ -34,19 +37,11 @@ def set_statistics(model: LanguageTeacher, dataset: QuestionDataset) -> None:
     and of the states that boxes and numbers are read from, before training; the numeric head starts
     as the best constant."""
     for name in ("semantic", "generative"):
-        stream = getattr(dataset.visual, name)
-        if stream is None:
-            continue
-        total, squares = torch.zeros(2, stream.shape[2], dtype=torch.float64, device=stream.device)
-        for part in stream.split(64):  # [N,T,D,14,14]
-            x = part.double()
-            total += x.sum((0, 1, 3, 4))
-            squares += x.square().sum((0, 1, 3, 4))
-        count = stream.numel() / stream.shape[2]
-        mean = total / count
-        std = (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(1e-4)
-        getattr(model, f"{name}_mean").copy_(mean.view(-1, 1, 1))
-        getattr(model, f"{name}_std").copy_(std.view(-1, 1, 1))
+        stream = getattr(dataset.visual, name)                    # [N,T,D,14,14]
+        if stream is not None:
+            found = channel_moments(part.flatten(0, 1) for part in stream.split(64))
+            for key, value in zip(("mean", "std"), found, strict=True):
+                model.get_buffer(f"{name}_{key}").copy_(value.view(-1, 1, 1))
     if model.shape.query == "words":
         _set_state_statistics(model, dataset, "query", GROUNDED, model.grounding_query)
     if model.number_head is not None:
@@ -59,48 +54,42 @@ def set_statistics(model: LanguageTeacher, dataset: QuestionDataset) -> None:
 
 
 def fit(model: LanguageTeacher, dataset: QuestionDataset, config: FinetuneConfig,
-        folder: Path | None = None,
-        validate: Callable[[nn.Module], dict[str, float]] | None = None, stop: float | None = None,
+        folder: Path | None = None, validate: Callable[[nn.Module], dict[str, float]] | None = None,
         quiet: bool = False, accelerator: Any = None) -> list[dict]:
     """Trains in place and returns the curve, a row every `validate_every` steps.
 
     folder: for metrics.jsonl and a checkpoint to resume from. validate: adds to each row, on every
-    process. stop: the time.monotonic() to end at. accelerator: its processes sample different clips
-    of one family, and the first one writes.
+    process. accelerator: its processes sample different clips of one family, and the first writes.
     """
     rank, world = 0, 1
-    if accelerator is not None:
-        rank, world = accelerator.process_index, accelerator.num_processes
-    key = _run_key(model, dataset, config, world)
-    checkpoint = None if folder is None else folder / CHECKPOINT
-    start, moments, losses = _load_weights(model, checkpoint, key)  # losses since the last row
     optimizer: Any = _optimizer(model, config)
     objective: Any = Objective(model)
     if accelerator is not None:
+        rank, world = accelerator.process_index, accelerator.num_processes
         objective, optimizer = accelerator.prepare(objective, optimizer)
-    if start:
-        GatheredOptimizer(_unwrapped(optimizer)).load_state_dict(moments)
+    curve = _Curve(None if folder is None or rank else folder / METRICS, dataset.device)
+    checkpoint = None
+    if folder is not None:
+        rooms = [room.id for room in dataset.rooms]  # a run with another key does not resume
+        key = digest(asdict(config), asdict(model.shape), rooms, len(dataset), world)
+        plain = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+        checkpoint = Checkpoint(
+            folder / CHECKPOINT, {"teacher": TrainedState(model), "curve": curve},
+            GatheredOptimizer(plain), key, math.inf, alone=world == 1, main=rank == 0)
+    start = curve.resume(checkpoint.load() if checkpoint else 0)
     backward = _Backward(model, objective, dataset, config, rank, world)
-    metrics = None if folder is None or rank > 0 else folder / METRICS
-    curve = _read_curve(metrics, start)
-    steps = track(range(start, config.steps), description="teacher", disable=quiet or rank > 0)
     with deferred():
-        for step in steps:
-            _set_rates(optimizer, config, step)
+        for step in track(range(start, config.steps), "teacher", disable=quiet or rank > 0):
+            set_lr(optimizer, 1.0, step, config.steps, warm=int(config.warm * config.steps))
             optimizer.zero_grad(set_to_none=True)
-            losses.append(backward(step))  # on the device, so that no step waits
+            curve.losses.append(backward(step))  # on the device, so that no step waits
             clip_and_step(optimizer, model.parameters())
-            done = step + 1
-            late = stop is not None and time.monotonic() > stop
-            if done % config.validate_every == 0 or done == config.steps or late:
-                _record(curve, metrics, done, losses, validate(objective) if validate else {})
-            stopping = pending() and world == 1  # several processes would not gather at one step
-            if checkpoint and (done % config.save_every == 0 or done == config.steps or stopping):
-                _save(checkpoint, done, model, optimizer, losses, key, write=rank == 0)
-            check()
-            if late:
-                break
-    return curve
+            done, last = step + 1, step + 1 == config.steps
+            if done % config.validate_every == 0 or last:
+                curve.add(done, validate(objective) if validate else {})
+            if checkpoint is not None:
+                checkpoint.after_step(done, due=done % config.save_every == 0 or last)
+    return curve.rows
 
 
 @torch.no_grad()
@@ -140,10 +129,67 @@ def _set_state_statistics(model: LanguageTeacher, dataset: QuestionDataset, name
     model.train(was_training)
 
 
-def _run_key(model: LanguageTeacher, dataset: QuestionDataset, config: FinetuneConfig,
-             world: int) -> str:
-    rooms = [room.id for room in dataset.rooms]  # a run with another key does not resume
-    return digest(asdict(config), asdict(model.shape), rooms, len(dataset), world)
+class Objective(nn.Module):
+    """The loss of a batch as one module, so that FSDP and DDP see every weight in one forward."""
+
+    def __init__(self, teacher: LanguageTeacher):
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Answer cross-entropy, box InfoNCE or smooth L1 of log numbers, and in training the
+        losses of geometry; a scalar."""
+        questions = batch.questions
+        output = self.teacher(batch.visual, questions)
+        if output.ground is not None:
+            loss = ground_loss(output.ground, questions.targets, questions.candidates >= 0)
+        elif not questions.labels.shape[2]:  # no answer has tokens: all are numbers
+            assert output.number is not None
+            loss = F.smooth_l1_loss(output.number.float(), questions.number, beta=NUMBER_BETA)
+        else:
+            logits = self.teacher.answer_logits(output, questions).flatten(0, 2).float()
+            loss = F.cross_entropy(logits, questions.labels.flatten(), ignore_index=IGNORED)
+        if self.training:
+            loss = loss + self.teacher.geometry_loss(output, batch.visual)
+        return loss
+
+
+class FlatInputsObjective(nn.Module):
+    """`Objective` of separate tensors (names of `flatten_batch`), as CUDA graphs need it."""
+
+    def __init__(self, objective: Objective, names: list[str], compiled: bool = False):
+        super().__init__()
+        self.objective, self.names = objective, names
+        self.decoder = objective.teacher.lm.get_decoder()
+        self.plain_layers = self.decoder.layers
+        self.layers = self.plain_layers
+        if compiled:  # in this module's forward only
+            layers: list[Any] = [torch.compile(layer, fullgraph=True, dynamic=False)
+                                 for layer in self.plain_layers]
+            self.layers = nn.ModuleList(layers)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        parts: dict[str, dict[str, Any]] = {"visual": {"generative": None}, "questions": {}}
+        for name, tensor in zip(self.names, tensors, strict=True):
+            part, _, field = name.partition(".")
+            parts[part][field] = tensor
+        batch = Batch(VisualInputs(**parts["visual"]), QuestionBatch(**parts["questions"]), [])
+        self.decoder.layers = self.layers
+        try:
+            with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+                return self.objective(batch)
+        finally:
+            self.decoder.layers = self.plain_layers
+
+
+def flatten_batch(batch: Batch) -> dict[str, Tensor]:
+    """A batch's tensors by the names that `FlatInputsObjective` takes."""
+    tensors = {}
+    for part in ("visual", "questions"):
+        for name, value in vars(getattr(batch, part)).items():
+            if value is not None:
+                tensors[f"{part}.{name}"] = value
+    return tensors
 
 
 class _Backward:
@@ -167,14 +213,14 @@ class _Backward:
             batch = self.dataset.sample_batch(
                 config.seed, step * config.accumulate + part, config.clips, config.questions,
                 self.rank, fixed_shape=self.graphed)
-            loss += self._replay(batch) if self.graphed else self._eager(batch)
+            if self.graphed:
+                loss += self._replay(batch)
+                continue
+            with autocast(config, self.dataset.device):
+                share = self.objective(batch) / config.accumulate
+            share.backward()
+            loss += share.detach()
         return loss
-
-    def _eager(self, batch: Batch) -> Tensor:
-        with autocast(self.config, self.dataset.device):
-            loss = self.objective(batch) / self.config.accumulate
-        loss.backward()
-        return loss.detach()
 
     def _replay(self, batch: Batch) -> Tensor:
         inputs = flatten_batch(batch)
@@ -184,31 +230,32 @@ class _Backward:
         return self.graphs(*inputs.values())[0]
 
 
-def _load_weights(model: LanguageTeacher, checkpoint: Path | None,
-                  key: str) -> tuple[int, dict[str, Any], list[Tensor]]:
-    """(step to start at, state of the optimiser, losses since the last row of the curve).
+class _Curve:
+    """The rows of metrics.jsonl, and the losses since the last one, which a checkpoint holds."""
 
-    The checkpoint's weights are in the model.
-    """
-    weights: Any = StateDictHolder()
-    since: Any = StateDictHolder()
-    moments: Any = StateDictHolder({"state": {}, "param_groups": []})
-    modules = {"teacher": weights, "curve": since}
-    start = load_checkpoint(checkpoint, modules, moments, key) if checkpoint else 0
-    if start:
-        load_trainable(model, weights.state)
-    device = next(model.parameters()).device
-    return start, moments.state, [*since.state.get("losses", torch.zeros(0)).to(device)]
+    def __init__(self, path: Path | None, device: torch.device):
+        self.path, self.device = path, device
+        self.rows: list[dict] = []
+        self.losses: list[Tensor] = []
 
+    def resume(self, start: int) -> int:
+        """Reads the rows up to step `start`, which it returns, and removes later ones."""
+        if self.path is not None:
+            self.rows = [row for row in read_rows(self.path) if row["step"] <= start]
+            write_rows(self.rows, self.path)
+        return start
 
-def _save(checkpoint: Path, step: int, model: LanguageTeacher, optimizer: Any,
-          losses: list[Tensor], key: str, write: bool) -> None:
-    """Every process gathers, one writes."""
-    weights: Any = StateDictHolder(trainable_state_dict(model))
-    since: Any = StateDictHolder({"losses": torch.stack(losses)} if losses else None)
-    moments: Any = StateDictHolder(GatheredOptimizer(_unwrapped(optimizer)).state_dict())
-    if write:
-        save_checkpoint(checkpoint, step, {"teacher": weights, "curve": since}, moments, key)
+    def add(self, step: int, scores: dict[str, float]) -> None:
+        self.rows.append({"step": step, "loss": float(torch.stack(self.losses).mean()), **scores})
+        self.losses.clear()
+        if self.path is not None:
+            write_rows(self.rows, self.path)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"losses": torch.stack(self.losses)} if self.losses else {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.losses = [*state["losses"].to(self.device)] if state else []
 
 
 def _optimizer(model: LanguageTeacher, config: FinetuneConfig) -> torch.optim.Optimizer:
@@ -216,34 +263,7 @@ def _optimizer(model: LanguageTeacher, config: FinetuneConfig) -> torch.optim.Op
     old = [p for n, p in named if n.startswith("lm.")]
     new = [p for n, p in named if not n.startswith("lm.")]
     lr_old = config.lr_new if config.tune == "lora" else config.lr
-    groups = [{"params": params, "peak": peak}
+    groups = [{"params": params, "scale": peak}  # of set_lr
               for params, peak in ((old, lr_old), (new, config.lr_new)) if params]
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay,
                              fused=any(p.is_cuda for _, p in named))
-
-
-def _set_rates(optimizer: Any, config: FinetuneConfig, step: int) -> None:
-    set_lr(optimizer, 1.0, step, config.steps, warm=int(config.warm * config.steps))
-    for group in optimizer.param_groups:
-        group["lr"] *= group["peak"]
-
-
-def _unwrapped(optimizer: Any) -> torch.optim.Optimizer:
-    return getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-
-
-def _read_curve(metrics: Path | None, start: int) -> list[dict]:
-    """The rows up to step `start`; later ones are removed from the file."""
-    if metrics is None:
-        return []
-    rows = [row for row in read_rows(metrics) if row["step"] <= start]
-    write_rows(rows, metrics)
-    return rows
-
-
-def _record(curve: list[dict], metrics: Path | None, step: int, losses: list[Tensor],
-            scores: dict[str, float]) -> None:
-    curve.append({"step": step, "loss": float(torch.stack(losses).mean()), **scores})
-    losses.clear()
-    if metrics is not None:
-        write_rows(curve, metrics)

@@ -1,8 +1,5 @@
-"""Training losses that make tokens carry geometry; inference does without them.
-
-DepthRayHead reads the fused tokens before the language model. LayerLosses read a layer of the
-language model: correspondences and depth, after GASP (arXiv 2605.30231).
-"""
+"""Training losses that make tokens carry geometry: DepthRayHead on the fused tokens, LayerLosses on
+a layer of the language model, after GASP (arXiv 2605.30231). Inference does without them."""
 from collections.abc import Iterable
 
 import torch

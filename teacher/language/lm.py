@@ -3,12 +3,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from teacher.language.config import RANK, Tune
 from teacher.language.smollm import SMOLLM, language_folder
-from teacher.towers.checkpoints import is_hub_id, published, split_revision
+from teacher.towers.checkpoints import (
+    is_hub_id,
+    load_complete,
+    published,
+    reading_parts,
+    split_revision,
+)
 
 PUBLISHED = {
     "llava-video-7b": "lmms-lab/LLaVA-Video-7B-Qwen2", "qwen2-7b": "Qwen/Qwen2-7B-Instruct",
@@ -28,26 +33,21 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32,
 
     found = _where(name)
     where, revision = split_revision(found)
-    try:
+    with reading_parts(found, "no causal language model and tokenizer could be read"):
         config = PretrainedConfig.get_config_dict(where, **revision)[0]
         # transformers lacks LLaVA-Video's class; its language model has Qwen2's weight names
         is_llava = config.get("model_type") == LLAVA_QWEN
         model_class: Any = Qwen2ForCausalLM if is_llava else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(where, **revision)
-        model, info = model_class.from_pretrained(where, dtype=dtype, attn_implementation="sdpa",
-                                                  use_safetensors=True, output_loading_info=True,
-                                                  **revision)
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        reason = (lines or [type(error).__name__])[0][:200]
-        raise ValueError(
-            f"{found}: no causal language model and tokenizer could be read ({reason})") from error
-    missing = sorted(k for k in info["missing_keys"] if "lm_head" not in k)
-    if missing:
-        raise ValueError(f"{where}: incomplete checkpoint, lacks {len(missing)} weights, "
-                         f"{missing[0]} first")
+        model = load_complete(model_class, found, optional="lm_head", dtype=dtype,
+                              attn_implementation="sdpa")
+    decoder = model.get_decoder()
     if layers is not None:
-        _keep_layers(model, layers)
+        if not 1 <= layers <= len(decoder.layers):
+            raise ValueError(f"language model: got {layers} layers, expected 1 to "
+                             f"{len(decoder.layers)}")
+        decoder.layers = decoder.layers[:layers]
+        model.config.num_hidden_layers = layers
     return model, tokenizer
 
 
@@ -80,12 +80,3 @@ def _where(name: str) -> str:
         raise ValueError(f"{name}: no such language model; give {SMOLLM}, {', '.join(PUBLISHED)}, "
                          "a hub id (OWNER/NAME) or a transformers folder")
     return name
-
-
-def _keep_layers(model: Any, layers: int) -> None:
-    decoder = model.get_decoder()
-    if not 1 <= layers <= len(decoder.layers):
-        raise ValueError(f"language model: got {layers} layers, expected 1 to "
-                         f"{len(decoder.layers)}")
-    decoder.layers = decoder.layers[:layers]
-    model.config.num_hidden_layers = layers

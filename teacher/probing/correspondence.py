@@ -61,8 +61,26 @@ def prototypes(features: Tensor, points: Tensor, voxel_m: float = VOXEL_M) -> Pr
     return Prototypes(F.normalize(total, dim=1), voxel.to(device), unique[:, 3].to(device))
 
 
-def correspondence(features: Tensor, points: Tensor) -> dict[str, float]:
-    """Scores of features [N,K,D,14,14] of N clips and K views, with points [N,K,196,3] m.
+def correspondence_sums(features: Tensor, points: Tensor) -> dict[str, np.ndarray]:
+    """The terms of the scores by clip, [N]: sums and counts of cosines, AUCs and retrievals.
+
+    features [N,K,D,14,14] of N clips and K views, with points [N,K,196,3] m.
+    """
+    flat = features.float().flatten(3).transpose(2, 3)  # [N,K,196,D]
+    mean, std = flat.mean((0, 1, 2)), flat.std((0, 1, 2)).clamp_min(1e-4)
+    rows = []
+    for x, p in zip(flat, points, strict=True):
+        standard = (x - mean) / std
+        right, queries = _retrieved(F.normalize(standard, dim=-1), p.to(x))
+        row: dict[str, float] = {"corr_right": right, "corr_asked": queries}
+        for name, tokens in (("corr", x), ("corr_std", standard)):
+            row |= {f"{name}_{k}": v for k, v in _pairs(prototypes(tokens, p)).items()}
+        rows.append(row)
+    return {name: np.array([row[name] for row in rows], float) for name in rows[0]}
+
+
+def correspondence_scores(total: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores from terms summed over clips (numbers or resampled arrays).
 
     NaN if no voxel is visible twice. corr_x100: as published. corr_random_x100: of different voxels
     in different views. corr_std_x100: as published, of channels standardised over all tokens.
@@ -70,26 +88,6 @@ def correspondence(features: Tensor, points: Tensor) -> dict[str, float]:
     clips. corr_pck: share of mutual nearest neighbours (standardised) within 0.2 m, of those whose
     point is visible in the other view.
     """
-    sums = correspondence_sums(features, points)
-    return correspondence_scores({name: value.sum() for name, value in sums.items()})
-
-
-def correspondence_sums(features: Tensor, points: Tensor) -> dict[str, np.ndarray]:
-    """The terms of the scores by clip, [N]: sums and counts of cosines, AUCs and retrievals."""
-    flat = features.float().flatten(3).transpose(2, 3)  # [N,K,196,D]
-    mean, std = flat.mean((0, 1, 2)), flat.std((0, 1, 2)).clamp_min(1e-4)
-    rows = []
-    for x, p in zip(flat, points, strict=True):
-        standard = (x - mean) / std
-        right, queries = _retrieved(F.normalize(standard, dim=-1), p.to(x))
-        row = {f"corr_{k}": v for k, v in _pairs(prototypes(x, p)).items()}
-        row |= {f"corr_std_{k}": v for k, v in _pairs(prototypes(standard, p)).items()}
-        rows.append(row | {"corr_right": right, "corr_asked": queries})
-    return {name: np.array([row[name] for row in rows], float) for name in rows[0]}
-
-
-def correspondence_scores(total: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores from terms summed over clips (numbers or resampled arrays); NaN for none."""
     def share(part: str, count_name: str) -> Any:
         count = np.asarray(total[f"corr_{count_name}"], float)
         nan = np.full_like(count, np.nan)
@@ -105,8 +103,7 @@ def correspondence_scores(total: Mapping[str, Any]) -> dict[str, Any]:
 def noise_snr(draws: Tensor) -> dict[str, float]:
     """Variance between tokens over variance between noise seeds; draws [S,M,D], S >= 2 seeds.
 
-    snr: of variances summed over channels, so large ones dominate; snr_median: median of the
-    channels' ratios. Raises ValueError for one seed.
+    snr: of variances summed over channels; snr_median: median of the channels' ratios.
     """
     if len(draws) < 2:
         raise ValueError(f"noise_snr: got {len(draws)} seeds, expected at least 2")

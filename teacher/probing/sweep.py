@@ -15,23 +15,26 @@ from records.progress import Progress
 from scenes.clip import Source
 from teacher.config import ProbeConfig
 from teacher.probing.correspondence import noise_snr
-from teacher.probing.probes import ProbeSet, extract, extract_blocks, probe, probe_set
+from teacher.probing.probe_set import ProbeSet, extract, extract_blocks, probe_set
+from teacher.probing.probes import probe
+from teacher.towers.base import GRID
 from teacher.towers.checkpoints import NANO, block_count, generator_folder
 from teacher.towers.controls import RGBPatches, VAELatents
 from teacher.towers.generators import load_tower
 from teacher.towers.tap import Tap
 from teacher.towers.wan import WanTower, load_wan
+from teacher.training.processes import resolve_device
 
+Sets = tuple[ProbeSet, ProbeSet]  # val trains the probes, test scores them
 PANELS = {"depth_r2_mlp": "depth R²", "normal_cos": "normal cosine"}
 
 
 def probe_grid(config: ProbeConfig, source: Source) -> list[dict]:
     """Rows for bench/results/nano_probe.json, controls first."""
-    device = torch.device(
-        config.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
-    splits = [source.ids(split)[:config.clips] for split in ("val", "test")]
-    train, test = (probe_set([source.clip(i) for i in ids]) for ids in splits)
-    rows = list(_controls(config, train, test, device))
+    device = resolve_device(config.device)
+    ids = [source.ids(split)[:config.clips] for split in ("val", "test")]
+    sets = probe_set(map(source.clip, ids[0])), probe_set(map(source.clip, ids[1]))
+    rows = list(_controls(config, sets, device))
     console = Console(stderr=True)
     blocks = list(range(_block_count(config)))
     with Progress(console=console) as progress:
@@ -39,7 +42,7 @@ def probe_grid(config: ProbeConfig, source: Source) -> list[dict]:
         for mode, k in progress.track(taps, description="noise levels"):
             tower = _open_tower(config, Tap(block=blocks[-1], k=k, frames=mode, seeds=1,
                                             seed=config.seed), device)
-            rows += _read_blocks(tower, blocks, train, test, device, f"generator, {mode}")
+            rows += _read_blocks(tower, blocks, sets, device, f"generator, {mode}")
             best = max(rows[-len(blocks):], key=lambda r: r["depth_r2_mlp"])
             console.print(f"{mode} t={k / 1000}: best block {best['block']}  depth R2 "
                           f"{best['depth_r2_mlp']:.3f}  normal cosine {best['normal_cos']:.3f}",
@@ -51,27 +54,23 @@ def probe_grid(config: ProbeConfig, source: Source) -> list[dict]:
                   seeds=config.averaged, seed=config.seed)
         near = [b for b in (best["block"] - 1, best["block"]) if b >= 0]
         tower = _open_tower(config, tap, device)
-        for row in _read_blocks(tower, near, train, test, device, f"generator, {mode}"):
-            rows.append(row | _snr(config, replace(tap, block=row["block"]), test, device))
+        averaged = _read_blocks(tower, near, sets, device, f"generator, {mode}")
+        for row, draws in zip(averaged, _two_draws(tower, near, sets[1], device), strict=True):
+            rows.append(row | noise_snr(draws))
     return rows
 
 
 def heat_map(rows: Sequence[dict], path: Path, panels: Mapping[str, str] = PANELS) -> None:
-    """PNG of metrics by block and noise level, from rows of one noise draw; the best is framed.
-
-    A column of panels a metric, a row a frame mode.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    """PNG of metrics by block and noise level, from rows of one noise draw: a column of panels a
+    metric, a row a frame mode; the best is framed."""
+    from matplotlib.figure import Figure
 
     single = [r for r in rows if r["features"].startswith("generator") and r["seeds"] == 1]
     blocks, levels = sorted({r["block"] for r in single}), sorted({r["t"] for r in single})
     modes = sorted({r["mode"] for r in single})
     size = (5.5 * len(panels), 0.33 * len(modes) * len(blocks) + 2)
-    figure, axes = plt.subplots(len(modes), len(panels), figsize=size, squeeze=False,
-                                constrained_layout=True)
+    figure = Figure(size, layout="constrained")
+    axes = figure.subplots(len(modes), len(panels), squeeze=False)
     for column, (metric, title) in zip(axes.T, panels.items(), strict=True):
         grids = {m: np.full((len(blocks), len(levels)), np.nan) for m in modes}
         for r in single:
@@ -87,7 +86,6 @@ def heat_map(rows: Sequence[dict], path: Path, panels: Mapping[str, str] = PANEL
             figure.colorbar(picture, ax=axis)
     with atomic_write(path) as scratch:
         figure.savefig(scratch, dpi=110)
-    plt.close(figure)
 
 
 def _annotate(axis: Any, grid: np.ndarray, low: float, high: float) -> None:
@@ -102,48 +100,47 @@ def _annotate(axis: Any, grid: np.ndarray, low: float, high: float) -> None:
                                      linewidth=2))
 
 
-def _controls(config: ProbeConfig, train: ProbeSet, test: ProbeSet,
-              device: torch.device) -> Iterator[dict]:
+def _controls(config: ProbeConfig, sets: Sets, device: torch.device) -> Iterator[dict]:
     tower = _open_tower(config, Tap(block=0, seeds=1), device)
     controls: list[tuple[str, Callable[[Tensor], Tensor]]] = [
-        ("position only", lambda frames: frames.new_zeros(*frames.shape[:2], 1, 14, 14)),
+        ("position only", lambda frames: frames.new_zeros(*frames.shape[:2], 1, GRID, GRID)),
         ("rgb patches", RGBPatches().features), ("vae latents", VAELatents(tower).features)]
     controls += [(name, load_tower(name).to(device).features) for name in config.also]
     for name, features in controls:
-        a, b = (extract(s, features, device) for s in (train, test))
+        a, b = (extract(data, features, device) for data in sets)
         row = {"features": name.partition(":")[0], "mode": "-", "t": None, "block": None,
-               "seeds": None, **probe(train, test, a, b, config.seed)}
+               "seeds": None, **probe(*sets, a, b, config.seed)}
         if name == "position only":
             # all tokens are equal, so nearest neighbours mean nothing
             row |= {k: None for k in row if k.startswith(("match_", "corr_"))}
         yield row
-    middle = _block_count(config) // 2
+    count = _block_count(config)
     for mode in config.modes:
-        tap = Tap(block=_block_count(config) - 1, k=300, frames=mode, seeds=1, seed=config.seed)
+        tap = Tap(block=count - 1, k=300, frames=mode, seeds=1, seed=config.seed)
         random = _open_tower(config, tap, device, random_weights=True)
-        yield from _read_blocks(random, [middle], train, test, device, "random weights")
+        yield from _read_blocks(random, [count // 2], sets, device, "random weights")
         pure = _open_tower(config, replace(tap, k=1000), device)
-        yield from _read_blocks(pure, [middle], train, test, device, "pure noise")
+        yield from _read_blocks(pure, [count // 2], sets, device, "pure noise")
 
 
-def _read_blocks(tower: WanTower, blocks: list[int], train: ProbeSet, test: ProbeSet,
-                 device: torch.device, name: str) -> list[dict]:
+def _read_blocks(tower: WanTower, blocks: list[int], sets: Sets, device: torch.device,
+                 name: str) -> list[dict]:
     tap = tower.tap
-    a, b = (extract_blocks(s, tower, blocks, device) for s in (train, test))
+    a, b = (extract_blocks(data, tower, blocks, device) for data in sets)
     return [{"features": name, "mode": tap.frames, "t": tap.k / 1000, "block": block,
-             "seeds": tap.seeds, **probe(train, test, a[i], b[i], tap.seed)}
+             "seeds": tap.seeds, **probe(*sets, a[i], b[i], tap.seed)}
             for i, block in enumerate(blocks)]
 
 
-def _snr(config: ProbeConfig, tap: Tap, test: ProbeSet, device: torch.device) -> dict[str, float]:
-    """noise_snr of the tap, from two noise seeds."""
-    draws = []
+def _two_draws(tower: WanTower, blocks: list[int], data: ProbeSet,
+               device: torch.device) -> Tensor:
+    """Tokens of each block from single draws of two noise seeds, [L,2,N*K*196,D]."""
+    tap, draws = tower.tap, []
     for seed in (tap.seed, tap.seed + 1):
-        tower = _open_tower(config, replace(tap, seeds=1, seed=seed), device)
-        draws.append(extract(test, tower.features, device, tap.frames == "video"))
-    return noise_snr(torch.stack(draws).movedim(3, -1).flatten(1, -2).float())  # [2,N*K*196,D]
-
-
+        tower.tap = replace(tap, seeds=1, seed=seed)
+        draws.append(extract_blocks(data, tower, blocks, device))  # [L,N,K,D,14,14]
+    tower.tap = tap
+    return torch.stack(draws, 1).movedim(4, -1).flatten(2, -2).float()
 
 
 def _open_tower(config: ProbeConfig, tap: Tap, device: torch.device,

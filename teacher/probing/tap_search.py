@@ -4,7 +4,7 @@ A tap's score is its Normalised Overall Score (arXiv 2603.19235), pooled: the me
 criteria, each min-max scaled over the taps. Test clips are resampled with replacement, the same
 draw for all taps, for intervals and for the share of draws in which a tap comes first.
 """
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from records.progress import Progress
 from records.yaml_files import read_yaml, write_yaml
 from scenes.clip import Clip, Split
 from teacher.config import Mode, SearchConfig
-from teacher.probing.probes import ProbeSet, extract_blocks, probe_set, scores, sums
+from teacher.probing.probe_set import ProbeSet, extract_blocks, probe_set
+from teacher.probing.probes import scores, sums
 from teacher.towers.checkpoints import block_count, expert, generator_folder, is_hub_id
 from teacher.towers.tap import Tap
 from teacher.towers.wan import WanTower, load_wan
+from teacher.training.processes import resolve_device
 
 Sums = dict[str, np.ndarray]              # the terms of the scores: each [clips]
 Taps = dict[tuple[Mode, int, int], Sums]  # by mode, k and block
@@ -39,12 +41,9 @@ class SearchResult:
 
 def search(config: SearchConfig, clips: Callable[[Split], Sequence[Clip]], key: str,
            work: Path) -> SearchResult:
-    """Probes every tap on `clips` of val and test, which `key` identifies.
-
-    `work` gets a file for each mode and level, where an interrupted search resumes.
-    """
-    device = torch.device(
-        config.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
+    """Probes every tap on `clips` of val and test, which `key` identifies; resumes from the files
+    of each mode and level in `work`."""
+    device = resolve_device(config.device)
     where = generator_folder(config.generator)
     blocks = list(range(block_count(where)))
     todo = [(mode, k) for mode in config.modes for k in config.levels]
@@ -78,7 +77,10 @@ def rank(taps: Taps, config: SearchConfig) -> SearchResult:
                                                            config.resamples)
     weights = np.concatenate([np.ones((1, clips)), draws])    # the first row: every clip once
     total = np.einsum("tsc,rc->srt", table, weights)          # [sums, 1+resamples, taps]
-    columns = _scores(dict(zip(names, total, strict=True)))   # each [1+resamples, taps]
+    by_name = dict(zip(names, total, strict=True))
+    columns = scores(by_name)                                 # each [1+resamples, taps]
+    # the mean of two draws has half of the noise's variance
+    columns["snr"] = (by_name["signal"] / by_name["noise"] - 0.5).clip(0)
     criteria = np.stack([columns[name] for name in config.criteria], 2)
     columns["score"] = np.stack([pooled_score(one) for one in criteria])
     winners = columns["score"][1:].argmax(1)
@@ -97,8 +99,7 @@ def rank(taps: Taps, config: SearchConfig) -> SearchResult:
     for place, row in enumerate(rows, 1):
         row["rank"] = place
     best = rows[0]
-    tap = Tap(block=best["block"], k=round(1000 * best["t"]), frames=best["mode"])
-    return SearchResult(rows, tap)
+    return SearchResult(rows, Tap(best["block"], round(1000 * best["t"]), best["mode"]))
 
 
 def print_ranking(rows: Sequence[dict], count: int = 10) -> None:
@@ -119,8 +120,7 @@ def pooled_score(table: np.ndarray) -> np.ndarray:
     """Normalised Overall Score of [rows, metrics], higher is better, as [rows] in 0..100.
 
     The mean of metrics, each min-max scaled over the rows; without those that are equal in all
-    rows or have NaN. 0 if none is left. The paper scales discriminative and generative backbones
-    apart, each with the baseline: scores of two such groups do not compare.
+    rows or have NaN. 0 if none is left.
     """
     low, high = table.min(0), table.max(0)
     differs = high > low
@@ -175,18 +175,9 @@ def noise_sums(one: Tensor, two: Tensor) -> Sums:
             "noise": x.var(0).sum((1, 2)).cpu().numpy()}
 
 
-def _scores(total: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    # the mean of two draws has half of the noise's variance
-    snr = (total["signal"] / total["noise"] - 0.5).clip(0)
-    return scores(total) | {"snr": snr}
-
-
-
-
 def _write(found: dict[int, Sums], path: Path) -> None:
-    arrays: Sums = {}
-    for block, terms in found.items():
-        arrays |= {f"{block}/{name}": value for name, value in terms.items()}
+    arrays = {f"{block}/{name}": value for block, terms in found.items()
+              for name, value in terms.items()}
     with atomic_write(path) as scratch:
         save_file(arrays, scratch)
 

@@ -1,6 +1,5 @@
 """Reading activations inside a forward, which ends once the last of them is known."""
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,15 +46,6 @@ def capture_activation(module: nn.Module, after: bool, run: Callable[[], object]
     finally:
         hook.remove()
     return activations[0]
-
-
-@contextmanager
-def swapped_block(blocks: nn.ModuleList, i: int, other: nn.Module) -> Iterator[None]:
-    original, blocks[i] = blocks[i], other
-    try:
-        yield
-    finally:
-        blocks[i] = original
 
 
 class _StopForward(Exception):

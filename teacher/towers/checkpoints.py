@@ -4,6 +4,8 @@ The hub is reached by `from_pretrained` alone, for a hub id: OWNER/NAME, or OWNE
 a branch, tag or commit. With HF_HUB_OFFLINE=1 its cache is read.
 """
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,15 @@ def load_complete(model_class: Any, where: Path | str, optional: str | None = No
 
 def first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def reading_parts(where: Path | str, fault: str) -> Iterator[None]:
+    """What unreadable files raise in the block becomes ValueError: "where: `fault` (…)"."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise ValueError(f"{where}: {fault} ({first_line(error)[:200]})") from error
 
 
 @dataclass

@@ -40,10 +40,8 @@ def fetch_semantic() -> Path:
 
 
 class Lite0Trunk(nn.Module):
-    """x [B,3,H,W] in [-1,1] -> [B,112,H/16,W/16]: EfficientNet-Lite0 up to stride 16.
-
-    Batch norms keep their ImageNet statistics, also in training. pretrained: with ImageNet weights.
-    """
+    """x [B,3,H,W] in [-1,1] -> [B,112,H/16,W/16]: EfficientNet-Lite0 up to stride 16, whose batch
+    norms keep their statistics, also in training. pretrained: with ImageNet weights."""
 
     def __init__(self, pretrained: bool = True):
         super().__init__()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from records.files import folder_digest, read_json
 from teacher.towers.capture import capture_activation
-from teacher.towers.checkpoints import DAMAGE, first_line, load_complete
+from teacher.towers.checkpoints import DAMAGE, first_line, load_complete, reading_parts
 from teacher.towers.diffusion import DiffusionTower, ScheduledTower, TransformerTower
 from teacher.towers.image_encoders import ENCODERS, ImageTower, load_encoder
 from teacher.towers.prompt import load_prompt
@@ -47,10 +47,8 @@ class UNetTower(ScheduledTower):
 
 
 class SVDTower(UNetTower):
-    """Stable Video Diffusion's UNet on one-frame clips, given their CLIP embedding and latents.
-
-    The timestep is ln(noise / signal) / 4, by the checkpoint's schedule at k.
-    """
+    """Stable Video Diffusion's UNet on one-frame clips, given their CLIP embedding and latents;
+    the timestep is ln(noise / signal) / 4, by the checkpoint's schedule at k."""
     kind, vae_class = "svd", AutoencoderKLTemporalDecoder
     net_class = UNetSpatioTemporalConditionModel
     files = ("image_encoder/config.json", "feature_extractor/preprocessor_config.json",
@@ -154,13 +152,10 @@ def load_generator(kind: str, folder: Path, **options: Any) -> DiffusionTower:
         hint = f" with its prompt (vega3d teacher prompt {folder})" if has_prompt else ""
         raise ValueError(
             f"{folder}: no {', '.join(missing)}; expected a diffusers folder of {kind}{hint}")
-    try:
+    with reading_parts(folder, f"not a complete {kind} checkpoint"):
         vae = _load_part(tower.vae_class, folder, "vae")
         net = _load_part(tower.net_class, folder, tower.part)
         extras = tower.load_extras(folder)
-    except DAMAGE as error:
-        raise ValueError(
-            f"{folder}: not a complete {kind} checkpoint ({first_line(error)})") from error
     prompt = load_prompt(folder / "prompt.safetensors") if has_prompt else None
     return tower(vae, net, prompt, digest=folder_digest(folder), **extras, **options)
 

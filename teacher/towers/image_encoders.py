@@ -4,7 +4,7 @@ Each frame alone, from transformers checkpoints. The first three see the generat
 default; the paper's towers saw 196 to 1280), normalised as trained; patch tokens, last norm.
 """
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +14,10 @@ from transformers import AutoModel, PreTrainedModel, SiglipVisionModel
 from records.files import folder_digest, read_json
 from teacher.towers.base import GRID, chunk_size, in_chunks, resize_registered
 from teacher.towers.checkpoints import (
-    DAMAGE,
     cached_file,
-    first_line,
     load_complete,
     published,
+    reading_parts,
     split_revision,
 )
 
@@ -37,45 +36,58 @@ def load_encoder(kind: str, folder: Path, side: int = 224) -> "ImageTower":
     found = _config(folder / "config.json").get("model_type")
     if found not in ENCODERS[kind]:
         raise ValueError(f"{folder}: is a {found}, expected {kind}")
-    try:
+    with reading_parts(folder, f"not a complete {kind} checkpoint"):
         model = load_complete(AutoModel, folder, dtype=torch.float32, local_files_only=True)
-    except DAMAGE as error:
-        raise ValueError(
-            f"{folder}: not a complete {kind} checkpoint ({first_line(error)})") from error
     path = folder / "preprocessor_config.json"
     config = _config(path) if path.is_file() else {}
     mean, std = config.get("image_mean") or IMAGENET[0], config.get("image_std") or IMAGENET[1]
     return ImageTower(model, mean, std, folder_digest(folder), side)
 
 
-class ImageTower:
-    """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14]; other grids are averaged to it."""
+class _FrameTower:
+    """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14], each frame alone."""
+    dim: int
+
+    def __init__(self, model: Any):
+        self.model, self.config = model.eval().requires_grad_(False), model.config
+
+    def to(self, device: torch.device | str) -> Self:
+        self.model.to(device)
+        return self
+
+    @torch.inference_mode()
+    def features(self, frames: Tensor) -> Tensor:
+        x = frames.flatten(0, 1)
+        cells = self.pixels(x[:1])[0, 0].numel() // self.config.patch_size ** 2
+        tokens = in_chunks(lambda part: self.tokens(self.pixels(x[part])), len(x),
+                           chunk_size(cells * 80 * self.dim, x.device), 0, "use a smaller encoder")
+        return tokens.unflatten(0, frames.shape[:2])
+
+    def pixels(self, frames: Tensor) -> Tensor:
+        """[N,3,H,W] in [0,1] -> the model's input [N,3,h,w]."""
+        raise NotImplementedError
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """What `pixels` gave -> [N,D,14,14]."""
+        raise NotImplementedError
+
+
+class ImageTower(_FrameTower):
+    """Patch tokens; other grids than 14x14 are averaged to it."""
 
     def __init__(self, model: PreTrainedModel, mean: list[float], std: list[float],
                  digest: str = "unsaved", side: int = 224):
-        self.model = model.eval().requires_grad_(False)
-        self.config: Any = model.config
+        super().__init__(model)
         self.dim, self.side = self.config.hidden_size, side
         self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
         self.spec = {"tower": self.config.model_type, "weights": digest, "dim": self.dim,
                      "grid": GRID, "side": side, "mean": mean, "std": std}
 
-    def to(self, device: torch.device | str) -> "ImageTower":
-        self.model.to(device)  # type: ignore[arg-type]
-        self.mean, self.std = self.mean.to(device), self.std.to(device)
-        return self
+    def pixels(self, frames: Tensor) -> Tensor:
+        x = resize_registered(frames, self.side, self.config.patch_size)
+        return (x - self.mean.to(x)) / self.std.to(x)
 
-    @torch.inference_mode()
-    def features(self, frames: Tensor) -> Tensor:
-        b, t = frames.shape[:2]
-        patch = self.config.patch_size
-        x = (resize_registered(frames.flatten(0, 1), self.side, patch) - self.mean) / self.std
-        cells = x.shape[-2] * x.shape[-1] // patch ** 2
-        tokens = in_chunks(lambda part: self._tokens(x[part]), b * t,
-                           chunk_size(cells * 80 * self.dim, x.device), 0, "use a smaller encoder")
-        return tokens.unflatten(0, (b, t))
-
-    def _tokens(self, x: Tensor) -> Tensor:
+    def tokens(self, x: Tensor) -> Tensor:
         height, width = (n // self.config.patch_size for n in x.shape[-2:])
         if self.config.model_type == "vjepa2":  # a still: one tubelet of equal frames
             still = x.unsqueeze(1).expand(-1, self.config.tubelet_size, -1, -1, -1)
@@ -94,7 +106,7 @@ def _config(path: Path) -> dict[str, Any]:
 def load_siglip(name: str) -> "SiglipEncoder":
     """One of SIGLIPS, a hub id or a local transformers folder. ValueError if it is no SigLIP."""
     where = published(name, SIGLIPS)
-    try:
+    with reading_parts(where, "no SigLIP vision tower could be read"):
         if (config := Path(where) / "config.json").is_file():
             kind = _config(config).get("model_type", "")
             if not kind.startswith("siglip"):
@@ -102,43 +114,31 @@ def load_siglip(name: str) -> "SiglipEncoder":
                                  "siglip2")
         model = load_complete(SiglipVisionModel, where, optional=r"(^|\.)head\.",
                               dtype=torch.float32)
-    except DAMAGE as error:
-        raise ValueError(f"{where}: no SigLIP vision tower could be read "
-                         f"({first_line(error)[:200]})") from error
     if Path(where).is_dir():
         return SiglipEncoder(model, folder_digest(Path(where)))
     commit = cached_file(where, "config.json").parent.name
     return SiglipEncoder(model, f"{split_revision(where)[0]}@{commit}")
 
 
-class SiglipEncoder:
-    """frames [B,T,3,H,W] in [0,1] -> [B,T,D,14,14]: the paper's semantic stream, as LLaVA-Video's.
+class SiglipEncoder(_FrameTower):
+    """The paper's semantic stream, as LLaVA-Video's: select layer -2.
 
-    Select layer -2; frames squashed to a square, 27x27 tokens pooled bilinearly with stride 2.
+    Frames are squashed to a square, 27x27 tokens pooled bilinearly with stride 2.
     """
 
     def __init__(self, model: Any, digest: str):
-        self.model, config = model.eval().requires_grad_(False), model.config
-        self.dim, self.side = config.hidden_size, config.image_size
-        self.cells = config.image_size // config.patch_size
-        self.spec = {"tower": config.model_type, "dim": self.dim, "side": self.side,
+        super().__init__(model)
+        self.dim, self.side = self.config.hidden_size, self.config.image_size
+        self.spec = {"tower": self.config.model_type, "dim": self.dim, "side": self.side,
                      "layer": _SIGLIP_LAYER, "grid": GRID, "weights": digest}
 
-    def to(self, device: torch.device | str) -> "SiglipEncoder":
-        self.model.to(device)
-        return self
-
-    @torch.inference_mode()
-    def features(self, frames: Tensor) -> Tensor:
-        flat, each = frames.flatten(0, 1), self.cells**2 * 80 * self.dim
-        tokens = in_chunks(lambda part: self._tokens(flat[part]), len(flat),
-                           chunk_size(each, flat.device), 0, "use a smaller semantic encoder")
-        return tokens.unflatten(0, frames.shape[:2])
-
-    def _tokens(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, (self.side, self.side), mode="bicubic", antialias=True,
+    def pixels(self, frames: Tensor) -> Tensor:
+        x = F.interpolate(frames, (self.side, self.side), mode="bicubic", antialias=True,
                           align_corners=False).clamp(0, 1)
-        out = self.model(pixel_values=(x * 2 - 1).to(self.model.dtype), output_hidden_states=True)
-        tokens = out.hidden_states[_SIGLIP_LAYER].transpose(1, 2)
-        grid = tokens.unflatten(2, (self.cells, self.cells))  # [N,D,27,27]
+        return (x * 2 - 1).to(self.model.dtype)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        out = self.model(pixel_values=x, output_hidden_states=True)
+        cells = (self.side // self.config.patch_size, ) * 2
+        grid = out.hidden_states[_SIGLIP_LAYER].transpose(1, 2).unflatten(2, cells)  # [N,D,27,27]
         return F.interpolate(grid.float(), (GRID, GRID), mode="bilinear", align_corners=False)

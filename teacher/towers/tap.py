@@ -62,10 +62,8 @@ def stored_tap(stored: dict) -> Tap:
 
 
 def paper_time(k: int) -> tuple[float, float]:
-    """(timestep, sigma) of the released code, the nearest to k of FlowUniPC's 1000 steps, shift 5.
-
-    Timesteps are truncated to integers: 300 -> (299, 0.2999), 0 -> (4, 0.005).
-    """
+    """(timestep, sigma) of the released code, the nearest to k of FlowUniPC's 1000 steps, shift 5:
+    300 -> (299, 0.2999), 0 -> (4, 0.005)."""
     import torch
 
     even = torch.linspace(0.999, 0, 1001, dtype=torch.float64)[:-1]

@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 
 from teacher.fast.fp8 import check_device, round_products
 from teacher.fast.frame_encoder import FrameEncoder
 from teacher.fast.inductor import CompiledModule, fast_kernels
-from teacher.fast.pooled_block import PooledBlock, average
-from teacher.fast.wan_blocks import compile_blocks, fuse_blocks, plain_blocks
+from teacher.fast.wan_blocks import compile_blocks, fuse_blocks
 from teacher.towers.base import (
     GRID,
     NoiseBank,
@@ -25,7 +25,7 @@ from teacher.towers.base import (
     resize_paper,
     resize_registered,
 )
-from teacher.towers.capture import capture_blocks, swapped_block
+from teacher.towers.capture import capture_blocks
 from teacher.towers.checkpoints import NANO, check_block, generator_folder, load_parts
 from teacher.towers.prompt import Prompt, precompute_text_kv
 from teacher.towers.tap import Tap
@@ -38,10 +38,7 @@ _OOM_ADVICE = "lower tap.side or set tap.precision to bf16"
 def load_wan(folder: Path | str = NANO, tap: Tap | None = None,
              random_weights: bool = False, seed: int = 0) -> "WanTower":
     """A tower from a generator's name, a hub id or a diffusers folder; ValueError names what lacks.
-
-    random_weights: keeps the VAE and redraws the transformer by `seed`, as a control for its
-    training.
-    """
+    random_weights: the transformer is redrawn by `seed`, as a control for its training."""
     where, tap = generator_folder(str(folder)), tap or Tap()
     parts = load_parts(where, tap.block, tap.precision, tap.time[0])
     if random_weights:
@@ -96,9 +93,8 @@ class WanTower:
             round_products(self.transformer)
         self.prompt, self.tap = prompt, tap
         self.chunk: int | None = None
-        self.compiled, self._backend = False, "inductor"
+        self.compiled = False
         self._noise = NoiseBank()
-        self._pooled: dict[tuple[int, int, int], nn.Module] = {}  # by block, token rows and columns
         self._text = precompute_text_kv(transformer, prompt)      # [1,1,text_dim]
         self.dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         self.spec = {"tower": "wan", "weights": digest, "dim": self.dim, "grid": GRID,
@@ -110,7 +106,6 @@ class WanTower:
         self.vae.to(device)
         self.encoder.to(device)
         self.transformer.to(device)
-        self._pooled.clear()
         self.prompt = self.prompt.to(device)
         self._text = precompute_text_kv(self.transformer, self.prompt)
         on_gpu = torch.device(device).type == "cuda"
@@ -122,8 +117,7 @@ class WanTower:
         """Compiles the one-frame encoder and the blocks, at their first calls."""
         self._encode_frames = CompiledModule(self.encoder, backend)
         compile_blocks(self.transformer, backend)
-        self._pooled.clear()
-        self.compiled, self._backend = True, backend
+        self.compiled = True
 
     def features(self, frames: Tensor) -> Tensor:
         """[B,T,3,H,W] in [0,1] -> [B,T,D,14,14] at the tap."""
@@ -132,10 +126,8 @@ class WanTower:
     @torch.inference_mode()
     def block_features(self, frames: Tensor, blocks: Sequence[int],
                        latents: Tensor | None = None) -> Tensor:
-        """After each of several blocks at or below the tap, from one pass: [L,B,T,D,14,14].
-
-        latents: the frames' `latents`, if they are already computed.
-        """
+        """After each of several blocks at or below the tap, from one pass, [L,B,T,D,14,14].
+        latents: the frames' `latents`, if they are already computed."""
         b, t = frames.shape[:2]
         if self.tap.frames == "image":
             videos = self.resize(frames.flatten(0, 1)).unsqueeze(1)
@@ -207,31 +199,14 @@ class WanTower:
                   "timestep": torch.full((1,), timestep, device=z.device),
                   "encoder_hidden_states": self._text.to(self._dtype), **self._control(z)}
         f, h, w = z.shape[2], z.shape[3] // 2, z.shape[4] // 2      # patch (1,2,2)
-        last = max(blocks)
-        pooled = h * w > GRID * GRID  # else the pooled block's product has no fewer rows
-        block = self._pooled_block(last, h, w) if pooled else self.transformer.blocks[last]
-        with (fast_kernels(self.compiled and z.is_cuda),
-              swapped_block(self.transformer.blocks, last, block)):
-            outputs = capture_blocks(self.transformer, blocks, inputs)  # L of [N,F*h*w,D]
-        if (h, w) != (GRID, GRID):
-            outputs = [tokens if pooled and i == last
-                       else average(tokens.reshape(-1, h * w, self.dim), h, w)
-                       for i, tokens in zip(blocks, outputs, strict=True)]
-        grid = torch.stack(outputs).reshape(len(outputs), len(z), f, GRID, GRID, self.dim)
-        return grid.permute(0, 1, 2, 5, 3, 4)  # [L,N,F,D,14,14]
-
-    def _pooled_block(self, i: int, height: int, width: int) -> nn.Module:
-        key = i, height, width
-        if key not in self._pooled:
-            block: nn.Module = PooledBlock(plain_blocks(self.transformer)[i], height, width)
-            self._pooled[key] = CompiledModule(block, self._backend) if self.compiled else block
-        return self._pooled[key]
+        with fast_kernels(self.compiled and z.is_cuda):
+            tokens = torch.stack(capture_blocks(self.transformer, blocks, inputs))
+        grid = tokens.float().reshape(-1, h, w, self.dim).permute(0, 3, 1, 2)
+        grid = F.adaptive_avg_pool2d(grid, (GRID, GRID))
+        return grid.unflatten(0, (len(blocks), len(z), f))          # [L,N,F,D,14,14]
 
     def _control(self, z: Tensor) -> dict[str, Tensor]:
-        """VACE's control: grey inactive frames, the clean frames as reactive ones, a mask of ones.
-
-        Its hint is added after the tapped block's output.
-        """
+        """VACE's control: grey inactive frames, clean ones as reactive frames, a mask of ones."""
         channels = getattr(self.transformer.config, "vace_in_channels", None)
         if channels is None:
             return {}

@@ -1,12 +1,10 @@
-"""What training loops share: the learning-rate schedule, the optimiser step, and checkpoints.
-
-A checkpoint is one safetensors file (no pickle) with modules, one optimiser and the step.
-"""
+"""What training loops share: the learning-rate schedule, the optimiser step, and checkpoints."""
 import json
 import time
 from collections.abc import Iterable, Mapping
 from math import cos, pi
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,21 +21,12 @@ DIVERGED = "lower the learning rate, or check the weights of the loss"
 
 
 def set_lr(optimizer: Optimizer, peak: float, step: int, total: int, warm: int) -> None:
-    """Rate of `step` (0-based): a linear rise to `peak` in `warm` steps, then a cosine to 1 %.
-
-    A parameter group with a `scale` gets that multiple of it.
-    """
+    """Rate of `step` (0-based): a linear rise to `peak` in `warm` steps, then a cosine to 1 %; of
+    a parameter group with a `scale`, that multiple."""
     decay = 0.01 + 0.99 * 0.5 * (1 + cos(pi * (step - warm) / max(1, total - warm)))
     share = (step + 1) / warm if step < warm else decay
     for group in optimizer.param_groups:
         group["lr"] = peak * share * group.get("scale", 1.0)
-
-
-def clipped_step(loss: Tensor, optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Backward and one optimiser step, with the gradient of `parameters` clipped to norm 1."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    clip_and_step(optimizer, parameters)
 
 
 def clip_and_step(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
@@ -77,65 +66,67 @@ def _sort_metadata(path: Path) -> None:
 
 
 class Checkpoint:
-    """The resumable state of a training: `load` it, then call `after_step` within `deferred`."""
+    """The resumable state of a training: `load` it, then call `after_step` within `deferred`.
 
-    def __init__(self, path: Path, modules: dict[str, nn.Module], optimizer: Optimizer, key: str):
+    One safetensors file with the state dicts of `modules` and of the optimiser. key: identifies the
+    configuration: only the same one resumes. seconds: between two saves that are not due (None:
+    SECONDS). alone: False of several processes that save their shards together, when due; `main`
+    writes.
+    """
+
+    def __init__(self, path: Path, modules: Mapping[str, Any], optimizer: Any, key: str,
+                 seconds: float | None = None, alone: bool = True, main: bool = True):
         self.path, self.modules, self.optimizer, self.key = path, modules, optimizer, key
+        self.seconds = SECONDS if seconds is None else seconds
+        self.alone, self.main = alone, main
         self.saved = time.monotonic()
 
-    def load(self) -> int:
-        """The step to resume at."""
-        return load_checkpoint(self.path, self.modules, self.optimizer, self.key)
-
     def after_step(self, step: int, due: bool = False) -> None:
-        """Saves if `due`, every SECONDS, and if a signal came; then raises Interrupted."""
-        if due or pending() or time.monotonic() - self.saved > SECONDS:
-            save_checkpoint(self.path, step, self.modules, self.optimizer, self.key)
+        """Saves if `due`, every `seconds`, and if a signal came; then raises Interrupted."""
+        late = pending() or time.monotonic() - self.saved > self.seconds
+        if due or (self.alone and late):
+            self.save(step)
             self.saved = time.monotonic()
         check()
+
+    def save(self, step: int) -> None:
+        tensors: dict[str, Tensor] = {}
+        for name, module in self.modules.items():
+            tensors |= {f"{name}/{k}": v for k, v in module.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
+        if self.main:
+            save_finite(tensors, self.path, {"step": str(step), "key": self.key})
+
+    def load(self) -> int:
+        """Restores in place; the step to resume at, 0 without a file of `key`."""
+        if not self.path.is_file():
+            return 0
+        manifest.check(self.path, "delete it to start again")
+        try:
+            with safe_open(self.path, "pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("key") != self.key:
+                    return 0
+                tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (no dict)
+        except SafetensorError as error:
+            raise ValueError(f"{self.path}: incomplete checkpoint ({error}); delete it to start "
+                             "again") from error
+        for name, module in self.modules.items():
+            prefix = f"{name}/"
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items()
+                                    if k.startswith(prefix)})
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer/"):
+                _, index, field = name.split("/")
+                state.setdefault(int(index), {})[field] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        return int(metadata["step"])
 
 
 def remove_checkpoint(path: Path) -> None:
     """After the end of a training."""
     manifest.forget([path])
     path.unlink(missing_ok=True)
-
-
-def save_checkpoint(path: Path, step: int, modules: dict[str, nn.Module], optimizer: Optimizer,
-                    key: str) -> None:
-    """Writes atomically. `key` identifies the configuration: only the same one resumes from it."""
-    tensors: dict[str, Tensor] = {}
-    for name, module in modules.items():
-        tensors |= {f"{name}/{k}": v for k, v in module.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
-    save_finite(tensors, path, {"step": str(step), "key": key})
-
-
-def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: Optimizer,
-                    key: str) -> int:
-    """Restores in place; the step to resume at, 0 without a file of `key`. ValueError: damaged."""
-    if not path.is_file():
-        return 0
-    manifest.check(path, "delete it to start again")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("key") != key:
-                return 0
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path}: incomplete checkpoint ({error}); delete it to start again") from error
-    for name, module in modules.items():
-        prefix = f"{name}/"
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items()
-                                if k.startswith(prefix)})
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer/"):
-            _, index, field = name.split("/")
-            state.setdefault(int(index), {})[field] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return int(metadata["step"])

@@ -1,7 +1,9 @@
-"""The gradients of a batch, of one process or of several that share it."""
+"""Gradients of a batch, of one process or of several that share it; on a GPU as a CUDA graph."""
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
-from teacher.training.cuda_graphs import GraphPerShape
 from teacher.training.processes import Processes
 
 
@@ -27,9 +29,61 @@ class Gradients:
         return logged
 
     def _forward_backward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        for p in self.parameters:
-            p.grad = None
-        out = self.loss(*inputs)
-        out = out if isinstance(out, tuple) else (out,)
-        out[0].backward()
-        return tuple(o.detach() for o in out)
+        self.loss.zero_grad(set_to_none=True)
+        return _backward(self.loss(*inputs))
+
+
+class GraphPerShape:
+    """A GraphedLoss for each set of input shapes, captured at their first use."""
+
+    def __init__(self, loss: nn.Module):
+        self.loss = loss
+        self.graphs: dict[tuple, GraphedLoss] = {}
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        shapes = tuple(x.shape for x in inputs)
+        if shapes not in self.graphs:
+            self.graphs[shapes] = GraphedLoss(self.loss, inputs)
+        return self.graphs[shapes](*inputs)
+
+
+class GraphedLoss:
+    """`loss(*inputs)` and backward, for inputs of one set of shapes; gradients are in `.grad`. The
+    next call overwrites the returned tensors."""
+
+    def __init__(self, loss: nn.Module, inputs: Sequence[Tensor]):
+        self.loss, self.static = loss, [x.clone() for x in inputs]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            # compilation, cuDNN's choices and allocations must not happen during the capture
+            for _ in range(3):
+                loss.zero_grad(set_to_none=True)
+                self._forward_backward()
+        torch.cuda.current_stream().wait_stream(side)
+        loss.zero_grad(set_to_none=True)
+        self.graph = torch.cuda.CUDAGraph()
+        # thread_local: NCCL's watchdog and threads that pin memory may call CUDA meanwhile
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.out = self._forward_backward()
+        self.grads = [(p, p.grad) for p in loss.parameters() if p.requires_grad]
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        for static, x in zip(self.static, inputs, strict=True):
+            static.copy_(x)
+        self.graph.replay()
+        for parameter, grad in self.grads:
+            parameter.grad = grad
+        return self.out
+
+    def _forward_backward(self) -> tuple[Tensor, ...]:
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            out = self.loss(*self.static)
+        return _backward(out)
+
+
+def _backward(out: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Backward of the first value; all, detached."""
+    out = out if isinstance(out, tuple) else (out,)
+    out[0].backward()
+    return tuple(o.detach() for o in out)

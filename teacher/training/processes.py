@@ -74,10 +74,7 @@ class Processes:
                 self._broadcast(value.data)
 
     def part(self, length: int) -> slice:
-        """This process's part of a batch; parts follow one another and differ by one at most.
-
-        Raises ValueError if a process would get nothing.
-        """
+        """This process's part of a batch; parts differ by one at most. ValueError for none."""
         if length < self.count:
             raise ValueError(f"a batch of {length} cannot be divided between {self.count} "
                              "processes; use a larger batch or fewer processes")
@@ -124,11 +121,18 @@ def first_to_fail() -> bool:
         return True
 
 
-def join_processes(device: torch.device) -> Processes:
-    """Joins the others of the launch; the device becomes this process's own GPU.
+def resolve_device(name: str) -> torch.device:
+    """auto: cuda if there is one. Raises ValueError for cuda without a GPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch sees no GPU; use --device auto")
+    return torch.device(name)
 
-    Raises ValueError if there are more processes on this machine than GPUs.
-    """
+
+def join_processes(device: torch.device) -> Processes:
+    """Joins the others of the launch; the device becomes this process's own GPU. ValueError if
+    there are more processes on this machine than GPUs."""
     if not _launched():
         return Processes(device)
     from accelerate import PartialState

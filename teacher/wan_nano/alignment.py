@@ -18,10 +18,8 @@ HIDDEN = 512  # of the projector
 
 
 class AlignedFlowLoss(nn.Module):
-    """FlowLoss + weight * (1 - cosine) of block `block`'s projected tokens to the target.
-
-    Only samples whose t lies in `t_range` are aligned.
-    """
+    """FlowLoss + weight * (1 - cosine) of block `block`'s projected tokens to the target, of the
+    samples whose t lies in `t_range`."""
 
     def __init__(self, transformer: WanTransformer3DModel, block: int, weight: float = 0.5,
                  t_range: tuple[float, float] = (0.0, 1.0)):
@@ -50,16 +48,14 @@ class AlignedFlowLoss(nn.Module):
 
 
 class FlowData:
-    """Latents of frames [N,T,3,H,W] uint8 and of their mirror images, as clips and single frames.
-
-    aligned: with the targets of the configured alignment, which a held-out set does without.
-    """
+    """Latents of frames [N,T,3,H,W] uint8 and of their mirror images, as clips and single frames;
+    aligned: with the targets of the configured alignment."""
 
     def __init__(self, run: Pretraining, vae: AutoencoderKLWan, frames: Tensor, aligned: bool):
-        self.config, device = run.config, run.accelerator.device
+        self.config, device = run.config, run.device
         every_fourth = torch.arange(0, frames.shape[1], 4).to(frames.device)
         clips, images = [], []
-        with run.accelerator.autocast():
+        with run.autocast():
             for mirrored in (False, True):
                 side = frames.flip(-1) if mirrored else frames
                 clips.append(normalise_latents(encode_all(vae, side, device), vae))

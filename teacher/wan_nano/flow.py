@@ -18,10 +18,8 @@ UNSHIFTED_TOKENS = 64
 
 
 def build_transformer(width: int = 256, depth: int = 10) -> WanTransformer3DModel:
-    """`depth` blocks of `width` channels (heads of 64), patch (1,2,2), initialised as the identity.
-
-    256 x 10 has 10 M parameters, 384 x 12 has 27 M.
-    """
+    """`depth` blocks of `width` channels (heads of 64), patch (1,2,2), initialised as the identity;
+    256 x 10 has 10 M parameters, 384 x 12 has 27 M."""
     model = WanTransformer3DModel(num_attention_heads=width // 64, attention_head_dim=64,
                                   in_channels=16, out_channels=16, text_dim=TEXT_DIM, freq_dim=128,
                                   ffn_dim=width * 13 // 4, num_layers=depth, rope_max_seq_len=64)

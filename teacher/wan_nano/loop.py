@@ -1,18 +1,18 @@
 """The training loop of wan-nano's two parts: steps, time budget, curve and checkpoints."""
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from records.files import read_rows, spec_digest, write_rows
-from records.interrupts import check, deferred, pending
+from records.interrupts import check, deferred
 from records.progress import Progress
 from teacher.config import PretrainConfig
-from teacher.training.checkpoint import load_checkpoint, save_checkpoint, set_lr
+from teacher.training.checkpoint import Checkpoint, clip_and_step, set_lr
 from teacher.training.gradients import Gradients
 from teacher.training.processes import Processes
 
@@ -25,21 +25,29 @@ TIMED_FROM, TIMED_TO = 200, 600
 
 @dataclass
 class Pretraining:
-    """What both trainings share: the configuration, the accelerator and the curve."""
+    """What both trainings share: the configuration, the processes and the curve."""
     config: PretrainConfig
-    accelerator: Accelerator
+    processes: Processes
     curve: list[dict] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        return self.processes.device
 
     def log(self, **row: float | str) -> None:
         """Adds a row to metrics.jsonl, in the order of the stages."""
         self.curve = sorted([*self.curve, row], key=lambda row: STAGES.index(row["stage"]))
-        if self.accelerator.is_main_process:
+        if self.processes.main:
             write_rows(self.curve, self.config.out / METRICS)
 
     def resume(self, stage: str, start: int) -> None:
         """Forgets the rows of a stage that are logged again from step `start` on."""
         self.curve = [row for row in self.curve if row["stage"] != stage or "steps" in row
                       or row.get("step", start + 1) <= start]
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 on a GPU."""
+        return torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda")
 
 
 def fit(run: Pretraining, stage: str, loss: nn.Module, batch: Callable[[int], tuple[Tensor, ...]],
@@ -50,39 +58,38 @@ def fit(run: Pretraining, stage: str, loss: nn.Module, batch: Callable[[int], tu
     modules: what a checkpoint holds; `averaged` among them follows `transformer`. validate: called
     every `validate_every` steps for more columns of the curve.
     """
-    accelerator, device = run.accelerator, run.accelerator.device
-    lr = getattr(run.config, f"{stage}_lr")
+    config, processes, device = run.config, run.processes, run.device
+    lr = getattr(config, f"{stage}_lr")
     for module in modules.values():
         module.to(device)
     optimizer = torch.optim.AdamW(loss.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01,
                                   fused=device.type == "cuda")
-    checkpoint = _Checkpoint(run, stage, modules, optimizer)
-    start = step = checkpoint.load()
+    checkpoint = Checkpoint(config.out / f"{stage}.ckpt.safetensors", modules, optimizer,
+                            _key(config, stage), math.inf)
+    start = checkpoint.load()
     run.resume(stage, start)
     if device.type == "cuda":
         _compile(stage, loss, modules)
-    processes = Processes(device, accelerator.process_index, accelerator.num_processes)
     processes.copy_of_main(loss.to(device).train())
     gradients = Gradients(loss, processes)
-    budget, curve = _StepBudget(run, stage, start), _LossCurve(run, stage, validate)
-    with deferred(), Progress(disable=not accelerator.is_main_process) as progress:
+    step, budget, curve = start, _StepBudget(run, stage, start), _LossCurve(run, stage, validate)
+    with deferred(), Progress(disable=not processes.main) as progress:
         bar = progress.add_task(f"{stage} training", total=budget.steps, completed=start)
         while step < budget.steps:
             check()
             budget.update(step)
-            warm = min(WARM_STEPS, max(1, budget.steps // 5))
-            set_lr(optimizer, lr, step, budget.steps, warm=warm)
+            set_lr(optimizer, lr, step, budget.steps,
+                   warm=min(WARM_STEPS, max(1, budget.steps // 5)))
             curve.add(gradients(*(x.to(device) for x in batch(step)), share=1 / processes.count))
-            accelerator.clip_grad_norm_(loss.parameters(), 1.0)
-            optimizer.step()
+            clip_and_step(optimizer, loss.parameters())
             if "averaged" in modules:
                 modules["averaged"].update_parameters(modules["transformer"])  # type: ignore
             step += 1
-            curve.log(step, last=step == budget.steps)
-            checkpoint.save(step, last=step == budget.steps)
+            last = step == budget.steps
+            curve.log(step, last)
+            if processes.main:
+                checkpoint.after_step(step, due=step % config.save_every == 0 or last)
             progress.update(bar, completed=step, total=budget.steps)
-    for module in modules.values():
-        module.requires_grad_(False)
 
 
 def _compile(stage: str, loss: nn.Module, modules: dict[str, nn.Module]) -> None:
@@ -97,26 +104,11 @@ def read_metrics(folder: Path) -> list[dict]:
     return read_rows(folder / METRICS)
 
 
-class _Checkpoint:
-    """A stage's resumable state. Its key leaves out the settings of the other stage."""
-
-    def __init__(self, run: Pretraining, stage: str, modules: dict[str, nn.Module],
-                 optimizer: torch.optim.Optimizer):
-        config = run.config
-        self.path = config.out / f"{stage}.ckpt.safetensors"
-        self.modules, self.optimizer = modules, optimizer
-        self.every, self.saves = config.save_every, run.accelerator.is_main_process
-        other = "flow" if stage == "vae" else "vae"
-        self.key = spec_digest({k: str(v) for k, v in asdict(config).items()
-                                if not k.startswith(other)
-                                and k not in ("out", "workers", "save_every")})
-
-    def load(self) -> int:
-        return load_checkpoint(self.path, self.modules, self.optimizer, self.key)
-
-    def save(self, step: int, last: bool) -> None:
-        if self.saves and (step % self.every == 0 or last or pending()):
-            save_checkpoint(self.path, step, self.modules, self.optimizer, self.key)
+def _key(config: PretrainConfig, stage: str) -> str:
+    """Of the settings but the other stage's."""
+    other = "flow" if stage == "vae" else "vae"
+    return spec_digest({k: str(v) for k, v in asdict(config).items() if not k.startswith(other)
+                        and k not in ("out", "workers", "save_every")})
 
 
 class _LossCurve:
@@ -158,12 +150,8 @@ class _StepBudget:
         if step == self.start + TIMED_FROM:
             self.measured = time.monotonic()
         if self.seconds and step == self.start + TIMED_TO:
-            self.steps = self._affordable(step)
+            now = time.monotonic()
+            seconds_per_step = (now - self.measured) / (TIMED_TO - TIMED_FROM)
+            left = max(0, int((self.began + self.seconds - now) / seconds_per_step))
+            self.steps = int(self.run.processes.text_of_main(str(step + left)))
             self.run.log(stage=self.stage, steps=self.steps)
-
-    def _affordable(self, step: int) -> int:
-        now = time.monotonic()
-        seconds_per_step = (now - self.measured) / (TIMED_TO - TIMED_FROM)
-        left = max(0, int((self.began + self.seconds - now) / seconds_per_step))
-        steps = torch.tensor([step + left], device=self.run.accelerator.device)
-        return int(self.run.accelerator.gather(steps).min())

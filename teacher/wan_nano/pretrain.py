@@ -1,16 +1,13 @@
-"""`vega3d teacher pretrain`: wan-nano's VAE, then its transformer, from rendered rooms.
-
-On several GPUs: accelerate launch --num_processes N -m vega3d teacher pretrain …
-"""
+"""`vega3d teacher pretrain`, also by accelerate launch: wan-nano's VAE, then its transformer."""
 import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -22,6 +19,7 @@ from scenes.clip import Clip, Source, check_shapes
 from scenes.rooms.source import RoomSource
 from teacher.config import PretrainConfig
 from teacher.fast.wan_blocks import set_training_processors
+from teacher.training.processes import join_processes, resolve_device
 from teacher.wan_nano.alignment import AlignedFlowLoss, FlowData
 from teacher.wan_nano.flow import FlowLoss, build_transformer, empty_prompt
 from teacher.wan_nano.loop import Pretraining, fit, read_metrics
@@ -38,26 +36,27 @@ def pretrain(config: PretrainConfig, source: Source) -> Path:
     """Trains (or resumes) both parts; returns config.out, a folder in the diffusers layout."""
     cuda = torch.cuda.is_available()
     torch.backends.cudnn.benchmark = cuda  # few shapes, long training
-    run = Pretraining(config, Accelerator(mixed_precision="bf16" if cuda else "no"))
-    process, processes = run.accelerator.process_index, run.accelerator.num_processes
+    processes = join_processes(resolve_device("auto"))
+    run = Pretraining(config, processes)
     if (config.out / "transformer").exists() and not (config.out / "metrics.jsonl").is_file():
         raise ValueError(f"{config.out}: holds a generator that was not trained here; choose "
                          "another --out")
     config.out.mkdir(parents=True, exist_ok=True)
     run.curve = read_metrics(config.out)
-    train_ids = source.ids("train")[: config.clips][process::processes]
-    train = gather_frames(source, train_ids, config.out / f"train{process}.npy", config.workers)
+    train_ids = source.ids("train")[: config.clips][processes.index::processes.count]
+    train = gather_frames(source, train_ids, config.out / f"train{processes.index}.npy",
+                          config.workers)
     test = gather_frames(source, source.ids("test")[: config.held_out],
-                         config.out / f"test{process}.npy", config.workers)
+                         config.out / f"test{processes.index}.npy", config.workers)
     if cuda and train.nbytes < 0.6 * torch.cuda.mem_get_info()[0]:
-        train = train.to(run.accelerator.device)
+        train = train.to(run.device)
     vae = train_vae(run, train, test)
     transformer = train_flow(run, vae, train, test)
-    if run.accelerator.is_main_process:
+    if processes.main:
         save_generator(config.out, vae, transformer)
         settings = json.loads(json.dumps(history(config) | rendered(source), default=str))
         write_json(settings, config.out / "pretrain.json")
-    run.accelerator.wait_for_everyone()
+    processes.leave()
     return config.out
 
 
@@ -86,34 +85,34 @@ def steps_done(rows: Sequence[dict], stage: str) -> int:
 
 def train_vae(run: Pretraining, frames: Tensor, test: Tensor) -> AutoencoderKLWan:
     """The trained VAE in eval mode; its latent statistics are those of the training clips."""
-    config, accelerator = run.config, run.accelerator
+    config = run.config
     torch.manual_seed(config.seed)
     vae = build_vae() if config.init is None else AutoencoderKLWan.from_pretrained(
         config.init / "vae", torch_dtype=torch.float32)
     if config.vae_steps:
-        batches = crops(frames, config.vae_batch, config.vae_crop, _process_seed(run))
-        fit(run, "vae", ReconstructionLoss(vae), lambda step: (next(batches),), {"vae": vae})
+        draw = partial(crops, frames, config.vae_batch, config.vae_crop, _process_seed(run))
+        fit(run, "vae", ReconstructionLoss(vae), lambda step: (draw(step),), {"vae": vae})
     else:
         run.resume("vae", 0)
-    vae = vae.to(accelerator.device).eval().requires_grad_(False)
-    psnr = reconstruction_psnr(vae, test, accelerator.device)
+    vae = vae.to(run.device).eval().requires_grad_(False)
+    psnr = reconstruction_psnr(vae, test, run.device)
     run.log(stage="vae", psnr_db_mean=psnr.mean().item(), psnr_db_std=psnr.std().item(),
             clips=len(test))
     if not config.vae_steps:
         return vae  # its transformer was trained on its present latent statistics
-    with accelerator.autocast():
-        z = encode_all(vae, frames[:512], accelerator.device).float()
+    with run.autocast():
+        z = encode_all(vae, frames[:512], run.device).float()
+    found = {"latents_mean": z.mean((0, 2, 3, 4)).tolist(),
+             "latents_std": z.std((0, 2, 3, 4)).tolist()}
     # processes have different clips: all take the first one's statistics
-    mean = accelerator.gather(z.mean((0, 2, 3, 4))[None])[0]
-    std = accelerator.gather(z.std((0, 2, 3, 4))[None])[0]
-    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    vae.register_to_config(**json.loads(run.processes.text_of_main(json.dumps(found))))
     return vae
 
 
 def train_flow(run: Pretraining, vae: AutoencoderKLWan, frames: Tensor,
                test: Tensor) -> WanTransformer3DModel:
     """Returns the averaged (EMA) transformer in eval mode."""
-    config, device = run.config, run.accelerator.device
+    config = run.config
     aligned = config.align != "none"
     data, held_out = FlowData(run, vae, frames, aligned), FlowData(run, vae, test, aligned=False)
     torch.manual_seed(config.seed)
@@ -128,7 +127,7 @@ def train_flow(run: Pretraining, vae: AutoencoderKLWan, frames: Tensor,
     seed = _process_seed(run)
     fit(run, "flow", loss, lambda step: data.batch(seed, step), modules,
         lambda: held_out.flow_loss(averaged.module))
-    return averaged.module.to(device).eval()
+    return averaged.module.to(run.device).eval()
 
 
 def _transformer(config: PretrainConfig) -> WanTransformer3DModel:
@@ -182,4 +181,4 @@ class _FramesOnly:
 
 
 def _process_seed(run: Pretraining) -> int:
-    return run.config.seed + 1000 * run.accelerator.process_index
+    return run.config.seed + 1000 * run.processes.index

@@ -3,8 +3,6 @@
 Loss = L1 + image-gradient L1 + a small KL; pixels in [-1,1]. Crops are 9 frames long: the third
 latent frame is the first that decodes from a full temporal cache.
 """
-from collections.abc import Iterator
-
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
@@ -41,18 +39,15 @@ class ReconstructionLoss(nn.Module):
         return l1 + GRADIENT_WEIGHT * gradient + KL_WEIGHT * kl, l1.detach()
 
 
-def crops(frames: Tensor, batch: int, side: int, seed: int, start: int = 0) -> Iterator[Tensor]:
-    """Endless random crops [B,T,3,side,side] of frames [N,T,3,H,W]; step i's by (seed, i) alone."""
+def crops(frames: Tensor, batch: int, side: int, seed: int, step: int) -> Tensor:
+    """Random crops [B,T,3,side,side] of frames [N,T,3,H,W], by (seed, step) alone."""
     n, _, _, h, w = frames.shape
-    step = start
-    while True:
-        draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        which = torch.randint(n, (batch,), generator=draw)
-        top = torch.randint(h - side + 1, (batch,), generator=draw)
-        left = torch.randint(w - side + 1, (batch,), generator=draw)
-        yield torch.stack([frames[i, :, :, y:y + side, x:x + side] for i, y, x in
-                           zip(which.tolist(), top.tolist(), left.tolist(), strict=True)])
-        step += 1
+    draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    which = torch.randint(n, (batch,), generator=draw)
+    top = torch.randint(h - side + 1, (batch,), generator=draw)
+    left = torch.randint(w - side + 1, (batch,), generator=draw)
+    return torch.stack([frames[i, :, :, y:y + side, x:x + side] for i, y, x in
+                        zip(which.tolist(), top.tolist(), left.tolist(), strict=True)])
 
 
 def to_pixels(frames: Tensor) -> Tensor:

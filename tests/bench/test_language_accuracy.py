@@ -19,7 +19,7 @@ from bench.accuracy.language_accuracy import (
     subsample,
 )
 from bench.accuracy.language_teachers import LanguageFolder, open_teachers
-from bench.accuracy.question_intervals import choice_scores, scores_by_metric
+from bench.accuracy.question_scores import CHOICES, scores_by_metric
 from bench.tables.fill import table
 from distill.run import open_distill_run
 from records.results import Results, load, save
@@ -208,8 +208,8 @@ def test_a_mean_over_types_counts_the_three_directions_as_one():
                ("vsi:route_planning", 0.4)]
     metrics = scores_by_metric([["test/0", i, task, "", {"accuracy": value}]
                                 for i, (task, value) in enumerate(scored)])
-    assert np.mean([*choice_scores(metrics).values()]) == pytest.approx((0.5 + 0.3) / 2)
-    assert choice_scores({}) == {} and ("vsi_numeric", "mra") not in metrics
+    assert np.mean([*metrics[CHOICES].values()]) == pytest.approx((0.5 + 0.3) / 2)
+    assert scores_by_metric([]) == {} and ("vsi_numeric", "mra") not in metrics
     numbers = [("vsi:object_counting", 0.9)] * 5 + [("vsi:room_size_estimation", 0.1)]
     metrics = scores_by_metric([["test/0", i, task, "", {"mra": value}]
                                 for i, (task, value) in enumerate(numbers)])

@@ -55,7 +55,7 @@ def test_a_table_has_each_rows_scores_counts_and_readout(main, tmp_path, monkeyp
 def test_a_training_that_another_process_has_is_left_to_it(main, tmp_path):
     work = tmp_path / "work"
     work.mkdir()
-    with language_tables._locked(work / "sensitivity_semantic_0.lock"):
+    with language_tables.locked(work / "sensitivity_semantic_0.lock"):
         assert main("sensitivity", "--rows", "semantic", "place", "--seeds", "0") == []
     assert (work / "sensitivity_place_0.json").is_file()
     assert {row["features"] for row in main("sensitivity", "--rows", "semantic", "place", "--seeds",

@@ -17,6 +17,7 @@ from bench.recipes import rgbd_folders
 from records.results import load
 from scenes.clip import save_clip
 from scenes.rooms.source import RoomSource
+from scenes.sources import registration
 from scenes.sources.rgbd import read_rgbd
 from tests.infer.models import pooling_model
 from tests.scenes.rgbd_scenes import save
@@ -107,7 +108,8 @@ def test_rows_hold_files_and_what_stands_beside_them(recording, tmp_path, capsys
     results = load(tmp_path / "real_box.json")
     assert results.name == "real_box" and results.env["frames"] == 14
     rows = {row["file"]: row for row in results.rows}
-    assert list(rows) == ["pool.onnx", "constant", "row prior", "RGB window", "EfficientNet-Lite0"]
+    assert list(rows) == ["pool.onnx", "pool.onnx, steady", "constant", "row prior", "RGB window",
+                          "EfficientNet-Lite0"]
     file, constant = rows["pool.onnx"], rows["constant"]
     assert {"sha256", "precision", "delta1_metric", "delta1_median", "delta1_affine", "abs_rel",
             "corr", "row_prior_affine", "match_exact_49cm", "match_within1_49cm",
@@ -123,6 +125,10 @@ def test_rows_hold_files_and_what_stands_beside_them(recording, tmp_path, capsys
     assert constant["delta1_affine"] > 0 and constant["corr"] is None and (truth > 0).all()
     window = rows["RGB window"]
     assert window["match_exact_21cm"] > 0.1 and "delta1_metric" not in window
+    steady = rows["pool.onnx, steady"]
+    assert steady["flicker"] < file["flicker"] and steady["sha256"] == file["sha256"]
+    assert steady["match_exact_49cm"] == file["match_exact_49cm"]
+    assert steady["drift"] == pytest.approx(1, abs=0.05) and "drift" not in file
     assert file["row_prior_affine"] == rows["row prior"]["delta1_affine"]
     assert rows["row prior"]["normal_deg"] < 90 and file.get("normal_deg") is None
     page = (tmp_path / "out" / "report.html").read_text()
@@ -150,7 +156,7 @@ def test_what_makes_scores_doubtful_is_said(tmp_path, monkeypatch):
     root = save(tmp_path / "none", "plain", 3)
     (root / "poses.txt").unlink()
     assert real.read_recorded(root, 224, 99, None).notes == ["no poses: no matches and no flicker"]
-    monkeypatch.setattr(real, "edge_offsets", lambda clip: [(0, 0), (9, -2)])
+    monkeypatch.setattr(registration, "edge_offsets", lambda clip: [(0, 0), (9, -2)])
     shifted = real.read_recorded(root, 224, 99, None).notes[0]
     assert "not registered to colour: its edges lie +9 px across and -2 px down" in shifted
     true = real.Predictor({"file": "x"}, lambda clip: {

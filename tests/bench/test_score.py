@@ -85,7 +85,7 @@ def test_pictures_are_drawn_for_every_reader(rows):
 
 
 def test_a_second_bench_reads_the_features_it_has(rows, monkeypatch):
-    monkeypatch.setattr("bench.accuracy.student_features.OnnxTower.features",
+    monkeypatch.setattr("bench.accuracy.student_features.FileTower.features",
                         lambda *_: pytest.fail("ran the file again"))
     assert by_features(accuracy(drawn_run())) == by_features(rows)
 

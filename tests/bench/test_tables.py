@@ -39,6 +39,12 @@ def folder(tmp_path):
         "cosine_mean": 0.99931, "cosine_p1": 0.9951
     }])
     write(tmp_path, "real_office", [{"file": "model.onnx", "precision": "int8", "corr": 0.41}])
+    write(tmp_path, "alignment", [{"generator": "wan-nano", "depth_r2_alone": 0.76}])
+    write(tmp_path, "openvino_cpu", [{"artefact": "model.onnx", "runtime": "OpenVINO",
+                                      "latency_ms": 16.0, "vs_best_float": 1.0}])
+    write(tmp_path, "camera_cpu", [{"artefact": "model.onnx", "saved": 0.02}])
+    write(tmp_path, "robustness", [{"perturbation": "exposure", "level": "x1.5", "model": "int8",
+                                    "delta1": 0.8, "change": -0.03}])
     write(tmp_path, "phones", [{"file": "model.tflite", "runtime": "litert", "ran_on": "CPU"}])
     write(tmp_path, "nano_probe", [
         probe("position only", 0.18),
@@ -152,7 +158,7 @@ def test_every_table_is_a_table(folder, name):
 
 def test_every_committed_result_file_has_a_table():
     files = {path.stem for path in (ROOT / "bench" / "results").glob("*.json")}
-    assert files and files == {table.file for table in TABLES.values()}
+    assert files and files <= {table.file for table in TABLES.values()}
 
 
 def test_a_gain_is_in_points_with_its_interval(folder):
@@ -278,7 +284,7 @@ def test_check_fails_by_name_when_a_result_has_changed_and_writes_nothing(folder
 
 
 @pytest.mark.parametrize(("text", "says"), [
-    ("<!-- results:speed -->\n<!-- /results:speed -->", "no such table; there are: nano_probe"),
+    ("<!-- results:speed -->\n<!-- /results:speed -->", "no such table; there are: alignment"),
     ("<!-- results:int8_cpu -->\n", "marker without its partner"),
     ("<!-- /results:int8_cpu -->\n", "marker without its partner"),
     ("<!-- results:int8_cpu -->\n<!-- /results:int8_cpu -->\n" * 2, "or twice"),

@@ -20,7 +20,7 @@ from export.pipeline import Exporter, Options
 from export.source import load_trained_run
 from export.tensorrt import builder, cuda, engine_report, engines, packages
 from export.tensorrt.builder import network_flags, precision_flags, tensorrt_api
-from export.tensorrt.runtime import check_engine
+from export.tensorrt.engines import check_engine
 from records.files import sha256
 from tests.export_run import EXPORTED, exported_run, gate, run
 from vega3d import main

@@ -1,6 +1,6 @@
 """The Jetson folder: its script is run in a process of its own, with fakes of the device.
 
-The fakes: TensorRT 8.5, 8.6, 10.3 and 11 (an engine is an onnxruntime session), a CUDA runtime in
+The fakes: TensorRT 8.5, 8.6, 10.3 and 11 (an engine is an onnxruntime session), a CUDA driver in
 C, and the Jetson's tools.
 """
 import ast
@@ -29,7 +29,7 @@ from student.config import StudentConfig
 from tests.export_run import EXPORTED, exported_run, gate, trained_run
 from vega3d import main
 
-CUDART = r"""
+CUDA = r"""
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -37,19 +37,28 @@ static double times[2];
 static double now(void) {
     struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec*1e3 + t.tv_nsec/1e6;
 }
-int cudaStreamCreate(void **s) { *s = (void *)16; return 0; }
-int cudaEventCreate(void **e) { static long created = 0; *e = (void *)++created; return 0; }
-int cudaEventRecord(void *e, void *s) {
+int cuInit(unsigned flags) { return 0; }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
+int cuDeviceGetName(char *name, int size, int device) { strncpy(name, "Orin", size); return 0; }
+int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)8; return 0; }
+int cuCtxSetCurrent(void *context) { return context != (void *)8; }
+int cuStreamCreate(void **s, unsigned flags) { *s = (void *)16; return 0; }
+int cuEventCreate(void **e, unsigned flags) {
+    static long created = 0; *e = (void *)(created++ % 2 + 1); return 0;
+}
+int cuEventRecord(void *e, void *s) {
     if (s != (void *)16) return 1;
     times[(long)e - 1] = now(); return 0;
 }
-int cudaEventSynchronize(void *e) { return 0; }
-int cudaEventElapsedTime(float *ms, void *a, void *b) {
+int cuEventSynchronize(void *e) { return 0; }
+int cuEventElapsedTime(float *ms, void *a, void *b) {
     *ms = times[(long)b - 1] - times[(long)a - 1]; return 0;
 }
-int cudaMalloc(void **p, size_t n) { *p = malloc(n); return 0; }
-int cudaMemcpy(void *to, const void *from, size_t n, int kind) { memcpy(to, from, n); return 0; }
-int cudaDeviceGetAttribute(int *v, int which, int device) { *v = which == 75 ? 8 : 7; return 0; }
+int cuMemAlloc_v2(void **p, size_t n) { *p = malloc(n); return 0; }
+int cuMemFree_v2(void *p) { free(p); return 0; }
+int cuMemcpyHtoD_v2(void *to, const void *from, size_t n) { memcpy(to, from, n); return 0; }
+int cuMemcpyDtoH_v2(void *to, const void *from, size_t n) { memcpy(to, from, n); return 0; }
+int cuDeviceGetAttribute(int *v, int which, int device) { *v = which == 75 ? 8 : 7; return 0; }
 """
 
 TENSORRT = '''
@@ -199,11 +208,11 @@ def orin(tmp_path_factory) -> dict[str, str]:
 
 
 def fake_orin(home: Path) -> dict[str, str]:
-    """The environment of a fake Orin: TensorRT, CUDA runtime and tools where the script looks."""
+    """The environment of a fake Orin: TensorRT, CUDA driver and tools where the script looks."""
     if shutil.which("gcc") is None:
-        pytest.skip("no gcc to build the fake CUDA runtime with")
-    (home / "cudart.c").write_text(CUDART)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", home / "libcudart.so", home / "cudart.c"],
+        pytest.skip("no gcc to build the fake CUDA driver with")
+    (home / "cuda.c").write_text(CUDA)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", home / "libcuda.so.1", home / "cuda.c"],
                    check=True)
     (home / "tensorrt.py").write_text(TENSORRT)
     for name, script in TOOLS.items():
@@ -235,7 +244,7 @@ def test_folder_has_every_dialect_and_the_reference_features(folder):
     names = {path.name for path in folder.glob("[!.]*")}
     assert names == {
         "README.md", "bundle.json", "probe.npz", "reference_features.npy", "reference_frames.npy",
-        "run_on_jetson.py", "device_engine.py", "device_state.py", "timing.py",
+        "run_on_jetson.py", "device_engine.py", "device_state.py", "timing.py", "cuda.py",
         "model.int8.onnx", "model.fp16.onnx",
         "model.int8.flagged.onnx", "model.flagged.onnx", "model.int8.jp5.onnx", "model.jp5.onnx",
     }

@@ -191,7 +191,7 @@ def test_failure_names_thresholds_and_worst_frames():
 
     with pytest.raises(
             GateError,
-            match=r"mean token cosine .* < 0\.999; 1st percentile .*worst frame 7 \(-1\.0000\)"):
+            match=r"cosine_mean .* < 0\.999; cosine_p1 .*worst frame 7 \(-1\.0000\)"):
         gate()(candidate, "int8", "model.int8.onnx")
 
 

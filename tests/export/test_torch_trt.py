@@ -19,7 +19,7 @@ from export.parity import GateError
 from export.pipeline import Exporter, Options
 from export.source import load_trained_run
 from export.tensorrt import cuda, engine_report, engines, torch_trt
-from export.tensorrt.runtime import check_engine
+from export.tensorrt.engines import check_engine
 from tests.export.test_engines import ORIN, trt11
 from tests.export_run import gate, run, trained_run
 from vega3d import main

@@ -37,9 +37,9 @@ def test_it_prints_versions_processor_folders_and_memory(capsys, monkeypatch, tm
 def test_gpus_and_a_jetson_are_named_and_the_home_folder_is_not(monkeypatch, tmp_path):
     answers = {"nvidia-smi": "NVIDIA H100, 570.86, 9.0, 81559 MiB, 80000 MiB\nNVIDIA H100, 570.86, "
                              "9.0, 81559 MiB, 70000 MiB", "nvpmodel": "NV Power Mode: MAXN\n0"}
-    monkeypatch.setattr(environment, "_run", lambda command: answers.get(command[0], ""))
-    read = environment._read
-    monkeypatch.setattr(environment, "_read",
+    monkeypatch.setattr(environment, "output_of", lambda command: answers.get(command[0], ""))
+    read = environment.text_of
+    monkeypatch.setattr(environment, "text_of",
                         lambda path: "# R36 (release)\nmore" if "tegra" in path else read(path))
     monkeypatch.setenv("HOME", str(tmp_path / "somebody"))
     monkeypatch.delenv("VEGA3D_CACHE", raising=False)

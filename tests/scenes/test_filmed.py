@@ -7,8 +7,9 @@ import pytest
 
 from distill.correspondence import matching_cells
 from scenes.clip import Clip, load_clip, save_clip
+from scenes.rooms import layout
 from scenes.rooms.layout import Room, furnish
-from scenes.rooms.placement import GLASS, Piece
+from scenes.rooms.placement import GLASS, Arrangement, Piece
 from scenes.rooms.source import RoomSource
 from teacher.data.dataset import camera_fields
 from tests.scenes.room_checks import same_instance_share, traced, unprojected
@@ -175,3 +176,9 @@ def test_surfaces_are_stored_with_a_clip(clips, tmp_path):
     objects = [replace(clips[0].objects[0], surface="moving"), *clips[0].objects[1:]]
     save_clip(replace(clips[0], objects=objects), tmp_path / "a.safetensors")
     assert load_clip(tmp_path / "a.safetensors").objects == objects
+
+
+def test_a_room_without_lamp_and_window_has_a_weak_light_in_its_middle(source):
+    dark = Arrangement((4.0, 3.0, 2.5), np.random.default_rng(0), source.furniture, "train", 1, 2)
+    (light, ), _ = layout._lights(dark, "filmed")
+    assert light.position == (2.0, 1.5, 2.38) and 0 < sum(light.colour) < 1

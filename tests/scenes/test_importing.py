@@ -134,7 +134,7 @@ def test_processed_files_train_on_the_proposals_that_overlap_the_targets(scannet
     (lambda root: write_benchmarks(root / "benchmarks", "val", TRAIN_SCENE),
      f"no frames of test/{TRAIN_SCENE} and 0 other scenes"),
     (lambda root: (root / "posed_images" / SCENE / "00000.png").write_bytes(b"cut"),
-     "not a readable depth picture"),
+     "00000.png: damaged or not an image"),
     (lambda root: [p.unlink() for p in (root / "posed_images" / SCENE).glob("000[1-5]0.txt")],
      "has only 1 frames, expected 2; import with --frames 1")])
 def test_bad_input_is_one_line_with_exit_code_2_and_no_list_of_clips(scannet, out, capsys, break_it,

@@ -42,7 +42,7 @@ def test_the_middle_square_keeps_its_depth_and_camera(tmp_path):
 def test_depth_that_is_off_colour_is_refused(tmp_path):
     assert check_registration(read_rgbd(save_rgbd(tmp_path / "a")), tmp_path) < 3
     off = read_rgbd(save_rgbd(tmp_path / "b", offset=3))  # 10 px of 224
-    with pytest.raises(ValueError, match=r"not registered to colour: its edges are \+1\d px"):
+    with pytest.raises(ValueError, match=r"not registered to colour: its edges lie \+1\d px"):
         check_registration(off, tmp_path)
 
 
@@ -63,7 +63,7 @@ def test_halves_share_no_frame_and_rows_have_both_probes(tmp_path, monkeypatch):
     halves = alignment.recorded_halves(read_rgbd(save_rgbd(tmp_path / "a", poses=False)))
     for fit, choice, test in halves:
         assert [len(split) for split in (fit, choice, test)] == [6, 6, 12]
-        frames = [{x.numpy().tobytes() for x in split.data.frames.flatten(0, 1)}
+        frames = [{x.numpy().tobytes() for x in split.frames.flatten(0, 1)}
                   for split in (fit, choice, test)]
         assert len(set.union(*frames)) == 48
     table = alignment.Alignment(AlignmentConfig(redraws=1), torch.device("cpu"), 0)

@@ -1,5 +1,6 @@
 """`vega3d teacher probe --generators`: what features add to the semantic encoder's."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 import vega3d
 from scenes.clip import ClipFolder, save_clip
 from teacher.probing.alignment import COMBINATIONS, read_splits
-from teacher.probing.ridge import Inputs, Split, match_terms, ridge_terms, scores
+from teacher.probing.probe_set import Inputs, ProbeSet
+from teacher.probing.ridge import match_terms, ridge_terms, scores
 from tests.fakes import FakeRooms
 
 
@@ -21,7 +23,7 @@ def clips(tmp_path_factory):
     return folder
 
 
-def read(clips) -> list[Split]:
+def read(clips) -> list[ProbeSet]:
     return read_splits(ClipFolder(clips), (4, 2, 3), 0)
 
 
@@ -55,7 +57,7 @@ def inputs(splits, parts):
 
 def test_one_pass_gives_the_probes_of_every_combination(clips):
     splits = read(clips)
-    truth = [one.data.depth[:, :, None].clamp_min(0.1).log() for one in splits]
+    truth = [one.depth[:, :, None].clamp_min(0.1).log() for one in splits]
     noise = [torch.randn(len(one), 2, 3, 14, 14) for one in splits]
     found = ridge_terms(*inputs(splits, [{"semantic": a, "x": b} for a, b in
                                          zip(noise, truth, strict=True)]), COMBINATIONS)
@@ -80,13 +82,13 @@ def test_intervals_draw_rooms_and_features_of_the_very_point_match(clips):
     test = read(clips)[2]
     x = torch.randn(3, 2, 32, 14, 14)
     flat = x.flatten(3)
-    for i, row in enumerate(test.data.matches):
+    for i, row in enumerate(test.matches):
         for token, target in enumerate(row.tolist()):
             if target >= 0:
                 flat[i, 0, :, token] = flat[i, 1, :, target]
     found = scores(match_terms(test, x))
     assert found["match_exact"][0] > 0.95 and (found["match_within1"] >= found["match_exact"]).all()
-    one_room = Split(test.data, np.zeros(3, int))
+    one_room = replace(test, rooms=torch.zeros(3, dtype=torch.long))
     assert np.ptp(scores(match_terms(one_room, x))["match_exact"]) == 0
 
 

@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from teacher.probing.correspondence import centre_points, correspondence, noise_snr, prototypes
+from teacher.probing.correspondence import (
+    centre_points,
+    correspondence_scores,
+    correspondence_sums,
+    noise_snr,
+    prototypes,
+)
 from teacher.probing.tap_search import pooled_score
 from tests.fakes import FakeRooms
 
@@ -23,6 +29,11 @@ def views():
     rooms = FakeRooms(test=4, frames=9)
     return torch.stack([centre_points(rooms.clip(i), [0, 4, 8])
                         for i in rooms.ids("test")])  # [4,3,196,3]
+
+
+def correspondence(features, points):
+    sums = correspondence_sums(features, points)
+    return correspondence_scores({name: value.sum() for name, value in sums.items()})
 
 
 def as_grid(tokens):

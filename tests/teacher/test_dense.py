@@ -7,8 +7,14 @@ from scenes.dense import DenseScores, DenseTargets, dense_targets, patch_depth
 from teacher.config import DenseTraining
 from teacher.data.dataset import Examples
 from teacher.data.feature_store import FeatureStore, fill
-from teacher.dense.model import DenseShape, DenseTeacher, dense_loss
-from teacher.dense.train import load_teacher, score, train_dense_teacher
+from teacher.dense import (
+    DenseShape,
+    DenseTeacher,
+    dense_loss,
+    load_teacher,
+    score,
+    train_dense_teacher,
+)
 from teacher.fusion import TokenGate
 from teacher.towers.controls import FixedNoise
 from tests.fakes import FakeRooms
@@ -122,22 +128,22 @@ def test_a_stream_that_holds_depth_beats_semantic_only_on_depth(examples, tmp_pa
 
 
 def test_a_killed_head_training_resumes_to_the_same_weights(examples, tmp_path, monkeypatch):
-    from teacher.training import checkpoint as module
+    from teacher.training.checkpoint import Checkpoint
 
     config = DenseTraining(epochs=3, batch=10, width=16)
     complete = train_dense_teacher("whole", examples["train"], leak, shape(8), config, 0,
                                    tmp_path / "a")
-    saved = module.save_checkpoint
+    saved = Checkpoint.save
 
-    def killing(path, step, *rest):
-        saved(path, step, *rest)
+    def killing(self, step):
+        saved(self, step)
         if step == 6:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "save_checkpoint", killing)
+    monkeypatch.setattr(Checkpoint, "save", killing)
     with pytest.raises(KeyboardInterrupt):
         train_dense_teacher("whole", examples["train"], leak, shape(8), config, 0, tmp_path / "b")
-    monkeypatch.setattr(module, "save_checkpoint", saved)
+    monkeypatch.setattr(Checkpoint, "save", saved)
     train_dense_teacher("whole", examples["train"], leak, shape(8), config, 0, tmp_path / "b")
     resumed = load_teacher(tmp_path / "b", "whole")
     state = resumed.state_dict()

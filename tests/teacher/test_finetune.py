@@ -21,11 +21,18 @@ from teacher.language.dataset import (
     save_rooms,
 )
 from teacher.language.encode import GROUNDED
-from teacher.language.finetune import CHECKPOINT, fit, set_statistics, validation_loss
+from teacher.language.finetune import (
+    CHECKPOINT,
+    FlatInputsObjective,
+    Objective,
+    fit,
+    flatten_batch,
+    set_statistics,
+    validation_loss,
+)
 from teacher.language.generate import predict
 from teacher.language.geometry_losses import LayerLosses, ridge_r2
 from teacher.language.model import SAVED_NAMES, LanguageShape
-from teacher.language.objective import FlatInputsObjective, Objective, flatten_batch
 from teacher.language.train import fused_r2, true_geometry
 from teacher.language.weights import build, load_trainable, trainable_state_dict
 from tests.language_fakes import sample_room, save_tiny_lm

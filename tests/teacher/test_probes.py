@@ -1,6 +1,7 @@
 import torch
 
-from teacher.probing.probes import probe, probe_set, true_matches
+from teacher.probing.probe_set import probe_set, true_matches
+from teacher.probing.probes import probe
 from tests.fakes import FakeRooms
 
 

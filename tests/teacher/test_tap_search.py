@@ -13,6 +13,7 @@ from teacher.cli import VERBS
 from teacher.config import SEARCH_COLUMNS, SearchConfig
 from teacher.probing import probes, tap_search
 from teacher.probing.correspondence import noise_snr
+from teacher.probing.probe_set import probe_set
 from teacher.probing.tap_search import (
     chosen_tap,
     noise_sums,
@@ -114,7 +115,7 @@ def test_the_noise_of_two_draws_clip_by_clip_sums_to_noise_snr():
 
 
 def test_probe_sums_of_all_clips_give_the_probe_s_own_scores(quick):
-    train, test = (probes.probe_set(clips(s), [0, 4]) for s in ("val", "test"))
+    train, test = (probe_set(clips(s), [0, 4]) for s in ("val", "test"))
     x = [torch.randn(len(s.frames), 2, 8, 14, 14) for s in (train, test)]
     parts = probes.sums(train, test, *x)
     assert all(v.shape == (3,) for v in parts.values())

@@ -60,10 +60,7 @@ def points(depth: np.ndarray, colours: np.ndarray, camera: Camera) -> np.ndarray
     """depth [h,w] in metres, colours uint8 [h,w,3] -> float32 [h,w,4]: x right, y down, z ahead and
     the colour as RViz reads it, 0xRRGGBB in a float's bits."""
     rows, columns = np.mgrid[:depth.shape[0], :depth.shape[1]]
-    cloud = np.empty((*depth.shape, 4), np.float32)
-    cloud[..., 0] = (columns - camera.cx) / camera.fx * depth
-    cloud[..., 1] = (rows - camera.cy) / camera.fy * depth
-    cloud[..., 2] = depth
+    x, y = (columns - camera.cx) / camera.fx * depth, (rows - camera.cy) / camera.fy * depth
     red, green, blue = (colours[..., i].astype(np.uint32) for i in range(3))
-    cloud[..., 3] = (red << 16 | green << 8 | blue).view(np.float32)
-    return cloud
+    rgb = (red << 16 | green << 8 | blue).view(np.float32)
+    return np.stack([x, y, depth, rgb], -1, dtype=np.float32)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from teacher.training.sharded import GatheredOptimizer, gather, scatter
+from teacher.language.weights import GatheredOptimizer, gather, scatter
 
 
 @pytest.fixture

@@ -1,0 +1,41 @@
+"""Trainings that processes share: each takes what no other has taken, the last writes the table."""
+import fcntl
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from records.environment import environment
+from records.files import write_json
+from records.results import Row, measured, save
+
+
+def share_jobs(jobs: Mapping[Path, tuple], train: Callable[..., list[Row]], out: Path) -> None:
+    """Writes train(*job) to each job's path, unless it is there or another process has the job. The
+    process that finds all of them writes `out`."""
+    for path, job in jobs.items():
+        with locked(path.with_suffix(".lock"), wait=False) as taken:
+            if taken and not path.is_file():
+                write_json(train(*job), path)
+                print(f"trained: {path}", flush=True)
+    if all(path.is_file() for path in jobs):
+        rows = [row for path in jobs for row in json.loads(path.read_text())]
+        save(measured(out.stem, rows, environment()), out)
+
+
+def job_path(work: Path, *parts: str | int) -> Path:
+    """The file of a job's rows, without its suffix."""
+    return work / "_".join(map(str, parts)).replace(" ", "-").replace(",", "")
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Whether this process has the lock; that of a process that dies is free again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
