@@ -5,7 +5,8 @@ time >= max(operations / peak rate, bytes / memory bandwidth)
 from dataclasses import dataclass
 from typing import Literal
 
-from student.vit import StudentConfig
+from student.config import StudentConfig
+from teacher.towers.efficientnet import SEMANTIC_DIM
 
 Rate = Literal["int8", "fp16"]
 SIZES: tuple[Literal["ti", "s", "b"], ...] = ("ti", "s", "b")
@@ -35,18 +36,30 @@ DEVICES = (
 )
 
 
+# of the stem lite0 for one frame of 224 px: multiply-adds, weights, values read and written
+_STEM_OPERATIONS, _STEM_WEIGHTS, _STEM_VALUES = 243.3e6, 0.70e6, 12.1e6
+
+
+def _embedded(config: StudentConfig) -> int:
+    """Values that the embedding makes a token of."""
+    return 3 * config.patch**2 if config.stem == "patch" else SEMANTIC_DIM
+
+
 def operations(config: StudentConfig) -> float:
-    """Multiplications and additions of one frame: Linears, patch embedding, attention, head."""
+    """Multiplications and additions of one frame: stem, embedding, Linears, attention, head."""
     n, c = config.grid**2, config.width
     block = n * 12 * c * c + 2 * n * n * c  # qkv 3, proj 1, fc1 4, fc2 4; q k^T and softmax v
-    return 2.0 * (config.depth * block + n * 3 * config.patch**2 * c + n * c * config.out_dim)
+    ends = n * c * (_embedded(config) + config.out_dim)
+    return 2.0 * (config.depth * block + ends + _STEM_OPERATIONS * (config.stem == "lite0"))
 
 
 def traffic(config: StudentConfig, rate: Rate) -> float:
     """Bytes to and from memory for one frame, each fused layer reading and writing tensors once."""
     n, c = config.grid**2, config.width
     weights = config.depth * 12 * c * c * (1 if rate == "int8" else 2)
-    ends = 2 * (3 * config.patch**2 * c + n * c + c * config.out_dim)  # stay in half
+    ends = 2 * (_embedded(config) * c + n * c + c * config.out_dim)  # stay in half
+    if config.stem == "lite0":
+        ends += 2 * (_STEM_WEIGHTS + _STEM_VALUES)
     # LayerNorms and residuals 8, qkv 4, attention 4, proj 2, MLP 10 widths of tokens, in half
     activations = config.depth * 28 * n * c * 2
     return float(weights + ends + activations)
