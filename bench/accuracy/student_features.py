@@ -33,7 +33,7 @@ class FileTower:
         return self.model(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
 
-def _loaded(file: Artefact) -> Callable[[Tensor], Tensor]:
+def load_file(file: Artefact) -> Callable[[Tensor], Tensor]:
     """CPU_FILES run fully optimised, as their users run them; the others at onnxruntime's basic
     level, which keeps the graph as it is meant for other machines."""
     model = (OpenVinoModel(file.path) if file.kind == "ir" else
@@ -48,7 +48,7 @@ def extract_student_features(run: DistillRun, student: Student, files: Sequence[
     weights, dim = run.folder / "student" / "student.safetensors", student.config.out_dim
     towers = {TORCH: FileTower(TORCH, sha256(weights), dim, student)}
     for file in files:
-        towers[file.features] = FileTower(file.features, file.sha256, dim, _loaded(file))
+        towers[file.features] = FileTower(file.features, file.sha256, dim, load_file(file))
     stores = {}
     for name, tower in towers.items():
         stores[name] = FeatureStore(root, tower.spec, run.stores["generative"].spec["source"])

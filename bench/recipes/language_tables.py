@@ -12,19 +12,41 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 
+from bench.accuracy.student_features import FileTower, load_file
+from bench.artefacts import find
 from bench.recipes.jobs import job_path, locked, share_jobs
+from infer.model import SHIPPED as SHIPPED_INT8
+from records.files import spec_digest
 from records.results import Row
+from scenes.clip import ClipFolder
 from scenes.questions.question import POINTER_CHECKS
+from student.config import SHIPPED
+from student.vit import load_student
+from teacher.data.feature_store import FeatureStore, fill
 from teacher.fusion import FUSIONS
 from teacher.language.config import FinetuneConfig, LanguageTeacherConfig
+from teacher.language.dataset import load_features
 from teacher.language.encode import RoomQuestions
-from teacher.language.train import read_data, train_language_teacher
+from teacher.language.train import (
+    Stores,
+    evaluate,
+    question_dataset,
+    read_data,
+    train_language_teacher,
+)
+from teacher.language.weights import WEIGHTS, load_language_teacher
+from teacher.towers.wan import load_wan
 
 NUMERIC = ("camera_distance", "vsi:object_abs_distance", "vsi:object_size_estimation")
 TASKS = (*NUMERIC, "depth_order", *POINTER_CHECKS)
-SECOND = ("generator", "zeros", "noise", "rgb", "vae_latents")
+SECOND = ("generator", "random_weights", "zeros", "noise", "rgb", "vae_latents")
+STUDENTS = {"student_fp32": SHIPPED, "student_int8": SHIPPED_INT8}
+# rows without a training of their own: features in the place of the generator's, which was trained
+DROPPED = {f"{name} dropped in": name for name in ("zeros", "noise", *STUDENTS)}
 Options = dict[str, dict[str, Any]]  # of a row
 
 
@@ -50,7 +72,8 @@ TABLES: dict[str, Options] = {
         "layer losses": {"layer_losses": 0.2}}),
     "fusion": {name: {"fusion": name} for name in FUSIONS},
     "questions": {
-        name: {"features": name} for name in ("none", "semantic", *SECOND, "true_xyz", "place")}}
+        name: {"features": name} for name in ("none", "semantic", *SECOND, "true_xyz", "place")
+    } | {name: {"features": "generator"} for name in DROPPED}}
 
 
 def main() -> None:
@@ -71,7 +94,8 @@ def main() -> None:
     args = parser.parse_args()
     rows = {name: TABLES[args.table][name] for name in args.rows or TABLES[args.table]}
     jobs = {}
-    for seed, name in product(args.seeds, rows):
+    # DROPPED last: they wait for a training of this table
+    for seed, name in sorted(product(args.seeds, rows), key=lambda job: job[1] in DROPPED):
         out = job_path(args.work, args.table, name, seed)
         jobs[out.with_name(f"{out.name}.json")] = args, out, name, rows[name], seed
     share_jobs(jobs, _train, args.out)
@@ -89,14 +113,19 @@ def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, An
     config = replace(LanguageTeacherConfig(
         out=out, clips=args.clips, data=args.work, grid=args.grid, draws=args.draws, tasks=TASKS,
         tuning=tuning), **options)
+    if name in DROPPED:
+        config = replace(config, out=job_path(args.work, args.table, "generator", seed))
     with locked(args.work / "data.lock"):
-        rooms = read_data(config, Accelerator())[1]
+        stores, rooms = read_data(config, Accelerator())
         if lm == "tiny":
             tuning = replace(tuning, lm=str(args.work / "lm"), layers=None)
             config = replace(config, tuning=tuning)
             if not Path(tuning.lm).is_dir():
                 save_tiny_lm(Path(tuning.lm), [r for part in rooms.values() for r in part])
-    scores = train_language_teacher(config)
+    if name in DROPPED:
+        scores = _drop_in(config, DROPPED[name], stores, rooms["test"])
+    else:
+        scores = train_language_teacher(config)
     common: Row = {
         "features": name, "seed": seed, "steps": tuning.steps, "lm": lm,
         "train_clips": len(rooms["train"]),
@@ -109,8 +138,48 @@ def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, An
                           "questions": int(metrics["n"])}
                          for metric, value in metrics.items() if metric != "n"]
     out_rows += [{**common, "task": "fused", "metric": metric, "value": value}
-                 for metric, value in scores["fused"].items()]
+                 for metric, value in scores.get("fused", {}).items()]
     return out_rows
+
+
+def _drop_in(config: LanguageTeacherConfig, name: str, stores: Stores,
+             rooms: list[RoomQuestions]) -> dict[str, dict[str, float]]:
+    """`evaluate` of the trained teacher with other features of the test rooms, not retrained."""
+    with locked(config.out.with_name(f"{config.out.name}.lock")):  # of the job that trains it
+        if not (config.out / WEIGHTS).is_file():
+            train_language_teacher(config)
+    device = Accelerator().device
+    model, encoder, tuning = load_language_teacher(config.out / WEIGHTS, device)
+    dataset = question_dataset(rooms, stores, encoder, device)
+    assert dataset.visual.generative is not None
+    shape = dataset.visual.generative.shape                          # [N,T,D,14,14]
+    if name in STUDENTS:
+        dropped = _student_features(config, name, stores, rooms).to(device)
+    elif name == "zeros":
+        dropped = torch.zeros(shape, device=device).half()
+    else:  # one draw a channel and cell, with the generator's mean and deviation
+        draw = torch.randn(shape[2:], generator=torch.Generator().manual_seed(0)).to(device)
+        mean, std = (model.get_buffer(f"generative_{part}") for part in ("mean", "std"))
+        dropped = (mean + std * draw).half().expand(shape)
+    dataset.visual.generative = dropped
+    return evaluate(model, dataset, tuning)
+
+
+def _student_features(config: LanguageTeacherConfig, name: str, stores: Stores,
+                      rooms: list[RoomQuestions]) -> Tensor:
+    """The shipped student's or its file's, in the generator's units, [N,T,D,14,14] half."""
+    assert config.clips is not None and config.data is not None
+    device = Accelerator().device
+    student = load_student(SHIPPED).to(device)
+    if student.config.teacher != spec_digest(load_wan(config.generator, config.tap).spec):
+        raise ValueError(f"{SHIPPED}: was distilled from another teacher than {config.generator}")
+    file = find(STUDENTS[name])[0][0]
+    model = student if file.kind == "student" else load_file(file)
+    tower = FileTower(name, file.sha256, student.config.out_dim,
+                      lambda frames: student.destandardise(model(frames).to(device)))
+    store = FeatureStore(config.data / "features", tower.spec, stores[0].spec["source"])
+    fill(store, tower, ClipFolder(config.clips), [room.id for room in rooms], device)
+    return load_features(store, rooms)
 
 
 def save_tiny_lm(folder: Path, rooms: list[RoomQuestions], width: int = 128,

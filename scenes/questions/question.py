@@ -2,7 +2,7 @@
 
 Tasks: "vsi:<type>" for the types of VSI-Bench; "ground", "multi_ground", "caption" and "situated"
 after ScanRefer, Multi3DRefer, Scan2Cap and SQA3D; "camera_distance" and "depth_order"; "qa" after
-ScanQA, imported only.
+ScanQA, imported only; "same_noun_closest", in none of the defaults.
 """
 import re
 from collections.abc import Callable
@@ -22,7 +22,8 @@ TASKS = (*(f"vsi:{t}" for t in VSI_TYPES), "ground", "multi_ground", "caption", 
          "camera_distance", "depth_order")
 IMPORTED_TASKS = (*TASKS, "qa")
 # place in the picture alone answers them once the objects are pointed at: no evidence of geometry
-POINTER_CHECKS = tuple(f"vsi:{t}" for t in VSI_TYPES if t.startswith("object_rel_d"))
+POINTER_CHECKS = (*(f"vsi:{t}" for t in VSI_TYPES if t.startswith("object_rel_d")),
+                  "same_noun_closest")
 NO_BOXES = np.zeros((0, 7), np.float32)
 POINTER = "<coord>"  # stands for a region of a frame, or a box
 COORD = f"Given an object located at {POINTER} , describe the object in detail."  # every caption
@@ -104,6 +105,7 @@ def questions(clip: Clip | SceneView, task: str, seed: int = 0) -> list[Question
     if task not in makers:
         raise ValueError(f"questions: no task {task!r}; there are {', '.join(TASKS)}")
     view = clip if isinstance(clip, SceneView) else SceneView(clip)
-    rng = np.random.default_rng([seed, TASKS.index(task), *view.clip.id.encode()])
+    number = (*TASKS, *POINTER_CHECKS).index(task)
+    rng = np.random.default_rng([seed, number, *view.clip.id.encode()])
     out: list[Question] = makers[task](view, rng)
     return [out[i] for i in rng.permutation(len(out))]

@@ -1,7 +1,8 @@
-"""Questions that place in the picture does not answer: distance from the camera, and depth order.
+"""Questions that place in the picture does not answer, distance from the camera and depth order;
+and one that it does: which of two objects of a noun is closer to a third.
 
-Objects are those that one frame shows well. Their distance is the median over their visible pixels
-in that frame, from the camera's centre.
+Objects of the former are those that one frame shows well. Their distance is the median over their
+visible pixels in that frame, from the camera's centre.
 """
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 from scenes.geometry import unproject
 from scenes.questions.question import Question
 from scenes.questions.visibility import CLEAR_SHARE, SceneView, VisibleObject
-from scenes.questions.vsi import Rng, choice, numeric
+from scenes.questions.vsi import MARGIN_M, Rng, choice, numeric
 
 PER_CLIP = 8             # questions of a type about one clip, at most
 GAP_M = (0.3, 0.8)       # difference of the two distances of a depth order
@@ -56,6 +57,23 @@ def depth_order(view: SceneView, rng: Rng) -> list[Question]:
     return evenly[:PER_CLIP]
 
 
+def same_noun_closest(view: SceneView, rng: Rng) -> list[Question]:
+    """Which of two objects of a noun, told apart by pointers alone, is closer to a third, by
+    MARGIN_M. A pair comes twice, with thirds that each of the two is closer to."""
+    pairs = [pair for group in view.by_noun.values() for pair in combinations(group, 2)]
+    out: list[Question] = []
+    for near, far in (pairs[i] for i in rng.permutation(len(pairs))):
+        found = []
+        for pair in ((near, far), (far, near)):
+            anchors = [item for item in view.unique
+                       if pair[1].distance(item) - pair[0].distance(item) >= MARGIN_M]
+            if anchors:
+                found.append(_closest(view, *pair, anchors[rng.integers(len(anchors))], rng))
+        if len(found) == 2:
+            out += found
+    return out[:PER_CLIP]
+
+
 class _Seen:
     """An object in one frame: median distance m, row and area of its mask as shares."""
 
@@ -69,6 +87,15 @@ class _Seen:
         self.distance = float(np.median(np.linalg.norm(points, axis=0)))
         self.row = float(rows.mean()) / len(clip.instances[frame])
         self.area = float(item.share[frame])
+
+
+def _closest(view: SceneView, near: VisibleObject, far: VisibleObject, anchor: VisibleObject,
+             rng: Rng) -> Question:
+    text = ("Measuring from the closest point of each object, which of these objects ({}) is the "
+            f"closest to the {anchor.noun}?")
+    question = choice(view.clip, "same_noun_closest", text, [near.noun, far.noun], rng)
+    listed = (near, far) if question.answer == "A" else (far, near)
+    return replace(question, mentions=view.mentions(*listed, anchor))
 
 
 def _order(view: SceneView, near: VisibleObject, far: VisibleObject, frame: int,
@@ -88,4 +115,5 @@ def _kind(near: _Seen, far: _Seen) -> str:
 
 
 MAKERS: dict[str, Callable[[SceneView, Rng], list[Question]]] = {
-    "camera_distance": camera_distance, "depth_order": depth_order}
+    "camera_distance": camera_distance, "depth_order": depth_order,
+    "same_noun_closest": same_noun_closest}

@@ -18,7 +18,7 @@ from scenes.questions.visibility import CLEAR_SHARE, TRACE_SHARE, Mentions, Scen
 Rng = np.random.Generator
 PER_CLIP = 4             # questions of a type about one clip, at most
 LETTERS = "ABCD"
-_MARGIN_M = 0.3          # least difference of two distances, or of one from zero
+MARGIN_M = 0.3          # least difference of two distances, or of one from zero
 _SIZE = ("What is the length of the longest dimension (length, width, or height) of the {}, "
          "measured in centimeters?")
 _ROOM_SIZE = ("What is the size of this room (in square meters)? \nIf multiple rooms are shown, "
@@ -38,10 +38,10 @@ def counting(view: SceneView, rng: Rng) -> list[Question]:
 def absolute_distance(view: SceneView, rng: Rng) -> list[Question]:
     """Metres between the closest points of two boxes, to 0.1 m, drawn uniformly on a log scale."""
     pairs = {(a, b): d for i, a in enumerate(view.unique) for b in view.unique[:i]
-             if (d := a.distance(b)) >= _MARGIN_M}
+             if (d := a.distance(b)) >= MARGIN_M}
     out = []
     for _ in range(min(PER_CLIP, len(pairs))):
-        wanted = np.exp(rng.uniform(np.log(_MARGIN_M), np.log(5.0)))
+        wanted = np.exp(rng.uniform(np.log(MARGIN_M), np.log(5.0)))
         a, b = pair = min(pairs, key=lambda p: abs(np.log(pairs[p] / wanted)))
         a, b = (a, b) if rng.random() < 0.5 else (b, a)
         text = ("Measuring from the closest point of each object, what is the distance between the "
@@ -78,7 +78,7 @@ def relative_distance(view: SceneView, rng: Rng) -> list[Question]:
         for target in set(range(len(objects))) - set(offered.tolist()):
             order = offered[np.argsort(gaps[target, offered])]
             near, next_ = gaps[target, order[:2]]
-            if near >= 0.05 and next_ - near >= _MARGIN_M:
+            if near >= 0.05 and next_ - near >= MARGIN_M:
                 found.setdefault(int(order[0]), []).append(target)
         if len(found) > len(best):
             best = {int(rng.choice(targets)): closest for closest, targets in found.items()}

@@ -17,13 +17,14 @@ from records.options import (
     Width,
     check_ranges,
 )
-from scenes.questions.question import IMPORTED_TASKS, TASKS
+from scenes.questions.question import IMPORTED_TASKS, POINTER_CHECKS, TASKS
 from teacher.towers.tap import Tap
 
 # semantic: that stream again, for as many weights. true_xyz: each token's ground-truth camera point
-# and the log focal length. place: no visual tokens, pointers without features; text_only: none
+# and the log focal length. place: no visual tokens, pointers without features; text_only: none.
+# random_weights: the generator's transformer redrawn by the tuning's seed
 Features = Literal["generator", "none", "semantic", "zeros", "noise", "rgb", "vae_latents",
-                   "true_xyz", "place", "text_only"]
+                   "true_xyz", "place", "text_only", "random_weights"]
 Numbers = Literal["head", "text"]  # a regression from the answer's start, or the LM's digits
 PositionMode = Literal["depth_pose", "pose_free"]
 Query = Literal["words", "ground"]  # the question's mean hidden state, or that of <ground>
@@ -85,7 +86,7 @@ class LanguageTeacherConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "teacher", filled=("tasks",))
-        if unknown := sorted(set(self.tasks) - set(IMPORTED_TASKS)):
+        if unknown := sorted(set(self.tasks) - {*IMPORTED_TASKS, *POINTER_CHECKS}):
             raise ValueError(f"teacher: no task {unknown[0]!r}; expected: {', '.join(TASKS)}")
         if self.fusion == "context_gated" and self.tuning.questions > 1:
             raise ValueError("teacher: fusion context_gated makes a clip's tokens depend on the "

@@ -235,7 +235,8 @@ def _tower(config: LanguageTeacherConfig, device: torch.device) -> Tower | None:
         return None
     if config.features in controls:
         return controls[config.features]()
-    wan = load_wan(config.generator, config.tap).to(device)
+    wan = load_wan(config.generator, config.tap, config.features == "random_weights",
+                   config.tuning.seed).to(device)
     return VAELatents(wan) if config.features == "vae_latents" else wan
 
 

@@ -3,9 +3,13 @@ import json
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from bench.recipes import language_tables
-from scenes.clip import SPLITS, save_clip
+from scenes.clip import SPLITS, ClipFolder, save_clip
+from student.config import SHIPPED
+from student.vit import load_student
 from teacher.language import train as training
 from teacher.language.lm import load_lm
 from tests.fakes import FakeRooms
@@ -60,6 +64,48 @@ def test_a_training_that_another_process_has_is_left_to_it(main, tmp_path):
     assert (work / "sensitivity_place_0.json").is_file()
     assert {row["features"] for row in main("sensitivity", "--rows", "semantic", "place", "--seeds",
                                             "0")} == {"semantic", "place"}
+
+
+def test_features_are_dropped_into_the_generators_own_training(main, tmp_path, monkeypatch):
+    seen, trained = [], []
+    evaluate, train = language_tables.evaluate, language_tables.train_language_teacher
+
+    def record(model, dataset, tuning):
+        seen.append((model, dataset.visual.generative.float()))
+        return evaluate(model, dataset, tuning)
+
+    monkeypatch.setattr(language_tables, "evaluate", record)
+    monkeypatch.setattr(language_tables, "train_language_teacher",
+                        lambda config: trained.append(config.features) or train(config))
+    names = [*language_tables.DROPPED]
+    rows = main("questions", "--rows", *names, "generator", "random_weights", "--seeds", "1")
+    assert trained == ["generator", "random_weights"]  # in this order: nothing is dropped before
+    for name in names:
+        assert ({(row["task"], row["metric"]) for row in rows if row["features"] == name}
+                == {(row["task"], row["metric"]) for row in rows
+                    if row["features"] == "generator" and row["task"] != "fused"}), name
+    (model, zeros), (_, noise), (_, student), (_, int8) = seen
+    expected = load_file(tmp_path / "work" / "questions_generator_1" / "teacher.safetensors")
+    assert all(torch.equal(one.newline, expected["newline"]) for one, _ in seen)
+    drawn = (noise - model.generative_mean) / model.generative_std
+    assert not zeros.any() and torch.equal(noise[0], noise[1]) and abs(drawn.std() - 1) < 0.02
+    true = load_student(SHIPPED)
+    frames = [torch.from_numpy(ClipFolder(tmp_path / "clips").clip(f"test/00{i}").frames) / 255
+              for i in range(2)]
+    with torch.no_grad():
+        true_features = true.destandardise(true(torch.cat(frames))).view_as(student)
+    torch.testing.assert_close(student, true_features, atol=5e-3, rtol=5e-3)
+    assert 0.95 < torch.cosine_similarity(int8, student, dim=2).mean() < 0.99999
+    weights = {json.loads(path.read_text())["weights"]
+               for path in (tmp_path / "work" / "features").glob("wan-*/manifest.json")}
+    assert {name.removesuffix("-random1") for name in weights} < weights and len(weights) == 2
+
+
+def test_a_student_of_another_generator_is_not_dropped_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(language_tables, "spec_digest", lambda spec: "another")
+    config = language_tables.LanguageTeacherConfig(clips=tmp_path, data=tmp_path)
+    with pytest.raises(ValueError, match="distilled from another teacher than wan-nano"):
+        language_tables._student_features(config, "student_fp32", (None, None), [])
 
 
 def test_the_tiny_language_model_knows_every_word_of_the_questions(tmp_path):

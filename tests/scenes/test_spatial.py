@@ -74,6 +74,33 @@ def test_counter_prior_pairs_are_lower_yet_farther_or_larger_yet_farther(clip):
     assert kinds[frozenset(("piano", "door"))] == "prior"   # lower, larger and nearer
 
 
+def test_the_closest_of_one_noun_is_told_by_pointers_and_each_of_a_pair_is_right_once():
+    desks = [thing(10, "desk", 0, 0), thing(11, "desk", 4, 0), thing(12, "desk", 0, 0.5)]
+    others = [thing(20, "lamp", 1, 0), thing(21, "sofa", 2, 0), thing(22, "bed", 3, 0)]
+    right = {"lamp": 10, "bed": 11}  # the sofa is as far from both
+    answers = set()
+    for seed in range(20):
+        found = questions(shown([*desks[:2], *others]), "same_noun_closest", seed)
+        assert {q.mentions[2][0] for q in found} == set(right) and len(found) == 2
+        for question in found:
+            noun = question.mentions[2][0]
+            assert question.options == ("A. desk", "B. desk")
+            assert question.mentions["AB".index(question.answer)][1] == right[noun]
+            pointed = re.findall(rf"(\w+) {POINTER}", question.pointed_prompt)
+            assert pointed == ["desk", "desk", noun]
+            answers.add(question.answer)
+    assert answers == {"A", "B"}
+    # closest to both others
+    assert not questions(shown([*desks[:2], thing(20, "lamp", 1, 0)]), "same_noun_closest")
+    pairs = {frozenset(number for _, number, _ in q.mentions[:2])
+             for q in questions(shown([*desks, *others]), "same_noun_closest")}
+    assert pairs == {frozenset((10, 11)), frozenset((11, 12))}  # 10 and 12 are too alike
+    room = read_room(replace(shown([*desks[:2], *others]),
+                             depth=np.full((1, SIDE, SIDE), 49.0, np.float32)),
+                     ("same_noun_closest",), 0)
+    assert all(len(set(rows)) == 3 for rows in room.mentions) and len(room.questions) == 2
+
+
 def test_several_objects_are_mentioned_in_a_frame_that_shows_all(clip):
     only = shown([thing(10, "desk", 0, 0), thing(11, "lamp", 1, 0), thing(12, "bed", 3, 0)],
                  first={11: 1, 12: 2}, frames=3)
