@@ -83,7 +83,8 @@ def make_run(root: Path, labelled: bool = True, depth: int = 2) -> Path:
         name="drawn", runs=root, scenes=ScenesConfig(frames=FRAMES), seeds=(0,), device="cpu",
         teacher=TeacherConfig(str(tiny_generator(root / "generator")), Tap(block=2, seeds=2),
                               DenseTraining(epochs=4, batch=8, width=32)),
-        student=StudentTraining(StudentConfig(depth=depth), "scratch", epochs=1, batch=8))
+        student=StudentTraining(StudentConfig(depth=depth, stem="patch"), "scratch", epochs=1,
+                                batch=8))
     with pytest.MonkeyPatch.context() as patch:
         use(DrawnRooms(labelled), patch)
         return run_distillation(config)

@@ -34,7 +34,8 @@ def trained_run() -> Path:
     """One run folder a session, read-only: Ti width, 2 blocks, 64 features, 70 steps (15 s)."""
     folder = Path(mkdtemp(prefix="vega3d_export_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return make_run(folder / "run", StudentConfig(size="ti", depth=2, out_dim=64), 70)
+    config = StudentConfig(size="ti", depth=2, out_dim=64, stem="patch")
+    return make_run(folder / "run", config, 70)
 
 
 @cache

@@ -31,7 +31,7 @@ ROOT = Path(vega3d.__file__).parent
 
 @cache
 def parts() -> tuple[onnx.ModelProto, onnx.ModelProto, dict]:
-    student = Student(StudentConfig(depth=1, out_dim=16))
+    student = Student(StudentConfig(depth=1, out_dim=16, stem="patch"))
     heads = Heads(HeadsShape(in_dim=16, width=8))
     heads_model = traced(heads, {"features": (16, 14, 14), "frames": (3, 224, 224)}, OUTPUTS)
     return export_onnx(student), heads_model, interface(student)

@@ -73,7 +73,8 @@ def test_every_disturbance_has_a_row_of_each_model_that_it_concerns(tiny_wan, tm
         name="a", runs=tmp_path / "runs", scenes=ScenesConfig(clips_per_room=1),
         teacher=TeacherConfig(str(tiny_wan), Tap(block=1, seeds=1),
                               DenseTraining(epochs=1, batch=3, width=8), ()),
-        student=StudentTraining(StudentConfig(depth=1), init="scratch", epochs=1, batch=4),
+        student=StudentTraining(StudentConfig(depth=1, stem="patch"), init="scratch", epochs=1,
+                                batch=4),
         heads=HeadTraining(steps=1, batch=2, width=8, init="scratch")))
     student, heads = load_student(run / "student"), load_heads(run / "student")
     inputs = {"features": (student.config.out_dim, 14, 14), "frames": (3, 224, 224)}

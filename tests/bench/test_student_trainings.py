@@ -21,7 +21,7 @@ ROOMS = FakeRooms(train=4, test=2, frames=3)
 @pytest.fixture
 def run(tmp_path, tiny_wan, monkeypatch):
     monkeypatch.setattr("distill.clips.open_source", lambda *_: (ROOMS, "fake"))
-    tiny = StudentConfig(depth=1)
+    tiny = StudentConfig(depth=1, stem="patch")
     monkeypatch.setattr(student_trainings, "StudentTraining",
                         lambda **options: StudentTraining(model=tiny, **options))
     return run_distillation(RunConfig(
@@ -57,7 +57,7 @@ def test_processes_share_an_ablation_and_the_last_one_writes_its_table(monkeypat
 
 
 def test_the_four_arms_have_equal_steps_and_each_adds_one_thing(monkeypatch, run, tmp_path):
-    stem = {"model": StudentConfig(depth=2), "augment": ("photometric",)}  # no ImageNet weights
+    stem = {"model": StudentConfig(depth=2, stem="patch"), "augment": ("photometric",)}
     monkeypatch.setitem(student_trainings.VARIANTS, "lite0 stem, photometric", stem)
     rows = table(monkeypatch, run, tmp_path, "arms", "--seeds", "0", "--head-steps", "2")
     assert [row["arm"] for row in rows] == ["as now", "augmentation", "imagenet start", "labels"]

@@ -29,7 +29,7 @@ from tests.fakes import FakeRooms
 from tests.scenes.published import write_video
 from tests.scenes.rgbd_scenes import save
 
-MODEL = StudentTraining(StudentConfig(depth=1), init="scratch")
+MODEL = StudentTraining(StudentConfig(depth=1, stem="patch"), init="scratch")
 HEADS = HeadTraining(width=8, descriptor_dim=8, init="scratch")
 ROOMS, FEW_ROOMS = FakeRooms(train=2, val=0, test=5), FakeRooms(train=1, val=0, test=1)
 

@@ -22,7 +22,7 @@ TRAINING = HeadTraining(steps=3, batch=2, width=16, descriptor_dim=8, init="scra
                         training="frozen")
 SHAPE = HeadsShape(canonical_focal=224.0)
 CPU = torch.device("cpu")
-STUDENT = Student(StudentConfig(depth=1))
+STUDENT = Student(StudentConfig(depth=1, stem="patch"))
 
 
 @cache
@@ -36,7 +36,7 @@ def examples(split: str = "test") -> Examples:
 
 def student_in(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
-    save_student(Student(StudentConfig(depth=1, out_dim=32)), folder)
+    save_student(Student(StudentConfig(depth=1, out_dim=32, stem="patch")), folder)
     return folder
 
 

@@ -34,7 +34,7 @@ def examples(split: str = "train") -> Examples:
 
 def untrained() -> StudentWithHeads:
     torch.manual_seed(0)
-    student = Student(StudentConfig(depth=1, out_dim=32))
+    student = Student(StudentConfig(depth=1, out_dim=32, stem="patch"))
     return StudentWithHeads(student, initial_heads(student, TRAINING))
 
 

@@ -32,7 +32,7 @@ def config(tmp_path, tiny_wan, monkeypatch):
         name="a", runs=tmp_path / "runs",
         teacher=TeacherConfig(str(tiny_wan), Tap(block=1, seeds=1),
                               DenseTraining(epochs=1, batch=3, width=8), ("zeros", )),
-        student=StudentTraining(StudentConfig(depth=1), init="scratch", epochs=2, batch=2))
+        student=StudentTraining(StudentConfig(depth=1, stem="patch"), init="scratch", epochs=2, batch=2))
 
 
 def test_a_run_folder_holds_what_the_design_promises(config):
@@ -227,18 +227,18 @@ def test_unlabelled_clips_are_distilled_without_heads(config, monkeypatch):
 
 
 def test_a_shipped_start_keeps_the_head_only_for_the_same_teacher(tmp_path, monkeypatch):
-    scratch = StudentTraining(StudentConfig(depth=1), "scratch")
+    scratch = StudentTraining(StudentConfig(depth=1, stem="patch"), "scratch")
     shipped = build_student(scratch, "teacher-a", torch.ones(8), torch.ones(8), 5)
     save_student(shipped, tmp_path)
     monkeypatch.setattr(loop, "SHIPPED", tmp_path)
-    start = StudentTraining(StudentConfig(depth=1), "shipped")
+    start = StudentTraining(StudentConfig(depth=1, stem="patch"), "shipped")
     same = build_student(start, "teacher-a", torch.zeros(8), torch.ones(8), 0)
     other = build_student(start, "teacher-b", torch.zeros(8), torch.ones(8), 0)
     assert torch.equal(same.head.weight, shipped.head.weight) and same.target_mean[0] == 1
     assert not torch.equal(other.head.weight, shipped.head.weight) and other.target_mean[0] == 0
     assert torch.equal(other.blocks[0].fc1.weight, shipped.blocks[0].fc1.weight)
     with pytest.raises(ValueError, match="the shipped student is a ViT-Ti"):
-        build_student(replace(start, model=StudentConfig("s", depth=1)), "teacher-a",
+        build_student(replace(start, model=StudentConfig("s", depth=1, stem="patch")), "teacher-a",
                       torch.zeros(8), torch.ones(8), 0)
 
 

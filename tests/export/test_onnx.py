@@ -91,7 +91,8 @@ def test_dynamic_batch_runs_at_every_size_and_equals_static():
 
 
 def test_static_batch_fills_up_its_last_chunk():
-    model = OnnxModel(export_onnx(Student(StudentConfig(depth=1, out_dim=8)), batch=2))
+    student = Student(StudentConfig(depth=1, out_dim=8, stem="patch"))
+    model = OnnxModel(export_onnx(student, batch=2))
     assert model(to_input(run().heldout.frames[:3])).shape == (3, 8, 14, 14)
 
 

@@ -40,7 +40,7 @@ def exporter(folder, **options) -> Exporter:
     return made
 
 
-@pytest.mark.parametrize("config", [StudentConfig(size="s", depth=1, out_dim=8),
+@pytest.mark.parametrize("config", [StudentConfig(size="s", depth=1, out_dim=8, stem="patch"),
                                     StudentConfig(size="ti", depth=1, out_dim=8, stem="lite0")])
 def test_the_rewritten_float_model_equals_torch_at_any_width_stem_and_batch(config):
     student = Student(config, pretrained_stem=False).eval()

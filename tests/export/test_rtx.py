@@ -25,7 +25,7 @@ WEIGHT_BYTES = {"int8": 21.2e6, "fp16": 42.4e6}  # 21.2 M weights in the blocks
 def fp32() -> onnx.ModelProto:
     """ViT-S with random weights."""
     torch.manual_seed(0)
-    return export_onnx(Student(StudentConfig(size="s")).eval())
+    return export_onnx(Student(StudentConfig("s", depth=12, stem="patch")).eval())
 
 
 @cache
