@@ -58,9 +58,11 @@ def test_processes_share_an_ablation_and_the_last_one_writes_its_table(monkeypat
 
 def test_the_four_arms_have_equal_steps_and_each_adds_one_thing(monkeypatch, run, tmp_path):
     stem = {"model": StudentConfig(depth=2, stem="patch"), "augment": ("photometric",)}
-    monkeypatch.setitem(student_trainings.VARIANTS, "lite0 stem, photometric", stem)
+    monkeypatch.setattr(student_trainings, "VARIANTS", {
+        "patch stem": {}, "patch stem, photometric": {"augment": ("photometric", )},
+        "photometric": stem})
     rows = table(monkeypatch, run, tmp_path, "arms", "--seeds", "0", "--head-steps", "2")
-    assert [row["arm"] for row in rows] == ["as now", "augmentation", "imagenet start", "labels"]
+    assert [row["arm"] for row in rows] == ["patch stem", "augmentation", "imagenet start", "labels"]
     assert {row["steps"] for row in rows} == {3 + 2}
     assert {row["labelled_rooms"] for row in rows} == {ScenesConfig().train}
     assert len({row["cosine_mean"] for row in rows}) == 4

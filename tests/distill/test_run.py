@@ -32,7 +32,8 @@ def config(tmp_path, tiny_wan, monkeypatch):
         name="a", runs=tmp_path / "runs",
         teacher=TeacherConfig(str(tiny_wan), Tap(block=1, seeds=1),
                               DenseTraining(epochs=1, batch=3, width=8), ("zeros", )),
-        student=StudentTraining(StudentConfig(depth=1, stem="patch"), init="scratch", epochs=2, batch=2))
+        student=StudentTraining(StudentConfig(depth=1, stem="patch"), init="scratch", epochs=2,
+                                batch=2))
 
 
 def test_a_run_folder_holds_what_the_design_promises(config):
