@@ -246,6 +246,11 @@ TABLES = {
         ("within 1 token", "match_within1_21cm", 2), ("at .49 m: exact", "match_exact_49cm", 2),
         ("within 1 token", "match_within1_49cm", 2), ("flicker, %", "flicker", 1, 100),
         ("drift over 1,000 frames", "drift", 3))),
+    "adapt": Table("adapt", columns(
+        ("student", "stage"), ("frames", "frames_from"), ("count", "frames", 0),
+        ("depth δ<1.25", "delta1"), ("median-scaled", "delta1_median"), ("AbsRel", "abs_rel"),
+        ("normal error, °", "normal_deg", 1), ("matches", "match_descriptor"),
+        ("cosine to teacher", "cosine_mean"))),
     "robustness": Table("robustness", columns(
         ("disturbance", "perturbation"), ("level", "level"), ("model", "model"),
         ("depth δ<1.25", "delta1"), ("change, points", "change", 1, 100), ("AbsRel", "abs_rel"),

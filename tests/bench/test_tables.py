@@ -39,6 +39,7 @@ def folder(tmp_path):
         "cosine_mean": 0.99931, "cosine_p1": 0.9951
     }])
     write(tmp_path, "real_office", [{"file": "model.onnx", "precision": "int8", "corr": 0.41}])
+    write(tmp_path, "adapt", [{"stage": "after", "frames_from": "footage", "abs_rel": 0.19}])
     write(tmp_path, "alignment", [{"generator": "wan-nano", "depth_r2_alone": 0.76}])
     write(tmp_path, "openvino_cpu", [{"artefact": "model.onnx", "runtime": "OpenVINO",
                                       "latency_ms": 16.0, "vs_best_float": 1.0}])

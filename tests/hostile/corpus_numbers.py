@@ -14,7 +14,7 @@ COMMANDS = ("scenes", "teacher", "distill", "export", "infer", "bench")
 # arguments that have no default
 GIVEN = {"infer": ["model.onnx", "photo.jpg"], "scenes import": ["scannet", "root", "--out", "out"],
          "scenes ask": ["clip.safetensors"], "scenes pack": ["--out", "pack.zip"],
-         "bench real": ["frames"]}
+         "bench real": ["frames"], "distill adapt": ["footage.mp4"]}
 
 
 def numbers(hint: Any) -> Iterator[tuple[type, list[Range]]]:

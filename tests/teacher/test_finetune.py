@@ -67,11 +67,13 @@ def start(config, rooms=ROOMS, **shape):
     return model, dataset
 
 
-@pytest.mark.parametrize(("name", "metric", "lr", "numbers"), [
-    ("ground", "acc@0.5", 6e-3, "head"), ("vsi_number", "mra", 6e-3, "text"),
-    ("vsi_number", "mra", 6e-3, "head")])
-def test_it_learns_to_ground_and_to_count(config, name, metric, lr, numbers):
-    config = replace(config, steps=100, lr=lr, lr_new=lr, validate_every=200)
+# grounding: the query is standardised by the states before training, from which a random language
+# model at the head's rate drifts hundreds of deviations in a few steps; then no text is left in it
+@pytest.mark.parametrize(("name", "metric", "lr", "lr_new", "numbers"), [
+    ("ground", "acc@0.5", 5e-5, 1e-3, "head"), ("vsi_number", "mra", 6e-3, 6e-3, "text"),
+    ("vsi_number", "mra", 6e-3, 6e-3, "head")])
+def test_it_learns_to_ground_and_to_count(config, name, metric, lr, lr_new, numbers):
+    config = replace(config, steps=100, lr=lr, lr_new=lr_new, validate_every=200)
     model, dataset = start(config, grid=2, numbers=numbers)
     dataset.families, dataset.shares = [name], np.ones(1)
     fit(model, dataset, config, quiet=True)
@@ -80,7 +82,7 @@ def test_it_learns_to_ground_and_to_count(config, name, metric, lr, numbers):
         question = ROOMS[prediction.room].questions[prediction.question]
         scores.append(values(question, prediction.output(question))[metric])
     assert len(scores) == len(dataset.by_family[name]) * (2 if name == "vsi_number" else 1)
-    assert np.mean(scores) > 0.6, scores  # chance is a quarter of the boxes
+    assert np.mean(scores) > 0.8, scores  # chance is a quarter of the boxes
 
 
 def grounding_queries(model, dataset):
