@@ -64,9 +64,11 @@ def _open_footage(config: AdaptConfig) -> tuple[Source, str]:
     check_depth(clip, path, config.depth_unit)
     if note := off_colour([clip])[1]:
         print(f"note: {path}: {note}", file=sys.stderr)
-    arrays = [clip.frames, clip.depth, clip.intrinsics, clip.poses]
-    content = b"".join(array.tobytes() for array in arrays if array is not None)
-    return Cut(clip, config.scenes.frames), sha256(content).hexdigest()
+    content = sha256()
+    for array in (clip.frames, clip.depth, clip.intrinsics, clip.poses):
+        if array is not None:
+            content.update(array.tobytes())
+    return Cut(clip, config.scenes.frames), content.hexdigest()
 
 
 def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source, str]:

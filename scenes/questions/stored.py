@@ -23,7 +23,7 @@ def by_clip(questions: Iterable[Question]) -> ByClip:
 
 def save_questions(questions: Mapping[str, Sequence[Question]], folder: Path) -> None:
     """Writes FOLDER/questions.json; each distinct box of a clip is stored once."""
-    clips = {clip_id: _encode(asked) for clip_id, asked in questions.items()}
+    clips = {clip_id: _encode(of_clip) for clip_id, of_clip in questions.items()}
     with atomic_write(folder / QUESTIONS_FILE) as scratch:
         scratch.write_text(to_json({"schema": 1, "clips": clips}))
 

@@ -267,17 +267,17 @@ def _with_masks(view: SceneView, found: list[Question]) -> RoomQuestions:
             boxes.append(np.zeros(7, np.float32))
             inside.append(np.zeros((len(clip.frames), GRID, GRID), np.float32))
             inside[-1][frame] = token_shares(clip.instances[frame][None] == number, GRID)[0]
-    asked = []
+    questions = []
     for question in found:
         if len(question.boxes):
             question = replace(question, boxes=np.stack(boxes[:2 * count]), proposals=count,
                                targets=tuple(count + target for target in question.targets))
-        asked.append(question)
+        questions.append(question)
     return RoomQuestions(
         clip.id, *_geometry(clip), np.stack(boxes).astype(np.float32),
-        np.stack(inside).reshape(len(inside), -1).astype(np.float16), asked,
-        [list(range(len(q.boxes))) for q in asked],
-        [[rows[mention[1:]] for mention in q.mentions] for q in asked])
+        np.stack(inside).reshape(len(inside), -1).astype(np.float16), questions,
+        [list(range(len(q.boxes))) for q in questions],
+        [[rows[mention[1:]] for mention in q.mentions] for q in questions])
 
 
 def _geometry(clip: Clip) -> tuple[np.ndarray, np.ndarray, float]:
