@@ -3,6 +3,7 @@
 names: <!-- results:NAME model precision latency_ms -->."""
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bench.tables.columns import filled_columns
@@ -52,6 +53,10 @@ def table(name: str, folder: Path, fields: Sequence[str] = ()) -> str:
              _line("---:" if column.numeric else "---" for column in columns)]
     for row in rows:
         lines.append(_line(column.cell(row) for column in columns))
+    if "command" in rows[0]:  # measured later than the rest of the file
+        own = rows[0]
+        results = replace(results, command=own["command"], commit=own["commit"],
+                          env={"cpu": own["cpu"]})
     return "\n".join([*lines, "", _source(results), ""])
 
 
