@@ -1,6 +1,5 @@
 """Training the full teacher: it learns, resumes exactly, and trains the weights it should."""
 import json
-import os
 import signal
 from copy import copy
 from dataclasses import replace
@@ -217,7 +216,7 @@ def test_a_terminated_training_saves_its_step_and_the_losses_since_the_last_row(
     def terminated(*args):
         steps.append(1)
         if len(steps) == 3:  # rows are of two steps
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         true_step(*args)
 
     monkeypatch.setattr(finetune, "clip_and_step", terminated)
