@@ -60,7 +60,6 @@ class Alignment:
         self.splits, self.chosen = splits, chosen
         self._encoder = SemanticEncoder().to(device)
         self._semantic = [*map(self.frame_features(self._encoder.features), splits)]
-        self._semantic_mlp: dict[int, ridge.Terms] = {}
         self._console = Console(stderr=True)
 
     def say(self, line: str) -> None:
@@ -187,9 +186,9 @@ class Alignment:
         recorded frames, which have no normals, of the MLP, also of each way."""
         runs = []
         for seed, one in enumerate(features):
-            trials = self.trials([*map(one, self.splits)])
-            runs.append([self._terms(way, inputs, combinations, seed if len(features) > 1 else None)
-                         for way, inputs in enumerate(trials)])
+            seeds = [seed] if len(features) > 1 else range(self.config.redraws)
+            runs.append([self._terms(inputs, combinations, seeds)
+                         for inputs in self.trials([*map(one, self.splits)])])
         out: dict[str, np.ndarray] = {}
         for name in runs[0][0]:
             ways = [ridge.scores(ridge.average([run[way][name] for run in runs]), way)
@@ -203,23 +202,15 @@ class Alignment:
                     out |= {f"{column}_way{i}": found[score] for i, found in enumerate(ways, 1)}
         return out
 
-    def _terms(self, way: int, inputs: Sequence[Inputs], combinations: ridge.Combinations,
-               seed: int | None) -> dict[str, ridge.Terms]:
-        """seed: of the MLP; None: the mean over all."""
+    def _terms(self, inputs: Sequence[Inputs], combinations: ridge.Combinations,
+               seeds: Sequence[int]) -> dict[str, ridge.Terms]:
+        """seeds: of the MLP."""
         fit, choice, test = inputs
         terms = ridge.ridge_terms(fit, choice, test, combinations)
-        terms["match"] = ridge.match_terms(test.data, test.parts["x"])
         if self.chosen:
-            seeds = range(self.config.redraws)
-            if way not in self._semantic_mlp:  # the same for all features
-                only = {"semantic": COMBINATIONS["semantic"]}
-                self._semantic_mlp |= {
-                    way: ridge.mlp_terms(fit, choice, test, only, seeds)["semantic"]}
-            others = {name: parts for name, parts in combinations.items() if name != "semantic"}
-            found = ridge.mlp_terms(fit, choice, test, others, seeds if seed is None else [seed])
-            terms |= {f"{name}_mlp": one for name, one in found.items()}
-            terms["semantic_mlp"] = self._semantic_mlp[way]
-        return terms
+            by_mlp = ridge.mlp_terms(fit, choice, test, combinations, seeds)
+            terms |= {f"{name}_mlp": one for name, one in by_mlp.items()}
+        return terms | {"match": ridge.match_terms(test.data, test.parts["x"])}
 
     def _ruler(self) -> Row:
         """What the scores depend on besides the features: grid, field of view, depths, numbers of
