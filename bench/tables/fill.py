@@ -101,7 +101,7 @@ def _changed(before: str, after: str) -> list[str]:
 
 def _source(results: Results) -> str:
     env, devices = results.env, {row.get("device", "cuda") for row in results.rows}
-    cpu = f"{env.get('cpu', 'unknown CPU')}, {env.get('cores', '?')} cores"
+    cpu = env.get("cpu", "unknown CPU") + (f", {env['cores']} cores" if "cores" in env else "")
     machine = env.get("gpu", cpu) if "cuda" in devices else cpu
     command = f"`{_printed(results.command)}`"
     if _REMOVED.search(results.command):

@@ -162,13 +162,14 @@ TABLES = {
         lambda row: row.get("frames_from") != "real"),
     "alignment_real": Table("alignment", columns(
         ("features", "generator"), ("aligned to", "align"), ("block", "block", 0),
-        ("noise t", "t", 2), ("depth R², alone", "depth_r2_alone_mlp"),
+        ("noise t", "t", 2), ("depth R² (MLP), alone", "depth_r2_alone_mlp"),
         ("with semantic", "depth_r2_fused_mlp"), ("gain", "depth_gain_mlp"),
         ("95 % from", "depth_gain_mlp_low"), ("to", "depth_gain_mlp_high"),
         ("first half to second", "depth_gain_mlp_way1"), ("back", "depth_gain_mlp_way2"),
         ("random weights: gain", "depth_random_gain_mlp"), ("gain, ridge", "depth_gain"),
         ("random weights: gain, ridge", "depth_random_gain")),
-        lambda row: row.get("frames_from") == "real"),
+        lambda row: row.get("frames_from") == "real",
+        order=lambda row: row.get("block") is not None),
     "nano_probe": Table("nano_probe", columns(
         ("features", "features"), ("frames", "mode"), ("noise t", "t", 2), ("block", "block", 0),
         ("noise draws", "seeds", 0), ("depth R², ridge", "depth_r2_ridge"),
