@@ -151,11 +151,9 @@ class Alignment:
                     float(value[0]) for value in ridge.scores(terms["fused"]).values())
         best = max(found, key=lambda tap: found[tap])
         self.say(f"{generator}: block {best.block}, t {best.k / 1000}")
-        if generator != self.config.shipped:
-            return [(best, False)]
-        own = self.tap(Tap().block, Tap().k)
-        if own == best or own.block >= count:
-            return [(best, True)]
+        own, ships = self.tap(Tap().block, Tap().k), generator == self.config.shipped
+        if not ships or own == best or own.block >= count:
+            return [(best, ships)]
         return [(best, False), (own, True)]
 
     def measure(self, facts: Row, features: Sequence[Features],
