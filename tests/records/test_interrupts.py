@@ -27,7 +27,8 @@ def ask_to_stop(number: int = signal.SIGTERM) -> None:
 
 
 @pytest.mark.parametrize(("number", "code", "says"), [
-    (signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+    (signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"),
+    (signal.SIGHUP, 129, "hung up")])
 def test_a_command_that_is_asked_to_stop_says_one_line(monkeypatch, capsys, number, code, says):
     monkeypatch.setattr(vega3d, "_run", lambda *_: ask_to_stop(number))
     before = signal.getsignal(number)
@@ -57,6 +58,13 @@ def test_a_deferred_block_is_not_cut_and_knows_that_it_should_save():
                 check()
         done.append("never")
     assert done == [True, "after the inner block"]
+
+
+def test_an_error_in_a_deferred_block_ends_it():
+    with pytest.raises(ZeroDivisionError), deferred():
+        1 / 0  # noqa: B018
+    with pytest.raises(Interrupted), handled():
+        ask_to_stop()
 
 
 def test_another_thread_runs_commands_without_signals(monkeypatch):
