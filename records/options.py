@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import inspect
 import io
+import re
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import cache, partial, wraps
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+_UNION = re.compile(r"no type matching (.+?) could be instantiated from \[(.*?)\]\. Got errors:.*")
 
 
 @dataclass(frozen=True)
@@ -136,4 +139,5 @@ def _text(box: str) -> str:
             parts.append("")
         else:
             parts[-1] += f" {line}"
-    return "; ".join(" ".join(part.split()) for part in parts if part and "helptext" not in part)
+    text = "; ".join(" ".join(part.split()) for part in parts if part and "helptext" not in part)
+    return _UNION.sub(r"got \2, expected \1", text)
