@@ -63,8 +63,7 @@ examples:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command. Every error is one line on stderr; VEGA3D_DEBUG=1 shows the traceback.
 
-    Exit codes: 0, 2 bad input, 70 an error of ours, 129 SIGHUP, 130 Ctrl-C, 141 nobody reads its
-    output any more (`| head`; no line), 143 SIGTERM; errors may set one.
+    Exit codes: 0, 2 bad input, 70 an error of ours, 128 + a signal's number; errors may set one.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     sys.stdout, sys.stderr = map(_writable, (sys.stdout, sys.stderr))

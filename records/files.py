@@ -114,8 +114,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.errno and (
-                error.filename is None or SCRATCH in str(error.filename)):
+        if isinstance(error, OSError) and error.errno and SCRATCH in str(error.filename or SCRATCH):
             raise OSError(error.errno, error.strerror, str(path)) from error
         if type(error).__name__ == "SafetensorError":  # safetensors is not imported here
             raise ValueError(f"{path}: cannot be written ({error})") from error

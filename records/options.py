@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from functools import cache, partial, wraps
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-_UNION = re.compile(r"no type matching (.+?) could be instantiated from \[(.*?)\]\. Got errors:.*")
-
 
 @dataclass(frozen=True)
 class Range:
@@ -140,4 +138,5 @@ def _text(box: str) -> str:
         else:
             parts[-1] += f" {line}"
     text = "; ".join(" ".join(part.split()) for part in parts if part and "helptext" not in part)
-    return _UNION.sub(r"got \2, expected \1", text)
+    return re.sub(r"no type matching (.+?) could be instantiated from \[(.*?)\]\. Got errors:.*",
+                  r"got \2, expected \1", text)

@@ -11,7 +11,6 @@ MAX_BYTES = 2**18   # a complete run's configuration has 2**11
 MAX_VALUES = 10_000  # with every alias written out
 
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
-_BASE = re.compile(r"[-+]?0[0-9_]|.*:")  # YAML 1.1's
 
 
 def write_yaml(content: Any) -> str:
@@ -68,9 +67,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: Any) -> int:
-        if _BASE.match(node.value):
-            raise ValueError(f"the number {node.value[:20]} is in base 8 or 60, which not every "
-                             "reader of YAML knows; write it in decimal")
+        if re.match(r"[-+]?0[0-9_]|.*:", node.value):
+            raise ValueError(f"{node.value[:20]} is a number of base 8 or 60; write it in decimal")
         value = super().construct_yaml_int(node)
         if not -2**63 <= value < 2**64:
             raise ValueError(f"the number {node.value[:20]}… has {len(node.value)} digits")
