@@ -21,7 +21,7 @@ from scenes.sources.remote import url_of
 from student.config import SHIPPED, StudentConfig
 from student.vit import Student, load_student
 from teacher.data.dataset import Examples
-from teacher.data.feature_store import FeatureStore, fill, open_store
+from teacher.data.feature_store import FeatureStore, RemoteStore, fill
 from teacher.dense import DenseTeacher, Stream, load_teacher
 from teacher.towers.base import Tower
 from teacher.towers.checkpoints import generator_folder
@@ -176,10 +176,13 @@ def open_run(config: RunConfig, folder: Path, render: bool, create: bool = False
         _check_start(config, spec_digest(tower.spec))
     semantic = SemanticEncoder().to(device)
     root = config.features or folder / "features"
-    if config.features and not url_of(root) and not root.is_dir():
-        raise ValueError(f"{root}: no such folder; give the features folder of a run, or its URL")
-    stores = {"semantic": open_store(root, semantic.spec, source_key),
-              "generative": open_store(root, tower.spec, source_key)}
+    store = FeatureStore
+    if config.features and not root.is_dir():
+        if not url_of(root):
+            raise ValueError(f"{root}: no such folder; give a run's features folder, or its URL")
+        store = RemoteStore
+    stores = {"semantic": store(root, semantic.spec, source_key),
+              "generative": store(root, tower.spec, source_key)}
     if create:
         create_folder(config, folder)
     return DistillRun(folder, config, processes, source, tower, semantic, stores)

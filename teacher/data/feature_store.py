@@ -47,10 +47,7 @@ Transfer = tuple[Tensor, torch.cuda.Event | None]  # on its way to the CPU until
 
 
 class FeatureStore:
-    """Features by clip id; opened by the tower's spec: another spec opens another folder.
-
-    Opening writes nothing; ValueError if the folder belongs to another spec.
-    """
+    """Features by clip id; opened by the tower's spec: another spec opens another folder."""
 
     def __init__(self, root: Path, spec: dict, source_key: str):
         self.spec = {"format": FORMAT, "grid": GRID, "dtype": "float16", "source": source_key,
@@ -161,12 +158,6 @@ class RemoteStore(FeatureStore):
     def _read(self, clip_id: str) -> bytes:
         with self.remote.reading("features", name := f"{clip_id}.safetensors"):
             return self.remote.read(name)
-
-
-def open_store(root: Path, spec: dict, source_key: str) -> FeatureStore:
-    """Of a folder, or, to read, of a URL."""
-    remote = url_of(root) and not root.exists()
-    return (RemoteStore if remote else FeatureStore)(root, spec, source_key)
 
 
 def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str],
