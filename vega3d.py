@@ -5,12 +5,14 @@ Subcommands are the VERBS of COMMAND/cli.py, which is imported when its command 
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import ModuleType
+from typing import TextIO
 
 from records.events import as_lines, emit, json_lines
 from records.interrupts import handled
@@ -61,15 +63,41 @@ examples:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command. Every error is one line on stderr; VEGA3D_DEBUG=1 shows the traceback.
 
-    Exit codes: 0, 2 bad input, 70 an error of ours, 130 Ctrl-C, 143 SIGTERM; errors may set one.
+    Exit codes: 0, 2 bad input, 70 an error of ours, 128 + a signal's number; errors may set one.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    sys.stdout, sys.stderr = map(_writable, (sys.stdout, sys.stderr))
     lines: AbstractContextManager = nullcontext()
     if LOG_JSON in args:
         args.remove(LOG_JSON)
         lines = json_lines(args, sys.stderr)
-    with lines:
+    with lines, _printing():
         _main(args)
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """Ends the command here, and not after `main`, if what it printed cannot be written."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if os.environ.get("VEGA3D_DEBUG"):
+            raise
+        with suppress(OSError, ValueError):  # in tests it is no file; elsewhere it holds the rest
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(141) from None
+        fail(f"standard output: {error.strerror}")
+
+
+def _writable(stream: TextIO | None) -> TextIO:
+    """Standard output or error: closed, it leads nowhere; what its encoding lacks is escaped."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="backslashreplace")
+    return stream or open(os.devnull, "w")
 
 
 def _main(args: list[str]) -> None:
@@ -94,7 +122,7 @@ def _main(args: list[str]) -> None:
     except KeyboardInterrupt as error:
         fail(str(error) or "interrupted; the same command resumes", getattr(error, "code", 130))
     except Exception as error:
-        if os.environ.get("VEGA3D_DEBUG"):
+        if os.environ.get("VEGA3D_DEBUG") or isinstance(error, BrokenPipeError):
             raise
         line, code = _described(command, error)
         _clear_frames(error)
@@ -120,7 +148,8 @@ def fail(message: str, code: int = 2) -> None:
     if as_lines():
         emit("error", message=line, code=code)
     else:
-        print("vega3d:", line, file=sys.stderr)
+        with suppress(OSError):  # nobody reads it
+            print("vega3d:", line, file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -172,7 +201,8 @@ def _described(command: str, error: Exception) -> tuple[str, int]:
         if package not in (*COMMANDS, "student", "records"):
             return f"{command} needs the package {error.name}: pip install 'vega3d-edge[train]'", 2
     if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename or ''}: {error.strerror}".lstrip(": ")
+        reason = "exists and is no folder" if isinstance(error, FileExistsError) else error.strerror
+        text = f"{error.filename or ''}: {reason}".lstrip(": ")
     elif isinstance(error, MemoryError) or kind == "OutOfMemoryError":
         text = f"out of memory ({text or kind}); use a smaller file, batch or number of workers"
     elif not (isinstance(error, (ValueError, OSError)) or text.startswith("Symlink loop")

@@ -112,6 +112,8 @@ class RunConfig:
     name: str | None = None       # runs/NAME; None: the next free runs/001, runs/002 …
     runs: Path = Path("runs")
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
+    # another run's features folder, completed there, or its URL, only read; None: the run's own
+    features: Path | None = None
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentTraining = field(default_factory=StudentTraining)
     heads: HeadTraining = field(default_factory=HeadTraining)
@@ -178,7 +180,8 @@ def anchored(config: RunConfig, start: Path) -> RunConfig:
     if generator != TeacherConfig.generator:
         generator = str(found(Path(generator)))
     return replace(config, teacher=replace(config.teacher, generator=generator), scenes=replace(
-        scenes, path=found(scenes.path), furniture=found(scenes.furniture)))
+        scenes, path=found(scenes.path), furniture=found(scenes.furniture)),
+        features=found(config.features))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

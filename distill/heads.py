@@ -14,7 +14,7 @@ from distill.correspondence import batched_matching_cells, matched, rgb_patches
 from distill.joint import CHECKPOINT, cropped_view, train_jointly
 from records import manifest
 from records.files import sha256
-from scenes.clip import Source
+from scenes.clip import Clip
 from student.config import SHIPPED, HeadsShape
 from student.heads import FILE, Heads, StudentWithHeads, heads_scores, load_heads, save_heads
 from student.vit import Student, load_student, save_student
@@ -33,9 +33,8 @@ VIEWS = {"complete": ((1.0, 0.0, 0.0), None), "160": ((1.0, 0.0, 0.0), 160),
 Predict = Callable[[Tensor], dict[str, Tensor]]  # frames [B,3,H,W] in [0,1] -> outputs by name
 
 
-def can_train(source: Source) -> bool:
-    """Whether the clips have depth, normals and cameras, and two frames to match."""
-    clip = source.clip(source.ids("train")[0])
+def can_train(clip: Clip) -> bool:
+    """Whether it has depth, normals and cameras, and two frames to match."""
     labels = clip.depth, clip.normals, clip.instances, clip.intrinsics, clip.poses
     return len(clip.frames) > 1 and all(value is not None for value in labels)
 

@@ -4,6 +4,7 @@ runs/NAME/ config.yaml env.json accuracy.json MODEL_CARD.md frames/ features/ te
 student/{metrics.jsonl,joint_metrics.jsonl,distilled.json,maps/}
 """
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,11 +16,12 @@ from records import manifest
 from records.environment import environment
 from records.files import atomic_write, spec_digest, write_if_changed, write_json
 from records.outputs import holds_files
-from scenes.clip import Source, Split, check_alike, frames_of
+from scenes.clip import Clip, Source, Split, check_alike, frames_of
+from scenes.sources.remote import url_of
 from student.config import SHIPPED, StudentConfig
 from student.vit import Student, load_student
 from teacher.data.dataset import Examples
-from teacher.data.feature_store import FeatureStore, fill
+from teacher.data.feature_store import FeatureStore, RemoteStore, fill
 from teacher.dense import DenseTeacher, Stream, load_teacher
 from teacher.towers.base import Tower
 from teacher.towers.checkpoints import generator_folder
@@ -44,16 +46,19 @@ class DistillRun:
     def device(self) -> torch.device:
         return self.processes.device
 
+    @cached_property
+    def first_clip(self) -> Clip:
+        return self.source.clip(self.source.ids("train")[0])
+
     @property
     def labelled(self) -> bool:
         """Whether dense teachers are trained and scored: on clips with ground truth."""
-        first = self.source.clip(self.source.ids("train")[0])
-        return first.depth is not None and not isinstance(self.config, AdaptConfig)
+        return self.first_clip.depth is not None and not isinstance(self.config, AdaptConfig)
 
     @property
     def has_heads(self) -> bool:
         """Whether heads are trained: there are steps, and clips with depth and cameras."""
-        return bool(self.config.heads.steps) and can_train(self.source)
+        return bool(self.config.heads.steps) and can_train(self.first_clip)
 
     def examples(self, split: Split) -> Examples:
         """The split's frames, features and targets; missing features are extracted first."""
@@ -170,11 +175,16 @@ def open_run(config: RunConfig, folder: Path, render: bool, create: bool = False
     if isinstance(config, AdaptConfig) and create:
         _check_start(config, spec_digest(tower.spec))
     semantic = SemanticEncoder().to(device)
+    root = config.features or folder / "features"
+    store = FeatureStore
+    if config.features and not root.is_dir():
+        if not url_of(root):
+            raise ValueError(f"{root}: no such folder; give a run's features folder, or its URL")
+        store = RemoteStore
+    stores = {"semantic": store(root, semantic.spec, source_key),
+              "generative": store(root, tower.spec, source_key)}
     if create:
         create_folder(config, folder)
-    root = folder / "features"
-    stores = {"semantic": FeatureStore(root, semantic.spec, source_key),
-              "generative": FeatureStore(root, tower.spec, source_key)}
     return DistillRun(folder, config, processes, source, tower, semantic, stores)
 
 

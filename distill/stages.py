@@ -25,6 +25,7 @@ from records.files import (
     write_json,
 )
 from scenes.clip import SPLITS, Split, frames_of
+from scenes.sources.remote import url_of
 from student.vit import Student
 from teacher.data.dataset import Examples, moments
 from teacher.dense import DenseShape, Stream, score, train_dense_teacher
@@ -47,6 +48,9 @@ def run_distillation(config: RunConfig, train: TrainAndScore | None = None) -> P
     makes this run. train: instead of train_and_score. The processes of an `accelerate launch`
     extract features and train students together; the first one does the rest and writes.
     """
+    if (url := url_of(config.runs)) and not config.runs.exists():
+        raise ValueError(f"--runs {url}: runs are written to local folders; --scenes.path and "
+                         "--features may be URLs")
     if config.runs.is_absolute() or ".." in config.runs.parts:
         config = anchored(config, Path.cwd())
     processes = join_processes(resolve_device(config.device))

@@ -4,6 +4,7 @@ The centre square, means of k x k pixels (k: how often the student's side fits i
 bilinear to the student's side, /255. Only ops that every runtime has: OpenVINO ignores, and
 TensorRT refuses, the antialiasing of Resize.
 """
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -27,14 +28,21 @@ _RGB = np.array([[1.164, 0, 1.596], [1.164, -0.392, -0.813], [1.164, 2.017, 0]],
 _BIAS = -_RGB @ np.array([16, 128, 128], np.float32)
 
 
+def frame_size(text: str, kind: CameraInput, px: int) -> tuple[int, int]:
+    """(height, width) of "480x640". ValueError for what cannot be prepared for `px`."""
+    found = re.fullmatch(r"(\d{2,4})x(\d{2,4})", text)
+    height, width = map(int, found.groups()) if found else (0, 0)
+    if min(height, width) < px or (kind == "nv12" and (height % 4 or width % 4)):
+        wanted = "multiples of 4 " if kind == "nv12" else ""
+        raise ValueError(f"--size: got {text}, expected HEIGHTxWIDTH, {wanted}of at least {px}")
+    return height, width
+
+
 def with_camera_input(model: onnx.ModelProto, kind: CameraInput, height: int,
                       width: int) -> onnx.ModelProto:
     """A copy whose `frames` are uint8 [B,height,width,3], or NV12 [B,1.5*height,width,1]."""
     copy = copy_model(model)
     given, px = copy.graph.input[0], copy.graph.input[0].type.tensor_type.shape.dim[2].dim_value
-    if min(height, width) < px or (kind == "nv12" and (height % 4 or width % 4)):
-        wanted = "multiples of 4 " if kind == "nv12" else ""
-        raise ValueError(f"--size: got {height}x{width}, expected {wanted}of at least {px}")
     prefix = _Prefix(copy, given.name, px)
     prepare = prefix.from_rgb if kind == "uint8-nhwc" else prefix.from_nv12
     redirect(copy.graph.node, given.name, prepare(height, width))

@@ -1,5 +1,4 @@
 """`vega3d export VERB`: parses options, calls one public function, prints what it wrote."""
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -51,13 +50,16 @@ def onnx(run: RunFolder = LATEST, precision: tuple[Precision, ...] = ("fp32", "f
             [B,H,W,3], or NV12; crop, resize and normalisation are in the graph
         size: of those frames
     """
+    from export.camera import frame_size
     if not precision:
         raise ValueError("--precision: is empty, expected some of fp32, fp16, int8, fp8")
     with _exporting(run, "onnx", batch, max_drop, qat) as (console, exporter):
         files: list[ExportedFile] = []
+        px = exporter.run.student.config.image_size
+        frame = frame_size(size, input, px) if input != "float" else (px, px)
         if preset:
             files = _export_preset(console, exporter, preset)
-            _export_camera(console, exporter, files, input, size)
+            _export_camera(console, exporter, files, input, frame)
             return
         try:
             for each in _with_fp32(precision):
@@ -65,7 +67,7 @@ def onnx(run: RunFolder = LATEST, precision: tuple[Precision, ...] = ("fp32", "f
                     files += exporter.export(each)
             _print_files(console, files)
             _print_cpu_verdict(console, exporter, files)
-            _export_camera(console, exporter, files, input, size)
+            _export_camera(console, exporter, files, input, frame)
         finally:  # most useful when the gate has just failed
             if layers:
                 _print_layers(console, exporter)
@@ -242,16 +244,11 @@ def _with_fp32(precision: tuple[Precision, ...]) -> tuple[Precision, ...]:
 
 
 def _export_camera(console, exporter: "Exporter", files: "list[ExportedFile]",
-                   input: Literal["float", "uint8-nhwc", "nv12"], size: str) -> None:
+                   input: Literal["float", "uint8-nhwc", "nv12"], size: tuple[int, int]) -> None:
     from export.camera import export_camera
-    if input == "float":
-        return
-    if not re.fullmatch(r"\d{2,4}x\d{2,4}", size):
-        raise ValueError(f"--size: got {size}, expected HEIGHTxWIDTH such as 480x640")
-    height, width = map(int, size.split("x"))
-    for file in export_camera(exporter, files, input, (height, width)):
-        _print(console, f"{file.path.name}  {input} of {size}: cosine to prepared frames "
-                        f"{file.facts['camera_cosine']:.5f}, passed")
+    for file in export_camera(exporter, files, input, size) if input != "float" else ():
+        _print(console, f"{file.path.name}  {input} of {size[0]}x{size[1]}: cosine to prepared "
+                        f"frames {file.facts['camera_cosine']:.5f}, passed")
 
 
 def _export_preset(console, exporter: "Exporter",

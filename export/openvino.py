@@ -7,6 +7,7 @@ is written, and read as one transposed tensor; softmax weights are uint8 of thei
 """
 import copy
 import io
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -40,6 +41,17 @@ def load() -> ModuleType:
         raise ValueError(f"OpenVINO is not installed; {INSTALL}") from error
 
 
+@cache
+def core() -> Any:
+    """openvino.Core, one a process.
+
+    A CPU plugin handles the signals of the thread that loads it on a stack of its own. Of two that
+    end in the order in which they were loaded, the second leaves the first one's stack set, freed:
+    the next signal would end the process.
+    """
+    return load().Core()
+
+
 class OpenVinoModel:
     """An IR, an ONNX file or a model in memory. frames [N,3,H,W] float32 in [0,1] -> [N,D,h,w].
 
@@ -53,7 +65,7 @@ class OpenVinoModel:
             options["INFERENCE_PRECISION_HINT"] = precision
         source = str(model) if isinstance(model, Path) else model
         try:
-            self.compiled = load().Core().compile_model(source, "CPU", options)
+            self.compiled = core().compile_model(source, "CPU", options)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{model}: OpenVINO cannot load it: {reason}") from error
@@ -70,7 +82,7 @@ class OpenVinoModel:
 
 def has_bfloat16() -> bool:
     """Whether OpenVINO runs float models in bfloat16 on this processor unless told otherwise."""
-    return "BF16" in load().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def found(exporter: Exporter, spec: ArtefactSpec = INT8) -> ExportedFile | None:
@@ -131,7 +143,7 @@ def float_model(student: Student, batch: Batch = 1) -> Any:
             cast(Tensor, patches.bias).sub_((patches.weight * mean).sum((1, 2, 3)))
             folded.pixel_mean, folded.pixel_std = torch.zeros_like(mean), torch.ones_like(std)
     content = export_onnx(folded, batch).SerializeToString()
-    model = load().Core().read_model(io.BytesIO(content))
+    model = core().read_model(io.BytesIO(content))
     for i in range(depth):
         _join_attention(model, f"blocks.{i}.attn", width)
     model.validate_nodes_and_infer_types()

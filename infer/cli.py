@@ -5,6 +5,7 @@ from typing import Annotated, Optional
 import tyro
 
 from records.options import FocalPx, Processes
+from records.outputs import printable
 
 Positional = tyro.conf.Positional
 
@@ -28,12 +29,12 @@ def infer(inputs: Annotated[tuple[Path, ...], Positional],
         ply: also write NAME.ply, coloured points in metres
         matches: of two photos, also write the matching points, drawn and as numbers
         steady: of videos: depth follows the camera's motion and is averaged over the last frames
-        threads: of onnxruntime; 0: one a core
+        threads: of onnxruntime, at most one a core; 0: one a core
     """
     from infer.photos import Options, infer_all
 
     for line in infer_all(inputs, out, Options(threads, focal, ply, matches, steady)):
-        print(line)
+        print(printable(line, 1000))  # a photo's name may hold an escape sequence
 
 
 VERBS = {"": infer}

@@ -11,7 +11,7 @@ from pathlib import Path
 from infer.model import SHIPPED
 from records.ffmpeg import VIDEOS
 from records.images import IMAGES, size_and_focal
-from records.outputs import safe_name
+from records.outputs import OutputFolder, safe_name
 
 ASSUMED = 1.0  # focal length over a square's side: 53 degrees, a phone's main camera (26 mm)
 
@@ -68,7 +68,8 @@ def focal_of_square(side: int, px: int, given: float | None, exif: float | None 
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    inside = sorted(p for p in path.glob("[!.]*") if p.is_file())
+    ours = OutputFolder(path).written  # by an earlier `-o` of the same folder
+    inside = sorted(p for p in path.glob("[!.]*") if not p.is_dir() and p.name not in ours)
     found = [p for p in inside if p.suffix.lower() in IMAGES | VIDEOS]
     if not found:
         raise ValueError(f"{path}: holds neither photos ({' '.join(sorted(IMAGES))}) nor videos "

@@ -1,6 +1,7 @@
 """An exported ONNX file as a function of frames, fed as its metadata says."""
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,8 @@ class Model:
         manifest.check(path, EXPORT_HINT)
         try_model(path)
         options = ort.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        options.intra_op_num_threads = min(threads, os.cpu_count() or 1)  # more wait for each other
+        options.log_severity_level = 3
         try:
             self.session = ort.InferenceSession(str(path), options,
                                                 providers=["CPUExecutionProvider"])

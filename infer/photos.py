@@ -35,7 +35,7 @@ def infer_all(given: Sequence[Path], out: Path, options: Options = Options()) ->
     """Writes out/NAME_* for each photo and video of [MODEL.onnx] PHOTO|FOLDER|VIDEO…, and yields a
     line about it. Raises ValueError for bad input; files of earlier photos stay."""
     model_file, inputs = split_arguments(given)
-    _check(inputs, out, options)
+    _check(inputs, options)
     model = Model(model_file, options.threads)
     folder = OutputFolder(out)
     names = [name for each in inputs for name in _file_names(each, model.outputs, options)]
@@ -68,8 +68,6 @@ def infer_all(given: Sequence[Path], out: Path, options: Options = Options()) ->
 
 def read_photo(path: Path, px: int) -> np.ndarray:
     """The upright photo's middle square, uint8 RGB [3,px,px]."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such photo")
     image = read_rgb(path, px)
     square = ImageOps.fit(image, (px, px), Image.Resampling.BICUBIC)
     return np.asarray(square).transpose(2, 0, 1)
@@ -100,9 +98,7 @@ def _has_axes(features: np.ndarray) -> bool:
     return min(len(features), features[0].size) >= 3 and features.size <= MAX_FEATURES
 
 
-def _check(inputs: Sequence[Input], out: Path, options: Options) -> None:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is a file, expected a folder to write to")
+def _check(inputs: Sequence[Input], options: Options) -> None:
     videos = sum(each.is_video for each in inputs)
     if options.matches and (videos or len(inputs) != 2):
         raise ValueError(f"--matches: got {len(inputs) - videos} photos and {videos} videos, "

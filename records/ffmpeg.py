@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from records.files import regular_file
+
 VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
 EXTRA = "a video needs imageio-ffmpeg: pip install 'vega3d-edge[video]'"
 _HDR = re.compile(r"Video: .*\b(smpte2084|arib-std-b67)\b")
@@ -36,9 +38,9 @@ class VideoFacts:
 
     @property
     def fps(self) -> float:
-        """1 / the median time between two frames; infinite for a single one."""
-        gaps = np.diff(self.times)
-        return 1 / float(np.median(gaps)) if gaps.any() else float("inf")
+        """1 / the median time between two frames, or to a single one's end; may be infinite."""
+        gaps = np.diff(self.times, append=self.end if len(self.times) == 1 else [])
+        return 1 / float(np.median(gaps[gaps > 0])) if gaps.any() else float("inf")
 
     @property
     def notes(self) -> list[str]:
@@ -141,8 +143,7 @@ def _filtered(filters: str) -> list[str]:
 
 def _command(path: Path, before: list[str], after: list[str], level: str = "error") -> list[str]:
     """ffmpeg on the video stream that is no cover picture. `file:`: 12:30.mp4 is no protocol."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such video")
+    regular_file(path)
     return [_program(), "-hide_banner", "-nostdin", "-nostats", "-v", level, *before,
             "-i", f"file:{path}", "-map", "0:V:0", *after]
 

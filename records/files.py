@@ -43,11 +43,9 @@ def atomic_write(path: Path, listed: bool = True) -> Iterator[Path]:
     files of which there may be millions.
     """
     listed = listed and path.suffix in manifest.LISTED
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _scratch_folder(path.parent) as folder:
+    with _naming(path), _scratch_folder(path.parent) as folder:
         scratch = folder / path.name
-        with _naming(path):
-            yield scratch
+        yield scratch
         if scratch.is_file() and not scratch.is_symlink():
             scratch.chmod(0o666 & ~_UMASK)
         if listed:
@@ -112,11 +110,11 @@ def _take_lock(path: Path) -> IO[str]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """An error of writing that names no file, such as a full disk's, becomes one that does."""
+    """An error of writing that names no file, as a full disk's, or a scratch one, names `path`."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is None and error.errno:
+        if isinstance(error, OSError) and error.errno and SCRATCH in str(error.filename or SCRATCH):
             raise OSError(error.errno, error.strerror, str(path)) from error
         if type(error).__name__ == "SafetensorError":  # safetensors is not imported here
             raise ValueError(f"{path}: cannot be written ({error})") from error
@@ -125,7 +123,9 @@ def _naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _scratch_folder(parent: Path) -> Iterator[Path]:
-    """A new folder in `parent` that holds a locked file `lock` until it is removed."""
+    """A new folder, with a locked file `lock`, in `parent`; removed, as is an empty new parent."""
+    made = not parent.exists()
+    parent.mkdir(parents=True, exist_ok=True)
     with manifest.folder_lock(parent):  # until it has its own lock
         folder = Path(tempfile.mkdtemp(prefix=SCRATCH, suffix=f"-{os.getpid()}", dir=parent))
         lock = (folder / "lock").open("w")
@@ -135,6 +135,9 @@ def _scratch_folder(parent: Path) -> Iterator[Path]:
             yield folder
     finally:
         _remove(folder)
+        if made:
+            with suppress(OSError):  # holds what was written
+                parent.rmdir()
 
 
 def _remove(scratch: Path) -> None:

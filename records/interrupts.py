@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM: a command saves, says one line and ends within LAST_SECONDS.
+"""Ctrl-C, SIGTERM, a closed terminal: a command saves, says one line, ends within LAST_SECONDS.
 
-Both raise `Interrupted` in the main thread; a thread ends a process that does not stop.
+They raise `Interrupted` in the main thread; a thread ends a process that does not stop.
 """
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from types import FrameType
 
 LAST_SECONDS = 8.0
 VERBS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+if sys.platform != "win32":
+    VERBS[signal.SIGHUP] = "hung up"
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process received a signal to end. `code`: its exit code, 130 or 143."""
+    """The process received a signal to end. `code`: its exit code, 128 and the signal."""
 
     def __init__(self, number: int):
         super().__init__(f"{VERBS[signal.Signals(number)]}; the same command resumes")
@@ -32,7 +34,7 @@ _pending: int | None = None
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """A block in which both signals raise Interrupted, unless the process ignores them."""
+    """A block in which these signals raise Interrupted, unless the process ignores them."""
     global _pending
     if (threading.current_thread() is not threading.main_thread()
             or sys.platform == "win32"):  # no select of pipes; Ctrl-C is a KeyboardInterrupt there

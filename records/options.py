@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import re
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -136,4 +137,6 @@ def _text(box: str) -> str:
             parts.append("")
         else:
             parts[-1] += f" {line}"
-    return "; ".join(" ".join(part.split()) for part in parts if part and "helptext" not in part)
+    text = "; ".join(" ".join(part.split()) for part in parts if part and "helptext" not in part)
+    return re.sub(r"no type matching (.+?) could be instantiated from \[(.*?)\]\. Got errors:.*",
+                  r"got \2, expected \1", text)

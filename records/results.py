@@ -8,7 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,15 @@ def measured(name: str, rows: Sequence[Row], env: dict[str, Any]) -> Results:
     program = f"python -m {spec.name}" if spec and recipe else "vega3d"
     command = shorten_paths(" ".join([program, *sys.argv[1:]]))
     return Results(name, command, str(env["commit"]), env, list(rows))
+
+
+def beside(earlier: Results, results: Results, key: Sequence[str]) -> Results:
+    """The earlier results with rows that say themselves by which command, code and processor they
+    were measured, in place of those with an equal `key`."""
+    own = {"command": results.command, "commit": results.commit, "cpu": results.env["cpu"]}
+    added = {tuple(row.get(name) for name in key): {**row, **own} for row in results.rows}
+    retained = [row for row in earlier.rows if tuple(row.get(name) for name in key) not in added]
+    return replace(earlier, rows=[*retained, *added.values()])
 
 
 def shorten_paths(command: str) -> str:

@@ -67,6 +67,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: Any) -> int:
+        if re.match(r"[-+]?0[0-9_]|.*:", node.value):
+            raise ValueError(f"{node.value[:20]} is a number of base 8 or 60; write it in decimal")
         value = super().construct_yaml_int(node)
         if not -2**63 <= value < 2**64:
             raise ValueError(f"the number {node.value[:20]}… has {len(node.value)} digits")

@@ -159,7 +159,7 @@ class ClipFolder:
 
     def __init__(self, root: Path | str):
         self.root = Path(root)
-        self._listed: dict[str, list[str]] = {}
+        self._listed: dict[str, str] = {}  # names, each with a slash behind it: there may be many
         if not self.root.is_dir():
             raise ValueError(f"{self.root}: no such folder; make one with: vega3d scenes render "
                              f"--out {self.root}")
@@ -183,9 +183,9 @@ class ClipFolder:
         if split not in self._listed:
             folder = self.root / split
             names = os.listdir(folder) if folder.is_dir() else []
-            self._listed[split] = sorted(
-                name for name in names if name.endswith(_SUFFIX) and name[0] != ".")
-        return self._listed[split]
+            self._listed[split] = "".join(f"{name}/" for name in sorted(names)
+                                          if name.endswith(_SUFFIX) and name[0] != ".")
+        return self._listed[split].split("/")[:-1]
 
     def clip(self, clip_id: str) -> Clip:
         return load_clip(self.root / f"{clip_id}.safetensors")

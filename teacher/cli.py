@@ -69,31 +69,40 @@ def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig],
           render_seed: Seed = 2000, workers: Processes = 0, out: Path | None = None) -> None:
     """Probe every block, noise level and frame mode for 3D, with all controls; JSON and heat map.
 
-    With --generators: what each adds to the semantic encoder. furniture: a furniture pack; None:
-    the CC0 one that ships. workers: rendering processes. out: None: nano_probe.json or
-    alignment.json of bench/results.
+    With --generators: what each adds to the semantic encoder. With --rgbd as well, and rows of
+    rooms in OUT: only on recorded frames, at the taps of those rows (without --generators, the
+    controls). furniture: a furniture pack; None: the CC0 one that ships. workers: rendering
+    processes. out: None: nano_probe.json or alignment.json of bench/results.
     """
     from records.environment import environment
     from records.files import prepare_folder
-    from records.results import measured, save
+    from records.results import beside, load, measured, save
     from scenes.rooms.source import RoomSource
     from teacher.probing.alignment import probe_alignment
     from teacher.probing.sweep import heat_map, probe_grid
 
-    name = "alignment" if alignment.generators else "nano_probe"
+    aligned = bool(alignment.generators or alignment.rgbd)
+    name = "alignment" if aligned else "nano_probe"
     out = out or Path(f"bench/results/{name}.json")
     prepare_folder(out.parent)  # fails now, not at the end
-    if alignment.generators:
+    earlier = None
+    if alignment.rgbd and not alignment.rooms and out.is_file():
+        earlier = load(out)
+    if aligned:
         source = RoomSource(train=alignment.fit_clips, val=alignment.val_clips,
                            test=alignment.test_clips, frames=5, seed=render_seed, pack=furniture)
-        rows = probe_alignment(alignment, source, config.seed, config.device, workers)
+        rows = probe_alignment(alignment, source, config.seed, config.device, workers,
+                               earlier.rows if earlier else ())
     else:
         source = RoomSource(train=0, val=config.clips, test=config.clips, frames=9,
                             seed=render_seed, pack=furniture)
         rows = probe_grid(config, source)
-    save(measured(out.stem, rows, environment()), out)
+    results = measured(out.stem, rows, environment())
+    if earlier:
+        results = beside(earlier, results, ("generator", "frames_from", "block", "t"))
+    save(results, out)
     print(f"{len(rows)} rows: {out}")
-    if not alignment.generators:
+    if not aligned:
         heat_map(rows, out.with_suffix(".png"))
         print(out.with_suffix(".png"))
 

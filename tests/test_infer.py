@@ -139,7 +139,7 @@ def test_a_broken_or_huge_photo_is_refused_in_one_line(model, photo, tmp_path, c
     assert read_photo(large, 224).shape == (3, 224, 224)
     for path, why in ((cut, "damaged or not an image"), (noise, "damaged or not an image"),
                       (huge, "expected at most 250 million"),
-                      (tmp_path / "gone.jpg", "no such photo")):
+                      (tmp_path / "gone.jpg", "No such file or directory")):
         code, line = run_infer(capsys, model, path, "-o", tmp_path / "out")
         assert code == 2 and why in line and len(line.splitlines()) == 1, line
     assert not (tmp_path / "out").exists()
@@ -150,12 +150,37 @@ def test_what_would_be_written_is_looked_at_first(model, photo, tmp_path, capsys
     twin = tmp_path / "twin" / photo.name
     twin.parent.mkdir()
     twin.write_bytes(photo.read_bytes())
-    for args, why in (((photo, "-o", tmp_path / "a_file"), "is a file, expected a folder"),
+    for args, why in (((photo, "-o", tmp_path / "a_file"), "a_file: exists and is no folder"),
                       ((photo, twin, "-o", tmp_path / "out"), "two photos named room"),
                       ((photo, "-o", tmp_path / "out", "--threads", "-1"), "--threads is -1")):
         code, line = run_infer(capsys, model, *args)
         assert code == 2 and why in line and len(line.splitlines()) == 1, line
     assert (tmp_path / "a_file").read_text() == "mine" and not (tmp_path / "out").exists()
+
+
+def test_names_that_are_too_long_and_links_to_nowhere_are_refused(model, photo, tmp_path, capsys):
+    long, nowhere, out = tmp_path / f"{'n' * 250}.jpg", tmp_path / "nowhere", tmp_path / "out"
+    long.write_bytes(photo.read_bytes())
+    nowhere.symlink_to("nothing")
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.jpg").symlink_to("b.jpg")
+    for args, why in (((long, "-o", out), "_view.png: File name too long"),
+                      ((photo, "-o", nowhere), "nowhere: exists and is no folder"),
+                      ((folder, "-o", out), "a.jpg: No such file")):
+        code, line = run_infer(capsys, model, *args)
+        assert code == 2 and why in line and len(line.splitlines()) == 1, line
+    assert not out.exists()
+
+
+def test_pictures_that_it_wrote_into_the_folder_of_photos_are_no_photos(model, photo, tmp_path,
+                                                                        capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a\x1b[2J.jpg").write_bytes(photo.read_bytes())
+    for _ in range(2):
+        code, printed = run_infer(capsys, model, folder, "-o", folder)
+        assert code == 0 and len(printed.splitlines()) == 1 and "\x1b" not in printed
 
 
 def test_a_photo_is_turned_upright_and_its_middle_is_taken(tmp_path):

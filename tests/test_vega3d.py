@@ -1,4 +1,5 @@
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -166,3 +167,15 @@ def test_everything_that_is_tracked_stays_under_115_megabytes():
     files = [ROOT / f for f in listed.stdout.split("\0") if f]
     assert len(files) > 100 and sum(f.stat().st_size for f in files if f.is_file()) < 115e6
     assert not [f for f in files if f.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt")]
+
+
+@pytest.mark.parametrize(("output", "code", "line"), [
+    ("| head -c 1", 141, ""), ("> /dev/full", 2, "vega3d: standard output: No space left"),
+    (">&-", 0, "")])
+def test_output_that_nobody_takes_ends_the_command_without_a_traceback(output, code, line):
+    """Also where the encoding lacks the help's characters."""
+    command = f'"{sys.executable}" vega3d.py --help {output}; exit "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": "1"})
+    assert done.returncode == code and done.stderr.startswith(line), done.stderr
+    assert len(done.stderr.splitlines()) == bool(line)

@@ -46,6 +46,7 @@ def make(top: Path, clips: int) -> None:
     features = to_bytes({"features": torch.zeros(1, 1, 14, 14, dtype=torch.float16)})
     facts = {"sha256": hashlib.sha256(features).hexdigest(), "bytes": len(features)}
     for store in stores:
+        store.prepare([])
         with (store.folder / "files.jsonl").open("w") as log:
             for split in SPLITS:
                 (store.folder / split).mkdir()

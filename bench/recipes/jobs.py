@@ -7,6 +7,7 @@ from pathlib import Path
 
 from records.environment import environment
 from records.files import write_json
+from records.interrupts import handled
 from records.results import Row, measured, save
 
 
@@ -14,7 +15,7 @@ def share_jobs(jobs: Mapping[Path, tuple], train: Callable[..., list[Row]], out:
     """Writes train(*job) to each job's path, unless it is there or another process has the job. The
     process that finds all of them writes `out`."""
     for path, job in jobs.items():
-        with locked(path.with_suffix(".lock"), wait=False) as taken:
+        with handled(), locked(path.with_suffix(".lock"), wait=False) as taken:
             if taken and not path.is_file():
                 write_json(train(*job), path)
                 print(f"trained: {path}", flush=True)

@@ -43,6 +43,7 @@ from teacher.towers.wan import load_wan
 
 NUMERIC = ("camera_distance", "vsi:object_abs_distance", "vsi:object_size_estimation")
 TASKS = (*NUMERIC, "depth_order", *POINTER_CHECKS)
+CURVE_ROWS = 10  # of a training's metrics.jsonl
 SECOND = ("generator", "random_weights", "zeros", "noise", "rgb", "vae_latents")
 STUDENTS = {"student_fp32": SHIPPED, "student_int8": SHIPPED_INT8}
 # rows without a training of their own: features in the place of the generator's, which was trained
@@ -72,8 +73,9 @@ TABLES: dict[str, Options] = {
         "layer losses": {"layer_losses": 0.2}}),
     "fusion": {name: {"fusion": name} for name in FUSIONS},
     "questions": {
-        name: {"features": name} for name in ("none", "semantic", *SECOND, "true_xyz", "place")
-    } | {name: {"features": "generator"} for name in DROPPED}}
+        "semantic": {"features": "none"}, "semantic twice": {"features": "semantic"},
+        **{name: {"features": name} for name in (*SECOND, "true_xyz", "place")},
+        **{name: {"features": "generator"} for name in DROPPED}}}
 
 
 def main() -> None:
@@ -94,9 +96,9 @@ def main() -> None:
     args = parser.parse_args()
     rows = {name: TABLES[args.table][name] for name in args.rows or TABLES[args.table]}
     jobs = {}
-    # DROPPED last: they wait for a training of this table
+    # DROPPED last: they wait for the generator's training
     for seed, name in sorted(product(args.seeds, rows), key=lambda job: job[1] in DROPPED):
-        out = job_path(args.work, args.table, name, seed)
+        out = job_path(args.work, name, seed)  # tables share a row of one name
         jobs[out.with_name(f"{out.name}.json")] = args, out, name, rows[name], seed
     share_jobs(jobs, _train, args.out)
 
@@ -109,12 +111,12 @@ def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, An
         clips, questions = clips * questions, 1
     tuning = FinetuneConfig(lm=lm, layers=args.layers, steps=args.steps, clips=clips,
                             questions=questions, lr=args.lr, seed=seed, save_every=500,
-                            validate_every=args.steps)
+                            validate_every=max(1, args.steps // CURVE_ROWS))
     config = replace(LanguageTeacherConfig(
         out=out, clips=args.clips, data=args.work, grid=args.grid, draws=args.draws, tasks=TASKS,
         tuning=tuning), **options)
     if name in DROPPED:
-        config = replace(config, out=job_path(args.work, args.table, "generator", seed))
+        config = replace(config, out=job_path(args.work, "generator", seed))
     with locked(args.work / "data.lock"):
         stores, rooms = read_data(config, Accelerator())
         if lm == "tiny":

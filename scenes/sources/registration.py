@@ -49,7 +49,7 @@ def likelier_unit(clip: Clip, per_metre: float) -> tuple[float, str] | None:
         return None
     median = float(np.median(clip.depth[clip.depth > 0]))
     low, high = _INDOORS_M
-    fits = [unit for unit in UNITS if low <= median * per_metre / unit <= high]
+    fits = [unit for unit in (*UNITS, 1.0) if low <= median * per_metre / unit <= high]
     if low <= median <= high or not fits:
         return None
     return fits[0], f"the median depth is {median:.2g} m with {per_metre:g}"

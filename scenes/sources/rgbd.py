@@ -12,6 +12,7 @@ a matrix of its own (K_depth.txt in any layout), depth is moved to the colour ca
 """
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,15 +65,16 @@ def read_rgbd(root: Path, size: int = 224, most: int | None = None,
     cannot be read.
     """
     recording = find_recording(root)
-    for note in recording.notes:
-        print(f"note: {root}: {note}", file=sys.stderr)
     count = len(recording.depth)
     recording = recording.subset(np.linspace(0, count - 1, min(most or count, count)).astype(int))
     recording = replace(recording, per_metre=per_metre or recording.per_metre)
     width, height = read_rgb(recording.colour[0]).size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    return read_frames(recording, root.name, size, (left, top, left + side, top + side))
+    clip = read_frames(recording, root.name, size, (left, top, left + side, top + side))
+    for note in recording.notes:
+        print(f"note: {root}: {note}", file=sys.stderr)
+    return clip
 
 
 def read_frames(recording: Recording, name: str, size: int, box: Box | None = None) -> Clip:
@@ -81,6 +83,7 @@ def read_frames(recording: Recording, name: str, size: int, box: Box | None = No
     left, top, right, bottom = box = box or (0, 0, *whole)
     camera = recording.camera
     if camera is not None:
+        _check_camera(camera, whole, recording.colour[0])
         camera = camera.copy()
         camera[:2, 2] -= left, top
         camera = np.diag([size / (right - left), size / (bottom - top), 1.0]) @ camera
@@ -129,6 +132,7 @@ def find_recording(root: Path) -> Recording:
     camera, depth_camera = _camera(root, INTRINSICS), _camera(root, DEPTH_INTRINSICS)
     if camera is not None:
         found = replace(found, camera=camera, depth_camera=None, notes=())
+    _check_rigid(found, root)
     return found if depth_camera is None else replace(found, depth_camera=depth_camera)
 
 
@@ -154,7 +158,7 @@ def _tum(root: Path) -> Recording:
 def _seven_scenes(root: Path) -> Recording:
     colour = sorted(root.glob("frame-*.color.png"), key=_number)
     stems = [path.name.removesuffix(".color.png") for path in colour]
-    depth = [_present(root / f"{stem}.depth.png") for stem in stems]
+    depth = [root / f"{stem}.depth.png" for stem in stems]
     camera, depth_camera = (_matrix(*values) for values in _SEVEN_SCENES)
     note = "has no K.txt: 7-Scenes' cameras are taken (colour 525 px, depth 585 px)"
     return _tracked(Recording(colour, depth, camera, depth_camera, None, notes=(note,)),
@@ -186,6 +190,24 @@ def _tracked(found: Recording, files: Sequence[Path]) -> Recording:
     poses = np.stack([read_pose(file) for file in files])
     valid = np.flatnonzero(np.isfinite(poses).all((1, 2)))
     return replace(found, poses=poses).subset(valid)
+
+
+def _check_rigid(found: Recording, root: Path) -> None:
+    """Each pose turns and moves, and neither scales nor mirrors: its inverse is used."""
+    for i, pose in enumerate(() if found.poses is None else found.poses):
+        turn = pose[:3, :3]
+        if not (np.allclose(turn @ turn.T, np.eye(3), atol=1e-2) and np.linalg.det(turn) > 0
+                and np.isfinite(pose).all() and np.allclose(pose[3], (0, 0, 0, 1))):
+            raise ValueError(f"{root}: the pose of {found.colour[i].name} is not a rotation and a "
+                             "position; expected camera to world, 0 0 0 1 in its last row")
+
+
+def _check_camera(camera: np.ndarray, size: tuple[int, int], picture: Path) -> None:
+    focal, middle = np.diag(camera)[:2] / max(size), camera[:2, 2] / size
+    if not ((focal > 0.1) & (focal < 20) & (middle > 0.1) & (middle < 0.9)).all():
+        raise ValueError(f"{picture}: is {size[0]}x{size[1]}, but the camera matrix is of another "
+                         f"picture (focal length {camera[0, 0]:.5g} px, middle {camera[0, 2]:.5g}, "
+                         f"{camera[1, 2]:.5g}); give the colour camera's, in px, as K.txt")
 
 
 def _check_sizes(path: Path, size: tuple[int, int], depth: np.ndarray, first: tuple[int, int],
@@ -235,17 +257,12 @@ def _number(path: Path) -> tuple[int, str]:
     return (int(digits[-1]) if digits else 0), path.stem
 
 
-def _present(path: Path) -> Path:
-    if not path.is_file():
-        raise ValueError(f"{path}: missing, beside its colour picture")
-    return path
-
-
 def _depth(path: Path, per_metre: float) -> np.ndarray:
     """[H,W] float32 metres, 0 = unknown."""
     raw = np.asarray(read_image(path))
-    if raw.ndim != 2 or raw.dtype == np.uint8:
-        raise ValueError(f"{path}: not a depth picture; expected 16 bit, in millimetres")
+    if raw.ndim != 2 or raw.dtype.kind not in "iu" or raw.dtype == np.uint8:
+        raise ValueError(f"{path}: not a depth picture (it is {raw.dtype}); expected 16-bit "
+                         "PNG, in millimetres")
     raw = np.where(raw >= _INVALID, 0, raw)
     return (raw / per_metre).astype(np.float32)
 
@@ -259,10 +276,11 @@ def _camera(root: Path, names: Sequence[str]) -> np.ndarray | None:
     path = next((root / name for name in names if (root / name).is_file()), None)
     if path is None:
         return None
-    values = _finite_numbers(path)
-    if values.shape not in ((3, 3), (4, 4)) or min(values[0, 0], values[1, 1]) <= 0:
+    values = _numbers(path)
+    if (values.shape not in ((3, 3), (4, 4)) or not np.isfinite(values).all()
+            or min(np.diag(values)) <= 0 or values[2, :3].tolist() != [0, 0, 1]):
         raise ValueError(f"{path}: not a camera matrix (focal lengths above 0 px); expected three "
-                         "lines of three numbers")
+                         "lines of three numbers, 0 0 1 the last")
     return values[:3, :3].copy()
 
 
@@ -270,7 +288,7 @@ def _poses(path: Path, frames: int) -> np.ndarray | None:
     """[T,4,4]; None without the file."""
     if not path.is_file():
         return None
-    values = _finite_numbers(path)
+    values = _numbers(path)
     if values.shape != (frames, 16):
         raise ValueError(f"{path}: holds {values.shape[0]} x {values.shape[1]} numbers, expected a "
                          f"4x4 matrix (16) on a line for each of the {frames} frames")
@@ -286,14 +304,10 @@ def read_pose(path: Path) -> np.ndarray:
     return values
 
 
-def _finite_numbers(path: Path) -> np.ndarray:
-    if not np.isfinite(values := _numbers(path)).all():
-        raise ValueError(f"{path}: holds NaN or infinity")
-    return values
-
-
 def _numbers(path: Path) -> np.ndarray:
     try:
-        return np.loadtxt(read_text(path).splitlines(), ndmin=2)
-    except (OSError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file without numbers
+            return np.loadtxt(read_text(path).splitlines(), ndmin=2)
+    except ValueError as error:
         raise ValueError(f"{path}: not a table of numbers ({error})") from error

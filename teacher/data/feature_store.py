@@ -8,17 +8,13 @@ import json
 import os
 import shutil
 import stat
-import struct
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
-from itertools import islice
+from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +34,8 @@ from records.files import (
 )
 from records.progress import Progress
 from scenes.clip import Source, check_shapes, frames_of
+from scenes.sources.remote import RemoteFolder, url_of
+from teacher.data.file_list import FileList
 from teacher.towers.base import GRID, Tower
 from teacher.training.processes import is_main
 
@@ -48,12 +46,6 @@ GROUP_BYTES = 2**28  # of uint8 frames on the GPU at once, where float32 takes f
 Transfer = tuple[Tensor, torch.cuda.Event | None]  # on its way to the CPU until the event
 
 
-# of a file, as it was written: SHA-256, bytes, and mtime in ns (-1: not listed by older versions);
-# packed, since there may be millions
-_ROW = struct.Struct("<32sqq")
-LINES = 4096  # of files.jsonl that are parsed at once
-
-
 class FeatureStore:
     """Features by clip id; opened by the tower's spec: another spec opens another folder."""
 
@@ -62,50 +54,46 @@ class FeatureStore:
                      **spec}
         self.key = spec_digest(self.spec)
         self.folder = root / f"{spec['tower']}-{self.key}"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._log, self._seen = self.folder / "files.jsonl", 0  # bytes of it that were read
+        self._files, self._verified = FileList(), set[str]()
+        self._open()
+
+    def _open(self) -> None:
         spec_file = self.folder / "manifest.json"
         if spec_file.is_file():
-            _check_manifest(spec_file, self.spec)
-        else:
-            write_json(self.spec, spec_file)
-        if found := manifest.fault(self.folder / "files.jsonl"):
+            _check_spec(read_text(spec_file), self.spec, str(spec_file))
+        if found := manifest.fault(self._log):
             print(f"{found}; features that do not match it are extracted again")
-        self._files: dict[str, bytes] = {}  # _ROW
-        self._log, self._seen = self.folder / "files.jsonl", 0  # bytes of it that were read
         self.refresh()
-        self._verified: set[str] = set()
 
     def __contains__(self, clip_id: str) -> bool:
         """Whether its features are there and intact, by size and time if those are as written."""
-        if (row := self._files.get(clip_id)) is None:
+        if (listed := self._files.get(clip_id)) is None:
             return False
         try:
             facts = os.stat(path := f"{self.folder}/{clip_id}.safetensors")
         except FileNotFoundError:
             return False
-        sha256, size, mtime_ns = _ROW.unpack(row)
+        sha256, size, mtime_ns = listed
         if (facts.st_size, facts.st_mtime_ns) == (size, mtime_ns):
             return True
         return stat.S_ISREG(facts.st_mode) and manifest.matches(Path(path), sha256.hex(), size)
 
-    def damaged(self, clip_id: str) -> str:
-        """A line about a file that is there although the store lacks its clip; else ""."""
-        path = self._path(clip_id)
-        lacks = clip_id not in self and path.is_file()
-        return f"{path}: damaged (its SHA-256 is not the one in files.jsonl)" if lacks else ""
+    def prepare(self, missing: Sequence[str]) -> None:
+        """Makes the folder that features of these clips are put into; names damaged files."""
+        if not (spec_file := self.folder / "manifest.json").is_file():
+            write_json(self.spec, spec_file)
+        for path in map(self._path, missing if is_main() else ()):
+            if path.is_file():
+                print(f"{path}: damaged (its SHA-256 is not the one in files.jsonl); "
+                      "it is extracted again")
 
     def refresh(self) -> None:
         """Sees what other processes have put since."""
-        if not self._log.is_file():
-            return
-        with self._log.open("rb") as file:
-            file.seek(self._seen)
-            while lines := [line for line in islice(file, LINES) if line.endswith(b"\n")]:
-                self._seen += sum(map(len, lines))  # without a line that is being written
-                for row in _parsed(lines):
-                    with suppress(ValueError, KeyError, TypeError, struct.error):
-                        self._files[sys.intern(row["clip"])] = _ROW.pack(
-                            bytes.fromhex(row["sha256"]), row["bytes"], row.get("mtime_ns") or -1)
+        if self._log.is_file():
+            with self._log.open("rb") as file:
+                file.seek(self._seen)
+                self._seen += self._files.read(file)
 
     def put(self, clip_id: str, features: Tensor) -> None:
         """features [T,D,14,14], any float type, stored as float16. ValueError if not finite."""
@@ -123,22 +111,53 @@ class FeatureStore:
         manifest.forget([self._log])
         with self._log.open("a") as file:
             file.write(to_json(listed) + "\n")
-        self._files[clip_id] = _ROW.pack(sha256.digest(), len(data), mtime_ns)
+        self._files.add(clip_id, (sha256.digest(), len(data), mtime_ns))
 
     def get(self, clip_id: str) -> Tensor:
         """[T,D,14,14] float16. A file's first read checks its digest; ValueError if damaged."""
-        if clip_id not in self._files:
+        if (listed := self._files.get(clip_id)) is None:
             raise ValueError(f"{self.folder}: has no features of clip {clip_id}; fill the store")
-        data = self._path(clip_id).read_bytes()
+        data = self._read(clip_id)
         if clip_id not in self._verified:
-            if not self._files[clip_id].startswith(hashlib.sha256(data).digest()):
-                raise ValueError(f"{self._path(clip_id)}: damaged (its SHA-256 is not the one in "
+            if listed[0] != hashlib.sha256(data).digest():
+                path = self._path(clip_id)
+                raise ValueError(f"{url_of(path) or path}: damaged (its SHA-256 is not the one in "
                                  "files.jsonl); delete it and run again")
             self._verified.add(clip_id)
         return load(data)["features"]
 
+    def _read(self, clip_id: str) -> bytes:
+        return self._path(clip_id).read_bytes()
+
     def _path(self, clip_id: str) -> Path:
         return self.folder / f"{clip_id}.safetensors"
+
+
+class RemoteStore(FeatureStore):
+    """A finished store at a URL that fsspec reads; listed once, never written."""
+
+    def _open(self) -> None:
+        self.remote = RemoteFolder(str(url_of(self.folder)), "a feature store")
+        if not {"manifest.json", "files.jsonl"} <= self.remote.found.keys():
+            raise ValueError(f"{self.remote.url}: no feature store of this teacher and these clips;"
+                             " upload a run's features folder, or leave out --features")
+        with self.remote.reading("a feature store"):
+            spec = self.remote.read("manifest.json").decode()
+            self._files.read(BytesIO(self.remote.read("files.jsonl")))
+        _check_spec(spec, self.spec, f"{self.remote.url}/manifest.json")
+
+    def __contains__(self, clip_id: str) -> bool:
+        """Whether its features are there, by size."""
+        found = self.remote.found.get(f"{clip_id}.safetensors", ("", -1))
+        return found[1] == (self._files.get(clip_id) or (b"", None))[1]
+
+    def prepare(self, missing: Sequence[str]) -> None:
+        raise ValueError(f"{self.remote.url}: lacks {len(missing)} clips, such as {missing[0]}; "
+                         "only a local store is completed: run without --features")
+
+    def _read(self, clip_id: str) -> bytes:
+        with self.remote.reading("features", name := f"{clip_id}.safetensors"):
+            return self.remote.read(name)
 
 
 def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str],
@@ -150,8 +169,7 @@ def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str],
     missing = [i for i in ids if i not in store]
     if not missing:
         return
-    for found in filter(None, map(store.damaged, missing if is_main() else ())):
-        print(f"{found}; it is extracted again")
+    store.prepare(missing)
     console = Console(stderr=True, quiet=not is_main())
     first = frames_of(source, missing[0])
     size = len(missing) * len(first) * tower.dim * GRID * GRID * 2
@@ -269,23 +287,13 @@ def _to_host(features: Tensor) -> Transfer:
     return host, copied
 
 
-def _parsed(lines: Sequence[bytes]) -> list[Any]:
-    """The JSON values of complete lines, without those that a killed process left broken."""
+def _check_spec(text: str, spec: dict, where: str) -> None:
     try:
-        return json.loads(b"[" + b",".join(lines) + b"]")  # strict JSON takes five times as long
-    except (ValueError, RecursionError):
-        if len(lines) == 1:
-            return []
-        return [value for line in lines for value in _parsed([line])]
-
-
-def _check_manifest(path: Path, spec: dict) -> None:
-    try:
-        found, wanted = parse_json(read_text(path)), json.loads(json.dumps(spec))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a manifest ({error}); delete its folder") from error
+        found, wanted = dict(parse_json(text)), json.loads(json.dumps(spec))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: not a manifest ({error}); delete its folder") from error
     differences = [f"{k}: {found.get(k)!r} stored, {wanted.get(k)!r} requested"
                    for k in found | wanted if found.get(k) != wanted.get(k)][:3]
     if found != wanted:
-        raise ValueError(f"{path}: belongs to another configuration ({', '.join(differences)}); "
+        raise ValueError(f"{where}: belongs to another configuration ({', '.join(differences)}); "
                          "delete the folder or use another --features")

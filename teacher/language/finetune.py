@@ -1,13 +1,12 @@
 """Training the full teacher, one question family a batch."""
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,40 +16,27 @@ from records.interrupts import deferred
 from records.progress import track
 from teacher.data.dataset import channel_moments
 from teacher.language.config import FinetuneConfig
-from teacher.language.dataset import NUMBER, Batch, QuestionDataset
-from teacher.language.encode import GROUNDED, log_number
+from teacher.language.dataset import Batch, QuestionDataset
 from teacher.language.grounding import ground_loss
 from teacher.language.model import IGNORED, LanguageTeacher, QuestionBatch, VisualInputs
 from teacher.language.weights import GatheredOptimizer, TrainedState, uses_bf16
 from teacher.training.checkpoint import Checkpoint, clip_and_step, set_lr
 from teacher.training.gradients import GraphPerShape
 
-STATE_BATCHES = 8  # of 64 questions, for the mean and deviation of the states that heads read
 NUMBER_BETA = 0.1  # a relative error of 10 %: smaller ones are squared
 RECOMPILE_LIMIT = 256  # compiled shapes: one a question family, of every model in this process
 CHECKPOINT, METRICS = "tuning.ckpt.safetensors", "metrics.jsonl"
 
 
 @torch.no_grad()
-def set_statistics(model: LanguageTeacher, dataset: QuestionDataset) -> None:
-    """Sets mean and standard deviation (floor 1e-4) of the training clips' features per channel,
-    and of the states that boxes and numbers are read from, before training; the numeric head starts
-    as the best constant."""
+def set_feature_statistics(model: LanguageTeacher, dataset: QuestionDataset) -> None:
+    """Sets mean and standard deviation of the training clips' features per channel."""
     for name in ("semantic", "generative"):
         stream = getattr(dataset.visual, name)                    # [N,T,D,14,14]
         if stream is not None:
             found = channel_moments(part.flatten(0, 1) for part in stream.split(64))
             for key, value in zip(("mean", "std"), found, strict=True):
                 model.get_buffer(f"{name}_{key}").copy_(value.view(-1, 1, 1))
-    if model.shape.query == "words":
-        _set_state_statistics(model, dataset, "query", GROUNDED, model.grounding_query)
-    if model.number_head is not None:
-        _set_state_statistics(model, dataset, "answer", (NUMBER,), model.answer_state)
-        numbers = [log_number(q) for room in dataset.rooms for q in room.questions
-                   if q.number is not None]
-        last: Any = model.number_head[-1]
-        last.weight.zero_()
-        last.bias.fill_(float(np.median(numbers)) if numbers else 0.0)
 
 
 def fit(model: LanguageTeacher, dataset: QuestionDataset, config: FinetuneConfig,
@@ -112,23 +98,6 @@ def autocast(config: FinetuneConfig, device: torch.device):
     return nullcontext()
 
 
-def _set_state_statistics(model: LanguageTeacher, dataset: QuestionDataset, name: str,
-                          families: Iterable[str], read: Callable) -> None:
-    """Mean and deviation of the states that `read` returns, as buffers NAME_mean and NAME_std."""
-    was_training = model.training
-    model.eval()
-    states = []
-    for family in (family for family in dataset.families if family in families):
-        for batch in islice(dataset.eval_batches(family, 8, 8), STATE_BATCHES):
-            hidden = model(batch.visual, batch.questions).hidden
-            states.append(read(hidden, batch.questions).flatten(0, 1))
-    if states and sum(map(len, states)) > 1:
-        std, mean = torch.std_mean(torch.cat(states).float(), 0)
-        getattr(model, f"{name}_mean").copy_(mean)
-        getattr(model, f"{name}_std").copy_(std.clamp_min(1e-4))
-    model.train(was_training)
-
-
 class Objective(nn.Module):
     """The loss of a batch as one module, so that FSDP and DDP see every weight in one forward."""
 
@@ -143,7 +112,7 @@ class Objective(nn.Module):
         output = self.teacher(batch.visual, questions)
         if output.ground is not None:
             loss = ground_loss(output.ground, questions.targets, questions.candidates >= 0)
-        elif not questions.labels.shape[2]:  # no answer has tokens: all are numbers
+        elif questions.numeric:
             assert output.number is not None
             loss = F.smooth_l1_loss(output.number.float(), questions.number, beta=NUMBER_BETA)
         else:

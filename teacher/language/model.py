@@ -22,6 +22,7 @@ from teacher.towers.base import GRID
 GROUND = "<ground>"
 SPECIALS = (GROUND, POINTER)
 ORDERS = 8      # pointers of a question that are told apart
+MOMENTUM = 0.1  # share of a batch in the running statistics of states
 IGNORED = -100  # label of a position that the loss ignores
 # module names of this class -> names in saved teachers
 SAVED_NAMES = {"object_projection.": "known.", "ground.query_proj.": "ground.ask.",
@@ -71,6 +72,11 @@ class QuestionBatch:
     coords: Tensor        # [C,Q,P] regions that the <coord>s stand for, in order; -1: none
     candidates: Tensor    # [C,Q,K] indices of the candidate boxes; -1: padding
     targets: Tensor       # [C,Q,K] bool
+
+    @property
+    def numeric(self) -> bool:
+        """Whether the numeric head answers all: no answer has tokens, no boxes are offered."""
+        return not self.labels.shape[2] and not self.candidates.shape[2]
 
 
 @dataclass
@@ -189,6 +195,20 @@ class LanguageTeacher(nn.Module):
         mean, std = (self.get_buffer(f"{name}_{part}") for part in ("mean", "std"))
         return ((x.float() - mean) / std).to(self.newline.dtype)
 
+    def _standard_state(self, name: str, states: Tensor) -> Tensor:
+        """States [C,Q,W] by the mean and deviation of the batch in training, as the language model
+        moves them far in a few steps; else by running averages, which the first batch sets."""
+        mean, std = (self.get_buffer(f"{name}_{part}") for part in ("mean", "std"))
+        if not self.training or states.shape[:2].numel() == 1:
+            return self._standard(name, states)
+        batch_std, batch_mean = torch.std_mean(states.float(), (0, 1))
+        batch_std = batch_std.clamp_min(1e-4)
+        with torch.no_grad():
+            share = (std == 1).all().float().clamp_min(MOMENTUM)
+            mean.lerp_(batch_mean, share)
+            std.lerp_(batch_std, share)
+        return ((states.float() - batch_mean) / batch_std).to(self.newline.dtype)
+
     def visual_tokens(self, visual: VisualInputs, fused: Tensor) -> Tensor:
         """fused [C,T,W,h,14] -> [C,T*rows*(grid+1),W]: on the grid, with positions and newlines."""
         c, t, w, h, _ = fused.shape
@@ -289,9 +309,9 @@ class LanguageTeacher(nn.Module):
         return total / mask.sum((1, 2))[:, None]
 
     def _numbers(self, hidden: Tensor, questions: QuestionBatch) -> Tensor | None:
-        if self.number_head is None:
+        if self.number_head is None or (self.training and not questions.numeric):
             return None
-        state = self._standard("answer", self.answer_state(hidden, questions))
+        state = self._standard_state("answer", self.answer_state(hidden, questions))
         return self.number_head(state).squeeze(-1)
 
     def _run_decoder(self, shared: Tensor, words: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -313,8 +333,10 @@ class LanguageTeacher(nn.Module):
                        objects: Tensor) -> Tensor | None:
         if not questions.candidates.shape[2]:
             return None
-        # else the head stays at chance long: few channels hold most of the energy
-        query = self._standard("query", self.grounding_query(hidden, questions))
+        query = self.grounding_query(hidden, questions)
+        if self.shape.query == "words":
+            # else the head stays at chance long: few channels hold most of the energy
+            query = self._standard_state("query", query)
         clip = torch.arange(len(objects), device=objects.device)[:, None, None]
         candidates = objects[clip, questions.candidates.clamp_min(0)]  # [C,Q,K,W]
         return self.ground(query.to(hidden.dtype), candidates.to(hidden.dtype))

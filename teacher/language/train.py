@@ -32,7 +32,13 @@ from teacher.language.dataset import (
     save_rooms,
 )
 from teacher.language.encode import PromptEncoder, RoomQuestions
-from teacher.language.finetune import CHECKPOINT, autocast, fit, set_statistics, validation_loss
+from teacher.language.finetune import (
+    CHECKPOINT,
+    autocast,
+    fit,
+    set_feature_statistics,
+    validation_loss,
+)
 from teacher.language.generate import predict
 from teacher.language.geometry_losses import depth_and_rays, ridge_r2
 from teacher.language.model import Inputs, LanguageShape, LanguageTeacher
@@ -187,7 +193,7 @@ def _prepare(config: LanguageTeacherConfig, accelerator: Any
     datasets = {split: question_dataset(part, stores, encoder, accelerator.device,
                                         config.features == "true_xyz")
                 for split, part in rooms.items() if part}
-    set_statistics(model, datasets["train"])
+    set_feature_statistics(model, datasets["train"])
     return model, datasets
 
 

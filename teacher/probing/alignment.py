@@ -2,26 +2,29 @@
 
 Ridge regression of log depth and normals at 14x14, place always given, fitted on the rooms of
 train, its penalty and the generator's tap chosen on those of val, and scored on those of test:
-three sets of rooms without a common piece of furniture. Recorded frames: fitted on one half of
-their camera path and scored on the other, both ways.
+three sets of rooms without a common piece of furniture. Recorded frames, at the taps of the rooms:
+fitted on one half of their camera path and scored on the other, both ways, by an MLP as well.
 """
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from records.files import read_object
+from records.files import atomic_write, digest, read_object
 from records.results import Row
 from scenes.clip import SPLITS, Clip, ClipFolder, Source
 from scenes.rooms.source import RoomSource, render_clips
 from scenes.sources.registration import check_registration
-from scenes.sources.rgbd import read_rgbd
+from scenes.sources.rgbd import check_depth, read_rgbd
 from teacher.config import AlignmentConfig
 from teacher.probing import ridge
 from teacher.probing.probe_set import Inputs, ProbeSet, extract, probe_set
@@ -41,69 +44,67 @@ _CLIPS = 64  # through a tower at once
 _HALF = 80   # frames of a recorded half, at least
 # clips of train that fit the probes which choose the tap; as few suffice to rank
 _CHOICE_CLIPS = 600
+CACHE = Path("runs/cache/probe")
 Features = Callable[[ProbeSet], Tensor]  # [N,K,D,14,14]
-
-
-@dataclass
-class Trial:
-    """Clips to fit on, to choose on and to score, and the semantic encoder's features of each."""
-    splits: list[ProbeSet]
-    semantic: list[Tensor]  # [N,K,112,14,14]
-
-    def inputs(self, x: Sequence[Tensor]) -> tuple[Inputs, Inputs, Inputs]:
-        """The semantic encoder's features and those of each split, [N,K,D,14,14]."""
-        parts = [{"semantic": a, "x": b} for a, b in zip(self.semantic, x, strict=True)]
-        fit = Inputs(self.splits[0], parts[0])
-        return (fit, Inputs(self.splits[1], parts[1], fit.scale),
-                Inputs(self.splits[2], parts[2], fit.scale))
+Taps = list[tuple[Tap, bool]]  # and whether it is the shipped one
 
 
 class Alignment:
-    """Rows of features beside the semantic encoder's, on rooms and on recorded frames."""
+    """Rows of features beside the semantic encoder's, on rooms or on recorded frames."""
 
-    def __init__(self, config: AlignmentConfig, device: torch.device, seed: int):
+    def __init__(self, config: AlignmentConfig, device: torch.device, seed: int,
+                 splits: Sequence[ProbeSet], chosen: int = 0):
+        """splits: to fit on, to choose on and to score. With `chosen`: two halves of a camera path,
+        each of which fits (its last `chosen` clips choose) while the other is scored."""
         self.config, self.device, self.seed = config, device, seed
-        self.trials: dict[str, list[Trial]] = {}
+        self.splits, self.chosen = splits, chosen
         self._encoder = SemanticEncoder().to(device)
+        self._semantic = [*map(self.frame_features(self._encoder.features), splits)]
         self._console = Console(stderr=True)
 
     def say(self, line: str) -> None:
         self._console.print(line, highlight=False)
 
-    def add(self, frames_from: str, splits: Sequence[ProbeSet]) -> None:
-        """A trial: splits to fit on, to choose on and to score; `frames_from`: rooms or real."""
-        semantic = self.frame_features(self._encoder.features)
-        trial = Trial([*splits], [semantic(data) for data in splits])
-        self.trials.setdefault(frames_from, []).append(trial)
+    def trials(self, x: Sequence[Tensor]) -> list[list[Inputs]]:
+        """To fit, to choose and to score: features x of each split, beside the encoder's."""
+        sets = [*zip(self.splits, self._semantic, x, strict=True)]
+        if not self.chosen:
+            return [_inputs(sets)]
+        early, late = slice(-self.chosen), slice(-self.chosen, None)
+        return [_inputs([[part[early] for part in fit], [part[late] for part in fit], test])
+                for fit, test in (sets, sets[::-1])]
 
     def frame_features(self, call: Callable[[Tensor], Tensor]) -> Features:
         """Features of frames [B,T,3,H,W] in [0,1] alone."""
         return lambda data: extract(data, call, self.device, batch=_CLIPS)
 
-    def rows(self, generators: Sequence[str]) -> list[Row]:
-        """The controls' rows, then those of the generators: names, folders or KIND:FOLDER."""
-        first = next((name for name in generators if not _is_tower(name)), "wan-nano")
-        rows = [*self._control_rows(first)]
+    def rows(self, generators: Sequence[str], measured: Sequence[Row] = ()) -> list[Row]:
+        """Rows of generators: names, folders or KIND:FOLDER. measured: rows of rooms that say
+        their taps; without, those of `choose`."""
+        rows = []
         for name in generators:
             if _is_tower(name):
                 tower = load_tower(name).to(self.device)
-                rows += self.measure({"generator": name.partition(":")[0]},
-                                     [self.frame_features(tower.features)])
+                rows.append(self.measure({"generator": name.partition(":")[0]},
+                                         [self.frame_features(tower.features)]))
             else:
-                rows += self.generator_rows(name)
+                taps = _taps(name, measured) if measured else self.choose(name)
+                rows += self._generator_rows(name, taps)
         return rows
 
-    def _control_rows(self, generator: str) -> Iterator[Row]:
+    def controls(self, generators: Sequence[str]) -> Iterator[Row]:
+        """Rows of what a trained generator is more than; the first's VAE is one."""
         def nothing(frames: Tensor) -> Tensor:
             return frames.new_zeros(*frames.shape[:2], 1, GRID, GRID)
 
-        latents = VAELatents(self.open(generator, self.tap(0, 0))).features
+        first = next((name for name in generators if not _is_tower(name)), "wan-nano")
+        latents = VAELatents(self.open(first, self.tap(0, 0))).features
         controls: dict[str, list[Callable[[Tensor], Tensor]]] = {
             "place only": [nothing], "semantic encoder": [self._encoder.features],
             "RGB patches": [RGBPatches().features], "VAE latents": [latents],
             "random-weights ViT-S": [self._untrained_vit(i) for i in range(self.config.redraws)]}
         for name, calls in controls.items():
-            yield from self.measure({"generator": name}, [*map(self.frame_features, calls)])
+            yield self.measure({"generator": name}, [*map(self.frame_features, calls)])
 
     def _untrained_vit(self, seed: int) -> Callable[[Tensor], Tensor]:
         from student.config import StudentConfig
@@ -117,95 +118,110 @@ class Alignment:
             return vit(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         return features
 
-    def generator_rows(self, generator: str) -> list[Row]:
-        """Rows at the tap chosen on val; of the one that ships also at its own, if it differs."""
+    def _generator_rows(self, generator: str, taps: Taps) -> list[Row]:
         folder = generator_folder(generator)
         settings = read_object(folder / "pretrain.json")
         align = settings.get("align", "none")
-        taps = [self.choose(generator)]
-        own = self.tap(Tap().block, Tap().k)
-        if own.block >= block_count(folder):
-            own = taps[0]
-        ships = generator == self.config.shipped
-        if ships and own not in taps:
-            taps.append(own)
         rows: list[Row] = []
-        for tap in taps:
+        for tap, ships in taps:
             tower = self.open(generator, tap)
             drawn = [self.open(generator, tap, seed) for seed in range(self.config.redraws)]
             facts = {"generator": folder.name, "align": align,
                      "align_block": None if align == "none" else settings["align_block"],
                      "width": tower.dim, "block": tap.block, "t": tap.k / 1000,
                      "draws": tap.seeds, "noise": tap.noise,
-                     "shipped": ships and tap == own, "cosine_to_fp32": self._cosine(tower)}
-            rows += self.measure(facts, [self._tapped(tower)], [*map(self._tapped, drawn)])
+                     "shipped": ships, "cosine_to_fp32": self._cosine(tower)}
+            rows.append(self.measure(facts, [self._tapped(tower)], [*map(self._tapped, drawn)]))
         return rows
 
-    def choose(self, generator: str) -> Tap:
-        """The tap with the largest fused depth R2 + normal cosine on val, of all blocks."""
-        blocks = [*range(block_count(generator_folder(generator)))]
-        trial, found = self.trials["rooms"][0], {}
-        few = Trial([trial.splits[0][:_CHOICE_CLIPS], *trial.splits[1:]],
-                    [trial.semantic[0][:_CHOICE_CLIPS], *trial.semantic[1:]])
+    def choose(self, generator: str) -> Taps:
+        """The tap with the largest fused depth R2 + normal cosine on val, of all blocks; of the
+        generator that ships also its own, if it differs."""
+        count = block_count(generator_folder(generator))
+        blocks, found = [*range(count)], {}
+        few, semantic = self.splits[0][:_CHOICE_CLIPS], self._semantic[0][:_CHOICE_CLIPS]
         for k in self.config.noise_levels:
             tower = self.open(generator, self.tap(blocks[-1], k))
-            x = [self._blocks(tower, data, blocks) for data in few.splits[:2]]
+            x = [self._blocks(tower, data, blocks) for data in (few, self.splits[1])]
             for block in blocks:
-                fit, choice, _ = few.inputs([x[0][block], x[1][block], few.semantic[2]])
+                fit, choice = _inputs([[few, semantic, x[0][block]],
+                                       [self.splits[1], self._semantic[1], x[1][block]]])
                 terms = ridge.ridge_terms(fit, choice, choice, {"fused": ("semantic", "x")})
                 found[self.tap(block, k)] = sum(
                     float(value[0]) for value in ridge.scores(terms["fused"]).values())
         best = max(found, key=lambda tap: found[tap])
         self.say(f"{generator}: block {best.block}, t {best.k / 1000}")
-        return best
+        own, ships = self.tap(Tap().block, Tap().k), generator == self.config.shipped
+        if not ships or own == best or own.block >= count:
+            return [(best, ships)]
+        return [(best, False), (own, True)]
 
     def measure(self, facts: Row, features: Sequence[Features],
-                untrained: Sequence[Features] = ()) -> list[Row]:
-        """A row for rooms and one for recorded frames; several features are seeds of one."""
-        rows = []
-        for frames_from, trials in self.trials.items():
-            found: list[dict[str, np.ndarray]] = []
-            for trial in trials:
-                columns = self._columns(trial, features, frames_from == "real")
-                if untrained:
-                    drawn = self._columns(trial, untrained, frames_from == "real")
-                    columns |= {name.replace("fused", "random_fused"): value for name, value in
-                                drawn.items() if name.startswith("depth_r2_fused")}
-                found.append(columns)
-            mean = {name: np.mean([one[name] for one in found], 0) for name in found[0]}
-            row: Row = {**dict.fromkeys(TAP_COLUMNS), "shipped": False, **facts,
-                        "frames_from": frames_from, "seeds": len(features),
-                        "untrained_seeds": len(untrained) or None}
-            row |= _ruler(trials) | _values(mean)
-            if row["generator"] == "place only":  # all tokens are equal
-                row |= {name: None for name in row if name.startswith("match_")}
-            rows.append(row)
-            self.say(f"{row['generator']}, {frames_from}: depth R2 {row['depth_r2_semantic']:.3f}, "
-                     f"alone {row['depth_r2_alone']:.3f}, fused {row['depth_r2_fused']:.3f}")
-        return rows
+                untrained: Sequence[Features] = ()) -> Row:
+        """Several features are seeds of one."""
+        columns = self._columns(features, COMBINATIONS)
+        if untrained:
+            drawn = self._columns(untrained, {"random_fused": COMBINATIONS["fused"]})
+            columns |= {name: x for name, x in drawn.items() if name.startswith("depth_r2")}
+        for name in [name for name in columns if name.startswith("depth_r2_semantic")]:
+            for kind in ("", "random_"):
+                if (fused := columns.get(name.replace("semantic", f"{kind}fused"))) is not None:
+                    gain = name.replace("r2_semantic", f"{kind}gain")
+                    columns[gain] = fused - columns[name]
+        row: Row = {**dict.fromkeys(TAP_COLUMNS), "shipped": False, **facts,
+                    "frames_from": "real" if self.chosen else "rooms", "seeds": len(features),
+                    "untrained_seeds": len(untrained) or None}
+        row |= self._ruler() | _values(columns)
+        if row["generator"] == "place only":  # all tokens are equal
+            row |= {name: None for name in row if name.startswith("match_")}
+        self.say(f"{row['generator']}: depth R2 {row['depth_r2_semantic']:.3f}, "
+                 f"alone {row['depth_r2_alone']:.3f}, fused {row['depth_r2_fused']:.3f}")
+        return row
 
-    def _columns(self, trial: Trial, features: Sequence[Features],
-                 real: bool) -> dict[str, np.ndarray]:
-        """Scores with their resamples [1+R]: of ridge, of matches, and on recorded frames (`real`),
-        which have no normals, of the MLP."""
-        runs: list[dict[str, ridge.Terms]] = []
-        for one in features:
-            x = [one(data) for data in trial.splits]
-            fit, choice, test = trial.inputs(x)
-            run = ridge.ridge_terms(fit, choice, test, COMBINATIONS)
-            if real:
-                by_mlp = ridge.mlp_terms(fit, test, COMBINATIONS, self.config.redraws)
-                run |= {f"{name}_mlp": terms for name, terms in by_mlp.items()}
-            runs.append(run | {"match": ridge.match_terms(trial.splits[2], x[2])})
+    def _columns(self, features: Sequence[Features],
+                 combinations: ridge.Combinations) -> dict[str, np.ndarray]:
+        """Scores with their resamples [1+R], means of both ways: of ridge, of matches, and on
+        recorded frames, which have no normals, of the MLP, also of each way."""
+        runs = []
+        for seed, one in enumerate(features):
+            seeds = [seed] if len(features) > 1 else range(self.config.redraws)
+            runs.append([self._terms(inputs, combinations, seeds)
+                         for inputs in self.trials([*map(one, self.splits)])])
         out: dict[str, np.ndarray] = {}
-        for name in runs[0]:
-            for score, value in ridge.scores(ridge.average([run[name] for run in runs])).items():
-                if not (real and score == "normal_cos"):
-                    out[score if name == "match" else f"{score}_{name}"] = value
-        for suffix in ("", "_mlp") if real else ("", ):
-            out[f"depth_gain{suffix}"] = (out[f"depth_r2_fused{suffix}"]
-                                          - out[f"depth_r2_semantic{suffix}"])
+        for name in runs[0][0]:
+            ways = [ridge.scores(ridge.average([run[way][name] for run in runs]), way)
+                    for way in range(len(runs[0]))]
+            for score in ways[0]:
+                if self.chosen and score == "normal_cos":
+                    continue
+                column = score if name == "match" else f"{score}_{name}"
+                out[column] = np.mean([found[score] for found in ways], 0)
+                if name.endswith("_mlp"):
+                    out |= {f"{column}_way{i}": found[score] for i, found in enumerate(ways, 1)}
         return out
+
+    def _terms(self, inputs: Sequence[Inputs], combinations: ridge.Combinations,
+               seeds: Sequence[int]) -> dict[str, ridge.Terms]:
+        """seeds: of the MLP."""
+        fit, choice, test = inputs
+        terms = ridge.ridge_terms(fit, choice, test, combinations)
+        if self.chosen:
+            by_mlp = ridge.mlp_terms(fit, choice, test, combinations, seeds)
+            terms |= {f"{name}_mlp": one for name, one in by_mlp.items()}
+        return terms | {"match": ridge.match_terms(test.data, test.parts["x"])}
+
+    def _ruler(self) -> Row:
+        """What the scores depend on besides the features: grid, field of view, depths, numbers of
+        clips; of recorded frames: pairs each way, and blocks of them that intervals draw."""
+        fov = torch.cat([data.fov for data in self.splits])
+        depth = torch.cat([data.depth.flatten() for data in self.splits])
+        low, high = np.percentile(depth[depth > 0], (1, 99))
+        fit, *others, test = [len(data) for data in self.splits]
+        choice = others[0] if others else self.chosen
+        return {"grid": GRID, "fov_low_deg": fov.min().item(), "fov_high_deg": fov.max().item(),
+                "depth_p1_m": float(low), "depth_p99_m": float(high),
+                "probe_clips": fit - self.chosen, "val_clips": choice, "test_clips": test,
+                "frames_a_clip": 2, "resampled": int(self.splits[-1].rooms.max()) + 1}
 
     def tap(self, block: int, k: int) -> Tap:
         return Tap(block=block, k=k, seeds=self.config.draws, seed=self.seed, noise="shared")
@@ -226,36 +242,57 @@ class Alignment:
         return torch.cat(parts, 1)
 
     def _tapped(self, tower: WanTower) -> Features:
-        return lambda data: self._blocks(tower, data, [tower.tap.block])[0]
+        """Those of recorded frames are kept in files: a run that is stopped goes on from them."""
+        def features(data: ProbeSet) -> Tensor:
+            if not self.chosen:
+                return self._blocks(tower, data, [tower.tap.block])[0]
+            frames = hashlib.sha256(data.frames.numpy().tobytes()).hexdigest()
+            path = CACHE / f"{digest({**tower.spec, 'frames': frames})}.safetensors"
+            if not path.is_file():
+                found = self._blocks(tower, data, [tower.tap.block])[0]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(path) as scratch:
+                    save_file({"x": found.cpu().contiguous()}, scratch)
+            return load_file(path)["x"].to(self.device)
+        return features
 
     def _cosine(self, tower: WanTower) -> float:
-        """Mean cosine of the tokens to those in float32, on at most 16 clips to choose on."""
-        few = self.trials["rooms"][0].splits[1][:16]
+        """Mean cosine of the tokens to those in float32, on at most 4 clips to choose on."""
+        few = self.splits[1][:4]
         exact = tower.features(few.frames.to(self.device).float() / 255)
-        found = self._tapped(tower)(few).float()
+        found = self._blocks(tower, few, [tower.tap.block])[0].float()
         return torch.cosine_similarity(found, exact, dim=2).mean().item()
 
 
-def recorded_halves(clip: Clip, gap: int = 6) -> list[list[ProbeSet]]:
-    """Two trials of a camera path: fit on one half of it and score on the other, both ways.
+def recorded_halves(clip: Clip, gap: int = 6) -> tuple[list[ProbeSet], int]:
+    """The first and the last frames of a camera path, and how many clips of a half choose.
 
-    The path is cut into blocks of 2*gap frames (a rest is dropped), each of them `gap` pairs, `gap`
-    frames apart, which matches compare. The last fifth of a fitted half chooses the penalty.
-    Raises ValueError below 80 frames a half.
+    Neighbouring frames are alike, so intervals draw blocks of 2*gap frames: `gap` pairs, `gap`
+    frames apart, which matches compare. The last fifth of a half chooses. What fills no block is
+    left out between the halves. Raises ValueError below 80 frames a half, or without K.txt.
     """
+    if clip.intrinsics is None:
+        raise ValueError(f"{clip.id}: has no camera matrix; write it to K.txt")
     blocks = len(clip.frames) // (4 * gap)  # of a half
     if (frames := blocks * 2 * gap) < _HALF:
         raise ValueError(f"{clip.id}: {len(clip.frames)} frames give {frames} a half, expected "
                          f"{_HALF}; fewer cannot fit a probe")
-    firsts = [2 * gap * block + i for block in range(2 * blocks) for i in range(gap)]
-    path = probe_set((_frames(clip, [first, first + gap]) for first in firsts), [0, 1], True,
-                     [f"{first // (2 * gap):06d}" for first in firsts])
-    half, chosen = blocks * gap, max(1, blocks // 5) * gap
-    trials = []
-    for fit, test in ((path[:half], path[half:]), (path[half:], path[:half])):
-        trials.append([fit[:half - chosen], fit[half - chosen:],
-                       replace(test, rooms=test.rooms - test.rooms.min())])
-    return trials
+    places = [2 * gap * block + i for block in range(blocks) for i in range(gap)]
+    names = [f"{place // (2 * gap):06d}" for place in places]
+    halves = []
+    for start in (0, len(clip.frames) - frames):
+        pairs = (_frames(clip, [start + place, start + place + gap]) for place in places)
+        halves.append(probe_set(pairs, [0, 1], True, names))
+    return halves, max(1, blocks // 5) * gap
+
+
+def _inputs(sets: Sequence[Sequence[Any]]) -> list[Inputs]:
+    """Of clips, the semantic encoder's features and others of each set; scaled as the first."""
+    scale, found = None, []
+    for data, semantic, x in sets:
+        found.append(Inputs(data, {"semantic": semantic, "x": x}, scale))
+        scale = found[0].scale
+    return found
 
 
 def read_splits(source: Source, counts: Sequence[int], workers: int) -> list[ProbeSet]:
@@ -292,13 +329,15 @@ def _values(columns: dict[str, np.ndarray]) -> Row:
     return row
 
 
-def _ruler(trials: Sequence[Trial]) -> Row:
-    """What the scores depend on besides the features: grid, field of view, numbers of clips."""
-    fov = torch.cat([data.fov for trial in trials for data in trial.splits])
-    counts = np.array([[len(data) for data in trial.splits] for trial in trials]).sum(0)
-    return {"grid": GRID, "fov_low_deg": fov.min().item(), "fov_high_deg": fov.max().item(),
-            "probe_clips": int(counts[0]), "val_clips": int(counts[1]),
-            "test_clips": int(counts[2]), "frames_a_clip": 2}
+def _taps(generator: str, measured: Sequence[Row]) -> Taps:
+    """Of a generator's rows of rooms."""
+    name = generator_folder(generator).name
+    rows = [row for row in measured if (row["generator"], row["frames_from"]) == (name, "rooms")]
+    if not rows:
+        raise ValueError(f"probe: no row of {name} on rooms says its tap; measure rooms as well "
+                         "(--rooms FOLDER, or another --out)")
+    return [(Tap(row["block"], round(1000 * row["t"]), seeds=row["draws"], noise=row["noise"]),
+             row["shipped"]) for row in rows]
 
 
 def _is_tower(name: str) -> bool:
@@ -306,18 +345,26 @@ def _is_tower(name: str) -> bool:
 
 
 def probe_alignment(config: AlignmentConfig, rooms: RoomSource, seed: int, device: str,
-                    workers: int) -> list[Row]:
-    """Rows for bench/results/alignment.json, controls first; `rooms`: without a folder of clips."""
-    table = Alignment(config, resolve_device(device), seed)
-    halves: list[list[ProbeSet]] = []
+                    workers: int, measured: Sequence[Row] = ()) -> list[Row]:
+    """Rows for bench/results/alignment.json, controls first; `rooms`: without a folder of clips.
+
+    measured: rows of rooms, at whose taps recorded frames alone are then measured: of generators,
+    or of the controls if there are none.
+    """
+    rows, where = [*measured], resolve_device(device)
     if config.rgbd is not None:
         recorded = read_rgbd(config.rgbd)
+        check_depth(recorded, config.rgbd, 1000)
         halves = recorded_halves(recorded)
         offset = check_registration(recorded, config.rgbd)
+    if not measured:
+        source = rooms if config.rooms is None else ClipFolder(config.rooms)
+        counts = (config.fit_clips, config.val_clips, config.test_clips)
+        table = Alignment(config, where, seed, read_splits(source, counts, workers))
+        rows = [*table.controls(config.generators), *table.rows(config.generators)]
+    if config.rgbd is not None:
+        table = Alignment(config, where, seed, *halves)
         table.say(f"{config.rgbd}: depth lies {offset:.1f} px off colour, of 224")
-    source = rooms if config.rooms is None else ClipFolder(config.rooms)
-    counts = (config.fit_clips, config.val_clips, config.test_clips)
-    table.add("rooms", read_splits(source, counts, workers))
-    for splits in halves:
-        table.add("real", splits)
-    return table.rows(config.generators)
+        taken = [] if measured and config.generators else [*table.controls(config.generators)]
+        rows += [*taken, *table.rows(config.generators, rows)]
+    return rows[len(measured):]

@@ -14,6 +14,7 @@ from teacher.probing.probes import match_distances, mlp, solve
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # times the mean eigenvalue
 RESAMPLES = 1000
+_BATCH = 2048                                # tokens of a step of the MLP
 TARGETS = 4                                  # log depth and normal
 Terms = dict[str, np.ndarray]                # sums over the tokens of each room, [R]
 Combinations = Mapping[str, Sequence[str]]   # name -> the parts that are concatenated
@@ -42,16 +43,17 @@ def ridge_terms(fit: Inputs, choice: Inputs, test: Inputs,
             for name, one in zip(combinations, predicted, strict=True)}
 
 
-def mlp_terms(fit: Inputs, test: Inputs, combinations: Combinations,
-              seeds: int) -> dict[str, Terms]:
-    """As `ridge_terms` of a 256-unit MLP; the mean over seeds."""
-    (x, y, _), (b, truth, clip) = fit.all(), test.all()
+def mlp_terms(fit: Inputs, choice: Inputs, test: Inputs, combinations: Combinations,
+              seeds: Sequence[int]) -> dict[str, Terms]:
+    """As `ridge_terms` of a 256-unit MLP that stops where `choice` is best; the mean over seeds."""
+    (x, y, _), (c, known, _), (b, truth, clip) = fit.all(), choice.all(), test.all()
     out = {}
     for name, parts in combinations.items():
         columns = fit.columns(parts)
+        stop = c[:, columns], known[:, :TARGETS]
         out[name] = average([
-            _terms(test.data, mlp(x[:, columns], y[:, :TARGETS], b[:, columns], seed), truth, clip)
-            for seed in range(seeds)])
+            _terms(test.data, mlp(x[:, columns], y[:, :TARGETS], b[:, columns], seed, batch=_BATCH,
+                                 stop=stop), truth, clip) for seed in seeds])
     return out
 
 
@@ -68,14 +70,14 @@ def average(runs: Sequence[Terms]) -> Terms:
     return {name: np.mean([run[name] for run in runs], 0) for name in runs[0]}
 
 
-def scores(terms: Terms) -> dict[str, np.ndarray]:
+def scores(terms: Terms, seed: int = 0) -> dict[str, np.ndarray]:
     """depth_r2 and normal_cos, or match_exact and match_within1: [1+RESAMPLES] each.
 
-    The first is of all rooms, the others of rooms drawn with replacement; equal room counts get
-    equal draws. NaN where nothing is known.
+    The first is of all rooms, the others of rooms drawn with replacement; equal room counts and
+    seeds get equal draws. NaN where nothing is known.
     """
     rooms = len(next(iter(terms.values())))
-    draws = np.random.default_rng(0).multinomial(rooms, np.full(rooms, 1 / rooms), RESAMPLES)
+    draws = np.random.default_rng(seed).multinomial(rooms, np.full(rooms, 1 / rooms), RESAMPLES)
     weights = np.concatenate([np.ones((1, rooms)), draws])
     total = {name: weights @ value for name, value in terms.items()}
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -31,12 +31,11 @@ PANELS = {"depth_r2_mlp": "depth R²", "normal_cos": "normal cosine"}
 
 def probe_grid(config: ProbeConfig, source: Source) -> list[dict]:
     """Rows for bench/results/nano_probe.json, controls first."""
-    device = resolve_device(config.device)
+    device, blocks = resolve_device(config.device), list(range(_block_count(config)))
     ids = [source.ids(split)[:config.clips] for split in ("val", "test")]
     sets = probe_set(map(source.clip, ids[0])), probe_set(map(source.clip, ids[1]))
     rows = list(_controls(config, sets, device))
     console = Console(stderr=True)
-    blocks = list(range(_block_count(config)))
     with Progress(console=console) as progress:
         taps = list(product(config.modes, config.levels))
         for mode, k in progress.track(taps, description="noise levels"):

@@ -53,6 +53,7 @@ class GraphedLoss:
 
     def __init__(self, loss: nn.Module, inputs: Sequence[Tensor]):
         self.loss, self.static = loss, [x.clone() for x in inputs]
+        buffers = [(b, b.clone()) for b in loss.buffers()]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -61,6 +62,8 @@ class GraphedLoss:
                 loss.zero_grad(set_to_none=True)
                 self._forward_backward()
         torch.cuda.current_stream().wait_stream(side)
+        for buffer, before in buffers:  # running statistics
+            buffer.copy_(before)
         loss.zero_grad(set_to_none=True)
         self.graph = torch.cuda.CUDAGraph()
         # thread_local: NCCL's watchdog and threads that pin memory may call CUDA meanwhile

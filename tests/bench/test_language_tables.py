@@ -59,9 +59,9 @@ def test_a_table_has_each_rows_scores_counts_and_readout(main, tmp_path, monkeyp
 def test_a_training_that_another_process_has_is_left_to_it(main, tmp_path):
     work = tmp_path / "work"
     work.mkdir()
-    with language_tables.locked(work / "sensitivity_semantic_0.lock"):
+    with language_tables.locked(work / "semantic_0.lock"):
         assert main("sensitivity", "--rows", "semantic", "place", "--seeds", "0") == []
-    assert (work / "sensitivity_place_0.json").is_file()
+    assert (work / "place_0.json").is_file()
     assert {row["features"] for row in main("sensitivity", "--rows", "semantic", "place", "--seeds",
                                             "0")} == {"semantic", "place"}
 
@@ -85,7 +85,7 @@ def test_features_are_dropped_into_the_generators_own_training(main, tmp_path, m
                 == {(row["task"], row["metric"]) for row in rows
                     if row["features"] == "generator" and row["task"] != "fused"}), name
     (model, zeros), (_, noise), (_, student), (_, int8) = seen
-    expected = load_file(tmp_path / "work" / "questions_generator_1" / "teacher.safetensors")
+    expected = load_file(tmp_path / "work" / "generator_1" / "teacher.safetensors")
     assert all(torch.equal(one.newline, expected["newline"]) for one, _ in seen)
     drawn = (noise - model.generative_mean) / model.generative_std
     assert not zeros.any() and torch.equal(noise[0], noise[1]) and abs(drawn.std() - 1) < 0.02
@@ -118,8 +118,10 @@ def test_the_tiny_language_model_knows_every_word_of_the_questions(tmp_path):
     assert lm.config.num_hidden_layers == 3
 
 
-def test_every_row_of_every_table_is_a_configuration():
+def test_every_row_of_every_table_is_a_configuration_that_its_name_identifies():
+    seen: dict[str, dict] = {}
     for table in language_tables.TABLES.values():
-        for options in table.values():
+        for name, options in table.items():
             tuning = language_tables.FinetuneConfig(questions=1)
             language_tables.LanguageTeacherConfig(tuning=tuning, **options)
+            assert seen.setdefault(name, options) == options  # tables share its training

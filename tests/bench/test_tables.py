@@ -40,7 +40,10 @@ def folder(tmp_path):
     }])
     write(tmp_path, "real_office", [{"file": "model.onnx", "precision": "int8", "corr": 0.41}])
     write(tmp_path, "adapt", [{"stage": "after", "frames_from": "footage", "abs_rel": 0.19}])
-    write(tmp_path, "alignment", [{"generator": "wan-nano", "depth_r2_alone": 0.76}])
+    write(tmp_path, "alignment", [
+        {"generator": "wan-nano", "depth_r2_alone": 0.76},
+        {"generator": "wan-nano", "frames_from": "real", "depth_gain_mlp": 0.13, "cpu": "EPYC",
+         "command": "vega3d teacher probe --rgbd place", "commit": "2222222"}])
     write(tmp_path, "openvino_cpu", [{"artefact": "model.onnx", "runtime": "OpenVINO",
                                       "latency_ms": 16.0, "vs_best_float": 1.0}])
     write(tmp_path, "camera_cpu", [{"artefact": "model.onnx", "saved": 0.02}])
@@ -160,6 +163,12 @@ def test_every_table_is_a_table(folder, name):
 def test_every_committed_result_file_has_a_table():
     files = {path.stem for path in (ROOT / "bench" / "results").glob("*.json")}
     assert files and files <= {table.file for table in TABLES.values()}
+
+
+def test_rows_that_were_measured_later_name_their_own_command_and_commit(folder):
+    later = table("alignment_real", folder)
+    assert "`vega3d teacher probe --rgbd place` on EPYC" in later and "commit 2222222" in later
+    assert "0.130" in later and "2222222" not in table("alignment", folder)
 
 
 def test_a_gain_is_in_points_with_its_interval(folder):

@@ -90,6 +90,7 @@ def test_a_store_is_completed_when_a_worker_dies(tmp_path, monkeypatch):
     rooms, tower = FakeRooms(train=4, frames=1), RGBPatches()
     ids, store = rooms.ids("train"), FeatureStore(tmp_path, tower.spec, "clips")
     monkeypatch.setattr(feature_store, "POLL_SECONDS", 0.01)
+    store.prepare([])  # its folder, which fill makes
     claimed, told = os.pipe()
     worker = os.fork()
     if worker == 0:  # claims a clip and hangs

@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 from dataclasses import replace
 
@@ -162,7 +161,7 @@ def test_a_run_that_is_terminated_saves_the_step_and_resumes_to_the_same_files(c
     def terminated(*args):
         calls.append(1)
         if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return true_step(*args)
 
     monkeypatch.setattr(loop, "train_step", terminated)

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from bench.artefacts import find
 from bench.latency.backends import student_cases
 from export.artefact import save_onnx
-from export.camera import export_camera, square_frame, to_nv12, with_camera_input
+from export.camera import export_camera, frame_size, square_frame, to_nv12, with_camera_input
 from export.graph.export_onnx import interface
 from export.graph.session import OnnxModel
 from export.parity import GateError, token_cosine
@@ -47,10 +47,13 @@ def test_features_are_those_of_the_prepared_centre_square(kind, size):
     assert token_cosine(expected, moved).mean() < 0.99  # the test can tell another crop
 
 
-@pytest.mark.parametrize(("kind", "size"), [("uint8-nhwc", (200, 640)), ("nv12", (482, 640))])
+@pytest.mark.parametrize(("kind", "size"), [
+    ("uint8-nhwc", "200x640"), ("nv12", "482x640"), ("nv12", "big"), ("uint8-nhwc", "99999x640"),
+    ("uint8-nhwc", "-480x640"), ("uint8-nhwc", "480x640x3")])
 def test_a_size_that_cannot_be_is_refused(kind, size):
-    with pytest.raises(ValueError, match="--size: got "):
-        with_camera_input(fp32(), kind, *size)
+    with pytest.raises(ValueError, match=f"--size: got {size}, expected"):
+        frame_size(size, kind, 224)
+    assert frame_size("480x640", kind, 224) == (480, 640)
 
 
 def test_infer_and_bench_read_such_a_file_by_its_metadata(plain):

@@ -240,7 +240,7 @@ def _unwritable(folder: Path) -> None:
     (_truncated_frames, "not a safetensors file"),
     (_few_frames, "got 5 frames, expected >= 32"),
     (_float_frames, "got frames float32"),
-    (_unwritable, "File exists"),
+    (_unwritable, "exists and is no folder"),
 ])
 def test_bad_run_is_one_line_and_exit_2(run_copy, capsys, damage, message):
     damage(run_copy)

@@ -1,6 +1,8 @@
 """OpenVINO IR: equal to the student, INT8 where it is meant to be, written only past the gate."""
 import json
+import os
 import shutil
+import signal
 import sys
 
 import numpy as np
@@ -103,6 +105,19 @@ def test_bench_times_the_ir_beside_onnxruntime_by_default(int8_run):
     assert not [row for row in missing if "openvino" in row["what"]]
     got = cases[0].call()[0]
     assert token_cosine(got, gate().reference[:1]).mean() > 0.99
+
+
+def test_a_signal_is_handled_after_models_ended_in_the_order_of_their_beginning(int8_run):
+    """In a fork: OpenVINO's plugins would leave it a freed stack to handle signals on."""
+    models = [openvino.OpenVinoModel(int8_run[1].path) for _ in range(2)]
+    while models:
+        del models[0]
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+        signal.raise_signal(signal.SIGTERM)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_without_the_package_the_command_says_what_to_install(monkeypatch, capsys, tmp_path):

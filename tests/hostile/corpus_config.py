@@ -15,6 +15,8 @@ TEXTS = {
     "a number of 5000 digits": "heads: {steps: " + "9" * 5000 + "}\n",
     "a hexadecimal number of 5000 digits": "heads: {steps: 0x" + "f" * 5000 + "}\n",
     "a number in base 60 of 5000 digits": "seeds: [1" + ":59" * 2000 + "]\n",
+    "a number in base 60": "heads: {steps: 1:30}\n",
+    "an octal number": "student: {epochs: 010}\n",
     "an impossible date": "name: !!timestamp 2026-13-45\n",
     "a date": "seeds: 2026-11-28\n",
     "an integer tag without digits": "heads: {steps: !!int ''}\n",

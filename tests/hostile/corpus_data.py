@@ -1,14 +1,18 @@
 """Published data sets laid out otherwise, runs with a hostile configuration, full disks."""
 import json
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from tests.hostile.case import Case
 from tests.hostile.corpus_config import bomb
 from tests.hostile.corpus_files import DAMAGED_JSON, Make, clip, run, written
 from tests.hostile.corpus_pictures import model, picture
 from tests.scenes.published import write_benchmarks, write_scannet
+from tests.scenes.rgbd_scenes import save
 
 
 def numbers_in_yaml() -> Iterator[Case]:
@@ -98,6 +102,53 @@ def _annotated(name: str, change: bytes | tuple[str, str, object]) -> Make:
     return make
 
 
+def recordings() -> Iterator[Case]:
+    """RGB-D folders of vega3d bench real, and two of vega3d distill adapt."""
+    matrix = {"of a larger picture": "1200 0 800\n0 1200 600\n0 0 1", "transposed":
+              "120 0 0\n0 120 0\n80 60 1", "of ones": "1 0 0\n0 1 0\n0 0 1", "empty": "",
+              "of one line": "120 120 80 60", "NaN": "nan 0 80\n0 120 60\n0 0 1",
+              "1e300": "1e300 0 80\n0 1e300 60\n0 0 1"}
+    for what, text in matrix.items():
+        yield Case("recording", f"K.txt {what}", _recorded("plain", "K.txt", text), "rec")
+    pose = {"zero": "0 " * 16, "mirrored": "-1 0 0 0  0 1 0 0  0 0 1 0  0 0 0 1",
+            "scaled": "9 0 0 0  0 9 0 0  0 0 9 0  0 0 0 1",
+            "by columns": "1 0 0 0  0 1 0 0  0 0 1 0  3 2 1 1", "NaN": "nan " * 16,
+            "of 12 numbers": "1 0 0 0  0 1 0 0  0 0 1 0"}
+    for what, text in pose.items():
+        yield Case("recording", f"a pose {what}", _recorded("plain", "poses.txt", 2 * f"{text}\n"),
+                   "rec")
+    other = {"groundtruth.txt": "0.0 nan 0 0 0 0 0 1\n0.03 0 0 0 0 0 0 1", "rgb.txt": "0.0",
+             "depth.txt": "50.0 depth/0.png", "rgb.txt of no file": "0.0 rgb/9.png"}
+    for what, text in other.items():
+        yield Case("recording", f"TUM, {what}", _recorded("tum", what.split()[0], text), "rec")
+    for what, text in (("short", "1 2 3"), ("lost", "nan nan nan nan\n" * 4)):
+        for verb in ("bench real", "distill adapt"):
+            yield Case("recording", f"{verb}, 7-Scenes, a pose {what}", _recorded(
+                "7scenes", f"frame-{0:06d}.pose.txt", text, 1, verb.split()), "rec")
+    for what, mode, scale in (("in float metres", "F", 1e-3), ("in whole metres", "I;16", 1e-3),
+                              ("all zero", "I;16", 0.0), ("of 8 bits", "L", 0.02)):
+        yield Case("recording", f"depth {what}", _depths(mode, scale), "rec")
+
+
+def _recorded(layout: str, name: str, text: str, frames: int = 2,
+              verb: Sequence[str] = ("bench", "real")) -> Make:
+    def make(folder: Path) -> list[str]:
+        (save(folder / "rec", layout, frames) / name).write_text(text)
+        return [*verb, "rec"]
+    return make
+
+
+def _depths(mode: str, scale: float) -> Make:
+    kind = {"F": np.float32, "I;16": np.uint16, "L": np.uint8}[mode]
+
+    def make(folder: Path) -> list[str]:
+        for path in (save(folder / "rec", "plain", 2) / "depth").iterdir():
+            values = np.asarray(Image.open(path)) * scale
+            Image.fromarray(values.astype(kind)).save(path, "TIFF" if mode == "F" else "PNG")
+        return ["bench", "real", "rec"]
+    return make
+
+
 def full_disks() -> Iterator[Case]:
     """A limit on the size of files stands for the disk."""
     yield Case("full disk", "infer", _photo, "out/photo")
@@ -121,4 +172,4 @@ def _limit(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-CORPUS = (numbers_in_yaml, configurations, data_sets, annotations, full_disks)
+CORPUS = (numbers_in_yaml, configurations, data_sets, annotations, recordings, full_disks)

@@ -29,6 +29,7 @@ MAX_LINE = 1300  # characters
 JOBS = 2
 # a process that is forked has them already
 PRELOADED = ("torch", "onnx", "tyro", "distill.stages", "bench.run", "bench.report.page",
+             "bench.real.run", "bench.real.page",
              "export.pipeline", "infer.photos", "scenes.rooms.writer", "scenes.show",
              "teacher.language.train", *(f"{name}.cli" for name in
                                          ("scenes", "teacher", "distill", "export", "bench")))

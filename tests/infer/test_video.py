@@ -80,7 +80,7 @@ def test_what_is_no_video_or_would_be_overwritten_is_refused(videos, tmp_path, c
     mine.write_bytes(b"mine")
     bare = pooling_model(tmp_path / "bare.onnx", outputs=("descriptors",))
     cases = [((model, cut), "not a readable video"), ((model, text), "not a readable video"),
-             ((model, tmp_path / "gone.mp4"), "no such video"), ((bare, cut), "has no depth"),
+             ((model, tmp_path / "gone.mp4"), "No such file"), ((bare, cut), "has no depth"),
              ((model, videos / "plain.mp4"), "mine.png: exists and was not written by this"),
              ((model, videos / "half.mp4", "--ply"), "--ply: is for photos")]
     for args, why in cases:

@@ -1,5 +1,4 @@
 """Ctrl-C and SIGTERM at any moment: one line, the right exit code, soon."""
-import os
 import signal
 import subprocess
 import sys
@@ -15,12 +14,21 @@ from records.interrupts import Interrupted, check, deferred, handled, pending
 ROOT = Path(vega3d.__file__).parent
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_handled():
+    """As in a terminal: a process in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def ask_to_stop(number: int = signal.SIGTERM) -> None:
-    os.kill(os.getpid(), number)
+    signal.raise_signal(number)  # on this thread: it is handled before the call returns
 
 
 @pytest.mark.parametrize(("number", "code", "says"), [
-    (signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+    (signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"),
+    (signal.SIGHUP, 129, "hung up")])
 def test_a_command_that_is_asked_to_stop_says_one_line(monkeypatch, capsys, number, code, says):
     monkeypatch.setattr(vega3d, "_run", lambda *_: ask_to_stop(number))
     before = signal.getsignal(number)
@@ -52,6 +60,13 @@ def test_a_deferred_block_is_not_cut_and_knows_that_it_should_save():
     assert done == [True, "after the inner block"]
 
 
+def test_an_error_in_a_deferred_block_ends_it():
+    with pytest.raises(ZeroDivisionError), deferred():
+        1 / 0  # noqa: B018
+    with pytest.raises(Interrupted), handled():
+        ask_to_stop()
+
+
 def test_another_thread_runs_commands_without_signals(monkeypatch):
     found = []
     monkeypatch.setattr(vega3d, "_run", lambda *_: found.append(signal.getsignal(signal.SIGTERM)))
@@ -69,7 +84,8 @@ def test_another_thread_runs_commands_without_signals(monkeypatch):
 ])
 @pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
 def test_code_that_does_not_return_is_ended(stuck, number, code):
-    script = ("import hashlib, os, threading, time; from records import interrupts\n"
+    script = ("import hashlib, os, signal, threading, time; from records import interrupts\n"
+              "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
               f"interrupts.LAST_SECONDS, number = 0.3, {number}\n"
               f"with interrupts.handled():\n    {stuck}")
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True,

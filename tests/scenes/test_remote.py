@@ -1,15 +1,19 @@
-"""Clips at URLs: memory://, file:// and an S3 server of this machine."""
+"""Clips and features at URLs: memory://, file:// and an S3 server of this machine."""
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
 
+import vega3d
 from distill.clips import open_source
 from distill.config import ScenesConfig
+from distill.run import open_distill_run
 from scenes.clip import ClipFolder, check_alike, save_clip
 from scenes.sources.remote import RemoteClips, url_of
+from teacher.data import feature_store
 from tests.fakes import FakeRooms
 
 IDS = ("train/000", "train/001", "test/000")
@@ -31,21 +35,31 @@ def memory(clips) -> str:
     files.rm("/clips", recursive=True)
 
 
-@pytest.fixture
-def s3(clips, monkeypatch) -> str:
+@pytest.fixture(scope="module")
+def bucket() -> str:
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    for name, value in (("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", "a-secret"),
-                        ("AWS_DEFAULT_REGION", "us-east-1"), ("NO_PROXY", host),
-                        ("AWS_ENDPOINT_URL", f"http://{host}:{port}")):
-        monkeypatch.setenv(name, value)
-    fsspec.filesystem("s3", skip_instance_cache=True).put(f"{clips}/", "s3://bucket/clips/",
-                                                          recursive=True)
-    yield "s3://bucket/clips"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", "a-secret"),
+                            ("AWS_DEFAULT_REGION", "us-east-1"), ("NO_PROXY", host),
+                            ("AWS_ENDPOINT_URL", f"http://{host}:{port}")):
+            patch.setenv(name, value)
+        yield "s3://bucket"
     server.stop()
+
+
+def upload(folder: Path, url: str) -> str:
+    files = fsspec.filesystem(url.partition(":")[0], skip_instance_cache=True)
+    files.put(f"{folder}/", f"{url}/", recursive=True)
+    return url
+
+
+@pytest.fixture
+def s3(clips, bucket) -> str:
+    return upload(clips, f"{bucket}/clips")
 
 
 def open_path(path: str, cache: Path):
@@ -103,3 +117,54 @@ def test_a_url_is_one_although_a_path_loses_a_slash(tmp_path, monkeypatch):
     os.makedirs("s3:/clips/train")
     save_clip(FakeRooms().clip("train/000"), Path("s3:/clips/train/000.safetensors"))
     assert isinstance(open_path("s3://clips", tmp_path)[0], ClipFolder)  # a folder that is there
+
+
+@pytest.fixture
+def run(clips, tiny_wan, tmp_path, capsys) -> Callable[..., str]:
+    """`vega3d distill run` with some arguments: the last line of stderr, if it ended with 2."""
+    small = (f"--scenes.path {clips} --runs {tmp_path}/runs --teacher.generator {tiny_wan} --device"
+             " cpu --teacher.tap.block 1 --teacher.tap.seeds 1 --teacher.heads.epochs 1 --teacher"
+             ".heads.batch 2 --teacher.heads.width 8 --student.model.depth 1 --student.init scratch"
+             " --student.batch 2 --heads.steps 2 --heads.batch 2").split()
+
+    def distill(*arguments: str) -> str:
+        try:
+            vega3d.main(["distill", "run", *small, *arguments])
+        except SystemExit as stopped:
+            assert stopped.code == 2
+            return capsys.readouterr().err
+        return ""
+
+    return distill
+
+
+def test_features_at_a_url_give_the_student_of_the_local_ones(run, bucket, tmp_path, monkeypatch):
+    runs, url = tmp_path / "runs", f"{bucket}/features"
+    assert not run("--name", "local")
+    upload(runs / "local/features", url)
+    monkeypatch.setattr(feature_store, "_extract", lambda *_: pytest.fail("extracted again"))
+    assert not run("--name", "remote", "--features", url)
+    assert not (runs / "remote/features").exists()
+    for file in ("student.safetensors", "heads.safetensors"):
+        assert (runs / "remote/student" / file).read_bytes() == (
+            runs / "local/student" / file).read_bytes()
+    store = open_distill_run(runs / "remote").stores["generative"]
+    files = fsspec.filesystem("s3", skip_instance_cache=True)
+    stored = f"{url}/{store.folder.name}/train/001.safetensors"
+    content = files.cat_file(stored)
+    files.pipe_file(stored, content[:-1] + bytes([content[-1] ^ 1]))
+    assert f"{stored}: damaged" in run("--name", "damaged", "--features", url)
+    files.rm(stored)
+    assert f"{store.folder.name}: lacks 1 clips, such as train/001" in run(
+        "--name", "lacking", "--features", url)
+
+
+def test_a_url_without_the_run_s_features_is_one_line_and_leaves_no_run(run, s3, tmp_path):
+    for url, why in (("s3://bucket/nothing", "no feature store of this teacher and these clips"),
+                     (s3, "no feature store of this teacher"), ("s3://none/features", "none/feat"),
+                     ("gs://bucket/features", "pip install 'vega3d-edge[remote]'"),
+                     (str(tmp_path / "none"), "none: no such folder")):
+        error = run("--features", url)
+        assert why in error and error.count("\n") == 1
+        assert not (tmp_path / "runs").exists()
+    assert "--runs s3://bucket/runs: runs are written to local" in run("--runs", "s3://bucket/runs")

@@ -56,24 +56,35 @@ def test_a_bad_file_is_named(tmp_path, name, content, message):
         read_rgbd(root)
 
 
-def test_halves_share_no_frame_and_rows_have_both_probes(tmp_path, monkeypatch):
+def test_halves_share_no_frame_and_rows_have_both_probes_and_ways(tmp_path, monkeypatch):
     monkeypatch.setattr(alignment, "_HALF", 24)
-    monkeypatch.setattr("teacher.probing.ridge.mlp",
-                        lambda x, y, x_test, seed: y.mean(0).expand(len(x_test), -1))
-    halves = alignment.recorded_halves(read_rgbd(save_rgbd(tmp_path / "a", poses=False)))
-    for fit, choice, test in halves:
-        assert [len(split) for split in (fit, choice, test)] == [6, 6, 12]
-        frames = [{x.numpy().tobytes() for x in split.frames.flatten(0, 1)}
-                  for split in (fit, choice, test)]
-        assert len(set.union(*frames)) == 48
-    table = alignment.Alignment(AlignmentConfig(redraws=1), torch.device("cpu"), 0)
-    for splits in halves:
-        table.add("real", splits)
+    monkeypatch.setattr("teacher.probing.ridge.mlp", lambda x, y, x_test, seed, batch, stop:
+                        y.mean(0).expand(len(x_test), -1))
+    halves, chosen = alignment.recorded_halves(read_rgbd(save_rgbd(tmp_path / "a", poses=False)))
+    assert [len(half) for half in halves] == [12, 12] and chosen == 6
+    assert halves[1].rooms.tolist() == [0] * 6 + [1] * 6
+    assert len({x.numpy().tobytes() for half in halves for x in half.frames.flatten(0, 1)}) == 48
+    table = alignment.Alignment(AlignmentConfig(redraws=1), torch.device("cpu"), 0, halves, chosen)
+    x = [torch.full((12, 2, 1, 14, 14), float(i)) for i in range(2)]
+    for (fit, choice, test), half in zip(table.trials(x), (0, 1), strict=True):
+        assert fit.data.frames.equal(halves[half].frames[:6])
+        assert choice.data.frames.equal(halves[half].frames[6:])
+        assert test.data.frames.equal(halves[1 - half].frames)
+        assert choice.scale is fit.scale is test.scale
+        assert (fit.parts["x"].unique(), test.parts["x"].unique()) == (half, 1 - half)
     features = table.frame_features(lambda x: x.mean(2, keepdim=True)[..., 8::16, 8::16])
-    row, = table.measure({"generator": "grey"}, [features])
-    assert (row["frames_from"], row["probe_clips"], row["test_clips"]) == ("real", 12, 24)
+    row = table.measure({"generator": "grey"}, [features], [features])
+    assert (row["frames_from"], row["probe_clips"], row["test_clips"]) == ("real", 6, 12)
     assert row["depth_r2_alone"] > 0.7 > 0.1 > abs(row["depth_r2_alone_mlp"])
+    assert row["depth_random_gain"] == row["depth_gain"] > 0 == row["depth_gain_mlp_way1"]
     assert np.isnan(row["match_exact"]) and "normal_cos_alone" not in row
-    monkeypatch.setattr(alignment, "_HALF", 80)
+    assert 1 < row["depth_p1_m"] < row["depth_p99_m"] == pytest.approx(4)
+
+
+def test_a_recording_that_cannot_fit_a_probe_is_refused(tmp_path):
     with pytest.raises(ValueError, match="48 frames give 24 a half, expected 80"):
+        alignment.recorded_halves(read_rgbd(save_rgbd(tmp_path / "a")))
+    (tmp_path / "a" / "K.txt").unlink()
+    (tmp_path / "a" / "poses.txt").unlink()
+    with pytest.raises(ValueError, match=r"no camera matrix; write it to K\.txt"):
         alignment.recorded_halves(read_rgbd(tmp_path / "a"))

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from scenes.sources.registration import check_registration, likelier_unit
-from scenes.sources.rgbd import read_rgbd
+from scenes.sources.rgbd import check_depth, find_recording, read_rgbd
 from tests.scenes.rgbd_scenes import DEPTH_CAMERA, poses, save, view
 
 LAYOUTS = ("plain", "tum", "7scenes", "scannet")
@@ -51,9 +51,10 @@ def test_frames_that_lost_tracking_and_colours_without_depth_are_left_out(tmp_pa
 def test_tums_cameras_are_taken_by_name_and_said(tmp_path, capsys):
     root = save(tmp_path / "rgbd_dataset_freiburg2_desk", "tum", 2)
     (root / "K.txt").unlink()
-    clip = read_rgbd(root, size=120)
-    assert clip.intrinsics[0, 0] == pytest.approx(520.9)
-    assert "TUM's camera is taken (freiburg2)" in capsys.readouterr().err
+    assert find_recording(root).camera[0, 0] == pytest.approx(520.9)
+    with pytest.raises(ValueError, match="is 160x120, but the camera matrix is of another picture"):
+        read_rgbd(root, size=120)  # TUM's are 640x480
+    assert "TUM's camera is taken (freiburg2)" in find_recording(root).notes[0]
     plain = save(tmp_path / "plain", "plain", 2)
     (plain / "K.txt").unlink()
     clip = read_rgbd(plain, size=120)
@@ -73,6 +74,41 @@ def test_depth_in_another_unit_is_noticed(motion, stored, read, tmp_path):
     if found:
         assert found[0] == stored
         assert ("two views agree" in found[1]) == motion
+
+
+@pytest.mark.parametrize(("why", "changed"), [
+    ("not a rotation", lambda poses: poses.transpose(0, 2, 1)),
+    ("not a rotation", lambda poses: poses * (2, 2, 2, 1)),
+    ("not a rotation", lambda poses: poses * (-1, 1, 1, 1)),
+    ("not a rotation", lambda poses: 0 * poses),
+    ("not a rotation", lambda poses: np.nan * poses)])
+def test_poses_that_are_no_rigid_motion_are_refused(why, changed, tmp_path):
+    root = save(tmp_path / "r", "plain", 12)
+    np.savetxt(root / "poses.txt", changed(poses(12)).reshape(12, 16))
+    with pytest.raises(ValueError, match=why) as error:
+        check_depth(read_rgbd(root, size=112), root, None)
+    assert str(root) in str(error.value)
+
+
+@pytest.mark.parametrize("matrix", [
+    ((1200, 0, 800), (0, 1200, 600), (0, 0, 1)), ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    ((1e300, 0, 80), (0, 1e300, 60), (0, 0, 1)), ((120, 0, 0), (0, 120, 0), (80, 60, 1))])
+def test_a_camera_matrix_of_other_pictures_is_refused(matrix, tmp_path):
+    root = save(tmp_path / "r", "plain", 2)
+    np.savetxt(root / "K.txt", matrix)
+    with pytest.raises(ValueError, match="camera matrix"):
+        read_rgbd(root)
+
+
+@pytest.mark.parametrize("kind", ["float metres", "whole metres"])
+def test_depth_in_metres_is_refused(kind, tmp_path):
+    root = save(tmp_path / "r", "plain", 3)
+    for path in (root / "depth").iterdir():
+        metres = np.asarray(Image.open(path)) / 1000
+        image = Image.fromarray(metres.astype(np.float32 if kind[0] == "f" else np.uint16))
+        image.save(path, "TIFF" if kind[0] == "f" else "PNG")
+    with pytest.raises(ValueError, match=r"16-bit PNG|--depth-unit 1, or"):
+        check_depth(read_rgbd(root, size=112), root, None)
 
 
 @pytest.mark.parametrize(("layout", "name", "content", "why"), [
@@ -95,7 +131,7 @@ def test_a_folder_of_none_of_the_layouts_and_pictures_of_other_shapes_are_refuse
         read_rgbd(tmp_path)
     root = save(tmp_path / "r", "7scenes", 2)
     (root / "frame-000001.depth.png").unlink()
-    with pytest.raises(ValueError, match=r"frame-000001\.depth\.png: missing"):
+    with pytest.raises(FileNotFoundError, match=r"frame-000001\.depth\.png"):
         read_rgbd(root)
     root = save(tmp_path / "s", "plain", 2)
     Image.fromarray(np.ones((100, 300), np.uint16)).save(root / "depth" / "1.png")

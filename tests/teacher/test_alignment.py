@@ -1,5 +1,6 @@
 """`vega3d teacher probe --generators`: what features add to the semantic encoder's."""
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -7,11 +8,14 @@ import pytest
 import torch
 
 import vega3d
+from records.results import Results, load, save
 from scenes.clip import ClipFolder, save_clip
+from teacher.probing import alignment
 from teacher.probing.alignment import COMBINATIONS, read_splits
 from teacher.probing.probe_set import Inputs, ProbeSet
 from teacher.probing.ridge import match_terms, ridge_terms, scores
 from tests.fakes import FakeRooms
+from tests.scenes.test_rgbd import save_rgbd
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,35 @@ def test_the_table_holds_controls_and_generators_with_their_ruler(clips, tiny_wa
     assert 0 <= row["match_exact"] <= row["match_within1"] <= 1 == round(row["cosine_to_fp32"], 5)
     assert rows[0]["match_exact"] is None
     assert rows[1]["depth_r2_alone"] == pytest.approx(rows[1]["depth_r2_semantic"], abs=1e-4)
+
+
+def test_recorded_frames_join_the_rows_of_rooms_and_leave_them_as_they_are(tiny_wan, tmp_path,
+                                                                           monkeypatch):
+    monkeypatch.setattr(alignment, "_HALF", 24)
+    monkeypatch.setattr(alignment, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr("teacher.probing.ridge.mlp", lambda x, y, x_test, seed, batch, stop:
+                        y.mean(0).expand(len(x_test), -1))
+    monkeypatch.setattr(alignment.Alignment, "_cosine", lambda *_: 1.0)
+    monkeypatch.setattr(sys, "argv", ["vega3d", "teacher", "probe", "--rgbd", "place"])
+    rooms = {"generator": tiny_wan.name, "frames_from": "rooms", "block": 1, "t": 0.3, "draws": 1,
+             "noise": "shared", "shipped": True, "depth_gain": 0.25}
+    out = tmp_path / "alignment.json"
+    save(Results("alignment", "on a GPU", "abc", {"gpu": "H200"}, [rooms]), out)
+    command = ["teacher", "probe", "--generators", str(tiny_wan), "--redraws", "1", "--device",
+               "cpu", "--rgbd", str(save_rgbd(tmp_path / "place", poses=False)), "--out", str(out)]
+    vega3d.main(command)
+    found = load(out)
+    first, row = found.rows
+    assert first == rooms and (found.command, found.commit) == ("on a GPU", "abc")
+    assert (row["frames_from"], row["block"], row["t"], row["shipped"]) == ("real", 1, 0.3, True)
+    assert row["command"] == "vega3d teacher probe --rgbd place" and row["commit"] != "abc"
+    assert row["depth_random_gain"] != row["depth_gain"] and row["untrained_seeds"] == 1
+    assert len([*(tmp_path / "cache").iterdir()]) == 2 * 2  # halves, and trained, drawn
+    monkeypatch.setattr(alignment.Alignment, "_blocks", None)  # not extracted again
+    vega3d.main(command)
+    assert [row["frames_from"] for row in load(out).rows] == ["rooms", "real"]
+    with pytest.raises(SystemExit, match="2"):
+        vega3d.main([*command[:3], "wan-nano", *command[4:]])
 
 
 def inputs(splits, parts):

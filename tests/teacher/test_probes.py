@@ -1,7 +1,7 @@
 import torch
 
 from teacher.probing.probe_set import probe_set, true_matches
-from teacher.probing.probes import probe
+from teacher.probing.probes import mlp, probe
 from tests.fakes import FakeRooms
 
 
@@ -52,3 +52,16 @@ def test_features_of_the_very_point_match_exactly():
                 flat[i, 0, :, token] = flat[i, 1, :, target]
     found = probe(test, test, x, x)
     assert found["match_exact"] > 0.95 and found["match_1"] >= found["match_exact"]
+
+
+def test_the_mlp_stops_where_other_tokens_are_predicted_best():
+    x = torch.randn(500, 30)
+    y = torch.zeros(500, 4)
+    y[:, 0] = x[:, 0] + torch.randn(500)
+    truth = torch.zeros(400, 4)
+    other = torch.randn(400, 30)
+    truth[:, 0] = other[:, 0]
+
+    def error(**options):
+        return (mlp(x, y, other, 0, **options) - truth)[:, 0].square().mean()
+    assert error(stop=(other, truth)) < 0.8 * error()  # of the last step, which has learnt noise
