@@ -85,9 +85,8 @@ def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig],
     name = "alignment" if aligned else "nano_probe"
     out = out or Path(f"bench/results/{name}.json")
     prepare_folder(out.parent)  # fails now, not at the end
-    earlier = None
-    if alignment.rgbd and not alignment.rooms and out.is_file():
-        earlier = load(out)
+    adds = alignment.rgbd and not alignment.rooms and out.is_file()
+    earlier = load(out) if adds else None
     if aligned:
         source = RoomSource(train=alignment.fit_clips, val=alignment.val_clips,
                            test=alignment.test_clips, frames=5, seed=render_seed, pack=furniture)

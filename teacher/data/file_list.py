@@ -4,7 +4,6 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import islice
 from threading import Lock
 from typing import IO, Any
@@ -38,25 +37,35 @@ class FileList:
 
     def add(self, clip_id: str, listed: Listed) -> None:
         with self._lock:
-            self._rows += _ROW.pack(key := hash(clip_id), *listed)
-            self._added[key] = len(self._rows) // _ROW.size - 1
-            if len(self._added) > max(LINES, len(self._sorted[0]) // 8):
-                hashes = np.frombuffer(self._rows, np.int64)[::_ROW.size // 8]
-                order = hashes.argsort(kind="stable")
-                self._sorted = (array("q", hashes[order].tobytes()),
-                                array("I", order.astype(np.uint32).tobytes()))
-                self._added = {}
+            self._rows += _ROW.pack(hash(clip_id), *listed)
+            self._index(1)
 
     def read(self, file: IO[bytes]) -> int:
         """Adds the rows of a file's complete lines; returns how many bytes those have."""
         size = 0
-        while lines := [line for line in islice(file, LINES) if line.endswith(b"\n")]:
-            size += sum(map(len, lines))
-            for row in _parsed(lines):
-                with suppress(ValueError, KeyError, TypeError, struct.error):
-                    self.add(row["clip"], (bytes.fromhex(row["sha256"]), row["bytes"],
-                                           row.get("mtime_ns") or -1))
+        with self._lock:
+            while lines := [line for line in islice(file, LINES) if line.endswith(b"\n")]:
+                size += sum(map(len, lines))
+                before = len(self._rows)
+                for row in _parsed(lines):
+                    try:
+                        self._rows += _ROW.pack(hash(row["clip"]), bytes.fromhex(row["sha256"]),
+                                                row["bytes"], row.get("mtime_ns") or -1)
+                    except (ValueError, KeyError, TypeError, struct.error):
+                        continue
+                self._index((len(self._rows) - before) // _ROW.size)
         return size
+
+    def _index(self, count: int) -> None:
+        """Makes the last rows found."""
+        end = len(self._rows) // _ROW.size
+        hashes = np.frombuffer(self._rows, np.int64)[::_ROW.size // 8]
+        self._added |= zip(hashes[end - count:].tolist(), range(end - count, end), strict=True)
+        if len(self._added) > max(LINES, len(self._sorted[0]) // 8):
+            order = hashes.argsort(kind="stable")
+            self._sorted = (array("q", hashes[order].tobytes()),
+                            array("I", order.astype(np.uint32).tobytes()))
+            self._added = {}
 
 
 def _parsed(lines: Sequence[bytes]) -> list[Any]:
