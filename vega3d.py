@@ -94,7 +94,7 @@ def _printing() -> Iterator[None]:
 
 
 def _writable(stream: TextIO | None) -> TextIO:
-    """Standard output or error: closed, it leads nowhere; what its encoding lacks is escaped."""
+    """Standard output or error, os.devnull if closed; what its encoding lacks is escaped."""
     if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
         stream.reconfigure(errors="backslashreplace")
     return stream or open(os.devnull, "w")
@@ -148,7 +148,7 @@ def fail(message: str, code: int = 2) -> None:
     if as_lines():
         emit("error", message=line, code=code)
     else:
-        with suppress(OSError):  # nobody reads it
+        with suppress(OSError):  # the stream is closed or full
             print("vega3d:", line, file=sys.stderr)
     raise SystemExit(code)
 

@@ -57,7 +57,7 @@ class FileList:
         return size
 
     def _index(self, count: int) -> None:
-        """Makes the last rows found."""
+        """Indexes the last `count` rows."""
         end = len(self._rows) // _ROW.size
         hashes = np.frombuffer(self._rows, np.int64)[::_ROW.size // 8]
         self._added |= zip(hashes[end - count:].tolist(), range(end - count, end), strict=True)
