@@ -267,6 +267,9 @@ TABLES = {
         ("depth δ<1.25", "delta1"), ("change, points", "change", 1, 100), ("AbsRel", "abs_rel"),
         ("normal error, °", "normal_deg", 1), ("match, within 1 token", "match", 2),
         ("frames", "frames", 0))),
+    "scaling": Table("scaling", columns(
+        ("stage", "stage"), ("GPUs", "gpus", 0), ("frames/s", "items_per_s", 0),
+        ("speed-up", "speedup", 2, 1, "x"))),
     "web": Table("web", columns(
         ("file", "artefact"), ("precision", "precision"), ("threads", "threads", 0),
         ("median, ms", "latency_ms", 1), ("p90, ms", "p90_ms", 1), ("frames/s", "frames_per_s", 1),
