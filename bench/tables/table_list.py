@@ -23,7 +23,7 @@ from records.results import Row
 
 ENGINES = ("fp16", "int8", "fp32")  # TensorRT engines as the product writes them
 
-README_FEATURES = ("teacher", "semantic_only", "student_int8_cpu")
+README_FEATURES = ("teacher", "semantic_only", "student_int8_cpu", "student_heads")
 
 
 @dataclass(frozen=True)
@@ -178,10 +178,11 @@ TABLES = {
         ("match, within 1 token", "match_1", 2)), derive=_best_probes),
     "rooms_accuracy": Table("rooms_accuracy", columns(
         ("features", "features"), ("head", "head"), ("seeds", "seeds", 0),
-        ("depth δ<1.25", "delta1"), ("depth AbsRel", "abs_rel"),
-        ("normal error, °", "normal_deg", 1), ("mIoU", "miou"),
-        ("cosine to teacher", "cosine_mean"), ("recovery of the gain", "recovery", 2),
-        ("questions", "questions", 0), ("numeric MRA, %", "task/vsi_numeric/mra", 1, 100),
+        ("depth δ<1.25", "delta1"), ("median-scaled", "delta1_median"),
+        ("depth AbsRel", "abs_rel"), ("normal error, °", "normal_deg", 1), ("mIoU", "miou"),
+        ("match, within 1 token", "match_descriptor"), ("cosine to teacher", "cosine_mean"),
+        ("recovery of the gain", "recovery", 2), ("questions", "questions", 0),
+        ("numeric MRA, %", "task/vsi_numeric/mra", 1, 100),
         ("multiple choice, %", "task/vsi_choice/accuracy", 1, 100),
         ("grounding Acc@0.25, %", "task/ground/acc@0.25", 1, 100),
         ("Acc@0.5, %", "task/ground/acc@0.5", 1, 100),
