@@ -268,8 +268,8 @@ def write_card(folder: Path, config: RunConfig, spec: dict, rows: Sequence[dict]
         lines += ["## Held-out rooms and furniture", "", accuracy_table(rows), ""]
     lines += [
         "## Limits", "",
-        "Trained on the clips named above only. Features are per frame: no tracking. On photographs",
-        "the scale of depth is unsure: score your own recording with vega3d bench real FOLDER.",
+        "Trained on the clips named above only. Features are per frame: no tracking. The scale of",
+        "depth is unsure on photographs: score your own recording with vega3d bench real FOLDER.",
         "Licence of the weights: Apache-2.0.", ""
     ]
     write_if_changed("\n".join(lines), folder / "MODEL_CARD.md")
