@@ -23,7 +23,7 @@ from records.results import Row
 
 ENGINES = ("fp16", "int8", "fp32")  # TensorRT engines as the product writes them
 
-README_FEATURES = ("teacher", "semantic_only", "student_int8_cpu", "student_heads")
+README_FEATURES = ("teacher", "semantic_only", "student_distilled", "student_heads")
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,14 @@ TABLES = {
         ("normal error, °", "normal_deg", 1), ("mIoU", "miou"),
         ("recovery of the gain", "recovery", 2)),
         lambda row: row["features"] in README_FEATURES, _rooms_accuracy),
+    "app_model": Table("app_model", columns(
+        ("model", "model"), ("seed", "seed", 0), ("clips", "test_clips", 0),
+        ("depth δ<1.25", "delta1"), ("less than FP32, points", "delta1_vs_fp32", 2, -100),
+        ("median-scaled", "delta1_median"), ("AbsRel", "abs_rel"),
+        ("normal error, °", "normal_deg", 1), ("match, within 1 token", "match"),
+        ("scale's change at 160 px, %", "scale_change_160", 1, 100),
+        ("at 448 px", "scale_change_448", 1, 100), ("of a crop", "scale_change_crop", 1, 100),
+        ("cosine to teacher", "cosine_mean"))),
     "latency_cpu": Table("latency_cpu", columns(
         ("file", "artefact"), ("stage", "stage"), ("runs on", "backend"),
         ("precision", "precision"), ("batch", "batch", 0), ("median, ms", "latency_ms", 1),

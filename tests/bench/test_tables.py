@@ -49,6 +49,7 @@ def folder(tmp_path):
     write(tmp_path, "camera_cpu", [{"artefact": "model.onnx", "saved": 0.02}])
     write(tmp_path, "robustness", [{"perturbation": "exposure", "level": "x1.5", "model": "int8",
                                     "delta1": 0.8, "change": -0.03}])
+    write(tmp_path, "app_model", [{"model": "model.onnx", "seed": 0, "delta1": 0.8}])
     write(tmp_path, "scaling", [{"stage": "extraction", "gpus": 2, "items_per_s": 2008.4,
                                  "speedup": 1.65}])
     write(tmp_path, "phones", [{"file": "model.tflite", "runtime": "litert", "ran_on": "CPU"}])
