@@ -75,9 +75,11 @@ def heads(student: Path = Path("runs/latest/student"), scenes: ScenesConfig = _R
     """
     from distill.clips import open_source
     from distill.heads import can_train, ensure_heads
+    from student.vit import load_student
     from teacher.data.dataset import Examples
     from teacher.training.processes import resolve_device
 
+    load_student(student)  # before rooms are rendered
     source, _ = open_source(scenes, Path("runs/cache/clips"), render=True)
     if not can_train(source.clip(source.ids("train")[0])):
         raise ValueError("heads: the clips have no depth, normals and cameras; train on rendered "

@@ -1,6 +1,5 @@
 """The stages of `distill run`. Each skips what its folder has: a killed run resumes."""
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -18,7 +17,9 @@ from records.events import emit, status_file
 from records.files import (
     atomic_write,
     exclusive,
+    make_folder,
     read_json,
+    remove_empty,
     remove_stale_scratch,
     spec_digest,
     write_if_changed,
@@ -58,8 +59,7 @@ def run_distillation(config: RunConfig, train: TrainAndScore | None = None) -> P
     folder = Path(processes.text_of_main(str(choose_folder(config))))
     if processes.main:
         check_folder(config, folder)
-    new = [path for path in (folder, folder.parent) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    new = make_folder(folder)
     try:
         with exclusive(folder, "vega3d distill run"):
             if processes.main:
@@ -73,9 +73,7 @@ def run_distillation(config: RunConfig, train: TrainAndScore | None = None) -> P
                 link_latest(folder)
             processes.leave()
     finally:
-        for path in new:
-            with suppress(OSError):
-                path.rmdir()  # is empty after a start that failed
+        remove_empty(new)  # after a start that failed
     return folder
 
 

@@ -9,7 +9,7 @@ import platform
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +30,7 @@ LARGE_JSON = 2**28        # bytes of a file of lines
 MAX_DEPTH = 100           # levels of lists and objects
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
           stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+made_folders: list[Path] = []  # by `make_folder`; vega3d.main removes what is empty at the end
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -123,9 +124,8 @@ def _naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _scratch_folder(parent: Path) -> Iterator[Path]:
-    """A new folder, with a locked file `lock`, in `parent`; removed, as is an empty new parent."""
-    made = not parent.exists()
-    parent.mkdir(parents=True, exist_ok=True)
+    """A new folder, with a locked file `lock`, in `parent`; removed, as are empty new parents."""
+    made = make_folder(parent)
     with manifest.folder_lock(parent):  # until it has its own lock
         folder = Path(tempfile.mkdtemp(prefix=SCRATCH, suffix=f"-{os.getpid()}", dir=parent))
         lock = (folder / "lock").open("w")
@@ -135,9 +135,7 @@ def _scratch_folder(parent: Path) -> Iterator[Path]:
             yield folder
     finally:
         _remove(folder)
-        if made:
-            with suppress(OSError):  # holds what was written
-                parent.rmdir()
+        remove_empty(made)
 
 
 def _remove(scratch: Path) -> None:
@@ -311,9 +309,25 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def make_folder(folder: Path) -> list[Path]:
+    """Makes it and its parents; returns those that are new, for `remove_empty`, innermost first."""
+    folder = folder.absolute()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    made_folders[:0] = new
+    return new
+
+
+def remove_empty(folders: Sequence[Path] = made_folders) -> None:
+    """Removes those that are empty; by default of all that this process made."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
 def prepare_folder(folder: Path) -> None:
     """Makes `folder`, removes dead scratch files and proves it writable. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     remove_stale_scratch(folder)
     with tempfile.TemporaryFile(dir=folder) as probe:
         probe.write(b"0")

@@ -250,7 +250,6 @@ class Alignment:
             path = CACHE / f"{digest({**tower.spec, 'frames': frames})}.safetensors"
             if not path.is_file():
                 found = self._blocks(tower, data, [tower.tap.block])[0]
-                path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(path) as scratch:
                     save_file({"x": found.cpu().contiguous()}, scratch)
             return load_file(path)["x"].to(self.device)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from records.files import atomic_write, read_json, spec_digest, write_json
+from records.files import atomic_write, make_folder, read_json, spec_digest, write_json
 from records.progress import track
 from scenes.clip import Clip, Source, check_shapes
 from scenes.rooms.source import RoomSource
@@ -41,7 +41,7 @@ def pretrain(config: PretrainConfig, source: Source) -> Path:
     if (config.out / "transformer").exists() and not (config.out / "metrics.jsonl").is_file():
         raise ValueError(f"{config.out}: holds a generator that was not trained here; choose "
                          "another --out")
-    config.out.mkdir(parents=True, exist_ok=True)
+    make_folder(config.out)
     run.curve = read_metrics(config.out)
     train_ids = source.ids("train")[: config.clips][processes.index::processes.count]
     train = gather_frames(source, train_ids, config.out / f"train{processes.index}.npy",
