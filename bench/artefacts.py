@@ -187,6 +187,8 @@ def _fault(path: Path, student: str) -> str | None:
     if found := manifest.fault(sidecar_path(path)):
         return found
     facts = read_object(sidecar_path(path))
+    if found := manifest.other_version(sidecar_path(path), facts):
+        return found
     source = facts.get("student")
     if "sha256" not in facts or not isinstance(source, dict):
         return "has no sidecar: its export did not finish"

@@ -224,9 +224,9 @@ def write_json(content: Any, path: Path) -> None:
 
 
 def read_json(path: Path, remedy: str, missing: str = "", limit: int = MAX_JSON,
-              kind: type = object) -> Any:
+              kind: type = object, schema: int | None = None) -> Any:
     """Raises ValueError with the path and what to do if it is missing, is not strict JSON of `kind`
-    (dict or list), or differs from its manifest."""
+    (dict or list), differs from its manifest, or has a `schema` of another version of ours."""
     manifest.check(path, remedy)
     try:
         text = read_text(path, limit)
@@ -239,6 +239,8 @@ def read_json(path: Path, remedy: str, missing: str = "", limit: int = MAX_JSON,
     if not isinstance(content, kind):
         raise ValueError(f"{path}: is a {type(content).__name__}, expected a {kind.__name__}; "
                          f"{remedy}")
+    if schema and (found := manifest.other_version(path, content, ours=schema)):
+        raise ValueError(f"{found}; use that version, or {remedy}")
     return content
 
 

@@ -116,7 +116,9 @@ def printable(text: object, most: int = 200) -> str:
 def _read(path: Path) -> dict[str, list[str]]:
     manifest.check(path, "move its folder away")
     listed = read_object(path)
-    files = listed.get("files") if listed.get("schema") == SCHEMA else None
+    if found := manifest.other_version(path, listed, ours=SCHEMA):
+        raise ValueError(f"{found}; choose another folder")
+    files = listed.get("files")
     return files if isinstance(files, dict) else {}
 
 

@@ -62,7 +62,9 @@ def _write_card(source: RoomSource, folder: Path) -> None:
             "seed": source.seed, "frames": source.frames, "size": source.size,
             "furniture": source.furniture.digest, "source": source.furniture.manifest["source"],
             "versions": {name: version(name) for name in ("vega3d-edge", "moderngl", "numpy")}}
-    found = read_json(path, "use another folder", kind=dict) if path.exists() else card
+    found = card
+    if path.exists():
+        found = read_json(path, "use another folder", kind=dict, schema=1)
     if found.get("key") != source.key:
         names = ["style", "seed", "frames", "size", "furniture"]
         was, now = [found.get(k) for k in names], [card[k] for k in names]

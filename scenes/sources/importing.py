@@ -169,7 +169,7 @@ def _card(imported: Import, out: Path) -> dict:
     frames = {"frames": source.frames, "size": source.size}
     card: dict[str, Any] = {"imports": {}, **frames}
     if path.is_file():
-        card = read_json(path, "use another folder", kind=dict)
+        card = read_json(path, "use another folder", kind=dict, schema=1)
     if "imports" not in card or {k: card.get(k) for k in frames} != frames:
         kind = "imported clips" if "imports" in card else "rendered rooms"
         raise ValueError(f"{out}: holds {kind} of {card.get('frames')} frames of "

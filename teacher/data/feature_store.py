@@ -292,6 +292,8 @@ def _check_spec(text: str, spec: dict, where: str) -> None:
         found, wanted = dict(parse_json(text)), json.loads(json.dumps(spec))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: not a manifest ({error}); delete its folder") from error
+    if other := manifest.other_version(where, found, "format", FORMAT):
+        raise ValueError(f"{other}; delete the folder or use another --features")
     differences = [f"{k}: {found.get(k)!r} stored, {wanted.get(k)!r} requested"
                    for k in found | wanted if found.get(k) != wanted.get(k)][:3]
     if found != wanted:

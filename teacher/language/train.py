@@ -218,7 +218,7 @@ def _source(config: LanguageTeacherConfig, render: bool) -> tuple[Source, str]:
         if not card.is_file():
             raise ValueError(f"{config.clips}: has no scenes.json with the key of its clips; "
                              "render them with: vega3d scenes render")
-        return source, read_json(card, "render the clips again", kind=dict)["key"]
+        return source, read_json(card, "render the clips again", kind=dict, schema=1)["key"]
     from scenes.rooms.source import RoomSource
     from scenes.rooms.writer import default_workers, render_folder
 
