@@ -125,6 +125,8 @@ def recordings() -> Iterator[Case]:
         for verb in ("bench real", "distill adapt"):
             yield Case("recording", f"{verb}, 7-Scenes, a pose {what}", _recorded(
                 "7scenes", f"frame-{0:06d}.pose.txt", text, 1, verb.split()), "rec")
+    for verb in ("bench real rec", "distill adapt rec", "teacher probe --rgbd rec"):
+        yield Case("recording", f"{verb}, world to camera", _inverted(verb), "world to camera")
     for what, mode, scale in (("in float metres", "F", 1e-3), ("in whole metres", "I;16", 1e-3),
                               ("all zero", "I;16", 0.0), ("of 8 bits", "L", 0.02)):
         yield Case("recording", f"depth {what}", _depths(mode, scale), "rec")
@@ -135,6 +137,13 @@ def _recorded(layout: str, name: str, text: str, frames: int = 2,
     def make(folder: Path) -> list[str]:
         (save(folder / "rec", layout, frames) / name).write_text(text)
         return [*verb, "rec"]
+    return make
+
+
+def _inverted(verb: str) -> Make:
+    def make(folder: Path) -> list[str]:
+        save(folder / "rec", "plain", 8, inverted=True)
+        return verb.split()
     return make
 
 
