@@ -80,11 +80,11 @@ def heads(student: Path = Path("runs/latest/student"), scenes: ScenesConfig = _R
     from teacher.training.processes import resolve_device
 
     load_student(student)  # before rooms are rendered
-    source, _ = open_source(scenes, Path("runs/cache/clips"), render=True)
-    if not can_train(source.clip(source.ids("train")[0])):
-        raise ValueError("heads: the clips have no depth, normals and cameras; train on rendered "
-                         "rooms: vega3d distill heads (without --scenes.path)")
     with exclusive(student.parent, "vega3d distill heads"):
+        source, _ = open_source(scenes, Path("runs/cache/clips"), render=True)
+        if not can_train(source.clip(source.ids("train")[0])):
+            raise ValueError("heads: the clips have no depth, normals and cameras; train on "
+                             "rendered rooms: vega3d distill heads (without --scenes.path)")
         train, test = (Examples(source, source.ids(split), {}, resolve_device(device), True)
                        for split in ("train", "test"))
         frozen = replace(heads, training="frozen")

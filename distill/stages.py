@@ -17,9 +17,7 @@ from records.events import emit, status_file
 from records.files import (
     atomic_write,
     exclusive,
-    make_folder,
     read_json,
-    remove_empty,
     remove_stale_scratch,
     spec_digest,
     write_if_changed,
@@ -59,21 +57,17 @@ def run_distillation(config: RunConfig, train: TrainAndScore | None = None) -> P
     folder = Path(processes.text_of_main(str(choose_folder(config))))
     if processes.main:
         check_folder(config, folder)
-    new = make_folder(folder)
-    try:
-        with exclusive(folder, "vega3d distill run"):
-            if processes.main:
-                remove_stale_scratch(folder, below=True)
-            emit("stage", stage="open", run=str(folder))
-            run = processes.main_first(lambda: open_run(config, folder, render=processes.main,
-                                                        create=processes.main, processes=processes))
-            with status_file(folder):
-                _run_stages(run, train or train_and_score)
-            if processes.main:
-                link_latest(folder)
-            processes.leave()
-    finally:
-        remove_empty(new)  # after a start that failed
+    with exclusive(folder, "vega3d distill run", make=True):
+        if processes.main:
+            remove_stale_scratch(folder, below=True)
+        emit("stage", stage="open", run=str(folder))
+        run = processes.main_first(lambda: open_run(config, folder, render=processes.main,
+                                                    create=processes.main, processes=processes))
+        with status_file(folder):
+            _run_stages(run, train or train_and_score)
+        if processes.main:
+            link_latest(folder)
+        processes.leave()
     return folder
 
 

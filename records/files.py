@@ -44,7 +44,7 @@ def atomic_write(path: Path, listed: bool = True) -> Iterator[Path]:
     files of which there may be millions.
     """
     listed = listed and path.suffix in manifest.LISTED
-    with _naming(path), _scratch_folder(path.parent) as folder:
+    with naming(path), _scratch_folder(path.parent) as folder:
         scratch = folder / path.name
         yield scratch
         if scratch.is_file() and not scratch.is_symlink():
@@ -69,27 +69,30 @@ def remove_stale_scratch(folder: Path, below: bool = False) -> None:
 
 
 @contextmanager
-def exclusive(folder: Path, command: str) -> Iterator[None]:
+def exclusive(folder: Path, command: str, make: bool = False) -> Iterator[None]:
     """Holds the folder's lock file, which names this process; its death frees it.
 
     Raises ValueError naming the holder. The first process of an `accelerate launch` holds it for
-    all. A folder that is missing or cannot be written to is not locked.
+    all. A folder that is missing or cannot be written to is not locked. make: makes it, and removes
+    it if it is empty at the end.
     """
+    made = make_folder(folder) if make else []
     path, file = folder.resolve() / LOCK, None
     if fcntl is not None and not int(os.environ.get("RANK", "0")):
         with suppress(OSError):
             file = _take_lock(path)
-    if file is None:
-        yield
-        return
     try:
-        file.truncate()
-        file.write(f"{command} (process {os.getpid()} on {platform.node()})\n")
-        file.flush()
+        if file is not None:
+            file.truncate()
+            with suppress(OSError):  # a full disk: it is locked without a name
+                holder = f"{command} (process {os.getpid()} on {platform.node()})\n"
+                os.write(file.fileno(), holder.encode())
         yield
     finally:
-        path.unlink(missing_ok=True)
-        file.close()
+        if file is not None:
+            path.unlink(missing_ok=True)
+            file.close()
+        remove_empty(made)
 
 
 def _take_lock(path: Path) -> IO[str]:
@@ -110,12 +113,13 @@ def _take_lock(path: Path) -> IO[str]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """An error of writing that names no file, as a full disk's, or a scratch one, names `path`."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.errno and SCRATCH in str(error.filename or SCRATCH):
+        if (isinstance(error, OSError) and error.errno
+                and SCRATCH in f"{error.filename or SCRATCH}{error.filename2}"):  # of a copy: both
             raise OSError(error.errno, error.strerror, str(path)) from error
         if type(error).__name__ == "SafetensorError":  # safetensors is not imported here
             raise ValueError(f"{path}: cannot be written ({error})") from error
@@ -331,7 +335,7 @@ def prepare_folder(folder: Path) -> None:
     """Makes `folder`, removes dead scratch files and proves it writable. Raises OSError."""
     make_folder(folder)
     remove_stale_scratch(folder)
-    with tempfile.TemporaryFile(dir=folder) as probe:
+    with naming(folder), tempfile.TemporaryFile(prefix=SCRATCH, dir=folder) as probe:
         probe.write(b"0")
 
 

@@ -267,8 +267,12 @@ def _changing(folder: Path, new: bool = False) -> Iterator[_Manifest]:
         content = {"vega3d_manifest": SCHEMA, "content_sha256": _content_sha256(manifest),
                    **vars(manifest)}
         scratch = path.with_name(f".vega3d-{NAME}.new")
-        scratch.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-        scratch.replace(path)
+        try:
+            scratch.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+            scratch.replace(path)
+        except OSError as error:
+            scratch.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager

@@ -67,9 +67,14 @@ class OutputFolder:
         # both digests until all are there, so that a kill in between loses none
         self._save({**self.written, **{name: [*self.written.get(name, []), digest]
                                        for name, digest in digests.items()}})
-        for name in names:
-            with atomic_write(self.folder / name) as scratch:
-                shutil.copyfile(source / name, scratch)
+        new = [name for name in names if not (self.folder / name).exists()]
+        try:
+            for name in names:
+                with atomic_write(self.folder / name) as scratch:
+                    shutil.copyfile(source / name, scratch)
+        except OSError:  # a full disk: no half of a set
+            self.remove(new)
+            raise
         self._save({**self.written, **{name: [digest] for name, digest in digests.items()}})
         self.remove(earlier)
 

@@ -26,6 +26,7 @@ from records import manifest
 from records.files import (
     atomic_write,
     fcntl,
+    naming,
     parse_json,
     read_text,
     spec_digest,
@@ -109,7 +110,7 @@ class FeatureStore:
         listed = {"clip": clip_id, "sha256": sha256.hexdigest(), "bytes": len(data),
                   "mtime_ns": mtime_ns}
         manifest.forget([self._log])
-        with self._log.open("a") as file:
+        with naming(self._log), self._log.open("a") as file:
             file.write(to_json(listed) + "\n")
         self._files.add(clip_id, (sha256.digest(), len(data), mtime_ns))
 

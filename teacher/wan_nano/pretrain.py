@@ -151,6 +151,7 @@ def save_generator(folder: Path, vae: AutoencoderKLWan, transformer: WanTransfor
 def gather_frames(source: Source, ids: list[str], path: Path, workers: int) -> Tensor:
     """The clips' frames as a memory-mapped uint8 tensor [N,T,3,H,W]; rendered on the first call."""
     from scenes.rooms.source import render_clips
+    from scenes.rooms.writer import check_disk_space
 
     done = path.with_suffix(".done")
     key = json.dumps({"source": repr(source), "ids": spec_digest({"ids": ids})})
@@ -160,6 +161,7 @@ def gather_frames(source: Source, ids: list[str], path: Path, workers: int) -> T
     clips = render_clips(_FramesOnly(source), ids, workers)
     for i, clip in enumerate(track(clips, total=len(ids), description="rendering")):
         if array is None:
+            check_disk_space(path.parent, len(ids), clip.frames.nbytes)  # a full one ends by SIGBUS
             array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(ids), *clip.frames.shape))
         check_shapes(clip.id, {"frames": clip.frames.shape}, ids[0], {"frames": array.shape[1:]})
         array[i] = clip.frames

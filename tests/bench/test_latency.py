@@ -227,7 +227,7 @@ def of_another_student(export):
 
 @pytest.mark.parametrize(("spoil", "why"), [
     (lambda export: (export / "model.onnx.json").unlink(), "its export did not finish"),
-    (lambda export: (export / "model.onnx").write_bytes(b"other"), "changed after export"),
+    (lambda export: (export / "model.onnx").write_bytes(b"other"), "not the one in"),
     (of_another_student, "from another student"),
     (lambda export: write_json({"schema": 2}, export / "model.onnx.json"), "(schema 2, this one"),
 ])

@@ -15,31 +15,33 @@ COMMANDS = (
     "teacher prompt ./INPUT --out new/prompt.safetensors",
     "teacher train --clips INPUT --data new/data --out new/teacher",
     "teacher train --generator ./INPUT --out new/teacher",
-    "teacher train --semantic ./INPUT --out new/teacher",
     "teacher train --tuning.lm ./INPUT --out new/teacher",
     "teacher pretrain --furniture INPUT --out new/generator",
     "teacher pretrain --init INPUT --out new/generator",
     "teacher probe --rgbd INPUT --out new/probe.json",
-    "teacher probe --generators wan-nano --rooms INPUT --out new/probe.json",
-    "teacher probe --furniture INPUT --out new/probe.json",
     "teacher search --generator ./INPUT --out new/search.json --work new/work",
-    "teacher search --furniture INPUT --out new/search.json --work new/work",
-    "distill run --scenes.path INPUT --runs new/runs",
-    "distill run --scenes.furniture INPUT --runs new/runs",
-    "distill adapt INPUT --runs new/runs", "distill heads --student INPUT",
-    "export onnx --run INPUT", "export trt --run INPUT --target jetson",
-    "export web --ort INPUT --out new/page", "export openvino --run INPUT",
-    "export coreml --run INPUT", "export litert --run INPUT",
+    "distill run --scenes.path INPUT --runs new/runs", "distill adapt INPUT --runs new/runs",
+    "distill heads --student INPUT", "export onnx --run INPUT",
     "bench --run INPUT --out new/bench", "bench latency INPUT --out new/bench",
-    "bench accuracy --run INPUT --out new/bench", "bench real INPUT --out new/real",
     "bench real rec INPUT --out new/real", "bench report --results INPUT --out new/report.html",
     "infer INPUT -o new/out", "infer photo.png INPUT -o new/out",
+)
+MORE = (  # as heavy cases: their kinds are above
+    "teacher train --semantic ./INPUT --out new/teacher",
+    "teacher probe --generators wan-nano --rooms INPUT --out new/probe.json",
+    "teacher probe --furniture INPUT --out new/probe.json",
+    "teacher search --furniture INPUT --out new/search.json --work new/work",
+    "distill run --scenes.furniture INPUT --runs new/runs",
+    "export trt --run INPUT --target jetson", "export web --ort INPUT --out new/page",
+    "export openvino --run INPUT", "export coreml --run INPUT", "export litert --run INPUT",
+    "bench accuracy --run INPUT --out new/bench", "bench real INPUT --out new/real",
 )
 
 
 def inputs() -> Iterator[Case]:
-    for command in COMMANDS:
-        yield Case("input", f"{command}: missing", _with(command, lambda path: None), "INPUT")
+    for command in (*COMMANDS, *MORE):
+        yield Case("input", f"{command}: missing", _with(command, lambda path: None), "INPUT",
+                   heavy=command in MORE)
         yield Case("input", f"{command}: other files", _with(command, _other_files), "INPUT",
                    heavy=True)
 

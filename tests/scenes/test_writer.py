@@ -20,6 +20,7 @@ from scenes.rooms import writer
 from scenes.rooms.source import RoomSource
 from scenes.rooms.writer import render_folder
 from scenes.show import contact_sheet
+from teacher.wan_nano.pretrain import gather_frames
 
 
 @pytest.fixture
@@ -85,7 +86,10 @@ def test_a_full_disk_is_refused_before_any_work(tmp_path, source, monkeypatch):
                         lambda path: shutil._ntuple_diskusage(10, 10, 1000))
     with pytest.raises(ValueError, match=r"need 0\.0 GB, the disk has 0\.0 GB free"):
         render_folder(source, source.ids("train"), tmp_path, 0)
-    assert not list(tmp_path.glob("train/*"))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"need 0\.0 GB, the disk has 0\.0 GB free"):
+        gather_frames(source, source.ids("train"), tmp_path / "train.npy", 0)  # of pretrain
+    assert not list(tmp_path.iterdir())
 
 
 def test_depth_with_nan_is_refused(tmp_path, source):
