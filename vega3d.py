@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TextIO
 
 from records.events import as_lines, emit, json_lines
+from records.files import remove_empty
 from records.interrupts import handled
 
 # before onnxruntime and huggingface_hub are imported, by whatever package
@@ -118,7 +119,10 @@ def _main(args: list[str]) -> None:
              f"{', '.join(CORE)}")
     try:
         with handled():
-            _run(command, args)
+            try:
+                _run(command, args)
+            finally:
+                remove_empty()  # folders that were made for what then failed
     except KeyboardInterrupt as error:
         fail(str(error) or "interrupted; the same command resumes", getattr(error, "code", 130))
     except Exception as error:

@@ -11,7 +11,6 @@ from distill.config import load_run_config
 from export.artefact import damage, sidecar_path
 from export.graph.files import data_files, file_digest, read_onnx
 from export.openvino import weights_fault
-from records import manifest
 from records.files import read_object, sha256
 from records.results import Row
 from records.runtime import MAX_VALUES
@@ -184,16 +183,14 @@ def _fault(path: Path, student: str) -> str | None:
     """Why an exported file is not usable; None if it is."""
     if not path.is_file():
         return "not exported yet"
-    if found := manifest.fault(sidecar_path(path)):
+    if found := damage(path):
         return found
     facts = read_object(sidecar_path(path))
     source = facts.get("student")
     if "sha256" not in facts or not isinstance(source, dict):
         return "has no sidecar: its export did not finish"
-    if facts["sha256"] != sha256(path):
-        return "differs from its sidecar: the file was changed after export"
     is_ir = path.suffix == ".xml"
-    if found := manifest.fault(path) or (weights_fault(path, facts) if is_ir else ""):
+    if is_ir and (found := weights_fault(path, facts)):
         return found
     if is_ir and importlib.util.find_spec("openvino") is None:
         return "OpenVINO is not installed"

@@ -32,8 +32,9 @@ def bench(run: Path, parts: Sequence[BenchPart], config: LatencyConfig, out: Pat
     folder = run.resolve()  # runs/latest is a link: a run that ends meanwhile must not swap it
     with exclusive(folder, "vega3d bench"):
         summary, env = run_summary(folder), device_facts()
-        for written in (out, committed) if names else (out,):
-            prepare_folder(written)  # fails now, not after a long soak
+        written = {out: True, committed: bool(names), folder / "bench": "accuracy" in parts}
+        for place in (place for place, used in written.items() if used):
+            prepare_folder(place)  # fails now, not after a long soak
         if (out / "results.json").exists():
             load(out / "results.json")  # raises ValueError if it is a file of something else
         check_replaceable(out / "report.html")

@@ -75,14 +75,16 @@ def heads(student: Path = Path("runs/latest/student"), scenes: ScenesConfig = _R
     """
     from distill.clips import open_source
     from distill.heads import can_train, ensure_heads
+    from student.vit import load_student
     from teacher.data.dataset import Examples
     from teacher.training.processes import resolve_device
 
-    source, _ = open_source(scenes, Path("runs/cache/clips"), render=True)
-    if not can_train(source.clip(source.ids("train")[0])):
-        raise ValueError("heads: the clips have no depth, normals and cameras; train on rendered "
-                         "rooms: vega3d distill heads (without --scenes.path)")
+    load_student(student)  # before rooms are rendered
     with exclusive(student.parent, "vega3d distill heads"):
+        source, _ = open_source(scenes, Path("runs/cache/clips"), render=True)
+        if not can_train(source.clip(source.ids("train")[0])):
+            raise ValueError("heads: the clips have no depth, normals and cameras; train on "
+                             "rendered rooms: vega3d distill heads (without --scenes.path)")
         train, test = (Examples(source, source.ids(split), {}, resolve_device(device), True)
                        for split in ("train", "test"))
         frozen = replace(heads, training="frozen")

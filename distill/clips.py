@@ -13,7 +13,7 @@ from records.files import spec_digest
 from scenes.clip import SPLITS, Clip, ClipFolder, Cut, Source, Split
 from scenes.sources.registration import off_colour
 from scenes.sources.remote import RemoteClips, url_of
-from scenes.sources.rgbd import check_depth, is_recording, read_rgbd
+from scenes.sources.rgbd import check_recording, is_recording, read_rgbd
 
 
 def open_clips(config: RunConfig, cache: Path, render: bool) -> tuple[Source, str]:
@@ -61,7 +61,7 @@ def _open_footage(config: AdaptConfig) -> tuple[Source, str]:
     if not (path.is_dir() and is_recording(path)):
         return _open_path(path, config.scenes.frames)
     clip = read_rgbd(path, most=600, per_metre=config.depth_unit)
-    check_depth(clip, path, config.depth_unit)
+    check_recording(clip, path, config.depth_unit)
     if note := off_colour([clip])[1]:
         print(f"note: {path}: {note}", file=sys.stderr)
     content = sha256()

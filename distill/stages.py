@@ -1,6 +1,5 @@
 """The stages of `distill run`. Each skips what its folder has: a killed run resumes."""
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -58,24 +57,17 @@ def run_distillation(config: RunConfig, train: TrainAndScore | None = None) -> P
     folder = Path(processes.text_of_main(str(choose_folder(config))))
     if processes.main:
         check_folder(config, folder)
-    new = [path for path in (folder, folder.parent) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with exclusive(folder, "vega3d distill run"):
-            if processes.main:
-                remove_stale_scratch(folder, below=True)
-            emit("stage", stage="open", run=str(folder))
-            run = processes.main_first(lambda: open_run(config, folder, render=processes.main,
-                                                        create=processes.main, processes=processes))
-            with status_file(folder):
-                _run_stages(run, train or train_and_score)
-            if processes.main:
-                link_latest(folder)
-            processes.leave()
-    finally:
-        for path in new:
-            with suppress(OSError):
-                path.rmdir()  # is empty after a start that failed
+    with exclusive(folder, "vega3d distill run", make=True):
+        if processes.main:
+            remove_stale_scratch(folder, below=True)
+        emit("stage", stage="open", run=str(folder))
+        run = processes.main_first(lambda: open_run(config, folder, render=processes.main,
+                                                    create=processes.main, processes=processes))
+        with status_file(folder):
+            _run_stages(run, train or train_and_score)
+        if processes.main:
+            link_latest(folder)
+        processes.leave()
     return folder
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from infer.model import SHIPPED
 from records.ffmpeg import VIDEOS
+from records.files import regular_file
 from records.images import IMAGES, size_and_focal
 from records.outputs import OutputFolder, safe_name
 
@@ -67,7 +68,7 @@ def focal_of_square(side: int, px: int, given: float | None, exif: float | None 
 
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
-        return [path]
+        return [regular_file(path)]  # of several photos a missing one is said before the first
     ours = OutputFolder(path).written  # by an earlier `-o` of the same folder
     inside = sorted(p for p in path.glob("[!.]*") if not p.is_dir() and p.name not in ours)
     found = [p for p in inside if p.suffix.lower() in IMAGES | VIDEOS]

@@ -4,12 +4,13 @@ Frames are counted: durations of containers are absent or wrong in many.
 """
 from __future__ import annotations
 
+import errno
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -114,27 +115,37 @@ def middle_squares(path: Path, size: int, fps: float) -> Iterator[np.ndarray]:
 
 
 class VideoWriter:
-    """An H.264 video of uint8 frames [h,w,3] through `write`; a context manager."""
+    """An H.264 video of uint8 frames [h,w,3] through `write`; a context manager, which raises
+    OSError at its end if ffmpeg could not write all of it."""
 
     def __init__(self, path: Path, fps: float):
         self.path, self.fps = path, fps
-        self._frames: Any = None  # a generator of imageio-ffmpeg, from the first frame on
+        self._process: subprocess.Popen[bytes] | None = None  # from the first frame on
 
     def __enter__(self) -> VideoWriter:
         return self
 
     def write(self, frame: np.ndarray) -> None:
-        import imageio_ffmpeg
+        if self._process is None:
+            height, width = frame.shape[:2]
+            self._process = subprocess.Popen(
+                [_program(), "-v", "error", *_RAW, "-s", f"{width}x{height}", "-r",
+                 f"{self.fps:.9g}", "-i", "-", "-c:v", "libx264", "-crf", "15", "-pix_fmt",
+                 "yuv420p", "-vf", "scale=ceil(iw/16)*16:ceil(ih/16)*16", "-y", str(self.path)],
+                stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # the end says why
+            self._process.stdin.write(frame.tobytes())
 
-        if self._frames is None:
-            self._frames = imageio_ffmpeg.write_frames(
-                str(self.path), frame.shape[1::-1], fps=self.fps, quality=7)
-            self._frames.send(None)
-        self._frames.send(np.ascontiguousarray(frame))
-
-    def __exit__(self, *error: object) -> None:
-        if self._frames is not None:
-            self._frames.close()
+    def __exit__(self, kind: object, *error: object) -> None:
+        if (process := self._process) is None:
+            return
+        if kind:
+            process.kill()
+        log = process.communicate()[1].decode(errors="replace").strip()
+        if process.returncode and not kind:
+            reason = log.rpartition(": ")[2] or f"ffmpeg ended with {process.returncode}"
+            raise OSError(errno.EIO, reason, str(self.path))
 
 
 def _filtered(filters: str) -> list[str]:

@@ -9,7 +9,7 @@ import platform
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +30,7 @@ LARGE_JSON = 2**28        # bytes of a file of lines
 MAX_DEPTH = 100           # levels of lists and objects
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
           stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+made_folders: list[Path] = []  # by `make_folder`; vega3d.main removes what is empty at the end
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -43,7 +44,7 @@ def atomic_write(path: Path, listed: bool = True) -> Iterator[Path]:
     files of which there may be millions.
     """
     listed = listed and path.suffix in manifest.LISTED
-    with _naming(path), _scratch_folder(path.parent) as folder:
+    with naming(path), _scratch_folder(path.parent) as folder:
         scratch = folder / path.name
         yield scratch
         if scratch.is_file() and not scratch.is_symlink():
@@ -68,27 +69,30 @@ def remove_stale_scratch(folder: Path, below: bool = False) -> None:
 
 
 @contextmanager
-def exclusive(folder: Path, command: str) -> Iterator[None]:
+def exclusive(folder: Path, command: str, make: bool = False) -> Iterator[None]:
     """Holds the folder's lock file, which names this process; its death frees it.
 
     Raises ValueError naming the holder. The first process of an `accelerate launch` holds it for
-    all. A folder that is missing or cannot be written to is not locked.
+    all. A folder that is missing or cannot be written to is not locked. make: makes it, and removes
+    it if it is empty at the end.
     """
+    made = make_folder(folder) if make else []
     path, file = folder.resolve() / LOCK, None
     if fcntl is not None and not int(os.environ.get("RANK", "0")):
         with suppress(OSError):
             file = _take_lock(path)
-    if file is None:
-        yield
-        return
     try:
-        file.truncate()
-        file.write(f"{command} (process {os.getpid()} on {platform.node()})\n")
-        file.flush()
+        if file is not None:
+            file.truncate()
+            with suppress(OSError):  # a full disk: it is locked without a name
+                holder = f"{command} (process {os.getpid()} on {platform.node()})\n"
+                os.write(file.fileno(), holder.encode())
         yield
     finally:
-        path.unlink(missing_ok=True)
-        file.close()
+        if file is not None:
+            path.unlink(missing_ok=True)
+            file.close()
+        remove_empty(made)
 
 
 def _take_lock(path: Path) -> IO[str]:
@@ -109,12 +113,13 @@ def _take_lock(path: Path) -> IO[str]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """An error of writing that names no file, as a full disk's, or a scratch one, names `path`."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.errno and SCRATCH in str(error.filename or SCRATCH):
+        if (isinstance(error, OSError) and error.errno
+                and SCRATCH in f"{error.filename or SCRATCH}{error.filename2}"):  # of a copy: both
             raise OSError(error.errno, error.strerror, str(path)) from error
         if type(error).__name__ == "SafetensorError":  # safetensors is not imported here
             raise ValueError(f"{path}: cannot be written ({error})") from error
@@ -123,9 +128,8 @@ def _naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _scratch_folder(parent: Path) -> Iterator[Path]:
-    """A new folder, with a locked file `lock`, in `parent`; removed, as is an empty new parent."""
-    made = not parent.exists()
-    parent.mkdir(parents=True, exist_ok=True)
+    """A new folder, with a locked file `lock`, in `parent`; removed, as are empty new parents."""
+    made = make_folder(parent)
     with manifest.folder_lock(parent):  # until it has its own lock
         folder = Path(tempfile.mkdtemp(prefix=SCRATCH, suffix=f"-{os.getpid()}", dir=parent))
         lock = (folder / "lock").open("w")
@@ -135,9 +139,7 @@ def _scratch_folder(parent: Path) -> Iterator[Path]:
             yield folder
     finally:
         _remove(folder)
-        if made:
-            with suppress(OSError):  # holds what was written
-                parent.rmdir()
+        remove_empty(made)
 
 
 def _remove(scratch: Path) -> None:
@@ -226,9 +228,9 @@ def write_json(content: Any, path: Path) -> None:
 
 
 def read_json(path: Path, remedy: str, missing: str = "", limit: int = MAX_JSON,
-              kind: type = object) -> Any:
+              kind: type = object, schema: int | None = None) -> Any:
     """Raises ValueError with the path and what to do if it is missing, is not strict JSON of `kind`
-    (dict or list), or differs from its manifest."""
+    (dict or list), differs from its manifest, or has a `schema` of another version of ours."""
     manifest.check(path, remedy)
     try:
         text = read_text(path, limit)
@@ -241,6 +243,8 @@ def read_json(path: Path, remedy: str, missing: str = "", limit: int = MAX_JSON,
     if not isinstance(content, kind):
         raise ValueError(f"{path}: is a {type(content).__name__}, expected a {kind.__name__}; "
                          f"{remedy}")
+    if schema and (found := manifest.other_version(path, content, ours=schema)):
+        raise ValueError(f"{found}; use that version, or {remedy}")
     return content
 
 
@@ -311,11 +315,27 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def make_folder(folder: Path) -> list[Path]:
+    """Makes it and its parents; returns those that are new, for `remove_empty`, innermost first."""
+    folder = folder.absolute()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    made_folders[:0] = new
+    return new
+
+
+def remove_empty(folders: Sequence[Path] = made_folders) -> None:
+    """Removes those that are empty; by default of all that this process made."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
 def prepare_folder(folder: Path) -> None:
     """Makes `folder`, removes dead scratch files and proves it writable. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     remove_stale_scratch(folder)
-    with tempfile.TemporaryFile(dir=folder) as probe:
+    with naming(folder), tempfile.TemporaryFile(prefix=SCRATCH, dir=folder) as probe:
         probe.write(b"0")
 
 

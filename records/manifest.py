@@ -27,6 +27,7 @@ STATUS = "status.json"  # of records.events: not listed, as it changes while a r
 LISTED = {".safetensors", ".json", ".jsonl", ".yaml", ".onnx", ".engine", ".tflite", ".xml", ".bin",
           ".mjs", ".gz"}
 RESTORE = "restore it, or delete it and run: vega3d distill run"
+SCHEMA = 1
 _MARKS = ('"vega3d_manifest"', '"content_sha256"')  # either tells ours from another's manifest.json
 _LARGEST = 2**28       # bytes of a manifest
 _RECENT = 100_000_000  # ns: a file may change again without a new time
@@ -166,6 +167,15 @@ def count(folder: Path) -> int | None:
     return None if manifest is None else len(manifest.files)
 
 
+def other_version(where: Path | str, content: Any, key: str = "schema", ours: int = 1) -> str:
+    """What to say of a file of ours whose `key` is another version's number; else ""."""
+    found = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(found, int) or found == ours:
+        return ""
+    return (f"{where}: was written by another version of vega3d-edge ({key} {found}, this one "
+            f"reads {ours})")
+
+
 def _by_folder(paths: Iterable[Path]) -> dict[Path, list[str]]:
     """Names below the nearest folder with a manifest; paths without one are left out."""
     found: dict[Path, list[str]] = {}
@@ -183,6 +193,8 @@ def _sidecar_fault(path: Path) -> str:
         facts = json.loads(sidecar.read_text() if sidecar.stat().st_size < _LARGEST else "")
     except (OSError, ValueError, RecursionError):
         return f"{sidecar}: damaged (not JSON)"
+    if found := other_version(sidecar, facts):
+        return found
     listed = facts.get("sha256") if isinstance(facts, dict) else None
     if isinstance(listed, str) and listed != digest(path):
         return f"{path}: damaged (its SHA-256 is not the one in {sidecar.name})"
@@ -205,7 +217,7 @@ def _folder_of(path: Path) -> Path | None:
 
 
 def _read(folder: Path) -> _Manifest | None:
-    """None if there is none of ours. Raises ValueError if it is damaged."""
+    """None if there is none of ours. Raises ValueError if it is damaged or another version's."""
     path = folder / NAME
     try:
         stamp = _stamp(path)
@@ -224,8 +236,12 @@ def _parse(path: Path) -> _Manifest | None:
     text = path.read_text(errors="replace")
     if not any(mark in text for mark in _MARKS):
         return None
-    with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    content: Any = None
+    with suppress(ValueError, RecursionError):
         content = json.loads(text)
+    if found := other_version(path, content, "vega3d_manifest", SCHEMA):
+        raise ValueError(f"{found}; use that version")
+    with suppress(TypeError, KeyError, AttributeError):
         manifest = _Manifest(content["files"], content["uses"])
         complete = all({"sha256", "size"} <= entry.keys() for entry in manifest.files.values())
         if complete and content["content_sha256"] == _content_sha256(manifest):
@@ -248,11 +264,15 @@ def _changing(folder: Path, new: bool = False) -> Iterator[_Manifest]:
         yield manifest
         if before is None and not (new and not path.exists()):
             return  # removed meanwhile, or another program's
-        content = {"vega3d_manifest": 1, "content_sha256": _content_sha256(manifest),
+        content = {"vega3d_manifest": SCHEMA, "content_sha256": _content_sha256(manifest),
                    **vars(manifest)}
         scratch = path.with_name(f".vega3d-{NAME}.new")
-        scratch.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-        scratch.replace(path)
+        try:
+            scratch.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+            scratch.replace(path)
+        except OSError as error:
+            scratch.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager

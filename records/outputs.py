@@ -67,9 +67,14 @@ class OutputFolder:
         # both digests until all are there, so that a kill in between loses none
         self._save({**self.written, **{name: [*self.written.get(name, []), digest]
                                        for name, digest in digests.items()}})
-        for name in names:
-            with atomic_write(self.folder / name) as scratch:
-                shutil.copyfile(source / name, scratch)
+        new = [name for name in names if not (self.folder / name).exists()]
+        try:
+            for name in names:
+                with atomic_write(self.folder / name) as scratch:
+                    shutil.copyfile(source / name, scratch)
+        except OSError:  # a full disk: no half of a set
+            self.remove(new)
+            raise
         self._save({**self.written, **{name: [digest] for name, digest in digests.items()}})
         self.remove(earlier)
 
@@ -116,7 +121,9 @@ def printable(text: object, most: int = 200) -> str:
 def _read(path: Path) -> dict[str, list[str]]:
     manifest.check(path, "move its folder away")
     listed = read_object(path)
-    files = listed.get("files") if listed.get("schema") == SCHEMA else None
+    if found := manifest.other_version(path, listed, ours=SCHEMA):
+        raise ValueError(f"{found}; choose another folder")
+    files = listed.get("files")
     return files if isinstance(files, dict) else {}
 
 

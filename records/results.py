@@ -72,12 +72,9 @@ def save(results: Results, path: Path) -> None:
 
 def load(path: Path) -> Results:
     """Reads what `save` wrote; ValueError if the file is missing, not JSON or of another schema."""
-    content = read_json(path, "it is not a results file: measure again with: vega3d bench",
-                        "measure some with: vega3d bench", kind=dict)
-    if (schema := content.get("schema")) != SCHEMA:
-        raise ValueError(f"{path}: got schema {schema!r}, expected {SCHEMA}; "
-                         "measure again with this version")
-    for key, kind in _FIELDS.items():
+    content = read_json(path, "measure again with: vega3d bench", "measure some with: vega3d bench",
+                        kind=dict, schema=SCHEMA)
+    for key, kind in {"schema": int, **_FIELDS}.items():
         if not isinstance(content.get(key), kind):
             raise ValueError(f"{path}: got {key} = {content.get(key)!r}, expected {kind.__name__}; "
                              "measure again")

@@ -88,18 +88,21 @@ def show(clip: Annotated[Path, tyro.conf.Positional], out: Path | None = None) -
     """Writes a contact sheet of one clip: colour, depth, instances, normals.
 
     Args:
-        clip: a .safetensors file that `vega3d scenes render` wrote; or a video, or a folder of
-            videos or images, whose first clip is shown.
-        out: the PNG; by default the clip's name with .png in the current folder.
+        clip: a .safetensors file that `vega3d scenes render` wrote; or a picture, a video, or a
+            folder of videos or images, whose first clip is shown.
+        out: the PNG; by default the clip's name with .png (a picture's with _sheet.png) in the
+            current folder.
     """
     from records.ffmpeg import VIDEOS
+    from records.images import IMAGES
     from scenes.clip import load_clip
     from scenes.show import contact_sheet, save_sheet
     from scenes.sources.video import VideoSource
 
-    out = out or Path(f"{clip.stem}.png")
-    if clip.is_dir() or clip.suffix.lower() in VIDEOS:
-        source = VideoSource(clip)
+    picture = clip.is_file() and clip.suffix.lower() in IMAGES
+    out = out or Path(f"{clip.stem}{'_sheet' * picture}.png")
+    if clip.is_dir() or picture or clip.suffix.lower() in VIDEOS:
+        source = VideoSource(clip, frames=1 if picture else 9)
         sheet = contact_sheet(source.clip(source.ids("train")[0]))
     else:
         sheet = contact_sheet(load_clip(clip))

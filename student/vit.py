@@ -106,7 +106,6 @@ class Student(nn.Module):
 def save_student(student: Student, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Writes folder/student.safetensors and folder/student.json; weights in `dtype`, statistics in
     float32."""
-    folder.mkdir(parents=True, exist_ok=True)
     state = {}
     for name, value in student.state_dict().items():
         kind = dtype if name.split(".")[0] in _WEIGHTS else torch.float32

@@ -49,6 +49,7 @@ def pretrain(config: tyro.conf.OmitArgPrefixes[PretrainConfig], furniture: Path 
 
     furniture: a furniture pack; None: the CC0 one that ships. style: of the rooms (docs/rooms.md).
     """
+    from records.files import exclusive
     from scenes.rooms.source import RoomSource
     from teacher.training.processes import is_main
     from teacher.wan_nano.pretrain import pretrain as run
@@ -57,11 +58,12 @@ def pretrain(config: tyro.conf.OmitArgPrefixes[PretrainConfig], furniture: Path 
     per_room = max(1, -(-config.clips // rooms))
     source = RoomSource(train=rooms, val=0, test=config.held_out, clips_per_room=per_room,
                         frames=config.frames, seed=render_seed, pack=furniture, style=style)
-    folder = run(config, source)
-    if is_main():
-        write_samples(folder, source, config)
-        write_card(folder, config)
-        print(f"generator: {folder}")
+    with exclusive(config.out, "vega3d teacher pretrain", make=True):
+        folder = run(config, source)
+        if is_main():
+            write_samples(folder, source, config)
+            write_card(folder, config)
+            print(f"generator: {folder}")
 
 
 def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig],
@@ -146,9 +148,12 @@ def train(args: list[str]) -> None:
     name, args = take_option(args, "--recipe", "a name")
     config = parse(LanguageTeacherConfig, args, "vega3d teacher train", description=train.__doc__,
                    default=recipe(name or "embedded"))
+    from records.files import exclusive
     from teacher.language.train import train_language_teacher  # after --help: imports torch
 
-    for task, scores in train_language_teacher(config).items():
+    with exclusive(config.out, "vega3d teacher train", make=True):
+        found = train_language_teacher(config)
+    for task, scores in found.items():
         print(f"{task:32} " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items() if "/" not in k))
     print(f"teacher: {config.out}")
 

@@ -28,7 +28,7 @@ from bench.accuracy.question_scores import (
 )
 from distill.run import DistillRun
 from export.source import evenly_spaced
-from records.files import digest, read_rows, to_json
+from records.files import digest, naming, read_rows, to_json
 from records.progress import track
 from records.results import Row
 from scenes.questions.scoring import values
@@ -178,7 +178,7 @@ def _scores_by_source(teacher: LanguageFolder, rooms: Sequence[RoomQuestions], r
             cached[i] = _predictions(*loaded(), chunks[i], semantic, features)
             path.parent.mkdir(parents=True, exist_ok=True)
             line = {"chunk": i, "replies": [asdict(prediction) for prediction in cached[i]]}
-            with path.open("a") as file:
+            with naming(path), path.open("a") as file:
                 file.write(to_json(line) + "\n")
         yield name, [_score(chunk[prediction.room], prediction) for i, chunk in enumerate(chunks)
                      for prediction in cached[i]]

@@ -22,7 +22,7 @@ from records.files import sha256
 from records.results import Results, Row, measured
 from scenes.clip import SPLITS, Clip, ClipFolder
 from scenes.sources.registration import off_colour
-from scenes.sources.rgbd import check_depth, read_rgbd
+from scenes.sources.rgbd import check_recording, read_rgbd
 
 CHUNK = 8
 STREAM, ENDS = 1000, 100  # frames of the stream that drift is measured over, and of each end
@@ -88,7 +88,7 @@ def read_recorded(folder: Path, size: int, most: int, per_metre: float | None) -
             raise ValueError(f"{folder}: no pixel has a depth")
     else:
         clips = [read_rgbd(folder, size, most, per_metre)]
-        check_depth(clips[0], folder, per_metre)
+        check_recording(clips[0], folder, per_metre)
     return Recorded(clips, list(_notes(clips)))
 
 

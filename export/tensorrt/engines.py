@@ -16,7 +16,6 @@ from export.tensorrt import cuda, engine_report, packages, torch_trt
 from export.tensorrt.builder import TensorRTApi, build, precision_flags, tensorrt_api
 from export.tensorrt.cuda import EngineModel
 from export.tensorrt.progress import Monitor
-from records import manifest
 from records.files import digest, read_json, sha256
 
 Builder = Literal["auto", "rtx", "trt"]
@@ -123,11 +122,10 @@ def check_engine(path: Path, trt: ModuleType, gpu: cuda.Gpu | None) -> Facts:
     if not path.is_file() or not sidecar.is_file():
         raise ValueError(f"{path}: no engine with a sidecar here; build one with: "
                          "vega3d export trt")
-    manifest.check(sidecar, "build it again")
+    facts: Facts = read_json(sidecar, "build it again", kind=dict, schema=1)
     try:
-        facts: Facts = read_json(sidecar, "build it again")
         built_sha256, built_sm, builder = facts["sha256"], facts["sm"], facts["builder"]
-    except (ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
         raise ValueError(f"{sidecar}: not an engine's sidecar ({error}); build it again") from error
     if sha256(path) != built_sha256:
         raise ValueError(f"{path}: truncated or altered: not the file its sidecar describes; "

@@ -11,6 +11,7 @@ import numpy as np
 
 from records.files import parse_json, regular_file
 from records.images import decode_image, to_rgb
+from records.manifest import other_version
 from scenes.clip import SPLITS, Split
 
 CLASSES: tuple[str, ...] = ("wall", "floor", "ceiling", "door", "window", "chair", "sofa", "table",
@@ -57,10 +58,13 @@ class Pack:
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
             self.manifest: dict[str, Any] = parse_json(self._zip.read("manifest.json").decode())
-            self.models = tuple(_model(row) for row in self.manifest["models"])
+            other = other_version(name, self.manifest)
+            self.models = () if other else tuple(_model(row) for row in self.manifest["models"])
         except (zipfile.BadZipFile, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{name}: not a furniture pack ({error}); make one with: vega3d "
                              "scenes pack") from error
+        if other:
+            raise ValueError(f"{other}; make one with: vega3d scenes pack")
         self.digest = sha256(data).hexdigest()[:16]
         self._rows = {row["id"]: row for row in self.manifest["models"]}
         self._meshes: dict[str, ModelMesh] = {}

@@ -33,9 +33,9 @@ def load_questions(folder: Path) -> ByClip | None:
     path = folder / QUESTIONS_FILE
     if not path.is_file():
         return None
+    content = read_json(path, "import it again", limit=LARGE_JSON, schema=1)
     try:
-        clips = read_json(path, "import it again", limit=LARGE_JSON)["clips"]
-        return {clip_id: _decode(clip_id, content) for clip_id, content in clips.items()}
+        return {clip_id: _decode(clip_id, of_clip) for clip_id, of_clip in content["clips"].items()}
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ValueError(f"{path}: not a complete questions file ({error}); import it again with: "
                          "vega3d scenes import") from error

@@ -58,6 +58,8 @@ class RoomSource:
                 raise ValueError(f"rooms: got {name}={getattr(self, name)}, expected at least 1")
         if min(self.train, self.val, self.test) < 0 or self.seed < 0:
             raise ValueError("rooms: got a negative number of rooms or seed, expected 0 or more")
+        if self.pack is not None:
+            _ = self.furniture  # a missing pack fails now, not in a worker
 
     @cached_property
     def key(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from records import manifest
-from records.files import read_json, remove_stale_scratch, write_json
+from records.files import make_folder, read_json, remove_stale_scratch, write_json
 from records.progress import Progress
 from scenes.clip import Clip, load_clip, save_clip
 from scenes.rooms.source import ROOMS_VERSION, RoomSource, render_clips
@@ -23,10 +23,12 @@ def render_folder(source: RoomSource, ids: Sequence[str], folder: Path, workers:
 
     Raises ValueError before any work if the disk is too small or the folder holds other clips.
     """
-    _write_card(source, folder)
+    card = _card(source, folder)
+    make_folder(folder)
     remove_stale_scratch(folder, below=True)
     missing = [i for i in ids if not is_complete(folder / f"{i}.safetensors", i)]
     size = check_disk_space(folder, len(missing), source.frames * source.size**2 * BYTES_A_PIXEL)
+    write_json(card, folder / "scenes.json")
     if missing:
         print(f"{folder}: rendering {len(missing)} of {len(ids)} clips, {size / 1e6:.0f} MB")
         manifest.forget(folder / f"{i}.safetensors" for i in missing)
@@ -52,8 +54,8 @@ def default_workers() -> int:
     return 0 if cores <= 2 else min(cores - 1, 15)
 
 
-def _write_card(source: RoomSource, folder: Path) -> None:
-    """scenes.json: what defines these clips. Raises ValueError if it is there and differs."""
+def _card(source: RoomSource, folder: Path) -> dict:
+    """Of scenes.json: what defines these clips. ValueError if the file is there and differs."""
     path = folder / "scenes.json"
     if not path.is_file() and any(folder.glob("*/*.safetensors")):
         raise ValueError(f"{folder}: holds .safetensors files but no scenes.json, so they are not "
@@ -62,13 +64,15 @@ def _write_card(source: RoomSource, folder: Path) -> None:
             "seed": source.seed, "frames": source.frames, "size": source.size,
             "furniture": source.furniture.digest, "source": source.furniture.manifest["source"],
             "versions": {name: version(name) for name in ("vega3d-edge", "moderngl", "numpy")}}
-    found = read_json(path, "use another folder", kind=dict) if path.exists() else card
+    found = card
+    if path.exists():
+        found = read_json(path, "use another folder", kind=dict, schema=1)
     if found.get("key") != source.key:
         names = ["style", "seed", "frames", "size", "furniture"]
         was, now = [found.get(k) for k in names], [card[k] for k in names]
         raise ValueError(f"{path}: its folder holds clips with [{', '.join(names)}] {was}, "
                          f"expected {now}; use another folder")
-    write_json(card, path)
+    return card
 
 
 def is_complete(path: Path, clip_id: str, shape: tuple[int, ...] | None = None) -> bool:

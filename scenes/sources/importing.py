@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from records import manifest
-from records.files import digest, read_json, sha256, write_json
+from records.files import digest, make_folder, read_json, sha256, write_json
 from records.progress import track
 from scenes.boxes import iou
 from scenes.clip import Split, save_clip
@@ -88,7 +88,7 @@ def write_import(imported: Import, out: Path) -> tuple[int, int]:
     """Writes clips that `out` lacks, then questions.json and scenes.json; returns both counts."""
     source = imported.source
     card = _card(imported, out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     shape = (source.frames, 3, source.size, source.size)
     missing = [i for i in imported.clips if not is_complete(out / f"{i}.safetensors", i, shape)]
     check_disk_space(out, len(missing), source.frames * source.size**2 * 7)  # colour, depth
@@ -169,7 +169,7 @@ def _card(imported: Import, out: Path) -> dict:
     frames = {"frames": source.frames, "size": source.size}
     card: dict[str, Any] = {"imports": {}, **frames}
     if path.is_file():
-        card = read_json(path, "use another folder", kind=dict)
+        card = read_json(path, "use another folder", kind=dict, schema=1)
     if "imports" not in card or {k: card.get(k) for k in frames} != frames:
         kind = "imported clips" if "imports" in card else "rendered rooms"
         raise ValueError(f"{out}: holds {kind} of {card.get('frames')} frames of "

@@ -36,9 +36,11 @@ def likelier_unit(clip: Clip, per_metre: float) -> tuple[float, str] | None:
     the median depth.
     """
     assert clip.depth is not None
-    used = _agreement(clip, 1.0)
+    poses = clip.poses
+    pairs = [] if poses is None else _moved(poses)
+    used = _agreement(clip, 1.0, poses, pairs)
     others = [unit for unit in UNITS if unit != per_metre]
-    share = {unit: _agreement(clip, per_metre / unit) or 0.0 for unit in others}
+    share = {unit: _agreement(clip, per_metre / unit, poses, pairs) or 0.0 for unit in others}
     best = max(others, key=share.__getitem__)
     if share[best] >= (used or 0.0) + _BETTER:
         return best, (f"two views agree on the depth of {100 * share[best]:.0f} % of their points "
@@ -55,25 +57,47 @@ def likelier_unit(clip: Clip, per_metre: float) -> tuple[float, str] | None:
     return fits[0], f"the median depth is {median:.2g} m with {per_metre:g}"
 
 
-def _agreement(clip: Clip, scale: float, pairs: int = 12) -> float | None:
-    """Share of points whose depth, times `scale`, two views agree on; None: hardly any motion."""
-    if clip.poses is None or clip.intrinsics is None or clip.depth is None:
-        return None
-    places = clip.poses[:, :3, 3]
-    found: list[np.ndarray] = []
-    for i in np.linspace(0, len(places) - 1, pairs).astype(int):
+def inverted_poses(clip: Clip, per_metre: float) -> str:
+    """Why the poses are probably world to camera; "" if they are not, or if that cannot be told.
+    Whichever of UNITS depth is stored in: per_metre is the one that it was read with."""
+    if clip.poses is None:
+        return ""
+    inverse = np.linalg.inv(clip.poses)
+    pairs = _moved(clip.poses) + _moved(inverse)
+    given, other = (max(_agreement(clip, per_metre / unit, poses, pairs) or 0.0
+                        for unit in (per_metre, *UNITS)) for poses in (clip.poses, inverse))
+    if other < max(0.5, given + _BETTER):
+        return ""
+    return (f"two views agree on the depth of {100 * other:.0f} % of their points with the inverse "
+            f"poses, of {100 * given:.0f} % with these")
+
+
+def _moved(poses: np.ndarray, count: int = 12) -> list[tuple[int, int]]:
+    """At most `count` pairs of frames that are near in time, with the camera in two places."""
+    places, found = poses[:, :3, 3], []
+    for i in np.linspace(0, len(places) - 1, count).astype(int):
         moved = np.linalg.norm(places - places[i], axis=1)
         near = np.flatnonzero((moved > 0.15) & (moved < 0.8))
-        for j in near[np.abs(near - i).argsort()][:1]:
-            rows, columns = cell_pixels(clip.depth.shape[1], clip.depth.shape[2], 28)
-            pixels, z = reproject(columns + 0.5, rows + 0.5, scale * clip.depth[i, rows, columns],
-                                  clip.intrinsics, clip.poses[i], clip.poses[j])
-            size = clip.depth.shape[2]
-            inside = (z > 0.05) & (clip.depth[i, rows, columns] > 0) & (
-                (pixels >= 0) & (pixels < size)).all(0)
-            column, row = pixels[:, inside].astype(int)
-            other = scale * clip.depth[j, row, column]
-            found.append((np.abs(z[inside] / np.maximum(other, 1e-6) - 1) < _AGREE)[other > 0])
+        found += [(i, j) for j in near[np.abs(near - i).argsort()][:1]]
+    return found
+
+
+def _agreement(clip: Clip, scale: float, poses: np.ndarray | None,
+               pairs: Sequence[tuple[int, int]]) -> float | None:
+    """Share of points whose depth, times `scale`, both views of pairs agree on; None: too few."""
+    if poses is None or clip.intrinsics is None or clip.depth is None:
+        return None
+    found: list[np.ndarray] = []
+    for i, j in pairs:
+        rows, columns = cell_pixels(clip.depth.shape[1], clip.depth.shape[2], 28)
+        pixels, z = reproject(columns + 0.5, rows + 0.5, scale * clip.depth[i, rows, columns],
+                              clip.intrinsics, poses[i], poses[j])
+        size = clip.depth.shape[2]
+        inside = (z > 0.05) & (clip.depth[i, rows, columns] > 0) & (
+            (pixels >= 0) & (pixels < size)).all(0)
+        column, row = pixels[:, inside].astype(int)
+        other = scale * clip.depth[j, row, column]
+        found.append((np.abs(z[inside] / np.maximum(other, 1e-6) - 1) < _AGREE)[other > 0])
     every = np.concatenate(found) if found else np.empty(0)
     return float(every.mean()) if len(every) >= 100 else None
 

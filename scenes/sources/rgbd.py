@@ -23,7 +23,7 @@ from PIL import Image
 from records.files import read_text
 from records.images import read_image, read_rgb
 from scenes.clip import Clip
-from scenes.sources.registration import likelier_unit, moved_to_colour
+from scenes.sources.registration import inverted_poses, likelier_unit, moved_to_colour
 
 COLOUR = ("images", "rgb", "color", "colour")
 INTRINSICS = ("K.txt", "intrinsics.txt", "intrinsic/intrinsic_color.txt")
@@ -107,12 +107,16 @@ def is_recording(root: Path) -> bool:
         root.glob("frame-*.color.png"))
 
 
-def check_depth(clip: Clip, root: Path, per_metre: float | None) -> None:
-    """Raises ValueError if no pixel of `root`'s clip has a depth, or, unless per_metre was given,
-    if it is probably stored in another unit than its layout's."""
+def check_recording(clip: Clip, root: Path, per_metre: float | None) -> None:
+    """Raises ValueError if no pixel of `root`'s clip has a depth, if its poses are probably world
+    to camera, or, unless per_metre was given, if depth is probably stored in another unit than its
+    layout's."""
     if not np.any(clip.depth):
         raise ValueError(f"{root}: no pixel has a depth")
-    unit = find_recording(root).per_metre
+    unit = per_metre or find_recording(root).per_metre
+    if why := inverted_poses(clip, unit):
+        raise ValueError(f"{root}: its poses are probably world to camera: {why}; expected camera "
+                         "to world: invert each pose")
     if not per_metre and (found := likelier_unit(clip, unit)):
         raise ValueError(f"{root}: depth is probably stored in another unit, {found[0]:g} values "
                          f"a metre: {found[1]}; give --depth-unit {found[0]:g}, or "

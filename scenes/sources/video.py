@@ -1,4 +1,4 @@
-"""Your own videos as clips without labels: a video, a folder of videos, or of images by name."""
+"""Your own videos as clips without labels: a video, a picture, or a folder of videos or images."""
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class VideoSource:
 
     def _files(self) -> list[Path | tuple[Path, ...]]:
         if self.path.is_file():
-            return [self.path]
+            return [(self.path,) if self.path.suffix.lower() in IMAGES else self.path]
         if not self.path.is_dir():
             raise ValueError(f"{self.path}: no such file or folder; give a video, a folder of "
                              "videos or of images")

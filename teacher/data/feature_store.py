@@ -26,6 +26,7 @@ from records import manifest
 from records.files import (
     atomic_write,
     fcntl,
+    naming,
     parse_json,
     read_text,
     spec_digest,
@@ -109,7 +110,7 @@ class FeatureStore:
         listed = {"clip": clip_id, "sha256": sha256.hexdigest(), "bytes": len(data),
                   "mtime_ns": mtime_ns}
         manifest.forget([self._log])
-        with self._log.open("a") as file:
+        with naming(self._log), self._log.open("a") as file:
             file.write(to_json(listed) + "\n")
         self._files.add(clip_id, (sha256.digest(), len(data), mtime_ns))
 
@@ -292,6 +293,8 @@ def _check_spec(text: str, spec: dict, where: str) -> None:
         found, wanted = dict(parse_json(text)), json.loads(json.dumps(spec))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: not a manifest ({error}); delete its folder") from error
+    if other := manifest.other_version(where, found, "format", FORMAT):
+        raise ValueError(f"{other}; delete the folder or use another --features")
     differences = [f"{k}: {found.get(k)!r} stored, {wanted.get(k)!r} requested"
                    for k in found | wanted if found.get(k) != wanted.get(k)][:3]
     if found != wanted:

@@ -21,6 +21,7 @@ PUBLISHED = {
     "smollm2-1.7b": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
 }
 LLAVA_QWEN = "llava_qwen"
+_FAULT = "no causal language model and tokenizer could be read"
 
 
 def load_lm(name: str, dtype: torch.dtype = torch.float32,
@@ -29,14 +30,13 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32,
 
     layers: keeps the first ones; None: all. Raises ValueError for a missing or incomplete model.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, Qwen2ForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
+    # transformers lacks LLaVA-Video's class; its language model has Qwen2's weight names
+    is_llava = lm_config(name).get("model_type") == LLAVA_QWEN
     found = _where(name)
     where, revision = split_revision(found)
-    with reading_parts(found, "no causal language model and tokenizer could be read"):
-        config = PretrainedConfig.get_config_dict(where, **revision)[0]
-        # transformers lacks LLaVA-Video's class; its language model has Qwen2's weight names
-        is_llava = config.get("model_type") == LLAVA_QWEN
+    with reading_parts(found, _FAULT):
         model_class: Any = Qwen2ForCausalLM if is_llava else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(where, **revision)
         model = load_complete(model_class, found, optional="lm_head", dtype=dtype,
@@ -49,6 +49,18 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32,
         decoder.layers = decoder.layers[:layers]
         model.config.num_hidden_layers = layers
     return model, tokenizer
+
+
+def lm_config(name: str) -> dict[str, Any]:
+    """config.json of what `load_lm` loads. Raises ValueError without one."""
+    from transformers import PretrainedConfig
+
+    where, revision = split_revision(found := _where(name))
+    with reading_parts(found, _FAULT):
+        config = PretrainedConfig.get_config_dict(where, **revision)[0]
+        if not config:
+            raise ValueError("no config.json")
+        return config
 
 
 def tune(lm: nn.Module, how: Tune, rank: int = RANK) -> None:

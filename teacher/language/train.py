@@ -41,6 +41,7 @@ from teacher.language.finetune import (
 )
 from teacher.language.generate import predict
 from teacher.language.geometry_losses import depth_and_rays, ridge_r2
+from teacher.language.lm import lm_config
 from teacher.language.model import Inputs, LanguageShape, LanguageTeacher
 from teacher.language.weights import (
     WEIGHTS,
@@ -66,7 +67,6 @@ def train_language_teacher(config: LanguageTeacherConfig) -> dict[str, dict[str,
     # a batch is of one family, so some heads get no gradient in a step
     accelerator = Accelerator(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
-    config.out.mkdir(parents=True, exist_ok=True)
     model, datasets = _prepare(config, accelerator)
     if accelerator.is_main_process:
         facts = {"config": json.loads(json.dumps(asdict(config), default=str)),
@@ -166,9 +166,23 @@ def draw_curves(curve: Sequence[dict], path: Path) -> None:
 def read_data(config: LanguageTeacherConfig, accelerator: Any
               ) -> tuple[Stores, dict[Split, list[RoomQuestions]]]:
     """Features and questions of every split; made once, in `data` or OUT."""
+    lm_config(config.tuning.lm)  # what is missing is said before rooms are rendered
+    generative = _tower(config, accelerator.device)
+    semantic: Any = (SemanticEncoder() if config.semantic == "efficientnet-lite0"
+                     else load_siglip(config.semantic))
     source, key = _source(config, accelerator.is_main_process)
     accelerator.wait_for_everyone()
-    stores = _stores(config, source, key, accelerator)
+
+    def filled(tower: Tower) -> FeatureStore:
+        store = FeatureStore((config.data or config.out) / "features", tower.spec, key)
+        fill(store, tower, source, _all_ids(source), accelerator.device)  # all processes share it
+        return store
+
+    store = filled(semantic.to(accelerator.device))
+    if config.features == "semantic":
+        stores: Stores = store, store
+    else:
+        stores = store, None if generative is None else filled(generative)
     rooms = {split: _rooms(config, source, split, accelerator) for split in SPLITS}
     if not rooms["train"]:
         raise ValueError(f"{config.clips or config.out}: has no questions about training clips")
@@ -204,7 +218,7 @@ def _source(config: LanguageTeacherConfig, render: bool) -> tuple[Source, str]:
         if not card.is_file():
             raise ValueError(f"{config.clips}: has no scenes.json with the key of its clips; "
                              "render them with: vega3d scenes render")
-        return source, read_json(card, "render the clips again", kind=dict)["key"]
+        return source, read_json(card, "render the clips again", kind=dict, schema=1)["key"]
     from scenes.rooms.source import RoomSource
     from scenes.rooms.writer import default_workers, render_folder
 
@@ -214,21 +228,6 @@ def _source(config: LanguageTeacherConfig, render: bool) -> tuple[Source, str]:
     if render:
         render_folder(rooms, _all_ids(rooms), folder, default_workers())
     return ClipFolder(folder), rooms.key
-
-
-def _stores(config: LanguageTeacherConfig, source: Source, key: str, accelerator: Any) -> Stores:
-    def filled(tower: Tower) -> FeatureStore:
-        store = FeatureStore((config.data or config.out) / "features", tower.spec, key)
-        fill(store, tower, source, _all_ids(source), accelerator.device)  # all processes share it
-        return store
-
-    generative = _tower(config, accelerator.device)
-    semantic: Any = (SemanticEncoder() if config.semantic == "efficientnet-lite0"
-                     else load_siglip(config.semantic))
-    store = filled(semantic.to(accelerator.device))
-    if config.features == "semantic":
-        return store, store
-    return store, None if generative is None else filled(generative)
 
 
 def _all_ids(source: Source) -> list[str]:

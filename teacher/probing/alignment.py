@@ -24,7 +24,7 @@ from records.results import Row
 from scenes.clip import SPLITS, Clip, ClipFolder, Source
 from scenes.rooms.source import RoomSource, render_clips
 from scenes.sources.registration import check_registration
-from scenes.sources.rgbd import check_depth, read_rgbd
+from scenes.sources.rgbd import check_recording, read_rgbd
 from teacher.config import AlignmentConfig
 from teacher.probing import ridge
 from teacher.probing.probe_set import Inputs, ProbeSet, extract, probe_set
@@ -250,7 +250,6 @@ class Alignment:
             path = CACHE / f"{digest({**tower.spec, 'frames': frames})}.safetensors"
             if not path.is_file():
                 found = self._blocks(tower, data, [tower.tap.block])[0]
-                path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(path) as scratch:
                     save_file({"x": found.cpu().contiguous()}, scratch)
             return load_file(path)["x"].to(self.device)
@@ -354,7 +353,7 @@ def probe_alignment(config: AlignmentConfig, rooms: RoomSource, seed: int, devic
     rows, where = [*measured], resolve_device(device)
     if config.rgbd is not None:
         recorded = read_rgbd(config.rgbd)
-        check_depth(recorded, config.rgbd, 1000)
+        check_recording(recorded, config.rgbd, 1000)
         halves = recorded_halves(recorded)
         offset = check_registration(recorded, config.rgbd)
     if not measured:

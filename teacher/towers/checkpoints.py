@@ -162,9 +162,14 @@ def is_hub_id(where: Path | str) -> bool:
 
 
 def split_revision(where: Path | str) -> tuple[str, dict[str, str]]:
-    """`from_pretrained`'s name and, of a hub id that has one, its `revision` as an option."""
-    name, _, revision = str(where).partition("@")
-    return (name, {"revision": revision}) if revision and is_hub_id(where) else (str(where), {})
+    """`from_pretrained`'s name and, of a hub id that has one, its `revision` as an option. Raises
+    ValueError for what is neither here nor a hub id: `from_pretrained` would ask the hub for it."""
+    if is_hub_id(where):
+        name, _, revision = str(where).partition("@")
+        return name, {"revision": revision} if revision else {}
+    if not Path(where).exists():
+        raise ValueError(f"{where}: no such folder")
+    return str(where), {}
 
 
 def prompt_file(where: Path) -> Path:

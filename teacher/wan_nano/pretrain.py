@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from records.files import atomic_write, read_json, spec_digest, write_json
+from records.files import atomic_write, make_folder, read_json, spec_digest, write_json
 from records.progress import track
 from scenes.clip import Clip, Source, check_shapes
 from scenes.rooms.source import RoomSource
@@ -41,7 +41,7 @@ def pretrain(config: PretrainConfig, source: Source) -> Path:
     if (config.out / "transformer").exists() and not (config.out / "metrics.jsonl").is_file():
         raise ValueError(f"{config.out}: holds a generator that was not trained here; choose "
                          "another --out")
-    config.out.mkdir(parents=True, exist_ok=True)
+    make_folder(config.out)
     run.curve = read_metrics(config.out)
     train_ids = source.ids("train")[: config.clips][processes.index::processes.count]
     train = gather_frames(source, train_ids, config.out / f"train{processes.index}.npy",
@@ -151,6 +151,7 @@ def save_generator(folder: Path, vae: AutoencoderKLWan, transformer: WanTransfor
 def gather_frames(source: Source, ids: list[str], path: Path, workers: int) -> Tensor:
     """The clips' frames as a memory-mapped uint8 tensor [N,T,3,H,W]; rendered on the first call."""
     from scenes.rooms.source import render_clips
+    from scenes.rooms.writer import check_disk_space
 
     done = path.with_suffix(".done")
     key = json.dumps({"source": repr(source), "ids": spec_digest({"ids": ids})})
@@ -160,6 +161,7 @@ def gather_frames(source: Source, ids: list[str], path: Path, workers: int) -> T
     clips = render_clips(_FramesOnly(source), ids, workers)
     for i, clip in enumerate(track(clips, total=len(ids), description="rendering")):
         if array is None:
+            check_disk_space(path.parent, len(ids), clip.frames.nbytes)  # a full one ends by SIGBUS
             array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(ids), *clip.frames.shape))
         check_shapes(clip.id, {"frames": clip.frames.shape}, ids[0], {"frames": array.shape[1:]})
         array[i] = clip.frames

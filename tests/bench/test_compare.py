@@ -142,7 +142,8 @@ def test_another_schema_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         vega3d.main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and "got schema 7, expected 1" in error and error.count("\n") == 1
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert "was written by another version of vega3d-edge (schema 7, this one reads 1)" in error
 
 
 def noisy(rng: np.random.Generator, ms: float) -> dict:

@@ -227,8 +227,9 @@ def of_another_student(export):
 
 @pytest.mark.parametrize(("spoil", "why"), [
     (lambda export: (export / "model.onnx.json").unlink(), "its export did not finish"),
-    (lambda export: (export / "model.onnx").write_bytes(b"other"), "changed after export"),
+    (lambda export: (export / "model.onnx").write_bytes(b"other"), "not the one in"),
     (of_another_student, "from another student"),
+    (lambda export: write_json({"schema": 2}, export / "model.onnx.json"), "(schema 2, this one"),
 ])
 def test_a_file_that_is_not_intact_or_of_another_student_is_not_timed(copied, spoil, why):
     assert "model.onnx" in [file.path.name for file in exported(copied)[0]]

@@ -37,8 +37,8 @@ def test_a_row_that_is_not_flat_is_refused_and_nothing_is_written(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "says"), [
-    ("not json", "not a results file"), ("[]", "is a list, expected a dict"),
-    (json.dumps({"schema": 2}), "got schema 2, expected 1"),
+    ("not json", "not JSON"), ("[]", "is a list, expected a dict"),
+    (json.dumps({"schema": 2}), "schema 2, this one reads 1"),
     (json.dumps({"schema": 1, "name": "a"}), "got command = None"),
     (json.dumps({"schema": 1, "name": "a", "command": "b", "commit": "c", "env": {}, "rows": [1]}),
      "row 0 is 1"),

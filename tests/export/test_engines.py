@@ -346,7 +346,7 @@ def _no_sidecar(path: Path) -> None:
     (_no_sidecar, "no engine with a sidecar"),
     (_edit(sm=89), r"built for SM 89, this is SM 87 \(Orin\)"),
     (_edit(builder="trt-10.13.0"), "runs only under"),
-    (lambda path: sidecar_path(path).write_text("{"), "not an engine's sidecar"),
+    (lambda path: sidecar_path(path).write_text("{"), "not JSON"),
 ])
 def test_engine_that_may_not_run_here_is_refused(orin, damage, message):
     exporter, target_of = orin

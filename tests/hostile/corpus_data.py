@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from records.ffmpeg import VideoWriter
 from tests.hostile.case import Case
 from tests.hostile.corpus_config import bomb
 from tests.hostile.corpus_files import DAMAGED_JSON, Make, clip, run, written
@@ -125,6 +126,8 @@ def recordings() -> Iterator[Case]:
         for verb in ("bench real", "distill adapt"):
             yield Case("recording", f"{verb}, 7-Scenes, a pose {what}", _recorded(
                 "7scenes", f"frame-{0:06d}.pose.txt", text, 1, verb.split()), "rec")
+    for verb in ("bench real rec", "distill adapt rec", "teacher probe --rgbd rec"):
+        yield Case("recording", f"{verb}, world to camera", _inverted(verb), "world to camera")
     for what, mode, scale in (("in float metres", "F", 1e-3), ("in whole metres", "I;16", 1e-3),
                               ("all zero", "I;16", 0.0), ("of 8 bits", "L", 0.02)):
         yield Case("recording", f"depth {what}", _depths(mode, scale), "rec")
@@ -135,6 +138,13 @@ def _recorded(layout: str, name: str, text: str, frames: int = 2,
     def make(folder: Path) -> list[str]:
         (save(folder / "rec", layout, frames) / name).write_text(text)
         return [*verb, "rec"]
+    return make
+
+
+def _inverted(verb: str) -> Make:
+    def make(folder: Path) -> list[str]:
+        save(folder / "rec", "plain", 8, inverted=True)
+        return verb.split()
     return make
 
 
@@ -152,7 +162,12 @@ def _depths(mode: str, scale: float) -> Make:
 def full_disks() -> Iterator[Case]:
     """A limit on the size of files stands for the disk."""
     yield Case("full disk", "infer", _photo, "out/photo")
+    yield Case("full disk", "infer of a video", _video, "out/clip.mp4")
     yield Case("full disk", "scenes show", _sheet, "sheet.png")
+    yield Case("full disk", "scenes render", _limited("scenes render --n 1 --workers 0 --out out"),
+               "out/scenes.json")
+    yield Case("full disk", "distill run", _limited("distill run --scenes.path rec/images "
+                                                    "--scenes.frames 1"), "config.yaml")
 
 
 def _photo(folder: Path) -> list[str]:
@@ -160,6 +175,21 @@ def _photo(folder: Path) -> list[str]:
     (folder / "photo.png").write_bytes(picture())
     _limit(64)
     return ["infer", "model.onnx", "photo.png", "-o", "out"]
+
+
+def _video(folder: Path) -> list[str]:
+    with VideoWriter(folder / "clip.mp4", 10) as video:
+        video.write(np.zeros((64, 64, 3), np.uint8))
+    _limit(64)
+    return ["infer", "clip.mp4", "-o", "out"]
+
+
+def _limited(command: str) -> Make:
+    def make(folder: Path) -> list[str]:
+        save(folder / "rec", "plain", 3)  # images/ are read as clips of a frame
+        _limit(64)
+        return command.split()
+    return make
 
 
 def _sheet(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import signal
+import stat
 import sys
 import tempfile
 import time
@@ -122,8 +123,13 @@ def _fault(case: Case, folder: Path) -> str:
 
 
 def _listing(folder: Path) -> dict[str, tuple[int, int]]:
-    return {str(path.relative_to(folder)): (path.lstat().st_size, path.lstat().st_mtime_ns)
-            for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()}
+    """Size and time of every file; of folders, whose times change with a scratch file, zeros."""
+    found = {}
+    for path in folder.rglob("*"):
+        facts = path.lstat()
+        listed = (0, 0) if stat.S_ISDIR(facts.st_mode) else (facts.st_size, facts.st_mtime_ns)
+        found[str(path.relative_to(folder))] = listed
+    return found
 
 
 def main() -> None:

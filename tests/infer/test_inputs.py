@@ -103,6 +103,7 @@ def test_a_folder_is_all_its_photos_and_videos_by_name(tmp_path, capsys):
     folder.mkdir()
     for name in ("b.jpg", "a.png", "a.jpg"):
         photo(folder / name)
+    photo(tmp_path / "z.png")
     (folder / "a.txt").write_text("notes")
     (folder / "c.mp4").write_bytes(b"")
     model, found = split_arguments([tmp_path / "m.onnx", folder, tmp_path / "z.png"])

@@ -1,5 +1,7 @@
 """Files of processes that were killed, and the lock of a run."""
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,15 +9,17 @@ from pathlib import Path
 import pytest
 
 import vega3d
+from records import manifest
 from records.files import (
     LOCK,
     exclusive,
     read_rows,
     remove_stale_scratch,
     write_if_changed,
+    write_json,
     write_rows,
 )
-from records.outputs import holds_files
+from records.outputs import OutputFolder, holds_files
 
 ROOT = Path(vega3d.__file__).parent
 KILLED_AT = """
@@ -81,6 +85,37 @@ def test_the_processes_of_one_launch_hold_a_run_together(tmp_path, monkeypatch):
         with exclusive(tmp_path, "vega3d distill run"):
             pass
         assert (tmp_path / LOCK).is_file()
+
+
+def test_on_a_full_disk_a_folder_is_locked_without_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "write", full)
+    with exclusive(tmp_path, "vega3d bench"), \
+            pytest.raises(ValueError, match="in use by another process"), \
+            exclusive(tmp_path, "vega3d bench"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_no_half_of_a_manifest_and_none_of_a_set_of_files(tmp_path, monkeypatch):
+    source, written = tmp_path / "source", OutputFolder(tmp_path / "run" / "page")
+    for name in ("a", "b", "c"):
+        write_json({}, source / name)
+    copied = iter((shutil.copyfile, shutil.copyfile, full))
+    monkeypatch.setattr(shutil, "copyfile", lambda *paths: next(copied)(*paths))
+    with pytest.raises(OSError, match=r"No space left on device: '.*/run/page/c'"):
+        written.replace_with(source, "--out")  # shutil's error names what is copied
+    assert os.listdir(written.folder) == [written.list.name] and not written.written
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/run/manifest\.json'"):
+        manifest.create(tmp_path / "run")
+    assert os.listdir(tmp_path / "run") == ["page"]
+
+
+def full(*files: object) -> None:
+    """As a function that writes the last of `files`."""
+    named = [str(file) for file in files if isinstance(file, Path)]
+    raise OSError(errno.ENOSPC, "No space left on device", *named[:1], *((None, named[1])
+                                                                         if named[1:] else ()))
 
 
 def test_a_lock_overwrites_no_file_of_the_users(tmp_path):

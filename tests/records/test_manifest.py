@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,20 @@ def test_a_damaged_manifest_names_itself(run, capsys, at):
     assert verify(capsys, run)[0] == 2
 
 
+def test_a_manifest_of_another_version_is_not_called_damaged(run, capsys):
+    path = run / "manifest.json"
+    path.write_text(json.dumps({"vega3d_manifest": 2, "entries": []}))
+    says = ("another version of vega3d-edge (vega3d_manifest 2, this one reads 1); use that "
+            "version")
+    with pytest.raises(ValueError, match=re.escape(f"{path}: was written by {says}")):
+        manifest.check(run / "config.yaml", "again")
+    code, printed = verify(capsys, run)
+    assert code == 2 and says in printed and "damaged" not in printed
+    with pytest.raises(ValueError, match="another version"):
+        manifest.record([run / "config.yaml"])
+    assert json.loads(path.read_text())["vega3d_manifest"] == 2  # nor replaced
+
+
 def test_another_programs_manifest_is_neither_read_nor_replaced(tmp_path):
     for content in ('{"files": {"model.json": {"sha256": "0", "size": 1}}}', "not JSON", "[]"):
         (tmp_path / NAME).write_text(content)
@@ -130,15 +145,18 @@ def test_a_missing_file_is_named_but_a_finished_checkpoint_is_not(run, capsys):
 
 
 def test_a_model_is_compared_with_the_sidecar_beside_it(tmp_path):
-    model = tmp_path / "model.onnx"
+    model, sidecar = tmp_path / "model.onnx", tmp_path / "model.onnx.json"
     model.write_bytes(b"graph")
     assert not manifest.fault(model)
-    write_json({"sha256": manifest.digest(model)}, tmp_path / "model.onnx.json")
+    write_json({"sha256": manifest.digest(model)}, sidecar)
     assert not manifest.fault(model)
     flip(model)
     assert "model.onnx: damaged" in manifest.fault(model)
-    (tmp_path / "model.onnx.json").write_text("{")
+    sidecar.write_text("{")
     assert "model.onnx.json: damaged" in manifest.fault(model)
+    sidecar.write_text(json.dumps({"schema": 3, "digest": "of another name"}))
+    assert manifest.fault(model) == (
+        f"{sidecar}: was written by another version of vega3d-edge (schema 3, this one reads 1)")
 
 
 def test_verify_reads_the_lists_of_stores_and_pages_and_what_the_run_uses(run, capsys, tmp_path):

@@ -163,11 +163,13 @@ def test_a_link_in_place_of_a_file_is_not_followed(tmp_path):
     assert (tmp_path / "target").read_text() == "the user's"
 
 
-@pytest.mark.parametrize("listed", ["", "[]", "{", '{"schema": 99, "files": {"a": ["x"]}}'])
-def test_a_list_of_another_schema_owns_nothing(tmp_path, listed):
+@pytest.mark.parametrize(("listed", "says"), [
+    *((text, "was not written by this") for text in ("", "[]", "{", '{"schema": 1, "files": 3}')),
+    ('{"schema": 99, "files": {"a": ["x"]}}', r"another version .*\(schema 99, this one")])
+def test_a_damaged_list_or_one_of_another_version_owns_nothing(tmp_path, listed, says):
     (tmp_path / LIST).write_text(listed)
     (tmp_path / "a").write_text("the user's")
-    with pytest.raises(ValueError, match="was not written by this"):
+    with pytest.raises(ValueError, match=says):
         OutputFolder(tmp_path).check(["a"], "--out")
 
 

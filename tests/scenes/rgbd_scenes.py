@@ -39,8 +39,9 @@ def view(pose: np.ndarray, camera: np.ndarray = CAMERA) -> tuple[np.ndarray, np.
 
 def save(root: Path, layout: str, count: int = 12, per_metre: float | None = None,
          at: Sequence[np.ndarray] | None = None, depth_camera: np.ndarray | None = None,
-         scale: float = 1.0) -> Path:
-    """A recording in the layout `tum`, `7scenes`, `scannet` or `plain`; scale: of all lengths."""
+         scale: float = 1.0, inverted: bool = False) -> Path:
+    """A recording in the layout `tum`, `7scenes`, `scannet` or `plain`; scale: of all lengths;
+    inverted: with poses from world to camera."""
     unit = per_metre or (5000 if layout == "tum" else 1000)
     root.mkdir(parents=True)
     lines: dict[str, list[str]] = {"rgb": [], "depth": [], "groundtruth": ["# time x y z q"]}
@@ -50,6 +51,7 @@ def save(root: Path, layout: str, count: int = 12, per_metre: float | None = Non
                          * unit * scale).astype(np.uint16)
         pose = pose.copy()
         pose[:3, 3] *= scale
+        pose = np.linalg.inv(pose) if inverted else pose
         names = {"tum": (f"rgb/{i}.png", f"depth/{i}.png"), "plain": (f"images/{i}.png",
                  f"depth/{i}.png"), "scannet": (f"color/{i}.jpg", f"depth/{i}.png"),
                  "7scenes": (f"frame-{i:06d}.color.png", f"frame-{i:06d}.depth.png")}[layout]

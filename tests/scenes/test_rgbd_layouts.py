@@ -1,10 +1,12 @@
 """RGB-D folders of TUM, 7-Scenes, ScanNet and plain: one recording, whichever layout it is in."""
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from scenes.sources.registration import check_registration, likelier_unit
-from scenes.sources.rgbd import check_depth, find_recording, read_rgbd
+from scenes.sources.registration import check_registration, inverted_poses, likelier_unit
+from scenes.sources.rgbd import check_recording, find_recording, read_rgbd
 from tests.scenes.rgbd_scenes import DEPTH_CAMERA, poses, save, view
 
 LAYOUTS = ("plain", "tum", "7scenes", "scannet")
@@ -86,8 +88,27 @@ def test_poses_that_are_no_rigid_motion_are_refused(why, changed, tmp_path):
     root = save(tmp_path / "r", "plain", 12)
     np.savetxt(root / "poses.txt", changed(poses(12)).reshape(12, 16))
     with pytest.raises(ValueError, match=why) as error:
-        check_depth(read_rgbd(root, size=112), root, None)
+        check_recording(read_rgbd(root, size=112), root, None)
     assert str(root) in str(error.value)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_poses_from_world_to_camera_are_noticed(layout, tmp_path):
+    for inverted in (False, True):
+        root = save(tmp_path / str(inverted), layout, 8, inverted=inverted)
+        clip = read_rgbd(root, size=112)
+        says = rf"{root}: .*world to camera: .* with the inverse poses, .*: invert each pose"
+        with pytest.raises(ValueError, match=says) if inverted else nullcontext():
+            check_recording(clip, root, None)
+
+
+def test_a_camera_that_turns_on_the_spot_or_stands_has_no_inverted_poses(tmp_path):
+    """Far from the origin, where the inverses seem to move, and where nothing moves."""
+    turning = poses(8)
+    turning[:, :3, 3] = 0.9, 0, -0.8
+    for name, at in (("turning", turning), ("standing", turning[:1].repeat(8, 0))):
+        clip = read_rgbd(save(tmp_path / name, "plain", 8, at=at), size=112)
+        assert not inverted_poses(clip, 1000)
 
 
 @pytest.mark.parametrize("matrix", [
@@ -108,7 +129,7 @@ def test_depth_in_metres_is_refused(kind, tmp_path):
         image = Image.fromarray(metres.astype(np.float32 if kind[0] == "f" else np.uint16))
         image.save(path, "TIFF" if kind[0] == "f" else "PNG")
     with pytest.raises(ValueError, match=r"16-bit PNG|--depth-unit 1, or"):
-        check_depth(read_rgbd(root, size=112), root, None)
+        check_recording(read_rgbd(root, size=112), root, None)
 
 
 @pytest.mark.parametrize(("layout", "name", "content", "why"), [

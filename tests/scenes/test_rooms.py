@@ -237,9 +237,14 @@ def test_workers_give_the_same_clips_in_the_same_order():
 
 
 def test_a_worker_that_fails_says_why_in_one_line():
-    source = RoomSource(train=2, frames=1, size=32, pack="/nowhere/furniture.zip")
+    source = RoomSource(train=2, frames=1, size=32)
+    with pytest.raises(ValueError, match="no clip"):
+        list(render_clips(source, ["train/00007_0", "train/00008_0"], 2))
+
+
+def test_a_missing_pack_fails_before_any_worker():
     with pytest.raises(ValueError, match="no such pack"):
-        list(render_clips(source, ["train/00000_0", "train/00001_0"], 2))
+        RoomSource(pack="/nowhere/furniture.zip")
 
 
 @pytest.mark.parametrize("wrong", ["train/99999_0", "train/00000_7", "nonsense", "holdout/00000_0"])

@@ -1,9 +1,12 @@
 """Videos and image folders as clips without labels."""
+from pathlib import Path
+
 import imageio.v2 as imageio
 import numpy as np
 import pytest
 from PIL import Image
 
+import vega3d
 from scenes.clip import SPLITS
 from scenes.sources.video import VideoSource
 
@@ -117,6 +120,21 @@ def test_a_broken_image_is_named(tmp_path):
 def test_senseless_settings_are_refused(video, wrong):
     with pytest.raises(ValueError, match="video: got"):
         VideoSource(video, **wrong)
+
+
+@pytest.mark.parametrize("name", ["a.png", "b.JPG"])
+def test_show_of_one_picture_is_its_middle_square_and_leaves_the_picture(name, tmp_path,
+                                                                         monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    halves = np.zeros((224, 448, 3), np.uint8)
+    halves[:, :224], halves[:, 224:] = (200, 40, 40), (40, 40, 200)
+    Image.fromarray(halves).save(name, quality=95)
+    before = Path(name).read_bytes()
+    vega3d.main(["scenes", "show", name])
+    sheet = np.asarray(Image.open(f"{name[0]}_sheet.png").convert("RGB"), int)
+    assert sheet.shape[1] == 224 and Path(name).read_bytes() == before
+    assert np.abs(sheet[:224, :100] - (200, 40, 40)).max() < 12
+    assert np.abs(sheet[:224, 124:] - (40, 40, 200)).max() < 12
 
 
 def test_show_draws_the_first_clip_of_a_video(video, tmp_path, capsys):

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,14 @@ import pytest
 from PIL import Image
 
 import vega3d
+from records.files import write_json
 from scenes.clip import Clip, ClipFolder, frames_of, load_clip, save_clip
+from scenes.questions.stored import load_questions
 from scenes.rooms import writer
 from scenes.rooms.source import RoomSource
 from scenes.rooms.writer import render_folder
 from scenes.show import contact_sheet
+from teacher.wan_nano.pretrain import gather_frames
 
 
 @pytest.fixture
@@ -54,6 +58,20 @@ def test_a_second_run_renders_only_what_is_missing_or_damaged(tmp_path, source):
     assert render_folder(source, ids, tmp_path, 0) == 0
 
 
+def test_clips_questions_and_packs_of_another_version_are_named_as_such(tmp_path, source):
+    other = r"was written by another version of vega3d-edge \(schema 2, this one reads 1\)"
+    for name in ("scenes.json", "questions.json"):
+        write_json({"schema": 2, "key": source.key, "clips": 3}, tmp_path / name)
+    with pytest.raises(ValueError, match=rf"scenes\.json: {other}; .* or use another folder"):
+        render_folder(source, [], tmp_path, 0)
+    with pytest.raises(ValueError, match=rf"questions\.json: {other}; .* or import it again"):
+        load_questions(tmp_path)
+    with zipfile.ZipFile(tmp_path / "pack.zip", "w") as pack:
+        pack.writestr("manifest.json", '{"schema": 2, "pieces": []}')
+    with pytest.raises(ValueError, match=rf"pack\.zip: {other}; make one with"):
+        RoomSource(pack=tmp_path / "pack.zip")
+
+
 def test_more_rooms_go_on_in_the_same_folder_but_another_seed_does_not(tmp_path, source):
     render_folder(source, source.ids("train")[:1], tmp_path, 0)
     more = RoomSource(train=5, frames=2, size=40)
@@ -68,7 +86,10 @@ def test_a_full_disk_is_refused_before_any_work(tmp_path, source, monkeypatch):
                         lambda path: shutil._ntuple_diskusage(10, 10, 1000))
     with pytest.raises(ValueError, match=r"need 0\.0 GB, the disk has 0\.0 GB free"):
         render_folder(source, source.ids("train"), tmp_path, 0)
-    assert not list(tmp_path.glob("train/*"))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"need 0\.0 GB, the disk has 0\.0 GB free"):
+        gather_frames(source, source.ids("train"), tmp_path / "train.npy", 0)  # of pretrain
+    assert not list(tmp_path.iterdir())
 
 
 def test_depth_with_nan_is_refused(tmp_path, source):

@@ -45,6 +45,9 @@ def test_a_manifest_of_another_configuration_is_refused(tmp_path, rooms):
     manifest.write_text(json.dumps({**store.spec, "seed": 3}))
     with pytest.raises(ValueError, match="another configuration \\(seed: 3 stored, 0 requested\\)"):
         filled(tmp_path, rooms)
+    manifest.write_text(json.dumps({**store.spec, "format": 7}))
+    with pytest.raises(ValueError, match=r"another version .*\(format 7, this one reads 1\)"):
+        filled(tmp_path, rooms)
     manifest.write_text("{")
     with pytest.raises(ValueError, match="not a manifest"):
         filled(tmp_path, rooms)
