@@ -23,7 +23,7 @@ from records.options import (
 )
 from records.outputs import safe_name
 from records.yaml_files import read_yaml, write_yaml
-from student.config import StudentConfig
+from student.config import SHIPPED_BY_SIZE, StudentConfig
 from teacher.config import DenseTraining
 from teacher.towers.tap import Tap, stored_tap
 
@@ -65,7 +65,7 @@ class TeacherConfig:
 @dataclass(frozen=True)
 class StudentTraining:
     model: StudentConfig = field(default_factory=StudentConfig)
-    # shipped: start from the ViT-Ti in student/weights
+    # shipped: start from the student of this size in student/weights
     init: Literal["shipped", "scratch"] = "shipped"
     epochs: Count = 1
     batch: Batch = 32             # frames
@@ -84,6 +84,9 @@ class StudentTraining:
             raise ValueError(f"student.model: image_size {self.model.image_size} / patch "
                              f"{self.model.patch} is a grid of {self.model.grid}, expected 14: "
                              "that of the teacher's features")
+        if self.init == "shipped" and self.model.size not in SHIPPED_BY_SIZE:
+            raise ValueError(f"student.init is shipped, but no ViT-{self.model.size.title()} ships "
+                             f"(sizes: {', '.join(SHIPPED_BY_SIZE)}); use --student.init scratch")
         if self.ema == 1:
             raise ValueError(f"student.ema is {self.ema}, expected 0 (none) to below 1")
 
@@ -96,7 +99,7 @@ class HeadTraining:
     lr: Rate = 2e-3               # of the heads
     width: Width = 64
     descriptor_dim: Width = 32
-    # shipped: start from what fits of the heads in student/weights
+    # shipped: start from what fits of the shipped student's heads
     init: Literal["shipped", "scratch"] = "shipped"
     # joint: the student learns from labels too; frozen: its weights stay the distilled ones
     training: Literal["joint", "frozen"] = "joint"

@@ -15,7 +15,7 @@ from distill.joint import CHECKPOINT, cropped_view, train_jointly
 from records import manifest
 from records.files import sha256
 from scenes.clip import Clip
-from student.config import SHIPPED, HeadsShape
+from student.config import HeadsShape, shipped_folder
 from student.heads import FILE, Heads, StudentWithHeads, heads_scores, load_heads, save_heads
 from student.vit import Student, load_student, save_student
 from teacher.data.dataset import Example, Examples
@@ -68,11 +68,12 @@ def initial_heads(student: Student, config: HeadTraining) -> Heads:
                        config.descriptor_dim, canonical_focal=float(student.config.image_size),
                        patch=student.config.patch)
     heads = Heads(shape)
-    shipped = (SHIPPED / FILE).is_file() and load_student(SHIPPED).config.teacher
+    folder = shipped_folder(student.config.size)
+    shipped = (folder / FILE).is_file() and load_student(folder).config.teacher
     if config.init == "shipped" and shipped == student.config.teacher:
         own = heads.state_dict()
         heads.load_state_dict(own | {name: value for name, value
-                                     in load_heads(SHIPPED).state_dict().items()
+                                     in load_heads(folder).state_dict().items()
                                      if name in own and own[name].shape == value.shape})
     return heads
 

@@ -16,7 +16,7 @@ from records.events import emit
 from records.files import atomic_write, read_rows, spec_digest, write_rows
 from records.interrupts import deferred
 from records.progress import Progress
-from student.config import SHIPPED
+from student.config import shipped_folder
 from student.heads import principal_colours
 from student.vit import Student, load_student, save_student
 from teacher.data.dataset import Example, Examples
@@ -41,8 +41,8 @@ def build_student(config: StudentTraining, teacher: str, mean: Tensor, std: Tens
                   seed: int) -> Student:
     """A student for the teacher with spec digest `teacher` and feature moments mean, std [D].
 
-    init "shipped": the shipped ViT-Ti, all of it if distilled from this teacher, else its trunk.
-    Raises ValueError if the sizes differ.
+    init "shipped": the shipped one of its size, all of it if distilled from this teacher, else its
+    trunk. Raises ValueError if their shapes differ.
     """
     torch.manual_seed(seed)
     student = Student(replace(config.model, out_dim=len(mean), teacher=teacher))
@@ -50,14 +50,16 @@ def build_student(config: StudentTraining, teacher: str, mean: Tensor, std: Tens
     student.target_std.copy_(std)
     if config.init == "scratch":
         return student
-    shipped = load_student(SHIPPED)
+    folder = shipped_folder(config.model.size)
+    shipped = load_student(folder)
     if shipped.config == student.config:
         return shipped.train()
-    any_teacher = replace(student.config, out_dim=1, teacher="")
-    if replace(shipped.config, out_dim=1, teacher="") != any_teacher:
-        raise ValueError("student.init=shipped: the shipped student is a ViT-"
-                         f"{shipped.config.size.title()}, expected {config.model}; use "
-                         "--student.init scratch")
+    own = asdict(student.config)
+    shape = {name: value for name, value in asdict(shipped.config).items()
+             if name not in ("out_dim", "teacher") and value != own[name]}
+    if shape:
+        raise ValueError(f"student.model: expected {shape} of {folder}; use --student.init scratch "
+                         f"for {({name: own[name] for name in shape})}")
     trunk = {name: value for name, value in shipped.state_dict().items()
              if not name.startswith(("head.", "target_"))}
     student.load_state_dict(trunk, strict=False)

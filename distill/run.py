@@ -18,7 +18,7 @@ from records.files import atomic_write, spec_digest, write_if_changed, write_jso
 from records.outputs import holds_files
 from scenes.clip import Clip, Source, Split, check_alike, frames_of
 from scenes.sources.remote import url_of
-from student.config import SHIPPED, StudentConfig
+from student.config import StudentConfig, shipped_folder
 from student.vit import Student, load_student
 from teacher.data.dataset import Examples
 from teacher.data.feature_store import FeatureStore, RemoteStore, fill
@@ -190,8 +190,9 @@ def open_run(config: RunConfig, folder: Path, render: bool, create: bool = False
 
 def _check_start(config: AdaptConfig, teacher: str) -> None:
     """ValueError if the shipped student was distilled from another teacher than the default one."""
-    shipped = load_student(SHIPPED).config.teacher
+    folder = shipped_folder(config.student.model.size)
+    shipped = load_student(folder).config.teacher
     if shipped != teacher and config.teacher == TeacherConfig():
-        raise ValueError(f"{SHIPPED}: was distilled from the teacher {shipped}, but wan-nano at "
+        raise ValueError(f"{folder}: was distilled from the teacher {shipped}, but wan-nano at "
                          f"its default tap is {teacher}; restore teacher/weights and "
                          "student/weights of one version")

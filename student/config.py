@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 
 from records.options import Depth, Pixels, Range, Width, check_ranges
 
-SHIPPED = Path(__file__).parent / "weights" / "vit-ti"  # distilled from wan-nano; see its card
+WEIGHTS = Path(__file__).parent / "weights"
+SHIPPED_BY_SIZE = {"ti": WEIGHTS / "vit-ti", "s": WEIGHTS / "vit-s"}  # distilled from wan-nano
+SHIPPED = SHIPPED_BY_SIZE["ti"]
 WIDTHS = {"ti": 192, "s": 384, "b": 768}
 
 
@@ -37,6 +39,11 @@ class StudentConfig:
     def grid(self) -> int:
         """Tokens a side."""
         return self.image_size // self.patch
+
+
+def shipped_folder(size: str) -> Path:
+    """The shipped student of this size; the ViT-Ti where none ships."""
+    return SHIPPED_BY_SIZE.get(size, SHIPPED)
 
 
 @dataclass(frozen=True)

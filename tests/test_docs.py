@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "docs" / "results.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+CARDS = sorted((ROOT / "student" / "weights").glob("*/README.md"))
+LINKING = {str(page.relative_to(ROOT)): page for page in [README, *PAGES, *CARDS]}
 
 
 def test_the_pages_are_there_and_short():
@@ -41,7 +43,7 @@ def test_every_table_is_what_its_file_says():
     assert update([README, *PAGES], ROOT / "bench" / "results", check=True) == []
 
 
-@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", LINKING.values(), ids=LINKING)
 def test_every_command_and_option_on_the_page_exists(page, capsys):
     fences = re.findall(r"^ *```\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE)
     lines = "\n".join(fences).replace("\\\n", " ").splitlines()
@@ -54,7 +56,7 @@ def test_every_command_and_option_on_the_page_exists(page, capsys):
             assert option in helped, f"{page.name}: {' '.join(command)}: no {option}"
 
 
-@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", LINKING.values(), ids=LINKING)
 def test_links_lead_to_a_file_and_to_a_heading_of_it(page):
     for link, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text()):
         target = page.parent / link if link else page

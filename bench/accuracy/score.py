@@ -88,7 +88,8 @@ def _score(run: DistillRun) -> _ScoredRun:
 
 def _check_same_config(folder: Path, other: Path) -> None:
     ours, theirs = (load_run_config(_finished(path)) for path in (folder, other))
-    if replace(theirs, seeds=ours.seeds, name=ours.name, runs=ours.runs) != ours:
+    like = replace(theirs, seeds=ours.seeds, name=ours.name, runs=ours.runs, features=ours.features)
+    if like != ours:
         raise ValueError(
             f"--also {other}: its configuration differs from {folder}'s in more than the seeds")
     if shared := set(ours.seeds) & set(theirs.seeds):

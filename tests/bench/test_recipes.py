@@ -8,9 +8,13 @@ import torch
 
 import vega3d
 from bench.recipes.int8_resident import with_int8_blocks
+from bench.recipes.ship_student import ship
 from bench.recipes.wan_extraction import pictures
-from student.config import SHIPPED
-from student.vit import load_student
+from records import manifest
+from records.files import sha256
+from student.config import SHIPPED, HeadsShape, StudentConfig
+from student.heads import Heads, heads_scores, load_heads, save_heads
+from student.vit import Student, load_student, save_student
 
 SCRIPTS = sorted((Path(__file__).parents[2] / "bench" / "recipes").glob("*.sh"))
 OTHER_OPTIONS = {"--num_processes", "--gpu"}  # of accelerate launch, of clock_calibration
@@ -31,6 +35,34 @@ def test_a_recipe_passes_only_options_that_its_verbs_have(script, capsys):
 
 def test_the_frames_of_the_wan_recipe_do_not_depend_on_their_number():
     assert pictures(2, 32, 48)[:1].equal(pictures(1, 32, 48))
+
+
+@pytest.mark.parametrize("size", ["ti", "b"])
+def test_a_run_s_student_ships_in_bfloat16_with_heads_that_name_it(tmp_path, size):
+    run, weights = tmp_path / "run", tmp_path / "weights"
+    config = StudentConfig(size, 8, depth=1, stem="patch", teacher="t")
+    save_student(Student(config), run / "student")
+    with pytest.raises(ValueError, match="no heads here"):
+        ship(run, weights)
+    assert not weights.exists()
+    digest = sha256(run / "student" / "student.safetensors")
+    heads = Heads(HeadsShape(8, student=digest, canonical_focal=224.0))
+    save_heads(heads, run / "student", {"delta1": 0.5})
+    for name in ("metrics.jsonl", "joint_metrics.jsonl"):
+        (run / "student" / name).write_text(f'{{"of": "{name}"}}\n')
+    ship(run, weights)
+    ship(run, weights)  # replaces it
+    folder = weights / f"vit-{size}"
+    given, shipped = load_student(run / "student"), load_student(folder)
+    assert shipped.config == config
+    for name, value in given.state_dict().items():
+        wanted = value if name.startswith(("pixel_", "target_")) else value.bfloat16().float()
+        assert torch.equal(shipped.state_dict()[name], wanted), name
+    found = load_heads(folder, sha256(folder / "student.safetensors"))
+    assert torch.equal(found.normals.near.weight, heads.normals.near.weight)
+    assert heads_scores(folder) == {"delta1": 0.5}
+    assert (folder / "joint_metrics.jsonl").read_text() == '{"of": "joint_metrics.jsonl"}\n'
+    assert manifest.count(weights) == 5 and manifest.faults(weights) == []
 
 
 @torch.inference_mode()

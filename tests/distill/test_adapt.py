@@ -18,7 +18,7 @@ from export.source import load_trained_run
 from records.files import sha256, spec_digest
 from records.outputs import folder_faults
 from scenes.sources.rgbd import read_rgbd
-from student.config import StudentConfig
+from student.config import SHIPPED_BY_SIZE, StudentConfig
 from student.heads import load_heads, save_heads
 from student.vit import save_student
 from teacher.data.dataset import Examples
@@ -41,27 +41,33 @@ def box(tmp_path_factory):
 
 
 @pytest.fixture
-def adapt(tmp_path, tiny_wan, monkeypatch):
-    """adapt(FOOTAGE, options …) by the command line, from a tiny shipped student; the folder."""
+def adapt(tmp_path, tiny_wan, monkeypatch, request):
+    """adapt(FOOTAGE, options …) by the command line, from a tiny shipped student; the folder.
+
+    Parametrised by the student's size, ti if not given.
+    """
+    size = getattr(request, "param", "ti")
     tower = load_wan(tiny_wan, Tap(block=1, seeds=1))
     torch.manual_seed(0)
-    student = build_student(MODEL, spec_digest(tower.spec), torch.zeros(32), torch.ones(32), 0)
+    training = replace(MODEL, model=replace(MODEL.model, size=size))
+    student = build_student(training, spec_digest(tower.spec), torch.zeros(32), torch.ones(32), 0)
     shipped = tmp_path / "shipped"
     save_student(student, shipped)
     heads = initial_heads(student, HEADS)
     torch.nn.init.constant_(heads.depth.scale[2].bias, 2.0)  # 7.4 m: several times too far
     heads.shape = replace(heads.shape, student=sha256(shipped / "student.safetensors"))
     save_heads(heads, shipped)
-    for module in ("loop", "heads", "run", "adapt"):
-        monkeypatch.setattr(f"distill.{module}.SHIPPED", shipped)
+    monkeypatch.setitem(SHIPPED_BY_SIZE, size, shipped)
     monkeypatch.chdir(tmp_path)
 
     def call(footage, *options, steps=2, rooms=FEW_ROOMS):
         monkeypatch.setattr("distill.clips.open_source", lambda *_, **__: (rooms, "rooms"))
         vega3d.main(["distill", "adapt", str(footage), "--name", "a", "--heads.steps", str(steps),
                      "--teacher.generator", str(tiny_wan), "--teacher.tap.block", "1",
-                     "--teacher.tap.seeds", "1", "--student.model.depth", "1", "--heads.batch",
-                     "2", "--heads.width", "8", "--heads.descriptor-dim", "8", *options])
+                     "--teacher.tap.seeds", "1", "--student.model.depth", "1",
+                     "--student.model.size", size, "--student.model.stem", "patch",
+                     "--heads.batch", "2", "--heads.width", "8", "--heads.descriptor-dim", "8",
+                     *options])
         return tmp_path / "runs" / "a"
 
     return call
@@ -99,11 +105,13 @@ def test_depth_of_a_recording_improves_on_its_last_part_and_the_run_folder_serve
     assert list(folder_faults(folder)) == []
 
 
-def test_a_video_is_scored_by_the_features_alone(adapt, tmp_path):
+@pytest.mark.parametrize("adapt", ["s"], indirect=True)
+def test_a_video_is_scored_by_the_features_alone_before_and_after(adapt, tmp_path):
     write_video(tmp_path / "phone.mp4", 20)  # of 10 a second, half are taken
     rows = rows_of(adapt(tmp_path / "phone.mp4", "--held-out", "0.5"))
     assert rows["after", "footage"]["frames"] == 5
-    assert "cosine_mean" in rows["after", "footage"] and "abs_rel" not in rows["after", "footage"]
+    for stage in ("before", "after"):
+        assert "cosine_mean" in rows[stage, "footage"] and "abs_rel" not in rows[stage, "footage"]
     assert "abs_rel" in rows["after", "rooms"]
 
 
@@ -186,9 +194,11 @@ def test_footage_that_does_not_serve_is_one_line_and_leaves_nothing(adapt, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(("adapt", "size"), [("ti", "ti"), ("s", "s")], indirect=["adapt"])
 def test_a_default_generator_that_the_shipped_student_does_not_know_is_said(
-        adapt, tmp_path, capsys):
+        adapt, size, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("distill.clips.open_source", lambda *_, **__: (FEW_ROOMS, "rooms"))
     with pytest.raises(SystemExit) as stopped:
-        vega3d.main(["distill", "adapt", str(few(tmp_path, 10))])
+        vega3d.main(["distill", "adapt", str(few(tmp_path, 10)), "--student.model.size", size])
     assert stopped.value.code == 2
-    assert "was distilled from the teacher" in capsys.readouterr().err
+    assert f"{tmp_path / 'shipped'}: was distilled from the teacher" in capsys.readouterr().err

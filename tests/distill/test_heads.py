@@ -12,7 +12,7 @@ import vega3d
 from distill.config import HeadTraining, StudentTraining
 from distill.heads import NAME, can_train, ensure_heads, initial_heads, score
 from records.files import sha256
-from student.config import SHIPPED, HeadsShape, StudentConfig
+from student.config import SHIPPED_BY_SIZE, HeadsShape, StudentConfig
 from student.heads import FILE, load_heads
 from student.vit import Student, load_student, save_student
 from teacher.data.dataset import Examples
@@ -99,8 +99,9 @@ def test_plain_video_trains_no_heads(tmp_path, monkeypatch, capsys):
     assert "no depth, normals and cameras" in capsys.readouterr().err
 
 
-def test_heads_start_with_what_fits_of_the_shipped_ones():
-    shipped, student = load_heads(SHIPPED), load_student(SHIPPED)
+@pytest.mark.parametrize("folder", SHIPPED_BY_SIZE.values(), ids=SHIPPED_BY_SIZE)
+def test_heads_start_with_what_fits_of_the_shipped_ones(folder):
+    shipped, student = load_heads(folder), load_student(folder)
     heads = initial_heads(student, HeadTraining()).state_dict()
     for name, value in shipped.state_dict().items():
         if name.startswith(("normals.", "descriptors.", "depth.near.")):

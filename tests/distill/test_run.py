@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import vega3d
 from distill import loop, stages
 from distill.config import RunConfig, ScenesConfig, StudentTraining, TeacherConfig
 from distill.loop import build_student
@@ -14,7 +15,7 @@ from distill.run import open_distill_run
 from distill.stages import run_distillation, student_stream
 from records.interrupts import Interrupted, handled
 from scenes.clip import save_clip
-from student.config import StudentConfig
+from student.config import SHIPPED_BY_SIZE, StudentConfig
 from student.vit import load_student, save_student
 from teacher.config import DenseTraining
 from teacher.data.dataset import Examples
@@ -230,16 +231,36 @@ def test_a_shipped_start_keeps_the_head_only_for_the_same_teacher(tmp_path, monk
     scratch = StudentTraining(StudentConfig(depth=1, stem="patch"), "scratch")
     shipped = build_student(scratch, "teacher-a", torch.ones(8), torch.ones(8), 5)
     save_student(shipped, tmp_path)
-    monkeypatch.setattr(loop, "SHIPPED", tmp_path)
+    monkeypatch.setitem(SHIPPED_BY_SIZE, "ti", tmp_path)
     start = StudentTraining(StudentConfig(depth=1, stem="patch"), "shipped")
     same = build_student(start, "teacher-a", torch.zeros(8), torch.ones(8), 0)
     other = build_student(start, "teacher-b", torch.zeros(8), torch.ones(8), 0)
     assert torch.equal(same.head.weight, shipped.head.weight) and same.target_mean[0] == 1
     assert not torch.equal(other.head.weight, shipped.head.weight) and other.target_mean[0] == 0
     assert torch.equal(other.blocks[0].fc1.weight, shipped.blocks[0].fc1.weight)
-    with pytest.raises(ValueError, match="the shipped student is a ViT-Ti"):
-        build_student(replace(start, model=StudentConfig("s", depth=1, stem="patch")), "teacher-a",
+    with pytest.raises(ValueError, match=r"expected {'depth': 1} of .*scratch for {'depth': 2}"):
+        build_student(replace(start, model=StudentConfig(depth=2, stem="patch")), "teacher-a",
                       torch.zeros(8), torch.ones(8), 0)
+
+
+@pytest.mark.parametrize("size", SHIPPED_BY_SIZE)
+def test_a_shipped_start_is_the_shipped_student_of_the_asked_size(size):
+    shipped = load_student(SHIPPED_BY_SIZE[size])
+    dim, teacher = shipped.config.out_dim, shipped.config.teacher
+    student = build_student(StudentTraining(StudentConfig(size)), teacher, torch.zeros(dim),
+                            torch.ones(dim), 0)
+    assert student.training and student.config == shipped.config
+    for name, value in shipped.state_dict().items():
+        assert torch.equal(student.state_dict()[name], value), name
+
+
+def test_a_size_that_does_not_ship_has_to_start_from_scratch(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        vega3d.main(["distill", "run", "--student.model.size", "b"])
+    assert stopped.value.code == 2 and not list(tmp_path.iterdir())
+    assert "no ViT-B ships (sizes: ti, s); use --student.init scratch" in capsys.readouterr().err
+    assert StudentTraining(StudentConfig("b"), "scratch").model.width == 768
 
 
 def test_opening_what_is_no_run_is_one_line(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from records.files import sha256
-from student.config import SHIPPED, HeadsShape
+from student.config import SHIPPED_BY_SIZE, HeadsShape
 from student.heads import (
     FILE,
     HeadOutputs,
@@ -112,8 +112,9 @@ def test_missing_or_broken_heads_are_one_line(tmp_path, damage):
     assert "\n" not in str(raised.value)
 
 
-def test_the_shipped_heads_are_those_of_the_shipped_student():
+@pytest.mark.parametrize("folder", SHIPPED_BY_SIZE.values(), ids=SHIPPED_BY_SIZE)
+def test_the_shipped_heads_are_those_of_the_shipped_student(folder):
     # else train them again: its card says how
-    assert load_heads(SHIPPED, sha256(SHIPPED / "student.safetensors"))
-    scores = heads_scores(SHIPPED)
+    assert load_heads(folder, sha256(folder / "student.safetensors"))
+    scores = heads_scores(folder)
     assert scores["match_descriptor"] > 2 * scores["match_rgb"] > 4 * scores["match_chance"]

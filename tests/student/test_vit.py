@@ -1,6 +1,8 @@
+import pytest
 import torch
 
-from student.config import StudentConfig
+from student.config import SHIPPED_BY_SIZE, StudentConfig
+from student.heads import heads_scores, load_heads
 from student.vit import Student, load_student, save_student
 from teacher.towers.efficientnet import SemanticEncoder
 
@@ -23,3 +25,16 @@ def test_the_lite0_stem_is_trained_but_its_batch_norms_keep_their_statistics():
     student(torch.rand(2, 3, 224, 224)).sum().backward()
     assert torch.equal(student.stem.norm.running_mean, before)
     assert student.stem.stem.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("size", SHIPPED_BY_SIZE)
+def test_a_shipped_student_is_what_its_card_says(size):
+    folder = SHIPPED_BY_SIZE[size]
+    student, card = load_student(folder), (folder / "README.md").read_text()
+    count = sum(p.numel() for p in student.parameters()) / 1e6
+    heads = sum(p.numel() for p in load_heads(folder).parameters()) / 1e6
+    assert f"{count:.2f} M parameters and {heads:.2f} M of heads" in card
+    assert student.config.size == size and f"`[{student.config.out_dim},14,14]`" in card
+    scores = heads_scores(folder)
+    for name in ("delta1", "delta1_median", "cosine_mean"):
+        assert f"{scores[name]:.3f}" in card, name
