@@ -21,7 +21,6 @@ from records.files import sha256, spec_digest
 from records.results import Row, measured
 from records.results import save as save_results
 from scenes.clip import Clip
-from student.config import shipped_folder
 from student.heads import StudentWithHeads, load_heads
 from student.vit import load_student
 from teacher.data.dataset import Examples
@@ -48,9 +47,8 @@ def _train_and_score(run: DistillRun, train: Examples, test: Examples,
                        initial=initial_student(run, train, seed))
     if not run.processes.main:
         return []
-    shipped = shipped_folder(config.student.model.size)
     models = {stage: StudentWithHeads(load_student(where), load_heads(where)).to(run.device)
-              for stage, where in (("before", shipped), ("after", folder))}
+              for stage, where in (("before", config.student.model.shipped), ("after", folder))}
     rows: list[Row] = []
     for (stage, model), (name, examples) in product(models.items(), parts.items()):
         same_teacher = model.student.config.teacher == spec_digest(run.tower.spec)

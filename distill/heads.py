@@ -15,7 +15,7 @@ from distill.joint import CHECKPOINT, cropped_view, train_jointly
 from records import manifest
 from records.files import sha256
 from scenes.clip import Clip
-from student.config import HeadsShape, shipped_folder
+from student.config import HeadsShape
 from student.heads import FILE, Heads, StudentWithHeads, heads_scores, load_heads, save_heads
 from student.vit import Student, load_student, save_student
 from teacher.data.dataset import Example, Examples
@@ -68,7 +68,7 @@ def initial_heads(student: Student, config: HeadTraining) -> Heads:
                        config.descriptor_dim, canonical_focal=float(student.config.image_size),
                        patch=student.config.patch)
     heads = Heads(shape)
-    folder = shipped_folder(student.config.size)
+    folder = student.config.shipped
     shipped = (folder / FILE).is_file() and load_student(folder).config.teacher
     if config.init == "shipped" and shipped == student.config.teacher:
         own = heads.state_dict()

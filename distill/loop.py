@@ -16,7 +16,6 @@ from records.events import emit
 from records.files import atomic_write, read_rows, spec_digest, write_rows
 from records.interrupts import deferred
 from records.progress import Progress
-from student.config import shipped_folder
 from student.heads import principal_colours
 from student.vit import Student, load_student, save_student
 from teacher.data.dataset import Example, Examples
@@ -50,16 +49,13 @@ def build_student(config: StudentTraining, teacher: str, mean: Tensor, std: Tens
     student.target_std.copy_(std)
     if config.init == "scratch":
         return student
-    folder = shipped_folder(config.model.size)
-    shipped = load_student(folder)
+    shipped = load_student(config.model.shipped)
     if shipped.config == student.config:
         return shipped.train()
-    own = asdict(student.config)
-    shape = {name: value for name, value in asdict(shipped.config).items()
-             if name not in ("out_dim", "teacher") and value != own[name]}
-    if shape:
-        raise ValueError(f"student.model: expected {shape} of {folder}; use --student.init scratch "
-                         f"for {({name: own[name] for name in shape})}")
+    expected = replace(shipped.config, out_dim=config.model.out_dim, teacher=config.model.teacher)
+    if expected != config.model:
+        raise ValueError(f"student.model: got {config.model}, expected {expected} as in "
+                         f"{config.model.shipped}; or use --student.init scratch")
     trunk = {name: value for name, value in shipped.state_dict().items()
              if not name.startswith(("head.", "target_"))}
     student.load_state_dict(trunk, strict=False)

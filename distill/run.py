@@ -18,7 +18,7 @@ from records.files import atomic_write, spec_digest, write_if_changed, write_jso
 from records.outputs import holds_files
 from scenes.clip import Clip, Source, Split, check_alike, frames_of
 from scenes.sources.remote import url_of
-from student.config import StudentConfig, shipped_folder
+from student.config import StudentConfig
 from student.vit import Student, load_student
 from teacher.data.dataset import Examples
 from teacher.data.feature_store import FeatureStore, RemoteStore, fill
@@ -190,7 +190,7 @@ def open_run(config: RunConfig, folder: Path, render: bool, create: bool = False
 
 def _check_start(config: AdaptConfig, teacher: str) -> None:
     """ValueError if the shipped student was distilled from another teacher than the default one."""
-    folder = shipped_folder(config.student.model.size)
+    folder = config.student.model.shipped
     shipped = load_student(folder).config.teacher
     if shipped != teacher and config.teacher == TeacherConfig():
         raise ValueError(f"{folder}: was distilled from the teacher {shipped}, but wan-nano at "

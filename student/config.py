@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from records.options import Depth, Pixels, Range, Width, check_ranges
 
-WEIGHTS = Path(__file__).parent / "weights"
-SHIPPED_BY_SIZE = {"ti": WEIGHTS / "vit-ti", "s": WEIGHTS / "vit-s"}  # distilled from wan-nano
+# distilled from wan-nano; see their cards
+SHIPPED_BY_SIZE = {size: Path(__file__).parent / "weights" / f"vit-{size}" for size in ("ti", "s")}
 SHIPPED = SHIPPED_BY_SIZE["ti"]
 WIDTHS = {"ti": 192, "s": 384, "b": 768}
 
@@ -36,14 +36,14 @@ class StudentConfig:
         return WIDTHS[self.size]
 
     @property
+    def shipped(self) -> Path:
+        """The shipped student of this size; the ViT-Ti where none ships."""
+        return SHIPPED_BY_SIZE.get(self.size, SHIPPED)
+
+    @property
     def grid(self) -> int:
         """Tokens a side."""
         return self.image_size // self.patch
-
-
-def shipped_folder(size: str) -> Path:
-    """The shipped student of this size; the ViT-Ti where none ships."""
-    return SHIPPED_BY_SIZE.get(size, SHIPPED)
 
 
 @dataclass(frozen=True)

@@ -196,6 +196,8 @@ def test_a_run_of_another_seed_adds_its_rows_and_one_of_the_same_seed_is_refused
     with pytest.raises(ValueError, match="seed 0 is also in"):
         accuracy(drawn_run(), also=[other])
     _as_seed(other, 1)
+    config = other / "config.yaml"  # the same features, in a folder that it names
+    config.write_text(config.read_text().replace("features: null", f"features: {other}/features"))
     both = accuracy(drawn_run(), also=[other])
     mine, theirs = ([r for r in both if r["kind"] == "accuracy" and r["seed"] == seed]
                     for seed in (0, 1))
@@ -205,7 +207,6 @@ def test_a_run_of_another_seed_adds_its_rows_and_one_of_the_same_seed_is_refused
     assert not [key for row in theirs for key in row if key.endswith("_low")]
     assert [r for r in both
             if r["kind"] != "accuracy"] == [r for r in rows if r["kind"] != "accuracy"]
-    config = other / "config.yaml"
     config.write_text(config.read_text().replace("epochs: 1\n", "epochs: 2\n"))
     with pytest.raises(ValueError, match="more than the seeds"):
         accuracy(drawn_run(), also=[other])
