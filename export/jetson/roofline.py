@@ -57,7 +57,7 @@ def traffic(config: StudentConfig, rate: Rate) -> float:
     """Bytes to and from memory for one frame, each fused layer reading and writing tensors once."""
     n, c = config.grid**2, config.width
     weights = config.depth * 12 * c * c * (1 if rate == "int8" else 2)
-    ends = 2 * (_embedded(config) * c + n * c + c * config.out_dim)  # stay in half
+    ends: float = 2 * (_embedded(config) * c + n * c + c * config.out_dim)  # stay in half
     if config.stem == "lite0":
         ends += 2 * (_STEM_WEIGHTS + _STEM_VALUES)
     # LayerNorms and residuals 8, qkv 4, attention 4, proj 2, MLP 10 widths of tokens, in half
