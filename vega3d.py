@@ -9,6 +9,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import ModuleType
@@ -21,6 +22,9 @@ from records.interrupts import handled
 # before onnxruntime and huggingface_hub are imported, by whatever package
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# torch's advice to programmers; TF32 would change the numbers
+for advice in ("TensorFloat32 tensor cores for float32", r"barrier\(\): using the device under"):
+    warnings.filterwarnings("ignore", advice, UserWarning)
 
 COMMANDS = {
     "scenes": ("render, show, pack, ask, import, census",

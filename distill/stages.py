@@ -237,7 +237,6 @@ def _evenly_spaced(length: int, most: int) -> Tensor:
     return torch.linspace(0, length - 1, min(most, length)).long()
 
 
-
 def write_card(folder: Path, config: RunConfig, spec: dict, rows: Sequence[dict]) -> None:
     """Writes folder/MODEL_CARD.md. spec: of the generator's tap; rows: those of accuracy.json."""
     scenes, student, generator = config.scenes, config.student, config.teacher.generator

@@ -358,8 +358,9 @@ def spec_digest(spec: dict) -> str:
 
 def files_digest(files: Mapping[Path, Path]) -> str:
     """16 hex digits over the names (keys, sorted as paths) and contents of several files."""
+    found = manifest.read([path for _, path in sorted(files.items())])
     return _short(b"".join(
-        str(name).encode() + bytes.fromhex(sha256(path)) for name, path in sorted(files.items())))
+        str(name).encode() + bytes.fromhex(sha) for name, (_, sha) in zip(sorted(files), found)))
 
 
 def folder_digest(folder: Path) -> str:

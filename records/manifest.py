@@ -10,7 +10,8 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +32,9 @@ SCHEMA = 1
 _MARKS = ('"vega3d_manifest"', '"content_sha256"')  # either tells ours from another's manifest.json
 _LARGEST = 2**28       # bytes of a manifest
 _RECENT = 100_000_000  # ns: a file may change again without a new time
-_Stamp = tuple[int, int, int]
-_digests: dict[str, tuple[_Stamp, str]] = {}
+Stamp = tuple[int, int, int]  # bytes, mtime in ns, inode
+Written = tuple[Stamp, str]   # of a file as it was written, and its SHA-256
+_digests: dict[str, tuple[Stamp, str]] = {}
 
 
 @dataclass
@@ -42,7 +44,7 @@ class _Manifest:
     uses: list[str] = field(default_factory=list)
 
 
-_manifests: dict[str, tuple[_Stamp, _Manifest | None]] = {}
+_manifests: dict[str, tuple[Stamp, _Manifest | None]] = {}
 
 
 def create(folder: Path, paths: Iterable[Path] = (), uses: Iterable[Path] = ()) -> None:
@@ -69,14 +71,17 @@ def files_below(folder: Path) -> list[Path]:
                 for inner in path.relative_to(folder).parents))]
 
 
-def record(paths: Iterable[Path]) -> None:
-    """Lists files, as they are now, in the nearest manifest above each, if there is one."""
+def record(paths: Iterable[Path], written: Mapping[Path, Written] | None = None) -> None:
+    """Lists files, as they are now, in the nearest manifest above each, if there is one.
+
+    written: as for `read`. A file that another process changes meanwhile is left to that one.
+    """
     for folder, names in _by_folder(paths).items():
-        stamps = {name: _stamp(folder / name) for name in names}
-        entries = {name: {"sha256": digest(folder / name), "size": size, "mtime_ns": time}
-                   for name, (size, time, _) in stamps.items()}
+        found = read([folder / name for name in names], written)
         with _changing(folder) as manifest:
-            manifest.files |= entries
+            for name, (now, sha256) in zip(names, found):
+                if (path := folder / name).is_file() and stamp(path) == now:
+                    manifest.files[name] = {"sha256": sha256, "size": now[0], "mtime_ns": now[1]}
 
 
 def forget(paths: Iterable[Path]) -> None:
@@ -126,14 +131,25 @@ def matches(path: Path, sha256: str, size: int, mtime_ns: int | None = None) -> 
 
 def digest(path: Path) -> str:
     """The file's SHA-256, computed again only if size, time or inode changed."""
-    stamp = _stamp(path)
+    now = stamp(path)
     cached = _digests.get(str(path))
-    if cached is not None and cached[0] == stamp:
+    if cached is not None and cached[0] == now:
         return cached[1]
     found = sha256(path)
-    if time.time_ns() - stamp[1] > _RECENT:
-        _digests[str(path)] = stamp, found
+    if time.time_ns() - now[1] > _RECENT:
+        _digests[str(path)] = now, found
     return found
+
+
+def read(paths: Sequence[Path], written: Mapping[Path, Written] | None = None) -> list[Written]:
+    """Stamp and SHA-256 of each, on all cores. Those of `written` (by absolute path) that are still
+    as they were written are not read."""
+    def one(path: Path) -> Written:
+        now, listed = stamp(path), (written or {}).get(path.absolute())
+        return listed if listed and listed[0] == now else (now, digest(path))
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(one, paths))
 
 
 def sha256(path: Path) -> str:
@@ -146,14 +162,11 @@ def sha256(path: Path) -> str:
 
 def faults(folder: Path) -> list[str]:
     """A line for every file of the folder's manifest that is damaged or missing."""
-    found = []
-    for name in sorted((_read(folder) or _Manifest()).files):
-        path = folder / name
-        if path.is_file():
-            found.append(fault(path))
-        elif ".ckpt." not in name:  # removed when its training ends
-            found.append(f"{path}: missing")
-    return list(filter(None, found))
+    paths = [folder / name for name in (_read(folder) or _Manifest()).files]
+    read([path for path in paths if path.is_file()])  # on all cores; `fault` finds the digests
+    missing = [f"{path}: missing" for path in paths  # checkpoints go when their training ends
+               if not path.is_file() and ".ckpt." not in path.name]
+    return sorted([*filter(None, map(fault, paths)), *missing])
 
 
 def used_folders(folder: Path) -> list[Path]:
@@ -220,12 +233,12 @@ def _read(folder: Path) -> _Manifest | None:
     """None if there is none of ours. Raises ValueError if it is damaged or another version's."""
     path = folder / NAME
     try:
-        stamp = _stamp(path)
+        now = stamp(path)
     except OSError:
         return None
     cached = _manifests.get(str(path))
-    if cached is None or cached[0] != stamp:
-        cached = _manifests[str(path)] = stamp, _parse(path)
+    if cached is None or cached[0] != now:
+        cached = _manifests[str(path)] = now, _parse(path)
     return cached[1]
 
 
@@ -290,6 +303,6 @@ def folder_lock(folder: Path, exclusive: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _stamp(path: Path) -> _Stamp:
+def stamp(path: Path) -> Stamp:
     facts = path.stat()
     return facts.st_size, facts.st_mtime_ns, facts.st_ino

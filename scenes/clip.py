@@ -2,6 +2,7 @@
 
 On disk a clip is one safetensors file whose header carries the objects as JSON; nothing unpickles.
 """
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from records import manifest
 from records.files import atomic_write, parse_json, reading
 
 Split = Literal["train", "val", "test"]
@@ -100,14 +102,16 @@ Shapes = Mapping[str, tuple[int, ...]]  # by the name of an array
 _ARRAYS = {f.name for f in fields(Clip)} - {"id", "objects", "room_size"}
 
 
-def save_clip(clip: Clip, path: Path) -> None:
-    """Writes one clip; a killed process leaves no partial file."""
+def save_clip(clip: Clip, path: Path) -> manifest.Written:
+    """Writes one clip; a killed process leaves no partial file. Returns what lists it."""
     arrays = {n: np.ascontiguousarray(v) for n in sorted(_ARRAYS)
               if (v := getattr(clip, n)) is not None}
     header = {"id": clip.id, "objects": [_plain(o) for o in clip.objects],
               "room_size": clip.room_size}
+    data = save(arrays, metadata={"clip": json.dumps(header)})
     with atomic_write(path, listed=False) as scratch:  # who writes many lists them together
-        scratch.write_bytes(save(arrays, metadata={"clip": json.dumps(header)}))
+        scratch.write_bytes(data)
+        return manifest.stamp(scratch), hashlib.sha256(data).hexdigest()  # renaming keeps both
 
 
 def _plain(item: SceneObject) -> dict:

@@ -22,7 +22,7 @@ def main(capsys, command: str) -> tuple[int, list[str]]:
 
 @pytest.mark.parametrize(("command", "works_in", "stays"), [
     ("scenes render --n 2 --frames 2 --size 32 --workers 0 --out out",
-     "scenes.rooms.source.RoomSource.clip", {"out/scenes.json"}),
+     "scenes.rooms.source.RoomSource.clip", {"out/scenes.json", "out/manifest.json"}),
     ("teacher search --clips 2 --out out/s.json --work work --workers 0",
      "teacher.probing.tap_search.probe_set", set()),
     ("bench latency run --out out --no-teacher --no-memory", "bench.latency.timing.sample_block",

@@ -2,6 +2,8 @@
 by the file's SHA-256."""
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,8 +38,9 @@ class FileTower:
 def load_file(file: Artefact) -> Callable[[Tensor], Tensor]:
     """CPU_FILES run fully optimised, as their users run them; the others at onnxruntime's basic
     level, which keeps the graph as it is meant for other machines."""
-    model = (OpenVinoModel(file.path) if file.kind == "ir" else
-             OnnxModel(file.path, optimise=file.path.name in CPU_FILES))
+    pool = ThreadPoolExecutor(torch.get_num_threads())
+    model = OpenVinoModel(file.path) if file.kind == "ir" else partial(
+        OnnxModel(file.path, optimise=file.path.name in CPU_FILES), apply=pool.map)
     return lambda frames: torch.from_numpy(model(frames.cpu().numpy())).float()
 
 

@@ -1,4 +1,5 @@
 """Models as functions: frames in [0,1] -> features, by onnxruntime on the CPU or by torch."""
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,21 +45,23 @@ class OnnxModel:
             raise ValueError(f"{name}: got inputs ({got}), expected one frames tensor [B,3,H,W]")
         self.input = inputs[0]
 
-    def __call__(self, frames: np.ndarray) -> np.ndarray:
-        return self.outputs(frames)[0]
+    def __call__(self, frames: np.ndarray, apply: Callable = map) -> np.ndarray:
+        return self.outputs(frames, apply)[0]
 
-    def outputs(self, frames: np.ndarray) -> list[np.ndarray]:
-        """Every output [N,...], in the graph's order."""
+    def outputs(self, frames: np.ndarray, apply: Callable = map) -> list[np.ndarray]:
+        """Every output [N,...], in the graph's order. apply: or a thread pool's map of batches."""
         batch = self.input.shape[0]
         step = batch if isinstance(batch, int) else CHUNK
-        chunks = []
-        for start in range(0, len(frames), step):
+
+        def run(start: int) -> list[np.ndarray]:
             chunk = frames[start:start + step]
             count = len(chunk)
             if isinstance(batch, int) and count < batch:  # filled up with the last frame
                 chunk = np.concatenate([chunk, np.repeat(chunk[-1:], batch - count, 0)])
             outputs = self.session.run(None, {self.input.name: chunk})
-            chunks.append([output[:count] for output in outputs])
+            return [output[:count] for output in outputs]
+
+        chunks = apply(run, range(0, len(frames), step))
         return [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
 
 

@@ -17,7 +17,7 @@ from functools import cached_property
 from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -156,14 +156,14 @@ def _auto_exposure(frames: np.ndarray, rng: np.random.Generator, low: float,
 class ClipRenderer(Protocol):
     """Anything that renders a clip by its id and can be pickled, for the workers."""
 
-    def clip(self, clip_id: str) -> Clip: ...
+    def clip(self, clip_id: str) -> Any: ...
 
 
-def render_clips(source: ClipRenderer, ids: Sequence[str], workers: int = 0) -> Iterator[Clip]:
-    """The clips in the order of `ids`. Each of n workers renders every n-th room; 0: this process.
+def render_clips(source: ClipRenderer, ids: Sequence[str], workers: int = 0) -> Iterator[Any]:
+    """What source.clip returns, in the order of `ids`. Each of n workers renders every n-th room,
+    at most one ahead of the reader, so memory stays bounded; 0: this process.
 
-    A worker is at most one room ahead of the reader, so memory stays bounded. Workers are spawned,
-    as a GPU context survives no fork: a script needs `if __name__ == "__main__":`.
+    Workers are spawned, as a GPU context survives no fork: scripts need a guard of `__main__`.
     """
     if workers <= 0 or len(ids) < 2:
         yield from map(source.clip, ids)
@@ -173,7 +173,7 @@ def render_clips(source: ClipRenderer, ids: Sequence[str], workers: int = 0) -> 
     pools = [ProcessPoolExecutor(1, spawn, _start_worker, (source,))
              for _ in range(min(workers, len(rooms)))]
 
-    def submit(room: int) -> list[Future[Clip]]:
+    def submit(room: int) -> list[Future[Any]]:
         return [pools[room % len(pools)].submit(_render, clip_id) for clip_id in rooms[room]]
 
     try:
@@ -209,7 +209,7 @@ def _worker_settings() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _rendered(future: Future[Clip], clip_id: str) -> Clip:
+def _rendered(future: Future[Any], clip_id: str) -> Any:
     try:
         return future.result()
     except BrokenProcessPool as error:
@@ -226,7 +226,7 @@ def _start_worker(source: ClipRenderer) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _render(clip_id: str) -> Clip:
+def _render(clip_id: str) -> Any:
     return _source.clip(clip_id)
 
 

@@ -3,7 +3,9 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from itertools import compress
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -11,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from records import manifest
 from records.files import make_folder, read_json, remove_stale_scratch, write_json
 from records.progress import Progress
-from scenes.clip import Clip, load_clip, save_clip
+from scenes.clip import load_clip, save_clip
 from scenes.rooms.source import ROOMS_VERSION, RoomSource, render_clips
 
 BYTES_A_PIXEL = 3 + 4 + 3 + 4  # colour, depth, normal, instance
@@ -26,14 +28,17 @@ def render_folder(source: RoomSource, ids: Sequence[str], folder: Path, workers:
     card = _card(source, folder)
     make_folder(folder)
     remove_stale_scratch(folder, below=True)
-    missing = [i for i in ids if not is_complete(folder / f"{i}.safetensors", i)]
+    paths = [folder / f"{i}.safetensors" for i in ids]
+    with ThreadPoolExecutor() as pool:
+        complete = set(compress(paths, pool.map(is_complete, paths, ids)))
+    missing = [i for i, path in zip(ids, paths, strict=True) if path not in complete]
     size = check_disk_space(folder, len(missing), source.frames * source.size**2 * BYTES_A_PIXEL)
     write_json(card, folder / "scenes.json")
+    manifest.create(folder, [folder / "scenes.json", *complete])
     if missing:
         print(f"{folder}: rendering {len(missing)} of {len(ids)} clips, {size / 1e6:.0f} MB")
         manifest.forget(folder / f"{i}.safetensors" for i in missing)
         _render(source, missing, folder, workers)
-    manifest.create(folder, [folder / "scenes.json", *(folder / f"{i}.safetensors" for i in ids)])
     return len(missing)
 
 
@@ -76,7 +81,10 @@ def _card(source: RoomSource, folder: Path) -> dict:
 
 
 def is_complete(path: Path, clip_id: str, shape: tuple[int, ...] | None = None) -> bool:
-    """Whether the file holds this clip, with frames of `shape`."""
+    """Whether the file holds this clip, with frames of `shape`. Without a shape, a listed file is
+    not read if its size and time are as written."""
+    if not shape and manifest.is_listed(path) and not manifest.fault(path, quick=True):
+        return True
     try:
         clip = load_clip(path)
     except (OSError, ValueError):
@@ -88,20 +96,25 @@ def _render(source: RoomSource, ids: Sequence[str], folder: Path, workers: int) 
     columns = (TextColumn("rendering"), BarColumn(), MofNCompleteColumn(), TextColumn("clips,"),
                TextColumn("{task.fields[rate]:.0f} frames/s,"), TimeRemainingColumn(),
                TextColumn("left"))
-    with Progress(*columns) as progress:
-        task = progress.add_task("rendering", total=len(ids), rate=0.0)
-        begin = time.monotonic()
-        for done, _ in enumerate(render_clips(_SavingSource(source, folder), ids, workers), 1):
-            progress.update(task, advance=1, rate=done * source.frames / (time.monotonic() - begin))
+    written: dict[Path, manifest.Written] = {}
+    try:
+        with Progress(*columns) as progress:
+            task = progress.add_task("rendering", total=len(ids), rate=0.0)
+            begin = time.monotonic()
+            for path, facts in render_clips(_SavingSource(source, folder), ids, workers):
+                written[path] = facts
+                rate = len(written) * source.frames / (time.monotonic() - begin)
+                progress.update(task, advance=1, rate=rate)
+    finally:  # also of an interrupted command
+        manifest.record(filter(Path.is_file, written), written)
 
 
 class _SavingSource:
-    """Saves each clip where it is rendered and returns a stub, so that no frames are pickled."""
+    """Saves each clip, and computes its digest, where it is rendered; no frames are pickled."""
 
     def __init__(self, source: RoomSource, folder: Path):
-        self.source, self.folder = source, folder
+        self.source, self.folder = source, folder.absolute()
 
-    def clip(self, clip_id: str) -> Clip:
-        clip = self.source.clip(clip_id)
-        save_clip(clip, self.folder / f"{clip_id}.safetensors")
-        return Clip(clip_id, clip.frames[:1, :, :1, :1])
+    def clip(self, clip_id: str) -> tuple[Path, manifest.Written]:
+        path = self.folder / f"{clip_id}.safetensors"
+        return path, save_clip(self.source.clip(clip_id), path)

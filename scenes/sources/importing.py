@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from records import manifest
-from records.files import digest, make_folder, read_json, sha256, write_json
+from records.files import digest, make_folder, read_json, write_json
 from records.progress import track
 from scenes.boxes import iou
 from scenes.clip import Split, save_clip
@@ -93,19 +93,24 @@ def write_import(imported: Import, out: Path) -> tuple[int, int]:
     missing = [i for i in imported.clips if not is_complete(out / f"{i}.safetensors", i, shape)]
     check_disk_space(out, len(missing), source.frames * source.size**2 * 7)  # colour, depth
     manifest.forget(out / f"{i}.safetensors" for i in missing)
+    written = {}
     for clip_id in track(missing, f"importing {imported.name}"):
         clip = replace(source.clip(imported.clips[clip_id]), id=clip_id)
         if len(clip.frames) < source.frames:
             raise ValueError(f"{clip_id}: has only {len(clip.frames)} frames, expected "
                              f"{source.frames}; import with --frames {len(clip.frames)}")
-        save_clip(clip, out / f"{clip_id}.safetensors")
+        path = (out / f"{clip_id}.safetensors").absolute()
+        written[path] = save_clip(clip, path)
     questions = by_clip(imported.questions)
     stored = {i: q for i, q in (load_questions(out) or {}).items() if i not in imported.clips}
     if stored or questions:
         save_questions(stored | questions, out)
     files = sorted(out.glob("*/*.safetensors"))
-    card["key"] = f"import-{digest({str(p.relative_to(out)): sha256(p) for p in files})}"
+    found = zip(files, manifest.read(files, written), strict=True)
+    card["key"] = f"import-{digest({str(path.relative_to(out)): sha for path, (_, sha) in found})}"
     write_json(card, out / "scenes.json")
+    manifest.create(out)
+    manifest.record(written, written)
     manifest.create(out, [*files, out / "scenes.json", out / QUESTIONS_FILE])
     return len(imported.clips), len(imported.questions)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -81,11 +82,14 @@ class FeatureStore:
         return stat.S_ISREG(facts.st_mode) and manifest.matches(Path(path), sha256.hex(), size)
 
     def prepare(self, missing: Sequence[str]) -> None:
-        """Makes the folder that features of these clips are put into; names damaged files."""
+        """Makes the folder that features of these clips are put into."""
         if not (spec_file := self.folder / "manifest.json").is_file():
             write_json(self.spec, spec_file)
-        for path in map(self._path, missing if is_main() else ()):
-            if path.is_file():
+
+    def name_damaged(self, missing: Sequence[str]) -> None:
+        """Says which of these clips, which no other process may be putting, have a wrong file."""
+        for clip_id in missing:
+            if (path := self._path(clip_id)).is_file() and self._files.get(clip_id):
                 print(f"{path}: damaged (its SHA-256 is not the one in files.jsonl); "
                       "it is extracted again")
 
@@ -103,16 +107,22 @@ class FeatureStore:
             raise ValueError(f"features of {clip_id}: not finite in float16 (largest magnitude "
                              f"{features.abs().max().item():.3g}); standardise the tower's output")
         data = save({"features": half})
-        path = self._path(clip_id)
-        with atomic_write(path, listed=False) as scratch:
+        sha256 = hashlib.sha256(data)
+        with atomic_write(self._path(clip_id), listed=False) as scratch:
             scratch.write_bytes(data)
-        sha256, mtime_ns = hashlib.sha256(data), path.stat().st_mtime_ns
-        listed = {"clip": clip_id, "sha256": sha256.hexdigest(), "bytes": len(data),
-                  "mtime_ns": mtime_ns}
-        manifest.forget([self._log])
-        with naming(self._log), self._log.open("a") as file:
-            file.write(to_json(listed) + "\n")
+            mtime_ns = scratch.stat().st_mtime_ns
+            self._list({"clip": clip_id, "sha256": sha256.hexdigest(), "bytes": len(data),
+                        "mtime_ns": mtime_ns})  # first: a file that is there is in the list
         self._files.add(clip_id, (sha256.digest(), len(data), mtime_ns))
+
+    def _list(self, row: dict) -> None:
+        manifest.forget([self._log])
+        with naming(self._log), manifest.folder_lock(self.folder, exclusive=True), \
+                self._log.open("a+b") as file:
+            file.seek(start := max(0, file.tell() - 2**16))  # more than any row has
+            file.truncate(start + file.read().rfind(b"\n") + 1)  # a killed process's part of a row
+            file.write(to_json(row).encode() + b"\n")
+        manifest.forget([self._log])  # a run that ended meanwhile may have listed it
 
     def get(self, clip_id: str) -> Tensor:
         """[T,D,14,14] float16. A file's first read checks its digest; ValueError if damaged."""
@@ -120,7 +130,9 @@ class FeatureStore:
             raise ValueError(f"{self.folder}: has no features of clip {clip_id}; fill the store")
         data = self._read(clip_id)
         if clip_id not in self._verified:
-            if listed[0] != hashlib.sha256(data).digest():
+            if listed[0] != (found := hashlib.sha256(data).digest()):
+                self.refresh()  # another process may have extracted it again
+            if found != (self._files.get(clip_id) or listed)[0]:
                 path = self._path(clip_id)
                 raise ValueError(f"{url_of(path) or path}: damaged (its SHA-256 is not the one in "
                                  "files.jsonl); delete it and run again")
@@ -167,6 +179,7 @@ def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str],
 
     Processes that fill one store share the work. They may start, die and start again at any time.
     """
+    store.refresh()
     missing = [i for i in ids if i not in store]
     if not missing:
         return
@@ -191,8 +204,8 @@ def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str],
 
 
 class _Claims:
-    """The groups of clips that this process extracts: each a byte of one file, locked meanwhile;
-    the locks of a process that dies are free again."""
+    """The clips that this process extracts: each a byte of one file, locked meanwhile; the locks of
+    a process that dies are free again. Processes may divide other clips into other groups."""
 
     def __init__(self, store: FeatureStore, groups: list[Sequence[str]]):
         self.store, self.groups = store, groups
@@ -213,30 +226,28 @@ class _Claims:
         return bool(self.groups)
 
     def take(self) -> tuple[Sequence[str], list[str]] | None:
-        """A group claimed, and the clips of it that the store lacks; None if there is no other."""
+        """The clips claimed of a group, and those of them that the store lacks; None at the end."""
         for group in self.waiting:
-            if self._lock(group):
-                self.store.refresh()
-                if missing := [i for i in group if i not in self.store]:
-                    return group, missing
-                self.release(group)
+            claimed = list(takewhile(self._lock, group))
+            self.store.refresh()
+            if missing := [i for i in claimed if i not in self.store]:
+                self.store.name_damaged(missing)
+                return claimed, missing
+            self.release(claimed)
         return None
 
-    def release(self, group: Sequence[str]) -> None:
-        if fcntl is not None:
-            fcntl.lockf(self.file, fcntl.LOCK_UN, 1, _lock_byte(group))
+    def release(self, clip_ids: Sequence[str]) -> None:
+        for clip_id in clip_ids if fcntl is not None else ():
+            fcntl.lockf(self.file, fcntl.LOCK_UN, 1, zlib.crc32(clip_id.encode()))
 
-    def _lock(self, group: Sequence[str]) -> bool:
+    def _lock(self, clip_id: str) -> bool:
         try:
             if fcntl is not None:
-                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _lock_byte(group))
+                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1,
+                            zlib.crc32(clip_id.encode()))
         except (BlockingIOError, PermissionError):  # another process has it
             return False
         return True
-
-
-def _lock_byte(group: Sequence[str]) -> int:
-    return zlib.crc32(group[0].encode())
 
 
 def _extract(store: FeatureStore, tower: Tower, source: Source, claims: _Claims,

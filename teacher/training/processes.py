@@ -142,7 +142,8 @@ def join_processes(device: torch.device) -> Processes:
         raise ValueError(f"process {local + 1} of this machine has no GPU: there are "
                          f"{torch.cuda.device_count()}; use --num_processes of as many as there "
                          "are, or --device cpu")
-    state = PartialState(cpu=not cuda, timeout=WAIT)
+    bound = {"device_id": torch.device("cuda", local)} if cuda else {}
+    state = PartialState(cpu=not cuda, timeout=WAIT, **bound)
     return Processes(state.device, state.process_index, state.num_processes)
 
 

@@ -1,11 +1,14 @@
 """`accelerate launch` on CPU processes against one process."""
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ from scenes.clip import save_clip
 from teacher.data import feature_store
 from teacher.data.feature_store import FeatureStore, fill
 from teacher.towers.controls import RGBPatches
-from teacher.training.processes import Processes
+from teacher.training.processes import Processes, join_processes
 from tests.fakes import FakeRooms
 
 ROOT = Path(vega3d.__file__).parent
@@ -77,6 +80,34 @@ def test_the_first_process_to_fail_reports_for_all(monkeypatch, capsys):
         with pytest.raises(SystemExit):
             vega3d.fail("the disk is full")
     assert capsys.readouterr().err == "vega3d: the disk is full\n"
+
+
+def test_a_process_binds_its_group_to_its_own_gpu(monkeypatch):
+    given = {}
+    state = SimpleNamespace(device=torch.device("cuda", 1), process_index=3, num_processes=4)
+    monkeypatch.setattr("accelerate.PartialState", lambda **kwargs: given.update(kwargs) or state)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in (("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert join_processes(torch.device("cuda")) == Processes(state.device, 3, 4)
+    assert given["device_id"] == torch.device("cuda", 1) and not given["cpu"]
+    given.clear()
+    join_processes(CPU)
+    assert "device_id" not in given and given["cpu"]
+
+
+def test_torch_s_two_notes_to_programmers_are_not_printed_and_others_are():
+    notes = {"TensorFloat32 tensor cores for float32 matrix multiplication available":
+                 "_inductor/compile_fx.py",
+             "barrier(): using the device under current context": "distributed/distributed_c10d.py"}
+    for note, file in notes.items():
+        assert note in (Path(torch.__file__).parent / file).read_text()  # as this torch says it
+    with warnings.catch_warnings(record=True) as printed:
+        warnings.resetwarnings()
+        runpy.run_path(vega3d.__file__)
+        for text in (*notes, "another: barrier() is slow"):
+            warnings.warn(f"{text}, and more", UserWarning, stacklevel=1)
+    assert [str(warning.message) for warning in printed] == ["another: barrier() is slow, and more"]
 
 
 def test_parts_of_a_batch_cover_it_once():

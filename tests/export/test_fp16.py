@@ -1,4 +1,6 @@
 """float16 around Q/DQ: a valid graph, loadable at every optimisation level, within 11 bits."""
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import onnx
 import pytest
@@ -111,3 +113,9 @@ def test_a_convolution_stem_is_halved_with_its_clipped_activations():
     assert any(node.op_type == "Clip" for node in half.graph.node)
     found = OnnxModel(half, optimise=True)(frames)
     assert np.allclose(found, TorchModel(student)(frames), rtol=0.02, atol=0.02)
+
+
+def test_batches_side_by_side_give_the_features_of_one_after_another():
+    model, frames = OnnxModel(to_half(fp32())), to_input(run().heldout.frames[:9])
+    with ThreadPoolExecutor(3) as pool:
+        assert np.array_equal(model(frames, pool.map), model(frames))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import vega3d
+from records import manifest
 from records.files import write_json
 from scenes.clip import ClipFolder, load_clip
 from scenes.questions.question import Question
@@ -91,7 +92,13 @@ def test_vsibench_becomes_test_clips_and_joins_a_folder_of_the_same_frames(scann
 
 def test_an_interrupted_import_goes_on_and_another_size_is_refused(scannet, out, monkeypatch):
     imported = import_scannet(scannet, 2, 28, scannet / "benchmarks")
-    write_import(imported, out)
+    with monkeypatch.context() as patch:
+        read = []
+        patch.setattr(manifest, "digest",
+                      lambda path, call=manifest.digest: read.append(path.suffix) or call(path))
+        write_import(imported, out)
+        assert read and ".safetensors" not in read  # each digest is of the bytes as written
+    assert len(manifest.faults(out)) == 0 and manifest.count(out) == 4
     finished = files_of(out)
     (out / "scenes.json").unlink()
     (out / f"test/{SCENE}.safetensors").write_bytes(b"half")

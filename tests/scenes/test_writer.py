@@ -1,4 +1,5 @@
 """Clips on disk: rendering a folder, resuming it, refusing what is wrong, and looking at one."""
+import hashlib
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 import vega3d
+from records import manifest
 from records.files import write_json
 from scenes.clip import Clip, ClipFolder, frames_of, load_clip, save_clip
 from scenes.questions.stored import load_questions
@@ -56,6 +58,56 @@ def test_a_second_run_renders_only_what_is_missing_or_damaged(tmp_path, source):
     assert whole.stat().st_mtime_ns == before
     assert load_clip(cut).id == ids[1]
     assert render_folder(source, ids, tmp_path, 0) == 0
+
+
+def digests_in(folder: Path) -> dict[str, str]:
+    listed = json.loads((folder / "manifest.json").read_text())["files"]
+    return {name: facts["sha256"] for name, facts in listed.items() if name != "scenes.json"}
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rendered_clips_are_listed_without_being_read(tmp_path, monkeypatch, source, workers):
+    with monkeypatch.context() as patch:
+        read, digest = [], manifest.digest
+        patch.setattr(manifest, "digest", lambda path: read.append(path.name) or digest(path))
+        render_folder(source, source.ids("train")[:2], tmp_path, workers)
+        patch.setattr(writer, "load_clip", lambda path: pytest.fail(f"{path} was read"))
+        assert render_folder(source, source.ids("train")[:2], tmp_path, 0) == 0
+        assert set(read) == {"scenes.json"}
+    clips = list(tmp_path.glob("train/*.safetensors"))
+    assert digests_in(tmp_path) == {f"train/{path.name}": sha256(path) for path in clips}
+    assert len(clips) == 2 and not manifest.faults(tmp_path)
+
+
+def test_what_an_interrupted_render_wrote_is_listed_and_not_read_when_it_goes_on(
+        tmp_path, monkeypatch, source):
+    render, ids = RoomSource.clip, source.ids("train")
+    cut = tmp_path / f"{ids[0]}.safetensors"
+    cut.parent.mkdir()
+
+    def interrupted(source, clip_id):
+        if clip_id == ids[2]:
+            raise KeyboardInterrupt
+        return render(source, clip_id)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RoomSource, "clip", interrupted)
+        render_folder(source, ids, tmp_path, 0)
+    assert set(digests_in(tmp_path)) == {f"{i}.safetensors" for i in ids[:2]}
+    cut.write_bytes(b"cut")
+    manifest.forget([cut])  # as after a kill, which lists nothing
+    with monkeypatch.context() as patch:
+        read = []
+        patch.setattr(writer, "load_clip", lambda path: read.append(path) or load_clip(path))
+        assert render_folder(source, ids, tmp_path, 0) == 2
+        assert cut in read
+        assert tmp_path / f"{ids[1]}.safetensors" not in read
+    assert digests_in(tmp_path) == {f"{i}.safetensors": sha256(tmp_path / f"{i}.safetensors")
+                                    for i in ids}
 
 
 def test_clips_questions_and_packs_of_another_version_are_named_as_such(tmp_path, source):

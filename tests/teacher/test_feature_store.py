@@ -1,10 +1,13 @@
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 
+from records import manifest
 from teacher.data.dataset import Examples, moments
-from teacher.data.feature_store import FeatureStore, fill
+from teacher.data.feature_store import FeatureStore, _Claims, fill
 from teacher.towers.controls import FixedNoise, RGBPatches, Zeros
 from tests.fakes import FakeRooms
 
@@ -91,6 +94,109 @@ def test_a_killed_fill_goes_on_where_it_stopped(tmp_path, rooms):
     filled(tmp_path, rooms, counted)
     assert counted.calls == 12
     assert not list(store.folder.rglob(".*"))
+    rows = [json.loads(line) for line in (store.folder / "files.jsonl").read_text().splitlines()]
+    assert [row["clip"] for row in rows] == rooms.ids("train")  # none is lost behind the cut one
+    filled(tmp_path, rooms, counted)
+    assert counted.calls == 12
+
+
+def test_clips_that_another_process_puts_meanwhile_are_not_damaged_nor_extracted_again(
+        tmp_path, rooms, capsys, monkeypatch):
+    tower = FixedNoise()
+    late = FeatureStore(tmp_path, tower.spec, "clips-1")
+    prepare = late.prepare
+
+    def prepare_while_another_fills(missing):
+        monkeypatch.setattr(late, "prepare", prepare)
+        filled(tmp_path, rooms)
+        prepare(missing)
+
+    monkeypatch.setattr(late, "prepare", prepare_while_another_fills)
+    monkeypatch.setattr(tower, "features", None)  # may not be called
+    fill(late, tower, rooms, rooms.ids("train"), CPU)
+    assert all(clip_id in late for clip_id in rooms.ids("train"))
+    assert "damaged" not in capsys.readouterr().out
+
+
+def test_a_kill_at_any_point_of_a_put_leaves_no_file_that_is_not_in_the_list(
+        tmp_path, rooms, capsys, monkeypatch):
+    replace = Path.replace
+
+    def killed(path, target):
+        if path.name == "002.safetensors":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        filled(tmp_path, rooms)
+    store = FeatureStore(tmp_path, FixedNoise().spec, "clips-1")
+    listed = {json.loads(row)["clip"]
+              for row in (store.folder / "files.jsonl").read_text().splitlines()}
+    there = {str(path.relative_to(store.folder).with_suffix(""))
+             for path in store.folder.glob("*/*.safetensors")}
+    assert there == {"train/000", "train/001"} and listed == there | {"train/002"}
+    assert "train/001" in store and "train/002" not in store
+    assert "train/002" in filled(tmp_path, rooms) and "damaged" not in capsys.readouterr().out
+
+
+def test_processes_that_divide_the_clips_otherwise_extract_none_twice(tmp_path, rooms):
+    ids, one = rooms.ids("train"), torch.ones(2, 8, 14, 14)
+    store = FeatureStore(tmp_path, FixedNoise().spec, "clips-1")
+    store.prepare([])
+    claimed, told = os.pipe()
+    wait, go_on = os.pipe()
+    if os.fork() == 0:  # takes the middle of what this process has as one group
+        with _Claims(store, [ids[1:3]]) as claims:
+            claims.left()
+            group, missing = claims.take()
+            os.write(told, b"1")
+            os.read(wait, 1)
+            for clip_id in missing:
+                store.put(clip_id, one * 2)
+            claims.release(group)
+        os.write(told, b"2")
+        os._exit(0)
+    assert os.read(claimed, 1) == b"1"
+    with _Claims(store, [ids[:2], ids[2:]]) as claims:
+        assert claims.left()
+        assert claims.take() == (ids[:1], ids[:1]) and claims.take() is None
+        store.put(ids[0], one)
+        os.write(go_on, b"1")
+        assert os.read(claimed, 1) == b"2"
+        assert claims.left() and claims.take() == (ids[2:], ids[3:])
+    assert store.get(ids[2])[0, 0, 0, 0] == 2
+
+
+def test_a_clip_that_another_process_extracted_again_is_read_as_it_is_now(tmp_path, rooms):
+    first = filled(tmp_path, rooms)
+    path = first.folder / "train/001.safetensors"
+    path.write_bytes(b"x" * path.stat().st_size)
+    other = FeatureStore(tmp_path, FixedNoise().spec, "clips-1")
+    other.put("train/001", torch.full((2, 64, 14, 14), 3.0))  # other bytes, as by another GPU
+    assert (first.get("train/001") == 3).all()
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(ValueError, match="damaged"):
+        FeatureStore(tmp_path, FixedNoise().spec, "clips-1").get("train/001")
+
+
+def test_a_list_that_grows_while_a_run_lists_its_files_is_not_damaged(tmp_path, rooms, monkeypatch):
+    store, listed = filled(tmp_path / "features", rooms), []
+    manifest.create(tmp_path)
+    for grow_at in (manifest.digest, manifest.stamp):  # before the look at the time, or after it
+        name = grow_at.__name__
+
+        def then_put(path, call=grow_at, name=name):
+            found = call(path)
+            if path.name == "files.jsonl" and name not in listed:
+                listed.append(name)
+                store.put("train/009", torch.ones(2, 8, 14, 14))
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(manifest, name, then_put)
+            manifest.record([store.folder / "files.jsonl"])
+        assert listed[-1] == name and not manifest.fault(store.folder / "files.jsonl")
 
 
 def test_a_full_disk_is_one_line_before_any_work(tmp_path, rooms, monkeypatch):
