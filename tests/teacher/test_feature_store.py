@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,7 @@ def test_processes_that_divide_the_clips_otherwise_extract_none_twice(tmp_path, 
         with _Claims(store, [ids[1:3]]) as claims:
             claims.left()
             group, missing = claims.take()
+            signal.alarm(60)  # ends this process if the test fails meanwhile
             os.write(told, b"1")
             os.read(wait, 1)
             for clip_id in missing:
