@@ -166,7 +166,6 @@ def draw_curves(curve: Sequence[dict], path: Path) -> None:
 def read_data(config: LanguageTeacherConfig, accelerator: Any
               ) -> tuple[Stores, dict[Split, list[RoomQuestions]]]:
     """Features and questions of every split; made once, in `data` or OUT."""
-    lm_config(config.tuning.lm)  # what is missing is said before rooms are rendered
     generative = _tower(config, accelerator.device)
     semantic: Any = (SemanticEncoder() if config.semantic == "efficientnet-lite0"
                      else load_siglip(config.semantic))
@@ -192,6 +191,7 @@ def read_data(config: LanguageTeacherConfig, accelerator: Any
 def _prepare(config: LanguageTeacherConfig, accelerator: Any
              ) -> tuple[LanguageTeacher, dict[Split, QuestionDataset]]:
     """The model, and a dataset of each split that has questions."""
+    lm_config(config.tuning.lm)  # what is missing is said before rooms are rendered
     stores, rooms = read_data(config, accelerator)
     semantic, generative = stores
     generative_dim, fusion = 1, "semantic_only"

@@ -142,8 +142,7 @@ def join_processes(device: torch.device) -> Processes:
         raise ValueError(f"process {local + 1} of this machine has no GPU: there are "
                          f"{torch.cuda.device_count()}; use --num_processes of as many as there "
                          "are, or --device cpu")
-    bound = {"device_id": torch.device("cuda", local)} if cuda else {}
-    state = PartialState(cpu=not cuda, timeout=WAIT, **bound)
+    state = PartialState(cpu=not cuda, timeout=WAIT)
     return Processes(state.device, state.process_index, state.num_processes)
 
 

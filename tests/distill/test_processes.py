@@ -8,7 +8,6 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from scenes.clip import save_clip
 from teacher.data import feature_store
 from teacher.data.feature_store import FeatureStore, fill
 from teacher.towers.controls import RGBPatches
-from teacher.training.processes import Processes, join_processes
+from teacher.training.processes import Processes
 from tests.fakes import FakeRooms
 
 ROOT = Path(vega3d.__file__).parent
@@ -80,20 +79,6 @@ def test_the_first_process_to_fail_reports_for_all(monkeypatch, capsys):
         with pytest.raises(SystemExit):
             vega3d.fail("the disk is full")
     assert capsys.readouterr().err == "vega3d: the disk is full\n"
-
-
-def test_a_process_binds_its_group_to_its_own_gpu(monkeypatch):
-    given = {}
-    state = SimpleNamespace(device=torch.device("cuda", 1), process_index=3, num_processes=4)
-    monkeypatch.setattr("accelerate.PartialState", lambda **kwargs: given.update(kwargs) or state)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name, value in (("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")):
-        monkeypatch.setenv(name, value)
-    assert join_processes(torch.device("cuda")) == Processes(state.device, 3, 4)
-    assert given["device_id"] == torch.device("cuda", 1) and not given["cpu"]
-    given.clear()
-    join_processes(CPU)
-    assert "device_id" not in given and given["cpu"]
 
 
 def test_torch_s_two_notes_to_programmers_are_not_printed_and_others_are():
