@@ -29,6 +29,7 @@ def flip(path: Path, at: int = -2, keep_time: bool = False) -> None:
     path.write_bytes(content)
     if keep_time:
         os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        manifest._digests.clear()  # as in the next process: this one has seen size, time and inode
 
 
 def verify(capsys, folder: Path) -> tuple[int, str]:
