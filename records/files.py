@@ -358,9 +358,10 @@ def spec_digest(spec: dict) -> str:
 
 def files_digest(files: Mapping[Path, Path]) -> str:
     """16 hex digits over the names (keys, sorted as paths) and contents of several files."""
-    found = manifest.read([path for _, path in sorted(files.items())])
+    names = sorted(files)
+    found = manifest.read([files[name] for name in names])
     return _short(b"".join(
-        str(name).encode() + bytes.fromhex(sha) for name, (_, sha) in zip(sorted(files), found)))
+        str(name).encode() + bytes.fromhex(sha) for name, (_, sha) in zip(names, found)))
 
 
 def folder_digest(folder: Path) -> str:
