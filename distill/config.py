@@ -59,7 +59,7 @@ class TeacherConfig:
     tap: Tap = field(default_factory=Tap)  # in YAML also auto: what `vega3d teacher search` chose
     heads: DenseTraining = field(default_factory=DenseTraining)
     # streams that replace the generator's in dense teachers of the same size
-    controls: tuple[Literal["zeros", "noise", "rgb", "vae"], ...] = ("zeros",)
+    controls: tuple[Literal["zeros", "noise", "rgb", "vae", "random_weights"], ...] = ("zeros",)
 
 
 @dataclass(frozen=True)

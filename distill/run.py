@@ -89,6 +89,9 @@ class DistillRun:
             return VAELatents(self.tower)
         if name == "zeros":
             return Zeros(self.tower.dim)
+        if name == "random_weights":
+            folder, tap = generator_folder(self.config.teacher.generator), self.tower.tap
+            return load_wan(folder, tap, random_weights=True).to(self.device)
         return {"noise": FixedNoise, "rgb": RGBPatches}[name]()
 
     def dense_teacher(self, name: str, seed: int) -> DenseTeacher:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.recipes.jobs import job_path, share_jobs
+from bench.recipes.jobs import job_path, locked, share_jobs
 from distill.config import HeadTraining, StudentTraining
 from distill.heads import initial_heads, predictions, score
 from distill.joint import train_jointly
@@ -137,7 +137,8 @@ class _Trainer:
                  **self._facts(config, student)} for name, examples in self.sets.items()]
 
     def _scores(self, model: StudentWithHeads, examples: Examples) -> Row:
-        found = score(predictions(model), examples, model.heads.shape, model.student)
+        found = score(predictions(model), examples, model.heads.shape, model.student,
+                      views=False)
         return {"delta1": found["delta1"], "delta1_median": found["delta1_median"],
                 "normal_deg": found.get("normal_deg"), "match": found["match_descriptor"]}
 
@@ -151,10 +152,11 @@ class _Trainer:
     def _distil(self, config: StudentTraining, seed: int, name: str) -> Student:
         """Trained, or as an earlier row of this seed left it."""
         folder = job_path(self.args.work, name, seed)
-        if (folder / "student.safetensors").is_file():
-            return load_student(folder).to(self.run.device)
-        return train_student(self._new_student(config, seed), self.train, self.test, config, seed,
-                             folder)
+        with locked(folder.with_name(f"{folder.name}.distil.lock")):  # several rows start from it
+            if (folder / "student.safetensors").is_file():
+                return load_student(folder).to(self.run.device)
+            return train_student(self._new_student(config, seed), self.train, self.test, config,
+                                 seed, folder)
 
     def _facts(self, config: StudentTraining, student: Student) -> Row:
         millions = sum(p.numel() for p in student.parameters()) / 1e6

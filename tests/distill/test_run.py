@@ -55,6 +55,21 @@ def test_a_run_folder_holds_what_the_design_promises(config):
     assert not list(folder.rglob(".*"))
 
 
+def test_every_control_replaces_the_generator_in_a_dense_teacher(config):
+    controls = "noise", "rgb", "vae", "random_weights"
+    teacher = replace(config.teacher, controls=controls)
+    folder = run_distillation(replace(config, teacher=teacher))
+    rows = json.loads((folder / "accuracy.json").read_text())
+    assert {row["features"] for row in rows} == {"teacher", "semantic_only", "student_fp32",
+                                                 *controls}
+    run = open_distill_run(folder)
+    frames = torch.rand(2, 1, 3, 224, 224)
+    random, trained = run.control("random_weights").features(frames), run.tower.features(frames)
+    assert random.shape == trained.shape == (2, 1, run.tower.dim, 14, 14)
+    assert not torch.allclose(random, trained)
+    assert torch.equal(random, run.control("random_weights").features(frames))  # drawn alike
+
+
 def test_latest_is_the_last_finished_run_and_a_failed_start_leaves_nothing(config, monkeypatch):
     folder, latest = run_distillation(config), config.runs / "latest"
     broken = replace(config, name=None,
