@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from bench.recipes import student_trainings
+from bench.recipes import shipped_recovery, student_trainings
 from distill.config import HeadTraining, RunConfig, ScenesConfig, StudentTraining, TeacherConfig
 from distill.stages import run_distillation
 from scenes.clip import save_clip
 from student.config import StudentConfig
+from student.vit import load_student
 from teacher.config import DenseTraining
 from teacher.towers.tap import Tap
 from tests.fakes import FakeRooms
@@ -82,3 +83,20 @@ def test_the_label_table_trains_each_way_with_equal_steps(monkeypatch, run, tmp_
         assert rooms["delta1"] == pytest.approx(real["delta1"])  # the same clips
     frozen, going_on = rows[0], rows[4]
     assert frozen["cosine_mean"] != going_on["cosine_mean"]
+
+
+def test_the_shipped_student_and_its_file_replace_the_generator(monkeypatch, run, tmp_path):
+    out = tmp_path / "shipped_recovery.json"
+    with pytest.raises(SystemExit, match="distilled from another teacher"):
+        shipped_recovery.main(run, out)
+    student = load_student(run / "student")
+    monkeypatch.setattr(shipped_recovery, "SHIPPED", run / "student")
+    monkeypatch.setattr(shipped_recovery, "load_file", lambda _: student)  # in the file's place
+    shipped_recovery.main(run, out)
+    rows = {row["features"]: row for row in json.loads(out.read_text())["rows"]}
+    assert list(rows) == ["teacher", "semantic_only", "zeros", "shipped_fp32", "shipped_int8"]
+    trained = {row["features"]: row for row in json.loads((run / "accuracy.json").read_text())}
+    for name in ("shipped_fp32", "shipped_int8"):
+        for score in ("delta1", "normal_deg", "cosine_mean"):
+            wanted = trained["student_fp32"][score]
+            assert rows[name][score] == pytest.approx(wanted, rel=1e-3)
