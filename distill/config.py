@@ -179,10 +179,13 @@ def anchored(config: RunConfig, start: Path) -> RunConfig:
     def found(path: Path | None) -> Path | None:
         return start / path if path and (start / path).exists() else path
 
-    scenes, generator = config.scenes, config.teacher.generator
-    if generator != TeacherConfig.generator:
-        generator = str(found(Path(generator)))
-    return replace(config, teacher=replace(config.teacher, generator=generator), scenes=replace(
+    scenes, teacher = config.scenes, config.teacher
+    if teacher.generator != TeacherConfig.generator:
+        teacher = replace(teacher, generator=str(found(Path(teacher.generator))))
+    if teacher.tap.vae.endswith(".safetensors"):
+        vae = str(found(Path(teacher.tap.vae)))
+        teacher = replace(teacher, tap=replace(teacher.tap, vae=vae))
+    return replace(config, teacher=teacher, scenes=replace(
         scenes, path=found(scenes.path), furniture=found(scenes.furniture)),
         features=found(config.features))
 

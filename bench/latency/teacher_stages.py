@@ -58,6 +58,8 @@ def generator_cases(tower: WanTower, name: str, clips: Tensor, device: DeviceTyp
     tower.chunk = clips.shape[0] * clips.shape[1]
     vae = cast(nn.Module, tower.vae)
     encoder = [vae.get_submodule(part) for part in ("encoder", "quant_conv")]
+    if tower.tap.vae != "wan":
+        encoder = [tower.encoder]
 
     @torch.inference_mode()
     def latents(videos: Tensor) -> Tensor:

@@ -44,14 +44,14 @@ class FrameEncoder(nn.Module):
 
 
 class FirstConv(nn.Module):
-    """[N,C,1,H,W] -> [N,C',1,H,W]: a 3x3 `FrameConv` with few input channels, as a product."""
+    """[N,C,1,H,W] -> [N,C',1,H,W]: a 3x3 convolution with few input channels, as a product."""
 
-    def __init__(self, conv: WanCausalConv3d):
+    def __init__(self, weight: Tensor, bias: Tensor):
+        """weight [C',C,3,3], bias [C']."""
         super().__init__()
-        weight = conv.weight.data[:, :, -1].flatten(1)  # [C',C*3*3]
-        self.spare = NEIGHBOURHOOD - weight.shape[1]
-        self.weight = nn.Parameter(F.pad(weight, (0, self.spare)), requires_grad=False)
-        self.bias = nn.Parameter(conv.bias.data, requires_grad=False)  # type: ignore[union-attr]
+        self.spare = NEIGHBOURHOOD - weight[0].numel()
+        self.weight = nn.Parameter(F.pad(weight.flatten(1), (0, self.spare)), requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
 
     @staticmethod
     def fits(conv: WanCausalConv3d) -> bool:
@@ -120,6 +120,10 @@ class FrameAttention(nn.Module):
         return x + self.proj(out.transpose(1, 2).unflatten(2, image.shape[2:])).unsqueeze(2)
 
 
+def _first(conv: WanCausalConv3d) -> FirstConv:
+    return FirstConv(conv.weight.data[:, :, -1], conv.bias.data)  # type: ignore[union-attr]
+
+
 def _to_2d(module: nn.Module) -> nn.Module:
     # FrameNorm takes over the SiLU that the encoder and its residual blocks apply after each norm
     active = isinstance(getattr(module, "nonlinearity", None), nn.SiLU)
@@ -127,7 +131,7 @@ def _to_2d(module: nn.Module) -> nn.Module:
         module.nonlinearity = nn.Identity()
     for name, child in module.named_children():
         if isinstance(child, WanCausalConv3d):
-            setattr(module, name, FirstConv(child) if FirstConv.fits(child) else FrameConv(child))
+            setattr(module, name, _first(child) if FirstConv.fits(child) else FrameConv(child))
         elif isinstance(child, WanRMS_norm):
             setattr(module, name, FrameNorm(child, active))
         elif isinstance(child, WanAttentionBlock):

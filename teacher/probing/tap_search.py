@@ -56,7 +56,8 @@ def search(config: SearchConfig, clips: Callable[[Split], Sequence[Clip]], key: 
             if (part := expert(where, k)) != loaded:
                 tower, loaded = load_wan(where, tap), part
             tower.tap = tap
-            name = digest(tower.spec["weights"], asdict(tower.tap), key, config.clips, config.mlp)
+            settings = {name: value for name, value in asdict(tap).items() if name != "vae"}
+            name = digest(tower.spec["weights"], settings, key, config.clips, config.mlp)
             unit = work / f"{name}.safetensors"
             cached = _read(unit)
             if cached is None:

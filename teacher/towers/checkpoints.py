@@ -1,7 +1,7 @@
 """Reading checkpoints; and which Wan: wan-nano, a published one by name or hub id, or a folder.
 
 The hub is reached by `from_pretrained` alone, for a hub id: OWNER/NAME, or OWNER/NAME@REVISION with
-a branch, tag or commit. With HF_HUB_OFFLINE=1 its cache is read.
+a branch, tag or commit (and by `tiny_vae`). With HF_HUB_OFFLINE=1 its cache is read.
 """
 import re
 from collections.abc import Iterator

@@ -52,7 +52,8 @@ class VAELatents:
     def __init__(self, tower: "WanTower"):
         self.tower = tower
         self.dim = 4 * tower.vae.config.z_dim
-        sized = {k: v for k, v in tower.spec.items() if k in ("geometry", "side", "precision")}
+        sized = {k: v for k, v in tower.spec.items()
+                 if k in ("geometry", "side", "precision", "vae")}
         self.spec = {"tower": "vae", "weights": tower.spec["weights"], "dim": self.dim, **sized}
 
     @torch.inference_mode()

@@ -1,5 +1,6 @@
 """Where and how a generator is read. Imports no torch: `--help` reads this module."""
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from records.options import Draws, Level, Pixels, Seed, check_ranges
@@ -8,9 +9,11 @@ if TYPE_CHECKING:
     import torch
 
 PAPER_SIZES = {720: (720, 1280), 480: (480, 832)}  # short side -> H, W of the released scripts
+TINY_VAES = ("taew2_1", "lighttaew2_1")  # names on the hub, and of local files
 # fields newer than the first stores, and their values then: left out of a spec that has these, so
 # that its key stays
-_FIRST = {"geometry": "registered", "side": None, "tail": "refuse", "noise": "fresh"}
+_FIRST = {"geometry": "registered", "side": None, "tail": "refuse", "noise": "fresh",
+          "vae": "wan"}
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,18 @@ class Tap:
     tail: Literal["refuse", "pad"] = "refuse"
     # auto: bf16 from 100 M parameters on; fp8: bf16 with the blocks' products in FP8
     precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
+    # wan: the generator's; image mode: taew2_1 or lighttaew2_1, or a file NAME.safetensors
+    vae: str = "wan"
 
     def __post_init__(self) -> None:
         check_ranges(self, "tap")
+        if self.vae not in ("wan", *TINY_VAES) and (
+                Path(self.vae).name not in [f"{name}.safetensors" for name in TINY_VAES]):
+            raise ValueError(f"tap.vae is {self.vae}, expected wan, {', '.join(TINY_VAES)}, or a "
+                             "local file NAME.safetensors of these (a .pth is a pickle)")
+        if self.vae != "wan" and self.frames == "video":
+            raise ValueError(f"tap.vae {self.vae} reads single frames; set tap.frames to image, "
+                             "or tap.vae to wan")
         if self.geometry == "paper" and self.side not in (None, *PAPER_SIZES):
             raise ValueError(
                 f"tap.side is {self.side}, expected 720 or 480: the sizes of tap.geometry paper")

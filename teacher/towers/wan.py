@@ -29,6 +29,7 @@ from teacher.towers.capture import capture_blocks
 from teacher.towers.checkpoints import NANO, check_block, generator_folder, load_parts
 from teacher.towers.prompt import Prompt, precompute_text_kv
 from teacher.towers.tap import Tap
+from teacher.towers.tiny_vae import WIDTH, TinyEncoder, load_tiny_vae
 
 FRAMES_AT_ONCE = 16  # through the VAE: no faster on more, and each new size is timed anew
 FP8_COSINE = 0.999
@@ -48,7 +49,8 @@ def load_wan(folder: Path | str = NANO, tap: Tap | None = None,
             new.data = new.data.to(old.dtype)  # .to(dtype) would round the rotary table as well
         parts.transformer = drawn
         parts.digest += f"-random{seed or ''}"
-    return WanTower(parts.vae, parts.transformer, parts.prompt, tap, parts.digest)
+    encoder = None if tap.vae == "wan" else load_tiny_vae(tap.vae, parts.vae)
+    return WanTower(parts.vae, parts.transformer, parts.prompt, tap, parts.digest, encoder)
 
 
 @torch.inference_mode()
@@ -81,10 +83,11 @@ class WanTower:
     """
 
     def __init__(self, vae: AutoencoderKLWan, transformer: WanTransformer3DModel, prompt: Prompt,
-                 tap: Tap, digest: str = "unsaved"):
+                 tap: Tap, digest: str = "unsaved", encoder: TinyEncoder | None = None):
+        """encoder: encodes frames in the place of `vae`, for `Tap.vae`."""
         check_block(tap.block, len(transformer.blocks))
         self.vae = vae.eval().requires_grad_(False)
-        self.encoder = FrameEncoder(vae)
+        self.encoder: FrameEncoder | TinyEncoder = encoder or FrameEncoder(vae)
         self._encode_frames: nn.Module = self.encoder
         self.transformer = transformer.eval().requires_grad_(False)
         self.transformer.blocks = self.transformer.blocks[: tap.block + 1]
@@ -99,11 +102,14 @@ class WanTower:
         self.dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         self.spec = {"tower": "wan", "weights": digest, "dim": self.dim, "grid": GRID,
                      **tap.spec(self._dtype)}
+        if encoder is not None:
+            self.spec["vae"] = encoder.spec
 
     def to(self, device: torch.device | str) -> "WanTower":
         if self.tap.precision == "fp8":
             check_device(torch.device(device))
-        self.vae.to(device)
+        if isinstance(self.encoder, FrameEncoder):
+            self.vae.to(device)
         self.encoder.to(device)
         self.transformer.to(device)
         self.prompt = self.prompt.to(device)
@@ -162,17 +168,20 @@ class WanTower:
         n, t, _, h, w = frames.shape
         # memory: copies of the first convolution's output, the middle block's pairs of positions
         area = h * w // (self.vae.config.patch_size or 1) ** 2
-        positions = h * w // (self.pixels_per_token // 2) ** 2
         copies = 4 if self.compiled else 8
-        each = copies * area * self.vae.config.base_dim * min(t, 4) + 2 * positions**2
+        if isinstance(self.encoder, TinyEncoder):
+            each = copies * area * WIDTH
+        else:
+            positions = h * w // (self.pixels_per_token // 2) ** 2
+            each = copies * area * self.vae.config.base_dim * min(t, 4) + 2 * positions**2
         fits = chunk_size(each * self._dtype.itemsize, frames.device)
         return in_chunks(lambda part: self._encode(frames[part]), n,
                          self.chunk or min(FRAMES_AT_ONCE, fits), 0, _OOM_ADVICE)
 
     def _encode(self, frames: Tensor) -> Tensor:
         with fast_kernels(self.compiled and frames.is_cuda):
-            if frames.shape[1] == 1:
-                return self._encode_frames(frames[:, 0]).unsqueeze(2)
+            if frames.shape[1] == 1 or isinstance(self.encoder, TinyEncoder):
+                return self._encode_frames(frames.squeeze(1)).unsqueeze(2)
             z = self.vae.encode((frames * 2 - 1).transpose(1, 2).to(self._dtype)).latent_dist.mode()
         return (z.float() - self.encoder.mean.unsqueeze(2)) / self.encoder.std.unsqueeze(2)
 
