@@ -5,7 +5,8 @@
 Random weights of the true shapes are saved in the diffusers layout and loaded from there by both.
 The released way: every frame through the 3D VAE by itself, all 30 blocks, 512 text vectors, eager,
 bf16; with the same pixels, noise and tap as ours. Both start from frames on the GPU and end with
-pooled features. --tiny: a few thousand weights, also without a GPU.
+pooled features. cosine_min: the lowest of a token of the first frames, to ours in float32 with the
+same VAE. --tiny: a few thousand weights, also without a GPU; the tiny VAE has its true shapes.
 """
 import gc
 import time
@@ -14,13 +15,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors.torch import save_file
 from torch import Tensor
 from tyro.conf import Positional
 
@@ -30,12 +32,17 @@ from records.results import Row, measured, save
 from teacher.towers.base import NoiseBank, resize_paper
 from teacher.towers.prompt import Prompt, load_prompt, save_prompt
 from teacher.towers.tap import Tap, paper_time
+from teacher.towers.tiny_vae import published_shapes
 from teacher.towers.wan import WanTower, load_wan, normalise_latents
 
-TAP = Tap(block=20, k=300, seeds=1, precision="bf16")
-FP8 = replace(TAP, precision="fp8")
+TAP = Tap(block=20, k=300, seeds=1, noise="fresh", precision="bf16")
 PAPER = replace(TAP, geometry="paper", side=480)
-REPEATS = 10
+REPEATS, REFERENCE_REPEATS = 5, 3
+EQUAL = (("ours fp8", "released float32"), ("ours bf16", "released bfloat16"),
+         ("ours bf16", "released float32"), ("released bfloat16", "released float32"),
+         ("ours float32", "released float32"))
+TINY_VAE = "taew2_1.safetensors"
+Precision = Literal["fp32", "bf16", "fp8"]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -52,11 +59,11 @@ class Shapes:
 
 REAL = Shapes({}, {"num_attention_heads": 12, "attention_head_dim": 128, "text_dim": 4096,
                    "ffn_dim": 8960, "num_layers": 30},
-              ((480, 832), (480, 640), (720, 1280)), 32, (8, 16, 32, 64, 128, 256), 4)
+              ((480, 832), (480, 640), (720, 1280)), 32, (8, 32, 128), 4)
 TINY = Shapes({"base_dim": 8, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1},
               {"num_attention_heads": 2, "attention_head_dim": 16, "text_dim": 32, "ffn_dim": 64,
                "num_layers": 30},
-              ((96, 64), (64, 96)), 4, (2, 4, 6), 2)
+              ((32, 64), (64, 32)), 2, (2, 3, 4), 2)
 
 
 class ReleasedWan:
@@ -95,7 +102,8 @@ class ReleasedWan:
 
 
 def save_random(folder: Path, shapes: Shapes) -> Row:
-    """A checkpoint of random bf16 weights in the diffusers layout; its row of kind `weights`."""
+    """A checkpoint of random bf16 weights in the diffusers layout, and `TINY_VAE` beside it; the
+    row of kind `weights`."""
     torch.manual_seed(0)
     with torch.device(DEVICE):
         vae = AutoencoderKLWan(**shapes.vae)
@@ -109,23 +117,29 @@ def save_random(folder: Path, shapes: Shapes) -> Row:
             parameter.data = parameter.data.bfloat16()
         model.save_pretrained(folder / name)
     save_prompt(prompt.to("cpu"), folder / "prompt.safetensors")
+    encoder = {name: torch.randn(shape) * np.prod(shape[1:]) ** -0.5
+               for name, shape in published_shapes().items()}
+    row["tiny_vae_encoder_params"] = sum(weight.numel() for weight in encoder.values())
+    save_file({name: weight.half() for name, weight in encoder.items()}, folder / TINY_VAE)
     return row
 
 
-def released_rows(folder: Path, shapes: Shapes) -> list[Row]:
+def released_rows(folder: Path, shapes: Shapes, exact: Sequence[Tensor]) -> list[Row]:
     model, rows = ReleasedWan(folder), []
-    for height, width in shapes.sizes:
+    for (height, width), wanted in zip(shapes.sizes, exact, strict=True):
         frames = pictures(shapes.frames, height, width)
-        total, peak = median_ms(partial(model.features, frames))
-        vae, _ = median_ms(partial(model.latents, frames))
-        rows.append(_time_row("reference", frames, vae, total, peak) | {"speedup": 1.0})
+        found = model.features(frames[:len(wanted)])
+        total, peak = median_ms(partial(model.features, frames), REFERENCE_REPEATS)
+        vae, _ = median_ms(partial(model.latents, frames), REFERENCE_REPEATS)
+        rows.append(_time_row("reference", frames, TAP, vae, total, peak, found, wanted) | {
+            "repeats": REFERENCE_REPEATS, "speedup": 1.0})
     return rows
 
 
 def our_rows(tower: WanTower, shapes: Shapes, released: Sequence[Row],
-             path: str = "ours") -> list[Row]:
-    rows = []
-    for (height, width), reference in zip(shapes.sizes, released, strict=True):
+             exact: Sequence[Tensor]) -> list[Row]:
+    rows, path = [], "ours" if tower.tap.vae == "wan" else "ours, tiny VAE"
+    for (height, width), reference, wanted in zip(shapes.sizes, released, exact, strict=True):
         frames = pictures(shapes.frames, height, width)
         began = time.monotonic()
         tower.features(frames[None])
@@ -135,8 +149,10 @@ def our_rows(tower: WanTower, shapes: Shapes, released: Sequence[Row],
         total, peak = median_ms(partial(tower.features, frames[None]))
         videos = tower.resize(frames).unsqueeze(1)
         vae, _ = median_ms(torch.inference_mode()(partial(tower.latents, videos)))
-        rows.append(_time_row(path, frames, vae, total, peak) | {
-            "speedup": reference["total_ms"] / total, "first_call_s": round(first_call_s, 1)})
+        found = tower.features(frames[None, :len(wanted)])[0]
+        rows.append(_time_row(path, frames, tower.tap, vae, total, peak, found, wanted) | {
+            "repeats": REPEATS, "speedup": reference["total_ms"] / total,
+            "first_call_s": round(first_call_s, 1)})
     return rows
 
 
@@ -146,7 +162,7 @@ def linearity_rows(tower: WanTower, shapes: Shapes) -> list[Row]:
     rows: list[Row] = []
     for count in shapes.counts:
         clip = pictures(count, height, width)[None]
-        total, _ = median_ms(partial(tower.features, clip), repeats=5)
+        total, _ = median_ms(partial(tower.features, clip))
         rows.append({"kind": "linearity", "frames": count, "height": height, "width": width,
                      "total_ms": total})
     times = [row["total_ms"] for row in rows]
@@ -155,33 +171,33 @@ def linearity_rows(tower: WanTower, shapes: Shapes) -> list[Row]:
                     "r2": float(np.corrcoef(shapes.counts, times)[0, 1] ** 2)}]
 
 
-def equality_rows(folder: Path, shapes: Shapes) -> list[Row]:
-    """Ours in paper geometry against the released way, in bf16, fp32 and FP8."""
-    frames = pictures(shapes.equality_frames, 480, 640)
-    features = {}
-    taps = {"bfloat16": PAPER, "float32": replace(PAPER, precision="fp32"),
-            "fp8": replace(PAPER, precision="fp8")}
-    for name, tap in taps.items():
-        if name != "fp8":
-            released = ReleasedWan(folder, getattr(torch, name))
-            found = released.features(resize_paper(frames, PAPER.side), paper_time(PAPER.k))
-            features[f"released {name}"] = found.cpu()
-            del released
-            _free()
-        tower = load_tower(folder, tap)
-        features[f"ours {name}"] = tower.features(frames[None])[0].cpu()
-        del tower
-        _free()
-    pairs = (("ours fp8", "released float32"), ("ours bfloat16", "released bfloat16"),
-             ("ours bfloat16", "released float32"), ("released bfloat16", "released float32"),
-             ("ours float32", "released float32"))
-    return [_agreement(path, against, features[path], features[against])
-            for path, against in pairs]
+def exact_features(tower: WanTower, shapes: Shapes) -> list[Tensor]:
+    """Of the first pictures of each size, each [N,D,14,14] on the CPU."""
+    return [tower.features(pictures(shapes.equality_frames, *size)[None])[0].cpu()
+            for size in shapes.sizes]
 
 
-def load_tower(folder: Path, tap: Tap) -> WanTower:
-    tower = load_wan(folder, tap).to(DEVICE)
-    if DEVICE.type == "cpu" and tap.precision != "fp32":
+def released_paper_features(folder: Path, shapes: Shapes) -> dict[str, Tensor]:
+    """The released way's in paper geometry [N,D,14,14] on the CPU, by precision."""
+    frames = resize_paper(pictures(shapes.equality_frames, 480, 640), PAPER.side)
+    return {f"released {str(dtype).removeprefix('torch.')}":
+            ReleasedWan(folder, dtype).features(frames, paper_time(PAPER.k)).cpu()
+            for dtype in (torch.float32, torch.bfloat16)}
+
+
+def paper_features(tower: WanTower, shapes: Shapes) -> Tensor:
+    """Ours in paper geometry [N,D,14,14] on the CPU; its size is compiled already."""
+    tap = tower.tap
+    tower.tap = replace(tap, geometry=PAPER.geometry, side=PAPER.side)
+    found = tower.features(pictures(shapes.equality_frames, 480, 640)[None])[0].cpu()
+    tower.tap = tap
+    return found
+
+
+def load_tower(folder: Path, precision: Precision, vae: str = "wan") -> WanTower:
+    _free()
+    tower = load_wan(folder, replace(TAP, precision=precision, vae=vae)).to(DEVICE)
+    if DEVICE.type == "cpu" and precision != "fp32":
         tower.compile("eager")
     return tower
 
@@ -200,35 +216,54 @@ def pictures(count: int, height: int, width: int) -> Tensor:
     images = []
     for i in range(count):
         generator = torch.Generator().manual_seed(i)
-        coarse, fine = (F.interpolate(torch.rand(1, 3, n, n, generator=generator), (height, width),
-                                      mode="bilinear") for n in (8, 64))
+        coarse, fine = (F.interpolate(torch.rand(1, 3, n, n, generator=generator).to(DEVICE),
+                                      (height, width), mode="bilinear") for n in (8, 64))
         images.append(0.7 * coarse + 0.3 * fine)
-    return torch.cat(images).to(DEVICE)
+    return torch.cat(images)
 
 
 def main(out: Positional[Path], tiny: bool = False) -> None:
     torch.backends.cudnn.allow_tf32 = False   # so that fp32 is fp32 on both sides
     shapes, env = TINY if tiny else REAL, device_facts()
+    precisions: list[Precision] = ["bf16"]
+    if DEVICE.type == "cpu" or torch.cuda.get_device_capability() >= (8, 9):
+        precisions.append("fp8")
     with TemporaryDirectory() as scratch:
-        rows = [save_random(folder := Path(scratch), shapes)]
-        released = released_rows(folder, shapes)
-        _free()
-        tower = load_tower(folder, TAP)
-        rows += [*released, *our_rows(tower, shapes, released), *linearity_rows(tower, shapes)]
+        folder = Path(scratch)
+        tiny_vae = str(folder / TINY_VAE)
+        rows = [save_random(folder, shapes)]
+        paper = released_paper_features(folder, shapes)
+        tower = load_tower(folder, "fp32")
+        exact = exact_features(tower, shapes)
+        paper["ours float32"] = paper_features(tower, shapes)
         del tower
+        exact_tiny = exact_features(load_tower(folder, "fp32", tiny_vae), shapes)
         _free()
-        if DEVICE.type == "cpu" or torch.cuda.get_device_capability() >= (8, 9):
-            rows += our_rows(load_tower(folder, FP8), shapes, released, "ours, fp8")
-            _free()
-        rows += equality_rows(folder, shapes)
+        released = released_rows(folder, shapes, exact)
+        rows += released
+        for precision in precisions:
+            tower = load_tower(folder, precision)
+            rows += our_rows(tower, shapes, released, exact)
+            paper[f"ours {precision}"] = paper_features(tower, shapes)
+            if precision == "bf16":
+                rows += linearity_rows(tower, shapes)
+            del tower
+            rows += our_rows(load_tower(folder, precision, tiny_vae), shapes, released, exact_tiny)
+            save(measured(out.stem, rows, env), out)  # in case the rest does not end
+    rows += [_agreement(path, against, paper[path], paper[against]) for path, against in EQUAL
+             if path in paper]
     save(measured(out.stem, rows, env), out)
     print("\n".join(map(str, rows)))
 
 
-def _time_row(path: str, frames: Tensor, vae: float, total: float, peak: float | None) -> Row:
+def _time_row(path: str, frames: Tensor, tap: Tap, vae: float, total: float, peak: float | None,
+              found: Tensor, wanted: Tensor) -> Row:
+    cosine = F.cosine_similarity(found.cpu().double(), wanted.double(), dim=1)
     return {"kind": "extraction", "path": path, "height": frames.shape[2],
-            "width": frames.shape[3], "frames": len(frames), "vae_ms": vae, "dit_ms": total - vae,
-            "total_ms": total, "peak_gib": peak, "repeats": REPEATS}
+            "width": frames.shape[3], "frames": len(frames),
+            "vae": "wan" if tap.vae == "wan" else Path(tap.vae).stem, "precision": tap.precision,
+            "vae_ms": vae, "dit_ms": total - vae, "total_ms": total, "peak_gib": peak,
+            "cosine_min": cosine.min().item()}
 
 
 def _agreement(path: str, against: str, found: Tensor, expected: Tensor) -> Row:

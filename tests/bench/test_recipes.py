@@ -1,4 +1,5 @@
 """The shell recipes: valid bash, and every option they pass exists."""
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -7,9 +8,9 @@ import pytest
 import torch
 
 import vega3d
+from bench.recipes import wan_extraction
 from bench.recipes.int8_resident import with_int8_blocks
 from bench.recipes.ship_student import ship
-from bench.recipes.wan_extraction import pictures
 from records import manifest
 from records.files import sha256
 from student.config import SHIPPED, HeadsShape, StudentConfig
@@ -34,7 +35,24 @@ def test_a_recipe_passes_only_options_that_its_verbs_have(script, capsys):
 
 
 def test_the_frames_of_the_wan_recipe_do_not_depend_on_their_number():
-    assert pictures(2, 32, 48)[:1].equal(pictures(1, 32, 48))
+    two, one = (wan_extraction.pictures(count, 32, 48) for count in (2, 1))
+    assert two[:1].equal(one)
+
+
+def test_the_wan_recipe_measures_both_vaes_in_both_precisions(tmp_path):
+    wan_extraction.main(tmp_path / "wan_extraction.json", tiny=True)
+    rows = json.loads((tmp_path / "wan_extraction.json").read_text())["rows"]
+    timed = [row for row in rows if row["kind"] == "extraction"]
+    paths = [(row["path"], row["vae"], row["precision"]) for row in timed[::2]]
+    assert paths == [("reference", "wan", "bf16"), ("ours", "wan", "bf16"),
+                     ("ours, tiny VAE", "taew2_1", "bf16"), ("ours", "wan", "fp8"),
+                     ("ours, tiny VAE", "taew2_1", "fp8")]
+    fields = {"height", "width", "frames", "vae_ms", "dit_ms", "total_ms", "peak_gib", "speedup"}
+    assert all(fields <= row.keys() and 0.999 < row["cosine_min"] <= 1.001 for row in timed)
+    equal = {(row["path"], row["against"]): row["cosine_min"] for row in rows
+             if row["kind"] == "equality"}
+    assert len(equal) == 5 and min(equal.values()) > 0.999
+    assert equal["ours float32", "released float32"] > 0.999999
 
 
 @pytest.mark.parametrize("size", ["ti", "b"])
