@@ -7,6 +7,7 @@ no other has taken, trainings whose rows DIR holds are skipped, an interrupted o
 one that finds all rows writes OUT. --lm tiny: three layers from nothing, for a CPU.
 """
 import argparse
+import gc
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -32,6 +33,7 @@ from teacher.language.config import FinetuneConfig, LanguageTeacherConfig
 from teacher.language.dataset import load_features
 from teacher.language.encode import RoomQuestions
 from teacher.language.train import (
+    Data,
     Stores,
     evaluate,
     question_dataset,
@@ -51,29 +53,34 @@ DROPPED = {f"{name} dropped in": name for name in ("zeros", "noise", *STUDENTS)}
 Options = dict[str, dict[str, Any]]  # of a row
 
 
-def _crossed(features: tuple[str, ...], variants: Options) -> Options:
-    return {f"{one}, {name}": {"features": one, **options}
-            for one in features for name, options in variants.items()}
+PLAIN: Options = {"true_xyz": {"features": "true_xyz"}, "semantic": {"features": "none"},
+                  "generator": {"features": "generator"}}
+
+
+def _with_variants(names: tuple[str, ...], variants: Options) -> Options:
+    """These rows of PLAIN, and each with each variant's options."""
+    crossed = {f"{name}, {variant}": {**PLAIN[name], **options}
+               for name in names for variant, options in variants.items()}
+    return {name: PLAIN[name] for name in names} | crossed
 
 
 # table -> row -> what differs from the defaults
 TABLES: dict[str, Options] = {
     "sensitivity": {
-        "true_xyz": {"features": "true_xyz"},
+        "true_xyz": PLAIN["true_xyz"], "semantic": PLAIN["semantic"],
         "depth_pose": {"features": "none", "position": "depth_pose"},
-        "semantic": {"features": "none"}, "zeros": {"features": "zeros"},
-        "noise": {"features": "noise"}, "place": {"features": "place"},
-        "text_only": {"features": "text_only"}},
-    "reader": _crossed(("true_xyz", "none"), {
-        "pointers and head": {}, "no pointers": {"pointers": False},
-        "numbers as text": {"numbers": "text"}}),
-    "masking": _crossed(("generator", "none", "true_xyz"), {
-        "plain": {}, "masked": {"masking": 0.8, "fusion": "channel_gate"},
-        "channel gate": {"fusion": "channel_gate"}, "depth and rays": {"depth_ray": 1.0},
-        "layer losses": {"layer_losses": 0.2}}),
-    "fusion": {name: {"fusion": name} for name in FUSIONS},
+        **{name: {"features": name} for name in ("zeros", "noise", "place", "text_only")}},
+    "reader": _with_variants(("true_xyz", "semantic"), {
+        "no pointers": {"pointers": False}, "numbers as text": {"numbers": "text"}}),
+    "masking": _with_variants(("generator", "semantic", "true_xyz"), {
+        "masked": {"masking": 0.8, "fusion": "channel_gate"},
+        "depth and rays": {"depth_ray": 1.0}, "layer losses": {"layer_losses": 0.2}}) | {
+        f"{name}, channel gate": {**PLAIN[name], "fusion": "channel_gate"}
+        for name in ("generator", "true_xyz")},
+    "fusion": {name: PLAIN[name] for name in ("generator", "semantic")} | {
+        name: {"fusion": name} for name in FUSIONS if name not in ("token_gate", "semantic_only")},
     "questions": {
-        "semantic": {"features": "none"}, "semantic twice": {"features": "semantic"},
+        "semantic": PLAIN["semantic"], "semantic twice": {"features": "semantic"},
         **{name: {"features": name} for name in (*SECOND, "true_xyz", "place")},
         **{name: {"features": "generator"} for name in DROPPED}}}
 
@@ -93,24 +100,35 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--grid", type=int, default=14)
     parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
+    parser.add_argument("--finished", action="store_true",
+                        help="writes the table of the trainings that are done, trains nothing")
     args = parser.parse_args()
     rows = {name: TABLES[args.table][name] for name in args.rows or TABLES[args.table]}
     jobs = {}
-    # DROPPED last: they wait for the generator's training
-    for seed, name in sorted(product(args.seeds, rows), key=lambda job: job[1] in DROPPED):
+    # DROPPED last in each seed: they wait for the generator's training
+    order = sorted(rows, key=lambda name: name in DROPPED)
+    for seed, name in product(args.seeds, order):
         out = job_path(args.work, name, seed)  # tables share a row of one name
         jobs[out.with_name(f"{out.name}.json")] = args, out, name, rows[name], seed
+    if args.finished:
+        jobs = {path: job for path, job in jobs.items() if path.is_file()}
+    if not jobs:
+        parser.error(f"--finished: {args.work} has no finished training of this table")
     share_jobs(jobs, _train, args.out)
 
 
 def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, Any],
            seed: int) -> list[Row]:
     """A row for each task and metric of one training."""
+    gc.collect()  # the last training's graphs hold memory that nothing else gets until it is free
+    torch.cuda.empty_cache()
     lm, clips, questions = args.lm, args.batch, 8
     if options.get("fusion") == "context_gated":  # as many questions, each with its own tokens
         clips, questions = clips * questions, 1
     tuning = FinetuneConfig(lm=lm, layers=args.layers, steps=args.steps, clips=clips,
                             questions=questions, lr=args.lr, seed=seed, save_every=500,
+                            graphed=not args.eager,
                             validate_every=max(1, args.steps // CURVE_ROWS))
     config = replace(LanguageTeacherConfig(
         out=out, clips=args.clips, data=args.work, grid=args.grid, draws=args.draws, tasks=TASKS,
@@ -125,9 +143,9 @@ def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, An
             if not Path(tuning.lm).is_dir():
                 save_tiny_lm(Path(tuning.lm), [r for part in rooms.values() for r in part])
     if name in DROPPED:
-        scores = _drop_in(config, DROPPED[name], stores, rooms["test"])
+        scores = _drop_in(config, DROPPED[name], (stores, rooms))
     else:
-        scores = train_language_teacher(config)
+        scores = train_language_teacher(config, (stores, rooms))
     common: Row = {
         "features": name, "seed": seed, "steps": tuning.steps, "lm": lm,
         "train_clips": len(rooms["train"]),
@@ -144,12 +162,12 @@ def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, An
     return out_rows
 
 
-def _drop_in(config: LanguageTeacherConfig, name: str, stores: Stores,
-             rooms: list[RoomQuestions]) -> dict[str, dict[str, float]]:
+def _drop_in(config: LanguageTeacherConfig, name: str, data: Data) -> dict[str, dict[str, float]]:
     """`evaluate` of the trained teacher with other features of the test rooms, not retrained."""
     with locked(config.out.with_name(f"{config.out.name}.lock")):  # of the job that trains it
         if not (config.out / WEIGHTS).is_file():
-            train_language_teacher(config)
+            train_language_teacher(config, data)
+    stores, rooms = data[0], data[1]["test"]
     device = Accelerator().device
     model, encoder, tuning = load_language_teacher(config.out / WEIGHTS, device)
     dataset = question_dataset(rooms, stores, encoder, device)

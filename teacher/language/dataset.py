@@ -33,6 +33,7 @@ NUMBER, CHOICE = "vsi_number", "vsi_choice"
 FAMILIES = {NUMBER: 2, CHOICE: 1, "ground": 2, "multi_ground": 2, "caption": 1,
             "situated": 1, "qa": 1}
 READERS = 8  # threads
+ALONE_CLIPS = 200  # from which on processes ask, a clip in 50 ms; they take seconds to start
 _ARRAYS = ("points", "camera", "boxes", "inside")  # of RoomQuestions
 
 
@@ -141,9 +142,24 @@ class QuestionDataset:
 def read_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str], seed: int,
                draws: int = 1) -> list[RoomQuestions]:
     """Balanced questions about the clips, in order; draws: as in `read_room`. Drops empty clips."""
-    rooms = [read_room(source.clip(i), tasks, seed, draws)
-             for i in track(ids, description="questions")]
-    return balance_rooms(rooms, seed)
+    from scenes.rooms.source import render_clips
+    from scenes.rooms.writer import default_workers
+
+    reader = _RoomReader(source, tasks, seed, draws)
+    read = render_clips(reader, ids, default_workers() if len(ids) >= ALONE_CLIPS else 0)
+    return balance_rooms([*track(read, "questions", total=len(ids))], seed)
+
+
+@dataclass(frozen=True)
+class _RoomReader:
+    """`read_room` of a clip by its id, for the workers of `render_clips`."""
+    source: Source
+    tasks: Sequence[str]
+    seed: int
+    draws: int
+
+    def clip(self, clip_id: str) -> RoomQuestions:
+        return read_room(self.source.clip(clip_id), self.tasks, self.seed, self.draws)
 
 
 def read_imported_rooms(source: Source, ids: Sequence[str], tasks: Sequence[str],

@@ -168,9 +168,10 @@ class _Backward:
                  config: FinetuneConfig, rank: int, world: int):
         self.model, self.objective, self.dataset = model, objective, dataset
         self.config, self.rank = config, rank
+        # transformers waits for the GPU to look at the positions of a single question
         self.graphed = (config.graphed and world == 1 and config.accumulate == 1
-                        and not config.recompute and dataset.device.type == "cuda"
-                        and uses_bf16(config, dataset.device))
+                        and config.questions > 1 and not config.recompute
+                        and dataset.device.type == "cuda" and uses_bf16(config, dataset.device))
         self.graphs: GraphPerShape | None = None
 
     def __call__(self, step: int) -> Tensor:

@@ -57,17 +57,19 @@ from teacher.towers.wan import load_wan
 
 READOUT_CLIPS = 16  # a batch
 Stores = tuple[FeatureStore, FeatureStore | None]  # semantic, generative
+Data = tuple[Stores, dict[Split, list[RoomQuestions]]]
 
 
-def train_language_teacher(config: LanguageTeacherConfig) -> dict[str, dict[str, float]]:
+def train_language_teacher(config: LanguageTeacherConfig,
+                           data: Data | None = None) -> dict[str, dict[str, float]]:
     """Trains (or resumes) and returns `evaluate` of the test rooms; {} without `exam` or test rooms
-    and on all processes but the first."""
+    and on all processes but the first. data: `read_data` of the configuration, if it was read."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     # a batch is of one family, so some heads get no gradient in a step
     accelerator = Accelerator(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
-    model, datasets = _prepare(config, accelerator)
+    model, datasets = _prepare(config, accelerator, data)
     if accelerator.is_main_process:
         facts = {"config": json.loads(json.dumps(asdict(config), default=str)),
                  "shape": asdict(model.shape), "env": environment()}
@@ -87,7 +89,7 @@ def train_language_teacher(config: LanguageTeacherConfig) -> dict[str, dict[str,
     scores = {}
     if test is not None:
         scores = evaluate(model, test, config.tuning)
-        if not bool(test.visual.camera.isnan().any()):
+        if model.shape.inputs == "tokens" and not bool(test.visual.camera.isnan().any()):
             scores["fused"] = fused_r2(model, datasets["train"], test)
     write_json({"scores": scores, "steps": config.tuning.steps}, config.out / "scores.json")
     return scores
@@ -163,8 +165,7 @@ def draw_curves(curve: Sequence[dict], path: Path) -> None:
         figure.savefig(scratch, dpi=110)
 
 
-def read_data(config: LanguageTeacherConfig, accelerator: Any
-              ) -> tuple[Stores, dict[Split, list[RoomQuestions]]]:
+def read_data(config: LanguageTeacherConfig, accelerator: Any) -> Data:
     """Features and questions of every split; made once, in `data` or OUT."""
     generative = _tower(config, accelerator.device)
     semantic: Any = (SemanticEncoder() if config.semantic == "efficientnet-lite0"
@@ -188,11 +189,11 @@ def read_data(config: LanguageTeacherConfig, accelerator: Any
     return stores, rooms
 
 
-def _prepare(config: LanguageTeacherConfig, accelerator: Any
+def _prepare(config: LanguageTeacherConfig, accelerator: Any, data: Data | None
              ) -> tuple[LanguageTeacher, dict[Split, QuestionDataset]]:
     """The model, and a dataset of each split that has questions."""
     lm_config(config.tuning.lm)  # what is missing is said before rooms are rendered
-    stores, rooms = read_data(config, accelerator)
+    stores, rooms = data or read_data(config, accelerator)
     semantic, generative = stores
     generative_dim, fusion = 1, "semantic_only"
     if generative is not None or config.features == "true_xyz":

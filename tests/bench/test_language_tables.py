@@ -66,6 +66,21 @@ def test_a_training_that_another_process_has_is_left_to_it(main, tmp_path):
                                             "0")} == {"semantic", "place"}
 
 
+def test_the_finished_trainings_of_a_table_are_written_without_training_the_others(
+        main, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        main("sensitivity", "--rows", "semantic", "--seeds", "0", "--finished")
+    assert "has no finished training" in capsys.readouterr().err
+    rows = main("sensitivity", "--rows", "semantic", "--seeds", "0")
+    monkeypatch.setattr(language_tables, "_train", None)
+    assert main("sensitivity", "--seeds", "0", "1", "--finished") == rows
+
+
+def test_without_visual_tokens_there_is_no_readout_of_them(main):
+    rows = main("sensitivity", "--rows", "place", "--seeds", "0", "--eager")
+    assert rows and "fused" not in {row["task"] for row in rows}
+
+
 def test_features_are_dropped_into_the_generators_own_training(main, tmp_path, monkeypatch):
     seen, trained = [], []
     evaluate, train = language_tables.evaluate, language_tables.train_language_teacher
@@ -76,7 +91,7 @@ def test_features_are_dropped_into_the_generators_own_training(main, tmp_path, m
 
     monkeypatch.setattr(language_tables, "evaluate", record)
     monkeypatch.setattr(language_tables, "train_language_teacher",
-                        lambda config: trained.append(config.features) or train(config))
+                        lambda config, data: trained.append(config.features) or train(config, data))
     names = [*language_tables.DROPPED]
     rows = main("questions", "--rows", *names, "generator", "random_weights", "--seeds", "1")
     assert trained == ["generator", "random_weights"]  # in this order: nothing is dropped before

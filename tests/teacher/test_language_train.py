@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 import teacher.language.train
-from scenes.clip import SPLITS, save_clip
+from scenes.clip import SPLITS, ClipFolder, save_clip
+from scenes.rooms.source import RoomSource
 from teacher.data.feature_store import FeatureStore
+from teacher.language import dataset
 from teacher.language.config import FinetuneConfig, LanguageTeacherConfig, recipe
 from teacher.language.finetune import CHECKPOINT
 from teacher.language.train import (
@@ -119,3 +121,18 @@ def test_a_clip_the_store_lacks_is_named(config):
     store = FeatureStore(config.out / "features", FixedNoise().spec, "fake")
     with pytest.raises(ValueError, match="has no features of clip train/zzz"):
         question_dataset([sample_room("train/zzz")], (store, None), None, torch.device("cpu"))
+
+
+def test_questions_of_many_clips_are_read_by_processes(tmp_path, monkeypatch):
+    source = RoomSource(train=3, val=1, test=1, frames=1, size=56)
+    for clip_id in source.ids("train"):
+        save_clip(source.clip(clip_id), tmp_path / f"{clip_id}.safetensors")
+    folder, ids = ClipFolder(tmp_path), source.ids("train")
+    alone = dataset.read_rooms(folder, ids, ("camera_distance",), 0)
+    monkeypatch.setattr(dataset, "ALONE_CLIPS", 1)
+    monkeypatch.setattr("scenes.rooms.writer.default_workers", lambda: 2)
+    shared = dataset.read_rooms(folder, ids, ("camera_distance",), 0)
+    assert alone and [room.id for room in shared] == [room.id for room in alone]
+    for one, other in zip(shared, alone, strict=True):
+        assert [q.prompt for q in one.questions] == [q.prompt for q in other.questions]
+        assert (one.inside == other.inside).all()
