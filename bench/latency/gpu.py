@@ -1,5 +1,5 @@
 """A torch model on the GPU as bench cases: launched kernel by kernel or as one CUDA graph."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,12 +13,12 @@ WARM_CALLS = 3  # before a capture: compilation, choice of kernels, allocations
 
 
 def gpu_cases(model: Callable[[Tensor], Tensor], inputs: Tensor, info: Row,
-              weights_mb: float = 0.0) -> Cases:
-    """One case for each way to launch, or an `absent` row where it fails. inputs: on the host, in
-    the model's dtype. memory_mb of a row is weights_mb plus the peak of torch's allocator during a
-    call."""
+              weights_mb: float = 0.0, launches: Sequence[str] = LAUNCHES) -> Cases:
+    """One case for each way to launch, whose call returns the output, or an `absent` row where it
+    fails. inputs: on the host, in the model's dtype. memory_mb of a row is weights_mb plus the peak
+    of torch's allocator during a call."""
     cases, missing = [], []
-    for launch in LAUNCHES:
+    for launch in launches:
         row = {**info, "device": "cuda", "launch": launch}
         try:
             cases.append(_case(model, inputs, row, launch, weights_mb))
@@ -53,18 +53,21 @@ def _case(model: Callable[[Tensor], Tensor], inputs: Tensor, info: Row, launch: 
     before = torch.cuda.memory_allocated()
     pinned, on_device = inputs.pin_memory(), inputs.cuda()
     forward = torch.inference_mode()(lambda: model(on_device))
-    output = forward()
+    call, output = forward, forward()
     result = torch.empty(output.shape, dtype=output.dtype).pin_memory()
-    replay, output = capture_graph(forward) if launch == "graph" else (None, output)
+    if launch == "graph":
+        replay, output = capture_graph(forward)
+
+        def call() -> Tensor:
+            replay()
+            return output
 
     @torch.inference_mode()
     def host_to_host() -> None:
         on_device.copy_(pinned, non_blocking=True)
-        if replay:
-            replay()
-        result.copy_(output if replay else forward(), non_blocking=True)
+        result.copy_(call(), non_blocking=True)
         torch.cuda.current_stream().synchronize()
 
     host_to_host()
     info["memory_mb"] = weights_mb + (torch.cuda.max_memory_allocated() - before) / 1e6
-    return BenchCase(info, replay or forward, "cuda", host=host_to_host)
+    return BenchCase(info, call, "cuda", host=host_to_host)

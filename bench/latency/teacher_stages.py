@@ -56,10 +56,7 @@ def generator_cases(tower: WanTower, name: str, clips: Tensor, device: DeviceTyp
     tower.to(device)
     # all at once: a graph capture must not ask how much memory is free
     tower.chunk = clips.shape[0] * clips.shape[1]
-    vae = cast(nn.Module, tower.vae)
-    encoder = [vae.get_submodule(part) for part in ("encoder", "quant_conv")]
-    if tower.tap.vae != "wan":
-        encoder = [tower.encoder]
+    encoder = _encoder(tower)
 
     @torch.inference_mode()
     def latents(videos: Tensor) -> Tensor:
@@ -73,8 +70,14 @@ def generator_cases(tower: WanTower, name: str, clips: Tensor, device: DeviceTyp
 
     stages = [Stage("vae_encode", latents, encoder, digest),
               Stage("transformer", transformer, [tower.transformer], digest),
-              Stage("generator", tower.features, [*encoder, tower.transformer], digest)]
+              generator_stage(tower)]
     return stage_cases(stages, name, clips, device)
+
+
+def generator_stage(tower: WanTower) -> Stage:
+    """All of it in one call."""
+    return Stage("generator", tower.features, [*_encoder(tower), tower.transformer],
+                 tower.spec["weights"])
 
 
 def stage_cases(stages: Sequence[Stage], artefact: str, clips: Tensor,
@@ -99,3 +102,10 @@ def stage_cases(stages: Sequence[Stage], artefact: str, clips: Tensor,
             call = partial(torch.inference_mode()(stage.call), clips)
             parts.append(([BenchCase(info, call, device)], []))
     return joined(parts)
+
+
+def _encoder(tower: WanTower) -> list[nn.Module]:
+    if tower.tap.vae != "wan":
+        return [tower.encoder]
+    vae = cast(nn.Module, tower.vae)
+    return [vae.get_submodule(part) for part in ("encoder", "quant_conv")]

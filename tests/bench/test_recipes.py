@@ -1,24 +1,27 @@
-"""The shell recipes: valid bash, and every option they pass exists."""
+"""The shell recipes pass options that exist; the others run at a small size."""
 import json
 import re
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import vega3d
-from bench.recipes import wan_extraction
+from bench.latency.timing import BenchCase
+from bench.recipes import gpu_latency, wan_extraction
 from bench.recipes.int8_resident import with_int8_blocks
 from bench.recipes.ship_student import ship
 from records import manifest
 from records.files import sha256
+from records.results import load
 from student.config import SHIPPED, HeadsShape, StudentConfig
 from student.heads import Heads, heads_scores, load_heads, save_heads
 from student.vit import Student, load_student, save_student
 
 SCRIPTS = sorted((Path(__file__).parents[2] / "bench" / "recipes").glob("*.sh"))
-OTHER_OPTIONS = {"--num_processes", "--gpu"}  # of accelerate launch, of clock_calibration
+OTHER_OPTIONS = {"--num_processes"}  # of accelerate launch
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
@@ -89,3 +92,43 @@ def test_int8_resident_blocks_give_the_student_s_features():
     found, wanted = (one(frames) for one in (with_int8_blocks(student), student))
     assert torch.cosine_similarity(found, wanted, dim=1).min() > 0.99
     assert not torch.equal(found, wanted)
+
+
+def test_the_gpu_recipe_runs_at_a_small_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_latency, "SHIPPED_BY_SIZE", {"ti": SHIPPED})
+    gpu_latency.main(tmp_path / "latency_gpu.json", batch=(1,), tiny=True)
+    rows = load(tmp_path / "latency_gpu.json").of("latency")
+    assert [(row["artefact"], row["precision"], row["draws"]) for row in rows] == [
+        ("wan2.1-t2v-1.3b", "bf16", 1), ("wan-nano", "fp32", 1), ("wan-nano", "bf16", 1),
+        ("wan-nano", "fp32", 4), ("wan-nano", "bf16", 4), ("vit-ti", "fp32", None),
+        ("vit-ti", "fp16", None), ("vit-ti", "int8", None)]
+    assert all(row["gate"] == "passed" for row in rows)
+    wan, *_, fp32, _, int8 = rows
+    assert (wan["frames"], wan["height"], wan["width"], wan["weights"]) == (2, 64, 32, "random")
+    assert int8["height"] == 224 and int8["cosine_mean"] < 0.9999999 < fp32["cosine_mean"]
+    assert int8["vs_wan"] == pytest.approx(wan["frame_ms"] / int8["frame_ms"])
+
+
+def test_the_gpu_recipe_compares_a_student_with_wan_and_the_generator_of_its_class():
+    def case(artefact, precision, batch, ms, launch="graph", draws=None):
+        info = {"artefact": artefact, "stage": "student" if draws is None else "generator",
+                "precision": precision, "batch": batch, "frames": batch, "launch": launch,
+                "draws": draws}
+        return BenchCase(info, lambda: None, rounds=[np.array([ms])] * 2)
+
+    cases = [case("wan2.1-t2v-1.3b", "bf16", 32, 1600.0, "eager", draws=1),
+             case("wan-nano", "fp32", 8, 80.0, draws=1), case("wan-nano", "bf16", 8, 16.0, draws=1),
+             case("wan-nano", "bf16", 8, 99.0, draws=4), case("wan-nano", "bf16", 1, 98.0, draws=1),
+             case("wan-nano", "bf16", 8, 97.0, "eager", draws=1),
+             case("vit-s", "fp32", 8, 2.0), case("vit-s", "int8", 8, 0.4)]
+    *generators, fp32, int8 = gpu_latency.rows_of(cases)
+    assert not any("vs_wan" in row for row in generators)
+    assert [(row["vs_one_draw"], row["vs_wan"]) for row in (fp32, int8)] == [
+        pytest.approx((40, 200)), pytest.approx((40, 1000))]
+
+
+def test_the_gpu_recipe_refuses_a_machine_without_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_latency, "DEVICE", "cpu")
+    with pytest.raises(SystemExit, match="2"):
+        gpu_latency.main(tmp_path / "latency_gpu.json")
+    assert "no NVIDIA GPU here" in capsys.readouterr().err
