@@ -2,6 +2,8 @@
 
 A view is a grid of g x g cells. A position is (column, row) in cells; 0 is the middle of the first.
 """
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -53,21 +55,34 @@ def batched_matching_cells(depth: Tensor, other: Tensor, intrinsics: Tensor,
     return torch.where(visible[:, None], in_cells, torch.nan).transpose(1, 2).float()
 
 
-def matched(a: Tensor, b: Tensor, targets: Tensor, cells: int = 14) -> tuple[Tensor, Tensor]:
-    """Whether the best match of each visible cell is right: at most one cell of a `cells` x `cells`
-    grid from the truth. And the share of all cells that are: chance.
+def best_matches(a: Tensor, b: Tensor) -> Tensor:
+    """The cell of b that is most like each cell of a, by cosine.
 
-    a, b: maps [C,g,g] of two views; targets: `matching_cells`, [g*g,2]. Returns [V] bool and [V].
+    a, b: maps [B,C,g,g] of pairs of views. Returns [B,g*g], row by row.
     """
-    grid = a.shape[-1]
-    first, second = (F.normalize(x.flatten(1).float(), dim=0) for x in (a, b))
-    visible = ~targets.isnan().any(1)
-    order = torch.arange(grid * grid, device=a.device)
-    place = torch.stack([order % grid, order // grid], 1)                                # [N,2]
-    offset = (place[None] - targets[visible][:, None]).abs() * (cells / grid)            # [V,N,2]
-    close = (offset <= 1).all(-1)
-    best = (first.T @ second).argmax(1)[visible]
-    return close.gather(1, best[:, None])[:, 0], close.float().mean(1)
+    first, second = (F.normalize(x.flatten(2).float(), dim=1) for x in (a, b))
+    return (first.transpose(1, 2) @ second).argmax(2)
+
+
+def right_matches(best: Tensor, targets: Tensor, cells: int = 14) -> Tensor:
+    """Whether the match of each visible cell is at most one cell of a `cells` x `cells` grid from
+    the truth, [V] bool.
+
+    best: `best_matches`, [B,g*g]; targets: `batched_matching_cells`, [B,g*g,2].
+    """
+    grid = math.isqrt(best.shape[-1])
+    place = torch.stack([best % grid, best // grid], -1)                                 # [B,N,2]
+    close = ((place - targets).abs() * (cells / grid) <= 1).all(-1)
+    return close[~targets.isnan().any(-1)]
+
+
+def chance_of_match(targets: Tensor, cells: int = 14) -> Tensor:
+    """The share of all cells that would be right for each visible cell of `targets`, [V]."""
+    visible = targets[~targets.isnan().any(-1)]                                          # [V,2]
+    grid = math.isqrt(targets.shape[-2])
+    order = torch.arange(grid, device=targets.device)
+    close = (order - visible[..., None]).abs() * (cells / grid) <= 1                     # [V,2,g]
+    return close.float().mean(-1).prod(-1)
 
 
 def rgb_patches(frames: Tensor, cells: int) -> Tensor:

@@ -1,5 +1,5 @@
 """The student's heads: their training on labelled clips, and their scores on held-out ones."""
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import log
 from pathlib import Path
@@ -10,7 +10,13 @@ from torch import Tensor
 
 from distill.augment import sampled
 from distill.config import HeadTraining, StudentTraining
-from distill.correspondence import batched_matching_cells, matched, rgb_patches
+from distill.correspondence import (
+    batched_matching_cells,
+    best_matches,
+    chance_of_match,
+    rgb_patches,
+    right_matches,
+)
 from distill.joint import CHECKPOINT, cropped_view, train_jointly
 from records import manifest
 from records.files import sha256
@@ -24,6 +30,7 @@ from teacher.training.checkpoint import remove_checkpoint
 NAME = "student_heads"  # of the row in accuracy.json
 SIDE = 112              # of the maps that depth is scored on
 EDGE = 0.1              # least jump of inverse depth, as a share of it, that is an occlusion edge
+CLIPS = {"cpu": 1, "cuda": 8}  # that are scored at once: a GPU waits less, a CPU's cache holds one
 BINS = 10               # of the confidence's calibration curve
 # what `score` shows the model of a frame: side, left and top edge of the window; its resolution, px
 VIEWS = {"complete": ((1.0, 0.0, 0.0), None), "160": ((1.0, 0.0, 0.0), 160),
@@ -101,7 +108,7 @@ def score(predict: Predict, examples: Examples, shape: HeadsShape, student: Stud
     """
     means = _Means()
     curve = torch.zeros(BINS, 3, dtype=torch.double, device=examples.device)
-    for _, example in examples.in_order():
+    for example in _groups(examples):
         example = {**example, "frames": example["frames"].float() / 255}
         whole = torch.tensor([[1.0, 0.0, 0.0]], device=examples.device)
         view = cropped_view(example, whole.expand(len(example["frames"]), 3), SIDE)
@@ -117,10 +124,21 @@ def score(predict: Predict, examples: Examples, shape: HeadsShape, student: Stud
         if student and "generative" in example:
             target = student.standardise(example["generative"])
             means.add("cosine_mean", torch.cosine_similarity(outputs["features"], target, dim=1))
-        _add_matches(means, outputs, example, view)
+        _add_matches(means, outputs, example, view, examples.frames_per_clip)
         if views:
-            _add_scale_changes(means, predict, example, shape)
+            _add_scale_changes(means, predict, example, shape, examples.frames_per_clip)
     return means.result() | _calibration_scores(curve) | {"test_clips": len(examples.ids)}
+
+
+def _groups(examples: Examples) -> Iterator[Example]:
+    """The fields of up to CLIPS clips, frame by frame."""
+    group: list[Example] = []
+    count = CLIPS[examples.device.type]
+    for i, (_, example) in enumerate(examples.in_order(), 1):
+        group.append(example)
+        if len(group) == count or i == len(examples.ids):
+            yield {name: torch.cat([clip[name] for clip in group]) for name in example}
+            group = []
 
 
 class _Means:
@@ -149,9 +167,9 @@ def metres(outputs: dict[str, Tensor], focal: Tensor, shape: HeadsShape) -> Tens
 
 def _add_depth(means: _Means, depth: Tensor, truth: Tensor) -> None:
     valid = truth > 0
-    medians = [one[v].median() / d[v].median() if v.any() else d.new_ones(())
-               for d, one, v in zip(depth, truth, valid, strict=True)]
-    scaled = depth * torch.stack(medians)[:, None, None]
+    medians = [maps.where(valid, torch.nan).flatten(1).nanmedian(1).values
+               for maps in (truth, depth)]
+    scaled = depth * (medians[0] / medians[1])[:, None, None]
     means.add("delta1", _close(depth, truth)[valid].float())
     means.add("abs_rel", (depth / truth - 1).abs()[valid])
     means.add("delta1_median", _close(scaled, truth)[valid].float())
@@ -202,45 +220,49 @@ def _calibration_scores(curve: Tensor) -> dict[str, float]:
     return scores
 
 
-def _add_matches(means: _Means, outputs: dict[str, Tensor], example: Example,
-                 view: Example) -> None:
-    """Of the descriptors, the features, RGB patches and the same place, first frame to last and
-    back."""
-    cells, last = outputs["descriptors"].shape[-1], len(example["frames"]) - 1
+def _add_matches(means: _Means, outputs: dict[str, Tensor], example: Example, view: Example,
+                 frames: int) -> None:
+    """Of the descriptors, the features, RGB patches and the same place, each clip's first frame to
+    its last and back; frames: of a clip."""
+    cells, count = outputs["descriptors"].shape[-1], len(example["frames"])
     maps = {"descriptor": outputs["descriptors"],
             "features": F.interpolate(outputs["features"], size=(cells, cells)),
-            "rgb": rgb_patches(example["frames"], cells),
-            "same_place": torch.eye(cells**2, device=view["depth"].device).reshape(
-                1, -1, cells, cells).expand(last + 1, -1, -1, -1)}
-    for a, b in ((0, last), (last, 0)):
-        poses = example["poses"].double()
+            "rgb": rgb_patches(example["frames"], cells)}
+    poses = example["poses"].double()
+    first = torch.arange(0, count, frames, device=poses.device)
+    last = first + frames - 1
+    same_place = torch.arange(cells**2, device=poses.device).expand(len(first), -1)
+    for a, b in ((first, last), (last, first)):
         targets = batched_matching_cells(
-            view["depth"][[a]], view["depth"][[b]], view["intrinsics"][[a]],
-            view["intrinsics"][[b]], torch.linalg.inv(poses[[b]]) @ poses[[a]], cells)[0]
+            view["depth"][a], view["depth"][b], view["intrinsics"][a], view["intrinsics"][b],
+            torch.linalg.inv(poses[b]) @ poses[a], cells)
         for name, values in maps.items():
-            hits, chance = matched(values[a], values[b], targets)
-            means.add(f"match_{name}", hits.float())
-        means.add("match_chance", chance)
+            right = right_matches(best_matches(values[a], values[b]), targets)
+            means.add(f"match_{name}", right.float())
+        means.add("match_same_place", right_matches(same_place, targets).float())
+        means.add("match_chance", chance_of_match(targets))
 
 
-def _add_scale_changes(means: _Means, predict: Predict, example: Example,
-                       shape: HeadsShape) -> None:
-    """Of the clip's first frame, in each of VIEWS."""
+def _add_scale_changes(means: _Means, predict: Predict, example: Example, shape: HeadsShape,
+                       frames: int) -> None:
+    """Of each clip's first frame, in each of VIEWS; frames: of a clip."""
+    first = {k: example[k][::frames] for k in ("frames", "pixel_depth", "intrinsics")}
+    clips, width = len(first["frames"]), first["frames"].shape[-1]
     windows = torch.tensor([window for window, _ in VIEWS.values()],
-                           device=example["frames"].device)
-    one = {k: example[k][:1].expand(len(VIEWS), *example[k].shape[1:])
-           for k in ("frames", "pixel_depth", "intrinsics")}
-    view, width = cropped_view(one, windows, SIDE), example["frames"].shape[-1]
+                           device=first["frames"].device).repeat(clips, 1)       # [clips*views,3]
+    repeated = {k: v.repeat_interleave(len(VIEWS), 0) for k, v in first.items()}
+    view = cropped_view(repeated, windows, SIDE)
     for i, (_, px) in enumerate(VIEWS.values()):
         if px:
-            small = F.interpolate(one["frames"][:1], (px, px), mode="bicubic", antialias=True)
-            view["frames"][i] = F.interpolate(small, (width, width), mode="bicubic",
-                                              antialias=True)[0].clamp(0, 1)
+            small = F.interpolate(first["frames"], (px, px), mode="bicubic", antialias=True)
+            view["frames"][i::len(VIEWS)] = F.interpolate(
+                small, (width, width), mode="bicubic", antialias=True).clamp(0, 1)
     depth = metres(predict(view["frames"]), view["focal"], shape)
-    expected = sampled(depth[:1].expand_as(depth)[:, None], windows, SIDE, "nearest")[:, 0]
+    complete = depth[::len(VIEWS)].repeat_interleave(len(VIEWS), 0)
+    expected = sampled(complete[:, None], windows, SIDE, "nearest")[:, 0]
     changes = (depth.log() - expected.log()).flatten(1).median(1).values.abs()
-    for name, change in list(zip(VIEWS, changes, strict=True))[1:]:
-        means.add(f"scale_change_{name}", change)
+    for i, name in list(enumerate(VIEWS))[1:]:
+        means.add(f"scale_change_{name}", changes[i::len(VIEWS)])
 
 
 def _has_heads(folder: Path) -> bool:

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from distill.correspondence import matched, matching_cells, rgb_patches
+from distill.correspondence import (
+    best_matches,
+    chance_of_match,
+    matching_cells,
+    rgb_patches,
+    right_matches,
+)
 from scenes.clip import Clip
 from tests.fakes import FakeRooms
 
@@ -41,14 +47,23 @@ def test_cells_that_the_square_occludes_have_no_match():
 def test_matches_are_right_within_a_cell_and_chance_is_counted():
     order = torch.arange(196)
     still = torch.stack([order % 14, order // 14], 1).float()
-    unique = torch.eye(196).reshape(196, 14, 14)
-    hits, chance = matched(unique, unique, still)
-    assert hits.all() and len(hits) == 196
+    unique = torch.eye(196).reshape(1, 196, 14, 14)
+    turned, pair = unique.flip(2).flip(3), torch.stack([still, still])
+    best = best_matches(torch.cat([unique, unique]), torch.cat([unique, turned]))
+    assert best[0].equal(order) and best[1].equal(order.flip(0))
+    right = right_matches(best, pair)
+    assert right[:196].all() and len(right) == 392
+    assert right[196:].sum() == 4  # the middle four
     inner, edges, corners = 12 * 12 * 9, 4 * 12 * 6, 4 * 4
+    chance = chance_of_match(pair)
+    assert len(chance) == 392
     assert chance.mean().item() == pytest.approx((inner + edges + corners) / 196**2)
-    assert matched(unique, unique.flip(1).flip(2), still)[0].sum() == 4  # the middle four
-    still[::2] = torch.nan  # not visible
-    assert len(matched(unique, unique, still)[0]) == 98
+    pair[1, ::2] = torch.nan  # not visible
+    assert len(right_matches(best, pair)) == len(chance_of_match(pair)) == 196 + 98
+    fine = torch.full((1, 28 * 28, 2), 10.0)  # two cells of 28x28 are one of 14x14
+    assert chance_of_match(fine).mean().item() == pytest.approx(5 * 5 / 28**2)
+    assert right_matches(torch.full((1, 28 * 28), 12 * 28 + 8), fine).all()
+    assert not right_matches(torch.full((1, 28 * 28), 13 * 28 + 8), fine).any()
 
 
 def test_rgb_patches_ignore_brightness():

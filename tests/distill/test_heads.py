@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import vega3d
+from distill import heads
 from distill.config import HeadTraining, StudentTraining
 from distill.heads import NAME, can_train, ensure_heads, initial_heads, score
 from records.files import sha256
@@ -145,6 +146,23 @@ def test_true_depth_of_the_canonical_camera_scores_one():
     assert (scores["share_at_90"], scores["right_at_90"]) == (1, 1)
     assert scores["confidence_error"] == pytest.approx(0.03)
     assert "share_at_80" not in scores
+
+
+def test_scores_do_not_depend_on_how_many_clips_are_scored_at_once(monkeypatch):
+    def predict(frames):
+        grey = frames.mean(1, keepdim=True)
+        return {"depth": 1 + grey[..., ::2, ::2], "confidence": grey[..., ::2, ::2],
+                "features": pooled(frames, 14), "descriptors": pooled(frames, 28),
+                "normals": pooled(frames, 56)}
+
+    pooled = torch.nn.functional.adaptive_avg_pool2d
+    scores = []
+    for count in (1, 2, 4):  # of six clips
+        monkeypatch.setitem(heads.CLIPS, "cpu", count)
+        scores.append(score(predict, examples("train"), SHAPE, None))
+    for other in scores[1:]:
+        assert other == pytest.approx(scores[0], nan_ok=True)
+    assert scores[0]["match_descriptor"] > 0 and scores[0]["scale_change_crop"] > 0
 
 
 def test_a_wrong_scale_counts_in_metres_only_and_metres_follow_the_focal_length():
