@@ -19,7 +19,7 @@ SCORES = ("delta1", "abs_rel", "normal_deg", "miou", "cosine_mean", "recovery",
           "task/vsi_numeric/mra", "task/vsi_choice/accuracy", "task/ground/acc@0.25")
 REAL_SCORES = ("delta1_metric", "delta1_median", "delta1_affine", "abs_rel", "corr", "normal_deg",
                "match_exact_49cm", "match_within1_49cm", "flicker", "drift")
-SaveNames = tuple[Literal["latency_cpu", "rooms_accuracy", "int8_cpu", "crosscheck_cpu"], ...]
+SaveNames = tuple[Literal["latency_cpu", "rooms_accuracy", "crosscheck_cpu"], ...]
 
 
 def everything(config: LatencyOptions, run: Path = LATEST, out: Path | None = None,

@@ -9,11 +9,13 @@ of digests.
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 import tyro
 from safetensors.numpy import save_file
 
+from distill.config import RunConfig, StudentTraining, dump_config
 from export.artefact import sidecar_path
 from export.pipeline import Exporter
 from export.presets import export_preset
@@ -24,7 +26,7 @@ from records.files import atomic_write, sha256, write_json
 from scenes.clip import Split
 from scenes.dense import patch_depth
 from scenes.rooms.source import RoomSource
-from student.config import SHIPPED
+from student.config import SHIPPED_BY_SIZE, StudentConfig
 
 ROOMS = RoomSource(train=80, val=0, test=16, frames=4, seed=1801)
 CARD = """# The model of `vega3d infer`
@@ -69,10 +71,12 @@ def make(run: Path | None = None) -> None:
     print(f"{MODEL}: {found.facts['size_mb']:.1f} MB")
 
 
-def run_of_shipped(folder: Path) -> Path:
-    """A run folder of the shipped student: what export reads of one."""
-    shutil.copytree(SHIPPED, folder / "student")
+def run_of_shipped(folder: Path, size: Literal["ti", "s"] = "ti") -> Path:
+    """A run folder of a shipped student: what export and `vega3d bench latency` read of one."""
+    shutil.copytree(SHIPPED_BY_SIZE[size], folder / "student")
     (folder / "frames").mkdir()
+    config = RunConfig(student=StudentTraining(StudentConfig(size)))
+    (folder / "config.yaml").write_text(dump_config(config))
     splits: dict[str, Split] = {"calibration": "train", "heldout": "test"}
     for name, split in splits.items():
         clips = [ROOMS.clip(clip_id) for clip_id in ROOMS.ids(split)]

@@ -26,20 +26,7 @@ def _of(rows: Sequence[Row], **wanted: str) -> list[Row]:
     return [row for row in rows if wanted.items() <= row.items()]
 
 
-def _int8_cpu(rows: Sequence[Row]) -> list[Row]:
-    """Both precisions on onnxruntime's CPU provider, with the fidelity of the same file."""
-    model = next((row["student"] for row in _of(rows, kind="run")), "student")
-    scores = {row["sha256"]: row for row in _of(rows, kind="accuracy") if "fp32_cosine_mean" in row}
-    out = []
-    for row in _of(rows, kind="latency", device="cpu", backend="ort-cpu"):
-        if score := scores.get(row["sha256"]):
-            out.append({"model": model, **row, "cosine_mean": score["fp32_cosine_mean"],
-                        "cosine_p1": score["fp32_cosine_p1"],
-                        "delta1_vs_fp32": score.get("delta1_vs_fp32")})
-    return out
-
-
 _SELECTIONS: dict[str, Callable[[Sequence[Row]], list[Row]]] = {
     "latency_cpu": partial(_of, kind="latency", device="cpu"),
-    "rooms_accuracy": partial(_of, kind="accuracy"), "int8_cpu": _int8_cpu,
+    "rooms_accuracy": partial(_of, kind="accuracy"),
     "crosscheck_cpu": partial(_of, kind="crosscheck", backend="ort-cpu")}

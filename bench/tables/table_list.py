@@ -206,12 +206,6 @@ TABLES = {
         ("precision", "precision"), ("batch", "batch", 0), ("median, ms", "latency_ms", 1),
         ("p90, ms", "p90_ms", 1), ("p99, ms", "p99_ms", 1), ("size, MB", "size_mb", 1),
         ("peak memory, MB", "memory_mb", 0), ("faster than the generator", "speedup", 1, 1, "x"))),
-    "int8_cpu": Table("int8_cpu", columns(
-        ("model", "model"), ("precision", "precision"), ("runs on", "backend"),
-        ("batch", "batch", 0), ("median, ms", "latency_ms", 1),
-        ("faster than FP32", "vs_fp32", 2, 1, "x"), ("faster than FP16", "vs_fp16", 2, 1, "x"),
-        ("cosine to FP32, mean", "cosine_mean", 5), ("1st percentile", "cosine_p1", 5),
-        ("size, MB", "size_mb", 1))),
     "openvino_cpu": Table("openvino_cpu", columns(
         ("model", "model"), ("weights", "weights"), ("threads", "threads", 0),
         ("file", "artefact"), ("runs on", "runtime"), ("precision", "precision"),

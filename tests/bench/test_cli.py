@@ -112,7 +112,7 @@ def test_results_with_strange_rows_are_one_line_and_no_page(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("name", "field"), [
-    ("latency_cpu", "latency_ms"), ("rooms_accuracy", "delta1"), ("int8_cpu", "cosine_p1")])
+    ("latency_cpu", "latency_ms"), ("rooms_accuracy", "delta1")])
 def test_measured_rows_become_a_committed_file_that_its_table_reads(tmp_path, name, field):
     from bench.tables.fill import table
 

@@ -9,16 +9,19 @@ import pytest
 import torch
 
 import vega3d
+from bench.artefacts import run_summary
 from bench.latency.timing import BenchCase
-from bench.recipes import gpu_latency, wan_extraction
+from bench.recipes import gpu_latency, shipped_model, wan_extraction
 from bench.recipes.int8_resident import with_int8_blocks
 from bench.recipes.ship_student import ship
+from export.source import load_trained_run
 from records import manifest
 from records.files import sha256
 from records.results import load
 from student.config import SHIPPED, HeadsShape, StudentConfig
 from student.heads import Heads, heads_scores, load_heads, save_heads
 from student.vit import Student, load_student, save_student
+from tests.bench_run import DrawnRooms
 
 SCRIPTS = sorted((Path(__file__).parents[2] / "bench" / "recipes").glob("*.sh"))
 OTHER_OPTIONS = {"--num_processes"}  # of accelerate launch
@@ -132,3 +135,16 @@ def test_the_gpu_recipe_refuses_a_machine_without_one(tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit, match="2"):
         gpu_latency.main(tmp_path / "latency_gpu.json")
     assert "no NVIDIA GPU here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("size", "width"), [("ti", 192), ("s", 384)])
+def test_a_shipped_student_becomes_a_run_that_export_and_bench_read(tmp_path, monkeypatch, size,
+                                                                    width):
+    rooms = DrawnRooms()
+    rooms.ids = lambda split: [f"{split}/{i}" for i in range(7)]
+    monkeypatch.setattr(shipped_model, "ROOMS", rooms)
+    run = shipped_model.run_of_shipped(tmp_path / "run", size)
+    loaded = load_trained_run(run)
+    assert loaded.student.config.width == width and loaded.calibration.depth is not None
+    about = run_summary(run)
+    assert about["student"] == f"ViT-{size.title()}" and about["generator"] == "wan-nano"

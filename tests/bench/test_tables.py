@@ -33,11 +33,6 @@ def folder(tmp_path):
           [*rooms, file_row("student_int8_cpu", "model.int8.cpu.onnx", 0.832, 0.999)])
     write(tmp_path, "latency_cpu",
           [latency_row("student", "model.onnx", 24.44, backend="ort-cpu", speedup=16.1)])
-    write(tmp_path, "int8_cpu", [{
-        "model": "ViT-Ti",
-        **latency_row("student", "model.int8.cpu.onnx", 14.9, "int8"), "vs_fp32": 1.64,
-        "cosine_mean": 0.99931, "cosine_p1": 0.9951
-    }])
     write(tmp_path, "real_office", [{"file": "model.onnx", "precision": "int8", "corr": 0.41}])
     write(tmp_path, "adapt", [{"stage": "after", "frames_from": "footage", "abs_rel": 0.19}])
     write(tmp_path, "alignment", [
@@ -45,7 +40,8 @@ def folder(tmp_path):
         {"generator": "wan-nano", "frames_from": "real", "depth_gain_mlp": 0.13, "cpu": "EPYC",
          "command": "vega3d teacher probe --rgbd place", "commit": "2222222"}])
     write(tmp_path, "openvino_cpu", [{"artefact": "model.onnx", "runtime": "OpenVINO",
-                                      "latency_ms": 16.0, "vs_best_float": 1.0}])
+                                      "latency_ms": 16.0, "vs_best_float": 1.0,
+                                      "cosine_mean": 0.99931}])
     write(tmp_path, "camera_cpu", [{"artefact": "model.onnx", "saved": 0.02}])
     write(tmp_path, "robustness", [{"perturbation": "exposure", "level": "x1.5", "model": "int8",
                                     "delta1": 0.8, "change": -0.03}])
@@ -237,8 +233,8 @@ def test_engines_of_a_student_and_batch_are_one_row_with_the_outcome_of_each(fol
 
 
 def test_a_column_that_no_row_fills_is_left_out(folder):
-    shown = table("int8_cpu", folder)
-    assert "faster than FP32" in shown and "faster than FP16" not in shown
+    shown = table("openvino_cpu", folder)
+    assert "than the best float" in shown and "than the best FP32" not in shown
 
 
 def test_the_probe_table_keeps_every_control_and_the_best_generator_rows(folder):
@@ -272,7 +268,7 @@ def test_a_command_is_shown_without_machine_paths_and_not_at_any_length(folder, 
 
 README = (
     "# Title\n\n<!-- results:latency_cpu -->\nold\n<!-- /results:latency_cpu -->\n\ntext | "
-    "between\n\n<!-- results:int8_cpu -->\n<!-- /results:int8_cpu -->\nend\n")
+    "between\n\n<!-- results:openvino_cpu -->\n<!-- /results:openvino_cpu -->\nend\n")
 
 
 def test_filling_changes_only_what_is_between_markers_and_is_stable(folder):
@@ -280,7 +276,7 @@ def test_filling_changes_only_what_is_between_markers_and_is_stable(folder):
     assert "24.4" in once and "0.99931" in once and "old" not in once
     assert once.startswith("# Title\n\n<!-- results:latency_cpu -->\n|")
     assert "\n\ntext | between\n\n" in once
-    assert once.endswith("<!-- /results:int8_cpu -->\nend\n")
+    assert once.endswith("<!-- /results:openvino_cpu -->\nend\n")
     assert fill(once, folder) == once
 
 
@@ -298,9 +294,9 @@ def test_check_fails_by_name_when_a_result_has_changed_and_writes_nothing(folder
 
 @pytest.mark.parametrize(("text", "says"), [
     ("<!-- results:speed -->\n<!-- /results:speed -->", "no such table; there are: alignment"),
-    ("<!-- results:int8_cpu -->\n", "marker without its partner"),
-    ("<!-- /results:int8_cpu -->\n", "marker without its partner"),
-    ("<!-- results:int8_cpu -->\n<!-- /results:int8_cpu -->\n" * 2, "or twice"),
+    ("<!-- results:openvino_cpu -->\n", "marker without its partner"),
+    ("<!-- /results:openvino_cpu -->\n", "marker without its partner"),
+    ("<!-- results:openvino_cpu -->\n<!-- /results:openvino_cpu -->\n" * 2, "or twice"),
 ])
 def test_markers_that_make_no_table_are_refused_by_name(folder, text, says):
     with pytest.raises(ValueError, match=says):
@@ -319,8 +315,8 @@ def test_a_marker_may_name_the_fields_of_any_file(folder):
 
 
 def test_a_table_without_its_file_names_the_file(folder):
-    (folder / "int8_cpu.json").unlink()
-    with pytest.raises(ValueError, match=r"int8_cpu\.json: missing; measure"):
+    (folder / "openvino_cpu.json").unlink()
+    with pytest.raises(ValueError, match=r"openvino_cpu\.json: missing; measure"):
         fill(README, folder)
 
 
