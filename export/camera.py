@@ -137,10 +137,8 @@ class _Prefix:
         self.nodes: list[onnx.NodeProto] = []
 
     def from_rgb(self, height: int, width: int) -> str:
-        planar = self.add("Transpose", [self.square(self.source, height, width)],
-                          perm=[0, 3, 1, 2])
-        return self.add("Mul", [self.resized(planar, min(height, width)),
-                                self.constant(np.float32(1 / 255))])
+        planar = self.resized(self.square(self.source, height, width), min(height, width), 3)
+        return self.add("Mul", [planar, self.constant(np.float32(1 / 255))])
 
     def from_nv12(self, height: int, width: int) -> str:
         """Y, U and V are resized before they become RGB: both steps are linear."""
@@ -148,27 +146,39 @@ class _Prefix:
         pairs = self.slice(self.source, [height], [height * 3 // 2], [1])
         chroma = self.add("Reshape", [pairs, self.constant([0, height // 2, width // 2, 2])])
         side, planes = min(height, width), []
-        for plane, scale in ((luma, 1), (chroma, 2)):
+        for plane, scale in ((luma, 1), (chroma, 2)):  # U and V: two channels, half the size
             square = self.square(plane, height // scale, width // scale)
-            planar = self.add("Transpose", [square], perm=[0, 3, 1, 2])
-            planes.append(self.resized(planar, side // scale))
+            planes.append(self.resized(square, side // scale, scale))
         joined = self.add("Concat", planes, axis=1)
         rgb = self.add("Conv", [joined, self.constant(_RGB.reshape(3, 3, 1, 1)),
                                 self.constant(_BIAS)])
         return self.add("Clip", [rgb, self.constant(np.float32(0)), self.constant(np.float32(1))])
 
     def square(self, name: str, height: int, width: int) -> str:
+        """Less the last rows and columns that fill no k x k."""
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
+        side -= side % max(1, side // self.px)
         return self.slice(name, [top, left], [top + side, left + side], [1, 2])
 
-    def resized(self, name: str, side: int) -> str:
+    def resized(self, name: str, side: int, channels: int) -> str:
+        """uint8 [B,side,side,channels] -> float32 [B,channels,px,px]"""
         floats, k = self.add("Cast", [name], to=TensorProto.FLOAT), side // self.px
         if k > 1:
-            floats = self.add("AveragePool", [floats], kernel_shape=[k, k], strides=[k, k])
+            floats = self.means(floats, side // k, k, channels)
+        planar = self.add("Transpose", [floats], perm=[0, 3, 1, 2])
         sizes = self.constant([self.px, self.px])
-        return self.add("Resize", [floats, "", "", sizes], mode="linear", axes=[2, 3],
+        return self.add("Resize", [planar, "", "", sizes], mode="linear", axes=[2, 3],
                         coordinate_transformation_mode="half_pixel")
+
+    def means(self, name: str, side: int, k: int, channels: int) -> str:
+        """[B,side*k,side*k,channels] -> [B,side,side,channels], means of k x k. AveragePool takes
+        several times as long on CPUs."""
+        rows = self.add("Reshape", [name, self.constant([0, side, k, side * k * channels])])
+        summed = self.add("ReduceSum", [rows, self.constant([2])], keepdims=0)
+        runs = self.add("Reshape", [summed, self.constant([0, side, side, k * channels])])
+        weights = np.tile(np.eye(channels, dtype=np.float32) / k**2, (k, 1))
+        return self.add("MatMul", [runs, self.constant(weights)])
 
     def slice(self, name: str, start: Sequence[int], end: Sequence[int],
               axes: Sequence[int]) -> str:

@@ -33,7 +33,7 @@ def plain(tmp_path_factory) -> ExportedFile:
 
 
 @pytest.mark.parametrize("kind", ["uint8-nhwc", "nv12"])
-@pytest.mark.parametrize("size", [(480, 640), (720, 480), (224, 224)])
+@pytest.mark.parametrize("size", [(480, 640), (720, 480), (700, 720), (224, 224)])
 def test_features_are_those_of_the_prepared_centre_square(kind, size):
     frames = enlarged(*size)
     model = OnnxModel(with_camera_input(fp32(), kind, *size))
