@@ -6,6 +6,13 @@ from typing import Any
 from bench.accuracy.intervals import METRICS
 from bench.report.findings import gain_is_real
 from bench.tables.columns import Column, columns, over_seeds
+from bench.tables.language_tables import (
+    GAIN_COLUMNS,
+    LANGUAGE_COLUMNS,
+    gains,
+    language_rows,
+    minus_others,
+)
 from bench.tables.question_tables import (
     CONTROL_COLUMNS,
     FUSION_COLUMNS,
@@ -342,6 +349,8 @@ TABLES = {
         ("median, ms", "latency_ms", 3), ("p90, ms", "p90_ms", 3),
         ("host to host, ms", "host_to_host_ms", 3), ("cosine to FP32, mean", "cosine_mean", 5),
         ("1st percentile", "cosine_p1", 5), ("size, MB", "size_mb", 1), ("gate", "gate"))),
+    "sensitivity": Table("sensitivity", LANGUAGE_COLUMNS, derive=language_rows),
+    "sensitivity_gains": Table("sensitivity", GAIN_COLUMNS, derive=gains(minus_others("true_xyz"))),
     "rooms_questions": Table("rooms_questions", SCORE_COLUMNS, derive=score_rows),
     "rooms_questions_controls": Table("rooms_questions", CONTROL_COLUMNS, derive=control_rows),
     "rooms_questions_types": Table("rooms_questions", TYPE_COLUMNS, derive=type_rows),

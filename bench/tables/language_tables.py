@@ -1,0 +1,122 @@
+"""Rows of bench.recipes.language_tables as tables: scores by features, and differences of two rows
+over seeds. Scores are shares in the files, percent and points here."""
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+from bench.tables.columns import columns, over_seeds
+from records.results import Row
+
+DIRECTIONS = "vsi:object_rel_direction_"
+# column's field -> task and metric of its rows
+SCORES = {
+    "camera": ("camera_distance", "mra"), "distance": ("vsi:object_abs_distance", "mra"),
+    "size": ("vsi:object_size_estimation", "mra"), "order": ("depth_order", "accuracy"),
+    "counter": ("depth_order", "accuracy/counter"),
+    "same_noun": ("same_noun_closest", "accuracy"), "depth_r2": ("fused", "depth_r2"),
+    "ray_r2": ("fused", "ray_r2")}
+SCORES |= {name: (DIRECTIONS + name, "accuracy") for name in ("easy", "medium", "hard")}
+NUMERIC = ("camera", "distance", "size")
+GAINS = ("camera", "distance", "size", "numeric", "order")
+LEVEL = 0.05
+
+LANGUAGE_COLUMNS = columns(
+    ("features", "features"), ("seeds", "seeds", 0), ("steps", "steps", 0),
+    ("camera distance, MRA %", "camera", 1, 100), ("object distance", "distance", 1, 100),
+    ("size", "size", 1, 100), ("mean of the three", "numeric", 1, 100),
+    ("depth order, %", "order", 1, 100), ("counter to the prior", "counter", 1, 100),
+    *((f"direction, {name}", name, 1, 100) for name in ("easy", "medium", "hard")),
+    ("same noun, closest", "same_noun", 1, 100), ("fused tokens: depth R²", "depth_r2", 2),
+    ("ray R²", "ray_r2", 2))
+GAIN_COLUMNS = columns(
+    ("features", "features"), ("minus", "minus"), ("seeds", "seeds", 0),
+    ("camera distance, points (95 %)", "camera"), ("object distance", "distance"),
+    ("size", "size"), ("mean of the three", "numeric"), ("depth order", "order"))
+
+
+def language_rows(rows: Sequence[Row]) -> list[Row]:
+    """A row for each features in the file's order: mean and spread over seeds of every score."""
+    merged = over_seeds(_trainings(rows), ("features",))
+    for row in merged:
+        if not row.get("steps_std"):
+            row.pop("steps_std", None)  # equal steps need no spread
+    return merged
+
+
+def gains(baselines: Callable[[str, set[str]], list[str]]) -> Callable[[list[Row]], list[Row]]:
+    """Rows of features minus each of baselines(features, all features): the mean difference of
+    trainings of one seed and its t-interval. * marks those that differ from zero after Holm's
+    correction over all differences of the table."""
+    def derive(rows: list[Row]) -> list[Row]:
+        trainings = {(row["features"], row["seed"]): row for row in _trainings(rows)}
+        names = dict.fromkeys(name for name, _ in trainings)
+        pairs = [(a, b) for a in names for b in baselines(a, {*names})]
+        out, tested = [], []
+        for a, b in pairs:
+            seeds = [seed for name, seed in trainings if name == a and (b, seed) in trainings]
+            row: Row = {"features": a, "minus": b, "seeds": len(seeds)}
+            for field in GAINS:
+                both = [(trainings[a, seed].get(field), trainings[b, seed].get(field))
+                        for seed in seeds]
+                found = [x - y for x, y in both if x is not None and y is not None]
+                if found:
+                    row[field], p = _difference(found)
+                    tested.append((p, row, field))
+            if seeds:
+                out.append(row)
+        for row, field in _significant(tested):
+            row[field] += " *"
+        return out
+    return derive
+
+
+def minus_others(*firsts: str) -> Callable[[str, set[str]], list[str]]:
+    """Baselines for `gains`: these features minus every other row."""
+    return lambda name, names: sorted(names - {name}) if name in firsts else []
+
+
+def minus_semantic(name: str, names: set[str]) -> list[str]:
+    """Baselines for `gains`: of "generator, masked" "semantic, masked", else "semantic"."""
+    if name.startswith("semantic"):
+        return []
+    of_variant = f"semantic, {name.partition(', ')[2]}"
+    return [of_variant if of_variant in names else "semantic"]
+
+
+def _trainings(rows: Sequence[Row]) -> list[Row]:
+    """A row for each features and seed, with a field for each of SCORES that was measured."""
+    fields = {scored: field for field, scored in SCORES.items()}
+    out: dict[tuple[str, int], Row] = {}
+    for row in rows:
+        facts = {name: row[name] for name in ("features", "seed", "steps")}
+        training = out.setdefault((row["features"], row["seed"]), facts)
+        if field := fields.get((row["task"], row["metric"])):
+            training[field] = row["value"]
+    for training in out.values():
+        if all(field in training for field in NUMERIC):
+            training["numeric"] = statistics.fmean(training[field] for field in NUMERIC)
+    return [*out.values()]
+
+
+def _difference(values: Sequence[float]) -> tuple[str, float]:
+    """The mean of shares in points with its 95 % t-interval, and p of a mean of zero; of one value
+    no interval, and 1."""
+    from scipy.special import stdtr, stdtrit
+
+    mean, degrees = statistics.fmean(values), len(values) - 1
+    if not degrees:
+        return f"{100 * mean:+.1f}", 1.0
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    half = float(stdtrit(degrees, 0.975)) * error
+    p = 2 * float(stdtr(degrees, -abs(mean) / error)) if error else float(mean == 0)
+    return f"{100 * mean:+.1f} ({100 * (mean - half):+.1f} … {100 * (mean + half):+.1f})", p
+
+
+def _significant(tested: Sequence[tuple[float, Row, str]]) -> list[tuple[Row, str]]:
+    """Those below LEVEL by Holm's step-down correction."""
+    out = []
+    for rank, (p, row, field) in enumerate(sorted(tested, key=lambda item: item[0])):
+        if p > LEVEL / (len(tested) - rank):
+            break
+        out.append((row, field))
+    return out
