@@ -168,15 +168,16 @@ def open_run(config: RunConfig, folder: Path, render: bool, create: bool = False
     """
     processes = processes or Processes(resolve_device(config.device))
     device = processes.device
-    source, source_key = open_clips(config, folder.resolve().parent / "cache" / "clips", render)
-    if not source.ids("train") or not source.ids("test"):
-        raise ValueError("scenes: no train or test clips; give more rooms or a longer video")
+    # before rooms are rendered: what is wrong with the generator is said at once
     tower = load_wan(generator_folder(config.teacher.generator), config.teacher.tap).to(device)
     if (width := config.student.model.out_dim) not in (StudentConfig.out_dim, tower.dim):
         raise ValueError(f"student.model.out_dim is {width}, but the generator's features have "
                          f"{tower.dim} channels, which the student gets: leave it out")
     if isinstance(config, AdaptConfig) and create:
         _check_start(config, spec_digest(tower.spec))
+    source, source_key = open_clips(config, folder.resolve().parent / "cache" / "clips", render)
+    if not source.ids("train") or not source.ids("test"):
+        raise ValueError("scenes: no train or test clips; give more rooms or a longer video")
     semantic = SemanticEncoder().to(device)
     root = config.features or folder / "features"
     store = FeatureStore
