@@ -1,11 +1,13 @@
 """INT8 on a GPU without TensorRT: activations that stay INT8 between a block's products.
 
     python -m bench.recipes.int8_resident OUT.json [--students FOLDER ...] [--batch 1 32 128]
+        [--tune]
 
 Each norm, the attention's output and GELU end in rounding to INT8, a scale a token; products are
 INT8 x INT8 with a scale an output channel; attention itself and the residual stream are FP16.
 torch.compile fuses the rounding into the kernel before it. Against the same student in FP16,
-compiled alike, both in CUDA graphs and timed in turn. ViT-S and ViT-B: random weights, which tell
+compiled alike, both in CUDA graphs and timed in turn. --tune times kernels for every product, which
+takes minutes a batch; OUT.json is written after each. ViT-S and ViT-B: random weights, which tell
 nothing about accuracy.
 """
 import copy
@@ -82,42 +84,47 @@ def with_int8_blocks(student: Student) -> Student:
     return student
 
 
-def rows_of(student: Student, facts: Row, batches: Sequence[int]) -> Iterator[Row]:
-    """FP16 and INT8 rows of one student at each batch."""
+def rows_of(student: Student, facts: Row, batches: Sequence[int],
+            tune: bool) -> Iterator[list[Row]]:
+    """The FP16 and the INT8 row of one student, batch by batch."""
     student = student.to(DEVICE).train()  # train(): one fused attention; it has no dropout
     dtype = torch.float16 if DEVICE.type == "cuda" else torch.float32
     fp16 = copy.deepcopy(student).to(dtype)
     models = {"fp16": fp16, "int8": with_int8_blocks(fp16)}
+    mode = "max-autotune" if tune else "reduce-overhead"
     for batch in batches:
+        torch._dynamo.reset()  # else a further batch is a dynamic size, and a ninth program eager
         frames = torch.rand(batch, 3, student.config.image_size, student.config.image_size,
                             device=DEVICE)
         exact = student(frames)
         cases = []
         for precision, model in models.items():
-            program = torch.compile(model, mode="max-autotune") if DEVICE.type == "cuda" else model
+            program = torch.compile(model, mode=mode) if DEVICE.type == "cuda" else model
             call = torch.inference_mode()(partial(program, frames.to(dtype)))
             cosine = F.cosine_similarity(call().float(), exact, dim=1)
             row = facts | {"batch": batch, "precision": precision, "cosine_mean":
                            cosine.mean().item(), "cosine_p1": cosine.quantile(0.01).item()}
             cases.append(BenchCase(row, call, DEVICE.type))  # type: ignore[arg-type]
         time_cases(cases, TimingConfig(seconds=1.0))
-        for case in cases:
-            yield case.info | summary(case) | {"vs_fp16": ratio(cases[0], case)[0]}
+        yield [case.info | summary(case) | {"vs_fp16": ratio(cases[0], case)[0]}
+               for case in cases]
 
 
 @torch.no_grad()
 def main(out: Positional[Path], students: tuple[Path, ...] = (SHIPPED,),
          batch: tuple[int, ...] = (1, 32, 128),
-         random: tuple[Literal["ti", "s", "b"], ...] = ("s", "b")) -> None:
+         random: tuple[Literal["ti", "s", "b"], ...] = ("s", "b"), tune: bool = False) -> None:
     torch.manual_seed(0)
     given = [(load_student(folder), "trained") for folder in students]
     given += [(Student(StudentConfig(size, depth=12, stem="patch")), "random")
               for size in random]
     rows: list[Row] = []
+    env = device_facts()
     for student, weights in given:
         facts = {"model": f"vit-{student.config.size}", "weights": weights}
-        rows += rows_of(student, facts, batch)
-    save(measured(out.stem, rows, device_facts()), out)
+        for added in rows_of(student, facts, batch, tune):
+            rows += added
+            save(measured(out.stem, rows, env), out)  # in case the rest does not end
     print("\n".join(map(str, rows)))
 
 

@@ -10,8 +10,8 @@ import torch
 
 import vega3d
 from bench.artefacts import run_summary
-from bench.latency.timing import BenchCase
-from bench.recipes import gpu_latency, shipped_model, wan_extraction
+from bench.latency.timing import BenchCase, time_cases
+from bench.recipes import gpu_latency, int8_resident, shipped_model, wan_extraction
 from bench.recipes.int8_resident import with_int8_blocks
 from bench.recipes.ship_student import ship
 from export.source import load_trained_run
@@ -95,6 +95,21 @@ def test_int8_resident_blocks_give_the_student_s_features():
     found, wanted = (one(frames) for one in (with_int8_blocks(student), student))
     assert torch.cosine_similarity(found, wanted, dim=1).min() > 0.99
     assert not torch.equal(found, wanted)
+
+
+def test_the_int8_resident_recipe_keeps_the_batches_it_finished(tmp_path, monkeypatch):
+    def cut(cases, _):
+        if cases[0].info["batch"] == 2:
+            raise KeyboardInterrupt
+        time_cases(cases, gpu_latency.QUICK)
+
+    monkeypatch.setattr(int8_resident, "time_cases", cut)
+    save_student(Student(StudentConfig("ti", 8, depth=1, stem="patch")), tmp_path / "student")
+    with pytest.raises(KeyboardInterrupt):
+        int8_resident.main(tmp_path / "out.json", (tmp_path / "student",), (1, 2), ())
+    rows = load(tmp_path / "out.json").rows
+    assert [(row["batch"], row["precision"]) for row in rows] == [(1, "fp16"), (1, "int8")]
+    assert rows[0]["vs_fp16"] == 1 and rows[1]["cosine_mean"] > 0.99
 
 
 def test_the_gpu_recipe_runs_at_a_small_size(tmp_path, monkeypatch):
