@@ -6,8 +6,8 @@ All are timed in turn in one process. Students read frames of 224x224, launched 
 kernel, or compiled and launched as one CUDA graph; INT8: with int8_resident's blocks, but products
 as cuBLAS has them, untuned. wan-nano reads the same frames and averages one noise draw or four.
 Real Wan: Wan2.1-1.3B's shapes with random weights, 32 frames of 640x480 a call, as wan_extraction
-runs it. FP32 is without TF32. Most of the time is compilation: about four minutes on an H200 by
-estimate; the file's env has the seconds it took. --tiny: a small Wan, few calls; a CPU will do.
+runs it. FP32 is without TF32. Most of the time is compilation: under six minutes on an H200; the
+file's env has the seconds it took. --tiny: a small Wan, few calls; a CPU will do.
 The clock is checked apart: python -m bench.latency.clock_calibration --gpu timer.json
 """
 import copy

@@ -91,11 +91,6 @@ def _rooms_accuracy(rows: list[Row]) -> list[Row]:
     return over_seeds(rows, ("features", "head"))
 
 
-def _is_graph_or_lone_frame(row: Row) -> bool:
-    """Launched call by call only where the latency of a single frame is the question."""
-    return row.get("kind") == "latency" and (row.get("launch") == "graph" or row["batch"] == 1)
-
-
 def _is_timer(row: Row) -> bool:
     return row["kind"] == "timer"
 
@@ -208,6 +203,11 @@ TABLES = {
         ("scale's change at 160 px, %", "scale_change_160", 1, 100),
         ("at 448 px", "scale_change_448", 1, 100), ("of a crop", "scale_change_crop", 1, 100),
         ("cosine to teacher", "cosine_mean"))),
+    "shipped_recovery": Table("shipped_recovery", columns(
+        ("features", "features"), ("seeds", "seeds", 0), ("depth δ<1.25", "delta1"),
+        ("depth AbsRel", "abs_rel"), ("normal error, °", "normal_deg", 1), ("mIoU", "miou"),
+        ("cosine to teacher", "cosine_mean"), ("recovery of the gain", "recovery", 2)),
+        derive=_rooms_accuracy),
     "latency_cpu": Table("latency_cpu", columns(
         ("file", "artefact"), ("stage", "stage"), ("runs on", "backend"),
         ("precision", "precision"), ("batch", "batch", 0), ("median, ms", "latency_ms", 1),
@@ -224,13 +224,15 @@ TABLES = {
         ("width", "width", 0), ("preparing alone, ms", "prepare_ms", 1),
         ("Pillow and NumPy, ms", "present_ms", 1), ("in the graph, ms", "in_graph_ms", 1),
         ("saved, %", "saved", 0, 100), ("cosine", "cosine_mean", 4))),
-    "latency_h200": Table("latency_h200", columns(
-        ("file", "artefact"), ("stage", "stage"), ("runs on", "backend"), ("launch", "launch"),
-        ("precision", "precision"), ("batch", "batch", 0), ("GPU median, ms", "latency_ms", 3),
-        ("p90, ms", "p90_ms", 3), ("p99, ms", "p99_ms", 3), ("host to host, ms", "host_ms", 3),
-        ("frames/s", "frames_per_s", 0), ("mJ a frame", "energy_mj_per_frame", 1),
-        ("memory, MB", "memory_mb", 0), ("faster than the generator", "speedup", 1, 1, "x")),
-        _is_graph_or_lone_frame),
+    "latency_gpu": Table("latency_gpu", columns(
+        ("file", "artefact"), ("noise draws", "draws", 0), ("runs on", "backend"),
+        ("launch", "launch"), ("precision", "precision"), ("batch", "batch", 0),
+        ("GPU median, ms", "latency_ms", 3), ("ms a frame", "frame_ms", 4),
+        ("faster than the generator with one draw", "vs_one_draw", 2, 1, "x"),
+        ("than real Wan", "vs_wan", 0, 1, "x"), ("mJ a frame", "energy_mj_per_frame", 2),
+        ("cosine to FP32, mean", "cosine_mean", 5), ("1st percentile", "cosine_p1", 5)),
+        lambda row: row["kind"] == "latency",
+        order=lambda row: (row["stage"], row["artefact"], row["launch"], row["precision"])),
     "timer_h200": Table("timer_h200", _TIMER, _is_timer),
     "timer_cpu": Table("timer_cpu", _TIMER, _is_timer),
     "rendering_h200": Table("rendering_h200", columns(
@@ -299,11 +301,13 @@ TABLES = {
         ("task", "task"), ("a 100 rooms", "per_100_rooms", 0),
         ("scored on", "held_out_questions", 0), ("by", "metric"), ("chance", "chance"),
         ("majority", "majority"), ("words alone", "text_only"), ("best constant", "constant"))),
-    "wan_extraction_h200": Table("wan_extraction_h200", columns(
-        ("path", "path"), ("height", "height", 0), ("width", "width", 0), ("frames", "frames", 0),
-        ("VAE, ms", "vae_ms", 1), ("transformer, ms", "dit_ms", 1), ("both, ms", "total_ms", 1),
-        ("peak, GiB", "peak_gib", 2), ("faster than the reference", "speedup", 2, 1, "x")),
-        lambda row: row.get("speedup") is not None),
+    "wan_extraction": Table("wan_extraction", columns(
+        ("path", "path"), ("VAE", "vae"), ("precision", "precision"), ("height", "height", 0),
+        ("width", "width", 0), ("frames", "frames", 0), ("VAE, ms", "vae_ms", 1),
+        ("transformer, ms", "dit_ms", 1), ("both, ms", "total_ms", 1),
+        ("peak, GiB", "peak_gib", 2), ("cosine to FP32, lowest", "cosine_min", 5),
+        ("faster than the reference", "speedup", 2, 1, "x")),
+        lambda row: row["kind"] == "extraction"),
     "language_7b": Table("language_7b", columns(
         ("training", "tune"), ("parameters, billion", "parameters", 2, 1e-9),
         ("trained, billion", "trained", 2, 1e-9), ("frames", "frames", 0),
