@@ -24,7 +24,7 @@ from infer.model import SHIPPED as SHIPPED_INT8
 from records.files import spec_digest
 from records.results import Row
 from scenes.clip import ClipFolder
-from scenes.questions.question import POINTER_CHECKS
+from scenes.questions.question import POINTER_CHECKS, WORDS_ENDING
 from student.config import SHIPPED
 from student.vit import load_student
 from teacher.data.feature_store import FeatureStore, fill
@@ -71,7 +71,8 @@ TABLES: dict[str, Options] = {
         "depth_pose": {"features": "none", "position": "depth_pose"},
         **{name: {"features": name} for name in ("zeros", "noise", "place", "text_only")}},
     "reader": _with_variants(("true_xyz", "semantic"), {
-        "no pointers": {"pointers": False}, "numbers as text": {"numbers": "text"}}),
+        "no pointers": {"pointers": False}, "numbers as text": {"numbers": "text"},
+        "choices as letters": {"choices": "letters"}}),
     "masking": _with_variants(("generator", "semantic", "true_xyz"), {
         "masked": {"masking": 0.8, "fusion": "channel_gate"},
         "depth and rays": {"depth_ray": 1.0}, "layer losses": {"layer_losses": 0.2}}) | {
@@ -210,7 +211,7 @@ def save_tiny_lm(folder: Path, rooms: list[RoomQuestions], width: int = 128,
 
     split = pre_tokenizers.Split(Regex(r"[A-Za-z]+|[^A-Za-z\s]"), "removed", invert=True)
     texts = {text for room in rooms for q in room.questions
-             for text in (q.prompt, q.answer or "")}
+             for text in (q.prompt, q.answer or "", WORDS_ENDING)}
     words = {word for text in texts for word, _ in split.pre_tokenize_str(text)} | {*"0123456789."}
     vocabulary = {w: i for i, w in enumerate(["<end>", "<unk>", *sorted(words)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

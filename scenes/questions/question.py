@@ -34,7 +34,8 @@ PROMPTS = {
         _IDENTIFY + "\nThere may be no corresponding object, or there may be one or more objects.",
     "caption": "{}", "qa": "{} Answer the question simply.",
     "situated": "{} Answer the question using a single word or phrase."}
-_CHOICE_ENDING = "Answer with the option's letter from the given choices directly."
+CHOICE_ENDING = "Answer with the option's letter from the given choices directly."
+WORDS_ENDING = "Answer with the words of one of the given choices directly."
 _NUMBER_ENDING = "Please answer the question using a single word or phrase."
 
 
@@ -76,7 +77,7 @@ class Question:
         lines = ["These are frames of a video.", self.text]
         if self.options:
             lines += ["Options:", *self.options]
-        return "\n".join([*lines, _CHOICE_ENDING if self.options else _NUMBER_ENDING])
+        return "\n".join([*lines, CHOICE_ENDING if self.options else _NUMBER_ENDING])
 
     @property
     def pointed_prompt(self) -> str:
@@ -90,6 +91,20 @@ class Question:
             done += f"{rest[:found.end()]} {POINTER}"
             rest = rest[found.end():]
         return done + rest
+
+    @property
+    def right_words(self) -> str:
+        """The words of a multiple choice's right option."""
+        return next(words for letter, words in self._options() if letter == self.answer)
+
+    def letter_of(self, words: str) -> str:
+        """The letter of the option with these words, in either case; `words` if none has them."""
+        found = [letter for letter, one in self._options() if one.lower() == words.lower()]
+        return found[0] if found else words
+
+    def _options(self) -> list[tuple[str, str]]:
+        parts = [option.partition(". ") for option in self.options]
+        return [(letter, words) for letter, _, words in parts]
 
     @property
     def unit(self) -> float:

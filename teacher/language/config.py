@@ -26,6 +26,7 @@ from teacher.towers.tap import Tap
 Features = Literal["generator", "none", "semantic", "zeros", "noise", "rgb", "vae_latents",
                    "true_xyz", "place", "text_only", "random_weights"]
 Numbers = Literal["head", "text"]  # a regression from the answer's start, or the LM's digits
+Choices = Literal["words", "letters"]  # a multiple choice's answer; letters: as the benchmarks ask
 PositionMode = Literal["depth_pose", "pose_free"]
 Query = Literal["words", "ground"]  # the question's mean hidden state, or that of <ground>
 Tune = Literal["frozen", "lora", "full"]
@@ -75,6 +76,7 @@ class LanguageTeacherConfig:
     grid: Grid = 14                     # visual tokens along a frame's side
     pointers: bool = True               # regions of the objects that a question mentions
     numbers: Numbers = "head"           # what answers a number
+    choices: Choices = "words"          # what answers a multiple choice
     masking: Share = 0.0  # share of the semantic tokens zeroed in half of the training frames
     depth_ray: Weight = 0.0     # loss weight of depth and rays read from the fused tokens
     layer_losses: Weight = 0.0  # of matches and depth read from the language model's middle layer
@@ -104,6 +106,7 @@ RECIPES = {
     "paper": LanguageTeacherConfig(
         semantic="siglip-so400m", generator="wan2.1-t2v-1.3b", frames=32, position="depth_pose",
         tap=Tap(block=20, k=300, seeds=1), query="ground", pointers=False, numbers="text",
+        choices="letters",
         tuning=FinetuneConfig(lm="llava-video-7b", steps=1500, clips=1, questions=1,
                               accumulate=16, lr=1e-5, lr_new=1e-5, recompute=True)),
 }

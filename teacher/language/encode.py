@@ -11,7 +11,7 @@ from scenes.boxes import boxes_of, iou
 from scenes.clip import Clip
 from scenes.geometry import transform
 from scenes.questions.balance import balanced
-from scenes.questions.question import POINTER, Question, questions
+from scenes.questions.question import CHOICE_ENDING, POINTER, WORDS_ENDING, Question, questions
 from scenes.questions.visibility import SceneView
 from teacher.language.grounding import box_tokens, token_shares
 from teacher.language.model import GROUND, IGNORED, SPECIALS, QuestionBatch
@@ -99,11 +99,12 @@ class PromptEncoder:
     """Questions to token ids and back, in the tokenizer's chat template if it has one.
 
     pointers: with a <coord> after each mention. number_head: a numeric answer has no tokens.
+    choice_words: the answer to a multiple choice is the right option's words, not its letter.
     <ground> and <coord> have the ids after the language model's vocabulary.
     """
 
     def __init__(self, tokenizer: Any, vocab_size: int, pointers: bool = True,
-                 number_head: bool = True):
+                 number_head: bool = True, choice_words: bool = False):
         if tokenizer.eos_token_id is None:
             raise ValueError("tokenizer: has no end-of-text token, so no answer would end; set "
                              "eos_token in its tokenizer_config.json")
@@ -112,6 +113,7 @@ class PromptEncoder:
                              f"{vocab_size}; they do not belong together")
         self.tokenizer, self.vocab_size, self.end = tokenizer, vocab_size, tokenizer.eos_token_id
         self.pointers, self.number_head = pointers, number_head
+        self.choice_words = choice_words
         self._cache: dict[str, list[int]] = {}  # ids of pieces of text
         before, self._after = _chat_template(tokenizer)
         self.prefix: list[int] = self.encode(before)
@@ -136,7 +138,7 @@ class PromptEncoder:
         """Tokenises all texts in one call, about ten times faster than one by one."""
         pieces: set[str] = set()
         for question in questions:
-            for text in filter(None, (self._prompt_text(question), question.answer)):
+            for text in filter(None, (self._prompt_text(question), self._answer_text(question))):
                 pieces.update(_split_specials(text))
         if new := sorted(pieces - self._cache.keys() - {*SPECIALS}):
             ids = self.tokenizer(new, add_special_tokens=False).input_ids
@@ -154,9 +156,9 @@ class PromptEncoder:
             prompt += self.encode(GROUND)
             offered = boxes[:len(question.offered)]
         number = np.nan if question.number is None else log_number(question)
-        has_tokens = question.answer is not None and not (
-            self.number_head and question.number is not None)
-        answer = [*self.encode(question.answer or ""), self.end] if has_tokens else []
+        text = self._answer_text(question)
+        has_tokens = text is not None and not (self.number_head and question.number is not None)
+        answer = [*self.encode(text or ""), self.end] if has_tokens else []
         coords = mentions if self.pointers else []
         if not question.mentions and POINTER in question.prompt and question.targets:
             coords = [boxes[question.targets[0]]]
@@ -165,7 +167,14 @@ class PromptEncoder:
 
     def _prompt_text(self, question: Question) -> str:
         prompt = question.pointed_prompt if self.pointers else question.prompt
+        if self.choice_words and question.options:
+            prompt = prompt.replace(CHOICE_ENDING, WORDS_ENDING)
         return "\n" + prompt + self._after
+
+    def _answer_text(self, question: Question) -> str | None:
+        if self.choice_words and question.options and question.answer is not None:
+            return question.right_words
+        return question.answer
 
 
 def log_number(question: Question) -> float:

@@ -6,11 +6,12 @@ import torch
 
 from scenes.questions.metrics import select_boxes
 from scenes.questions.question import Question
-from teacher.language.dataset import NUMBER, Batch, QuestionDataset
+from teacher.language.dataset import CHOICE, NUMBER, Batch, QuestionDataset
 from teacher.language.encode import GROUNDED
 from teacher.language.grounding import TEMPERATURE, mask_padding
 from teacher.language.model import LanguageTeacher
 
+CHOICE_WORDS_TOKENS = 16
 MAX_NEW_TOKENS = {NUMBER: 8, "vsi_choice": 2, "situated": 8, "caption": 48, "qa": 16}
 
 
@@ -39,6 +40,8 @@ def predict(model: LanguageTeacher, dataset: QuestionDataset, family: str, clips
     if model.shape.fusion == "context_gated":  # visual tokens depend on the question
         questions = 1
     max_new_tokens = MAX_NEW_TOKENS.get(family, 1)
+    if family == CHOICE and dataset.encoder.choice_words:
+        max_new_tokens = CHOICE_WORDS_TOKENS
     out = []
     for batch in dataset.eval_batches(family, clips, questions, max_new_tokens):
         if family in GROUNDED:
@@ -49,7 +52,10 @@ def predict(model: LanguageTeacher, dataset: QuestionDataset, family: str, clips
             continue
         answers = _greedy(model, batch, max_new_tokens, dataset.encoder.end)
         for (i, j), ids in zip(batch.rows, answers, strict=True):
-            out.append(Prediction(i, j, dataset.encoder.decode(ids)))
+            text, question = dataset.encoder.decode(ids), dataset.rooms[i].questions[j]
+            if dataset.encoder.choice_words and question.options:
+                text = question.letter_of(text)
+            out.append(Prediction(i, j, text))
     return out
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scenes.questions.question import POINTER
 from teacher.fusion import fusion
-from teacher.language.config import Numbers, PositionMode, Query
+from teacher.language.config import Choices, Numbers, PositionMode, Query
 from teacher.language.geometry_losses import DepthRayHead, LayerLosses
 from teacher.language.grounding import PLACE, GroundHead, place_and_area, region_weights
 from teacher.language.position import sine_position, video_position
@@ -47,6 +47,7 @@ class LanguageShape:
     masking: float = 0.0    # share of semantic tokens zeroed in half of the training frames
     depth_ray: float = 0.0  # weight of DepthRayHead's loss
     layer_losses: float = 0.0  # weight of LayerLosses
+    choices: Choices = "letters"  # what answers a multiple choice
 
 
 @dataclass

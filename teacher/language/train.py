@@ -203,7 +203,7 @@ def _prepare(config: LanguageTeacherConfig, accelerator: Any, data: Data | None
     shape = LanguageShape(semantic.spec["dim"], generative_dim, fusion, config.position,
                           config.grid, config.query, config.pointers, config.numbers,
                           inputs.get(config.features, "tokens"), config.masking,
-                          config.depth_ray, config.layer_losses)
+                          config.depth_ray, config.layer_losses, config.choices)
     model, encoder = build(config.tuning, shape, accelerator.device)
     datasets = {split: question_dataset(part, stores, encoder, accelerator.device,
                                         config.features == "true_xyz")

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from records.interrupts import Interrupted, handled
+from scenes.questions.question import CHOICE_ENDING, WORDS_ENDING
 from scenes.questions.scoring import values
-from teacher.language import finetune
+from teacher.language import finetune, generate
 from teacher.language.config import RECIPES, FinetuneConfig
 from teacher.language.dataset import (
+    CHOICE,
     FAMILIES,
     QuestionDataset,
     family,
@@ -298,6 +300,28 @@ def test_greedy_answers_are_what_plain_generation_gives(config):
         ids = model.lm.generate(inputs_embeds=embeds, max_new_tokens=8, do_sample=False,
                                 eos_token_id=0, pad_token_id=0)
     assert dataset.encoder.decode(ids[0].tolist()) == prediction.text
+
+
+def test_a_multiple_choice_is_answered_with_words_or_letters(config, monkeypatch):
+    place = [family(q) for q in ROOMS[0].questions].index(CHOICE)
+    for choices, ending in (("words", WORDS_ENDING), ("letters", CHOICE_ENDING)):
+        model, dataset = start(config, choices=choices)
+        encoder = dataset.encoder
+        said = ["sofa", "BED", "neither"] if choices == "words" else ["B", "A", "C"]
+        for room in ROOMS[:2]:
+            question, encoded = room.questions[place], encoder.encode_room(room)[place]
+            wanted = question.right_words if choices == "words" else question.answer
+            assert encoder.decode(encoded.answer) == wanted in (*said, "bed")
+            assert ending in encoder._prompt_text(question)
+        monkeypatch.setattr(generate, "_greedy", lambda _, batch, *rest: [[0]] * len(batch.rows))
+        texts = iter(said * 4)
+        monkeypatch.setattr(encoder, "decode", lambda _: next(texts))
+        found = [prediction.text for prediction in predict(model, dataset, CHOICE)]
+        assert found[:3] == (["B", "A", "neither"] if choices == "words" else said)
+
+
+def test_a_teacher_saved_before_there_was_a_choice_answers_with_letters():
+    assert LanguageShape(5, 6).choices == "letters"
 
 
 def test_rooms_survive_the_disk(tmp_path):
