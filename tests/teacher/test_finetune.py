@@ -3,6 +3,7 @@ import json
 import signal
 from copy import copy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -314,7 +315,7 @@ def test_a_multiple_choice_is_answered_with_words_or_letters(config, monkeypatch
             assert encoder.decode(encoded.answer) == wanted in (*said, "bed")
             assert ending in encoder._prompt_text(question)
         monkeypatch.setattr(generate, "_greedy", lambda _, batch, *rest: [[0]] * len(batch.rows))
-        monkeypatch.setattr(encoder, "decode", lambda _, texts=iter(said * 4): next(texts))
+        monkeypatch.setattr(encoder, "decode", partial(next, iter(said * 4)))
         found = [prediction.text for prediction in predict(model, dataset, CHOICE)]
         assert found[:3] == (["B", "A", "neither"] if choices == "words" else said)
 
