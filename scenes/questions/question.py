@@ -98,9 +98,13 @@ class Question:
         return next(words for letter, words in self._options() if letter == self.answer)
 
     def letter_of(self, words: str) -> str:
-        """The letter of the option with these words, in either case; `words` if none has them."""
-        found = [letter for letter, one in self._options() if one.lower() == words.lower()]
-        return found[0] if found else words
+        """The letter of the option with these words; `words` if none has them. Case, spaces and
+        punctuation do not count."""
+        plain = re.compile(r"[\W_]+")
+        for letter, one in self._options():
+            if plain.sub("", one).lower() == plain.sub("", words).lower():
+                return letter
+        return words
 
     def _options(self) -> list[tuple[str, str]]:
         parts = [option.partition(". ") for option in self.options]
