@@ -95,20 +95,14 @@ class Question:
     @property
     def right_words(self) -> str:
         """The words of a multiple choice's right option."""
-        return next(words for letter, words in self._options() if letter == self.answer)
+        return next(option[3:] for option in self.options if option[0] == self.answer)
 
     def letter_of(self, words: str) -> str:
         """The letter of the option with these words; `words` if none has them. Case, spaces and
         punctuation do not count."""
-        plain = re.compile(r"[\W_]+")
-        for letter, one in self._options():
-            if plain.sub("", one).lower() == plain.sub("", words).lower():
-                return letter
-        return words
-
-    def _options(self) -> list[tuple[str, str]]:
-        parts = [option.partition(". ") for option in self.options]
-        return [(letter, words) for letter, _, words in parts]
+        wanted = _letters_and_digits(words)
+        return next((option[0] for option in self.options
+                     if _letters_and_digits(option[3:]) == wanted), words)
 
     @property
     def unit(self) -> float:
@@ -128,3 +122,7 @@ def questions(clip: Clip | SceneView, task: str, seed: int = 0) -> list[Question
     rng = np.random.default_rng([seed, number, *view.clip.id.encode()])
     out: list[Question] = makers[task](view, rng)
     return [out[i] for i in rng.permutation(len(out))]
+
+
+def _letters_and_digits(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text).lower()

@@ -134,6 +134,11 @@ class PromptEncoder:
         ids = list(ids)
         return self.tokenizer.decode(ids[:ids.index(self.end)] if self.end in ids else ids).strip()
 
+    def decode_answer(self, ids: Sequence[int], question: Question) -> str:
+        """The answer as the benchmarks take it: a multiple choice's is a letter."""
+        text = self.decode(ids)
+        return question.letter_of(text) if self.choice_words and question.options else text
+
     def fill_cache(self, questions: Iterable[Question]) -> None:
         """Tokenises all texts in one call, about ten times faster than one by one."""
         pieces: set[str] = set()

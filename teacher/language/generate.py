@@ -52,10 +52,8 @@ def predict(model: LanguageTeacher, dataset: QuestionDataset, family: str, clips
             continue
         answers = _greedy(model, batch, max_new_tokens, dataset.encoder.end)
         for (i, j), ids in zip(batch.rows, answers, strict=True):
-            text, question = dataset.encoder.decode(ids), dataset.rooms[i].questions[j]
-            if dataset.encoder.choice_words and question.options:
-                text = question.letter_of(text)
-            out.append(Prediction(i, j, text))
+            question = dataset.rooms[i].questions[j]
+            out.append(Prediction(i, j, dataset.encoder.decode_answer(ids, question)))
     return out
 
 
