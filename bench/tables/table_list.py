@@ -91,6 +91,16 @@ def _rooms_accuracy(rows: list[Row]) -> list[Row]:
     return over_seeds(rows, ("features", "head"))
 
 
+def _real_beside_rooms(rows: list[Row]) -> list[Row]:
+    """One row a training: scores on rooms, and beside them as real_FIELD those on real frames."""
+    def training(row: Row) -> tuple:
+        return tuple(row.get(key) for key in ("arm", "training", "labelled_rooms", "seed"))
+
+    real = {training(row): row for row in rows if row["frames_from"] == "real"}
+    return [row | {f"real_{field}": value for field, value in real.get(training(row), {}).items()}
+            for row in rows if row["frames_from"] == "rooms"]
+
+
 def _is_timer(row: Row) -> bool:
     return row["kind"] == "timer"
 
@@ -150,6 +160,12 @@ def _gains_in_points(rows: list[Row]) -> list[Row]:
     return shown
 
 
+_TRAINING = (
+    ("rooms: depth δ<1.25", "delta1"), ("median-scaled", "delta1_median"),
+    ("normal error, °", "normal_deg", 1), ("match, within 1 token", "match"),
+    ("real frames: depth δ<1.25", "real_delta1"), ("median-scaled", "real_delta1_median"),
+    ("normal error, °", "real_normal_deg", 1), ("match, within 1 token", "real_match"),
+    ("cosine to teacher", "cosine_mean"))
 _TIMER = columns(("work of a known length", "work"), ("on", "device"), ("truth, ms", "truth_ms", 4),
                  ("measured, ms", "latency_ms", 4), ("off by, %", "error_percent", 2))
 
@@ -208,6 +224,11 @@ TABLES = {
         ("depth AbsRel", "abs_rel"), ("normal error, °", "normal_deg", 1), ("mIoU", "miou"),
         ("cosine to teacher", "cosine_mean"), ("recovery of the gain", "recovery", 2)),
         derive=_rooms_accuracy),
+    "label_efficiency": Table("label_efficiency", columns(
+        ("labelled rooms", "labelled_rooms", 0), ("training", "training"), *_TRAINING),
+        derive=_real_beside_rooms),
+    "app_arms": Table("app_arms", columns(
+        ("student", "arm"), ("training", "training"), *_TRAINING), derive=_real_beside_rooms),
     "latency_cpu": Table("latency_cpu", columns(
         ("file", "artefact"), ("stage", "stage"), ("runs on", "backend"),
         ("precision", "precision"), ("batch", "batch", 0), ("median, ms", "latency_ms", 1),

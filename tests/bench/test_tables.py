@@ -48,6 +48,11 @@ def folder(tmp_path):
     write(tmp_path, "shipped_recovery",
           [{"features": "shipped_int8", "head": "dense", "seed": seed, "recovery": 1.1 + seed / 10}
            for seed in (0, 1, 2)])
+    for name, key in (("label_efficiency", "labelled_rooms"), ("app_arms", "arm")):
+        write(tmp_path, name, [
+            {"training": training, "seed": 0, key: 50, "frames_from": frames, "delta1": delta1}
+            for training, frames, delta1 in (("labels", "rooms", 0.748), ("both", "rooms", 0.773),
+                                             ("both", "real", 0.494), ("labels", "real", 0.490))])
     write(tmp_path, "app_model", [{"model": "model.onnx", "seed": 0, "delta1": 0.8}])
     write(tmp_path, "scaling", [{"stage": "extraction", "gpus": 2, "items_per_s": 2008.4,
                                  "speedup": 1.65}])
@@ -253,6 +258,11 @@ def test_the_probe_table_keeps_every_control_and_the_best_generator_rows(folder)
         ("position only", "–", "0.180"), ("rgb patches", "–", "0.380"),
         ("random weights", "1", "0.350"), ("generator, image", "1", "0.700"),
         ("generator, image", "8", "0.760")]
+
+
+def test_scores_on_real_frames_stand_beside_those_on_rooms_of_the_same_training(folder):
+    assert cells(table("label_efficiency", folder))[2:] == [
+        ["50", "labels", "0.748", "0.490"], ["50", "both", "0.773", "0.494"]]
 
 
 def test_a_table_names_the_machine_and_commit_it_was_measured_on(folder):
