@@ -112,7 +112,7 @@ def search(config: tyro.conf.OmitArgPrefixes[SearchConfig], furniture: Path | No
            render_seed: Seed = 3000, workers: Processes = 0,
            out: Path = Path("bench/results/tap_search.json"),
            work: Path = Path("runs/cache/search")) -> None:
-    """Rank every block, noise level and frame mode by 3D probes, and choose the tap.
+    """Rank every block, noise level and frame mode by 3D probes on val, and choose the tap.
 
     Writes OUT with confidence intervals, a heat map beside it, and the tap for `distill run --tap
     auto`. An interrupted search resumes from WORK. furniture: a furniture pack; None: the CC0 one
@@ -128,7 +128,7 @@ def search(config: tyro.conf.OmitArgPrefixes[SearchConfig], furniture: Path | No
     from teacher.towers.checkpoints import generator_folder
 
     prepare_folder(out.parent)  # fails now, not at the end
-    source = RoomSource(train=0, val=config.clips, test=config.clips, clips_per_room=1, frames=9,
+    source = RoomSource(train=config.clips, val=config.clips, test=config.clips, frames=9,
                         seed=render_seed, pack=furniture)
     found = run(config, lambda split: list(render_clips(source, source.ids(split), workers)),
                 source.key, work)

@@ -143,7 +143,7 @@ class AlignmentConfig:
 @dataclass(frozen=True)
 class SearchConfig:
     generator: str = "wan-nano"  # or a name, a hub id, a local folder in the diffusers layout
-    clips: Pair = 100                    # of each split: val trains the probes, test scores them
+    clips: Pair = 100  # of each split: train fits the probes, val ranks, test scores the first
     modes: tuple[Mode, ...] = ("image", "video")
     levels: tuple[Level, ...] = (50, 100, 200, 300, 500, 700)  # k, in thousandths of pure noise
     mlp: bool = True  # also the MLP probes of depth and normals, which take most of the time

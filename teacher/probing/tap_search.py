@@ -1,11 +1,13 @@
 """`vega3d teacher search`: every block x noise level x frame mode of a generator, ranked by probes.
 
 A tap's score is its Normalised Overall Score (arXiv 2603.19235), pooled: the mean over the
-criteria, each min-max scaled over the taps. Test clips are resampled with replacement, the same
-draw for all taps, for intervals and for the share of draws in which a tap comes first.
+criteria, each min-max scaled over the taps. Probes are fitted on train rooms; val rooms rank the
+taps; the first one alone is then scored on test rooms. Clips are resampled with replacement, the
+same draw for all taps, for intervals and for the share of draws in which a tap comes first.
 """
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from scenes.clip import Clip, Split
 from teacher.config import Mode, SearchConfig
 from teacher.probing.probe_set import ProbeSet, extract_blocks, probe_set
 from teacher.probing.probes import scores, sums
+from teacher.towers.base import GRID
 from teacher.towers.checkpoints import block_count, expert, generator_folder, is_hub_id
 from teacher.towers.tap import Tap
 from teacher.towers.wan import WanTower, load_wan
@@ -35,20 +38,35 @@ Taps = dict[tuple[Mode, int, int], Sums]  # by mode, k and block
 
 @dataclass(frozen=True)
 class SearchResult:
-    rows: list[dict]  # of the result file, one a tap, best first
+    rows: list[dict]  # of the result file, one a tap, best first; the first has test_ columns too
     best: Tap
 
 
 def search(config: SearchConfig, clips: Callable[[Split], Sequence[Clip]], key: str,
            work: Path) -> SearchResult:
-    """Probes every tap on `clips` of val and test, which `key` identifies; resumes from the files
-    of each mode and level in `work`."""
+    """Probes every tap on `clips` of the three splits, which `key` identifies; resumes from the
+    files of each mode and level in `work`."""
     device = resolve_device(config.device)
     where = generator_folder(config.generator)
     blocks = list(range(block_count(where)))
     todo = [(mode, k) for mode in config.modes for k in config.levels]
+
+    @cache
+    def read(split: Split) -> ProbeSet:  # only when needed: a finished search reads no clip
+        return probe_set(clips(split)[:config.clips])
+
+    def scored(tower: WanTower, blocks: list[int], split: Split) -> dict[int, Sums]:
+        settings = {name: value for name, value in asdict(tower.tap).items() if name != "vae"}
+        name = digest(tower.spec["weights"], settings, key, config.clips, config.mlp, split)
+        unit = work / f"{name}.safetensors"
+        found = _read(unit)
+        if found is None:
+            found = _read_taps(tower.to(device), blocks, read("train"), read(split), device,
+                               config.mlp)
+            _write(found, unit)
+        return found
+
     taps: Taps = {}
-    sets: list[ProbeSet] = []
     with Progress(console=Console(stderr=True)) as progress:
         loaded = ""  # of two experts, the one that denoises at the level
         for mode, k in progress.track(todo, description=f"{where.name}: taps"):
@@ -56,17 +74,15 @@ def search(config: SearchConfig, clips: Callable[[Split], Sequence[Clip]], key: 
             if (part := expert(where, k)) != loaded:
                 tower, loaded = load_wan(where, tap), part
             tower.tap = tap
-            settings = {name: value for name, value in asdict(tap).items() if name != "vae"}
-            name = digest(tower.spec["weights"], settings, key, config.clips, config.mlp)
-            unit = work / f"{name}.safetensors"
-            cached = _read(unit)
-            if cached is None:
-                # only now: a finished search reads no clip
-                sets = sets or [probe_set(clips(s)[:config.clips]) for s in ("val", "test")]
-                cached = _read_taps(tower.to(device), blocks, sets[0], sets[1], device, config.mlp)
-                _write(cached, unit)
-            taps |= {(mode, k, block): found for block, found in cached.items()}
-    return rank(taps, config)
+            taps |= {(mode, k, block): found
+                     for block, found in scored(tower, blocks, "val").items()}
+    result = rank(taps, config)
+    best = replace(result.best, seeds=1, seed=config.seed)
+    on_test = scored(load_wan(where, best), [best.block], "test")[best.block]
+    row = rank({(best.frames, best.k, best.block): on_test}, config).rows[0]
+    result.rows[0].update({f"test_{name}{end}": row[f"{name}{end}"]
+                           for name in config.criteria for end in ("", "_low", "_high")})
+    return result
 
 
 def rank(taps: Taps, config: SearchConfig) -> SearchResult:
@@ -85,14 +101,14 @@ def rank(taps: Taps, config: SearchConfig) -> SearchResult:
     criteria = np.stack([columns[name] for name in config.criteria], 2)
     columns["score"] = np.stack([pooled_score(one) for one in criteria])
     winners = columns["score"][1:].argmax(1)
-    first_share = np.bincount(winners, minlength=len(taps)) / max(1, config.resamples)
+    first_share = np.bincount(winners, minlength=len(taps)) / config.resamples
     rows = []
     for i, (mode, k, block) in enumerate(taps):
         row: dict[str, Any] = {"features": f"generator, {mode}", "mode": mode, "t": k / 1000,
-                               "block": block, "seeds": 1}
+                               "block": block, "seeds": 1, "clips": clips, "grid": GRID}
         for name, values in columns.items():
             row[name] = float(values[0, i])
-            if name in ("score", "snr", *config.criteria) and config.resamples:
+            if name in ("score", "snr", *config.criteria):
                 low, high = np.nanpercentile(values[1:, i], (2.5, 97.5))
                 row |= {f"{name}_low": float(low), f"{name}_high": float(high)}
         rows.append(row | {"first_share": float(first_share[i])})
@@ -115,6 +131,10 @@ def print_ranking(rows: Sequence[dict], count: int = 10) -> None:
                       f"{row['score']:.0f} ({low:.0f}-{high:.0f})", f"{row['first_share']:.0%}",
                       *(f"{row[column]:.2f}" for column in shown))
     Console().print(table)
+    best = rows[0]
+    print("the first on test rooms: " + "  ".join(
+        f"{title} {best[f'test_{column}']:.2f}" for column, title in shown.items()
+        if f"test_{column}" in best))
 
 
 def pooled_score(table: np.ndarray) -> np.ndarray:

@@ -221,7 +221,7 @@ def test_a_search_over_levels_reads_each_from_its_expert(two_experts, tmp_path):
     from teacher.probing.tap_search import search
     from tests.fakes import FakeRooms
 
-    rooms = FakeRooms(val=2, test=2, frames=1)
+    rooms = FakeRooms(train=2, val=2, test=2, frames=1)
     config = SearchConfig(generator=str(two_experts), clips=2, modes=("image",), levels=(300, 900),
                           mlp=False, resamples=1, device="cpu")
     clips = lambda split: [rooms.clip(i) for i in rooms.ids(split)]  # noqa: E731

@@ -26,7 +26,7 @@ from teacher.towers.tap import Tap
 from teacher.towers.wan import load_wan
 from tests.fakes import FakeRooms, save_tiny_wan
 
-ROOMS = FakeRooms(val=2, test=3, frames=5)
+ROOMS = FakeRooms(train=2, val=2, test=3, frames=5)
 
 
 def clips(split):
@@ -139,28 +139,55 @@ def test_a_killed_search_goes_on_and_ends_alike(tiny_wan, tmp_path, monkeypatch,
     assert len(complete.rows) == 6 and {row["block"] for row in complete.rows} == {0, 1, 2}
     real, calls = tap_search._read_taps, []
 
-    def killed(tower, *rest):
-        calls.append(tower.tap.k)
+    def killed(tower, blocks, *rest):
+        calls.append((tower.tap.k, len(blocks)))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(tower, *rest)
+        return real(tower, blocks, *rest)
 
     monkeypatch.setattr(tap_search, "_read_taps", killed)
     with pytest.raises(KeyboardInterrupt):
         tap_search.search(config, clips, "k", tmp_path / "half")
     files = list((tmp_path / "half").iterdir())
-    # named as before the tap had a VAE
     tap = {"block": 2, "k": 100, "frames": "image", "seeds": 1, "seed": 0, "noise": "shared",
            "geometry": "registered", "side": None, "tail": "refuse", "precision": "auto"}
-    name = digest(load_wan(tiny_wan, Tap(block=2)).spec["weights"], tap, "k", 2, True)
+    name = digest(load_wan(tiny_wan, Tap(block=2)).spec["weights"], tap, "k", 2, True, "val")
     assert [file.name for file in files] == [f"{name}.safetensors"]
     assert tap_search.search(config, clips, "k",
-                             tmp_path / "half") == complete and calls == [100, 800, 800]
+                             tmp_path / "half") == complete
+    best = complete.best.k, 1  # on test
+    assert calls == [(100, 3), (800, 3), (800, 3), best]
     files[0].write_bytes(files[0].read_bytes()[:99])  # a damaged one is made again
     assert tap_search.search(config, clips, "k", tmp_path / "half") == complete
-    assert calls[3:] == [100]
+    assert calls[4:] == [(100, 3)]
     tap_search.search(config, clips, "other clips", tmp_path / "half")
-    assert len(calls) == 6
+    assert len(calls) == 8
+
+
+def test_val_chooses_the_tap_and_test_scores_only_that(tiny_wan, tmp_path, monkeypatch):
+    errors = {"val": (0.6, 0.2, 0.4), "test": (0.1, 0.5, 0.1)}
+    read = []
+
+    def split_of(found):
+        return found[0].id.split("/")[0]
+
+    def made_up_taps(tower, blocks, train, scored, *rest):
+        read.append((train, scored, blocks))
+        return {block: next(iter(made_up([errors[scored][block]]).values())) for block in blocks}
+
+    monkeypatch.setattr(tap_search, "probe_set", split_of)
+    monkeypatch.setattr(tap_search, "_read_taps", made_up_taps)
+    config = SearchConfig(generator=str(tiny_wan), levels=(300,), modes=("image",), clips=2,
+                          resamples=50, device="cpu")
+    found = tap_search.search(config, clips, "k", tmp_path)
+    assert read == [("train", "val", [0, 1, 2]), ("train", "test", [1])]
+    first, *others = found.rows
+    assert found.best.block == first["block"] == 1
+    assert first["depth_r2_ridge"] == pytest.approx(0.8, abs=0.05)
+    assert first["test_depth_r2_ridge"] == pytest.approx(0.5, abs=0.05)
+    assert first["test_depth_r2_ridge_low"] < 0.5 < first["test_depth_r2_ridge_high"]
+    assert not any(name.startswith("test_") for row in others for name in row)
+    assert all(row["grid"] == 14 and row["clips"] == 40 for row in found.rows)
 
 
 def test_the_verb_writes_rows_picture_and_the_tap_that_auto_uses(tmp_path, monkeypatch, quick):
