@@ -1,18 +1,23 @@
 """What each disturbance costs the teacher, the student and its INT8 file.
 
     python -m bench.recipes.robustness RUN --out bench/results/robustness.json [--real FOLDER]
+    python -m bench.recipes.robustness --pack PACK --out …
 
 RUN: a finished `vega3d distill run` on rooms, after `vega3d export onnx --preset edge`. Clips are
-of its held-out rooms; filmed rooms and rooms with the training furniture are rendered. change: of
-delta1, from the undisturbed. NAME.png shows the student's worst frame of each disturbance.
+of its held-out rooms; filmed rooms and rooms with the training furniture are rendered. Without RUN:
+the shipped student and infer/model, without the teacher, on rooms that their training held out
+(PACK: as for students.sh). change: of delta1, from the undisturbed. NAME.png shows the student's
+worst frame of each disturbance, of its first clips.
 
 The models read pixels alone. A wrong focal length scales the metres of student and file; wrong
 poses and depth go through infer.steady. The teacher takes part in neither.
 """
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -28,10 +33,13 @@ from bench.real.depth import depth_scores, resampled, true_depth
 from bench.real.page import labelled_rows, where_known
 from bench.real.run import read_recorded
 from bench.recipes.app_model import onnx_predictions
+from bench.recipes.shipped_model import folder_of_shipped
 from distill.augment import PHOTOMETRIC_DRAWS, photometric
+from distill.config import ScenesConfig
 from distill.heads import Predict, predictions, score
 from distill.run import DistillRun, open_distill_run
 from export.artefact import sidecar_path
+from infer.model import SHIPPED
 from infer.pictures import depth_colours
 from infer.steady import Steady
 from records.environment import environment
@@ -44,12 +52,14 @@ from scenes.show import save_sheet
 from student.config import HeadsShape
 from student.heads import StudentWithHeads, load_heads
 from teacher.data.dataset import Examples
+from teacher.dense import DenseTeacher
 
 # a draw of `photometric` by its number, and the values that 0 and 1 mean; NEUTRAL: else 0.5
-LIGHT = {"blur_px": (17, -6, 6), "noise": (34, -0.04, 0.04),
+LIGHT = {"blur_px": (17, -6, 6), "noise": (34, -0.04, 0.04), "vignette": (27, -0.6, 0.6),
          "ln_exposure": (28, math.log(0.5), math.log(1.7))}
 NEUTRAL = {25: (1 - 0.2) / (1.5 - 0.2), 28: math.log(2) / math.log(1.7 / 0.5)}
 REFLECTIVE, ALONE = ("mirror", "glass screen", "glass table"), "reflective things alone"
+WORST_OF = 20  # clips that the student's worst frame is looked for in
 LEAST = 0.02   # share of a clip's pixels that things must have to be scored alone
 STREAM = 200   # frames
 
@@ -87,11 +97,25 @@ class _Source:
         return self.clips[int(clip_id)]
 
 
-def main(run: Positional[Path], out: Path, clips: int = 6, real: Path | None = None) -> None:
+def main(run: Positional[Path | None] = None, *, out: Path, clips: int = 100,
+         real: Path | None = None, pack: Path | None = None) -> None:
     """clips: of each kind; real: a recording with poses, as of `vega3d bench real`."""
+    with TemporaryDirectory() as scratch:
+        opened = open_distill_run(run or shipped_run(Path(scratch) / "run", clips, pack), not run)
+        measure(opened, out, clips, real)
+
+
+def shipped_run(folder: Path, clips: int, pack: Path | None) -> Path:
+    """A folder of the shipped student and file; a clip of each of the first held-out rooms."""
+    folder_of_shipped(folder, "ti", ScenesConfig(furniture=pack, style="mixed", train=1, test=clips,
+                                                 clips_per_room=1, seed=3000))
+    shutil.copytree(SHIPPED.parent, folder / "export" / "edge" / "onnx")
+    return folder
+
+
+def measure(opened: DistillRun, out: Path, clips: int, real: Path | None) -> None:
     rows: list[Row] = []
     worst: dict[str, list[np.ndarray]] = {}
-    opened = open_distill_run(run)
     found = models(opened)
     for one in conditions(opened, clips, real):
         new = list(condition_rows(one, found, opened))
@@ -108,25 +132,30 @@ def main(run: Positional[Path], out: Path, clips: int = 6, real: Path | None = N
 
 
 def models(run: DistillRun) -> dict[str, Model]:
-    """The first seed's teacher and student, and an INT8 file of a preset if there is one:
+    """The first seed's student, its teacher and an INT8 file of a preset if there are such:
     model_quantized.onnx before model_int8.onnx, which is slow on a CPU."""
     seed = run.config.seeds[0]
     student, folder = run.student(seed), run.student_folder(seed)
     heads = load_heads(folder, sha256(folder / "student.safetensors")).to(run.device)
-    dense = run.dense_teacher("teacher", seed)
+    found = {}
+    if (run.folder / "teacher").is_dir():
+        teacher = dense_predictions(run, run.dense_teacher("teacher", seed))
+        found["teacher"] = Model(teacher, replace(heads.shape, canonical_focal=0.0))
+    found["student"] = Model(predictions(StudentWithHeads(student, heads)), heads.shape)
+    for path in sorted(run.folder.glob("export/*/onnx/*.onnx")):
+        if read_object(sidecar_path(path)).get("precision") == "int8":
+            found["int8"] = Model(onnx_predictions(path, run.device), heads.shape)
+    return found
 
-    def teacher(frames: Tensor) -> dict[str, Tensor]:
+
+def dense_predictions(run: DistillRun, dense: DenseTeacher) -> Predict:
+    def predict(frames: Tensor) -> dict[str, Tensor]:
         features = run.tower.features(frames[:, None])[:, 0].float()
         out = dense(run.semantic.features(frames[:, None])[:, 0].float(), features)
         return {"features": features, "descriptors": features,
                 "depth": out.log_depth.exp()[:, None], "normals": F.normalize(out.normals, dim=1)}
 
-    found = {"teacher": Model(teacher, replace(heads.shape, canonical_focal=0.0)),
-             "student": Model(predictions(StudentWithHeads(student, heads)), heads.shape)}
-    for path in sorted(run.folder.glob("export/*/onnx/*.onnx")):
-        if read_object(sidecar_path(path)).get("precision") == "int8":
-            found["int8"] = Model(onnx_predictions(path, run.device), heads.shape)
-    return found
+    return predict
 
 
 def condition_rows(one: Condition, found: dict[str, Model], run: DistillRun) -> Iterator[Row]:
@@ -151,6 +180,9 @@ def conditions(run: DistillRun, count: int, real: Path | None) -> Iterator[Condi
             ("motion blur", "3 px", {"blur_px": 3.0}), ("motion blur", "6 px", {"blur_px": 6.0}),
             ("exposure", "x0.5", {"ln_exposure": math.log(0.5)}),
             ("exposure", "x1.5", {"ln_exposure": math.log(1.5)}),
+            ("vignette", "corners x0.5", {"vignette": 0.5}),
+            ("exposure and vignette", "x1.5, corners x0.5",
+             {"ln_exposure": math.log(1.5), "vignette": 0.5}),
             ("low light", "x0.15, noise", {"ln_exposure": math.log(0.15), "noise": 0.08})):
         yield Condition(name, level, [lit(clip, **values) for clip in clean])
     for share in (0.1, 0.25):
@@ -159,14 +191,15 @@ def conditions(run: DistillRun, count: int, real: Path | None) -> Iterator[Condi
     if alike := [found for clip in clean if (found := only(clip, look_alikes(clip)))]:
         yield Condition("look-alike things alone", "3 or more of a name", alike)
     yield Condition("furniture of the training", "in new rooms", rendered(run, "train", count))
-    filmed = rendered(run, "test", 2 * count, style="filmed")
+    filmed = rendered(run, "test", count, style="filmed")
     yield Condition("filmed rooms", "clutter, tilt, 35 to 95 °", filmed)
     if glass := [found for clip in filmed if (found := only(clip, REFLECTIVE))]:
         yield Condition(ALONE, "in filmed rooms", glass)
     if real is not None:
         whole = read_recorded(real, clean[0].frames.shape[3], 400, None).clips[0]
         most = min(run.config.scenes.frames, len(whole.frames))
-        starts = np.linspace(0, len(whole.frames) - most, count).astype(int)
+        parts = min(count, len(whole.frames) // most)
+        starts = np.linspace(0, len(whole.frames) - most, parts).astype(int)
         yield Condition("real frames", real.name, [part(whole, at, most) for at in starts])
     for error in (-0.1, 0.1):
         yield Condition("focal length", f"{error:+.0%}", clean, wrong_focal(error))
@@ -281,7 +314,7 @@ def worst_frame(one: Condition, model: Model,
     """The least delta1 of a frame, and pictures of it, its true depth and the model's."""
     worst: tuple[float, list[np.ndarray]] = (2.0, [])
     predict = one.predict(model)
-    for clip in one.clips:
+    for clip in one.clips[:WORST_OF]:
         found = predict(torch.from_numpy(clip.frames).to(device).float() / 255)["depth"]
         for t, depth in enumerate(found.cpu().numpy() * model.metres(clip)):
             truth = true_depth(clip, t)

@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 from safetensors.numpy import save_file
 
-from distill.config import RunConfig, StudentTraining, dump_config
+from distill.config import RunConfig, ScenesConfig, StudentTraining, dump_config
 from export.artefact import sidecar_path
 from export.pipeline import Exporter
 from export.presets import export_preset
@@ -71,12 +71,17 @@ def make(run: Path | None = None) -> None:
     print(f"{MODEL}: {found.facts['size_mb']:.1f} MB")
 
 
+def folder_of_shipped(folder: Path, size: Literal["ti", "s"], scenes: ScenesConfig) -> None:
+    """Writes config.yaml and student/ of a run: a shipped student, and the clips to score it on."""
+    shutil.copytree(SHIPPED_BY_SIZE[size], folder / "student")
+    config = RunConfig(scenes=scenes, student=StudentTraining(StudentConfig(size)))
+    (folder / "config.yaml").write_text(dump_config(config))
+
+
 def run_of_shipped(folder: Path, size: Literal["ti", "s"] = "ti") -> Path:
     """A run folder of a shipped student: what export and `vega3d bench latency` read of one."""
-    shutil.copytree(SHIPPED_BY_SIZE[size], folder / "student")
+    folder_of_shipped(folder, size, ScenesConfig())
     (folder / "frames").mkdir()
-    config = RunConfig(student=StudentTraining(StudentConfig(size)))
-    (folder / "config.yaml").write_text(dump_config(config))
     splits: dict[str, Split] = {"calibration": "train", "heldout": "test"}
     for name, split in splits.items():
         clips = [ROOMS.clip(clip_id) for clip_id in ROOMS.ids(split)]

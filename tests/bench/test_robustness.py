@@ -7,6 +7,7 @@ from PIL import Image
 
 from bench.recipes import robustness
 from distill.config import HeadTraining, RunConfig, ScenesConfig, StudentTraining, TeacherConfig
+from distill.run import open_distill_run
 from distill.stages import run_distillation
 from export.artefact import save_onnx
 from export.graph.export_onnx import export_onnx, interface, traced
@@ -35,6 +36,10 @@ def test_light_changes_what_it_names_and_nothing_else(clip):
     blurred = robustness.lit(clip, blur_px=6.0).frames.astype(int)
     assert np.abs(blurred.mean() - frames.mean()) < 1
     assert np.abs(np.diff(blurred[0, 0])).mean() < 0.8 * np.abs(np.diff(frames[0, 0])).mean()
+    dim = robustness.lit(clip, vignette=0.5).frames
+    middle, corner = (slice(110, 114),) * 2, (slice(0, 2),) * 2
+    assert np.abs(dim[0, 0][middle] - frames[0, 0][middle]).max() <= 1
+    assert np.abs(dim[0, 0][corner] - frames[0, 0][corner] * 0.5).max() <= 2
     dark = robustness.lit(clip, ln_exposure=np.log(0.15), noise=0.08).frames
     assert dark.mean() < 0.3 * frames.mean() and (dark[0] != dark[1]).mean() > 0.3
 
@@ -86,13 +91,13 @@ def test_every_disturbance_has_a_row_of_each_model_that_it_concerns(tiny_wan, tm
                                                               surface="mirror")])
     monkeypatch.setattr(robustness, "rendered", lambda *_, **style: [glass])
     monkeypatch.setattr(robustness, "STREAM", 9)
-    robustness.main(run, tmp_path / "robustness.json", clips=1)
+    robustness.main(run, out=tmp_path / "robustness.json", clips=1)
     rows = load(tmp_path / "robustness.json").rows
     found = {(row["perturbation"], row["level"], row["model"]): row for row in rows}
     assert len(found) == len(rows)
     kinds = {row["perturbation"] for row in rows}
-    assert kinds >= {"none", "motion blur", "low light", "exposure", "occlusion", "lens",
-                     "reflective things alone", "filmed rooms", "focal length",
+    assert kinds >= {"none", "motion blur", "low light", "exposure", "vignette", "occlusion",
+                     "lens", "reflective things alone", "filmed rooms", "focal length",
                      "steady, pose noise", "steady, depth noise", "steady, long stream"}
     for (kind, level, model), row in found.items():
         clean = found["none", "held-out rooms", model]
@@ -107,3 +112,14 @@ def test_every_disturbance_has_a_row_of_each_model_that_it_concerns(tiny_wan, tm
     assert near["abs_rel"] != far["abs_rel"] and near["match"] == student["match"]
     assert Image.open(tmp_path / "robustness.png").width == 3 * 160
     assert "motion blur" in capsys.readouterr().out
+
+
+def test_the_shipped_student_and_file_are_scored_on_rooms_of_their_own(tmp_path):
+    folder = robustness.shipped_run(tmp_path / "runs" / "shipped", 1, None)
+    run = open_distill_run(folder, render=True)
+    assert run.source.ids("test") == ["test/00000_0"]
+    clips = [run.source.clip("test/00000_0")]
+    one = robustness.Condition("none", "held-out rooms", clips)
+    student, file = robustness.condition_rows(one, robustness.models(run), run)
+    assert (student["model"], file["model"]) == ("student", "int8")
+    assert student["delta1"] > 0.5 and file["delta1"] == pytest.approx(student["delta1"], abs=0.03)
