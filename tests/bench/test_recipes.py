@@ -11,7 +11,13 @@ import torch
 import vega3d
 from bench.artefacts import run_summary
 from bench.latency.timing import BenchCase, time_cases
-from bench.recipes import gpu_latency, int8_resident, shipped_model, wan_extraction
+from bench.recipes import (
+    gpu_latency,
+    heads_cpu,
+    int8_resident,
+    shipped_model,
+    wan_extraction,
+)
 from bench.recipes.int8_resident import with_int8_blocks
 from bench.recipes.ship_student import ship
 from export.source import load_trained_run
@@ -163,3 +169,14 @@ def test_a_shipped_student_becomes_a_run_that_export_and_bench_read(tmp_path, mo
     assert loaded.student.config.width == width and loaded.calibration.depth is not None
     about = run_summary(run)
     assert about["student"] == f"ViT-{size.title()}" and about["generator"] == "wan-nano"
+
+
+def test_a_file_with_heads_is_compared_with_its_features_and_with_the_previous_students():
+    ms = {("shipped", "features"): 4.0, ("shipped", "all"): 6.0, ("previous", "features"): 5.0,
+          ("previous", "all"): 8.0}
+    found = {heads_cpu.Key(*key, "ort-cpu", ".onnx"):
+             BenchCase({"artefact": "a.onnx"}, int, rounds=[np.array([value])])
+             for key, value in ms.items()}
+    rows = [heads_cpu.row_of(key, found) for key in found]
+    assert [row.get("vs_features") for row in rows] == [None, 1.5, None, 1.6]
+    assert [row.get("vs_previous") for row in rows] == [0.8, 0.75, None, None]
