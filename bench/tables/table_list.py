@@ -168,6 +168,11 @@ _TRAINING = (
     ("cosine to teacher", "cosine_mean"))
 _TIMER = columns(("work of a known length", "work"), ("on", "device"), ("truth, ms", "truth_ms", 4),
                  ("measured, ms", "latency_ms", 4), ("off by, %", "error_percent", 2))
+_ROBUSTNESS = columns(
+    ("disturbance", "perturbation"), ("level", "level"), ("model", "model"),
+    ("depth δ<1.25", "delta1"), ("change, points", "change", 1, 100), ("AbsRel", "abs_rel"),
+    ("normal error, °", "normal_deg", 1), ("match, within 1 token", "match", 2),
+    ("frames", "frames", 0))
 
 TABLES = {
     "alignment": Table("alignment", columns(
@@ -234,6 +239,11 @@ TABLES = {
         ("precision", "precision"), ("batch", "batch", 0), ("median, ms", "latency_ms", 1),
         ("p90, ms", "p90_ms", 1), ("p99, ms", "p99_ms", 1), ("size, MB", "size_mb", 1),
         ("peak memory, MB", "memory_mb", 0), ("faster than the generator", "speedup", 1, 1, "x"))),
+    "heads_cpu": Table("heads_cpu", columns(
+        ("student", "student"), ("outputs", "outputs"), ("file", "artefact"),
+        ("runs on", "backend"), ("median, ms", "latency_ms", 1), ("p90, ms", "p90_ms", 1),
+        ("over the features alone", "vs_features", 2, 1, "x"),
+        ("over the previous student", "vs_previous", 2, 1, "x"))),
     "openvino_cpu": Table("openvino_cpu", columns(
         ("model", "model"), ("weights", "weights"), ("threads", "threads", 0),
         ("file", "artefact"), ("runs on", "runtime"), ("precision", "precision"),
@@ -295,11 +305,8 @@ TABLES = {
         ("depth δ<1.25", "delta1"), ("median-scaled", "delta1_median"), ("AbsRel", "abs_rel"),
         ("normal error, °", "normal_deg", 1), ("matches", "match_descriptor"),
         ("cosine to teacher", "cosine_mean"))),
-    "robustness": Table("robustness", columns(
-        ("disturbance", "perturbation"), ("level", "level"), ("model", "model"),
-        ("depth δ<1.25", "delta1"), ("change, points", "change", 1, 100), ("AbsRel", "abs_rel"),
-        ("normal error, °", "normal_deg", 1), ("match, within 1 token", "match", 2),
-        ("frames", "frames", 0))),
+    "robustness": Table("robustness", _ROBUSTNESS),
+    "robustness_teacher": Table("robustness_teacher", _ROBUSTNESS),
     "scaling": Table("scaling", columns(
         ("stage", "stage"), ("GPUs", "gpus", 0), ("frames/s", "items_per_s", 0),
         ("speed-up", "speedup", 2, 1, "x"))),

@@ -43,8 +43,12 @@ def folder(tmp_path):
                                       "latency_ms": 16.0, "vs_best_float": 1.0,
                                       "cosine_mean": 0.99931}])
     write(tmp_path, "camera_cpu", [{"artefact": "model.onnx", "saved": 0.02}])
-    write(tmp_path, "robustness", [{"perturbation": "exposure", "level": "x1.5", "model": "int8",
-                                    "delta1": 0.8, "change": -0.03}])
+    disturbed = [{"perturbation": "exposure", "level": "x1.5", "model": "int8",
+                  "delta1": 0.8, "change": -0.03}]
+    for name in ("robustness", "robustness_teacher"):
+        write(tmp_path, name, disturbed)
+    write(tmp_path, "heads_cpu", [{"student": "shipped", "outputs": "all", "artefact": "model.onnx",
+                                   "backend": "ort-cpu", "latency_ms": 9.9, "vs_features": 1.4}])
     write(tmp_path, "shipped_recovery",
           [{"features": "shipped_int8", "head": "dense", "seed": seed, "recovery": 1.1 + seed / 10}
            for seed in (0, 1, 2)])
