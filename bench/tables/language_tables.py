@@ -1,10 +1,9 @@
 """Rows of bench.recipes.language_tables as tables: scores by features, and differences of two rows
 over seeds. Scores are shares in the files, percent and points here."""
-import math
 import statistics
 from collections.abc import Callable, Sequence
 
-from bench.tables.columns import columns, over_seeds
+from bench.tables.columns import columns, mean_difference, over_seeds
 from records.results import Row
 
 DIRECTIONS = "vsi:object_rel_direction_"
@@ -60,7 +59,7 @@ def gains(baselines: Callable[[str, set[str]], list[str]]) -> Callable[[list[Row
                         for seed in seeds]
                 found = [x - y for x, y in both if x is not None and y is not None]
                 if found:
-                    row[field], p = _difference(found)
+                    row[field], p = mean_difference(found)
                     tested.append((p, row, field))
             if seeds:
                 out.append(row)
@@ -96,20 +95,6 @@ def _trainings(rows: Sequence[Row]) -> list[Row]:
         if all(field in training for field in NUMERIC):
             training["numeric"] = statistics.fmean(training[field] for field in NUMERIC)
     return [*out.values()]
-
-
-def _difference(values: Sequence[float]) -> tuple[str, float]:
-    """The mean of shares in points with its 95 % t-interval, and p of a mean of zero; of one value
-    no interval, and 1."""
-    from scipy.special import stdtr, stdtrit
-
-    mean, degrees = statistics.fmean(values), len(values) - 1
-    if not degrees:
-        return f"{100 * mean:+.1f}", 1.0
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    half = float(stdtrit(degrees, 0.975)) * error
-    p = 2 * float(stdtr(degrees, -abs(mean) / error)) if error else float(mean == 0)
-    return f"{100 * mean:+.1f} ({100 * (mean - half):+.1f} … {100 * (mean + half):+.1f})", p
 
 
 def _significant(tested: Sequence[tuple[float, Row, str]]) -> list[tuple[Row, str]]:

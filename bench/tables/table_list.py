@@ -5,7 +5,7 @@ from typing import Any
 
 from bench.accuracy.intervals import METRICS
 from bench.report.findings import gain_is_real
-from bench.tables.columns import Column, columns, over_seeds
+from bench.tables.columns import Column, columns, mean_difference, over_seeds
 from bench.tables.language_tables import (
     GAIN_COLUMNS,
     LANGUAGE_COLUMNS,
@@ -83,12 +83,27 @@ def _flips_by_folder(rows: list[Row]) -> list[Row]:
 
 
 def _rooms_accuracy(rows: list[Row]) -> list[Row]:
-    """Mean and spread over seeds. Recovery is hidden where the generator's gain was measured and
-    may be zero."""
+    """Mean and spread over seeds, and the gain over semantic_only. Recovery is hidden where the
+    generator's gain was measured and may be zero."""
     measured = any("delta1_vs_semantic_low" in row for row in rows)
     if measured and not all(gain_is_real(rows, metric) for metric in METRICS):
         rows = [row | {"recovery": None} for row in rows]
-    return over_seeds(rows, ("features", "head"))
+    return [row | _over_semantic(row, rows) for row in over_seeds(rows, ("features", "head"))]
+
+
+def _over_semantic(merged: Row, rows: Sequence[Row]) -> Row:
+    """FIELD_gain: mean difference from semantic_only of the same head and seed, with its
+    t-interval; nothing where there is none."""
+    baseline = {row.get("seed"): row for row in rows
+                if (row["features"], row.get("head")) == ("semantic_only", merged.get("head"))}
+    own = [row for row in rows if (row["features"], row.get("head")) == (
+        merged["features"], merged.get("head")) and row.get("seed") in baseline]
+    gains: Row = {}
+    for field, scale in (("delta1", 100), ("normal_deg", 1)):
+        found = [row[field] - baseline[row.get("seed")][field] for row in own if field in row]
+        if found and merged["features"] != "semantic_only":
+            gains[f"{field}_gain"] = mean_difference(found, scale)[0]
+    return gains
 
 
 def _real_beside_rooms(rows: list[Row]) -> list[Row]:
@@ -166,6 +181,8 @@ _TRAINING = (
     ("real frames: depth δ<1.25", "real_delta1"), ("median-scaled", "real_delta1_median"),
     ("normal error, °", "real_normal_deg", 1), ("match, within 1 token", "real_match"),
     ("cosine to teacher", "cosine_mean"))
+_OVER_SEMANTIC = (("δ<1.25 over semantic, points (95 %)", "delta1_gain"),
+                  ("normals over semantic, ° (95 %)", "normal_deg_gain"))
 _TIMER = columns(("work of a known length", "work"), ("on", "device"), ("truth, ms", "truth_ms", 4),
                  ("measured, ms", "latency_ms", 4), ("off by, %", "error_percent", 2))
 _ROBUSTNESS = columns(
@@ -203,9 +220,9 @@ TABLES = {
         ("features", "features"), ("head", "head"), ("seeds", "seeds", 0),
         ("depth δ<1.25", "delta1"), ("median-scaled", "delta1_median"),
         ("depth AbsRel", "abs_rel"), ("normal error, °", "normal_deg", 1), ("mIoU", "miou"),
-        ("match, within 1 token", "match_descriptor"), ("cosine to teacher", "cosine_mean"),
-        ("recovery of the gain", "recovery", 2), ("questions", "questions", 0),
-        ("numeric MRA, %", "task/vsi_numeric/mra", 1, 100),
+        *_OVER_SEMANTIC, ("match, within 1 token", "match_descriptor"),
+        ("cosine to teacher", "cosine_mean"), ("recovery of the gain", "recovery", 2),
+        ("questions", "questions", 0), ("numeric MRA, %", "task/vsi_numeric/mra", 1, 100),
         ("multiple choice, %", "task/vsi_choice/accuracy", 1, 100),
         ("grounding Acc@0.25, %", "task/ground/acc@0.25", 1, 100),
         ("Acc@0.5, %", "task/ground/acc@0.5", 1, 100),
@@ -227,8 +244,8 @@ TABLES = {
     "shipped_recovery": Table("shipped_recovery", columns(
         ("features", "features"), ("seeds", "seeds", 0), ("depth δ<1.25", "delta1"),
         ("depth AbsRel", "abs_rel"), ("normal error, °", "normal_deg", 1), ("mIoU", "miou"),
-        ("cosine to teacher", "cosine_mean"), ("recovery of the gain", "recovery", 2)),
-        derive=_rooms_accuracy),
+        *_OVER_SEMANTIC, ("cosine to teacher", "cosine_mean"),
+        ("recovery of the gain", "recovery", 2)), derive=_rooms_accuracy),
     "label_efficiency": Table("label_efficiency", columns(
         ("labelled rooms", "labelled_rooms", 0), ("training", "training"), *_TRAINING),
         derive=_real_beside_rooms),

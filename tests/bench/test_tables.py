@@ -203,6 +203,20 @@ def test_seeds_are_one_row_with_their_spread(folder):
     assert rows["student_int8_cpu"][2:4] == ["1", "0.832"]
 
 
+def test_a_gain_over_semantic_is_paired_by_seed_with_a_t_interval(folder):
+    rows = [accuracy_row(name, delta1, normal, seed) for name, scores in {
+        "teacher": [(0.7, 9.0), (0.9, 8.0), (0.5, 10.0)],
+        "semantic_only": [(0.6, 10.0), (0.6, 10.0), (0.3, 11.0)],
+        "rgb": [(0.65, 10.5)]}.items() for seed, (delta1, normal) in enumerate(scores)]
+    write(folder, "rooms_accuracy", [*rows, {**rows[0], "features": "heads", "head": "own"}])
+    head, _, *body = cells(table("rooms_accuracy", folder))
+    gains = {row[0]: [row[head.index(f"{name} (95 %)")] for name in (
+        "δ<1.25 over semantic, points", "normals over semantic, °")] for row in body}
+    # differences .1, .3, .2: 4.303 (two degrees of freedom) times .1 / sqrt(3) to each side
+    assert gains == {"teacher": ["+20.0 (-4.8 … +44.8)", "-1.3 (-2.8 … +0.1)"],
+                     "semantic_only": ["–", "–"], "rgb": ["+5.0", "+0.5"], "heads": ["–", "–"]}
+
+
 def test_gpu_latency_is_in_the_order_of_generator_student_and_precision(folder):
     head, _, *body = cells(table("latency_gpu", folder))
     names = ("file", "precision", "batch", "than real Wan")
