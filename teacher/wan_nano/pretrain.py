@@ -61,10 +61,10 @@ def pretrain(config: PretrainConfig, source: Source) -> Path:
 
 
 def rendered(source: Source) -> dict:
-    """The seed and furniture pack of rooms that are rendered; nothing of other clips."""
+    """The seed, style and furniture pack of rendered rooms; nothing of other clips."""
     if not isinstance(source, RoomSource):
         return {}
-    return {"rooms": source.train, "render_seed": source.seed,
+    return {"rooms": source.train, "render_seed": source.seed, "style": source.style,
             "furniture_digest": source.furniture.digest}
 
 

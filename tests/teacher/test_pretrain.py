@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from scenes.rooms.source import RoomSource
 from teacher.config import PretrainConfig
 from teacher.towers.efficientnet import SemanticEncoder
 from teacher.towers.tap import Tap
@@ -54,6 +55,13 @@ def test_an_untrained_transformer_predicts_zero_so_the_first_loss_is_the_targets
     noise = torch.randn_like(z)
     assert loss(z, noise, torch.tensor([0.2, 0.9])).item() == pytest.approx(
         (noise - z).square().mean().item())
+
+
+def test_the_settings_name_the_rooms_that_were_rendered():
+    rooms = module.rendered(RoomSource(train=7, seed=70, style="mixed"))
+    assert len(rooms.pop("furniture_digest")) > 10
+    assert rooms == {"rooms": 7, "render_seed": 70, "style": "mixed"}
+    assert module.rendered(FakeRooms()) == {}
 
 
 def test_noise_levels_gather_around_the_tap():
