@@ -67,7 +67,7 @@ class StudentTraining:
     model: StudentConfig = field(default_factory=StudentConfig)
     # shipped: start from the student of this size in student/weights
     init: Literal["shipped", "scratch"] = "shipped"
-    epochs: Count = 1
+    epochs: Count = 1             # passes over the training frames
     batch: Batch = 32             # frames
     lr: Rate = 1e-4               # peak; for training from scratch 1e-3
     weight_decay: Share = 0.05
@@ -117,7 +117,7 @@ class RunConfig:
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     # another run's features folder, completed there, or its URL, only read; None: the run's own
     features: Path | None = None
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)  # the generator and dense heads
     student: StudentTraining = field(default_factory=StudentTraining)
     heads: HeadTraining = field(default_factory=HeadTraining)
     # one dense teacher and one student each; the first seed's student is exported

@@ -57,7 +57,7 @@ class PretrainConfig:
     vae_lr: Rate = 1e-3
     # > 0: as many steps as fit, fixed (and logged) once the speed is known
     vae_seconds: Seconds = 0.0
-    flow_steps: Count = 20000
+    flow_steps: Count = 20000  # of the transformer
     flow_batch: Batch = 96     # clips a step and process
     flow_lr: Rate = 1e-3
     flow_seconds: Seconds = 0.0  # as vae_seconds
@@ -108,8 +108,8 @@ class ProbeConfig:
     averaged: Count = 8                  # noise draws of the second measurement of the best taps
     # other towers as rows, KIND:FOLDER (dinov2, dinov3, vjepa2, unet, cogvideox)
     also: tuple[str, ...] = ()
-    seed: Seed = 0
-    device: str = "auto"
+    seed: Seed = 0                       # of noise draws and probes
+    device: str = "auto"                 # or a name of torch's, such as cpu
 
     def __post_init__(self) -> None:
         check_ranges(self, "probe")
@@ -149,9 +149,9 @@ class SearchConfig:
     mlp: bool = True  # also the MLP probes of depth and normals, which take most of the time
     # columns that decide, higher is better; empty: the default five, or three without the MLP
     by: tuple[str, ...] = ()
-    resamples: Annotated[int, Range(1, 100_000)] = 1000
-    seed: Seed = 0
-    device: str = "auto"
+    resamples: Annotated[int, Range(1, 100_000)] = 1000  # of the clips, for intervals
+    seed: Seed = 0        # of noise draws, probes and resamples
+    device: str = "auto"  # or a name of torch's, such as cpu
 
     def __post_init__(self) -> None:
         check_ranges(self, "search")

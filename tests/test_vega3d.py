@@ -153,6 +153,15 @@ def test_every_command_in_the_readme_is_one_that_exists(capsys):
         assert exit_of(capsys, *command, "--help")[0] == 0, command
 
 
+def test_a_comment_above_an_option_is_not_its_neighbour_s_help_too():
+    """tyro takes a comment above a field for those on the next lines too, until one has its own."""
+    shared = re.compile(r"^    #.*\n    \w+: [^#\n]+\n    ([a-z]\w*): [^#\n]+$", re.MULTILINE)
+    packages = [ROOT / name for name in (*vega3d.COMMANDS, "student")]
+    files = [path for package in packages for path in package.rglob("*.py")]
+    found = {str(path): shared.findall(path.read_text()) for path in files}
+    assert len(files) > 100 and not any(found.values()), found
+
+
 def test_the_readme_shows_what_the_result_files_say():
     from bench.tables.fill import fill
 
