@@ -7,7 +7,8 @@
 RUN is a finished `vega3d distill run` on rendered rooms: its clips, features and dense teachers are
 used. With N GPUs start N of these processes: each takes what no other has taken, trainings whose
 rows DIR holds are skipped, and the one that finds all rows writes OUT.
---real CLIPS: a folder of clips with depth, intrinsics and poses (split test), scored beside rooms.
+--real CLIPS: a folder of clips with depth, intrinsics and poses (split test), scored beside rooms:
+python -m bench.recipes.rgbd_folders clips FOLDER CLIPS.
 """
 import argparse
 import json

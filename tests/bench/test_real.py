@@ -14,8 +14,9 @@ from bench.real import run as real
 from bench.real.prior import fit, load_prior
 from bench.real.views import flicker, match_scores, pairs_at, steady_pairs
 from bench.recipes import rgbd_folders
+from distill.heads import can_train
 from records.results import load
-from scenes.clip import save_clip
+from scenes.clip import ClipFolder, save_clip
 from scenes.rooms.source import RoomSource
 from scenes.sources import registration
 from scenes.sources.rgbd import read_rgbd
@@ -204,3 +205,22 @@ def test_nyus_test_frames_become_a_folder(tmp_path, monkeypatch):
     assert clip.frames.shape == (2, 3, 224, 224) and (clip.frames[1, 1] == 200).all()
     assert clip.depth.max() == 2.5 and (clip.depth[:, 112, 112] == 2.5).all()
     assert (clip.depth == 0).any() and clip.intrinsics[0, 0] == pytest.approx(518.858 * 224 / 480)
+
+
+def test_a_recording_becomes_labelled_clips_of_near_views(tmp_path):
+    root = save(tmp_path / "walk", "plain", 30)  # 5 cm and a degree a frame
+    rgbd_folders.clips(root, tmp_path / "out")
+    folder, recorded = ClipFolder(tmp_path / "out"), read_rgbd(root)
+    assert folder.ids("test") == ["test/00000", "test/00001", "test/00002"]
+    clip = folder.clip("test/00001")
+    assert can_train(clip) and np.array_equal(clip.frames, recorded.frames[[9, 11, 13, 15, 18]])
+    assert np.array_equal(clip.poses, recorded.poses[[9, 11, 13, 15, 18]])
+    truth = geometry.true_normals(recorded, 18, recorded.intrinsics)
+    assert np.abs(clip.normals[4, :, ::4, ::4] / 127 - truth).max() < 0.005 and truth.any()
+    turning = recorded.poses.copy()
+    turning[:, :3, :3] = np.eye(3)
+    turning[::2, :3, :3] = np.diag([-1.0, 1, -1])  # every second frame looks back
+    assert [frames[-1] for frames in rgbd_folders.clip_frames(turning)] == [10, 19, 28]
+    (root / "poses.txt").unlink()
+    with pytest.raises(SystemExit, match="has no poses"):
+        rgbd_folders.clips(root, tmp_path / "none")
