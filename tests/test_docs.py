@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "docs" / "results.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-CARDS = sorted((ROOT / "student" / "weights").glob("*/README.md"))
+CARDS = sorted(ROOT.glob("*/weights/*/README.md"))
 LINKING = {str(page.relative_to(ROOT)): page for page in [README, *PAGES, *CARDS]}
 
 
