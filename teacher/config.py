@@ -49,7 +49,7 @@ class PretrainConfig:
     # an earlier wan-nano to continue from, or its VAE alone; with vae_steps 0 that is not trained
     init: Path | None = None
     clips: Count = 2000        # training clips
-    held_out: Count = 64       # clips of unseen rooms and furniture, for PSNR and the sample sheet
+    held_out: Pair = 64        # clips of unseen rooms and furniture, for PSNR and the sample sheet
     frames: Frames = 9         # per clip, 4n+1
     vae_steps: CountOrNone = 4000
     vae_batch: Batch = 32      # clips a step and process
