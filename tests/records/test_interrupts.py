@@ -15,11 +15,13 @@ ROOT = Path(vega3d.__file__).parent
 
 
 @pytest.fixture(autouse=True)
-def ctrl_c_is_handled():
-    """As in a terminal: a process in the background ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def signals_are_handled():
+    """As in a terminal: a process in the background ignores Ctrl-C, under nohup a hang-up too."""
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+              signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL)}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def ask_to_stop(number: int = signal.SIGTERM) -> None:
