@@ -22,7 +22,7 @@ from onnx import helper
 from torch import Tensor
 
 from export.artefact import Facts, discard, save_onnx, source_digest, up_to_date
-from export.graph.export_onnx import interface, traced
+from export.graph.export_onnx import Batch, interface, traced
 from export.graph.index import copy_model, rename
 from export.graph.session import OnnxModel
 from export.parity import THRESHOLDS, GateError, misses, token_cosine
@@ -81,6 +81,13 @@ def export_preset(exporter: Exporter, preset: Preset,
     with atomic_write(folder / "README.md") as scratch:
         scratch.write_text(_card(run, preset, files))
     return files
+
+
+def with_heads(student: onnx.ModelProto, heads: Heads, px: int, batch: Batch) -> onnx.ModelProto:
+    """The student's graph and its heads' as one; px: of the student's frames; batch: as of it."""
+    shape = heads.shape
+    inputs = {"features": (shape.in_dim, shape.grid, shape.grid), "frames": (3, px, px)}
+    return attach(student, traced(heads, inputs, shape.outputs, batch))
 
 
 def attach(student: onnx.ModelProto, heads: onnx.ModelProto) -> onnx.ModelProto:
@@ -146,9 +153,7 @@ def _export(exporter: Exporter, heads: Heads, spec: ArtefactSpec, path: Path) ->
         exporter.log(f"{label}: up to date")
         return ExportedFile(path, spec, facts, reused=True)
     batch = "dynamic" if spec.open_batch else exporter.options.batch
-    shape, px = heads.shape, run.student.config.image_size
-    inputs = {"features": (shape.in_dim, shape.grid, shape.grid), "frames": (3, px, px)}
-    model = attach(onnx.load(student.path), traced(heads, inputs, shape.outputs, batch))
+    model = with_heads(onnx.load(student.path), heads, run.student.config.image_size, batch)
     exporter.log(f"gate: {label}")
     found = gate_heads(run, heads, OnnxModel(model, optimise=True).outputs, spec.precision,
                        str(path))

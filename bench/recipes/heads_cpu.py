@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-import onnx
 import torch
 import tyro
 
@@ -26,9 +25,9 @@ from distill.config import HeadTraining
 from distill.heads import initial_heads
 from export import openvino
 from export.artefact import save_onnx
-from export.graph.export_onnx import interface, traced
+from export.graph.export_onnx import interface
 from export.pipeline import INT8_CPU, Exporter
-from export.presets import attach
+from export.presets import with_heads
 from export.source import TrainedRun, load_trained_run, to_input
 from infer.model import SHIPPED
 from records.results import ROOT, Row, measured, save
@@ -66,7 +65,8 @@ def cases(name: str, run: TrainedRun, heads: Heads | None = None) -> dict[Key, B
     save_onnx(model, features, facts)
     if heads:
         complete = run.out / "model_quantized.onnx"
-        save_onnx(with_heads(model, heads, run.student.config.image_size), complete, facts)
+        px = run.student.config.image_size
+        save_onnx(with_heads(model, heads, px, "dynamic"), complete, facts)
     openvino.save_ir(openvino.quantize(openvino.float_model(run.student), exporter), ir, facts)
     frames, found = to_input(run.heldout.frames[:1]), {}
     for outputs, path in (("features", features), ("features", ir), ("all", complete)):
@@ -74,12 +74,6 @@ def cases(name: str, run: TrainedRun, heads: Heads | None = None) -> dict[Key, B
                                   ["ort-cpu", "openvino"], 1)[0]:
             found[Key(name, outputs, case.info["backend"], path.suffix)] = case
     return found
-
-
-def with_heads(model: onnx.ModelProto, heads: Heads, px: int) -> onnx.ModelProto:
-    shape = heads.shape
-    inputs = {"features": (shape.in_dim, shape.grid, shape.grid), "frames": (3, px, px)}
-    return attach(model, traced(heads, inputs, shape.outputs, "dynamic"))
 
 
 def row_of(key: Key, found: dict[Key, BenchCase]) -> Row:
