@@ -11,9 +11,10 @@ from records.interrupts import handled
 from records.results import Row, measured, save
 
 
-def share_jobs(jobs: Mapping[Path, tuple], train: Callable[..., list[Row]], out: Path) -> None:
+def share_jobs(jobs: Mapping[Path, tuple], train: Callable[..., list[Row]], out: Path,
+               merge: Callable[[list[Row]], list[Row]] = list) -> None:
     """Writes train(*job) to each job's path, unless it is there or another process has the job. The
-    process that finds all of them writes `out`."""
+    process that finds all of them writes `out`, merge(rows of all)."""
     for path, job in jobs.items():
         with handled(), locked(path.with_suffix(".lock"), wait=False) as taken:
             if taken and not path.is_file():
@@ -21,7 +22,7 @@ def share_jobs(jobs: Mapping[Path, tuple], train: Callable[..., list[Row]], out:
                 print(f"trained: {path}", flush=True)
     if all(path.is_file() for path in jobs):
         rows = [row for path in jobs for row in json.loads(path.read_text())]
-        save(measured(out.stem, rows, environment()), out)
+        save(measured(out.stem, merge(rows), environment()), out)
 
 
 def job_path(work: Path, *parts: str | int) -> Path:

@@ -8,7 +8,9 @@ one that finds all rows writes OUT. --lm tiny: three layers from nothing, for a 
 """
 import argparse
 import gc
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from bench.accuracy.question_differences import clip_sums, difference
 from bench.accuracy.student_features import FileTower, load_file
 from bench.artefacts import find
 from bench.recipes.jobs import job_path, locked, share_jobs
 from infer.model import SHIPPED as SHIPPED_INT8
-from records.files import spec_digest
+from records.files import read_rows, spec_digest
 from records.results import Row
 from scenes.clip import ClipFolder
 from scenes.questions.question import POINTER_CHECKS, WORDS_ENDING
@@ -33,6 +36,7 @@ from teacher.language.config import FinetuneConfig, LanguageTeacherConfig
 from teacher.language.dataset import load_features
 from teacher.language.encode import RoomQuestions
 from teacher.language.train import (
+    ANSWERS,
     Data,
     Stores,
     evaluate,
@@ -45,12 +49,14 @@ from teacher.towers.wan import load_wan
 
 NUMERIC = ("camera_distance", "vsi:object_abs_distance", "vsi:object_size_estimation")
 TASKS = (*NUMERIC, "depth_order", *POINTER_CHECKS)
+SCORED = ("mra", "accuracy")  # metrics whose differences have intervals over rooms
 CURVE_ROWS = 10  # of a training's metrics.jsonl
 SECOND = ("generator", "random_weights", "zeros", "noise", "rgb", "vae_latents")
 STUDENTS = {"student_fp32": SHIPPED, "student_int8": SHIPPED_INT8}
 # rows without a training of their own: features in the place of the generator's, which was trained
 DROPPED = {f"{name} dropped in": name for name in ("zeros", "noise", *STUDENTS)}
 Options = dict[str, dict[str, Any]]  # of a row
+Baselines = Callable[[str, set[str]], list[str]]  # (a row, all rows) -> rows that it is minus of
 
 
 PLAIN: Options = {"true_xyz": {"features": "true_xyz"}, "semantic": {"features": "none"},
@@ -86,6 +92,29 @@ TABLES: dict[str, Options] = {
         **{name: {"features": "generator"} for name in DROPPED}}}
 
 
+def minus_others(*firsts: str) -> Baselines:
+    """These features minus every other row."""
+    return lambda name, names: sorted(names - {name}) if name in firsts else []
+
+
+def minus_semantic(name: str, names: set[str]) -> list[str]:
+    """Of "generator, masked" "semantic, masked", else "semantic"."""
+    if name.startswith("semantic"):
+        return []
+    of_variant = f"semantic, {name.partition(', ')[2]}"
+    return [of_variant if of_variant in names else "semantic"]
+
+
+def generator_and_dropped(name: str, names: set[str]) -> list[str]:
+    """The generator minus every other row; what is dropped in also minus semantic."""
+    return ["semantic"] if name in DROPPED else minus_others("generator")(name, names)
+
+
+BASELINES: dict[str, Baselines] = {  # of the differences that a table's file has
+    "sensitivity": minus_others("true_xyz"), "reader": minus_semantic, "masking": minus_semantic,
+    "fusion": minus_semantic, "questions": generator_and_dropped}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", choices=tuple(TABLES))
@@ -99,6 +128,7 @@ def main() -> None:
     parser.add_argument("--lm", default="smollm2-135m", help="or tiny")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--warm", type=float, default=FinetuneConfig.warm)
     parser.add_argument("--grid", type=int, default=14)
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
@@ -116,7 +146,7 @@ def main() -> None:
         jobs = {path: job for path, job in jobs.items() if path.is_file()}
     if not jobs:
         parser.error(f"--finished: {args.work} has no finished training of this table")
-    share_jobs(jobs, _train, args.out)
+    share_jobs(jobs, _train, args.out, partial(with_differences, baselines=BASELINES[args.table]))
 
 
 def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, Any],
@@ -128,8 +158,8 @@ def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, An
     if options.get("fusion") == "context_gated":  # as many questions, each with its own tokens
         clips, questions = clips * questions, 1
     tuning = FinetuneConfig(lm=lm, layers=args.layers, steps=args.steps, clips=clips,
-                            questions=questions, lr=args.lr, seed=seed, save_every=500,
-                            graphed=not args.eager,
+                            questions=questions, lr=args.lr, warm=args.warm, seed=seed,
+                            save_every=500, graphed=not args.eager,
                             validate_every=max(1, args.steps // CURVE_ROWS))
     config = replace(LanguageTeacherConfig(
         out=out, clips=args.clips, data=args.work, grid=args.grid, draws=args.draws, tasks=TASKS,
@@ -144,9 +174,12 @@ def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, An
             if not Path(tuning.lm).is_dir():
                 save_tiny_lm(Path(tuning.lm), [r for part in rooms.values() for r in part])
     if name in DROPPED:
-        scores = _drop_in(config, DROPPED[name], (stores, rooms))
+        answers = out.with_name(f"{out.name}.{ANSWERS}")
+        scores = _drop_in(config, DROPPED[name], (stores, rooms), answers)
     else:
+        answers = out / ANSWERS
         scores = train_language_teacher(config, (stores, rooms))
+    asked = read_rows(answers)
     common: Row = {
         "features": name, "seed": seed, "steps": tuning.steps, "lm": lm,
         "train_clips": len(rooms["train"]),
@@ -156,14 +189,38 @@ def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, An
         if task in TASKS:
             check = {"check": "pointers"} if task in POINTER_CHECKS else {}
             out_rows += [{**common, **check, "task": task, "metric": metric, "value": value,
-                          "questions": int(metrics["n"])}
+                          "questions": int(metrics["n"]),
+                          **({"clips": clip_sums(asked, task, metric)} if metric in SCORED else {})}
                          for metric, value in metrics.items() if metric != "n"]
-    out_rows += [{**common, "task": "fused", "metric": metric, "value": value}
-                 for metric, value in scores.get("fused", {}).items()]
+    out_rows += [{**common, "task": task, "metric": metric, "value": value}
+                 for task in ("fused", "gate") for metric, value in scores.get(task, {}).items()]
     return out_rows
 
 
-def _drop_in(config: LanguageTeacherConfig, name: str, data: Data) -> dict[str, dict[str, float]]:
+def with_differences(rows: list[Row], baselines: Baselines) -> list[Row]:
+    """The rows without their sums of clips, and a row of kind "difference" for each pair of
+    features and task; task "numeric": the mean of NUMERIC."""
+    sums = {(row["features"], row["seed"], row["task"]): row["clips"]
+            for row in rows if "clips" in row}
+    out = [{key: value for key, value in row.items() if key != "clips"} for row in rows]
+    names = dict.fromkeys(name for name, _, _ in sums)
+    for name in names:
+        for other in baselines(name, {*names}):
+            for label, tasks in (*((task, (task,)) for task in (*NUMERIC, "depth_order")),
+                                 ("numeric", NUMERIC)):
+                seeds = [seed for first, seed, task in sums if (first, task) == (name, tasks[0])
+                         and all((side, seed, task) in sums
+                                 for side in (name, other) for task in tasks)]
+                if seeds:
+                    both = ([[sums[side, seed, task] for task in tasks] for seed in seeds]
+                            for side in (name, other))
+                    out.append({"kind": "difference", "features": name, "minus": other,
+                                "task": label, **difference(*both)})
+    return out
+
+
+def _drop_in(config: LanguageTeacherConfig, name: str, data: Data,
+             answers: Path) -> dict[str, dict[str, float]]:
     """`evaluate` of the trained teacher with other features of the test rooms, not retrained."""
     with locked(config.out.with_name(f"{config.out.name}.lock")):  # of the job that trains it
         if not (config.out / WEIGHTS).is_file():
@@ -183,7 +240,7 @@ def _drop_in(config: LanguageTeacherConfig, name: str, data: Data) -> dict[str, 
         mean, std = (model.get_buffer(f"generative_{part}") for part in ("mean", "std"))
         dropped = (mean + std * draw).half().expand(shape)
     dataset.visual.generative = dropped
-    return evaluate(model, dataset, tuning)
+    return evaluate(model, dataset, tuning, answers)
 
 
 def _student_features(config: LanguageTeacherConfig, name: str, stores: Stores,

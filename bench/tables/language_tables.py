@@ -87,6 +87,8 @@ def _trainings(rows: Sequence[Row]) -> list[Row]:
     fields = {scored: field for field, scored in SCORES.items()}
     out: dict[tuple[str, int], Row] = {}
     for row in rows:
+        if row.get("kind") == "difference":
+            continue
         facts = {name: row[name] for name in ("features", "seed", "steps")}
         training = out.setdefault((row["features"], row["seed"]), facts)
         if field := fields.get((row["task"], row["metric"])):

@@ -1,5 +1,6 @@
 """Training losses that make tokens carry geometry: DepthRayHead on the fused tokens, LayerLosses on
 a layer of the language model, after GASP (arXiv 2605.30231). Inference does without them."""
+import math
 from collections.abc import Iterable
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 SAME_POINT = 0.25   # m between the points of two tokens that correspond
 TEMPERATURE = 0.07
+EDGE = 1.3          # ratio of neighbouring depths
 RIDGE = 1e-5        # times the mean square of an input
 
 
@@ -15,6 +17,14 @@ def depth_and_rays(camera: Tensor) -> Tensor:
     """Camera points [...,3] m -> log depth, x / depth and y / depth."""
     depth = camera[..., 2:].clamp_min(0.05)
     return torch.cat([depth.log(), camera[..., :2] / depth], -1).float()
+
+
+def depth_edges(camera: Tensor) -> Tensor:
+    """Camera points [...,14,14,3] m -> bool [...,14,14]: tokens beside one EDGE times as far."""
+    depth = F.pad(camera[..., 2].clamp_min(0.05).log().flatten(0, -3), (1, 1, 1, 1), "replicate")
+    near = -F.max_pool2d(-depth, 3, 1)
+    edge = F.max_pool2d(depth, 3, 1) - near > math.log(EDGE)
+    return edge.view(camera.shape[:-1])
 
 
 def ridge_r2(train: Iterable[tuple[Tensor, Tensor]],

@@ -1,10 +1,11 @@
 """`vega3d teacher train`: clips -> features -> questions -> full teacher, curves and test scores.
 
 OUT has config.json, rooms_SPLIT-KEY.safetensors (questions), metrics.jsonl, curves.png,
-teacher.safetensors and scores.json. On several GPUs: accelerate launch -m vega3d teacher train …
+teacher.safetensors, answers.jsonl (each test question with its answer and scores) and scores.json.
+On several GPUs: accelerate launch -m vega3d teacher train …
 """
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor
 
 from records.environment import environment
-from records.files import atomic_write, digest, read_json, sha256, write_json
+from records.files import atomic_write, digest, read_json, sha256, write_json, write_rows
 from scenes.clip import SPLITS, ClipFolder, Source, Split
-from scenes.questions.question import IMPORTED_TASKS, NUMERIC, TASKS
-from scenes.questions.scoring import summary
+from scenes.questions.question import IMPORTED_TASKS, NUMERIC, TASKS, Question
+from scenes.questions.scoring import Output, summary, values
 from scenes.questions.stored import QUESTIONS_FILE
 from teacher.data.feature_store import FeatureStore, fill
 from teacher.language.config import FinetuneConfig, LanguageTeacherConfig
@@ -40,22 +41,22 @@ from teacher.language.finetune import (
     validation_loss,
 )
 from teacher.language.generate import predict
-from teacher.language.geometry_losses import depth_and_rays, ridge_r2
 from teacher.language.lm import lm_config
 from teacher.language.model import Inputs, LanguageShape, LanguageTeacher
+from teacher.language.readouts import fused_r2, gate_shares
 from teacher.language.weights import (
     WEIGHTS,
     build,
     save_language_teacher,
     trainable_state_dict,
 )
-from teacher.towers.base import GRID, Tower
+from teacher.towers.base import Tower
 from teacher.towers.controls import FixedNoise, RGBPatches, VAELatents, Zeros
 from teacher.towers.efficientnet import SemanticEncoder
 from teacher.towers.image_encoders import load_siglip
 from teacher.towers.wan import load_wan
 
-READOUT_CLIPS = 16  # a batch
+ANSWERS = "answers.jsonl"
 Stores = tuple[FeatureStore, FeatureStore | None]  # semantic, generative
 Data = tuple[Stores, dict[Split, list[RoomQuestions]]]
 
@@ -88,16 +89,19 @@ def train_language_teacher(config: LanguageTeacherConfig,
     test = datasets.get("test") if config.exam else None
     scores = {}
     if test is not None:
-        scores = evaluate(model, test, config.tuning)
+        scores = evaluate(model, test, config.tuning, config.out / ANSWERS)
         if model.shape.inputs == "tokens" and not bool(test.visual.camera.isnan().any()):
             scores["fused"] = fused_r2(model, datasets["train"], test)
+            if shares := gate_shares(model, test):
+                scores["gate"] = shares
     write_json({"scores": scores, "steps": config.tuning.steps}, config.out / "scores.json")
     return scores
 
 
-def evaluate(model: LanguageTeacher, dataset: QuestionDataset,
-             config: FinetuneConfig) -> dict[str, dict[str, float]]:
-    """scenes.questions.scoring.summary over every question of the dataset."""
+def evaluate(model: LanguageTeacher, dataset: QuestionDataset, config: FinetuneConfig,
+             answers: Path | None = None) -> dict[str, dict[str, float]]:
+    """scenes.questions.scoring.summary over every question of the dataset; `answers` gets a row of
+    each."""
     questions, outputs = [], []
     for family in dataset.families:
         with autocast(config, dataset.device) if dataset.device.type == "cuda" else nullcontext():
@@ -105,25 +109,18 @@ def evaluate(model: LanguageTeacher, dataset: QuestionDataset,
                 question = dataset.rooms[prediction.room].questions[prediction.question]
                 questions.append(question)
                 outputs.append(prediction.output(question))
+    if answers is not None:
+        write_rows(map(_answer_row, questions, outputs), answers)
     scores = summary(questions, outputs)
     numeric = [scores[t]["mra"] for t in NUMERIC if t in scores]
     return scores | ({"vsi_numeric": {"mra": sum(numeric) / len(numeric)}} if numeric else {})
 
 
-@torch.no_grad()
-def fused_r2(model: LanguageTeacher, train: QuestionDataset,
-             test: QuestionDataset) -> dict[str, float]:
-    """R2 of ridge regression from held-out fused tokens to their log depth and rays."""
-    model.eval()
-
-    def tokens(dataset: QuestionDataset) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in dataset.visual_batches(READOUT_CLIPS):
-            fused = model.fusion(*model.standardise(batch))[0][..., :GRID, :]  # [C*T,W,14,14]
-            yield (fused.permute(0, 2, 3, 1).flatten(0, 2),
-                   depth_and_rays(batch.camera).flatten(0, 3))
-
-    depth, *rays = ridge_r2(tokens(train), tokens(test))
-    return {"depth_r2": depth, "ray_r2": sum(rays) / len(rays)}
+def _answer_row(question: Question, output: Output) -> dict[str, Any]:
+    shown = output if isinstance(output, str) else output.tolist()
+    return {"clip": question.clip_id, "task": question.task, "kind": question.kind,
+            "question": question.prompt, "answer": question.answer, "output": shown,
+            "scores": values(question, output)}
 
 
 def question_dataset(rooms: Sequence[RoomQuestions], stores: Stores, encoder: PromptEncoder,

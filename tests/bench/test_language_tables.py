@@ -2,6 +2,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -41,12 +42,22 @@ def main(tmp_path, monkeypatch):
 
 def test_a_table_has_each_rows_scores_counts_and_readout(main, tmp_path, monkeypatch):
     rows = main("sensitivity", "--rows", "true_xyz", "semantic", "text_only", "--seeds", "0", "1")
-    assert {(row["features"], row["seed"]) for row in rows} == {
+    differences = [row for row in rows if row.get("kind") == "difference"]
+    rows_of_scores = [row for row in rows if "kind" not in row]
+    assert {(row["features"], row["seed"]) for row in rows_of_scores} == {
         (name, seed) for name in ("true_xyz", "semantic", "text_only") for seed in (0, 1)}
-    for row in rows:
+    for row in rows_of_scores:
         assert row["steps"] == 2 and row["train_clips"] == 3 and row["train_questions"] > 0
-        assert row["task"] == "fused" or row["questions"] == 2
-    by_task = {(row["features"], row["task"], row["metric"]): row for row in rows}
+        assert row["task"] in ("fused", "gate") or row["questions"] == 2
+    assert {(row["features"], row["minus"], row["task"]) for row in differences} == {
+        ("true_xyz", name, "camera_distance") for name in ("semantic", "text_only")}
+    for row in differences:
+        ours, baseline = (np.mean([one["value"] for one in rows_of_scores
+                                   if one["features"] == name and one["metric"] == "mra"
+                                   and one["task"] == row["task"]])
+                          for name in (row["features"], row["minus"]))
+        assert row["value"] == pytest.approx(ours - baseline) and row["seeds"] == row["rooms"] == 2
+    by_task = {(row["features"], row["task"], row["metric"]): row for row in rows_of_scores}
     assert ("true_xyz", "camera_distance", "mra") in by_task
     assert by_task["true_xyz", "vsi:object_rel_distance", "accuracy"]["check"] == "pointers"
     assert by_task["true_xyz", "fused", "depth_r2"]["value"] > 0.9
@@ -85,9 +96,9 @@ def test_features_are_dropped_into_the_generators_own_training(main, tmp_path, m
     seen, trained = [], []
     evaluate, train = language_tables.evaluate, language_tables.train_language_teacher
 
-    def record(model, dataset, tuning):
+    def record(model, dataset, *rest):
         seen.append((model, dataset.visual.generative.float()))
-        return evaluate(model, dataset, tuning)
+        return evaluate(model, dataset, *rest)
 
     monkeypatch.setattr(language_tables, "evaluate", record)
     monkeypatch.setattr(language_tables, "train_language_teacher",
@@ -96,9 +107,10 @@ def test_features_are_dropped_into_the_generators_own_training(main, tmp_path, m
     rows = main("questions", "--rows", *names, "generator", "random_weights", "--seeds", "1")
     assert trained == ["generator", "random_weights"]  # in this order: nothing is dropped before
     for name in names:
-        assert ({(row["task"], row["metric"]) for row in rows if row["features"] == name}
-                == {(row["task"], row["metric"]) for row in rows
-                    if row["features"] == "generator" and row["task"] != "fused"}), name
+        scored, whole = ({(row["task"], row["metric"]) for row in rows
+                          if "kind" not in row and row["features"] == features}
+                         for features in (name, "generator"))
+        assert scored == {pair for pair in whole if pair[0] not in ("fused", "gate")}, name
     (model, zeros), (_, noise), (_, student), (_, int8) = seen
     expected = load_file(tmp_path / "work" / "generator_1" / "teacher.safetensors")
     assert all(torch.equal(one.newline, expected["newline"]) for one, _ in seen)

@@ -12,7 +12,7 @@ import torch
 from records.interrupts import Interrupted, handled
 from scenes.questions.question import CHOICE_ENDING, WORDS_ENDING
 from scenes.questions.scoring import values
-from teacher.language import finetune, generate
+from teacher.language import finetune, generate, readouts
 from teacher.language.config import RECIPES, FinetuneConfig
 from teacher.language.dataset import (
     CHOICE,
@@ -34,7 +34,8 @@ from teacher.language.finetune import (
 from teacher.language.generate import predict
 from teacher.language.geometry_losses import LayerLosses, ridge_r2
 from teacher.language.model import SAVED_NAMES, LanguageShape
-from teacher.language.train import fused_r2, true_geometry
+from teacher.language.readouts import fused_r2, gate_shares
+from teacher.language.train import true_geometry
 from teacher.language.weights import build, load_trainable, trainable_state_dict
 from tests.language_fakes import sample_room, save_tiny_lm
 
@@ -401,6 +402,30 @@ def test_the_reader_reads_a_distance_from_true_points_and_not_from_noise(config)
                                 for q, p in zip(questions, found, strict=True)])
         assert fused_r2(model, train, test)["depth_r2"] > 0.9 or name == "noise"
     assert scores["true"] > scores["noise"] + 0.25, scores
+
+
+def test_the_gates_share_is_read_of_all_tokens_of_depth_edges_and_of_each_noun(config, monkeypatch):
+    monkeypatch.setattr(readouts, "MASKS", 3)
+    model, dataset = start(config)
+    for room in dataset.rooms:  # 1 m away, but 2 m in one token of the last frame
+        room.camera[..., 2] = 1
+        room.camera[-1, 4, 9, 2] = 2
+    dataset.visual.camera = torch.tensor(np.stack([room.camera for room in dataset.rooms]))
+
+    def gated(semantic, generative, context=None):
+        share = torch.full_like(semantic[:, :1], 0.25)
+        share[1::2, :, 3:6, 8:12] = 0.75  # the mask of the distance's bed, in each second frame
+        return semantic, share
+
+    monkeypatch.setattr(model.fusion, "forward", gated)
+    found = gate_shares(model, dataset)
+    assert found["class/bed"] == pytest.approx(0.75)
+    assert found["all"] == pytest.approx(0.25 + 0.5 * 12 / 392)
+    assert found["depth_edges"] == pytest.approx(0.75)  # the token and its eight neighbours
+    monkeypatch.setattr(readouts, "MASKS", len(dataset.rooms) + 1)
+    assert "class/bed" not in gate_shares(model, dataset)
+    monkeypatch.setattr(model.fusion, "forward", lambda *_: (None, None))
+    assert gate_shares(model, dataset) == {}
 
 
 def test_losses_of_geometry_learn_and_are_no_part_of_the_answer(config):

@@ -3,6 +3,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -50,7 +51,8 @@ def test_a_training_writes_its_files_and_its_loaded_teacher_scores_the_same(conf
     scores = train_language_teacher(config)
     out = config.out
     assert {path.name for path in out.iterdir() if path.is_file()} >= {
-        "config.json", "metrics.jsonl", "curves.png", "teacher.safetensors", "scores.json"}
+        "config.json", "metrics.jsonl", "curves.png", "teacher.safetensors", "scores.json",
+        "answers.jsonl"}
     assert not (out / CHECKPOINT).exists()
     assert Image.open(out / "curves.png").size[0] > 400
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -66,8 +68,15 @@ def test_a_training_writes_its_files_and_its_loaded_teacher_scores_the_same(conf
     assert len(stores) == 2
     dataset = question_dataset([sample_room(i) for i in ("test/000", "test/001")], stores, encoder,
                          torch.device("cpu"))
-    fused = scores.pop("fused")
+    fused, gate = scores.pop("fused"), scores.pop("gate")
+    assert 0 < gate["all"] < 1 and 0 < gate["depth_edges"] < 1
     assert evaluate(model, dataset, tuning) == scores
+    answers = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    assert len(answers) == len(dataset)
+    numbers = [row for row in answers if row["task"] == "camera_distance"]
+    assert {row["clip"] for row in numbers} == {"test/000", "test/001"}
+    assert np.mean([row["scores"]["mra"] for row in numbers]) == scores["camera_distance"]["mra"]
+    assert {row["answer"] for row in numbers} == {"3"} and all(row["output"] for row in numbers)
     assert set(fused) == {"depth_r2", "ray_r2"} and max(fused.values()) < 1
 
 

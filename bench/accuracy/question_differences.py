@@ -1,0 +1,62 @@
+"""Differences between trainings of the language teacher, with intervals over rooms and seeds."""
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from records.results import Row
+
+Sums = Mapping[str, tuple[float, int]]  # clip id -> sum of a metric over its questions, their count
+
+
+def clip_sums(answers: Sequence[Row], task: str, metric: str) -> dict[str, list[float]]:
+    """Sums of a metric over each clip's questions of a task; answers: rows of answers.jsonl."""
+    out: dict[str, list[float]] = {}
+    for row in answers:
+        if row["task"] == task:
+            total = out.setdefault(row["clip"], [0.0, 0])
+            total[0] += row["scores"][metric]
+            total[1] += 1
+    return out
+
+
+def difference(ours: Sequence[Sequence[Sums]], baseline: Sequence[Sequence[Sums]]) -> Row:
+    """value, low, high (95 %), p of no difference, and counts of seeds and rooms.
+
+    ours, baseline: of each seed, of each task whose scores are averaged, sums over the same
+    questions. The variance of the mean is that between seeds plus that between rooms of the mean
+    over seeds, with the degrees of freedom of Welch and Satterthwaite. Clips that differ only in a
+    trailing _NUMBER show one room.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    by_seed, tasks = np.zeros(len(ours)), len(ours[0])
+    effects: dict[str, float] = {}  # room -> its part of the mean's error
+    for task in range(tasks):
+        clips = sorted(ours[0][task])
+        first, second = (np.array([[seed[task][clip] for clip in clips] for seed in side])
+                         for side in (ours, baseline))                    # [S,clips,2]
+        if not np.array_equal(first[..., 1], second[..., 1]):
+            raise ValueError("difference: the trainings were scored on other questions")
+        sums, counts = first[..., 0] - second[..., 0], first[0, :, 1]
+        task_mean = sums.sum(1) / counts.sum()                            # [S]
+        by_seed += task_mean / tasks
+        parts = (sums.mean(0) - task_mean.mean() * counts) / counts.sum() / tasks
+        for clip, part in zip(clips, parts.tolist(), strict=True):
+            room = re.sub(r"_\d+$", "", clip)
+            effects[room] = effects.get(room, 0.0) + part
+    count, rooms, mean = len(by_seed), len(effects), float(by_seed.mean())
+    variances = [(np.square([*effects.values()]).sum() * rooms / max(rooms - 1, 1), rooms - 1)]
+    if count > 1:
+        variances.append((by_seed.var(ddof=1) / count, count - 1))
+    total = sum(variance for variance, _ in variances)
+    row: Row = {"value": mean, "seeds": count, "rooms": rooms, "low": mean, "high": mean,
+                "p": float(not mean)}
+    if total > 0 and rooms > 1:
+        freedom = total**2 / sum(v**2 / n for v, n in variances)
+        error = math.sqrt(total)
+        half = float(stdtrit(freedom, 0.975)) * error
+        row |= {"low": mean - half, "high": mean + half,
+                "p": 2 * float(stdtr(freedom, -abs(mean) / error))}
+    return row
