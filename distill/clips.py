@@ -11,7 +11,7 @@ from distill.config import AdaptConfig, RunConfig, ScenesConfig
 from records import manifest
 from records.files import spec_digest
 from scenes.clip import SPLITS, Clip, ClipFolder, Cut, Source, Split
-from scenes.sources.registration import off_colour
+from scenes.sources.registration import check_registration
 from scenes.sources.remote import RemoteClips, url_of
 from scenes.sources.rgbd import check_recording, is_recording, read_rgbd
 
@@ -62,7 +62,7 @@ def _open_footage(config: AdaptConfig) -> tuple[Source, str]:
         return _open_path(path, config.scenes.frames)
     clip = read_rgbd(path, most=600, per_metre=config.depth_unit)
     check_recording(clip, path, config.depth_unit)
-    if note := off_colour([clip])[1]:
+    if note := check_registration([clip]).note:
         print(f"note: {path}: {note}", file=sys.stderr)
     content = sha256()
     for array in (clip.frames, clip.depth, clip.intrinsics, clip.poses):

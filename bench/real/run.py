@@ -21,7 +21,7 @@ from infer.steady import Steady
 from records.files import sha256
 from records.results import Results, Row, measured
 from scenes.clip import SPLITS, Clip, ClipFolder
-from scenes.sources.registration import off_colour
+from scenes.sources.registration import check_registration
 from scenes.sources.rgbd import check_recording, read_rgbd
 
 CHUNK = 8
@@ -94,7 +94,7 @@ def read_recorded(folder: Path, size: int, most: int, per_metre: float | None) -
 
 def _notes(clips: Sequence[Clip]) -> Iterator[str]:
     """Of what makes the scores doubtful or leaves some out."""
-    if note := off_colour(clips)[1]:
+    if note := check_registration(clips).note:
         yield note
     if all(len(clip.frames) == 1 for clip in clips):
         yield "one frame: no matches and no flicker"

@@ -355,7 +355,9 @@ def probe_alignment(config: AlignmentConfig, rooms: RoomSource, seed: int, devic
         recorded = read_rgbd(config.rgbd)
         check_recording(recorded, config.rgbd, 1000)
         halves = recorded_halves(recorded)
-        offset = check_registration(recorded, config.rgbd)
+        registration = check_registration([recorded])
+        if registration.wrong:
+            raise ValueError(f"{config.rgbd}: {registration.note}")
     if not measured:
         source = rooms if config.rooms is None else ClipFolder(config.rooms)
         counts = (config.fit_clips, config.val_clips, config.test_clips)
@@ -363,7 +365,7 @@ def probe_alignment(config: AlignmentConfig, rooms: RoomSource, seed: int, devic
         rows = [*table.controls(config.generators), *table.rows(config.generators)]
     if config.rgbd is not None:
         table = Alignment(config, where, seed, *halves)
-        table.say(f"{config.rgbd}: depth lies {offset:.1f} px off colour, of 224")
+        table.say(f"{config.rgbd}: {registration.note or 'depth is registered to colour'}")
         taken = [] if measured and config.generators else [*table.controls(config.generators)]
         rows += [*taken, *table.rows(config.generators, rows)]
     return rows[len(measured):]

@@ -1,10 +1,9 @@
-"""A folder of recorded RGB-D frames: reader, registration and the halves that probes use."""
+"""A folder of recorded RGB-D frames: reader and the halves that probes use."""
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from scenes.sources.registration import check_registration
 from scenes.sources.rgbd import read_rgbd
 from teacher.config import AlignmentConfig
 from teacher.probing import alignment
@@ -37,13 +36,6 @@ def test_the_middle_square_keeps_its_depth_and_camera(tmp_path):
     assert np.array_equal(clip.depth[10], (raw[:, 8:72] / 1000).astype(np.float32))
     assert clip.intrinsics[0].tolist() == [70, 0, 32] and clip.poses.shape == (FRAMES, 4, 4)
     assert read_rgbd(tmp_path / "a").intrinsics[0, 0] == 70 * 3.5  # at 224 px
-
-
-def test_depth_that_is_off_colour_is_refused(tmp_path):
-    assert check_registration(read_rgbd(save_rgbd(tmp_path / "a")), tmp_path) < 3
-    off = read_rgbd(save_rgbd(tmp_path / "b", offset=3))  # 10 px of 224
-    with pytest.raises(ValueError, match=r"not registered to colour: its edges lie \+1\d px"):
-        check_registration(off, tmp_path)
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
@@ -79,6 +71,15 @@ def test_halves_share_no_frame_and_rows_have_both_probes_and_ways(tmp_path, monk
     assert row["depth_random_gain"] == row["depth_gain"] > 0 == row["depth_gain_mlp_way1"]
     assert np.isnan(row["match_exact"]) and "normal_cos_alone" not in row
     assert 1 < row["depth_p1_m"] < row["depth_p99_m"] == pytest.approx(4)
+
+
+def test_a_recording_whose_depth_is_off_colour_is_not_probed(tmp_path, monkeypatch):
+    monkeypatch.setattr(alignment, "_HALF", 24)
+    root = save_rgbd(tmp_path / "a", offset=3)  # 10 px of 224
+    config = AlignmentConfig(rgbd=root)
+    with pytest.raises(ValueError, match=f"{root}: depth is not registered to colour: its edges "
+                                         r"lie \+1\d px across"):
+        alignment.probe_alignment(config, None, 0, "cpu", 1)
 
 
 def test_a_recording_that_cannot_fit_a_probe_is_refused(tmp_path):

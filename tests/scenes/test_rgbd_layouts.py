@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scenes.sources.registration import check_registration, inverted_poses, likelier_unit
+from scenes.sources.registration import inverted_poses, likelier_unit
 from scenes.sources.rgbd import check_recording, find_recording, read_rgbd
 from tests.scenes.rgbd_scenes import DEPTH_CAMERA, poses, save, view
 
@@ -36,7 +36,6 @@ def test_a_depth_camera_of_its_own_is_moved_to_the_colour_camera(layout, tmp_pat
     error = np.abs(moved.depth / np.where(moved.depth > 0, truth(4, 120), np.nan) - 1)
     assert np.nanmedian(error) < 0.003 and np.nanpercentile(error, 95) < 0.03
     assert (moved.depth > 0).mean() > 0.75
-    check_registration(moved, tmp_path)
 
 
 def test_frames_that_lost_tracking_and_colours_without_depth_are_left_out(tmp_path):
