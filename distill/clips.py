@@ -25,6 +25,8 @@ def open_clips(config: RunConfig, cache: Path, render: bool) -> tuple[Source, st
     if len(clips) < 2:
         raise ValueError(f"{config.scenes.path}: holds less than two clips of "
                          f"{config.scenes.frames} frames, to adapt to and to score on; record more")
+    if isinstance(footage, Cut) and (note := check_registration([footage.complete]).note):
+        print(f"note: {config.scenes.path}: {note}", file=sys.stderr)
     last = min(max(1, round(config.held_out * len(clips))), len(clips) - 1)
     rooms, rooms_key = open_source(replace(config.scenes, path=None), cache, render)
     source = FootageAndRooms(footage, {"train": clips[:-last], "test": clips[-last:]}, rooms)
@@ -62,8 +64,6 @@ def _open_footage(config: AdaptConfig) -> tuple[Source, str]:
         return _open_path(path, config.scenes.frames)
     clip = read_rgbd(path, most=600, per_metre=config.depth_unit)
     check_recording(clip, path, config.depth_unit)
-    if note := check_registration([clip]).note:
-        print(f"note: {path}: {note}", file=sys.stderr)
     content = sha256()
     for array in (clip.frames, clip.depth, clip.intrinsics, clip.poses):
         if array is not None:

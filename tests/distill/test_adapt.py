@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 import vega3d
 from distill import joint
-from distill.config import HeadTraining, StudentTraining, load_run_config
+from distill.clips import open_clips
+from distill.config import AdaptConfig, HeadTraining, StudentTraining, load_run_config
 from distill.heads import initial_heads
 from distill.loop import build_student
 from distill.run import open_distill_run
@@ -28,6 +29,7 @@ from teacher.training import checkpoint
 from tests.fakes import FakeRooms
 from tests.scenes.published import write_video
 from tests.scenes.rgbd_scenes import save
+from tests.scenes.test_rgbd import save_rgbd
 
 MODEL = StudentTraining(StudentConfig(depth=1, stem="patch"), init="scratch")
 HEADS = HeadTraining(width=8, descriptor_dim=8, init="scratch")
@@ -189,9 +191,18 @@ def test_footage_that_does_not_serve_is_one_line_and_leaves_nothing(adapt, tmp_p
                                                                     why):
     with pytest.raises(SystemExit) as stopped:
         adapt(make(tmp_path))
-    error = [line for line in capsys.readouterr().err.splitlines() if "note:" not in line]
+    error = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2 and len(error) == 1 and why in error[0], error
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_recording_whose_depth_is_off_colour_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("distill.clips.open_source", lambda *_, **__: (FEW_ROOMS, "rooms"))
+    root = save_rgbd(tmp_path / "off", offset=3)
+    config = AdaptConfig(scenes=replace(AdaptConfig().scenes, path=root))
+    open_clips(config, tmp_path, render=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and f"note: {root}: depth is not registered to colour" in lines[0]
 
 
 @pytest.mark.parametrize(("adapt", "size"), [("ti", "ti"), ("s", "s")], indirect=["adapt"])
