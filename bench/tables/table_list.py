@@ -251,6 +251,11 @@ TABLES = {
         derive=_real_beside_rooms),
     "app_arms": Table("app_arms", columns(
         ("student", "arm"), ("training", "training"), *_TRAINING), derive=_real_beside_rooms),
+    "student_ablation": Table("student_ablation", columns(
+        ("student", "variant"), ("cosine to teacher", "cosine_mean"),
+        ("1st percentile", "cosine_p1"), ("cosine at exposure x1.5", "cosine_bright"),
+        ("depth δ<1.25", "delta1"), ("AbsRel", "abs_rel"), ("normal error, °", "normal_deg", 1),
+        ("mIoU", "miou"), ("recovery of the gain", "recovery", 2))),
     "latency_cpu": Table("latency_cpu", columns(
         ("file", "artefact"), ("stage", "stage"), ("runs on", "backend"),
         ("precision", "precision"), ("batch", "batch", 0), ("median, ms", "latency_ms", 1),

@@ -57,6 +57,7 @@ def folder(tmp_path):
             {"training": training, "seed": 0, key: 50, "frames_from": frames, "delta1": delta1}
             for training, frames, delta1 in (("labels", "rooms", 0.748), ("both", "rooms", 0.773),
                                              ("both", "real", 0.494), ("labels", "real", 0.490))])
+    write(tmp_path, "student_ablation", [{"variant": "base", "seed": 0, "cosine_mean": 0.858}])
     write(tmp_path, "app_model", [{"model": "model.onnx", "seed": 0, "delta1": 0.8}])
     write(tmp_path, "scaling", [{"stage": "extraction", "gpus": 2, "items_per_s": 2008.4,
                                  "speedup": 1.65}])
