@@ -17,34 +17,25 @@ _BLOCK = 8              # px, side of the compression's blocks
 
 
 class Augmentation:
-    """names: some of photometric, flip and crop (distill.config.StudentTraining.augment)."""
+    """names: those of distill.config.StudentTraining.augment."""
 
     def __init__(self, names: Sequence[str], seed: int, device: torch.device):
         self.names, self.seed = names, seed
         self._photometric = torch.compile(photometric) if device.type == "cuda" else photometric
 
-    def __call__(self, frames: Tensor, features: Tensor, step: int,
-                 rows: slice = slice(None), total: int | None = None) -> tuple[Tensor, Tensor]:
-        """frames uint8 [B,3,H,W], features [B,D,h,w] -> frames in [0,1], and features moved along.
+    def __call__(self, frames: Tensor, step: int, rows: slice = slice(None),
+                 total: int | None = None) -> Tensor:
+        """frames uint8 [B,3,H,W] -> frames in [0,1].
 
         rows: which of the step's `total` examples these are; by default all.
         """
         frames = frames.float() / 255
-        if not self.names:
-            return frames, features
+        if "photometric" not in self.names:
+            return frames
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         count = total or len(frames)
-        table = torch.rand(count, PHOTOMETRIC_DRAWS + 4, generator=generator)
-        table = on(frames.device, table[rows])
-        if "photometric" in self.names:
-            frames = self._photometric(frames, table[:, 4:])
-        mirrored = table[:, 0] < 0.5
-        if "flip" in self.names:
-            frames, features = (torch.where(mirrored[:, None, None, None], x.flip(-1), x)
-                                for x in (frames, features))
-        if "crop" in self.names:
-            frames, features = (crop(x, table[:, 1:4]) for x in (frames, features))
-        return frames, features
+        draws = torch.rand(count, PHOTOMETRIC_DRAWS, generator=generator)
+        return self._photometric(frames, on(frames.device, draws[rows]))
 
 
 def on(device: torch.device, x: Tensor) -> Tensor:
@@ -82,15 +73,6 @@ def photometric(frames: Tensor, draws: Tensor) -> Tensor:
     x = (x + glare).clamp(0, 1)
     x = x + uniform(18, -0.04, 0.04).clamp(min=0) * (x + 0.03).sqrt() * _noise(x, draws[:, 17])
     return _compressed(x, uniform(19, -2, 2).clamp(min=0)).clamp(0, 1)
-
-
-def crop(x: Tensor, draws: Tensor) -> Tensor:
-    """A window of 75 to 100 % of the side of each of x [B,C,W,W], resized to [B,C,W,W].
-
-    draws: uniform in [0,1), [B,3]: size, place across, place down.
-    """
-    size = 0.75 + 0.25 * draws[:, :1]
-    return sampled(x, torch.cat([size, (1 - size) * draws[:, 1:]], 1), x.shape[-1], "bilinear")
 
 
 def sampled(x: Tensor, windows: Tensor, side: int, mode: str) -> Tensor:

@@ -73,9 +73,7 @@ class StudentTraining:
     weight_decay: Share = 0.05
     l1_weight: Share = 0.5        # of smooth L1 in the token loss
     relation_weight: Weight = 1.0  # of the relation loss
-    # changes of the student's input; flip and crop move the target's grid along
-    augment: tuple[Literal["photometric", "flip", "crop"], ...] = ()
-    ema: Share = 0.0              # decay a step of the averaged weights that are kept; 0: the last
+    augment: tuple[Literal["photometric"], ...] = ()  # changes of the student's input
     stem_lr: Share = 0.2          # of an ImageNet-trained stem, as a share of lr
 
     def __post_init__(self) -> None:
@@ -87,8 +85,6 @@ class StudentTraining:
         if self.init == "shipped" and self.model.size not in SHIPPED_BY_SIZE:
             raise ValueError(f"student.init is shipped, but no ViT-{self.model.size.title()} ships "
                              f"(sizes: {', '.join(SHIPPED_BY_SIZE)}); use --student.init scratch")
-        if self.ema == 1:
-            raise ValueError(f"student.ema is {self.ema}, expected 0 (none) to below 1")
 
 
 @dataclass(frozen=True)
@@ -212,6 +208,8 @@ def _build(kind: type, data: Any, where: str) -> Any:
 
         generator = str(data.get("generator", TeacherConfig.generator))
         data = data | {"tap": _plain(chosen_tap(generator, Tap()))}
+    if kind is StudentTraining and data.get("ema") == 0:  # runs of before its removal have it
+        data = {key: value for key, value in data.items() if key != "ema"}
     values = {}
     for key, value in data.items():
         if key not in hints:

@@ -88,8 +88,7 @@ class _Training:
         self.config, self.seed, self.shape = config, seed, model.heads.shape
         model.to(device).train().student.requires_grad_(config.student_lr > 0)
         self.processes.copy_of_main(model)
-        names = [name for name in training.augment if name == "photometric"]
-        self.augment = Augmentation(names, seed, device)
+        self.augment = Augmentation(training.augment, seed, device)
         loss = JointLoss(model, config, training)
         if device.type == "cuda":
             loss.compile(dynamic=False)
@@ -133,8 +132,7 @@ class _Training:
 
     def _augmented(self, examples: Example, part: slice) -> Tensor:
         rows = slice(2 * part.start, 2 * part.stop)
-        frames = examples["frames"]
-        return self.augment(frames, frames, self.step, rows, 2 * self.config.batch)[0]
+        return self.augment(examples["frames"], self.step, rows, 2 * self.config.batch)
 
     def _queries(self) -> Tensor:
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)

@@ -1,6 +1,5 @@
 """Distillation: the student regresses the teacher's standardised features, frame by frame."""
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -71,7 +70,7 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
     processes each takes its part of every batch, and the first one scores and writes.
     """
     training = _Training(student, train, config, seed, folder)
-    processes, average = train.processes, training.average
+    processes = train.processes
     first = max(0, -(-training.step // training.per_epoch) - 1)  # a complete epoch may lack its row
     rows = [row for row in read_rows(folder / METRICS) if row["epoch"] <= first]
     with Progress(disable=not processes.main) as progress:
@@ -85,19 +84,19 @@ def train_student(student: Student, train: Examples, held_out: Examples, config:
             if logged and processes.main:
                 token, relation = training.mean_losses()
                 row = {"seed": seed, "epoch": done, "token_loss": token, "relation_loss": relation}
-                rows.append(row | fidelity(average, held_out))
-                _record(average, held_out, rows, folder, progress)
+                rows.append(row | fidelity(student, held_out))
+                _record(student, held_out, rows, folder, progress)
     if processes.main:
-        save_student(average.cpu(), folder)
+        save_student(student.cpu(), folder)
         remove_checkpoint(training.checkpoint.path)
     processes.wait()
-    return average.to(train.device).eval()
+    return student.to(train.device).eval()
 
 
 class _Training:
     """A student's training: what its checkpoint holds, and the steps of an epoch.
 
-    average: the student that is kept. step: of how many are done.
+    step: how many are done.
     """
 
     def __init__(self, student: Student, train: Examples, config: StudentTraining, seed: int,
@@ -105,18 +104,14 @@ class _Training:
         device, self.train, self.config, self.seed = train.device, train, config, seed
         self.student = student.to(device).train()
         train.processes.copy_of_main(student)
-        self.average = deepcopy(student).eval() if config.ema else student
         self.augment = Augmentation(config.augment, seed, device)
         self.optimizer = torch.optim.AdamW(parameter_groups(student, config), lr=config.lr,
                                            betas=(0.9, 0.98), fused=device.type == "cuda")
         self.per_epoch, self.size = train.steps(config.batch), train.batch_frames(config.batch)
         self.total, self.part = config.epochs * self.per_epoch, train.processes.part(self.size)
         self.sums = LossSums(2).to(device)
-        modules: dict[str, nn.Module] = {"student": student, "sums": self.sums}
-        if config.ema:
-            modules["average"] = self.average
-        self.checkpoint = Checkpoint(folder / CHECKPOINT, modules, self.optimizer,
-                                     _key(student, train, config, seed))
+        self.checkpoint = Checkpoint(folder / CHECKPOINT, {"student": student, "sums": self.sums},
+                                     self.optimizer, _key(student, train, config, seed))
         self.step = self.checkpoint.load()
         self.gradients = Gradients(compiled_loss(student, config, device), train.processes)
 
@@ -145,12 +140,9 @@ class _Training:
     def _step(self, batch: Example) -> None:
         warm = max(1, self.total // 20)
         set_lr(self.optimizer, self.config.lr, self.step, self.total, warm=warm)
-        frames, raw = self.augment(batch["frames"], batch["generative"], self.step, self.part,
-                                   self.size)
-        self.sums.losses += train_step(self.gradients, self.optimizer, frames, raw,
+        frames = self.augment(batch["frames"], self.step, self.part, self.size)
+        self.sums.losses += train_step(self.gradients, self.optimizer, frames, batch["generative"],
                                        len(frames) / self.size)
-        if self.config.ema:
-            _update_average(self.average, self.student, self.config.ema)
         self.step += 1
 
 
@@ -209,11 +201,6 @@ def parameter_groups(student: Student, config: StudentTraining) -> list[dict]:
         groups.setdefault((config.weight_decay if decayed else 0.0, scale), []).append(parameter)
     return [{"params": parameters, "weight_decay": decay, "scale": scale}
             for (decay, scale), parameters in groups.items()]
-
-
-@torch.no_grad()
-def _update_average(average: Student, student: Student, decay: float) -> None:
-    torch._foreach_lerp_(list(average.parameters()), list(student.parameters()), 1 - decay)
 
 
 def _key(student: Student, train: Examples, config: StudentTraining, seed: int) -> str:

@@ -38,8 +38,7 @@ from teacher.data.dataset import Example, Examples, moments
 
 _PATCH = StudentConfig(stem="patch", depth=12)
 VARIANTS: dict[str, dict[str, Any]] = {
-    "base": {}, "photometric": {"augment": ("photometric",)}, "flip": {"augment": ("flip",)},
-    "crop": {"augment": ("crop",)}, "ema": {"ema": 0.999},
+    "base": {}, "photometric": {"augment": ("photometric",)},
     "no relation loss": {"relation_weight": 0.0}, "no smooth L1": {"l1_weight": 0.0},
     "patch stem": {"model": _PATCH},
     "patch stem, photometric": {"model": _PATCH, "augment": ("photometric",)},

@@ -42,15 +42,16 @@ def table(monkeypatch, run, tmp_path, name, *options):
 
 
 def test_processes_share_an_ablation_and_the_last_one_writes_its_table(monkeypatch, run, tmp_path):
-    monkeypatch.setattr(student_trainings, "VARIANTS", {"base": {}, "flip": {"augment": ("flip",)}})
+    monkeypatch.setattr(student_trainings, "VARIANTS", {
+        "base": {}, "no smooth L1": {"l1_weight": 0.0}})
     options = ("--seeds", "0")
     (tmp_path / "ablation").mkdir()
     with (tmp_path / "ablation/0_base.lock").open("w") as other:  # another process trains it
         fcntl.flock(other, fcntl.LOCK_EX)
         assert table(monkeypatch, run, tmp_path, "ablation", *options) is None
-    assert [p.name for p in (tmp_path / "ablation").glob("*.json")] == ["0_flip.json"]
+    assert [p.name for p in (tmp_path / "ablation").glob("*.json")] == ["0_no-smooth-L1.json"]
     rows = table(monkeypatch, run, tmp_path, "ablation", *options)
-    assert [row["variant"] for row in rows] == ["base", "flip"]
+    assert [row["variant"] for row in rows] == ["base", "no smooth L1"]
     assert rows[0]["cosine_mean"] != rows[1]["cosine_mean"]
     assert all(-1 <= row["cosine_bright"] <= 1 and row["train_frames"] == 12 for row in rows)
     monkeypatch.setattr(student_trainings, "_Trainer", lambda *_: pytest.fail("trained again"))

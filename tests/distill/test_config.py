@@ -38,6 +38,18 @@ def test_a_run_of_before_the_noise_knob_keeps_its_fresh_noise(tmp_path):
     assert load_run_config(tmp_path).teacher.tap.noise == "shared"
 
 
+def test_a_run_of_before_the_removal_of_averaged_weights_opens_if_it_had_none(tmp_path):
+    training = replace(RunConfig().student, augment=("photometric",))
+    config = replace(RunConfig(), student=training)
+    text, file = dump_config(config), tmp_path / "config.yaml"
+    assert "ema" not in text
+    file.write_text(text.replace("student:\n", "student:\n  ema: 0.0\n"))
+    assert load_config(file).student == load_run_config(tmp_path).student == training
+    file.write_text(text.replace("student:\n", "student:\n  ema: 0.999\n"))
+    with pytest.raises(ValueError, match="student: unknown key 'ema'"):
+        load_run_config(tmp_path)
+
+
 def test_nested_keys_and_integers_for_floats_are_accepted(tmp_path):
     text = "teacher: {tap: {k: 500, frames: video}}\nstudent: {lr: 1}"
     config = load_config(yaml_file(tmp_path, text))
@@ -72,6 +84,7 @@ def test_a_name_that_looks_like_a_number_stays_a_name(tmp_path):
     ("student: {epochs: true}", "epochs is True, expected int"),
     ("student: 3", "student: got 3, expected keys and values"),
     ("student: {init: half}", "init is 'half', expected one of: shipped, scratch"),
+    ("student: {augment: [flip]}", "augment is 'flip', expected one of: photometric"),
     ("seeds: 0", "seeds is 0, expected a list"),
     ("scenes: {frames: 8}", "expected 4n\\+1"),
     ("teacher: {tap: {k: 2000}}", "tap.k is 2000"),
