@@ -27,7 +27,7 @@ from infer.model import SHIPPED as SHIPPED_INT8
 from records.files import read_rows, spec_digest
 from records.results import Row
 from scenes.clip import ClipFolder
-from scenes.questions.question import POINTER_CHECKS, WORDS_ENDING
+from scenes.questions.question import POINTER_CHECKS
 from student.config import SHIPPED
 from student.vit import load_student
 from teacher.data.feature_store import FeatureStore, fill
@@ -268,7 +268,7 @@ def save_tiny_lm(folder: Path, rooms: list[RoomQuestions], width: int = 128,
 
     split = pre_tokenizers.Split(Regex(r"[A-Za-z]+|[^A-Za-z\s]"), "removed", invert=True)
     texts = {text for room in rooms for q in room.questions
-             for text in (q.prompt, q.answer or "", WORDS_ENDING)}
+             for text in (q.prompt, q.answer or "")}
     words = {word for text in texts for word, _ in split.pre_tokenize_str(text)} | {*"0123456789."}
     vocabulary = {w: i for i, w in enumerate(["<end>", "<unk>", *sorted(words)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

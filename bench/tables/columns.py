@@ -81,16 +81,15 @@ def _merged(group: list[Row], by: Sequence[str]) -> Row:
     return merged
 
 
-def mean_difference(values: Sequence[float], scale: float = 100.0) -> tuple[str, float]:
+def mean_difference(values: Sequence[float], scale: float = 100.0) -> str:
     """The mean of differences of trainings, times `scale` (shares: in points), with its 95 %
-    t-interval, and p of a mean of zero; of one value no interval, and 1."""
-    from scipy.special import stdtr, stdtrit
+    t-interval; of one value without."""
+    from scipy.special import stdtrit
 
     mean, degrees = statistics.fmean(values), len(values) - 1
     if not degrees:
-        return f"{scale * mean:+.1f}", 1.0
+        return f"{scale * mean:+.1f}"
     error = statistics.stdev(values) / math.sqrt(len(values))
     half = float(stdtrit(degrees, 0.975)) * error
-    p = 2 * float(stdtr(degrees, -abs(mean) / error)) if error else float(mean == 0)
     low, high = scale * (mean - half), scale * (mean + half)
-    return f"{scale * mean:+.1f} ({low:+.1f} … {high:+.1f})", p
+    return f"{scale * mean:+.1f} ({low:+.1f} … {high:+.1f})"

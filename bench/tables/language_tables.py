@@ -1,9 +1,9 @@
-"""Rows of bench.recipes.language_tables as tables: scores by features, and differences of two rows
-over seeds. Scores are shares in the files, percent and points here."""
+"""Rows of bench.recipes.language_tables as tables: scores by features, and differences of two rows.
+Scores are shares in the files, percent and points here."""
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from bench.tables.columns import columns, mean_difference, over_seeds
+from bench.tables.columns import columns, over_seeds
 from records.results import Row
 
 DIRECTIONS = "vsi:object_rel_direction_"
@@ -16,7 +16,8 @@ SCORES = {
     "ray_r2": ("fused", "ray_r2")}
 SCORES |= {name: (DIRECTIONS + name, "accuracy") for name in ("easy", "medium", "hard")}
 NUMERIC = ("camera", "distance", "size")
-GAINS = ("camera", "distance", "size", "numeric", "order")
+DIFFERENCES = {task: field for field, (task, _) in SCORES.items()
+               if field in (*NUMERIC, "order")} | {"numeric": "numeric"}
 LEVEL = 0.05
 
 LANGUAGE_COLUMNS = columns(
@@ -42,44 +43,23 @@ def language_rows(rows: Sequence[Row]) -> list[Row]:
     return merged
 
 
-def gains(baselines: Callable[[str, set[str]], list[str]]) -> Callable[[list[Row]], list[Row]]:
-    """Rows of features minus each of baselines(features, all features): the mean difference of
-    trainings of one seed and its t-interval. * marks those that differ from zero after Holm's
-    correction over all differences of the table."""
-    def derive(rows: list[Row]) -> list[Row]:
-        trainings = {(row["features"], row["seed"]): row for row in _trainings(rows)}
-        names = dict.fromkeys(name for name, _ in trainings)
-        pairs = [(a, b) for a in names for b in baselines(a, {*names})]
-        out, tested = [], []
-        for a, b in pairs:
-            seeds = [seed for name, seed in trainings if name == a and (b, seed) in trainings]
-            row: Row = {"features": a, "minus": b, "seeds": len(seeds)}
-            for field in GAINS:
-                both = [(trainings[a, seed].get(field), trainings[b, seed].get(field))
-                        for seed in seeds]
-                found = [x - y for x, y in both if x is not None and y is not None]
-                if found:
-                    row[field], p = mean_difference(found)
-                    tested.append((p, row, field))
-            if seeds:
-                out.append(row)
-        for row, field in _significant(tested):
-            row[field] += " *"
-        return out
-    return derive
-
-
-def minus_others(*firsts: str) -> Callable[[str, set[str]], list[str]]:
-    """Baselines for `gains`: these features minus every other row."""
-    return lambda name, names: sorted(names - {name}) if name in firsts else []
-
-
-def minus_semantic(name: str, names: set[str]) -> list[str]:
-    """Baselines for `gains`: of "generator, masked" "semantic, masked", else "semantic"."""
-    if name.startswith("semantic"):
-        return []
-    of_variant = f"semantic, {name.partition(', ')[2]}"
-    return [of_variant if of_variant in names else "semantic"]
+def gains(rows: Sequence[Row]) -> list[Row]:
+    """A row for each pair of the file's differences. * marks those that differ from zero after
+    Holm's correction over all differences of the table."""
+    out: dict[tuple[str, str], Row] = {}
+    tested = []
+    for row in rows:
+        if row.get("kind") == "difference":
+            pair = row["features"], row["minus"]
+            shown = out.setdefault(pair, {"features": pair[0], "minus": pair[1]})
+            field = DIFFERENCES[row["task"]]
+            shown["seeds"] = max(row["seeds"], shown.get("seeds", 0))
+            value, low, high = (100 * row[name] for name in ("value", "low", "high"))
+            shown[field] = f"{value:+.1f} ({low:+.1f} … {high:+.1f})"
+            tested.append((row["p"], shown, field))
+    for shown, field in _significant(tested):
+        shown[field] += " *"
+    return [*out.values()]
 
 
 def _trainings(rows: Sequence[Row]) -> list[Row]:

@@ -11,7 +11,6 @@ from bench.tables.language_tables import (
     LANGUAGE_COLUMNS,
     gains,
     language_rows,
-    minus_others,
 )
 from bench.tables.question_tables import (
     CONTROL_COLUMNS,
@@ -102,7 +101,7 @@ def _over_semantic(merged: Row, rows: Sequence[Row]) -> Row:
     for field, scale in (("delta1", 100), ("normal_deg", 1)):
         found = [row[field] - baseline[row.get("seed")][field] for row in own if field in row]
         if found and merged["features"] != "semantic_only":
-            gains[f"{field}_gain"] = mean_difference(found, scale)[0]
+            gains[f"{field}_gain"] = mean_difference(found, scale)
     return gains
 
 
@@ -404,7 +403,8 @@ TABLES = {
         ("host to host, ms", "host_to_host_ms", 3), ("cosine to FP32, mean", "cosine_mean", 5),
         ("1st percentile", "cosine_p1", 5), ("size, MB", "size_mb", 1), ("gate", "gate"))),
     "sensitivity": Table("sensitivity", LANGUAGE_COLUMNS, derive=language_rows),
-    "sensitivity_gains": Table("sensitivity", GAIN_COLUMNS, derive=gains(minus_others("true_xyz"))),
+    "sensitivity_words": Table("sensitivity_words", LANGUAGE_COLUMNS, derive=language_rows),
+    "sensitivity_words_gains": Table("sensitivity_words", GAIN_COLUMNS, derive=gains),
     "rooms_questions": Table("rooms_questions", SCORE_COLUMNS, derive=score_rows),
     "rooms_questions_controls": Table("rooms_questions", CONTROL_COLUMNS, derive=control_rows),
     "rooms_questions_types": Table("rooms_questions", TYPE_COLUMNS, derive=type_rows),

@@ -35,7 +35,6 @@ PROMPTS = {
     "caption": "{}", "qa": "{} Answer the question simply.",
     "situated": "{} Answer the question using a single word or phrase."}
 CHOICE_ENDING = "Answer with the option's letter from the given choices directly."
-WORDS_ENDING = "Answer with the words of one of the given choices directly."
 _NUMBER_ENDING = "Please answer the question using a single word or phrase."
 
 
@@ -93,16 +92,13 @@ class Question:
         return done + rest
 
     @property
-    def right_words(self) -> str:
-        """The words of a multiple choice's right option."""
-        return next(option[3:] for option in self.options if option[0] == self.answer)
-
-    def letter_of(self, words: str) -> str:
-        """The letter of the option with these words; `words` if none has them. Case, spaces and
-        punctuation do not count."""
-        wanted = _letters_and_digits(words)
-        return next((option[0] for option in self.options
-                     if _letters_and_digits(option[3:]) == wanted), words)
+    def right_option(self) -> int:
+        """The index of a multiple choice's right option. Raises ValueError if none is."""
+        letters = "".join(option[0] for option in self.options)
+        if not self.answer or self.answer not in letters:
+            raise ValueError(f"question about {self.clip_id}: the answer {self.answer!r} is none "
+                             f"of the options {letters}")
+        return letters.index(self.answer)
 
     @property
     def unit(self) -> float:
@@ -122,7 +118,3 @@ def questions(clip: Clip | SceneView, task: str, seed: int = 0) -> list[Question
     rng = np.random.default_rng([seed, number, *view.clip.id.encode()])
     out: list[Question] = makers[task](view, rng)
     return [out[i] for i in rng.permutation(len(out))]
-
-
-def _letters_and_digits(text: str) -> str:
-    return re.sub(r"[\W_]+", "", text).lower()

@@ -26,7 +26,7 @@ from teacher.towers.tap import Tap
 Features = Literal["generator", "none", "semantic", "zeros", "noise", "rgb", "vae_latents",
                    "true_xyz", "place", "text_only", "random_weights"]
 Numbers = Literal["head", "text"]  # a regression from the answer's start, or the LM's digits
-Choices = Literal["words", "letters"]  # a multiple choice's answer; letters: as the benchmarks ask
+Choices = Literal["head", "letters"]  # a score of each option's last state, or the LM's letter
 PositionMode = Literal["depth_pose", "pose_free"]
 Query = Literal["words", "ground"]  # the question's mean hidden state, or that of <ground>
 Tune = Literal["frozen", "lora", "full"]
@@ -76,7 +76,7 @@ class LanguageTeacherConfig:
     grid: Grid = 14                     # visual tokens along a frame's side
     pointers: bool = True               # regions of the objects that a question mentions
     numbers: Numbers = "head"           # what answers a number
-    choices: Choices = "words"          # what answers a multiple choice
+    choices: Choices = "head"          # what answers a multiple choice
     masking: Share = 0.0  # share of the semantic tokens zeroed in half of the training frames
     depth_ray: Weight = 0.0     # loss weight of depth and rays read from the fused tokens
     layer_losses: Weight = 0.0  # of matches and depth read from the language model's middle layer

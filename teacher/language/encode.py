@@ -11,7 +11,7 @@ from scenes.boxes import boxes_of, iou
 from scenes.clip import Clip
 from scenes.geometry import transform
 from scenes.questions.balance import balanced
-from scenes.questions.question import CHOICE_ENDING, POINTER, WORDS_ENDING, Question, questions
+from scenes.questions.question import POINTER, Question, questions
 from scenes.questions.visibility import SceneView
 from teacher.language.grounding import box_tokens, token_shares
 from teacher.language.model import GROUND, IGNORED, SPECIALS, QuestionBatch
@@ -93,18 +93,20 @@ class EncodedQuestion:
     coords: list[int]        # regions of the <coord>s in the prompt, in order
     candidates: list[int]    # indices of boxes; empty unless it is a grounding question
     targets: tuple[int, ...]
+    options: list[int]       # position of each option's last token; empty without the choice head
+    right: int               # of `options`
 
 
 class PromptEncoder:
     """Questions to token ids and back, in the tokenizer's chat template if it has one.
 
     pointers: with a <coord> after each mention. number_head: a numeric answer has no tokens.
-    choice_words: the answer to a multiple choice is the right option's words, not its letter.
+    choice_head: a multiple choice's answer has none either; its options' ends are given.
     <ground> and <coord> have the ids after the language model's vocabulary.
     """
 
     def __init__(self, tokenizer: Any, vocab_size: int, pointers: bool = True,
-                 number_head: bool = True, choice_words: bool = False):
+                 number_head: bool = True, choice_head: bool = False):
         if tokenizer.eos_token_id is None:
             raise ValueError("tokenizer: has no end-of-text token, so no answer would end; set "
                              "eos_token in its tokenizer_config.json")
@@ -113,7 +115,7 @@ class PromptEncoder:
                              f"{vocab_size}; they do not belong together")
         self.tokenizer, self.vocab_size, self.end = tokenizer, vocab_size, tokenizer.eos_token_id
         self.pointers, self.number_head = pointers, number_head
-        self.choice_words = choice_words
+        self.choice_head = choice_head
         self._cache: dict[str, list[int]] = {}  # ids of pieces of text
         before, self._after = _chat_template(tokenizer)
         self.prefix: list[int] = self.encode(before)
@@ -134,16 +136,11 @@ class PromptEncoder:
         ids = list(ids)
         return self.tokenizer.decode(ids[:ids.index(self.end)] if self.end in ids else ids).strip()
 
-    def decode_answer(self, ids: Sequence[int], question: Question) -> str:
-        """The answer as the benchmarks take it: a multiple choice's is a letter."""
-        text = self.decode(ids)
-        return question.letter_of(text) if self.choice_words and question.options else text
-
     def fill_cache(self, questions: Iterable[Question]) -> None:
         """Tokenises all texts in one call, about ten times faster than one by one."""
         pieces: set[str] = set()
         for question in questions:
-            for text in filter(None, (self._prompt_text(question), self._answer_text(question))):
+            for text in (*self._prompt_parts(question), question.answer or ""):
                 pieces.update(_split_specials(text))
         if new := sorted(pieces - self._cache.keys() - {*SPECIALS}):
             ids = self.tokenizer(new, add_special_tokens=False).input_ids
@@ -155,31 +152,35 @@ class PromptEncoder:
 
     def _encode_question(self, question: Question, boxes: list[int],
                          mentions: list[int]) -> EncodedQuestion:
-        prompt = self.encode(self._prompt_text(question))
+        prompt: list[int] = []
+        ends: list[int] = []
+        for part in self._prompt_parts(question):
+            prompt += self.encode(part)
+            ends.append(len(prompt) - 1)
         offered: list[int] = []
         if question.task in GROUNDED:
             prompt += self.encode(GROUND)
             offered = boxes[:len(question.offered)]
         number = np.nan if question.number is None else log_number(question)
-        text = self._answer_text(question)
-        has_tokens = text is not None and not (self.number_head and question.number is not None)
-        answer = [*self.encode(text or ""), self.end] if has_tokens else []
+        options = ends[:-1]
+        by_head = options or (self.number_head and question.number is not None)
+        has_tokens = question.answer is not None and not by_head
+        answer = [*self.encode(question.answer or ""), self.end] if has_tokens else []
         coords = mentions if self.pointers else []
         if not question.mentions and POINTER in question.prompt and question.targets:
             coords = [boxes[question.targets[0]]]
         return EncodedQuestion(prompt, answer, number, coords, offered,
-                               right_candidates(question) if offered else ())
+                               right_candidates(question) if offered else (), options,
+                               question.right_option if options else 0)
 
-    def _prompt_text(self, question: Question) -> str:
-        prompt = question.pointed_prompt if self.pointers else question.prompt
-        if self.choice_words and question.options:
-            prompt = prompt.replace(CHOICE_ENDING, WORDS_ENDING)
-        return "\n" + prompt + self._after
-
-    def _answer_text(self, question: Question) -> str | None:
-        if self.choice_words and question.options and question.answer is not None:
-            return question.right_words
-        return question.answer
+    def _prompt_parts(self, question: Question) -> list[str]:
+        """The prompt; with the choice head cut after each option."""
+        rest = "\n" + (question.pointed_prompt if self.pointers else question.prompt) + self._after
+        parts = []
+        for option in question.options if self.choice_head else ():
+            before, found, rest = rest.partition(f"\n{option}")
+            parts.append(before + found)
+        return [*parts, rest]
 
 
 def log_number(question: Question) -> float:
@@ -205,11 +206,12 @@ class PaddingSpec:
     answer: int      # tokens
     candidates: int  # boxes
     coords: int      # pointers
+    options: int     # of a multiple choice
 
     @classmethod
     def of(cls, questions: Iterable[EncodedQuestion]) -> "PaddingSpec":
-        sizes = [(len(q.prompt + q.answer), len(q.answer), len(q.candidates), len(q.coords))
-                 for q in questions]
+        sizes = [(len(q.prompt + q.answer), len(q.answer), len(q.candidates), len(q.coords),
+                  len(q.options)) for q in questions]
         return cls(*map(max, zip(*sizes, strict=True)))
 
 
@@ -231,6 +233,7 @@ def collate(groups: Sequence[Sequence[EncodedQuestion]], pad: int, max_new_token
     labels, coords = np.full((c, q, a), IGNORED), np.full((c, q, padding.coords), -1)
     candidates, targets = np.full((c, q, k), -1), np.zeros((c, q, k), bool)
     number = np.full((c, q), np.nan, np.float32)
+    options, right = np.full((c, q, padding.options), -1), np.zeros((c, q), int)
     for i, j in np.ndindex(c, q):
         one = groups[i][j]
         text = one.prompt + ([] if max_new_tokens else one.answer)
@@ -240,7 +243,9 @@ def collate(groups: Sequence[Sequence[EncodedQuestion]], pad: int, max_new_token
             labels[i, j, :len(one.answer)] = one.answer
         candidates[i, j, :len(one.candidates)] = one.candidates
         targets[i, j, list(one.targets)] = True
-    arrays = (ids, length, answer_start, labels, number, coords, candidates, targets)
+        options[i, j, :len(one.options)], right[i, j] = one.options, one.right
+    arrays = (ids, length, answer_start, labels, number, coords, candidates, targets, options,
+              right)
     return QuestionBatch(*map(torch.from_numpy, arrays))
 
 

@@ -106,12 +106,14 @@ class Objective(nn.Module):
         self.teacher = teacher
 
     def forward(self, batch: Batch) -> Tensor:
-        """Answer cross-entropy, box InfoNCE or smooth L1 of log numbers, and in training the
-        losses of geometry; a scalar."""
+        """Cross-entropy of the answer or of the options, box InfoNCE or smooth L1 of log numbers,
+        and in training the losses of geometry; a scalar."""
         questions = batch.questions
         output = self.teacher(batch.visual, questions)
         if output.ground is not None:
             loss = ground_loss(output.ground, questions.targets, questions.candidates >= 0)
+        elif output.choice is not None:
+            loss = F.cross_entropy(output.choice.flatten(0, 1), questions.right.flatten())
         elif questions.numeric:
             assert output.number is not None
             loss = F.smooth_l1_loss(output.number.float(), questions.number, beta=NUMBER_BETA)

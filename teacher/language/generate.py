@@ -11,7 +11,6 @@ from teacher.language.encode import GROUNDED
 from teacher.language.grounding import TEMPERATURE, mask_padding
 from teacher.language.model import LanguageTeacher
 
-CHOICE_WORDS_TOKENS = 16
 MAX_NEW_TOKENS = {NUMBER: 8, "vsi_choice": 2, "situated": 8, "caption": 48, "qa": 16}
 
 
@@ -40,8 +39,6 @@ def predict(model: LanguageTeacher, dataset: QuestionDataset, family: str, clips
     if model.shape.fusion == "context_gated":  # visual tokens depend on the question
         questions = 1
     max_new_tokens = MAX_NEW_TOKENS.get(family, 1)
-    if family == CHOICE and dataset.encoder.choice_words:
-        max_new_tokens = CHOICE_WORDS_TOKENS
     out = []
     for batch in dataset.eval_batches(family, clips, questions, max_new_tokens):
         if family in GROUNDED:
@@ -50,10 +47,12 @@ def predict(model: LanguageTeacher, dataset: QuestionDataset, family: str, clips
         if family == NUMBER and model.number_head is not None:
             out += _numbers(model, batch, dataset)
             continue
+        if family == CHOICE and model.choice_head is not None:
+            out += _choices(model, batch, dataset)
+            continue
         answers = _greedy(model, batch, max_new_tokens, dataset.encoder.end)
         for (i, j), ids in zip(batch.rows, answers, strict=True):
-            question = dataset.rooms[i].questions[j]
-            out.append(Prediction(i, j, dataset.encoder.decode_answer(ids, question)))
+            out.append(Prediction(i, j, dataset.encoder.decode(ids)))
     return out
 
 
@@ -80,6 +79,15 @@ def _numbers(model: LanguageTeacher, batch: Batch, dataset: QuestionDataset) -> 
         counts = question.task == "vsi:object_counting"
         out.append(Prediction(i, j, f"{value:.0f}" if counts else f"{value:.4g}"))
     return out
+
+
+def _choices(model: LanguageTeacher, batch: Batch, dataset: QuestionDataset) -> list[Prediction]:
+    """The letter of the most probable option."""
+    logits = model(batch.visual, batch.questions).choice
+    assert logits is not None
+    best = logits.argmax(-1).flatten().tolist()
+    return [Prediction(i, j, dataset.rooms[i].questions[j].options[option][0])
+            for (i, j), option in zip(batch.rows, best, strict=True)]
 
 
 def _greedy(model: LanguageTeacher, batch: Batch, max_new_tokens: int, end: int) -> list[list[int]]:

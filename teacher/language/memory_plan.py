@@ -122,7 +122,8 @@ def dummy_batch(model: LanguageTeacher, frames: int, words: int, clips: int,
         candidates = torch.zeros(clips, 1, boxes, dtype=torch.long)
         labels = torch.full((clips, 1, 1), IGNORED)
         return visual, QuestionBatch(ids, none + words, none + words, labels, none.float(),
-                                     none[..., None], candidates, candidates.bool())
+                                     none[..., None], candidates, candidates.bool(),
+                                     candidates[..., :0], none)
 
 
 def saved_bytes(call: Callable[[], Any]) -> int:

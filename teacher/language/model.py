@@ -73,11 +73,13 @@ class QuestionBatch:
     coords: Tensor        # [C,Q,P] regions that the <coord>s stand for, in order; -1: none
     candidates: Tensor    # [C,Q,K] indices of the candidate boxes; -1: padding
     targets: Tensor       # [C,Q,K] bool
+    options: Tensor       # [C,Q,O] position of each option's last token; -1: padding
+    right: Tensor         # [C,Q] index of the right option
 
     @property
     def numeric(self) -> bool:
-        """Whether the numeric head answers all: no answer has tokens, no boxes are offered."""
-        return not self.labels.shape[2] and not self.candidates.shape[2]
+        """Whether the numeric head answers all: no answer has tokens, nothing is offered."""
+        return not any(x.shape[2] for x in (self.labels, self.candidates, self.options))
 
 
 @dataclass
@@ -86,6 +88,7 @@ class TeacherOutput:
     ground: Tensor | None  # [C,Q,K+1] logits of the candidates and "none"; None without candidates
     gate: Tensor | None    # [C,T,14,14] semantic share
     number: Tensor | None  # [C,Q] predicted QuestionBatch.number
+    choice: Tensor | None  # [C,Q,O] logits of the options; None without options
     fused: Tensor          # [C,T,W,h,14] fused tokens, before positions
     layer: Tensor | None   # [C,V,W] middle layer's states of the visual tokens
 
@@ -103,6 +106,8 @@ class LanguageTeacher(nn.Module):
         standardised = {"semantic": (shape.semantic_dim, 1, 1),
                         "generative": (shape.generative_dim, 1, 1),
                         "query": (width,), "answer": (width,)}
+        if shape.choices == "head":
+            standardised["option"] = (2 * width,)
         for name, size in standardised.items():
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
@@ -119,6 +124,7 @@ class LanguageTeacher(nn.Module):
         self.place = _mlp(PLACE, width, width) if shape.pointers else None
         self.focal = nn.Linear(1, width) if shape.position == "pose_free" else None
         self.number_head = _mlp(width, width, 1) if shape.numbers == "head" else None
+        self.choice_head = _mlp(2 * width, width, 1) if shape.choices == "head" else None
         self.depth_ray = DepthRayHead(width) if shape.depth_ray else None
         self.layer_losses = LayerLosses(width) if shape.layer_losses else None
 
@@ -142,7 +148,8 @@ class LanguageTeacher(nn.Module):
         layer, hidden = self._run_decoder(torch.cat([*before, tokens], 1), words)
         gate = None if gate is None else gate.squeeze(1).unflatten(0, clips)
         return TeacherOutput(hidden, self._ground_logits(hidden, questions, candidates), gate,
-                             self._numbers(hidden, questions), fused,
+                             self._numbers(hidden, questions), self._choices(hidden, questions),
+                             fused,
                              None if layer is None else layer[:, first:])
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -314,6 +321,18 @@ class LanguageTeacher(nn.Module):
             return None
         state = self._standard_state("answer", self.answer_state(hidden, questions))
         return self.number_head(state).squeeze(-1)
+
+    def _choices(self, hidden: Tensor, questions: QuestionBatch) -> Tensor | None:
+        """Each option by the states at its last token and at the answer's start."""
+        if self.choice_head is None or not questions.options.shape[2]:
+            return None
+        padding = questions.options < 0
+        at = questions.options.where(~padding, questions.options[..., :1])          # [C,Q,O]
+        states = hidden.gather(2, at[..., None].expand(-1, -1, -1, hidden.shape[-1]))
+        answer = self.answer_state(hidden, questions)[:, :, None].expand_as(states)
+        both = torch.cat([states, answer], -1).flatten(1, 2)                        # [C,Q*O,2W]
+        logits = self.choice_head(self._standard_state("option", both)).view(at.shape)
+        return logits.float().masked_fill(padding, -torch.inf)
 
     def _run_decoder(self, shared: Tensor, words: Tensor) -> tuple[Tensor | None, Tensor]:
         """The middle layer's states of shared [C,P,W] (or None), the last of words [C,Q,L,W]."""

@@ -31,7 +31,7 @@ def build(config: FinetuneConfig, shape: LanguageShape,
         recompute(lm)
     encoder = PromptEncoder(tokenizer, lm.get_input_embeddings().weight.shape[0],
                             shape.pointers and shape.inputs != "text", shape.numbers == "head",
-                            shape.choices == "words")
+                            shape.choices == "head")
     model = LanguageTeacher(lm, shape, encoder.prefix).to(device)
     for parameter in model.parameters():
         if parameter.requires_grad:

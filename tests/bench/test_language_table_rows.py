@@ -2,7 +2,6 @@
 import pytest
 
 from bench.tables.fill import table
-from bench.tables.language_tables import gains, minus_semantic
 from records.results import Results, save
 
 
@@ -17,7 +16,7 @@ def score(features: str, values: list[float], task: str = "camera_distance",
 def shown(tmp_path):
     def cells(name: str, rows: list[dict]) -> list[dict[str, str]]:
         save(Results("sensitivity", "language_tables", "abc123", {"gpu": "a GPU"}, rows),
-             tmp_path / "sensitivity.json")
+             tmp_path / f"{name.removesuffix('_gains')}.json")
         head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")]
                            for line in table(name, tmp_path).splitlines() if line[:1] == "|"]
         return [dict(zip(head, line, strict=True)) for line in lines]
@@ -42,32 +41,26 @@ def test_the_three_numeric_tasks_have_a_mean(shown):
     assert shown("sensitivity", rows)[0]["mean of the three"] == "40.0"
 
 
-def test_differences_are_paired_by_seed_with_a_t_interval(shown):
-    rows = [*score("true_xyz", [0.7, 0.9, 0.5]), *score("semantic", [0.6, 0.6, 0.3, 0.9])]
-    one, = shown("sensitivity_gains", rows)
-    assert (one["features"], one["minus"], one["seeds"]) == ("true_xyz", "semantic", "3")
-    # differences .1, .3, .2: 4.303 (two degrees of freedom) times .1 / sqrt(3) to each side
-    assert one["camera distance, points (95 %)"] == "+20.0 (-4.8 … +44.8)"
-    one, = shown("sensitivity_gains", [*score("true_xyz", [0.7]), *score("zeros", [0.6])])
-    assert one["camera distance, points (95 %)"] == "+10.0"
+def difference(minus: str, p: float, task: str = "camera_distance", value: float = 0.2) -> dict:
+    return {"kind": "difference", "features": "true_xyz", "minus": minus, "task": task, "seeds": 4,
+            "rooms": 90, "value": value, "low": value - 0.05, "high": value + 0.04, "p": p}
+
+
+def test_differences_are_shown_in_points_with_their_intervals(shown):
+    rows = [*score("true_xyz", [0.7, 0.9]), *score("semantic", [0.6, 0.6]),
+            difference("semantic", 0.3), difference("semantic", 0.4, "numeric", -0.01)]
+    assert len(shown("sensitivity_words", rows)) == 2  # a difference is no training
+    one, = shown("sensitivity_words_gains", rows)
+    assert (one["features"], one["minus"], one["seeds"]) == ("true_xyz", "semantic", "4")
+    assert one["camera distance, points (95 %)"] == "+20.0 (+15.0 … +24.0)"
+    assert one["mean of the three"] == "-1.0 (-6.0 … +3.0)"
 
 
 def test_holm_corrects_over_all_differences_of_the_table(shown):
-    xyz, semantic = score("true_xyz", [0.70, 0.74, 0.72]), score("semantic", [0.6, 0.6, 0.6])
-    alone, = shown("sensitivity_gains", [*xyz, *semantic])  # p = 0.0092
-    assert alone["camera distance, points (95 %)"].endswith(" *")
-    others = [row for name in ("place", "rgb", "zeros", "noise", "text_only")
-              for row in score(name, [0.6, 0.8, 0.7])]
-    rows = shown("sensitivity_gains", [*xyz, *semantic, *others])
-    assert len(rows) == 6 and not any(cell.endswith("*") for row in rows for cell in row.values())
-    same, = shown("sensitivity_gains", [*xyz, *score("semantic", [0.70, 0.74, 0.72])])
-    assert same["camera distance, points (95 %)"] == "+0.0 (+0.0 … +0.0)"
-
-
-def test_a_variant_is_compared_with_the_semantic_features_of_that_variant():
-    names = ("generator", "semantic", "generator, masked", "semantic, masked",
-             "generator, channel gate")
-    rows = gains(minus_semantic)([row for name in names for row in score(name, [0.5])])
-    assert [(row["features"], row["minus"]) for row in rows] == [
-        ("generator", "semantic"), ("generator, masked", "semantic, masked"),
-        ("generator, channel gate", "semantic")]
+    marked = {}
+    for others in (1, 5):  # p = 0.009 is below 0.05 / 5, not below 0.05 / 6
+        rows = [difference("semantic", 0.009)]
+        rows += [difference(f"other {i}", 0.5) for i in range(others)]
+        marked[others] = [row["minus"] for row in shown("sensitivity_words_gains", rows)
+                          if row["camera distance, points (95 %)"].endswith(" *")]
+    assert marked == {1: ["semantic"], 5: []}

@@ -145,6 +145,18 @@ def test_the_tiny_language_model_knows_every_word_of_the_questions(tmp_path):
     assert lm.config.num_hidden_layers == 3
 
 
+def test_a_variant_is_compared_with_the_semantic_features_of_that_variant():
+    names = {"generator", "semantic", "generator, masked", "semantic, masked",
+             "generator, channel gate"}
+    minus = {name: language_tables.minus_semantic(name, names) for name in sorted(names)}
+    assert minus == {"generator": ["semantic"], "generator, channel gate": ["semantic"],
+                     "generator, masked": ["semantic, masked"], "semantic": [],
+                     "semantic, masked": []}
+    questions = language_tables.BASELINES["questions"]
+    assert questions("generator", names) == sorted(names - {"generator"})
+    assert questions("zeros dropped in", names) == ["semantic"] and not questions("rgb", names)
+
+
 def test_every_row_of_every_table_is_a_configuration_that_its_name_identifies():
     seen: dict[str, dict] = {}
     for table in language_tables.TABLES.values():

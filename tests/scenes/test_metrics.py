@@ -27,6 +27,14 @@ def choice(answer: str, task: str = "vsi:route_planning") -> Question:
                     ())
 
 
+def test_the_right_option_is_the_one_with_the_answers_letter():
+    assert [choice(letter).right_option for letter in "ABC"] == [0, 1, 2]
+    with pytest.raises(ValueError, match="question about c: the answer 'D' is none of the options"):
+        choice("D").right_option  # noqa: B018
+    with pytest.raises(ValueError, match="the answer '' is none"):
+        choice("").right_option  # noqa: B018
+
+
 def grounded(boxes, targets, kind="unique", task="ground", proposals=None) -> Question:
     return Question("c", task, "the chair", None, None, (), np.asarray(boxes, np.float32), targets,
                     kind, (), proposals)

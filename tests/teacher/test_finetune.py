@@ -3,16 +3,14 @@ import json
 import signal
 from copy import copy
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from records.interrupts import Interrupted, handled
-from scenes.questions.question import CHOICE_ENDING, WORDS_ENDING
 from scenes.questions.scoring import values
-from teacher.language import finetune, generate, readouts
+from teacher.language import finetune, readouts
 from teacher.language.config import RECIPES, FinetuneConfig
 from teacher.language.dataset import (
     CHOICE,
@@ -304,21 +302,41 @@ def test_greedy_answers_are_what_plain_generation_gives(config):
     assert dataset.encoder.decode(ids[0].tolist()) == prediction.text
 
 
-def test_a_multiple_choice_is_answered_with_words_or_letters(config, monkeypatch):
+def test_an_options_score_is_read_where_the_option_ends(config):
     place = [family(q) for q in ROOMS[0].questions].index(CHOICE)
-    for choices, ending in (("words", WORDS_ENDING), ("letters", CHOICE_ENDING)):
-        model, dataset = start(config, choices=choices)
-        encoder = dataset.encoder
-        said = ["sofa", " Be d.", "neither"] if choices == "words" else ["B", "A", "C"]
-        for room in ROOMS[:2]:
-            question, encoded = room.questions[place], encoder.encode_room(room)[place]
-            wanted = question.right_words if choices == "words" else question.answer
-            assert encoder.decode(encoded.answer) == wanted in (*said, "bed")
-            assert ending in encoder._prompt_text(question)
-        monkeypatch.setattr(generate, "_greedy", lambda _, batch, *rest: [[0]] * len(batch.rows))
-        monkeypatch.setattr(encoder, "decode", partial(next, iter(said * 4)))
-        found = [prediction.text for prediction in predict(model, dataset, CHOICE)]
-        assert found[:3] == (["B", "A", "neither"] if choices == "words" else said)
+    letters = start(config, choices="letters")[1].encoder.encode_room(ROOMS[0])[place]
+    model, dataset = start(config, choices="head")
+    encoder = dataset.encoder
+    question, encoded = ROOMS[0].questions[place], encoder.encode_room(ROOMS[0])[place]
+    assert encoded.prompt == encoder.encode("\n" + question.prompt + encoder._after)
+    assert [encoder.decode(encoded.prompt[:end + 1])[-len(option):]
+            for end, option in zip(encoded.options, question.options, strict=True)
+            ] == [*question.options]
+    assert question.options[encoded.right][0] == question.answer and not encoded.answer
+    assert encoder.decode(letters.answer) == question.answer and not letters.options
+    batch = next(dataset.eval_batches(CHOICE, 2, 1))
+    batch.questions.options = torch.nn.functional.pad(batch.questions.options, (0, 1), value=-1)
+    seen = []
+    model.choice_head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        output = model.eval()(batch.visual, batch.questions)
+    assert output.choice.shape == (2, 1, 3) and output.choice[..., 2].isneginf().all()
+    assert output.choice[..., :2].isfinite().all() and output.ground is None
+    hidden = output.hidden[0, 0]
+    for i, end in enumerate(encoded.options):
+        both = torch.cat([hidden[end], hidden[len(encoded.prompt) - 1]])
+        torch.testing.assert_close(seen[0].unflatten(1, (1, 3))[0, 0, i], both)
+
+
+def test_it_learns_to_choose(config):
+    """The count in the semantic features says which option is right."""
+    config = replace(config, steps=60, clips=6, lr=3e-3, lr_new=3e-3, validate_every=200)
+    model, dataset = start(config, choices="head")
+    dataset.families, dataset.shares = [CHOICE], np.ones(1)
+    fit(model, dataset, config, quiet=True)
+    found = predict(model, dataset, CHOICE)
+    right = [ROOMS[p.room].questions[p.question].answer == p.text for p in found]
+    assert len(right) == len(ROOMS) and np.mean(right) > 0.8
 
 
 def test_a_teacher_saved_before_there_was_a_choice_answers_with_letters():
