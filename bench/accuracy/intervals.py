@@ -11,13 +11,16 @@ METRICS = ("delta1", "normal_deg")  # recovery is the smaller of theirs
 Values = dict[str, np.ndarray]      # metric -> [clips]
 
 
+def room_of(clip_id: str) -> str:
+    """Clips that differ only in a trailing _NUMBER show one room."""
+    return re.sub(r"_\d+$", "", clip_id)
+
+
 class RoomBootstrap:
-    """Resamples of rooms. ids: of the clips; those that differ only in a trailing _NUMBER show one
-    room."""
+    """Resamples of rooms (`room_of`). ids: of the clips."""
 
     def __init__(self, ids: Sequence[str], seed: int = 0):
-        rooms = [re.sub(r"_\d+$", "", clip_id) for clip_id in ids]
-        names, room_of_clip = np.unique(rooms, return_inverse=True)
+        names, room_of_clip = np.unique([room_of(clip_id) for clip_id in ids], return_inverse=True)
         rng = np.random.default_rng(seed)
         draws = rng.multinomial(len(names), [1 / len(names)] * len(names), RESAMPLES)
         self.count = len(names)

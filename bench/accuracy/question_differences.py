@@ -1,10 +1,10 @@
 """Differences between trainings of the language teacher, with intervals over rooms and seeds."""
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from bench.accuracy.intervals import room_of
 from records.results import Row
 
 Sums = Mapping[str, tuple[float, int]]  # clip id -> sum of a metric over its questions, their count
@@ -26,8 +26,7 @@ def difference(ours: Sequence[Sequence[Sums]], baseline: Sequence[Sequence[Sums]
 
     ours, baseline: of each seed, of each task whose scores are averaged, sums over the same
     questions. The variance of the mean is that between seeds plus that between rooms of the mean
-    over seeds, with the degrees of freedom of Welch and Satterthwaite. Clips that differ only in a
-    trailing _NUMBER show one room.
+    over seeds, with the degrees of freedom of Welch and Satterthwaite. Rooms: `room_of` a clip.
     """
     from scipy.special import stdtr, stdtrit
 
@@ -44,8 +43,7 @@ def difference(ours: Sequence[Sequence[Sums]], baseline: Sequence[Sequence[Sums]
         by_seed += task_mean / tasks
         parts = (sums.mean(0) - task_mean.mean() * counts) / counts.sum() / tasks
         for clip, part in zip(clips, parts.tolist(), strict=True):
-            room = re.sub(r"_\d+$", "", clip)
-            effects[room] = effects.get(room, 0.0) + part
+            effects[room_of(clip)] = effects.get(room_of(clip), 0.0) + part
     count, rooms, mean = len(by_seed), len(effects), float(by_seed.mean())
     variances = [(np.square([*effects.values()]).sum() * rooms / max(rooms - 1, 1), rooms - 1)]
     if count > 1:

@@ -49,7 +49,9 @@ from teacher.towers.wan import load_wan
 
 NUMERIC = ("camera_distance", "vsi:object_abs_distance", "vsi:object_size_estimation")
 TASKS = (*NUMERIC, "depth_order", *POINTER_CHECKS)
-SCORED = ("mra", "accuracy")  # metrics whose differences have intervals over rooms
+# tasks and metrics whose differences have intervals over rooms
+COMPARED = (*NUMERIC, "depth_order")
+SCORED = ("mra", "accuracy")
 CURVE_ROWS = 10  # of a training's metrics.jsonl
 SECOND = ("generator", "random_weights", "zeros", "noise", "rgb", "vae_latents")
 STUDENTS = {"student_fp32": SHIPPED, "student_int8": SHIPPED_INT8}
@@ -92,9 +94,9 @@ TABLES: dict[str, Options] = {
         **{name: {"features": "generator"} for name in DROPPED}}}
 
 
-def minus_others(*firsts: str) -> Baselines:
+def minus_others(first: str) -> Baselines:
     """These features minus every other row."""
-    return lambda name, names: sorted(names - {name}) if name in firsts else []
+    return lambda name, names: sorted(names - {name}) if name == first else []
 
 
 def minus_semantic(name: str, names: set[str]) -> list[str]:
@@ -179,7 +181,7 @@ def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, An
     else:
         answers = out / ANSWERS
         scores = train_language_teacher(config, (stores, rooms))
-    asked = read_rows(answers)
+    rows_of_answers = read_rows(answers)
     common: Row = {
         "features": name, "seed": seed, "steps": tuning.steps, "lm": lm,
         "train_clips": len(rooms["train"]),
@@ -188,10 +190,14 @@ def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, An
     for task, metrics in scores.items():
         if task in TASKS:
             check = {"check": "pointers"} if task in POINTER_CHECKS else {}
-            out_rows += [{**common, **check, "task": task, "metric": metric, "value": value,
-                          "questions": int(metrics["n"]),
-                          **({"clips": clip_sums(asked, task, metric)} if metric in SCORED else {})}
-                         for metric, value in metrics.items() if metric != "n"]
+            for metric, value in metrics.items():
+                if metric == "n":
+                    continue
+                row = {**common, **check, "task": task, "metric": metric, "value": value,
+                       "questions": int(metrics["n"])}
+                if task in COMPARED and metric in SCORED:
+                    row["clips"] = clip_sums(rows_of_answers, task, metric)
+                out_rows.append(row)
     out_rows += [{**common, "task": task, "metric": metric, "value": value}
                  for task in ("fused", "gate") for metric, value in scores.get(task, {}).items()]
     return out_rows
@@ -206,8 +212,8 @@ def with_differences(rows: list[Row], baselines: Baselines) -> list[Row]:
     names = dict.fromkeys(name for name, _, _ in sums)
     for name in names:
         for other in baselines(name, {*names}):
-            for label, tasks in (*((task, (task,)) for task in (*NUMERIC, "depth_order")),
-                                 ("numeric", NUMERIC)):
+            for label, tasks in {**{task: (task,) for task in COMPARED},
+                                 "numeric": NUMERIC}.items():
                 seeds = [seed for first, seed, task in sums if (first, task) == (name, tasks[0])
                          and all((side, seed, task) in sums
                                  for side in (name, other) for task in tasks)]

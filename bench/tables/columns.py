@@ -88,8 +88,19 @@ def mean_difference(values: Sequence[float], scale: float = 100.0) -> str:
 
     mean, degrees = statistics.fmean(values), len(values) - 1
     if not degrees:
-        return f"{scale * mean:+.1f}"
+        return with_interval(mean, None, None, scale)
     error = statistics.stdev(values) / math.sqrt(len(values))
     half = float(stdtrit(degrees, 0.975)) * error
-    low, high = scale * (mean - half), scale * (mean + half)
-    return f"{scale * mean:+.1f} ({low:+.1f} … {high:+.1f})"
+    return with_interval(mean, mean - half, mean + half, scale)
+
+
+def with_interval(value: float, low: float | None, high: float | None,
+                  scale: float = 100.0) -> str:
+    """Such as +1.2 (+0.4 … +2.0), times `scale` (shares: in points); without bounds if None."""
+    if low is None or high is None:
+        return signed(value, scale)
+    return f"{signed(value, scale)} ({signed(low, scale)} … {signed(high, scale)})"
+
+
+def signed(value: float, scale: float = 100.0) -> str:
+    return f"{round(scale * value, 1) + 0.0:+.1f}"  # + 0.0: no -0.0

@@ -3,7 +3,7 @@ Scores are shares in the files, percent and points here."""
 import statistics
 from collections.abc import Sequence
 
-from bench.tables.columns import columns, over_seeds
+from bench.tables.columns import columns, over_seeds, with_interval
 from records.results import Row
 
 DIRECTIONS = "vsi:object_rel_direction_"
@@ -54,8 +54,7 @@ def gains(rows: Sequence[Row]) -> list[Row]:
             shown = out.setdefault(pair, {"features": pair[0], "minus": pair[1]})
             field = DIFFERENCES[row["task"]]
             shown["seeds"] = max(row["seeds"], shown.get("seeds", 0))
-            value, low, high = (100 * row[name] for name in ("value", "low", "high"))
-            shown[field] = f"{value:+.1f} ({low:+.1f} … {high:+.1f})"
+            shown[field] = with_interval(row["value"], row["low"], row["high"])
             tested.append((row["p"], shown, field))
     for shown, field in _significant(tested):
         shown[field] += " *"

@@ -3,7 +3,7 @@ the files, percent and points here; intervals are the files' own, 95 %."""
 import statistics
 from collections.abc import Sequence
 
-from bench.tables.columns import columns, over_seeds
+from bench.tables.columns import columns, over_seeds, signed, with_interval
 from records.results import Row
 from scenes.questions.question import NUMERIC
 
@@ -92,7 +92,7 @@ def control_rows(rows: Sequence[Row]) -> list[Row]:
             "position": position, "features": baseline, "seeds": row["seeds"]})
         shown[_field(row)] = points(row)
         if row["seeds"] > 1:
-            ends = [_point(row[f"{end}_seed"]) for end in ("lowest", "highest")]
+            ends = [signed(row[f"{end}_seed"]) for end in ("lowest", "highest")]
             shown[f"{_field(row)} seeds"] = " … ".join(ends)
     return sorted(out.values(), key=_order)
 
@@ -134,9 +134,7 @@ def gate_rows(rows: Sequence[Row]) -> list[Row]:
 
 def points(row: Row) -> str:
     """Such as +1.2 (+0.4 … +2.0); without bounds where there was a single room to draw from."""
-    if row["low"] is None or row["high"] is None:
-        return _point(row["value"])
-    return f"{_point(row['value'])} ({_point(row['low'])} … {_point(row['high'])})"
+    return with_interval(row["value"], row["low"], row["high"])
 
 
 def _mean_scores(rows: Sequence[Row]) -> list[Row]:
@@ -179,7 +177,3 @@ def _field(row: Row) -> str:
 def _order(row: Row) -> tuple[bool, str, int]:
     name, position = row["features"], row["position"]
     return position is None, position or "", ORDER.index(name) if name in ORDER else len(ORDER)
-
-
-def _point(share: float) -> str:
-    return f"{round(100 * share, 1) + 0.0:+.1f}"  # + 0.0: no -0.0

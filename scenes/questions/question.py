@@ -94,10 +94,10 @@ class Question:
     @property
     def right_option(self) -> int:
         """The index of a multiple choice's right option. Raises ValueError if none is."""
-        letters = "".join(option[0] for option in self.options)
-        if not self.answer or self.answer not in letters:
+        letters = [option[0] for option in self.options]
+        if self.answer not in letters:
             raise ValueError(f"question about {self.clip_id}: the answer {self.answer!r} is none "
-                             f"of the options {letters}")
+                             f"of the options {', '.join(letters)}")
         return letters.index(self.answer)
 
     @property

@@ -76,7 +76,7 @@ class LanguageTeacherConfig:
     grid: Grid = 14                     # visual tokens along a frame's side
     pointers: bool = True               # regions of the objects that a question mentions
     numbers: Numbers = "head"           # what answers a number
-    choices: Choices = "head"          # what answers a multiple choice
+    choices: Choices = "head"           # what answers a multiple choice
     masking: Share = 0.0  # share of the semantic tokens zeroed in half of the training frames
     depth_ray: Weight = 0.0     # loss weight of depth and rays read from the fused tokens
     layer_losses: Weight = 0.0  # of matches and depth read from the language model's middle layer

@@ -149,8 +149,7 @@ class LanguageTeacher(nn.Module):
         gate = None if gate is None else gate.squeeze(1).unflatten(0, clips)
         return TeacherOutput(hidden, self._ground_logits(hidden, questions, candidates), gate,
                              self._numbers(hidden, questions), self._choices(hidden, questions),
-                             fused,
-                             None if layer is None else layer[:, first:])
+                             fused, None if layer is None else layer[:, first:])
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm.get_output_embeddings()(hidden)
