@@ -3,7 +3,7 @@
 An output is text, or for "ground" and "multi_ground" the chosen boxes [P,6|7].
 """
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -41,12 +41,13 @@ def values(question: Question, output: Output) -> dict[str, float]:
 
 
 def summary(questions: Sequence[Question], outputs: Sequence[Output],
-            overlaps: Sequence[float] | None = None) -> dict[str, dict[str, float]]:
+            overlaps: Sequence[float] | None = None,
+            scores: Iterable[Mapping[str, float]] | None = None) -> dict[str, dict[str, float]]:
     """Task -> metric -> value; metrics of a kind are named "metric/kind", and "n" counts questions.
 
     "vsi" is the mean over VSI-Bench's types, where the three directions count as one. overlaps: for
     caption questions, IoU of the described box with the target; below 0.5 the caption counts as
-    empty (Scan2Cap's "@0.5"). Raises ValueError if the lengths differ.
+    empty (Scan2Cap's "@0.5"). scores: `values` of each. Raises ValueError if the lengths differ.
     """
     lengths = {len(questions), len(outputs), len(questions if overlaps is None else overlaps)}
     if not questions or len(lengths) > 1:
@@ -54,17 +55,18 @@ def summary(questions: Sequence[Question], outputs: Sequence[Output],
                          "expected as many, and at least one")
     piles: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     counts: dict[str, int] = defaultdict(int)
-    for question, output in zip(questions, outputs, strict=True):
+    scores = map(values, questions, outputs) if scores is None else scores
+    for question, found in zip(questions, scores, strict=True):
         counts[question.task] += 1
-        for metric, value in values(question, output).items():
+        for metric, value in found.items():
             piles[question.task][metric].append(value)
             if question.kind and metric != "unparsable":
                 piles[question.task][f"{metric}/{question.kind}"].append(value)
     out: dict[str, dict[str, float]] = {}
     for task, count in counts.items():
         out[task] = {"n": float(count)}
-        for metric, found in piles[task].items():
-            out[task][metric] = float(np.sum(found) if metric == "unparsable" else np.mean(found))
+        for metric, pile in piles[task].items():
+            out[task][metric] = float(np.sum(pile) if metric == "unparsable" else np.mean(pile))
     if "caption" in out:
         out["caption"] |= _captions(questions, outputs, overlaps)
     if "qa" in out:

@@ -14,31 +14,30 @@ MASKS = 20  # of a class at least, for its own share
 
 
 @torch.no_grad()
-def fused_r2(model: LanguageTeacher, train: QuestionDataset,
-             test: QuestionDataset) -> dict[str, float]:
-    """R2 of ridge regression from held-out fused tokens to their log depth and rays."""
+def readout_scores(model: LanguageTeacher, train: QuestionDataset,
+                   test: QuestionDataset) -> dict[str, dict[str, float]]:
+    """"fused": R2 of ridge regression from held-out fused tokens to their log depth and rays.
+    "gate", if there is one: `_gate_shares` of the test rooms."""
     model.eval()
 
-    def tokens(dataset: QuestionDataset) -> Iterator[tuple[Tensor, Tensor]]:
+    def tokens(dataset: QuestionDataset, gates: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The gates [C*T,1,h,14] of each batch are added to `gates`."""
         for batch in dataset.visual_batches(CLIPS):
-            fused = model.fusion(*model.standardise(batch))[0][..., :GRID, :]  # [C*T,W,14,14]
-            yield (fused.permute(0, 2, 3, 1).flatten(0, 2),
+            fused, gate = model.fusion(*model.standardise(batch))  # [C*T,W,h,14]
+            gates += [] if gate is None else [gate]
+            yield (fused[..., :GRID, :].permute(0, 2, 3, 1).flatten(0, 2),
                    depth_and_rays(batch.camera).flatten(0, 3))
 
-    depth, *rays = ridge_r2(tokens(train), tokens(test))
-    return {"depth_r2": depth, "ray_r2": sum(rays) / len(rays)}
+    gates: list[Tensor] = []
+    depth, *rays = ridge_r2(tokens(train, []), tokens(test, gates))
+    out = {"fused": {"depth_r2": depth, "ray_r2": sum(rays) / len(rays)}}
+    return out | ({"gate": _gate_shares(torch.cat(gates), test)} if gates else {})
 
 
-@torch.no_grad()
-def gate_shares(model: LanguageTeacher, test: QuestionDataset) -> dict[str, float]:
+def _gate_shares(gates: Tensor, test: QuestionDataset) -> dict[str, float]:
     """The gate's mean semantic share, in [0,1]: all tokens, those at depth edges, and class/NOUN of
-    the masks that questions mention. Empty without a gate."""
-    model.eval()
-    parts = [model.fusion(*model.standardise(batch))[1] for batch in test.visual_batches(CLIPS)]
-    if parts[0] is None:
-        return {}
-    shares = torch.cat([part for part in parts if part is not None])[:, 0, :GRID].float()
-    shares = shares.unflatten(0, (len(test.rooms), -1))                         # [N,T,14,14]
+    the masks that questions mention."""
+    shares = gates[:, 0, :GRID].float().unflatten(0, (len(test.rooms), -1))     # [N,T,14,14]
     out = {"all": float(shares.mean()),
            "depth_edges": float(shares[depth_edges(test.visual.camera)].mean())}
     masks: dict[str, list[Tensor]] = {}  # noun -> [share summed over a mask's tokens, tokens]

@@ -43,7 +43,7 @@ from teacher.language.finetune import (
 from teacher.language.generate import predict
 from teacher.language.lm import lm_config
 from teacher.language.model import Inputs, LanguageShape, LanguageTeacher
-from teacher.language.readouts import fused_r2, gate_shares
+from teacher.language.readouts import readout_scores
 from teacher.language.weights import (
     WEIGHTS,
     build,
@@ -91,9 +91,7 @@ def train_language_teacher(config: LanguageTeacherConfig,
     if test is not None:
         scores = evaluate(model, test, config.tuning, config.out / ANSWERS)
         if model.shape.inputs == "tokens" and not bool(test.visual.camera.isnan().any()):
-            scores["fused"] = fused_r2(model, datasets["train"], test)
-            if shares := gate_shares(model, test):
-                scores["gate"] = shares
+            scores |= readout_scores(model, datasets["train"], test)
     write_json({"scores": scores, "steps": config.tuning.steps}, config.out / "scores.json")
     return scores
 
@@ -109,18 +107,19 @@ def evaluate(model: LanguageTeacher, dataset: QuestionDataset, config: FinetuneC
                 question = dataset.rooms[prediction.room].questions[prediction.question]
                 questions.append(question)
                 outputs.append(prediction.output(question))
+    scores = list(map(values, questions, outputs))
     if answers is not None:
-        write_rows(map(_answer_row, questions, outputs), answers)
-    scores = summary(questions, outputs)
-    numeric = [scores[t]["mra"] for t in NUMERIC if t in scores]
-    return scores | ({"vsi_numeric": {"mra": sum(numeric) / len(numeric)}} if numeric else {})
+        write_rows(map(_answer_row, questions, outputs, scores), answers)
+    tasks = summary(questions, outputs, scores=scores)
+    numeric = [tasks[t]["mra"] for t in NUMERIC if t in tasks]
+    return tasks | ({"vsi_numeric": {"mra": sum(numeric) / len(numeric)}} if numeric else {})
 
 
-def _answer_row(question: Question, output: Output) -> dict[str, Any]:
+def _answer_row(question: Question, output: Output, scores: dict[str, float]) -> dict[str, Any]:
     shown = output if isinstance(output, str) else output.tolist()
     return {"clip": question.clip_id, "task": question.task, "kind": question.kind,
             "question": question.prompt, "answer": question.answer, "output": shown,
-            "scores": values(question, output)}
+            "scores": scores}
 
 
 def question_dataset(rooms: Sequence[RoomQuestions], stores: Stores, encoder: PromptEncoder,

@@ -32,7 +32,7 @@ from teacher.language.finetune import (
 from teacher.language.generate import predict
 from teacher.language.geometry_losses import LayerLosses, ridge_r2
 from teacher.language.model import SAVED_NAMES, LanguageShape
-from teacher.language.readouts import fused_r2, gate_shares
+from teacher.language.readouts import readout_scores
 from teacher.language.train import true_geometry
 from teacher.language.weights import build, load_trainable, trainable_state_dict
 from tests.language_fakes import sample_room, save_tiny_lm
@@ -418,7 +418,7 @@ def test_the_reader_reads_a_distance_from_true_points_and_not_from_noise(config)
         questions = [test.rooms[p.room].questions[0] for p in found]
         scores[name] = np.mean([values(q, p.output(q))["mra"]
                                 for q, p in zip(questions, found, strict=True)])
-        assert fused_r2(model, train, test)["depth_r2"] > 0.9 or name == "noise"
+        assert name == "noise" or readout_scores(model, train, test)["fused"]["depth_r2"] > 0.9
     assert scores["true"] > scores["noise"] + 0.25, scores
 
 
@@ -436,14 +436,14 @@ def test_the_gates_share_is_read_of_all_tokens_of_depth_edges_and_of_each_noun(c
         return semantic, share
 
     monkeypatch.setattr(model.fusion, "forward", gated)
-    found = gate_shares(model, dataset)
+    found = readout_scores(model, dataset, dataset)["gate"]
     assert found["class/bed"] == pytest.approx(0.75)
     assert found["all"] == pytest.approx(0.25 + 0.5 * 12 / 392)
     assert found["depth_edges"] == pytest.approx(0.75)  # the token and its eight neighbours
     monkeypatch.setattr(readouts, "MASKS", len(dataset.rooms) + 1)
-    assert "class/bed" not in gate_shares(model, dataset)
-    monkeypatch.setattr(model.fusion, "forward", lambda *_: (None, None))
-    assert gate_shares(model, dataset) == {}
+    assert "class/bed" not in readout_scores(model, dataset, dataset)["gate"]
+    monkeypatch.setattr(model.fusion, "forward", lambda semantic, *_: (semantic, None))
+    assert {*readout_scores(model, dataset, dataset)} == {"fused"}
 
 
 def test_losses_of_geometry_learn_and_are_no_part_of_the_answer(config):
