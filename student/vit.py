@@ -114,9 +114,10 @@ def save_student(student: Student, folder: Path, dtype: torch.dtype = torch.floa
     save_finite(state, folder / "student.safetensors")  # last: a run with weights is complete
 
 
-def load_student(folder: Path | str) -> Student:
+def load_student(folder: Path | str, teacher: str | None = None) -> Student:
     """The student that `save_student` wrote, float32, in eval mode. Raises ValueError if there is
-    none or its files are damaged."""
+    none, its files are damaged, or it was not distilled from the tower with spec digest `teacher`.
+    """
     folder = Path(folder)
     config, weights = folder / "student.json", folder / "student.safetensors"
     if not (config.is_file() and weights.is_file()):
@@ -127,6 +128,9 @@ def load_student(folder: Path | str) -> Student:
         # files older than the field `stem` are of students without one
         shape = StudentConfig(**{"stem": "patch"} | read_json(config, "distil it again"))
         student = Student(shape, pretrained_stem=False)
+    if teacher not in (None, shape.teacher):
+        raise ValueError(f"{folder}: was distilled from the teacher {shape.teacher}, but this "
+                         f"generator at this tap is {teacher}; undo the change of one of them")
     with reading(weights, *complete):
         student.load_state_dict({k: v.float() for k, v in load_file(weights).items()}, strict=True)
     return student.eval()

@@ -320,7 +320,7 @@ def test_teachers_of_other_features_than_the_runs_are_refused(trained, tmp_path)
     moved = open_distill_run(drawn_run())
     moved.tower.spec = {**moved.tower.spec, "weights": "trained on"}
     with pytest.raises(ValueError,
-                       match=r"student was distilled from the teacher .* undo the change"):
+                       match=r"student: was distilled from the teacher .* undo the change"):
         load_question_set([trained], moved)
 
 

@@ -88,7 +88,7 @@ def test_the_label_table_trains_each_way_with_equal_steps(monkeypatch, run, tmp_
 
 def test_the_shipped_student_and_its_file_replace_the_generator(monkeypatch, run, tmp_path):
     out = tmp_path / "shipped_recovery.json"
-    with pytest.raises(SystemExit, match="distilled from another teacher"):
+    with pytest.raises(ValueError, match="was distilled from the teacher"):
         shipped_recovery.main(run, out)
     student = load_student(run / "student")
     monkeypatch.setattr(shipped_recovery, "SHIPPED", run / "student")
