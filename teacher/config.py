@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from records.files import read_json
 from records.options import (
     Batch,
     Count,
@@ -86,9 +87,9 @@ class PretrainConfig:
                 f"pretrain.init: {self.init} holds no generator (no vae/config.json)")
         if self.width < 64 or self.width % 64:
             raise ValueError(f"pretrain.width is {self.width}, expected a multiple of 64")
-        if not 0 <= self.align_block < self.depth and self.init is None:
+        if self.align != "none" and self.align_block >= (blocks := self._blocks()):
             raise ValueError(f"pretrain.align_block is {self.align_block}, expected 0 to "
-                             f"{self.depth - 1}")
+                             f"{blocks - 1}")
         for name in ("align_t", "t_range"):
             low, high = getattr(self, name)
             if low >= high:
@@ -96,6 +97,13 @@ class PretrainConfig:
         if self.frames % 4 != 1:
             raise ValueError(f"pretrain.frames is {self.frames}, expected 4n+1 (5, 9, 17): "
                              "Wan's VAE silently drops the rest")
+
+    def _blocks(self) -> int:
+        """Of the transformer that is trained: init's, if that has one."""
+        earlier = self.init and self.init / "transformer" / "config.json"
+        if earlier is None or not earlier.is_file():
+            return self.depth
+        return read_json(earlier, "leave --init out", kind=dict).get("num_layers", self.depth)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,9 @@ def pretrain(config: PretrainConfig, source: Source) -> Path:
     transformer = train_flow(run, vae, train, test)
     if processes.main:
         save_generator(config.out, vae, transformer)
-        settings = json.loads(json.dumps(history(config) | rendered(source), default=str))
+        shape = {"width": transformer.config.num_attention_heads
+                 * transformer.config.attention_head_dim, "depth": transformer.config.num_layers}
+        settings = json.loads(json.dumps(history(config) | shape | rendered(source), default=str))
         write_json(settings, config.out / "pretrain.json")
     processes.leave()
     return config.out

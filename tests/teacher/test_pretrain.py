@@ -144,12 +144,25 @@ def test_an_aligned_training_logs_both_losses_and_the_held_out_one(tmp_path):
 
 
 @pytest.mark.parametrize(("wrong", "message"), [
-    ({"width": 100}, "multiple of 64"), ({"align_block": 10}, "expected 0 to 9"),
+    ({"width": 100}, "multiple of 64"),
+    ({"align": "efficientnet-lite0", "align_block": 10}, "expected 0 to 9"),
     ({"t_focus": 1.5}, "t_focus is 1.5"), ({"t_range": (0.7, 0.3)}, "low < high"),
 ])
 def test_values_out_of_range_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         PretrainConfig(**wrong)
+
+
+def test_the_aligned_block_is_one_of_those_that_are_trained(tmp_path):
+    assert PretrainConfig(depth=2).align_block == 5  # nothing is aligned: not used
+    for name, config in (("vae", {}), ("transformer", {"num_layers": 7})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    assert PretrainConfig(init=tmp_path, align="efficientnet-lite0", align_block=6)
+    with pytest.raises(ValueError, match="align_block is 7, expected 0 to 6"):
+        PretrainConfig(init=tmp_path, align="efficientnet-lite0", align_block=7)
+    (tmp_path / "transformer" / "config.json").unlink()  # of a VAE alone: a new one of `depth`
+    assert PretrainConfig(init=tmp_path, align="efficientnet-lite0", align_block=7)
 
 
 def test_crops_depend_on_the_step_alone():
@@ -223,6 +236,8 @@ def test_training_continues_from_a_generator_and_its_card_says_so(tmp_path):
     assert 0 < moved < 0.05  # six steps away, not a new start: a fresh draw is 0.1 and more away
     write_card(second, config)
     card = (second / "README.md").read_text()
+    settings = json.loads((second / "pretrain.json").read_text())
+    assert (settings["width"], settings["depth"]) == (32, 2)  # of what was trained, not the options
     for text in ("channels; 4 steps of", "10 steps of", "Of these steps 4 and 4 were made"):
         assert text in card
 
