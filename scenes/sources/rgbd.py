@@ -11,7 +11,6 @@ Depth is 16 bit, in millimetres but for TUM's, 0 or 65535 where unknown. Where t
 a matrix of its own (K_depth.txt in any layout), depth is moved to the colour camera's pixels.
 """
 import re
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +31,7 @@ EXPECTED = "rgb.txt and depth.txt, frame-*.color.png, color/ and intrinsic/, or 
 Box = tuple[int, int, int, int]
 _INVALID = 65535
 _NO_CAMERA = ("has no camera matrix (K.txt), so no matches and no flicker; a focal length is "
-              "assumed")
+              "assumed (53 degrees across)")
 _SAME_TIME_S = 0.02
 _TUM_CAMERAS = {  # fx, fy, cx, cy of 640x480; https://cvg.cit.tum.de/data/datasets/rgbd-dataset
     "freiburg1": (517.3, 516.5, 318.6, 255.3), "freiburg2": (520.9, 521.0, 325.1, 249.7),
@@ -61,8 +60,8 @@ def read_rgbd(root: Path, size: int = 224, most: int | None = None,
     """At most `most` frames, evenly spaced, as the middle square at `size` px.
 
     per_metre: of the values of depth, if not the layout's. intrinsics and poses are None without a
-    camera matrix. Notes on stderr say what was assumed. Raises ValueError naming what lacks or
-    cannot be read.
+    camera matrix. What was assumed: find_recording(root).notes. Raises ValueError naming what lacks
+    or cannot be read.
     """
     recording = find_recording(root)
     count = len(recording.depth)
@@ -71,10 +70,7 @@ def read_rgbd(root: Path, size: int = 224, most: int | None = None,
     width, height = read_rgb(recording.colour[0]).size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    clip = read_frames(recording, root.name, size, (left, top, left + side, top + side))
-    for note in recording.notes:
-        print(f"note: {root}: {note}", file=sys.stderr)
-    return clip
+    return read_frames(recording, root.name, size, (left, top, left + side, top + side))
 
 
 def read_frames(recording: Recording, name: str, size: int, box: Box | None = None) -> Clip:

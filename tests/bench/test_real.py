@@ -170,6 +170,27 @@ def test_what_makes_scores_doubtful_is_said(tmp_path):
         assert row["flicker"] is None and row["match_exact_49cm"] is None
 
 
+def test_an_assumed_camera_and_baselines_without_pairs_are_said_in_the_file_and_on_the_page(
+        tmp_path, capsys):
+    root, out = save(tmp_path / "box", "plain", 12), tmp_path / "out"
+    model = pooling_model(tmp_path / "m.onnx", "112")
+
+    def notes(*options):
+        vega3d.main(["bench", "real", str(root), str(model), "--out", str(out), *options])
+        found = load(out / "real.json").env["notes"]
+        printed = capsys.readouterr().err.splitlines()
+        assert found == "; ".join(line.removeprefix(f"note: {root}: ") for line in printed)
+        return found
+
+    assert notes("--baselines", "9").endswith(
+        "no two frames about 9 m apart show the same things: no matches there")
+    (root / "K.txt").unlink()
+    found = notes()
+    assert "a focal length is assumed (53 degrees across)" in found
+    assert "no poses" not in found and "m apart" not in found  # without a camera none are used
+    assert "a focal length is assumed (53 degrees across)" in (out / "report.html").read_text()
+
+
 def test_a_folder_of_clips_is_a_recording_each(tmp_path, recording):
     clip = read_rgbd(recording, 224, most=2)
     for name in ("a", "b"):
@@ -202,11 +223,22 @@ def test_nyus_test_frames_become_a_folder(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "h5py", SimpleNamespace(File=lambda *_: File()))
     scipy.io.savemat(tmp_path / "splits.mat", {"testNdxs": [[1], [3]]})
+    (tmp_path / "nyu.mat").touch()
     rgbd_folders.nyuv2(tmp_path / "nyu.mat", tmp_path / "splits.mat", tmp_path / "out")
     clip = read_rgbd(tmp_path / "out", 224)
     assert clip.frames.shape == (2, 3, 224, 224) and (clip.frames[1, 1] == 200).all()
     assert clip.depth.max() == 2.5 and (clip.depth[:, 112, 112] == 2.5).all()
     assert (clip.depth == 0).any() and clip.intrinsics[0, 0] == pytest.approx(518.858 * 224 / 480)
+
+
+@pytest.mark.parametrize("arguments", [("nyuv2", "no.mat", "splits.mat", "out"),
+                                       ("clips", "nowhere", "out")])
+def test_a_recording_that_is_not_there_is_one_line(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["rgbd_folders", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        rgbd_folders.main()
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("rgbd_folders: ")
 
 
 def test_a_recording_becomes_labelled_clips_of_near_views(tmp_path):
@@ -224,5 +256,5 @@ def test_a_recording_becomes_labelled_clips_of_near_views(tmp_path):
     turning[::2, :3, :3] = np.diag([-1.0, 1, -1])  # every second frame looks back
     assert [frames[-1] for frames in rgbd_folders.clip_frames(turning)] == [10, 19, 28]
     (root / "poses.txt").unlink()
-    with pytest.raises(SystemExit, match="has no poses"):
+    with pytest.raises(ValueError, match="has no poses"):
         rgbd_folders.clips(root, tmp_path / "none")

@@ -117,6 +117,15 @@ def test_a_video_is_scored_by_the_features_alone_before_and_after(adapt, tmp_pat
     assert "abs_rel" in rows["after", "rooms"]
 
 
+def test_an_assumed_camera_is_said_in_the_file_and_on_the_page(adapt, tmp_path):
+    root = few(tmp_path, 10)
+    (root / "K.txt").unlink()
+    folder = adapt(root)
+    notes = json.loads((folder / "adapt.json").read_text())["env"]["notes"]
+    assert "a focal length is assumed (53 degrees across)" in notes
+    assert notes in (folder / "adapt.html").read_text()
+
+
 def test_a_killed_adaptation_resumes_to_the_same_files(adapt, tmp_path, monkeypatch):
     box = few(tmp_path, 10)
     names = ("adapt.json", "adapt.html", "student/student.safetensors",
