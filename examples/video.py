@@ -21,7 +21,7 @@ import numpy as np
 
 from infer.inputs import focal_of_square
 from infer.model import SHIPPED, Model
-from infer.photos import pictures
+from infer.photos import describe, pictures
 from infer.pictures import resized
 from infer.steady import Steady
 from records.ffmpeg import VideoWriter, middle_squares, probe
@@ -106,7 +106,8 @@ def show(given: argparse.Namespace) -> str:
     if not live:
         facts = probe(path)
         fps, side = min(facts.fps, 60.0), facts.shorter_px
-    focal = focal_of_square(side, model.px, given.focal).px
+    camera = focal_of_square(side, model.px, given.focal)
+    focal = camera.px
     frames = webcam(given.source, model.px) if live else middle_squares(path, model.px, fps)
     filtered = dict if given.no_steady else Steady(focal, model.px)
     milliseconds = []
@@ -118,7 +119,8 @@ def show(given: argparse.Namespace) -> str:
             milliseconds.append(1000 * (time.perf_counter() - began))
             drawn = pictures(frame, outputs)
             out.write(np.concatenate([resized(drawn[name]) for name in ("view", "depth")], 1))
-    return f"{len(milliseconds)} frames, {np.median(milliseconds):.0f} ms each (median)"
+    return (f"{len(milliseconds)} frames, {np.median(milliseconds):.0f} ms each (median)"
+            f"{describe(camera, model.px)}")
 
 
 if __name__ == "__main__":

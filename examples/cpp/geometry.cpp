@@ -43,6 +43,7 @@ std::pair<int64_t, int64_t> size(const Ort::Value& map) {
 double scale_of(const Ort::Session& session, double focal) {
   Ort::AllocatorWithDefaultOptions allocator;
   auto canonical = session.GetModelMetadata().LookupCustomMetadataMapAllocated("canonical_focal", allocator);
+  if (canonical && focal <= 0) std::fprintf(stderr, "no focal length was given; %s px is assumed\n", canonical.get());
   return focal > 0 && canonical ? focal / std::atof(canonical.get()) : 1.0;
 }
 

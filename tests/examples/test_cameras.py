@@ -40,7 +40,8 @@ def clip(tmp_path) -> Path:
 def test_a_video_becomes_one_with_depth_beside_it(clip, tmp_path, monkeypatch, capsys):
     out = tmp_path / "depth.mp4"
     example("video.py", clip, "-o", out, monkeypatch=monkeypatch)
-    assert capsys.readouterr().out.startswith("5 frames, ")
+    said = capsys.readouterr().out
+    assert said.startswith("5 frames, ") and "focal length 224 px of 224 (assumed" in said
     assert len(probe(out).times) == 5 and probe(out).fps == pytest.approx(5)
 
 

@@ -774,6 +774,9 @@ def test_cpp_example_prints_the_outputs_of_the_model(tmp_path):
     cut = subprocess.run([program, web_files()["model.onnx"], tmp_path / "cut.ppm"],
                          capture_output=True, text=True)
     assert cut.returncode == 1 and "ends early" in cut.stderr
+    without = subprocess.run([program, web_files()["model.onnx"], tmp_path / "photo.ppm"],
+                             capture_output=True, text=True)
+    assert without.stderr == "no focal length was given; 224.0 px is assumed\n"
 
 
 class serving:

@@ -7,7 +7,8 @@ import * as sources from "./sources.js";
 const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
 const POINTS = ["#ffd60a", "#ff5ca8", "#38e0ff", "#b3f34d"];       // visible on light and dark pictures
-const MODES = { depth: `${NEAR_M} m <i style="background:${depthGradient}"></i> ${FAR_M} m`,
+const VIEW = query.get("focal") ? "" : ", if the view is 53° wide (?focal=PX)";  // of the network's input
+const MODES = { depth: `${NEAR_M} m <i style="background:${depthGradient}"></i> ${FAR_M} m${VIEW}`,
   normals: '<b style="background:#ff8080"></b> right <b style="background:#80ff80"></b> up <b style="background:#8080ff"></b> to you',
   geometry: "alike in colour, alike in geometry", none: "" };
 
