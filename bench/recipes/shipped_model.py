@@ -63,7 +63,7 @@ def make(run: Path | None = None) -> None:
             card.write_text(CARD.format(
                 student=exporter.run.student_sha256[:12],
                 heads=sha256(exporter.run.folder / "student" / "heads.safetensors")[:12],
-                frames=len(exporter.run.calibration), depth=100 * drift["depth_ratio"],
+                frames=found.facts["quantisation"]["frames"], depth=100 * drift["depth_ratio"],
                 source="the run's clips" if run else f"{ROOMS.train} rendered rooms",
                 run=" --run RUN" if run else "", size_mb=found.facts["size_mb"], **drift))
     MODEL.with_name(manifest.NAME).unlink(missing_ok=True)

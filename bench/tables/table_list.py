@@ -195,6 +195,7 @@ TABLES = {
         ("features", "generator"), ("aligned to", "align"), ("width", "width", 0),
         ("block", "block", 0), ("noise t", "t", 2), ("noise draws", "draws", 0),
         ("depth R², alone", "depth_r2_alone"), ("with semantic", "depth_r2_fused"),
+        ("gain", "depth_gain"), ("95 % from", "depth_gain_low"), ("to", "depth_gain_high"),
         ("random weights with semantic", "depth_r2_random_fused"),
         ("normal cosine, alone", "normal_cos_alone"), ("with semantic", "normal_cos_fused"),
         ("match, exact", "match_exact"), ("match, within 1 token", "match_within1")),
@@ -238,7 +239,9 @@ TABLES = {
         ("median-scaled", "delta1_median"), ("AbsRel", "abs_rel"),
         ("normal error, °", "normal_deg", 1), ("match, within 1 token", "match"),
         ("scale's change at 160 px, %", "scale_change_160", 1, 100),
-        ("at 448 px", "scale_change_448", 1, 100), ("of a crop", "scale_change_crop", 1, 100),
+        ("at 448 px", "scale_change_448", 1, 100),
+        ("of the middle, cropped", "scale_change_crop", 1, 100),
+        ("of a corner", "scale_change_corner", 1, 100),
         ("cosine to teacher", "cosine_mean"))),
     "shipped_recovery": Table("shipped_recovery", columns(
         ("features", "features"), ("seeds", "seeds", 0), ("depth δ<1.25", "delta1"),
