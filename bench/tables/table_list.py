@@ -213,6 +213,7 @@ TABLES = {
     "nano_probe": Table("nano_probe", columns(
         ("features", "features"), ("frames", "mode"), ("noise t", "t", 2), ("block", "block", 0),
         ("noise draws", "seeds", 0), ("depth R², ridge", "depth_r2_ridge"),
+        ("with semantic", "depth_r2_fused"),
         ("depth R², MLP", "depth_r2_mlp"), ("depth δ<1.25", "delta1"),
         ("normal cosine", "normal_cos"), ("match, exact", "match_exact", 2),
         ("match, within 1 token", "match_1", 2)), derive=_best_probes),

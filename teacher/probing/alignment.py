@@ -102,21 +102,10 @@ class Alignment:
         controls: dict[str, list[Callable[[Tensor], Tensor]]] = {
             "place only": [nothing], "semantic encoder": [self._encoder.features],
             "RGB patches": [RGBPatches().features], "VAE latents": [latents],
-            "random-weights ViT-S": [self._untrained_vit(i) for i in range(self.config.redraws)]}
+            "random-weights ViT-S": [untrained_vit(i, self.device)
+                                     for i in range(self.config.redraws)]}
         for name, calls in controls.items():
             yield self.measure({"generator": name}, [*map(self.frame_features, calls)])
-
-    def _untrained_vit(self, seed: int) -> Callable[[Tensor], Tensor]:
-        from student.config import StudentConfig
-        from student.vit import Student
-
-        torch.manual_seed(seed)
-        vit = Student(StudentConfig("s", depth=12, stem="patch")).to(self.device).eval()
-
-        @torch.inference_mode()
-        def features(frames: Tensor) -> Tensor:
-            return vit(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-        return features
 
     def _generator_rows(self, generator: str, taps: Taps) -> list[Row]:
         folder = generator_folder(generator)
@@ -261,6 +250,20 @@ class Alignment:
         exact = tower.features(few.frames.to(self.device).float() / 255)
         found = self._blocks(tower, few, [tower.tap.block])[0].float()
         return torch.cosine_similarity(found, exact, dim=2).mean().item()
+
+
+def untrained_vit(seed: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Features of frames [B,T,3,H,W] in [0,1], of a ViT-S with random weights."""
+    from student.config import StudentConfig
+    from student.vit import Student
+
+    torch.manual_seed(seed)
+    vit = Student(StudentConfig("s", depth=12, stem="patch")).to(device).eval()
+
+    @torch.inference_mode()
+    def features(frames: Tensor) -> Tensor:
+        return vit(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+    return features
 
 
 def recorded_halves(clip: Clip, gap: int = 6) -> tuple[list[ProbeSet], int]:

@@ -31,6 +31,16 @@ def probe(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor,
     return rounded | match_scores(test, x_test)
 
 
+def depth_r2(train: ProbeSet, test: ProbeSet, x_train: Mapping[str, Tensor],
+             x_test: Mapping[str, Tensor]) -> float:
+    """Of log depth by ridge, from several features [N,K,D,14,14] side by side."""
+    inputs = Inputs(train, x_train)
+    a, y, _ = inputs.all()
+    b, truth, _ = Inputs(test, x_test, inputs.scale).all()
+    error, depth = ridge(a, y[:, :1], b)[:, 0] - truth[:, 0], truth[:, 0]
+    return 1 - (error.square().sum() / (depth - depth.mean()).square().sum()).item()
+
+
 def sums(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed: int = 0,
          with_mlp: bool = True) -> dict[str, np.ndarray]:
     """The scores' terms by clip of `test`, [N] each, to resample clips; with_mlp: the MLP's too."""

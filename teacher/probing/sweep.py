@@ -3,7 +3,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,26 +14,48 @@ from records.files import atomic_write
 from records.progress import Progress
 from scenes.clip import Source
 from teacher.config import ProbeConfig
+from teacher.probing.alignment import untrained_vit
 from teacher.probing.correspondence import noise_snr
 from teacher.probing.probe_set import ProbeSet, extract, extract_blocks, probe_set
-from teacher.probing.probes import probe
+from teacher.probing.probes import depth_r2, probe
 from teacher.towers.base import GRID
 from teacher.towers.checkpoints import NANO, block_count, generator_folder
 from teacher.towers.controls import RGBPatches, VAELatents
+from teacher.towers.efficientnet import SemanticEncoder
 from teacher.towers.generators import load_tower
 from teacher.towers.tap import Tap
 from teacher.towers.wan import WanTower, load_wan
 from teacher.training.processes import resolve_device
 
-Sets = tuple[ProbeSet, ProbeSet]  # val trains the probes, test scores them
 PANELS = {"depth_r2_mlp": "depth R²", "normal_cos": "normal cosine"}
+
+
+class Sets(NamedTuple):
+    """val trains the probes, test scores them; semantic: the semantic encoder's features of both,
+    [N,K,112,14,14]."""
+    val: ProbeSet
+    test: ProbeSet
+    semantic: tuple[Tensor, Tensor]
+
+    def row(self, facts: dict, a: Tensor, b: Tensor, seed: int) -> dict:
+        """Scores of features a of val and b of test, and what they depend on; depth_r2_fused: by
+        ridge, beside the semantic encoder's."""
+        fov = torch.cat([self.val.fov, self.test.fov])
+        parts = [{"semantic": semantic, "x": x}
+                 for semantic, x in zip(self.semantic, (a, b), strict=True)]
+        return {**facts, "grid": GRID, "probe_clips": len(self.val), "test_clips": len(self.test),
+                "fov_low_deg": fov.min().item(), "fov_high_deg": fov.max().item(),
+                **probe(self.val, self.test, a, b, seed),
+                "depth_r2_fused": depth_r2(self.val, self.test, *parts)}
 
 
 def probe_grid(config: ProbeConfig, source: Source) -> list[dict]:
     """Rows for bench/results/nano_probe.json, controls first."""
     device, blocks = resolve_device(config.device), list(range(_block_count(config)))
     ids = [source.ids(split)[:config.clips] for split in ("val", "test")]
-    sets = probe_set(map(source.clip, ids[0])), probe_set(map(source.clip, ids[1]))
+    data = probe_set(map(source.clip, ids[0])), probe_set(map(source.clip, ids[1]))
+    encoder = SemanticEncoder().to(device).features
+    sets = Sets(*data, (extract(data[0], encoder, device), extract(data[1], encoder, device)))
     rows = list(_controls(config, sets, device))
     console = Console(stderr=True)
     with Progress(console=console) as progress:
@@ -54,7 +76,7 @@ def probe_grid(config: ProbeConfig, source: Source) -> list[dict]:
         near = [b for b in (best["block"] - 1, best["block"]) if b >= 0]
         tower = _open_tower(config, tap, device)
         averaged = _read_blocks(tower, near, sets, device, f"generator, {mode}")
-        for row, draws in zip(averaged, _two_draws(tower, near, sets[1], device), strict=True):
+        for row, draws in zip(averaged, _two_draws(tower, near, sets.test, device), strict=True):
             rows.append(row | noise_snr(draws))
     return rows
 
@@ -103,12 +125,14 @@ def _controls(config: ProbeConfig, sets: Sets, device: torch.device) -> Iterator
     tower = _open_tower(config, Tap(block=0, seeds=1), device)
     controls: list[tuple[str, Callable[[Tensor], Tensor]]] = [
         ("position only", lambda frames: frames.new_zeros(*frames.shape[:2], 1, GRID, GRID)),
-        ("rgb patches", RGBPatches().features), ("vae latents", VAELatents(tower).features)]
+        ("semantic encoder", SemanticEncoder().to(device).features),
+        ("rgb patches", RGBPatches().features), ("vae latents", VAELatents(tower).features),
+        ("random-weights ViT-S", untrained_vit(config.seed, device))]
     controls += [(name, load_tower(name).to(device).features) for name in config.also]
     for name, features in controls:
-        a, b = (extract(data, features, device) for data in sets)
-        row = {"features": name.partition(":")[0], "mode": "-", "t": None, "block": None,
-               "seeds": None, **probe(*sets, a, b, config.seed)}
+        a, b = (extract(data, features, device) for data in (sets.val, sets.test))
+        row = sets.row({"features": name.partition(":")[0], "mode": "-", "t": None, "block": None,
+                        "seeds": None}, a, b, config.seed)
         if name == "position only":
             # all tokens are equal, so nearest neighbours mean nothing
             row |= {k: None for k in row if k.startswith(("match_", "corr_"))}
@@ -125,9 +149,9 @@ def _controls(config: ProbeConfig, sets: Sets, device: torch.device) -> Iterator
 def _read_blocks(tower: WanTower, blocks: list[int], sets: Sets, device: torch.device,
                  name: str) -> list[dict]:
     tap = tower.tap
-    a, b = (extract_blocks(data, tower, blocks, device) for data in sets)
-    return [{"features": name, "mode": tap.frames, "t": tap.k / 1000, "block": block,
-             "seeds": tap.seeds, **probe(*sets, a[i], b[i], tap.seed)}
+    a, b = (extract_blocks(data, tower, blocks, device) for data in (sets.val, sets.test))
+    return [sets.row({"features": name, "mode": tap.frames, "t": tap.k / 1000, "block": block,
+                      "seeds": tap.seeds}, a[i], b[i], tap.seed)
             for i, block in enumerate(blocks)]
 
 

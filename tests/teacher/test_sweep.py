@@ -20,7 +20,15 @@ def test_the_probe_has_a_row_for_every_tap_control_and_other_tower(tiny_wan, tmp
                          also=(also, ), device="cpu")
     rows = probe_grid(config, FakeRooms(val=2, test=2, frames=5))
     names = [row["features"] for row in rows]
-    assert names[:4] == ["position only", "rgb patches", "vae latents", "dinov2"]
+    assert names[:6] == ["position only", "semantic encoder", "rgb patches", "vae latents",
+                         "random-weights ViT-S", "dinov2"]
+    position, semantic = rows[:2]  # nothing, and the same again, add nothing to the encoder
+    for row in (position, semantic):
+        assert row["depth_r2_fused"] == pytest.approx(semantic["depth_r2_ridge"], abs=0.01)
+    assert semantic["depth_r2_ridge"] != pytest.approx(position["depth_r2_ridge"], abs=1e-2)
+    for row in rows:
+        assert (row["grid"], row["probe_clips"], row["test_clips"]) == (14, 2, 2)
+        assert 0 < row["fov_low_deg"] <= row["fov_high_deg"] < 180
     taps = [r for r in rows if r["features"] == "generator, image"]
     assert [r["block"] for r in taps if r["seeds"] == 1] == [0, 1, 2]
     corr = {
