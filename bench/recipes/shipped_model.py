@@ -32,7 +32,7 @@ ROOMS = RoomSource(train=80, val=0, test=16, frames=4, seed=1801)
 CARD = """# The model of `vega3d infer`
 
 `model.onnx`: ViT-Ti/16 student and its heads, one RGB frame `[B,3,224,224]` in [0,1] -> features,
-depth (m), confidence, normals, descriptors, colours. {size_mb:.1f} MB, uint8 weights and
+depth (m), confidence, normals, descriptors, colours. {size_mb:.1f} MB, int8 weights and uint8
 activations of the linear layers, for onnxruntime on a CPU.
 
 - **Weights:** `student.safetensors` {student}, `heads.safetensors` {heads}
