@@ -108,6 +108,8 @@ class LanguageTeacher(nn.Module):
                         "query": (width,), "answer": (width,)}
         if shape.choices == "head":
             standardised["option"] = (2 * width,)
+        if shape.pointers:
+            standardised |= {"look": (width,), "where": (width,)}
         for name, size in standardised.items():
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
@@ -136,8 +138,9 @@ class LanguageTeacher(nn.Module):
         fused, gate = self.fusion(self._masked(semantic), generative, context)
         fused = fused.unflatten(0, clips)
         objects = self.object_projection(semantic).unflatten(0, clips)
-        candidates = self.regions(visual, objects)                # [C,R,W]
-        pointers = self.regions(visual, fused if self.shape.inputs == "tokens" else None)
+        where = self.places(visual)                               # [C,R,W]
+        candidates = self.region_means(visual, objects) + where
+        pointers = self.pointers(visual, fused, where)
         tokens = self.visual_tokens(visual, fused)                # [C,V,W]
         words = self.embed_questions(questions, pointers)         # [C,Q,L,W]
         before = [self._embed(self.prefix).expand(len(tokens), -1, -1)]
@@ -202,19 +205,23 @@ class LanguageTeacher(nn.Module):
         mean, std = (self.get_buffer(f"{name}_{part}") for part in ("mean", "std"))
         return ((x.float() - mean) / std).to(self.newline.dtype)
 
-    def _standard_state(self, name: str, states: Tensor) -> Tensor:
-        """States [C,Q,W] by the mean and deviation of the batch in training, as the language model
-        moves them far in a few steps; else by running averages, which the first batch sets."""
+    def _standard_state(self, name: str, states: Tensor, valid: Tensor | None = None) -> Tensor:
+        """States [C,Q,W] by mean and deviation over the valid ones [C,Q]: in training the batch's,
+        as they move far in a few steps; else running averages, which the first batch sets."""
         mean, std = (self.get_buffer(f"{name}_{part}") for part in ("mean", "std"))
-        if not self.training or states.shape[:2].numel() == 1:
+        if not self.training or states.shape[:2].numel() < 2:
             return self._standard(name, states)
-        batch_std, batch_mean = torch.std_mean(states.float(), (0, 1))
-        batch_std = batch_std.clamp_min(1e-4)
+        share = states.new_ones(states.shape[:2], dtype=torch.float) if valid is None else valid
+        total = share.sum()
+        share = (share / total.clamp_min(1))[..., None]           # [C,Q,1]
+        batch_mean = (states.float() * share).sum((0, 1))
+        apart = states.float() - batch_mean
+        batch_std = (apart.square() * share).sum((0, 1)).sqrt().clamp_min(1e-4)
         with torch.no_grad():
-            share = (std == 1).all().float().clamp_min(MOMENTUM)
-            mean.lerp_(batch_mean, share)
-            std.lerp_(batch_std, share)
-        return ((states.float() - batch_mean) / batch_std).to(self.newline.dtype)
+            step = (std == 1).all().float().clamp_min(MOMENTUM) * (total > 1)
+            mean.lerp_(batch_mean, step)
+            std.lerp_(batch_std, step)
+        return (apart / batch_std).to(self.newline.dtype)
 
     def visual_tokens(self, visual: VisualInputs, fused: Tensor) -> Tensor:
         """fused [C,T,W,h,14] -> [C,T*rows*(grid+1),W]: on the grid, with positions and newlines."""
@@ -264,24 +271,38 @@ class LanguageTeacher(nn.Module):
         middle = output.hidden_states[len(decoder.layers) // 2] if wanted else None
         return output.last_hidden_state, middle
 
-    def regions(self, visual: VisualInputs, tokens: Tensor | None) -> Tensor:
-        """[C,R,W]: the mean of each region's tokens [C,T,W,h,14], its place and area, and with
-        depth_pose its box's centre or its tokens' mean position."""
-        weights = region_weights(visual.inside)                   # [C,R,T*196]
+    def region_means(self, visual: VisualInputs, tokens: Tensor) -> Tensor:
+        """[C,R,W]: the mean of each region's tokens [C,T,W,h,14]."""
+        parts = tokens.split(GRID, 3)  # two of a fusion that concatenates sequences
+        flat = sum(p.permute(0, 1, 3, 4, 2).flatten(1, 3) for p in parts) / len(parts)
+        return region_weights(visual.inside).to(flat.dtype) @ flat
+
+    def places(self, visual: VisualInputs) -> Tensor:
+        """[C,R,W]: each region's place and area, and with depth_pose its box's centre or its
+        tokens' mean position."""
         width = self.newline.shape[0]
-        out = weights.new_zeros(*weights.shape[:2], width)
-        if tokens is not None:
-            parts = tokens.split(GRID, 3)  # two of a fusion that concatenates sequences
-            flat = sum(p.permute(0, 1, 3, 4, 2).flatten(1, 3) for p in parts) / len(parts)
-            out = weights.to(flat.dtype) @ flat
+        out = self.newline.new_zeros(*visual.inside.shape[:2], width)
         if self.place is not None:
             place = place_and_area(visual.inside, visual.semantic.shape[1])
             out = out + self.place(place.to(self.newline.dtype))
         if self.shape.position == "depth_pose":
-            cells = weights @ self._positions(visual, GRID, width).flatten(1, 3)
+            positions = self._positions(visual, GRID, width).flatten(1, 3)
             centre = sine_position(visual.boxes[..., :3], width)
+            cells = region_weights(visual.inside) @ positions
             out = out + torch.where(visual.boxes[..., 3:4] > 0, centre, cells)
         return out
+
+    def pointers(self, visual: VisualInputs, fused: Tensor, where: Tensor) -> Tensor:
+        """[C,R,W]: the regions as a question's <coord>s. What they look like and where they are
+        are standardised over the regions, each alone, so that neither drowns the other, and what
+        all regions share drowns neither; relations of pointers then take far fewer steps."""
+        parts = {"where": where}
+        if self.shape.inputs == "tokens":
+            parts["look"] = self.region_means(visual, fused)
+        if self.shape.pointers:
+            shown = visual.inside.sum(-1) > 0                     # [C,R]: not padding
+            parts = {k: self._standard_state(k, part, shown) for k, part in parts.items()}
+        return sum(parts.values(), torch.zeros_like(where))
 
     def _positions(self, visual: VisualInputs, g: int, width: int) -> Tensor:
         """[C,T,g,g,W] float32."""

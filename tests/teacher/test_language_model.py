@@ -144,12 +144,32 @@ def test_candidates_are_semantic_and_pointers_fused_tokens_of_their_region(parts
             sem, gen = model.standardise(inputs)
             fused = model.fusion(sem, gen)[0].unflatten(0, (2, 2))
             candidates = model.object_projection(sem).unflatten(0, (2, 2))
-            embeddings.append([model.regions(inputs, x) for x in (candidates, fused)])
+            where = model.places(inputs)
+            embeddings.append([model.region_means(inputs, candidates) + where,
+                               model.pointers(inputs, fused, where)])
         return [((a - b).abs().amax(-1) > 1e-6).tolist() for a, b in zip(*embeddings, strict=True)]
 
     first, none = [[True] + [False] * 4, [False] * 5], [[False] * 5] * 2
     assert moved("semantic") == [first, first] and moved("generative") == [none, first]
     assert model(view, batch).ground.shape == (2, 8, 5)
+
+
+def test_pointers_are_standardised_over_the_regions_that_are_shown(parts):
+    """What they look like and where they are, each alone; later by the averages of training."""
+    model = teacher(parts).train()
+    view = visual_inputs(ROOMS)
+    padded = replace(view, inside=torch.cat([view.inside, 0 * view.inside[:, :1]], 1),
+                     boxes=torch.cat([view.boxes, 0 * view.boxes[:, :1]], 1))
+    fused = model.fusion(*model.standardise(view))[0].unflatten(0, (2, 2))
+    shown = (view.inside.sum(-1) > 0).flatten()
+    expected = 0
+    for x in (model.places(view), model.region_means(view, fused)):
+        std, mean = torch.std_mean(x.flatten(0, 1)[shown], 0, correction=0)
+        expected = expected + (x - mean) / std.clamp_min(1e-4)
+    found = model.pointers(padded, fused, model.places(padded))
+    torch.testing.assert_close(found[:, :-1], expected)
+    later = model.eval().pointers(view, fused, model.places(view))  # the first batch's averages
+    torch.testing.assert_close(later, expected)
 
 
 def test_no_true_geometry_reaches_a_pose_free_reader(parts):
