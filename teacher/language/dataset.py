@@ -30,7 +30,7 @@ from teacher.language.model import QuestionBatch, VisualInputs
 NUMBER, CHOICE = "vsi_number", "vsi_choice"
 # A batch has questions of one family, as in the paper; the values are sampling weights. Numbers and
 # multiple choice are families of their own, because options make prompts long.
-FAMILIES = {NUMBER: 2, CHOICE: 1, "ground": 2, "multi_ground": 2, "caption": 1,
+FAMILIES = {NUMBER: 2, CHOICE: 2, "ground": 2, "multi_ground": 2, "caption": 1,
             "situated": 1, "qa": 1}
 READERS = 8  # threads
 ALONE_CLIPS = 200  # from which on processes ask, a clip in 50 ms; they take seconds to start

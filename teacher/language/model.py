@@ -216,11 +216,11 @@ class LanguageTeacher(nn.Module):
         share = (share / total.clamp_min(1))[..., None]           # [C,Q,1]
         batch_mean = (states.float() * share).sum((0, 1))
         apart = states.float() - batch_mean
-        batch_std = (apart.square() * share).sum((0, 1)).sqrt().clamp_min(1e-4)
+        batch_std = (apart.square() * share).sum((0, 1)).clamp_min(1e-8).sqrt()
         with torch.no_grad():
-            step = (std == 1).all().float().clamp_min(MOMENTUM) * (total > 1)
-            mean.lerp_(batch_mean, step)
-            std.lerp_(batch_std, step)
+            step = ((std == 1).all().float().clamp_min(MOMENTUM) * (total > 1)).to(std.dtype)
+            mean.lerp_(batch_mean.to(mean.dtype), step)
+            std.lerp_(batch_std.to(std.dtype), step)
         return (apart / batch_std).to(self.newline.dtype)
 
     def visual_tokens(self, visual: VisualInputs, fused: Tensor) -> Tensor:
