@@ -14,6 +14,7 @@ from records.files import regular_file
 from records.images import IMAGES, size_and_focal
 from records.outputs import OutputFolder, safe_name
 
+SHORTEST, LONGEST = 0.1, 20.0  # focal lengths over a square's side: 157 and 3 degrees
 ASSUMED = 1.0  # focal length over a square's side: 53 degrees, a phone's main camera (26 mm)
 
 
@@ -58,7 +59,13 @@ def focal_of_photo(path: Path, px: int, given: float | None) -> Focal:
 
 
 def focal_of_square(side: int, px: int, given: float | None, exif: float | None = None) -> Focal:
-    """side: px of the square before it was scaled to `px`."""
+    """side: px of the square before it was scaled to `px`. Raises ValueError for a given one that
+    no lens has, such as millimetres."""
+    if given and side and not SHORTEST <= given / side <= LONGEST:
+        degrees = 2 * math.degrees(math.atan(0.5 * side / given))
+        raise ValueError(f"--focal: {given:g} px is {degrees:.0f} degrees across the shorter side "
+                         f"of {side} px; expected {SHORTEST * side:g} to {LONGEST * side:g}, in px "
+                         "of the picture, not in mm")
     for focal, source in ((given, "--focal"), (exif, "EXIF")):
         if focal and side:
             return Focal(focal * px / side, source)

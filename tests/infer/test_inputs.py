@@ -73,6 +73,15 @@ def test_depth_is_times_focal_over_the_canonical_one(tmp_path, capsys):
     assert np.abs(written - 1000 * depths["tele"]).max() <= 0.5 + 1e-2
 
 
+def test_a_focal_length_in_millimetres_is_noticed(tmp_path, capsys):
+    path = photo(tmp_path / "a.png", (400, 300))
+    assert focal_of_photo(path, 224, 30.0).px and focal_of_photo(path, 224, 6000.0).px
+    for focal, degrees in (("26", "160"), ("6001", "3")):
+        code, line = run_infer(capsys, path, "--focal", focal, "-o", tmp_path / "out")
+        assert code == 2 and len(line.splitlines()) == 1, line
+        assert f"{focal} px is {degrees} degrees" in line and "expected 30 to 6000" in line
+
+
 @pytest.mark.parametrize("focal", ["0", "-5", "nan", "inf"])
 def test_a_focal_length_of_nothing_is_refused(focal, tmp_path, capsys):
     code, line = run_infer(capsys, photo(tmp_path / "a.png"), "--focal", focal,
