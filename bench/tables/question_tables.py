@@ -61,9 +61,7 @@ def score_rows(rows: Sequence[Row]) -> list[Row]:
             generator = differences.get((position, "generator", "semantic_only", field))
             share = recoveries.get((position, features, field))
             if gain:
-                fewer = gain["seeds"] < row["seeds"]
-                seeds = f", {gain['seeds']} of {row['seeds']} seeds" if fewer else ""
-                row[f"gain {field}"] = points(gain) + seeds
+                row[f"gain {field}"] = points(gain)
             if share and share["low"] is not None and generator and (generator["low"] or 0) > 0:
                 interval = f"{share['low']:.2f} … {share['high']:.2f}"
                 row[f"recovery {field}"] = f"{share['value']:.2f} ({interval})"

@@ -412,8 +412,6 @@ TABLES = {
     "rooms_questions": Table("rooms_questions", SCORE_COLUMNS, derive=score_rows),
     "rooms_questions_controls": Table("rooms_questions", CONTROL_COLUMNS, derive=control_rows),
     "rooms_questions_types": Table("rooms_questions", TYPE_COLUMNS, derive=type_rows),
-    "rooms_questions_warm": Table("rooms_questions_warm", SCORE_COLUMNS, derive=score_rows),
-    "rooms_questions_pilot": Table("rooms_questions_pilot", SCORE_COLUMNS, derive=score_rows),
     "fusion_ablation": Table("fusion_ablation", FUSION_COLUMNS, derive=fusion_rows),
     "gate_by_class": Table("gate_by_class", GATE_COLUMNS, derive=gate_rows),
     "question_probes": Table("question_probes", columns(

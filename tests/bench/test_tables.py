@@ -147,8 +147,7 @@ def folder(tmp_path):
                                {"kind": "difference", "features": "true_xyz", "minus": "semantic",
                                 "task": "camera_distance", "seeds": 1, "value": 0.2, "low": 0.1,
                                 "high": 0.3, "p": 0.01}])
-    for name in ("rooms_questions", "rooms_questions_pilot", "rooms_questions_warm",
-                 "fusion_ablation"):
+    for name in ("rooms_questions", "fusion_ablation"):
         write(tmp_path, name, [{**scores, "kind": "score", "seed": 0, "steps": 9}, {
             **scores, "kind": "difference", "minus": "zeros", "seeds": 1, "low": 0.1, "high": 0.7
         }])
