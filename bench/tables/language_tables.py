@@ -28,6 +28,10 @@ LANGUAGE_COLUMNS = columns(
     *((f"direction, {name}", name, 1, 100) for name in ("easy", "medium", "hard")),
     ("same noun, closest", "same_noun", 1, 100), ("fused tokens: depth R²", "depth_r2", 2),
     ("ray R²", "ray_r2", 2))
+SEED_COLUMNS = columns(
+    ("features", "features"), ("object distance, MRA % of each seed", "distance"),
+    *((f"direction, {name}, %", name) for name in ("easy", "medium", "hard")),
+    ("same noun, closest", "same_noun"))
 GAIN_COLUMNS = columns(
     ("features", "features"), ("minus", "minus"), ("seeds", "seeds", 0),
     ("camera distance, points (95 %)", "camera"), ("object distance", "distance"),
@@ -41,6 +45,18 @@ def language_rows(rows: Sequence[Row]) -> list[Row]:
         if not row.get("steps_std"):
             row.pop("steps_std", None)  # equal steps need no spread
     return merged
+
+
+def seed_rows(rows: Sequence[Row]) -> list[Row]:
+    """As `language_rows`: every score a percentage of each seed, such as "51, 94"."""
+    values: dict[str, dict[str, list[str]]] = {}
+    for training in sorted(_trainings(rows), key=lambda training: training["seed"]):
+        shown = values.setdefault(training["features"], {})
+        for field in SCORES:
+            if field in training:
+                shown.setdefault(field, []).append(f"{100 * training[field]:.0f}")
+    return [{"features": features, **{field: ", ".join(texts) for field, texts in shown.items()}}
+            for features, shown in values.items()]
 
 
 def gains(rows: Sequence[Row]) -> list[Row]:

@@ -9,8 +9,10 @@ from bench.tables.columns import Column, columns, mean_difference, over_seeds
 from bench.tables.language_tables import (
     GAIN_COLUMNS,
     LANGUAGE_COLUMNS,
+    SEED_COLUMNS,
     gains,
     language_rows,
+    seed_rows,
 )
 from bench.tables.question_tables import (
     CONTROL_COLUMNS,
@@ -407,8 +409,8 @@ TABLES = {
         ("host to host, ms", "host_to_host_ms", 3), ("cosine to FP32, mean", "cosine_mean", 5),
         ("1st percentile", "cosine_p1", 5), ("size, MB", "size_mb", 1), ("gate", "gate"))),
     "sensitivity": Table("sensitivity", LANGUAGE_COLUMNS, derive=language_rows),
-    "sensitivity_words": Table("sensitivity_words", LANGUAGE_COLUMNS, derive=language_rows),
-    "sensitivity_words_gains": Table("sensitivity_words", GAIN_COLUMNS, derive=gains),
+    "sensitivity_seeds": Table("sensitivity", SEED_COLUMNS, derive=seed_rows),
+    "sensitivity_gains": Table("sensitivity", GAIN_COLUMNS, derive=gains),
     "rooms_questions": Table("rooms_questions", SCORE_COLUMNS, derive=score_rows),
     "rooms_questions_controls": Table("rooms_questions", CONTROL_COLUMNS, derive=control_rows),
     "rooms_questions_types": Table("rooms_questions", TYPE_COLUMNS, derive=type_rows),

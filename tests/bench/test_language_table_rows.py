@@ -16,7 +16,7 @@ def score(features: str, values: list[float], task: str = "camera_distance",
 def shown(tmp_path):
     def cells(name: str, rows: list[dict]) -> list[dict[str, str]]:
         save(Results("sensitivity", "language_tables", "abc123", {"gpu": "a GPU"}, rows),
-             tmp_path / f"{name.removesuffix('_gains')}.json")
+             tmp_path / "sensitivity.json")
         head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")]
                            for line in table(name, tmp_path).splitlines() if line[:1] == "|"]
         return [dict(zip(head, line, strict=True)) for line in lines]
@@ -41,6 +41,13 @@ def test_the_three_numeric_tasks_have_a_mean(shown):
     assert shown("sensitivity", rows)[0]["mean of the three"] == "40.0"
 
 
+def test_each_seed_is_a_percentage_in_the_seeds_order(shown):
+    easy = score("semantic", [0.511, 0.9413], "vsi:object_rel_direction_easy", "accuracy")
+    rows = [*score("true_xyz", [0.8]), *easy[::-1], *score("semantic", [0.5])]
+    semantic, = (row for row in shown("sensitivity_seeds", rows) if row["features"] == "semantic")
+    assert semantic == {"features": "semantic", "direction, easy, %": "51, 94"}
+
+
 def difference(minus: str, p: float, task: str = "camera_distance", value: float = 0.2) -> dict:
     return {"kind": "difference", "features": "true_xyz", "minus": minus, "task": task, "seeds": 4,
             "rooms": 90, "value": value, "low": value - 0.05, "high": value + 0.04, "p": p}
@@ -49,8 +56,8 @@ def difference(minus: str, p: float, task: str = "camera_distance", value: float
 def test_differences_are_shown_in_points_with_their_intervals(shown):
     rows = [*score("true_xyz", [0.7, 0.9]), *score("semantic", [0.6, 0.6]),
             difference("semantic", 0.3), difference("semantic", 0.4, "numeric", -0.01)]
-    assert len(shown("sensitivity_words", rows)) == 2  # a difference is no training
-    one, = shown("sensitivity_words_gains", rows)
+    assert len(shown("sensitivity", rows)) == 2  # a difference is no training
+    one, = shown("sensitivity_gains", rows)
     assert (one["features"], one["minus"], one["seeds"]) == ("true_xyz", "semantic", "4")
     assert one["camera distance, points (95 %)"] == "+20.0 (+15.0 … +24.0)"
     assert one["mean of the three"] == "-1.0 (-6.0 … +3.0)"
@@ -61,6 +68,6 @@ def test_holm_corrects_over_all_differences_of_the_table(shown):
     for others in (1, 5):  # p = 0.009 is below 0.05 / 5, not below 0.05 / 6
         rows = [difference("semantic", 0.009)]
         rows += [difference(f"other {i}", 0.5) for i in range(others)]
-        marked[others] = [row["minus"] for row in shown("sensitivity_words_gains", rows)
+        marked[others] = [row["minus"] for row in shown("sensitivity_gains", rows)
                           if row["camera distance, points (95 %)"].endswith(" *")]
     assert marked == {1: ["semantic"], 5: []}

@@ -141,12 +141,11 @@ def folder(tmp_path):
         "kind": "training", "training": "longer", "features": "generator", "seed": 0,
         "number_lowest": 1.2, "number_lowest_at": 800
     }, {"kind": "point", "step": 9}])
-    for name in ("sensitivity", "sensitivity_words"):
-        write(tmp_path, name, [{"features": "true_xyz", "seed": 0, "steps": 9, "metric": "mra",
-                                "task": "camera_distance", "value": 0.5},
-                               {"kind": "difference", "features": "true_xyz", "minus": "semantic",
-                                "task": "camera_distance", "seeds": 1, "value": 0.2, "low": 0.1,
-                                "high": 0.3, "p": 0.01}])
+    write(tmp_path, "sensitivity", [{"features": "true_xyz", "seed": 0, "steps": 9,
+                                     "metric": "mra", "task": "camera_distance", "value": 0.5},
+                                    {"kind": "difference", "features": "true_xyz",
+                                     "minus": "semantic", "task": "camera_distance", "seeds": 1,
+                                     "value": 0.2, "low": 0.1, "high": 0.3, "p": 0.01}])
     for name in ("rooms_questions", "fusion_ablation"):
         write(tmp_path, name, [{**scores, "kind": "score", "seed": 0, "steps": 9}, {
             **scores, "kind": "difference", "minus": "zeros", "seeds": 1, "low": 0.1, "high": 0.7
