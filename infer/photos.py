@@ -1,6 +1,7 @@
 """Photos and videos through a model: read, run, and write its outputs as pictures and arrays."""
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from infer.geometry import depth_mm, match_picture, mutual_matches, write_ply
 from infer.inputs import Focal, Input, focal_of_photo, split_arguments
 from infer.model import Model
 from infer.pictures import depth_colours, frame_pca_colours, grey, normal_colours, resized, to_bytes
+from records.files import Unreadable
 from records.images import read_rgb
-from records.outputs import OutputFolder, safe_name
+from records.outputs import OutputFolder, printable, safe_name
 
 PICTURES = ("view", "depth", "confidence", "normals", "pca")
 MAX_FEATURES = 1 << 24  # values of an output that is drawn by its principal components
 Outputs = dict[str, np.ndarray]
+View = tuple[str, np.ndarray, Outputs]  # name, frame, outputs of a photo
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Options:
 
 def infer_all(given: Sequence[Path], out: Path, options: Options = Options()) -> Iterator[str]:
     """Writes out/NAME_* for each photo and video of [MODEL.onnx] PHOTO|FOLDER|VIDEO…, and yields a
-    line about it. Raises ValueError for bad input; files of earlier photos stay."""
+    line about it. One of several that cannot be read is named on stderr, and the others are done.
+    Raises ValueError for bad input, of such ones at the end; files of other photos stay."""
     model_file, inputs = split_arguments(given)
     _check(inputs, options)
     model = Model(model_file, options.threads)
@@ -43,27 +47,48 @@ def infer_all(given: Sequence[Path], out: Path, options: Options = Options()) ->
         raise ValueError(f"{model_file}: outputs {', '.join(model.outputs)} have the same file "
                          "name; rename them")
     folder.check(names, "-o")
-    views = []
+    views: list[View] = []
+    unreadable = 0
     for each in inputs:
-        if each.is_video:
-            from infer.video import infer_video  # needs ffmpeg
+        try:
+            if each.is_video:
+                from infer.video import infer_video  # needs ffmpeg
 
-            yield infer_video(model, each, folder, options.focal, options.steady)
-            continue
-        frame = read_photo(each.path, model.px)
-        focal = focal_of_photo(each.path, model.px, options.focal)
-        begin = time.perf_counter()
-        outputs = {name: value[0] for name, value in model(frame[None], focal.px).items()}
-        milliseconds = 1000 * (time.perf_counter() - begin)
-        _write(frame, outputs, folder, each.name)
-        if options.ply:
-            _write_points(model, frame, outputs, focal, folder, each.name)
-        used = options.ply or (model.canonical_focal and "depth" in outputs)
-        views.append((each.name, frame, outputs))
-        yield (f"{each.path.name}: {milliseconds:.0f} ms{_depth_range(outputs)}"
-               f"{describe(focal, model.px) if used else ''}; in {out}/{each.name}_*")
+                line = infer_video(model, each, folder, options.focal, options.steady)
+            else:
+                line, view = _infer_photo(model, each, folder, options)
+                views.append(view)
+        except (Unreadable, OSError) as error:
+            of_input = isinstance(error, Unreadable) or str(error.filename) == str(each.path)
+            if not of_input or len(inputs) == 1:
+                raise
+            unreadable += 1
+            reason = f"{each.path}: {error.strerror}" if isinstance(error, OSError) else error
+            print(f"vega3d: {printable(reason, 1000)}", file=sys.stderr)
+        else:
+            yield line
+    if unreadable:
+        raise ValueError(f"infer: {unreadable} of {len(inputs)} photos and videos cannot be read; "
+                         "they are named above")
     if options.matches:
         yield _write_matches(model, views, folder)
+
+
+def _infer_photo(model: Model, given: Input, folder: OutputFolder,
+                 options: Options) -> tuple[str, View]:
+    """Writes NAME_* into the folder; returns a line about it, and what matches are made of."""
+    frame = read_photo(given.path, model.px)
+    focal = focal_of_photo(given.path, model.px, options.focal)
+    begin = time.perf_counter()
+    outputs = {name: value[0] for name, value in model(frame[None], focal.px).items()}
+    milliseconds = 1000 * (time.perf_counter() - begin)
+    _write(frame, outputs, folder, given.name)
+    if options.ply:
+        _write_points(model, frame, outputs, focal, folder, given.name)
+    used = options.ply or (model.canonical_focal and "depth" in outputs)
+    line = (f"{given.path.name}: {milliseconds:.0f} ms{_depth_range(outputs)}"
+            f"{describe(focal, model.px) if used else ''}; in {folder.folder}/{given.name}_*")
+    return line, (given.name, frame, outputs)
 
 
 def read_photo(path: Path, px: int) -> np.ndarray:
@@ -139,8 +164,8 @@ def _write_points(model: Model, frame: np.ndarray, outputs: Outputs, focal: Foca
         write_ply(scratch, frame, outputs["depth"][0], focal.px)
 
 
-def _write_matches(model: Model, views: list, folder: OutputFolder) -> str:
-    """views: (name, frame, outputs) of two photos."""
+def _write_matches(model: Model, views: Sequence[View], folder: OutputFolder) -> str:
+    """views: of two photos."""
     (one, first, a), (two, second, b) = views
     name = next((name for name in ("descriptors", "features") if name in a), None)
     if name is None:

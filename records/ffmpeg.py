@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from records.files import regular_file
+from records.files import Unreadable, regular_file
 
 VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
 EXTRA = "a video needs imageio-ffmpeg: pip install 'vega3d-edge[video]'"
@@ -58,12 +58,12 @@ class VideoFacts:
 
 
 def probe(path: Path) -> VideoFacts:
-    """Reads all packets and decodes none. Raises ValueError naming a file that is no video."""
+    """Reads all packets and decodes none. Raises Unreadable naming a file that is no video."""
     done = subprocess.run(_command(path, [], ["-c", "copy", "-xerror", "-f", "framecrc", "-"],
                                    "info"), capture_output=True)
     log = done.stderr.decode(errors="replace")
     if "matches no streams" in log:
-        raise ValueError(f"{path}: holds no video stream; give a video")
+        raise Unreadable(f"{path}: holds no video stream; give a video")
     packets: list[tuple[int, int]] = []  # when it is shown, for how long
     facts: dict[str, str] = {}
     for line in done.stdout.decode().splitlines():
@@ -74,7 +74,7 @@ def probe(path: Path) -> VideoFacts:
             packets.append((int(line.split(",")[2]), int(line.split(",")[3])))
     shown = sorted(packet for packet in packets if packet[0] >= 0)  # others are cut off
     if done.returncode or not shown or any(sign in log for sign in _CUT):
-        raise ValueError(f"{path}: not a readable video {_AGAIN}")
+        raise Unreadable(f"{path}: not a readable video {_AGAIN}")
     numerator, denominator = map(int, facts["tb 0"].split("/"))
     times = np.array([time for time, _ in shown]) * numerator / denominator
     hdr, size, bits, turned = (found.search(log) for found in (_HDR, _SIZE, _TEN_BITS, _ROTATED))
@@ -90,7 +90,7 @@ def decode(path: Path, filters: str, size: int, count: int, seek: float = 0.0) -
     done = subprocess.run(_command(path, ["-ss", f"{seek:.4f}"], after), capture_output=True)
     frames = np.frombuffer(done.stdout[:count * size * size * 3], np.uint8)
     if len(frames) < count * size * size * 3:
-        raise ValueError(f"{path}: cannot be decoded at {seek:.1f} s {_AGAIN}")
+        raise Unreadable(f"{path}: cannot be decoded at {seek:.1f} s {_AGAIN}")
     return frames.reshape(count, size, size, 3).transpose(0, 3, 1, 2).copy()
 
 
@@ -107,7 +107,7 @@ def middle_squares(path: Path, size: int, fps: float) -> Iterator[np.ndarray]:
             yield np.frombuffer(content, np.uint8).reshape(size, size, 3).transpose(2, 0, 1)
             count += 1
         if process.wait() or not count:
-            raise ValueError(f"{path}: cannot be decoded after frame {count} {_AGAIN}")
+            raise Unreadable(f"{path}: cannot be decoded after frame {count} {_AGAIN}")
     finally:
         process.kill()
         process.stdout.close()

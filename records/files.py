@@ -160,11 +160,15 @@ def _locked(file: IO[str]) -> bool:
     return True
 
 
+class Unreadable(ValueError):
+    """A file is damaged or of another kind than its name says; others may be good."""
+
+
 def regular_file(path: Path) -> Path:
-    """`path`. Raises ValueError for a pipe, socket, device or folder: reading one may not end."""
+    """`path`. Raises Unreadable for a pipe, socket, device or folder: reading one may not end."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{path}: is {_KINDS.get(stat.S_IFMT(mode), 'special')}, expected a file")
+        raise Unreadable(f"{path}: is {_KINDS.get(stat.S_IFMT(mode), 'special')}, expected a file")
     return path
 
 

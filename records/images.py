@@ -9,7 +9,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from records.files import regular_file
+from records.files import Unreadable, regular_file
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow's others start programs
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}  # suffixes that are read of a folder
@@ -34,9 +34,9 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def to_rgba(image: Image.Image, name: str) -> Image.Image:
-    """8-bit RGBA: of 16 bits a channel the upper eight. ValueError, with `name`, for 32 bits."""
+    """8-bit RGBA: of 16 bits a channel the upper eight. Unreadable, with `name`, for 32 bits."""
     if image.mode in ("I", "F"):
-        raise ValueError(f"{name}: has 32-bit pixels, of which none is known to be white; save it "
+        raise Unreadable(f"{name}: has 32-bit pixels, of which none is known to be white; save it "
                          "with 8 or 16 bits a channel")
     clear = image.info.get("transparency")
     if image.mode.startswith("I;16"):
@@ -53,7 +53,7 @@ def to_rgba(image: Image.Image, name: str) -> Image.Image:
 
 def read_image(path: Path, px: int | None = None) -> Image.Image:
     """The picture, upright and decoded, in its own mode; a JPEG not much larger than `px`.
-    ValueError for what is damaged, too large, no regular file, or not of FORMATS."""
+    Unreadable for what is damaged, too large, no regular file, or not of FORMATS."""
     with regular_file(path).open("rb") as file:
         return decode_image(file, str(path), px)
 
@@ -86,21 +86,17 @@ def decode_image(file: IO[bytes], name: str, px: int | None = None) -> Image.Ima
             warnings.simplefilter("ignore")  # of odd metadata
             image = Image.open(file, formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
-                raise _TooLarge(f"{name}: got {image.width} x {image.height} px, expected at most "
+                raise Unreadable(f"{name}: got {image.width} x {image.height} px, expected at most "
                                 f"{MAX_PIXELS // 1_000_000} million; make it smaller")
             if px:
                 image.draft("RGB", (2 * px, 2 * px))
             ImageOps.exif_transpose(image, in_place=True)
             image.load()
             return image
-    except (MemoryError, _TooLarge):
+    except (MemoryError, Unreadable):
         raise
     except Exception as error:  # a decoder's errors are of many kinds
         reason = ("unknown format" if isinstance(error, UnidentifiedImageError)
                   else " ".join(str(error).split())[:200])
-        raise ValueError(f"{name}: damaged or not an image ({reason}); formats that are read: "
+        raise Unreadable(f"{name}: damaged or not an image ({reason}); formats that are read: "
                          f"{', '.join(FORMATS)}") from error
-
-
-class _TooLarge(ValueError):
-    pass

@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infer import inputs
+from infer import inputs, photos
 from infer.inputs import focal_of_photo, split_arguments
+from infer.photos import read_photo
 from records.images import size_and_focal
 from tests.infer.models import photo, pooling_model, run_infer
 
@@ -80,6 +81,54 @@ def test_a_focal_length_in_millimetres_is_noticed(tmp_path, capsys):
         code, line = run_infer(capsys, path, "--focal", focal, "-o", tmp_path / "out")
         assert code == 2 and len(line.splitlines()) == 1, line
         assert f"{focal} px is {degrees} degrees" in line and "expected 30 to 6000" in line
+
+
+def test_what_is_damaged_among_others_is_named_and_the_others_are_done(tmp_path, capsys):
+    model, folder, out = pooling_model(tmp_path / "m.onnx"), tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    good = photo(folder / "b.png").read_bytes()
+    photo(folder / "e.png", (200, 100))
+    (folder / "a.png").write_bytes(good[:900])
+    (folder / "c.mp4").write_bytes(b"no video")
+    (folder / "d.jpg").symlink_to("gone.jpg")
+    code, printed = run_infer(capsys, model, folder, "-o", out)
+    *named, last = printed.splitlines()
+    assert code == 2 and "3 of 5 photos and videos cannot be read" in last
+    for line, start in zip(named, ("a.png: damaged or not an image", "c.mp4: not a readable video",
+                                   "d.jpg: No such file"), strict=True):
+        assert line.startswith(f"vega3d: {folder}/{start}")
+    depths = {path.name: np.load(path) for path in out.glob("*_depth.npy")}
+    assert depths.keys() == {"b_depth.npy", "e_depth.npy"}
+    for name in depths:  # 1 m + red, which grows to the right
+        wide = np.asarray(read_photo(folder / f"{name[0]}.png", 224))[0]
+        expected = 1 + 5 * wide.reshape(56, 4, 56, 4).mean((1, 3)) / 255
+        assert np.abs(depths[name][0] - expected).max() < 1e-4
+    (folder / "c.mp4").unlink()
+    (folder / "d.jpg").unlink()
+    (folder / "a.png").write_bytes(good)  # copied again: the same command does all
+    code, printed = run_infer(capsys, model, folder, "-o", out)
+    assert code == 0 and len(printed.splitlines()) == 3
+    assert np.array_equal(np.load(out / "a_depth.npy"), np.load(out / "b_depth.npy"))
+
+
+def test_an_error_of_the_output_folder_is_not_one_of_a_photo(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", str(tmp_path / "out"))
+
+    model = pooling_model(tmp_path / "m.onnx")
+    photos_given = [photo(tmp_path / name) for name in ("a.png", "b.png")]
+    monkeypatch.setattr(photos, "_write", full)
+    code, line = run_infer(capsys, model, *photos_given, "-o", tmp_path / "out")
+    assert code == 2 and "No space left" in line and len(line.splitlines()) == 1, line
+
+
+def test_matches_of_a_damaged_photo_are_not_written(tmp_path, capsys):
+    model, cut = pooling_model(tmp_path / "m.onnx"), tmp_path / "b.png"
+    cut.write_bytes(photo(tmp_path / "a.png").read_bytes()[:900])
+    code, printed = run_infer(capsys, model, tmp_path / "a.png", cut, "--matches", "-o",
+                              tmp_path / "out")
+    assert code == 2 and "b.png: damaged" in printed and "1 of 2" in printed
+    assert not list((tmp_path / "out").glob("*matches*"))
 
 
 @pytest.mark.parametrize("focal", ["0", "-5", "nan", "inf"])
