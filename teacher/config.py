@@ -9,6 +9,7 @@ from records.options import (
     Count,
     CountOrNone,
     Depth,
+    DepthUnit,
     Draws,
     Frames,
     Level,
@@ -131,7 +132,8 @@ class AlignmentConfig:
     generators: tuple[str, ...] = ()
     # clips as `vega3d scenes render` writes them; None: rendered on the way
     rooms: Path | None = None
-    rgbd: Path | None = None  # recorded frames beside: images/, depth/ (mm, registered), K.txt
+    rgbd: Path | None = None  # RGB-D frames beside, in a layout of vega3d bench real
+    depth_unit: DepthUnit | None = None  # values of depth pictures a metre; None: their layout's
     shipped: str | None = None  # of the generators, the one that ships; also at its own tap
     fit_clips: Pair = 2000      # clips of train, which fit the probes
     val_clips: Pair = 300       # clips of val, which choose penalties and taps

@@ -24,6 +24,7 @@ from tyro.conf import Positional
 
 from bench.real.depth import true_normals
 from records.files import regular_file
+from records.options import DepthUnit
 from scenes.clip import Clip, save_clip
 from scenes.sources.rgbd import check_recording, find_recording, read_rgbd
 
@@ -64,9 +65,10 @@ def nyuv2(labelled: Positional[Path], splits: Positional[Path], out: Positional[
     print(write_folder(_nyu_frames(regular_file(labelled), test), NYU_CAMERA, out), out)
 
 
-def clips(folder: Positional[Path], out: Positional[Path]) -> None:
-    recorded = read_rgbd(folder)
-    check_recording(recorded, folder, None)
+def clips(folder: Positional[Path], out: Positional[Path],
+          depth_unit: DepthUnit | None = None) -> None:
+    recorded = read_rgbd(folder, per_metre=depth_unit)
+    check_recording(recorded, folder, depth_unit)
     if recorded.poses is None:
         raise ValueError(f"{folder}: has no poses, or no camera matrix")
     for note in find_recording(folder).notes:

@@ -44,12 +44,13 @@ from infer.pictures import depth_colours
 from infer.steady import Steady
 from records.environment import environment
 from records.files import read_object, sha256
+from records.options import DepthUnit
 from records.results import Row, measured, save
 from scenes.clip import Clip, Split
 from scenes.rooms.layout import Style
 from scenes.rooms.source import RoomSource
 from scenes.show import save_sheet
-from student.config import HeadsShape
+from student.config import HeadsShape, StudentConfig
 from student.heads import StudentWithHeads, load_heads
 from teacher.data.dataset import Examples
 from teacher.dense import DenseTeacher
@@ -98,11 +99,16 @@ class _Source:
 
 
 def main(run: Positional[Path | None] = None, *, out: Path, clips: int = 100,
-         real: Path | None = None, pack: Path | None = None) -> None:
-    """clips: of each kind; real: a recording with poses, as of `vega3d bench real`."""
+         real: Path | None = None, depth_unit: DepthUnit | None = None,
+         pack: Path | None = None) -> None:
+    """clips: of each kind; real, depth_unit: a recording with poses, as of `vega3d bench real`."""
     with TemporaryDirectory() as scratch:
+        recorded = None
+        if real is not None:  # what is wrong with it is said first
+            clip = read_recorded(real, StudentConfig.image_size, 400, depth_unit).clips[0]
+            recorded = replace(clip, id=real.name)
         opened = open_distill_run(run or shipped_run(Path(scratch) / "run", clips, pack), not run)
-        measure(opened, out, clips, real)
+        measure(opened, out, clips, recorded)
 
 
 def shipped_run(folder: Path, clips: int, pack: Path | None) -> Path:
@@ -113,7 +119,7 @@ def shipped_run(folder: Path, clips: int, pack: Path | None) -> Path:
     return folder
 
 
-def measure(opened: DistillRun, out: Path, clips: int, real: Path | None) -> None:
+def measure(opened: DistillRun, out: Path, clips: int, real: Clip | None) -> None:
     rows: list[Row] = []
     worst: dict[str, list[np.ndarray]] = {}
     found = models(opened)
@@ -172,7 +178,7 @@ def condition_rows(one: Condition, found: dict[str, Model], run: DistillRun) -> 
             yield row | {"match": matches, "frames": len(examples)}
 
 
-def conditions(run: DistillRun, count: int, real: Path | None) -> Iterator[Condition]:
+def conditions(run: DistillRun, count: int, real: Clip | None) -> Iterator[Condition]:
     ids = run.source.ids("test")
     clean = [run.source.clip(i) for i in ids[::max(1, len(ids) // count)][:count]]
     yield Condition("none", "held-out rooms", clean)
@@ -196,11 +202,10 @@ def conditions(run: DistillRun, count: int, real: Path | None) -> Iterator[Condi
     if glass := [found for clip in filmed if (found := only(clip, REFLECTIVE))]:
         yield Condition(ALONE, "in filmed rooms", glass)
     if real is not None:
-        whole = read_recorded(real, clean[0].frames.shape[3], 400, None).clips[0]
-        most = min(run.config.scenes.frames, len(whole.frames))
-        parts = min(count, len(whole.frames) // most)
-        starts = np.linspace(0, len(whole.frames) - most, parts).astype(int)
-        yield Condition("real frames", real.name, [part(whole, at, most) for at in starts])
+        most = min(run.config.scenes.frames, len(real.frames))
+        parts = min(count, len(real.frames) // most)
+        starts = np.linspace(0, len(real.frames) - most, parts).astype(int)
+        yield Condition("real frames", real.id, [part(real, at, most) for at in starts])
     for error in (-0.1, 0.1):
         yield Condition("focal length", f"{error:+.0%}", clean, wrong_focal(error))
     for name, level, through in (

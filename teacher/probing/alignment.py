@@ -355,8 +355,8 @@ def probe_alignment(config: AlignmentConfig, rooms: RoomSource, seed: int, devic
     """
     rows, where = [*measured], resolve_device(device)
     if config.rgbd is not None:
-        recorded = read_rgbd(config.rgbd)
-        check_recording(recorded, config.rgbd, 1000)
+        recorded = read_rgbd(config.rgbd, per_metre=config.depth_unit)
+        check_recording(recorded, config.rgbd, config.depth_unit)
         halves = recorded_halves(recorded)
         registration = check_registration([recorded])
         if registration.wrong:

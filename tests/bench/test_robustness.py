@@ -19,6 +19,7 @@ from student.vit import load_student
 from teacher.config import DenseTraining
 from teacher.towers.tap import Tap
 from tests.fakes import FakeRooms
+from tests.scenes.test_rgbd import save_rgbd
 
 ROOMS = FakeRooms(train=4, test=2, frames=3)
 
@@ -112,6 +113,19 @@ def test_every_disturbance_has_a_row_of_each_model_that_it_concerns(tiny_wan, tm
     assert near["abs_rel"] != far["abs_rel"] and near["match"] == student["match"]
     assert Image.open(tmp_path / "robustness.png").width == 3 * 160
     assert "motion blur" in capsys.readouterr().out
+
+
+def test_depth_in_another_unit_is_said_before_anything_is_measured(tmp_path, monkeypatch):
+    root = save_rgbd(tmp_path / "a", poses=False)
+    for path in (root / "depth").iterdir():  # in 1/5000 m
+        Image.fromarray(5 * np.asarray(Image.open(path))).save(path)
+    with pytest.raises(ValueError, match="give --depth-unit 5000"):
+        robustness.main(out=tmp_path / "out.json", real=root)
+    given: list = []
+    monkeypatch.setattr(robustness, "open_distill_run", lambda *_: None)
+    monkeypatch.setattr(robustness, "measure", lambda *args: given.append(args[3]))
+    robustness.main(tmp_path, out=tmp_path / "out.json", real=root, depth_unit=5000)
+    assert given[0].id == "a" and given[0].depth.max() == 4
 
 
 def test_the_shipped_student_and_file_are_scored_on_rooms_of_their_own(tmp_path):

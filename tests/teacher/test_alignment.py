@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vega3d
 from records.results import Results, load, save
@@ -54,7 +55,7 @@ def test_the_table_holds_controls_and_generators_with_their_ruler(clips, tiny_wa
 
 
 def test_recorded_frames_join_the_rows_of_rooms_and_leave_them_as_they_are(tiny_wan, tmp_path,
-                                                                           monkeypatch):
+                                                                           monkeypatch, capsys):
     monkeypatch.setattr(alignment, "_HALF", 24)
     monkeypatch.setattr(alignment, "CACHE", tmp_path / "cache")
     monkeypatch.setattr("teacher.probing.ridge.mlp", lambda x, y, x_test, seed, batch, stop:
@@ -78,6 +79,15 @@ def test_recorded_frames_join_the_rows_of_rooms_and_leave_them_as_they_are(tiny_
     monkeypatch.setattr(alignment.Alignment, "_blocks", None)  # not extracted again
     vega3d.main(command)
     assert [row["frames_from"] for row in load(out).rows] == ["rooms", "real"]
+    for path in (tmp_path / "place" / "depth").iterdir():  # in 1/5000 m
+        Image.fromarray(5 * np.asarray(Image.open(path))).save(path)
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        vega3d.main(command)
+    assert "give --depth-unit 5000" in capsys.readouterr().err
+    vega3d.main([*command, "--depth-unit", "5000"])
+    again = load(out).rows[1]
+    assert again == row and again["depth_p99_m"] == pytest.approx(4, abs=1e-3)
     with pytest.raises(SystemExit, match="2"):
         vega3d.main([*command[:3], "wan-nano", *command[4:]])
 
