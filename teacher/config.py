@@ -88,7 +88,7 @@ class PretrainConfig:
                 f"pretrain.init: {self.init} holds no generator (no vae/config.json)")
         if self.width < 64 or self.width % 64:
             raise ValueError(f"pretrain.width is {self.width}, expected a multiple of 64")
-        if self.align != "none" and self.align_block >= (blocks := self._blocks()):
+        if self.align != "none" and self.align_block >= (blocks := self.blocks()):
             raise ValueError(f"pretrain.align_block is {self.align_block}, expected 0 to "
                              f"{blocks - 1}")
         for name in ("align_t", "t_range"):
@@ -99,12 +99,21 @@ class PretrainConfig:
             raise ValueError(f"pretrain.frames is {self.frames}, expected 4n+1 (5, 9, 17): "
                              "Wan's VAE silently drops the rest")
 
-    def _blocks(self) -> int:
+    def blocks(self) -> int:
         """Of the transformer that is trained: init's, if that has one."""
         earlier = self.init and self.init / "transformer" / "config.json"
         if earlier is None or not earlier.is_file():
             return self.depth
         return read_json(earlier, "leave --init out", kind=dict).get("num_layers", self.depth)
+
+    def blocks_before(self) -> int:
+        """That init's transformer was trained with: more than `blocks`, if it holds the first ones
+        only, up to its tap, as the one that ships."""
+        before = self.init and self.init / "pretrain.json"
+        if before is None or not (before.is_file() and (before.parent / "transformer").is_dir()):
+            return self.blocks()
+        depth = read_json(before, "leave --init out", kind=dict).get("depth")
+        return max(self.blocks(), depth if isinstance(depth, int) else 0)
 
 
 @dataclass(frozen=True)

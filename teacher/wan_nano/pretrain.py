@@ -1,6 +1,7 @@
 """`vega3d teacher pretrain`, also by accelerate launch: wan-nano's VAE, then its transformer."""
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -41,6 +42,10 @@ def pretrain(config: PretrainConfig, source: Source) -> Path:
     if (config.out / "transformer").exists() and not (config.out / "metrics.jsonl").is_file():
         raise ValueError(f"{config.out}: holds a generator that was not trained here; choose "
                          "another --out")
+    if (before := config.blocks_before()) > (blocks := config.blocks()) and processes.main:
+        print(f"note: {config.init}: holds the first {blocks} of its {before} blocks, so a "
+              f"generator of {blocks} is trained; its output layer has read block {before - 1} so "
+              "far", file=sys.stderr)
     make_folder(config.out)
     run.curve = read_metrics(config.out)
     train_ids = source.ids("train")[: config.clips][processes.index::processes.count]

@@ -53,6 +53,8 @@ def write_card(folder: Path, config: PretrainConfig) -> None:
     continued = (
         f".\n  Of these steps {earlier['vae']} and {earlier['flow']} were made in an earlier run, "
         "on other clips: `before` in pretrain.json") if settings.get("before") else ""
+    if (before := config.blocks_before()) > (blocks := config.blocks()):
+        continued += f".\n  It had {before} blocks, of which this one continues the first {blocks}"
     shape = read_json(folder / "transformer" / "config.json", "train it again")
     aligned = "" if config.align == "none" else (
         f".\n  Block {config.align_block} aligned to {config.align} (REPA) in training")

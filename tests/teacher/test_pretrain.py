@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from scenes.rooms.source import RoomSource
 from teacher.config import PretrainConfig
+from teacher.towers.checkpoints import generator_folder
 from teacher.towers.efficientnet import SemanticEncoder
 from teacher.towers.tap import Tap
 from teacher.towers.wan import load_wan
@@ -240,6 +241,27 @@ def test_training_continues_from_a_generator_and_its_card_says_so(tmp_path):
     assert (settings["width"], settings["depth"]) == (32, 2)  # of what was trained, not the options
     for text in ("channels; 4 steps of", "10 steps of", "Of these steps 4 and 4 were made"):
         assert text in card
+
+
+def test_continuing_from_the_first_blocks_of_a_generator_is_said(tmp_path, capsys):
+    rooms = FakeRooms(train=3, test=2, frames=5)
+    first = pretrain(replace(TINY, out=tmp_path / "a"), rooms)
+    settings = json.loads((first / "pretrain.json").read_text())
+    (first / "pretrain.json").write_text(json.dumps(settings | {"depth": 5}))
+    capsys.readouterr()
+    config = replace(TINY, out=tmp_path / "b", init=first, vae_steps=0)
+    second = pretrain(config, rooms)
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
+    assert len(notes) == 1 and "holds the first 2 of its 5 blocks" in notes[0]
+    assert "generator of 2 is trained" in notes[0] and "read block 4" in notes[0]
+    assert json.loads((second / "pretrain.json").read_text())["depth"] == 2
+    write_card(second, config)
+    card = " ".join((second / "README.md").read_text().split())
+    assert "It had 5 blocks, of which this one continues the first 2" in card
+    third = replace(TINY, init=second)  # all its blocks are there
+    assert third.blocks_before() == third.blocks() == 2
+    shipped = replace(TINY, init=generator_folder("wan-nano"))
+    assert (shipped.blocks(), shipped.blocks_before()) == (7, 12)
 
 
 def test_continuing_from_no_generator_is_refused(tmp_path):
