@@ -148,7 +148,7 @@ def test_every_command_in_the_readme_is_one_that_exists(capsys):
     fences = re.findall(r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     lines = [line for line in "\n".join(fences).splitlines() if line.startswith("vega3d ")]
     commands = {tuple(line.split("#")[0].split()[1:3]) for line in lines}
-    assert {("distill", "run"), ("export", "trt"), ("bench",), ("scenes", "show")} <= commands
+    assert {("distill", "run"), ("export", "trt"), ("bench",), ("bench", "real")} <= commands
     for command in commands:
         assert exit_of(capsys, *command, "--help")[0] == 0, command
 
