@@ -111,7 +111,7 @@ class LanguageTeacher(nn.Module):
         if shape.choices == "head":
             standardised["option"] = (2 * width,)
         if shape.pointers:
-            standardised |= {"look": (width,), "where": (width,)}
+            standardised |= {"look": (width,), "where": (width,), "pair": (width,)}
         for name, size in standardised.items():
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
@@ -123,7 +123,8 @@ class LanguageTeacher(nn.Module):
         self.newline = nn.Parameter(torch.randn(width) * 0.02)
         self.specials = nn.Parameter(torch.randn(len(SPECIALS), width) * 0.02)
         self.order = nn.Parameter(torch.randn(ORDERS, width)) if shape.pointers else None
-        self.pair = _mlp(2 * width, width, width) if shape.pointers else None
+        parts = 2 if shape.inputs == "tokens" else 1  # of `pointers`
+        self.pair = _mlp(2 * parts * width, width, width) if shape.pointers else None
         self.ground = GroundHead(width)
         self.place = _mlp(PLACE, width, width) if shape.pointers else None
         self.focal = nn.Linear(1, width) if shape.position == "pose_free" else None
@@ -238,18 +239,21 @@ class LanguageTeacher(nn.Module):
         return torch.cat([rows, ends], 3).flatten(1, 3)
 
     def embed_questions(self, questions: QuestionBatch, regions: Tensor) -> Tensor:
-        """[C,Q,L,W]; to each <coord> are added its region [C,R,W], and what it is with the pointer
-        before it: without that, two have to meet in attention, which takes thousands of steps."""
+        """[C,Q,L,W]; to each <coord> are added its `pointers` [C,R,k,W], and what it is with the
+        pointer before it: without that, two have to meet in attention, which takes thousands of
+        steps."""
         words = self._embed(questions.ids)
         if not questions.coords.shape[2]:
             return words
         clip = torch.arange(len(regions), device=regions.device)[:, None, None]
-        pointers = regions[clip, questions.coords.clamp_min(0)]                 # [C,Q,P,W]
+        parts = regions[clip, questions.coords.clamp_min(0)]                    # [C,Q,P,k,W]
+        pointers = parts.sum(3)
         if self.order is not None and self.pair is not None:
-            previous = F.pad(pointers, (0, 0, 1, 0))[:, :, :-1]
+            previous = F.pad(parts, (0, 0, 0, 0, 1, 0))[:, :, :-1]
             numbered = torch.arange(pointers.shape[2], device=regions.device).clamp_max(ORDERS - 1)
-            pair = self.pair(torch.cat([pointers, previous], -1))
-            pointers = pointers + pair + self.order[numbered]
+            pair = self.pair(torch.cat([parts, previous], 3).flatten(3)).flatten(1, 2)
+            pair = self._standard_state("pair", pair, questions.coords.flatten(1, 2) >= 0)
+            pointers = pointers + pair.view_as(pointers) + self.order[numbered]
         is_coord = questions.ids == self.vocab_size + SPECIALS.index(POINTER)   # [C,Q,L]
         nth = (is_coord.cumsum(2) - 1).clamp(0, pointers.shape[2] - 1)
         is_coord = is_coord & (questions.coords.gather(2, nth) >= 0)
@@ -295,16 +299,16 @@ class LanguageTeacher(nn.Module):
         return out
 
     def pointers(self, visual: VisualInputs, fused: Tensor, where: Tensor) -> Tensor:
-        """[C,R,W]: the regions as a question's <coord>s. What they look like and where they are
-        are standardised over the regions, each alone, so that neither drowns the other, and what
-        all regions share drowns neither; relations of pointers then take far fewer steps."""
+        """[C,R,1 or 2,W]: where the regions of <coord>s are and, with visual tokens, what they look
+        like; each standardised over regions, so that neither drowns the other, and what all regions
+        share drowns neither. Relations of pointers then take far fewer steps."""
         parts = {"where": where}
         if self.shape.inputs == "tokens":
             parts["look"] = self.region_means(visual, fused)
         if self.shape.pointers:
             shown = visual.inside.sum(-1) > 0                     # [C,R]: not padding
             parts = {k: self._standard_state(k, part, shown) for k, part in parts.items()}
-        return sum(parts.values(), torch.zeros_like(where))
+        return torch.stack([*parts.values()], 2)
 
     def _positions(self, visual: VisualInputs, g: int, width: int) -> Tensor:
         """[C,T,g,g,W] float32."""

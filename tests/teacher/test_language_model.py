@@ -138,7 +138,8 @@ def test_candidates_are_semantic_and_pointers_fused_tokens_of_their_region(parts
             where = model.places(inputs)
             embeddings.append([model.region_means(inputs, candidates) + where,
                                model.pointers(inputs, fused, where)])
-        return [((a - b).abs().amax(-1) > 1e-6).tolist() for a, b in zip(*embeddings, strict=True)]
+        moves = [(a - b).abs().flatten(2).amax(-1) for a, b in zip(*embeddings, strict=True)]
+        return [(move > 1e-6).tolist() for move in moves]
 
     first, none = [[True] + [False] * 4, [False] * 5], [[False] * 5] * 2
     assert moved("semantic") == [first, first] and moved("generative") == [none, first]
@@ -153,10 +154,11 @@ def test_pointers_are_standardised_over_the_regions_that_are_shown(parts):
                      boxes=torch.cat([view.boxes, 0 * view.boxes[:, :1]], 1))
     fused = model.fusion(*model.standardise(view))[0].unflatten(0, (2, 2))
     shown = (view.inside.sum(-1) > 0).flatten()
-    expected = 0
+    expected = []
     for x in (model.places(view), model.region_means(view, fused)):
         std, mean = torch.std_mean(x.flatten(0, 1)[shown], 0, correction=0)
-        expected = expected + (x - mean) / std.clamp_min(1e-4)
+        expected.append((x - mean) / std.clamp_min(1e-4))
+    expected = torch.stack(expected, 2)
     found = model.pointers(padded, fused, model.places(padded))
     torch.testing.assert_close(found[:, :-1], expected)
     later = model.eval().pointers(view, fused, model.places(view))  # the first batch's averages
@@ -182,13 +184,16 @@ def test_each_pointer_carries_its_own_region_in_the_order_of_the_text(parts):
     room = replace(ROOMS[0], questions=[two], candidates=[[]], mentions=[[4, 2]])
     batch = collate([encoder.encode_room(room)], encoder.end)
     assert batch.coords.tolist() == [[[4, 2]]] and batch.number.exp().tolist() == [[3.0]]
-    model, regions = teacher(parts), torch.randn(1, 5, 24)
+    model, regions = teacher(parts).eval(), torch.randn(1, 5, 2, 24)
+    model.pair_mean.fill_(0.5)
+    model.pair_std.fill_(2.0)
     words = model.embed_questions(batch, regions)[0, 0]
     spots = (batch.ids[0, 0] == encoder.encode(POINTER)[0]).nonzero()[:, 0].tolist()
-    before = torch.zeros(24)
+    before = torch.zeros(48)
     for k, (spot, region) in enumerate(zip(spots, (4, 2), strict=True)):
-        own = regions[0, region]
-        pointer = own + model.order[k] + model.pair(torch.cat([own, before]))
+        own = regions[0, region].flatten()
+        pair = (model.pair(torch.cat([own, before])) - 0.5) / 2
+        pointer = regions[0, region].sum(0) + model.order[k] + pair
         torch.testing.assert_close(words[spot], model.specials[1] + pointer * model.scale)
         before = own
     plain = PromptEncoder(encoder.tokenizer, encoder.vocab_size, pointers=False)
