@@ -32,7 +32,7 @@ from student.config import SHIPPED
 from student.vit import load_student
 from teacher.data.feature_store import FeatureStore, fill
 from teacher.fusion import FUSIONS
-from teacher.language.config import FinetuneConfig, LanguageTeacherConfig
+from teacher.language.config import LanguageTeacherConfig, recipe
 from teacher.language.dataset import load_features
 from teacher.language.encode import RoomQuestions
 from teacher.language.train import (
@@ -52,6 +52,7 @@ TASKS = (*NUMERIC, "depth_order", *POINTER_CHECKS)
 # tasks and metrics whose differences have intervals over rooms
 COMPARED = (*NUMERIC, "depth_order")
 SCORED = ("mra", "accuracy")
+DEFAULTS = recipe("embedded")
 CURVE_ROWS = 10  # of a training's metrics.jsonl
 SECOND = ("generator", "random_weights", "zeros", "noise", "rgb", "vae_latents")
 STUDENTS = {"student_fp32": SHIPPED, "student_int8": SHIPPED_INT8}
@@ -125,14 +126,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", help="some of the table's rows")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=16, help="clips")
+    parser.add_argument("--steps", type=int, default=DEFAULTS.tuning.steps)
+    parser.add_argument("--batch", type=int, default=DEFAULTS.tuning.clips, help="clips")
     parser.add_argument("--lm", default="smollm2-135m", help="or tiny")
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--warm", type=float, default=FinetuneConfig.warm)
-    parser.add_argument("--grid", type=int, default=14)
-    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=DEFAULTS.tuning.layers)
+    parser.add_argument("--lr", type=float, default=DEFAULTS.tuning.lr)
+    parser.add_argument("--warm", type=float, default=DEFAULTS.tuning.warm)
+    parser.add_argument("--grid", type=int, default=DEFAULTS.grid)
+    parser.add_argument("--draws", type=int, default=DEFAULTS.draws)
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--finished", action="store_true",
                         help="writes the table of the trainings that are done, trains nothing")
@@ -159,13 +160,11 @@ def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, An
     lm, clips, questions = args.lm, args.batch, 8
     if options.get("fusion") == "context_gated":  # as many questions, each with its own tokens
         clips, questions = clips * questions, 1
-    tuning = FinetuneConfig(lm=lm, layers=args.layers, steps=args.steps, clips=clips,
-                            questions=questions, lr=args.lr, warm=args.warm, seed=seed,
-                            save_every=500, graphed=not args.eager,
-                            validate_every=max(1, args.steps // CURVE_ROWS))
-    config = replace(LanguageTeacherConfig(
-        out=out, clips=args.clips, data=args.work, grid=args.grid, draws=args.draws, tasks=TASKS,
-        tuning=tuning), **options)
+    tuning = replace(DEFAULTS.tuning, lm=lm, layers=args.layers, steps=args.steps, clips=clips,
+                     questions=questions, lr=args.lr, warm=args.warm, seed=seed, save_every=500,
+                     graphed=not args.eager, validate_every=max(1, args.steps // CURVE_ROWS))
+    config = replace(DEFAULTS, out=out, clips=args.clips, data=args.work, grid=args.grid,
+                     draws=args.draws, tasks=TASKS, tuning=tuning, **options)
     if name in DROPPED:
         config = replace(config, out=job_path(args.work, "generator", seed))
     with locked(args.work / "data.lock"):

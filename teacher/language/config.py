@@ -99,8 +99,8 @@ class LanguageTeacherConfig:
 
 
 RECIPES = {
-    "embedded": LanguageTeacherConfig(
-        draws=3, tuning=FinetuneConfig(layers=6, steps=2000, clips=16, lr=5e-4)),
+    "embedded": LanguageTeacherConfig(  # of bench/results/sensitivity.json
+        grid=7, draws=3, tuning=FinetuneConfig(layers=6, steps=2400, lr=5e-4, warm=0.1)),
     # arXiv 2603.19235: 128 questions a step over 8 GPUs (bench/recipes/paper_fsdp.yaml; memory:
     # vega3d teacher plan)
     "paper": LanguageTeacherConfig(

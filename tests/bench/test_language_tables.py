@@ -1,6 +1,7 @@
 """The recipe of the language teacher's tables: from clips to rows, and who trains what."""
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -161,6 +162,6 @@ def test_every_row_of_every_table_is_a_configuration_that_its_name_identifies():
     seen: dict[str, dict] = {}
     for table in language_tables.TABLES.values():
         for name, options in table.items():
-            tuning = language_tables.FinetuneConfig(questions=1)
-            language_tables.LanguageTeacherConfig(tuning=tuning, **options)
+            tuning = replace(language_tables.DEFAULTS.tuning, questions=1)
+            replace(language_tables.DEFAULTS, tuning=tuning, **options)
             assert seen.setdefault(name, options) == options  # tables share its training
