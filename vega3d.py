@@ -10,8 +10,9 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
 from types import ModuleType
 from typing import TextIO
 
@@ -122,13 +123,34 @@ def _main(args: list[str]) -> None:
         fail(f"{command} needs Python {needed} or later, this is {found}; with it run "
              f"{', '.join(CORE)}")
     try:
-        with handled():
+        with _one_line(command), handled():
             try:
                 _run(command, args)
             finally:
                 remove_empty()  # folders that were made for what then failed
     except KeyboardInterrupt as error:
         fail(str(error) or "interrupted; the same command resumes", getattr(error, "code", 130))
+
+
+def recipe(function: Callable[..., None]) -> None:
+    """`python -m bench.recipes.NAME`: options and errors as those of a command. A function without
+    parameters parses its own options."""
+    import inspect
+
+    from records.options import parse_call
+
+    name = Path(inspect.getfile(function)).stem
+    with _one_line(name):
+        if inspect.signature(function).parameters:
+            function = parse_call(function, sys.argv[1:], f"python -m bench.recipes.{name}")
+        function()
+
+
+@contextmanager
+def _one_line(command: str) -> Iterator[None]:
+    """Ends the process with one line and an exit code for an error of the block."""
+    try:
+        yield
     except Exception as error:
         if os.environ.get("VEGA3D_DEBUG") or isinstance(error, BrokenPipeError):
             raise
@@ -207,7 +229,9 @@ def _described(command: str, error: Exception) -> tuple[str, int]:
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         if package not in (*COMMANDS, "student", "records"):
-            return f"{command} needs the package {error.name}: pip install 'vega3d-edge[train]'", 2
+            remedy = ("pip install 'vega3d-edge[train]'" if command in COMMANDS
+                      else f"see bench/recipes/{command}.py")
+            return f"{command} needs the package {error.name}: {remedy}", 2
     if isinstance(error, OSError) and error.strerror:
         reason = "exists and is no folder" if isinstance(error, FileExistsError) else error.strerror
         text = f"{error.filename or ''}: {reason}".lstrip(": ")

@@ -19,6 +19,7 @@ from records.environment import environment
 from records.files import sha256
 from records.results import Row, measured, save
 from student.heads import StudentWithHeads, load_heads
+from vega3d import recipe
 
 
 def main() -> None:
@@ -64,4 +65,4 @@ def onnx_predictions(path: Path, device: torch.device) -> Predict:
 
 
 if __name__ == "__main__":
-    main()
+    recipe(main)

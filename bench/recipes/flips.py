@@ -20,8 +20,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from fnmatch import fnmatch
 from pathlib import Path
 
-import tyro
-
 import vega3d
 from records import manifest
 from records.environment import environment
@@ -186,4 +184,4 @@ def main(work: Path, ort: Path | None = None, out: Path = Path("flips.json")) ->
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    vega3d.recipe(main)

@@ -22,7 +22,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from PIL import Image
 from torch import Tensor
 from tyro.conf import Positional
@@ -60,6 +59,7 @@ from student.vit import load_student
 from teacher.towers.checkpoints import NANO
 from teacher.towers.tap import Tap
 from teacher.towers.wan import load_wan
+from vega3d import recipe
 
 DEVICE: DeviceType = "cuda" if torch.cuda.is_available() else "cpu"
 NANO_NAME, WAN_NAME = "wan-nano", "wan2.1-t2v-1.3b"
@@ -189,8 +189,7 @@ def rendered_frames(count: int) -> Tensor:
 
 def main(out: Positional[Path], batch: tuple[int, ...] = (1, 8, 32), tiny: bool = False) -> None:
     if DEVICE == "cpu" and not tiny:
-        print("gpu_latency: no NVIDIA GPU here; rehearse with --tiny", file=sys.stderr)
-        raise SystemExit(2)
+        raise ValueError("gpu_latency: no NVIDIA GPU here; rehearse with --tiny")
     torch.backends.cudnn.allow_tf32 = False
     torch._dynamo.config.recompile_limit = PROGRAMS  # beyond it a program would silently be eager
     began, env, parts = time.monotonic(), device_facts(), []
@@ -226,4 +225,4 @@ def main(out: Positional[Path], batch: tuple[int, ...] = (1, 8, 32), tiny: bool 
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    recipe(main)

@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
-import tyro
 
 from bench.artefacts import find
 from bench.device import device_facts
@@ -34,6 +33,7 @@ from records.results import ROOT, Row, measured, save
 from student.config import StudentConfig
 from student.heads import Heads
 from student.vit import Student
+from vega3d import recipe
 
 PREVIOUS = StudentConfig(stem="patch", depth=12)
 
@@ -88,4 +88,4 @@ def row_of(key: Key, found: dict[Key, BenchCase]) -> Row:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    recipe(main)

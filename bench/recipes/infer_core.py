@@ -17,12 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import tyro
 from PIL import Image
 from tyro.conf import Positional
 
 from bench.device import device_facts
 from records.results import ROOT, Row, measured, save
+from vega3d import recipe
 
 STARTS, MAX_MB, MAX_SECONDS = 10, 200.0, 1.5
 NOT_OURS = {"pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence.pth",
@@ -128,4 +128,4 @@ def main(model: Positional[Path], pythons: tuple[str, ...] = (sys.executable,),
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    recipe(main)

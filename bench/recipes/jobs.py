@@ -1,12 +1,11 @@
 """Trainings that processes share: each takes what no other has taken, the last writes the table."""
 import fcntl
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from records.environment import environment
-from records.files import write_json
+from records.files import read_json, write_json
 from records.interrupts import handled
 from records.results import Row, measured, save
 
@@ -21,7 +20,7 @@ def share_jobs(jobs: Mapping[Path, tuple], train: Callable[..., list[Row]], out:
                 write_json(train(*job), path)
                 print(f"trained: {path}", flush=True)
     if all(path.is_file() for path in jobs):
-        rows = [row for path in jobs for row in json.loads(path.read_text())]
+        rows = [row for path in jobs for row in read_json(path, "delete it", kind=list)]
         save(measured(out.stem, merge(rows), environment()), out)
 
 

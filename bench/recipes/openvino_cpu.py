@@ -5,7 +5,6 @@ runtime with as many threads. A run without a teacher's digest has random weight
 from functools import partial
 from pathlib import Path
 
-import tyro
 from tyro.conf import Positional
 
 from bench.device import device_facts
@@ -15,6 +14,7 @@ from export.pipeline import FP32, INT8_CPU, Exporter
 from export.source import load_trained_run, to_input
 from records.results import Row, measured, save
 from records.timing import time_interleaved
+from vega3d import recipe
 
 THREADS = (1, 2)
 
@@ -57,4 +57,4 @@ def main(run: Positional[Path], more: Positional[tuple[Path, ...]] = (),
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    recipe(main)

@@ -7,8 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import tyro
-
 from bench.device import device_facts
 from bench.recipes.shipped_model import run_of_shipped
 from export.graph.session import OnnxModel
@@ -19,6 +17,7 @@ from export.presets import export_preset
 from export.source import load_trained_run, to_input
 from records.results import ROOT, Row, measured, save
 from records.timing import time_interleaved
+from vega3d import recipe
 
 RESULTS = ROOT / "bench" / "results" / "phones.json"
 
@@ -54,4 +53,4 @@ def _row(file: ExportedFile, runtime: str, milliseconds: float | None) -> Row:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    recipe(main)

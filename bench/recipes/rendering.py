@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import tyro
 from tyro.conf import Positional
 
 from bench.device import device_facts
 from records.results import Row, measured, save
 from scenes.rooms.source import RoomSource
 from scenes.rooms.writer import render_folder
+from vega3d import recipe
 
 PILOT_ROOMS = 3  # a worker, to learn how many rooms fill the seconds
 
@@ -93,4 +93,4 @@ def main(out: Positional[Path], seconds: float = 40, workers: tuple[int, ...] = 
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    recipe(main)

@@ -27,6 +27,7 @@ from records.files import regular_file
 from records.options import DepthUnit
 from scenes.clip import Clip, save_clip
 from scenes.sources.rgbd import check_recording, find_recording, read_rgbd
+from vega3d import recipe
 
 NYU_CAMERA = (518.858, 519.470, 325.582, 253.736)  # fx, fy, cx, cy of its toolbox, colour
 EIGEN_CROP = np.s_[45:471, 41:601]                 # arXiv 1406.2283
@@ -132,12 +133,8 @@ def _nyu_frames(labelled: Path, test: np.ndarray) -> Iterator[Frame]:
 
 
 def main() -> None:
-    try:
-        tyro.extras.subcommand_cli_from_dict({"stereo": stereo, "nyuv2": nyuv2, "clips": clips})
-    except (ValueError, OSError, ModuleNotFoundError) as error:  # the last of cv2 or h5py
-        print(f"rgbd_folders: {error}", file=sys.stderr)
-        sys.exit(2)
+    tyro.extras.subcommand_cli_from_dict({"stereo": stereo, "nyuv2": nyuv2, "clips": clips})
 
 
 if __name__ == "__main__":
-    main()
+    recipe(main)

@@ -23,7 +23,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from PIL import Image
 from scipy.spatial.transform import Rotation
 from torch import Tensor
@@ -54,6 +53,7 @@ from student.config import HeadsShape, StudentConfig
 from student.heads import StudentWithHeads, load_heads
 from teacher.data.dataset import Examples
 from teacher.dense import DenseTeacher
+from vega3d import recipe
 
 # a draw of `photometric` by its number, and the values that 0 and 1 mean; NEUTRAL: else 0.5
 LIGHT = {"blur_px": (17, -6, 6), "noise": (34, -0.04, 0.04), "vignette": (27, -0.6, 0.6),
@@ -346,4 +346,4 @@ def _masked(clip: Clip, shown: np.ndarray) -> Clip:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    recipe(main)

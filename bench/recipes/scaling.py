@@ -30,6 +30,7 @@ from teacher.towers.tap import Tap
 from teacher.towers.wan import load_wan
 from teacher.training.gradients import Gradients
 from teacher.training.processes import Processes, join_processes, resolve_device
+from vega3d import recipe
 
 WARM = 10  # steps
 
@@ -70,8 +71,10 @@ def main() -> None:
         with TemporaryDirectory() as folder:
             launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count),
                         "--main_process_port", "0", "-m"] if count > 1 else []
-            subprocess.run([sys.executable, "-m", *launcher, "bench.recipes.scaling", *sys.argv[1:],
-                            "--store", folder], check=True)
+            done = subprocess.run([sys.executable, "-m", *launcher, "bench.recipes.scaling",
+                                   *sys.argv[1:], "--store", folder])
+            if done.returncode:  # it has said why
+                raise SystemExit(done.returncode)
             for stage, rate in json.loads((Path(folder) / "rates.json").read_text()).items():
                 one = next((r for r in rows if r["stage"] == stage and r["gpus"] == 1), None)
                 speedup = rate / one["items_per_s"] if one else 1.0 if count == 1 else None
@@ -136,4 +139,4 @@ def _together(processes: Processes) -> float:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main()
+    recipe(main)

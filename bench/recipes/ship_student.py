@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import tyro
 from tyro.conf import Positional
 
 from distill import joint, loop
@@ -17,6 +16,7 @@ from records.files import read_rows, sha256, write_rows
 from student.config import SHIPPED
 from student.heads import heads_scores, load_heads, save_heads
 from student.vit import load_student, save_student
+from vega3d import recipe
 
 
 def ship(run: Positional[Path], weights: Positional[Path] = SHIPPED.parent) -> None:
@@ -34,4 +34,4 @@ def ship(run: Positional[Path], weights: Positional[Path] = SHIPPED.parent) -> N
 
 
 if __name__ == "__main__":
-    tyro.cli(ship)
+    recipe(ship)

@@ -6,10 +6,8 @@ RUN is a finished `vega3d distill run` on rendered rooms. In its dense teachers,
 its seeds, the features of student/weights/vit-ti and of infer/model replace the generator's. OUT
 has these rows below those of RUN's teachers and controls.
 """
-import json
 from pathlib import Path
 
-import tyro
 from tyro.conf import Positional
 
 from bench.accuracy.student_features import FileTower, load_file, stored_stream
@@ -18,24 +16,25 @@ from distill.run import open_distill_run
 from distill.stages import score_student
 from infer.model import SHIPPED as SHIPPED_INT8
 from records.environment import environment
-from records.files import spec_digest
+from records.files import read_json, spec_digest
 from records.results import measured, save
 from student.config import SHIPPED
 from student.vit import load_student
 from teacher.data.dataset import Examples
 from teacher.data.feature_store import FeatureStore, fill
+from vega3d import recipe
 
 
 def main(run: Positional[Path], out: Path = Path("shipped_recovery.json")) -> None:
     opened = open_distill_run(run)
     student = load_student(SHIPPED, spec_digest(opened.tower.spec)).to(opened.device)
+    recorded = read_json(run / "accuracy.json", "run again: vega3d distill run", kind=list)
     file, ids = find(SHIPPED_INT8)[0][0], opened.source.ids("test")
     tower = FileTower("shipped_int8", file.sha256, student.config.out_dim, load_file(file))
     store = FeatureStore(run / "bench" / "features", tower.spec,
                          opened.stores["generative"].spec["source"])
     fill(store, tower, opened.source, ids, opened.device)
     test = Examples(opened.source, ids, {**opened.stores, "int8": store}, opened.device)
-    recorded = json.loads((run / "accuracy.json").read_text())
     rows = [row for row in recorded if row["head"] == "dense" and "student" not in row["features"]]
     for seed in opened.config.seeds:
         for name, stream in {"shipped_fp32": None,
@@ -45,4 +44,4 @@ def main(run: Positional[Path], out: Path = Path("shipped_recovery.json")) -> No
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    recipe(main)

@@ -11,7 +11,6 @@ rows DIR holds are skipped, and the one that finds all rows writes OUT.
 python -m bench.recipes.rgbd_folders clips FOLDER CLIPS.
 """
 import argparse
-import json
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -28,13 +27,14 @@ from distill.joint import train_jointly
 from distill.loop import build_student, fidelity, train_student
 from distill.run import DistillRun, open_distill_run
 from distill.stages import score_student
-from records.files import spec_digest
+from records.files import read_json, spec_digest
 from records.results import Row
 from scenes.clip import ClipFolder
 from student.config import StudentConfig
 from student.heads import StudentWithHeads
 from student.vit import Student, load_student
 from teacher.data.dataset import Example, Examples, moments
+from vega3d import recipe
 
 _PATCH = StudentConfig(stem="patch", depth=12)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -78,23 +78,27 @@ class _Trainer:
 
     def __init__(self, run: DistillRun, args: argparse.Namespace):
         self.run, self.args = run, args
+        self.recorded = read_json(run.folder / "accuracy.json", "run again: vega3d distill run",
+                                  kind=list)
+        real = ClipFolder(args.real) if args.real else None
+        if real and not real.ids("test"):
+            raise ValueError(f"{args.real}: holds no clips of split test; make some with: python "
+                             "-m bench.recipes.rgbd_folders clips FOLDER CLIPS")
         cameras = args.table != "ablation"
         self.train, self.test = (
             Examples(run.source, run.source.ids(split), run.stores, run.device, cameras)
             for split in ("train", "test"))
         self.moments = moments(self.train, lambda example: example["generative"].float())
         self.sets = {"rooms": self.test}
-        if args.real:
-            real = ClipFolder(args.real)
+        if real:
             self.sets["real"] = Examples(real, real.ids("test"), {}, run.device, True)
 
     def ablation(self, seed: int, variant: str) -> list[Row]:
         torch.compiler.reset()  # else every student counts as a recompilation of the first
         config = replace(self._training(), **VARIANTS[variant])
         student = self._distil(config, seed, variant)
-        recorded = json.loads((self.run.folder / "accuracy.json").read_text())
         scores = score_student(self.run, student, variant, self.test, self.run.config.seeds[0],
-                               recorded)
+                               self.recorded)
 
         def bright(example: Example) -> Tensor:
             frames = example["frames"].float() / 255
@@ -165,4 +169,4 @@ class _Trainer:
 
 
 if __name__ == "__main__":
-    main()
+    recipe(main)

@@ -2,21 +2,31 @@
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tyro.conf import Positional
 
 import vega3d
 from bench.artefacts import run_summary
 from bench.latency.timing import BenchCase, time_cases
 from bench.recipes import (
+    app_model,
+    camera_input,
     gpu_latency,
     heads_cpu,
     int8_resident,
+    openvino_cpu,
+    readme_picture,
+    robustness,
     shipped_model,
+    shipped_recovery,
+    student_trainings,
     wan_extraction,
+    web,
 )
 from bench.recipes.int8_resident import with_int8_blocks
 from bench.recipes.ship_student import ship
@@ -29,7 +39,8 @@ from student.heads import Heads, heads_scores, load_heads, save_heads
 from student.vit import Student, load_student, save_student
 from tests.bench_run import DrawnRooms
 
-SCRIPTS = sorted((Path(__file__).parents[2] / "bench" / "recipes").glob("*.sh"))
+RECIPES = Path(__file__).parents[2] / "bench" / "recipes"
+SCRIPTS, MODULES = sorted(RECIPES.glob("*.sh")), sorted(RECIPES.glob("[!_]*.py"))
 OTHER_OPTIONS = {"--num_processes"}  # of accelerate launch
 
 
@@ -151,11 +162,50 @@ def test_the_gpu_recipe_compares_a_student_with_wan_and_the_generator_of_its_cla
         pytest.approx((40, 200)), pytest.approx((40, 1000))]
 
 
-def test_the_gpu_recipe_refuses_a_machine_without_one(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("function", "arguments", "why"), [
+    (app_model.main, "gone --out o.json", "gone: no run here"),
+    (robustness.main, "gone --out o.json", "gone: no run here"),
+    (robustness.main, "--out o.json --depth-unit 0", "--depth-unit is 0.0, expected at least 1"),
+    (robustness.main, "--clip 1", "see: python -m bench.recipes.robustness --help"),
+    (shipped_recovery.main, "gone", "gone: no run here"),
+    (student_trainings.main, "ablation gone --work w --out o.json", "gone: no run here"),
+    (ship, "gone w", "gone/student: holds no student"),
+    (shipped_model.make, "--run gone", "gone: no such run folder"),
+    (openvino_cpu.main, "gone", "gone: no such run folder"),
+    (int8_resident.main, "o.json --students gone", "gone: holds no student"),
+    (web.main, "--run gone", "gone/export/page: no page here"),
+    (readme_picture.draw, "gone.safetensors o.jpg", "gone.safetensors: "),
+    (camera_input.main, "gone.onnx", "gone.onnx: No such file"),
+    (gpu_latency.main, "o.json", "no NVIDIA GPU here")])
+def test_a_recipe_says_what_is_wrong_in_one_line(function, arguments, why, tmp_path, monkeypatch,
+                                                 capsys):
     monkeypatch.setattr(gpu_latency, "DEVICE", "cpu")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["recipe", *arguments.split()])
+    with pytest.raises(SystemExit) as stopped:
+        vega3d.recipe(function)
+    line, = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and line.startswith("vega3d: ") and why in line, line
+    assert not list(tmp_path.glob("[!w]*"))
+
+
+def test_a_recipe_names_itself_for_a_package_that_is_not_installed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["recipe", "a.onnx"])
+    monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(SystemExit, match="2"):
-        gpu_latency.main(tmp_path / "latency_gpu.json")
-    assert "no NVIDIA GPU here" in capsys.readouterr().err
+        vega3d.recipe(needs_h5py)
+    line, = capsys.readouterr().err.splitlines()
+    assert line == "vega3d: test_recipes needs the package h5py: see bench/recipes/test_recipes.py"
+
+
+def needs_h5py(model: Positional[Path]) -> None:
+    import h5py  # noqa: F401
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.stem)
+def test_every_recipe_ends_in_one_line(module):
+    code = module.read_text()
+    assert ('__name__ == "__main__"' in code) == ("recipe(" in code.splitlines()[-1])
 
 
 @pytest.mark.parametrize(("size", "width"), [("ti", 192), ("s", 384)])

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+import vega3d
 from bench.recipes import shipped_recovery, student_trainings
 from distill.config import HeadTraining, RunConfig, ScenesConfig, StudentTraining, TeacherConfig
 from distill.stages import run_distillation
@@ -56,6 +57,24 @@ def test_processes_share_an_ablation_and_the_last_one_writes_its_table(monkeypat
     assert all(-1 <= row["cosine_bright"] <= 1 and row["train_frames"] == 12 for row in rows)
     monkeypatch.setattr(student_trainings, "_Trainer", lambda *_: pytest.fail("trained again"))
     assert table(monkeypatch, run, tmp_path, "ablation", *options) == rows
+
+
+def test_a_shipped_student_of_another_teacher_is_one_line(monkeypatch, run, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", str(run), "--out", str(tmp_path / "out.json")])
+    with pytest.raises(SystemExit, match="2"):
+        vega3d.recipe(shipped_recovery.main)
+    line, = capsys.readouterr().err.splitlines()
+    assert "vit-ti: was distilled from the teacher" in line and not (tmp_path / "out.json").exists()
+
+
+def test_what_a_table_needs_is_looked_for_before_it_trains(monkeypatch, run, tmp_path):
+    monkeypatch.setattr(student_trainings, "Examples", lambda *_: pytest.fail("read clips"))
+    save_clip(ROOMS.clip("train/000"), tmp_path / "real" / "train" / "0.safetensors")
+    with pytest.raises(ValueError, match="real: holds no clips of split test"):
+        table(monkeypatch, run, tmp_path, "arms", "--real", str(tmp_path / "real"))
+    (run / "accuracy.json").unlink()
+    with pytest.raises(ValueError, match=r"accuracy\.json: missing; run again"):
+        table(monkeypatch, run, tmp_path, "arms")
 
 
 def test_the_four_arms_have_equal_steps_and_each_adds_one_thing(monkeypatch, run, tmp_path):
