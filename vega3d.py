@@ -132,7 +132,7 @@ def _main(args: list[str]) -> None:
         fail(str(error) or "interrupted; the same command resumes", getattr(error, "code", 130))
 
 
-def recipe(function: Callable[..., None]) -> None:
+def run_recipe(function: Callable[..., None]) -> None:
     """`python -m bench.recipes.NAME`: options and errors as those of a command. A function without
     parameters parses its own options."""
     import inspect

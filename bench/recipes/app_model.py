@@ -19,7 +19,7 @@ from records.environment import environment
 from records.files import sha256
 from records.results import Row, measured, save
 from student.heads import StudentWithHeads, load_heads
-from vega3d import recipe
+from vega3d import run_recipe
 
 
 def main() -> None:
@@ -65,4 +65,4 @@ def onnx_predictions(path: Path, device: torch.device) -> Predict:
 
 
 if __name__ == "__main__":
-    recipe(main)
+    run_recipe(main)

@@ -18,7 +18,7 @@ from export.openvino import OpenVinoModel
 from export.parity import token_cosine
 from records.results import Row, measured, save
 from records.timing import time_interleaved
-from vega3d import recipe
+from vega3d import run_recipe
 
 SIZES = ((480, 640), (720, 1280), (1080, 1920))
 LOADERS: dict[str, Callable[[Path], Callable[[np.ndarray], np.ndarray]]] = {
@@ -57,4 +57,4 @@ def main(model: Positional[Path], out: Path = Path("bench/results/camera_cpu.jso
 
 
 if __name__ == "__main__":
-    recipe(main)
+    run_recipe(main)

@@ -184,4 +184,4 @@ def main(work: Path, ort: Path | None = None, out: Path = Path("flips.json")) ->
 
 
 if __name__ == "__main__":
-    vega3d.recipe(main)
+    vega3d.run_recipe(main)

@@ -59,7 +59,7 @@ from student.vit import load_student
 from teacher.towers.checkpoints import NANO
 from teacher.towers.tap import Tap
 from teacher.towers.wan import load_wan
-from vega3d import recipe
+from vega3d import run_recipe
 
 DEVICE: DeviceType = "cuda" if torch.cuda.is_available() else "cpu"
 NANO_NAME, WAN_NAME = "wan-nano", "wan2.1-t2v-1.3b"
@@ -225,4 +225,4 @@ def main(out: Positional[Path], batch: tuple[int, ...] = (1, 8, 32), tiny: bool 
 
 
 if __name__ == "__main__":
-    recipe(main)
+    run_recipe(main)

@@ -27,7 +27,7 @@ from records.results import Row, measured, save
 from scenes.clip import SPLITS, Clip, ClipFolder, Source, save_clip
 from teacher.data.feature_store import FeatureStore, fill
 from teacher.towers.controls import FixedNoise
-from vega3d import recipe
+from vega3d import run_recipe
 
 TOWERS = (FixedNoise(seed=0), FixedNoise(seed=1))
 READ = 1000  # clips of 5 frames of 224 px with depth, 1.76 MB each
@@ -116,4 +116,4 @@ def main(out: Path, clips: tuple[int, ...] = (10_000, 100_000), read: int = READ
 
 
 if __name__ == "__main__":
-    recipe(main)
+    run_recipe(main)

@@ -33,7 +33,7 @@ from records.results import ROOT, Row, measured, save
 from student.config import StudentConfig
 from student.heads import Heads
 from student.vit import Student
-from vega3d import recipe
+from vega3d import run_recipe
 
 PREVIOUS = StudentConfig(stem="patch", depth=12)
 
@@ -88,4 +88,4 @@ def row_of(key: Key, found: dict[Key, BenchCase]) -> Row:
 
 
 if __name__ == "__main__":
-    recipe(main)
+    run_recipe(main)

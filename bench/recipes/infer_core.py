@@ -22,7 +22,7 @@ from tyro.conf import Positional
 
 from bench.device import device_facts
 from records.results import ROOT, Row, measured, save
-from vega3d import recipe
+from vega3d import run_recipe
 
 STARTS, MAX_MB, MAX_SECONDS = 10, 200.0, 1.5
 NOT_OURS = {"pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence.pth",
@@ -128,4 +128,4 @@ def main(model: Positional[Path], pythons: tuple[str, ...] = (sys.executable,),
 
 
 if __name__ == "__main__":
-    recipe(main)
+    run_recipe(main)

@@ -26,7 +26,7 @@ from bench.latency.timing import BenchCase, TimingConfig, ratio, summary, time_c
 from records.results import Row, measured, save
 from student.config import SHIPPED, StudentConfig
 from student.vit import HEAD_WIDTH, Block, Student, load_student
-from vega3d import recipe
+from vega3d import run_recipe
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TINIEST = 1e-5  # below it a token counts as zeros
@@ -129,4 +129,4 @@ def main(out: Positional[Path], students: tuple[Path, ...] = (SHIPPED,),
 
 
 if __name__ == "__main__":
-    recipe(main)
+    run_recipe(main)

@@ -273,4 +273,4 @@ def _save(row: Row, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    vega3d.recipe(main)
+    vega3d.run_recipe(main)

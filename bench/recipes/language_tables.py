@@ -46,7 +46,7 @@ from teacher.language.train import (
 )
 from teacher.language.weights import WEIGHTS, load_language_teacher
 from teacher.towers.wan import load_wan
-from vega3d import recipe
+from vega3d import run_recipe
 
 NUMERIC = ("camera_distance", "vsi:object_abs_distance", "vsi:object_size_estimation")
 TASKS = (*NUMERIC, "depth_order", *POINTER_CHECKS)
@@ -287,4 +287,4 @@ def save_tiny_lm(folder: Path, rooms: list[RoomQuestions], width: int = 128,
 
 
 if __name__ == "__main__":
-    recipe(main)
+    run_recipe(main)

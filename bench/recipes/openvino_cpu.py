@@ -14,7 +14,7 @@ from export.pipeline import FP32, INT8_CPU, Exporter
 from export.source import load_trained_run, to_input
 from records.results import Row, measured, save
 from records.timing import time_interleaved
-from vega3d import recipe
+from vega3d import run_recipe
 
 THREADS = (1, 2)
 
@@ -57,4 +57,4 @@ def main(run: Positional[Path], more: Positional[tuple[Path, ...]] = (),
 
 
 if __name__ == "__main__":
-    recipe(main)
+    run_recipe(main)

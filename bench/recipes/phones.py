@@ -17,7 +17,7 @@ from export.presets import export_preset
 from export.source import load_trained_run, to_input
 from records.results import ROOT, Row, measured, save
 from records.timing import time_interleaved
-from vega3d import recipe
+from vega3d import run_recipe
 
 RESULTS = ROOT / "bench" / "results" / "phones.json"
 
@@ -53,4 +53,4 @@ def _row(file: ExportedFile, runtime: str, milliseconds: float | None) -> Row:
 
 
 if __name__ == "__main__":
-    recipe(main)
+    run_recipe(main)

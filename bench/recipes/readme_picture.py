@@ -14,7 +14,7 @@ from scenes.clip import load_clip
 from student.config import SHIPPED
 from student.heads import StudentWithHeads, load_heads
 from student.vit import load_student
-from vega3d import recipe
+from vega3d import run_recipe
 
 PANEL_PX, GAP_PX, LINES = 320, 8, 32
 RIGHT, WRONG, UNSEEN = (40, 220, 90), (255, 40, 40), (170, 170, 170)
@@ -51,4 +51,4 @@ def draw(clip_file: Positional[Path], out: Positional[Path], other: int = 4) -> 
 
 
 if __name__ == "__main__":
-    recipe(draw)
+    run_recipe(draw)

@@ -17,7 +17,7 @@ from bench.device import device_facts
 from records.results import Row, measured, save
 from scenes.rooms.source import RoomSource
 from scenes.rooms.writer import render_folder
-from vega3d import recipe
+from vega3d import run_recipe
 
 PILOT_ROOMS = 3  # a worker, to learn how many rooms fill the seconds
 
@@ -93,4 +93,4 @@ def main(out: Positional[Path], seconds: float = 40, workers: tuple[int, ...] = 
 
 
 if __name__ == "__main__":
-    recipe(main)
+    run_recipe(main)

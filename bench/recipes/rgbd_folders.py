@@ -27,7 +27,7 @@ from records.files import regular_file
 from records.options import DepthUnit
 from scenes.clip import Clip, save_clip
 from scenes.sources.rgbd import check_recording, find_recording, read_rgbd
-from vega3d import recipe
+from vega3d import run_recipe
 
 NYU_CAMERA = (518.858, 519.470, 325.582, 253.736)  # fx, fy, cx, cy of its toolbox, colour
 EIGEN_CROP = np.s_[45:471, 41:601]                 # arXiv 1406.2283
@@ -137,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    recipe(main)
+    run_recipe(main)

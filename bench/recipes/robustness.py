@@ -53,7 +53,7 @@ from student.config import HeadsShape, StudentConfig
 from student.heads import StudentWithHeads, load_heads
 from teacher.data.dataset import Examples
 from teacher.dense import DenseTeacher
-from vega3d import recipe
+from vega3d import run_recipe
 
 # a draw of `photometric` by its number, and the values that 0 and 1 mean; NEUTRAL: else 0.5
 LIGHT = {"blur_px": (17, -6, 6), "noise": (34, -0.04, 0.04), "vignette": (27, -0.6, 0.6),
@@ -346,4 +346,4 @@ def _masked(clip: Clip, shown: np.ndarray) -> Clip:
 
 
 if __name__ == "__main__":
-    recipe(main)
+    run_recipe(main)

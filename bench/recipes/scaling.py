@@ -30,7 +30,7 @@ from teacher.towers.tap import Tap
 from teacher.towers.wan import load_wan
 from teacher.training.gradients import Gradients
 from teacher.training.processes import Processes, join_processes, resolve_device
-from vega3d import recipe
+from vega3d import run_recipe
 
 WARM = 10  # steps
 
@@ -139,4 +139,4 @@ def _together(processes: Processes) -> float:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    recipe(main)
+    run_recipe(main)

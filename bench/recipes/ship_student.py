@@ -16,7 +16,7 @@ from records.files import read_rows, sha256, write_rows
 from student.config import SHIPPED
 from student.heads import heads_scores, load_heads, save_heads
 from student.vit import load_student, save_student
-from vega3d import recipe
+from vega3d import run_recipe
 
 
 def ship(run: Positional[Path], weights: Positional[Path] = SHIPPED.parent) -> None:
@@ -34,4 +34,4 @@ def ship(run: Positional[Path], weights: Positional[Path] = SHIPPED.parent) -> N
 
 
 if __name__ == "__main__":
-    recipe(ship)
+    run_recipe(ship)

@@ -26,7 +26,7 @@ from scenes.clip import Split
 from scenes.dense import patch_depth
 from scenes.rooms.source import RoomSource
 from student.config import SHIPPED_BY_SIZE, StudentConfig
-from vega3d import recipe
+from vega3d import run_recipe
 
 ROOMS = RoomSource(train=80, val=0, test=16, frames=4, seed=1801)
 CARD = """# The model of `vega3d infer`
@@ -92,4 +92,4 @@ def run_of_shipped(folder: Path, size: Literal["ti", "s"] = "ti") -> Path:
 
 
 if __name__ == "__main__":
-    recipe(make)
+    run_recipe(make)

@@ -22,7 +22,7 @@ from student.config import SHIPPED
 from student.vit import load_student
 from teacher.data.dataset import Examples
 from teacher.data.feature_store import FeatureStore, fill
-from vega3d import recipe
+from vega3d import run_recipe
 
 
 def main(run: Positional[Path], out: Path = Path("shipped_recovery.json")) -> None:
@@ -44,4 +44,4 @@ def main(run: Positional[Path], out: Path = Path("shipped_recovery.json")) -> No
 
 
 if __name__ == "__main__":
-    recipe(main)
+    run_recipe(main)

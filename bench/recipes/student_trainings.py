@@ -34,7 +34,7 @@ from student.config import StudentConfig
 from student.heads import StudentWithHeads
 from student.vit import Student, load_student
 from teacher.data.dataset import Example, Examples, moments
-from vega3d import recipe
+from vega3d import run_recipe
 
 _PATCH = StudentConfig(stem="patch", depth=12)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -169,4 +169,4 @@ class _Trainer:
 
 
 if __name__ == "__main__":
-    recipe(main)
+    run_recipe(main)

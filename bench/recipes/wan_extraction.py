@@ -33,7 +33,7 @@ from teacher.towers.prompt import Prompt, load_prompt, save_prompt
 from teacher.towers.tap import Tap, paper_time
 from teacher.towers.tiny_vae import published_shapes
 from teacher.towers.wan import WanTower, load_wan, normalise_latents
-from vega3d import recipe
+from vega3d import run_recipe
 
 TAP = Tap(block=20, k=300, seeds=1, noise="fresh", precision="bf16")
 PAPER = replace(TAP, geometry="paper", side=480)
@@ -285,4 +285,4 @@ def _free() -> None:
 
 
 if __name__ == "__main__":
-    recipe(main)
+    run_recipe(main)

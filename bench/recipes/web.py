@@ -15,7 +15,7 @@ from bench.recipes.chromium import Browser, browser
 from export.web.serve import server
 from records.environment import environment
 from records.results import ROOT, Row, measured, save
-from vega3d import recipe
+from vega3d import run_recipe
 
 RESULTS = ROOT / "bench" / "results" / "web.json"
 WARM_UP, FRAMES, LIVE_S = 5, 40, 3.0
@@ -101,4 +101,4 @@ def _with_fp32(page: Path, fp32: Path, folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    recipe(main)
+    run_recipe(main)

@@ -236,7 +236,7 @@ def test_nyus_test_frames_become_a_folder(tmp_path, monkeypatch):
 def test_a_recording_that_is_not_there_is_one_line(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["rgbd_folders", *arguments])
     with pytest.raises(SystemExit) as stopped:
-        vega3d.recipe(rgbd_folders.main)
+        vega3d.run_recipe(rgbd_folders.main)
     lines = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("vega3d: ")
 

@@ -183,7 +183,7 @@ def test_a_recipe_says_what_is_wrong_in_one_line(function, arguments, why, tmp_p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["recipe", *arguments.split()])
     with pytest.raises(SystemExit) as stopped:
-        vega3d.recipe(function)
+        vega3d.run_recipe(function)
     line, = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2 and line.startswith("vega3d: ") and why in line, line
     assert not list(tmp_path.glob("[!w]*"))
@@ -193,7 +193,7 @@ def test_a_recipe_names_itself_for_a_package_that_is_not_installed(monkeypatch, 
     monkeypatch.setattr(sys, "argv", ["recipe", "a.onnx"])
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(SystemExit, match="2"):
-        vega3d.recipe(needs_h5py)
+        vega3d.run_recipe(needs_h5py)
     line, = capsys.readouterr().err.splitlines()
     assert line == "vega3d: test_recipes needs the package h5py: see bench/recipes/test_recipes.py"
 
@@ -205,7 +205,7 @@ def needs_h5py(model: Positional[Path]) -> None:
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.stem)
 def test_every_recipe_ends_in_one_line(module):
     code = module.read_text()
-    assert ('__name__ == "__main__"' in code) == ("recipe(" in code.splitlines()[-1])
+    assert ('__name__ == "__main__"' in code) == ("run_recipe(" in code.splitlines()[-1])
 
 
 @pytest.mark.parametrize(("size", "width"), [("ti", 192), ("s", 384)])

@@ -62,7 +62,7 @@ def test_processes_share_an_ablation_and_the_last_one_writes_its_table(monkeypat
 def test_a_shipped_student_of_another_teacher_is_one_line(monkeypatch, run, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["x", str(run), "--out", str(tmp_path / "out.json")])
     with pytest.raises(SystemExit, match="2"):
-        vega3d.recipe(shipped_recovery.main)
+        vega3d.run_recipe(shipped_recovery.main)
     line, = capsys.readouterr().err.splitlines()
     assert "vit-ti: was distilled from the teacher" in line and not (tmp_path / "out.json").exists()
 
