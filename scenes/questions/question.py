@@ -76,7 +76,14 @@ class Question:
         lines = ["These are frames of a video.", self.text]
         if self.options:
             lines += ["Options:", *self.options]
-        return "\n".join([*lines, CHOICE_ENDING if self.options else _NUMBER_ENDING])
+        return "\n".join([*lines, self.ending])
+
+    @property
+    def ending(self) -> str:
+        """The last line of `prompt`, on the form of the answer; empty where PROMPTS has it."""
+        if self.task in PROMPTS:
+            return ""
+        return CHOICE_ENDING if self.options else _NUMBER_ENDING
 
     @property
     def pointed_prompt(self) -> str:

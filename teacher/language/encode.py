@@ -163,8 +163,7 @@ class PromptEncoder:
             offered = boxes[:len(question.offered)]
         number = np.nan if question.number is None else log_number(question)
         options = ends[:-1]
-        by_head = options or (self.number_head and question.number is not None)
-        has_tokens = question.answer is not None and not by_head
+        has_tokens = question.answer is not None and not self._by_head(question)
         answer = [*self.encode(question.answer or ""), self.end] if has_tokens else []
         coords = mentions if self.pointers else []
         if not question.mentions and POINTER in question.prompt and question.targets:
@@ -173,9 +172,18 @@ class PromptEncoder:
                                right_candidates(question) if offered else (), options,
                                question.right_option if options else 0)
 
+    def _by_head(self, question: Question) -> bool:
+        if question.options:
+            return self.choice_head
+        return self.number_head and question.number is not None
+
     def _prompt_parts(self, question: Question) -> list[str]:
-        """The prompt; with the choice head cut after each option."""
-        rest = "\n" + (question.pointed_prompt if self.pointers else question.prompt) + self._after
+        """The prompt, without the line on the answer's form if a head answers; with the choice head
+        cut after each option."""
+        rest = "\n" + (question.pointed_prompt if self.pointers else question.prompt)
+        if self._by_head(question):
+            rest = rest.removesuffix(f"\n{question.ending}")
+        rest += self._after
         parts = []
         for option in question.options if self.choice_head else ():
             before, found, rest = rest.partition(f"\n{option}")

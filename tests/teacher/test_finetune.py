@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from records.interrupts import Interrupted, handled
+from scenes.questions.question import CHOICE_ENDING
 from scenes.questions.scoring import values
 from teacher.language import finetune, readouts
 from teacher.language.config import RECIPES, FinetuneConfig
@@ -73,7 +74,7 @@ def start(config, rooms=ROOMS, **shape):
     ("ground", "acc@0.5", 1e-3, "head"), ("vsi_number", "mra", 6e-3, "text"),
     ("vsi_number", "mra", 3e-3, "head")])
 def test_it_learns_to_ground_and_to_count(config, name, metric, lr, numbers):
-    config = replace(config, steps=60, clips=6, lr=lr, lr_new=lr, validate_every=200)
+    config = replace(config, steps=90, clips=6, lr=lr, lr_new=lr, validate_every=200)
     model, dataset = start(config, grid=2, numbers=numbers)
     dataset.families, dataset.shares = [name], np.ones(1)
     fit(model, dataset, config, quiet=True)
@@ -310,7 +311,10 @@ def test_an_options_score_is_read_where_the_option_ends(config):
     model, dataset = start(config, choices="head")
     encoder = dataset.encoder
     question, encoded = ROOMS[0].questions[place], encoder.encode_room(ROOMS[0])[place]
-    assert encoded.prompt == encoder.encode("\n" + question.prompt + encoder._after)
+    plain = question.prompt.removesuffix("\n" + CHOICE_ENDING)  # a head needs no instruction
+    assert plain != question.prompt
+    assert encoded.prompt == encoder.encode("\n" + plain + encoder._after)
+    assert letters.prompt == encoder.encode("\n" + question.prompt + encoder._after)
     assert [encoder.decode(encoded.prompt[:end + 1])[-len(option):]
             for end, option in zip(encoded.options, question.options, strict=True)
             ] == [*question.options]
