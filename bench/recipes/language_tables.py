@@ -158,7 +158,7 @@ def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, An
     """A row for each task and metric of one training."""
     gc.collect()  # the last training's graphs hold memory that nothing else gets until it is free
     torch.cuda.empty_cache()
-    lm, clips, questions = args.lm, args.batch, 8
+    lm, clips, questions = args.lm, args.batch, DEFAULTS.tuning.questions
     if options.get("fusion") == "context_gated":  # as many questions, each with its own tokens
         clips, questions = clips * questions, 1
     tuning = replace(DEFAULTS.tuning, lm=lm, layers=args.layers, steps=args.steps, clips=clips,

@@ -99,8 +99,9 @@ class LanguageTeacherConfig:
 
 
 RECIPES = {
-    "embedded": LanguageTeacherConfig(  # of bench/results/sensitivity.json
-        grid=7, draws=3, tuning=FinetuneConfig(layers=6, steps=2400, lr=5e-4, warm=0.1)),
+    # bench/results/sensitivity.json: 8 clips of 8 questions, which are less diverse
+    "embedded": LanguageTeacherConfig(grid=7, draws=3, tuning=FinetuneConfig(
+        layers=6, steps=2400, clips=16, questions=4, lr=5e-4, warm=0.1)),
     # arXiv 2603.19235: 128 questions a step over 8 GPUs (bench/recipes/paper_fsdp.yaml; memory:
     # vega3d teacher plan)
     "paper": LanguageTeacherConfig(
