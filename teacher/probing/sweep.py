@@ -123,14 +123,15 @@ def _annotate(axis: Any, grid: np.ndarray, low: float, high: float) -> None:
 
 def _controls(config: ProbeConfig, sets: Sets, device: torch.device) -> Iterator[dict]:
     tower = _open_tower(config, Tap(block=0, seeds=1), device)
-    controls: list[tuple[str, Callable[[Tensor], Tensor]]] = [
+    controls: list[tuple[str, Callable[[Tensor], Tensor] | None]] = [
         ("position only", lambda frames: frames.new_zeros(*frames.shape[:2], 1, GRID, GRID)),
-        ("semantic encoder", SemanticEncoder().to(device).features),
+        ("semantic encoder", None),  # sets.semantic
         ("rgb patches", RGBPatches().features), ("vae latents", VAELatents(tower).features),
         ("random-weights ViT-S", untrained_vit(config.seed, device))]
     controls += [(name, load_tower(name).to(device).features) for name in config.also]
     for name, features in controls:
-        a, b = (extract(data, features, device) for data in (sets.val, sets.test))
+        a, b = sets.semantic if features is None else (
+            extract(data, features, device) for data in (sets.val, sets.test))
         row = sets.row({"features": name.partition(":")[0], "mode": "-", "t": None, "block": None,
                         "seeds": None}, a, b, config.seed)
         if name == "position only":
