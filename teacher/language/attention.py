@@ -46,16 +46,16 @@ def question_attention(module: nn.Module, query: Tensor, key: Tensor, value: Ten
         return sdpa(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     l, seen = attention_mask.shape[2:]
     p = seen - l
-    (query, asked), (key, k), (value, v) = (_split(x, p, l) for x in (query, key, value))
+    (query, q_own), (key, k_own), (value, v_own) = (_split(x, p, l) for x in (query, key, value))
     first, _ = sdpa(module, query, key, value, None, dropout, scaling, **kwargs)  # [C,P,H,D]
-    q = asked.shape[1]
-    asked = asked.flatten(0, 1)                                                 # [C*Q,H,L,D]
+    q = q_own.shape[1]
+    q_own = q_own.flatten(0, 1)                                                 # [C*Q,H,L,D]
     keys, values = (torch.cat([shared[:, None].expand(-1, q, -1, -1, -1), own], 3).flatten(0, 1)
-                    for shared, own in ((key, k), (value, v)))                  # [C*Q,G,P+L,D]
+                    for shared, own in ((key, k_own), (value, v_own)))          # [C*Q,G,P+L,D]
     if query.dtype == torch.float32 or torch.compiler.is_compiling():
-        rest, _ = sdpa(module, asked, keys, values, attention_mask, dropout, scaling, **kwargs)
+        rest, _ = sdpa(module, q_own, keys, values, attention_mask, dropout, scaling, **kwargs)
     else:  # flash attention: half precision, no mask, grouped heads; torch.compile cannot trace it
-        rest = F.scaled_dot_product_attention(asked, keys, values, causal_lower_right(l, seen),
+        rest = F.scaled_dot_product_attention(q_own, keys, values, causal_lower_right(l, seen),
                                               dropout, scale=scaling, enable_gqa=True)
         rest = rest.transpose(1, 2)                                             # [C*Q,L,H,D]
     return torch.cat([first, rest.unflatten(0, (-1, q)).flatten(1, 2)], 1), None
