@@ -14,19 +14,20 @@ from records.files import spec_digest
 from scenes.clip import SPLITS, Clip, ClipFolder, Cut, Source, Split
 from scenes.sources.registration import check_registration
 from scenes.sources.remote import RemoteClips, url_of
-from scenes.sources.rgbd import check_recording, find_recording, is_recording, read_rgbd
+from scenes.sources.rgbd import is_recording, read_recording
 
 
 def open_clips(config: RunConfig, cache: Path, render: bool) -> tuple[Source, str]:
     """`open_source` of the run's scenes; of an adaptation, its footage and rooms."""
     if not isinstance(config, AdaptConfig):
         return open_source(config.scenes, cache, render)
-    footage, key = _open_footage(config)
+    footage, key, notes = _open_footage(config)
     clips = [i for split in SPLITS for i in footage.ids(split)]
     if len(clips) < 2:
         raise ValueError(f"{config.scenes.path}: holds less than two clips of "
                          f"{config.scenes.frames} frames, to adapt to and to score on; record more")
-    notes = _notes(footage, config.scenes.path) if isinstance(footage, Cut) else []
+    for note in notes:
+        print(f"note: {config.scenes.path}: {note}", file=sys.stderr)
     last = min(max(1, round(config.held_out * len(clips))), len(clips) - 1)
     rooms, rooms_key = open_source(replace(config.scenes, path=None), cache, render)
     source = FootageAndRooms(footage, {"train": clips[:-last], "test": clips[-last:]}, rooms, notes)
@@ -59,28 +60,19 @@ class FootageAndRooms:
         return replace(clip, id=clip_id, **lacking)
 
 
-def _open_footage(config: AdaptConfig) -> tuple[Source, str]:
+def _open_footage(config: AdaptConfig) -> tuple[Source, str, list[str]]:
+    """Footage and its key; of a recording also what was assumed and noticed."""
     path = config.scenes.path
     assert path is not None
     if not (path.is_dir() and is_recording(path)):
-        return _open_path(path, config.scenes.frames)
-    clip = read_rgbd(path, most=600, per_metre=config.depth_unit)
-    check_recording(clip, path, config.depth_unit)
+        return *_open_path(path, config.scenes.frames), []
+    clip, assumed = read_recording(path, most=600, per_metre=config.depth_unit)
     content = sha256()
     for array in (clip.frames, clip.depth, clip.intrinsics, clip.poses):
         if array is not None:
             content.update(array.tobytes())
-    return Cut(clip, config.scenes.frames), content.hexdigest()
-
-
-def _notes(footage: Cut, path: Path | None) -> list[str]:
-    """What was assumed and noticed about a recording; printed too."""
-    assert path is not None
-    found = [*find_recording(path).notes, check_registration([footage.complete]).note]
-    notes = [note for note in found if note]
-    for note in notes:
-        print(f"note: {path}: {note}", file=sys.stderr)
-    return notes
+    notes = [note for note in (*assumed, check_registration([clip]).note) if note]
+    return Cut(clip, config.scenes.frames), content.hexdigest(), notes
 
 
 def open_source(config: ScenesConfig, cache: Path, render: bool) -> tuple[Source, str]:

@@ -22,7 +22,7 @@ from records.files import sha256
 from records.results import Results, Row, measured
 from scenes.clip import SPLITS, Clip, ClipFolder
 from scenes.sources.registration import check_registration
-from scenes.sources.rgbd import check_recording, find_recording, read_rgbd
+from scenes.sources.rgbd import read_recording
 
 CHUNK = 8
 STREAM, ENDS = 1000, 100  # frames of the stream that drift is measured over, and of each end
@@ -76,7 +76,7 @@ def bench_real(folder: Path, files: Sequence[Path], most: int, per_metre: float 
 
 
 def read_recorded(folder: Path, size: int, most: int, per_metre: float | None) -> Recorded:
-    """An RGB-D folder, or a folder of clips with depth, at `size` px. Errors: read_rgbd's."""
+    """An RGB-D folder, or a folder of clips with depth, at `size` px. Errors: read_recording's."""
     assumed: Sequence[str] = ()
     if any(folder.glob("*/[!.]*.safetensors")):
         source = ClipFolder(folder)
@@ -89,9 +89,8 @@ def read_recorded(folder: Path, size: int, most: int, per_metre: float | None) -
         if not any(np.any(clip.depth) for clip in clips):
             raise ValueError(f"{folder}: no pixel has a depth")
     else:
-        clips = [read_rgbd(folder, size, most, per_metre)]
-        check_recording(clips[0], folder, per_metre)
-        assumed = find_recording(folder).notes
+        clip, assumed = read_recording(folder, size, most, per_metre)
+        clips = [clip]
     return Recorded(clips, [*assumed, *_notes(clips)])
 
 

@@ -26,7 +26,7 @@ from bench.real.depth import true_normals
 from records.files import regular_file
 from records.options import DepthUnit
 from scenes.clip import Clip, save_clip
-from scenes.sources.rgbd import check_recording, find_recording, read_rgbd
+from scenes.sources.rgbd import read_recording
 from vega3d import run_recipe
 
 NYU_CAMERA = (518.858, 519.470, 325.582, 253.736)  # fx, fy, cx, cy of its toolbox, colour
@@ -68,11 +68,10 @@ def nyuv2(labelled: Positional[Path], splits: Positional[Path], out: Positional[
 
 def clips(folder: Positional[Path], out: Positional[Path],
           depth_unit: DepthUnit | None = None) -> None:
-    recorded = read_rgbd(folder, per_metre=depth_unit)
-    check_recording(recorded, folder, depth_unit)
+    recorded, assumed = read_recording(folder, per_metre=depth_unit)
     if recorded.poses is None:
         raise ValueError(f"{folder}: has no poses, or no camera matrix")
-    for note in find_recording(folder).notes:
+    for note in assumed:
         print(f"note: {folder}: {note}", file=sys.stderr)
     chosen = clip_frames(recorded.poses)
     (out / "test").mkdir(parents=True)

@@ -55,22 +55,34 @@ class Recording:
                        poses=None if self.poses is None else self.poses[at])
 
 
-def read_rgbd(root: Path, size: int = 224, most: int | None = None,
-              per_metre: float | None = None) -> Clip:
-    """At most `most` frames, evenly spaced, as the middle square at `size` px.
+def read_recording(root: Path, size: int = 224, most: int | None = None,
+                   per_metre: float | None = None) -> tuple[Clip, Sequence[str]]:
+    """At most `most` frames, evenly spaced, as the middle square at `size` px; and what was
+    assumed.
 
     per_metre: of the values of depth, if not the layout's. intrinsics and poses are None without a
-    camera matrix. What was assumed: find_recording(root).notes. Raises ValueError naming what lacks
-    or cannot be read.
+    camera matrix. Raises ValueError naming what lacks or cannot be read; if no pixel has a depth,
+    if poses are probably world to camera, or, unless per_metre is given, if depth is probably
+    stored in another unit than the layout's.
     """
     recording = find_recording(root)
-    count = len(recording.depth)
+    count, unit = len(recording.depth), per_metre or recording.per_metre
     recording = recording.subset(np.linspace(0, count - 1, min(most or count, count)).astype(int))
-    recording = replace(recording, per_metre=per_metre or recording.per_metre)
     width, height = read_rgb(recording.colour[0]).size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    return read_frames(recording, root.name, size, (left, top, left + side, top + side))
+    clip = read_frames(replace(recording, per_metre=unit), root.name, size,
+                       (left, top, left + side, top + side))
+    if not np.any(clip.depth):
+        raise ValueError(f"{root}: no pixel has a depth")
+    if why := inverted_poses(clip, unit):
+        raise ValueError(f"{root}: its poses are probably world to camera: {why}; expected camera "
+                         "to world: invert each pose")
+    if not per_metre and (found := likelier_unit(clip, unit)):
+        raise ValueError(f"{root}: depth is probably stored in another unit, {found[0]:g} values "
+                         f"a metre: {found[1]}; give --depth-unit {found[0]:g}, or "
+                         f"--depth-unit {unit:g} if it is right")
+    return clip, recording.notes
 
 
 def read_frames(recording: Recording, name: str, size: int, box: Box | None = None) -> Clip:
@@ -101,22 +113,6 @@ def is_recording(root: Path) -> bool:
     """Whether `find_recording` is meant to open the folder."""
     return (root / "rgb.txt").is_file() or (root / "depth").is_dir() or any(
         root.glob("frame-*.color.png"))
-
-
-def check_recording(clip: Clip, root: Path, per_metre: float | None) -> None:
-    """Raises ValueError if no pixel of `root`'s clip has a depth, if its poses are probably world
-    to camera, or, unless per_metre was given, if depth is probably stored in another unit than its
-    layout's."""
-    if not np.any(clip.depth):
-        raise ValueError(f"{root}: no pixel has a depth")
-    unit = per_metre or find_recording(root).per_metre
-    if why := inverted_poses(clip, unit):
-        raise ValueError(f"{root}: its poses are probably world to camera: {why}; expected camera "
-                         "to world: invert each pose")
-    if not per_metre and (found := likelier_unit(clip, unit)):
-        raise ValueError(f"{root}: depth is probably stored in another unit, {found[0]:g} values "
-                         f"a metre: {found[1]}; give --depth-unit {found[0]:g}, or "
-                         f"--depth-unit {unit:g} if it is right")
 
 
 def find_recording(root: Path) -> Recording:

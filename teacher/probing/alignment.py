@@ -24,7 +24,7 @@ from records.results import Row
 from scenes.clip import SPLITS, Clip, ClipFolder, Source
 from scenes.rooms.source import RoomSource, render_clips
 from scenes.sources.registration import check_registration
-from scenes.sources.rgbd import check_recording, find_recording, read_rgbd
+from scenes.sources.rgbd import read_recording
 from teacher.config import AlignmentConfig
 from teacher.probing import ridge
 from teacher.probing.probe_set import Inputs, ProbeSet, extract, probe_set
@@ -355,8 +355,7 @@ def probe_alignment(config: AlignmentConfig, rooms: RoomSource, seed: int, devic
     """
     rows, where = [*measured], resolve_device(device)
     if config.rgbd is not None:
-        recorded = read_rgbd(config.rgbd, per_metre=config.depth_unit)
-        check_recording(recorded, config.rgbd, config.depth_unit)
+        recorded, assumed = read_recording(config.rgbd, per_metre=config.depth_unit)
         halves = recorded_halves(recorded)
         registration = check_registration([recorded])
         if registration.wrong:
@@ -368,7 +367,7 @@ def probe_alignment(config: AlignmentConfig, rooms: RoomSource, seed: int, devic
         rows = [*table.controls(config.generators), *table.rows(config.generators)]
     if config.rgbd is not None:
         table = Alignment(config, where, seed, *halves)
-        for note in find_recording(config.rgbd).notes:
+        for note in assumed:
             table.say(f"{config.rgbd}: {note}")
         table.say(f"{config.rgbd}: {registration.note or 'depth is registered to colour'}")
         taken = [] if measured and config.generators else [*table.controls(config.generators)]

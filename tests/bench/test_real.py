@@ -18,7 +18,7 @@ from distill.heads import can_train
 from records.results import load
 from scenes.clip import ClipFolder, save_clip
 from scenes.rooms.source import RoomSource
-from scenes.sources.rgbd import read_rgbd
+from scenes.sources.rgbd import read_recording
 from tests.infer.models import pooling_model
 from tests.scenes.rgbd_scenes import save
 from tests.scenes.test_rgbd import save_rgbd
@@ -58,7 +58,7 @@ def test_each_alignment_forgives_what_it_says():
 
 
 def test_normals_of_the_box_are_its_walls(recording):
-    clip = read_rgbd(recording, 224)
+    clip = read_recording(recording, 224)[0]
     normals = geometry.true_normals(clip, 8, clip.intrinsics)  # turned by 8 degrees
     known = (normals != 0).any(0)
     assert 0.5 < known.mean() < 0.95
@@ -72,7 +72,7 @@ def test_normals_of_the_box_are_its_walls(recording):
 
 
 def test_matches_by_true_places_are_right_and_others_are_not(recording):
-    clip = read_rgbd(recording, 224)
+    clip = read_recording(recording, 224)[0]
     pairs = pairs_at(clip, 0.21)
     assert pairs and all(j - i == 4 for i, j in pairs)        # 5 cm a frame
     assert not pairs_at(clip, 3.0)
@@ -93,7 +93,7 @@ def test_matches_by_true_places_are_right_and_others_are_not(recording):
 
 
 def test_flicker_is_the_change_of_a_static_points_depth(recording):
-    clip = read_rgbd(recording, 224)
+    clip = read_recording(recording, 224)[0]
     pairs = steady_pairs(clip)
     assert len(pairs) == 13
     true = clip.depth[:, None]
@@ -117,7 +117,7 @@ def test_rows_hold_files_and_what_stands_beside_them(recording, tmp_path, capsys
     assert {"sha256", "precision", "delta1_metric", "delta1_median", "delta1_affine", "abs_rel",
             "corr", "row_prior_affine", "match_exact_49cm", "match_within1_49cm",
             "flicker"} <= file.keys()
-    clip = read_rgbd(recording, 224)
+    clip = read_recording(recording, 224)[0]
     red = clip.frames[:, 0].reshape(14, 56, 4, 56, 4).mean((2, 4)) / 255
     depth = (1 + 5 * red) * clip.intrinsics[0, 0] / 112       # by its canonical focal length
     scores = [geometry.depth_scores(geometry.resampled(depth[t][None])[0],
@@ -192,7 +192,7 @@ def test_an_assumed_camera_and_baselines_without_pairs_are_said_in_the_file_and_
 
 
 def test_a_folder_of_clips_is_a_recording_each(tmp_path, recording):
-    clip = read_rgbd(recording, 224, most=2)
+    clip = read_recording(recording, 224, most=2)[0]
     for name in ("a", "b"):
         clip.id = f"test/{name}"
         save_clip(clip, tmp_path / "clips" / "test" / f"{name}.safetensors")
@@ -225,7 +225,7 @@ def test_nyus_test_frames_become_a_folder(tmp_path, monkeypatch):
     scipy.io.savemat(tmp_path / "splits.mat", {"testNdxs": [[1], [3]]})
     (tmp_path / "nyu.mat").touch()
     rgbd_folders.nyuv2(tmp_path / "nyu.mat", tmp_path / "splits.mat", tmp_path / "out")
-    clip = read_rgbd(tmp_path / "out", 224)
+    clip = read_recording(tmp_path / "out", 224)[0]
     assert clip.frames.shape == (2, 3, 224, 224) and (clip.frames[1, 1] == 200).all()
     assert clip.depth.max() == 2.5 and (clip.depth[:, 112, 112] == 2.5).all()
     assert (clip.depth == 0).any() and clip.intrinsics[0, 0] == pytest.approx(518.858 * 224 / 480)
@@ -244,7 +244,7 @@ def test_a_recording_that_is_not_there_is_one_line(arguments, monkeypatch, capsy
 def test_a_recording_becomes_labelled_clips_of_near_views(tmp_path):
     root = save(tmp_path / "walk", "plain", 30)  # 5 cm and a degree a frame
     rgbd_folders.clips(root, tmp_path / "out")
-    folder, recorded = ClipFolder(tmp_path / "out"), read_rgbd(root)
+    folder, recorded = ClipFolder(tmp_path / "out"), read_recording(root)[0]
     assert folder.ids("test") == ["test/00000", "test/00001", "test/00002"]
     clip = folder.clip("test/00001")
     assert can_train(clip) and np.array_equal(clip.frames, recorded.frames[[9, 11, 13, 15, 18]])

@@ -18,7 +18,7 @@ from distill.run import open_distill_run
 from export.source import load_trained_run
 from records.files import sha256, spec_digest
 from records.outputs import folder_faults
-from scenes.sources.rgbd import read_rgbd
+from scenes.sources.rgbd import read_recording
 from student.config import SHIPPED_BY_SIZE, StudentConfig
 from student.heads import load_heads, save_heads
 from student.vit import save_student
@@ -93,7 +93,7 @@ def test_depth_of_a_recording_improves_on_its_last_part_and_the_run_folder_serve
     # frames 30 to 39, and no other of the box
     held_out = load_file(folder / "frames/heldout.safetensors")["frames"]
     calibration = load_file(folder / "frames/calibration.safetensors")["frames"]
-    frames = torch.from_numpy(read_rgbd(box).frames)
+    frames = torch.from_numpy(read_recording(box)[0].frames)
     assert torch.equal(held_out[:10], frames[30:])
     assert torch.equal(calibration[:30], frames[:30]) and len(calibration) == 30 + 10
     page = (folder / "adapt.html").read_text()

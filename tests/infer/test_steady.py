@@ -7,7 +7,7 @@ from bench.real.views import flicker, steady_pairs
 from infer.steady import Steady, fitted_motion
 from records.ffmpeg import VideoWriter
 from scenes.clip import Clip
-from scenes.sources.rgbd import read_rgbd
+from scenes.sources.rgbd import read_recording
 from tests.infer.models import pooling_model, run_infer
 from tests.infer.test_video import depths
 from tests.scenes.rgbd_scenes import save
@@ -17,7 +17,7 @@ GRID = 28
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    return read_rgbd(save(tmp_path_factory.mktemp("steady") / "box", "plain", 14), 224)
+    return read_recording(save(tmp_path_factory.mktemp("steady") / "box", "plain", 14), 224)[0]
 
 
 def world_vectors(clip: Clip) -> np.ndarray:

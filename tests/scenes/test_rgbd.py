@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scenes.sources.rgbd import read_rgbd
+from scenes.sources.rgbd import read_recording
 from teacher.config import AlignmentConfig
 from teacher.probing import alignment
 
@@ -31,11 +31,11 @@ def save_rgbd(root, offset=0, poses=True):
 
 
 def test_the_middle_square_keeps_its_depth_and_camera(tmp_path):
-    clip = read_rgbd(save_rgbd(tmp_path / "a"), size=64)
+    clip = read_recording(save_rgbd(tmp_path / "a"), size=64)[0]
     raw = np.asarray(Image.open(tmp_path / "a" / "depth" / "10.png"))
     assert np.array_equal(clip.depth[10], (raw[:, 8:72] / 1000).astype(np.float32))
     assert clip.intrinsics[0].tolist() == [70, 0, 32] and clip.poses.shape == (FRAMES, 4, 4)
-    assert read_rgbd(tmp_path / "a").intrinsics[0, 0] == 70 * 3.5  # at 224 px
+    assert read_recording(tmp_path / "a")[0].intrinsics[0, 0] == 70 * 3.5  # at 224 px
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
@@ -45,14 +45,15 @@ def test_a_bad_file_is_named(tmp_path, name, content, message):
     root = save_rgbd(tmp_path / "a")
     (root / name).write_text(content)
     with pytest.raises(ValueError, match=f"{name}: {message}"):
-        read_rgbd(root)
+        read_recording(root)
 
 
 def test_halves_share_no_frame_and_rows_have_both_probes_and_ways(tmp_path, monkeypatch):
     monkeypatch.setattr(alignment, "_HALF", 24)
     monkeypatch.setattr("teacher.probing.ridge.mlp", lambda x, y, x_test, seed, batch, stop:
                         y.mean(0).expand(len(x_test), -1))
-    halves, chosen = alignment.recorded_halves(read_rgbd(save_rgbd(tmp_path / "a", poses=False)))
+    recorded, _ = read_recording(save_rgbd(tmp_path / "a", poses=False))
+    halves, chosen = alignment.recorded_halves(recorded)
     assert [len(half) for half in halves] == [12, 12] and chosen == 6
     assert halves[1].rooms.tolist() == [0] * 6 + [1] * 6
     assert len({x.numpy().tobytes() for half in halves for x in half.frames.flatten(0, 1)}) == 48
@@ -84,8 +85,8 @@ def test_a_recording_whose_depth_is_off_colour_is_not_probed(tmp_path, monkeypat
 
 def test_a_recording_that_cannot_fit_a_probe_is_refused(tmp_path):
     with pytest.raises(ValueError, match="48 frames give 24 a half, expected 80"):
-        alignment.recorded_halves(read_rgbd(save_rgbd(tmp_path / "a")))
+        alignment.recorded_halves(read_recording(save_rgbd(tmp_path / "a"))[0])
     (tmp_path / "a" / "K.txt").unlink()
     (tmp_path / "a" / "poses.txt").unlink()
     with pytest.raises(ValueError, match=r"no camera matrix; write it to K\.txt"):
-        alignment.recorded_halves(read_rgbd(tmp_path / "a"))
+        alignment.recorded_halves(read_recording(tmp_path / "a")[0])
