@@ -113,6 +113,20 @@ def _take_lock(path: Path) -> IO[str]:
 
 
 @contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Whether this process has the lock file; that of a process that dies is free again."""
+    make_folder(path.parent)
+    with path.open("w") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@contextmanager
 def naming(path: Path) -> Iterator[None]:
     """An error of writing that names no file, as a full disk's, or a scratch one, names `path`."""
     try:

@@ -1,11 +1,9 @@
 """Trainings that processes share: each takes what no other has taken, the last writes the table."""
-import fcntl
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from records.environment import environment
-from records.files import read_json, write_json
+from records.files import locked, read_json, write_json
 from records.interrupts import handled
 from records.results import Row, measured, save
 
@@ -27,16 +25,3 @@ def share_jobs(jobs: Mapping[Path, tuple], train: Callable[..., list[Row]], out:
 def job_path(work: Path, *parts: str | int) -> Path:
     """The file of a job's rows, without its suffix."""
     return work / "_".join(map(str, parts)).replace(" ", "-").replace(",", "")
-
-
-@contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Whether this process has the lock; that of a process that dies is free again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True

@@ -22,9 +22,9 @@ from torch import Tensor
 from bench.accuracy.question_differences import clip_sums, difference
 from bench.accuracy.student_features import FileTower, load_file
 from bench.artefacts import find
-from bench.recipes.jobs import job_path, locked, share_jobs
+from bench.recipes.jobs import job_path, share_jobs
 from infer.model import SHIPPED as SHIPPED_INT8
-from records.files import read_rows, spec_digest
+from records.files import locked, read_rows, spec_digest
 from records.results import Row
 from scenes.clip import ClipFolder
 from scenes.questions.question import POINTER_CHECKS
@@ -168,11 +168,11 @@ def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, An
                      draws=args.draws, tasks=TASKS, tuning=tuning, **options)
     if name in DROPPED:
         config = replace(config, out=job_path(args.work, "generator", seed))
-    with locked(args.work / "data.lock"):
-        stores, rooms = read_data(config, Accelerator())
-        if lm == "tiny":
-            tuning = replace(tuning, lm=str(args.work / "lm"), layers=None)
-            config = replace(config, tuning=tuning)
+    stores, rooms = read_data(config, Accelerator())
+    if lm == "tiny":
+        tuning = replace(tuning, lm=str(args.work / "lm"), layers=None)
+        config = replace(config, tuning=tuning)
+        with locked(args.work / "lm.lock"):
             if not Path(tuning.lm).is_dir():
                 save_tiny_lm(Path(tuning.lm), [r for part in rooms.values() for r in part])
     if name in DROPPED:

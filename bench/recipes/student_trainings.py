@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.recipes.jobs import job_path, locked, share_jobs
+from bench.recipes.jobs import job_path, share_jobs
 from distill.config import HeadTraining, StudentTraining
 from distill.heads import initial_heads, predictions, score
 from distill.joint import train_jointly
 from distill.loop import build_student, fidelity, train_student
 from distill.run import DistillRun, open_distill_run
 from distill.stages import score_student
-from records.files import read_json, spec_digest
+from records.files import locked, read_json, spec_digest
 from records.results import Row
 from scenes.clip import ClipFolder
 from student.config import StudentConfig

@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 from records.environment import environment
-from records.files import atomic_write, digest, read_json, sha256, write_json, write_rows
+from records.files import (
+    atomic_write,
+    digest,
+    locked,
+    read_json,
+    sha256,
+    write_json,
+    write_rows,
+)
 from scenes.clip import SPLITS, ClipFolder, Source, Split
 from scenes.questions.question import IMPORTED_TASKS, NUMERIC, TASKS, Question
 from scenes.questions.scoring import Output, summary, values
@@ -179,7 +187,7 @@ def read_data(config: LanguageTeacherConfig, accelerator: Any) -> Data:
         stores: Stores = store, store
     else:
         stores = store, None if generative is None else filled(generative)
-    rooms = {split: _rooms(config, source, split, accelerator) for split in SPLITS}
+    rooms = {split: _rooms(config, source, split) for split in SPLITS}
     if not rooms["train"]:
         raise ValueError(f"{config.clips or config.out}: has no questions about training clips")
     return stores, rooms
@@ -242,9 +250,8 @@ def _tower(config: LanguageTeacherConfig, device: torch.device) -> Tower | None:
     return VAELatents(wan) if config.features == "vae_latents" else wan
 
 
-def _rooms(config: LanguageTeacherConfig, source: Source, split: Split,
-           accelerator: Any) -> list[RoomQuestions]:
-    """The questions of a split, from their file; the first process writes it.
+def _rooms(config: LanguageTeacherConfig, source: Source, split: Split) -> list[RoomQuestions]:
+    """The questions of a split, from their file; the first process to get here writes it.
 
     Those that `vega3d scenes import` stored with the clips, of all tasks by default, or ours.
     """
@@ -258,9 +265,9 @@ def _rooms(config: LanguageTeacherConfig, source: Source, split: Split,
         key = digest(ids, tasks, sha256(clips / QUESTIONS_FILE))
         read = partial(read_imported_rooms, source, ids, tasks, clips)
     path = (config.data or config.out) / f"rooms_{split}-{key}.safetensors"
-    if accelerator.is_main_process and not path.is_file():
-        save_rooms(read(), path)
-    accelerator.wait_for_everyone()
+    with locked(path.with_suffix(".lock")):
+        if not path.is_file():
+            save_rooms(read(), path)
     rooms = load_rooms(path)
     needs_points = config.position == "depth_pose" or (
         split == "train" and (config.depth_ray or config.layer_losses))
