@@ -18,6 +18,10 @@ SHORTEST, LONGEST = 0.1, 20.0  # focal lengths over a square's side: 157 and 3 d
 ASSUMED = 1.0  # focal length over a square's side: 53 degrees, a phone's main camera (26 mm)
 
 
+class WrongFocal(ValueError):
+    """--focal is none that a lens has for a picture of this size; it may be for others."""
+
+
 @dataclass(frozen=True)
 class Input:
     """A photo or a video; files that are written for it begin with its name."""
@@ -59,11 +63,11 @@ def focal_of_photo(path: Path, px: int, given: float | None) -> Focal:
 
 
 def focal_of_square(side: int, px: int, given: float | None, exif: float | None = None) -> Focal:
-    """side: px of the square before it was scaled to `px`. Raises ValueError for a given one that
+    """side: px of the square before it was scaled to `px`. Raises WrongFocal for a given one that
     no lens has, such as millimetres."""
     if given and side and not SHORTEST <= given / side <= LONGEST:
         degrees = 2 * math.degrees(math.atan(0.5 * side / given))
-        raise ValueError(f"--focal: {given:g} px is {degrees:.0f} degrees across the shorter side "
+        raise WrongFocal(f"--focal: {given:g} px is {degrees:.0f} degrees across the shorter side "
                          f"of {side} px; expected {SHORTEST * side:g} to {LONGEST * side:g}, in px "
                          "of the picture, not in mm")
     for focal, source in ((given, "--focal"), (exif, "EXIF")):

@@ -11,14 +11,17 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from infer.geometry import depth_mm, match_picture, mutual_matches, write_ply
-from infer.inputs import Focal, Input, focal_of_photo, split_arguments
+from infer.inputs import Focal, Input, WrongFocal, focal_of_photo, split_arguments
 from infer.model import Model
 from infer.pictures import depth_colours, frame_pca_colours, grey, normal_colours, resized, to_bytes
+from records.ffmpeg import program
 from records.files import Unreadable
 from records.images import read_rgb
 from records.outputs import OutputFolder, printable, safe_name
 
 PICTURES = ("view", "depth", "confidence", "normals", "pca")
+MATCHED = ("descriptors", "features")  # outputs that are matched, the first of them that is there
+PRESET = "use a file of a preset: vega3d export onnx --preset edge"
 MAX_FEATURES = 1 << 24  # values of an output that is drawn by its principal components
 Outputs = dict[str, np.ndarray]
 View = tuple[str, np.ndarray, Outputs]  # name, frame, outputs of a photo
@@ -36,42 +39,38 @@ class Options:
 
 def infer_all(given: Sequence[Path], out: Path, options: Options = Options()) -> Iterator[str]:
     """Writes out/NAME_* for each photo and video of [MODEL.onnx] PHOTO|FOLDER|VIDEO…, and yields a
-    line about it. One of several that cannot be read is named on stderr, and the others are done.
-    Raises ValueError for bad input, of such ones at the end; files of other photos stay."""
+    line about it. One of several that cannot be read, or that options.focal does not fit, is named
+    on stderr, and the others are done. Raises ValueError for bad input, of such ones at the end;
+    files of other photos stay."""
     model_file, inputs = split_arguments(given)
-    _check(inputs, options)
-    model = Model(model_file, options.threads)
-    folder = OutputFolder(out)
-    names = [name for each in inputs for name in _file_names(each, model.outputs, options)]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{model_file}: outputs {', '.join(model.outputs)} have the same file "
-                         "name; rename them")
-    folder.check(names, "-o")
+    model, folder = Model(model_file, options.threads), OutputFolder(out)
+    _check(model, inputs, folder, options)
     views: list[View] = []
-    unreadable = 0
+    failed = 0
     for each in inputs:
         try:
             if each.is_video:
-                from infer.video import infer_video  # needs ffmpeg
+                from infer.video import infer_video
 
                 line = infer_video(model, each, folder, options.focal, options.steady)
             else:
                 line, view = _infer_photo(model, each, folder, options)
                 views.append(view)
-        except (Unreadable, OSError) as error:
-            of_input = isinstance(error, Unreadable) or str(error.filename) == str(each.path)
+        except (Unreadable, WrongFocal, OSError, MemoryError) as error:
+            of_input = not isinstance(error, OSError) or str(error.filename) == str(each.path)
             if not of_input or len(inputs) == 1:
                 raise
-            unreadable += 1
-            reason = f"{each.path}: {error.strerror}" if isinstance(error, OSError) else error
+            failed += 1
+            reason = str(getattr(error, "strerror", error)) or "out of memory; make it smaller"
+            reason = reason if isinstance(error, Unreadable) else f"{each.path}: {reason}"
             print(f"vega3d: {printable(reason, 1000)}", file=sys.stderr)
         else:
             yield line
-    if unreadable:
-        raise ValueError(f"infer: {unreadable} of {len(inputs)} photos and videos cannot be read; "
-                         "they are named above")
+    if failed:
+        raise ValueError(f"infer: {failed} of {len(inputs)} photos and videos failed; they are "
+                         "named above")
     if options.matches:
-        yield _write_matches(model, views, folder)
+        yield _write_matches(views, folder)
 
 
 def _infer_photo(model: Model, given: Input, folder: OutputFolder,
@@ -84,7 +83,8 @@ def _infer_photo(model: Model, given: Input, folder: OutputFolder,
     milliseconds = 1000 * (time.perf_counter() - begin)
     _write(frame, outputs, folder, given.name)
     if options.ply:
-        _write_points(model, frame, outputs, focal, folder, given.name)
+        with folder.write(f"{given.name}.ply") as scratch:
+            write_ply(scratch, frame, outputs["depth"][0], focal.px)
     used = options.ply or (model.canonical_focal and "depth" in outputs)
     line = (f"{given.path.name}: {milliseconds:.0f} ms{_depth_range(outputs)}"
             f"{describe(focal, model.px) if used else ''}; in {folder.folder}/{given.name}_*")
@@ -123,13 +123,40 @@ def _has_axes(features: np.ndarray) -> bool:
     return min(len(features), features[0].size) >= 3 and features.size <= MAX_FEATURES
 
 
-def _check(inputs: Sequence[Input], options: Options) -> None:
-    videos = sum(each.is_video for each in inputs)
+def depth_folder(folder: OutputFolder, video: Input) -> OutputFolder:
+    """Of 16-bit pictures, one a frame."""
+    return OutputFolder(folder.folder / f"{video.name}_depth_mm")
+
+
+def _check(model: Model, inputs: Sequence[Input], folder: OutputFolder, options: Options) -> None:
+    """Raises ValueError or FileExistsError for what is known before the first one is read."""
+    videos = [each for each in inputs if each.is_video]
     if options.matches and (videos or len(inputs) != 2):
-        raise ValueError(f"--matches: got {len(inputs) - videos} photos and {videos} videos, "
-                         "expected two photos")
+        raise ValueError(f"--matches: got {len(inputs) - len(videos)} photos and {len(videos)} "
+                         "videos, expected two photos")
     if options.ply and videos:
         raise ValueError("--ply: is for photos, got a video; give one of its frames")
+    if (options.ply or videos) and "depth" not in model.outputs:
+        raise ValueError(f"{videos[0].path if videos else '--ply'}: {model.path} has no depth; "
+                         f"{PRESET}")
+    if options.matches and not {*MATCHED} & {*model.outputs}:
+        raise ValueError(f"--matches: {model.path} has no descriptors; {PRESET}")
+    names = [name for each in inputs for name in _file_names(each, model.outputs, options)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{model.path}: outputs {', '.join(model.outputs)} have the same file "
+                         "name; rename them")
+    if options.matches:
+        names += _match_names(*(each.name for each in inputs))
+    folder.check(names, "-o")
+    for each in videos:
+        depths = depth_folder(folder, each)
+        depths.check((path.name for path in depths.folder.glob("*.png")), "-o")
+    if videos:
+        program()
+
+
+def _match_names(one: str, two: str) -> list[str]:
+    return [f"{one}_{two}_matches{suffix}" for suffix in (".png", ".npy")]
 
 
 def _file_names(given: Input, outputs: Sequence[str], options: Options) -> list[str]:
@@ -155,30 +182,17 @@ def _write(frame: np.ndarray, outputs: Outputs, folder: OutputFolder, stem: str)
             Image.fromarray(depth_mm(outputs["depth"][0])).save(scratch)
 
 
-def _write_points(model: Model, frame: np.ndarray, outputs: Outputs, focal: Focal,
-                  folder: OutputFolder, stem: str) -> None:
-    if "depth" not in outputs:
-        raise ValueError(f"--ply: {model.path} has no depth; use a file of a preset: vega3d export "
-                         "onnx --preset edge")
-    with folder.write(f"{stem}.ply") as scratch:
-        write_ply(scratch, frame, outputs["depth"][0], focal.px)
-
-
-def _write_matches(model: Model, views: Sequence[View], folder: OutputFolder) -> str:
+def _write_matches(views: Sequence[View], folder: OutputFolder) -> str:
     """views: of two photos."""
     (one, first, a), (two, second, b) = views
-    name = next((name for name in ("descriptors", "features") if name in a), None)
-    if name is None:
-        raise ValueError(f"--matches: {model.path} has no descriptors; use a file of a preset: "
-                         "vega3d export onnx --preset edge")
+    name = next(name for name in MATCHED if name in a)
     pairs = mutual_matches(a[name], b[name])
-    stem = f"{one}_{two}_matches"
-    folder.check([f"{stem}.png", f"{stem}.npy"], "-o")
-    with folder.write(f"{stem}.png") as scratch:
+    picture, numbers = _match_names(one, two)
+    with folder.write(picture) as scratch:
         Image.fromarray(match_picture(first, second, pairs)).save(scratch)
-    with folder.write(f"{stem}.npy") as scratch:
+    with folder.write(numbers) as scratch:
         np.save(scratch, pairs)
-    return f"{len(pairs)} mutual matches of {name}; in {folder.folder}/{stem}.png"
+    return f"{len(pairs)} mutual matches of {name}; in {folder.folder}/{picture}"
 
 
 def _depth_range(outputs: Outputs) -> str:

@@ -11,10 +11,11 @@ from PIL import Image
 from infer.geometry import depth_mm
 from infer.inputs import Input, focal_of_square
 from infer.model import Model
-from infer.photos import describe, pictures
+from infer.photos import depth_folder, describe, pictures
 from infer.pictures import resized
 from infer.steady import Steady
 from records.ffmpeg import VideoWriter, middle_squares, probe
+from records.files import naming
 from records.outputs import OutputFolder
 
 SHOWN = ("view", "depth", "normals")
@@ -26,11 +27,7 @@ def infer_video(model: Model, given: Input, folder: OutputFolder, focal_px: floa
 
     steady: each frame's depth together with that of the frames before it (infer.steady).
     """
-    if "depth" not in model.outputs:
-        raise ValueError(f"{model.path}: has no depth, which is what is written of a video; use a "
-                         "file of a preset: vega3d export onnx --preset edge")
-    depths = OutputFolder(folder.folder / f"{given.name}_depth_mm")
-    depths.check((path.name for path in depths.folder.glob("*.png")), "-o")
+    depths = depth_folder(folder, given)
     facts = probe(given.path)
     focal = focal_of_square(facts.shorter_px, model.px, focal_px)
     fps = min(facts.fps, 60.0)
@@ -44,8 +41,9 @@ def infer_video(model: Model, given: Input, folder: OutputFolder, focal_px: floa
                 outputs = filtered(outputs)
                 drawn = pictures(frame, outputs)
                 writer.write(np.concatenate([resized(drawn[name]) for name in shown], 1))
-                Image.fromarray(depth_mm(outputs["depth"][0])).save(
-                    Path(scratch) / f"{count - 1:06d}.png")
+                with naming(Path(scratch)):  # which may be on another disk
+                    Image.fromarray(depth_mm(outputs["depth"][0])).save(
+                        Path(scratch) / f"{count - 1:06d}.png")
         depths.replace_with(Path(scratch), "-o")
     milliseconds = 1000 * (time.perf_counter() - begin) / count
     notes = "".join(f", {note}" for note in facts.notes)

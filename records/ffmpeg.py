@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -129,7 +130,7 @@ class VideoWriter:
         if self._process is None:
             height, width = frame.shape[:2]
             self._process = subprocess.Popen(
-                [_program(), "-v", "error", *_RAW, "-s", f"{width}x{height}", "-r",
+                [program(), "-v", "error", *_RAW, "-s", f"{width}x{height}", "-r",
                  f"{self.fps:.9g}", "-i", "-", "-c:v", "libx264", "-crf", "15", "-pix_fmt",
                  "yuv420p", "-vf", "scale=ceil(iw/16)*16:ceil(ih/16)*16", "-y", str(self.path)],
                 stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
@@ -155,13 +156,20 @@ def _filtered(filters: str) -> list[str]:
 def _command(path: Path, before: list[str], after: list[str], level: str = "error") -> list[str]:
     """ffmpeg on the video stream that is no cover picture. `file:`: 12:30.mp4 is no protocol."""
     regular_file(path)
-    return [_program(), "-hide_banner", "-nostdin", "-nostats", "-v", level, *before,
+    return [program(), "-hide_banner", "-nostdin", "-nostats", "-v", level, *before,
             "-i", f"file:{path}", "-map", "0:V:0", *after]
 
 
-def _program() -> str:
+def program() -> str:
+    """Raises ValueError without one."""
     try:
         import imageio_ffmpeg  # for its binary
+
+        found = imageio_ffmpeg.get_ffmpeg_exe()
     except ModuleNotFoundError as error:
         raise ValueError(EXTRA) from error
-    return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:  # its package for this platform has no binary
+        raise ValueError(f"a video needs ffmpeg: {error}") from error
+    if not shutil.which(found):
+        raise ValueError(f"a video needs ffmpeg: {found} (IMAGEIO_FFMPEG_EXE) is no program")
+    return found

@@ -1,6 +1,8 @@
 """Files that we wrote: only those, unchanged since, are replaced; `vega3d verify` checks them."""
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -36,7 +38,10 @@ class OutputFolder:
         self.written: dict[str, list[str]] = _read(self.list)
 
     def check(self, names: Iterable[str], option: str) -> None:
-        """Raises ValueError if one of `names` exists and is not ours; `option` names the remedy."""
+        """Raises ValueError if one of `names` exists and is not ours; `option` names the remedy.
+        FileExistsError if the folder is a file."""
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self.folder))
         for name in names:
             path = self.folder / name
             if (path.exists() or path.is_symlink()) and not self._is_ours(name):

@@ -162,7 +162,7 @@ def _depths(mode: str, scale: float) -> Make:
 def full_disks() -> Iterator[Case]:
     """A limit on the size of files stands for the disk."""
     yield Case("full disk", "infer", _photo, "out/photo")
-    yield Case("full disk", "infer of a video", _video, "out/clip.mp4")
+    yield Case("full disk", "infer of a video", _video, "vega3d-depth-")
     yield Case("full disk", "scenes show", _sheet, "sheet.png")
     yield Case("full disk", "scenes render", _limited("scenes render --n 1 --workers 0 --out out"),
                "out/scenes.json")

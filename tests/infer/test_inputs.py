@@ -1,4 +1,7 @@
 """[MODEL.onnx] PHOTO|FOLDER|VIDEO…, and which focal length a photo's depth is computed with."""
+import sys
+
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
@@ -93,7 +96,7 @@ def test_what_is_damaged_among_others_is_named_and_the_others_are_done(tmp_path,
     (folder / "d.jpg").symlink_to("gone.jpg")
     code, printed = run_infer(capsys, model, folder, "-o", out)
     *named, last = printed.splitlines()
-    assert code == 2 and "3 of 5 photos and videos cannot be read" in last
+    assert code == 2 and "3 of 5 photos and videos failed" in last
     for line, start in zip(named, ("a.png: damaged or not an image", "c.mp4: not a readable video",
                                    "d.jpg: No such file"), strict=True):
         assert line.startswith(f"vega3d: {folder}/{start}")
@@ -109,6 +112,72 @@ def test_what_is_damaged_among_others_is_named_and_the_others_are_done(tmp_path,
     code, printed = run_infer(capsys, model, folder, "-o", out)
     assert code == 0 and len(printed.splitlines()) == 3
     assert np.array_equal(np.load(out / "a_depth.npy"), np.load(out / "b_depth.npy"))
+
+
+def test_a_focal_length_that_fits_some_is_used_for_these(tmp_path, capsys):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name, side in (("a", 300), ("b", 20), ("c", 200)):
+        photo(folder / f"{name}.png", (side, side))
+    model = pooling_model(tmp_path / "m.onnx", "112")
+    code, printed = run_infer(capsys, model, folder, "--focal", 600, "-o", out)
+    named, last = printed.splitlines()
+    assert code == 2 and named.startswith(f"vega3d: {folder}/b.png: --focal: 600 px is 2 degrees")
+    assert "1 of 3 photos and videos failed" in last
+    wide, tele = (np.load(out / f"{name}_depth.npy").max() for name in "ac")
+    assert tele == pytest.approx(1.5 * wide, rel=0.01)
+    assert not list(out.glob("b_*"))
+
+
+def test_a_photo_that_does_not_fit_into_memory_is_named(tmp_path, capsys, monkeypatch):
+    def read(path, px):
+        if path.name == "a.png":
+            raise MemoryError
+        return read_photo(path, px)
+
+    monkeypatch.setattr(photos, "read_photo", read)
+    given = [photo(tmp_path / name) for name in ("a.png", "b.png")]
+    code, printed = run_infer(capsys, pooling_model(tmp_path / "m.onnx"), *given, "-o",
+                              tmp_path / "out")
+    assert code == 2 and f"{given[0]}: out of memory" in printed and "1 of 2" in printed
+    assert (tmp_path / "out" / "b_depth.npy").is_file()
+
+
+@pytest.mark.parametrize(("change", "options", "why"), [
+    ("no package", (), "pip install 'vega3d-edge[video]'"), ("no binary", (), "No ffmpeg exe"),
+    ("gone", (), "/gone (IMAGEIO_FFMPEG_EXE) is no program"),
+    ("file", (), "b_depth_mm: exists and is no folder"),
+    ("mine", (), "mine.png: exists and was not written by this command"),
+    ("no depth", (), "b.mp4: "), ("no depth", ("--ply", ), "--ply: "),
+    ("no descriptors", ("--matches", ), "--matches: "),
+    ("drawn", ("--matches", ), "a_c_matches.png: exists and was not written by this command")])
+def test_what_is_known_before_the_first_photo_is_said_before_anything_is_written(
+        change, options, why, tmp_path, capsys, monkeypatch):
+    outputs = ("depth", "descriptors")
+    model = pooling_model(tmp_path / "m.onnx", outputs=[
+        name for name in outputs if change != f"no {name}"])
+    given, out = [photo(tmp_path / "a.png"), photo(tmp_path / "c.png")], tmp_path / "out"
+    if not options:
+        given.insert(1, tmp_path / "b.mp4")
+        given[1].write_bytes(b"")
+    users = {"file": "b_depth_mm", "mine": "b_depth_mm/mine.png", "drawn": "a_c_matches.png"}
+    if change in users:
+        (out / users[change]).parent.mkdir(parents=True)
+        (out / users[change]).write_bytes(b"mine")
+    elif change == "no package":
+        monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    elif change == "no binary":
+        monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", no_binary)
+    elif change == "gone":
+        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/gone")
+    code, line = run_infer(capsys, model, *given, *options, "-o", out)
+    assert code == 2 and why in line and len(line.splitlines()) == 1, line
+    written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert written == ({users[change]} if change in users else set())
+
+
+def no_binary():
+    raise RuntimeError("No ffmpeg exe could be found. Install ffmpeg on your system")
 
 
 def test_an_error_of_the_output_folder_is_not_one_of_a_photo(tmp_path, capsys, monkeypatch):
