@@ -20,6 +20,7 @@ from teacher.towers.base import GRID
 
 VOXEL_M = 0.1
 NEAR_M = 0.2  # a retrieved token is right if its point is this close to the query's
+_CLIPS = 64   # at once
 
 
 def centre_points(clip: Clip, keys: Sequence[int]) -> Tensor:
@@ -42,23 +43,36 @@ def centre_points(clip: Clip, keys: Sequence[int]) -> Tensor:
 
 @dataclass
 class Prototypes:
-    """One clip's unit vectors [P,D], each of one voxel in one view."""
-    unit: Tensor
-    voxel: Tensor  # [P] int
-    view: Tensor   # [P] int
+    """Of N clips in K views: a unit vector for each voxel that a view sees."""
+    unit: Tensor   # [N,K,196,D], in the first places of each view; 0 in the others
+    voxel: Tensor  # [N,K,196] int, a number for each voxel of a clip; -1: no prototype
 
 
 def prototypes(features: Tensor, points: Tensor, voxel_m: float = VOXEL_M) -> Prototypes:
-    """features [K,196,D], points [K,196,3] m (NaN: ignored) -> one a visible (view, voxel)."""
-    valid = ~points.isnan().any(-1)                                                     # [K,196]
-    view = torch.arange(len(points), device=points.device)[:, None].expand_as(valid)[valid]
-    cells = torch.cat([torch.floor(points[valid] / voxel_m).long(), view[:, None]], 1)  # [M,4]
-    unique, owner = cells.unique(dim=0, return_inverse=True)
-    device = features.device
-    total = torch.zeros(len(unique), features.shape[-1], device=device).index_add_(
-        0, owner.to(device), features[valid.to(device)].float())
-    voxel = unique[:, :3].unique(dim=0, return_inverse=True)[1]
-    return Prototypes(F.normalize(total, dim=1), voxel.to(device), unique[:, 3].to(device))
+    """features [N,K,196,D], points [N,K,196,3] m (NaN: ignored), on one device."""
+    valid = ~points.isnan().any(-1)                                             # [N,K,196]
+    clip, view, _ = valid.nonzero(as_tuple=True)                                # [M]
+    cells = torch.cat([clip[:, None], torch.floor(points[valid] / voxel_m).long()], 1)
+    voxel = _numbers(cells)
+    seen, owner = torch.unique(_numbers(torch.stack([clip, view, voxel], 1)), return_inverse=True)
+    first = torch.zeros_like(seen).scatter_(0, owner, torch.arange(len(owner), device=seen.device))
+    where = (clip * valid.shape[1] + view)[first]  # of each prototype, in order of clip and view
+    place = torch.arange(len(where), device=where.device) - torch.searchsorted(where, where)
+    slot = where * valid.shape[2] + place
+    total = features.new_zeros(valid.numel(), features.shape[-1], dtype=torch.float32)
+    total.index_add_(0, slot[owner], features[valid].float())
+    numbers = torch.full((valid.numel(),), -1, device=voxel.device)
+    numbers[slot] = voxel[first]
+    return Prototypes(F.normalize(total, dim=1).view(*features.shape), numbers.view(valid.shape))
+
+
+def _numbers(rows: Tensor) -> Tensor:
+    """One number [M] for each of rows [M,C] int: equal for equal rows, in their order."""
+    number = rows.new_zeros(len(rows))
+    for column in rows.T:
+        levels, level = torch.unique(column, return_inverse=True)
+        number = torch.unique(number * len(levels) + level, return_inverse=True)[1]
+    return number
 
 
 def correspondence_sums(features: Tensor, points: Tensor) -> dict[str, np.ndarray]:
@@ -68,15 +82,15 @@ def correspondence_sums(features: Tensor, points: Tensor) -> dict[str, np.ndarra
     """
     flat = features.float().flatten(3).transpose(2, 3)  # [N,K,196,D]
     mean, std = flat.mean((0, 1, 2)), flat.std((0, 1, 2)).clamp_min(1e-4)
-    rows = []
-    for x, p in zip(flat, points, strict=True):
+    parts = []
+    for x, p in zip(flat.split(_CLIPS), points.to(flat.device).split(_CLIPS), strict=True):
         standard = (x - mean) / std
-        right, queries = _retrieved(F.normalize(standard, dim=-1), p.to(x))
-        row: dict[str, float] = {"corr_right": right, "corr_asked": queries}
+        part = _retrieved(F.normalize(standard, dim=-1), p.to(x))
         for name, tokens in (("corr", x), ("corr_std", standard)):
-            row |= {f"{name}_{k}": v for k, v in _pairs(prototypes(tokens, p)).items()}
-        rows.append(row)
-    return {name: np.array([row[name] for row in rows], float) for name in rows[0]}
+            part |= {f"{name}_{k}": v for k, v in _pairs(prototypes(tokens, p)).items()}
+        parts.append(part)
+    return {name: torch.cat([part[name] for part in parts]).double().cpu().numpy()
+            for name in parts[0]}
 
 
 def correspondence_scores(total: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,35 +129,40 @@ def noise_snr(draws: Tensor) -> dict[str, float]:
             "snr_median": (signal / noise).median().item()}
 
 
-def _pairs(p: Prototypes) -> dict[str, float]:
-    """Of cosines in different views: sums and counts of the same voxel and of others, AUC."""
-    cosine = p.unit @ p.unit.T                                                          # [P,P]
-    other_view = p.view[:, None] < p.view[None]
-    same_voxel = p.voxel[:, None] == p.voxel[None]
-    same = cosine[other_view & same_voxel].double()
-    other = cosine[other_view & ~same_voxel].double()
-    found = {"same": same.sum().item(), "same_pairs": len(same), "other": other.sum().item(),
-             "other_pairs": len(other), "auc": 0.0, "auc_clips": 0}
-    if len(same) and len(other):
-        ordered = other.sort().values
-        below = torch.searchsorted(ordered, same) + torch.searchsorted(ordered, same, right=True)
-        # ties count half
-        found |= {"auc": (below.double().mean() / (2 * len(other))).item(), "auc_clips": 1}
-    return found
+def _pairs(p: Prototypes) -> dict[str, Tensor]:
+    """By clip [N], of cosines in different views: sums and counts of the same voxel and of others,
+    AUC."""
+    a, b = (list(views) for views in zip(*combinations(range(p.voxel.shape[1]), 2), strict=True))
+    cosine = (p.unit[:, a] @ p.unit[:, b].transpose(2, 3)).flatten(1)           # [N,pairs]
+    one, two = p.voxel[:, a, :, None], p.voxel[:, b, None]
+    same = ((one == two) & (one >= 0)).flatten(1)
+    other = ((one != two) & (one >= 0) & (two >= 0)).flatten(1)
+    found: dict[str, Tensor] = {}
+    for name, mask in (("same", same), ("other", other)):
+        found |= {name: cosine.double().masked_fill(~mask, 0).sum(1), f"{name}_pairs": mask.sum(1)}
+    ordered = cosine.masked_fill(~other, torch.inf).sort(1).values
+    # those of the same voxel come first; the others of the columns, below all, count nothing
+    most = int(found["same_pairs"].max())
+    queries = cosine.masked_fill(~same, -torch.inf).topk(most, 1).values
+    below = (torch.searchsorted(ordered, queries)
+             + torch.searchsorted(ordered, queries, right=True))
+    pairs = found["same_pairs"] * found["other_pairs"]
+    auc = below.sum(1).double() / (2 * pairs.clamp_min(1))  # ties count half
+    return found | {"auc": auc, "auc_clips": pairs > 0}
 
 
-def _retrieved(unit: Tensor, points: Tensor) -> tuple[int, int]:
-    """unit [K,196,D], points [K,196,3] -> (right, all) mutual nearest neighbours of all pairs."""
-    right = total = 0
-    for a, b in combinations(range(len(unit)), 2):
-        valid_a, valid_b = (~points[i].isnan().any(-1) for i in (a, b))
-        if not valid_a.any() or not valid_b.any():
-            continue
-        cosine = unit[a][valid_a] @ unit[b][valid_b].T
-        near = torch.cdist(points[a][valid_a], points[b][valid_b]) < NEAR_M
-        forth, back = cosine.argmax(1), cosine.argmax(0)
-        rows = torch.arange(len(forth), device=unit.device)
-        mutual = (back[forth] == rows) & near.any(1)
-        total += int(mutual.sum())
-        right += int((near[rows, forth] & mutual).sum())
-    return right, total
+def _retrieved(unit: Tensor, points: Tensor) -> dict[str, Tensor]:
+    """unit [N,K,196,D], points [N,K,196,3] -> by clip [N], right and all mutual nearest neighbours
+    of all pairs of views."""
+    valid = ~points.isnan().any(-1)                                             # [N,K,196]
+    right = total = torch.zeros(len(unit), dtype=torch.long, device=unit.device)
+    for a, b in combinations(range(unit.shape[1]), 2):
+        both = valid[:, a, :, None] & valid[:, b, None]                         # [N,196,196]
+        cosine = (unit[:, a] @ unit[:, b].transpose(1, 2)).masked_fill(~both, -torch.inf)
+        near = (torch.cdist(points[:, a], points[:, b]) < NEAR_M) & both
+        forth, back = cosine.argmax(2), cosine.argmax(1)                        # [N,196]
+        mutual = back.gather(1, forth) == torch.arange(forth.shape[1], device=unit.device)
+        mutual &= near.any(2)
+        total = total + mutual.sum(1)
+        right = right + (near.gather(2, forth[..., None])[..., 0] & mutual).sum(1)
+    return {"corr_right": right, "corr_asked": total}

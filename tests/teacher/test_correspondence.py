@@ -53,11 +53,28 @@ def test_token_points_lie_on_the_wall_in_world_coordinates():
 
 
 def test_a_view_s_tokens_in_a_voxel_are_one_unit_prototype():
-    points = torch.tensor([[[0.01, 0, 0], [0.09, 0, 0], [0.11, 0, 0], [math.nan] * 3]]).double()
-    found = prototypes(torch.tensor([[[2.0, 0], [0, 2.0], [0, 1], [9, 9]]]), points)
-    order = found.unit[:, 0].argsort()
-    torch.testing.assert_close(found.unit[order], torch.tensor([[0, 1], [0.5**0.5, 0.5**0.5]]))
-    assert len(found.voxel.unique()) == 2 and found.view.tolist() == [0, 0]
+    points = torch.tensor([[0.01, 0, 0], [0.11, 0, 0], [0.09, 0, 0], [math.nan] * 3]).double()
+    tokens = torch.tensor([[2.0, 0], [0, 1], [0, 2.0], [9, 9]])
+    shifted = points + torch.tensor([0.1, 0, 0])  # what the first view sees second, it sees first
+    found = prototypes(torch.stack([tokens, tokens])[None], torch.stack([points, shifted])[None])
+    mean = torch.tensor([0.5**0.5, 0.5**0.5])
+    one = torch.stack([mean, torch.tensor([0, 1.0]), torch.zeros(2), torch.zeros(2)])
+    torch.testing.assert_close(found.unit, torch.stack([one, one])[None])
+    assert found.voxel.tolist() == [[[0, 1, -1, -1], [1, 2, -1, -1]]]
+
+
+def test_clips_do_not_touch_each_other(views):
+    features = torch.randn(4, 3, 8, 14, 14)
+    features = (features - features.mean((0, 1, 3, 4), keepdim=True))
+    views = views.clone()
+    views[1, 2, 50:] = torch.nan
+    views[2] = torch.nan
+    found = correspondence_sums(features, views)
+    order = [2, 0, 3, 1]
+    again = correspondence_sums(features[order], views[order])
+    for name, value in found.items():
+        np.testing.assert_allclose(again[name], value[order], rtol=1e-4, atol=1e-4)
+    assert found["corr_auc_clips"].tolist() == [1, 1, 0, 1] and found["corr_asked"][2] == 0
 
 
 def test_features_of_the_place_score_high_and_noise_scores_nothing(views):
