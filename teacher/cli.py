@@ -97,7 +97,7 @@ def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig],
     else:
         source = RoomSource(train=0, val=config.clips, test=config.clips, frames=9,
                             seed=render_seed, pack=furniture)
-        rows = probe_grid(config, source)
+        rows = probe_grid(config, source, workers)
     results = measured(out.stem, rows, environment())
     if earlier:
         results = beside(earlier, results, ("generator", "frames_from", "block", "t"))
@@ -114,9 +114,9 @@ def search(config: tyro.conf.OmitArgPrefixes[SearchConfig], furniture: Path | No
            work: Path = Path("runs/cache/search")) -> None:
     """Rank every block, noise level and frame mode by 3D probes on val, and choose the tap.
 
-    Writes OUT with confidence intervals, a heat map beside it, and the tap for `distill run --tap
-    auto`. An interrupted search resumes from WORK. furniture: a furniture pack; None: the CC0 one
-    that ships. workers: rendering processes.
+    Writes OUT with confidence intervals and controls, a heat map beside it, and the tap for
+    `distill run --tap auto`. An interrupted search resumes from WORK. furniture: a furniture pack;
+    None: the CC0 one that ships. workers: rendering processes.
     """
     from records.environment import environment
     from records.files import prepare_folder
@@ -130,9 +130,9 @@ def search(config: tyro.conf.OmitArgPrefixes[SearchConfig], furniture: Path | No
     prepare_folder(out.parent)  # fails now, not at the end
     source = RoomSource(train=config.clips, val=config.clips, test=config.clips, frames=9,
                         seed=render_seed, pack=furniture)
-    found = run(config, lambda split: list(render_clips(source, source.ids(split), workers)),
+    found = run(config, lambda split: render_clips(source, source.ids(split), workers),
                 source.key, work)
-    save(measured(out.stem, found.rows, environment()), out)
+    save(measured(out.stem, found.rows + found.controls, environment()), out)
     shown = {"score": "score", "depth_r2_ridge": "depth R², ridge",
              "corr_std_auc": "correspondence AUC"}
     heat_map(found.rows, out.with_suffix(".png"), shown)

@@ -20,30 +20,27 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 def probe(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor,
-          seed: int = 0) -> dict[str, float | None]:
+          semantic: tuple[Tensor, Tensor], seed: int = 0) -> dict[str, float | None]:
     """All scores on `test` of features x [N,K,D,14,14]; None where undefined.
 
-    depth_r2 by ridge and MLP, xyz_r2 by ridge, delta1 and normal cosine of the MLP, share of exact
-    matches and of matches within one token, and those of `correspondence_scores`.
+    depth_r2 by ridge (fused: beside `semantic` of both sets) and MLP, xyz_r2 by ridge, delta1 and
+    normal cosine of the MLP, share of exact matches and of matches within one token, and those of
+    `correspondence_scores`.
     """
-    found = scores({k: v.sum() for k, v in sums(train, test, x_train, x_test, seed).items()})
+    terms = sums(train, test, x_train, x_test, semantic, seed)
+    found = scores({k: v.sum() for k, v in terms.items()})
     rounded = {k: None if np.isnan(v) else float(v) for k, v in found.items()}
     return rounded | match_scores(test, x_test)
 
 
-def depth_r2(train: ProbeSet, test: ProbeSet, x_train: Mapping[str, Tensor],
-             x_test: Mapping[str, Tensor]) -> float:
-    """Of log depth by ridge, from several features [N,K,D,14,14] side by side."""
-    inputs = Inputs(train, x_train)
-    a, y, _ = inputs.all()
-    b, truth, _ = Inputs(test, x_test, inputs.scale).all()
-    error, depth = ridge(a, y[:, :1], b)[:, 0] - truth[:, 0], truth[:, 0]
-    return 1 - (error.square().sum() / (depth - depth.mean()).square().sum()).item()
-
-
-def sums(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed: int = 0,
+def sums(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor,
+         semantic: tuple[Tensor, Tensor], seed: int = 0,
          with_mlp: bool = True) -> dict[str, np.ndarray]:
     """The scores' terms by clip of `test`, [N] each, to resample clips; with_mlp: the MLP's too."""
+    fused = Inputs(train, {"semantic": semantic[0], "x": x_train})
+    a, y, _ = fused.all()
+    b, truth, _ = Inputs(test, {"semantic": semantic[1], "x": x_test}, fused.scale).all()
+    fused_error = (ridge(a, y[:, :1], b)[:, 0] - truth[:, 0]).square()
     inputs = Inputs(train, {"x": x_train})
     a, y, _ = inputs.all()
     b, truth, clip = Inputs(test, {"x": x_test}, inputs.scale).all()
@@ -51,7 +48,7 @@ def sums(train: ProbeSet, test: ProbeSet, x_train: Tensor, x_test: Tensor, seed:
     depth, position = truth[:, 0], truth[:, 4:]
     each = {
         "tokens": torch.ones_like(depth), "depth": depth, "depth_square": depth.square(),
-        "ridge_error": (linear[:, 0] - depth).square(),
+        "ridge_error": (linear[:, 0] - depth).square(), "fused_error": fused_error,
         "xyz_error": (linear[:, 1:] - position).square().sum(1),
         "xyz_square": position.square().sum(1),
         "x": position[:, 0], "y": position[:, 1], "z": position[:, 2],
@@ -71,7 +68,8 @@ def scores(total: Mapping[str, Any]) -> dict[str, Any]:
     variance = total["depth_square"] - total["depth"] ** 2 / n
     variance_xyz = total["xyz_square"] - (total["x"] ** 2 + total["y"] ** 2 + total["z"] ** 2) / n
     out = {"depth_r2_ridge": 1 - total["ridge_error"] / variance,
-           "xyz_r2_ridge": 1 - total["xyz_error"] / variance_xyz}
+           "xyz_r2_ridge": 1 - total["xyz_error"] / variance_xyz,
+           "depth_r2_fused": 1 - total["fused_error"] / variance}
     if "mlp_error" in total:
         out |= {"depth_r2_mlp": 1 - total["mlp_error"] / variance, "delta1": total["near"] / n,
                 "normal_cos": total["normal_cos"] / n}

@@ -13,11 +13,12 @@ from torch import Tensor
 from records.files import atomic_write
 from records.progress import Progress
 from scenes.clip import Source
+from scenes.rooms.source import render_clips
 from teacher.config import ProbeConfig
 from teacher.probing.alignment import untrained_vit
 from teacher.probing.correspondence import noise_snr
 from teacher.probing.probe_set import ProbeSet, extract, extract_blocks, probe_set
-from teacher.probing.probes import depth_r2, probe
+from teacher.probing.probes import probe
 from teacher.towers.base import GRID
 from teacher.towers.checkpoints import NANO, block_count, generator_folder
 from teacher.towers.controls import RGBPatches, VAELatents
@@ -27,35 +28,38 @@ from teacher.towers.tap import Tap
 from teacher.towers.wan import WanTower, load_wan
 from teacher.training.processes import resolve_device
 
+Features = Callable[[Tensor], Tensor]  # of frames [B,T,3,H,W] in [0,1]
 PANELS = {"depth_r2_mlp": "depth R²", "normal_cos": "normal cosine"}
 
 
 class Sets(NamedTuple):
-    """val trains the probes, test scores them; semantic: the semantic encoder's features of both,
+    """fit trains the probes, test scores them; semantic: the semantic encoder's features of both,
     [N,K,112,14,14]."""
-    val: ProbeSet
+    fit: ProbeSet
     test: ProbeSet
     semantic: tuple[Tensor, Tensor]
 
     def row(self, facts: dict, a: Tensor, b: Tensor, seed: int) -> dict:
-        """Scores of features a of val and b of test, and what they depend on; depth_r2_fused: by
-        ridge, beside the semantic encoder's."""
-        fov = torch.cat([self.val.fov, self.test.fov])
-        parts = [{"semantic": semantic, "x": x}
-                 for semantic, x in zip(self.semantic, (a, b), strict=True)]
-        return {**facts, "grid": GRID, "probe_clips": len(self.val), "test_clips": len(self.test),
+        """Scores of features a of fit and b of test, and what they depend on."""
+        fov = torch.cat([self.fit.fov, self.test.fov])
+        return {**facts, "grid": GRID, "probe_clips": len(self.fit), "test_clips": len(self.test),
                 "fov_low_deg": fov.min().item(), "fov_high_deg": fov.max().item(),
-                **probe(self.val, self.test, a, b, seed),
-                "depth_r2_fused": depth_r2(self.val, self.test, *parts)}
+                **probe(self.fit, self.test, a, b, self.semantic, seed)}
+
+    def extract(self, features: Features | None, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Of fit and of test, [N,K,D,14,14]; features None: the semantic encoder's."""
+        if features is None:
+            return self.semantic
+        return extract(self.fit, features, device), extract(self.test, features, device)
 
 
-def probe_grid(config: ProbeConfig, source: Source) -> list[dict]:
-    """Rows for bench/results/nano_probe.json, controls first."""
+def probe_grid(config: ProbeConfig, source: Source, workers: int = 0) -> list[dict]:
+    """Rows for bench/results/nano_probe.json, controls first. workers: rendering processes."""
     device, blocks = resolve_device(config.device), list(range(_block_count(config)))
     ids = [source.ids(split)[:config.clips] for split in ("val", "test")]
-    data = probe_set(map(source.clip, ids[0])), probe_set(map(source.clip, ids[1]))
+    fit, test = (probe_set(render_clips(source, split, workers)) for split in ids)
     encoder = SemanticEncoder().to(device).features
-    sets = Sets(*data, (extract(data[0], encoder, device), extract(data[1], encoder, device)))
+    sets = Sets(fit, test, (extract(fit, encoder, device), extract(test, encoder, device)))
     rows = list(_controls(config, sets, device))
     console = Console(stderr=True)
     with Progress(console=console) as progress:
@@ -121,23 +125,29 @@ def _annotate(axis: Any, grid: np.ndarray, low: float, high: float) -> None:
                                      linewidth=2))
 
 
+def frame_controls(tower: WanTower, seed: int, device: torch.device) -> dict[str, Features | None]:
+    """What a trained generator is more than; None: the semantic encoder (`Sets.extract`)."""
+    return {"position only": lambda frames: frames.new_zeros(*frames.shape[:2], 1, GRID, GRID),
+            "semantic encoder": None, "rgb patches": RGBPatches().features,
+            "vae latents": VAELatents(tower).features,
+            "random-weights ViT-S": untrained_vit(seed, device)}
+
+
+def without_matches(name: str, row: dict) -> dict:
+    """A control's row; of position only without matches: all tokens are equal, so nearest
+    neighbours mean nothing."""
+    return {key: None if name == "position only" and key.removeprefix("test_").startswith(
+        ("match_", "corr_")) else value for key, value in row.items()}
+
+
 def _controls(config: ProbeConfig, sets: Sets, device: torch.device) -> Iterator[dict]:
     tower = _open_tower(config, Tap(block=0, seeds=1), device)
-    controls: list[tuple[str, Callable[[Tensor], Tensor] | None]] = [
-        ("position only", lambda frames: frames.new_zeros(*frames.shape[:2], 1, GRID, GRID)),
-        ("semantic encoder", None),  # sets.semantic
-        ("rgb patches", RGBPatches().features), ("vae latents", VAELatents(tower).features),
-        ("random-weights ViT-S", untrained_vit(config.seed, device))]
-    controls += [(name, load_tower(name).to(device).features) for name in config.also]
-    for name, features in controls:
-        a, b = sets.semantic if features is None else (
-            extract(data, features, device) for data in (sets.val, sets.test))
+    controls = frame_controls(tower, config.seed, device)
+    controls |= {name: load_tower(name).to(device).features for name in config.also}
+    for name, features in controls.items():
         row = sets.row({"features": name.partition(":")[0], "mode": "-", "t": None, "block": None,
-                        "seeds": None}, a, b, config.seed)
-        if name == "position only":
-            # all tokens are equal, so nearest neighbours mean nothing
-            row |= {k: None for k in row if k.startswith(("match_", "corr_"))}
-        yield row
+                        "seeds": None}, *sets.extract(features, device), config.seed)
+        yield without_matches(name, row)
     count = _block_count(config)
     for mode in config.modes:
         tap = Tap(block=count - 1, k=300, frames=mode, seeds=1, seed=config.seed)
@@ -150,7 +160,7 @@ def _controls(config: ProbeConfig, sets: Sets, device: torch.device) -> Iterator
 def _read_blocks(tower: WanTower, blocks: list[int], sets: Sets, device: torch.device,
                  name: str) -> list[dict]:
     tap = tower.tap
-    a, b = (extract_blocks(data, tower, blocks, device) for data in (sets.val, sets.test))
+    a, b = (extract_blocks(data, tower, blocks, device) for data in (sets.fit, sets.test))
     return [sets.row({"features": name, "mode": tap.frames, "t": tap.k / 1000, "block": block,
                       "seeds": tap.seeds}, a[i], b[i], tap.seed)
             for i, block in enumerate(blocks)]

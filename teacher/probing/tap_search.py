@@ -2,12 +2,14 @@
 
 A tap's score is its Normalised Overall Score (arXiv 2603.19235), pooled: the mean over the
 criteria, each min-max scaled over the taps. Probes are fitted on train rooms; val rooms rank the
-taps; the first one alone is then scored on test rooms. Clips are resampled with replacement, the
-same draw for all taps, for intervals and for the share of draws in which a tap comes first.
+taps; the first one and the controls are scored on test rooms as well. Clips are resampled with
+replacement, the same draw for all taps, for intervals and for the share of draws in which a tap
+comes first.
 """
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +26,30 @@ from records.progress import Progress
 from records.yaml_files import read_yaml, write_yaml
 from scenes.clip import Clip, Split
 from teacher.config import Mode, SearchConfig
-from teacher.probing.probe_set import ProbeSet, extract_blocks, probe_set
+from teacher.probing.probe_set import ProbeSet, extract, extract_blocks, probe_set
 from teacher.probing.probes import scores, sums
+from teacher.probing.sweep import Features, Sets, frame_controls, without_matches
 from teacher.towers.base import GRID
-from teacher.towers.checkpoints import block_count, expert, generator_folder, is_hub_id
+from teacher.towers.checkpoints import NANO, block_count, expert, generator_folder, is_hub_id
+from teacher.towers.efficientnet import SemanticEncoder
 from teacher.towers.tap import Tap
 from teacher.towers.wan import WanTower, load_wan
 from teacher.training.processes import resolve_device
 
 Sums = dict[str, np.ndarray]              # the terms of the scores: each [clips]
+TermsByBlock = dict[int, Sums]
 Taps = dict[tuple[Mode, int, int], Sums]  # by mode, k and block
+FUSED = "depth_r2_fused"                  # beside the semantic encoder
 
 
 @dataclass(frozen=True)
 class SearchResult:
     rows: list[dict]  # of the result file, one a tap, best first; the first has test_ columns too
     best: Tap
+    controls: list[dict]  # rows with test_ columns and no rank
 
 
-def search(config: SearchConfig, clips: Callable[[Split], Sequence[Clip]], key: str,
+def search(config: SearchConfig, clips: Callable[[Split], Iterable[Clip]], key: str,
            work: Path) -> SearchResult:
     """Probes every tap on `clips` of the three splits, which `key` identifies; resumes from the
     files of each mode and level in `work`."""
@@ -53,18 +60,32 @@ def search(config: SearchConfig, clips: Callable[[Split], Sequence[Clip]], key: 
 
     @cache
     def read(split: Split) -> ProbeSet:  # only when needed: a finished search reads no clip
-        return probe_set(clips(split)[:config.clips])
+        return probe_set(islice(clips(split), config.clips))
 
-    def scored(tower: WanTower, blocks: list[int], split: Split) -> dict[int, Sums]:
-        settings = {name: value for name, value in asdict(tower.tap).items() if name != "vae"}
-        name = digest(tower.spec["weights"], settings, key, config.clips, config.mlp, split)
+    @cache
+    def semantic(split: Split) -> Tensor:
+        return extract(read(split), SemanticEncoder().to(device).features, device)
+
+    def scored(split: Split, found: Callable[[Sets], TermsByBlock], *what: Any) -> TermsByBlock:
+        """From a file, or of probes fitted on train and scored on `split`; `what` tells files."""
+        name = digest(*what, SemanticEncoder.spec, key, config.clips, config.mlp, split)
         unit = work / f"{name}.safetensors"
-        found = _read(unit)
-        if found is None:
-            found = _read_taps(tower.to(device), blocks, read("train"), read(split), device,
-                               config.mlp)
-            _write(found, unit)
-        return found
+        terms = _read(unit)
+        if terms is None:
+            terms = found(Sets(read("train"), read(split), (semantic("train"), semantic(split))))
+            _write(terms, unit)
+        return terms
+
+    def scored_taps(tower: WanTower, blocks: list[int], split: Split) -> TermsByBlock:
+        settings = {name: value for name, value in asdict(tower.tap).items() if name != "vae"}
+        return scored(split, lambda sets: _read_taps(tower.to(device), blocks, sets, device,
+                                                     config.mlp), tower.spec["weights"], settings)
+
+    def scored_control(name: str, features: Features | None, split: Split) -> Sums:
+        def found(sets: Sets) -> TermsByBlock:
+            x = sets.extract(features, device)
+            return {0: sums(sets.fit, sets.test, *x, sets.semantic, config.seed, config.mlp)}
+        return scored(split, found, name, tower.spec["weights"], config.seed)[0]
 
     taps: Taps = {}
     with Progress(console=Console(stderr=True)) as progress:
@@ -75,20 +96,46 @@ def search(config: SearchConfig, clips: Callable[[Split], Sequence[Clip]], key: 
                 tower, loaded = load_wan(where, tap), part
             tower.tap = tap
             taps |= {(mode, k, block): found
-                     for block, found in scored(tower, blocks, "val").items()}
+                     for block, found in scored_taps(tower, blocks, "val").items()}
     result = rank(taps, config)
     best = replace(result.best, seeds=1, seed=config.seed)
-    on_test = scored(load_wan(where, best), [best.block], "test")[best.block]
-    row = rank({(best.frames, best.k, best.block): on_test}, config).rows[0]
-    result.rows[0].update({f"test_{name}{end}": row[f"{name}{end}"]
-                           for name in config.criteria for end in ("", "_low", "_high")})
+    tower = load_wan(where, best)
+    on_test = scored_taps(tower, [best.block], "test")[best.block]
+    result.rows[0].update(_test_columns(on_test, config))
+    for name, features in frame_controls(tower.to(device), config.seed, device).items():
+        val, test = (scored_control(name, features, split) for split in ("val", "test"))
+        result.controls.append(without_matches(name, _control_row(name, None, val, test, config)))
+    drawn = load_wan(where, best, random_weights=True)
+    val, test = (scored_taps(drawn, [best.block], split)[best.block] for split in ("val", "test"))
+    result.controls.append(_control_row("random weights", best, val, test, config))
     return result
 
 
 def rank(taps: Taps, config: SearchConfig) -> SearchResult:
     """Scores of all taps with bootstrap intervals over clips."""
-    names = list(next(iter(taps.values())))
-    table = np.stack([np.stack([found[n] for n in names]) for found in taps.values()])
+    columns = _resampled([*taps.values()], config)
+    criteria = np.stack([columns[name] for name in config.criteria], 2)
+    columns["score"] = np.stack([pooled_score(one) for one in criteria])
+    winners = columns["score"][1:].argmax(1)
+    first_share = np.bincount(winners, minlength=len(taps)) / config.resamples
+    rows = []
+    for i, (mode, k, block) in enumerate(taps):
+        tap = Tap(block, k, mode)
+        row = {**_facts(f"generator, {mode}", tap, next(iter(taps.values()))),
+               "shipped": generator_folder(config.generator) == NANO and tap == Tap(),
+               **_values(columns, i, config), "first_share": float(first_share[i])}
+        rows.append(row)
+    rows.sort(key=lambda row: -row["score"])
+    for place, row in enumerate(rows, 1):
+        row["rank"] = place
+    best = rows[0]
+    return SearchResult(rows, Tap(best["block"], round(1000 * best["t"]), best["mode"]), [])
+
+
+def _resampled(found: Sequence[Sums], config: SearchConfig) -> dict[str, np.ndarray]:
+    """Scores [1+resamples,len(found)]: the first row is of all clips, the others of clips drawn."""
+    names = list(found[0])
+    table = np.stack([np.stack([terms[n] for n in names]) for terms in found])
     clips = table.shape[2]                                    # table [taps, sums, clips]
     draws = np.random.default_rng(config.seed).multinomial(clips, np.full(clips, 1 / clips),
                                                            config.resamples)
@@ -96,27 +143,39 @@ def rank(taps: Taps, config: SearchConfig) -> SearchResult:
     total = np.einsum("tsc,rc->srt", table, weights)          # [sums, 1+resamples, taps]
     by_name = dict(zip(names, total, strict=True))
     columns = scores(by_name)                                 # each [1+resamples, taps]
-    # the mean of two draws has half of the noise's variance
-    columns["snr"] = (by_name["signal"] / by_name["noise"] - 0.5).clip(0)
-    criteria = np.stack([columns[name] for name in config.criteria], 2)
-    columns["score"] = np.stack([pooled_score(one) for one in criteria])
-    winners = columns["score"][1:].argmax(1)
-    first_share = np.bincount(winners, minlength=len(taps)) / config.resamples
-    rows = []
-    for i, (mode, k, block) in enumerate(taps):
-        row: dict[str, Any] = {"features": f"generator, {mode}", "mode": mode, "t": k / 1000,
-                               "block": block, "seeds": 1, "clips": clips, "grid": GRID}
-        for name, values in columns.items():
-            row[name] = float(values[0, i])
-            if name in ("score", "snr", *config.criteria):
-                low, high = np.nanpercentile(values[1:, i], (2.5, 97.5))
-                row |= {f"{name}_low": float(low), f"{name}_high": float(high)}
-        rows.append(row | {"first_share": float(first_share[i])})
-    rows.sort(key=lambda row: -row["score"])
-    for place, row in enumerate(rows, 1):
-        row["rank"] = place
-    best = rows[0]
-    return SearchResult(rows, Tap(best["block"], round(1000 * best["t"]), best["mode"]))
+    if "noise" in by_name:
+        # the mean of two draws has half of the noise's variance
+        columns["snr"] = (by_name["signal"] / by_name["noise"] - 0.5).clip(0)
+    return columns
+
+
+def _values(columns: Mapping[str, np.ndarray], i: int, config: SearchConfig) -> dict[str, Any]:
+    """Each score of the i-th, and intervals of those that decide and of the fused depth R2."""
+    row = {}
+    for name, values in columns.items():
+        row[name] = float(values[0, i])
+        if name in ("score", "snr", FUSED, *config.criteria):
+            low, high = np.nanpercentile(values[1:, i], (2.5, 97.5))
+            row |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+    return row
+
+
+def _test_columns(found: Sums, config: SearchConfig) -> dict[str, float]:
+    """On test rooms: what decides and the fused depth R2, with intervals."""
+    row = _values(_resampled([found], config), 0, config)
+    return {f"test_{name}{end}": row[f"{name}{end}"] for name in (*config.criteria, FUSED)
+            for end in ("", "_low", "_high") if name in row}
+
+
+def _control_row(name: str, tap: Tap | None, val: Sums, test: Sums, config: SearchConfig) -> dict:
+    row = _facts(name, tap, val) | {"shipped": False}
+    return row | _values(_resampled([val], config), 0, config) | _test_columns(test, config)
+
+
+def _facts(name: str, tap: Tap | None, val: Sums) -> dict[str, Any]:
+    place = {"mode": "-", "t": None, "block": None, "seeds": None} if tap is None else {
+        "mode": tap.frames, "t": tap.k / 1000, "block": tap.block, "seeds": 1}
+    return {"features": name, **place, "clips": len(val["tokens"]), "grid": GRID}
 
 
 def print_ranking(rows: Sequence[dict], count: int = 10) -> None:
@@ -176,16 +235,16 @@ def chosen_tap(generator: str, tap: Tap) -> Tap:
         return replace(tap, **{name: chosen[name] for name in ("block", "k", "frames")})
 
 
-def _read_taps(tower: WanTower, blocks: list[int], train: ProbeSet, test: ProbeSet,
-               device: torch.device, mlp: bool) -> dict[int, Sums]:
+def _read_taps(tower: WanTower, blocks: list[int], sets: Sets, device: torch.device,
+               mlp: bool) -> TermsByBlock:
     """The terms of every block's scores at one mode and level; noise from a second noise draw."""
     tap = tower.tap
-    a, b = (extract_blocks(data, tower, blocks, device) for data in (train, test))
+    a, b = (extract_blocks(data, tower, blocks, device) for data in (sets.fit, sets.test))
     tower.tap = replace(tap, seed=tap.seed + 1)
-    again = extract_blocks(test, tower, blocks, device)
+    again = extract_blocks(sets.test, tower, blocks, device)
     tower.tap = tap
-    return {block: sums(train, test, a[i], b[i], tap.seed, mlp) | noise_sums(b[i], again[i])
-            for i, block in enumerate(blocks)}
+    return {block: sums(sets.fit, sets.test, a[i], b[i], sets.semantic, tap.seed, mlp)
+            | noise_sums(b[i], again[i]) for i, block in enumerate(blocks)}
 
 
 def noise_sums(one: Tensor, two: Tensor) -> Sums:
@@ -196,15 +255,15 @@ def noise_sums(one: Tensor, two: Tensor) -> Sums:
             "noise": x.var(0).sum((1, 2)).cpu().numpy()}
 
 
-def _write(found: dict[int, Sums], path: Path) -> None:
+def _write(found: TermsByBlock, path: Path) -> None:
     arrays = {f"{block}/{name}": value for block, terms in found.items()
               for name, value in terms.items()}
     with atomic_write(path) as scratch:
         save_file(arrays, scratch)
 
 
-def _read(path: Path) -> dict[int, Sums] | None:
-    found: dict[int, Sums] = {}
+def _read(path: Path) -> TermsByBlock | None:
+    found: TermsByBlock = {}
     try:
         with safe_open(path, "np") as file:
             for name in file.keys():  # noqa: SIM118 (no dict)

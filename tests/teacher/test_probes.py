@@ -34,12 +34,14 @@ def test_features_that_hold_the_answer_probe_near_one_and_noise_near_nothing():
         torch.cat([s.depth.log()[:, :, None], s.normals], 2).repeat(1, 1, 4, 1, 1)
         for s in (train, test)
     ]
-    good = probe(train, test, *[a + 0.01 * torch.randn_like(a) for a in answers])
-    noise = probe(train, test, *[torch.randn(len(s.frames), 2, 16, 14, 14) for s in (train, test)])
+    semantic = tuple(torch.randn(len(s.frames), 2, 16, 14, 14) for s in (train, test))
+    good = probe(train, test, *[a + 0.01 * torch.randn_like(a) for a in answers], semantic)
+    noise = probe(train, test, *semantic, tuple(answers))
     assert good["depth_r2_ridge"] > 0.95 and good["depth_r2_mlp"] > 0.9
     assert good["normal_cos"] > 0.98
     assert noise["depth_r2_ridge"] < good["depth_r2_ridge"] - 0.3
     assert noise["match_exact"] < 0.05
+    assert min(good["depth_r2_fused"], noise["depth_r2_fused"]) > 0.95
 
 
 def test_features_of_the_very_point_match_exactly():
@@ -50,7 +52,7 @@ def test_features_of_the_very_point_match_exactly():
         for token, target in enumerate(row.tolist()):
             if target >= 0:
                 flat[i, 0, :, token] = flat[i, 1, :, target]
-    found = probe(test, test, x, x)
+    found = probe(test, test, x, x, (x, x))
     assert found["match_exact"] > 0.95 and found["match_1"] >= found["match_exact"]
 
 

@@ -22,6 +22,7 @@ from teacher.probing.tap_search import (
     save_tap,
     tap_file,
 )
+from teacher.towers.efficientnet import SemanticEncoder
 from teacher.towers.tap import Tap
 from teacher.towers.wan import load_wan
 from tests.fakes import FakeRooms, save_tiny_wan
@@ -57,7 +58,8 @@ def made_up(errors, clips=40, seed=0):
     } | {"corr_right": ones, "corr_asked": ones}
     return {("image", 100 * (i + 1), 4): plain | {
                 name: hardness * error * size * rng.uniform(0.8, 1.2, clips)
-                for name, size in (("ridge_error", 100), ("mlp_error", 100), ("xyz_error", 300))
+                for name, size in (("ridge_error", 100), ("mlp_error", 100), ("fused_error", 100),
+                                   ("xyz_error", 300))
             }
             for i, error in enumerate(errors)}
 
@@ -119,9 +121,9 @@ def test_the_noise_of_two_draws_clip_by_clip_sums_to_noise_snr():
 def test_probe_sums_of_all_clips_give_the_probe_s_own_scores(quick):
     train, test = (probe_set(clips(s), [0, 4]) for s in ("val", "test"))
     x = [torch.randn(len(s.frames), 2, 8, 14, 14) for s in (train, test)]
-    parts = probes.sums(train, test, *x)
+    parts = probes.sums(train, test, *x, tuple(x))
     assert all(v.shape == (3,) for v in parts.values())
-    complete = probes.probe(train, test, *x)
+    complete = probes.probe(train, test, *x, tuple(x))
     for name, value in probes.scores({k: v.sum() for k, v in parts.items()}).items():
         assert value == pytest.approx(complete[name], nan_ok=True)
     truth, guess = test.depth.log().flatten(), torch.full((test.depth.numel(), ),
@@ -151,17 +153,18 @@ def test_a_killed_search_goes_on_and_ends_alike(tiny_wan, tmp_path, monkeypatch,
     files = list((tmp_path / "half").iterdir())
     tap = {"block": 2, "k": 100, "frames": "image", "seeds": 1, "seed": 0, "noise": "shared",
            "geometry": "registered", "side": None, "tail": "refuse", "precision": "auto"}
-    name = digest(load_wan(tiny_wan, Tap(block=2)).spec["weights"], tap, "k", 2, True, "val")
+    weights = load_wan(tiny_wan, Tap(block=2)).spec["weights"]
+    name = digest(weights, tap, SemanticEncoder.spec, "k", 2, True, "val")
     assert [file.name for file in files] == [f"{name}.safetensors"]
     assert tap_search.search(config, clips, "k",
                              tmp_path / "half") == complete
-    best = complete.best.k, 1  # on test
-    assert calls == [(100, 3), (800, 3), (800, 3), best]
+    best = complete.best.k, 1  # on test, then with random weights on val and test
+    assert calls == [(100, 3), (800, 3), (800, 3), best, best, best]
     files[0].write_bytes(files[0].read_bytes()[:99])  # a damaged one is made again
     assert tap_search.search(config, clips, "k", tmp_path / "half") == complete
-    assert calls[4:] == [(100, 3)]
+    assert calls[6:] == [(100, 3)]
     tap_search.search(config, clips, "other clips", tmp_path / "half")
-    assert len(calls) == 8
+    assert len(calls) == 12
 
 
 def test_val_chooses_the_tap_and_test_scores_only_that(tiny_wan, tmp_path, monkeypatch):
@@ -169,18 +172,20 @@ def test_val_chooses_the_tap_and_test_scores_only_that(tiny_wan, tmp_path, monke
     read = []
 
     def split_of(found):
-        return found[0].id.split("/")[0]
+        return next(iter(found)).id.split("/")[0]
 
-    def made_up_taps(tower, blocks, train, scored, *rest):
-        read.append((train, scored, blocks))
-        return {block: next(iter(made_up([errors[scored][block]]).values())) for block in blocks}
+    def made_up_taps(tower, blocks, sets, *rest):
+        read.append((sets.fit, sets.test, blocks))
+        return {block: next(iter(made_up([errors[sets.test][block]]).values())) for block in blocks}
 
     monkeypatch.setattr(tap_search, "probe_set", split_of)
+    monkeypatch.setattr(tap_search, "extract", lambda *rest: None)
+    monkeypatch.setattr(tap_search, "frame_controls", lambda *rest: {})
     monkeypatch.setattr(tap_search, "_read_taps", made_up_taps)
     config = SearchConfig(generator=str(tiny_wan), levels=(300,), modes=("image",), clips=2,
                           resamples=50, device="cpu")
     found = tap_search.search(config, clips, "k", tmp_path)
-    assert read == [("train", "val", [0, 1, 2]), ("train", "test", [1])]
+    assert read[:2] == [("train", "val", [0, 1, 2]), ("train", "test", [1])]
     first, *others = found.rows
     assert found.best.block == first["block"] == 1
     assert first["depth_r2_ridge"] == pytest.approx(0.8, abs=0.05)
@@ -201,7 +206,19 @@ def test_the_verb_writes_rows_picture_and_the_tap_that_auto_uses(tmp_path, monke
                           resamples=20, mlp=False, device="cpu")
     VERBS["search"](config, out=tmp_path / "tap_search.json", work=tmp_path / "work")
     rows = json.loads((tmp_path / "tap_search.json").read_text())["rows"]
-    assert len(rows) == 3 and (tmp_path / "tap_search.png").stat().st_size > 1000
+    names = ["position only", "semantic encoder", "rgb patches", "vae latents",
+             "random-weights ViT-S", "random weights"]
+    assert [row["features"] for row in rows[3:]] == names and "rank" not in rows[3]
+    place, semantic = rows[3:5]  # nothing, and the same again, add nothing to the encoder
+    for row in (place, semantic):
+        for split in ("", "test_"):
+            assert row[f"{split}depth_r2_fused"] == pytest.approx(
+                semantic[f"{split}depth_r2_ridge"], abs=0.05)
+    assert place["depth_r2_ridge"] < semantic["depth_r2_ridge"] - 0.1
+    assert place["corr_std_auc"] is place["test_corr_std_auc"] is None
+    assert semantic["test_corr_std_auc_low"] <= semantic["test_corr_std_auc"]
+    assert (rows[8]["block"], rows[8]["t"]) == (rows[0]["block"], 0.7)
+    assert len(rows) == 9 and (tmp_path / "tap_search.png").stat().st_size > 1000
     assert tap_file(folder) == folder / "tap.yaml"
     tap = chosen_tap(str(folder), Tap(seeds=2))
     assert tap == Tap(block=rows[0]["block"], k=700, frames="video", seeds=2)
