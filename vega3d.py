@@ -132,18 +132,19 @@ def _main(args: list[str]) -> None:
         fail(str(error) or "interrupted; the same command resumes", getattr(error, "code", 130))
 
 
-def run_recipe(function: Callable[..., None]) -> None:
-    """`python -m bench.recipes.NAME`: options and errors as those of a command. A function without
-    parameters parses its own options."""
+def run_recipe(*functions: Callable[..., None]) -> None:
+    """`python -m bench.recipes.NAME`: options and errors as those of a command. The first argument
+    names one of several functions; a single one without parameters parses its own options."""
     import inspect
 
     from records.options import parse_call
 
-    name = Path(inspect.getfile(function)).stem
+    name = Path(inspect.getfile(inspect.unwrap(functions[0]))).stem
     with _one_line(name):
-        if inspect.signature(function).parameters:
-            function = parse_call(function, sys.argv[1:], f"python -m bench.recipes.{name}")
-        function()
+        if len(functions) == 1 and not inspect.signature(functions[0]).parameters:
+            functions[0]()
+        else:
+            parse_call(functions, sys.argv[1:], f"python -m bench.recipes.{name}")()
 
 
 @contextmanager
@@ -212,7 +213,7 @@ def _run(command: str, args: list[str]) -> None:
     if verb in getattr(module, "PARSES_ITSELF", ()):
         module.VERBS[verb](args)
     else:
-        parse_call(module.VERBS[verb], args, f"vega3d {command} {verb}".strip())()
+        parse_call([module.VERBS[verb]], args, f"vega3d {command} {verb}".strip())()
 
 
 def _verb_list(command: str, module: ModuleType) -> str:

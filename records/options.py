@@ -4,6 +4,7 @@ A range stands in the annotation of a field or an argument: `lr: Rate = 1e-4`.
 """
 from __future__ import annotations
 
+import argparse
 import inspect
 import io
 import re
@@ -11,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import cache, partial, wraps
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -65,22 +66,44 @@ def check_ranges(config: Any, section: str, filled: Sequence[str] = ()) -> None:
             raise ValueError(f"{where} is empty, expected at least one value")
 
 
+class RecipeParser(argparse.ArgumentParser):
+    """Of `python -m bench.recipes.NAME`; raises ValueError, one line, where argparse prints its
+    usage and exits."""
+
+    def __init__(self, name: str, doc: str | None):
+        super().__init__(prog=f"python -m bench.recipes.{name}",
+                         description=(doc or "").partition("\n")[0])
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see: {self.prog} --help")
+
+
 def parse(target: Any, args: Sequence[str], prog: str, **options: Any) -> Any:
-    """`tyro.cli`; raises ValueError, one line, where that would print a box and exit."""
+    """`tyro.cli`, with subcommands if target is a dictionary; raises ValueError, one line, where
+    that would print a box and exit."""
     import tyro  # a tenth of a second
 
+    cli = tyro.extras.subcommand_cli_from_dict if isinstance(target, dict) else tyro.cli
     printed = io.StringIO()
     try:
         with redirect_stderr(printed):
-            return tyro.cli(target, args=args, prog=prog, **options)
+            return cli(target, args=args, prog=prog, **options)
     except SystemExit as stopped:
         if not stopped.code:
             raise
         raise ValueError(f"{_text(printed.getvalue())}; see: {prog} --help") from None
 
 
-def parse_call(function: Callable[..., None], args: Sequence[str], prog: str) -> partial[None]:
-    """The call of `function` that the arguments ask for, within its ranges; errors: `parse`."""
+def parse_call(functions: Sequence[Callable[..., None]], args: Sequence[str],
+               prog: str) -> partial[None]:
+    """The call of the function, or of that of several which the first argument names, that the
+    arguments ask for, within its ranges; errors: `parse`."""
+    bound = {each.__name__: _bound(each) for each in functions}
+    return parse(bound if len(bound) > 1 else bound.popitem()[1], args, prog)
+
+
+def _bound(function: Callable[..., None]) -> Callable[..., partial[None]]:
+    """With the parameters of `function`, whose ranges it checks."""
     @wraps(function)
     def call(*positional: Any, **named: Any) -> partial[None]:
         given = inspect.signature(function).bind(*positional, **named).arguments
@@ -88,7 +111,7 @@ def parse_call(function: Callable[..., None], args: Sequence[str], prog: str) ->
             _check(_hints(function).get(name), value, f"--{name.replace('_', '-')}")
         return partial(function, *positional, **named)
 
-    return parse(call, args, prog)
+    return call
 
 
 def take_option(args: list[str], name: str, expected: str) -> tuple[str | None, list[str]]:

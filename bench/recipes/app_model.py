@@ -5,7 +5,6 @@
 RUN: finished `vega3d distill run`s; `vega3d export onnx --preset edge` writes the files. Columns:
 those of distill.heads.score; delta1_vs_fp32: a file's delta1 less that of the torch model.
 """
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,13 +16,14 @@ from distill.run import open_distill_run
 from export.graph.session import OnnxModel
 from records.environment import environment
 from records.files import sha256
+from records.options import RecipeParser
 from records.results import Row, measured, save
 from student.heads import StudentWithHeads, load_heads
 from vega3d import run_recipe
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = RecipeParser("app_model", __doc__)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()

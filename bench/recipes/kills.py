@@ -7,7 +7,6 @@ stage starts from, dies by SIGKILL, and the same command runs again: every file 
 uninterrupted command writes it, bit for bit but for times. Random kills meet a checkpoint at every
 step. Rows that OUT has of other stages stay.
 """
-import argparse
 import importlib
 import json
 import os
@@ -26,6 +25,7 @@ from typing import Any
 import vega3d
 from records import manifest
 from records.environment import environment
+from records.options import RecipeParser
 from records.results import Row, load, measured, save
 
 CONFIG = """
@@ -236,7 +236,7 @@ def _summed(name: str, kill: str, rows: Sequence[Row]) -> Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = RecipeParser("kills", __doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--trials", type=int, default=50, help="random kills of each stage")
     parser.add_argument("--stages", nargs="*", default=["render", "extract", "train", "export",

@@ -25,6 +25,7 @@ from bench.artefacts import find
 from bench.recipes.jobs import job_path, share_jobs
 from infer.model import SHIPPED as SHIPPED_INT8
 from records.files import locked, read_rows, spec_digest
+from records.options import RecipeParser
 from records.results import Row
 from scenes.clip import ClipFolder
 from scenes.questions.question import POINTER_CHECKS
@@ -120,7 +121,7 @@ BASELINES: dict[str, Baselines] = {  # of the differences that a table's file ha
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = RecipeParser("language_tables", __doc__)
     parser.add_argument("table", choices=tuple(TABLES))
     parser.add_argument("clips", type=Path)
     parser.add_argument("--work", type=Path, required=True)
@@ -139,7 +140,10 @@ def main() -> None:
     parser.add_argument("--finished", action="store_true",
                         help="writes the table of the trainings that are done, trains nothing")
     args = parser.parse_args()
-    rows = {name: TABLES[args.table][name] for name in args.rows or TABLES[args.table]}
+    table = TABLES[args.table]
+    if other := [name for name in args.rows or () if name not in table]:
+        parser.error(f"--rows: got {other[0]!r}, expected some of: {', '.join(table)}")
+    rows = {name: table[name] for name in args.rows or table}
     jobs = {}
     # DROPPED last in each seed: they wait for the generator's training
     order = sorted(rows, key=lambda name: name in DROPPED)

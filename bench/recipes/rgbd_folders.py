@@ -17,7 +17,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import tyro
 from PIL import Image
 from scipy.io import loadmat
 from tyro.conf import Positional
@@ -131,9 +130,5 @@ def _nyu_frames(labelled: Path, test: np.ndarray) -> Iterator[Frame]:
             yield f"{i:04d}", np.asarray(file["images"][i]).transpose(2, 1, 0), depth
 
 
-def main() -> None:
-    tyro.extras.subcommand_cli_from_dict({"stereo": stereo, "nyuv2": nyuv2, "clips": clips})
-
-
 if __name__ == "__main__":
-    run_recipe(main)
+    run_recipe(stereo, nyuv2, clips)

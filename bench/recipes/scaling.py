@@ -20,6 +20,7 @@ import torch
 from bench.device import device_facts
 from distill.config import StudentTraining
 from distill.loop import StudentLoss, parameter_groups, train_step
+from records.options import RecipeParser
 from records.results import Row, measured, save
 from scenes.clip import Clip, Split
 from student.config import StudentConfig
@@ -52,7 +53,7 @@ class RandomClips:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = RecipeParser("scaling", __doc__)
     parser.add_argument("out", type=Path, metavar="OUT.json")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--generator", default="wan-nano")

@@ -28,6 +28,7 @@ from distill.loop import build_student, fidelity, train_student
 from distill.run import DistillRun, open_distill_run
 from distill.stages import score_student
 from records.files import locked, read_json, spec_digest
+from records.options import RecipeParser
 from records.results import Row
 from scenes.clip import ClipFolder
 from student.config import StudentConfig
@@ -53,7 +54,7 @@ BRIGHT = 1.5  # exposure of the frames of cosine_bright, whose targets are the c
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = RecipeParser("student_trainings", __doc__)
     parser.add_argument("table", choices=("ablation", "labels", "arms"))
     parser.add_argument("run", type=Path)
     parser.add_argument("--work", type=Path, required=True)

@@ -79,10 +79,11 @@ def test_a_training_that_another_process_has_is_left_to_it(main, tmp_path):
 
 
 def test_the_finished_trainings_of_a_table_are_written_without_training_the_others(
-        main, monkeypatch, capsys):
-    with pytest.raises(SystemExit):
+        main, monkeypatch):
+    with pytest.raises(ValueError, match="has no finished training"):
         main("sensitivity", "--rows", "semantic", "--seeds", "0", "--finished")
-    assert "has no finished training" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--rows: got 'nothing', expected some of: .*semantic"):
+        main("sensitivity", "--rows", "semantic", "nothing")
     rows = main("sensitivity", "--rows", "semantic", "--seeds", "0")
     monkeypatch.setattr(language_tables, "_train", None)
     assert main("sensitivity", "--seeds", "0", "1", "--finished") == rows

@@ -231,14 +231,17 @@ def test_nyus_test_frames_become_a_folder(tmp_path, monkeypatch):
     assert (clip.depth == 0).any() and clip.intrinsics[0, 0] == pytest.approx(518.858 * 224 / 480)
 
 
-@pytest.mark.parametrize("arguments", [("nyuv2", "no.mat", "splits.mat", "out"),
-                                       ("clips", "nowhere", "out")])
-def test_a_recording_that_is_not_there_is_one_line(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["rgbd_folders", *arguments])
+@pytest.mark.parametrize(("arguments", "why"), [
+    ("nyuv2 no.mat splits.mat out", "splits.mat: No such file"), ("clips gone out", "gone: "),
+    ("clips gone out --depth-unit 0", "--depth-unit is 0.0, expected at least 1"),
+    ("clip gone out", "clip, gone, out; Available subcommands: stereo, nyuv2, clips; see: python "
+     "-m bench.recipes.rgbd_folders --help")])
+def test_a_recording_or_a_verb_that_is_not_there_is_one_line(arguments, why, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["rgbd_folders", *arguments.split()])
     with pytest.raises(SystemExit) as stopped:
-        vega3d.run_recipe(rgbd_folders.main)
-    lines = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("vega3d: ")
+        vega3d.run_recipe(rgbd_folders.stereo, rgbd_folders.nyuv2, rgbd_folders.clips)
+    line, = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and line.startswith("vega3d: ") and why in line, line
 
 
 def test_a_recording_becomes_labelled_clips_of_near_views(tmp_path):

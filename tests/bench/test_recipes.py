@@ -164,6 +164,9 @@ def test_the_gpu_recipe_compares_a_student_with_wan_and_the_generator_of_its_cla
 
 @pytest.mark.parametrize(("function", "arguments", "why"), [
     (app_model.main, "gone --out o.json", "gone: no run here"),
+    (app_model.main, "gone", "required: --out; see: python -m bench.recipes.app_model --help"),
+    (student_trainings.main, "all gone --work w --out o.json", "argument table: invalid choice"),
+    (int8_resident.main, "", "see: python -m bench.recipes.int8_resident --help"),
     (robustness.main, "gone --out o.json", "gone: no run here"),
     (robustness.main, "--out o.json --depth-unit 0", "--depth-unit is 0.0, expected at least 1"),
     (robustness.main, "--clip 1", "see: python -m bench.recipes.robustness --help"),

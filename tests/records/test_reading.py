@@ -102,10 +102,10 @@ def test_arguments_are_checked_before_the_call_and_errors_are_one_line():
         called.append(steps)
 
     called: list[int] = []
-    parse_call(train, ["--steps", "3"], "prog")()
+    parse_call([train], ["--steps", "3"], "prog")()
     assert called == [3]
     for args, why in ((["--steps", "-3"], "--steps is -3, expected at least 1"),
                       (["--steps", "x"], "--steps"), (["--step", "3"], "Unrecognized options")):
         with pytest.raises(ValueError, match=why) as failed:
-            parse_call(train, args, "prog")
+            parse_call([train], args, "prog")
         assert len(str(failed.value).splitlines()) == 1 and "─" not in str(failed.value)
