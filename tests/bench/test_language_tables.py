@@ -82,7 +82,7 @@ def test_the_finished_trainings_of_a_table_are_written_without_training_the_othe
         main, monkeypatch):
     with pytest.raises(ValueError, match="has no finished training"):
         main("sensitivity", "--rows", "semantic", "--seeds", "0", "--finished")
-    with pytest.raises(ValueError, match="--rows: got 'nothing', expected some of: .*semantic"):
+    with pytest.raises(ValueError, match=r"--rows: got 'nothing', expected some of: .*semantic"):
         main("sensitivity", "--rows", "semantic", "nothing")
     rows = main("sensitivity", "--rows", "semantic", "--seeds", "0")
     monkeypatch.setattr(language_tables, "_train", None)
