@@ -73,7 +73,7 @@ def run_distillation(config: RunConfig, train: TrainAndScore | None = None) -> P
 
 def _run_stages(run: DistillRun, train_stages: TrainAndScore) -> None:
     folder, config, console = run.folder, run.config, Console(quiet=not run.processes.main)
-    console.print(f"run {folder}", highlight=False)
+    console.print(f"run {folder}", highlight=False, markup=False, soft_wrap=True)
     held_out = _check_counts(run) if run.processes.main else []
     train, test = run.examples("train"), run.examples("test")
     rows = train_stages(run, train, test)

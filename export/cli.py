@@ -71,7 +71,7 @@ def onnx(run: RunFolder = LATEST, precision: tuple[Precision, ...] = ("fp32", "f
         finally:  # most useful when the gate has just failed
             if layers:
                 _print_layers(console, exporter)
-        console.print(f"in {exporter.run.out}")
+        _print(console, f"in {exporter.run.out}")
 
 
 def trt(run: RunFolder = LATEST, int8: bool = True, fp8: bool = False,
@@ -116,7 +116,7 @@ def openvino(run: RunFolder = LATEST, int8: bool = True,
         files = [file, *exporter.export("fp32"), *exporter.found("int8")] if int8 else [file]
         _print_files(console, files[:1])
         _print_cpu_verdict(console, exporter, files)
-        console.print(f"in {exporter.run.out}")
+        _print(console, f"in {exporter.run.out}")
 
 
 def web(run: RunFolder = LATEST, out: Path | None = None, serve: bool = False, port: Port = 8000,
@@ -139,7 +139,7 @@ def web(run: RunFolder = LATEST, out: Path | None = None, serve: bool = False, p
         folder, size_mb = write_page(exporter, runtime_files, out)
     _print(console, f"in {folder}: {size_mb:.1f} MB, for any static server")
     if serve:
-        serve_folder(folder, port, console.print)
+        serve_folder(folder, port, partial(_print, console))
     else:
         _print(console, f"look at it with: python -m export.web.serve {folder}")
 
@@ -165,7 +165,7 @@ def litert(run: RunFolder = LATEST, precision: tuple[Literal["fp32", "fp16", "in
     from export.mobile.litert import export_litert
     with _exporting(run, "litert") as (console, exporter), _stage(console, "litert"):
         _print_files(console, export_litert(exporter, precision))
-    console.print(f"in {exporter.run.out}")
+    _print(console, f"in {exporter.run.out}")
 
 
 def check(model: Annotated[Path, tyro.conf.Positional], target: str = "trt10",
@@ -211,12 +211,13 @@ def _stage(console, name: str) -> Iterator[None]:
 def _log(console) -> Callable[[str], None]:
     def log(line: str) -> None:
         emit("log", message=line)
-        console.print(line)
+        _print(console, line)
     return log
 
 
 def _print(console, line: object) -> None:
-    console.print(str(line), highlight=False, soft_wrap=True)
+    """As it is: lines are not wrapped, and [brackets] of a path are no style."""
+    console.print(str(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def _console():
@@ -263,7 +264,7 @@ def _export_preset(console, exporter: "Exporter",
                f"{file.spec.precision}: features cosine {drift['features_cosine']:.5f}, depth off "
                f"by {100 * drift['depth_ratio']:.2f} %, normals by {drift['normals_deg']:.2f}°, "
                f"descriptors cosine {drift['descriptors_cosine']:.5f}; passed")
-    console.print(f"in {exporter.run.out / preset}")
+    _print(console, f"in {exporter.run.out / preset}")
     return files
 
 
@@ -280,7 +281,7 @@ def _export_engines(exporting: Exporting, precision: Literal["int8", "fp16", "fp
         _print_engines(console, engines)
         for engine in engines if precision != "fp16" else ():
             _print(console, engine_verdict(exporter, build_target, engine))
-        console.print(f"in {exporter.run.out}")
+        _print(console, f"in {exporter.run.out}")
 
 
 def _export_torch_tensorrt(exporting: Exporting, sm: tuple[int, ...], target: str) -> None:
@@ -348,11 +349,11 @@ def _print_layers(console, exporter: "Exporter") -> None:
     from export.source import to_input
     int8 = exporter.int8.model
     frame, cosine = exporter.gate.measure(OnnxModel(int8)).worst_frames[0]
-    console.print(
-        f"held-out frame {frame}, the worst (cosine {cosine}); tensors furthest from FP32:")
+    _print(console, f"held-out frame {frame}, the worst (cosine {cosine}); tensors furthest from "
+                    "FP32:")
     batch = 1 if exporter.options.batch == "dynamic" else exporter.options.batch
     frames = exporter.run.heldout.frames[[frame] * batch]
     rows = layerwise(exporter.fp32, int8, to_input(frames))
     for row in furthest(rows):
-        console.print(f"  {row.tensor:44} cosine {row.cosine:.6f}  error {row.relative_error:.4f}",
-                      soft_wrap=True)
+        _print(console, f"  {row.tensor:44} cosine {row.cosine:.6f}  error "
+                        f"{row.relative_error:.4f}")

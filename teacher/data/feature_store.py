@@ -192,7 +192,7 @@ def fill(store: FeatureStore, tower: Tower, source: Source, ids: Sequence[str],
             f"{store.folder}: features need {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB "
             "free; use fewer clips or another folder")
     console.print(f"{store.spec['tower']}: {len(missing)} clips x {len(first)} frames, "
-                  f"{size / 1e6:.0f} MB -> {store.folder}", soft_wrap=True)
+                  f"{size / 1e6:.0f} MB -> {store.folder}", markup=False, soft_wrap=True)
     group = max(1, min(16, GROUP_BYTES // first.nbytes)) if device.type == "cuda" else 1
     # groups by place, so that all processes divide alike
     groups = [ids[i:i + group] for i in range(0, len(ids), group)]

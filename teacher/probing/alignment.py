@@ -63,7 +63,7 @@ class Alignment:
         self._console = Console(stderr=True)
 
     def say(self, line: str) -> None:
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def trials(self, x: Sequence[Tensor]) -> list[list[Inputs]]:
         """To fit, to choose and to score: features x of each split, beside the encoder's."""

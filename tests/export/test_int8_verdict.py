@@ -133,3 +133,9 @@ def test_ahead_of_time_build_prints_how_to_get_its_verdict(engine_pair):
     (("int8",), ("fp32", "int8")), (("int8", "fp32"), ("int8", "fp32")), (("fp16",), ("fp16",))])
 def test_fp32_is_exported_with_int8_which_is_timed_against_it(requested, exported):
     assert cli._with_fp32(requested) == exported
+
+
+def test_lines_are_printed_as_they_are(capsys):
+    line = f"in /home/me/[old] runs/{'n' * 100}/export"  # no style, no line of 80 columns
+    cli._log(cli._console())(line)
+    assert capsys.readouterr().out == f"{line}\n"
