@@ -107,9 +107,9 @@ def _speed(latency: Sequence[Row]) -> Finding | None:
         device = f"{best['threads']} CPU thread{'s' * (best['threads'] > 1)}"
     return Finding(
         "What it costs", f"{best['speedup']:.0f}x faster",
-        f"a frame takes the {best['precision'].upper()} student {best['frame_ms']:.1f} ms where "
-        f"the generator needs {teacher['frame_ms']:.0f} ms, on {device}; the file is "
-        f"{best['size_mb']:.1f} MB. The semantic encoder runs beside either.")
+        f"than the generator: the {best['precision'].upper()} student takes "
+        f"{best['frame_ms']:.1f} ms a frame, the generator {teacher['frame_ms']:.0f} ms, on "
+        f"{device}; the file is {best['size_mb']:.1f} MB. The semantic encoder runs beside either.")
 
 
 def _find(rows: Sequence[Row], **wanted: object) -> Row | None:
