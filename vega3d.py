@@ -234,7 +234,9 @@ def _described(command: str, error: Exception) -> tuple[str, int]:
                       else f"see bench/recipes/{command}.py")
             return f"{command} needs the package {error.name}: {remedy}", 2
     if isinstance(error, OSError) and error.strerror:
-        reason = "exists and is no folder" if isinstance(error, FileExistsError) else error.strerror
+        reason = error.strerror
+        if isinstance(error, FileExistsError) and not os.path.isdir(error.filename or ""):
+            reason = "exists and is no folder"
         text = f"{error.filename or ''}: {reason}".lstrip(": ")
     elif isinstance(error, MemoryError) or kind == "OutOfMemoryError":
         text = f"out of memory ({text or kind}); use a smaller file, batch or number of workers"

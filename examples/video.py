@@ -24,7 +24,7 @@ from infer.model import SHIPPED, Model
 from infer.photos import describe, pictures
 from infer.pictures import resized
 from infer.steady import Steady
-from records.ffmpeg import VideoWriter, middle_squares, probe
+from records.ffmpeg import VIDEOS, VideoWriter, middle_squares, probe
 
 WEBCAMS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"),
            "win32": ("dshow", "video={}")}
@@ -102,7 +102,7 @@ def main() -> None:
 def show(given: argparse.Namespace) -> str:
     """Runs to the end of the video; returns a line about it."""
     model, path, fps, side = Model(given.model), Path(given.source), 30.0, 480
-    live = not path.is_file()
+    live = not path.is_file() and path.suffix.lower() not in VIDEOS
     if not live:
         facts = probe(path)
         fps, side = min(facts.fps, 60.0), facts.shorter_px

@@ -244,7 +244,7 @@ def test_a_recording_or_a_verb_that_is_not_there_is_one_line(arguments, why, mon
     assert stopped.value.code == 2 and line.startswith("vega3d: ") and why in line, line
 
 
-def test_a_recording_becomes_labelled_clips_of_near_views(tmp_path):
+def test_a_recording_becomes_labelled_clips_of_near_views(tmp_path, monkeypatch, capsys):
     root = save(tmp_path / "walk", "plain", 30)  # 5 cm and a degree a frame
     rgbd_folders.clips(root, tmp_path / "out")
     folder, recorded = ClipFolder(tmp_path / "out"), read_recording(root)[0]
@@ -258,6 +258,10 @@ def test_a_recording_becomes_labelled_clips_of_near_views(tmp_path):
     turning[:, :3, :3] = np.eye(3)
     turning[::2, :3, :3] = np.diag([-1.0, 1, -1])  # every second frame looks back
     assert [frames[-1] for frames in rgbd_folders.clip_frames(turning)] == [10, 19, 28]
+    monkeypatch.setattr(sys, "argv", ["rgbd_folders", "clips", str(root), str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        vega3d.run_recipe(rgbd_folders.stereo, rgbd_folders.clips)
+    assert capsys.readouterr().err == f"vega3d: {tmp_path}/out/test: File exists\n"
     (root / "poses.txt").unlink()
     with pytest.raises(ValueError, match="has no poses"):
         rgbd_folders.clips(root, tmp_path / "none")

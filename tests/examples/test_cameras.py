@@ -43,6 +43,8 @@ def test_a_video_becomes_one_with_depth_beside_it(clip, tmp_path, monkeypatch, c
     said = capsys.readouterr().out
     assert said.startswith("5 frames, ") and "focal length 224 px of 224 (assumed" in said
     assert len(probe(out).times) == 5 and probe(out).fps == pytest.approx(5)
+    with pytest.raises(SystemExit, match=r"gone\.mp4"):  # no webcam's name
+        example("video.py", "gone.mp4", monkeypatch=monkeypatch)
 
 
 @pytest.fixture
