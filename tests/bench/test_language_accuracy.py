@@ -333,7 +333,7 @@ def test_a_folder_without_a_complete_language_teacher_is_refused(trained, tmp_pa
     assert "is of another training" in refused(
         spoiled(trained, tmp_path / "mixed", tuning={"steps": 7}))
     bare = spoiled(trained, tmp_path / "bare")
-    next(bare.glob("rooms_train-*")).unlink()
+    next(bare.glob("rooms_train-*.safetensors")).unlink()
     assert "has no rooms_train-*.safetensors" in refused(bare)
     foreign = spoiled(trained, tmp_path / "foreign")
     (foreign / "config.json").write_text('{"size": "ti"}')
