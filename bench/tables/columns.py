@@ -10,8 +10,8 @@ NONE = "–"
 TEXT = {  # fields whose cells are aligned to the left
     "features", "head", "mode", "model", "backend", "precision", "artefact", "stage", "label",
     "device", "timer", "launch", "work", "what", "tool", "unit", "task", "metric", "tune", "path",
-    "outcome", "position", "variant", "weights", "gate", "training", "group", "name",
-    "file", "runtime", "ran_on", "frames_from", "minus", "vae", "arm"
+    "outcome", "variant", "weights", "gate", "training", "name", "file", "runtime", "ran_on",
+    "frames_from", "minus", "vae", "arm", "part"
 }
 
 

@@ -1,5 +1,5 @@
-"""Rows of bench.recipes.language_tables as tables: scores by features, and differences of two rows.
-Scores are shares in the files, percent and points here."""
+"""Rows of bench.recipes.language_tables as tables: scores by features, differences of two rows, and
+the gate. Scores are shares in the files, percent and points here."""
 import statistics
 from collections.abc import Sequence
 
@@ -14,28 +14,36 @@ SCORES = {
     "counter": ("depth_order", "accuracy/counter"),
     "same_noun": ("same_noun_closest", "accuracy"), "depth_r2": ("fused", "depth_r2"),
     "ray_r2": ("fused", "ray_r2")}
-SCORES |= {name: (DIRECTIONS + name, "accuracy") for name in ("easy", "medium", "hard")}
+EASE = ("easy", "medium", "hard")
+SCORES |= {name: (DIRECTIONS + name, "accuracy") for name in EASE}
 NUMERIC = ("camera", "distance", "size")
 DIFFERENCES = {task: field for field, (task, _) in SCORES.items()
                if field in (*NUMERIC, "order")} | {"numeric": "numeric"}
 LEVEL = 0.05
+TESTED = 4  # seeds: by fewer a spread is so unsure that p is below 0.05 / 40 too often
+DROPPED_IN = " dropped in"  # ends the features of rows without a training of their own
+GATED = ("generator", "random_weights", "zeros", "noise", "rgb", "vae_latents", "semantic twice",
+         "true_xyz")
+EXTREMES = 5  # classes shown of the lowest shares, and of the highest
 
 LANGUAGE_COLUMNS = columns(
     ("features", "features"), ("seeds", "seeds", 0), ("steps", "steps", 0),
     ("camera distance, MRA %", "camera", 1, 100), ("object distance", "distance", 1, 100),
     ("size", "size", 1, 100), ("mean of the three", "numeric", 1, 100),
     ("depth order, %", "order", 1, 100), ("counter to the prior", "counter", 1, 100),
-    *((f"direction, {name}", name, 1, 100) for name in ("easy", "medium", "hard")),
-    ("same noun, closest", "same_noun", 1, 100), ("fused tokens: depth R²", "depth_r2", 2),
-    ("ray R²", "ray_r2", 2))
+    ("directions: easy / medium / hard", "directions"),
+    ("fused tokens: depth R²", "depth_r2", 2), ("ray R²", "ray_r2", 2))
 SEED_COLUMNS = columns(
     ("features", "features"), ("object distance, MRA % of each seed", "distance"),
-    *((f"direction, {name}, %", name) for name in ("easy", "medium", "hard")),
-    ("same noun, closest", "same_noun"))
+    *((f"direction, {name}, %", name) for name in EASE), ("same noun, closest", "same_noun"))
 GAIN_COLUMNS = columns(
     ("features", "features"), ("minus", "minus"), ("seeds", "seeds", 0),
     ("camera distance, points (95 %)", "camera"), ("object distance", "distance"),
     ("size", "size"), ("mean of the three", "numeric"), ("depth order", "order"))
+DROPPED_COLUMNS = (*GAIN_COLUMNS, *columns(
+    ("share of the generator's gain (each seed): camera distance", "camera_share"),
+    ("mean of the three", "numeric_share")))
+GATE_COLUMNS = columns(("tokens of", "part"), *((name, name, 2) for name in GATED))
 
 
 def language_rows(rows: Sequence[Row]) -> list[Row]:
@@ -44,6 +52,8 @@ def language_rows(rows: Sequence[Row]) -> list[Row]:
     for row in merged:
         if not row.get("steps_std"):
             row.pop("steps_std", None)  # equal steps need no spread
+        if all(name in row for name in EASE):
+            row["directions"] = " / ".join(f"{100 * row[name]:.1f}" for name in EASE)
     return merged
 
 
@@ -60,8 +70,8 @@ def seed_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def gains(rows: Sequence[Row]) -> list[Row]:
-    """A row for each pair of the file's differences. * marks those that differ from zero after
-    Holm's correction over all differences of the table."""
+    """A row for each pair of these differences. * marks those of at least TESTED seeds that differ
+    from zero after Holm's correction over all such differences of the table."""
     out: dict[tuple[str, str], Row] = {}
     tested = []
     for row in rows:
@@ -71,10 +81,59 @@ def gains(rows: Sequence[Row]) -> list[Row]:
             field = DIFFERENCES[row["task"]]
             shown["seeds"] = max(row["seeds"], shown.get("seeds", 0))
             shown[field] = with_interval(row["value"], row["low"], row["high"])
-            tested.append((row["p"], shown, field))
+            if row["seeds"] >= TESTED:
+                tested.append((row["p"], shown, field))
     for shown, field in _significant(tested):
         shown[field] += " *"
     return [*out.values()]
+
+
+def is_minus_control(row: Row) -> bool:
+    """Whether it is a difference from a training with less than true geometry."""
+    return (row.get("kind") == "difference" and not is_dropped(row)
+            and not row["minus"].endswith(("true_xyz", DROPPED_IN)))
+
+
+def is_dropped(row: Row) -> bool:
+    """Whether its features were put into the generator's teacher."""
+    return row["features"].endswith(DROPPED_IN)
+
+
+def dropped_rows(rows: Sequence[Row]) -> list[Row]:
+    """`gains` of what was dropped in, and its share of the generator's gain: of the means, and of
+    each seed, such as "1.00 (0.98, 1.02)". No share where the generator's gain may be zero."""
+    out = gains([row for row in rows if is_dropped(row)])
+    by_features: dict[str, dict[int, Row]] = {}
+    for training in _trainings(rows):
+        by_features.setdefault(training["features"], {})[training["seed"]] = training
+    sure = [DIFFERENCES[row["task"]] for row in rows if row["features"] == "generator"
+            and row.get("minus") == "semantic" and row["low"] > 0]
+    for row in out:
+        sides = [by_features[name] for name in (row["features"], "generator", "semantic")]
+        seeds = sorted(set.intersection(*map(set, sides)))
+        for field in {"camera", "numeric"}.intersection(sure):
+            values = [[side[seed][field] for side in sides] for seed in seeds]   # [seeds][3]
+            means = [statistics.fmean(side) for side in zip(*values, strict=True)]
+            of_mean, *of_seeds = (f"{(dropped - semantic) / (generator - semantic):.2f}"
+                                  for dropped, generator, semantic in (means, *values))
+            row[f"{field}_share"] = f"{of_mean} ({', '.join(of_seeds)})"
+    return out
+
+
+def gate_rows(rows: Sequence[Row]) -> list[Row]:
+    """The gate's mean semantic share and its spread over seeds: of all tokens, of those at depth
+    edges, and of the classes with the generator's lowest and highest shares."""
+    by_seed: dict[tuple[str, int], Row] = {}
+    for row in rows:
+        if row["task"] == "gate":
+            name = row["metric"].removeprefix("class/")
+            part = {"part": name.replace("_", " "), "class": name != row["metric"],
+                    "seed": row["seed"]}
+            by_seed.setdefault((name, row["seed"]), part)[row["features"]] = row["value"]
+    parts = over_seeds([*by_seed.values()], ("part",))
+    classes = sorted((row for row in parts if row["class"]), key=lambda row: row["generator"])
+    return [*(row for row in parts if not row["class"]), *classes[:EXTREMES],
+            *classes[EXTREMES:][-EXTREMES:]]
 
 
 def _trainings(rows: Sequence[Row]) -> list[Row]:

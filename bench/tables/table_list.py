@@ -5,27 +5,19 @@ from typing import Any
 
 from bench.accuracy.intervals import METRICS
 from bench.report.findings import gain_is_real
-from bench.tables.columns import Column, columns, mean_difference, over_seeds
+from bench.tables.columns import Column, columns, mean_difference, over_seeds, with_interval
 from bench.tables.language_tables import (
+    DROPPED_COLUMNS,
     GAIN_COLUMNS,
+    GATE_COLUMNS,
     LANGUAGE_COLUMNS,
     SEED_COLUMNS,
+    dropped_rows,
     gains,
+    gate_rows,
+    is_minus_control,
     language_rows,
     seed_rows,
-)
-from bench.tables.question_tables import (
-    CONTROL_COLUMNS,
-    FUSION_COLUMNS,
-    GATE_COLUMNS,
-    SCORE_COLUMNS,
-    TYPE_COLUMNS,
-    control_rows,
-    fusion_rows,
-    gate_rows,
-    points,
-    score_rows,
-    type_rows,
 )
 from records.results import Row
 
@@ -170,8 +162,8 @@ def _gains_in_points(rows: list[Row]) -> list[Row]:
         gains = {}
         for field, gain in row.items():
             if field.endswith("_gain"):
-                ends = {"low": row[f"{field}_low"], "high": row[f"{field}_high"]}
-                gains[field.removesuffix("_gain")] = points({"value": gain, **ends})
+                low, high = row[f"{field}_low"], row[f"{field}_high"]
+                gains[field.removesuffix("_gain")] = with_interval(gain, low, high)
         shown.append(row | gains)
     return shown
 
@@ -411,11 +403,15 @@ TABLES = {
     "sensitivity": Table("sensitivity", LANGUAGE_COLUMNS, derive=language_rows),
     "sensitivity_seeds": Table("sensitivity", SEED_COLUMNS, derive=seed_rows),
     "sensitivity_gains": Table("sensitivity", GAIN_COLUMNS, derive=gains),
-    "rooms_questions": Table("rooms_questions", SCORE_COLUMNS, derive=score_rows),
-    "rooms_questions_controls": Table("rooms_questions", CONTROL_COLUMNS, derive=control_rows),
-    "rooms_questions_types": Table("rooms_questions", TYPE_COLUMNS, derive=type_rows),
-    "fusion_ablation": Table("fusion_ablation", FUSION_COLUMNS, derive=fusion_rows),
-    "gate_by_class": Table("gate_by_class", GATE_COLUMNS, derive=gate_rows),
+    "rooms_questions": Table("rooms_questions", LANGUAGE_COLUMNS, derive=language_rows),
+    "rooms_questions_seeds": Table("rooms_questions", SEED_COLUMNS, derive=seed_rows),
+    "rooms_questions_gains": Table("rooms_questions", GAIN_COLUMNS, is_minus_control, gains),
+    "rooms_questions_dropped": Table("rooms_questions", DROPPED_COLUMNS, derive=dropped_rows),
+    "rooms_questions_gate": Table("rooms_questions", GATE_COLUMNS, derive=gate_rows),
+    "masking_ablation": Table("masking_ablation", LANGUAGE_COLUMNS, derive=language_rows),
+    "masking_gains": Table("masking_ablation", GAIN_COLUMNS, derive=gains),
+    "fusion_ablation": Table("fusion_ablation", LANGUAGE_COLUMNS, derive=language_rows),
+    "fusion_gains": Table("fusion_ablation", GAIN_COLUMNS, derive=gains),
     "question_probes": Table("question_probes", columns(
         ("features", "features"), ("training clips", "train_clips", 0),
         ("held-out clips", "clips", 0), ("room size, R²", "room_size_r2"),

@@ -1,7 +1,7 @@
 """Rows of the language teacher's trainings as tables, from scores whose means are known by hand."""
 import pytest
 
-from bench.tables.fill import table
+from bench.tables.fill import TABLES, table
 from records.results import Results, save
 
 
@@ -15,8 +15,9 @@ def score(features: str, values: list[float], task: str = "camera_distance",
 @pytest.fixture
 def shown(tmp_path):
     def cells(name: str, rows: list[dict]) -> list[dict[str, str]]:
-        save(Results("sensitivity", "language_tables", "abc123", {"gpu": "a GPU"}, rows),
-             tmp_path / "sensitivity.json")
+        file = TABLES[name].file
+        save(Results(file, "language_tables", "abc123", {"gpu": "a GPU"}, rows),
+             tmp_path / f"{file}.json")
         head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")]
                            for line in table(name, tmp_path).splitlines() if line[:1] == "|"]
         return [dict(zip(head, line, strict=True)) for line in lines]
@@ -41,6 +42,14 @@ def test_the_three_numeric_tasks_have_a_mean(shown):
     assert shown("sensitivity", rows)[0]["mean of the three"] == "40.0"
 
 
+def test_the_three_directions_are_one_column_of_means(shown):
+    rows = [row for name, values in (("easy", [0.9, 0.5]), ("medium", [0.6]), ("hard", [0.25]))
+            for row in score("semantic", values, f"vsi:object_rel_direction_{name}", "accuracy")]
+    column = "directions: easy / medium / hard"
+    assert shown("sensitivity", rows)[0][column] == "70.0 / 60.0 / 25.0"
+    assert column not in shown("sensitivity", [*score("semantic", [0.5]), *rows[:2]])[0]
+
+
 def test_each_seed_is_a_percentage_in_the_seeds_order(shown):
     easy = score("semantic", [0.511, 0.9413], "vsi:object_rel_direction_easy", "accuracy")
     rows = [*score("true_xyz", [0.8]), *easy[::-1], *score("semantic", [0.5])]
@@ -48,9 +57,11 @@ def test_each_seed_is_a_percentage_in_the_seeds_order(shown):
     assert semantic == {"features": "semantic", "direction, easy, %": "51, 94"}
 
 
-def difference(minus: str, p: float, task: str = "camera_distance", value: float = 0.2) -> dict:
-    return {"kind": "difference", "features": "true_xyz", "minus": minus, "task": task, "seeds": 4,
-            "rooms": 90, "value": value, "low": value - 0.05, "high": value + 0.04, "p": p}
+def difference(minus: str, p: float, task: str = "camera_distance", value: float = 0.2,
+               features: str = "true_xyz", seeds: int = 4) -> dict:
+    return {"kind": "difference", "features": features, "minus": minus, "task": task,
+            "seeds": seeds, "rooms": 90, "value": value, "low": value - 0.05,
+            "high": value + 0.04, "p": p}
 
 
 def test_differences_are_shown_in_points_with_their_intervals(shown):
@@ -71,3 +82,46 @@ def test_holm_corrects_over_all_differences_of_the_table(shown):
         marked[others] = [row["minus"] for row in shown("sensitivity_gains", rows)
                           if row["camera distance, points (95 %)"].endswith(" *")]
     assert marked == {1: ["semantic"], 5: []}
+
+
+def test_differences_of_few_seeds_are_neither_marked_nor_counted(shown):
+    rows = [difference("semantic", 0.009), *(difference(f"other {i}", 0.5) for i in range(4)),
+            *(difference(f"few {i}", 1e-6, seeds=3) for i in range(9))]
+    marked = [row["minus"] for row in shown("sensitivity_gains", rows)
+              if row["camera distance, points (95 %)"].endswith(" *")]
+    assert marked == ["semantic"]  # 0.009 is below 0.05 / 5, not below 0.05 / 14
+
+
+def test_the_generator_is_compared_with_what_has_less_than_true_geometry(shown):
+    rows = [difference(minus, 0.5, features=features) for features, minus in (
+        ("generator", "semantic"), ("generator", "place"), ("generator", "true_xyz"),
+        ("generator", "zeros dropped in"), ("student_int8 dropped in", "semantic"))]
+    rows += score("generator", [0.5])
+    assert [row["minus"] for row in shown("rooms_questions_gains", rows)] == ["semantic", "place"]
+
+
+def test_what_is_dropped_in_has_its_share_of_the_generators_gain_in_each_seed(shown):
+    share = "share of the generator's gain (each seed): camera distance"
+    rows = [*score("semantic", [0.5, 0.6, 0.1]), *score("generator", [0.6, 0.8]),
+            *score("student_int8 dropped in", [0.59, 0.76]),
+            difference("semantic", 0.2, value=0.15, features="generator"),
+            difference("semantic", 0.3, value=0.125, features="student_int8 dropped in")]
+    row, = shown("rooms_questions_dropped", rows)
+    assert row["features"] == "student_int8 dropped in"
+    assert row[share] == "0.83 (0.90, 0.80)"  # 0.125 / 0.15, not the mean of the seeds' shares
+    rows[-2]["low"] = -0.01
+    assert share not in shown("rooms_questions_dropped", rows)[0]
+
+
+def test_the_gates_shares_are_by_part_and_of_the_classes_at_both_ends(shown):
+    names = [f"class/thing {i:02d}" for i in range(12)]
+    rows = [row for i, name in enumerate(names[::-1])
+            for row in score("generator", [i / 20, i / 20 + 0.1], "gate", name)]
+    rows += [*score("generator", [0.4], "gate", "depth_edges"),
+             *score("zeros", [0.9, 1.0], "gate", "thing"), *score("zeros", [1.0], "gate", names[0])]
+    found = shown("rooms_questions_gate", rows)
+    ends = [*names[:6:-1], *names[4::-1]]  # without things 05 and 06
+    assert [row["tokens of"] for row in found] == [
+        "depth edges", "thing", *(name.removeprefix("class/") for name in ends)]
+    assert found[1] == {"tokens of": "thing", "generator": "–", "zeros": "0.95 ± 0.07"}
+    assert found[-1]["generator"] == "0.60 ± 0.07" and found[-1]["zeros"] == "1.00"

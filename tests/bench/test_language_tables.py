@@ -159,6 +159,13 @@ def test_a_variant_is_compared_with_the_semantic_features_of_that_variant():
     assert questions("zeros dropped in", names) == ["semantic"] and not questions("rgb", names)
 
 
+def test_the_gates_share_by_class_is_in_the_file_of_the_questions_alone():
+    rows = [{"features": "generator", "seed": 0, "task": "gate", "metric": metric, "value": 0.5}
+            for metric in ("all", "class/lamp")]
+    assert language_tables.table_rows(rows, "questions") == rows
+    assert language_tables.table_rows(rows, "fusion") == rows[:1]
+
+
 def test_every_row_of_every_table_is_a_configuration_that_its_name_identifies():
     seen: dict[str, dict] = {}
     for table in language_tables.TABLES.values():

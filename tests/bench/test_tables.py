@@ -127,10 +127,6 @@ def folder(tmp_path):
     write(tmp_path, "wan_extraction", [{"kind": "weights", "vae_params": 9},
                                        {"kind": "extraction", "path": "ours", "speedup": 4.0}])
     write(tmp_path, "language_graph", [{"clips": 8, "eager_ms": 50.7, "graphed_ms": 13.1}])
-    scores = {
-        "features": "generator", "position": "pose_free", "task": "ground", "metric": "acc@0.25",
-        "value": 0.4
-    }
     write(tmp_path, "question_probes", [{
         "features": "semantic", "train_clips": 600, "clips": 120, "room_size_r2": 0.5,
         "thing_size_r2": 0.5, "thing_distance_r2": 0.6, "token_distance_r2": 0.7,
@@ -141,20 +137,15 @@ def folder(tmp_path):
         "kind": "training", "training": "longer", "features": "generator", "seed": 0,
         "number_lowest": 1.2, "number_lowest_at": 800
     }, {"kind": "point", "step": 9}])
-    write(tmp_path, "sensitivity", [{"features": "true_xyz", "seed": 0, "steps": 9,
-                                     "metric": "mra", "task": "camera_distance", "value": 0.5},
-                                    {"kind": "difference", "features": "true_xyz",
-                                     "minus": "semantic", "task": "camera_distance", "seeds": 1,
-                                     "value": 0.2, "low": 0.1, "high": 0.3, "p": 0.01}])
-    for name in ("rooms_questions", "fusion_ablation"):
-        write(tmp_path, name, [{**scores, "kind": "score", "seed": 0, "steps": 9}, {
-            **scores, "kind": "difference", "minus": "zeros", "seeds": 1, "low": 0.1, "high": 0.7
-        }])
-    gate = {
-        "features": "generator", "seed": 0, "group": "class", "name": "wall", "tokens": 9,
-        "gate_mean": 0.4
-    }
-    write(tmp_path, "gate_by_class", [gate])
+    values = {"generator": 0.5, "semantic": 0.4, "zeros dropped in": 0.3}
+    language = [{"features": features, "seed": 0, "steps": 9, "metric": metric, "task": task,
+                 "value": value} for features, value in values.items()
+                for task, metric in (("camera_distance", "mra"), ("gate", "all"))]
+    language += [{"kind": "difference", "features": features, "minus": "semantic",
+                  "task": "camera_distance", "seeds": 1, "value": 0.2, "low": 0.1, "high": 0.3,
+                  "p": 0.01} for features in ("generator", "zeros dropped in")]
+    for name in ("sensitivity", "rooms_questions", "masking_ablation", "fusion_ablation"):
+        write(tmp_path, name, language)
     write(tmp_path, "kills", [{"stage": "train", "kill": "random moment", "trials": 50,
                                "partial": 0, "stuck": 0, "resumed_equal": 50}])
     write(tmp_path, "growth", [{"clips": 1000, "open_s": 0.06, "index_mb": 1.4}])
