@@ -15,7 +15,7 @@ from infer.inputs import Focal, Input, WrongFocal, focal_of_photo, split_argumen
 from infer.model import Model
 from infer.pictures import depth_colours, frame_pca_colours, grey, normal_colours, resized, to_bytes
 from records.ffmpeg import program
-from records.files import Unreadable
+from records.files import Unreadable, prepare_folder
 from records.images import read_rgb
 from records.outputs import OutputFolder, printable, safe_name
 
@@ -45,6 +45,7 @@ def infer_all(given: Sequence[Path], out: Path, options: Options = Options()) ->
     model_file, inputs = split_arguments(given)
     model, folder = Model(model_file, options.threads), OutputFolder(out)
     _check(model, inputs, folder, options)
+    prepare_folder(out)
     views: list[View] = []
     failed = 0
     for each in inputs:

@@ -15,7 +15,7 @@ from infer.photos import depth_folder, describe, pictures
 from infer.pictures import resized
 from infer.steady import Steady
 from records.ffmpeg import VideoWriter, middle_squares, probe
-from records.files import naming
+from records.files import naming, remove_stale_scratch
 from records.outputs import OutputFolder
 
 SHOWN = ("view", "depth", "normals")
@@ -28,6 +28,7 @@ def infer_video(model: Model, given: Input, folder: OutputFolder, focal_px: floa
     steady: each frame's depth together with that of the frames before it (infer.steady).
     """
     depths = depth_folder(folder, given)
+    remove_stale_scratch(depths.folder)
     facts = probe(given.path)
     focal = focal_of_square(facts.shorter_px, model.px, focal_px)
     fps = min(facts.fps, 60.0)

@@ -191,6 +191,15 @@ def test_an_error_of_the_output_folder_is_not_one_of_a_photo(tmp_path, capsys, m
     assert code == 2 and "No space left" in line and len(line.splitlines()) == 1, line
 
 
+def test_a_folder_that_cannot_be_made_is_said_before_a_photo_is_read(tmp_path, capsys):
+    cut, good = tmp_path / "a.png", photo(tmp_path / "b.png")
+    cut.write_bytes(b"no photo")
+    (tmp_path / "file").touch()
+    code, line = run_infer(capsys, pooling_model(tmp_path / "m.onnx"), cut, good, "-o",
+                           tmp_path / "file" / "out")
+    assert code == 2 and line == f"vega3d: {tmp_path}/file/out: Not a directory\n"
+
+
 def test_matches_of_a_damaged_photo_are_not_written(tmp_path, capsys):
     model, cut = pooling_model(tmp_path / "m.onnx"), tmp_path / "b.png"
     cut.write_bytes(photo(tmp_path / "a.png").read_bytes()[:900])

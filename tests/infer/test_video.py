@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from records.ffmpeg import probe
+from records.files import SCRATCH
 from tests.infer.models import pooling_model, run_infer
 
 FRAMES = 6
@@ -40,9 +41,14 @@ def depths(folder) -> np.ndarray:
 
 def test_depth_of_every_frame_is_written_in_millimetres(videos, tmp_path, capsys):
     model, out = pooling_model(tmp_path / "m.onnx"), tmp_path / "out"
+    for folder in (out, out / "plain_depth_mm"):
+        scratch = folder / f"{SCRATCH}of-a-killed-one"
+        scratch.mkdir(parents=True)
+        (scratch / "lock").touch()
     for _ in range(2):  # the second replaces what the first wrote
         code, line = run_infer(capsys, model, videos / "plain.mp4", "-o", out)
         assert code == 0 and f"{FRAMES} frames" in line and "bits" not in line
+    assert not list(out.rglob(f"{SCRATCH}*"))
     found = depths(out / "plain_depth_mm")
     assert found.shape == (FRAMES, 56, 56)
     expected = 1 + 5 * 30 * np.arange(FRAMES) / 255
