@@ -85,8 +85,8 @@ TABLES: dict[str, Options] = {
         "no pointers": {"pointers": False}, "numbers as text": {"numbers": "text"},
         "choices as letters": {"choices": "letters"}}),
     "masking": _with_variants(("generator", "semantic", "true_xyz"), {
-        "masked": {"masking": 0.8, "fusion": "channel_gate"},
-        "depth and rays": {"depth_ray": 1.0}, "layer losses": {"layer_losses": 0.2}}) | {
+        "no loss": {"depth_ray": 0.0}, "layer losses": {"depth_ray": 0.0, "layer_losses": 0.2},
+        "masked": {"masking": 0.8, "fusion": "channel_gate"}}) | {
         f"{name}, channel gate": {**PLAIN[name], "fusion": "channel_gate"}
         for name in ("generator", "true_xyz")},
     "fusion": {name: PLAIN[name] for name in ("generator", "semantic")} | {

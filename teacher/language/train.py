@@ -5,6 +5,7 @@ teacher.safetensors, answers.jsonl (each test question with its answer and score
 On several GPUs: accelerate launch -m vega3d teacher train …
 """
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -199,6 +200,12 @@ def _prepare(config: LanguageTeacherConfig, accelerator: Any, data: Data | None
     lm_config(config.tuning.lm)  # what is missing is said before rooms are rendered
     stores, rooms = data or read_data(config, accelerator)
     semantic, generative = stores
+    depth_ray = config.depth_ray
+    if depth_ray and any(np.isnan(room.camera).any() for room in rooms["train"]):
+        if accelerator.is_main_process:
+            print("note: trains without the loss on depth and rays, as some clips have no depth",
+                  file=sys.stderr)
+        depth_ray = 0.0
     generative_dim, fusion = 1, "semantic_only"
     if generative is not None or config.features == "true_xyz":
         generative_dim = 4 if generative is None else generative.spec["dim"]
@@ -207,7 +214,7 @@ def _prepare(config: LanguageTeacherConfig, accelerator: Any, data: Data | None
     shape = LanguageShape(semantic.spec["dim"], generative_dim, fusion, config.position,
                           config.grid, config.query, config.pointers, config.numbers,
                           inputs.get(config.features, "tokens"), config.masking,
-                          config.depth_ray, config.layer_losses, config.choices)
+                          depth_ray, config.layer_losses, config.choices)
     model, encoder = build(config.tuning, shape, accelerator.device)
     datasets = {split: question_dataset(part, stores, encoder, accelerator.device,
                                         config.features == "true_xyz")
@@ -269,11 +276,9 @@ def _rooms(config: LanguageTeacherConfig, source: Source, split: Split) -> list[
         if not path.is_file():
             save_rooms(read(), path)
     rooms = load_rooms(path)
-    needs_points = config.position == "depth_pose" or (
-        split == "train" and (config.depth_ray or config.layer_losses))
+    needs_points = config.position == "depth_pose" or (split == "train" and config.layer_losses)
     lacking = [room.id for room in rooms if np.isnan(room.points).any()]
     if needs_points and lacking:
         raise ValueError(f"{clips}: {len(lacking)} clips such as {lacking[0]} have no depth and "
-                         "poses; train with --position pose_free and without depth_ray and "
-                         "layer_losses")
+                         "poses; train with --position pose_free and --layer-losses 0")
     return rooms

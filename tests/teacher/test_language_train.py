@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import teacher.language.train
 from scenes.clip import SPLITS, ClipFolder, save_clip
@@ -85,6 +86,24 @@ def test_semantic_only_has_no_second_stream(config):
     assert len(list((config.out / "features").iterdir())) == 1
     shape = json.loads((config.out / "config.json").read_text())["shape"]
     assert shape["fusion"] == "semantic_only" and shape["generative_dim"] == 1
+
+
+def test_clips_without_depth_train_without_the_loss_on_depth_and_rays(config, monkeypatch, capsys):
+    def without_depth(clip_id):
+        room = sample_room(clip_id)
+        nothing = np.full_like(room.camera, np.nan)
+        return replace(room, camera=nothing, points=nothing)
+
+    monkeypatch.setattr(teacher.language.train, "read_rooms",
+                        lambda source, ids, *_: [without_depth(i) for i in ids])
+    scores = train_language_teacher(config)
+    assert "trains without the loss on depth and rays" in capsys.readouterr().err
+    assert json.loads((config.out / "config.json").read_text())["shape"]["depth_ray"] == 0
+    assert not {name for name in load_file(config.out / "teacher.safetensors")
+                if name.startswith("depth_ray.")}
+    assert scores["camera_distance"]["n"] and "fused" not in scores
+    with pytest.raises(ValueError, match="--layer-losses 0"):
+        train_language_teacher(replace(config, layer_losses=0.2, out=config.out / "layers"))
 
 
 def test_only_training_rooms_have_several_draws(config, monkeypatch):
