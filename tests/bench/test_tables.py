@@ -103,8 +103,9 @@ def folder(tmp_path):
     }])
     write(tmp_path, "tap_search", [{
         "rank": rank, "mode": "image", "t": 0.5, "block": rank, "score": 97.0 - rank,
-        "score_low": 90.0, "score_high": 99.0, "first_share": 0.5, "corr_std_auc": 0.9
-    } for rank in range(12, 0, -1)])
+        "score_low": 90.0, "score_high": 99.0, "first_share": 0.5, "corr_std_auc": 0.9,
+        "shipped": rank == 12
+    } for rank in range(12, 0, -1)] + [{"features": "rgb patches", "corr_std_auc": 0.8}])
     write(tmp_path, "rooms_census", [{
         "task": "ground", "per_100_rooms": 762.0, "metric": "acc@0.25", "chance": "",
         "majority": 0.13, "text_only": 0.2
@@ -226,9 +227,9 @@ def test_a_share_of_a_gain_that_may_be_zero_is_not_shown(folder):
     assert "recovery of the gain" not in table("rooms_accuracy", folder)
 
 
-def test_the_ten_best_taps_are_shown_best_first(folder):
+def test_the_ten_best_taps_are_shown_best_first_then_the_shipped_one_and_the_controls(folder):
     ranks = [row[0] for row in cells(table("tap_search", folder))[2:]]
-    assert ranks == [str(rank) for rank in range(1, 11)]
+    assert ranks == [*map(str, range(1, 11)), "12", "–"]
 
 
 def test_a_baseline_that_was_not_scored_is_no_column(folder):
