@@ -2,7 +2,7 @@
 
 Semantic and generative tokens -> fusion -> 3D positions -> a newline token after each row -> any
 causal language model, through `inputs_embeds` (arXiv 2603.19235; 2412.00493). Questions about one
-clip share its visual tokens; attention keeps them apart: the result is that of one at a time.
+clip share its visual tokens; a mask keeps them apart, so the result is that of one at a time.
 """
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from scenes.questions.question import POINTER
 from teacher.fusion import fusion
-from teacher.language.attention import question_mask, use_question_attention
 from teacher.language.config import Choices, Numbers, PositionMode, Query
 from teacher.language.geometry_losses import DepthRayHead, LayerLosses
 from teacher.language.grounding import PLACE, GroundHead, place_and_area, region_weights
@@ -102,7 +101,6 @@ class LanguageTeacher(nn.Module):
     def __init__(self, lm: Any, shape: LanguageShape, prefix: list[int]):
         super().__init__()
         self.lm, self.shape = lm, shape
-        use_question_attention(lm)
         embedding = lm.get_input_embeddings().weight
         self.vocab_size, width = embedding.shape
         standardised = {"semantic": (shape.semantic_dim, 1, 1),
@@ -371,7 +369,7 @@ class LanguageTeacher(nn.Module):
         position = torch.cat([torch.arange(p, device=x.device),
                               p + torch.arange(l, device=x.device).repeat(q)]).expand(c, -1)
         # None (one question): causal
-        mask = question_mask(self.lm.get_decoder(), p, q, l, x.device) if q > 1 else None
+        mask = question_block_mask(p, q, l, x.device).expand(c, 1, -1, -1) if q > 1 else None
         hidden, middle = self.run_layers(x, position, mask)
         return None if middle is None else middle[:, :p], hidden[:, p:].unflatten(1, (q, l))
 
@@ -386,6 +384,13 @@ class LanguageTeacher(nn.Module):
         clip = torch.arange(len(objects), device=objects.device)[:, None, None]
         candidates = objects[clip, questions.candidates.clamp_min(0)]  # [C,Q,K,W]
         return self.ground(query.to(hidden.dtype), candidates.to(hidden.dtype))
+
+
+def question_block_mask(shared: int, questions: int, length: int, device: torch.device) -> Tensor:
+    """[1,1,S,S] bool, S = shared + questions * length: causal, and questions do not see others."""
+    owner = (torch.arange(-shared, questions * length, device=device) // length).clamp_min(-1)
+    visible = (owner[None] == owner[:, None]) | (owner[None] == -1)
+    return visible.tril()[None, None]
 
 
 def _mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:

@@ -18,6 +18,7 @@ from teacher.language.model import (
     LanguageTeacher,
     QuestionBatch,
     VisualInputs,
+    question_block_mask,
 )
 from tests.language_fakes import sample_room, save_tiny_lm
 
@@ -90,6 +91,14 @@ def test_it_is_the_plain_language_model_over_the_same_embeddings(parts):
         expected = parts[0](inputs_embeds=embeds).logits[0, -n:]
         got = model.logits(model(view, one).hidden[0, 0, :n])
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_question_block_mask_by_its_definition():
+    mask = question_block_mask(3, 2, 2, torch.device("cpu"))[0, 0]
+    owner = [None] * 3 + [0, 0, 1, 1]
+    for i in range(7):
+        for j in range(7):
+            assert mask[i, j] == (j <= i and (j < 3 or owner[i] == owner[j])), (i, j)
 
 
 def test_rows_end_with_the_newline_token(parts):
