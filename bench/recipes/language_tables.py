@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--grid", type=int, default=DEFAULTS.grid)
     parser.add_argument("--draws", type=int, default=DEFAULTS.draws)
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
+    parser.add_argument("--compiled", action="store_true", help="compiled layers in the graphs")
     parser.add_argument("--finished", action="store_true",
                         help="writes the table of the trainings that are done, trains nothing")
     args = parser.parse_args()
@@ -167,7 +168,8 @@ def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, An
         clips, questions = clips * questions, 1
     tuning = replace(DEFAULTS.tuning, lm=lm, layers=args.layers, steps=args.steps, clips=clips,
                      questions=questions, lr=args.lr, warm=args.warm, seed=seed, save_every=500,
-                     graphed=not args.eager, validate_every=max(1, args.steps // CURVE_ROWS))
+                     graphed=not args.eager, compiled=args.compiled,
+                     validate_every=max(1, args.steps // CURVE_ROWS))
     config = replace(DEFAULTS, out=out, clips=args.clips, data=args.work, grid=args.grid,
                      draws=args.draws, tasks=TASKS, tuning=tuning, **options)
     if name in DROPPED:
