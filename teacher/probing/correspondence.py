@@ -132,7 +132,7 @@ def noise_snr(draws: Tensor) -> dict[str, float]:
 def _pairs(p: Prototypes) -> dict[str, Tensor]:
     """By clip [N], of cosines in different views: sums and counts of the same voxel and of others,
     AUC."""
-    a, b = (list(views) for views in zip(*combinations(range(p.voxel.shape[1]), 2), strict=True))
+    a, b = torch.combinations(torch.arange(p.voxel.shape[1])).T  # none of one view
     cosine = (p.unit[:, a] @ p.unit[:, b].transpose(2, 3)).flatten(1)           # [N,pairs]
     one, two = p.voxel[:, a, :, None], p.voxel[:, b, None]
     same = ((one == two) & (one >= 0)).flatten(1)

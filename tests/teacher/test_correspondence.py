@@ -107,6 +107,8 @@ def test_views_that_share_nothing_have_no_score(views):
     assert math.isnan(found["corr_x100"]) and math.isnan(found["corr_auc"]) and math.isnan(
         found["corr_pck"])
     assert not math.isnan(found["corr_random_x100"])
+    alone = correspondence(torch.randn(4, 1, 8, 14, 14), views[:, :1])
+    assert all(math.isnan(score) for score in alone.values())
 
 
 def test_noise_snr_is_the_ratio_of_the_variances():
