@@ -3,6 +3,7 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image, ImageOps
@@ -10,13 +11,21 @@ from PIL import Image, ImageOps
 from bench.artefacts import find
 from bench.latency.backends import student_cases
 from export.artefact import save_onnx
-from export.camera import export_camera, frame_size, square_frame, to_nv12, with_camera_input
+from export.camera import (
+    _cosine,
+    export_camera,
+    frame_size,
+    reduced_square,
+    square_frame,
+    to_nv12,
+    with_camera_input,
+)
 from export.graph.export_onnx import interface
 from export.graph.session import OnnxModel
 from export.parity import GateError, token_cosine
-from export.pipeline import FP32, ExportedFile
+from export.pipeline import FP32, INT8_CPU, ExportedFile
 from export.source import to_input
-from infer.model import Model
+from infer.model import SHIPPED, Model
 from tests.export_run import fp32, run
 
 
@@ -38,13 +47,21 @@ def test_features_are_those_of_the_prepared_centre_square(kind, size):
     frames = enlarged(*size)
     model = OnnxModel(with_camera_input(fp32(), kind, *size))
     got = model(frames if kind == "uint8-nhwc" else to_nv12(frames))
-    expected = OnnxModel(fp32())(np.concatenate([square_frame(frame, 224) for frame in frames]))
-    assert token_cosine(expected, got).mean() > 0.998
+    expected = OnnxModel(fp32())(np.concatenate([reduced_square(frame, 224) for frame in frames]))
+    assert token_cosine(expected, got).mean() > 0.999
     if kind == "uint8-nhwc" and size == (224, 224):
         assert np.abs(expected - got).max() < 1e-4
     shifted = np.roll(frames, 40, axis=2)
     moved = model(shifted if kind == "uint8-nhwc" else to_nv12(shifted))
     assert token_cosine(expected, moved).mean() < 0.99  # the test can tell another crop
+
+
+@pytest.mark.parametrize("kind", ["uint8-nhwc", "nv12"])
+def test_the_shipped_model_takes_a_cameras_frames(kind):
+    """Its features depend on blur more than those of an untrained one."""
+    file = SimpleNamespace(path=SHIPPED, spec=INT8_CPU)
+    model = with_camera_input(onnx.load(SHIPPED), kind, 480, 640)
+    assert _cosine(SimpleNamespace(run=run()), file, model, kind, (480, 640)) > 0.999
 
 
 @pytest.mark.parametrize(("kind", "size"), [
@@ -77,7 +94,7 @@ def test_infer_and_bench_read_such_a_file_by_its_metadata(plain):
 
 def test_a_prefix_that_changes_the_features_is_not_written(plain, tmp_path, monkeypatch):
     path = shutil.copy(plain.path, tmp_path / "model.onnx")
-    monkeypatch.setattr("export.camera.square_frame",
+    monkeypatch.setattr("export.camera.reduced_square",
                         lambda frame, px: square_frame(frame[::-1].copy(), px))
     exporter = SimpleNamespace(run=run(), log=lambda _: None)
     with pytest.raises(GateError, match="differ from those of prepared frames"):
