@@ -199,8 +199,11 @@ def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, An
             for metric, value in metrics.items():
                 if metric == "n":
                     continue
+                kind = metric.partition("/")[2]
+                asked = sum(answer["task"] == task and kind in ("", answer["kind"])
+                            for answer in rows_of_answers)
                 row = {**common, **check, "task": task, "metric": metric, "value": value,
-                       "questions": int(metrics["n"])}
+                       "questions": asked}
                 if task in COMPARED and metric in SCORED:
                     row["clips"] = clip_sums(rows_of_answers, task, metric)
                 out_rows.append(row)

@@ -68,6 +68,20 @@ def test_a_table_has_each_rows_scores_counts_and_readout(main, tmp_path, monkeyp
                 "1") == rows
 
 
+def test_a_score_of_a_kind_counts_the_questions_of_that_kind(main, monkeypatch):
+    def room_with_kinds(clip_id):
+        room = sample_room(clip_id)
+        kind = "counter" if clip_id == "test/000" else "prior"
+        room.questions = [replace(question, kind=kind) for question in room.questions]
+        return room
+
+    monkeypatch.setattr(training, "read_rooms",
+                        lambda source, ids, *_: [room_with_kinds(i) for i in ids])
+    rows = main("sensitivity", "--rows", "text_only", "--seeds", "0")
+    asked = {row["metric"]: row["questions"] for row in rows if row["task"] == "camera_distance"}
+    assert asked["mra"] == 2 and asked["mra/counter"] == asked["mra/prior"] == 1
+
+
 def test_a_training_that_another_process_has_is_left_to_it(main, tmp_path):
     work = tmp_path / "work"
     work.mkdir()
