@@ -134,9 +134,9 @@ class RunConfig:
 class AdaptConfig(RunConfig):
     """Of `distill adapt`: scenes.path is the footage, the rest of scenes the rooms beside it."""
     scenes: ScenesConfig = field(default_factory=lambda: ScenesConfig(train=16, test=6))
-    # trained heads learn slower than new ones, whose rate costs them the metres of rooms
+    # trained heads and a trained student learn slower than new ones: else they forget rooms
     heads: HeadTraining = field(
-        default_factory=lambda: HeadTraining(steps=240, lr=2e-4, student_lr=1.0))
+        default_factory=lambda: HeadTraining(steps=240, lr=2e-4, student_lr=0.3))
     held_out: Annotated[float, Range(0, 0.9, above=True)] = 0.25  # last share of the footage
     replay: Annotated[float, Range(0, 0.9)] = 0.5                 # share of rooms in every batch
     depth_unit: DepthUnit | None = None  # values of depth pictures a metre; None: their layout's
