@@ -114,16 +114,19 @@ def _take_lock(path: Path) -> IO[str]:
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Whether this process has the lock file; that of a process that dies is free again."""
+    """Whether this process has the lock file; that of a process that dies is free again. True too
+    on Windows and on a network disk without locks."""
     make_folder(path.parent)
+    taken = True
     with path.open("w") as file:
-        try:
-            if fcntl is not None:
+        if fcntl is not None:
+            try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+            except BlockingIOError:
+                taken = False
+            except OSError:
+                pass
+        yield taken
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from records import manifest
 from records.files import (
     LOCK,
     exclusive,
+    locked,
     read_rows,
     remove_stale_scratch,
     write_if_changed,
@@ -142,3 +143,18 @@ def test_rows_are_read_back_without_a_torn_last_line(tmp_path):
     write_rows([{"epoch": 1}, {"epoch": 2}], path)
     path.write_text(path.read_text() + '{"epo')
     assert read_rows(path) == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_a_lock_is_one_process_s_and_a_disk_without_locks_is_no_error(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "a.lock"
+    with locked(path) as first, locked(path, wait=False) as second:
+        assert first and not second
+    with locked(path, wait=False) as free:
+        assert free
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with locked(path) as taken:
+        assert taken
