@@ -8,6 +8,7 @@ one that finds all rows writes OUT. --lm tiny: three layers from nothing, for a 
 """
 import argparse
 import gc
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ from bench.accuracy.question_differences import clip_sums, difference
 from bench.accuracy.student_features import FileTower, load_file
 from bench.artefacts import find
 from bench.recipes.jobs import job_path, share_jobs
+from bench.tables.language_tables import DROPPED_IN
 from infer.model import SHIPPED as SHIPPED_INT8
 from records.files import locked, read_rows, spec_digest
 from records.options import RecipeParser
@@ -59,7 +61,7 @@ CURVE_ROWS = 10  # of a training's metrics.jsonl
 SECOND = ("generator", "random_weights", "zeros", "noise", "rgb", "vae_latents")
 STUDENTS = {"student_fp32": SHIPPED, "student_int8": SHIPPED_INT8}
 # rows without a training of their own: features in the place of the generator's, which was trained
-DROPPED = {f"{name} dropped in": name for name in ("zeros", "noise", *STUDENTS)}
+DROPPED = {name + DROPPED_IN: name for name in ("zeros", "noise", *STUDENTS)}
 Options = dict[str, dict[str, Any]]  # of a row
 Baselines = Callable[[str, set[str]], list[str]]  # (a row, all rows) -> rows that it is minus of
 
@@ -188,6 +190,7 @@ def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, An
         answers = out / ANSWERS
         scores = train_language_teacher(config, (stores, rooms))
     rows_of_answers = read_rows(answers)
+    counts = Counter((row["task"], kind) for row in rows_of_answers for kind in {"", row["kind"]})
     common: Row = {
         "features": name, "seed": seed, "steps": tuning.steps, "lm": lm,
         "train_clips": len(rooms["train"]),
@@ -199,11 +202,8 @@ def _train(args: argparse.Namespace, out: Path, name: str, options: dict[str, An
             for metric, value in metrics.items():
                 if metric == "n":
                     continue
-                kind = metric.partition("/")[2]
-                asked = sum(answer["task"] == task and kind in ("", answer["kind"])
-                            for answer in rows_of_answers)
                 row = {**common, **check, "task": task, "metric": metric, "value": value,
-                       "questions": asked}
+                       "questions": counts[task, metric.partition("/")[2]]}
                 if task in COMPARED and metric in SCORED:
                     row["clips"] = clip_sums(rows_of_answers, task, metric)
                 out_rows.append(row)

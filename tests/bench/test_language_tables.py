@@ -78,8 +78,8 @@ def test_a_score_of_a_kind_counts_the_questions_of_that_kind(main, monkeypatch):
     monkeypatch.setattr(training, "read_rooms",
                         lambda source, ids, *_: [room_with_kinds(i) for i in ids])
     rows = main("sensitivity", "--rows", "text_only", "--seeds", "0")
-    asked = {row["metric"]: row["questions"] for row in rows if row["task"] == "camera_distance"}
-    assert asked["mra"] == 2 and asked["mra/counter"] == asked["mra/prior"] == 1
+    counts = {row["metric"]: row["questions"] for row in rows if row["task"] == "camera_distance"}
+    assert counts["mra"] == 2 and counts["mra/counter"] == counts["mra/prior"] == 1
 
 
 def test_a_training_that_another_process_has_is_left_to_it(main, tmp_path):
