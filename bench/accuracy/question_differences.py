@@ -22,16 +22,18 @@ def clip_sums(answers: Sequence[Row], task: str, metric: str) -> dict[str, list[
 
 
 def difference(ours: Sequence[Sequence[Sums]], baseline: Sequence[Sequence[Sums]]) -> Row:
-    """value, low, high (95 %), p of no difference, and counts of seeds and rooms.
+    """value, low, high (95 %), p of no difference (1 of a single room), counts of seeds and rooms.
 
     ours, baseline: of each seed, of each task whose scores are averaged, sums over the same
-    questions. The variance of the mean is that between seeds plus that between rooms of the mean
-    over seeds, with the degrees of freedom of Welch and Satterthwaite. Rooms: `room_of` a clip.
+    questions. Seeds and rooms are crossed random effects: the variance of the mean is that between
+    the seeds' means plus that between the rooms' means, less that of their interaction, which both
+    contain, and at least the larger of the two. Degrees of freedom: Welch and Satterthwaite's.
+    Rooms: `room_of` a clip.
     """
     from scipy.special import stdtr, stdtrit
 
     by_seed, tasks = np.zeros(len(ours)), len(ours[0])
-    effects: dict[str, float] = {}  # room -> its part of the mean's error
+    effects: dict[str, np.ndarray] = {}  # room -> its part of the error of each seed's mean, [S]
     for task in range(tasks):
         clips = sorted(ours[0][task])
         first, second = (np.array([[seed[task][clip] for clip in clips] for seed in side])
@@ -41,18 +43,23 @@ def difference(ours: Sequence[Sequence[Sums]], baseline: Sequence[Sequence[Sums]
         sums, counts = first[..., 0] - second[..., 0], first[0, :, 1]
         task_mean = sums.sum(1) / counts.sum()                            # [S]
         by_seed += task_mean / tasks
-        parts = (sums.mean(0) - task_mean.mean() * counts) / counts.sum() / tasks
-        for clip, part in zip(clips, parts.tolist(), strict=True):
+        parts = (sums - task_mean[:, None] * counts) / counts.sum() / tasks
+        for clip, part in zip(clips, parts.T, strict=True):
             effects[room_of(clip)] = effects.get(room_of(clip), 0.0) + part
     count, rooms, mean = len(by_seed), len(effects), float(by_seed.mean())
-    variances = [(np.square([*effects.values()]).sum() * rooms / max(rooms - 1, 1), rooms - 1)]
+    parts = np.stack([*effects.values()], 1)                              # [S,rooms]
+    scale = rooms / max(rooms - 1, 1)
+    variances = [(np.square(parts.mean(0)).sum() * scale, rooms - 1)]
+    total = variances[0][0]
     if count > 1:
         variances.append((by_seed.var(ddof=1) / count, count - 1))
-    total = sum(variance for variance, _ in variances)
+        both = np.square(parts - parts.mean(0)).sum() * scale / (count - 1) / count
+        total = max(total + variances[1][0] - both, total, variances[1][0])
+        variances.append((both, (rooms - 1) * (count - 1)))
     row: Row = {"value": mean, "seeds": count, "rooms": rooms, "low": mean, "high": mean,
-                "p": float(not mean)}
+                "p": float(rooms < 2 or not mean)}
     if total > 0 and rooms > 1:
-        freedom = total**2 / sum(v**2 / n for v, n in variances)
+        freedom = total**2 / sum(v**2 / n for v, n in variances if n)
         error = math.sqrt(total)
         half = float(stdtrit(freedom, 0.975)) * error
         row |= {"low": mean - half, "high": mean + half,
