@@ -139,9 +139,10 @@ class LanguageTeacher(nn.Module):
         fused, gate = self.fusion(self._masked(semantic), generative, context)
         fused = fused.unflatten(0, clips)
         objects = self.object_projection(semantic).unflatten(0, clips)
-        where = self.places(visual)                               # [C,R,W]
-        candidates = self.region_means(visual, objects) + where
-        pointers = self.pointers(visual, fused, where)
+        weights = region_weights(visual.inside)                   # [C,R,T*196]
+        where = self.places(visual, weights)                      # [C,R,W]
+        candidates = region_means(weights, objects) + where
+        pointers = self.pointers(visual, weights, fused, where)
         tokens = self.visual_tokens(visual, fused)                # [C,V,W]
         words = self.embed_questions(questions, pointers)         # [C,Q,L,W]
         before = [self._embed(self.prefix).expand(len(tokens), -1, -1)]
@@ -275,15 +276,9 @@ class LanguageTeacher(nn.Module):
         middle = output.hidden_states[len(decoder.layers) // 2] if wanted else None
         return output.last_hidden_state, middle
 
-    def region_means(self, visual: VisualInputs, tokens: Tensor) -> Tensor:
-        """[C,R,W]: the mean of each region's tokens [C,T,W,h,14]."""
-        parts = tokens.split(GRID, 3)  # two of a fusion that concatenates sequences
-        flat = sum(p.permute(0, 1, 3, 4, 2).flatten(1, 3) for p in parts) / len(parts)
-        return region_weights(visual.inside).to(flat.dtype) @ flat
-
-    def places(self, visual: VisualInputs) -> Tensor:
+    def places(self, visual: VisualInputs, weights: Tensor) -> Tensor:
         """[C,R,W]: each region's place and area, and with depth_pose its box's centre or its
-        tokens' mean position."""
+        tokens' mean position; weights: `region_weights`."""
         width = self.newline.shape[0]
         out = self.newline.new_zeros(*visual.inside.shape[:2], width)
         if self.place is not None:
@@ -292,17 +287,18 @@ class LanguageTeacher(nn.Module):
         if self.shape.position == "depth_pose":
             positions = self._positions(visual, GRID, width).flatten(1, 3)
             centre = sine_position(visual.boxes[..., :3], width)
-            cells = region_weights(visual.inside) @ positions
+            cells = weights @ positions
             out = out + torch.where(visual.boxes[..., 3:4] > 0, centre, cells)
         return out
 
-    def pointers(self, visual: VisualInputs, fused: Tensor, where: Tensor) -> Tensor:
+    def pointers(self, visual: VisualInputs, weights: Tensor, fused: Tensor,
+                 where: Tensor) -> Tensor:
         """[C,R,1 or 2,W]: where the regions of <coord>s are and, with visual tokens, what they look
         like; each standardised over regions, so that neither drowns the other, and what all regions
         share drowns neither. Relations of pointers then take far fewer steps."""
         parts = {"where": where}
         if self.shape.inputs == "tokens":
-            parts["look"] = self.region_means(visual, fused)
+            parts["look"] = region_means(weights, fused)
         if self.shape.pointers:
             shown = visual.inside.sum(-1) > 0                     # [C,R]: not padding
             parts = {k: self._standard_state(k, part, shown) for k, part in parts.items()}
@@ -384,6 +380,13 @@ class LanguageTeacher(nn.Module):
         clip = torch.arange(len(objects), device=objects.device)[:, None, None]
         candidates = objects[clip, questions.candidates.clamp_min(0)]  # [C,Q,K,W]
         return self.ground(query.to(hidden.dtype), candidates.to(hidden.dtype))
+
+
+def region_means(weights: Tensor, tokens: Tensor) -> Tensor:
+    """[C,R,W]: the mean of each region's tokens [C,T,W,h,14]; weights [C,R,T*196]."""
+    parts = tokens.split(GRID, 3)  # two of a fusion that concatenates sequences
+    flat = sum(p.permute(0, 1, 3, 4, 2).flatten(1, 3) for p in parts) / len(parts)
+    return weights.to(flat.dtype) @ flat
 
 
 def question_block_mask(shared: int, questions: int, length: int, device: torch.device) -> Tensor:

@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from scenes.questions.question import POINTER
 from teacher.fusion import FUSIONS
+from teacher.language import model as language_model
 from teacher.language.encode import PromptEncoder, balance_rooms, collate
+from teacher.language.grounding import region_weights
 from teacher.language.lm import load_lm, tune
 from teacher.language.model import (
     GROUND,
@@ -19,6 +21,7 @@ from teacher.language.model import (
     QuestionBatch,
     VisualInputs,
     question_block_mask,
+    region_means,
 )
 from tests.language_fakes import sample_room, save_tiny_lm
 
@@ -144,9 +147,10 @@ def test_candidates_are_semantic_and_pointers_fused_tokens_of_their_region(parts
             sem, gen = model.standardise(inputs)
             fused = model.fusion(sem, gen)[0].unflatten(0, (2, 2))
             candidates = model.object_projection(sem).unflatten(0, (2, 2))
-            where = model.places(inputs)
-            embeddings.append([model.region_means(inputs, candidates) + where,
-                               model.pointers(inputs, fused, where)])
+            weights = region_weights(inputs.inside)
+            where = model.places(inputs, weights)
+            embeddings.append([region_means(weights, candidates) + where,
+                               model.pointers(inputs, weights, fused, where)])
         moves = [(a - b).abs().flatten(2).amax(-1) for a, b in zip(*embeddings, strict=True)]
         return [(move > 1e-6).tolist() for move in moves]
 
@@ -164,14 +168,24 @@ def test_pointers_are_standardised_over_the_regions_that_are_shown(parts):
     fused = model.fusion(*model.standardise(view))[0].unflatten(0, (2, 2))
     shown = (view.inside.sum(-1) > 0).flatten()
     expected = []
-    for x in (model.places(view), model.region_means(view, fused)):
+    weights, more = region_weights(view.inside), region_weights(padded.inside)
+    for x in (model.places(view, weights), region_means(weights, fused)):
         std, mean = torch.std_mean(x.flatten(0, 1)[shown], 0, correction=0)
         expected.append((x - mean) / std.clamp_min(1e-4))
     expected = torch.stack(expected, 2)
-    found = model.pointers(padded, fused, model.places(padded))
+    found = model.pointers(padded, more, fused, model.places(padded, more))
     torch.testing.assert_close(found[:, :-1], expected)
-    later = model.eval().pointers(view, fused, model.places(view))  # the first batch's averages
+    where = model.eval().places(view, weights)
+    later = model.pointers(view, weights, fused, where)  # by the first batch's averages
     torch.testing.assert_close(later, expected)
+
+
+def test_a_step_weighs_the_tokens_of_regions_once(parts, monkeypatch):
+    calls = []
+    monkeypatch.setattr(language_model, "region_weights",
+                        lambda inside: calls.append(inside) or region_weights(inside))
+    teacher(parts, position="depth_pose")(visual_inputs(ROOMS), every_question(parts[1]))
+    assert len(calls) == 1
 
 
 def test_no_true_geometry_reaches_a_pose_free_reader(parts):
