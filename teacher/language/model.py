@@ -364,8 +364,12 @@ class LanguageTeacher(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         position = torch.cat([torch.arange(p, device=x.device),
                               p + torch.arange(l, device=x.device).repeat(q)]).expand(c, -1)
-        # None (one question): causal
-        mask = question_block_mask(p, q, l, x.device).expand(c, 1, -1, -1) if q > 1 else None
+        mask = None  # of one question: causal
+        if q > 1:
+            if (attention := self.lm.config._attn_implementation) != "sdpa":
+                raise ValueError(f"language model: attention is {attention}, expected sdpa (others "
+                                 "do not take a boolean mask): lm.set_attn_implementation('sdpa')")
+            mask = question_block_mask(p, q, l, x.device).expand(c, 1, -1, -1)
         hidden, middle = self.run_layers(x, position, mask)
         return None if middle is None else middle[:, :p], hidden[:, p:].unflatten(1, (q, l))
 

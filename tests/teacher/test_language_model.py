@@ -96,6 +96,20 @@ def test_it_is_the_plain_language_model_over_the_same_embeddings(parts):
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_attention_that_does_not_take_a_boolean_mask_is_refused(folder):
+    """Eager attention adds the mask to the scores, which hides nothing."""
+    lm, tokenizer = load_lm(str(folder))
+    encoder = PromptEncoder(tokenizer, lm.vocab_size)
+    model, batch, view = teacher((lm, encoder)), every_question(encoder), visual_inputs(ROOMS)
+    one = QuestionBatch(*(x[:, :1] for x in vars(batch).values()))
+    with torch.no_grad():
+        expected = model(view, one).hidden
+        lm.set_attn_implementation("eager")
+        torch.testing.assert_close(model(view, one).hidden, expected, atol=1e-5, rtol=1e-4)
+        with pytest.raises(ValueError, match="attention is eager, expected sdpa"):
+            model(view, batch)
+
+
 def test_question_block_mask_by_its_definition():
     mask = question_block_mask(3, 2, 2, torch.device("cpu"))[0, 0]
     owner = [None] * 3 + [0, 0, 1, 1]
