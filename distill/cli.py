@@ -31,7 +31,8 @@ def run(args: list[str]) -> None:
         raise ValueError("--tap: expected auto; set one value with --teacher.tap.block, …tap.k, …")
     config = parse(RunConfig, args, "vega3d distill run", description=run.__doc__,
                    default=load_config(Path(path)) if path else RunConfig())
-    from distill.stages import run_distillation  # after --help: torch and diffusers take seconds
+    # after --help: torch and diffusers take seconds
+    from distill.stages import next_step, run_distillation
     from teacher.probing.tap_search import chosen_tap
     from teacher.training.processes import is_main
 
@@ -40,7 +41,7 @@ def run(args: list[str]) -> None:
         config = replace(config, teacher=replace(config.teacher, tap=chosen))
     folder = run_distillation(config)
     if is_main():
-        print(f"run folder: {folder}\nnext: vega3d export trt --int8")
+        print(f"run folder: {folder}\n{next_step(folder, 'vega3d export trt --int8')}")
 
 
 def adapt(footage: tyro.conf.Positional[Path],
@@ -53,10 +54,12 @@ def adapt(footage: tyro.conf.Positional[Path],
     """
     from bench.real.page import write_adaptation  # of another command: a page is bench's
     from distill.adapt import adapt as run_adaptation
+    from distill.stages import next_step
 
     config = replace(config, scenes=replace(config.scenes, path=footage))
     folder = run_adaptation(config, write_adaptation)
-    print(f"run: {folder}\npage: {folder}/adapt.html\nnext: vega3d export onnx --preset edge")
+    print(f"run: {folder}\npage: {folder}/adapt.html\n"
+          + next_step(folder, "vega3d export onnx --preset edge"))
 
 
 def heads(student: Path = Path("runs/latest/student"), scenes: ScenesConfig = _ROOMS,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -99,11 +100,25 @@ def _check_counts(run: DistillRun) -> list[Split]:
     clip = len(frames_of(run.source, run.source.ids("train")[0]))
     train, val, test = (clip * len(run.source.ids(split)) for split in SPLITS)
     held_out: list[Split] = ["val"] if test < EXPORT_FRAMES <= test + val else []
-    for name, count in {"training": train, "held-out": test + val * len(held_out)}.items():
-        if count < EXPORT_FRAMES:
-            print(f"note: {count} {name} frames; vega3d export needs {EXPORT_FRAMES} of them: use "
-                  "a longer video or more clips")
+    for line in _too_few(train, test + val * len(held_out)):
+        print(line)
     return held_out
+
+
+def next_step(folder: Path, export: str) -> str:
+    """What a finished run ends with: the command that exports it, or why none will."""
+    counts = []
+    for name in ("calibration", "heldout"):
+        with safe_open(folder / "frames" / f"{name}.safetensors", "pt") as frames:
+            counts.append(frames.get_slice("frames").get_shape()[0])
+    return "\n".join(_too_few(*counts)) or f"next: {export}"
+
+
+def _too_few(training: int, held_out: int) -> list[str]:
+    return [f"note: {count} {name} frames; vega3d export needs {EXPORT_FRAMES} of them: use a "
+            "longer video or more clips"
+            for name, count in (("training", training), ("held-out", held_out))
+            if count < EXPORT_FRAMES]
 
 
 def train_and_score(run: DistillRun, train: Examples, test: Examples) -> list[dict]:

@@ -1,5 +1,6 @@
 import json
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from distill.config import RunConfig, ScenesConfig, StudentTraining, TeacherConf
 from distill.loop import build_student
 from distill.run import open_distill_run
 from distill.stages import run_distillation, student_stream
+from export.source import load_trained_run
 from records.interrupts import Interrupted, handled
 from scenes.clip import save_clip
 from student.config import SHIPPED_BY_SIZE, StudentConfig
@@ -96,23 +98,33 @@ def raises_keyboard_interrupt():
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("val", "test", "held_out", "said"), [
-    (12, 20, 32, ["training"]),                    # val is held out too
-    (3, 20, 20, ["training", "held-out"])])
-def test_too_few_frames_to_export_are_said_before_training(
-        config, monkeypatch, capsys, val, test, held_out, said):
-    rooms = FakeRooms(train=2, val=val, test=test, frames=1, labelled=False)
+@pytest.mark.parametrize(("train", "val", "test", "held_out", "said"), [
+    (2, 12, 20, 32, ["training"]),                    # val is held out too
+    (2, 3, 20, 20, ["training", "held-out"]),
+    (32, 3, 32, 32, [])])
+def test_too_few_frames_to_export_are_said_before_training_and_at_the_end(
+        config, monkeypatch, capsys, train, val, test, held_out, said):
+    rooms = FakeRooms(train=train, val=val, test=test, frames=1, labelled=False)
     monkeypatch.setattr("distill.clips.open_source", lambda *_: (rooms, "fake"))
 
+    def named(printed):
+        return [name for name in ("training", "held-out") if f" {name} frames; " in printed]
+
     def stopped(*_):
-        printed = capsys.readouterr().out
-        assert [name for name in ("training", "held-out") if f" {name} frames;" in printed] == said
+        assert named(capsys.readouterr().out) == said
 
     monkeypatch.setattr(loop, "train_step", lambda *args, step=loop.train_step: (
         stopped() if not calls else None, calls.append(1), step(*args))[-1])
     calls: list[int] = []
     folder = run_distillation(config)
     assert len(load_file(folder / "frames/heldout.safetensors")["frames"]) == held_out and calls
+    capsys.readouterr()
+    monkeypatch.setattr(stages, "run_distillation", lambda config: folder)
+    vega3d.main(["distill", "run"])
+    printed = capsys.readouterr().out
+    assert named(printed) == said and ("next: vega3d export" in printed) != bool(said)
+    with pytest.raises(ValueError, match="frames, expected >= 32") if said else nullcontext():
+        load_trained_run(folder)
 
 
 @pytest.mark.parametrize(("teacher", "student", "expected"), [
