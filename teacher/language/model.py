@@ -269,12 +269,19 @@ class LanguageTeacher(nn.Module):
                    mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """States [C,S,W] of input embeddings [C,S,W]: the last ones, and the middle layer's if
         LayerLosses are on."""
-        wanted = self.layer_losses is not None and self.training
         decoder = self.lm.get_decoder()
-        output = decoder(inputs_embeds=embeds, position_ids=position_ids, attention_mask=mask,
-                         use_cache=False, output_hidden_states=wanted)
-        middle = output.hidden_states[len(decoder.layers) // 2] if wanted else None
-        return output.last_hidden_state, middle
+        middle: list[Tensor] = []
+        handles = []
+        if self.layer_losses is not None and self.training:
+            layer = decoder.layers[len(decoder.layers) // 2]  # a hook sees compiled layers too
+            handles = [layer.register_forward_pre_hook(lambda _, args: middle.append(args[0]))]
+        try:
+            output = decoder(inputs_embeds=embeds, position_ids=position_ids, attention_mask=mask,
+                             use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return output.last_hidden_state, middle[0] if middle else None
 
     def places(self, visual: VisualInputs, weights: Tensor) -> Tensor:
         """[C,R,W]: each region's place and area, and with depth_pose its box's centre or its

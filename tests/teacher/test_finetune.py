@@ -160,13 +160,15 @@ def test_fixed_shape_batches_have_one_shape_and_the_same_loss(config, stream):
                                        rtol=1e-5)
 
 
-def test_compiled_layers_give_the_same_loss_and_are_used_in_that_forward_only(config, monkeypatch):
+@pytest.mark.parametrize("shape", [{}, {"layer_losses": 1.0}])
+def test_compiled_layers_give_the_same_loss_and_are_used_in_that_forward_only(config, monkeypatch,
+                                                                              shape):
     """With a CPU backend: every layer compiles without a graph break; equal loss and gradients."""
     compiled = []
     monkeypatch.setattr(
         torch, "compile", lambda f, fullgraph, dynamic, make=torch.compile: compiled.append(
             make(f, fullgraph=fullgraph, dynamic=dynamic, backend="aot_eager")) or compiled[-1])
-    model, dataset = start(config)
+    model, dataset = start(config, **shape)
     batch = flatten_batch(dataset.sample_batch(0, 0, 2, 2, fixed_shape=True))
     found = []
     layers = model.lm.get_decoder().layers
