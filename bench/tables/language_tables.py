@@ -101,7 +101,8 @@ def is_dropped(row: Row) -> bool:
 
 def dropped_rows(rows: Sequence[Row]) -> list[Row]:
     """`gains` of what was dropped in, and its share of the generator's gain: of the means, and of
-    each seed, such as "1.00 (0.98, 1.02)". No share where the generator's gain may be zero."""
+    each seed, such as "1.00 (0.98, 1.02)", or "none" if the mean is not above semantic's. No share
+    where the generator's gain may be zero."""
     out = gains([row for row in rows if is_dropped(row)])
     by_features: dict[str, dict[int, Row]] = {}
     for training in _trainings(rows):
@@ -116,7 +117,8 @@ def dropped_rows(rows: Sequence[Row]) -> list[Row]:
             means = [statistics.fmean(side) for side in zip(*values, strict=True)]
             of_mean, *of_seeds = (f"{(dropped - semantic) / (generator - semantic):.2f}"
                                   for dropped, generator, semantic in (means, *values))
-            row[f"{field}_share"] = f"{of_mean} ({', '.join(of_seeds)})"
+            row[f"{field}_share"] = (f"{of_mean} ({', '.join(of_seeds)})" if means[0] > means[2]
+                                     else "none")
     return out
 
 

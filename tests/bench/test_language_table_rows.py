@@ -109,6 +109,9 @@ def test_what_is_dropped_in_has_its_share_of_the_generators_gain_in_each_seed(sh
     row, = shown("rooms_questions_dropped", rows)
     assert row["features"] == "student_int8 dropped in"
     assert row[share] == "0.83 (0.90, 0.80)"  # 0.125 / 0.15, not the mean of the seeds' shares
+    zeros = [*score("zeros dropped in", [0.4, 0.7]),
+             difference("semantic", 0.0, value=-0.05, features="zeros dropped in")]
+    assert shown("rooms_questions_dropped", rows + zeros)[1][share] == "none"
     rows[-2]["low"] = -0.01
     assert share not in shown("rooms_questions_dropped", rows)[0]
 
