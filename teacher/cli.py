@@ -38,8 +38,8 @@ def prompt(generator: tyro.conf.Positional[str], out: Path | None = None) -> Non
     if not where.is_dir() and not is_hub_id(where):
         raise ValueError(f"{generator}: no such folder; expected a name, a hub id (OWNER/NAME) or "
                          "a diffusers folder")
-    name, revision = split_revision(where)
-    print(f"prompt: {export_prompt(name, out or prompt_file(where), **revision)}")
+    name, options = split_revision(where)
+    print(f"prompt: {export_prompt(name, out or prompt_file(where), **options)}")
 
 
 def pretrain(config: tyro.conf.OmitArgPrefixes[PretrainConfig], furniture: Path | None = None,

@@ -35,10 +35,10 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32,
     # transformers lacks LLaVA-Video's class; its language model has Qwen2's weight names
     is_llava = lm_config(name).get("model_type") == LLAVA_QWEN
     found = _where(name)
-    where, revision = split_revision(found)
+    where, options = split_revision(found)
     with reading_parts(found, _FAULT):
         model_class: Any = Qwen2ForCausalLM if is_llava else AutoModelForCausalLM
-        tokenizer = AutoTokenizer.from_pretrained(where, **revision)
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
         model = load_complete(model_class, found, optional="lm_head", dtype=dtype,
                               attn_implementation="sdpa")
     decoder = model.get_decoder()
@@ -55,9 +55,9 @@ def lm_config(name: str) -> dict[str, Any]:
     """config.json of what `load_lm` loads. Raises ValueError without one."""
     from transformers import PretrainedConfig
 
-    where, revision = split_revision(found := _where(name))
+    where, options = split_revision(found := _where(name))
     with reading_parts(found, _FAULT):
-        config = PretrainedConfig.get_config_dict(where, **revision)[0]
+        config = PretrainedConfig.get_config_dict(where, **options)[0]
         if not config:
             raise ValueError("no config.json")
         return config

@@ -1,12 +1,14 @@
 """Reading checkpoints; and which Wan: wan-nano, a published one by name or hub id, or a folder.
 
 The hub is reached by `from_pretrained` alone, for a hub id: OWNER/NAME, or OWNER/NAME@REVISION with
-a branch, tag or commit (and by `tiny_vae`). With HF_HUB_OFFLINE=1 its cache is read.
+a branch, tag or commit (and by `tiny_vae`). Its cache is read where it does not answer, and with
+HF_HUB_OFFLINE=1.
 """
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +44,9 @@ _CLASSES = {"WanTransformer3DModel": WanTransformer3DModel,
 def load_complete(model_class: Any, where: Path | str, optional: str | None = None,
                   **options: Any) -> Any:
     """from_pretrained of safetensors; ValueError if weights lack, but names matching `optional`."""
-    name, revision = split_revision(where)
+    name, hub = split_revision(where)
     model, info = model_class.from_pretrained(name, use_safetensors=True, output_loading_info=True,
-                                              **revision, **options)
+                                              **hub, **options)
     missing = sorted(name for name in info["missing_keys"]
                      if optional is None or not re.search(optional, name))
     if missing:
@@ -111,8 +113,8 @@ def expert(where: Path, timestep: float) -> str:
     image to video 0.9), transformer_2/ below. Raises ValueError if that cannot be told.
     """
     try:
-        name, revision = split_revision(where)
-        index = DiffusionPipeline.load_config(name, **revision)
+        name, options = split_revision(where)
+        index = DiffusionPipeline.load_config(name, **options)
     except DAMAGE as error:
         index = {}
         if (where / "transformer_2").is_dir() or re.search("A14B", where.name, re.IGNORECASE):
@@ -161,15 +163,29 @@ def is_hub_id(where: Path | str) -> bool:
             and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) is not None)
 
 
-def split_revision(where: Path | str) -> tuple[str, dict[str, str]]:
-    """`from_pretrained`'s name and, of a hub id that has one, its `revision` as an option. Raises
-    ValueError for what is neither here nor a hub id: `from_pretrained` would ask the hub for it."""
+def split_revision(where: Path | str) -> tuple[str, dict[str, Any]]:
+    """`from_pretrained`'s name and options: of a hub id its `revision`, if it has one, and
+    `local_files_only`. Raises ValueError for what is neither here nor a hub id: `from_pretrained`
+    would ask the hub for it."""
     if is_hub_id(where):
         name, _, revision = str(where).partition("@")
-        return name, {"revision": revision} if revision else {}
+        return name, {"revision": revision or "main", "local_files_only": not hub_answers()}
     if not Path(where).exists():
         raise ValueError(f"{where}: no such folder")
     return str(where), {}
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the hub can be reached, asked once: without it its client would retry for 23 s."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except (HTTPError, OSError):  # the latter with HF_HUB_OFFLINE=1
+        return False
+    return True
 
 
 def prompt_file(where: Path) -> Path:
@@ -211,8 +227,8 @@ def _check_parts(where: Path) -> None:
 
 def _config(where: Path, part: str, classes: dict[str, Any]) -> dict[str, Any]:
     try:
-        name, revision = split_revision(where)
-        config = next(iter(classes.values())).load_config(name, subfolder=part, **revision)
+        name, options = split_revision(where)
+        config = next(iter(classes.values())).load_config(name, subfolder=part, **options)
     except DAMAGE as error:
         raise ValueError(_unreadable(where, error, part)) from error
     if config.get("_class_name") not in classes:
@@ -252,8 +268,8 @@ def cached_file(where: Path | str, file: str) -> Path:
     """A hub id's `file` in the hub's cache, below a folder that is named by the commit."""
     from huggingface_hub import try_to_load_from_cache
 
-    name, revision = split_revision(where)
-    found = try_to_load_from_cache(name, file, **revision)
+    name, options = split_revision(where)
+    found = try_to_load_from_cache(name, file, revision=options.get("revision"))
     if not isinstance(found, str):
         raise ValueError(f"{where}: is not in the hub's cache; give a local folder")
     return Path(found)

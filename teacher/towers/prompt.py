@@ -33,11 +33,11 @@ class Prompt:
         return F.pad(self.embedding, (0, 0, 0, self.length - self.embedding.shape[1]))
 
 
-def export_prompt(generator: str, out: Path, **revision: str) -> Path:
+def export_prompt(generator: str, out: Path, **options: Any) -> Path:
     """Runs the checkpoint's text encoder on "" and saves the embedding; ValueError if it has none.
 
     Without padding for Wan's UMT5; Stable Diffusion's CLIP and CogVideoX's T5 read their padding.
-    revision: of a hub id, an option of from_pretrained.
+    options: of from_pretrained.
     """
     import transformers
     from transformers import AutoConfig, AutoTokenizer
@@ -47,12 +47,12 @@ def export_prompt(generator: str, out: Path, **revision: str) -> Path:
                              "clip_text_model": transformers.CLIPTextModel}
     try:
         kind = AutoConfig.from_pretrained(generator, subfolder="text_encoder",
-                                          **revision).model_type
+                                          **options).model_type
         if kind not in kinds:
             raise ValueError(f"a {kind}, expected {', '.join(kinds)}")
-        tokenizer = AutoTokenizer.from_pretrained(generator, subfolder="tokenizer", **revision)
+        tokenizer = AutoTokenizer.from_pretrained(generator, subfolder="tokenizer", **options)
         encoder = kinds[kind].from_pretrained(generator, subfolder="text_encoder",
-                                              dtype=torch.bfloat16, **revision).eval()
+                                              dtype=torch.bfloat16, **options).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{generator}: no tokenizer/ and text_encoder/ to export the prompt from "
                          f"({str(error).splitlines()[0]})") from error

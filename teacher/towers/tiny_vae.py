@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from records.files import files_digest
 from teacher.fast.frame_encoder import FirstConv
-from teacher.towers.checkpoints import DAMAGE, first_line, reading_parts
+from teacher.towers.checkpoints import DAMAGE, first_line, hub_answers, reading_parts
 from teacher.towers.tap import TINY_VAES
 
 HUB = "lightx2v/Autoencoders"
@@ -74,12 +74,14 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(HUB, f"{name}.safetensors"))
+        return Path(hf_hub_download(HUB, f"{name}.safetensors",
+                                    local_files_only=not hub_answers()))
     except DAMAGE as error:
+        reason = first_line(error).partition(". ")[0][:200]
         raise ValueError(
-            f"tap.vae {name}: cannot be read from the hub or its cache "
-            f"({first_line(error)[:200]}); go online once, or give a local {name}.safetensors, as "
-            "in safetensors/ of github.com/madebyollin/taehv") from error
+            f"tap.vae {name}: cannot be read from the hub or its cache ({reason}); go online once, "
+            f"or give a local {name}.safetensors, as in safetensors/ of "
+            "github.com/madebyollin/taehv") from error
 
 
 class TinyEncoder(nn.Module):

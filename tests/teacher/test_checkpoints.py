@@ -2,7 +2,9 @@
 import json
 import re
 import shutil
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from teacher.towers.checkpoints import (
     block_count,
     expert,
     generator_folder,
+    hub_answers,
     is_hub_id,
     load_parts,
     prompt_file,
@@ -95,6 +98,20 @@ def test_a_hub_id_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch, tiny
     assert "\n" not in str(error.value)
 
 
+def test_the_hub_answers_where_something_listens_and_it_is_not_switched_off(monkeypatch):
+    try:
+        with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # 501: an answer
+            url = f"http://127.0.0.1:{server.server_port}"
+            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+            Thread(target=server.handle_request).start()
+            hub_answers.cache_clear()
+            assert split_revision("me/wan")[1] == {"revision": "main", "local_files_only": False}
+        hub_answers.cache_clear()
+        assert split_revision("me/wan@v2")[1] == {"revision": "v2", "local_files_only": True}
+    finally:
+        hub_answers.cache_clear()
+
+
 def test_a_hub_id_takes_a_revision_and_the_tower_s_spec_differs(tmp_path, monkeypatch, tiny_wan):
     monkeypatch.setenv("VEGA3D_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -130,8 +147,9 @@ def test_a_hub_id_takes_a_revision_and_the_tower_s_spec_differs(tmp_path, monkey
 def test_a_published_name_takes_a_revision_and_a_folder_named_with_an_at_sign_is_a_folder(tmp_path):
     for name, hub in PUBLISHED.items():
         assert str(generator_folder(f"{name}@v1.0")) == f"{hub}@v1.0"
-        assert split_revision(f"{hub}@v1.0") == (hub, {"revision": "v1.0"})
-        assert split_revision(hub) == (hub, {})
+        for where, revision in ((f"{hub}@v1.0", "v1.0"), (hub, "main")):
+            found, options = split_revision(where)
+            assert found == hub and options["revision"] == revision
     folder = tmp_path / "mine@home"
     folder.mkdir()
     assert split_revision(folder) == (str(folder), {}) and not is_hub_id(folder)
