@@ -21,7 +21,8 @@ NUMERIC: tuple[str, ...] = tuple(f"vsi:{t}" for t in VSI_TYPES[:4])
 TASKS = (*(f"vsi:{t}" for t in VSI_TYPES), "ground", "multi_ground", "caption", "situated",
          "camera_distance", "depth_order")
 IMPORTED_TASKS = (*TASKS, "qa")
-# place in the picture alone answers them once the objects are pointed at: no evidence of geometry
+# no evidence of geometry: once the objects are pointed at, place in the picture alone answers them
+# (relative distances: no training of bench/results/sensitivity.json learned them)
 POINTER_CHECKS = (*(f"vsi:{t}" for t in VSI_TYPES if t.startswith("object_rel_d")),
                   "same_noun_closest")
 NO_BOXES = np.zeros((0, 7), np.float32)

@@ -100,7 +100,7 @@ class LanguageTeacherConfig:
 
 
 RECIPES = {
-    # without the loss on depth and rays the token gate ends at one stream, which one by chance
+    # without the loss on depth and rays the token gate is near one end, which one by chance
     # (bench/results/masking_ablation.json)
     "embedded": LanguageTeacherConfig(grid=7, draws=3, depth_ray=1.0, tuning=FinetuneConfig(
         layers=6, steps=2400, clips=16, questions=4, lr=5e-4, warm=0.1)),
