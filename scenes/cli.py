@@ -126,7 +126,7 @@ def ask(clip: Annotated[Path, tyro.conf.Positional], task: str | None = None,
     print_questions(load_clip(clip), (task,) if task else TASKS, seed)
 
 
-def census(out: Path = Path("bench/results/rooms_census.json"), rooms: Count = 100,
+def census(out: Path = Path("runs/rooms_census.json"), rooms: Count = 100,
            held_out: Count = 40, frames: Frames = 9, step: Frames = 1, size: Pixels = 224,
            seed: Seed = 0, workers: Processes | None = None) -> None:
     """Counts the questions that rendered rooms give, and scores baselines that see no frames.
@@ -142,6 +142,7 @@ def census(out: Path = Path("bench/results/rooms_census.json"), rooms: Count = 1
         workers: processes; by default one less than there are cores, at most 15.
     """
     from records.environment import environment
+    from records.files import prepare_folder
     from records.progress import track
     from records.results import measured, save
     from scenes.clip import Strided
@@ -150,6 +151,7 @@ def census(out: Path = Path("bench/results/rooms_census.json"), rooms: Count = 1
     from scenes.rooms.source import RoomSource, render_clips
     from scenes.rooms.writer import default_workers
 
+    prepare_folder(out.parent)  # fails now, not at the end
     source = Strided(RoomSource(train=rooms, val=0, test=held_out, frames=step * (frames - 1) + 1,
                                 size=size, seed=seed), step)
     workers = default_workers() if workers is None else workers

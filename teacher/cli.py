@@ -74,7 +74,7 @@ def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig],
     With --generators: what each adds to the semantic encoder. With --rgbd as well, and rows of
     rooms in OUT: only on recorded frames, at the taps of those rows (without --generators, the
     controls). furniture: a furniture pack; None: the CC0 one that ships. workers: rendering
-    processes. out: None: nano_probe.json or alignment.json of bench/results.
+    processes. out: None: runs/nano_probe.json or runs/alignment.json.
     """
     from records.environment import environment
     from records.files import prepare_folder
@@ -85,7 +85,7 @@ def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig],
 
     aligned = bool(alignment.generators or alignment.rgbd)
     name = "alignment" if aligned else "nano_probe"
-    out = out or Path(f"bench/results/{name}.json")
+    out = out or Path(f"runs/{name}.json")
     prepare_folder(out.parent)  # fails now, not at the end
     adds = alignment.rgbd and not alignment.rooms and out.is_file()
     earlier = load(out) if adds else None
@@ -110,13 +110,14 @@ def probe(config: tyro.conf.OmitArgPrefixes[ProbeConfig],
 
 def search(config: tyro.conf.OmitArgPrefixes[SearchConfig], furniture: Path | None = None,
            render_seed: Seed = 3000, workers: Processes = 0,
-           out: Path = Path("bench/results/tap_search.json"),
+           out: Path = Path("runs/tap_search.json"),
            work: Path = Path("runs/cache/search")) -> None:
     """Rank every block, noise level and frame mode by 3D probes on val, and choose the tap.
 
     Writes OUT with confidence intervals and controls, a heat map beside it, and the tap for
-    `distill run --tap auto`. An interrupted search resumes from WORK. furniture: a furniture pack;
-    None: the CC0 one that ships. workers: rendering processes.
+    `distill run --tap auto`, but for the generator that ships with its own. An interrupted search
+    resumes from WORK. furniture: a furniture pack; None: the CC0 one that ships. workers: rendering
+    processes.
     """
     from records.environment import environment
     from records.files import prepare_folder
@@ -125,7 +126,7 @@ def search(config: tyro.conf.OmitArgPrefixes[SearchConfig], furniture: Path | No
     from teacher.probing.sweep import heat_map
     from teacher.probing.tap_search import print_ranking, save_tap, tap_file
     from teacher.probing.tap_search import search as run
-    from teacher.towers.checkpoints import generator_folder
+    from teacher.towers.checkpoints import NANO, generator_folder
 
     prepare_folder(out.parent)  # fails now, not at the end
     source = RoomSource(train=config.clips, val=config.clips, test=config.clips, frames=9,
@@ -136,11 +137,15 @@ def search(config: tyro.conf.OmitArgPrefixes[SearchConfig], furniture: Path | No
     shown = {"score": "score", "depth_r2_ridge": "depth R², ridge",
              "corr_std_auc": "correspondence AUC"}
     heat_map(found.rows, out.with_suffix(".png"), shown)
-    where = tap_file(generator_folder(config.generator))
-    save_tap(found.best, where)
+    folder, tap = generator_folder(config.generator), found.best
     print_ranking(found.rows)
-    print(f"{out}\n{out.with_suffix('.png')}\n"
-          f"tap: {where}; use it with: vega3d distill run --tap auto")
+    print(f"{out}\n{out.with_suffix('.png')}")
+    if folder.resolve() == NANO.resolve():  # its tap.yaml is a file of the checkout
+        print(f"use the tap with: vega3d distill run --teacher.tap.block {tap.block} "
+              f"--teacher.tap.k {tap.k} --teacher.tap.frames {tap.frames}")
+    else:
+        save_tap(tap, tap_file(folder))
+        print(f"tap: {tap_file(folder)}; use it with: vega3d distill run --tap auto")
 
 
 def train(args: list[str]) -> None:

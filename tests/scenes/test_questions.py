@@ -548,11 +548,11 @@ def test_the_command_prints_questions_with_answers(tmp_path, capsys, monkeypatch
 
 
 def test_a_census_counts_every_task_and_scores_guessing(tmp_path, monkeypatch, capsys):
-    out = tmp_path / "census.json"
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "runs" / "rooms_census.json"
     monkeypatch.setattr("sys.argv", [
-        "vega3d", "scenes", "census", "--out",
-        str(out), "--rooms", "3", "--held-out", "1", "--frames", "2", "--step", "2", "--size", "64",
-        "--workers", "0"
+        "vega3d", "scenes", "census", "--rooms", "3", "--held-out", "1", "--frames", "2",
+        "--step", "2", "--size", "64", "--workers", "0"
     ])
     vega3d.main()
     rows = {row["task"]: row for row in json.loads(out.read_text())["rows"]}

@@ -2,6 +2,7 @@
 survives a kill."""
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import yaml
 from distill.config import TeacherConfig, load_config
 from records.files import digest
 from teacher.cli import VERBS
-from teacher.config import SEARCH_COLUMNS, SearchConfig
+from teacher.config import SEARCH_COLUMNS, AlignmentConfig, ProbeConfig, SearchConfig
 from teacher.probing import probes, tap_search
 from teacher.probing.correspondence import noise_snr
 from teacher.probing.probe_set import probe_set
@@ -22,6 +23,7 @@ from teacher.probing.tap_search import (
     save_tap,
     tap_file,
 )
+from teacher.towers.checkpoints import NANO
 from teacher.towers.efficientnet import SemanticEncoder
 from teacher.towers.tap import Tap
 from teacher.towers.wan import load_wan
@@ -226,6 +228,27 @@ def test_the_verb_writes_rows_picture_and_the_tap_that_auto_uses(tmp_path, monke
         yaml.safe_dump({"teacher": {"generator": str(folder), "tap": "auto"}}))
     assert load_config(tmp_path / "run.yaml").teacher == TeacherConfig(
         str(folder), Tap(rows[0]["block"], 700, "video"))
+
+
+def test_a_search_and_a_probe_change_no_file_of_the_checkout(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    found = SimpleNamespace(rows=[{"block": 2}], controls=[], best=Tap(2, 500, "video"))
+    for name, stub in (("tap_search.search", lambda *_: found),
+                       ("tap_search.print_ranking", lambda _: None),
+                       ("sweep.probe_grid", lambda *_: found.rows),
+                       ("alignment.probe_alignment", lambda *_: found.rows),
+                       ("sweep.heat_map", lambda rows, path, *_: path.touch())):
+        monkeypatch.setattr(f"teacher.probing.{name}", stub)
+    before = tap_file(NANO).stat()
+    VERBS["search"](SearchConfig())
+    assert capsys.readouterr().out.endswith("vega3d distill run --teacher.tap.block 2 "
+                                            "--teacher.tap.k 500 --teacher.tap.frames video\n")
+    VERBS["probe"](ProbeConfig(), AlignmentConfig())
+    VERBS["probe"](ProbeConfig(), AlignmentConfig(generators=("wan-nano",)))
+    assert tap_file(NANO).stat() == before
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")} == {
+        "runs/tap_search.json", "runs/tap_search.png", "runs/nano_probe.json",
+        "runs/nano_probe.png", "runs/alignment.json"}
 
 
 def test_a_tap_file_that_is_none_is_named(tmp_path):
