@@ -47,15 +47,15 @@ def difference(ours: Sequence[Sequence[Sums]], baseline: Sequence[Sequence[Sums]
         for clip, part in zip(clips, parts.T, strict=True):
             effects[room_of(clip)] = effects.get(room_of(clip), 0.0) + part
     count, rooms, mean = len(by_seed), len(effects), float(by_seed.mean())
-    parts = np.stack([*effects.values()], 1)                              # [S,rooms]
+    errors = np.stack([*effects.values()], 1)                             # [S,rooms]
     scale = rooms / max(rooms - 1, 1)
-    variances = [(np.square(parts.mean(0)).sum() * scale, rooms - 1)]
-    total = variances[0][0]
+    total = of_rooms = np.square(errors.mean(0)).sum() * scale
+    variances = [(of_rooms, rooms - 1)]  # of the mean, and their degrees of freedom
     if count > 1:
-        variances.append((by_seed.var(ddof=1) / count, count - 1))
-        both = np.square(parts - parts.mean(0)).sum() * scale / (count - 1) / count
-        total = max(total + variances[1][0] - both, total, variances[1][0])
-        variances.append((both, (rooms - 1) * (count - 1)))
+        of_seeds = by_seed.var(ddof=1) / count
+        of_both = np.square(errors - errors.mean(0)).sum() * scale / (count - 1) / count
+        total = max(of_rooms + of_seeds - of_both, of_rooms, of_seeds)
+        variances += [(of_seeds, count - 1), (of_both, (rooms - 1) * (count - 1))]
     row: Row = {"value": mean, "seeds": count, "rooms": rooms, "low": mean, "high": mean,
                 "p": float(rooms < 2 or not mean)}
     if total > 0 and rooms > 1:
