@@ -67,10 +67,8 @@ def find(path: Path) -> tuple[list[Artefact], list[Row]]:
     read = {".onnx": _onnx, ".engine": _engine, ".xml": _ir}.get(path.suffix)
     if read and path.is_file():
         return [read(path)], []
-    what = ("neither a run, a student, an .onnx, an .xml nor an .engine" if path.exists() else
-            "no such file or folder")
-    raise ValueError(f"{path}: {what}; give runs/NAME, a folder with student.safetensors, "
-                     "or an exported file")
+    raise ValueError(f"{path}: neither a run, a student, an .onnx, an .xml nor an .engine; give "
+                     "runs/NAME, a folder with student.safetensors, or an exported file")
 
 
 def exported(run: Path) -> tuple[list[Artefact], list[Row]]:
@@ -98,9 +96,6 @@ def absent(what: str, why: str, fix: str) -> Row:
 
 def run_summary(folder: Path) -> Row:
     """The row of kind `run`. Raises ValueError if the folder is no run or has no student."""
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder}: no run here (no config.yaml); "
-                         "make one with: vega3d distill run")
     folder = folder.resolve()  # runs/latest is a link: the result is of the run it names now
     config, student = load_run_config(folder), load_student(folder / "student")
     scenes, tap = config.scenes, config.teacher.tap

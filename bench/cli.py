@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from bench.latency.timing import LatencyConfig
+from records.files import must_exist
 from records.options import Count, DepthUnit, Metres
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def latency(sources: tyro.conf.Positional[tuple[Path, ...]] = (LATEST, ),
         save: of one run: also write these files of bench/results/, from which the README's tables
             are made
     """
+    for source in sources:
+        must_exist(source, "give runs/NAME, a folder with student.safetensors, or an exported file")
     from bench.run import bench_files
 
     if len(sources) == 1 and (sources[0] / "config.yaml").is_file():
@@ -90,11 +93,11 @@ def report(results: Path = Path("bench/results.json"), out: Path | None = None) 
         results: what `vega3d bench` wrote
         out: the page; default report.html beside it
     """
-    from bench.report.page import write_report
     from records.results import load
 
-    page = out or results.with_name("report.html")
-    loaded = load(results)
+    page, loaded = out or results.with_name("report.html"), load(results)
+    from bench.report.page import write_report  # imports torch
+
     with _as_written(results):
         write_report(loaded, page)
     print(f"report: {page}")
@@ -185,6 +188,9 @@ def real(folder: tyro.conf.Positional[Path], files: tyro.conf.Positional[tuple[P
         baselines: distances of the two cameras that matches are counted at, m
         save: also write the rows to this file, such as bench/results/real_office.json
     """
+    must_exist(folder, "give a folder of RGB-D frames or of clips")
+    for file in files:
+        must_exist(file, "give exported files")
     from dataclasses import replace
 
     from bench.real.page import write_page
@@ -223,7 +229,13 @@ def _as_written(*files: Path) -> Iterator[None]:
 def _bench(run: Path, parts: "tuple[BenchPart, ...]", config: LatencyConfig, out: Path | None,
            save: SaveNames, also: tuple[Path, ...] = (), teachers: tuple[Path, ...] = (),
            questions: int | None = None) -> None:
-    from bench.run import bench, default_out
+    from distill.config import load_run_config
+
+    for each in (run, *also):
+        load_run_config(each)  # raises ValueError if it is no run
+    for teacher in teachers:
+        must_exist(teacher, "give folders of vega3d teacher train")
+    from bench.run import bench, default_out  # imports torch
 
     folder = out or default_out(run)
     _print(bench(run, parts, config, folder, save, also=also, teachers=teachers,

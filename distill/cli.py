@@ -12,6 +12,7 @@ from distill.config import (
     ScenesConfig,
     StudentTraining,
     load_config,
+    load_run_config,
 )
 from records.files import exclusive
 from records.options import Fps, Gpus, Hours, Seed, parse, take_option
@@ -31,7 +32,10 @@ def run(args: list[str]) -> None:
         raise ValueError("--tap: expected auto; set one value with --teacher.tap.block, …tap.k, …")
     config = parse(RunConfig, args, "vega3d distill run", description=run.__doc__,
                    default=load_config(Path(path)) if path else RunConfig())
-    # after --help: torch and diffusers take seconds
+    from distill.clips import check_paths
+
+    check_paths(config)
+    # after --help and paths: torch and diffusers take seconds
     from distill.stages import next_step, run_distillation
     from teacher.probing.tap_search import chosen_tap
     from teacher.training.processes import is_main
@@ -52,11 +56,14 @@ def adapt(footage: tyro.conf.Positional[Path],
     Args:
         footage: a video, a folder of videos, or RGB-D frames in a layout of vega3d bench real
     """
+    from distill.clips import check_paths
+
+    config = replace(config, scenes=replace(config.scenes, path=footage))
+    check_paths(config)
     from bench.real.page import write_adaptation  # of another command: a page is bench's
     from distill.adapt import adapt as run_adaptation
     from distill.stages import next_step
 
-    config = replace(config, scenes=replace(config.scenes, path=footage))
     folder = run_adaptation(config, write_adaptation)
     print(f"run: {folder}\npage: {folder}/adapt.html\n"
           + next_step(folder, "vega3d export onnx --preset edge"))
@@ -108,11 +115,10 @@ def plan(hours: Hours = 1.0, gpus: Gpus = 1, fps: Fps = 5.0, run: Path | None = 
         fps: frames taken a second
         run: a run folder whose configuration is planned for; without: the default configuration
     """
-    from distill.config import load_run_config
-    from distill.plan import measure
+    config = load_run_config(run) if run else RunConfig()
+    from distill.plan import measure  # imports torch
     from distill.plan import plan as planned
 
-    config = load_run_config(run) if run else RunConfig()
     rates, frames = measure(config), hours * 3600 * fps
     print(f"measured: generative {rates.generative:.1f}, semantic {rates.semantic:.1f} frames/s, "
           f"student {rates.student:.1f} images/s\n{frames:,.0f} frames on {gpus} devices:")

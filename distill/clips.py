@@ -10,11 +10,21 @@ import numpy as np
 
 from distill.config import AdaptConfig, RunConfig, ScenesConfig
 from records import manifest
-from records.files import spec_digest
+from records.files import must_exist, spec_digest
 from scenes.clip import SPLITS, Clip, ClipFolder, Cut, Source, Split
 from scenes.sources.registration import check_registration
 from scenes.sources.remote import RemoteClips, url_of
 from scenes.sources.rgbd import is_recording, read_recording
+
+
+def check_paths(config: RunConfig) -> None:
+    """Raises ValueError for clips, furniture or features that are missing; imports no torch."""
+    scenes = config.scenes
+    for path, remedy in ((scenes.path, "give a video, a folder of videos, of images or of clips"),
+                         (scenes.furniture, "make a pack with: vega3d scenes pack"),
+                         (config.features, "give a run's features folder, or its URL")):
+        if path is not None and not url_of(path):
+            must_exist(path, remedy)
 
 
 def open_clips(config: RunConfig, cache: Path, render: bool) -> tuple[Source, str]:

@@ -153,11 +153,15 @@ def load_config(path: Path) -> RunConfig:
 
 
 def load_run_config(folder: Path) -> RunConfig:
-    """A run's config.yaml, which may be older than some fields of the tap. Errors: load_config.
+    """A run's config.yaml, which may be older than some fields of the tap. Errors: load_config;
+    ValueError if the folder is no run.
 
     Relative paths in it are relative to the folder where the run was started.
     """
     path = folder / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{folder}: no run here (no config.yaml); make one with: vega3d distill "
+                         "run")
     manifest.check(path, "undo the change; for other settings copy it elsewhere, edit the copy and "
                          "use: vega3d distill run --config COPY --name ANOTHER")
     data = _read_yaml(path)

@@ -150,8 +150,6 @@ def open_distill_run(folder: Path, render: bool = False) -> DistillRun:
 
     Raises ValueError if the folder is no run, its clips are missing, or there is no such device.
     """
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder}: no run here (no config.yaml); use: vega3d distill run")
     return open_run(load_run_config(folder), folder, render)
 
 

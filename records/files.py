@@ -189,6 +189,12 @@ def regular_file(path: Path) -> Path:
     return path
 
 
+def must_exist(path: Path, remedy: str) -> None:
+    """Raises ValueError for a path that is missing; for commands, before they import torch."""
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder; {remedy}")
+
+
 @contextmanager
 def reading(path: Path, expected: str, remedy: str) -> Iterator[None]:
     """Errors of the block, which decodes `path`, become ValueError: "path: not `expected` …".

@@ -57,6 +57,28 @@ for args in (["{command}"], *(["{command}", verb] for verb in verbs if verb)):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_missing_path_is_said_before_torch_is_imported(tmp_path):
+    code = """
+import sys, vega3d
+for line in sys.argv[1:]:
+    try:
+        vega3d.main(line.split())
+    except SystemExit as stopped:
+        assert stopped.code == 2, line
+    assert "torch" not in sys.modules, f"vega3d {line} imports torch"
+"""
+    lines = ("bench", "bench latency gone", "bench accuracy --run gone", "bench real gone",
+             "bench real . gone.onnx", "bench report --results gone", "distill adapt gone",
+             "distill plan --run gone", "distill run --scenes.path gone",
+             "distill run --scenes.furniture gone", "distill run --features gone")
+    done = subprocess.run([sys.executable, "-c", code, *lines], capture_output=True, text=True,
+                          cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    printed = done.stderr.splitlines()
+    assert len(printed) == len(lines) and all(line.startswith("vega3d: ") for line in printed)
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize(("args", "message"), [
     (["nosuch"], "no command 'nosuch'; commands: scenes, teacher, distill"),
     (["scenes", "nosuch"], "scenes: no subcommand 'nosuch'; subcommands: render, show, pack"),

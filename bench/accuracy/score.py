@@ -106,9 +106,7 @@ def _verdict_row(file: Artefact) -> Row | None:
 
 def _finished(folder: Path) -> Path:
     path, remedy = folder / "accuracy.json", f"vega3d distill run --name {folder.resolve().name}"
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder}: no run here (no config.yaml); "
-                         "make one with: vega3d distill run")
+    load_run_config(folder)  # raises ValueError if it is no run
     if not path.is_file():
         raise ValueError(f"{path}: not there, so the run is unfinished; finish it with: {remedy}")
     manifest.check(path, f"score again with: {remedy}")

@@ -163,7 +163,7 @@ def test_a_url_without_the_run_s_features_is_one_line_and_leaves_no_run(run, s3,
     for url, why in (("s3://bucket/nothing", "no feature store of this teacher and these clips"),
                      (s3, "no feature store of this teacher"), ("s3://none/features", "none/feat"),
                      ("gs://bucket/features", "pip install 'vega3d-edge[remote]'"),
-                     (str(tmp_path / "none"), "none: no such folder")):
+                     (str(tmp_path / "none"), "none: no such file or folder")):
         error = run("--features", url)
         assert why in error and error.count("\n") == 1
         assert not (tmp_path / "runs").exists()
