@@ -153,10 +153,13 @@ def train(args: list[str]) -> None:
     name, args = take_option(args, "--recipe", "a name")
     config = parse(LanguageTeacherConfig, args, "vega3d teacher train", description=train.__doc__,
                    default=recipe(name or "embedded"))
-    from records.files import exclusive
-    from teacher.language.train import train_language_teacher  # after --help: imports torch
+    from records.files import exclusive, must_exist
 
+    if config.clips is not None:
+        must_exist(config.clips, "make clips with: vega3d scenes render")
     with exclusive(config.out, "vega3d teacher train", make=True):
+        from teacher.language.train import train_language_teacher  # imports torch
+
         found = train_language_teacher(config)
     for task, scores in found.items():
         print(f"{task:32} " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items() if "/" not in k))

@@ -70,7 +70,9 @@ for line in sys.argv[1:]:
     lines = ("bench", "bench latency gone", "bench accuracy --run gone", "bench real gone",
              "bench real . gone.onnx", "bench report --results gone", "distill adapt gone",
              "distill plan --run gone", "distill run --scenes.path gone",
-             "distill run --scenes.furniture gone", "distill run --features gone")
+             "distill run --scenes.furniture gone", "distill run --features gone",
+             "teacher train --clips gone", "teacher train --fusion gone",
+             "teacher train --out /dev/null")
     done = subprocess.run([sys.executable, "-c", code, *lines], capture_output=True, text=True,
                           cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr

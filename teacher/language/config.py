@@ -25,6 +25,10 @@ from teacher.towers.tap import Tap
 # random_weights: the generator's transformer redrawn by the tuning's seed
 Features = Literal["generator", "none", "semantic", "zeros", "noise", "rgb", "vae_latents",
                    "true_xyz", "place", "text_only", "random_weights"]
+# ways to fuse the two streams (teacher.fusion)
+Fusion = Literal["token_gate", "paper_gate", "channel_gate", "residual_gate", "context_gated",
+                 "add", "weighted", "channel_concat", "sequence_concat", "cross_attention",
+                 "cross_attention_3", "semantic_only", "generative_only"]
 Numbers = Literal["head", "text"]  # a regression from the answer's start, or the LM's digits
 Choices = Literal["head", "letters"]  # a score of each option's last state, or the LM's letter
 PositionMode = Literal["depth_pose", "pose_free"]
@@ -71,7 +75,7 @@ class LanguageTeacherConfig:
     features: Features = "generator"    # second stream, or a control; none: semantic only
     generator: str = "wan-nano"         # a name, a hub id or a diffusers folder
     tap: Tap = field(default_factory=Tap)
-    fusion: str = "token_gate"          # one of teacher.fusion.FUSIONS
+    fusion: Fusion = "token_gate"       # of the two streams; with features none: not used
     position: PositionMode = "pose_free"  # of tokens: in the world, or in the video
     grid: Grid = 14                     # visual tokens along a frame's side
     pointers: bool = True               # regions of the objects that a question mentions

@@ -33,7 +33,7 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32,
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
     # transformers lacks LLaVA-Video's class; its language model has Qwen2's weight names
-    is_llava = lm_config(name).get("model_type") == LLAVA_QWEN
+    is_llava = lm_config(name, layers).get("model_type") == LLAVA_QWEN
     found = _where(name)
     where, options = split_revision(found)
     with reading_parts(found, _FAULT):
@@ -43,16 +43,13 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32,
                               attn_implementation="sdpa")
     decoder = model.get_decoder()
     if layers is not None:
-        if not 1 <= layers <= len(decoder.layers):
-            raise ValueError(f"language model: got {layers} layers, expected 1 to "
-                             f"{len(decoder.layers)}")
         decoder.layers = decoder.layers[:layers]
         model.config.num_hidden_layers = layers
     return model, tokenizer
 
 
-def lm_config(name: str) -> dict[str, Any]:
-    """config.json of what `load_lm` loads. Raises ValueError without one."""
+def lm_config(name: str, layers: int | None = None) -> dict[str, Any]:
+    """config.json of what `load_lm` loads. Raises ValueError without one, or with fewer layers."""
     from transformers import PretrainedConfig
 
     where, options = split_revision(found := _where(name))
@@ -60,7 +57,10 @@ def lm_config(name: str) -> dict[str, Any]:
         config = PretrainedConfig.get_config_dict(where, **options)[0]
         if not config:
             raise ValueError("no config.json")
-        return config
+    has = config["num_hidden_layers"]
+    if layers is not None and not 1 <= layers <= has:
+        raise ValueError(f"language model: got {layers} layers, expected 1 to {has}")
+    return config
 
 
 def tune(lm: nn.Module, how: Tune, rank: int = RANK) -> None:

@@ -197,7 +197,8 @@ def read_data(config: LanguageTeacherConfig, accelerator: Any) -> Data:
 def _prepare(config: LanguageTeacherConfig, accelerator: Any, data: Data | None
              ) -> tuple[LanguageTeacher, dict[Split, QuestionDataset]]:
     """The model, and a dataset of each split that has questions."""
-    lm_config(config.tuning.lm)  # what is missing is said before rooms are rendered
+    # what is missing is said before rooms are rendered
+    lm_config(config.tuning.lm, config.tuning.layers)
     stores, rooms = data or read_data(config, accelerator)
     semantic, generative = stores
     depth_ray = config.depth_ray

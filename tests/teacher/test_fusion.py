@@ -1,9 +1,12 @@
 """The fusion variants: shapes, what each is by hand, and what a missing stream does."""
+from typing import get_args
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from teacher.fusion import FUSIONS, fusion, grid_position
+from teacher.language.config import Fusion
 
 SEM, GEN = torch.randn(2, 5, 3, 4), torch.randn(2, 7, 3, 4)
 GATES = ("token_gate", "paper_gate", "channel_gate", "residual_gate", "context_gated")
@@ -172,6 +175,7 @@ def test_grid_positions_differ_everywhere():
 
 
 def test_wrong_use_is_one_clear_line():
+    assert get_args(Fusion) == tuple(FUSIONS)
     with pytest.raises(ValueError, match="no variant 'gated'; there are: token_gate"):
         fusion("gated", 5, 7, 8)
     with pytest.raises(ValueError, match="needs a generative stream"):

@@ -133,8 +133,9 @@ def test_bad_configurations_are_one_clear_line(config, clips, tmp_path):
     (bare / "scenes.json").unlink()
     with pytest.raises(ValueError, match=r"has no scenes\.json"):
         train_language_teacher(replace(config, clips=bare))
-    with pytest.raises(ValueError, match="no variant 'gated'"):
-        train_language_teacher(replace(config, fusion="gated"))
+    too_deep = replace(config, clips=tmp_path / "none", tuning=replace(config.tuning, layers=99))
+    with pytest.raises(ValueError, match="got 99 layers, expected 1 to 2"):  # before any clip
+        train_language_teacher(too_deep)
     with pytest.raises(ValueError, match="no such teacher"):
         load_language_teacher(tmp_path / "none.safetensors", torch.device("cpu"))
     (tmp_path / "half.safetensors").write_bytes(b"\x08")
