@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Exporting = Callable[[], AbstractContextManager[tuple[Any, "Exporter"]]]
 LATEST = Path("runs/latest")
+SIZE = "480x640"
 Precision = Literal["fp32", "fp16", "int8", "fp8"]
 Batch = Annotated[int, Range(1, 1024)] | Literal["dynamic"]
 RunFolder = Annotated[Path, tyro.conf.arg(help="a run folder of `vega3d distill run`")]
@@ -36,7 +37,7 @@ def onnx(run: RunFolder = LATEST, precision: tuple[Precision, ...] = ("fp32", "f
          batch: Batch = 1, max_drop: MaxDrop = None, qat: QatSteps = 0, layers: bool = False,
          preset: Literal["edge", "web", "mobile"] | None = None,
          input: Literal["float", "uint8-nhwc", "nv12"] = "float",
-         size: FrameSize = "480x640") -> None:
+         size: FrameSize = SIZE) -> None:
     """The student as ONNX (FP32, FP16, INT8), parity-gated; and what to ship on this CPU.
 
     Args:
@@ -50,9 +51,11 @@ def onnx(run: RunFolder = LATEST, precision: tuple[Precision, ...] = ("fp32", "f
             [B,H,W,3], or NV12; crop, resize and normalisation are in the graph
         size: of those frames
     """
-    from export.camera import frame_size
     if not precision:
         raise ValueError("--precision: is empty, expected some of fp32, fp16, int8, fp8")
+    if input == "float" and size != SIZE:
+        raise ValueError("--size: is of a camera's frames; give --input uint8-nhwc or nv12 too")
+    from export.camera import frame_size
     with _exporting(run, "onnx", batch, max_drop, qat) as (console, exporter):
         files: list[ExportedFile] = []
         px = exporter.run.student.config.image_size

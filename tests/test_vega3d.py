@@ -72,7 +72,7 @@ for line in sys.argv[1:]:
              "distill plan --run gone", "distill run --scenes.path gone",
              "distill run --scenes.furniture gone", "distill run --features gone",
              "teacher train --clips gone", "teacher train --fusion gone",
-             "teacher train --out /dev/null")
+             "teacher train --out /dev/null", "export onnx --size 480x480")
     done = subprocess.run([sys.executable, "-c", code, *lines], capture_output=True, text=True,
                           cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
