@@ -25,6 +25,9 @@ def check_paths(config: RunConfig) -> None:
                          (config.features, "give a run's features folder, or its URL")):
         if path is not None and not url_of(path):
             must_exist(path, remedy)
+    root = config.features
+    if root and not url_of(root) and any(root.iterdir()) and not any(root.glob(f"*-{'?' * 16}")):
+        raise ValueError(f"{root}: holds no features; give runs/NAME/features, or an empty folder")
 
 
 def open_clips(config: RunConfig, cache: Path, render: bool) -> tuple[Source, str]:

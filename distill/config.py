@@ -111,7 +111,8 @@ class RunConfig:
     name: str | None = None       # runs/NAME; None: the next free runs/001, runs/002 …
     runs: Path = Path("runs")
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
-    # another run's features folder, completed there, or its URL, only read; None: the run's own
+    # another run's features folder, which gets what it lacks, or a URL, which must have all; None:
+    # the run's own
     features: Path | None = None
     teacher: TeacherConfig = field(default_factory=TeacherConfig)  # the generator and dense heads
     student: StudentTraining = field(default_factory=StudentTraining)

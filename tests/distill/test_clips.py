@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import scenes.clip
-from distill.clips import open_source
+from distill.clips import check_paths, open_source
 from distill.config import RunConfig, ScenesConfig
 from distill.run import DistillRun
 from scenes.clip import ClipFolder, save_clip
@@ -130,3 +130,13 @@ def test_headers_are_read_only_of_clips_without_features(tmp_path, monkeypatch):
     read.clear()
     run.examples("train")
     assert read == ["train/000", "train/004"]
+
+
+def test_features_go_into_no_folder_that_holds_something_else(tmp_path):
+    (tmp_path / "features").mkdir()
+    config = RunConfig(features=tmp_path / "features")
+    check_paths(config)
+    (tmp_path / "features" / f"wan-{'0' * 16}").mkdir()
+    check_paths(config)
+    with pytest.raises(ValueError, match="holds no features; give runs/NAME/features"):
+        check_paths(RunConfig(features=tmp_path))
