@@ -3,6 +3,7 @@ import importlib.util
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 import onnx
@@ -60,7 +61,8 @@ def find(path: Path) -> tuple[list[Artefact], list[Row]]:
                 files.append(_engine(engine))
             except ValueError as error:
                 why = str(error).removeprefix(f"{engine}: ")
-                missing.append(absent(engine.name, why, f"vega3d export trt --run {path}"))
+                fix = f"vega3d export trt --run {quote(str(path))}"
+                missing.append(absent(engine.name, why, fix))
         return [_student(path / "student"), *files], missing
     if (path / "student.safetensors").is_file():
         return [_student(path)], []
@@ -78,8 +80,8 @@ def exported(run: Path) -> tuple[list[Artefact], list[Row]]:
     for name, (features, precision, targets) in FILES.items():
         path = run / "export" / name
         if fault := _fault(path, student):
-            fix = (f"vega3d export openvino --run {run}" if path.suffix == ".xml" else
-                   f"vega3d export onnx --run {run} --precision {precision}")
+            fix = ("vega3d export openvino" if path.suffix == ".xml" else
+                   f"vega3d export onnx --precision {precision}") + f" --run {quote(str(run))}"
             missing.append(absent(name, fault, fix))
         else:
             facts = read_object(sidecar_path(path))

@@ -1,5 +1,6 @@
 """The verbs of `vega3d scenes`."""
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Literal
 
 import tyro
@@ -44,7 +45,7 @@ def render(n: Count = 200, out: Path = Path("clips"), seed: Seed = 0, frames: Fr
     ids = [i for split in SPLITS for i in source.ids(split)][:n]
     rendered = render_folder(source, ids, out, default_workers() if workers is None else workers)
     print(f"{out}: {len(ids)} clips, {rendered} new; look at one with: vega3d scenes show "
-          f"{out}/{ids[0]}.safetensors")
+          + quote(f"{out}/{ids[0]}.safetensors"))
 
 
 def import_clips(dataset: Annotated[Literal["scannet", "vsibench"], tyro.conf.Positional],
@@ -81,7 +82,7 @@ def import_clips(dataset: Annotated[Literal["scannet", "vsibench"], tyro.conf.Po
         imported = import_vsibench(root, frames, size, only_present)
     clips, questions = write_import(imported, out)
     print(f"{out}: {clips} clips, {questions} questions; train on them with: vega3d teacher train "
-          f"--clips {out}")
+          f"--clips {quote(str(out))}")
 
 
 def show(clip: Annotated[Path, tyro.conf.Positional], out: Path | None = None) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from shlex import quote
 from typing import Literal, Protocol
 
 import numpy as np
@@ -166,10 +167,10 @@ class ClipFolder:
         self._listed: dict[str, str] = {}  # names, each with a slash behind it: there may be many
         if not self.root.is_dir():
             raise ValueError(f"{self.root}: no such folder; make one with: vega3d scenes render "
-                             f"--out {self.root}")
+                             f"--out {quote(str(root))}")
         if not any(self.root.glob("*/[!.]*.safetensors")):
             raise ValueError(f"{self.root}: holds no clips (SPLIT/ID.safetensors); "
-                             f"make some with: vega3d scenes render --out {self.root}")
+                             f"make some with: vega3d scenes render --out {quote(str(root))}")
 
     def ids(self, split: Split) -> list[str]:
         return [f"{split}/{name.removesuffix(_SUFFIX)}" for name in self._names(split)]

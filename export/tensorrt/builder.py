@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from shlex import quote
 from types import ModuleType
 from typing import Any
 
@@ -110,7 +111,8 @@ def _parse(trt: ModuleType, network: Any, logger: Any, onnx_file: Path) -> None:
         errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
         api = tensorrt_api(trt)
         raise ValueError(f"{onnx_file}: {api.label} cannot read it: {_one_line(errors)}; see why "
-                         f"with: vega3d export check {onnx_file} --target {api.target}")
+                         f"with: vega3d export check {quote(str(onnx_file))} --target "
+                         f"{api.target}")
 
 
 @cache

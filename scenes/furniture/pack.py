@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,8 @@ class Pack:
         """The pack at `path`, by default the committed one. Raises ValueError if it is no pack."""
         path = path or CC0_PACK
         if not path.is_file():
-            raise ValueError(
-                f"{path}: no such pack; make one with: vega3d scenes pack --out {path}")
+            raise ValueError(f"{path}: no such pack; make one with: vega3d scenes pack --out "
+                             + quote(str(path)))
         return cls(regular_file(path).read_bytes(), str(path))
 
     @cached_property

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -101,7 +102,8 @@ def load_parts(where: Path, block: int, precision: str, timestep: float = 1000.0
     if prompt.embedding.shape[2] != transformer.config.text_dim:
         raise ValueError(
             f"{prompt_file(where)}: is {prompt.embedding.shape[2]} wide, {where} reads "
-            f"{transformer.config.text_dim}; export its own with: vega3d teacher prompt {where}")
+            f"{transformer.config.text_dim}; export its own with: vega3d teacher prompt "
+            + quote(str(where)))
     folder = cached_file(where, "transformer/config.json").parents[1] if is_hub_id(where) else where
     return Parts(vae, transformer, prompt, weights_digest(folder, prompt_file(where), part))
 
@@ -217,7 +219,8 @@ def _check_parts(where: Path) -> None:
     if missing == ["prompt.safetensors"]:
         raise ValueError(
             f"{where}: {'no such folder, and as a hub id' if hub else 'has'} no prompt.safetensors "
-            f"(the empty-prompt embedding); export it once with: vega3d teacher prompt {where}")
+            "(the empty-prompt embedding); export it once with: vega3d teacher prompt "
+            + quote(str(where)))
     if missing:
         raise ValueError(
             f"{where}: no {', '.join(missing)}; expected a name "

@@ -2,6 +2,7 @@
 from collections.abc import Mapping
 from math import log
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -149,7 +150,8 @@ def load_generator(kind: str, folder: Path, **options: Any) -> DiffusionTower:
     has_prompt = "prompt.safetensors" in tower.files
     needed = ("vae/config.json", f"{tower.part}/config.json", *tower.files)
     if missing := [name for name in needed if not (folder / name).is_file()]:
-        hint = f" with its prompt (vega3d teacher prompt {folder})" if has_prompt else ""
+        make = f" with its prompt (vega3d teacher prompt {quote(str(folder))})"
+        hint = make if has_prompt else ""
         raise ValueError(
             f"{folder}: no {', '.join(missing)}; expected a diffusers folder of {kind}{hint}")
     with reading_parts(folder, f"not a complete {kind} checkpoint"):

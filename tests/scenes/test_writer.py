@@ -1,6 +1,7 @@
 """Clips on disk: rendering a folder, resuming it, refusing what is wrong, and looking at one."""
 import hashlib
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import vega3d
 from records import manifest
 from records.files import write_json
 from scenes.clip import Clip, ClipFolder, frames_of, load_clip, save_clip
+from scenes.furniture.pack import Pack
 from scenes.questions.stored import load_questions
 from scenes.rooms import writer
 from scenes.rooms.source import RoomSource
@@ -208,3 +210,16 @@ def test_a_wrong_command_is_one_line_and_exit_2(tmp_path, monkeypatch, capsys, c
     error = capsys.readouterr().err
     assert stop.value.code == 2 and says in error and error.count(
         "\n") == 1 and "Traceback" not in error
+
+
+def test_a_printed_command_can_be_pasted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    vega3d.main(["scenes", "render", "--n", "1", "--frames", "1", "--size", "16", "--workers", "0",
+                 "--out", "my clips"])
+    printed = shlex.split(capsys.readouterr().out.partition("look at one with: ")[2])
+    assert printed == ["vega3d", "scenes", "show", "my clips/train/00000_0.safetensors"]
+    vega3d.main(printed[1:])
+    with pytest.raises(ValueError, match="scenes render --out 'no clips'"):
+        ClipFolder("no clips")
+    with pytest.raises(ValueError, match="scenes pack --out 'no pack'"):
+        Pack.load(Path("no pack"))
