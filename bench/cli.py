@@ -26,7 +26,7 @@ SaveNames = tuple[Literal["latency_cpu", "rooms_accuracy", "crosscheck_cpu"], ..
 def everything(config: LatencyOptions, run: Path = LATEST, out: Path | None = None,
                save: SaveNames = (), also: tuple[Path, ...] = ()) -> None:
     """Latency and accuracy of a run -> results.json and report.html. Verbs: latency, accuracy,
-    compare, advise, report, tables.
+    real, report, compare, advise, tables.
 
     Args:
         config: how latency is measured

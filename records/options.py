@@ -161,5 +161,6 @@ def _text(box: str) -> str:
         else:
             parts[-1] += f" {line}"
     text = "; ".join(" ".join(part.split()) for part in parts if part and "helptext" not in part)
+    text = re.sub(r"^(Value error; )?Error parsing [\w.]+: ", "", text)  # a class of ours
     return re.sub(r"no type matching (.+?) could be instantiated from \[(.*?)\]\. Got errors:.*",
                   r"got \2, expected \1", text)

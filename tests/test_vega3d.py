@@ -115,7 +115,8 @@ def test_a_wrong_call_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch,
 def test_a_list_option_without_a_value_is_refused(capsys, tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
     code, printed = exit_of(capsys, *args)
-    assert code == 2 and message in printed.err and "Traceback" not in printed.err
+    assert code == 2 and message in printed.err
+    assert "Traceback" not in printed.err and "Error parsing" not in printed.err
 
 
 def test_an_unknown_option_is_named(capsys):
