@@ -54,7 +54,8 @@ def _train_and_score(run: DistillRun, train: Examples, test: Examples,
         same_teacher = model.student.config.teacher == spec_digest(run.tower.spec)
         scores = score(predictions(model), examples, model.heads.shape,
                        model.student if same_teacher else None)
-        rows.append({"stage": stage, "frames_from": name, "frames": len(examples), **scores})
+        rows.append({"recording": path.name, "seed": seed, "stage": stage, "frames_from": name,
+                     "frames": len(examples), **scores})
     env = {**environment(), "recording": path.name, "replay": config.replay,
            "frames": len(source.parts["train"]) * train.frames_per_clip,
            "held_out_frames": len(parts["footage"]), "steps": config.heads.steps,

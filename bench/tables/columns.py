@@ -11,7 +11,7 @@ TEXT = {  # fields whose cells are aligned to the left
     "features", "head", "mode", "model", "backend", "precision", "artefact", "stage", "label",
     "device", "timer", "launch", "work", "what", "tool", "unit", "task", "metric", "tune", "path",
     "outcome", "variant", "weights", "gate", "training", "name", "file", "runtime", "ran_on",
-    "frames_from", "minus", "vae", "arm", "part"
+    "frames_from", "minus", "vae", "arm", "part", "recording"
 }
 
 

@@ -1,6 +1,7 @@
 """Every table of docs/results.md and README: its result file, columns, rows and their order."""
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from bench.accuracy.intervals import METRICS
@@ -320,10 +321,12 @@ TABLES = {
         ("within 1 token", "match_within1_49cm", 2), ("flicker, %", "flicker", 1, 100),
         ("drift over 1,000 frames", "drift", 3))),
     "adapt": Table("adapt", columns(
-        ("student", "stage"), ("frames", "frames_from"), ("count", "frames", 0),
+        ("recording", "recording"), ("student", "stage"), ("frames", "frames_from"),
+        ("seeds", "seeds", 0), ("count", "frames", 0),
         ("depth δ<1.25", "delta1"), ("median-scaled", "delta1_median"), ("AbsRel", "abs_rel"),
         ("normal error, °", "normal_deg", 1), ("matches", "match_descriptor"),
-        ("cosine to teacher", "cosine_mean"))),
+        ("cosine to teacher", "cosine_mean")),
+        derive=partial(over_seeds, by=("recording", "stage", "frames_from", "frames"))),
     "robustness": Table("robustness", _ROBUSTNESS),
     "robustness_teacher": Table("robustness_teacher", _ROBUSTNESS),
     "scaling": Table("scaling", columns(

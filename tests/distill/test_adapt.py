@@ -79,6 +79,7 @@ def rows_of(folder):
     rows = json.loads((folder / "adapt.json").read_text())["rows"]
     assert [(row["stage"], row["frames_from"]) for row in rows] == [
         ("before", "footage"), ("before", "rooms"), ("after", "footage"), ("after", "rooms")]
+    assert all(row["recording"] and row["seed"] == 0 for row in rows)
     return {(row["stage"], row["frames_from"]): row for row in rows}
 
 
