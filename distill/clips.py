@@ -26,7 +26,8 @@ def check_paths(config: RunConfig) -> None:
         if path is not None and not url_of(path):
             must_exist(path, remedy)
     root = config.features
-    if root and not url_of(root) and any(root.iterdir()) and not any(root.glob(f"*-{'?' * 16}")):
+    if (root and not url_of(root) and any(root.iterdir())
+            and not any(root.glob("*-" + 16 * "[0-9a-f]"))):
         raise ValueError(f"{root}: holds no features; give runs/NAME/features, or an empty folder")
 
 

@@ -138,5 +138,6 @@ def test_features_go_into_no_folder_that_holds_something_else(tmp_path):
     check_paths(config)
     (tmp_path / "features" / f"wan-{'0' * 16}").mkdir()
     check_paths(config)
+    (tmp_path / "when-it-does-not-help.md").touch()  # 16 characters after a hyphen
     with pytest.raises(ValueError, match="holds no features; give runs/NAME/features"):
         check_paths(RunConfig(features=tmp_path))
