@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -32,7 +33,8 @@ def main(run: Path = Path("runs/latest"), threads: tuple[int, ...] = (1, 2),
     """Measures RUN/export/page, with the web preset's FP32 file added."""
     page, fp32 = run / "export" / "page", run / "export" / "web" / "onnx" / "model.onnx"
     if not (page / "page.json").is_file() or not fp32.is_file():
-        raise ValueError(f"{page}: no page here; make one with: vega3d export web --run {run}")
+        raise ValueError(f"{page}: no page here; make one with: vega3d export web --run "
+                         f"{quote(str(run))}")
     env = environment()
     with TemporaryDirectory() as scratch, browser() as chromium:
         env["chromium"] = chromium.call("Browser.getVersion")["product"]
