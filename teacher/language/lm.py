@@ -57,9 +57,9 @@ def lm_config(name: str, layers: int | None = None) -> dict[str, Any]:
         config = PretrainedConfig.get_config_dict(where, **options)[0]
         if not config:
             raise ValueError("no config.json")
-    has = config["num_hidden_layers"]
-    if layers is not None and not 1 <= layers <= has:
-        raise ValueError(f"language model: got {layers} layers, expected 1 to {has}")
+    most: Any = config.get("num_hidden_layers", layers)
+    if layers is not None and not 1 <= layers <= most:
+        raise ValueError(f"language model: got {layers} layers, expected 1 to {most}")
     return config
 
 
