@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from records import manifest
 from records.files import atomic_write
 from records.interrupts import check, pending
+from teacher.training.processes import is_main
 
 SECONDS = 30.0  # between two checkpoints
 DIVERGED = "lower the learning rate, or check the weights of the loss"
@@ -99,7 +100,7 @@ class Checkpoint:
             save_finite(tensors, self.path, {"step": str(step), "key": self.key})
 
     def load(self) -> int:
-        """Restores in place; the step to resume at, 0 without a file of `key`."""
+        """Restores in place, and says so; the step to resume at, 0 without a file of `key`."""
         if not self.path.is_file():
             return 0
         manifest.check(self.path, "delete it to start again")
@@ -123,6 +124,8 @@ class Checkpoint:
                 state.setdefault(int(index), {})[field] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        if is_main():
+            print(f"resumed after step {metadata['step']}: {self.path}", flush=True)
         return int(metadata["step"])
 
 

@@ -198,7 +198,7 @@ def test_weights_are_saved_under_the_names_of_published_teachers(config, shape, 
         torch.testing.assert_close(other.state_dict()[name], value, rtol=0, atol=0)
 
 
-def test_a_killed_run_resumes_to_the_same_weights(config, tmp_path):
+def test_a_killed_run_says_where_it_resumes_to_the_same_weights(config, tmp_path, capsys):
     complete, dataset = start(config)
     fit(complete, dataset, config, tmp_path / "complete", quiet=True)
     first, dataset = start(config)
@@ -209,6 +209,7 @@ def test_a_killed_run_resumes_to_the_same_weights(config, tmp_path):
     again, dataset = start(config)
     curve = fit(again, dataset, config, tmp_path / "killed", quiet=True)
     assert [row["step"] for row in curve] == [2, 4, 6]
+    assert capsys.readouterr().out == f"resumed after step 4: {tmp_path}/killed/{CHECKPOINT}\n"
     for name, value in trainable_state_dict(complete).items():
         torch.testing.assert_close(trainable_state_dict(again)[name], value, rtol=0, atol=0)
 
