@@ -12,7 +12,7 @@ from distill.config import load_run_config
 from export.artefact import damage, sidecar_path
 from export.graph.files import data_files, file_digest, read_onnx
 from export.openvino import weights_fault
-from records.files import read_object, sha256
+from records.files import must_exist, read_object, sha256
 from records.results import Row
 from records.runtime import MAX_VALUES
 from student.vit import load_student
@@ -69,8 +69,10 @@ def find(path: Path) -> tuple[list[Artefact], list[Row]]:
     read = {".onnx": _onnx, ".engine": _engine, ".xml": _ir}.get(path.suffix)
     if read and path.is_file():
         return [read(path)], []
-    raise ValueError(f"{path}: neither a run, a student, an .onnx, an .xml nor an .engine; give "
-                     "runs/NAME, a folder with student.safetensors, or an exported file")
+    remedy = "give runs/NAME, a folder with student.safetensors, or an exported file"
+    must_exist(path, remedy)
+    raise ValueError(f"{path}: neither a run, a student, an .onnx, an .xml nor an .engine; "
+                     + remedy)
 
 
 def exported(run: Path) -> tuple[list[Artefact], list[Row]]:

@@ -49,7 +49,7 @@ def test_the_shipped_student_is_a_source_of_its_own():
 
 
 @pytest.mark.parametrize(("make", "says"), [
-    (lambda p: p / "gone.onnx", "neither a run"),
+    (lambda p: p / "gone.onnx", "no such file or folder"),
     (lambda p: p, "neither a run, a student"),
     (lambda p: write(p / "cut.onnx", b"\xff\xff\xff\xff"), "not an ONNX model"),
     (lambda p: write(p / "a.engine", b"plan"), "no engine with a sidecar"),
