@@ -166,7 +166,7 @@ def is_hub_id(where: Path | str) -> bool:
 
 
 def split_revision(where: Path | str) -> tuple[str, dict[str, Any]]:
-    """`from_pretrained`'s name and options: of a hub id its `revision`, if it has one, and
+    """`from_pretrained`'s name and options: of a hub id its `revision`, by default main, and
     `local_files_only`. Raises ValueError for what is neither here nor a hub id: `from_pretrained`
     would ask the hub for it."""
     if is_hub_id(where):
@@ -179,7 +179,7 @@ def split_revision(where: Path | str) -> tuple[str, dict[str, Any]]:
 
 @cache
 def hub_answers() -> bool:
-    """Whether the hub can be reached, asked once: without it its client would retry for 23 s."""
+    """Whether the hub can be reached, tried once: without it its client would retry for 23 s."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.errors import HTTPError
 
